@@ -1,0 +1,74 @@
+//! Names that people give to listeners and services.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The longest name, in bytes.
+pub const MAX_LEN: usize = 63;
+
+/// A name for a listener or a service: `[A-Za-z_][A-Za-z0-9_.-]*`, at most
+/// [`MAX_LEN`] bytes. It can stand in a path, in an environment variable (after
+/// [`Name::variable`]) and in systemd's colon-separated `LISTEN_FDNAMES`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+/// Why a text is not a [`Name`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a name: it begins with a letter or `_`, goes on with letters, digits, `_`, `.` \
+     or `-`, and has at most 63 bytes"
+)]
+pub struct InvalidName(pub String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of the environment variable for this listener: the name itself,
+    /// with `_` where a shell or haproxy would not take the character.
+    pub fn variable(&self) -> String {
+        self.0.replace(['.', '-'], "_")
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if text.len() <= MAX_LEN && text.starts_with(first) && text.chars().all(rest) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_what_a_variable_and_a_path_can_hold() {
+        for good in ["web", "_x", "web-8000", "edge.eu", "A9"] {
+            assert_eq!(good.parse::<Name>().expect(good).as_str(), good);
+        }
+        for bad in ["", "9a", "-a", "a b", "a:b", "a/b", "a=b", "ä", "a\n", &"a".repeat(64)] {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn variable_has_no_dot_or_dash() {
+        assert_eq!("edge.eu-1".parse::<Name>().expect("name").variable(), "edge_eu_1");
+    }
+}
