@@ -1,1 +1,5 @@
+//! haproxy under bindonce: reading its configuration, and the generations of it.
+
 #![forbid(unsafe_code)]
+
+pub mod config;

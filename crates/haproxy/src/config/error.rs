@@ -1,0 +1,161 @@
+//! What can be wrong with a command line or a configuration.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// A line of one of the user's files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The file, as the user named it.
+    pub file: PathBuf,
+    /// The line, counted from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// Why a haproxy command or configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument that the supervisor itself has to give, or that defeats it.
+    #[error("haproxy's {argument} cannot be given here: {hint}", argument = .argument.display())]
+    Refused {
+        /// The argument as written.
+        argument: OsString,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// An option that needs a value and is the last word.
+    #[error("haproxy's {argument} needs a value after it", argument = .argument.display())]
+    MissingValue {
+        /// The option as written.
+        argument: OsString,
+    },
+    /// A word that haproxy itself would answer with its usage text.
+    #[error(
+        "haproxy takes no argument {argument:?}: a configuration file is given with -f FILE, or after --"
+    )]
+    UnknownArgument {
+        /// The word as written.
+        argument: OsString,
+    },
+    /// No program after `--`.
+    #[error("no command: write the haproxy command after --, as in `-- haproxy -f /etc/haproxy/haproxy.cfg`")]
+    NoProgram,
+    /// No `-f`.
+    #[error("the haproxy command names no configuration: add -f FILE")]
+    NoFiles,
+    /// A file or directory could not be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Read {
+        /// The file, as the user named it.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A line that bindonce has to understand and that breaks haproxy's quoting rules.
+    #[error("{place}: {reason} at byte {position} of the line: {text}")]
+    Syntax {
+        /// Where it stands.
+        place: Place,
+        /// What is wrong.
+        reason: &'static str,
+        /// Offset in the line, counted from 1.
+        position: usize,
+        /// The line, made printable.
+        text: String,
+    },
+    /// `.if` and its relatives do not nest.
+    #[error("{place}: {reason}")]
+    Nesting {
+        /// Where it stands.
+        place: Place,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// haproxy could not say whether a condition holds.
+    #[error("{place}: cannot evaluate the condition {condition:?}: {source}")]
+    Condition {
+        /// Where it stands.
+        place: Place,
+        /// The expression.
+        condition: String,
+        /// What haproxy or the system said.
+        source: io::Error,
+    },
+    /// An address that haproxy would not take either.
+    #[error("{place}: {word:?} is not an address to listen on: {reason}")]
+    BadAddress {
+        /// Where it stands.
+        place: Place,
+        /// The address as written.
+        word: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A host name without an address.
+    #[error("{place}: the name {host:?} has no address: {source}")]
+    Unresolved {
+        /// Where it stands.
+        place: Place,
+        /// The name.
+        host: String,
+        /// The resolver's answer.
+        source: io::Error,
+    },
+    /// A bind option whose value cannot be used.
+    #[error("{place}: {option} {value:?}: {reason}")]
+    BadOption {
+        /// Where it stands.
+        place: Place,
+        /// The option's name.
+        option: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Two lines want the same address, or one that covers the other.
+    #[error(
+        "{second}: {second_address} is already bound at {first} ({first_address}): one socket \
+         serves one bind line; remove one of the two, or bind two addresses that do not overlap"
+    )]
+    Duplicate {
+        /// The line that comes first.
+        first: Place,
+        /// Its address.
+        first_address: String,
+        /// The other line.
+        second: Place,
+        /// Its address.
+        second_address: String,
+    },
+    /// A template says more than `bind_tcp`.
+    #[error(
+        "{place}: only <%= bind_tcp('IP', PORT) %> can stand in a template, not: {text}; run \
+         templates with other tags through their own tool first and give bindonce the result"
+    )]
+    Template {
+        /// Where it stands.
+        place: Place,
+        /// The text of the line.
+        text: String,
+    },
+    /// Two `--listen` names make the same variable.
+    #[error("the names {first} and {second} both make the variable {variable}: rename one of them")]
+    SameVariable {
+        /// The first name.
+        first: String,
+        /// The second name.
+        second: String,
+        /// The variable.
+        variable: String,
+    },
+}

@@ -1,0 +1,24 @@
+//! Reading a user's haproxy configuration, and rendering the copy that haproxy
+//! is started on.
+//!
+//! The user's files stay as they are. [`Rendering`] reads them with
+//! haproxy's own rules for words, quotes, variables and conditions, collects
+//! what every `bind` line names, and writes a copy of each file in which only
+//! the address word of such a line is replaced by a descriptor. Lines keep their
+//! numbers, so haproxy's messages need nothing but the path put back, which
+//! [`PathMap`] does.
+//!
+//! Everything here is a function of its arguments: files, environment, host
+//! names and conditions come through [`World`]; [`System`] is the real one.
+
+pub mod command;
+mod error;
+mod paths;
+mod render;
+mod world;
+
+pub use command::Command;
+pub use error::{Error, Place};
+pub use paths::PathMap;
+pub use render::{Binding, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+pub use world::{Environment, Family, System, World};

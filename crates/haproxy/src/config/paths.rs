@@ -1,0 +1,61 @@
+//! Putting the user's paths back into what haproxy says.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// Which rendered file stands for which of the user's files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathMap {
+    /// Rendered path and user's path, the longest rendered path first, so that
+    /// no path is taken for the beginning of a longer one.
+    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl PathMap {
+    /// A map from pairs of (rendered path, user's path).
+    pub fn new<I: IntoIterator<Item = (PathBuf, PathBuf)>>(pairs: I) -> Self {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        let mut pairs: Vec<_> =
+            pairs.into_iter().map(|(copy, user)| (bytes(&copy), bytes(&user))).collect();
+        pairs.retain(|(copy, _)| !copy.is_empty());
+        pairs.sort_by_key(|(copy, _)| std::cmp::Reverse(copy.len()));
+        Self { pairs }
+    }
+
+    /// Rewrites the rendered paths in `text` (haproxy's output, whole lines) to
+    /// the user's paths; every other byte stays.
+    pub fn user_place(&self, text: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(text.len());
+        let mut at = 0;
+        while at < text.len() {
+            let found = self.pairs.iter().find(|(copy, _)| text[at..].starts_with(copy));
+            if let Some((copy, user)) = found {
+                out.extend_from_slice(user);
+                at += copy.len();
+            } else {
+                out.push(text[at]);
+                at += 1;
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn haproxy_names_the_users_file() {
+        let map = PathMap::new([
+            ("/run/b/cfg/7/1-a.cfg".into(), "/etc/haproxy/a.cfg".into()),
+            ("/run/b/cfg/7/1-a.cfg.d".into(), "conf/b.cfg".into()),
+        ]);
+        let text = b"[ALERT] (1) : config : parsing [/run/b/cfg/7/1-a.cfg:12] : \xff\n[/run/b/cfg/7/1-a.cfg.d:3]\n";
+        assert_eq!(
+            map.user_place(text),
+            b"[ALERT] (1) : config : parsing [/etc/haproxy/a.cfg:12] : \xff\n[conf/b.cfg:3]\n"
+        );
+        assert_eq!(PathMap::default().user_place(b"x"), b"x");
+    }
+}

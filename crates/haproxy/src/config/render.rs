@@ -1,0 +1,139 @@
+//! The rendered copy: what haproxy is started on, and what it takes to start it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use bindonce_core::listener::Listener;
+use bindonce_core::name::Name;
+
+use super::{PathMap, Place};
+
+/// What the caller adds to the user's configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Supplied<'a> {
+    /// The listeners of `--listen NAME=ADDR`, ranges already expanded. Each has a
+    /// name. `fd@${NAME}` in the configuration is bound to it, and a bind line
+    /// that names the same address takes its name.
+    pub listeners: &'a [Listener],
+    /// Variables of the caller's own that haproxy needs until the last file is
+    /// read: they are kept through a `resetenv` of the user's.
+    pub keep: &'a [&'a str],
+}
+
+/// One of the files that haproxy is started on, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderedFile {
+    /// The path as haproxy would have named it from the user's command line.
+    pub user_path: PathBuf,
+    /// A file name for the copy, different from those of all other copies.
+    pub name: String,
+    /// True for a file that has no counterpart: it restores what `default-path
+    /// config` would do at the start of the next file.
+    pub injected: bool,
+    /// The text of the copy.
+    pub text: Vec<u8>,
+}
+
+/// A listener that haproxy gets from the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// What to claim. It has a name only when `--listen` gave one.
+    pub listener: Listener,
+    /// The variable that carries its descriptor's number.
+    pub variable: String,
+    /// Where the bind line stands.
+    pub place: Place,
+    /// The section, as in `frontend web`.
+    pub section: String,
+    /// The address as written in the user's file.
+    pub text: String,
+}
+
+/// An address that haproxy goes on binding by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    /// Where it stands.
+    pub place: Place,
+    /// The section, as in `frontend web`.
+    pub section: String,
+    /// The address as written in the user's file.
+    pub text: String,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// A variable of the environment that the rendered copy reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: String,
+    /// The bindings that it stands for, by index: one, or a whole range of ports.
+    pub bindings: std::ops::Range<usize>,
+    /// True when the value is `fd@3,fd@4,...` instead of one number: a variable for
+    /// each port of a long range would make haproxy's start quadratic in it.
+    pub list: bool,
+}
+
+/// A configuration, ready to start haproxy on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendering {
+    /// The copies, in the order of haproxy's `-f`.
+    pub files: Vec<RenderedFile>,
+    /// What to claim, in order.
+    pub bindings: Vec<Binding>,
+    /// What to set, in order.
+    pub variables: Vec<Variable>,
+    /// What haproxy binds by itself.
+    pub left_alone: Vec<LeftAlone>,
+    /// Names of `--listen` that nothing in the configuration uses.
+    pub unused: Vec<Name>,
+}
+
+impl Rendering {
+    /// The variables to start haproxy with, when the descriptor of `bindings[i]`
+    /// will have the number `numbers[i]` in haproxy. Variables whose bindings have
+    /// no number are left out.
+    pub fn environment(&self, numbers: &[RawFd]) -> Vec<(String, String)> {
+        let value = |variable: &Variable| {
+            let numbers = numbers.get(variable.bindings.clone())?;
+            let mut value = String::new();
+            for (index, number) in numbers.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                let prefix = if variable.list { "fd@" } else { "" };
+                // Writing to a String does not fail.
+                let _ = write!(value, "{comma}{prefix}{number}");
+            }
+            Some((variable.name.clone(), value))
+        };
+        self.variables.iter().filter_map(value).collect()
+    }
+
+    /// The map that puts the user's paths back into haproxy's messages, when the
+    /// copies are in `directory`.
+    pub fn path_map(&self, directory: &Path) -> PathMap {
+        PathMap::new(
+            self.files.iter().map(|file| (directory.join(&file.name), file.user_path.clone())),
+        )
+    }
+
+    /// Writes the copies into `directory`, which exists, readable by their owner
+    /// alone. Gives their paths in the order of haproxy's `-f`.
+    ///
+    /// # Errors
+    /// What the system says about the first file that could not be written.
+    pub fn write_to(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut paths = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            let path = directory.join(&file.name);
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&path)?.write_all(&file.text)?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}

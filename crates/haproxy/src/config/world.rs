@@ -1,0 +1,129 @@
+//! What reading a configuration needs from outside: files, environment, host
+//! names, and haproxy's own opinion on a condition.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+/// Environment variables by name.
+pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// The family of addresses that a prefix such as `ipv6@` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+}
+
+/// Everything the reader cannot compute. Tests put maps behind it.
+pub trait World {
+    /// The directory in which haproxy is started: absolute, before `-C`.
+    fn directory(&self) -> PathBuf;
+
+    /// The environment that haproxy is started with.
+    fn environment(&self) -> Environment;
+
+    /// The bytes of a file. Relative paths have been joined to
+    /// [`World::directory`] already.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// The names of the regular files in a directory, in any order; `None` when
+    /// the path is not a directory.
+    fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>>;
+
+    /// The address that haproxy would take for a host name: the first that
+    /// getaddrinfo gives.
+    fn resolve(&self, host: &str, family: Option<Family>) -> io::Result<IpAddr>;
+
+    /// Whether a `.if` expression holds for this haproxy in this environment.
+    fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool>;
+
+    /// The name of this host, which haproxy takes for the local peer.
+    fn host_name(&self) -> String;
+}
+
+/// The real world: this system, and the haproxy of the user's command.
+#[derive(Debug, Clone)]
+pub struct System {
+    program: OsString,
+    directory: PathBuf,
+    environment: Environment,
+}
+
+impl System {
+    /// The system as this process sees it; conditions are put to `program` with
+    /// `-cc`. Fails when the current directory is gone.
+    pub fn new(program: &OsStr) -> io::Result<Self> {
+        let environment =
+            std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
+        Ok(Self { program: program.to_owned(), directory: std::env::current_dir()?, environment })
+    }
+}
+
+impl World for System {
+    fn directory(&self) -> PathBuf {
+        self.directory.clone()
+    }
+
+    fn environment(&self) -> Environment {
+        self.environment.clone()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>> {
+        if !std::fs::metadata(path)?.is_dir() {
+            return Ok(None);
+        }
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            // Follows links, as haproxy's stat() does; a link to nothing is an error there too.
+            if std::fs::metadata(entry.path())?.is_file() {
+                names.push(entry.file_name());
+            }
+        }
+        Ok(Some(names))
+    }
+
+    fn resolve(&self, host: &str, family: Option<Family>) -> io::Result<IpAddr> {
+        use std::net::ToSocketAddrs as _;
+        let mut found = (host, 0).to_socket_addrs()?.map(|address| address.ip());
+        found
+            .find(|ip| match family {
+                None => true,
+                Some(Family::V4) => ip.is_ipv4(),
+                Some(Family::V6) => ip.is_ipv6(),
+            })
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address of that family"))
+    }
+
+    fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool> {
+        let output = std::process::Command::new(&self.program)
+            .arg("-cc")
+            .arg(OsStr::from_bytes(expression))
+            .env_clear()
+            .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
+            .current_dir(&self.directory)
+            .output()?;
+        // 0: holds, 1: does not; both without a word. Anything else is a complaint.
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) if output.stderr.is_empty() => Ok(false),
+            _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        }
+    }
+
+    fn host_name(&self) -> String {
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .map(|name| name.trim_end().to_owned())
+            .unwrap_or_default()
+    }
+}
