@@ -10,5 +10,8 @@
 
 pub mod address;
 pub mod duration;
+pub mod error;
+mod key;
 pub mod listener;
 pub mod name;
+mod options;

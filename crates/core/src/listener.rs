@@ -1,32 +1,15 @@
-//! What a listener is: a name, an address and the options of its socket.
+//! What a listener is: a name, an address and the options of its socket; and
+//! what a person writes to ask for one, or for a range of them.
+
+use std::fmt;
+use std::str::FromStr;
 
 use crate::address::Address;
-use crate::name::Name;
+use crate::error::{Invalid, shown};
+use crate::name::{MAX_LEN, Name};
 
-/// Socket options that a person may write after the address. `None` and
-/// `false` mean "not said": the broker's default applies to a new listener, and
-/// any value matches a listener that is already held.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Options {
-    /// Length of the accept queue; the default is the system's somaxconn.
-    pub backlog: Option<u32>,
-    /// IPv6 only (`v6only`), or both families (`v4v6`, the default) on an IPv6 wildcard.
-    pub v6only: bool,
-    /// Bind to this network device (SO_BINDTODEVICE).
-    pub interface: Option<String>,
-    /// Accept for addresses that are not local (IP_TRANSPARENT).
-    pub transparent: bool,
-    /// Bind an address that does not exist yet (IP_FREEBIND).
-    pub freebind: bool,
-    /// Network namespace by its name under /run/netns.
-    pub netns: Option<String>,
-    /// Permission bits of a UNIX path, as in `mode=0660`.
-    pub mode: Option<u32>,
-    /// Owner of a UNIX path, a name or a number.
-    pub user: Option<String>,
-    /// Group of a UNIX path, a name or a number.
-    pub group: Option<String>,
-}
+pub use crate::key::Key;
+pub use crate::options::Options;
 
 /// One listener as asked for: exactly one address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,6 +22,50 @@ pub struct Listener {
     pub options: Options,
 }
 
+impl Listener {
+    /// A listener whose options fit its address.
+    pub fn new(name: Option<Name>, address: Address, options: Options) -> Result<Self, Invalid> {
+        options.check(&address)?;
+        Ok(Self {
+            name,
+            address,
+            options,
+        })
+    }
+
+    /// What tells this listener from every other.
+    pub fn key(&self) -> Key {
+        Key::of(self)
+    }
+
+    /// The name on the wire: the given one, else the canonical text of the
+    /// address with those options that belong to its key.
+    pub fn label(&self) -> String {
+        match &self.name {
+            Some(name) => name.as_str().to_owned(),
+            None => self.key().to_string(),
+        }
+    }
+}
+
+impl FromStr for Listener {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let spec: ListenSpec = text.parse()?;
+        if spec.is_range() {
+            return Err(Invalid::RangeHere(shown(text)));
+        }
+        Ok(spec.first)
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ListenSpec::from(self.clone()).fmt(f)
+    }
+}
+
 /// What a person writes: `[NAME=]ADDR[,OPT]...`, where ADDR may be a range of
 /// ports and so stand for many listeners.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,4 +74,201 @@ pub struct ListenSpec {
     pub first: Listener,
     /// The last port of a range; equal to the first port, or 0, where there is none.
     pub last_port: u16,
+}
+
+impl ListenSpec {
+    /// Whether it stands for more than one listener.
+    pub fn is_range(&self) -> bool {
+        self.first
+            .address
+            .port()
+            .is_some_and(|first| self.last_port > first)
+    }
+
+    /// How many listeners it stands for, at least 1.
+    pub fn count(&self) -> usize {
+        let first = self.first.address.port().unwrap_or(0);
+        usize::from(self.last_port.saturating_sub(first)) + 1
+    }
+
+    /// Its listeners in the order of their ports. In a range called `web` they
+    /// are `web-8000`, `web-8001` and so on.
+    pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
+        let first = self.first.address.port().unwrap_or(0);
+        let range = self.is_range();
+        (first..=self.last_port.max(first)).map(move |port| {
+            if !range {
+                return self.first.clone();
+            }
+            // A range's name leaves room for the port (checked when it was read).
+            let name = self
+                .first
+                .name
+                .as_ref()
+                .and_then(|name| format!("{name}-{port}").parse().ok());
+            Listener {
+                name,
+                address: self.first.address.with_port(port),
+                options: self.first.options.clone(),
+            }
+        })
+    }
+}
+
+impl From<Listener> for ListenSpec {
+    fn from(first: Listener) -> Self {
+        let last_port = first.address.port().unwrap_or(0);
+        Self { first, last_port }
+    }
+}
+
+impl FromStr for ListenSpec {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let (place, options) = text.split_once(',').unwrap_or((text, ""));
+        if place.len() < text.len() && options.is_empty() {
+            return Err(Invalid::UnknownOption(String::new()));
+        }
+        let (name, place) = match place.split_once('=') {
+            // A `=` after one of these is part of a path or an abstract name.
+            Some((name, _)) if name.contains(['@', '/', ':']) => (None, place),
+            Some((name, place)) => (
+                Some(name.parse::<Name>().map_err(|mut error| {
+                    error.0 = shown(&error.0);
+                    error
+                })?),
+                place,
+            ),
+            None => (None, place),
+        };
+        let (address, last_port) = Address::parse_range(place)?;
+        let first = Listener::new(name, address, options.parse()?)?;
+        // `v4v6` leaves no trace in the options, so it is looked for here.
+        if options.split(',').any(|option| option == "v4v6")
+            && !first.address.ip().is_some_and(|ip| ip.is_ipv6())
+        {
+            return Err(Invalid::OptionHere {
+                option: "v4v6",
+                address: first.address,
+                why: "it is for IPv6 addresses",
+            });
+        }
+        let spec = Self { first, last_port };
+        match &spec.first.name {
+            Some(name) if spec.is_range() && name.as_str().len() + 6 > MAX_LEN => {
+                Err(Invalid::RangeName(name.as_str().to_owned()))
+            }
+            _ => Ok(spec),
+        }
+    }
+}
+
+impl fmt::Display for ListenSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.first.name {
+            write!(f, "{name}=")?;
+        }
+        write!(f, "{}", self.first.address)?;
+        if self.is_range() {
+            write!(f, "-{}", self.last_port)?;
+        }
+        if !self.first.options.is_empty() {
+            write!(f, ",{}", self.first.options)?;
+        }
+        Ok(())
+    }
+}
+
+/// What may stand where a listener is asked for: a listener to be bound if
+/// nobody has it yet, or the bare name of one that is held.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// The listener that is already called this.
+    Named(Name),
+    /// Listeners by their address, bound if they are not held.
+    Listen(ListenSpec),
+}
+
+impl FromStr for Wanted {
+    type Err = Invalid;
+
+    /// A text that is a name (a letter or `_` first, no `=`, `:` or `@`) is a
+    /// name; everything else is `[NAME=]ADDR[,OPT]...`.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text.parse::<Name>() {
+            Ok(name) => Ok(Self::Named(name)),
+            Err(_) => text.parse().map(Self::Listen),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => name.fmt(f),
+            Self::Listen(spec) => spec.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_names_ranges_and_options() {
+        let spec: ListenSpec = "web=:8000-8002,backlog=16".parse().expect("spec");
+        assert_eq!(spec.count(), 3);
+        let all: Vec<String> = spec.expand().map(|listener| listener.to_string()).collect();
+        assert_eq!(
+            all,
+            [
+                "web-8000=0.0.0.0:8000,backlog=16",
+                "web-8001=0.0.0.0:8001,backlog=16",
+                "web-8002=0.0.0.0:8002,backlog=16",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_equals_sign_in_a_path_is_no_name() {
+        for text in [
+            "unix@/run/a=b",
+            "web=unix@/run/a=b,mode=0600,user=root,group=0",
+            "abns@a=b",
+        ] {
+            assert_eq!(text.parse::<ListenSpec>().expect(text).to_string(), text);
+        }
+        assert_eq!(
+            "/a=b".parse::<ListenSpec>().expect("path").to_string(),
+            "unix@/a=b"
+        );
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_mean() {
+        for (text, part) in [
+            ("9=:80", "not a name"),
+            ("=:80", "not a name"),
+            ("web=", "missing"),
+            (":80,", "not an option"),
+            (":80,v4v6", "IPv6"),
+            ("web", "no port"),
+        ] {
+            let error = text.parse::<ListenSpec>().expect_err(text).to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let long = "a".repeat(60);
+        assert!(format!("{long}=:80").parse::<ListenSpec>().is_ok());
+        assert!(format!("{long}=:80-81").parse::<ListenSpec>().is_err());
+        assert!("web=:80-81".parse::<Listener>().is_err());
+    }
+
+    #[test]
+    fn a_bare_name_is_a_held_listener() {
+        let name = |text: &str| matches!(text.parse::<Wanted>(), Ok(Wanted::Named(_)));
+        assert!(name("web") && name("web-8000") && !name("80") && !name("web=:80"));
+        assert_eq!("web".parse::<Wanted>().expect("name").to_string(), "web");
+    }
 }

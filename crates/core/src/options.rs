@@ -1,0 +1,342 @@
+//! The options of a listener's socket, as written after its address.
+//!
+//! What each means to the kernel stands in socket(7), ip(7), ipv6(7) and
+//! unix(7); the words are those of haproxy's `bind` line, except `freebind`
+//! (haproxy's `transparent` sets it too), `interface=` and `netns=` (haproxy's
+//! `namespace`), which take their value after `=` here.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use crate::address::Address;
+use crate::error::{Invalid, shown};
+
+/// Socket options that a person may write after the address. `None` and
+/// `false` mean "not said": the broker's default applies to a new listener, and
+/// any value matches a listener that is already held.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Options {
+    /// Length of the accept queue; the default is the system's somaxconn.
+    pub backlog: Option<u32>,
+    /// IPv6 only (`v6only`), or both families (`v4v6`, the default) on an IPv6 wildcard.
+    pub v6only: bool,
+    /// Bind to this network device (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+    /// Accept for addresses that are not local (IP_TRANSPARENT).
+    pub transparent: bool,
+    /// Bind an address that does not exist yet (IP_FREEBIND).
+    pub freebind: bool,
+    /// Network namespace by its name under /run/netns.
+    pub netns: Option<String>,
+    /// Permission bits of a UNIX path, as in `mode=0660`.
+    pub mode: Option<u32>,
+    /// Owner of a UNIX path, a name or a number.
+    pub user: Option<String>,
+    /// Group of a UNIX path, a name or a number.
+    pub group: Option<String>,
+}
+
+impl Options {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Checks every value, and that every option means something for `address`.
+    pub fn check(&self, address: &Address) -> Result<(), Invalid> {
+        let refuse = |option, why| {
+            Err(Invalid::OptionHere {
+                option,
+                address: address.clone(),
+                why,
+            })
+        };
+        self.check_values()?;
+        let ip = address.ip();
+        if self.v6only {
+            match ip {
+                Some(SocketAddr::V6(ip)) if ip.ip().to_ipv4_mapped().is_some() => {
+                    return refuse("v6only", "an IPv4-mapped address is IPv4 by nature");
+                }
+                Some(SocketAddr::V6(_)) => {}
+                _ => return refuse("v6only", "it is for IPv6 addresses"),
+            }
+        }
+        if self.backlog.is_some() && !address.listens() {
+            return refuse("backlog", "a UDP socket has no accept queue");
+        }
+        if ip.is_none() {
+            for (option, said) in [
+                ("interface", self.interface.is_some()),
+                ("transparent", self.transparent),
+                ("freebind", self.freebind),
+            ] {
+                if said {
+                    return refuse(option, "it is for IP addresses");
+                }
+            }
+        }
+        if self.netns.is_some() && matches!(address, Address::Unix(_)) {
+            return refuse(
+                "netns",
+                "a path belongs to the file system, not to a network",
+            );
+        }
+        if !matches!(address, Address::Unix(_)) {
+            for (option, said) in [
+                ("mode", self.mode.is_some()),
+                ("user", self.user.is_some()),
+                ("group", self.group.is_some()),
+            ] {
+                if said {
+                    return refuse(option, "it is for UNIX paths");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_values(&self) -> Result<(), Invalid> {
+        let refuse = |option, value: &str, why| {
+            Err(Invalid::OptionValue {
+                option,
+                value: shown(value),
+                why,
+            })
+        };
+        match self.backlog {
+            // listen(2) takes an int.
+            Some(backlog) if backlog == 0 || backlog > i32::MAX as u32 => {
+                return refuse(
+                    "backlog",
+                    &backlog.to_string(),
+                    "a number from 1 to 2147483647",
+                );
+            }
+            _ => {}
+        }
+        if let Some(mode) = self.mode
+            && mode > 0o777
+        {
+            return refuse(
+                "mode",
+                &format!("{mode:o}"),
+                "octal permission bits, at most 0777",
+            );
+        }
+        // IFNAMSIZ is 16 with its NUL; the kernel's dev_valid_name gives the rest.
+        if let Some(device) = &self.interface
+            && (!word(device) || device.len() > 15 || device.contains(':'))
+        {
+            return refuse(
+                "interface",
+                device,
+                "a network device has 1 to 15 bytes, none special",
+            );
+        }
+        if let Some(netns) = &self.netns
+            && (!word(netns) || netns.len() > 255)
+        {
+            return refuse("netns", netns, "a name as `ip netns list` shows it");
+        }
+        for (option, value) in [("user", &self.user), ("group", &self.group)] {
+            if let Some(value) = value
+                && (!word(value) || value.len() > 255)
+            {
+                return refuse(option, value, "a name or a number");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one option. `said` collects the names seen, to refuse a second one.
+    fn read(&mut self, option: &str, said: &mut Vec<&'static str>) -> Result<(), Invalid> {
+        let (word, value) = match option.split_once('=') {
+            Some((word, value)) => (word, Some(value)),
+            None => (option, None),
+        };
+        let Some(&name) = NAMES.iter().find(|name| **name == word) else {
+            return Err(Invalid::UnknownOption(shown(option)));
+        };
+        let shape = |problem| {
+            Err(Invalid::OptionShape {
+                option: name,
+                problem,
+            })
+        };
+        if said.contains(&name) {
+            return shape("is given twice");
+        }
+        if matches!(name, "v6only" | "v4v6") && said.iter().any(|said| said.starts_with('v')) {
+            return shape("contradicts the other: v6only is IPv6 alone, v4v6 both");
+        }
+        said.push(name);
+        let flag = matches!(name, "v6only" | "v4v6" | "transparent" | "freebind");
+        let value = match value {
+            None if !flag => return shape("needs a value, as in backlog=4096"),
+            Some(_) if flag => return shape("takes no value"),
+            value => value.unwrap_or_default(),
+        };
+        let number = |digits: &str, radix, why| {
+            let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            let number = if plain {
+                u32::from_str_radix(digits, radix).ok()
+            } else {
+                None
+            };
+            number.ok_or_else(|| Invalid::OptionValue {
+                option: name,
+                value: shown(digits),
+                why,
+            })
+        };
+        match name {
+            "backlog" => self.backlog = Some(number(value, 10, "a number from 1 to 2147483647")?),
+            "v6only" => self.v6only = true,
+            "transparent" => self.transparent = true,
+            "freebind" => self.freebind = true,
+            "interface" => self.interface = Some(value.to_owned()),
+            "netns" => self.netns = Some(value.to_owned()),
+            "mode" => {
+                self.mode = Some(number(value, 8, "octal permission bits, at most 0777")?);
+            }
+            "user" => self.user = Some(value.to_owned()),
+            "group" => self.group = Some(value.to_owned()),
+            // v4v6, the default.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+const NAMES: [&str; 10] = [
+    "backlog",
+    "v6only",
+    "v4v6",
+    "interface",
+    "transparent",
+    "freebind",
+    "netns",
+    "mode",
+    "user",
+    "group",
+];
+
+/// A value that is one component of a path and fits in a list of options.
+fn word(text: &str) -> bool {
+    let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != ',' && c != '/';
+    !text.is_empty() && text != "." && text != ".." && text.chars().all(plain)
+}
+
+impl FromStr for Options {
+    type Err = Invalid;
+
+    /// Reads options between commas; the empty text is no options. Whether they
+    /// fit an address is for [`Options::check`].
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let mut options = Self::default();
+        let mut said = Vec::new();
+        if !text.is_empty() {
+            for option in text.split(',') {
+                options.read(option, &mut said)?;
+            }
+        }
+        options.check_values()?;
+        Ok(options)
+    }
+}
+
+impl fmt::Display for Options {
+    /// The options that were said, between commas, in one fixed order.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        let mut put = |said: bool, text: fmt::Arguments<'_>| {
+            if said {
+                write!(f, "{comma}{text}")?;
+                comma = ",";
+            }
+            Ok(())
+        };
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        put(self.v6only, format_args!("v6only"))?;
+        put(
+            self.interface.is_some(),
+            format_args!("interface={}", text(&self.interface)),
+        )?;
+        put(
+            self.netns.is_some(),
+            format_args!("netns={}", text(&self.netns)),
+        )?;
+        put(
+            self.backlog.is_some(),
+            format_args!("backlog={}", self.backlog.unwrap_or(0)),
+        )?;
+        put(self.transparent, format_args!("transparent"))?;
+        put(self.freebind, format_args!("freebind"))?;
+        put(
+            self.mode.is_some(),
+            format_args!("mode={:04o}", self.mode.unwrap_or(0)),
+        )?;
+        put(
+            self.user.is_some(),
+            format_args!("user={}", text(&self.user)),
+        )?;
+        put(
+            self.group.is_some(),
+            format_args!("group={}", text(&self.group)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_means_nothing_here_is_an_error_that_says_so() {
+        for (address, option, part) in [
+            ("10.0.0.1:80", "v6only", "IPv6 addresses"),
+            ("[::ffff:10.0.0.1]:80", "v6only", "IPv4-mapped"),
+            ("udp@:53", "backlog=10", "no accept queue"),
+            ("/run/a", "interface=eth0", "IP addresses"),
+            ("abns@a", "transparent", "IP addresses"),
+            ("/run/a", "freebind", "IP addresses"),
+            ("/run/a", "netns=blue", "file system"),
+            (":80", "mode=0660", "UNIX paths"),
+            ("abns@a", "user=root", "UNIX paths"),
+        ] {
+            let options: Options = option.parse().expect(option);
+            let address: Address = address.parse().expect(address);
+            let error = options.check(&address).expect_err(option).to_string();
+            assert!(
+                error.contains(part) && error.contains(&address.to_string()),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_malformed_options() {
+        for (text, part) in [
+            ("nodelay", "not an option"),
+            (",", "not an option"),
+            ("backlog", "needs a value"),
+            ("backlog=", "not a value"),
+            ("backlog=0", "1 to"),
+            ("backlog=+1", "not a value"),
+            ("backlog=4294967296", "not a value"),
+            ("v6only=1", "takes no value"),
+            ("v6only,v4v6", "contradicts"),
+            ("backlog=1,backlog=1", "twice"),
+            ("mode=0999", "octal"),
+            ("mode=1777", "octal"),
+            ("interface=abcdefghijklmnop", "15 bytes"),
+            ("netns=..", "ip netns"),
+            ("user=a b", "a name or"),
+        ] {
+            let error = text.parse::<Options>().expect_err(text).to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}
