@@ -1,1 +1,32 @@
+//! Every system call of bindonce that needs care.
+//!
+//! This crate is the only one that may use `unsafe`, and the only one that
+//! knows how Linux spells things: which socket options make an address
+//! exclusive, how descriptors travel over a UNIX socket, where the accept
+//! queue's length can be read, how a process is named without a race. Above it
+//! everything is typed: owned descriptors, addresses of `bindonce-core`, and
+//! errors that say which call failed on what.
+//!
+//! From the most to the least important:
+//! - [`listen`] creates listeners; [`scm`] passes them between processes;
+//! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
+//!   accepts, from the kernel's own books;
+//! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
+//! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
 
+pub mod limits;
+pub mod listen;
+pub mod lock;
+pub mod notify;
+pub mod peer;
+pub mod process;
+pub mod scm;
+pub mod signals;
+
+mod error;
+
+pub use error::Error;
+pub use nix::errno::Errno;
+
+#[cfg(test)]
+mod testing;

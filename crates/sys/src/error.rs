@@ -1,0 +1,199 @@
+//! What can go wrong, with what it went wrong on and what to do about it.
+
+use std::path::PathBuf;
+
+use bindonce_core::address::Address;
+use nix::errno::Errno;
+
+/// A failed operation of this crate. The text says what was being done to
+/// what; [`Error::hint`] says what a person can do next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on the way to a listener failed.
+    #[error("cannot listen on {address}: {operation}: {errno}")]
+    Listen {
+        /// The call, and the option where there is one: `bind`, `setsockopt(IP_FREEBIND)`.
+        operation: &'static str,
+        /// The address that was asked for.
+        address: Address,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Somebody accepts connections on this UNIX path.
+    #[error("cannot listen on {path}: a live socket answers there")]
+    PathInUse {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// Something that is not a socket stands on this path. It is never removed.
+    #[error("cannot listen on {path}: it exists and is not a socket")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// `user=` or `group=` of a UNIX path is not known to this system.
+    #[error("cannot listen on {address}: there is no {kind} {name:?} on this system")]
+    UnknownOwner {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// The address that was asked for.
+        address: Address,
+    },
+    /// A network namespace could not be entered.
+    #[error("cannot enter network namespace {name:?}: {operation}: {errno}")]
+    Netns {
+        /// Its name under /run/netns.
+        name: String,
+        /// The call that failed.
+        operation: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// A message came with more descriptors than this process could take. All
+    /// that did arrive are closed again.
+    #[error("descriptors were lost on the way: the kernel truncated the message")]
+    Truncated,
+    /// Another system call failed.
+    #[error("{operation}: {errno}")]
+    Call {
+        /// The call.
+        operation: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+impl Error {
+    /// The kernel's error number, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Listen { errno, .. } | Self::Netns { errno, .. } | Self::Call { errno, .. } => {
+                Some(*errno as i32)
+            }
+            Self::PathInUse { .. } => Some(Errno::EADDRINUSE as i32),
+            _ => None,
+        }
+    }
+
+    /// What a person can do about it, as one sentence without a full stop.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Listen {
+                operation,
+                address,
+                errno,
+            } => {
+                return listen_hint(operation, address, *errno);
+            }
+            Self::PathInUse { path } => format!(
+                "stop the program that listens on {}, or choose another path",
+                path.display()
+            ),
+            Self::NotASocket { path } => {
+                format!("move {} away, or choose another path", path.display())
+            }
+            Self::UnknownOwner { kind, .. } => {
+                format!("create the {kind}, or give its number instead of a name")
+            }
+            Self::Netns {
+                name,
+                errno: Errno::ENOENT,
+                ..
+            } => {
+                format!(
+                    "create it with `ip netns add {name}`; `ip netns list` shows those there are"
+                )
+            }
+            Self::Netns {
+                errno: Errno::EPERM | Errno::EACCES,
+                ..
+            } => "entering a network namespace needs root or CAP_SYS_ADMIN".to_owned(),
+            Self::Truncated => {
+                "raise the open-files limit of the receiving process (ulimit -n, LimitNOFILE=)"
+                    .to_owned()
+            }
+            Self::Call {
+                errno: Errno::EMFILE,
+                ..
+            } => nofile_hint(),
+            Self::Netns { .. } | Self::Call { .. } => return None,
+        };
+        Some(hint)
+    }
+
+    /// True when the process or the system ran out of descriptors.
+    pub fn is_descriptor_limit(&self) -> bool {
+        matches!(self.errno(), Some(n) if n == Errno::EMFILE as i32 || n == Errno::ENFILE as i32)
+            || matches!(self, Self::Truncated)
+    }
+
+    pub(crate) fn call(operation: &'static str, error: impl Into<std::io::Error>) -> Self {
+        Self::Call {
+            operation,
+            errno: errno_of(&error.into()),
+        }
+    }
+}
+
+fn nofile_hint() -> String {
+    "the open-files limit of this process is reached: raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE=)"
+        .to_owned()
+}
+
+fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<String> {
+    let hint = match (errno, operation) {
+        (Errno::EADDRINUSE, _) => match address {
+            Address::Tcp(at) => format!(
+                "another process holds it: `ss -ltnp 'sport = :{}'` names it",
+                at.port()
+            ),
+            Address::Udp(at) => format!(
+                "another process holds it: `ss -lunp 'sport = :{}'` names it",
+                at.port()
+            ),
+            Address::Unix(_) | Address::Abstract(_) => {
+                "another process holds it: `ss -lxp` names it".to_owned()
+            }
+        },
+        (Errno::EADDRNOTAVAIL, _) => {
+            "no interface has this address: add it, or say `freebind` to listen before it exists"
+                .to_owned()
+        }
+        (Errno::EACCES, "bind") => match address {
+            Address::Tcp(_) | Address::Udp(_) => {
+                "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
+                    .to_owned()
+            }
+            _ => "the directory is not writable for this user".to_owned(),
+        },
+        (Errno::EPERM, "chown") => "giving a file to another user needs root".to_owned(),
+        (Errno::EPERM | Errno::EACCES, "setsockopt(IP_TRANSPARENT)") => {
+            "`transparent` needs root or CAP_NET_ADMIN".to_owned()
+        }
+        (Errno::EPERM | Errno::EACCES, "setsockopt(SO_BINDTODEVICE)") => {
+            "`interface` needs root or CAP_NET_RAW".to_owned()
+        }
+        (Errno::ENODEV, _) => {
+            "there is no such interface: `ip link` lists those there are".to_owned()
+        }
+        (Errno::ENOENT | Errno::ENOTDIR, _) => {
+            "the directory does not exist: create it first".to_owned()
+        }
+        (Errno::EMFILE, _) => nofile_hint(),
+        (Errno::EAFNOSUPPORT, _) => {
+            "this system has no IPv6: use an IPv4 address, or enable it".to_owned()
+        }
+        _ => return None,
+    };
+    Some(hint)
+}
+
+/// The error number in an [`std::io::Error`] that came from a system call.
+pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
+    error
+        .raw_os_error()
+        .map_or(Errno::UnknownErrno, Errno::from_raw)
+}

@@ -1,0 +1,46 @@
+//! Limits of the process and of the system that decide how much can be held.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What Linux had as somaxconn until 5.4, for systems without a readable /proc.
+const SOMAXCONN_OLD: u32 = 128;
+
+/// Soft and hard limit on open descriptors (RLIMIT_NOFILE); `u64::MAX` is none.
+pub fn nofile() -> (u64, u64) {
+    let limit = getrlimit(Resource::Nofile);
+    (
+        limit.current.unwrap_or(u64::MAX),
+        limit.maximum.unwrap_or(u64::MAX),
+    )
+}
+
+/// Raises the soft limit on open descriptors to the hard one; gives the soft
+/// limit that now holds.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn raise_nofile() -> io::Result<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                maximum: limit.maximum,
+            },
+        )?;
+    }
+    Ok(nofile().0)
+}
+
+/// The longest accept queue that listen(2) grants in this network namespace
+/// (/proc/sys/net/core/somaxconn).
+pub fn somaxconn() -> u32 {
+    fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(SOMAXCONN_OLD)
+}

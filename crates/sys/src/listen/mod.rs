@@ -1,0 +1,177 @@
+//! Creates the one kernel socket of a listener.
+//!
+//! What it guarantees of every socket: close-on-exec, non-blocking, and
+//! exclusive. TCP gets SO_REUSEADDR, so that connections in TIME_WAIT do not
+//! block a restart; UDP does not, because there it would let others share the
+//! port. Nothing ever gets SO_REUSEPORT: a process that tries to bind an address
+//! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
+//! set, one way or the other, so that the system's default does not decide.
+
+mod netns;
+mod unix;
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::error::{Error, errno_of};
+
+pub use netns::within as within_netns;
+pub use unix::{UnixPath, unlink_if_ours};
+
+/// The kernel clamps a backlog to the somaxconn of the socket's own network
+/// namespace (listen(2)), so asking for the most is asking for somaxconn.
+const BACKLOG_SOMAXCONN: i32 = i32::MAX;
+
+/// A listener that was just created.
+#[derive(Debug)]
+pub struct Opened {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// Where it listens: as asked for, with the real port where 0 was asked.
+    pub bound: Address,
+    /// The socket's inode, as in /proc/PID/fd and `ss -e`.
+    pub inode: u64,
+    /// The socket's cookie (SO_COOKIE), which is never used twice.
+    pub cookie: u64,
+    /// The file of a UNIX path, for [`unlink_if_ours`].
+    pub path: Option<UnixPath>,
+}
+
+/// Creates, binds and (all but UDP) listens. In the namespace of
+/// `options.netns`, without moving the calling thread.
+///
+/// # Errors
+/// Nothing stays bound and no file stays behind when it fails. The error names
+/// the call, the address and the kernel's answer.
+pub fn open(listener: &Listener) -> Result<Opened, Error> {
+    match &listener.options.netns {
+        None => open_here(listener),
+        Some(name) => within_netns(name, || open_here(listener))?,
+    }
+}
+
+fn open_here(listener: &Listener) -> Result<Opened, Error> {
+    let fail = |operation| {
+        move |error: std::io::Error| Error::Listen {
+            operation,
+            address: listener.address.clone(),
+            errno: errno_of(&error),
+        }
+    };
+    let (socket, bound, path) = match &listener.address {
+        Address::Tcp(at) => {
+            let socket = inet(listener, *at, Type::STREAM, Protocol::TCP)?;
+            socket.listen(backlog(listener)).map_err(fail("listen"))?;
+            let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
+            (socket, Address::Tcp(real), None)
+        }
+        Address::Udp(at) => {
+            let socket = inet(listener, *at, Type::DGRAM, Protocol::UDP)?;
+            let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
+            (socket, Address::Udp(real), None)
+        }
+        Address::Unix(path) => {
+            let (socket, path) = unix::path(listener, path, backlog(listener))?;
+            (socket, listener.address.clone(), Some(path))
+        }
+        Address::Abstract(name) => {
+            let socket = unix::abstract_name(listener, name, backlog(listener))?;
+            (socket, listener.address.clone(), None)
+        }
+    };
+    let inode = rustix::fs::fstat(&socket)
+        .map_err(|e| fail("fstat")(e.into()))?
+        .st_ino;
+    let cookie = socket.cookie().map_err(fail("getsockopt(SO_COOKIE)"))?;
+    Ok(Opened {
+        fd: socket.into(),
+        bound,
+        inode,
+        cookie,
+        path,
+    })
+}
+
+fn backlog(listener: &Listener) -> i32 {
+    listener
+        .options
+        .backlog
+        .map_or(BACKLOG_SOMAXCONN, |backlog| {
+            i32::try_from(backlog).unwrap_or(BACKLOG_SOMAXCONN)
+        })
+}
+
+/// A bound TCP or UDP socket. The options come before bind, because bind is
+/// where the kernel looks at them.
+fn inet(
+    listener: &Listener,
+    at: SocketAddr,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<Socket, Error> {
+    let fail = |operation| {
+        move |error: std::io::Error| Error::Listen {
+            operation,
+            address: listener.address.clone(),
+            errno: errno_of(&error),
+        }
+    };
+    let options = &listener.options;
+    let socket = Socket::new_raw(
+        Domain::for_address(at),
+        kind.nonblocking().cloexec(),
+        Some(protocol),
+    )
+    .map_err(fail("socket"))?;
+    if protocol == Protocol::TCP {
+        socket
+            .set_reuse_address(true)
+            .map_err(fail("setsockopt(SO_REUSEADDR)"))?;
+    }
+    if at.is_ipv6() {
+        socket
+            .set_only_v6(options.v6only)
+            .map_err(fail("setsockopt(IPV6_V6ONLY)"))?;
+    }
+    if let Some(interface) = &options.interface {
+        socket
+            .bind_device(Some(interface.as_bytes()))
+            .map_err(fail("setsockopt(SO_BINDTODEVICE)"))?;
+    }
+    if options.transparent {
+        if at.is_ipv6() {
+            socket.set_ip_transparent_v6(true)
+        } else {
+            socket.set_ip_transparent_v4(true)
+        }
+        .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
+    }
+    if options.freebind {
+        if at.is_ipv6() {
+            socket.set_freebind_v6(true)
+        } else {
+            socket.set_freebind_v4(true)
+        }
+        .map_err(fail("setsockopt(IP_FREEBIND)"))?;
+    }
+    socket.bind(&at.into()).map_err(fail("bind"))?;
+    Ok(socket)
+}
+
+/// The address with the port that the kernel chose; asks only if it had a choice.
+fn real_address(socket: &Socket, asked: SocketAddr) -> std::io::Result<SocketAddr> {
+    if asked.port() != 0 {
+        return Ok(asked);
+    }
+    let mut real = asked;
+    let bound = socket.local_addr()?;
+    real.set_port(bound.as_socket().map_or(0, |at| at.port()));
+    Ok(real)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! Work in another network namespace, in a thread that ends with it.
+//!
+//! A namespace belongs to the thread that calls setns(2). A thread of a server
+//! that changed it and failed to change back would silently bind everything
+//! that follows in the wrong place, so the caller's thread never changes it.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Error, errno_of};
+use nix::errno::Errno;
+
+/// Where `ip netns add` puts namespaces (ip-netns(8)).
+const DIRECTORY: &str = "/run/netns";
+
+/// Runs `work` in the network namespace called `name`. What it opens belongs
+/// to that namespace for good, wherever it is used.
+///
+/// # Errors
+/// [`Error::Netns`] if there is no such namespace or it may not be entered.
+pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let fail = |operation, errno| Error::Netns {
+        name: name.to_owned(),
+        operation,
+        errno,
+    };
+    let namespace = open(name).map_err(|errno| fail("open", errno))?;
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET)
+                    .map_err(|errno| fail("setns", errno))?;
+                Ok(work())
+            })
+            .map_err(|error| fail("clone", errno_of(&error)))?;
+        match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn open(name: &str) -> Result<OwnedFd, Errno> {
+    // A name is one path component: anything else could leave the directory.
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(Errno::EINVAL);
+    }
+    let path = Path::new(DIRECTORY).join(name);
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Errno::from_raw(error.raw_os_error()))
+}

@@ -1,0 +1,90 @@
+//! One process at a time: a lock on a file, which dies with its process.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// A lock that is held (flock(2), exclusive). It ends when the last descriptor
+/// of it is closed, and so at the latest with the process. The file stays when the
+/// value is dropped; [`LockFile::remove`] takes it away.
+#[derive(Debug)]
+pub struct LockFile {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl LockFile {
+    /// Takes the lock if nobody has it; None if somebody does. Creates the
+    /// file, mode 0600, where there is none.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
+    pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            // The file may have been removed between open and flock, by the one
+            // that held it before: a lock on a file without a name excludes nobody.
+            let ours = rustix::fs::fstat(&fd)?;
+            match rustix::fs::lstat(path) {
+                Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
+                    return Ok(Some(Self {
+                        fd,
+                        path: path.to_owned(),
+                    }));
+                }
+                Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Removes the file, then lets the lock go. In this order, so that the file
+    /// is never taken away from another holder.
+    ///
+    /// # Errors
+    /// Those of unlink(2); the lock is gone in any case.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
+    /// Where the lock is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for LockFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_removal_lets_the_next_in() {
+        let directory = crate::testing::Directory::new("lock");
+        let path = directory.path().join("broker.lock");
+        let first = LockFile::try_acquire(&path).expect("open").expect("free");
+        assert!(LockFile::try_acquire(&path).expect("open").is_none());
+        drop(first);
+        let second = LockFile::try_acquire(&path)
+            .expect("open")
+            .expect("free again");
+        second.remove().expect("remove");
+        assert!(!path.exists());
+        assert!(LockFile::try_acquire(&path).expect("open").is_some());
+    }
+}

@@ -1,0 +1,189 @@
+//! Processes, named so that a reused pid cannot be mistaken for the old one.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::Signal;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+
+/// When the process started, in clock ticks since boot (field 22 of
+/// /proc/PID/stat, proc_pid_stat(5)). Together with the pid it names one process
+/// for as long as the system runs. None if there is no such process.
+pub fn start_time(pid: i32) -> Option<u64> {
+    parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_start_time(stat: &str) -> Option<u64> {
+    // The second field is the name in parentheses, and the name may hold
+    // anything, also spaces and parentheses: what follows begins after the last one.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Resident memory in bytes (/proc/PID/statm). None if there is no such process.
+pub fn memory(pid: i32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+/// The command line, an element for each argument; empty for a zombie or a
+/// kernel thread. None if there is no such process.
+pub fn command(pid: i32) -> Option<Vec<String>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = line.strip_suffix(b"\0").unwrap_or(&line);
+    if line.is_empty() {
+        return Some(Vec::new());
+    }
+    Some(
+        line.split(|byte| *byte == 0)
+            .map(|arg| String::from_utf8_lossy(arg).into_owned())
+            .collect(),
+    )
+}
+
+/// A process, held by a descriptor (pidfd_open(2)): it goes on naming this
+/// process when its pid is used again, and becomes readable when it ends.
+#[derive(Debug)]
+pub struct Pidfd {
+    fd: OwnedFd,
+    pid: i32,
+}
+
+impl Pidfd {
+    /// Opens the process that has this pid now. For a child that is not reaped
+    /// yet it is the child without a doubt.
+    ///
+    /// # Errors
+    /// Those of pidfd_open(2); `ESRCH` if there is no such process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let raw = Pid::from_raw(pid).ok_or(nix::errno::Errno::ESRCH)?;
+        let fd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        Ok(Self { fd, pid })
+    }
+
+    /// The pid it was opened with.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Those of pidfd_send_signal(2); `ESRCH` once the process has ended.
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        let signal = rustix::process::Signal::from_named_raw(signal as i32)
+            .ok_or(nix::errno::Errno::EINVAL)?;
+        Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
+    }
+
+    /// Reaps the process if it is our child and has ended; None if it still runs.
+    ///
+    /// # Errors
+    /// Those of waitid(2); `ECHILD` if it is not our child or is reaped already.
+    pub fn try_wait(&self) -> io::Result<Option<Exit>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        match rustix::process::waitid(WaitId::PidFd(self.fd.as_fd()), options) {
+            Ok(status) => Ok(status.map(|status| match status.exit_status() {
+                Some(code) => Exit::Code(code),
+                None => Exit::Signal(status.terminating_signal().unwrap_or_default()),
+            })),
+            // The descriptor is non-blocking, which some kernels report instead of "not yet".
+            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A descriptor of that process, duplicated into ours (pidfd_getfd(2)).
+    ///
+    /// # Errors
+    /// `EPERM` without the right to trace the process; `EBADF` if it has no such descriptor.
+    pub fn take(&self, number: i32) -> io::Result<OwnedFd> {
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        Ok(rustix::process::pidfd_getfd(&self.fd, number, flags)?)
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl Exit {
+    /// True for exit code 0.
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "{signal}"),
+                Err(_) => write!(f, "signal {number}"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_any_name() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
+        for name in ["sh", "a b", "evil) S 1 2", ")))", "(("] {
+            assert_eq!(
+                parse_start_time(&format!("9 ({name}) {tail}")),
+                Some(777),
+                "{name}"
+            );
+        }
+        for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
+            assert_eq!(parse_start_time(bad), None);
+        }
+    }
+
+    #[test]
+    fn this_process_is_there_and_is_itself() {
+        let pid = i32::try_from(std::process::id()).expect("pid");
+        assert!(start_time(pid).expect("started") > 0);
+        assert!(memory(pid).expect("memory") > 100_000);
+        assert!(!command(pid).expect("command").is_empty());
+        assert_eq!(start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn a_child_is_signalled_and_reaped_through_its_descriptor() {
+        let child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
+        let pidfd = Pidfd::open(i32::try_from(child.id()).expect("pid")).expect("pidfd");
+        assert_eq!(pidfd.try_wait().expect("wait"), None);
+        pidfd.send(Signal::SIGKILL).expect("send");
+        let mut poll = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut poll, None).expect("poll");
+        assert_eq!(pidfd.try_wait().expect("wait"), Some(Exit::Signal(9)));
+        assert_eq!(Exit::Signal(9).to_string(), "SIGKILL");
+        assert!(pidfd.send(Signal::SIGTERM).is_err());
+    }
+}
