@@ -1,1 +1,26 @@
+//! The wire protocol of bindonce, without a socket: which bytes and which
+//! descriptors make a message, and what a message means.
+//!
+//! Both sides use it. [`framing`] cuts a stream of bytes into requests,
+//! [`message`] reads and writes the JSON-RPC envelope, [`params`] and
+//! [`result`] hold what the methods take and give, [`error`] the error codes,
+//! and [`batch`] says which descriptors ride on which bytes. docs/protocol.md
+//! states the same for people who write a client.
+//!
+//! Nothing here reads or writes: bytes come in as slices, decisions go out as
+//! values, so that hostile input can be tested one byte at a time.
+
 #![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod error;
+pub mod framing;
+pub mod message;
+pub mod params;
+pub mod result;
+
+pub use error::{ErrorCode, RpcError};
+
+/// The longest request, in bytes, that a server reads. A longer one is answered
+/// with [`ErrorCode::TOO_LARGE`].
+pub const MAX_REQUEST: usize = 1 << 20;

@@ -1,0 +1,264 @@
+//! The envelope: JSON-RPC 2.0 requests and replies.
+//!
+//! Reading is strict where a mistake would otherwise pass unnoticed (a key that
+//! nobody knows, a key twice), and lenient where existing clients are: `jsonrpc` may be
+//! missing, and a request without `id` gets its reply, with `id` null, because the
+//! client of multibinder sends none.
+
+use serde::de::{DeserializeOwned, Deserializer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::error::{ErrorCode, RpcError};
+
+/// What ties a reply to its request.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(untagged)]
+pub enum Id {
+    /// None was given, or it could not be read.
+    #[default]
+    Null,
+    /// A number.
+    Number(serde_json::Number),
+    /// A text.
+    Text(String),
+}
+
+impl From<u64> for Id {
+    fn from(number: u64) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null => Ok(Self::Null),
+            Value::Number(number) => Ok(Self::Number(number)),
+            Value::String(text) => Ok(Self::Text(text)),
+            _ => Err(serde::de::Error::custom(
+                "`id` is neither a string, a number nor null",
+            )),
+        }
+    }
+}
+
+/// A request whose parameters have not been looked at yet.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request<'a> {
+    #[serde(default, borrow)]
+    jsonrpc: Option<std::borrow::Cow<'a, str>>,
+    /// Goes back with the reply.
+    #[serde(default)]
+    pub id: Id,
+    /// What to do.
+    pub method: String,
+    #[serde(default, borrow)]
+    params: Option<&'a RawValue>,
+}
+
+/// A request that cannot be answered with a result, and the reply that it gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rejected {
+    /// The request's id, as far as it could be read.
+    pub id: Id,
+    /// Why.
+    pub error: RpcError,
+}
+
+impl<'a> Request<'a> {
+    /// Reads one frame of [`framing`](crate::framing).
+    pub fn decode(frame: &'a [u8]) -> Result<Self, Rejected> {
+        if frame.first() == Some(&b'[') {
+            let error = RpcError::new(ErrorCode::INVALID_REQUEST, "a batch is not a request")
+                .with_hint("send each request as an object of its own");
+            return Err(Rejected {
+                id: Id::Null,
+                error,
+            });
+        }
+        let request: Self = match serde_json::from_slice(frame) {
+            Ok(request) => request,
+            Err(error) if error.is_data() => {
+                return Err(Rejected {
+                    id: id_of(frame),
+                    error: RpcError::new(ErrorCode::INVALID_REQUEST, without_place(&error))
+                        .with_hint("a request has the members jsonrpc, id, method and params"),
+                });
+            }
+            Err(error) => {
+                return Err(Rejected {
+                    id: Id::Null,
+                    error: not_json(&error),
+                });
+            }
+        };
+        if let Some(version) = request
+            .jsonrpc
+            .as_deref()
+            .filter(|version| *version != "2.0")
+        {
+            let message = format!("`jsonrpc` is {version:?}, not \"2.0\"");
+            let error = RpcError::new(ErrorCode::INVALID_REQUEST, message);
+            return Err(Rejected {
+                id: request.id,
+                error,
+            });
+        }
+        Ok(request)
+    }
+
+    /// Reads the parameters as the method takes them.
+    pub fn params<T: Deserialize<'a>>(&self) -> Result<T, RpcError> {
+        let text = self.params.map_or("[]", RawValue::get);
+        serde_json::from_str(text).map_err(|error| {
+            if error.is_data() {
+                RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error))
+            } else {
+                not_json(&error)
+            }
+        })
+    }
+
+    /// For a method that takes no parameters: none, `null`, `[]` or `{}`.
+    pub fn no_params(&self) -> Result<(), RpcError> {
+        match self.params::<Value>()? {
+            Value::Null => Ok(()),
+            Value::Array(items) if items.is_empty() => Ok(()),
+            Value::Object(members) if members.is_empty() => Ok(()),
+            _ => {
+                let message = format!("`{}` takes no parameters", self.method);
+                Err(RpcError::new(ErrorCode::INVALID_PARAMS, message))
+            }
+        }
+    }
+
+    /// The answer to a method that the server does not have.
+    pub fn method_not_found(&self, offered: &[&str]) -> RpcError {
+        let message = format!("there is no method {:?}", self.method);
+        RpcError::new(ErrorCode::METHOD_NOT_FOUND, message)
+            .with_hint(format!("the methods are {}", offered.join(", ")))
+    }
+}
+
+/// The grammar was right, yet the parser refuses: a number beyond all bounds.
+fn not_json(error: &serde_json::Error) -> RpcError {
+    RpcError::new(ErrorCode::PARSE, format!("not JSON: {error}"))
+}
+
+/// The id of something that is no good request otherwise.
+fn id_of(frame: &[u8]) -> Id {
+    #[derive(Deserialize)]
+    struct OnlyId {
+        #[serde(default)]
+        id: Id,
+    }
+    serde_json::from_slice::<OnlyId>(frame)
+        .map(|only| only.id)
+        .unwrap_or_default()
+}
+
+/// serde_json's message without its line and column, which mean nothing in a
+/// request of one line.
+pub(crate) fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+}
+
+/// A request as a client sends it, ending in a line end.
+pub fn encode_request<P: Serialize + ?Sized>(
+    id: &Id,
+    method: &str,
+    params: &P,
+) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Envelope<'a, P: ?Sized> {
+        jsonrpc: &'static str,
+        id: &'a Id,
+        method: &'a str,
+        params: &'a P,
+    }
+    line(&Envelope {
+        jsonrpc: "2.0",
+        id,
+        method,
+        params,
+    })
+}
+
+/// A reply with a result, ending in a line end.
+pub fn encode_result<T: Serialize + ?Sized>(id: &Id, result: &T) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Envelope<'a, T: ?Sized> {
+        jsonrpc: &'static str,
+        id: &'a Id,
+        result: &'a T,
+    }
+    line(&Envelope {
+        jsonrpc: "2.0",
+        id,
+        result,
+    })
+}
+
+/// A reply with an error, ending in a line end.
+pub fn encode_error(id: &Id, error: &RpcError) -> Vec<u8> {
+    let mut value = serde_json::json!({ "jsonrpc": "2.0", "id": id });
+    value["error"] = serde_json::json!({ "code": error.code.0, "message": error.message });
+    if !error.data.is_empty() {
+        value["error"]["data"] = Value::Object(error.data.clone());
+    }
+    let mut text = value.to_string().into_bytes();
+    text.push(b'\n');
+    text
+}
+
+fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// A reply as a client reads it. Members that it does not know are ignored.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The id of the request that it answers.
+    pub id: Id,
+    /// What came of it.
+    pub outcome: Result<Box<RawValue>, RpcError>,
+}
+
+impl Reply {
+    /// Reads one frame. An error that is present and not null counts, whatever
+    /// else there is.
+    pub fn decode(frame: &[u8]) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            #[serde(default)]
+            id: Id,
+            #[serde(default)]
+            result: Option<Box<RawValue>>,
+            #[serde(default)]
+            error: Option<RpcError>,
+        }
+        let Envelope { id, result, error } = serde_json::from_slice(frame)?;
+        let outcome = match (error, result) {
+            (Some(error), _) => Err(error),
+            (None, Some(result)) => Ok(result),
+            (None, None) => {
+                return Err(serde::de::Error::custom(
+                    "a reply without `result` and `error`",
+                ));
+            }
+        };
+        Ok(Self { id, outcome })
+    }
+
+    /// Reads a result as the method gives it.
+    pub fn result<T: DeserializeOwned>(raw: &RawValue) -> serde_json::Result<T> {
+        serde_json::from_str(raw.get())
+    }
+}

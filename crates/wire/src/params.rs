@@ -1,0 +1,291 @@
+//! What the methods take. A key that is not known, a key twice or a number out
+//! of range is an error that names it and the element it stands in.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use bindonce_core::name::Name;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::error::RpcError;
+use crate::message::Request;
+
+/// The methods of a broker, in the order in which help lists them.
+pub const METHODS: [&str; 6] = ["bind", "join", "release", "list", "status", "ping"];
+
+/// One call of a broker's method, with its parameters read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Call {
+    /// Bind or find listeners, and hand out their descriptors.
+    Bind(Vec<Bind>),
+    /// Say which generation of which service this connection is.
+    Join(Join),
+    /// Close listeners, given by name or address.
+    Release(Vec<String>),
+    /// Tell every listener.
+    List,
+    /// Tell everything about the broker.
+    Status,
+    /// Tell that the broker is there.
+    Ping,
+}
+
+impl Call {
+    /// Reads the method and its parameters.
+    pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
+        match request.method.as_str() {
+            "bind" => Ok(Self::Bind(request.params::<Elements<Bind>>()?.0)),
+            "join" => Ok(Self::Join(request.params::<One<Join>>()?.0)),
+            "release" => Ok(Self::Release(request.params::<Elements<String>>()?.0)),
+            "list" => request.no_params().map(|()| Self::List),
+            "status" => request.no_params().map(|()| Self::Status),
+            "ping" => request.no_params().map(|()| Self::Ping),
+            _ => Err(request.method_not_found(&METHODS)),
+        }
+    }
+}
+
+/// One element of `bind`'s parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Bind {
+    /// What to bind.
+    #[serde(flatten)]
+    pub target: Target,
+    /// A listener that this element creates is closed again when its last lease
+    /// ends, unless something has confirmed it by then.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tentative: bool,
+}
+
+/// The three ways to say what to bind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Target {
+    /// multibinder's way: a TCP address. The port may be written as a number or as text.
+    Tcp {
+        /// An IP address or a host name.
+        address: String,
+        /// The port; 0 lets the system choose.
+        port: u16,
+        /// Length of the accept queue.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        backlog: Option<u32>,
+    },
+    /// The one syntax, `[NAME=]ADDR[,OPT]...`, or a bare name that is held already.
+    Listen {
+        /// The text.
+        listen: String,
+    },
+    /// A listener that is held already.
+    Name {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Bind {
+    /// A claim in the one syntax, `[NAME=]ADDR[,OPT]...`.
+    pub fn listen(text: impl Into<String>) -> Self {
+        Self {
+            target: Target::Listen {
+                listen: text.into(),
+            },
+            tentative: false,
+        }
+    }
+
+    /// A claim of what is held under a name.
+    pub fn name(name: impl Into<String>) -> Self {
+        Self {
+            target: Target::Name { name: name.into() },
+            tentative: false,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Members {
+            address: Option<String>,
+            port: Option<Port>,
+            backlog: Option<u32>,
+            listen: Option<String>,
+            name: Option<String>,
+            #[serde(default)]
+            tentative: bool,
+        }
+        let Members {
+            address,
+            port,
+            backlog,
+            listen,
+            name,
+            tentative,
+        } = Members::deserialize(deserializer)?;
+        let target = match (address, port, backlog, listen, name) {
+            (Some(address), Some(Port(port)), backlog, None, None) => Target::Tcp {
+                address,
+                port,
+                backlog,
+            },
+            (None, None, None, Some(listen), None) => Target::Listen { listen },
+            (None, None, None, None, Some(name)) => Target::Name { name },
+            (Some(_), None, _, None, None) => return Err(de::Error::missing_field("port")),
+            (None, Some(_), _, None, None) => return Err(de::Error::missing_field("address")),
+            _ => {
+                return Err(de::Error::custom(
+                    "expected either `address` and `port` (with `backlog` if you like), or \
+                     `listen`, or `name`",
+                ));
+            }
+        };
+        Ok(Self { target, tentative })
+    }
+}
+
+/// A port as a number, or as its digits in a string, which the name resolution
+/// behind multibinder's server takes as well.
+struct Port(u16);
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PortVisitor;
+        impl Visitor<'_> for PortVisitor {
+            type Value = Port;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a `port` from 0 to 65535")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Port, E> {
+                u16::try_from(number)
+                    .map(Port)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Port, E> {
+                Some(text)
+                    .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+                    .and_then(|text| text.parse().ok())
+                    .map(Port)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(PortVisitor)
+    }
+}
+
+/// The parameter of `join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// The name of the service.
+    #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
+    pub service: Name,
+    /// Which start of the service it is.
+    pub generation: u64,
+    /// Its process; the caller's own if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Where it is in its life.
+    pub state: State,
+}
+
+/// Where a generation is in its life, as far as the broker is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has not accepted yet.
+    Starting,
+    /// It accepts. What it holds is confirmed.
+    Serving,
+    /// It finishes what it has accepted.
+    Draining,
+}
+
+impl State {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An array of at least one element; an error says in which element it is.
+struct Elements<T>(Vec<T>);
+
+/// An array of exactly one element.
+struct One<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Elements<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ElementsVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ElementsVisitor<T> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array as `params`")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
+                let mut elements = Vec::new();
+                loop {
+                    match sequence.next_element() {
+                        Ok(Some(element)) => elements.push(element),
+                        Ok(None) => return Ok(elements),
+                        Err(error) => {
+                            let index = elements.len();
+                            return Err(de::Error::custom(format_args!(
+                                "params[{index}]: {error}"
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+        let elements = deserializer.deserialize_seq(ElementsVisitor(PhantomData))?;
+        if elements.is_empty() {
+            return Err(de::Error::custom(
+                "`params` is empty: name at least one listener",
+            ));
+        }
+        Ok(Self(elements))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for One<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut elements = Elements::<T>::deserialize(deserializer)?.0;
+        match (elements.pop(), elements.is_empty()) {
+            (Some(element), true) => Ok(Self(element)),
+            _ => Err(de::Error::custom("`params` has more than one element")),
+        }
+    }
+}
+
+fn name_to_text<S: Serializer>(name: &Name, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}
+
+fn name_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(de::Error::custom)
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}

@@ -1,0 +1,176 @@
+//! What the methods give. A reader ignores members that it does not know, so
+//! that a newer broker can say more.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::params::State;
+
+/// The result of `bind`: one entry for each descriptor, in the order in which
+/// the descriptors come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindResult {
+    /// The listeners.
+    pub listeners: Vec<Bound>,
+}
+
+/// One listener as handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// Its name; of one that was never named, its address.
+    pub name: String,
+    /// The address as asked for, in its one way of writing.
+    pub address: String,
+    /// The address that the socket has: another port than `address` if that says 0.
+    pub bound: String,
+    /// Whether this request created it.
+    pub created: bool,
+    /// The inode number of the socket, the same in every process that has it.
+    pub inode: u64,
+}
+
+/// The result of `join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResult {
+    /// Always true.
+    pub joined: bool,
+}
+
+/// The result of `release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseResult {
+    /// The names of the listeners that were closed, in the order of the request.
+    pub released: Vec<String>,
+}
+
+/// The result of `ping`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingResult {
+    /// Always true.
+    pub pong: bool,
+    /// The broker's version.
+    pub version: String,
+}
+
+/// The result of `list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListResult {
+    /// Every listener, sorted by name.
+    pub listeners: Vec<ListenerInfo>,
+}
+
+/// One listener as `list` and `status` tell it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ListenerInfo {
+    /// Its name; of one that was never named, its address.
+    pub name: String,
+    /// The address as asked for.
+    pub address: String,
+    /// The address that the socket has.
+    pub bound: String,
+    /// The options as said when it was first asked for.
+    #[serde(default)]
+    pub options: Map<String, Value>,
+    /// The most connections that its accept queue takes; none for a datagram socket.
+    #[serde(default)]
+    pub backlog: Option<u32>,
+    /// Connections that wait in its accept queue now; none where the kernel does not say.
+    #[serde(default)]
+    pub queue: Option<u32>,
+    /// Whether the socket is in the LISTEN state (for a datagram socket: bound).
+    pub listening: bool,
+    /// The inode number of the socket.
+    pub inode: u64,
+    /// The kernel's cookie of the socket (SO_COOKIE), never used twice; 0 if unknown.
+    #[serde(default)]
+    pub cookie: u64,
+    /// Whether nobody else can bind the address beside it (no SO_REUSEPORT).
+    #[serde(default = "yes")]
+    pub exclusive: bool,
+    /// When it was created, RFC 3339.
+    pub since: String,
+    /// Whether it is closed when its last lease ends.
+    #[serde(default)]
+    pub tentative: bool,
+    /// The open connections that have it.
+    #[serde(default)]
+    pub holders: Vec<HolderInfo>,
+}
+
+/// A connection that has a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderInfo {
+    /// The service that it said it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The generation that it said it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The process: as joined, else the one that connected.
+    pub pid: u32,
+    /// The user of the process that connected.
+    pub uid: u32,
+    /// The state that it said it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// When it first claimed the listener, RFC 3339.
+    pub since: String,
+}
+
+/// The result of `status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusResult {
+    /// The broker itself.
+    pub broker: BrokerInfo,
+    /// Every listener, as `list` tells them.
+    pub listeners: Vec<ListenerInfo>,
+    /// Every service that has joined and is still connected, sorted by name.
+    pub services: Vec<ServiceInfo>,
+}
+
+/// The broker as `status` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerInfo {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When it started, RFC 3339.
+    pub since: String,
+    /// The path of its control socket.
+    pub socket: String,
+    /// How many listeners it holds.
+    pub listeners: usize,
+    /// How many clients are connected.
+    pub connections: usize,
+    /// How many descriptors it may have open (the soft RLIMIT_NOFILE).
+    pub descriptor_limit: u64,
+}
+
+/// A service as `status` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// Its name.
+    pub name: String,
+    /// Its generations that are connected, oldest first.
+    pub generations: Vec<GenerationInfo>,
+}
+
+/// A generation as `status` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationInfo {
+    /// Which start of the service it is.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Where it is in its life.
+    pub state: State,
+    /// Since when it is in that state, RFC 3339.
+    pub since: String,
+    /// The names of the listeners that it has.
+    pub listeners: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
