@@ -1,0 +1,326 @@
+//! The handover: making the new generation the one that accepts, with proof that no other does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::life::Phase;
+use super::timeline::Timeline;
+use super::{
+    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, Reason, SILENCE_CONTINUE,
+    SILENCE_KILL, Signal, TERM_TO_KILL,
+};
+
+/// What a service is doing now; one thing at a time.
+#[derive(Debug, Clone)]
+pub(super) enum Operation {
+    /// Nothing: what serves, serves.
+    None,
+    /// A generation was started and is not ready.
+    Starting { newer: GenerationId },
+    /// It is ready and stopped, and the older ones are told to pause.
+    Pausing(Pausing),
+    /// It serves, and the older ones are told to stop and have not all confirmed it.
+    Stopping {
+        newer: GenerationId,
+        older: Vec<GenerationId>,
+        ended: Vec<GenerationId>,
+    },
+}
+
+/// A handover behind a pause, until it is proved that nobody accepts.
+#[derive(Debug, Clone)]
+pub(super) struct Pausing {
+    newer: GenerationId,
+    older: BTreeSet<GenerationId>,
+    again: Moment,
+    until: Moment,
+    latest: Option<Observation>,
+    /// Since when each silent one is silent while nobody accepts.
+    silent: BTreeMap<GenerationId, Moment>,
+    ended: Vec<GenerationId>,
+}
+
+impl Operation {
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// The generation that is to take over.
+    pub(super) fn newer(&self) -> Option<GenerationId> {
+        match self {
+            Self::None => None,
+            Self::Starting { newer } | Self::Stopping { newer, .. } => Some(*newer),
+            Self::Pausing(pausing) => Some(pausing.newer),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self {
+            Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
+            // These wait under the deadlines of the generations themselves.
+            Self::None | Self::Starting { .. } | Self::Stopping { .. } => None,
+        }
+    }
+
+    /// Remembers that an older generation had to be ended.
+    pub(super) fn note_ended(&mut self, id: GenerationId) {
+        match self {
+            Self::Stopping { ended, older, .. } if older.contains(&id) => ended.push(id),
+            Self::Pausing(pausing) if pausing.older.contains(&id) => pausing.ended.push(id),
+            _ => {}
+        }
+    }
+}
+
+impl Timeline {
+    /// Stops the new generation and pauses the older ones.
+    pub(super) fn pause(
+        &mut self,
+        now: Moment,
+        newer: GenerationId,
+        older: Vec<GenerationId>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(life) = self.lives.get_mut(&newer) {
+            life.phase = Phase::Waiting;
+        }
+        let reason = Reason::Handover;
+        out.push(Action::Signal {
+            id: newer,
+            signal: Signal::Stop,
+            reason,
+        });
+        for &id in &older {
+            out.push(Action::Signal {
+                id,
+                signal: Signal::Pause,
+                reason,
+            });
+        }
+        out.push(Action::Prove {
+            newer,
+            older: older.clone(),
+        });
+        self.operation = Operation::Pausing(Pausing {
+            newer,
+            older: older.into_iter().collect(),
+            again: now + PAUSE_AGAIN,
+            until: now + self.settings.retire_timeout,
+            latest: None,
+            silent: BTreeMap::new(),
+            ended: Vec::new(),
+        });
+    }
+
+    /// Nobody accepts: the new generation goes on, the older ones stop for good.
+    pub(super) fn proved(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if let Some(pausing) = self.pausing().cloned() {
+            self.resume_newer(now, &pausing, out);
+            for &id in &pausing.older {
+                self.soft_stop(now, id, true, Reason::Handover, out);
+                if let Some(life) = self.lives.get_mut(&id) {
+                    life.accepts_no_more();
+                }
+            }
+            self.operation = Operation::None;
+            let (id, ended) = (pausing.newer, pausing.ended);
+            self.answer(
+                Outcome::Serving {
+                    id,
+                    ended,
+                    alone: true,
+                },
+                out,
+            );
+        }
+    }
+
+    fn resume_newer(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
+        out.push(Action::EndProof);
+        let (id, signal) = (pausing.newer, Signal::Continue);
+        out.push(Action::Signal {
+            id,
+            signal,
+            reason: Reason::Handover,
+        });
+        self.serve(now, id, out);
+    }
+
+    pub(super) fn unproved(
+        &mut self,
+        now: Moment,
+        observation: &Observation,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(pausing) = self.pausing() else {
+            return;
+        };
+        // A silent generation matters only while nobody accepts: then the service stands still.
+        let counts = |id: &GenerationId| !observation.moving && observation.silent.contains(id);
+        pausing.silent.retain(|id, _| counts(id));
+        let mut wake = Vec::new();
+        let mut kill = Vec::new();
+        for &id in pausing.older.iter().filter(|id| counts(id)) {
+            let since = *pausing.silent.entry(id).or_insert(now);
+            if now >= since + SILENCE_KILL {
+                kill.push(id);
+            } else if now >= since + SILENCE_CONTINUE {
+                wake.push(id);
+            }
+        }
+        pausing.latest = Some(observation.clone());
+        for id in wake {
+            out.push(Action::Signal {
+                id,
+                signal: Signal::Continue,
+                reason: Reason::Silent,
+            });
+        }
+        for id in kill {
+            let known = self.lives.get(&id).map(|life| &life.phase);
+            if !matches!(known, Some(Phase::Killed { .. })) {
+                self.operation.note_ended(id);
+                self.kill(now, id, Reason::Silent, out);
+            }
+        }
+    }
+
+    /// Acts on the deadlines of a pause.
+    pub(super) fn pause_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let Some(pausing) = self.pausing() else {
+            return;
+        };
+        if now >= pausing.until {
+            let pausing = pausing.clone();
+            self.pause_timed_out(now, &pausing, out);
+        } else if now >= pausing.again {
+            pausing.again = now + PAUSE_AGAIN;
+            let older = pausing.older.clone();
+            // One that is being ended needs no further signal of this kind.
+            let paused = |id: &GenerationId| {
+                self.lives
+                    .get(id)
+                    .is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
+            };
+            for id in older.into_iter().filter(paused) {
+                let (signal, reason) = (Signal::Pause, Reason::Again);
+                out.push(Action::Signal { id, signal, reason });
+            }
+        }
+    }
+
+    fn pause_timed_out(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
+        let suspects: Vec<_> = match &pausing.latest {
+            // Nothing was seen at all: every older one is a suspect.
+            None => pausing.older.iter().copied().collect(),
+            Some(seen) => {
+                let suspect =
+                    |id: &&GenerationId| seen.accepting.contains(id) || seen.silent.contains(id);
+                pausing.older.iter().filter(suspect).copied().collect()
+            }
+        };
+        if !suspects.is_empty() {
+            if let Some(pausing) = self.pausing() {
+                pausing.until = now + TERM_TO_KILL + PAUSE_AGAIN * 5;
+                pausing.again = now + PAUSE_AGAIN;
+                pausing.latest = Some(Observation {
+                    moving: true,
+                    ..Observation::default()
+                });
+            }
+            for id in suspects {
+                self.operation.note_ended(id);
+                self.terminate(now, id, Reason::StillAccepts, out);
+            }
+            return;
+        }
+        let moving = pausing.latest.as_ref().is_some_and(|seen| seen.moving);
+        self.resume_newer(now, pausing, out);
+        // A queue that moves while every known generation stands still has a stranger at it. One
+        // that never had anybody in it proves nothing, so each older one must confirm its stop.
+        for &id in &pausing.older {
+            self.soft_stop(now, id, moving, Reason::Handover, out);
+        }
+        let (newer, ended) = (pausing.newer, pausing.ended.clone());
+        if moving {
+            self.operation = Operation::None;
+            self.answer(
+                Outcome::Serving {
+                    id: newer,
+                    ended,
+                    alone: false,
+                },
+                out,
+            );
+        } else {
+            let older = pausing.older.iter().copied().collect();
+            self.operation = Operation::Stopping {
+                newer,
+                older,
+                ended,
+            };
+        }
+    }
+
+    /// Ends a handover whose older generations have all confirmed, or are gone.
+    pub(super) fn finish_stopping(&mut self, out: &mut Vec<Action>) {
+        let Operation::Stopping {
+            newer,
+            older,
+            ended,
+        } = &self.operation
+        else {
+            return;
+        };
+        let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
+        if !older.iter().any(accepts) {
+            let outcome = Outcome::Serving {
+                id: *newer,
+                ended: ended.clone(),
+                alone: true,
+            };
+            self.operation = Operation::None;
+            self.answer(outcome, out);
+        }
+    }
+
+    /// The generation that was to take over is gone: who was paused for it serves on.
+    pub(super) fn newer_died(&mut self, out: &mut Vec<Action>) {
+        if let Operation::Pausing(pausing) = std::mem::replace(&mut self.operation, Operation::None)
+        {
+            out.push(Action::EndProof);
+            self.resume_older(&pausing, out);
+        }
+    }
+
+    fn resume_older(&self, pausing: &Pausing, out: &mut Vec<Action>) {
+        let reason = Reason::NewerDied;
+        for &id in &pausing.older {
+            let phase = self.lives.get(&id).map(|life| &life.phase);
+            if let Some(Phase::Serving { .. }) = phase {
+                out.push(Action::Signal {
+                    id,
+                    signal: Signal::Resume,
+                    reason,
+                });
+            }
+        }
+    }
+
+    /// Gives up what is in progress, because the service is being shut down.
+    pub(super) fn abandon(&mut self, now: Moment, out: &mut Vec<Action>) {
+        match std::mem::replace(&mut self.operation, Operation::None) {
+            Operation::None | Operation::Stopping { .. } => {}
+            Operation::Starting { newer } => self.terminate(now, newer, Reason::Shutdown, out),
+            Operation::Pausing(pausing) => {
+                out.push(Action::EndProof);
+                self.terminate(now, pausing.newer, Reason::Shutdown, out);
+                let (id, signal) = (pausing.newer, Signal::Continue);
+                out.push(Action::Signal {
+                    id,
+                    signal,
+                    reason: Reason::Shutdown,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! One generation: its phase, and what each phase waits for.
+
+use super::{GenerationId, Moment, State};
+
+/// One generation that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) phase: Phase,
+    /// Whose configuration it serves: its own id, or that of the generation whose copy it runs.
+    pub(super) configuration: GenerationId,
+    /// The connection count is 0 and the admin connection was closed.
+    pub(super) let_go: bool,
+}
+
+/// What a generation does, and until when it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Started, not ready.
+    Starting { until: Moment },
+    /// Ready and stopped, while the older ones are paused.
+    Waiting,
+    /// Accepts.
+    Serving { since: Moment },
+    /// Told to stop for good, and may still accept: unless `proved`, by the accept queues. Looked
+    /// at again, and signalled again, at `again`.
+    Stopping {
+        since: Moment,
+        again: Moment,
+        proved: bool,
+    },
+    /// Has closed its listeners.
+    Draining { until: Moment },
+    /// Told to exit at once (SIGTERM), and until then may accept if it did before.
+    Ending { kill: Moment, accepts: bool },
+    /// Sent SIGKILL; the kernel ends it. The signal is repeated at this time, so that even here
+    /// there is a deadline.
+    Killed { again: Moment, accepts: bool },
+}
+
+impl Life {
+    /// Whether it is possible that this generation accepts connections now.
+    pub(super) fn may_accept(&self) -> bool {
+        match self.phase {
+            Phase::Serving { .. } => true,
+            Phase::Stopping { proved, .. } => !proved,
+            Phase::Ending { accepts, .. } | Phase::Killed { accepts, .. } => accepts,
+            Phase::Starting { .. } | Phase::Waiting | Phase::Draining { .. } => false,
+        }
+    }
+
+    /// It was proved not to accept while it was being ended.
+    pub(super) fn accepts_no_more(&mut self) {
+        if let Phase::Ending { accepts, .. } | Phase::Killed { accepts, .. } = &mut self.phase {
+            *accepts = false;
+        }
+    }
+
+    /// Whether it counts towards `--max-draining`.
+    pub(super) fn lingers(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. } | Phase::Draining { .. })
+    }
+
+    /// When this phase must be looked at again.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Starting { until } | Phase::Draining { until } => Some(until),
+            Phase::Stopping { again, .. } => Some(again),
+            Phase::Ending { kill, .. } => Some(kill),
+            Phase::Killed { again, .. } => Some(again),
+            // Serving has no end of its own; a waiting one is under the handover's deadline.
+            Phase::Waiting | Phase::Serving { .. } => None,
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.phase {
+            Phase::Starting { .. } | Phase::Waiting => State::Starting,
+            Phase::Serving { .. } => State::Serving,
+            Phase::Stopping { .. }
+            | Phase::Draining { .. }
+            | Phase::Ending { .. }
+            | Phase::Killed { .. } => State::Draining,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Generations of a service: when one starts, serves, drains and is gone.
+//!
+//! [`Timeline`] is the whole decision: events and the time go in, actions come
+//! out, and [`Timeline::deadline`] says when to call again if nothing happens.
+//! It guarantees, whatever the order of events:
+//!
+//! - at most one generation is started at a time, and ids only grow;
+//! - a generation that fails to start leaves the serving one untouched;
+//! - a reload is answered only when no older generation accepts any more, or
+//!   with the fact that this could not be proved;
+//! - every wait has a deadline and an action when it passes;
+//! - every caller is answered exactly once.
+//!
+//! The supervisor in `bindonce-haproxy` performs the actions.
+
+mod handover;
+mod life;
+mod timeline;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use timeline::Timeline;
+
+/// Number of one start of a service. Only grows, across restarts of the supervisor too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GenerationId(pub u64);
+
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A point of a monotonic clock: the time since an epoch that the caller chose.
+pub type Moment = Duration;
+
+/// Somebody who asked for a reload and waits for its result; a number that the caller chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u64);
+
+/// How long things may take, and how many generations may linger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// From the start of a process until it is ready (`--ready-timeout`).
+    pub ready_timeout: Duration,
+    /// From the first signal to an older generation until it must have stopped
+    /// accepting, else it is ended (`--retire-timeout`).
+    pub retire_timeout: Duration,
+    /// From then until its last connection must have ended (`--drain-timeout`).
+    pub drain_timeout: Duration,
+    /// How many generations may drain at once; the oldest goes first (`--max-draining`).
+    pub max_draining: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            ready_timeout: Duration::from_secs(30),
+            retire_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(600),
+            max_draining: 16,
+        }
+    }
+}
+
+/// Between two SIGTTOU to a generation that still accepts during a handover.
+pub const PAUSE_AGAIN: Duration = Duration::from_millis(100);
+/// Between two SIGUSR1 to a generation that has not confirmed its soft stop.
+pub const SOFT_STOP_AGAIN: Duration = Duration::from_millis(250);
+/// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
+/// have stopped it.
+pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
+/// After this silence it is killed: nobody accepts meanwhile, and a service must not stay paused.
+pub const SILENCE_KILL: Duration = Duration::from_millis(1000);
+/// From SIGTERM to SIGKILL.
+pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
+/// The first wait before a crashed generation is started again; doubles at each further crash.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// The longest such wait.
+pub const BACKOFF_LAST: Duration = Duration::from_secs(10);
+/// A configuration has worked when a generation has served it for this long.
+pub const WORKED_AFTER: Duration = Duration::from_secs(10);
+/// After so many crashes of a configuration that never worked, the last that worked is started.
+pub const CRASHES_BEFORE_ROLLBACK: u32 = 3;
+
+/// Which configuration a generation is started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Configuration {
+    /// The files as they are now.
+    Fresh,
+    /// The copy that was made for this generation.
+    Of(GenerationId),
+}
+
+/// How the new generation takes over from the older ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// The new one is stopped (SIGSTOP), the older ones are paused (SIGTTOU), the accept queues
+    /// prove that nobody accepts, then the new one is continued. haproxy 2.6.12 and later on fd@.
+    Pause,
+    /// The older ones are told to stop (SIGUSR1), and each confirms it.
+    SoftStop,
+}
+
+/// A signal by its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGSTOP: the new generation waits while the older ones stop accepting.
+    Stop,
+    /// SIGCONT.
+    Continue,
+    /// SIGTTOU: stop accepting, reversibly.
+    Pause,
+    /// SIGTTIN: accept again.
+    Resume,
+    /// SIGUSR1: close the listeners, serve what is connected, exit.
+    SoftStop,
+    /// SIGTERM: exit now.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody wants the files as they are now to be served.
+    Reload(Caller),
+    /// The start of a generation failed before there was a process.
+    StartFailed(GenerationId),
+    /// A generation has bound everything and would accept.
+    Ready(GenerationId, Handover),
+    /// The process of a generation has ended.
+    Exited(GenerationId),
+    /// In a handover with a pause: nobody accepts. The accept queues stood still, and so did the
+    /// connection count of each older generation.
+    Proved,
+    /// In a handover with a pause: not proved so far. Sent at least every [`PAUSE_AGAIN`].
+    Unproved(Observation),
+    /// A generation has confirmed that it has closed its listeners for good.
+    Stopped(GenerationId),
+    /// How many connections a draining generation still serves.
+    Connections(GenerationId, u64),
+    /// Time has passed.
+    Tick,
+    /// Retire everything and exit when it has drained; a second one ends everything at once.
+    Shutdown,
+}
+
+/// What the accept queues and the older generations show while a proof is under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Some accept queue has shrunk lately: somebody accepts.
+    pub moving: bool,
+    /// Older generations whose count of accepted connections has grown lately.
+    pub accepting: Vec<GenerationId>,
+    /// Older generations that have not answered lately, so that nothing is known of them.
+    pub silent: Vec<GenerationId>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start a generation. With `older_alive` haproxy is given `-sf` and tells when it is ready;
+    /// without, only its admin socket tells.
+    Start {
+        /// The new id.
+        id: GenerationId,
+        /// What it is to serve.
+        configuration: Configuration,
+        /// Whether any older generation is alive.
+        older_alive: bool,
+    },
+    /// Send a signal to every process of a generation.
+    Signal {
+        /// To whom.
+        id: GenerationId,
+        /// What.
+        signal: Signal,
+        /// Why, for the log.
+        reason: Reason,
+    },
+    /// Begin to watch the accept queues; answer with `Proved` or `Unproved`.
+    Prove {
+        /// The generation that takes over, stopped.
+        newer: GenerationId,
+        /// The generations that must not accept.
+        older: Vec<GenerationId>,
+    },
+    /// The watch is over, whatever it has found.
+    EndProof,
+    /// Begin to ask a generation whether it has stopped; answer with `Stopped`, and from then on
+    /// with `Connections`.
+    WatchStop(GenerationId),
+    /// Remove what a generation that has closed its listeners left in its epoll sets.
+    Detach(GenerationId),
+    /// Nothing is connected any more: close the admin connection that keeps the process alive.
+    LetGo(GenerationId),
+    /// Answer those who asked for the reload that has just ended.
+    Answer(Vec<Caller>, Outcome),
+    /// A generation now serves alone.
+    Serving(GenerationId),
+    /// A generation is gone; give back what it held.
+    Gone(GenerationId),
+    /// The serving generation died and is started again after this wait.
+    Restart {
+        /// Which one died.
+        died: GenerationId,
+        /// Whose configuration is started.
+        configuration: GenerationId,
+        /// The wait.
+        after: Duration,
+        /// Whether this goes back to an older configuration, because the newest keeps dying.
+        rollback: bool,
+    },
+    /// All is over: every generation is gone and none is wanted.
+    Exit(Ending),
+}
+
+/// Why a signal is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The normal course of a handover.
+    Handover,
+    /// The same signal again: it may have been lost.
+    Again,
+    /// The new generation died while the older one was paused for it.
+    NewerDied,
+    /// It did not answer while the service was paused.
+    Silent,
+    /// It was not ready in time.
+    NotReady,
+    /// It did not stop accepting in time.
+    StillAccepts,
+    /// Its connections did not end in time.
+    DrainTimeout,
+    /// More generations drain than are allowed, and it is the oldest.
+    TooManyDraining,
+    /// It was told to exit and did not.
+    DidNotExit,
+    /// The service is being shut down.
+    Shutdown,
+}
+
+/// How a reload ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// This generation serves, and no older one accepts.
+    Serving {
+        /// The generation that serves.
+        id: GenerationId,
+        /// Older ones that had to be ended, because they went on accepting.
+        ended: Vec<GenerationId>,
+        /// False if connections are still accepted by a process that is no generation of this
+        /// service.
+        alone: bool,
+    },
+    /// The new generation failed; what served before serves on.
+    Failed(GenerationId, Failure),
+    /// The service is being shut down.
+    ShuttingDown,
+}
+
+/// Why a generation failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// There was no process: the configuration could not be read, or a listener not be had.
+    NotStarted,
+    /// Its process ended before it was ready.
+    Exited,
+    /// It was not ready in time.
+    NotReady,
+    /// It ended after it was ready, before it served.
+    DiedInHandover,
+}
+
+/// With what result the supervisor exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It was told to.
+    Shutdown,
+    /// The very first generation failed.
+    NeverServed,
+}
+
+/// The state of a generation, in the words of every message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Not ready, or ready and waiting for the older ones to stop accepting.
+    Starting,
+    /// Accepts.
+    Serving,
+    /// Told to stop; serves what is connected.
+    Draining,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        })
+    }
+}

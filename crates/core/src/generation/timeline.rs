@@ -1,0 +1,580 @@
+//! The decision itself: what to do when something happens to a service.
+
+use std::collections::BTreeMap;
+
+use super::handover::{Operation, Pausing};
+use super::life::{Life, Phase};
+use super::{
+    Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, Caller, Configuration, Ending,
+    Event, Failure, GenerationId, Handover, Moment, Outcome, Reason, SOFT_STOP_AGAIN, Settings,
+    Signal, State, TERM_TO_KILL, WORKED_AFTER,
+};
+
+/// The life of one service: all its generations, the reload in progress, and what comes next.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    pub(super) settings: Settings,
+    next_id: u64,
+    pub(super) lives: BTreeMap<GenerationId, Life>,
+    pub(super) operation: Operation,
+    /// Who waits for the reload in progress.
+    pub(super) running: Vec<Caller>,
+    /// Who asked since it began; they share the next one.
+    waiting: Vec<Caller>,
+    /// When to start again what has died.
+    restart: Option<(Moment, GenerationId)>,
+    crashes: Crashes,
+    /// The configuration that serves, or served last.
+    current: Option<GenerationId>,
+    /// The last configuration that served for [`WORKED_AFTER`].
+    worked: Option<GenerationId>,
+    started: bool,
+    shutdown: bool,
+    exited: bool,
+}
+
+/// Crashes of one configuration since it last worked.
+#[derive(Debug, Clone, Default)]
+struct Crashes {
+    configuration: Option<GenerationId>,
+    count: u32,
+}
+
+impl Timeline {
+    /// A service without a generation; the first will be `next_id`. Nothing happens until
+    /// somebody asks for a reload.
+    pub fn new(settings: Settings, next_id: GenerationId) -> Self {
+        Self {
+            settings,
+            next_id: next_id.0,
+            lives: BTreeMap::new(),
+            operation: Operation::None,
+            running: Vec::new(),
+            waiting: Vec::new(),
+            restart: None,
+            crashes: Crashes::default(),
+            current: None,
+            worked: None,
+            started: false,
+            shutdown: false,
+            exited: false,
+        }
+    }
+
+    /// Takes over generations that an earlier supervisor started. The newest of those that were
+    /// not told to stop serves; every other one is told to stop (again).
+    pub fn adopt(
+        &mut self,
+        now: Moment,
+        found: impl IntoIterator<Item = (GenerationId, State, GenerationId)>,
+    ) -> Vec<Action> {
+        let mut out = Vec::new();
+        let found: BTreeMap<_, _> = found
+            .into_iter()
+            .map(|(id, state, of)| (id, (state, of)))
+            .collect();
+        let serving = found
+            .iter()
+            .rev()
+            .find(|(_, (s, _))| *s == State::Serving)
+            .map(|(id, _)| *id);
+        for (&id, &(_, configuration)) in &found {
+            self.next_id = self.next_id.max(id.0 + 1);
+            let phase = Phase::Serving { since: now };
+            self.lives.insert(
+                id,
+                Life {
+                    phase,
+                    configuration,
+                    let_go: false,
+                },
+            );
+            if Some(id) == serving {
+                self.current = Some(configuration);
+                out.push(Action::Serving(id));
+            } else {
+                self.soft_stop(now, id, false, Reason::Again, &mut out);
+            }
+        }
+        out
+    }
+
+    /// Takes what happened at `now` and says what to do. `now` never goes back.
+    #[must_use]
+    pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Reload(caller) if self.shutdown => {
+                out.push(Action::Answer(vec![caller], Outcome::ShuttingDown));
+            }
+            Event::Reload(caller) => self.waiting.push(caller),
+            Event::StartFailed(id) => self.ended(now, id, Some(Failure::NotStarted), &mut out),
+            Event::Ready(id, handover) => self.ready(now, id, handover, &mut out),
+            Event::Exited(id) => self.ended(now, id, None, &mut out),
+            Event::Proved => self.proved(now, &mut out),
+            Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
+            Event::Stopped(id) => self.stopped(now, id, &mut out),
+            Event::Connections(id, left) => self.connections(now, id, left, &mut out),
+            Event::Tick => {}
+            Event::Shutdown => self.shut_down(now, &mut out),
+        }
+        self.advance(now, &mut out);
+        self.settle(now, &mut out);
+        out
+    }
+
+    /// When [`Event::Tick`] is due if nothing else happens.
+    pub fn deadline(&self) -> Option<Moment> {
+        let lives = self.lives.values().filter_map(Life::deadline);
+        let restart = self
+            .restart
+            .filter(|_| self.operation.is_none())
+            .map(|(at, _)| at);
+        lives.chain(self.operation.deadline()).chain(restart).min()
+    }
+
+    /// Every generation that has not ended, with its state, oldest first.
+    pub fn generations(&self) -> impl Iterator<Item = (GenerationId, State)> + '_ {
+        self.lives.iter().map(|(id, life)| (*id, life.state()))
+    }
+
+    /// The generation that serves.
+    pub fn serving(&self) -> Option<GenerationId> {
+        let mut newest_first = self.lives.iter().rev();
+        newest_first
+            .find(|(_, l)| matches!(l.phase, Phase::Serving { .. }))
+            .map(|(id, _)| *id)
+    }
+
+    /// Whose copies of the configuration may still be started or are being served.
+    pub fn configurations(&self) -> impl Iterator<Item = GenerationId> + '_ {
+        let kept = [self.current, self.worked, self.restart.map(|(_, of)| of)];
+        self.lives
+            .values()
+            .map(|l| l.configuration)
+            .chain(kept.into_iter().flatten())
+    }
+
+    /// The configuration that a generation serves, by the generation that first had it.
+    pub fn configuration_of(&self, id: GenerationId) -> Option<GenerationId> {
+        self.lives.get(&id).map(|life| life.configuration)
+    }
+
+    /// Generations that may accept connections now, other than `except`.
+    pub(super) fn accepting(&self, except: GenerationId) -> Vec<GenerationId> {
+        let others = self
+            .lives
+            .iter()
+            .filter(|(id, life)| **id != except && life.may_accept());
+        others.map(|(id, _)| *id).collect()
+    }
+
+    fn ready(&mut self, now: Moment, id: GenerationId, how: Handover, out: &mut Vec<Action>) {
+        let starting =
+            matches!(self.lives.get(&id), Some(l) if matches!(l.phase, Phase::Starting { .. }));
+        if !starting {
+            return; // a second readiness signal, or one that came too late
+        }
+        let older = self.accepting(id);
+        match how {
+            _ if older.is_empty() => {
+                self.serve(now, id, out);
+                self.operation = Operation::None;
+                self.answer(
+                    Outcome::Serving {
+                        id,
+                        ended: Vec::new(),
+                        alone: true,
+                    },
+                    out,
+                );
+            }
+            Handover::Pause => self.pause(now, id, older, out),
+            Handover::SoftStop => {
+                self.serve(now, id, out);
+                for &old in &older {
+                    self.soft_stop(now, old, false, Reason::Handover, out);
+                }
+                self.operation = Operation::Stopping {
+                    newer: id,
+                    older,
+                    ended: Vec::new(),
+                };
+            }
+        }
+    }
+
+    /// From now on `id` accepts.
+    pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.phase = Phase::Serving { since: now };
+            self.current = Some(life.configuration);
+            self.restart = None;
+            out.push(Action::Serving(id));
+        }
+    }
+
+    /// Tells a generation to close its listeners. `proved`: it is known not to accept already.
+    pub(super) fn soft_stop(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        proved: bool,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        match life.phase {
+            Phase::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
+                self.worked = Some(life.configuration);
+            }
+            _ => {}
+        }
+        if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
+            life.phase = Phase::Stopping {
+                since: now,
+                again: now + SOFT_STOP_AGAIN,
+                proved,
+            };
+            out.push(Action::Signal {
+                id,
+                signal: Signal::SoftStop,
+                reason,
+            });
+            out.push(Action::WatchStop(id));
+        }
+    }
+
+    fn stopped(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        let drain = self.settings.drain_timeout;
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        match life.phase {
+            Phase::Stopping { .. } => {}
+            // Somebody else told it to stop; what serves must be found anew.
+            Phase::Serving { .. } => out.push(Action::WatchStop(id)),
+            _ => return,
+        }
+        life.phase = Phase::Draining { until: now + drain };
+        out.push(Action::Detach(id));
+    }
+
+    fn connections(&mut self, now: Moment, id: GenerationId, left: u64, out: &mut Vec<Action>) {
+        let overdue = self.settings.retire_timeout;
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        if left > 0 || life.let_go {
+            return;
+        }
+        match life.phase {
+            Phase::Draining { .. } => {
+                life.let_go = true;
+                out.push(Action::LetGo(id));
+            }
+            // It is paused for good and has nothing left to do, but never took the soft stop.
+            Phase::Stopping {
+                since,
+                proved: true,
+                ..
+            } if now >= since + overdue => {
+                self.terminate(now, id, Reason::DidNotExit, out);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn terminate(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        if !matches!(life.phase, Phase::Ending { .. } | Phase::Killed { .. }) {
+            let accepts = life.may_accept();
+            life.phase = Phase::Ending {
+                kill: now + TERM_TO_KILL,
+                accepts,
+            };
+            out.push(Action::Signal {
+                id,
+                signal: Signal::Terminate,
+                reason,
+            });
+        }
+    }
+
+    pub(super) fn kill(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        life.phase = Phase::Killed {
+            again: now + TERM_TO_KILL,
+            accepts: life.may_accept(),
+        };
+        out.push(Action::Signal {
+            id,
+            signal: Signal::Kill,
+            reason,
+        });
+    }
+
+    fn ended(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        failure: Option<Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.remove(&id) else {
+            return;
+        };
+        out.push(Action::Gone(id));
+        let takes_over = self.operation.newer() == Some(id);
+        match life.phase {
+            Phase::Serving { since } if !self.shutdown => {
+                self.crashed(
+                    life.configuration,
+                    now.saturating_sub(since) >= WORKED_AFTER,
+                );
+            }
+            // A restart that nobody asked for has failed; the next one waits longer.
+            _ if takes_over && self.running.is_empty() => self.crashed(life.configuration, false),
+            _ => {}
+        }
+        let failure = failure.unwrap_or(match life.phase {
+            Phase::Starting { .. } => Failure::Exited,
+            Phase::Ending { .. } | Phase::Killed { .. } => Failure::NotReady,
+            _ => Failure::DiedInHandover,
+        });
+        if takes_over {
+            self.newer_died(out);
+            self.answer(Outcome::Failed(id, failure), out);
+        }
+    }
+
+    /// Records that a configuration died, and whether it had worked before.
+    fn crashed(&mut self, configuration: GenerationId, worked: bool) {
+        if worked {
+            self.worked = Some(configuration);
+        }
+        if worked || self.crashes.configuration != Some(configuration) {
+            self.crashes = Crashes {
+                configuration: Some(configuration),
+                count: 0,
+            };
+        }
+        self.crashes.count += 1;
+    }
+
+    fn shut_down(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let again = std::mem::replace(&mut self.shutdown, true);
+        self.restart = None;
+        self.abandon(now, out);
+        self.running.append(&mut self.waiting);
+        self.answer(Outcome::ShuttingDown, out);
+        let ids: Vec<_> = self.lives.keys().copied().collect();
+        for id in ids {
+            let phase = self.lives.get(&id).map(|life| life.phase.clone());
+            match phase {
+                Some(Phase::Serving { .. }) if !again => {
+                    self.soft_stop(now, id, false, Reason::Shutdown, out);
+                }
+                Some(Phase::Stopping { .. } | Phase::Draining { .. }) if !again => {}
+                Some(_) => self.terminate(now, id, Reason::Shutdown, out),
+                None => {}
+            }
+        }
+    }
+
+    /// Acts on every deadline that has passed.
+    fn advance(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let due: Vec<_> = self
+            .lives
+            .iter()
+            .filter(|(_, life)| life.deadline().is_some_and(|at| at <= now))
+            .map(|(id, life)| (*id, life.phase.clone()))
+            .collect();
+        for (id, phase) in due {
+            match phase {
+                Phase::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
+                Phase::Stopping { since, proved, .. } => {
+                    self.stop_is_due(now, id, since, proved, out);
+                }
+                Phase::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
+                Phase::Ending { .. } | Phase::Killed { .. } => {
+                    self.kill(now, id, Reason::DidNotExit, out);
+                }
+                Phase::Waiting | Phase::Serving { .. } => {}
+            }
+        }
+        self.pause_is_due(now, out);
+    }
+
+    /// A soft stop was not confirmed: signal again, or end it.
+    fn stop_is_due(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        since: Moment,
+        proved: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let (retire, drain) = (self.settings.retire_timeout, self.settings.drain_timeout);
+        if !proved && now >= since + retire {
+            self.operation.note_ended(id);
+            self.terminate(now, id, Reason::StillAccepts, out);
+        } else if proved && now >= since + drain {
+            self.terminate(now, id, Reason::DrainTimeout, out);
+        } else if let Some(life) = self.lives.get_mut(&id) {
+            // One that is proved not to accept is no danger: ask it less often after a while.
+            let wait = if now < since + retire {
+                SOFT_STOP_AGAIN
+            } else {
+                retire
+            };
+            let until = since + if proved { drain } else { retire };
+            life.phase = Phase::Stopping {
+                since,
+                again: (now + wait).min(until),
+                proved,
+            };
+            out.push(Action::Signal {
+                id,
+                signal: Signal::SoftStop,
+                reason: Reason::Again,
+            });
+        }
+    }
+
+    /// What follows from the state as it now is, whatever led there.
+    fn settle(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.finish_stopping(out);
+        self.limit_draining(now, out);
+        if self.shutdown {
+            if self.lives.is_empty() {
+                self.exit(Ending::Shutdown, out);
+            }
+            return;
+        }
+        if !self.operation.is_none() {
+            return;
+        }
+        if !self.waiting.is_empty() {
+            self.running = std::mem::take(&mut self.waiting);
+            self.start(now, Configuration::Fresh, out);
+        } else if self.serving().is_none() {
+            match (self.restart, self.current) {
+                (Some((at, of)), _) if at <= now => self.start(now, Configuration::Of(of), out),
+                (Some(_), _) => {}
+                (None, Some(current)) => self.plan_restart(now, current, out),
+                (None, None) if self.lives.is_empty() && self.started => {
+                    self.exit(Ending::NeverServed, out);
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    fn plan_restart(&mut self, now: Moment, current: GenerationId, out: &mut Vec<Action>) {
+        let count = if self.crashes.configuration == Some(current) {
+            self.crashes.count
+        } else {
+            0
+        };
+        let older = self.worked.filter(|worked| *worked != current);
+        let (configuration, rollback) = match older {
+            Some(worked) if count >= CRASHES_BEFORE_ROLLBACK => (worked, true),
+            _ => (current, false),
+        };
+        let after = match count {
+            0 | 1 => Moment::ZERO,
+            n => (BACKOFF_FIRST * 2u32.saturating_pow(n.min(12) - 2)).min(BACKOFF_LAST),
+        };
+        out.push(Action::Restart {
+            died: current,
+            configuration,
+            after,
+            rollback,
+        });
+        self.restart = Some((now + after, configuration));
+        if after.is_zero() {
+            self.start(now, Configuration::Of(configuration), out);
+        }
+    }
+
+    fn start(&mut self, now: Moment, configuration: Configuration, out: &mut Vec<Action>) {
+        let id = GenerationId(self.next_id);
+        self.next_id += 1;
+        self.started = true;
+        self.restart = None;
+        let older_alive = !self.lives.is_empty();
+        let of = match configuration {
+            Configuration::Fresh => id,
+            Configuration::Of(of) => of,
+        };
+        let phase = Phase::Starting {
+            until: now + self.settings.ready_timeout,
+        };
+        self.lives.insert(
+            id,
+            Life {
+                phase,
+                configuration: of,
+                let_go: false,
+            },
+        );
+        self.operation = Operation::Starting { newer: id };
+        out.push(Action::Start {
+            id,
+            configuration,
+            older_alive,
+        });
+    }
+
+    fn limit_draining(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let lingering: Vec<_> = self
+            .lives
+            .iter()
+            .filter(|(_, l)| l.lingers())
+            .map(|(id, _)| *id)
+            .collect();
+        let too_many = lingering.len().saturating_sub(self.settings.max_draining);
+        for &id in &lingering[..too_many] {
+            self.terminate(now, id, Reason::TooManyDraining, out);
+        }
+    }
+
+    /// Answers everybody who waits for the reload in progress.
+    pub(super) fn answer(&mut self, outcome: Outcome, out: &mut Vec<Action>) {
+        if !self.running.is_empty() {
+            out.push(Action::Answer(std::mem::take(&mut self.running), outcome));
+        }
+    }
+
+    fn exit(&mut self, ending: Ending, out: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.exited, true) {
+            out.push(Action::Exit(ending));
+        }
+    }
+
+    pub(super) fn pausing(&mut self) -> Option<&mut Pausing> {
+        match &mut self.operation {
+            Operation::Pausing(pausing) => Some(pausing),
+            _ => None,
+        }
+    }
+}
