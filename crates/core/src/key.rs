@@ -138,7 +138,7 @@ impl fmt::Display for Key {
 }
 
 /// One thing in the kernel that only one socket can have.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot {
     /// Where wildcards reach.
     pub(crate) place: Place,
@@ -150,10 +150,22 @@ impl Slot {
     pub(crate) fn is_wildcard(&self) -> bool {
         self.ip.is_some_and(|ip| ip.is_unspecified())
     }
+
+    /// The slot of the wildcard that covers this address.
+    pub(crate) fn wildcard(&self) -> Option<Self> {
+        let ip = match self.ip? {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Some(Self {
+            place: self.place.clone(),
+            ip: Some(ip),
+        })
+    }
 }
 
 /// A port of one family, protocol and namespace; or a UNIX name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Port {
         netns: Option<Box<str>>,

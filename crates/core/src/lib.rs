@@ -10,8 +10,12 @@
 
 pub mod address;
 pub mod duration;
+pub mod generation;
 pub mod error;
 mod key;
 pub mod listener;
 pub mod name;
 mod options;
+pub mod policy;
+pub mod registry;
+pub mod time;

@@ -1,0 +1,430 @@
+//! Claims: planned against what is held, opened by the shell, then granted as a
+//! whole or not at all.
+//!
+//! Planning enters every new listener in the index at once, so that a second
+//! part of the same request finds the first as it finds those that are held; a
+//! claim that comes to nothing takes its entries out again.
+
+use super::{
+    Action, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal, Registry,
+    Want,
+};
+use crate::listener::{Key, Listener, Options, Wanted};
+use crate::name::Name;
+use crate::registry::Held;
+use crate::time::Timestamp;
+
+/// A claim that is being planned, or whose sockets the shell is opening.
+#[derive(Debug)]
+pub(super) struct Pending {
+    connection: ConnectionId,
+    /// The id of the first new listener; those of the others follow.
+    base: u64,
+    new: Vec<New>,
+    /// What the claim asks for, in order, and whether tentatively.
+    entries: Vec<(ListenerId, bool)>,
+    /// Listeners that were held unnamed and get a name by this claim.
+    named: Vec<(ListenerId, Name)>,
+    /// Held listeners that the claim will get; nobody can release them meanwhile.
+    pinned: Vec<ListenerId>,
+    /// The client has gone meanwhile.
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct New {
+    listener: Listener,
+    key: Key,
+}
+
+impl Pending {
+    fn planned(&self, id: ListenerId) -> Option<&New> {
+        self.new
+            .get(usize::try_from(id.0.checked_sub(self.base)?).ok()?)
+    }
+}
+
+impl<H> Registry<H> {
+    pub(super) fn claim(
+        &mut self,
+        now: Timestamp,
+        connection: ConnectionId,
+        wants: &[Want],
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let mut plan = Pending {
+            connection,
+            base: self.next,
+            new: Vec::new(),
+            entries: Vec::new(),
+            named: Vec::new(),
+            pinned: Vec::new(),
+            gone: false,
+        };
+        let planned = self.plan(&mut plan, wants);
+        self.next = plan.base + plan.new.len() as u64;
+        match planned {
+            Err(refusal) => {
+                self.undo(&plan);
+                actions.push(Action::Refuse(connection, refusal));
+            }
+            Ok(()) => {
+                if plan.new.is_empty() {
+                    self.grant(now, plan, Vec::new(), actions);
+                } else {
+                    let listeners = plan.new.iter().map(|new| new.listener.clone()).collect();
+                    self.pin(&mut plan);
+                    self.pending = Some(plan);
+                    actions.push(Action::Open(connection, listeners));
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self, plan: &mut Pending, wants: &[Want]) -> Result<(), Refusal> {
+        let count = wants.iter().fold(0_usize, |count, want| {
+            count.saturating_add(match &want.wanted {
+                Wanted::Named(_) => 1,
+                Wanted::Listen(spec) => spec.count(),
+            })
+        });
+        if count > MAX_CLAIM {
+            return Err(Refusal::TooMany {
+                count,
+                limit: MAX_CLAIM,
+            });
+        }
+        plan.entries.reserve_exact(count);
+        for want in wants {
+            match &want.wanted {
+                Wanted::Named(name) => {
+                    let id = self.index.name(name);
+                    let id = id.ok_or_else(|| Refusal::NotFound {
+                        wanted: name.to_string(),
+                    })?;
+                    plan.entries.push((id, want.tentative));
+                }
+                Wanted::Listen(spec) => {
+                    for listener in spec.expand() {
+                        let id = self.plan_one(plan, listener)?;
+                        plan.entries.push((id, want.tentative));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds or enters one listener.
+    fn plan_one(&mut self, plan: &mut Pending, asked: Listener) -> Result<ListenerId, Refusal> {
+        let key = asked.key();
+        let found = self.index.key(&key);
+        if let Some(name) = &asked.name
+            && let Some(owner) = self.index.name(name).filter(|owner| Some(*owner) != found)
+            && let Some(who) = self.who(plan, owner)
+        {
+            let (name, asked) = (name.clone(), Box::new(asked));
+            return Err(match who {
+                Who::New(other) => Refusal::NameInRequest { name, asked, other },
+                Who::Held(held) => Refusal::Name { name, asked, held },
+            });
+        }
+        if let Some(id) = found {
+            self.check_options(plan, id, &asked)?;
+            if let Some(name) = asked.name {
+                self.adopt(plan, id, name);
+            }
+            return Ok(id);
+        }
+        if let Some(other) = self.index.overlapping(&key)
+            && let Some(who) = self.who(plan, other)
+        {
+            let asked = Box::new(asked);
+            return Err(match who {
+                Who::New(other) => Refusal::OverlapInRequest { asked, other },
+                Who::Held(held) => Refusal::Overlap { asked, held },
+            });
+        }
+        let id = ListenerId(plan.base + plan.new.len() as u64);
+        self.index.insert(id, &key);
+        if let Some(name) = &asked.name {
+            self.index.insert_name(id, name);
+        }
+        plan.new.push(New {
+            listener: asked,
+            key,
+        });
+        Ok(id)
+    }
+
+    /// A listener that was asked for without a name takes the first name it is given.
+    fn adopt(&mut self, plan: &mut Pending, id: ListenerId, name: Name) {
+        let unnamed = match plan.planned(id) {
+            Some(new) => new.listener.name.is_none(),
+            None => self
+                .held
+                .get(&id)
+                .is_some_and(|held| held.listener.name.is_none()),
+        };
+        // A second name in the same request stays without effect, as a later one would.
+        if !unnamed || plan.named.iter().any(|(named, _)| *named == id) {
+            return;
+        }
+        self.index.insert_name(id, &name);
+        plan.named.push((id, name));
+    }
+
+    /// An option that was said must be the one that the listener has.
+    fn check_options(
+        &self,
+        plan: &Pending,
+        id: ListenerId,
+        asked: &Listener,
+    ) -> Result<(), Refusal> {
+        let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
+            (Some(new), _) => (&new.listener, new.listener.options.backlog),
+            (None, Some(held)) => (&held.listener, Some(held.opened.backlog)),
+            (None, None) => return Ok(()),
+        };
+        let Some((option, has)) = difference(&asked.options, &has.options, backlog) else {
+            return Ok(());
+        };
+        let Some(who) = self.who(plan, id) else {
+            return Ok(());
+        };
+        let asked = Box::new(asked.clone());
+        Err(match who {
+            Who::New(other) => Refusal::OptionsInRequest {
+                asked,
+                other,
+                option,
+                has,
+            },
+            Who::Held(held) => Refusal::Options {
+                asked,
+                option,
+                has,
+                held,
+            },
+        })
+    }
+
+    fn who(&self, plan: &Pending, id: ListenerId) -> Option<Who> {
+        match self.held.get(&id) {
+            Some(held) => Some(Who::Held(held.described())),
+            None => plan
+                .new(id)
+                .map(|new| Who::New(Box::new(new.listener.clone()))),
+        }
+    }
+
+    /// Counts a lease on what is held already, so that nobody can release it
+    /// while the rest of the claim is opened.
+    fn pin(&mut self, plan: &mut Pending) {
+        plan.pinned = plan.entries.iter().map(|(id, _)| *id).collect();
+        plan.pinned.sort_unstable();
+        plan.pinned.dedup();
+        plan.pinned.retain(|id| match self.held.get_mut(id) {
+            Some(held) => {
+                held.leases += 1;
+                true
+            }
+            None => false,
+        });
+    }
+
+    fn unpin(&mut self, pinned: &[ListenerId]) {
+        for id in pinned {
+            if let Some(held) = self.held.get_mut(id) {
+                held.leases -= 1;
+            }
+        }
+    }
+
+    pub(super) fn opened(
+        &mut self,
+        now: Timestamp,
+        opened: Vec<Opened<H>>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(plan) = self.pending.take() else {
+            return close_all(opened, Vec::new(), actions);
+        };
+        let asked = plan.new.len();
+        if plan.gone || opened.len() != asked {
+            let (connection, gone, count) = (plan.connection, plan.gone, opened.len());
+            self.abandon(plan, opened, actions);
+            if !gone {
+                let refusal = Refusal::Miscounted {
+                    asked,
+                    opened: count,
+                };
+                actions.push(Action::Refuse(connection, refusal));
+            }
+            return;
+        }
+        self.grant(now, plan, opened, actions);
+    }
+
+    pub(super) fn open_failed(&mut self, opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
+        let Some(plan) = self.pending.take() else {
+            return close_all(opened, Vec::new(), actions);
+        };
+        let (connection, gone) = (plan.connection, plan.gone);
+        self.abandon(plan, opened, actions);
+        if !gone {
+            actions.push(Action::NotOpened(connection));
+        }
+    }
+
+    /// Notes that the client of the pending claim has gone: its sockets are
+    /// closed as they arrive.
+    pub(super) fn abandon_pending(&mut self, connection: ConnectionId) {
+        if let Some(plan) = self
+            .pending
+            .as_mut()
+            .filter(|plan| plan.connection == connection)
+        {
+            plan.gone = true;
+        }
+    }
+
+    fn grant(
+        &mut self,
+        now: Timestamp,
+        plan: Pending,
+        opened: Vec<Opened<H>>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let base = plan.base;
+        for (offset, (new, opened)) in plan.new.into_iter().zip(opened).enumerate() {
+            let id = ListenerId(base + offset as u64);
+            if opened.bound != new.listener.address {
+                self.index.occupy(id, &new.key.bound(&opened.bound));
+            }
+            let listener = new.listener;
+            let held = Held {
+                opened,
+                listener,
+                since: now,
+                tentative: true,
+                leases: 0,
+            };
+            self.held.insert(id, held);
+        }
+        for (id, name) in plan.named {
+            if let Some(held) = self.held.get_mut(&id) {
+                held.listener.name = Some(name);
+            }
+        }
+        let Some(connection) = self.connections.get_mut(&plan.connection) else {
+            return;
+        };
+        // New listeners are entered in order, so one is new to the client when
+        // its id is the next.
+        let mut next = base;
+        let mut leases = Vec::with_capacity(plan.entries.len());
+        for (id, tentative) in plan.entries {
+            let created = id.0 == next;
+            if created {
+                next += 1;
+            }
+            if let Some(held) = self.held.get_mut(&id) {
+                held.tentative &= tentative;
+                if connection.leases.insert(id, now).is_none() {
+                    held.leases += 1;
+                }
+            }
+            leases.push(Lease {
+                listener: id,
+                created,
+            });
+        }
+        self.unpin(&plan.pinned);
+        actions.push(Action::Grant(plan.connection, leases));
+    }
+
+    /// Gives back what was opened for a claim that came to nothing.
+    fn abandon(&mut self, plan: Pending, opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
+        self.undo(&plan);
+        self.unpin(&plan.pinned);
+        for id in &plan.pinned {
+            self.close_unconfirmed(*id, actions);
+        }
+        close_all(opened, plan.new, actions);
+    }
+
+    /// Takes a plan's entries out of the index.
+    fn undo(&mut self, plan: &Pending) {
+        for (offset, new) in plan.new.iter().enumerate() {
+            let id = ListenerId(plan.base + offset as u64);
+            self.index.remove(id, &new.key);
+            if let Some(name) = &new.listener.name {
+                self.index.remove_name(id, name);
+            }
+        }
+        for (id, name) in &plan.named {
+            self.index.remove_name(*id, name);
+        }
+    }
+}
+
+/// A listener in the way of a claim: one that is held, or another part of the claim.
+enum Who {
+    Held(Box<HeldBy>),
+    New(Box<Listener>),
+}
+
+/// Gives back sockets of a claim that came to nothing. There may be fewer than
+/// were asked for, or (a mistake of the shell) more.
+fn close_all<H>(opened: Vec<Opened<H>>, asked: Vec<New>, actions: &mut Vec<Action<H>>) {
+    let mut asked = asked.into_iter();
+    for opened in opened {
+        let listener = match asked.next() {
+            Some(new) => new.listener,
+            None => Listener {
+                name: None,
+                address: opened.bound,
+                options: Options::default(),
+            },
+        };
+        actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
+    }
+}
+
+/// The first option that was said and differs from what the listener has:
+/// the option as asked for, and what there is instead. `backlog` is the one in effect.
+fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(String, String)> {
+    let text = |name: &str, asked: &Option<String>, has: &Option<String>| {
+        let asked = asked.as_ref().filter(|_| asked != has)?;
+        let has = match has {
+            Some(has) => format!("{name}={has}"),
+            None => format!("no {name}"),
+        };
+        Some((format!("{name}={asked}"), has))
+    };
+    let flag = |name: &str, asked: bool, has: bool| {
+        (asked && !has).then(|| (name.to_owned(), format!("no {name}")))
+    };
+    if let Some(asked) = asked.backlog
+        && Some(asked) != has.backlog
+        && Some(asked) != backlog
+    {
+        let has = match has.backlog.or(backlog) {
+            Some(has) => format!("backlog={has}"),
+            None => "the system's backlog".to_owned(),
+        };
+        return Some((format!("backlog={asked}"), has));
+    }
+    if let Some(mode) = asked.mode.filter(|_| asked.mode != has.mode) {
+        let has = match has.mode {
+            Some(has) => format!("mode={has:04o}"),
+            None => "the default mode".to_owned(),
+        };
+        return Some((format!("mode={mode:04o}"), has));
+    }
+    flag("transparent", asked.transparent, has.transparent)
+        .or_else(|| flag("freebind", asked.freebind, has.freebind))
+        .or_else(|| text("user", &asked.user, &has.user))
+        .or_else(|| text("group", &asked.group, &has.group))
+}

@@ -1,0 +1,302 @@
+//! The registry: what is bound, under which name, and who uses it.
+//!
+//! [`Registry::on`] is the whole decision. Events come in (a connection, a
+//! claim, sockets that were opened, a release), actions go out (open these,
+//! hand out those, close that), and nothing here makes a system call or looks
+//! at a clock. The handle `H` is a socket in the broker and an integer in tests.
+//! It guarantees, whatever the order of events:
+//!
+//! - an address is bound at most once: a claim of a held address gets the held
+//!   listener, one that the kernel would refuse beside it is refused by name;
+//! - a claim is all or nothing: refused, or failed to open, it leaves no trace;
+//! - a listener is closed only by an explicit release while nobody else uses it
+//!   (or, claimed tentatively and never confirmed, with its last lease);
+//! - the same claim a second time opens and closes nothing;
+//! - no handle is lost: what was opened is held, or was given back to be closed.
+//!
+//! A request costs time in proportion to its length (times the logarithm of what
+//! is held), for one listener or ten thousand.
+
+mod claim;
+mod index;
+mod refusal;
+mod release;
+mod view;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::address::Address;
+use crate::listener::{Key, Listener, Wanted};
+use crate::name::Name;
+use crate::policy::Peer;
+use crate::time::Timestamp;
+
+use claim::Pending;
+use index::Index;
+
+pub use refusal::{HeldBy, Refusal};
+pub use view::{Generation, Holder, Service, View};
+
+/// The most listeners that one request may ask for: every port twice, and some.
+pub const MAX_CLAIM: usize = 150_000;
+
+/// One connection to the broker; a number that the shell chose and never uses twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// One listener that is held. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(u64);
+
+/// One element of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Which listeners.
+    pub wanted: Wanted,
+    /// If this claim creates them, they are closed with their last lease unless
+    /// something confirms them before.
+    pub tentative: bool,
+}
+
+/// A socket that the shell has opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened<H> {
+    /// The socket.
+    pub handle: H,
+    /// The address that it got; differs from the one asked for where that has port 0.
+    pub bound: Address,
+    /// Inode number of the socket.
+    pub inode: u64,
+    /// SO_COOKIE of the socket.
+    pub cookie: u64,
+    /// The backlog that was given to listen(2), 0 for UDP.
+    pub backlog: u32,
+    /// Whether nobody else can bind the address beside it.
+    pub exclusive: bool,
+}
+
+/// Where a generation is in its life, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// It does not accept yet.
+    Starting,
+    /// It accepts.
+    Serving,
+    /// It finishes what it has.
+    Draining,
+}
+
+/// Which generation of which service a connection stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Name of the service.
+    pub service: Name,
+    /// Number of the generation.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Where it is in its life.
+    pub phase: Phase,
+}
+
+/// What happens to the registry.
+#[derive(Debug)]
+pub enum Event<H> {
+    /// Somebody connected.
+    Connected(ConnectionId, Peer),
+    /// A connection asks for listeners.
+    Claim(ConnectionId, Vec<Want>),
+    /// The answer to [`Action::Open`]: every socket, in order.
+    Opened(Vec<Opened<H>>),
+    /// The other answer to [`Action::Open`]: one failed, these were opened before it.
+    OpenFailed(Vec<Opened<H>>),
+    /// A connection says which generation it stands for, or that its phase changed.
+    Join(ConnectionId, Label),
+    /// A connection asks for listeners to be closed, by name or address.
+    Release(ConnectionId, Vec<Wanted>),
+    /// A connection has ended.
+    Gone(ConnectionId),
+}
+
+/// What the shell must do, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<H> {
+    /// Open these sockets and answer with [`Event::Opened`] or [`Event::OpenFailed`].
+    /// At most one of these is outstanding; claims that come meanwhile wait.
+    Open(ConnectionId, Vec<Listener>),
+    /// Hand these out, in order.
+    Grant(ConnectionId, Vec<Lease>),
+    /// Answer that the claim came to nothing because opening failed; the shell knows why.
+    NotOpened(ConnectionId),
+    /// Answer that these were closed, by their names on the wire.
+    Released(ConnectionId, Vec<String>),
+    /// Answer that nothing was done, and why.
+    Refuse(ConnectionId, Refusal),
+    /// Close this socket.
+    Close(H, Listener, Closing),
+}
+
+/// Why a socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closing {
+    /// Somebody released it.
+    Released,
+    /// It was claimed tentatively and its last lease ended unconfirmed.
+    Unconfirmed,
+    /// The claim that it was opened for failed, or nobody waits for it any more.
+    NeverHeld,
+}
+
+/// One entry of [`Action::Grant`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The listener; [`Registry::held`] tells the rest.
+    pub listener: ListenerId,
+    /// Whether this claim created it.
+    pub created: bool,
+}
+
+/// A listener that is held.
+#[derive(Debug)]
+pub struct Held<H> {
+    /// The socket and what is known of it.
+    pub opened: Opened<H>,
+    /// As it was asked for first; its name may have been added by a later claim.
+    pub listener: Listener,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it is closed with its last lease.
+    pub tentative: bool,
+    /// How many connections have a lease on it, or are about to get one.
+    leases: usize,
+}
+
+impl<H> Held<H> {
+    fn key(&self) -> Key {
+        self.listener.key()
+    }
+
+    /// As a refusal names it.
+    fn described(&self) -> Box<HeldBy> {
+        let asked = self.listener.address.port();
+        let port = self.opened.bound.port().filter(|port| Some(*port) != asked);
+        Box::new(HeldBy {
+            listener: self.listener.clone(),
+            port,
+            since: self.since,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    label: Option<(Label, Timestamp)>,
+    /// Each lease with the time it began.
+    leases: HashMap<ListenerId, Timestamp>,
+}
+
+/// What is bound, under which name, and who uses it.
+#[derive(Debug)]
+pub struct Registry<H> {
+    held: BTreeMap<ListenerId, Held<H>>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    index: Index,
+    pending: Option<Pending>,
+    waiting: VecDeque<(ConnectionId, Vec<Want>)>,
+    next: u64,
+}
+
+impl<H> Default for Registry<H> {
+    fn default() -> Self {
+        Self {
+            held: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            index: Index::default(),
+            pending: None,
+            waiting: VecDeque::new(),
+            next: 0,
+        }
+    }
+}
+
+impl<H> Registry<H> {
+    /// Takes one event, and gives what must be done about it. Events about a
+    /// connection that is not known (or has gone) do nothing.
+    pub fn on(&mut self, now: Timestamp, event: Event<H>) -> Vec<Action<H>> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Connected(id, peer) => {
+                let connection = Connection {
+                    peer,
+                    label: None,
+                    leases: HashMap::new(),
+                };
+                self.connections.insert(id, connection);
+            }
+            Event::Claim(id, wants) if self.connections.contains_key(&id) => {
+                self.waiting.push_back((id, wants));
+            }
+            Event::Opened(opened) => self.opened(now, opened, &mut actions),
+            Event::OpenFailed(opened) => self.open_failed(opened, &mut actions),
+            Event::Join(id, label) => self.join(now, id, label),
+            Event::Release(id, wanted) if self.connections.contains_key(&id) => {
+                self.release(id, &wanted, &mut actions);
+            }
+            Event::Gone(id) => self.gone(id, &mut actions),
+            Event::Claim(..) | Event::Release(..) => {}
+        }
+        while self.pending.is_none()
+            && let Some((id, wants)) = self.waiting.pop_front()
+        {
+            self.claim(now, id, &wants, &mut actions);
+        }
+        actions
+    }
+
+    /// A listener that is held.
+    pub fn held(&self, id: ListenerId) -> Option<&Held<H>> {
+        self.held.get(&id)
+    }
+
+    /// How many listeners are held.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Gives up everything, for an orderly exit.
+    pub fn into_held(self) -> impl Iterator<Item = Held<H>> {
+        self.held.into_values()
+    }
+
+    fn join(&mut self, now: Timestamp, id: ConnectionId, label: Label) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let since = match &connection.label {
+            Some((old, since)) if *old == label => *since,
+            _ => now,
+        };
+        if label.phase == Phase::Serving {
+            for id in connection.leases.keys() {
+                if let Some(held) = self.held.get_mut(id) {
+                    held.tentative = false;
+                }
+            }
+        }
+        connection.label = Some((label, since));
+    }
+}
+
+#[cfg(test)]
+mod tests;

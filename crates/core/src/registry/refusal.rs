@@ -1,0 +1,170 @@
+//! Why the registry refuses a request, in words that name both sides.
+
+use std::fmt;
+
+use super::Holder;
+use crate::listener::Listener;
+use crate::name::Name;
+use crate::time::Timestamp;
+
+/// A listener that is held, as a refusal names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBy {
+    /// The listener as it was asked for.
+    pub listener: Listener,
+    /// The port it got, where it asked for any free port.
+    pub port: Option<u16>,
+    /// Since when it is held.
+    pub since: Timestamp,
+}
+
+impl fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.listener.key().fmt(f)?;
+        if let Some(port) = self.port {
+            write!(f, " (port {port})")?;
+        }
+        f.write_str(", held")?;
+        if let Some(name) = &self.listener.name {
+            write!(f, " as \"{name}\"")?;
+        }
+        write!(f, " since {}", self.since)
+    }
+}
+
+/// Why a request was refused. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The address is held with another value of an option that was asked for.
+    #[error("{asked} asks for {option}, but {held}, has {has}")]
+    Options {
+        /// What was asked for.
+        asked: Box<Listener>,
+        /// The option and value asked for.
+        option: String,
+        /// What the held listener has instead.
+        has: String,
+        /// The listener that is held.
+        held: Box<HeldBy>,
+    },
+    /// Two parts of one request ask for one address with different options.
+    #[error(
+        "{asked} and {other} in the same request are one address with two settings: {option}, {has}"
+    )]
+    OptionsInRequest {
+        /// What was asked for second.
+        asked: Box<Listener>,
+        /// What was asked for first.
+        other: Box<Listener>,
+        /// The option and value of the second.
+        option: String,
+        /// What the first has instead.
+        has: String,
+    },
+    /// The name belongs to another address.
+    #[error("the name \"{name}\" cannot stand for {asked}: it is the name of {held}")]
+    Name {
+        /// The name.
+        name: Name,
+        /// What was asked for.
+        asked: Box<Listener>,
+        /// The listener that has the name.
+        held: Box<HeldBy>,
+    },
+    /// Two parts of one request give one name to two addresses.
+    #[error("the name \"{name}\" cannot stand for both {other} and {asked}, in the same request")]
+    NameInRequest {
+        /// The name.
+        name: Name,
+        /// What was asked for second.
+        asked: Box<Listener>,
+        /// What was asked for first.
+        other: Box<Listener>,
+    },
+    /// The kernel would not bind it beside a listener that is held.
+    #[error("{asked} overlaps {held}")]
+    Overlap {
+        /// What was asked for.
+        asked: Box<Listener>,
+        /// The listener in its way.
+        held: Box<HeldBy>,
+    },
+    /// Two addresses of one request cannot both be bound.
+    #[error("{asked} overlaps {other}, in the same request")]
+    OverlapInRequest {
+        /// What was asked for second.
+        asked: Box<Listener>,
+        /// What was asked for first.
+        other: Box<Listener>,
+    },
+    /// No listener has this name or address.
+    #[error("no listener is held for {wanted}")]
+    NotFound {
+        /// The name or address.
+        wanted: String,
+    },
+    /// A listener cannot be released while others use it.
+    #[error("{held}, is in use by {}", list(.holders))]
+    InUse {
+        /// The listener.
+        held: Box<HeldBy>,
+        /// The other connections that use it.
+        holders: Vec<Holder>,
+    },
+    /// More listeners than one request may ask for.
+    #[error("{count} listeners in one request are more than the {limit} that are allowed")]
+    TooMany {
+        /// How many were asked for.
+        count: usize,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// The shell gave another number of handles than it was asked for, and
+    /// all of them were given back.
+    #[error("{opened} sockets were opened where {asked} were asked for: this is a bug in bindonce")]
+    Miscounted {
+        /// How many were asked for.
+        asked: usize,
+        /// How many came.
+        opened: usize,
+    },
+}
+
+impl Refusal {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Options { .. } => {
+                "leave the option out to share the listener as it is, or release it first \
+                 (`bindonce release`) and claim it anew"
+            }
+            Self::OptionsInRequest { .. } => "write the same options in both places",
+            Self::Name { .. } => "choose another name, or release that listener first",
+            Self::NameInRequest { .. } => "give each address a name of its own",
+            Self::Overlap { .. } => {
+                "listen on the address that is held, or release that listener first \
+                 (`bindonce release`); the kernel cannot bind both"
+            }
+            Self::OverlapInRequest { .. } => "drop one of the two: the kernel cannot bind both",
+            Self::NotFound { .. } => "`bindonce list` shows what is held",
+            Self::InUse { .. } => {
+                "stop those processes first; a lease ends when its connection to the broker closes"
+            }
+            Self::TooMany { .. } => "split the request",
+            Self::Miscounted { .. } => "please report it with the broker's log",
+        }
+    }
+}
+
+fn list(holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return "a claim that is being opened".to_owned();
+    }
+    // Five say enough; a busy listener may have thousands.
+    let mut text: Vec<String> = holders.iter().take(5).map(Holder::to_string).collect();
+    if holders.len() > text.len() {
+        text.push(format!("{} more", holders.len() - text.len()));
+    }
+    text.join(", ")
+}

@@ -1,0 +1,149 @@
+//! How a listener ends: by release, or with its last lease where it was
+//! tentative.
+
+use std::collections::HashSet;
+
+use super::{Action, Closing, ConnectionId, ListenerId, Refusal, Registry};
+use crate::listener::{Listener, Wanted};
+
+impl<H> Registry<H> {
+    /// Closes all of the named listeners, or none. A lease of the caller's own
+    /// does not stand in the way, one of another connection does.
+    pub(super) fn release(
+        &mut self,
+        caller: ConnectionId,
+        wanted: &[Wanted],
+        actions: &mut Vec<Action<H>>,
+    ) {
+        match self.releasable(caller, wanted) {
+            Err(refusal) => actions.push(Action::Refuse(caller, refusal)),
+            Ok(ids) => {
+                let mut names = Vec::with_capacity(ids.len());
+                for id in ids {
+                    if let Some(connection) = self.connections.get_mut(&caller) {
+                        connection.leases.remove(&id);
+                    }
+                    self.close(id, Closing::Released, Some(&mut names), actions);
+                }
+                actions.push(Action::Released(caller, names));
+            }
+        }
+    }
+
+    fn releasable(
+        &self,
+        caller: ConnectionId,
+        wanted: &[Wanted],
+    ) -> Result<Vec<ListenerId>, Refusal> {
+        let mut seen = HashSet::new();
+        let mut ids = Vec::new();
+        for wanted in wanted {
+            match wanted {
+                Wanted::Named(name) => {
+                    let id = self
+                        .index
+                        .name(name)
+                        .filter(|id| self.held.contains_key(id));
+                    let id = id.ok_or_else(|| Refusal::NotFound {
+                        wanted: name.to_string(),
+                    })?;
+                    if seen.insert(id) {
+                        ids.push(id);
+                    }
+                }
+                Wanted::Listen(spec) => {
+                    for listener in spec.expand() {
+                        let id = self.find(&listener);
+                        let id = id.ok_or_else(|| Refusal::NotFound {
+                            wanted: listener.to_string(),
+                        })?;
+                        if seen.insert(id) {
+                            ids.push(id);
+                        }
+                    }
+                }
+            }
+        }
+        let own = self.connections.get(&caller);
+        for id in &ids {
+            let own = own.is_some_and(|connection| connection.leases.contains_key(id));
+            if let Some(held) = self
+                .held
+                .get(id)
+                .filter(|held| held.leases > usize::from(own))
+            {
+                let holders = self.holders(*id).filter(|(id, _)| *id != caller);
+                let holders = holders.map(|(_, holder)| holder).collect();
+                return Err(Refusal::InUse {
+                    held: held.described(),
+                    holders,
+                });
+            }
+        }
+        Ok(ids)
+    }
+
+    /// A held listener by its address as asked for, or as it was really bound.
+    fn find(&self, listener: &Listener) -> Option<ListenerId> {
+        let key = listener.key();
+        let bound = |id: &ListenerId| {
+            let held = self.held.get(id);
+            held.is_some_and(|held| held.opened.bound == listener.address)
+        };
+        self.index
+            .key(&key)
+            .or_else(|| self.index.overlapping(&key).filter(bound))
+            .filter(|id| self.held.contains_key(id))
+    }
+
+    /// Ends every lease of a connection.
+    pub(super) fn gone(&mut self, id: ConnectionId, actions: &mut Vec<Action<H>>) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.abandon_pending(id);
+        // In a fixed order, so that logs and tests read alike.
+        let mut leases: Vec<ListenerId> = connection.leases.into_keys().collect();
+        leases.sort_unstable();
+        for id in leases {
+            if let Some(held) = self.held.get_mut(&id) {
+                held.leases -= 1;
+            }
+            self.close_unconfirmed(id, actions);
+        }
+    }
+
+    /// Closes a listener that was claimed tentatively and has no lease left.
+    pub(super) fn close_unconfirmed(&mut self, id: ListenerId, actions: &mut Vec<Action<H>>) {
+        if self
+            .held
+            .get(&id)
+            .is_some_and(|held| held.tentative && held.leases == 0)
+        {
+            self.close(id, Closing::Unconfirmed, None, actions);
+        }
+    }
+
+    fn close(
+        &mut self,
+        id: ListenerId,
+        why: Closing,
+        names: Option<&mut Vec<String>>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(held) = self.held.remove(&id) else {
+            return;
+        };
+        let key = held.key();
+        self.index.vacate(id, &key.bound(&held.opened.bound));
+        self.index.remove(id, &key);
+        if let Some(name) = &held.listener.name {
+            self.index.remove_name(id, name);
+        }
+        if let Some(names) = names {
+            names.push(held.listener.label());
+        }
+        actions.push(Action::Close(held.opened.handle, held.listener, why));
+    }
+}

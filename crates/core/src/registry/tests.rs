@@ -1,0 +1,326 @@
+//! One test for each rule that a person could state; the invariants under random
+//! events are in tests/registry.rs.
+
+use super::*;
+
+fn want(text: &str) -> Want {
+    Want {
+        wanted: text.parse().expect(text),
+        tentative: false,
+    }
+}
+
+fn tentative(text: &str) -> Want {
+    Want {
+        tentative: true,
+        ..want(text)
+    }
+}
+
+const PEER: Peer = Peer {
+    pid: 40,
+    uid: 0,
+    gid: 0,
+};
+const ONE: ConnectionId = ConnectionId(1);
+const TWO: ConnectionId = ConnectionId(2);
+
+/// A registry whose sockets always open; handles are numbered.
+#[derive(Default)]
+struct Shell {
+    registry: Registry<u32>,
+    opened: u32,
+    now: u64,
+}
+
+impl Shell {
+    fn new() -> Self {
+        let mut shell = Self::default();
+        for id in [ONE, TWO] {
+            shell.on(Event::Connected(id, PEER));
+        }
+        shell
+    }
+
+    fn on(&mut self, event: Event<u32>) -> Vec<Action<u32>> {
+        self.now += 1000;
+        self.registry.on(Timestamp(self.now), event)
+    }
+
+    fn open(&mut self, listeners: &[Listener]) -> Vec<Opened<u32>> {
+        let open = |listener: &Listener| {
+            self.opened += 1;
+            let port = 40_000 + self.opened as u16;
+            let bound = match listener.address.port() {
+                Some(0) => listener.address.with_port(port),
+                _ => listener.address.clone(),
+            };
+            let (inode, backlog) = (
+                u64::from(self.opened),
+                listener.options.backlog.unwrap_or(4096),
+            );
+            Opened {
+                handle: self.opened,
+                bound,
+                inode,
+                cookie: inode,
+                backlog,
+                exclusive: true,
+            }
+        };
+        listeners.iter().map(open).collect()
+    }
+
+    fn claim(&mut self, id: ConnectionId, wants: &[Want]) -> Result<Vec<(u32, bool)>, Refusal> {
+        let mut actions = self.on(Event::Claim(id, wants.to_vec()));
+        if let Some(Action::Open(_, listeners)) = actions.first() {
+            let opened = self.open(&listeners.clone());
+            actions = self.on(Event::Opened(opened));
+        }
+        match actions.pop() {
+            Some(Action::Grant(_, leases)) => Ok(leases
+                .iter()
+                .map(|lease| {
+                    let held = self.registry.held(lease.listener).expect("granted");
+                    (held.opened.handle, lease.created)
+                })
+                .collect()),
+            Some(Action::Refuse(_, refusal)) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(&mut self, wants: &[&str]) -> String {
+        let wants: Vec<Want> = wants.iter().map(|text| want(text)).collect();
+        let sizes = (self.registry.len(), self.registry.index.sizes());
+        let text = self.claim(TWO, &wants).expect_err("refused").to_string();
+        assert_eq!(
+            (self.registry.len(), self.registry.index.sizes()),
+            sizes,
+            "no trace"
+        );
+        text
+    }
+
+    fn release(&mut self, id: ConnectionId, wanted: &[&str]) -> Vec<Action<u32>> {
+        let wanted = wanted
+            .iter()
+            .map(|text| text.parse().expect(text))
+            .collect();
+        self.on(Event::Release(id, wanted))
+    }
+}
+
+#[test]
+fn a_second_claim_gets_the_same_socket() {
+    let mut shell = Shell::new();
+    assert_eq!(shell.claim(ONE, &[want("web=:80")]), Ok(vec![(1, true)]));
+    for again in ["web=*:80", ":80", "other=:80", "web", ":80,backlog=4096"] {
+        assert_eq!(
+            shell.claim(TWO, &[want(again)]),
+            Ok(vec![(1, false)]),
+            "{again}"
+        );
+    }
+    let all = [want(":80"), want(":81"), want(":81"), want(":82-83")];
+    let leases = vec![(1, false), (2, true), (2, false), (3, true), (4, true)];
+    assert_eq!(shell.claim(TWO, &all), Ok(leases));
+}
+
+#[test]
+fn an_unnamed_listener_takes_the_first_name() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    shell.claim(ONE, &[want("web=:80")]).expect("claim");
+    shell.claim(ONE, &[want("late=:80")]).expect("claim");
+    assert_eq!(shell.claim(TWO, &[want("web")]), Ok(vec![(1, false)]));
+    assert!(shell.claim(TWO, &[want("late")]).is_err());
+}
+
+#[test]
+fn each_name_has_a_free_port_of_its_own() {
+    let mut shell = Shell::new();
+    let claim = [
+        want("a=127.0.0.1:0"),
+        want("b=127.0.0.1:0"),
+        want("127.0.0.1:0"),
+    ];
+    assert_eq!(
+        shell.claim(ONE, &claim),
+        Ok(vec![(1, true), (2, true), (3, true)])
+    );
+    assert_eq!(
+        shell.claim(TWO, &claim[1..]),
+        Ok(vec![(2, false), (3, false)])
+    );
+    let text = shell.refused(&[":40001"]);
+    let held = "0.0.0.0:40001 overlaps 127.0.0.1:0 (port 40001), held as \"a\" since ";
+    assert!(text.starts_with(held), "{text}");
+    shell.on(Event::Gone(ONE));
+    shell.on(Event::Gone(TWO));
+    shell.on(Event::Connected(TWO, PEER));
+    let actions = shell.release(TWO, &["127.0.0.1:40002", "a", "127.0.0.1:0"]);
+    assert_eq!(actions.len(), 4, "{actions:?}");
+    assert_eq!(shell.registry.index.sizes(), (0, 0, 0));
+}
+
+#[test]
+fn refusals_name_both_sides() {
+    let mut shell = Shell::new();
+    shell
+        .claim(
+            ONE,
+            &[
+                want("web=10.0.0.1:80,backlog=128"),
+                want("/run/a,mode=0600"),
+            ],
+        )
+        .expect("ok");
+    for (wants, text) in [
+        (
+            vec!["0.0.0.0:80"],
+            "0.0.0.0:80 overlaps 10.0.0.1:80, held as \"web\" since 1970-01-01T00:00:04.000Z",
+        ),
+        (
+            vec![":90", "10.0.0.1:80,backlog=64"],
+            "10.0.0.1:80,backlog=64 asks for backlog=64, but 10.0.0.1:80, held as \"web\" since \
+             1970-01-01T00:00:04.000Z, has backlog=128",
+        ),
+        (
+            vec!["web=:81"],
+            "the name \"web\" cannot stand for web=0.0.0.0:81: it is the name of 10.0.0.1:80, held \
+             as \"web\" since 1970-01-01T00:00:04.000Z",
+        ),
+        (
+            vec!["unix@/run/a,mode=0660"],
+            "unix@/run/a,mode=0660 asks for mode=0660, but unix@/run/a, held since \
+             1970-01-01T00:00:04.000Z, has mode=0600",
+        ),
+        (
+            vec![":70", "127.0.0.1:70"],
+            "127.0.0.1:70 overlaps 0.0.0.0:70, in the same request",
+        ),
+        (
+            vec!["x=:70", "x=:71"],
+            "the name \"x\" cannot stand for both x=0.0.0.0:70 and x=0.0.0.0:71, in the same request",
+        ),
+        (
+            vec![":70", ":70,backlog=1"],
+            "0.0.0.0:70,backlog=1 and 0.0.0.0:70 in the same request are one address with two \
+             settings: backlog=1, the system's backlog",
+        ),
+        (vec![":70", "nobody"], "no listener is held for nobody"),
+        (
+            vec!["y=/run/a", "y=:71"],
+            "the name \"y\" cannot stand for y=0.0.0.0:71: it is the name of unix@/run/a, held since 1970-01-01T00:00:04.000Z",
+        ),
+        (
+            vec![":1-65535", ":1-65535", ":1-65535"],
+            "196605 listeners in one request are more than the 150000 that are allowed",
+        ),
+    ] {
+        assert_eq!(shell.refused(&wants), text);
+    }
+}
+
+#[test]
+fn release_waits_for_nobody_but_the_caller() {
+    let mut shell = Shell::new();
+    shell
+        .claim(ONE, &[want("web=:80"), want(":81")])
+        .expect("claim");
+    shell.claim(TWO, &[want("web")]).expect("claim");
+    let label = Label {
+        service: "edge".parse().expect("name"),
+        generation: 7,
+        pid: 99,
+        phase: Phase::Serving,
+    };
+    shell.on(Event::Join(TWO, label));
+    let actions = shell.release(ONE, &[":81", "web"]);
+    let [Action::Refuse(ONE, refusal)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    let text = refusal.to_string();
+    assert!(
+        text.ends_with("is in use by edge generation 7 (pid 99)"),
+        "{text}"
+    );
+    assert_eq!(shell.registry.len(), 2);
+    shell.on(Event::Gone(TWO));
+    let actions = shell.release(ONE, &[":81", "web", "*:80"]);
+    assert!(
+        matches!(&actions[..], [
+            Action::Close(2, _, Closing::Released),
+            Action::Close(1, _, Closing::Released),
+            Action::Released(ONE, names),
+        ] if *names == ["0.0.0.0:81", "web"]),
+        "{actions:?}"
+    );
+    assert_eq!(shell.claim(ONE, &[want("web=:80")]), Ok(vec![(3, true)]));
+}
+
+#[test]
+fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
+    let mut shell = Shell::new();
+    shell
+        .claim(ONE, &[tentative(":80"), tentative(":81"), tentative(":82")])
+        .expect("claim");
+    shell
+        .claim(TWO, &[want(":81"), tentative(":82")])
+        .expect("claim");
+    let actions = shell.on(Event::Gone(ONE));
+    assert!(
+        matches!(&actions[..], [Action::Close(1, _, Closing::Unconfirmed)]),
+        "{actions:?}"
+    );
+    let label = Label {
+        service: "edge".parse().expect("name"),
+        generation: 7,
+        pid: 99,
+        phase: Phase::Serving,
+    };
+    shell.on(Event::Join(TWO, label));
+    assert_eq!(shell.on(Event::Gone(TWO)), []);
+    assert_eq!(shell.registry.len(), 2);
+}
+
+#[test]
+fn claims_wait_while_one_is_opened() {
+    let mut shell = Shell::new();
+    let first = shell.on(Event::Claim(ONE, vec![want(":80")]));
+    let [Action::Open(ONE, listeners)] = &first[..] else {
+        panic!("{first:?}")
+    };
+    let listeners = listeners.clone();
+    assert_eq!(shell.on(Event::Claim(TWO, vec![want(":80")])), []);
+    let opened = shell.open(&listeners);
+    let actions = shell.on(Event::Opened(opened));
+    assert!(
+        matches!(&actions[..], [Action::Grant(ONE, _), Action::Grant(TWO, _)]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn ten_thousand_on_one_port_are_not_compared_pairwise() {
+    // 10,000 addresses on one port: pairwise it would be 50 million comparisons.
+    let mut shell = Shell::new();
+    let wants: Vec<Want> = (0..10_000)
+        .map(|n| want(&format!("10.0.{}.{}:80", n / 250, n % 250)))
+        .collect();
+    let start = std::time::Instant::now();
+    assert_eq!(
+        shell.claim(ONE, &wants).map(|leases| leases.len()),
+        Ok(10_000)
+    );
+    let first = start.elapsed();
+    assert!(first < std::time::Duration::from_secs(5), "{first:?}");
+    assert!(
+        shell
+            .claim(TWO, &wants)
+            .expect("held")
+            .iter()
+            .all(|(_, created)| !created)
+    );
+}

@@ -1,0 +1,152 @@
+//! What `list` and `status` tell: every listener with those who use it, and
+//! every service with its generations.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use super::{ConnectionId, Held, Label, ListenerId, Phase, Registry};
+use crate::name::Name;
+use crate::policy::Peer;
+use crate::time::Timestamp;
+
+/// A connection that has a lease on a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Who connected.
+    pub peer: Peer,
+    /// Which generation it stands for, where it said so.
+    pub label: Option<Label>,
+    /// When it first claimed the listener.
+    pub since: Timestamp,
+}
+
+impl Holder {
+    /// The process that uses the listener: that of the generation, else the one
+    /// that connected.
+    pub fn pid(&self) -> u32 {
+        self.label.as_ref().map_or(self.peer.pid, |label| label.pid)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.label {
+            Some(label) => {
+                write!(
+                    f,
+                    "{} generation {} (pid {})",
+                    label.service, label.generation, label.pid
+                )
+            }
+            None => write!(f, "pid {} (uid {})", self.peer.pid, self.peer.uid),
+        }
+    }
+}
+
+/// A held listener and those who use it.
+#[derive(Debug)]
+pub struct View<'a, H> {
+    /// Its id.
+    pub id: ListenerId,
+    /// The listener.
+    pub held: &'a Held<H>,
+    /// Those who use it, in the order in which they connected.
+    pub holders: Vec<Holder>,
+}
+
+/// A service of which a generation is connected.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: Name,
+    /// Its generations, the oldest first.
+    pub generations: Vec<Generation>,
+}
+
+/// A generation that is connected.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Since when it is there.
+    pub since: Timestamp,
+    /// The names on the wire of the listeners it uses, in the order they were created.
+    pub listeners: Vec<String>,
+}
+
+impl<H> Registry<H> {
+    /// Every listener in the order of creation, with those who use it.
+    pub fn list(&self) -> Vec<View<'_, H>> {
+        let mut holders: HashMap<ListenerId, Vec<Holder>> = HashMap::new();
+        for connection in self.connections.values() {
+            for (id, since) in &connection.leases {
+                let label = connection.label.as_ref().map(|(label, _)| label.clone());
+                let holder = Holder {
+                    peer: connection.peer,
+                    label,
+                    since: *since,
+                };
+                holders.entry(*id).or_default().push(holder);
+            }
+        }
+        let view = |(id, held): (&ListenerId, _)| View {
+            id: *id,
+            held,
+            holders: holders.remove(id).unwrap_or_default(),
+        };
+        self.held.iter().map(view).collect()
+    }
+
+    /// Every service of which a generation is connected, by name.
+    pub fn services(&self) -> Vec<Service> {
+        let mut services: BTreeMap<&Name, Vec<Generation>> = BTreeMap::new();
+        for connection in self.connections.values() {
+            let Some((label, since)) = &connection.label else {
+                continue;
+            };
+            let mut ids: Vec<ListenerId> = connection.leases.keys().copied().collect();
+            ids.sort_unstable();
+            let held = ids.iter().filter_map(|id| self.held.get(id));
+            services
+                .entry(&label.service)
+                .or_default()
+                .push(Generation {
+                    generation: label.generation,
+                    pid: label.pid,
+                    phase: label.phase,
+                    since: *since,
+                    listeners: held.map(|held| held.listener.label()).collect(),
+                });
+        }
+        let service = |(name, mut generations): (&Name, Vec<Generation>)| {
+            generations.sort_by_key(|generation| generation.generation);
+            Service {
+                name: name.clone(),
+                generations,
+            }
+        };
+        services.into_iter().map(service).collect()
+    }
+
+    /// Those who use one listener.
+    pub(super) fn holders(&self, id: ListenerId) -> impl Iterator<Item = (ConnectionId, Holder)> {
+        self.connections
+            .iter()
+            .filter_map(move |(connection_id, connection)| {
+                let since = *connection.leases.get(&id)?;
+                let label = connection.label.as_ref().map(|(label, _)| label.clone());
+                Some((
+                    *connection_id,
+                    Holder {
+                        peer: connection.peer,
+                        label,
+                        since,
+                    },
+                ))
+            })
+    }
+}
