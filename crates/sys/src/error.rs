@@ -1,5 +1,6 @@
 //! What can go wrong, with what it went wrong on and what to do about it.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use bindonce_core::address::Address;
@@ -56,6 +57,14 @@ pub enum Error {
     /// that did arrive are closed again.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
+    /// A program could not be executed.
+    #[error("cannot execute {}: {errno}", program.display())]
+    Exec {
+        /// The program, as it was given.
+        program: OsString,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// Another system call failed.
     #[error("{operation}: {errno}")]
     Call {
@@ -70,9 +79,10 @@ impl Error {
     /// The kernel's error number, where there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Listen { errno, .. } | Self::Netns { errno, .. } | Self::Call { errno, .. } => {
-                Some(*errno as i32)
-            }
+            Self::Listen { errno, .. }
+            | Self::Netns { errno, .. }
+            | Self::Exec { errno, .. }
+            | Self::Call { errno, .. } => Some(*errno as i32),
             Self::PathInUse { .. } => Some(Errno::EADDRINUSE as i32),
             _ => None,
         }
@@ -119,7 +129,26 @@ impl Error {
                 errno: Errno::EMFILE,
                 ..
             } => nofile_hint(),
-            Self::Netns { .. } | Self::Call { .. } => return None,
+            Self::Exec {
+                errno: Errno::ENOENT,
+                program,
+            } if !looks_like_path(program) => {
+                "install it, or give its full path: it is not in PATH".to_owned()
+            }
+            Self::Exec {
+                errno: Errno::ENOENT,
+                ..
+            } => "check the path of the program, and the interpreter in its first line".to_owned(),
+            Self::Exec {
+                errno: Errno::EACCES,
+                ..
+            } => "it must be a file that this user may execute (chmod +x)".to_owned(),
+            Self::Call {
+                operation: "pidfd_getfd",
+                errno: Errno::EPERM | Errno::EACCES,
+            } => "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
+                .to_owned(),
+            Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => return None,
         };
         Some(hint)
     }
@@ -136,6 +165,10 @@ impl Error {
             errno: errno_of(&error.into()),
         }
     }
+}
+
+fn looks_like_path(program: &OsStr) -> bool {
+    program.as_encoded_bytes().contains(&b'/')
 }
 
 fn nofile_hint() -> String {

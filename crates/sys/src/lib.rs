@@ -14,14 +14,20 @@
 //! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
 //! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
 
+pub mod diag;
+pub mod ghosts;
+pub mod holders;
+pub mod inherit;
 pub mod limits;
 pub mod listen;
 pub mod lock;
 pub mod notify;
 pub mod peer;
 pub mod process;
+pub mod queue;
 pub mod scm;
 pub mod signals;
+pub mod spawn;
 
 mod error;
 

@@ -1,0 +1,221 @@
+//! What listens on this system, from the kernel's own books (sock_diag(7)).
+//!
+//! It needs no privilege and sees the sockets of every process in the network
+//! namespace, also those that bindonce does not hold. It does not say who holds
+//! them: [`crate::holders`] does.
+
+mod netlink;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bindonce_core::address::Address;
+use nix::errno::Errno;
+
+use crate::error::Error;
+use crate::queue::{LISTEN, Queue};
+use netlink::{Message, Netlink};
+
+/// A socket that accepts connections, or a UDP socket that receives from anyone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Where it is bound. A UNIX path is the one that was given to bind, which is
+    /// not where the file is if it was renamed since.
+    pub address: Address,
+    /// Its inode, as in /proc/PID/fd.
+    pub inode: u64,
+    /// Its cookie (SO_COOKIE).
+    pub cookie: u64,
+    /// Its accept queue. For UDP `len` is bytes to be read and `limit` is 0.
+    pub queue: Queue,
+    /// User id of its owner; None where the kernel does not say.
+    pub uid: Option<u32>,
+    /// The network device it is bound to.
+    pub interface: Option<String>,
+    /// Of an IPv6 socket, whether it is IPv6 only.
+    pub v6only: Option<bool>,
+}
+
+const TCPDIAG: u16 = 20; // SOCK_DIAG_BY_FAMILY
+const AF_UNIX: u8 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// The state of a UDP socket that is not connected (TCP_CLOSE).
+const UNCONNECTED: u8 = 7;
+/// INET_DIAG_SKV6ONLY of linux/inet_diag.h.
+const SKV6ONLY: u16 = 11;
+/// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that ask for them.
+const NAME: u16 = 0;
+const RQLEN: u16 = 4;
+const UID: u16 = 7;
+const SHOW_NAME: u32 = 1;
+const SHOW_RQLEN: u32 = 0x10;
+const SHOW_UID: u32 = 0x40;
+
+/// Everything that listens in this thread's network namespace: TCP, UDP and
+/// UNIX. For another namespace call it within
+/// [`crate::listen::within_netns`].
+///
+/// # Errors
+/// [`Error::Call`] with the netlink call that failed.
+pub fn listening() -> Result<Vec<Socket>, Error> {
+    let mut found = tcp()?;
+    found.extend(udp()?);
+    found.extend(unix()?);
+    Ok(found)
+}
+
+/// The TCP sockets that listen, IPv4 and IPv6.
+///
+/// # Errors
+/// As [`listening`].
+pub fn tcp() -> Result<Vec<Socket>, Error> {
+    inet(TCP, LISTEN, Address::Tcp)
+}
+
+/// The UDP sockets that receive from anyone, IPv4 and IPv6.
+///
+/// # Errors
+/// As [`listening`].
+pub fn udp() -> Result<Vec<Socket>, Error> {
+    inet(UDP, UNCONNECTED, Address::Udp)
+}
+
+/// The UNIX sockets that listen and have a name.
+///
+/// # Errors
+/// As [`listening`].
+pub fn unix() -> Result<Vec<Socket>, Error> {
+    let request = unix_request(0, SHOW_NAME | SHOW_RQLEN | SHOW_UID);
+    let mut found = Vec::new();
+    Netlink::open()?.dump(TCPDIAG, &request, |message| {
+        found.extend(unix_socket(message));
+    })?;
+    Ok(found)
+}
+
+/// The accept queue of the listening UNIX socket with this inode.
+///
+/// # Errors
+/// As [`listening`]; `ENOENT` if there is none in this network namespace.
+pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
+    let missing = Error::Call {
+        operation: "sock_diag",
+        errno: Errno::ENOENT,
+    };
+    let inode = u32::try_from(inode).map_err(|_| missing.clone())?;
+    let mut queue = None;
+    Netlink::open()?.ask(TCPDIAG, &unix_request(inode, SHOW_RQLEN), |message| {
+        queue = unix_rqlen(message);
+    })?;
+    queue.ok_or(missing)
+}
+
+fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {
+    let netlink = Netlink::open()?;
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
+        // and a socket id that a dump does not look at.
+        let mut request = [0; 56];
+        request[..4].copy_from_slice(&[family, protocol, 0, 0]);
+        request[4..8].copy_from_slice(&(1_u32 << state).to_ne_bytes());
+        netlink.dump(TCPDIAG, &request, |message| {
+            found.extend(inet_socket(message, kind));
+        })?;
+    }
+    Ok(found)
+}
+
+/// Reads struct inet_diag_msg and its attributes.
+fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<Socket> {
+    let family = message.u8(0)?;
+    let port = u16::from_be_bytes(message.bytes(4)?);
+    let ip: IpAddr = match family {
+        AF_INET => Ipv4Addr::from(message.bytes::<4>(8)?).into(),
+        AF_INET6 => Ipv6Addr::from(message.bytes::<16>(8)?).into(),
+        _ => return None,
+    };
+    let v6only = message.attributes(72).find(|(kind, _)| *kind == SKV6ONLY);
+    Some(Socket {
+        address: kind(SocketAddr::new(ip, port)),
+        interface: interface(message.u32(40)?),
+        cookie: u64::from(message.u32(44)?) | u64::from(message.u32(48)?) << 32,
+        queue: match kind(SocketAddr::new(ip, port)) {
+            Address::Tcp(_) => Queue {
+                len: message.u32(56)?,
+                limit: message.u32(60)?,
+            },
+            _ => Queue {
+                len: message.u32(56)?,
+                limit: 0,
+            },
+        },
+        uid: Some(message.u32(64)?),
+        inode: u64::from(message.u32(68)?),
+        v6only: v6only
+            .and_then(|(_, value)| value.u8(0))
+            .map(|value| value != 0),
+    })
+}
+
+fn interface(index: u32) -> Option<String> {
+    if index == 0 {
+        return None;
+    }
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// struct unix_diag_req: family, protocol, padding, states, inode, what to show, cookie.
+fn unix_request(inode: u32, show: u32) -> [u8; 24] {
+    let mut request = [0; 24];
+    request[0] = AF_UNIX;
+    request[4..8].copy_from_slice(&(1_u32 << LISTEN).to_ne_bytes());
+    request[8..12].copy_from_slice(&inode.to_ne_bytes());
+    request[12..16].copy_from_slice(&show.to_ne_bytes());
+    // INET_DIAG_NOCOOKIE: any socket with this inode.
+    request[16..24].fill(0xff);
+    request
+}
+
+/// Reads struct unix_diag_msg and its attributes; None for a socket without a name.
+fn unix_socket(message: Message<'_>) -> Option<Socket> {
+    let attribute = |wanted| {
+        message
+            .attributes(16)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, value)| value)
+    };
+    let name = attribute(NAME)?.0;
+    let text = |bytes: &[u8]| {
+        let end = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
+    };
+    let address = match name {
+        [] => return None,
+        [0, rest @ ..] => Address::Abstract(text(rest)),
+        path => Address::Unix(text(path)),
+    };
+    Some(Socket {
+        address,
+        inode: u64::from(message.u32(4)?),
+        cookie: u64::from(message.u32(8)?) | u64::from(message.u32(12)?) << 32,
+        queue: unix_rqlen(message).unwrap_or_default(),
+        uid: attribute(UID).and_then(|value| value.u32(0)),
+        interface: None,
+        v6only: None,
+    })
+}
+
+fn unix_rqlen(message: Message<'_>) -> Option<Queue> {
+    let (_, value) = message.attributes(16).find(|(kind, _)| *kind == RQLEN)?;
+    Some(Queue {
+        len: value.u32(0)?,
+        limit: value.u32(4)?,
+    })
+}

@@ -1,0 +1,214 @@
+//! Ghosts: epoll registrations that outlive their descriptor.
+//!
+//! epoll watches the open file, not the descriptor (epoll(7)). A process that
+//! closes a listener which others hold open stays registered: it is woken for
+//! every new connection, finds nothing it could accept, and burns a core. It cannot help
+//! itself either, because EPOLL_CTL_DEL wants the descriptor that it closed. We
+//! can: the kernel keys a registration on file and number, so whoever has the epoll
+//! descriptor and the listener *under the same number* may delete it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::io::fcntl_dupfd_cloexec;
+
+use crate::error::{Error, errno_of};
+use crate::holders::{self, Table};
+use crate::process::Pidfd;
+
+/// A registration of a listener under a number that is the listener no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ghost {
+    /// The process.
+    pub pid: i32,
+    /// A thread whose descriptor table has the epoll descriptor; mostly the pid.
+    pub tid: i32,
+    /// The number of the epoll descriptor there.
+    pub epoll: i32,
+    /// The number that the listener had when it was registered.
+    pub number: i32,
+    /// The listener's inode.
+    pub inode: u64,
+}
+
+/// The ghosts of these listeners in a process. Empty if its /proc entries may
+/// not be read, which for a child of the same user they may.
+pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
+    let tables = holders::tables(pid);
+    let mut found = Vec::new();
+    for table in &tables {
+        for epoll in table
+            .numbers
+            .iter()
+            .copied()
+            .filter(|fd| is_epoll(table, *fd))
+        {
+            let Some(info) = table.info(epoll) else {
+                continue;
+            };
+            for (number, inode) in info.lines().filter_map(registration) {
+                // Where threads have tables of their own, a number that is still
+                // the listener in any of them may be in use: leave that one alone.
+                if inodes.contains(&inode) && tables.iter().all(|t| t.socket(number) != Some(inode))
+                {
+                    found.push(Ghost {
+                        pid,
+                        tid: table.tid,
+                        epoll,
+                        number,
+                        inode,
+                    });
+                }
+            }
+        }
+    }
+    found
+}
+
+fn is_epoll(table: &Table, fd: i32) -> bool {
+    table
+        .link(fd)
+        .is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
+}
+
+/// Number and inode of a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8`.
+fn registration(line: &str) -> Option<(i32, u64)> {
+    let mut words = line.strip_prefix("tfd:")?.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
+    Some((number, u64::from_str_radix(inode, 16).ok()?))
+}
+
+/// Deletes ghosts in the process behind `pidfd`; gives how many it deleted.
+/// `listeners` are our own descriptors of them, each with its inode. Only for a
+/// process that has been told to stop: one that resumes and registers the same
+/// number again meanwhile would lose the new registration.
+///
+/// The work is done in a thread with a descriptor table of its own (unshare(2)),
+/// where any number is free to be used; the caller's descriptors are not touched.
+///
+/// # Errors
+/// [`Error::Call`] for the first call that failed; `pidfd_getfd` with `EPERM` if
+/// this process may not trace that one. What is gone already is no error.
+pub fn detach(
+    pidfd: &Pidfd,
+    ghosts: &[Ghost],
+    listeners: &[(u64, BorrowedFd<'_>)],
+) -> Result<usize, Error> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("detach".to_owned())
+            .spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_FILES).map_err(|error| Error::call("unshare", error))?;
+                detach_here(pidfd, ghosts, listeners)
+            })
+            .map_err(|error| Error::Call {
+                operation: "clone",
+                errno: errno_of(&error),
+            })?;
+        match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn detach_here(
+    pidfd: &Pidfd,
+    ghosts: &[Ghost],
+    listeners: &[(u64, BorrowedFd<'_>)],
+) -> Result<usize, Error> {
+    // Everything that we work with stands above the numbers that we overwrite.
+    let above = ghosts
+        .iter()
+        .map(|ghost| ghost.number)
+        .max()
+        .unwrap_or(0)
+        .saturating_add(1);
+    let lift = |fd: BorrowedFd<'_>| {
+        fcntl_dupfd_cloexec(fd, above).map_err(|error| Error::call("fcntl(F_DUPFD_CLOEXEC)", error))
+    };
+    let process = lift(pidfd.as_fd())?;
+    let listeners = listeners
+        .iter()
+        .map(|(inode, fd)| Ok((*inode, lift(*fd)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let mut ghosts = ghosts.to_vec();
+    ghosts.sort_unstable();
+    let mut deleted = 0;
+    for same_epoll in ghosts.chunk_by(|a, b| (a.tid, a.epoll) == (b.tid, b.epoll)) {
+        let Some(first) = same_epoll.first() else {
+            continue;
+        };
+        let Some(epoll) = take_epoll(&process, first)? else {
+            continue;
+        };
+        let epoll = lift(epoll.as_fd())?;
+        for ghost in same_epoll {
+            let Some((_, listener)) = listeners.iter().find(|(inode, _)| *inode == ghost.inode)
+            else {
+                continue;
+            };
+            deleted += usize::from(delete(&epoll, listener, ghost.number)?);
+        }
+    }
+    Ok(deleted)
+}
+
+/// The epoll descriptor of the other process; None if it or its owner is gone.
+fn take_epoll(process: &OwnedFd, ghost: &Ghost) -> Result<Option<OwnedFd>, Error> {
+    use rustix::io::Errno;
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    let taken = if ghost.tid == ghost.pid {
+        rustix::process::pidfd_getfd(process, ghost.epoll, flags)
+    } else {
+        // PIDFD_THREAD, Linux 6.9: a thread's own descriptor table.
+        let thread = rustix::process::Pid::from_raw(ghost.tid).ok_or(Errno::SRCH);
+        let flag = rustix::process::PidfdFlags::from_bits_retain(nix::libc::O_EXCL.cast_unsigned());
+        thread
+            .and_then(|tid| rustix::process::pidfd_open(tid, flag))
+            .and_then(|thread| rustix::process::pidfd_getfd(thread, ghost.epoll, flags))
+    };
+    match taken {
+        Ok(epoll) => Ok(Some(epoll)),
+        Err(Errno::BADF | Errno::SRCH) => Ok(None),
+        Err(error) => Err(Error::call("pidfd_getfd", error)),
+    }
+}
+
+/// Deletes the registration (`listener`, `number`); false if there is none.
+fn delete(epoll: &OwnedFd, listener: &OwnedFd, number: i32) -> Result<bool, Error> {
+    // SAFETY: this thread has a descriptor table of its own, in which nothing but
+    // `detach_here` uses descriptors, and that only numbers above all ghosts': the
+    // one that is replaced here, in this table alone, has no user.
+    let same = unsafe { nix::unistd::dup2_raw(listener, number) }
+        .map_err(|error| Error::call("dup2", error))?;
+    match rustix::event::epoll::delete(epoll, &same) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(Error::call("epoll_ctl(EPOLL_CTL_DEL)", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_lines_and_nothing_else() {
+        let line = "tfd:        5 events:     2019 data:                5  pos:0 ino:1b2c sdev:8";
+        assert_eq!(registration(line), Some((5, 0x1b2c)));
+        for other in [
+            "pos:\t0",
+            "flags:\t02",
+            "tfd:",
+            "tfd: x ino:1",
+            "tfd: 5 ino:xyz",
+            "tfd: 5",
+        ] {
+            assert_eq!(registration(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Who holds a socket open, from /proc. Only reading.
+//!
+//! Processes of other users are visible to root alone; what cannot be read is
+//! left out, so an empty answer proves nothing without root.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A descriptor of a socket in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Holder {
+    /// The socket's inode.
+    pub inode: u64,
+    /// The process.
+    pub pid: i32,
+    /// The number of the descriptor there.
+    pub fd: i32,
+}
+
+/// Every descriptor, in every process that may be read, of the sockets with
+/// these inodes; sorted by inode, pid and number.
+pub fn of(inodes: &[u64]) -> Vec<Holder> {
+    let mut found: Vec<Holder> = numbered(Path::new("/proc"))
+        .into_iter()
+        .flat_map(|pid| of_process(pid, inodes))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// As [`of`], for one process.
+pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
+    let mut found = Vec::new();
+    for table in tables(pid) {
+        for fd in &table.numbers {
+            if let Some(inode) = table.socket(*fd)
+                && inodes.contains(&inode)
+            {
+                found.push(Holder {
+                    inode,
+                    pid,
+                    fd: *fd,
+                });
+            }
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// A descriptor table of a process. Threads may have one of their own
+/// (unshare(2) with CLONE_FILES), as thread groups of haproxy 3.5 do.
+pub(crate) struct Table {
+    /// The thread that it was read through.
+    pub(crate) tid: i32,
+    /// /proc/PID, or /proc/PID/task/TID.
+    base: PathBuf,
+    /// The open descriptors, sorted.
+    pub(crate) numbers: Vec<i32>,
+}
+
+impl Table {
+    fn read(tid: i32, base: PathBuf) -> Self {
+        let mut numbers = numbered(&base.join("fd"));
+        numbers.sort_unstable();
+        Self { tid, base, numbers }
+    }
+
+    /// What descriptor `fd` is: `socket:[1234]`, `anon_inode:[eventpoll]`, a path.
+    pub(crate) fn link(&self, fd: i32) -> Option<PathBuf> {
+        fs::read_link(self.base.join("fd").join(fd.to_string())).ok()
+    }
+
+    /// The inode of descriptor `fd`, if it is a socket.
+    pub(crate) fn socket(&self, fd: i32) -> Option<u64> {
+        self.link(fd)?
+            .to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?
+            .parse()
+            .ok()
+    }
+
+    /// What the kernel says of descriptor `fd` (proc_pid_fdinfo(5)).
+    pub(crate) fn info(&self, fd: i32) -> Option<String> {
+        fs::read_to_string(self.base.join("fdinfo").join(fd.to_string())).ok()
+    }
+}
+
+/// The descriptor tables of a process: the main thread's, and those of other
+/// threads that differ from it. Tables with the same numbers count as one, because
+/// a copy is told from a shared table only by what was closed or opened since.
+pub(crate) fn tables(pid: i32) -> Vec<Table> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let tasks = process.join("task");
+    let mut found = vec![Table::read(pid, process)];
+    for tid in numbered(&tasks).into_iter().filter(|tid| *tid != pid) {
+        let table = Table::read(tid, tasks.join(tid.to_string()));
+        if found.iter().all(|known| known.numbers != table.numbers) {
+            found.push(table);
+        }
+    }
+    found
+}
+
+/// The entries of a directory that are numbers; none if it cannot be read.
+fn numbered(directory: &Path) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}

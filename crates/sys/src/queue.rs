@@ -1,0 +1,77 @@
+//! How many connections wait to be accepted, as the kernel counts them.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+
+use crate::diag;
+
+/// An accept queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Queue {
+    /// Connections that wait now.
+    pub len: u32,
+    /// How many may wait: the smaller of the backlog and somaxconn. One more
+    /// than this is let in (the kernel compares with `>`).
+    pub limit: u32,
+}
+
+/// TCP_LISTEN of the kernel's tcp_states.h, also in UNIX diagnosis.
+pub(crate) const LISTEN: u8 = 10;
+
+/// The accept queue of a listening TCP or UNIX socket. For TCP a single cheap
+/// call: TCP_INFO, whose `tcpi_unacked` and `tcpi_sacked` are, in the LISTEN state,
+/// the queue's length and limit (tcp_get_info in the kernel). Any descriptor of
+/// the socket will do.
+///
+/// # Errors
+/// `EINVAL` if the socket does not listen (any more); `EOPNOTSUPP` for UDP; `ENOENT`
+/// for a UNIX socket of another network namespace.
+pub fn accept_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
+    if socket_domain(socket)? == AddressFamily::UNIX {
+        if !is_listening(socket) {
+            return Err(Errno::EINVAL.into());
+        }
+        let inode = rustix::fs::fstat(socket)?.st_ino;
+        return diag::unix_queue(inode).map_err(|error| {
+            error
+                .errno()
+                .map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+        });
+    }
+    tcp_queue(socket)
+}
+
+fn tcp_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
+    // The head of struct tcp_info: eight bytes, of which the first is the
+    // state, then 32-bit counters; the sixth and the seventh are ours.
+    let mut info = [0_u32; 8];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is writable for `length` bytes, of which the kernel fills
+    // at most that many, and any bit pattern is a u32.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    let [states, .., len, limit] = info;
+    match states.to_ne_bytes() {
+        [LISTEN, ..] => Ok(Queue { len, limit }),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
+/// Whether the socket listens (SO_ACCEPTCONN). False for UDP, and for a listener
+/// that somebody with a descriptor of it has shut down or disconnected.
+pub fn is_listening(socket: BorrowedFd<'_>) -> bool {
+    socket_acceptconn(socket).unwrap_or(false)
+}

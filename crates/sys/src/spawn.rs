@@ -1,0 +1,284 @@
+//! Starts a program with descriptors under fixed numbers, without running any
+//! code between fork and exec.
+//!
+//! A supervisor has threads and blocked signals, and between fork and exec almost
+//! nothing is safe to do. So it starts its own binary again, as the *shim*
+//! (`bindonce __shim COUNT -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! socket that is the shim's standard input. The shim is a fresh process with one
+//! thread: it receives, resets its signals, puts the descriptors in place, and
+//! becomes the program. The pid is the same from the first moment to the last.
+//!
+//! On the socket: the name of each descriptor's variable, each ended by a NUL;
+//! with it up to 253 descriptors; the rest of them 253 at a time, each time on
+//! one more NUL. COUNT tells the shim when it has everything.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::error::{Error, errno_of};
+use crate::process::Pidfd;
+use crate::{inherit, scm, signals};
+
+/// The hidden subcommand that [`Launch::start`] calls and that must call [`become_program`].
+pub const SUBCOMMAND: &str = "__shim";
+
+/// How long the shim may take to read its descriptors; it needs about a millisecond.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// A program to start.
+#[derive(Debug)]
+pub struct Launch {
+    /// The program, looked up in `PATH` if it has no slash.
+    pub program: OsString,
+    /// Its arguments, without the program itself.
+    pub args: Vec<OsString>,
+    /// Variables that are added to this process's environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Variables that the program must not inherit.
+    pub env_remove: Vec<OsString>,
+    /// Where it starts; None is the directory of this process.
+    pub cwd: Option<PathBuf>,
+    /// Descriptors, from 3 up in this order, each with the variable that says its number.
+    pub descriptors: Vec<(String, OwnedFd)>,
+    /// Its standard output.
+    pub stdout: Stdio,
+    /// Its standard error. A shim that fails says why here, in one line.
+    pub stderr: Stdio,
+}
+
+/// A program that was started. It is a child of this process, and stays a
+/// zombie until [`Pidfd::try_wait`] has told how it ended.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process id.
+    pub pid: i32,
+    /// The process itself; readable when it has ended.
+    pub pidfd: Pidfd,
+    /// The reading end of its standard output, if `stdout` was [`Stdio::piped`].
+    pub stdout: Option<OwnedFd>,
+    /// The reading end of its standard error, if `stderr` was [`Stdio::piped`].
+    pub stderr: Option<OwnedFd>,
+}
+
+impl Launch {
+    /// A program without arguments and descriptors; output goes where ours goes.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            env_remove: Vec::new(),
+            cwd: None,
+            descriptors: Vec::new(),
+            stdout: Stdio::inherit(),
+            stderr: Stdio::inherit(),
+        }
+    }
+
+    /// Starts it in a process group of its own, so that a Ctrl-C at the
+    /// terminal reaches the supervisor alone; with /dev/null as standard input, and
+    /// with no signal blocked or ignored. Our copies of the descriptors are closed.
+    ///
+    /// A program that cannot be executed is no error here: the shim says so on
+    /// standard error and exits with 127.
+    ///
+    /// # Errors
+    /// [`Error::Call`] if no process could be made, or it did not take its
+    /// descriptors within ten seconds. No process is left then.
+    pub fn start(self) -> Result<Started, Error> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|error| Error::call("socketpair", error))?;
+        rustix::io::ioctl_fionbio(&ours, true)
+            .map_err(|error| Error::call("ioctl(FIONBIO)", error))?;
+
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("bindonce")
+            .arg(SUBCOMMAND)
+            .arg(self.descriptors.len().to_string())
+            .arg("--")
+            .arg(self.program)
+            .args(self.args)
+            .envs(self.env)
+            .process_group(0)
+            .stdin(theirs)
+            .stdout(self.stdout)
+            .stderr(self.stderr);
+        for name in &self.env_remove {
+            command.env_remove(name);
+        }
+        if let Some(cwd) = self.cwd {
+            command.current_dir(cwd);
+        }
+        let mut child = command
+            .spawn()
+            .map_err(|error| Error::call("start the shim", error))?;
+        // With it goes our copy of the shim's end: only then does its death show.
+        drop(command);
+
+        match hand_over(&ours, &self.descriptors) {
+            // A shim that is gone has said why, and its exit code tells the rest.
+            Ok(())
+            | Err(Error::Call {
+                errno: Errno::EPIPE | Errno::ECONNRESET,
+                ..
+            }) => {}
+            Err(error) => {
+                end(&mut child);
+                return Err(error);
+            }
+        }
+        let pid = i32::try_from(child.id()).map_err(|_| Errno::EOVERFLOW);
+        match pid.map_err(io::Error::from).and_then(Pidfd::open) {
+            Ok(pidfd) => Ok(Started {
+                pid: pidfd.pid(),
+                pidfd,
+                stdout: child.stdout.take().map(OwnedFd::from),
+                stderr: child.stderr.take().map(OwnedFd::from),
+            }),
+            Err(error) => {
+                end(&mut child);
+                Err(Error::call("pidfd_open", error))
+            }
+        }
+    }
+}
+
+/// Ends a child that nobody will ever know of.
+fn end(child: &mut Child) {
+    // It can only be gone already, and then there is nothing left to do.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn hand_over(socket: &OwnedFd, descriptors: &[(String, OwnedFd)]) -> Result<(), Error> {
+    let deadline = Instant::now() + HANDOVER;
+    let mut text = Vec::new();
+    for (name, _) in descriptors {
+        text.extend_from_slice(name.as_bytes());
+        text.push(0);
+    }
+    for batch in descriptors.chunks(scm::MAX_FDS) {
+        let fds: Vec<_> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let mut sent = send_some(socket, &text, &fds, deadline)?;
+        while sent < text.len() {
+            sent += send_some(socket, text.get(sent..).unwrap_or_default(), &[], deadline)?;
+        }
+        // What the next batch rides on.
+        text = vec![0];
+    }
+    Ok(())
+}
+
+fn send_some(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    fds: &[std::os::fd::BorrowedFd<'_>],
+    deadline: Instant,
+) -> Result<usize, Error> {
+    loop {
+        match scm::send(socket.as_fd(), bytes, fds) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            done => return done.map_err(|error| Error::call("sendmsg to the shim", error)),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Call {
+                operation: "sendmsg to the shim",
+                errno: Errno::ETIMEDOUT,
+            });
+        }
+        let left = Timespec::try_from(left).map_err(|_| Error::Call {
+            operation: "poll",
+            errno: Errno::EINVAL,
+        })?;
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::call("poll", error)),
+        }
+    }
+}
+
+/// What the shim does: takes `count` descriptors from standard input and
+/// becomes `program`. Returns only if it failed, with what to say on standard
+/// error before exiting with 127. The process must have a single thread.
+pub fn become_program(count: usize, program: &OsStr, args: &[OsString]) -> Error {
+    match prepare(count) {
+        Ok((names, fds)) => {
+            let mut command = Command::new(program);
+            command.args(args);
+            for (number, name) in (inherit::FIRST..).zip(names) {
+                command.env(name, number.to_string());
+            }
+            let error = inherit::exec(fds, inherit::FIRST, &mut command);
+            Error::Exec {
+                program: program.to_owned(),
+                errno: errno_of(&error),
+            }
+        }
+        Err(error) => error,
+    }
+}
+
+fn prepare(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
+    let received = receive(count)?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|error| Error::call("open /dev/null", error))?;
+    nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
+    signals::reset().map_err(|error| Error::call("sigaction", error))?;
+    Ok(received)
+}
+
+fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
+    use std::os::unix::ffi::OsStringExt;
+
+    let (soft, hard) = crate::limits::nofile();
+    if soft < hard && soft.saturating_sub(16) < count as u64 {
+        crate::limits::raise_nofile().map_err(|error| Error::call("setrlimit", error))?;
+    }
+    let (mut names, mut fds) = (Vec::new(), Vec::new());
+    let mut name = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    let stdin = io::stdin();
+    while names.len() < count || fds.len() < count {
+        let received = match scm::recv(stdin.as_fd(), &mut buffer, &mut fds)? {
+            0 => {
+                return Err(Error::Call {
+                    operation: "recvmsg",
+                    errno: Errno::ECONNRESET,
+                });
+            }
+            received => received,
+        };
+        for byte in buffer.get(..received).unwrap_or_default() {
+            match byte {
+                // Beyond the names, a NUL is only what descriptors rode on.
+                0 if names.len() < count => {
+                    names.push(OsString::from_vec(std::mem::take(&mut name)));
+                }
+                0 => {}
+                byte => name.push(*byte),
+            }
+        }
+    }
+    Ok((names, fds))
+}
