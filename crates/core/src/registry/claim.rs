@@ -213,7 +213,7 @@ impl<H> Registry<H> {
         match self.held.get(&id) {
             Some(held) => Some(Who::Held(held.described())),
             None => plan
-                .new(id)
+                .planned(id)
                 .map(|new| Who::New(Box::new(new.listener.clone()))),
         }
     }
