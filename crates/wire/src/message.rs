@@ -145,7 +145,10 @@ impl<'a> Request<'a> {
 
 /// The grammar was right, yet the parser refuses: a number beyond all bounds.
 fn not_json(error: &serde_json::Error) -> RpcError {
-    RpcError::new(ErrorCode::PARSE, format!("not JSON: {error}"))
+    RpcError::new(
+        ErrorCode::PARSE,
+        format!("not JSON: {}", without_place(error)),
+    )
 }
 
 /// The id of something that is no good request otherwise.

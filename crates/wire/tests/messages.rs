@@ -1,0 +1,352 @@
+//! Requests, replies and parameters: what is taken, what is refused, and that
+//! the refusal names the culprit.
+
+use bindonce_wire::error::{ErrorCode, RpcError};
+use bindonce_wire::message::{Id, Reply, Request, encode_error, encode_request, encode_result};
+use bindonce_wire::params::{Bind, Call, Join, State, Target};
+use bindonce_wire::result::{BindResult, Bound, ListenerInfo, PingResult};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn call(text: &str) -> Result<Call, RpcError> {
+    let request = Request::decode(text.as_bytes()).map_err(|rejected| rejected.error)?;
+    Call::decode(&request)
+}
+
+fn tcp(address: &str, port: u16, backlog: Option<u32>) -> Target {
+    Target::Tcp {
+        address: address.to_owned(),
+        port,
+        backlog,
+    }
+}
+
+#[test]
+fn reads_what_multibinder_sends() {
+    let request = Request::decode(
+        br#"{"jsonrpc":"2.0","method":"bind","params":[{"address":"0.0.0.0","port":8000}]}"#,
+    )
+    .unwrap();
+    assert_eq!(request.id, Id::Null);
+    let bind = Bind {
+        target: tcp("0.0.0.0", 8000, None),
+        tentative: false,
+    };
+    assert_eq!(Call::decode(&request), Ok(Call::Bind(vec![bind])));
+}
+
+#[test]
+fn reads_every_form_of_bind() {
+    let text = r#"{"method":"bind","params":[
+        {"address":"127.0.0.1","port":"81","backlog":7},
+        {"listen":"web=:80,backlog=4096","tentative":true},
+        {"name":"web"}]}"#;
+    let expected = vec![
+        Bind {
+            target: tcp("127.0.0.1", 81, Some(7)),
+            tentative: false,
+        },
+        Bind {
+            tentative: true,
+            ..Bind::listen("web=:80,backlog=4096")
+        },
+        Bind::name("web"),
+    ];
+    assert_eq!(call(text), Ok(Call::Bind(expected)));
+}
+
+#[test]
+fn refusals_name_the_code_and_the_culprit() {
+    let invalid = ErrorCode::INVALID_PARAMS;
+    let cases = [
+        (r#"{"method":"bind"}"#, invalid, "empty"),
+        (
+            r#"{"method":"bind","params":{}}"#,
+            invalid,
+            "expected an array as `params`",
+        ),
+        (
+            r#"{"method":"bind","params":[{}]}"#,
+            invalid,
+            "params[0]: expected either",
+        ),
+        (
+            r#"{"method":"bind","params":[{"adress":"x","port":1}]}"#,
+            invalid,
+            "params[0]: unknown field `adress`",
+        ),
+        (
+            r#"{"method":"bind","params":[{"name":"a"},{"name":"a","name":"b"}]}"#,
+            invalid,
+            "params[1]: duplicate field `name`",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x"}]}"#,
+            invalid,
+            "missing field `port`",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":65536}]}"#,
+            invalid,
+            "65536",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":-1}]}"#,
+            invalid,
+            "-1",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":80.5}]}"#,
+            invalid,
+            "80.5",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":"+80"}]}"#,
+            invalid,
+            "+80",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":""}]}"#,
+            invalid,
+            "`port`",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":1,"backlog":-5}]}"#,
+            invalid,
+            "-5",
+        ),
+        (
+            r#"{"method":"bind","params":[{"address":"x","port":1,"backlog":4294967296}]}"#,
+            invalid,
+            "4294967296",
+        ),
+        (
+            r#"{"method":"bind","params":[{"listen":":80","name":"web"}]}"#,
+            invalid,
+            "expected either",
+        ),
+        (
+            r#"{"method":"join","params":[{"service":"a b","generation":1,"state":"serving"}]}"#,
+            invalid,
+            "\"a b\" is not a name",
+        ),
+        (
+            r#"{"method":"join","params":[{"service":"a","generation":1,"state":"sleeping"}]}"#,
+            invalid,
+            "sleeping",
+        ),
+        (
+            r#"{"method":"join","params":[{"service":"a","generation":1,"state":"serving"},{"service":"a","generation":1,"state":"serving"}]}"#,
+            invalid,
+            "more than one",
+        ),
+        (r#"{"method":"release","params":[]}"#, invalid, "empty"),
+        (r#"{"method":"release","params":[7]}"#, invalid, "params[0]"),
+        (
+            r#"{"method":"list","params":[1]}"#,
+            invalid,
+            "`list` takes no parameters",
+        ),
+        (
+            r#"{"method":"fly"}"#,
+            ErrorCode::METHOD_NOT_FOUND,
+            "\"fly\"",
+        ),
+        (
+            r#"{"params":[]}"#,
+            ErrorCode::INVALID_REQUEST,
+            "missing field `method`",
+        ),
+        (
+            r#"{"method":"ping","parms":[]}"#,
+            ErrorCode::INVALID_REQUEST,
+            "unknown field `parms`",
+        ),
+        (
+            r#"{"method":"ping","method":"list"}"#,
+            ErrorCode::INVALID_REQUEST,
+            "duplicate field `method`",
+        ),
+        (
+            r#"{"method":"ping","id":{}}"#,
+            ErrorCode::INVALID_REQUEST,
+            "`id`",
+        ),
+        (
+            r#"{"jsonrpc":"1.0","method":"ping"}"#,
+            ErrorCode::INVALID_REQUEST,
+            "\"1.0\"",
+        ),
+        (
+            r#"[{"method":"ping"}]"#,
+            ErrorCode::INVALID_REQUEST,
+            "batch",
+        ),
+        (
+            r#"{"method":"ping","id":1e999}"#,
+            ErrorCode::PARSE,
+            "number out of range",
+        ),
+    ];
+    for (text, code, culprit) in cases {
+        let error = call(text).expect_err(text);
+        assert_eq!(error.code, code, "{text}: {error}");
+        assert!(error.message.contains(culprit), "{text}: {error}");
+        assert!(!error.message.contains("line 1"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_refused_request_keeps_its_id() {
+    for (text, id) in [
+        (r#"{"method":"ping","parms":[],"id":7}"#, json!(7)),
+        (r#"{"id":"x","params":[]}"#, json!("x")),
+        (
+            r#"{"jsonrpc":"1.0","method":"ping","id":-1.5}"#,
+            json!(-1.5),
+        ),
+        (r#"{"method":"ping","id":[]}"#, json!(null)),
+        (r#"{"method":"ping","id":1,"id":2}"#, json!(null)),
+    ] {
+        let rejected = Request::decode(text.as_bytes()).expect_err(text);
+        let reply: Value =
+            serde_json::from_slice(&encode_error(&rejected.id, &rejected.error)).unwrap();
+        assert_eq!(reply["id"], id, "{text}");
+        assert!(reply["error"]["message"].is_string());
+    }
+}
+
+#[test]
+fn methods_without_parameters_take_any_way_to_say_none() {
+    for params in [
+        "",
+        r#","params":[]"#,
+        r#","params":{}"#,
+        r#","params":null"#,
+    ] {
+        for (method, expected) in [
+            ("list", Call::List),
+            ("status", Call::Status),
+            ("ping", Call::Ping),
+        ] {
+            assert_eq!(
+                call(&format!(r#"{{"method":"{method}"{params}}}"#)),
+                Ok(expected)
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_client_sends_is_what_a_server_reads() {
+    let binds = vec![
+        Bind {
+            target: tcp("::1", 0, Some(3)),
+            tentative: true,
+        },
+        Bind::listen("web=:80"),
+        Bind::name("web"),
+    ];
+    let text = encode_request(&Id::from(1), "bind", &binds).unwrap();
+    let request = Request::decode(text.trim_ascii_end()).unwrap();
+    assert_eq!(request.id, Id::from(1));
+    assert_eq!(Call::decode(&request), Ok(Call::Bind(binds)));
+
+    let join = Join {
+        service: "haproxy".parse().unwrap(),
+        generation: 7,
+        pid: Some(1234),
+        state: State::Draining,
+    };
+    let text = encode_request(&Id::from(2), "join", &[&join]).unwrap();
+    assert_eq!(
+        call(std::str::from_utf8(&text).unwrap()),
+        Ok(Call::Join(join))
+    );
+}
+
+#[test]
+fn replies_round_trip_and_end_in_a_line_end() {
+    let listeners = vec![Bound {
+        name: "web".to_owned(),
+        address: "0.0.0.0:80".to_owned(),
+        bound: "0.0.0.0:80".to_owned(),
+        created: true,
+        inode: 42,
+    }];
+    let result = BindResult { listeners };
+    let text = encode_result(&Id::Text("a\n\"".to_owned()), &result).unwrap();
+    assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1);
+    assert_eq!(text.last(), Some(&b'\n'));
+    let reply = Reply::decode(&text).unwrap();
+    assert_eq!(reply.id, Id::Text("a\n\"".to_owned()));
+    assert_eq!(
+        Reply::result::<BindResult>(&reply.outcome.unwrap()).unwrap(),
+        result
+    );
+
+    let error = RpcError::new(
+        ErrorCode::BIND_FAILED,
+        "cannot bind 0.0.0.0:80: address in use",
+    )
+    .with("errno", 98)
+    .with_hint("ss -ltnp");
+    let text = encode_error(&Id::Null, &error);
+    assert_eq!(text.last(), Some(&b'\n'));
+    let read = Reply::decode(&text).unwrap().outcome.unwrap_err();
+    assert_eq!(read, error);
+    assert_eq!((read.errno(), read.hint()), (Some(98), Some("ss -ltnp")));
+}
+
+#[test]
+fn a_client_ignores_what_a_newer_server_adds() {
+    let text =
+        br#"{"jsonrpc":"2.0","id":1,"extra":1,"result":{"pong":true,"version":"9","mood":"good"}}"#;
+    let reply = Reply::decode(text).unwrap().outcome.unwrap();
+    assert!(Reply::result::<PingResult>(&reply).unwrap().pong);
+
+    let text = br#"{"name":"a","address":":1","bound":":1","listening":true,"inode":1,"since":"now","new":{}}"#;
+    let listener: ListenerInfo = serde_json::from_slice(text).unwrap();
+    assert!(listener.exclusive && listener.holders.is_empty());
+}
+
+#[test]
+fn a_client_reads_errors_of_other_servers() {
+    let text = br#"{"jsonrpc":"2.0","id":null,"error":{"code":10000,"message":"Could not bind","backtrace":[]}}"#;
+    let error = Reply::decode(text).unwrap().outcome.unwrap_err();
+    assert_eq!((error.code, error.hint()), (ErrorCode(10000), None));
+    let text = br#"{"error":{"code":-1,"message":"m","data":"text"}}"#;
+    assert!(
+        Reply::decode(text)
+            .unwrap()
+            .outcome
+            .unwrap_err()
+            .data
+            .is_empty()
+    );
+    assert!(Reply::decode(b"{}").is_err());
+}
+
+proptest! {
+    /// Nothing that a peer can send makes the reader panic.
+    #[test]
+    fn decoding_never_panics(text in "\\PC{0,64}", bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        for input in [text.as_bytes(), &bytes] {
+            if let Ok(request) = Request::decode(input) {
+                let _ = Call::decode(&request);
+            }
+            let _ = Reply::decode(input);
+        }
+        let members = format!(r#"{{"method":"bind","params":[{text}]}}"#);
+        let _ = call(&members);
+    }
+
+    /// Ports read as numbers and as digits, and nothing else does.
+    #[test]
+    fn ports_are_checked(number in any::<i64>(), text in "[0-9+ -]{0,6}") {
+        let bind = |port: String| call(&format!(r#"{{"method":"bind","params":[{{"address":"a","port":{port}}}]}}"#));
+        prop_assert_eq!(bind(number.to_string()).is_ok(), u16::try_from(number).is_ok());
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        prop_assert_eq!(bind(format!("{text:?}")).is_ok(), digits && text.parse::<u16>().is_ok());
+    }
+}
