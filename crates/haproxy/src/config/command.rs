@@ -34,7 +34,8 @@ const PID_FILE: &str =
     "haproxy runs in the foreground here; `bindonce status` tells the pid of every generation";
 const OLD_PIDS: &str =
     "bindonce retires the older generations itself; leave it out and run `bindonce reload`";
-const OLD_SOCKET: &str = "the sockets come from the broker, not from an older haproxy; leave it out";
+const OLD_SOCKET: &str =
+    "the sockets come from the broker, not from an older haproxy; leave it out";
 const CHECK: &str = "to check a configuration run `bindonce check -- haproxy -f FILE`";
 const EXITS: &str = "it makes haproxy print something and exit; run haproxy itself for that";
 
@@ -131,7 +132,9 @@ fn refused(argument: OsString, hint: &'static str) -> Error {
 }
 
 fn value(option: &OsStr, rest: &mut dyn Iterator<Item = OsString>) -> Result<OsString, Error> {
-    rest.next().ok_or_else(|| Error::MissingValue { argument: option.to_owned() })
+    rest.next().ok_or_else(|| Error::MissingValue {
+        argument: option.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -144,19 +147,33 @@ mod tests {
 
     #[test]
     fn takes_the_files_out_and_keeps_the_rest_in_order() {
-        let command =
-            parse("/usr/sbin/haproxy -Ws -f a.cfg -C /srv -n 100 -f d -S /m,mode,600 -dG -L me -- x y")
-                .expect("a good command");
+        let command = parse(
+            "/usr/sbin/haproxy -Ws -f a.cfg -C /srv -n 100 -f d -S /m,mode,600 -dG -L me -- x y",
+        )
+        .expect("a good command");
         assert_eq!(command.program, "/usr/sbin/haproxy");
         assert_eq!(command.files, ["a.cfg", "d", "x", "y"].map(PathBuf::from));
         assert_eq!(
             command.arguments,
-            ["-Ws", "-C", "/srv", "-n", "100", "-S", "/m,mode,600", "-dG", "-L", "me"]
+            [
+                "-Ws",
+                "-C",
+                "/srv",
+                "-n",
+                "100",
+                "-S",
+                "/m,mode,600",
+                "-dG",
+                "-L",
+                "me"
+            ]
         );
         assert_eq!(command.directory.as_deref(), Some(Path::new("/srv")));
         assert_eq!(command.local_peer.as_deref(), Some(OsStr::new("me")));
         assert!(command.master_worker);
-        let arguments = parse("haproxy -q -f a").expect("good").arguments_on(["/run/1/a.cfg"]);
+        let arguments = parse("haproxy -q -f a")
+            .expect("good")
+            .arguments_on(["/run/1/a.cfg"]);
         assert_eq!(arguments, ["-q", "-f", "/run/1/a.cfg"]);
     }
 
@@ -185,8 +202,17 @@ mod tests {
     fn names_what_is_missing() {
         assert!(matches!(parse(""), Err(Error::NoProgram)));
         assert!(matches!(parse("haproxy -db"), Err(Error::NoFiles)));
-        assert!(matches!(parse("haproxy -f"), Err(Error::MissingValue { .. })));
-        assert!(matches!(parse("haproxy a.cfg"), Err(Error::UnknownArgument { .. })));
-        assert!(matches!(parse("haproxy -f a -Z"), Err(Error::UnknownArgument { .. })));
+        assert!(matches!(
+            parse("haproxy -f"),
+            Err(Error::MissingValue { .. })
+        ));
+        assert!(matches!(
+            parse("haproxy a.cfg"),
+            Err(Error::UnknownArgument { .. })
+        ));
+        assert!(matches!(
+            parse("haproxy -f a -Z"),
+            Err(Error::UnknownArgument { .. })
+        ));
     }
 }

@@ -47,7 +47,9 @@ pub enum Error {
         argument: OsString,
     },
     /// No program after `--`.
-    #[error("no command: write the haproxy command after --, as in `-- haproxy -f /etc/haproxy/haproxy.cfg`")]
+    #[error(
+        "no command: write the haproxy command after --, as in `-- haproxy -f /etc/haproxy/haproxy.cfg`"
+    )]
     NoProgram,
     /// No `-f`.
     #[error("the haproxy command names no configuration: add -f FILE")]
@@ -110,17 +112,27 @@ pub enum Error {
         /// The resolver's answer.
         source: io::Error,
     },
-    /// A bind option whose value cannot be used.
-    #[error("{place}: {option} {value:?}: {reason}")]
-    BadOption {
+    /// Options that do not make a listener.
+    #[error("{place}: {source}")]
+    Listener {
         /// Where it stands.
         place: Place,
-        /// The option's name.
-        option: String,
-        /// Its value.
-        value: String,
-        /// What is wrong with it.
-        reason: &'static str,
+        /// What is wrong.
+        source: bindonce_core::error::Invalid,
+    },
+    /// A `resetenv` line has no room for the variables that carry descriptors.
+    #[error(
+        "{place}: resetenv would have to keep {variables} more variables, the descriptors of the \
+         bind lines after it, and haproxy takes only {room} more words on the line: put several \
+         addresses on one bind line as a range of ports, or use unsetenv with the names to remove"
+    )]
+    TooManyToKeep {
+        /// Where it stands.
+        place: Place,
+        /// How many variables there are.
+        variables: usize,
+        /// How many more words haproxy takes.
+        room: usize,
     },
     /// Two lines want the same address, or one that covers the other.
     #[error(

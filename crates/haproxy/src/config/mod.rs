@@ -1,7 +1,7 @@
 //! Reading a user's haproxy configuration, and rendering the copy that haproxy
 //! is started on.
 //!
-//! The user's files stay as they are. [`Rendering`] reads them with
+//! The user's files stay as they are. [`Rendering::of`] reads them with
 //! haproxy's own rules for words, quotes, variables and conditions, collects
 //! what every `bind` line names, and writes a copy of each file in which only
 //! the address word of such a line is replaced by a descriptor. Lines keep their
@@ -11,10 +11,19 @@
 //! Everything here is a function of its arguments: files, environment, host
 //! names and conditions come through [`World`]; [`System`] is the real one.
 
+mod address;
+mod binds;
 pub mod command;
+mod conditions;
+mod default_path;
 mod error;
+mod options;
 mod paths;
+pub mod reader;
 mod render;
+mod sections;
+pub mod templates;
+mod walk;
 mod world;
 
 pub use command::Command;

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
-use super::{PathMap, Place};
+use super::command::Command;
+use super::walk::Walk;
+use super::world::World;
+use super::{Error, PathMap, Place};
 
 /// What the caller adds to the user's configuration.
 #[derive(Debug, Clone, Copy, Default)]
@@ -92,6 +95,16 @@ pub struct Rendering {
 }
 
 impl Rendering {
+    /// Reads every file of a command and renders its copy.
+    ///
+    /// # Errors
+    /// What cannot be read, what haproxy would not take where it matters for
+    /// listeners, two bind lines on one address, and templates that say more than
+    /// `bind_tcp`. All other mistakes are left for haproxy to name.
+    pub fn of(command: &Command, supplied: Supplied<'_>, world: &dyn World) -> Result<Self, Error> {
+        Walk::new(command, &supplied, world)?.run()
+    }
+
     /// The variables to start haproxy with, when the descriptor of `bindings[i]`
     /// will have the number `numbers[i]` in haproxy. Variables whose bindings have
     /// no number are left out.
@@ -114,7 +127,9 @@ impl Rendering {
     /// copies are in `directory`.
     pub fn path_map(&self, directory: &Path) -> PathMap {
         PathMap::new(
-            self.files.iter().map(|file| (directory.join(&file.name), file.user_path.clone())),
+            self.files
+                .iter()
+                .map(|file| (directory.join(&file.name), file.user_path.clone())),
         )
     }
 

@@ -33,7 +33,7 @@ pub trait World {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
     /// The names of the regular files in a directory, in any order; `None` when
-    /// the path is not a directory.
+    /// the path is something else.
     fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>>;
 
     /// The address that haproxy would take for a host name: the first that
@@ -59,9 +59,14 @@ impl System {
     /// The system as this process sees it; conditions are put to `program` with
     /// `-cc`. Fails when the current directory is gone.
     pub fn new(program: &OsStr) -> io::Result<Self> {
-        let environment =
-            std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
-        Ok(Self { program: program.to_owned(), directory: std::env::current_dir()?, environment })
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.into_vec(), value.into_vec()))
+            .collect();
+        Ok(Self {
+            program: program.to_owned(),
+            directory: std::env::current_dir()?,
+            environment,
+        })
     }
 }
 
@@ -85,8 +90,9 @@ impl World for System {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(path)? {
             let entry = entry?;
-            // Follows links, as haproxy's stat() does; a link to nothing is an error there too.
-            if std::fs::metadata(entry.path())?.is_file() {
+            // Follows links, as haproxy's stat() does. What cannot be looked at stays
+            // in the list, so that reading it says why, if it is a configuration at all.
+            if std::fs::metadata(entry.path()).map_or(true, |about| about.is_file()) {
                 names.push(entry.file_name());
             }
         }
@@ -110,14 +116,20 @@ impl World for System {
             .arg("-cc")
             .arg(OsStr::from_bytes(expression))
             .env_clear()
-            .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
+            .envs(
+                environment
+                    .iter()
+                    .map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))),
+            )
             .current_dir(&self.directory)
             .output()?;
         // 0: holds, 1: does not; both without a word. Anything else is a complaint.
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) if output.stderr.is_empty() => Ok(false),
-            _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            _ => Err(io::Error::other(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            )),
         }
     }
 

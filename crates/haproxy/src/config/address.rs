@@ -1,0 +1,399 @@
+//! One address of a `bind` line, read as haproxy reads it.
+//!
+//! haproxy's own reading differs from `bindonce_core`'s in what it lets pass
+//! (host names, relative UNIX paths, the prefix of `unix-bind`) and in what only
+//! it can bind, so it is read here and comes out as core's typed address. The
+//! source is section 11 of haproxy's configuration manual, "Address formats",
+//! and the description of `bind`.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use bindonce_core::address::Address;
+
+use super::world::Family;
+
+/// What an address comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Sockets for the broker: the first address and its last port (the same port
+    /// when there is no range, 0 for UNIX sockets).
+    Listen(Address, u16),
+    /// `fd@` and what follows it.
+    Descriptor(Vec<u8>),
+    /// Something that haproxy has to bind by itself.
+    Alone(&'static str),
+}
+
+/// Why haproxy would not take an address.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// The text is wrong.
+    Bad(String),
+    /// The host name has no address.
+    Unresolved {
+        /// The name.
+        host: String,
+        /// The resolver's answer.
+        source: io::Error,
+    },
+}
+
+/// What the meaning of an address depends on.
+pub(super) struct Context<'a> {
+    /// The line is a `dgram-bind`.
+    pub(super) datagram: bool,
+    /// `unix-bind prefix`.
+    pub(super) prefix: &'a [u8],
+    /// Where haproxy runs: relative UNIX paths begin here.
+    pub(super) directory: &'a Path,
+    /// The resolver.
+    pub(super) resolve: &'a dyn Fn(&str, Option<Family>) -> io::Result<IpAddr>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Stream,
+    Datagram,
+}
+
+enum Net {
+    Ip(Option<Family>),
+    Path,
+    Abstract,
+}
+
+/// Reads one address: no comma, variables already expanded.
+pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem> {
+    let bad = |reason: &str| Err(Problem::Bad(reason.to_owned()));
+    let Ok(text) = std::str::from_utf8(text) else {
+        return bad("it is not UTF-8");
+    };
+    if text.is_empty() {
+        return bad("it is empty (is a variable of the environment missing?)");
+    }
+    let by_line = if context.datagram {
+        Kind::Datagram
+    } else {
+        Kind::Stream
+    };
+    let (mut kind, text) = if let Some(rest) = text.strip_prefix("stream+") {
+        (Kind::Stream, rest)
+    } else if let Some(rest) = text.strip_prefix("dgram+") {
+        (Kind::Datagram, rest)
+    } else {
+        (by_line, text)
+    };
+    let (net, rest) = match text.split_once('@') {
+        None if text.starts_with('/') => (Net::Path, text),
+        None => (Net::Ip(None), text),
+        Some((prefix, rest)) => {
+            let (net, forced) = match prefix {
+                "ip" => (Net::Ip(None), None),
+                "ipv4" => (Net::Ip(Some(Family::V4)), None),
+                "ipv6" => (Net::Ip(Some(Family::V6)), None),
+                "tcp" => (Net::Ip(None), Some(Kind::Stream)),
+                "tcp4" => (Net::Ip(Some(Family::V4)), Some(Kind::Stream)),
+                "tcp6" => (Net::Ip(Some(Family::V6)), Some(Kind::Stream)),
+                "udp" => (Net::Ip(None), Some(Kind::Datagram)),
+                "udp4" => (Net::Ip(Some(Family::V4)), Some(Kind::Datagram)),
+                "udp6" => (Net::Ip(Some(Family::V6)), Some(Kind::Datagram)),
+                "unix" => (Net::Path, None),
+                "uxst" => (Net::Path, Some(Kind::Stream)),
+                "uxdg" => (Net::Path, Some(Kind::Datagram)),
+                "abns" => (Net::Abstract, None),
+                "fd" => return Ok(Target::Descriptor(rest.as_bytes().to_vec())),
+                _ => return other_family(prefix, text, context),
+            };
+            kind = forced.unwrap_or(kind);
+            (net, rest)
+        }
+    };
+    match (by_line, kind) {
+        (Kind::Stream, Kind::Datagram) => {
+            return bad(
+                "a bind line takes stream sockets; haproxy takes datagrams by dgram-bind in log-forward",
+            );
+        }
+        (Kind::Datagram, Kind::Stream) => {
+            return bad("a dgram-bind line takes datagram sockets only");
+        }
+        _ => {}
+    }
+    match net {
+        Net::Path | Net::Abstract if kind == Kind::Datagram => Ok(Target::Alone(
+            "a UNIX datagram socket, which the broker does not hold",
+        )),
+        Net::Path => path(rest, context),
+        Net::Abstract => match Address::abstract_name(rest) {
+            Ok(address) => Ok(Target::Listen(address, 0)),
+            Err(why) => Err(Problem::Bad(why.to_string())),
+        },
+        Net::Ip(family) => ip(rest, family, kind, context),
+    }
+}
+
+/// Prefixes that name something only haproxy can set up.
+fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Target, Problem> {
+    Ok(Target::Alone(match prefix {
+        "quic4" | "quic6" | "quic" | "quic+fd" => {
+            "QUIC needs sockets of haproxy's own, one for each thread"
+        }
+        "sockpair" => "a socket pair is private to haproxy's own processes",
+        "rhttp" | "rev" => {
+            "reverse HTTP takes connections from a server, there is no address to bind"
+        }
+        "mptcp" | "mptcp4" | "mptcp6" => "multipath TCP, which the broker does not open",
+        "abnsz" => "an abstract name without padding; the broker's are padded, as with abns@",
+        // An address with a path of its own may contain an @ too.
+        _ if text.starts_with('/') => return path(text, context),
+        _ => "bindonce does not know this family of addresses",
+    }))
+}
+
+fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
+    let Ok(prefix) = std::str::from_utf8(context.prefix) else {
+        return Err(Problem::Bad(
+            "the prefix of unix-bind is not UTF-8".to_owned(),
+        ));
+    };
+    // haproxy puts the prefix in front as it is, with no slash between.
+    let text = format!("{prefix}{rest}");
+    let absolute = context.directory.join(&text);
+    let Some(absolute) = absolute.to_str() else {
+        return Err(Problem::Bad("it is not UTF-8".to_owned()));
+    };
+    match Address::unix(absolute) {
+        Ok(address) => Ok(Target::Listen(address, 0)),
+        Err(why) => Err(Problem::Bad(why.to_string())),
+    }
+}
+
+fn ip(
+    rest: &str,
+    family: Option<Family>,
+    kind: Kind,
+    context: &Context<'_>,
+) -> Result<Target, Problem> {
+    let bad = |reason: String| Err(Problem::Bad(reason));
+    // The last colon separates the port, unless it is inside brackets.
+    let split = rest
+        .rfind([':', ']'])
+        .filter(|&at| rest.as_bytes()[at] == b':');
+    let Some(colon) = split else {
+        return bad("it has no port: write one after a colon, as in :80".to_owned());
+    };
+    let (host, ports) = (&rest[..colon], &rest[colon + 1..]);
+    let (low, high) = ports_of(ports)?;
+    let ip = host_of(host, family, context)?;
+    let at = SocketAddr::new(ip, low);
+    let address = match kind {
+        Kind::Stream => Address::Tcp(at),
+        Kind::Datagram => Address::Udp(at),
+    };
+    Ok(Target::Listen(address, high))
+}
+
+/// `80` or `8000-8010`. haproxy reads the digits and passes over what follows them.
+fn ports_of(ports: &str) -> Result<(u16, u16), Problem> {
+    let bad = |port: &str| Problem::Bad(format!("{port:?} is not a port from 1 to 65535"));
+    let number = |text: &str| {
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        match text[..end].parse::<u16>() {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(bad(text)),
+        }
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (low, high) = (number(first)?, number(last)?);
+    if low > high {
+        return Err(Problem::Bad(format!(
+            "{ports:?} is not a range of ports: write the lower one first"
+        )));
+    }
+    Ok((low, high))
+}
+
+fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<IpAddr, Problem> {
+    let wrong = |family: &str| Problem::Bad(format!("{host:?} is not an {family} address"));
+    let any = match family {
+        Some(Family::V6) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let (inner, bracketed) = match host.strip_prefix('[') {
+        None => (host, false),
+        Some(inner) => match inner.strip_suffix(']') {
+            Some(inner) if inner.len() >= 2 => (inner, true),
+            _ => return Err(Problem::Bad("its brackets do not match".to_owned())),
+        },
+    };
+    if inner == "::" {
+        return match family {
+            Some(Family::V4) => Err(wrong("IPv4")),
+            _ => Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+    }
+    if inner.is_empty() || inner == "*" {
+        return Ok(any);
+    }
+    match (inner.parse::<IpAddr>(), family) {
+        (Ok(IpAddr::V6(_)), Some(Family::V4)) => return Err(wrong("IPv4")),
+        (Ok(IpAddr::V4(_)), Some(Family::V6)) => return Err(wrong("IPv6")),
+        (Ok(ip), _) => return Ok(ip),
+        (Err(_), _) => {}
+    }
+    // The characters that haproxy lets a host name have.
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if bracketed || !inner.chars().all(valid) || inner.len() > 255 {
+        return Err(Problem::Bad(format!(
+            "{host:?} is neither an address nor a host name"
+        )));
+    }
+    match (context.resolve)(inner, family) {
+        Ok(ip) if matches!((ip, family), (IpAddr::V6(_), Some(Family::V4))) => Err(wrong("IPv4")),
+        Ok(ip) if matches!((ip, family), (IpAddr::V4(_), Some(Family::V6))) => Err(wrong("IPv6")),
+        Ok(ip) => Ok(ip),
+        Err(source) => Err(Problem::Unresolved {
+            host: inner.to_owned(),
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn target(text: &str, datagram: bool) -> Result<Target, Problem> {
+        let resolve = |host: &str, _| match host {
+            "localhost" => Ok("127.0.0.1".parse().expect("ip")),
+            _ => Err(io::Error::other("no such host")),
+        };
+        let context = Context {
+            datagram,
+            prefix: b"",
+            directory: Path::new("/srv"),
+            resolve: &resolve,
+        };
+        read(text.as_bytes(), &context)
+    }
+
+    fn printed(text: &str, datagram: bool) -> String {
+        match target(text, datagram) {
+            Ok(Target::Listen(address, last)) if address.port().is_some_and(|p| p != last) => {
+                format!("{address}-{last}")
+            }
+            Ok(Target::Listen(address, _)) => address.to_string(),
+            Ok(Target::Descriptor(rest)) => format!("fd {}", String::from_utf8_lossy(&rest)),
+            Ok(Target::Alone(reason)) => format!("alone: {reason}"),
+            Err(Problem::Bad(reason)) => format!("bad: {reason}"),
+            Err(Problem::Unresolved { host, .. }) => format!("unresolved: {host}"),
+        }
+    }
+
+    #[test]
+    fn every_prefix_comes_out_as_haproxy_takes_it() {
+        for (text, expected) in [
+            (":80", "0.0.0.0:80"),
+            ("*:80", "0.0.0.0:80"),
+            ("10.0.0.1:80", "10.0.0.1:80"),
+            (":::80", "[::]:80"),
+            ("::1:80", "[::1]:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("ipv6@:80", "[::]:80"),
+            ("ipv6@*:80", "[::]:80"),
+            ("ipv4@*:80", "0.0.0.0:80"),
+            ("ip@:80", "0.0.0.0:80"),
+            ("tcp6@::1:80", "[::1]:80"),
+            ("stream+ipv4@:80", "0.0.0.0:80"),
+            ("localhost:80", "127.0.0.1:80"),
+            (":8000-8003", "0.0.0.0:8000-8003"),
+            (":80x", "0.0.0.0:80"),
+            ("/run/a.sock", "unix@/run/a.sock"),
+            ("/run/a@b", "unix@/run/a@b"),
+            ("unix@/run/a.sock", "unix@/run/a.sock"),
+            ("unix@a.sock", "unix@/srv/a.sock"),
+            ("uxst@/run/a", "unix@/run/a"),
+            ("abns@web", "abns@web"),
+            ("fd@3", "fd 3"),
+        ] {
+            assert_eq!(printed(text, false), expected, "{text}");
+        }
+        for (text, expected) in [
+            (":514", "udp4@0.0.0.0:514"),
+            ("udp@10.0.0.1:514", "udp4@10.0.0.1:514"),
+            ("udp6@:514", "udp6@[::]:514"),
+        ] {
+            assert_eq!(printed(text, true), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_only_haproxy_can_bind_is_left_to_it() {
+        for text in [
+            "quic4@:443",
+            "quic6@:443",
+            "sockpair@4",
+            "rhttp@s",
+            "mptcp@:80",
+            "abnsz@a",
+            "x@:80",
+        ] {
+            assert!(printed(text, false).starts_with("alone: "), "{text}");
+        }
+        for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x"] {
+            assert!(printed(text, true).starts_with("alone: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_haproxy_refuses_is_refused() {
+        for text in [
+            "",
+            "80",
+            "10.0.0.1",
+            "[::1]",
+            ":",
+            ":0",
+            ":65536",
+            ":http",
+            ":-80",
+            ":90-80",
+            ":80-",
+            "[::1:80",
+            "[]:80",
+            "10.0.0.1]:80",
+            "ipv4@[::]:80",
+            "ipv6@10.0.0.1:80",
+            "a b:80",
+            "udp4@:80",
+            "dgram+:80",
+            "unix@",
+            "abns@",
+            "ipv4@::1:80",
+            "fe80::1%eth0:80",
+        ] {
+            assert!(
+                printed(text, false).starts_with("bad: "),
+                "{text}: {}",
+                printed(text, false)
+            );
+        }
+        assert!(printed("tcp4@:80", true).starts_with("bad: "));
+        assert_eq!(
+            printed("nowhere.example:80", false),
+            "unresolved: nowhere.example"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[a-z@:\\[\\]0-9.*/%+-]{0,30}|.{0,20}", datagram: bool) {
+            let _ = target(&text, datagram);
+        }
+    }
+}

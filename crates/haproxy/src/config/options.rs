@@ -1,0 +1,232 @@
+//! The options of a `bind` line that belong to the socket and so to the broker.
+//!
+//! The words stay on the line: on a line with `fd@` haproxy reads them, checks
+//! them and does nothing with them (seen with 2.6.12 for `interface`,
+//! `transparent`, `v6only`, `v4v6`, `namespace`, `backlog`, `mode`, `user`,
+//! `group`, `uid` and `gid`), since each concerns the making of a socket that
+//! exists already. Everything else on the line (ssl, alpn, maxconn, thread,
+//! accept-proxy, tcp-ut, defer-accept ...) haproxy applies to the socket it was
+//! given.
+
+use std::net::SocketAddr;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::Options;
+
+/// Options as said on a line, or as set for many lines.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) backlog: Option<u32>,
+    pub(super) v6only: bool,
+    pub(super) v4v6: bool,
+    pub(super) interface: Option<String>,
+    pub(super) transparent: bool,
+    pub(super) namespace: Option<String>,
+    pub(super) mode: Option<u32>,
+    pub(super) user: Option<String>,
+    pub(super) group: Option<String>,
+}
+
+/// The bind options that are followed by one value (section 5.1 of the manual,
+/// 2.6 to 3.3). It takes all of them to tell an option from a value that looks
+/// like one.
+const WITH_VALUE: &[&[u8]] = &[
+    b"accept-netscaler-cip",
+    b"alpn",
+    b"backlog",
+    b"ca-file",
+    b"ca-ignore-err",
+    b"ca-sign-file",
+    b"ca-sign-pass",
+    b"ca-verify-file",
+    b"cc",
+    b"ciphers",
+    b"ciphersuites",
+    b"client-sigalgs",
+    b"crl-file",
+    b"crt",
+    b"crt-ignore-err",
+    b"crt-list",
+    b"curves",
+    b"default-crt",
+    b"ecdhe",
+    b"ech",
+    b"expose-fd",
+    b"gid",
+    b"group",
+    b"guid-prefix",
+    b"id",
+    b"idle-ping",
+    b"interface",
+    b"ktls",
+    b"label",
+    b"level",
+    b"maxconn",
+    b"mode",
+    b"mss",
+    b"name",
+    b"namespace",
+    b"nbconn",
+    b"nice",
+    b"npn",
+    b"ocsp-update",
+    b"process",
+    b"proto",
+    b"quic-cc-algo",
+    b"quic-socket",
+    b"severity-output",
+    b"shards",
+    b"sigalgs",
+    b"ssl-max-ver",
+    b"ssl-min-ver",
+    b"tcp-md5sig",
+    b"tcp-ss",
+    b"tcp-ut",
+    b"thread",
+    b"tls-ticket-keys",
+    b"uid",
+    b"user",
+    b"verify",
+];
+
+impl Said {
+    /// Reads the words after the address. Values that haproxy refuses are left
+    /// for it to refuse.
+    pub(super) fn read<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut said = Self::default();
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            let value = if WITH_VALUE.contains(&word) {
+                words.next().unwrap_or_default()
+            } else {
+                b""
+            };
+            said.take(word, value);
+        }
+        said
+    }
+
+    /// Takes one option. Gives false for words that do not concern the socket.
+    pub(super) fn take(&mut self, word: &[u8], value: &[u8]) -> bool {
+        let text = || {
+            std::str::from_utf8(value)
+                .ok()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+        };
+        match word {
+            // haproxy's 0 is its default, for backlog and mode both.
+            b"backlog" => self.backlog = number(value, 10).filter(|&n| n > 0),
+            b"mode" => self.mode = number(value, 8).filter(|&n| n > 0),
+            b"v6only" => self.v6only = true,
+            b"v4v6" => self.v4v6 = true,
+            b"transparent" => self.transparent = true,
+            b"interface" => self.interface = text(),
+            b"namespace" => self.namespace = text(),
+            b"user" | b"uid" => self.user = text(),
+            b"group" | b"gid" => self.group = text(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// These options, with those of `other` where nothing is said.
+    pub(super) fn or(&self, other: &Self) -> Self {
+        let text = |mine: &Option<String>, theirs: &Option<String>| mine.clone().or(theirs.clone());
+        Self {
+            backlog: self.backlog.or(other.backlog),
+            v6only: self.v6only || (other.v6only && !self.v4v6),
+            v4v6: self.v4v6 || other.v4v6,
+            interface: text(&self.interface, &other.interface),
+            transparent: self.transparent || other.transparent,
+            namespace: text(&self.namespace, &other.namespace),
+            mode: self.mode.or(other.mode),
+            user: text(&self.user, &other.user),
+            group: text(&self.group, &other.group),
+        }
+    }
+
+    /// The options of a listener on `address`. As in haproxy, an option that
+    /// means nothing for the kind of address is passed over.
+    pub(super) fn on(&self, address: &Address) -> Options {
+        let ip = address.ip();
+        let dual = matches!(ip, Some(SocketAddr::V6(ip)) if ip.ip().to_ipv4_mapped().is_none());
+        let is_path = matches!(address, Address::Unix(_));
+        let path = |value: &Option<String>| value.clone().filter(|_| is_path);
+        Options {
+            backlog: self.backlog.filter(|_| address.listens()),
+            v6only: self.v6only && dual,
+            interface: self.interface.clone().filter(|_| ip.is_some()),
+            transparent: self.transparent && ip.is_some(),
+            freebind: false,
+            netns: self.namespace.clone().filter(|_| !is_path),
+            mode: self.mode.filter(|_| is_path),
+            user: path(&self.user),
+            group: path(&self.group),
+        }
+    }
+}
+
+/// The number at the beginning of a text, as C's strtol() reads it.
+fn number(text: &[u8], radix: u32) -> Option<u32> {
+    let digits = std::str::from_utf8(text).ok()?.trim_start();
+    let end = digits
+        .find(|c: char| !c.is_digit(radix))
+        .unwrap_or(digits.len());
+    u32::from_str_radix(&digits[..end], radix).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> Said {
+        Said::read(line.split(' ').map(str::as_bytes))
+    }
+
+    #[test]
+    fn options_of_the_socket_are_found_among_the_others() {
+        let said = said(
+            "ssl crt interface name backlog v6only interface eth1 backlog 100 mode 0660 uid 33 group www namespace blue",
+        );
+        assert_eq!(
+            said,
+            Said {
+                backlog: Some(100),
+                v6only: true,
+                interface: Some("eth1".into()),
+                namespace: Some("blue".into()),
+                mode: Some(0o660),
+                user: Some("33".into()),
+                group: Some("www".into()),
+                ..Said::default()
+            }
+        );
+    }
+
+    #[test]
+    fn each_kind_of_address_takes_its_own() {
+        let said =
+            said("backlog 5 v6only interface eth1 transparent mode 600 user www namespace blue");
+        let on = |text: &str| said.on(&text.parse().expect(text)).to_string();
+        assert_eq!(
+            on("10.0.0.1:80"),
+            "interface=eth1,netns=blue,backlog=5,transparent"
+        );
+        assert_eq!(
+            on("[::]:80"),
+            "v6only,interface=eth1,netns=blue,backlog=5,transparent"
+        );
+        assert_eq!(on("udp@:80"), "interface=eth1,netns=blue,transparent");
+        assert_eq!(on("/run/a"), "backlog=5,mode=0600,user=www");
+        assert_eq!(on("abns@a"), "netns=blue,backlog=5");
+    }
+
+    #[test]
+    fn a_line_overrides_the_defaults_of_its_section() {
+        let defaults = said("backlog 5 v6only interface eth0");
+        assert_eq!(said("backlog 7 v4v6").or(&defaults).backlog, Some(7));
+        assert!(!said("v4v6").or(&defaults).v6only);
+        assert_eq!(said("ssl").or(&defaults).interface.as_deref(), Some("eth0"));
+    }
+}

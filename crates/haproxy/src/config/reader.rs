@@ -1,0 +1,470 @@
+//! Lines and words, exactly as haproxy takes a configuration apart.
+//!
+//! The rules stand in section 2.2 and 2.3 of haproxy's configuration manual
+//! ("Quoting and escaping", "Environment variables"), and where the manual is
+//! silent they are what haproxy 2.6 was seen to do. Every word remembers the
+//! bytes of the line it came from, so that one word can be replaced and all
+//! other bytes stay as they are.
+
+use std::ops::Range;
+
+/// One word of a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// What haproxy sees: without quotes and escapes, variables expanded.
+    pub value: Vec<u8>,
+    /// The bytes of the line that it was made from. Words that come out of one
+    /// `${NAME[*]}` share them.
+    pub source: Range<usize>,
+}
+
+/// A line that haproxy refuses to take apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// What is wrong.
+    pub reason: &'static str,
+    /// The offset in the line at which it begins.
+    pub position: usize,
+}
+
+/// The lines of a text, as ranges without their line feed. There is no
+/// continuation: in haproxy a backslash at the end of a line stands for itself.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start >= text.len() {
+            return None;
+        }
+        let end = text[start..]
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(text.len(), |n| start + n);
+        let line = start..end;
+        start = end + 1;
+        Some(line)
+    })
+}
+
+/// C's isspace() in the C locale.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+/// Takes a line apart. `variable` gives the value of a variable; names that
+/// begin with a dot are haproxy's pseudo-variables (`.FILE`, `.LINE`,
+/// `.SECTION`).
+///
+/// # Errors
+/// [`Fault`] where haproxy stops with an error of its own.
+pub fn words(line: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<Vec<Word>, Fault> {
+    let mut scanner = Scanner {
+        line,
+        at: 0,
+        words: Vec::new(),
+        value: Vec::new(),
+        first_of_token: 0,
+        token: 0,
+    };
+    scanner.skip_space();
+    // A line in brackets opens a scope, which says nothing about listeners.
+    if scanner.peek(0) == Some(b'[') {
+        return Ok(Vec::new());
+    }
+    scanner.token = scanner.at;
+    scanner.run(variable)?;
+    Ok(scanner.words)
+}
+
+struct Scanner<'a> {
+    line: &'a [u8],
+    at: usize,
+    words: Vec<Word>,
+    value: Vec<u8>,
+    /// Index of the first word of the current token.
+    first_of_token: usize,
+    /// Where the current token begins.
+    token: usize,
+}
+
+impl Scanner<'_> {
+    /// The byte `ahead` of here; nothing behind a NUL, since haproxy reads C strings.
+    fn peek(&self, ahead: usize) -> Option<u8> {
+        self.line
+            .get(self.at + ahead)
+            .copied()
+            .filter(|&byte| byte != 0)
+    }
+
+    fn skip_space(&mut self) {
+        while self.peek(0).is_some_and(is_space) {
+            self.at += 1;
+        }
+    }
+
+    fn end_word(&mut self) {
+        let mut value = std::mem::take(&mut self.value);
+        // An escaped \x00 ends the word: it is a C string.
+        if let Some(end) = value.iter().position(|&byte| byte == 0) {
+            value.truncate(end);
+        }
+        self.words.push(Word {
+            value,
+            source: self.token..self.at,
+        });
+    }
+
+    fn end_token(&mut self) {
+        let end = self.at;
+        for word in &mut self.words[self.first_of_token..] {
+            word.source.end = end;
+        }
+        self.first_of_token = self.words.len();
+    }
+
+    fn run(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<(), Fault> {
+        let mut single = None;
+        let mut double = None;
+        // A carriage return ends the line wherever it stands, even in quotes.
+        while let Some(byte) = self.peek(0).filter(|byte| !matches!(byte, b'\n' | b'\r')) {
+            let quoted = single.is_some() || double.is_some();
+            match byte {
+                b'#' if !quoted => break,
+                b'"' if single.is_none() => {
+                    double = if double.is_some() {
+                        None
+                    } else {
+                        Some(self.at)
+                    };
+                    self.at += 1;
+                }
+                b'\'' if double.is_none() => {
+                    single = if single.is_some() {
+                        None
+                    } else {
+                        Some(self.at)
+                    };
+                    self.at += 1;
+                }
+                b'\\' if single.is_none() => self.escape(double.is_some())?,
+                _ if is_space(byte) && !quoted => {
+                    self.end_word();
+                    self.end_token();
+                    self.skip_space();
+                    self.token = self.at;
+                }
+                b'$' if double.is_some() => self.variable(variable)?,
+                _ => {
+                    self.value.push(byte);
+                    self.at += 1;
+                }
+            }
+        }
+        // An empty word at the very end does not count.
+        if !self.value.is_empty() {
+            self.end_word();
+        }
+        self.end_token();
+        match single.or(double) {
+            None => Ok(()),
+            Some(position) => Err(Fault {
+                reason: "unmatched quote",
+                position,
+            }),
+        }
+    }
+
+    fn escape(&mut self, in_double: bool) -> Result<(), Fault> {
+        let start = self.at;
+        let (byte, length) = match self.peek(1) {
+            Some(byte @ (b' ' | b'\\' | b'#' | b'\'' | b'"')) => (byte, 2),
+            Some(b't') => (b'\t', 2),
+            Some(b'n') => (b'\n', 2),
+            Some(b'r') => (b'\r', 2),
+            Some(b'$') if in_double => (b'$', 2),
+            Some(b'x') => {
+                let digit = |ahead| self.peek(ahead).and_then(|b| (b as char).to_digit(16));
+                let (Some(high), Some(low)) = (digit(2), digit(3)) else {
+                    return Err(Fault {
+                        reason: "truncated or invalid hexadecimal sequence",
+                        position: start,
+                    });
+                };
+                // Two hexadecimal digits are at most 255.
+                ((high << 4 | low) as u8, 4)
+            }
+            _ => (b'\\', 1),
+        };
+        self.value.push(byte);
+        self.at += length;
+        Ok(())
+    }
+
+    fn variable(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<(), Fault> {
+        let dollar = self.at;
+        let fault = |reason, position| Err(Fault { reason, position });
+        self.at += 1;
+        let brace = (self.peek(0) == Some(b'{')).then_some(self.at);
+        self.at += usize::from(brace.is_some());
+        let start = self.at;
+        if !self
+            .peek(0)
+            .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b == b'.')
+        {
+            return fault("forbidden first character in a variable's name", start);
+        }
+        self.at += 1;
+        while self
+            .peek(0)
+            .is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
+            self.at += 1;
+        }
+        let name = &self.line[start..self.at];
+        if name[0] == b'.' && !matches!(name, b".LINE" | b".FILE" | b".SECTION") {
+            return fault("unknown pseudo-variable", start);
+        }
+        let mut value = variable(name);
+        let mut expand = false;
+        if brace.is_some() && self.peek(0) == Some(b'[') {
+            if self.peek(1) != Some(b'*') || self.peek(2) != Some(b']') {
+                return fault("truncated or invalid word expansion", self.at);
+            }
+            expand = true;
+            self.at += 3;
+        }
+        if let Some(brace) = brace {
+            if self.peek(0) == Some(b'-') {
+                let default = self.at + 1;
+                while self.peek(0).is_some_and(|b| b != b'}') {
+                    self.at += 1;
+                }
+                value = value.or_else(|| Some(self.line[default..self.at].to_vec()));
+            }
+            if self.peek(0) != Some(b'}') {
+                return fault("unmatched brace in a variable's name", brace);
+            }
+            self.at += 1;
+        }
+        debug_assert!(self.at > dollar);
+        self.put(&value.unwrap_or_default(), expand);
+        Ok(())
+    }
+
+    /// Appends the value of a variable, as one word or as the words in it.
+    fn put(&mut self, value: &[u8], expand: bool) {
+        let mut bytes = value.iter().copied().peekable();
+        while let Some(byte) = bytes.next() {
+            if expand && is_space(byte) {
+                self.end_word();
+                while bytes.peek().copied().is_some_and(is_space) {
+                    bytes.next();
+                }
+            } else {
+                self.value.push(byte);
+            }
+        }
+    }
+}
+
+/// Expands the variables of an address, which haproxy does once more when it
+/// reads one: `$NAME` or `${NAME}`, without quotes, defaults or errors; what is
+/// not set is empty.
+pub fn expand(text: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(dollar) = rest.iter().position(|&byte| byte == b'$') {
+        out.extend_from_slice(&rest[..dollar]);
+        rest = &rest[dollar + 1..];
+        let brace = rest.first() == Some(&b'{');
+        rest = &rest[usize::from(brace)..];
+        let length = rest
+            .iter()
+            .position(|&b| !b.is_ascii_alphanumeric() && b != b'_')
+            .unwrap_or(rest.len());
+        let (name, after) = rest.split_at(length);
+        if !name.is_empty() {
+            out.extend_from_slice(&variable(name).unwrap_or_default());
+        }
+        rest = if brace {
+            after.strip_prefix(b"}").unwrap_or(after)
+        } else {
+            after
+        };
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+/// A word in double quotes that reads back as `value`, on one line.
+pub fn quoted(value: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'"'];
+    escape_into(&mut out, value);
+    out.push(b'"');
+    out
+}
+
+/// Appends `value`, escaped for the inside of double quotes.
+pub fn escape_into(out: &mut Vec<u8>, value: &[u8]) {
+    for &byte in value {
+        match byte {
+            b'"' | b'\\' | b'$' => out.extend([b'\\', byte]),
+            b'\n' => out.extend(b"\\n"),
+            b'\r' => out.extend(b"\\r"),
+            _ => out.push(byte),
+        }
+    }
+}
+
+/// Bytes from a file or a variable as a person can read them in a message.
+pub fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut out = String::with_capacity(text.len());
+    for c in text.trim().chars().take(200) {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn environment(name: &[u8]) -> Option<Vec<u8>> {
+        match name {
+            b"IP" => Some(b"10.0.0.1".to_vec()),
+            b"LIST" => Some(b" a  b c".to_vec()),
+            b"EMPTY" => Some(Vec::new()),
+            b".LINE" => Some(b"7".to_vec()),
+            _ => None,
+        }
+    }
+
+    fn read(line: &str) -> Vec<String> {
+        words(line.as_bytes(), &environment)
+            .expect(line)
+            .into_iter()
+            .map(|word| String::from_utf8(word.value).expect("utf-8"))
+            .collect()
+    }
+
+    #[test]
+    fn words_come_apart_as_in_haproxy() {
+        for (line, expected) in [
+            ("", &[][..]),
+            ("   # nothing", &[]),
+            ("[scope]", &[]),
+            ("\tbind :80\r", &["bind", ":80"]),
+            ("bind :80#ssl", &["bind", ":80"]),
+            (r"bind \#80\ x", &["bind", "#80 x"]),
+            (r#"bind "a b"'c d'e"#, &["bind", "a bc de"]),
+            (r#"a "it's" '"' \" \'"#, &["a", "it's", "\"", "\"", "'"]),
+            (r"a \1\q\x41\t'\x41'", &["a", "\\1\\qA\t\\x41"]),
+            (r"a\", &["a\\"]),
+            ("a $IP ${IP}", &["a", "$IP", "${IP}"]),
+            (
+                r#"a "$IP:80" "${IP}80""#,
+                &["a", "10.0.0.1:80", "10.0.0.180"],
+            ),
+            (r#"a '"$IP"' "\$IP""#, &["a", "\"$IP\"", "$IP"]),
+            (
+                r#"a "${NO-x y}" "${IP-x}" "${NO}z""#,
+                &["a", "x y", "10.0.0.1", "z"],
+            ),
+            (r#"a "${EMPTY-x}" b"#, &["a", "", "b"]),
+            (r#"a "x${LIST[*]}y" z"#, &["a", "x", "a", "b", "cy", "z"]),
+            (r#"a "${NO[*]-p q}" z"#, &["a", "p", "q", "z"]),
+            (r#"a "${.LINE}""#, &["a", "7"]),
+            (r#"a "" ''"#, &["a", ""]),
+            (r"a b\x00c d", &["a", "b", "d"]),
+        ] {
+            assert_eq!(read(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn faults_say_where() {
+        for (line, reason, position) in [
+            ("a \"b", "unmatched quote", 2),
+            ("a 'b\"", "unmatched quote", 2),
+            ("a \\x4", "hexadecimal", 2),
+            ("a \"${IP\"", "brace", 4),
+            ("a \"${IP-x\"", "brace", 4),
+            ("a \"$1\"", "first character", 4),
+            ("a \"${.NOPE}\"", "pseudo", 5),
+            ("a \"${LIST[1]}\"", "expansion", 9),
+        ] {
+            let fault = words(line.as_bytes(), &environment).expect_err(line);
+            assert!(fault.reason.contains(reason), "{line}: {fault:?}");
+            assert_eq!(fault.position, position, "{line}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_knows_its_bytes() {
+        let line = br#"  bind  "$IP":80 "${LIST[*]}"x#y"#;
+        let sources: Vec<_> = words(line, &environment)
+            .expect("good")
+            .into_iter()
+            .map(|word| &line[word.source])
+            .collect();
+        assert_eq!(
+            sources,
+            [
+                &b"bind"[..],
+                b"\"$IP\":80",
+                b"\"${LIST[*]}\"x",
+                b"\"${LIST[*]}\"x",
+                b"\"${LIST[*]}\"x",
+                b"\"${LIST[*]}\"x"
+            ]
+        );
+    }
+
+    #[test]
+    fn addresses_expand_variables_without_quotes() {
+        for (text, expected) in [
+            ("$IP:80", "10.0.0.1:80"),
+            ("${IP}:80", "10.0.0.1:80"),
+            ("${NO-x}:80", "-x}:80"),
+            ("a$", "a"),
+            ("$-:80", "-:80"),
+        ] {
+            let got = expand(text.as_bytes(), &environment);
+            assert_eq!(String::from_utf8_lossy(&got), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
+            for line in lines(&bytes) {
+                let _ = words(&bytes[line], &environment);
+            }
+            let _ = expand(&bytes, &environment);
+        }
+
+        #[test]
+        fn hostile_lines_neither(line in r#"[ab$\{\}\[\]*"' \\x#.-]{0,40}"#) {
+            if let Ok(words) = words(line.as_bytes(), &environment) {
+                for word in words {
+                    prop_assert!(word.source.end <= line.len() && word.source.start <= word.source.end);
+                }
+            }
+            let _ = expand(line.as_bytes(), &environment);
+        }
+
+        #[test]
+        fn a_quoted_word_reads_back(value in "[^\\x00]{1,30}") {
+            let line = quoted(value.as_bytes());
+            prop_assert!(!line.contains(&b'\n'));
+            let read = words(&line, &environment).expect("quoted");
+            prop_assert_eq!(read.len(), 1);
+            prop_assert_eq!(&read[0].value, value.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Sections: which lines belong together, and what they inherit.
+
+use std::collections::BTreeMap;
+
+use super::binds::BindLine;
+use super::options::Said;
+
+/// What a section can contain, as far as listeners are concerned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    Global,
+    Defaults,
+    /// `frontend`, `listen`, and `backend`: haproxy warns about a `bind` line
+    /// there, and listens all the same (seen with 2.6.12).
+    Proxy,
+    Peers,
+    LogForward,
+    /// No listeners: all others, and the lines before the first section.
+    #[default]
+    Other,
+}
+
+impl Kind {
+    /// The kind of section that a keyword opens, if it opens one (2.6 to 3.3).
+    pub(super) fn of(keyword: &[u8]) -> Option<Self> {
+        Some(match keyword {
+            b"global" => Self::Global,
+            b"defaults" => Self::Defaults,
+            b"frontend" | b"listen" | b"backend" => Self::Proxy,
+            b"peers" => Self::Peers,
+            b"log-forward" => Self::LogForward,
+            b"acme" | b"cache" | b"crt-store" | b"fcgi-app" | b"http-errors" | b"log-profile"
+            | b"mailers" | b"namespace_list" | b"program" | b"resolvers" | b"ring" | b"traces"
+            | b"userlist" => Self::Other,
+            _ => return None,
+        })
+    }
+}
+
+/// What `defaults` can set that concerns listeners.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Proxy {
+    /// `backlog`, for bind lines without their own.
+    pub(super) backlog: Option<u32>,
+    /// `disabled`.
+    pub(super) disabled: bool,
+}
+
+/// An open section.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Section {
+    pub(super) kind: Kind,
+    /// As a person names it: `frontend web`.
+    pub(super) label: String,
+    /// As haproxy's `.SECTION` has it: `web`.
+    pub(super) name: Vec<u8>,
+    pub(super) proxy: Proxy,
+    /// `default-bind` of `peers`.
+    pub(super) default_bind: Said,
+    pub(super) lines: Vec<BindLine>,
+}
+
+impl Section {
+    /// Opens a section on its first line.
+    pub(super) fn open(
+        kind: Kind,
+        words: &[&[u8]],
+        defaults: &BTreeMap<Vec<u8>, Proxy>,
+        last: &Proxy,
+    ) -> Self {
+        let name = words.get(1).copied().unwrap_or_default();
+        let from = words
+            .iter()
+            .position(|word| *word == b"from")
+            .filter(|&at| at > 0);
+        let parent = from.and_then(|at| words.get(at + 1));
+        let proxy = match (kind, parent) {
+            (Kind::Proxy | Kind::Defaults, Some(parent)) => {
+                defaults.get(*parent).cloned().unwrap_or_default()
+            }
+            (Kind::Proxy, None) => last.clone(),
+            _ => Proxy::default(),
+        };
+        let label = [words[0], name].join(&b' ');
+        Self {
+            kind,
+            label: String::from_utf8_lossy(&label).trim_end().to_owned(),
+            name: if name.is_empty() { words[0] } else { name }.to_vec(),
+            proxy,
+            ..Self::default()
+        }
+    }
+
+    /// Takes a line that is not about addresses.
+    pub(super) fn keyword(&mut self, words: &[&[u8]]) {
+        let proxy = matches!(self.kind, Kind::Proxy | Kind::Defaults);
+        match words[0] {
+            b"backlog" if proxy || self.kind == Kind::LogForward => {
+                let mut said = Said::default();
+                said.take(b"backlog", words.get(1).copied().unwrap_or_default());
+                self.proxy.backlog = said.backlog;
+            }
+            b"disabled" if proxy || self.kind == Kind::Peers => self.proxy.disabled = true,
+            b"enabled" if proxy || self.kind == Kind::Peers => self.proxy.disabled = false,
+            b"default-bind" if self.kind == Kind::Peers => {
+                self.default_bind = Said::read(words[1..].iter().copied()).or(&self.default_bind);
+            }
+            _ => {}
+        }
+    }
+
+    /// The options of its bind lines where they say nothing. `unix-bind` counts for
+    /// proxies only.
+    pub(super) fn defaults(&self, unix: &Said) -> Said {
+        let mut said = match self.kind {
+            Kind::Proxy => unix.clone(),
+            _ => self.default_bind.clone(),
+        };
+        said.backlog = said.backlog.or(self.proxy.backlog);
+        said
+    }
+}

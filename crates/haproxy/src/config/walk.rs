@@ -1,0 +1,523 @@
+//! Going through the files as haproxy does, line by line, with the state that
+//! lines leave behind for those after them: environment, conditions, sections
+//! and their defaults, `unix-bind` and `default-path`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::binds::{self, BindLine, Met, Names, Part, Supply, Surroundings, mark};
+use super::command::Command;
+use super::conditions::{self, Blocks};
+use super::default_path::DefaultPath;
+use super::options::Said;
+use super::reader::{self, Word, printable};
+use super::render::{Binding, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+use super::sections::{Kind, Proxy, Section};
+use super::world::{Environment, World};
+use super::{Error, Place, templates};
+
+/// How many ports one list variable carries: at most 10 bytes each, within the
+/// kernel's 128 KiB for one string of the environment.
+const PORTS_PER_VARIABLE: usize = 8192;
+
+/// How many words haproxy takes on a line.
+const MAX_WORDS: usize = 64;
+
+/// A change to one file: the bytes there give way to others.
+struct Edit {
+    range: Range<usize>,
+    text: Vec<u8>,
+}
+
+/// A `resetenv` line: the variables made after it have to be named on it.
+struct Reset {
+    place: Place,
+    file: usize,
+    at: usize,
+    words: usize,
+    variables: usize,
+}
+
+pub(super) struct Walk<'a> {
+    world: &'a dyn World,
+    command: &'a Command,
+    keep: &'a [&'a str],
+    directory: PathBuf,
+    environment: Environment,
+    local_peer: String,
+    prefix: Option<Vec<u8>>,
+    unix: Said,
+    path: DefaultPath,
+    section: Section,
+    defaults: BTreeMap<Vec<u8>, Proxy>,
+    last_defaults: Proxy,
+    supply: Supply,
+    names: Names,
+    met: Met,
+    edits: Vec<Vec<Edit>>,
+    resets: Vec<Reset>,
+    out: Rendering,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(
+        command: &'a Command,
+        supplied: &Supplied<'a>,
+        world: &'a dyn World,
+    ) -> Result<Self, Error> {
+        let supply = Supply::new(supplied.listeners)?;
+        let mut names = Names::default();
+        let mut environment = world.environment();
+        let local_peer = match &command.local_peer {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => world.host_name(),
+        };
+        environment.insert(
+            b"HAPROXY_LOCALPEER".to_vec(),
+            local_peer.clone().into_bytes(),
+        );
+        for variable in supply.variables() {
+            names.reserve(variable);
+            environment.insert(variable.as_bytes().to_vec(), mark(variable));
+        }
+        for variable in supplied.keep {
+            names.reserve(variable);
+        }
+        let mut directory = world.directory();
+        if let Some(change) = &command.directory {
+            directory.push(change);
+        }
+        Ok(Self {
+            world,
+            command,
+            keep: supplied.keep,
+            directory,
+            environment,
+            local_peer,
+            prefix: None,
+            unix: Said::default(),
+            path: DefaultPath::default(),
+            section: Section::default(),
+            defaults: BTreeMap::new(),
+            last_defaults: Proxy::default(),
+            supply,
+            names,
+            met: Met::default(),
+            edits: Vec::new(),
+            resets: Vec::new(),
+            out: Rendering::default(),
+        })
+    }
+
+    /// Reads everything.
+    pub(super) fn run(mut self) -> Result<Rendering, Error> {
+        for path in self.paths()? {
+            let read = self.world.read(&self.directory.join(&path));
+            let mut text = read.map_err(|source| Error::Read {
+                path: path.clone(),
+                source,
+            })?;
+            if templates::is_template(&path) {
+                text = templates::addresses(&path, &text)?;
+            }
+            if let Some(text) = self.path.start_of(&path) {
+                self.add_file(&path, text, true);
+            }
+            self.add_file(&path, text, false);
+            self.file(&path)?;
+        }
+        if self.out.files.is_empty() {
+            return Err(Error::NoFiles);
+        }
+        self.keep_through_resets()?;
+        for (file, mut edits) in self.out.files.iter_mut().zip(self.edits) {
+            edits.sort_by_key(|edit| edit.range.start);
+            for edit in edits.into_iter().rev() {
+                file.text.splice(edit.range, edit.text);
+            }
+        }
+        self.out.unused = self.supply.unused();
+        Ok(self.out)
+    }
+
+    /// The files in haproxy's order: what a directory stands for is every `*.cfg`
+    /// in it, without hidden ones, by name.
+    fn paths(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut paths = Vec::new();
+        for path in &self.command.files {
+            let listed = self.world.list(&self.directory.join(path));
+            let listed = listed.map_err(|source| Error::Read {
+                path: path.clone(),
+                source,
+            })?;
+            let Some(mut names) = listed else {
+                paths.push(path.clone());
+                continue;
+            };
+            // haproxy looks for the first ".cfg" in the name and wants it at the end.
+            names.retain(|name| {
+                let name = name.as_bytes();
+                let first = name.windows(4).position(|part| part == b".cfg");
+                !name.starts_with(b".") && first.is_some_and(|at| at + 4 == name.len())
+            });
+            names.sort();
+            for name in names {
+                let mut full = path.as_os_str().to_owned();
+                full.push("/");
+                full.push(name);
+                paths.push(full.into());
+            }
+        }
+        Ok(paths)
+    }
+
+    fn add_file(&mut self, path: &Path, text: Vec<u8>, injected: bool) {
+        let base = path.file_name().unwrap_or(path.as_os_str());
+        self.out.files.push(RenderedFile {
+            user_path: path.to_owned(),
+            name: format!("{:03}-{}", self.out.files.len(), base.to_string_lossy()),
+            injected,
+            text,
+        });
+        self.edits.push(Vec::new());
+    }
+
+    /// Reads the file that was added last.
+    fn file(&mut self, path: &Path) -> Result<(), Error> {
+        let file = self.out.files.len() - 1;
+        let text = self.out.files[file].text.clone();
+        let mut blocks = Blocks::default();
+        self.section = Section::default();
+        for (index, line) in reader::lines(&text).enumerate() {
+            let place = Place {
+                file: path.to_owned(),
+                line: index + 1,
+            };
+            let (offset, line) = (line.start, &text[line]);
+            let words = match reader::words(line, &|name| self.variable(name, &place)) {
+                Ok(words) => words,
+                Err(fault) if is_bind(line) && !blocks.masked() => {
+                    return Err(Error::Syntax {
+                        place,
+                        reason: fault.reason,
+                        position: fault.position + 1,
+                        text: printable(line),
+                    });
+                }
+                // haproxy refuses the file for this line, in better words than ours.
+                Err(_) => continue,
+            };
+            let Some(first) = words.first().filter(|word| !word.value.is_empty()) else {
+                continue;
+            };
+            if first.value.starts_with(b".") {
+                self.block(&words, &mut blocks, &place)?;
+            } else if !blocks.masked() {
+                self.line(&words, line, offset, &place)?;
+            }
+        }
+        if blocks.is_open() {
+            let line = reader::lines(&text).count();
+            return Err(Error::Nesting {
+                place: Place {
+                    file: path.to_owned(),
+                    line,
+                },
+                reason: ".if without .endif",
+            });
+        }
+        self.end_section()
+    }
+
+    fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
+        match name {
+            b".FILE" => Some(place.file.as_os_str().as_bytes().to_vec()),
+            b".LINE" => Some(place.line.to_string().into_bytes()),
+            b".SECTION" => Some(self.section.name.clone()),
+            _ => self.environment.get(name).cloned(),
+        }
+    }
+
+    fn block(&self, words: &[Word], blocks: &mut Blocks, place: &Place) -> Result<(), Error> {
+        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+        let evaluate = || {
+            // haproxy puts the words together again, each space one.
+            let expression = values[1..].join(&b' ');
+            match conditions::evaluate(&expression, &self.environment) {
+                Some(value) => Ok(value),
+                None => self
+                    .world
+                    .condition(&expression, &self.environment)
+                    .map_err(|source| Error::Condition {
+                        place: place.clone(),
+                        condition: printable(&expression),
+                        source,
+                    }),
+            }
+        };
+        match blocks.line(&values, evaluate)? {
+            Some(Err(reason)) => Err(Error::Nesting {
+                place: place.clone(),
+                reason,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn line(
+        &mut self,
+        words: &[Word],
+        line: &[u8],
+        offset: usize,
+        place: &Place,
+    ) -> Result<(), Error> {
+        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
+        if let Some(kind) = Kind::of(values[0]) {
+            self.end_section()?;
+            self.section = Section::open(kind, &values, &self.defaults, &self.last_defaults);
+            return Ok(());
+        }
+        match (self.section.kind, values[0]) {
+            (Kind::Global, _) => self.global(words, &values, offset, place),
+            (Kind::Defaults, b"bind") => {
+                let reason = "haproxy does not allow bind in defaults";
+                self.leave(words.get(1), line, place, reason);
+            }
+            (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
+            | (Kind::LogForward, b"dgram-bind")
+                if values.get(1).is_some_and(|word| !word.is_empty()) =>
+            {
+                let around = Surroundings {
+                    world: self.world,
+                    environment: &self.environment,
+                    directory: &self.directory,
+                    prefix: self.prefix.as_deref().unwrap_or_default(),
+                };
+                let bind = binds::read(words, line, offset, place.clone(), &around)?;
+                self.section.lines.push(bind);
+            }
+            (Kind::Peers, b"peer") if values.get(1) == Some(&self.local_peer.as_bytes()) => {
+                let reason = "haproxy binds the address of the local peer by itself; use bind and server lines to share it";
+                self.leave(words.get(2), line, place, reason);
+            }
+            _ => self.section.keyword(&values),
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, words: &[Word], values: &[&[u8]], offset: usize, place: &Place) {
+        let value = |index: usize| values.get(index).copied().unwrap_or_default();
+        match values[0] {
+            b"setenv" | b"presetenv" if !value(2).is_empty() => {
+                let entry = self.environment.entry(value(1).to_vec());
+                if values[0] == b"setenv" {
+                    entry.insert_entry(value(2).to_vec());
+                } else {
+                    entry.or_insert_with(|| value(2).to_vec());
+                }
+            }
+            b"unsetenv" => {
+                for name in &values[1..] {
+                    self.environment.remove(*name);
+                }
+            }
+            b"resetenv" => {
+                let kept = |name: &Vec<u8>, value: &Vec<u8>| {
+                    values[1..].contains(&name.as_slice())
+                        || *value == mark(&String::from_utf8_lossy(name))
+                };
+                self.environment.retain(|name, value| kept(name, value));
+                let end = words.last().map_or(0, |word| word.source.end);
+                self.resets.push(Reset {
+                    place: place.clone(),
+                    file: self.out.files.len() - 1,
+                    at: offset + end,
+                    words: words.len(),
+                    variables: self.out.variables.len(),
+                });
+            }
+            b"localpeer" if self.command.local_peer.is_none() => {
+                self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
+                self.environment
+                    .insert(b"HAPROXY_LOCALPEER".to_vec(), value(1).to_vec());
+            }
+            b"unix-bind" => {
+                for pair in values[1..].chunks(2) {
+                    match pair {
+                        [b"prefix", prefix] => {
+                            self.prefix.get_or_insert_with(|| prefix.to_vec());
+                        }
+                        [option, value] => {
+                            self.unix.take(option, value);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            b"stats" if value(1) == b"socket" => {
+                let reason = "an admin socket belongs to one generation; the newest has it";
+                let text = value(2).to_vec();
+                self.left_alone(printable(&text), place, reason);
+            }
+            b"default-path" => {
+                let file = place.file.clone();
+                if let Some(text) = self.path.set(&file, value(1), value(2)) {
+                    let source = &words[1].source;
+                    self.edit(offset + source.start..offset + source.end, text);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
+        if let Some(edits) = self.edits.last_mut() {
+            edits.push(Edit { range, text });
+        }
+    }
+
+    fn leave(&mut self, word: Option<&Word>, line: &[u8], place: &Place, reason: &'static str) {
+        let text = word.map_or(String::new(), |word| printable(&line[word.source.clone()]));
+        self.left_alone(text, place, reason);
+    }
+
+    fn left_alone(&mut self, text: String, place: &Place, reason: &'static str) {
+        self.out.left_alone.push(LeftAlone {
+            place: place.clone(),
+            section: self.section.label.clone(),
+            text,
+            reason,
+        });
+    }
+
+    /// Everything that a section says is known: its bind lines become listeners.
+    fn end_section(&mut self) -> Result<(), Error> {
+        let section = std::mem::take(&mut self.section);
+        if section.kind == Kind::Defaults {
+            self.last_defaults = section.proxy.clone();
+            self.defaults
+                .insert(section.name.clone(), section.proxy.clone());
+        }
+        for line in &section.lines {
+            if section.proxy.disabled {
+                self.out.left_alone.push(LeftAlone {
+                    place: line.place.clone(),
+                    section: section.label.clone(),
+                    text: line.text.clone(),
+                    reason: "the section is disabled, so haproxy does not listen",
+                });
+            } else {
+                self.bind_line(line, &section)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_line(&mut self, line: &BindLine, section: &Section) -> Result<(), Error> {
+        let defaults = section.defaults(&self.unix);
+        let mut words = Vec::new();
+        for piece in &line.pieces {
+            match &piece.part {
+                Part::Alone(reason) => self.out.left_alone.push(LeftAlone {
+                    place: line.place.clone(),
+                    section: section.label.clone(),
+                    text: printable(&piece.text),
+                    reason,
+                }),
+                Part::Supplied(variable) => {
+                    if let Some(listener) = self.supply.take(variable) {
+                        self.claim(vec![listener], variable, false, line, piece, section)?;
+                    }
+                }
+                Part::Listen(first, last) => {
+                    let mut listeners = line.listeners(piece, &defaults)?;
+                    for listener in &mut listeners {
+                        self.supply.name(listener);
+                    }
+                    if first.port().is_none_or(|port| port == *last) {
+                        let variable = self.names.of(first, None);
+                        words.push(format!("fd@${{{variable}}}"));
+                        self.claim(listeners, &variable, false, line, piece, section)?;
+                        continue;
+                    }
+                    let mut lists = Vec::new();
+                    for part in listeners.chunks(PORTS_PER_VARIABLE) {
+                        let last = part.last().and_then(|last| last.address.port());
+                        let variable = self.names.of(&part[0].address, last);
+                        lists.push(format!("${{{variable}}}"));
+                        self.claim(part.to_vec(), &variable, true, line, piece, section)?;
+                    }
+                    words.push(lists.join(","));
+                }
+            }
+        }
+        if line.claims() {
+            self.edit(line.source.clone(), line.replacement(words));
+        }
+        Ok(())
+    }
+
+    /// Adds the listeners of one variable.
+    fn claim(
+        &mut self,
+        listeners: Vec<bindonce_core::listener::Listener>,
+        variable: &str,
+        list: bool,
+        line: &BindLine,
+        piece: &binds::Piece,
+        section: &Section,
+    ) -> Result<(), Error> {
+        let first = self.out.bindings.len();
+        for listener in listeners {
+            self.met.add(&listener, &line.place)?;
+            self.out.bindings.push(Binding {
+                listener,
+                variable: variable.to_owned(),
+                place: line.place.clone(),
+                section: section.label.clone(),
+                text: printable(&piece.text),
+            });
+        }
+        self.out.variables.push(Variable {
+            name: variable.to_owned(),
+            bindings: first..self.out.bindings.len(),
+            list,
+        });
+        Ok(())
+    }
+
+    /// Names our variables on every `resetenv` line that comes before their use:
+    /// haproxy would remove them with all others.
+    fn keep_through_resets(&mut self) -> Result<(), Error> {
+        for reset in &self.resets {
+            let later = self.out.variables[reset.variables..]
+                .iter()
+                .map(|v| v.name.as_str());
+            let kept: Vec<&str> = later.chain(self.keep.iter().copied()).collect();
+            if reset.words + kept.len() > MAX_WORDS {
+                return Err(Error::TooManyToKeep {
+                    place: reset.place.clone(),
+                    variables: kept.len(),
+                    room: MAX_WORDS.saturating_sub(reset.words),
+                });
+            }
+            let text = kept
+                .iter()
+                .flat_map(|name| [b" ", name.as_bytes()].concat())
+                .collect();
+            self.edits[reset.file].push(Edit {
+                range: reset.at..reset.at,
+                text,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a line that cannot be taken apart begins like a bind line.
+fn is_bind(line: &[u8]) -> bool {
+    let line = line.trim_ascii_start();
+    line.starts_with(b"bind") || line.starts_with(b"dgram-bind")
+}
