@@ -1,0 +1,238 @@
+//! The client for tokio: the same verbs, awaited.
+//!
+//! A call that is dropped before it is done leaves the connection half-way, and
+//! the next call says [`Error::Interrupted`]; its descriptors are closed.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::time::Duration;
+
+use bindonce_sys::scm;
+use bindonce_wire::params::Join;
+use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult, StatusResult};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+use crate::blocking::{NOTHING, READ_SIZE, at_least};
+use crate::claim::Claim;
+use crate::error::{Error, into_io};
+use crate::lease::Lease;
+use crate::session::{Answer, DEFAULT_TIMEOUT, Session, leases, typed};
+use crate::socket;
+
+/// A connection to a broker. It counts as a user of every listener that it has
+/// claimed until it is dropped, so keep it as long as you serve.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    session: Session,
+    buffer: Box<[u8]>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects to the broker at `path`, usually [`default_socket`](crate::default_socket).
+    ///
+    /// # Errors
+    /// [`Error::Connect`], or [`Error::TimedOut`] after [`DEFAULT_TIMEOUT`].
+    pub async fn connect(path: &Path) -> Result<Self, Error> {
+        Self::connect_within(path, DEFAULT_TIMEOUT).await
+    }
+
+    /// Connects, and allows that long for connecting and for each call.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] or [`Error::TimedOut`].
+    pub async fn connect_within(path: &Path, timeout: Duration) -> Result<Self, Error> {
+        // While the server's queue is full, a non-blocking connect(2) on a UNIX
+        // socket fails and nothing tells when to try again: so wait in a thread.
+        let (path, timeout) = (path.to_owned(), at_least(timeout));
+        let connect = tokio::task::spawn_blocking(move || socket::connect(&path, timeout));
+        let stream = connect
+            .await
+            .map_err(|error| Error::Io(io::Error::other(error)))??;
+        let mut client = Self::from_stream(OwnedFd::from(stream).into())?;
+        client.timeout = timeout;
+        Ok(client)
+    }
+
+    /// Talks over a connection that is open already, for example an inherited one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the runtime does not take the socket.
+    pub fn from_stream(stream: StdStream) -> Result<Self, Error> {
+        stream.set_nonblocking(true).map_err(Error::Io)?;
+        let stream = UnixStream::from_std(stream).map_err(Error::Io)?;
+        let buffer = vec![0; READ_SIZE].into_boxed_slice();
+        Ok(Self {
+            stream,
+            session: Session::new(),
+            buffer,
+            timeout: DEFAULT_TIMEOUT,
+        })
+    }
+
+    /// Sets how long each call may take from now on; at least a millisecond.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = at_least(timeout);
+    }
+
+    /// Claims listeners, all or none. Gives one lease for each, in order; a range
+    /// of ports gives many.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the broker's reason; see [`Error`].
+    pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
+        let binds: Vec<_> = claims.iter().map(|claim| &claim.0).collect();
+        self.exchange("bind", &binds, true).await.and_then(leases)
+    }
+
+    /// Says which generation of which service this connection is. May be said
+    /// again when the process or the state changes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn join(&mut self, join: &Join) -> Result<(), Error> {
+        self.exchange("join", &[join], false)
+            .await
+            .and_then(typed::<JoinResult>)
+            .map(drop)
+    }
+
+    /// Closes listeners, given by name or address, all or none. Gives their names.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with [`IN_USE`](crate::ErrorCode::IN_USE) while another
+    /// connection uses one; see [`Error`].
+    pub async fn release(&mut self, listeners: &[impl AsRef<str>]) -> Result<Vec<String>, Error> {
+        let listeners: Vec<&str> = listeners.iter().map(AsRef::as_ref).collect();
+        let answer = self.exchange("release", &listeners, false).await?;
+        typed::<ReleaseResult>(answer).map(|result| result.released)
+    }
+
+    /// Every listener that the broker holds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list(&mut self) -> Result<ListResult, Error> {
+        self.exchange("list", &NOTHING, false).await.and_then(typed)
+    }
+
+    /// The broker, its listeners and the services that use them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn status(&mut self) -> Result<StatusResult, Error> {
+        self.exchange("status", &NOTHING, false)
+            .await
+            .and_then(typed)
+    }
+
+    /// Asks whether the broker is there, and its version.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ping(&mut self) -> Result<PingResult, Error> {
+        self.exchange("ping", &NOTHING, false).await.and_then(typed)
+    }
+
+    /// Calls any method that gives no descriptors; `params` is an array.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn call<P: Serialize + ?Sized>(
+        &mut self,
+        method: &'static str,
+        params: &P,
+    ) -> Result<Value, Error> {
+        self.exchange(method, params, false).await.and_then(typed)
+    }
+
+    /// Waits until the broker closes the connection (or breaks the protocol by
+    /// speaking unasked). Dropping this wait harms nothing.
+    pub async fn closed(&self) {
+        let mut byte = [0; 1];
+        loop {
+            if self.stream.readable().await.is_err() {
+                return;
+            }
+            // Readiness may be left over from the last reply; trying clears it.
+            match self.stream.try_read(&mut byte) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+    }
+
+    async fn exchange<P: Serialize + ?Sized>(
+        &mut self,
+        method: &'static str,
+        params: &P,
+        binds: bool,
+    ) -> Result<Answer, Error> {
+        let request = self.session.begin(method, params, binds)?;
+        let guard = Unfinished(&mut self.session);
+        let exchange = converse(&self.stream, guard.0, &mut self.buffer, &request, method);
+        match tokio::time::timeout(self.timeout, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::TimedOut {
+                during: method,
+                after: self.timeout,
+            }),
+        }
+    }
+}
+
+/// Whatever becomes of a call, also when it is dropped: no descriptor stays.
+struct Unfinished<'a>(&'a mut Session);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+async fn converse(
+    stream: &UnixStream,
+    session: &mut Session,
+    buffer: &mut [u8],
+    request: &[u8],
+    method: &'static str,
+) -> Result<Answer, Error> {
+    let closed = || Error::Closed { during: method };
+    let mut rest = request;
+    while !rest.is_empty() {
+        let send = || scm::send(stream.as_fd(), rest, &[]);
+        match stream.async_io(Interest::WRITABLE, send).await {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The broker has hung up, perhaps after saying why: read that.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            Err(error) => return Err(Error::Io(error)),
+        }
+    }
+    loop {
+        let fds = session.descriptors().ok_or(Error::Interrupted)?;
+        let receive = || match scm::recv(stream.as_fd(), buffer, fds) {
+            // Not an error of the system, so it passes through as a value.
+            Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
+            Err(error) => Err(into_io(&error)),
+            Ok(count) => Ok(Ok(count)),
+        };
+        match stream.async_io(Interest::READABLE, receive).await {
+            Ok(Ok(0)) => return Err(closed()),
+            Ok(Ok(count)) => {
+                if let Some(answer) = session.receive(&buffer[..count])? {
+                    return Ok(answer);
+                }
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(closed()),
+            Err(error) => return Err(Error::Io(error)),
+        }
+    }
+}

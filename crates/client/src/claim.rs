@@ -1,0 +1,66 @@
+//! What a client asks for.
+
+use std::net::SocketAddr;
+
+use bindonce_core::name::Name;
+use bindonce_wire::params::Bind;
+
+/// One thing to claim. A claim of an address finds the listener that the broker
+/// holds for it, or binds it; one range of ports gives a lease for each port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim(pub(crate) Bind);
+
+impl Claim {
+    /// Whatever the one syntax says, `[NAME=]ADDR[,OPTION]...`, as in
+    /// `web=0.0.0.0:80,backlog=4096`, `:8000-8010`, `unix@/run/app.sock` or
+    /// `udp4@:53`. A bare name means a listener that is held already.
+    pub fn listen(text: impl Into<String>) -> Self {
+        Self(Bind::listen(text))
+    }
+
+    /// The listener that is held under a name; it is an error if there is none.
+    pub fn name(name: &Name) -> Self {
+        Self(Bind::name(name.as_str()))
+    }
+
+    /// A TCP listener on an address.
+    pub fn tcp(address: SocketAddr) -> Self {
+        Self(Bind::listen(address.to_string()))
+    }
+
+    /// A UDP socket on an address.
+    pub fn udp(address: SocketAddr) -> Self {
+        let family = if address.is_ipv4() { "udp4" } else { "udp6" };
+        Self(Bind::listen(format!("{family}@{address}")))
+    }
+
+    /// Should this claim create the listener, then the broker closes it again
+    /// when nobody uses it any more, unless it has been confirmed meanwhile: by a
+    /// claim that is not tentative, or by a user that has joined as serving.
+    #[must_use]
+    pub fn tentative(mut self) -> Self {
+        self.0.tentative = true;
+        self
+    }
+}
+
+/// The same as [`Claim::listen`].
+impl From<&str> for Claim {
+    fn from(text: &str) -> Self {
+        Self::listen(text)
+    }
+}
+
+/// The same as [`Claim::listen`].
+impl From<String> for Claim {
+    fn from(text: String) -> Self {
+        Self::listen(text)
+    }
+}
+
+/// The same as [`Claim::tcp`].
+impl From<SocketAddr> for Claim {
+    fn from(address: SocketAddr) -> Self {
+        Self::tcp(address)
+    }
+}

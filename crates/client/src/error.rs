@@ -1,0 +1,150 @@
+//! What can go wrong between a client and a broker.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bindonce_wire::RpcError;
+
+/// Why a call failed. After [`Error::Refused`] and the two about a single lease
+/// the connection goes on to serve; after any other it does not, and the
+/// next call says [`Error::Interrupted`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No broker answers at the path.
+    #[error("cannot connect to the broker at {}: {source}", path.display())]
+    Connect {
+        /// Where the broker should be.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The broker was not done by the deadline.
+    #[error("the broker did not finish `{during}` within {after:?}")]
+    TimedOut {
+        /// `connect`, or the method that was called.
+        during: &'static str,
+        /// The timeout that was set.
+        after: Duration,
+    },
+    /// The broker closed the connection before its reply was complete.
+    #[error("the broker closed the connection during `{during}`")]
+    Closed {
+        /// The method that was called.
+        during: &'static str,
+    },
+    /// The system refused to send or receive.
+    #[error("cannot talk to the broker: {0}")]
+    Io(#[source] io::Error),
+    /// The broker answered with an error.
+    #[error("{0}")]
+    Refused(#[source] RpcError),
+    /// Descriptors were lost on the way; those that came have been closed.
+    #[error("descriptors were lost on the way: the kernel truncated the message")]
+    Truncated,
+    /// More or fewer descriptors came than the reply lists; all have been closed.
+    #[error("the reply lists {expected} listeners, but {received} descriptors came")]
+    Descriptors {
+        /// How many listeners the reply lists.
+        expected: usize,
+        /// How many descriptors had come when that was noticed.
+        received: usize,
+    },
+    /// The reply does not follow the protocol.
+    #[error("the broker's reply makes no sense: {0}")]
+    Protocol(String),
+    /// The parameters cannot be written as JSON.
+    #[error("the parameters cannot be written as JSON: {0}")]
+    Encode(#[source] serde_json::Error),
+    /// An earlier call on this connection failed or was dropped half-way.
+    #[error("an earlier call on this connection was left half-way")]
+    Interrupted,
+    /// The socket is not what the caller wants to use it as.
+    #[error("listener {name:?} ({address}) is {found}, not {wanted}")]
+    Kind {
+        /// The listener's name.
+        name: String,
+        /// Its address.
+        address: String,
+        /// What the caller wants.
+        wanted: &'static str,
+        /// What the socket is.
+        found: &'static str,
+    },
+    /// The system does not tell what a socket is, or cannot use it.
+    #[error("cannot use listener {name:?} ({address}): {source}")]
+    Descriptor {
+        /// The listener's name.
+        name: String,
+        /// Its address.
+        address: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What a person can do next.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Connect { path, source } => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+                    "start one with `bindonce serve --socket {}`, or set BINDONCE_SOCKET to the \
+                     path of a running one",
+                    path.display()
+                ),
+                io::ErrorKind::PermissionDenied => {
+                    "the socket is open to its owner and group: run as one of them".to_owned()
+                }
+                io::ErrorKind::InvalidInput => {
+                    "the path of a UNIX socket has at most 107 bytes: choose a shorter one"
+                        .to_owned()
+                }
+                _ => return None,
+            },
+            Self::TimedOut { .. } => {
+                "look at the broker's log and load, or allow more time".to_owned()
+            }
+            Self::Closed { .. } | Self::Interrupted => {
+                "connect again; the broker's log says why it closed".to_owned()
+            }
+            Self::Refused(error) => return error.hint().map(str::to_owned),
+            Self::Truncated => "this process may open too few files: raise its RLIMIT_NOFILE \
+                                (ulimit -n, LimitNOFILE=)"
+                .to_owned(),
+            Self::Descriptors { .. } | Self::Protocol(_) => {
+                "is it a bindonce broker that listens there? `bindonce status` tells its version"
+                    .to_owned()
+            }
+            Self::Kind { found, .. } => format!("it was claimed as {found}: check its address"),
+            Self::Io(_) | Self::Encode(_) | Self::Descriptor { .. } => return None,
+        };
+        Some(hint)
+    }
+
+    /// The broker's answer, if that is what went wrong.
+    pub fn refusal(&self) -> Option<&RpcError> {
+        match self {
+            Self::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<bindonce_sys::Error> for Error {
+    fn from(error: bindonce_sys::Error) -> Self {
+        match error {
+            bindonce_sys::Error::Truncated => Self::Truncated,
+            error => Self::Io(into_io(&error)),
+        }
+    }
+}
+
+/// The system's error, so that `WouldBlock` can be told from the others.
+pub(crate) fn into_io(error: &bindonce_sys::Error) -> io::Error {
+    error.errno().map_or_else(
+        || io::Error::other(error.to_string()),
+        io::Error::from_raw_os_error,
+    )
+}

@@ -1,0 +1,202 @@
+//! What a client gets: an owned descriptor and what it is.
+
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use bindonce_wire::result::Bound;
+use socket2::{Domain, SockRef, Type};
+
+use crate::acceptor::Acceptor;
+use crate::error::Error;
+
+/// One listener that has been claimed, and a descriptor of its socket, which is
+/// close-on-exec. Dropping it closes this descriptor only.
+///
+/// The conversions check that the socket is what it is taken for: its family,
+/// its type, and that it listens. None of them changes the socket, so a std
+/// listener is non-blocking: see [`Acceptor`]. If a conversion fails, the descriptor is closed.
+#[derive(Debug)]
+pub struct Lease {
+    bound: Bound,
+    fd: OwnedFd,
+}
+
+impl Lease {
+    pub(crate) fn new(bound: Bound, fd: OwnedFd) -> Self {
+        Self { bound, fd }
+    }
+
+    /// The listener's name; of one that was never named, its address.
+    pub fn name(&self) -> &str {
+        &self.bound.name
+    }
+
+    /// The address as asked for, in its one way of writing.
+    pub fn address(&self) -> &str {
+        &self.bound.address
+    }
+
+    /// The address that the socket has; it differs from [`address`](Self::address)
+    /// in the port where the system was to choose it (port 0).
+    pub fn bound(&self) -> &str {
+        &self.bound.bound
+    }
+
+    /// Whether this claim created the listener; if not, it was there already.
+    pub fn created(&self) -> bool {
+        self.bound.created
+    }
+
+    /// The inode number of the socket, the same in every process that has it.
+    pub fn inode(&self) -> u64 {
+        self.bound.inode
+    }
+
+    /// The descriptor itself.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// As a TCP listener. Its `accept` may say `WouldBlock`; [`into_tcp_acceptor`](Self::into_tcp_acceptor) waits.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none.
+    pub fn into_tcp_listener(self) -> Result<TcpListener, Error> {
+        self.check("a listening TCP socket")
+            .map(|lease| TcpListener::from(lease.fd))
+    }
+
+    /// As a TCP listener whose `accept` waits.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none.
+    pub fn into_tcp_acceptor(self) -> Result<Acceptor<TcpListener>, Error> {
+        self.into_tcp_listener().map(Acceptor::new)
+    }
+
+    /// As a UDP socket. Its `recv` may say `WouldBlock`;
+    /// [`wait_readable`](crate::wait_readable) waits.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none.
+    pub fn into_udp_socket(self) -> Result<UdpSocket, Error> {
+        self.check("a UDP socket")
+            .map(|lease| UdpSocket::from(lease.fd))
+    }
+
+    /// As a UNIX stream listener. Its `accept` may say `WouldBlock`;
+    /// [`into_unix_acceptor`](Self::into_unix_acceptor) waits.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none.
+    pub fn into_unix_listener(self) -> Result<UnixListener, Error> {
+        self.check("a listening UNIX socket")
+            .map(|lease| UnixListener::from(lease.fd))
+    }
+
+    /// As a UNIX stream listener whose `accept` waits.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none.
+    pub fn into_unix_acceptor(self) -> Result<Acceptor<UnixListener>, Error> {
+        self.into_unix_listener().map(Acceptor::new)
+    }
+
+    /// As tokio's TCP listener. Call it inside a runtime.
+    ///
+    /// # Errors
+    /// [`Error::Kind`] if it is none; [`Error::Descriptor`] if the runtime refuses
+    /// it, or if some other holder made the socket blocking.
+    #[cfg(feature = "tokio")]
+    pub fn into_tokio_tcp_listener(self) -> Result<tokio::net::TcpListener, Error> {
+        let lease = self.check("a listening TCP socket")?.check_nonblocking()?;
+        let Self { bound, fd } = lease;
+        tokio::net::TcpListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
+    }
+
+    /// As tokio's UNIX listener. Call it inside a runtime.
+    ///
+    /// # Errors
+    /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
+    #[cfg(feature = "tokio")]
+    pub fn into_tokio_unix_listener(self) -> Result<tokio::net::UnixListener, Error> {
+        let lease = self.check("a listening UNIX socket")?.check_nonblocking()?;
+        let Self { bound, fd } = lease;
+        tokio::net::UnixListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
+    }
+
+    /// As tokio's UDP socket. Call it inside a runtime.
+    ///
+    /// # Errors
+    /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
+    #[cfg(feature = "tokio")]
+    pub fn into_tokio_udp_socket(self) -> Result<tokio::net::UdpSocket, Error> {
+        let lease = self.check("a UDP socket")?.check_nonblocking()?;
+        let Self { bound, fd } = lease;
+        tokio::net::UdpSocket::from_std(fd.into()).map_err(|source| unusable(&bound, source))
+    }
+
+    /// A runtime would hang in accept(2) on a socket that blocks, and nothing
+    /// here may change that.
+    #[cfg(feature = "tokio")]
+    fn check_nonblocking(self) -> Result<Self, Error> {
+        match SockRef::from(&self.fd).nonblocking() {
+            Ok(true) => Ok(self),
+            Ok(false) => {
+                let source = io::Error::other("another process made the shared socket blocking");
+                Err(unusable(&self.bound, source))
+            }
+            Err(source) => Err(unusable(&self.bound, source)),
+        }
+    }
+
+    fn check(self, wanted: &'static str) -> Result<Self, Error> {
+        let found = kind(&self.fd).map_err(|source| unusable(&self.bound, source))?;
+        if found == wanted {
+            return Ok(self);
+        }
+        let Bound { name, address, .. } = self.bound;
+        Err(Error::Kind {
+            name,
+            address,
+            wanted,
+            found,
+        })
+    }
+}
+
+impl AsFd for Lease {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn unusable(bound: &Bound, source: io::Error) -> Error {
+    Error::Descriptor {
+        name: bound.name.clone(),
+        address: bound.address.clone(),
+        source,
+    }
+}
+
+/// What a descriptor is, as far as the conversions tell apart.
+fn kind(fd: &OwnedFd) -> io::Result<&'static str> {
+    let socket = SockRef::from(fd);
+    let kind = match socket.r#type() {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTSOCK.raw_os_error()) => {
+            return Ok("no socket");
+        }
+        kind => kind?,
+    };
+    let internet = matches!(socket.domain()?, Domain::IPV4 | Domain::IPV6);
+    let unix = socket.domain()? == Domain::UNIX;
+    Ok(match kind {
+        Type::STREAM if !socket.is_listener()? => "a stream socket that does not listen",
+        Type::STREAM if internet => "a listening TCP socket",
+        Type::STREAM if unix => "a listening UNIX socket",
+        Type::DGRAM if internet => "a UDP socket",
+        _ => "a socket of another kind",
+    })
+}

@@ -1,0 +1,231 @@
+//! One connection without its socket: what to send for a call, and what the
+//! bytes and descriptors that come back mean.
+//!
+//! The blocking and the tokio client share it, so that both are equally strict:
+//! a reply must come with exactly the descriptors that it lists, batch by batch
+//! (docs/protocol.md). The moment one is missing or one too many is known, the
+//! call fails, all that came are closed (they are owned from the system call
+//! on), and the connection is used no more, since nobody knows what follows.
+
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bindonce_wire::RpcError;
+use bindonce_wire::batch::MAX_FDS;
+use bindonce_wire::framing::{Frame, Scanner};
+use bindonce_wire::message::{Id, Reply, encode_request};
+use bindonce_wire::result::{BindResult, Bound};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+use crate::lease::Lease;
+
+/// How long connecting and each call may take if nothing is said.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest reply that a client reads, in bytes: enough for the list of about
+/// a hundred thousand listeners.
+pub const MAX_REPLY: usize = 64 << 20;
+
+/// The state of one connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    scanner: Scanner,
+    last_id: u64,
+    call: Option<Call>,
+}
+
+/// A call that waits for its reply.
+#[derive(Debug)]
+struct Call {
+    id: Id,
+    binds: bool,
+    reply: Option<Result<Reading, RpcError>>,
+    /// The line end after the reply has come, so nothing is left of it for the
+    /// next call.
+    ended: bool,
+    /// Space bytes that came after the reply; each announces a batch.
+    spaces: usize,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// The text of a reply, without its descriptors.
+#[derive(Debug)]
+enum Reading {
+    Plain(Box<RawValue>),
+    Bound(Vec<Bound>),
+}
+
+/// What a call gave.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The result of any method but `bind`.
+    Plain(Box<RawValue>),
+    /// What `bind` handed out.
+    Bound(Vec<(Bound, OwnedFd)>),
+}
+
+impl Session {
+    pub(crate) fn new() -> Self {
+        Self {
+            scanner: Scanner::new(MAX_REPLY),
+            last_id: 0,
+            call: None,
+        }
+    }
+
+    /// Begins a call; gives the bytes to send. Only a call that `binds` may
+    /// receive descriptors.
+    pub(crate) fn begin<P: Serialize + ?Sized>(
+        &mut self,
+        method: &str,
+        params: &P,
+        binds: bool,
+    ) -> Result<Vec<u8>, Error> {
+        if self.call.is_some() {
+            return Err(Error::Interrupted);
+        }
+        let id = Id::from(self.last_id + 1);
+        let request = encode_request(&id, method, params).map_err(Error::Encode)?;
+        self.last_id += 1;
+        let (descriptors, reply) = (Vec::new(), None);
+        self.call = Some(Call {
+            id,
+            binds,
+            reply,
+            ended: false,
+            spaces: 0,
+            descriptors,
+        });
+        Ok(request)
+    }
+
+    /// Where to put the descriptors of the next message.
+    pub(crate) fn descriptors(&mut self) -> Option<&mut Vec<OwnedFd>> {
+        self.call.as_mut().map(|call| &mut call.descriptors)
+    }
+
+    /// Takes the bytes of one message, whose descriptors are in
+    /// [`descriptors`](Self::descriptors). Gives the answer when it is complete.
+    pub(crate) fn receive(&mut self, mut bytes: &[u8]) -> Result<Option<Answer>, Error> {
+        let outcome = self.take(&mut bytes);
+        if matches!(outcome, Ok(Some(_)) | Err(Error::Refused(_))) {
+            // The connection is where it was before the call.
+            self.call = None;
+        }
+        outcome
+    }
+
+    /// Gives up a call that is not finished, if there is one: its descriptors are
+    /// closed, and the connection is not used any more.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(call) = &mut self.call {
+            call.descriptors = Vec::new();
+        }
+    }
+
+    fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Answer>, Error> {
+        let call = self.call.as_mut().ok_or(Error::Interrupted)?;
+        if call.reply.is_none() {
+            match self.scanner.next(bytes) {
+                Some(frame) => call.reply = Some(call.read(frame)?),
+                // The text comes with the first batch at most.
+                None if call.descriptors.len() > MAX_FDS => return Err(call.miscounted(0)),
+                None => return Ok(None),
+            }
+        }
+        let expected = match &call.reply {
+            Some(Ok(Reading::Bound(bound))) => bound.len(),
+            _ => 0,
+        };
+        for byte in bytes.iter() {
+            match byte {
+                b'\n' if !call.ended => call.ended = true,
+                b' ' if call.ended => call.spaces += 1,
+                _ => {
+                    return Err(Error::Protocol(
+                        "more than one reply to one request".to_owned(),
+                    ));
+                }
+            }
+        }
+        // Descriptors come no later than the byte that they ride on.
+        let due = expected.min(MAX_FDS.saturating_mul(call.spaces + 1));
+        if call.descriptors.len() != due {
+            return Err(call.miscounted(expected));
+        }
+        if due < expected || !call.ended {
+            return Ok(None);
+        }
+        let descriptors = mem::take(&mut call.descriptors);
+        match call.reply.take() {
+            Some(Ok(Reading::Bound(bound))) => Ok(Some(Answer::Bound(
+                bound.into_iter().zip(descriptors).collect(),
+            ))),
+            Some(Ok(Reading::Plain(result))) => Ok(Some(Answer::Plain(result))),
+            Some(Err(error)) => Err(Error::Refused(error)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Call {
+    /// Reads the text of the reply.
+    fn read(&self, frame: Frame) -> Result<Result<Reading, RpcError>, Error> {
+        let protocol = |what: &dyn std::fmt::Display| Error::Protocol(what.to_string());
+        let text = match frame {
+            Frame::Request(text) => text,
+            Frame::Malformed { reason, at } => {
+                return Err(Error::Protocol(format!("not JSON at byte {at}: {reason}")));
+            }
+            Frame::TooLarge => {
+                return Err(Error::Protocol(format!("longer than {MAX_REPLY} bytes")));
+            }
+        };
+        let Reply { id, outcome } = Reply::decode(&text).map_err(|error| protocol(&error))?;
+        // A request that the broker could not read has lost its id.
+        if id != self.id && !(id == Id::Null && outcome.is_err()) {
+            return Err(Error::Protocol("it answers another request".to_owned()));
+        }
+        Ok(match outcome {
+            Err(error) => Err(error),
+            Ok(raw) if self.binds => {
+                let result: BindResult = Reply::result(&raw).map_err(|error| protocol(&error))?;
+                Ok(Reading::Bound(result.listeners))
+            }
+            Ok(raw) => Ok(Reading::Plain(raw)),
+        })
+    }
+
+    fn miscounted(&self, expected: usize) -> Error {
+        Error::Descriptors {
+            expected,
+            received: self.descriptors.len(),
+        }
+    }
+}
+
+/// Reads the result of a method as what the method is known to give.
+pub(crate) fn typed<T: serde::de::DeserializeOwned>(answer: Answer) -> Result<T, Error> {
+    match answer {
+        Answer::Plain(raw) => {
+            Reply::result(&raw).map_err(|error| Error::Protocol(error.to_string()))
+        }
+        Answer::Bound(_) => Err(Error::Protocol(
+            "listeners that were not asked for".to_owned(),
+        )),
+    }
+}
+
+/// Makes leases of what `bind` gave.
+pub(crate) fn leases(answer: Answer) -> Result<Vec<Lease>, Error> {
+    match answer {
+        Answer::Bound(bound) => Ok(bound
+            .into_iter()
+            .map(|(bound, fd)| Lease::new(bound, fd))
+            .collect()),
+        Answer::Plain(_) => Err(Error::Protocol("no listeners in the reply".to_owned())),
+    }
+}
