@@ -167,23 +167,4 @@ mod tests {
         assert!(!command(pid).expect("command").is_empty());
         assert_eq!(start_time(i32::MAX), None);
     }
-
-    #[test]
-    fn a_child_is_signalled_and_reaped_through_its_descriptor() {
-        let child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .expect("sleep");
-        let pidfd = Pidfd::open(i32::try_from(child.id()).expect("pid")).expect("pidfd");
-        assert_eq!(pidfd.try_wait().expect("wait"), None);
-        pidfd.send(Signal::SIGKILL).expect("send");
-        let mut poll = [rustix::event::PollFd::new(
-            &pidfd,
-            rustix::event::PollFlags::IN,
-        )];
-        rustix::event::poll(&mut poll, None).expect("poll");
-        assert_eq!(pidfd.try_wait().expect("wait"), Some(Exit::Signal(9)));
-        assert_eq!(Exit::Signal(9).to_string(), "SIGKILL");
-        assert!(pidfd.send(Signal::SIGTERM).is_err());
-    }
 }

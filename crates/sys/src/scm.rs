@@ -78,3 +78,57 @@ pub fn recv(
     }
     Ok(received.bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn ino(fd: &OwnedFd) -> u64 {
+        rustix::fs::fstat(fd).expect("fstat").st_ino
+    }
+
+    #[test]
+    fn the_most_descriptors_arrive_closed_on_exec_and_in_order() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        let sockets: Vec<OwnedFd> = (0..MAX_FDS)
+            .map(|_| UnixStream::pair().expect("pair").0.into())
+            .collect();
+        let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        assert_eq!(send(ours.as_fd(), b"hello", &borrowed).expect("send"), 5);
+        let (mut buffer, mut fds) = ([0; 16], Vec::new());
+        assert_eq!(
+            recv(theirs.as_fd(), &mut buffer, &mut fds).expect("receive"),
+            5
+        );
+        assert_eq!(&buffer[..5], b"hello");
+        assert!(fds.iter().map(ino).eq(sockets.iter().map(ino)));
+        for fd in &fds {
+            let flags = rustix::io::fcntl_getfd(fd).expect("flags");
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        drop(ours);
+        assert_eq!(recv(theirs.as_fd(), &mut buffer, &mut fds).expect("end"), 0);
+    }
+
+    #[test]
+    fn too_many_or_without_a_byte_is_refused_before_the_kernel_sees_it() {
+        let (ours, _theirs) = UnixStream::pair().expect("pair");
+        let many = vec![ours.as_fd(); MAX_FDS + 1];
+        assert_eq!(
+            send(ours.as_fd(), b"x", &many).expect_err("many").kind(),
+            io::ErrorKind::InvalidInput
+        );
+        assert!(send(ours.as_fd(), b"", &many[..1]).is_err());
+    }
+
+    #[test]
+    fn a_socket_that_would_block_says_so() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        theirs.set_nonblocking(true).expect("mode");
+        let error = recv(theirs.as_fd(), &mut [0; 16], &mut Vec::new()).expect_err("empty");
+        assert_eq!(error.errno(), Some(nix::errno::Errno::EAGAIN as i32));
+        drop(ours);
+    }
+}

@@ -20,6 +20,14 @@ impl Directory {
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// The names of what is in it.
+    pub(crate) fn entries(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.0).expect("directory").flatten();
+        names
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
 }
 
 impl Drop for Directory {

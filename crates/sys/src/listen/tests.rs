@@ -1,1 +1,293 @@
 //! Real sockets on loopback and in temporary directories.
+
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
+use std::path::Path;
+
+use nix::errno::Errno;
+use rustix::io::FdFlags;
+
+use super::*;
+use crate::testing::Directory;
+use crate::{diag, holders, queue};
+
+fn listener(text: &str) -> Listener {
+    text.parse().expect(text)
+}
+
+fn opened(text: &str) -> Opened {
+    open(&listener(text)).expect(text)
+}
+
+fn tcp_address(opened: &Opened) -> SocketAddr {
+    match opened.bound {
+        Address::Tcp(at) | Address::Udp(at) => at,
+        ref other => unreachable!("{other} is not an IP address"),
+    }
+}
+
+fn at(path: &Path) -> String {
+    format!("unix@{}", path.display())
+}
+
+#[test]
+fn tcp_is_exclusive_listening_nonblocking_and_closed_on_exec() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let held = opened(address);
+        let at = tcp_address(&held);
+        assert_ne!(at.port(), 0);
+        assert!(queue::is_listening(held.fd.as_fd()));
+        assert!(
+            rustix::io::fcntl_getfd(&held.fd)
+                .expect("flags")
+                .contains(FdFlags::CLOEXEC)
+        );
+        let mode = rustix::fs::fcntl_getfl(&held.fd).expect("mode");
+        assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
+        assert!(!rustix::net::sockopt::socket_reuseport(&held.fd).expect("option"));
+        TcpStream::connect(at).expect("connect");
+
+        let again = open(&listener(&at.to_string())).expect_err("held");
+        assert_eq!(again.errno(), Some(Errno::EADDRINUSE as i32));
+        assert!(again.to_string().contains(&at.to_string()), "{again}");
+        assert!(again.hint().expect("hint").contains("ss -ltnp"));
+
+        // Even one that wants to share cannot split the address.
+        let thief = Socket::new(Domain::for_address(at), Type::STREAM, None).expect("socket");
+        thief.set_reuse_port(true).expect("option");
+        let refused = thief.bind(&at.into()).expect_err("held");
+        assert_eq!(refused.kind(), ErrorKind::AddrInUse);
+    }
+}
+
+#[test]
+fn the_address_is_free_again_while_old_connections_linger() {
+    let held = opened("127.0.0.1:0");
+    let at = tcp_address(&held);
+    let server = TcpListener::from(held.fd);
+    let client = TcpStream::connect(at).expect("connect");
+    server.set_nonblocking(false).expect("mode");
+    // The side that closes first is left in TIME_WAIT, on our port.
+    drop(server.accept().expect("accept"));
+    drop(client);
+    drop(server);
+    opened(&at.to_string());
+}
+
+#[test]
+fn v6only_decides_who_may_connect() {
+    let only = opened("[::]:0,v6only");
+    let port = tcp_address(&only).port();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    TcpStream::connect(("::1", port)).expect("IPv6");
+
+    let both = opened("[::]:0");
+    let port = tcp_address(&both).port();
+    TcpStream::connect(("127.0.0.1", port)).expect("IPv4");
+    TcpStream::connect(("::1", port)).expect("IPv6");
+
+    let told = diag::tcp().expect("sock_diag");
+    let of = |inode| {
+        told.iter()
+            .find(|socket| socket.inode == inode)
+            .expect("listed")
+            .v6only
+    };
+    assert_eq!((of(only.inode), of(both.inode)), (Some(true), Some(false)));
+}
+
+#[test]
+fn udp_receives_and_shares_with_nobody() {
+    let held = opened("udp4@127.0.0.1:0");
+    let at = tcp_address(&held);
+    assert!(!rustix::net::sockopt::socket_reuseaddr(&held.fd).expect("option"));
+    let client = UdpSocket::bind("127.0.0.1:0").expect("client");
+    client.send_to(b"ping", at).expect("send");
+    let server = UdpSocket::from(held.fd);
+    server.set_nonblocking(false).expect("mode");
+    let mut buffer = [0; 16];
+    assert_eq!(server.recv(&mut buffer).expect("receive"), 4);
+    assert!(open(&listener(&format!("udp4@{at}"))).is_err());
+    let told = diag::udp().expect("sock_diag");
+    assert!(told.iter().any(|socket| socket.address == Address::Udp(at)));
+}
+
+#[test]
+fn options_reach_the_socket() {
+    let held = opened("127.0.0.1:0,backlog=7");
+    let told = queue::accept_queue(held.fd.as_fd()).expect("queue");
+    assert_eq!(told, queue::Queue { len: 0, limit: 7 });
+    let held = opened("127.0.0.1:0");
+    let told = queue::accept_queue(held.fd.as_fd()).expect("queue");
+    assert_eq!(told.limit, crate::limits::somaxconn());
+
+    // 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
+    let absent = open(&listener("192.0.2.7:0")).expect_err("no such address");
+    assert!(absent.hint().expect("hint").contains("freebind"));
+    let held = opened("192.0.2.7:0,freebind");
+    assert!(rustix::net::sockopt::ip_freebind(&held.fd).expect("option"));
+
+    match open(&listener("127.0.0.1:0,interface=lo")) {
+        Ok(held) => {
+            let told = diag::tcp().expect("sock_diag");
+            let mine = told
+                .iter()
+                .find(|socket| socket.inode == held.inode)
+                .expect("listed");
+            assert_eq!(mine.interface.as_deref(), Some("lo"));
+        }
+        Err(error) => eprintln!("interface=lo is not tested here: {error}"),
+    }
+    match open(&listener("127.0.0.1:0,transparent")) {
+        Ok(held) => assert!(Socket::from(held.fd).ip_transparent_v4().expect("option")),
+        Err(error) => eprintln!("transparent is not tested here: {error}"),
+    }
+    let absent = open(&listener("127.0.0.1:0,interface=bindonce-none")).expect_err("no interface");
+    assert!(absent.to_string().contains("SO_BINDTODEVICE"), "{absent}");
+}
+
+#[test]
+fn the_queue_counts_who_waits() {
+    let held = opened("127.0.0.1:0");
+    let at = tcp_address(&held);
+    let clients: Vec<_> = (0..3)
+        .map(|_| TcpStream::connect(at).expect("connect"))
+        .collect();
+    assert_eq!(queue::accept_queue(held.fd.as_fd()).expect("queue").len, 3);
+    let told = diag::tcp().expect("sock_diag");
+    let mine = told
+        .iter()
+        .find(|socket| socket.inode == held.inode)
+        .expect("listed");
+    assert_eq!(
+        (mine.queue.len, mine.cookie, &mine.address),
+        (3, held.cookie, &held.bound)
+    );
+
+    // Whoever shuts a shared listener down takes it out of LISTEN for all.
+    rustix::net::shutdown(&held.fd, rustix::net::Shutdown::Both).expect("shutdown");
+    assert!(!queue::is_listening(held.fd.as_fd()));
+    assert!(queue::accept_queue(held.fd.as_fd()).is_err());
+    drop(clients);
+}
+
+#[test]
+fn holders_are_found_by_inode() {
+    let held = opened("127.0.0.1:0");
+    let copy = held.fd.try_clone().expect("dup");
+    let found = holders::of(&[held.inode]);
+    let pid = i32::try_from(std::process::id()).expect("pid");
+    let mine = found
+        .iter()
+        .filter(|holder| holder.pid == pid && holder.inode == held.inode);
+    assert_eq!(mine.count(), 2, "{found:?}");
+    drop(copy);
+    assert_eq!(holders::of_process(pid, &[held.inode]).len(), 1);
+}
+
+#[test]
+fn a_unix_path_appears_with_its_mode_and_goes_only_if_ours() {
+    let directory = Directory::new("unix");
+    let path = directory.path().join("app.sock");
+    let owner = if nix::unistd::geteuid().is_root() {
+        ",user=root,group=0"
+    } else {
+        ""
+    };
+    let held = opened(&format!("{},mode=0640{owner}", at(&path)));
+    let mode = path.metadata().expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+    let client = UnixStream::connect(&path).expect("connect");
+    let queue = queue::accept_queue(held.fd.as_fd()).expect("queue");
+    assert_eq!((queue.len, queue.limit), (1, crate::limits::somaxconn()));
+    drop(client);
+    assert_eq!(directory.entries(), ["app.sock"]);
+
+    let guard = held.path.clone().expect("path");
+    assert!(unlink_if_ours(&guard).expect("unlink"));
+    assert!(!unlink_if_ours(&guard).expect("gone already"));
+    let _other = UnixListener::bind(&path).expect("another takes the path");
+    assert!(!unlink_if_ours(&guard).expect("not ours"));
+    assert!(path.exists());
+}
+
+#[test]
+fn a_live_path_is_never_taken_and_a_dead_one_is_replaced() {
+    let directory = Directory::new("paths");
+    let path = directory.path().join("app.sock");
+    let live = UnixListener::bind(&path).expect("bind");
+    let refused = open(&listener(&at(&path))).expect_err("live");
+    assert_eq!(refused, Error::PathInUse { path: path.clone() });
+    UnixStream::connect(&path).expect("untouched");
+    drop(live);
+    assert!(UnixStream::connect(&path).is_err());
+    let held = opened(&at(&path));
+    UnixStream::connect(&path).expect("replaced");
+    drop(held);
+
+    std::fs::remove_file(&path).expect("remove");
+    std::fs::write(&path, "precious").expect("write");
+    let refused = open(&listener(&at(&path))).expect_err("a file");
+    assert_eq!(refused, Error::NotASocket { path: path.clone() });
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), "precious");
+    assert_eq!(directory.entries(), ["app.sock"]);
+
+    let absent = open(&listener(&at(&directory.path().join("no/app.sock")))).expect_err("no dir");
+    assert!(absent.hint().expect("hint").contains("directory"));
+    let text = format!("{},user=bindonce-nobody", at(&directory.path().join("x")));
+    let unknown = open(&listener(&text)).expect_err("no such user");
+    assert!(unknown.to_string().contains("bindonce-nobody"), "{unknown}");
+    assert_eq!(directory.entries(), ["app.sock"]);
+}
+
+#[test]
+fn a_path_that_just_fits_can_be_bound() {
+    let directory = Directory::new("long");
+    let room = 107 - directory.path().as_os_str().len() - 1;
+    let long = directory.path().join("d".repeat(room - 2));
+    std::fs::create_dir(&long).expect("directory");
+    let path = long.join("s");
+    assert_eq!(path.as_os_str().len(), 107);
+    let _held = opened(&at(&path));
+    UnixStream::connect(&path).expect("connect");
+}
+
+#[test]
+fn an_abstract_name_is_padded_as_haproxy_pads_it() {
+    let name = format!("bindonce-test-{}", std::process::id());
+    let held = opened(&format!("abns@{name}"));
+    let mut padded = name.clone().into_bytes();
+    padded.resize(107, 0);
+    let address = UnixAddress::from_abstract_name(&padded).expect("address");
+    let client = UnixStream::connect_addr(&address).expect("connect");
+    assert!(open(&listener(&format!("abns@{name}"))).is_err());
+    let told = diag::unix().expect("sock_diag");
+    let mine = told
+        .iter()
+        .find(|socket| socket.inode == held.inode)
+        .expect("listed");
+    assert_eq!(
+        (&mine.address, mine.queue.len, mine.cookie),
+        (&held.bound, 1, held.cookie)
+    );
+    drop(client);
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_an_error_that_names_it() {
+    let error = open(&listener("127.0.0.1:0,netns=bindonce-none")).expect_err("no such namespace");
+    assert!(error.to_string().contains("bindonce-none"), "{error}");
+    assert!(
+        error
+            .hint()
+            .expect("hint")
+            .contains("ip netns add bindonce-none")
+    );
+    for outside in ["..", "../x", "", "a/b"] {
+        assert!(within_netns(outside, || ()).is_err(), "{outside}");
+    }
+}

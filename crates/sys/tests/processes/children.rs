@@ -1,0 +1,151 @@
+//! What this binary does when it is started as a child.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, ExitCode};
+
+use bindonce_sys::{inherit, spawn};
+use nix::sched::{CloneFlags, unshare};
+use rustix::event::epoll;
+use rustix::io::fcntl_dupfd_cloexec;
+
+/// `__shim COUNT -- PROGRAM [ARG]...`, as the real command has it.
+pub(crate) fn shim(args: &[OsString]) -> ExitCode {
+    if std::env::var_os("TEST_SHIM_DIES").is_some() {
+        return ExitCode::from(9);
+    }
+    let count = args[2]
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .expect("count");
+    let error = spawn::become_program(count, &args[4], &args[5..]);
+    eprintln!("shim: {error}");
+    ExitCode::from(127)
+}
+
+/// `child MODE [ARG]...`
+pub(crate) fn child(args: &[OsString]) -> ExitCode {
+    match args[2].to_str().expect("mode") {
+        "exec" => exec(),
+        "exec-fails" => exec_fails(),
+        "ghost" => ghost(args[3].to_str().expect("kind")),
+        mode => unreachable!("{mode}"),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Five sockets in the places of each other: 3..8 become 7, 6, 5, 4, 3.
+fn exec() {
+    let mut fds: Vec<OwnedFd> = (0..5)
+        .map(|_| {
+            std::net::TcpListener::bind("127.0.0.1:0")
+                .expect("bind")
+                .into()
+        })
+        .collect();
+    fds.reverse();
+    let links: Vec<String> = fds.iter().map(|fd| link(fd.as_fd())).collect();
+    println!("{}", links.join(" "));
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "for n in 3 4 5 6 7; do readlink /proc/self/fd/$n; done; exec ls /proc/self/fd",
+    ]);
+    let error = inherit::exec(fds, inherit::FIRST, &mut command);
+    unreachable!("{error}");
+}
+
+/// After an exec that failed every number means what it meant before.
+fn exec_fails() {
+    let file = std::fs::File::open("/dev/null").expect("open");
+    let bystander = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let before = table();
+    let fds: Vec<OwnedFd> = (0..4)
+        .map(|_| {
+            std::net::TcpListener::bind("127.0.0.1:0")
+                .expect("bind")
+                .into()
+        })
+        .collect();
+    let error = inherit::exec(fds, inherit::FIRST, &mut Command::new("/bindonce/none"));
+    assert_eq!(error.raw_os_error(), Some(2), "{error}");
+    assert_eq!(table(), before);
+    drop((file, bystander));
+}
+
+/// Every open descriptor with what it is and its flags.
+fn table() -> Vec<(i32, String)> {
+    let open = crate::open_descriptors();
+    open.into_iter()
+        .map(|fd| {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("info");
+            let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).expect("link");
+            let flags = info
+                .lines()
+                .find(|line| line.starts_with("flags:"))
+                .expect("flags");
+            (fd, format!("{} {flags}", link.display()))
+        })
+        .collect()
+}
+
+fn link(fd: BorrowedFd<'_>) -> String {
+    use std::os::fd::AsRawFd;
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("link");
+    link.display().to_string()
+}
+
+/// Registers the listener, descriptor 3, and closes what it registered; says so
+/// on standard output and stays until it is ended.
+fn ghost(kind: &str) {
+    let listener = inherited();
+    match kind {
+        // Registered and closed under a number of its own, while 3 stays open.
+        "number" => haunt(&listener, 40),
+        // The same in a descriptor table that one thread has for itself.
+        "thread" => {
+            let worker = std::thread::spawn(move || {
+                unshare(CloneFlags::CLONE_FILES).expect("unshare");
+                haunt(&listener, 60);
+            });
+            worker.join().expect("thread");
+        }
+        // Registered and still open: not a ghost.
+        "open" => {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+            epoll::add(
+                &epoll,
+                &listener,
+                epoll::EventData::new_u64(1),
+                epoll::EventFlags::IN,
+            )
+            .expect("add");
+            stay();
+        }
+        kind => unreachable!("{kind}"),
+    }
+}
+
+fn haunt(listener: &OwnedFd, number: i32) {
+    let copy = fcntl_dupfd_cloexec(listener, number).expect("dup");
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    let data = epoll::EventData::new_u64(1);
+    epoll::add(&epoll, &copy, data, epoll::EventFlags::IN).expect("add");
+    drop(copy);
+    stay();
+}
+
+fn stay() {
+    println!("ready");
+    nix::unistd::pause();
+}
+
+/// A copy of the listener that the shim put at descriptor 3, taken with
+/// pidfd_getfd from this very process: that needs no unsafe code.
+fn inherited() -> OwnedFd {
+    let pid = i32::try_from(std::process::id()).expect("pid");
+    bindonce_sys::process::Pidfd::open(pid)
+        .expect("pidfd")
+        .take(inherit::FIRST)
+        .expect("listener")
+}

@@ -1,0 +1,196 @@
+//! Programs that are started: through the shim, and by exec.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use bindonce_sys::process::{Exit, Pidfd};
+use bindonce_sys::spawn::{Launch, Started};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a program finds its descriptors, variables and directory",
+        finds_everything,
+    ),
+    (
+        "a program starts with its signals as they should be",
+        signals_are_reset,
+    ),
+    ("six hundred descriptors arrive in order", many_descriptors),
+    ("no descriptors are no problem", no_descriptors),
+    (
+        "a program that is not there is told on standard error",
+        not_found,
+    ),
+    ("a shim that dies at once blocks nobody", dead_shim),
+    ("exec moves descriptors past each other", exec_overlaps),
+    ("an exec that fails puts everything back", exec_fails),
+    (
+        "a child is signalled and reaped through its descriptor",
+        pidfd,
+    ),
+];
+
+fn shell(script: &str) -> Launch {
+    let mut launch = Launch::new("sh");
+    launch.args = vec!["-c".into(), script.into()];
+    launch.stdout = Stdio::piped();
+    launch.stderr = Stdio::piped();
+    launch
+}
+
+/// Everything that it wrote, and how it ended.
+fn finish(started: Started) -> (String, String, Exit) {
+    let [stdout, stderr] = [started.stdout, started.stderr].map(|pipe| {
+        let mut text = String::new();
+        std::fs::File::from(pipe.expect("piped"))
+            .read_to_string(&mut text)
+            .expect("read");
+        text
+    });
+    (stdout, stderr, wait(&started.pidfd))
+}
+
+pub(crate) fn wait(pidfd: &Pidfd) -> Exit {
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None).expect("poll");
+    pidfd.try_wait().expect("wait").expect("ended")
+}
+
+fn socket() -> (OwnedFd, u64) {
+    let socket = OwnedFd::from(TcpListener::bind("127.0.0.1:0").expect("bind"));
+    let inode = rustix::fs::fstat(&socket).expect("fstat").st_ino;
+    (socket, inode)
+}
+
+fn finds_everything() {
+    let ((first, first_inode), (second, second_inode)) = (socket(), socket());
+    let mut launch = shell(
+        "echo $WEB $API $COLOUR $PWD $$ \"[$HOME]\"; for n in $WEB $API 0; do readlink /proc/self/fd/$n; done; \
+         ls /proc/self/fd | wc -l; echo done >&2; exit 7",
+    );
+    launch.descriptors = vec![("WEB".to_owned(), first), ("API".to_owned(), second)];
+    launch.env = vec![("COLOUR".into(), "blue".into())];
+    launch.env_remove = vec!["HOME".into()];
+    launch.cwd = Some("/proc".into());
+    let started = launch.start().expect("start");
+    let pid = started.pid;
+    let (stdout, stderr, exit) = finish(started);
+    let expected = format!(
+        "3 4 blue /proc {pid} []\nsocket:[{first_inode}]\nsocket:[{second_inode}]\n/dev/null\n"
+    );
+    // 0, 1, 2, ours, and the directory that ls reads.
+    assert_eq!(stdout, expected + "6\n");
+    assert_eq!((stderr.as_str(), exit), ("done\n", Exit::Code(7)));
+}
+
+fn signals_are_reset() {
+    let blocked: SigSet = [Signal::SIGUSR1, Signal::SIGTERM].into_iter().collect();
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before)).expect("block");
+    let started = shell("exec grep -E 'Sig(Blk|Ign)' /proc/self/status").start();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).expect("unblock");
+    let (stdout, _, _) = finish(started.expect("start"));
+    let sets: Vec<u64> = stdout
+        .lines()
+        .filter_map(|line| u64::from_str_radix(line.split_once('\t')?.1, 16).ok())
+        .collect();
+    // 32 and 33 are glibc's own, which its posix_spawn leaves ignored in every child.
+    let of_glibc = (1 << 31) | (1 << 32);
+    let [blocked, ignored] = sets[..] else {
+        unreachable!("{stdout}")
+    };
+    assert_eq!((blocked, ignored & !of_glibc), (0, 0), "{stdout}");
+}
+
+fn many_descriptors() {
+    let sockets: Vec<_> = (0..600).map(|_| socket()).collect();
+    let inodes: Vec<u64> = sockets.iter().map(|(_, inode)| *inode).collect();
+    let mut launch = shell(
+        "echo $V0 $V599; n=3; while [ $n -lt 603 ]; do readlink /proc/self/fd/$n; n=$((n+1)); done",
+    );
+    launch.descriptors = sockets
+        .into_iter()
+        .enumerate()
+        .map(|(n, (fd, _))| (format!("V{n}"), fd))
+        .collect();
+    let (stdout, stderr, exit) = finish(launch.start().expect("start"));
+    assert!(exit.success(), "{stderr}");
+    let mut lines = stdout.lines();
+    assert_eq!(lines.next(), Some("3 602"));
+    assert!(
+        lines.eq(inodes.iter().map(|inode| format!("socket:[{inode}]"))),
+        "{stdout}"
+    );
+}
+
+fn no_descriptors() {
+    let (stdout, _, exit) = finish(shell("echo hello").start().expect("start"));
+    assert_eq!((stdout.as_str(), exit), ("hello\n", Exit::Code(0)));
+}
+
+fn not_found() {
+    let mut launch = Launch::new("bindonce-no-such-program");
+    launch.stdout = Stdio::piped();
+    launch.stderr = Stdio::piped();
+    launch.descriptors = vec![("A".to_owned(), socket().0)];
+    let (_, stderr, exit) = finish(launch.start().expect("start"));
+    assert_eq!(exit, Exit::Code(127));
+    assert!(
+        stderr.contains("cannot execute bindonce-no-such-program: ENOENT"),
+        "{stderr}"
+    );
+}
+
+fn dead_shim() {
+    let mut launch = shell("true");
+    launch.env = vec![("TEST_SHIM_DIES".into(), "1".into())];
+    launch.descriptors = (0..1000).map(|n| (format!("V{n}"), socket().0)).collect();
+    let (_, _, exit) = finish(launch.start().expect("start"));
+    assert_eq!(exit, Exit::Code(9));
+}
+
+fn child(mode: &str) -> (String, String) {
+    let output = Command::new("/proc/self/exe")
+        .args(["child", mode])
+        .output()
+        .expect("child");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    (stdout, stderr)
+}
+
+fn exec_overlaps() {
+    let (stdout, _) = child("exec");
+    let mut lines = stdout.lines();
+    let wanted: Vec<&str> = lines.next().expect("links").split(' ').collect();
+    let found: Vec<&str> = lines.by_ref().take(5).collect();
+    assert_eq!(found, wanted);
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    );
+}
+
+fn exec_fails() {
+    child("exec-fails");
+}
+
+fn pidfd() {
+    let mut launch = Launch::new("sleep");
+    launch.args = vec!["60".into()];
+    let started = launch.start().expect("start");
+    assert_eq!(started.pidfd.try_wait().expect("wait"), None);
+    let born = bindonce_sys::process::start_time(started.pid).expect("running");
+    assert!(born > 0);
+    started.pidfd.send(Signal::SIGKILL).expect("send");
+    assert_eq!(wait(&started.pidfd), Exit::Signal(9));
+    assert_eq!(Exit::Signal(9).to_string(), "SIGKILL");
+    assert!(started.pidfd.send(Signal::SIGTERM).is_err());
+    assert!(started.pidfd.as_fd().try_clone_to_owned().is_ok());
+}
