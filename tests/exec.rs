@@ -1,0 +1,94 @@
+//! `bindonce exec`: a program of the systemd convention gets its sockets.
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use crate::harness::{Process, Scene, finish, listening};
+
+/// Checks the convention from inside, serves one connection, and ends.
+const PROGRAM: &str = r#"
+import os, socket
+assert os.environ["LISTEN_PID"] == str(os.getpid()), os.environ
+assert os.environ["LISTEN_FDS"] == "2", os.environ
+assert os.environ["LISTEN_FDNAMES"] == "web:admin-a", os.environ
+assert os.environ["web"] == "3" and os.environ["admin_a"] == "4", os.environ
+assert os.get_inheritable(3) and os.get_inheritable(4)
+opened = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+assert [fd for fd in opened if fd < 5] == [0, 1, 2, 3, 4], opened
+assert len(opened) == 6, opened  # the sixth is the directory itself
+web, admin = socket.socket(fileno=3), socket.socket(fileno=4)
+assert web.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+assert web.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+print("ready", web.getsockname()[1], admin.getsockname()[1], flush=True)
+web.settimeout(30)
+peer, _ = web.accept()
+peer.sendall(b"hello")
+"#;
+
+#[test]
+fn a_program_of_the_systemd_convention_serves() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (web, admin) = (scene.address(), scene.address());
+    let mut command = scene.bindonce("exec");
+    command
+        .arg("--listen")
+        .arg(format!("web={web}"))
+        .arg("--listen")
+        .arg(format!("admin-a={admin}"));
+    let mut program = Process::start(command.args(["--", "python3", "-c", PROGRAM]));
+    assert_eq!(
+        program.wait_line("ready"),
+        format!("ready {} {}", web.port(), admin.port())
+    );
+    let mut said = String::new();
+    TcpStream::connect(web)
+        .expect("connecting")
+        .read_to_string(&mut said)
+        .expect("reading");
+    assert_eq!(said, "hello");
+    assert!(program.wait_exit().success());
+    assert_eq!(listening(web).len(), 1, "the broker holds it on");
+}
+
+#[test]
+fn the_exit_code_and_the_arguments_are_the_programs_own() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = format!("web={}", scene.address());
+    let run = |arguments: &[&str]| {
+        finish(
+            scene
+                .bindonce("exec")
+                .args(["--listen", &address, "--"])
+                .args(arguments),
+        )
+    };
+    run(&["sh", "-c", "exit 7"]).fails(7);
+    assert_eq!(run(&["printf", "%s|", "a b", "--", "c"]).ok(), "a b|--|c|");
+    let missing = run(&["/nonexistent/program"]).fails(1);
+    assert!(missing.contains("/nonexistent/program"), "{missing}");
+}
+
+#[test]
+fn a_listener_already_held_is_claimed_by_name_alone() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    scene.run("bind", &[&format!("web={address}")]).ok();
+    let shown =
+        finish(
+            scene
+                .bindonce("exec")
+                .args(["--listen", "web", "--", "sh", "-c", "echo $web"]),
+        )
+        .ok();
+    assert_eq!(shown, "3\n");
+    let unknown = finish(
+        scene
+            .bindonce("exec")
+            .args(["--listen", "nobody", "--", "true"]),
+    )
+    .fails(1);
+    assert!(unknown.contains("nobody"), "{unknown}");
+}

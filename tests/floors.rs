@@ -1,0 +1,117 @@
+//! The floors of docs/architecture.md: a crate depends only on floors below it,
+//! and the core on nothing that reaches the system.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{finish, root};
+
+/// Package, floor, and the packages of ours that it may depend on.
+const FLOORS: [(&str, &[&str]); 7] = [
+    ("bindonce-core", &[]),
+    ("bindonce-wire", &["bindonce-core"]),
+    ("bindonce-sys", &["bindonce-core"]),
+    (
+        "bindonce",
+        &["bindonce-core", "bindonce-wire", "bindonce-sys"],
+    ),
+    (
+        "bindonce-broker",
+        &["bindonce-core", "bindonce-wire", "bindonce-sys"],
+    ),
+    (
+        "bindonce-haproxy",
+        &["bindonce", "bindonce-core", "bindonce-wire", "bindonce-sys"],
+    ),
+    (
+        "bindonce-cli",
+        &[
+            "bindonce",
+            "bindonce-broker",
+            "bindonce-core",
+            "bindonce-haproxy",
+            "bindonce-sys",
+            "bindonce-wire",
+        ],
+    ),
+];
+
+/// What would let the core make a system call.
+const NOT_IN_CORE: [&str; 6] = ["tokio", "nix", "rustix", "socket2", "libc", "sendfd"];
+
+/// The dependencies of every package of the workspace: name and kind (`null` is a normal one).
+fn dependencies() -> BTreeMap<String, Vec<(String, Value)>> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--format-version",
+        "1",
+    ]);
+    let metadata: Value =
+        serde_json::from_str(&finish(&mut command).ok()).expect("JSON of cargo metadata");
+    let package = |package: &Value| {
+        let dependencies = package["dependencies"]
+            .as_array()
+            .expect("dependencies")
+            .iter();
+        let dependencies = dependencies.map(|dependency| {
+            (
+                dependency["name"].as_str().expect("name").to_owned(),
+                dependency["kind"].clone(),
+            )
+        });
+        (
+            package["name"].as_str().expect("name").to_owned(),
+            dependencies.collect(),
+        )
+    };
+    metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .map(package)
+        .collect()
+}
+
+#[test]
+fn no_arrow_runs_up() {
+    let packages = dependencies();
+    for (name, allowed) in FLOORS {
+        let dependencies = packages
+            .get(name)
+            .unwrap_or_else(|| panic!("no package {name}"));
+        for (dependency, kind) in dependencies {
+            let ours = dependency == "bindonce" || dependency.starts_with("bindonce-");
+            assert!(
+                !ours || allowed.contains(&dependency.as_str()),
+                "{name} depends on {dependency} (kind {kind}), which stands no lower: \
+                 see the floors in docs/architecture.md"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_package_has_a_floor() {
+    for name in dependencies().keys() {
+        let known = FLOORS.iter().any(|(package, _)| package == name);
+        assert!(
+            known || ["bindonce-tests", "bindonce-load"].contains(&name.as_str()),
+            "{name} stands on no floor: give it one in docs/architecture.md and here"
+        );
+    }
+}
+
+#[test]
+fn the_core_cannot_reach_the_system() {
+    for (dependency, kind) in &dependencies()["bindonce-core"] {
+        assert!(
+            !NOT_IN_CORE.contains(&dependency.as_str()),
+            "bindonce-core depends on {dependency} (kind {kind}): it makes no system call"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Real haproxies: the system's own, and those that `tests/haproxies` fetched.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::{DEADLINE, Finished, Process, Scene, finish, root, skip};
+
+/// One haproxy under a supervisor.
+pub(crate) struct Haproxy {
+    /// The running `bindonce run`.
+    pub(crate) supervisor: Process,
+    /// The name of the service.
+    pub(crate) service: String,
+}
+
+impl Haproxy {
+    /// The system's haproxy, or nothing, with the reason told.
+    pub(crate) fn system() -> Option<PathBuf> {
+        let places = [
+            "/usr/sbin/haproxy",
+            "/usr/local/sbin/haproxy",
+            "/usr/bin/haproxy",
+        ];
+        let found = places.iter().map(PathBuf::from).find(|path| path.exists());
+        if found.is_none() {
+            skip("no haproxy is installed");
+        }
+        found
+    }
+
+    /// The haproxy of this version that `tests/haproxies` fetched, or nothing,
+    /// with the reason told.
+    pub(crate) fn fetched(version: &str) -> Option<PathBuf> {
+        let fetched = root().join("target/haproxies");
+        let path = fetched.join(version).join("haproxy");
+        if path.exists() {
+            return Some(path);
+        }
+        let suite = if version == "3.0" { "trixie" } else { "sid" };
+        let why = std::fs::read_to_string(fetched.join(format!("{suite}.why"))).unwrap_or_default();
+        let why = if why.is_empty() {
+            "run tests/haproxies to fetch it"
+        } else {
+            why.trim()
+        };
+        skip(&format!("no haproxy {version}: {why}"));
+        None
+    }
+
+    /// Starts `bindonce run` with this program and configuration and waits until
+    /// its first generation serves.
+    #[track_caller]
+    pub(crate) fn start(scene: &Scene, program: &PathBuf, config: &PathBuf) -> Self {
+        let mut command = scene.bindonce("run");
+        command
+            .args(["--name", "web", "--"])
+            .arg(program)
+            .arg("-f")
+            .arg(config);
+        let mut haproxy = Self {
+            supervisor: Process::start(&mut command),
+            service: "web".to_owned(),
+        };
+        haproxy.wait_serving(scene);
+        haproxy
+    }
+
+    /// Waits until some generation serves, and gives its number and pid.
+    #[track_caller]
+    pub(crate) fn wait_serving(&mut self, scene: &Scene) -> (u64, i32) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = self.serving(scene) {
+                return found;
+            }
+            let story = |supervisor: &mut Process| supervisor.story();
+            assert!(
+                self.supervisor.is_running(),
+                "ended: {}",
+                story(&mut self.supervisor)
+            );
+            assert!(
+                Instant::now() < deadline,
+                "does not serve: {}",
+                story(&mut self.supervisor)
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// The number and pid of the generation that serves now, as the broker knows it.
+    pub(crate) fn serving(&self, scene: &Scene) -> Option<(u64, i32)> {
+        let status = scene.wire().call("status", &serde_json::json!([]));
+        let services = status["services"].as_array()?;
+        let service = services
+            .iter()
+            .find(|service| service["name"] == self.service.as_str())?;
+        let serving: Vec<_> = service["generations"]
+            .as_array()?
+            .iter()
+            .filter(|generation| generation["state"] == "serving")
+            .collect();
+        assert!(serving.len() <= 1, "two generations serve: {status:#}");
+        let serving = serving.first()?;
+        let pid = i32::try_from(serving["pid"].as_i64()?).ok()?;
+        Some((serving["generation"].as_u64()?, pid))
+    }
+
+    /// Runs `bindonce reload` to its end.
+    #[track_caller]
+    pub(crate) fn reload(&self, scene: &Scene) -> Finished {
+        finish(scene.bindonce("reload").args(["--name", &self.service]))
+    }
+}
+
+/// A configuration whose only frontend answers every request itself, with the
+/// tag in the header that the load generator reads.
+pub(crate) fn config(address: SocketAddr, tag: u64) -> String {
+    format!(
+        "global\n\
+         \x20   maxconn 500\n\
+         defaults\n\
+         \x20   mode http\n\
+         \x20   timeout connect 5s\n\
+         \x20   timeout client 30s\n\
+         \x20   timeout server 30s\n\
+         frontend web\n\
+         \x20   bind {address}\n\
+         \x20   http-request return status 200 content-type text/plain hdr x-generation {tag} string ok\n"
+    )
+}

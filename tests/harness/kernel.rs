@@ -1,0 +1,43 @@
+//! What the kernel says, asked with its own tools and not with ours.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use super::finish;
+
+/// One listening TCP socket as `ss` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listening {
+    /// Local address as `ss` prints it.
+    pub(crate) address: String,
+    /// Inode of the socket.
+    pub(crate) inode: u64,
+    /// The accept queue's limit.
+    pub(crate) limit: u32,
+}
+
+/// The listening TCP sockets on this port, in the network of the calling thread.
+pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
+    let filter = format!("sport = :{}", address.port());
+    let shown = finish(Command::new("ss").args(["-Hltne", &filter])).ok();
+    let line = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let inode = fields.iter().find_map(|field| field.strip_prefix("ino:"));
+        Listening {
+            address: fields[3].to_owned(),
+            inode: inode
+                .and_then(|inode| inode.parse().ok())
+                .unwrap_or_else(|| panic!("{line}")),
+            limit: fields[2].parse().unwrap_or_else(|_| panic!("{line}")),
+        }
+    };
+    shown.lines().map(line).collect()
+}
+
+/// How many descriptors a process has open.
+pub(crate) fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .map(Iterator::count)
+        .unwrap_or(0)
+}

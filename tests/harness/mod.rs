@@ -1,0 +1,40 @@
+//! What every test stands on: a [`Scene`] (a directory, a network namespace, a
+//! broker), [`Process`] (a child whose output is read line by line), [`Wire`] (a
+//! plain speaker of the protocol), and haproxy with configurations for it.
+
+mod binaries;
+mod haproxy;
+mod kernel;
+mod process;
+mod scene;
+mod wire;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use binaries::{bindonce, root, skip};
+pub(crate) use haproxy::{Haproxy, config};
+pub(crate) use kernel::{descriptors, listening};
+pub(crate) use process::{Finished, Process, finish};
+pub(crate) use scene::Scene;
+pub(crate) use wire::Wire;
+
+/// The longest that a test waits for anything that should come at once. Long,
+/// because machines that run tests may be slow; nothing waits it out when all is well.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Looks again and again until `probe` gives something, and fails the test at
+/// the deadline. For what announces itself by no event that a test can wait for.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {DEADLINE:?} in vain: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,198 @@
+//! A child process whose output is read line by line while it runs.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{DEADLINE, eventually};
+
+/// A running child. Dropping it kills it by its pid and waits for it.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Process {
+    /// Starts the command with its standard output and error read as one stream of lines.
+    #[track_caller]
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let name = format!("{command:?}");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (sender, lines) = channel();
+        forward(child.stdout.take().expect("piped"), sender.clone());
+        forward(child.stderr.take().expect("piped"), sender);
+        Self {
+            name,
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("signalling a child");
+    }
+
+    /// Waits for a line that holds `needle` and gives it; fails the test at the
+    /// deadline or when the output ends first.
+    #[track_caller]
+    pub(crate) fn wait_line(&mut self, needle: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(needle) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("no line with {needle:?}\n{}", self.story())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("ended without a line with {needle:?}\n{}", self.story())
+                }
+            }
+        }
+    }
+
+    /// Waits for it to end; fails the test at the deadline.
+    #[track_caller]
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("waiting for a child") {
+                return status;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("does not end\n{}", self.story())
+    }
+
+    /// Asks it to end, as a service manager does, and waits for it.
+    #[track_caller]
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait_exit()
+    }
+
+    /// Kills it and waits for it.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it is and everything that it has said, for messages of failed tests.
+    pub(crate) fn story(&mut self) -> String {
+        self.seen.extend(self.lines.try_iter());
+        format!("{}\n  | {}", self.name, self.seen.join("\n  | "))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.story());
+        }
+        self.kill();
+    }
+}
+
+/// Reads lines until the end of the stream, which comes when the last process
+/// that holds it has ended.
+fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            if lines
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+}
+
+/// How a command that was waited for ended, and what it said.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Exit code; none when a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// Standard output.
+    pub(crate) out: String,
+    /// Standard error.
+    pub(crate) err: String,
+}
+
+impl Finished {
+    /// Fails the test unless the command succeeded; gives its standard output.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
+        self.out
+    }
+
+    /// Fails the test unless the command ended with `code`; gives what it said.
+    #[track_caller]
+    pub(crate) fn fails(self, code: i32) -> String {
+        let said = format!("{}{}", self.out, self.err);
+        assert_eq!(self.code, Some(code), "{said}");
+        said
+    }
+}
+
+/// Runs a command to its end; fails the test when it takes longer than the deadline.
+#[track_caller]
+pub(crate) fn finish(command: &mut Command) -> Finished {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let name = format!("{command:?}");
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let read = |mut stream: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).ok();
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let out = read(Box::new(child.stdout.take().expect("piped")));
+    let err = read(Box::new(child.stderr.take().expect("piped")));
+    let status = eventually(&format!("{name} to end"), || {
+        child.try_wait().expect("waiting")
+    });
+    Finished {
+        code: status.code(),
+        out: out.join().expect("reading stdout"),
+        err: err.join().expect("reading stderr"),
+    }
+}

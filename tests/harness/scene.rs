@@ -1,0 +1,208 @@
+//! A place for one test: a directory of its own, where the machine allows it a
+//! network namespace of its own (so every port is free and nothing else is
+//! reached), and at the end the proof that no process is left.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Finished, Process, Wire, bindonce, eventually, finish};
+
+/// The variable that marks every process of a test; its value is the test's directory.
+const MARK: &str = "BINDONCE_TEST";
+
+/// One test's place. Dropping it kills what is left of the test's processes,
+/// removes the directory, and fails the test if a process was left.
+pub(crate) struct Scene {
+    directory: PathBuf,
+    isolated: bool,
+    port: std::cell::Cell<u16>,
+}
+
+impl Scene {
+    /// A new place. The calling thread, and all that it starts, moves to a new
+    /// network namespace with only a loopback device, if it may.
+    pub(crate) fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // Short: the path of a UNIX socket has at most 107 bytes.
+        let name = format!("bindonce-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).expect("a directory for the test");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("its mode");
+        let isolated = unshare(CloneFlags::CLONE_NEWNET).is_ok();
+        if isolated {
+            finish(Command::new("ip").args(["link", "set", "lo", "up"])).ok();
+        }
+        Self {
+            directory,
+            isolated,
+            port: std::cell::Cell::new(8000),
+        }
+    }
+
+    /// Whether the test has a network of its own.
+    pub(crate) fn is_isolated(&self) -> bool {
+        self.isolated
+    }
+
+    /// A path in the test's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Writes a file in the test's directory and gives its path.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).expect("writing a file of the test");
+        path
+    }
+
+    /// A loopback address that nobody uses: in a network of its own the next
+    /// port, else one that the kernel just had free.
+    pub(crate) fn address(&self) -> SocketAddr {
+        if self.isolated {
+            self.port.set(self.port.get() + 1);
+            return SocketAddr::from((Ipv4Addr::LOCALHOST, self.port.get()));
+        }
+        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        probe.local_addr().expect("its address")
+    }
+
+    /// Where the test's broker listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path("broker.sock")
+    }
+
+    /// A command in the environment of this test and of nothing else.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env(
+                "PATH",
+                std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()),
+            )
+            .env("LANG", "C.UTF-8")
+            .env("HOME", &self.directory)
+            .env("TMPDIR", &self.directory)
+            .env("XDG_RUNTIME_DIR", &self.directory)
+            .env(MARK, &self.directory)
+            .current_dir(&self.directory);
+        command
+    }
+
+    /// `bindonce VERB --socket SOCKET`, for more arguments.
+    pub(crate) fn bindonce(&self, verb: &str) -> Command {
+        let mut command = self.command(bindonce());
+        command.arg(verb).arg("--socket").arg(self.socket());
+        command
+    }
+
+    /// Runs `bindonce VERB --socket SOCKET ARGUMENTS` to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, verb: &str, arguments: &[&str]) -> Finished {
+        finish(self.bindonce(verb).args(arguments))
+    }
+
+    /// Starts a broker and waits until it answers.
+    #[track_caller]
+    pub(crate) fn broker(&self) -> Process {
+        let mut broker = Process::start(&mut self.bindonce("serve"));
+        self.wait_broker(&mut broker);
+        broker
+    }
+
+    /// Waits until the broker at the test's socket answers.
+    #[track_caller]
+    pub(crate) fn wait_broker(&self, broker: &mut Process) {
+        eventually("the broker to answer", || {
+            assert!(broker.is_running(), "the broker ended: {}", broker.story());
+            Wire::try_connect(&self.socket())
+        });
+    }
+
+    /// A connection to the broker.
+    #[track_caller]
+    pub(crate) fn wire(&self) -> Wire {
+        Wire::try_connect(&self.socket()).expect("connecting to the broker")
+    }
+
+    /// The processes of this test that live: those with its mark in their
+    /// environment, and those in its network.
+    pub(crate) fn processes(&self) -> Vec<(i32, String)> {
+        let mark = format!("{MARK}={}", self.directory.display());
+        let network = self
+            .isolated
+            .then(|| fs::read_link("/proc/thread-self/ns/net").ok())
+            .flatten();
+        let own = std::process::id().cast_signed();
+        let pids = fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| *pid != own)
+            .filter(|pid| {
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                let marked = environment
+                    .split(|byte| *byte == 0)
+                    .any(|entry| entry == mark.as_bytes());
+                let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+                marked || (network.is_some() && inside == network)
+            })
+            .map(|pid| {
+                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                (pid, String::from_utf8_lossy(&command).replace('\0', " "))
+            })
+            .filter(|(_, command)| !command.is_empty())
+            .collect()
+    }
+
+    /// The processes of this test that run haproxy (not the supervisor), by pid.
+    pub(crate) fn haproxies(&self) -> Vec<i32> {
+        let mut pids: Vec<_> = self
+            .processes()
+            .into_iter()
+            .filter(|(_, command)| {
+                let program = command.split(' ').next().unwrap_or_default();
+                let name = Path::new(program).file_name().and_then(OsStr::to_str);
+                matches!(name, Some("haproxy"))
+                    || name.is_some_and(|name| name.starts_with("ld-linux"))
+            })
+            .map(|(pid, _)| pid)
+            .collect();
+        pids.sort_unstable();
+        pids
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // What was told to end may need a moment.
+        let patience = Instant::now() + Duration::from_secs(5);
+        let mut left = self.processes();
+        while !left.is_empty() && !std::thread::panicking() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(10));
+            left = self.processes();
+        }
+        for (pid, _) in &left {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).ok();
+        }
+        fs::remove_dir_all(&self.directory).ok();
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "processes left behind: {left:#?}");
+            assert!(
+                !self.directory.exists(),
+                "{} left behind",
+                self.directory.display()
+            );
+        }
+    }
+}

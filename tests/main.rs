@@ -1,0 +1,22 @@
+//! End-to-end tests: the real `bindonce`, a real haproxy, and the kernel's own
+//! view of who listens. One module for each theme; `harness` gives every test a
+//! directory and a network namespace of its own and checks at the end that no
+//! process is left in it.
+
+#![forbid(unsafe_code)]
+// The lint's exception for tests covers only functions marked #[test], not their harness.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod harness;
+
+mod exec;
+mod floors;
+mod handover;
+mod inspect;
+mod leaks;
+mod many;
+mod protocol;
+mod refused;
+mod render;
+mod serve;
+mod supervise;

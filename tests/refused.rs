@@ -1,0 +1,219 @@
+//! Reloads that must fail: haproxy's own words with the user's file and line,
+//! the old generation serves on, and nothing is left bound.
+
+use std::net::{SocketAddr, TcpListener};
+
+use bindonce_load::Plan;
+use serde_json::json;
+
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, listening};
+
+/// A running haproxy, and load that must not notice anything.
+struct Stage {
+    scene: Scene,
+    _broker: Process,
+    haproxy: Haproxy,
+    address: SocketAddr,
+    load: bindonce_load::Load,
+}
+
+fn stage() -> Option<Stage> {
+    let program = Haproxy::system()?;
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let mut plan = Plan::new(address);
+    plan.clients = 4;
+    let load = plan.start().expect("starting the load");
+    assert!(load.wait_for(50, DEADLINE));
+    Some(Stage {
+        scene,
+        _broker: broker,
+        haproxy,
+        address,
+        load,
+    })
+}
+
+impl Stage {
+    /// Reloads with this configuration, which must fail; gives what was said.
+    #[track_caller]
+    fn refuse(&self, text: &str) -> String {
+        self.scene.write("haproxy.cfg", text);
+        self.haproxy.reload(&self.scene).fails(1)
+    }
+
+    /// The old generation serves on, alone; only its listener is bound; a good
+    /// configuration is taken afterwards.
+    #[track_caller]
+    fn unharmed(self) {
+        let Self {
+            scene,
+            haproxy,
+            address,
+            load,
+            ..
+        } = &self;
+        assert!(load.wait_for(50, DEADLINE), "no more answers");
+        eventually("the failed generation to be gone", || {
+            (scene.haproxies().len() == 1).then_some(())
+        });
+        eventually("its listeners to be gone", || {
+            let listed = scene.wire().call("list", &json!([]));
+            let tcp = listed["listeners"].as_array()?.iter();
+            let tcp: Vec<_> = tcp
+                .filter_map(|entry| entry["address"].as_str())
+                .filter(|a| !a.contains('@'))
+                .collect();
+            (tcp == [address.to_string()]).then_some(())
+        });
+        scene.write("haproxy.cfg", &config(*address, 2));
+        haproxy.reload(scene).ok();
+        assert!(
+            load.wait_for_token("2", DEADLINE),
+            "the next good configuration is not taken"
+        );
+        let report = self.load.stop();
+        assert_eq!(
+            (report.failed(), report.local, report.stale),
+            (0, 0, 0),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_error() {
+    let Some(stage) = stage() else { return };
+    let other = stage.scene.address();
+    let text = config(stage.address, 9)
+        + &format!("frontend other\n    bind {other}\n    no-such-word here\n");
+    let line = text.lines().count();
+    let said = stage.refuse(&text);
+    let place = format!("{}:{line}", stage.scene.path("haproxy.cfg").display());
+    assert!(
+        said.contains(&place) && said.contains("no-such-word"),
+        "{place} is not in:\n{said}"
+    );
+    eventually("the new listener to be closed", || {
+        listening(other).is_empty().then_some(())
+    });
+    stage.unharmed();
+}
+
+#[test]
+fn a_port_in_use() {
+    let Some(stage) = stage() else { return };
+    let squatter = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let taken = squatter.local_addr().expect("its address");
+    let text = config(stage.address, 9) + &format!("frontend other\n    bind {taken}\n");
+    let line = text.lines().count();
+    let said = stage.refuse(&text);
+    assert!(said.contains(&taken.to_string()), "{said}");
+    assert!(said.contains(&format!("haproxy.cfg:{line}")), "{said}");
+    stage.unharmed();
+}
+
+#[test]
+fn a_missing_certificate() {
+    let Some(stage) = stage() else { return };
+    let other = stage.scene.address();
+    let missing = stage.scene.path("missing.pem");
+    let text = config(stage.address, 9)
+        + &format!(
+            "frontend other\n    bind {other} ssl crt {}\n",
+            missing.display()
+        );
+    let line = text.lines().count();
+    let said = stage.refuse(&text);
+    assert!(said.contains(&missing.display().to_string()), "{said}");
+    assert!(said.contains(&format!("haproxy.cfg:{line}")), "{said}");
+    stage.unharmed();
+}
+
+#[test]
+fn one_address_twice() {
+    let Some(stage) = stage() else { return };
+    let text = config(stage.address, 9) + &format!("frontend other\n    bind {}\n", stage.address);
+    let said = stage.refuse(&text);
+    let last = text.lines().count();
+    assert!(
+        said.contains("haproxy.cfg:9") && said.contains(&format!("haproxy.cfg:{last}")),
+        "{said}"
+    );
+    stage.unharmed();
+}
+
+#[test]
+fn a_file_that_is_gone() {
+    let Some(stage) = stage() else { return };
+    let file = stage.scene.path("haproxy.cfg");
+    std::fs::remove_file(&file).expect("removing the configuration");
+    let said = stage.haproxy.reload(&stage.scene).fails(1);
+    assert!(said.contains(&file.display().to_string()), "{said}");
+    stage.unharmed();
+}
+
+#[test]
+fn a_first_start_that_fails_leaves_nothing_bound() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &(config(address, 1) + "    no-such-word\n"));
+    let mut command = scene.bindonce("run");
+    let command = command
+        .args(["--name", "web", "--"])
+        .arg(program)
+        .arg("-f")
+        .arg(&file);
+    let said = crate::harness::finish(command).fails(1);
+    assert!(said.contains(&format!("{}:11", file.display())), "{said}");
+    eventually("its listener to be closed", || {
+        listening(address).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn arguments_that_bindonce_owns_are_refused_with_a_hint() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    for arguments in [
+        &["-D"][..],
+        &["-p", "/tmp/x.pid"],
+        &["-sf", "1"],
+        &["-st", "1"],
+        &["-x", "/tmp/x.sock"],
+    ] {
+        let mut command = scene.bindonce("run");
+        command
+            .arg("--")
+            .arg(&program)
+            .arg("-f")
+            .arg(&file)
+            .args(arguments);
+        let result = crate::harness::finish(&mut command);
+        assert!(
+            matches!(result.code, Some(1 | 2)),
+            "{arguments:?}: {result:?}"
+        );
+        assert!(
+            result.err.contains(arguments[0]),
+            "{arguments:?}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_reload_without_a_service_says_so() {
+    let scene = Scene::new();
+    let said = scene.run("reload", &["--name", "nobody"]).fails(1);
+    assert!(said.contains("nobody"), "{said}");
+}

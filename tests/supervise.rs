@@ -1,0 +1,295 @@
+//! `bindonce run` around a real haproxy: unmodified configurations, the broker
+//! it starts itself, and an orderly end.
+
+use std::fs;
+use std::path::Path;
+
+use bindonce_load::Plan;
+use serde_json::json;
+
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, skip,
+};
+
+/// Debian's own file: daemon, chroot, user, group, a stats socket.
+const DEBIAN: &str = "/etc/haproxy/haproxy.cfg";
+
+#[test]
+fn debians_own_configuration_plus_a_frontend_works_unmodified() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let Ok(debian) = fs::read_to_string(DEBIAN) else {
+        return skip(&format!("no {DEBIAN}"));
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return skip("chroot and user need root");
+    }
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    // The stats socket goes to the test's directory: the system's may be in use.
+    let debian = debian.replace("/run/haproxy/", &format!("{}/", scene.path("").display()));
+    let with_frontend = |tag: u64| {
+        format!(
+            "{debian}\nfrontend web\n    bind {address}\n    http-request return status 200 \
+             content-type text/plain hdr x-generation {tag} string ok\n"
+        )
+    };
+    let file = scene.write("haproxy.cfg", &with_frontend(1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let mut plan = Plan::new(address);
+    plan.clients = 10;
+    let load = plan.start().expect("load");
+    for tag in 2..=5 {
+        scene.write("haproxy.cfg", &with_frontend(tag));
+        haproxy.reload(&scene).ok();
+        assert!(
+            load.wait_for_token(&tag.to_string(), DEADLINE),
+            "generation {tag} answers"
+        );
+    }
+    let report = load.stop();
+    assert_eq!(
+        (report.failed(), report.local, report.stale),
+        (0, 0, 0),
+        "{report}"
+    );
+}
+
+#[test]
+fn listeners_come_and_go_with_the_configuration() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (first, second) = (scene.address(), scene.address());
+    let file = scene.write("haproxy.cfg", &config(first, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let inode = listening(first)[0].inode;
+    scene.write(
+        "haproxy.cfg",
+        &config(first, 2).replace("bind ", &format!("bind {second},")),
+    );
+    haproxy.reload(&scene).ok();
+    assert_eq!(listening(first)[0].inode, inode);
+    assert_eq!(listening(second).len(), 1);
+    for address in [first, second] {
+        let mut plan = Plan::new(address);
+        plan.connections = Some(200);
+        let load = plan.start().expect("load");
+        assert!(load.wait_over(DEADLINE));
+        let report = load.stop();
+        assert_eq!(
+            (report.ok, report.tokens[0].token.as_str()),
+            (200, "2"),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn files_and_directories_are_read_in_haproxys_order() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (first, second) = (scene.address(), scene.address());
+    fs::create_dir(scene.path("conf.d")).expect("a directory");
+    let text = config(first, 1);
+    let (head, frontend) = text.split_at(text.find("frontend").expect("a frontend"));
+    scene.write("global.cfg", head);
+    scene.write("conf.d/10-first.cfg", frontend);
+    let other = frontend
+        .replace("frontend web", "frontend other")
+        .replace(&first.to_string(), "\"$HOST:$PORT\"");
+    scene.write("conf.d/20-second.cfg", &other);
+    scene.write("conf.d/ignored.txt", "no-such-word\n");
+    let mut command = scene.bindonce("run");
+    command
+        .env("HOST", "127.0.0.1")
+        .env("PORT", second.port().to_string());
+    command.args(["--name", "web", "--"]).arg(&program);
+    command
+        .arg("-f")
+        .arg(scene.path("global.cfg"))
+        .arg("-f")
+        .arg(scene.path("conf.d"));
+    let mut haproxy = Haproxy {
+        supervisor: Process::start(&mut command),
+        service: "web".to_owned(),
+    };
+    haproxy.wait_serving(&scene);
+    assert_eq!((listening(first).len(), listening(second).len()), (1, 1));
+}
+
+#[test]
+fn a_configuration_that_names_its_descriptors_works_with_listen() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let text = config(address, 1).replace(&format!("bind {address}"), "bind \"fd@${web}\"");
+    let file = scene.write("haproxy.cfg", &text);
+    let mut command = scene.bindonce("run");
+    command
+        .args(["--name", "web", "--listen", &format!("web={address}"), "--"])
+        .arg(program);
+    let process = Process::start(command.arg("-f").arg(&file));
+    let mut haproxy = Haproxy {
+        supervisor: process,
+        service: "web".to_owned(),
+    };
+    haproxy.wait_serving(&scene);
+    haproxy.reload(&scene).ok();
+    assert_eq!(listening(address).len(), 1);
+}
+
+#[test]
+fn an_orderly_end_leaves_the_address_to_the_broker() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let inode = listening(address)[0].inode;
+    assert!(
+        haproxy.supervisor.terminate().success(),
+        "{}",
+        haproxy.supervisor.story()
+    );
+    assert_eq!(scene.haproxies(), [0; 0]);
+    assert_eq!(
+        listening(address)[0].inode,
+        inode,
+        "clients wait in the queue for the next start"
+    );
+    let status = scene.wire().call("status", &json!([]));
+    assert_eq!(status["services"], json!([]), "{status:#}");
+    // The next start serves what waited meanwhile.
+    let mut plan = Plan::new(address);
+    plan.clients = 3;
+    plan.connections = Some(30);
+    let load = plan.start().expect("load");
+    let _haproxy = Haproxy::start(&scene, &program, &file);
+    assert!(load.wait_over(DEADLINE));
+    let report = load.stop();
+    assert_eq!(report.ok, 30, "{report}");
+}
+
+#[test]
+fn a_second_supervisor_of_the_same_name_is_refused() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let mut command = scene.bindonce("run");
+    let command = command
+        .args(["--name", "web", "--"])
+        .arg(&program)
+        .arg("-f")
+        .arg(&file);
+    let said = finish(command).fails(1);
+    assert!(said.contains("web"), "{said}");
+    assert!(haproxy.supervisor.is_running());
+    assert_eq!(scene.haproxies().len(), 1);
+}
+
+#[test]
+fn without_a_broker_run_starts_one_that_outlives_it() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return skip("a private /run needs root");
+    }
+    let scene = Scene::new();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    // Root's default path is under /run: give the test a /run of its own.
+    let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
+    let mut command = scene.command("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(bindonce());
+    let mut supervisor = Process::start(
+        command
+            .args(["run", "--"])
+            .arg(&program)
+            .arg("-f")
+            .arg(&file),
+    );
+    let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
+    eventually("haproxy to serve behind a broker of its own", || {
+        assert!(supervisor.is_running(), "{}", supervisor.story());
+        (Path::new(&socket).exists() && scene.haproxies().len() == 1).then_some(())
+    });
+    let broker = eventually("the broker", || {
+        let mut processes = scene.processes().into_iter();
+        processes
+            .find(|(_, command)| command.contains("serve"))
+            .map(|(pid, _)| pid)
+    });
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+    assert_eq!(
+        listening(address).len(),
+        1,
+        "the broker holds the address on"
+    );
+    let session =
+        nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(broker))).expect("its session");
+    assert_eq!(
+        session.as_raw(),
+        broker,
+        "the broker has a session of its own"
+    );
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(broker),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .expect("ending it");
+    eventually("the broker to end", || {
+        listening(address).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn with_a_path_given_the_broker_must_exist() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut command = scene.bindonce("run");
+    let said = finish(command.arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
+    assert!(
+        said.contains(&scene.socket().display().to_string()),
+        "{said}"
+    );
+    assert_eq!(scene.haproxies(), [0; 0]);
+}
+
+#[test]
+fn a_template_of_multibinder_runs() {
+    let Some(program) = Haproxy::system() else {
+        return;
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let tag = format!("<%= bind_tcp('{}', {}) %>", address.ip(), address.port());
+    let text = config(address, 1).replace(&address.to_string(), &tag);
+    let file = scene.write("haproxy.cfg.erb", &text);
+    let _haproxy = Haproxy::start(&scene, &program, &file);
+    assert_eq!(listening(address).len(), 1);
+}
