@@ -1,1 +1,28 @@
+//! The broker: binds every listen address once, keeps the sockets, and hands
+//! them to whoever may have them.
+//!
+//! What is bound and who uses it is decided by [`bindonce_core::registry`]; this
+//! crate performs the decisions. One thread serves everybody: a connection is a
+//! task that reads a request, has it decided and performed without giving way,
+//! and writes the reply. So two requests never interleave, and a peer that does
+//! not read or does not finish its request delays only itself, for at most
+//! [`Config::deadline`].
+//!
+//! The caller owns the runtime (a current-thread one) and the signals:
+//! [`run`] serves until its `shutdown` future is ready.
+
 #![forbid(unsafe_code)]
+
+mod answer;
+mod config;
+mod connection;
+mod control;
+mod error;
+mod intruder;
+mod requests;
+mod server;
+mod state;
+
+pub use config::Config;
+pub use error::Error;
+pub use server::run;

@@ -1,0 +1,256 @@
+//! What the registry says, in the words of the wire.
+
+use std::collections::HashMap;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Options};
+use bindonce_core::policy::Denial;
+use bindonce_core::registry::{Held, Holder, Phase, Refusal, View};
+use bindonce_sys::{Errno, diag, queue};
+use bindonce_wire::params::State as WireState;
+use bindonce_wire::result::{
+    Bound, BrokerInfo, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
+};
+use bindonce_wire::{ErrorCode, RpcError};
+use serde_json::{Map, Value};
+
+use crate::intruder;
+use crate::state::{Denied, Socket, State};
+
+/// This broker's version, as it tells its clients.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One listener as handed out.
+pub(crate) fn bound(held: &Held<Socket>, created: bool) -> Bound {
+    Bound {
+        name: held.listener.label(),
+        address: held.listener.address.to_string(),
+        bound: held.opened.bound.to_string(),
+        created,
+        inode: held.opened.inode,
+    }
+}
+
+/// Every listener, sorted by name, with its queue as the kernel has it now.
+pub(crate) fn list(state: &State) -> Vec<ListenerInfo> {
+    let views = state.registry.list();
+    let unix = unix_queues(&views);
+    let mut listeners: Vec<ListenerInfo> = views.iter().map(|view| info(view, &unix)).collect();
+    listeners.sort_by(|one, other| one.name.cmp(&other.name));
+    listeners
+}
+
+/// Everything about the broker.
+pub(crate) fn status(state: &State) -> StatusResult {
+    let services = state
+        .registry
+        .services()
+        .into_iter()
+        .map(|service| ServiceInfo {
+            name: service.name.to_string(),
+            generations: service
+                .generations
+                .into_iter()
+                .map(|generation| GenerationInfo {
+                    generation: generation.generation,
+                    pid: generation.pid,
+                    state: wire_state(generation.phase),
+                    since: generation.since.to_string(),
+                    listeners: generation.listeners,
+                })
+                .collect(),
+        });
+    StatusResult {
+        broker: BrokerInfo {
+            pid: std::process::id(),
+            version: VERSION.to_owned(),
+            since: state.since.to_string(),
+            socket: state.socket.display().to_string(),
+            listeners: state.registry.len(),
+            connections: state.registry.connections(),
+            descriptor_limit: state.descriptor_limit,
+        },
+        listeners: list(state),
+        services: services.collect(),
+    }
+}
+
+fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
+    let opened = &view.held.opened;
+    let listener = &view.held.listener;
+    let fd = std::os::fd::AsFd::as_fd(&*opened.handle.fd);
+    let queue = match listener.address {
+        Address::Tcp(_) => queue::accept_queue(fd).ok().map(|queue| queue.len),
+        Address::Udp(_) => None,
+        Address::Unix(_) | Address::Abstract(_) => unix.get(&opened.inode).copied(),
+    };
+    ListenerInfo {
+        name: listener.label(),
+        address: listener.address.to_string(),
+        bound: opened.bound.to_string(),
+        options: options(&listener.options),
+        backlog: Some(opened.backlog).filter(|_| listener.address.listens()),
+        queue,
+        listening: !listener.address.listens() || queue::is_listening(fd),
+        inode: opened.inode,
+        cookie: opened.cookie,
+        exclusive: opened.exclusive,
+        since: view.held.since.to_string(),
+        tentative: view.held.tentative,
+        holders: view.holders.iter().map(holder).collect(),
+    }
+}
+
+/// The queues of all UNIX listeners by inode, from one look at the kernel's
+/// books, which have no cheap call for a single one.
+fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
+    if views
+        .iter()
+        .all(|view| view.held.listener.address.ip().is_some())
+    {
+        return HashMap::new();
+    }
+    let sockets = diag::unix().unwrap_or_default();
+    sockets
+        .into_iter()
+        .map(|socket| (socket.inode, socket.queue.len))
+        .collect()
+}
+
+fn holder(holder: &Holder) -> HolderInfo {
+    let label = holder.label.as_ref();
+    HolderInfo {
+        service: label.map(|label| label.service.to_string()),
+        generation: label.map(|label| label.generation),
+        pid: holder.pid(),
+        uid: holder.peer.uid,
+        state: label.map(|label| wire_state(label.phase)),
+        since: holder.since.to_string(),
+    }
+}
+
+/// The options that were said, each under its own word.
+fn options(options: &Options) -> Map<String, Value> {
+    let text = |value: &Option<String>| value.clone().map(Value::from);
+    let flag = |said: bool| said.then_some(Value::Bool(true));
+    let said = [
+        ("backlog", options.backlog.map(Value::from)),
+        ("v6only", flag(options.v6only)),
+        ("interface", text(&options.interface)),
+        ("netns", text(&options.netns)),
+        ("transparent", flag(options.transparent)),
+        ("freebind", flag(options.freebind)),
+        (
+            "mode",
+            options.mode.map(|mode| format!("{mode:04o}").into()),
+        ),
+        ("user", text(&options.user)),
+        ("group", text(&options.group)),
+    ];
+    said.into_iter()
+        .filter_map(|(word, value)| Some((word.to_owned(), value?)))
+        .collect()
+}
+
+fn wire_state(phase: Phase) -> WireState {
+    match phase {
+        Phase::Starting => WireState::Starting,
+        Phase::Serving => WireState::Serving,
+        Phase::Draining => WireState::Draining,
+    }
+}
+
+/// A state of the wire, as the registry has it.
+pub(crate) fn phase(state: WireState) -> Phase {
+    match state {
+        WireState::Starting => Phase::Starting,
+        WireState::Serving => Phase::Serving,
+        WireState::Draining => Phase::Draining,
+    }
+}
+
+/// The registry refused.
+pub(crate) fn refused(refusal: &Refusal) -> RpcError {
+    let code = match refusal {
+        Refusal::Options { .. }
+        | Refusal::OptionsInRequest { .. }
+        | Refusal::Name { .. }
+        | Refusal::NameInRequest { .. } => ErrorCode::CONFLICT,
+        Refusal::Overlap { .. } | Refusal::OverlapInRequest { .. } => ErrorCode::OVERLAP,
+        Refusal::NotFound { .. } => ErrorCode::NOT_FOUND,
+        Refusal::InUse { .. } => ErrorCode::IN_USE,
+        Refusal::TooMany { .. } => ErrorCode::LIMIT,
+        _ => ErrorCode::INTERNAL,
+    };
+    let error = RpcError::new(code, refusal.to_string()).with_hint(refusal.hint());
+    match refusal {
+        Refusal::InUse { holders, .. } => {
+            let pids: Vec<u32> = holders.iter().map(Holder::pid).collect();
+            error.with("pids", pids)
+        }
+        _ => error,
+    }
+}
+
+/// The policy refused.
+pub(crate) fn denied(denial: &Denial) -> RpcError {
+    RpcError::new(ErrorCode::DENIED, denial.to_string())
+        .with_hint("run the command as one of these users")
+}
+
+/// A claim got nothing. If another process has the address, the error says which;
+/// finding out reads all of /proc, so it happens beside the broker's own thread.
+pub(crate) async fn claim_failed(failure: Denied) -> RpcError {
+    match failure {
+        Denied::Refused(refusal) => refused(&refusal),
+        Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
+        Denied::NotOpened(listener, error) => not_opened(*listener, error).await,
+    }
+}
+
+async fn not_opened(listener: Listener, error: bindonce_sys::Error) -> RpcError {
+    if error.is_descriptor_limit() {
+        let answer = RpcError::new(ErrorCode::LIMIT, error.to_string());
+        return answer.with_hint(raise_limit());
+    }
+    let errno = error.errno();
+    let mut answer = RpcError::new(ErrorCode::BIND_FAILED, error.to_string())
+        .with("address", listener.address.to_string());
+    if let Some(errno) = errno {
+        answer = answer.with("errno", errno);
+    }
+    let mut hint = error.hint();
+    if errno == Some(Errno::EADDRINUSE as i32) {
+        let found = tokio::task::spawn_blocking(move || intruder::who_has(&listener)).await;
+        if let Ok(Some(who)) = found {
+            answer.message = format!("{}, held by {who}", answer.message);
+            hint = Some(
+                "stop that process, or have it started through bindonce so that it shares the \
+                 listener"
+                    .to_owned(),
+            );
+        }
+    }
+    match hint {
+        Some(hint) => answer.with_hint(hint),
+        None => answer,
+    }
+}
+
+fn limit_reached(need: usize, open: u64, limit: u64) -> RpcError {
+    let message = format!(
+        "{need} new listeners need {need} descriptors, but the broker has {open} open of the \
+         {limit} that RLIMIT_NOFILE allows it; nothing was bound"
+    );
+    RpcError::new(ErrorCode::LIMIT, message)
+        .with("limit", limit)
+        .with("open", open)
+        .with("need", need)
+        .with_hint(raise_limit())
+}
+
+/// How to raise the limit that the broker has already raised as far as it may.
+fn raise_limit() -> &'static str {
+    "raise the hard limit of the broker and start it again: LimitNOFILE= in its systemd unit, \
+     `ulimit -Hn` in the shell that starts it, --ulimit nofile= for a container"
+}

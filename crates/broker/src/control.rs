@@ -1,0 +1,116 @@
+//! The control socket: who may serve it, how it appears and how it goes.
+//!
+//! A lock file beside it (PATH.lock) is held for the whole life of a broker, so
+//! that two never serve one path, and the socket of a dead one is replaced by
+//! exactly one. The socket itself appears ready (bound under a temporary name,
+//! given its mode, listening, then renamed into place: `bindonce_sys::listen`).
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Options};
+use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::lock::LockFile;
+
+use crate::error::Error;
+
+/// Who is allowed in is decided for each request; the mode keeps out those who never are.
+const SOCKET_MODE: u32 = 0o660;
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// The right to serve one path, and the files that show it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// The control socket's path, absolute.
+    pub(crate) socket: PathBuf,
+    lock: LockFile,
+    path: Option<UnixPath>,
+}
+
+impl Control {
+    /// Takes the lock of a path, creating its directory where it is missing.
+    pub(crate) fn acquire(socket: &Path) -> Result<Self, Error> {
+        let failed = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::File {
+                doing,
+                path,
+                source,
+            }
+        };
+        let socket =
+            std::path::absolute(socket).map_err(failed("find the absolute path of", socket))?;
+        if let Some(directory) = socket.parent() {
+            create_directory(directory).map_err(failed("create the directory", directory))?;
+        }
+        let mut lock_path = socket.clone().into_os_string();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
+        let lock = LockFile::try_acquire(&lock_path).map_err(failed("lock", &lock_path))?;
+        let Some(lock) = lock else {
+            let pid = fs::read_to_string(&lock_path).ok();
+            let pid = pid.and_then(|text| text.trim().parse().ok());
+            return Err(Error::AlreadyRunning { socket, pid });
+        };
+        write_pid(&lock).map_err(failed("write", &lock_path))?;
+        Ok(Self {
+            socket,
+            lock,
+            path: None,
+        })
+    }
+
+    /// Makes the control socket, in place of a dead one.
+    pub(crate) fn listen(&mut self) -> Result<UnixListener, Error> {
+        let invalid = |source| Error::SocketPath {
+            socket: self.socket.clone(),
+            source,
+        };
+        // A path that is not UTF-8 fails as one with a replacement character
+        // would: it cannot be written down in a message or a list of options.
+        let text = self.socket.to_str().unwrap_or("\0");
+        let address = Address::unix(text).map_err(invalid)?;
+        let options = Options {
+            mode: Some(SOCKET_MODE),
+            ..Options::default()
+        };
+        let listener = Listener::new(None, address, options).map_err(invalid)?;
+        let opened = listen::open(&listener).map_err(|source| Error::ControlSocket {
+            socket: self.socket.clone(),
+            source,
+        })?;
+        self.path = opened.path;
+        Ok(OwnedFd::into(opened.fd))
+    }
+
+    /// Removes the socket, then the lock: an orderly end.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            listen::unlink_if_ours(path)?;
+        }
+        self.lock.remove()
+    }
+}
+
+fn create_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(directory)?;
+    // The umask may have taken bits away.
+    fs::set_permissions(directory, fs::Permissions::from_mode(DIRECTORY_MODE))
+}
+
+fn write_pid(lock: &LockFile) -> io::Result<()> {
+    let mut file = File::from(lock.as_fd().try_clone_to_owned()?);
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
+}

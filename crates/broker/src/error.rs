@@ -1,0 +1,84 @@
+//! Why a broker cannot start.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a broker cannot start, or had to stop. [`Error::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another broker serves this control socket.
+    #[error("a broker already serves {}{}", .socket.display(), pid_text(*.pid))]
+    AlreadyRunning {
+        /// The control socket.
+        socket: PathBuf,
+        /// Its process, where the lock file tells.
+        pid: Option<u32>,
+    },
+    /// The path of the control socket cannot be used.
+    #[error("the control socket cannot be at {}: {source}", .socket.display())]
+    SocketPath {
+        /// The path.
+        socket: PathBuf,
+        /// What is wrong with it.
+        source: bindonce_core::error::Invalid,
+    },
+    /// The control socket could not be opened.
+    #[error("cannot open the control socket {}: {source}", .socket.display())]
+    ControlSocket {
+        /// The path.
+        socket: PathBuf,
+        /// What failed.
+        source: bindonce_sys::Error,
+    },
+    /// A file or directory of the broker could not be set up.
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// What was to be bound at the start could not be. Nothing is bound then.
+    #[error("{message}")]
+    Listen {
+        /// What happened and to what.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// The runtime could not watch the control socket.
+    #[error("cannot wait for connections on {}: {source}", .socket.display())]
+    Runtime {
+        /// The path.
+        socket: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::AlreadyRunning { .. } => Some(
+                "use that one (`bindonce status` shows what it holds), stop it, or give this one \
+                 another path with --socket"
+                    .to_owned(),
+            ),
+            Self::ControlSocket { source, .. } => source.hint(),
+            Self::Listen { hint, .. } => hint.clone(),
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Some(
+                "run the broker as a user that may write there, or choose another path with --socket"
+                    .to_owned(),
+            ),
+            Self::SocketPath { .. } | Self::File { .. } | Self::Runtime { .. } => None,
+        }
+    }
+}
+
+fn pid_text(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}

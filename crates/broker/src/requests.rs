@@ -1,0 +1,277 @@
+//! One request: who asks, whether they may, and what comes of it.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
+use bindonce_core::listener::{Listener, Options, Wanted};
+use bindonce_core::policy::{Peer, Verb};
+use bindonce_core::registry::{ConnectionId, Label, Want};
+use bindonce_wire::message::{Request, encode_error, encode_result};
+use bindonce_wire::params::{Bind, Call, Join, Target};
+use bindonce_wire::result::{BindResult, JoinResult, ListResult, PingResult, ReleaseResult};
+use bindonce_wire::{ErrorCode, RpcError};
+use serde::Serialize;
+
+use crate::answer;
+use crate::state::State;
+
+/// How long the lookup of a host name may take.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// A reply: its text, which ends in a line end, and the descriptors that go with it.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) text: Vec<u8>,
+    pub(crate) descriptors: Vec<Rc<OwnedFd>>,
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(text: Vec<u8>) -> Self {
+        Self {
+            text,
+            descriptors: Vec::new(),
+        }
+    }
+}
+
+/// Somebody who asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: Peer,
+}
+
+/// Answers one frame.
+pub(crate) async fn answer(state: &RefCell<State>, caller: Caller, frame: &[u8]) -> Reply {
+    let request = match Request::decode(frame) {
+        Ok(request) => request,
+        Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
+    };
+    let mut descriptors = Vec::new();
+    let text = match perform(state, caller, &request, &mut descriptors).await {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::debug!(
+                method = %request.method, uid = caller.peer.uid, pid = caller.peer.pid,
+                code = error.code.0, %error, "request refused"
+            );
+            encode_error(&request.id, &error)
+        }
+    };
+    Reply { text, descriptors }
+}
+
+async fn perform(
+    state: &RefCell<State>,
+    caller: Caller,
+    request: &Request<'_>,
+    descriptors: &mut Vec<Rc<OwnedFd>>,
+) -> Result<Vec<u8>, RpcError> {
+    match Call::decode(request)? {
+        Call::Bind(elements) => {
+            let result = bind(state, caller, elements, descriptors).await?;
+            encode(request, &result)
+        }
+        Call::Join(join) => {
+            allow(state, caller, Verb::Use, None)?;
+            state
+                .borrow_mut()
+                .join(caller.connection, label(caller, join));
+            encode(request, &JoinResult { joined: true })
+        }
+        Call::Release(names) => {
+            let released = release(state, caller, &names)?;
+            encode(request, &ReleaseResult { released })
+        }
+        Call::List => {
+            allow(state, caller, Verb::List, None)?;
+            encode(
+                request,
+                &ListResult {
+                    listeners: answer::list(&state.borrow()),
+                },
+            )
+        }
+        Call::Status => {
+            allow(state, caller, Verb::List, None)?;
+            encode(request, &answer::status(&state.borrow()))
+        }
+        Call::Ping => {
+            allow(state, caller, Verb::List, None)?;
+            encode(
+                request,
+                &PingResult {
+                    pong: true,
+                    version: answer::VERSION.to_owned(),
+                },
+            )
+        }
+        _ => {
+            let message = format!("method {:?} is not served by this broker", request.method);
+            Err(RpcError::new(ErrorCode::METHOD_NOT_FOUND, message))
+        }
+    }
+}
+
+async fn bind(
+    state: &RefCell<State>,
+    caller: Caller,
+    elements: Vec<Bind>,
+    descriptors: &mut Vec<Rc<OwnedFd>>,
+) -> Result<BindResult, RpcError> {
+    let mut wants = Vec::with_capacity(elements.len());
+    for (index, element) in elements.into_iter().enumerate() {
+        let Bind { target, tentative } = element;
+        let wanted = wanted(target).await.map_err(|mut error| {
+            error.message = format!("params[{index}]: {}", error.message);
+            error
+        })?;
+        match &wanted {
+            Wanted::Named(_) => allow(state, caller, Verb::Use, None)?,
+            Wanted::Listen(spec) => {
+                allow(state, caller, Verb::Bind, Some(&spec.first.address))?;
+            }
+        }
+        wants.push(Want { wanted, tentative });
+    }
+    let claimed = state.borrow_mut().claim(caller.connection, wants);
+    let leases = match claimed {
+        Ok(leases) => leases,
+        Err(failure) => return Err(answer::claim_failed(failure).await),
+    };
+    let state = state.borrow();
+    let mut listeners = Vec::with_capacity(leases.len());
+    descriptors.reserve_exact(leases.len());
+    for lease in leases {
+        if let Some(held) = state.registry.held(lease.listener) {
+            listeners.push(answer::bound(held, lease.created));
+            descriptors.push(Rc::clone(&held.opened.handle.fd));
+        }
+    }
+    Ok(BindResult { listeners })
+}
+
+/// What an element of `bind` asks for.
+async fn wanted(target: Target) -> Result<Wanted, RpcError> {
+    match target {
+        Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
+        Target::Name { name } => {
+            let name = name
+                .parse()
+                .map_err(|error| invalid(&Invalid::Name(error)))?;
+            Ok(Wanted::Named(name))
+        }
+        Target::Tcp {
+            address,
+            port,
+            backlog,
+        } => {
+            let at = SocketAddr::new(ip(&address, port).await?, port);
+            let options = Options {
+                backlog,
+                ..Options::default()
+            };
+            let listener = Listener::new(None, Address::Tcp(at), options);
+            Ok(Wanted::Listen(
+                listener.map_err(|error| invalid(&error))?.into(),
+            ))
+        }
+    }
+}
+
+/// The address that multibinder's client names, which may be a host name.
+async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
+    if address.is_empty() || address == "*" {
+        return Ok(Ipv4Addr::UNSPECIFIED.into());
+    }
+    let bare = address
+        .strip_prefix('[')
+        .and_then(|inside| inside.strip_suffix(']'));
+    if let Ok(ip) = bare.unwrap_or(address).parse() {
+        return Ok(ip);
+    }
+    let failed = |why: &str| {
+        let shown: String = address.chars().take(120).collect();
+        RpcError::new(
+            ErrorCode::INVALID_PARAMS,
+            format!("cannot look up the host {shown:?}: {why}"),
+        )
+        .with_hint("give the address as a number, such as 127.0.0.1 or ::1")
+    };
+    // 253 is the longest name that DNS can have.
+    if address.len() > 253 {
+        return Err(failed("the name is too long"));
+    }
+    match tokio::time::timeout(LOOKUP, tokio::net::lookup_host((address, port))).await {
+        Ok(Ok(mut found)) => found
+            .next()
+            .map(|at| at.ip())
+            .ok_or_else(|| failed("it has no address")),
+        Ok(Err(error)) => Err(failed(&error.to_string())),
+        Err(_) => Err(failed("no answer within 5 s")),
+    }
+}
+
+fn release(
+    state: &RefCell<State>,
+    caller: Caller,
+    names: &[String],
+) -> Result<Vec<String>, RpcError> {
+    let mut wanted = Vec::with_capacity(names.len());
+    for name in names {
+        let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
+        let address = match &name {
+            Wanted::Named(_) => None,
+            Wanted::Listen(spec) => Some(&spec.first.address),
+        };
+        allow(state, caller, Verb::Release, address)?;
+        wanted.push(name);
+    }
+    let released = state.borrow_mut().release(caller.connection, wanted);
+    released.map_err(|refusal| answer::refused(&refusal))
+}
+
+fn label(caller: Caller, join: Join) -> Label {
+    Label {
+        service: join.service,
+        generation: join.generation,
+        pid: join.pid.unwrap_or(caller.peer.pid),
+        phase: answer::phase(join.state),
+    }
+}
+
+fn allow(
+    state: &RefCell<State>,
+    caller: Caller,
+    verb: Verb,
+    address: Option<&Address>,
+) -> Result<(), RpcError> {
+    let verdict = state.borrow().policy.judge(caller.peer, verb, address);
+    verdict.into_result().map_err(|denial| {
+        tracing::warn!(
+            uid = caller.peer.uid,
+            pid = caller.peer.pid,
+            "denied: {denial}"
+        );
+        answer::denied(&denial)
+    })
+}
+
+fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>, RpcError> {
+    encode_result(&request.id, result).map_err(|error| {
+        RpcError::new(
+            ErrorCode::INTERNAL,
+            format!("cannot write the reply: {error}"),
+        )
+    })
+}
+
+fn invalid(error: &Invalid) -> RpcError {
+    RpcError::new(ErrorCode::INVALID_PARAMS, error.to_string())
+        .with_hint("an address reads [NAME=]ADDR[,OPTION]..., as in web=0.0.0.0:80,backlog=4096")
+}

@@ -1,0 +1,206 @@
+//! The broker's life: start, accept, end.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::Want;
+use bindonce_sys::{Errno, limits, notify, peer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+use tokio::task::LocalSet;
+
+use crate::answer;
+use crate::config::Config;
+use crate::connection::{self, End};
+use crate::control::Control;
+use crate::error::Error;
+use crate::requests::Caller;
+use crate::state::State;
+
+/// How long to wait for a descriptor to become free before trying to accept again.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Serves until `shutdown` is ready. On a current-thread runtime with I/O and
+/// time enabled.
+///
+/// # Errors
+/// Whatever keeps it from starting; nothing is bound and no file stays behind then.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let limit = match limits::raise_nofile() {
+        Ok(limit) => limit,
+        Err(error) => {
+            let (soft, _) = limits::nofile();
+            tracing::warn!(%error, limit = soft, "cannot raise RLIMIT_NOFILE to its hard limit");
+            soft
+        }
+    };
+    let mut control = Control::acquire(&config.socket)?;
+    let served = serve(&config, &mut control, limit, shutdown).await;
+    let socket = control.socket.clone();
+    if let Err(error) = control.remove() {
+        tracing::warn!(socket = %socket.display(), %error, "cannot remove the control socket");
+    }
+    served
+}
+
+async fn serve(
+    config: &Config,
+    control: &mut Control,
+    limit: u64,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let owner = nix::unistd::geteuid().as_raw();
+    let state = Rc::new(RefCell::new(State::new(
+        control.socket.clone(),
+        owner,
+        limit,
+    )));
+    let served = async {
+        bind_first(&state, config, owner).await?;
+        let listener = control.listen()?;
+        let runtime = |source| Error::Runtime {
+            socket: control.socket.clone(),
+            source,
+        };
+        let listener = UnixListener::from_std(listener).map_err(runtime)?;
+        tracing::info!(
+            socket = %control.socket.display(), pid = std::process::id(),
+            descriptor_limit = limit, "broker serves"
+        );
+        tell("READY=1");
+        let tasks = LocalSet::new();
+        let accepting = accept(&tasks, &listener, &state, config.deadline);
+        tokio::select! {
+            () = tasks.run_until(accepting) => {}
+            () = shutdown => {}
+        }
+        tell("STOPPING=1");
+        tracing::info!(socket = %control.socket.display(), "broker ends");
+        Ok(())
+    };
+    let served = served.await;
+    state.borrow_mut().close_everything();
+    served
+}
+
+/// Binds what the configuration says, before anybody can connect. The claim is
+/// the broker's own and leaves no lease behind.
+async fn bind_first(state: &RefCell<State>, config: &Config, owner: u32) -> Result<(), Error> {
+    if config.listen.is_empty() {
+        return Ok(());
+    }
+    let want = |wanted: &_| Want {
+        wanted: Clone::clone(wanted),
+        tentative: false,
+    };
+    let wants = config.listen.iter().map(want).collect();
+    let claimed = {
+        let mut state = state.borrow_mut();
+        let own = state.connect(Peer {
+            pid: std::process::id(),
+            uid: owner,
+            gid: 0,
+        });
+        let claimed = state.claim(own, wants);
+        state.disconnect(own);
+        claimed
+    };
+    match claimed {
+        Ok(_) => Ok(()),
+        Err(failure) => {
+            let error = answer::claim_failed(failure).await;
+            let hint = error.hint().map(str::to_owned);
+            Err(Error::Listen {
+                message: error.message,
+                hint,
+            })
+        }
+    }
+}
+
+async fn accept(
+    tasks: &LocalSet,
+    listener: &UnixListener,
+    state: &Rc<RefCell<State>>,
+    deadline: Duration,
+) {
+    // Rung whenever a connection ends and with it a descriptor is free.
+    let freed = Rc::new(Notify::new());
+    let mut starved = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                starved = false;
+                let (state, freed) = (Rc::clone(state), Rc::clone(&freed));
+                tasks.spawn_local(async move {
+                    admit(stream, &state, deadline).await;
+                    freed.notify_one();
+                });
+            }
+            Err(error) => {
+                // The connection stays in the queue, so the socket stays readable:
+                // trying again at once would spin.
+                if !starved && is_shortage(&error) {
+                    tracing::error!(
+                        %error,
+                        hint = "raise LimitNOFILE= of the broker, or end some clients",
+                        "cannot accept connections until a descriptor is free"
+                    );
+                } else if !starved {
+                    tracing::warn!(%error, "cannot accept a connection");
+                }
+                starved = true;
+                let _ = tokio::time::timeout(ACCEPT_AGAIN, freed.notified()).await;
+            }
+        }
+    }
+}
+
+async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
+    let credentials = match peer::credentials(stream.as_fd()) {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell who connected: connection closed");
+            return;
+        }
+    };
+    let pid = u32::try_from(credentials.pid).unwrap_or(0);
+    let peer = Peer {
+        pid,
+        uid: credentials.uid,
+        gid: credentials.gid,
+    };
+    let connection = state.borrow_mut().connect(peer);
+    let end = connection::serve(stream, state, Caller { connection, peer }, deadline).await;
+    match &end {
+        End::Closed => {}
+        End::Failed(error) => tracing::debug!(pid, %error, "connection ended"),
+        End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
+        End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
+        End::TooManyInFlight => {
+            tracing::warn!(
+                pid,
+                "cut off: too many descriptors wait to be received by clients"
+            );
+        }
+    }
+    state.borrow_mut().disconnect(connection);
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+    shortages
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+fn tell(state: &str) {
+    if let Err(error) = notify::send(state) {
+        tracing::warn!(%error, state, "cannot tell the service manager");
+    }
+}

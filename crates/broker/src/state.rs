@@ -1,0 +1,247 @@
+//! The broker's state, and how the registry's decisions are performed.
+//!
+//! Everything here runs to its end without giving way to another task, so the
+//! registry never has more than one claim in hand.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bindonce_core::listener::Listener;
+use bindonce_core::listener::Wanted;
+use bindonce_core::policy::{Peer, Policy};
+use bindonce_core::registry::{
+    Action, Closing, ConnectionId, Event, Label, Lease, Opened, Refusal, Registry, Want,
+};
+use bindonce_core::time::Timestamp;
+use bindonce_sys::limits;
+use bindonce_sys::listen::{self, UnixPath};
+
+/// Descriptors kept free for connections and for probing UNIX paths when a
+/// claim is measured against the limit.
+const SPARE: u64 = 32;
+
+/// A listener's socket. A reply that is on its way shares it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: Rc<OwnedFd>,
+    path: Option<UnixPath>,
+}
+
+/// What one broker knows.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) registry: Registry<Socket>,
+    pub(crate) policy: Policy,
+    /// Path of the control socket.
+    pub(crate) socket: PathBuf,
+    pub(crate) since: Timestamp,
+    /// The soft limit on descriptors.
+    pub(crate) descriptor_limit: u64,
+    /// Descriptors that are open beside listeners and connections.
+    other_descriptors: u64,
+    somaxconn: u32,
+    next_connection: u64,
+}
+
+/// Why a claim got nothing.
+#[derive(Debug)]
+pub(crate) enum Denied {
+    /// The registry refused it.
+    Refused(Refusal),
+    /// A socket could not be opened; this listener's.
+    NotOpened(Box<Listener>, bindonce_sys::Error),
+    /// The sockets would not fit under RLIMIT_NOFILE.
+    Limit {
+        /// How many were to be opened.
+        need: usize,
+        /// How many descriptors are open.
+        open: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl State {
+    /// An empty broker. Descriptors that are open now count as taken for good.
+    pub(crate) fn new(socket: PathBuf, owner: u32, descriptor_limit: u64) -> Self {
+        let open = std::fs::read_dir("/proc/self/fd").map_or(16, Iterator::count);
+        Self {
+            registry: Registry::default(),
+            policy: Policy::owner_only(owner),
+            socket,
+            since: now(),
+            descriptor_limit,
+            other_descriptors: open as u64,
+            somaxconn: limits::somaxconn(),
+            next_connection: 0,
+        }
+    }
+
+    /// Enters a connection.
+    pub(crate) fn connect(&mut self, peer: Peer) -> ConnectionId {
+        let id = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        let actions = self.registry.on(now(), Event::Connected(id, peer));
+        self.close_all(actions);
+        id
+    }
+
+    /// Ends a connection.
+    pub(crate) fn disconnect(&mut self, id: ConnectionId) {
+        let actions = self.registry.on(now(), Event::Gone(id));
+        self.close_all(actions);
+    }
+
+    /// Says which generation a connection stands for.
+    pub(crate) fn join(&mut self, id: ConnectionId, label: Label) {
+        tracing::debug!(
+            service = %label.service, generation = label.generation, pid = label.pid,
+            phase = ?label.phase, "generation joined"
+        );
+        let actions = self.registry.on(now(), Event::Join(id, label));
+        self.close_all(actions);
+    }
+
+    /// Closes listeners; gives their names.
+    pub(crate) fn release(
+        &mut self,
+        id: ConnectionId,
+        wanted: Vec<Wanted>,
+    ) -> Result<Vec<String>, Refusal> {
+        let mut outcome = Ok(Vec::new());
+        for action in self.registry.on(now(), Event::Release(id, wanted)) {
+            match action {
+                Action::Released(_, names) => outcome = Ok(names),
+                Action::Refuse(_, refusal) => outcome = Err(refusal),
+                other => close(other),
+            }
+        }
+        outcome
+    }
+
+    /// Finds or opens listeners, all or none.
+    pub(crate) fn claim(
+        &mut self,
+        id: ConnectionId,
+        wants: Vec<Want>,
+    ) -> Result<Vec<Lease>, Denied> {
+        let mut outcome = Ok(Vec::new());
+        let mut failure = None;
+        let mut actions = VecDeque::from(self.registry.on(now(), Event::Claim(id, wants)));
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Open(_, listeners) => {
+                    let event = match self.open(listeners) {
+                        Ok(opened) => Event::Opened(opened),
+                        Err((opened, denied)) => {
+                            failure = Some(denied);
+                            Event::OpenFailed(opened)
+                        }
+                    };
+                    actions.extend(self.registry.on(now(), event));
+                }
+                Action::Grant(_, leases) => outcome = Ok(leases),
+                Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
+                other => close(other),
+            }
+        }
+        match failure {
+            Some(denied) => Err(denied),
+            None => outcome,
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
+    fn open(
+        &self,
+        listeners: Vec<Listener>,
+    ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+        let need = listeners.len();
+        let open = self.other_descriptors
+            + self.registry.len() as u64
+            + self.registry.connections() as u64;
+        let limit = self.descriptor_limit;
+        if open.saturating_add(need as u64).saturating_add(SPARE) > limit {
+            return Err((Vec::new(), Denied::Limit { need, open, limit }));
+        }
+        let mut opened = Vec::with_capacity(need);
+        for listener in listeners {
+            match listen::open(&listener) {
+                Ok(socket) => opened.push(self.opened(&listener, socket)),
+                Err(error) => return Err((opened, Denied::NotOpened(Box::new(listener), error))),
+            }
+        }
+        Ok(opened)
+    }
+
+    fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
+        tracing::info!(
+            listener = %listener, bound = %socket.bound, inode = socket.inode, "listener opened"
+        );
+        let backlog = match listener.options.backlog {
+            _ if !listener.address.listens() => 0,
+            // listen(2) clamps it silently.
+            Some(backlog) => backlog.min(self.somaxconn),
+            None => self.somaxconn,
+        };
+        Opened {
+            handle: Socket {
+                fd: Rc::new(socket.fd),
+                path: socket.path,
+            },
+            bound: socket.bound,
+            inode: socket.inode,
+            cookie: socket.cookie,
+            backlog,
+            // `listen::open` never sets SO_REUSEPORT.
+            exclusive: true,
+        }
+    }
+
+    fn close_all(&self, actions: Vec<Action<Socket>>) {
+        actions.into_iter().for_each(close);
+    }
+
+    /// Gives up every listener, and removes the UNIX paths: an orderly end.
+    pub(crate) fn close_everything(&mut self) {
+        for held in std::mem::take(&mut self.registry).into_held() {
+            unlink(&held.opened.handle);
+        }
+    }
+}
+
+/// Closes the socket of a `Close`; every other action has been dealt with.
+fn close(action: Action<Socket>) {
+    if let Action::Close(socket, listener, why) = action {
+        unlink(&socket);
+        let listener = listener.label();
+        match why {
+            Closing::Released => tracing::info!(listener, "listener closed: released"),
+            Closing::Unconfirmed => {
+                tracing::info!(listener, "listener closed: its claim was never confirmed");
+            }
+            Closing::NeverHeld => {
+                tracing::info!(listener, "listener closed: the rest of its claim failed");
+            }
+        }
+    }
+}
+
+fn unlink(socket: &Socket) {
+    if let Some(path) = &socket.path
+        && let Err(error) = listen::unlink_if_ours(path)
+    {
+        tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");
+    }
+}
+
+/// The time of day.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
