@@ -40,6 +40,11 @@ impl ErrorCode {
     pub const LIMIT: Self = Self(-32008);
     /// The request was begun and not finished in time.
     pub const TIMED_OUT: Self = Self(-32009);
+    /// A supervisor: the reload failed; what served before serves on.
+    pub const RELOAD_FAILED: Self = Self(-32010);
+    /// A supervisor: the new generation serves, but a process that is no generation of the
+    /// service accepts too.
+    pub const NOT_ALONE: Self = Self(-32011);
 }
 
 impl fmt::Display for ErrorCode {

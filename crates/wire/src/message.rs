@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
+use crate::params;
 
 /// What ties a reply to its request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -101,7 +102,8 @@ impl<'a> Request<'a> {
             .filter(|version| *version != "2.0")
         {
             let message = format!("`jsonrpc` is {version:?}, not \"2.0\"");
-            let error = RpcError::new(ErrorCode::INVALID_REQUEST, message);
+            let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
+                .with_hint("this is JSON-RPC 2.0: send \"jsonrpc\":\"2.0\" or leave it out");
             return Err(Rejected {
                 id: request.id,
                 error,
@@ -115,7 +117,11 @@ impl<'a> Request<'a> {
         let text = self.params.map_or("[]", RawValue::get);
         serde_json::from_str(text).map_err(|error| {
             if error.is_data() {
-                RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error))
+                let hint = params::example(&self.method).map_or_else(
+                    || "docs/protocol.md says what each method takes".to_owned(),
+                    |example| format!("for example: \"params\":{example}"),
+                );
+                RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error)).with_hint(hint)
             } else {
                 not_json(&error)
             }
@@ -130,7 +136,8 @@ impl<'a> Request<'a> {
             Value::Object(members) if members.is_empty() => Ok(()),
             _ => {
                 let message = format!("`{}` takes no parameters", self.method);
-                Err(RpcError::new(ErrorCode::INVALID_PARAMS, message))
+                let hint = "leave `params` out, or send an empty array";
+                Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint))
             }
         }
     }
@@ -149,6 +156,7 @@ fn not_json(error: &serde_json::Error) -> RpcError {
         ErrorCode::PARSE,
         format!("not JSON: {}", without_place(error)),
     )
+    .with_hint("send one JSON object for each request; its numbers must fit a double")
 }
 
 /// The id of something that is no good request otherwise.

@@ -14,6 +14,16 @@ use crate::message::Request;
 /// The methods of a broker, in the order in which help lists them.
 pub const METHODS: [&str; 6] = ["bind", "join", "release", "list", "status", "ping"];
 
+/// Parameters that a method takes, for hints.
+pub(crate) fn example(method: &str) -> Option<&'static str> {
+    Some(match method {
+        "bind" => r#"[{"address":"0.0.0.0","port":80}] or [{"listen":"web=0.0.0.0:80"}]"#,
+        "join" => r#"[{"service":"haproxy","generation":7,"pid":1234,"state":"serving"}]"#,
+        "release" => r#"["web"]"#,
+        _ => return None,
+    })
+}
+
 /// One call of a broker's method, with its parameters read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -193,6 +193,7 @@ fn refusals_name_the_code_and_the_culprit() {
         assert_eq!(error.code, code, "{text}: {error}");
         assert!(error.message.contains(culprit), "{text}: {error}");
         assert!(!error.message.contains("line 1"), "{text}: {error}");
+        assert!(error.hint().is_some(), "{text}: {error}");
     }
 }
 
