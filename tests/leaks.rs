@@ -62,7 +62,7 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     let settle = || {
         eventually("older generations to be gone", || {
             (scene.haproxies().len() == 1).then_some(())
-        })
+        });
     };
     // The first reload may open what stays open, such as a second admin socket.
     haproxy.reload(&scene).ok();

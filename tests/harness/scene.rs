@@ -206,3 +206,21 @@ impl Drop for Scene {
         }
     }
 }
+
+#[test]
+fn a_process_left_behind_is_seen_even_when_it_hides_its_parent() {
+    let scene = Scene::new();
+    // Its parent ends at once; a new session and, where the network tells, an
+    // empty environment hide it further.
+    let hide = if scene.isolated { "env -i" } else { "" };
+    let script = format!("setsid {hide} sleep 1000 >/dev/null 2>&1 & exit 0");
+    finish(scene.command("sh").args(["-c", &script])).ok();
+    let pid = eventually("the process", || {
+        let found = scene.processes();
+        found
+            .into_iter()
+            .find(|(_, command)| command.contains("sleep 1000"))
+            .map(|(pid, _)| pid)
+    });
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("ending it");
+}
