@@ -36,6 +36,21 @@ pub fn raise_nofile() -> io::Result<u64> {
     Ok(nofile().0)
 }
 
+/// Descriptors that a small program has open besides those that it is given.
+const OWN: u64 = 16;
+
+/// Raises the soft limit on open descriptors if `count` more might not fit, and
+/// leaves it alone otherwise: programs that use select(2) cannot live with a high one.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub fn make_room(count: usize) -> io::Result<()> {
+    if nofile().0 < OWN.saturating_add(count as u64) {
+        raise_nofile()?;
+    }
+    Ok(())
+}
+
 /// The longest accept queue that listen(2) grants in this network namespace
 /// (/proc/sys/net/core/somaxconn).
 pub fn somaxconn() -> u32 {

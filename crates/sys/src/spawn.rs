@@ -12,11 +12,12 @@
 //! with it up to 253 descriptors; the rest of them 253 at a time, each time on
 //! one more NUL. COUNT tells the shim when it has everything.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{Error, errno_of};
 use crate::process::Pidfd;
-use crate::{inherit, scm, signals};
+use crate::{inherit, limits, scm, signals};
 
 /// The hidden subcommand that [`Launch::start`] calls and that must call [`become_program`].
 pub const SUBCOMMAND: &str = "__shim";
@@ -47,7 +48,8 @@ pub struct Launch {
     pub env_remove: Vec<OsString>,
     /// Where it starts; None is the directory of this process.
     pub cwd: Option<PathBuf>,
-    /// Descriptors, from 3 up in this order, each with the variable that says its number.
+    /// Descriptors, from 3 up in this order, each with the variable that says its number; no
+    /// variable is set where that is empty.
     pub descriptors: Vec<(String, OwnedFd)>,
     /// Its standard output.
     pub stdout: Stdio,
@@ -214,6 +216,51 @@ fn send_some(
     }
 }
 
+/// Where `program` is, looked up as exec does: in `PATH` unless it has a slash.
+/// It tells a mistake before anything is done for the program's sake.
+///
+/// # Errors
+/// [`Error::Exec`] with `ENOENT`, or with `EACCES` if it is there but cannot be executed.
+pub fn find(program: &OsStr) -> Result<PathBuf, Error> {
+    let fail = |errno| Error::Exec {
+        program: program.to_owned(),
+        errno,
+    };
+    if program.as_encoded_bytes().contains(&b'/') {
+        let path = PathBuf::from(program);
+        return executable(&path).map(|()| path).map_err(fail);
+    }
+    // What execvp(3) takes where PATH is not set.
+    let search = env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+    let mut worst = Errno::ENOENT;
+    for directory in env::split_paths(&search) {
+        let path = directory.join(program);
+        match executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(Errno::EACCES) => worst = Errno::EACCES,
+            Err(_) => {}
+        }
+    }
+    Err(fail(worst))
+}
+
+fn executable(path: &Path) -> Result<(), Errno> {
+    let found = path.metadata().map_err(|error| errno_of(&error))?;
+    if !found.is_file() {
+        return Err(Errno::EACCES);
+    }
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK)
+        .map_err(|error| Errno::from_raw(error.raw_os_error()))
+}
+
+/// The error of an exec that failed, with the program and a hint.
+pub fn cannot_execute(program: &OsStr, error: &io::Error) -> Error {
+    Error::Exec {
+        program: program.to_owned(),
+        errno: errno_of(error),
+    }
+}
+
 /// What the shim does: takes `count` descriptors from standard input and
 /// becomes `program`. Returns only if it failed, with what to say on standard
 /// error before exiting with 127. The process must have a single thread.
@@ -222,14 +269,14 @@ pub fn become_program(count: usize, program: &OsStr, args: &[OsString]) -> Error
         Ok((names, fds)) => {
             let mut command = Command::new(program);
             command.args(args);
-            for (number, name) in (inherit::FIRST..).zip(names) {
+            let named = (inherit::FIRST..)
+                .zip(names)
+                .filter(|(_, name)| !name.is_empty());
+            for (number, name) in named {
                 command.env(name, number.to_string());
             }
             let error = inherit::exec(fds, inherit::FIRST, &mut command);
-            Error::Exec {
-                program: program.to_owned(),
-                errno: errno_of(&error),
-            }
+            cannot_execute(program, &error)
         }
         Err(error) => error,
     }
@@ -251,10 +298,7 @@ fn prepare(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
 fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
     use std::os::unix::ffi::OsStringExt;
 
-    let (soft, hard) = crate::limits::nofile();
-    if soft < hard && soft.saturating_sub(16) < count as u64 {
-        crate::limits::raise_nofile().map_err(|error| Error::call("setrlimit", error))?;
-    }
+    limits::make_room(count).map_err(|error| Error::call("setrlimit", error))?;
     let (mut names, mut fds) = (Vec::new(), Vec::new());
     let mut name = Vec::new();
     let mut buffer = [0; 16 * 1024];
@@ -281,4 +325,21 @@ fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
         }
     }
     Ok((names, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_exec_finds_them() {
+        assert!(find(OsStr::new("sh")).expect("in PATH").is_absolute());
+        assert_eq!(find(OsStr::new("/bin/sh")), Ok(PathBuf::from("/bin/sh")));
+        let absent = find(OsStr::new("bindonce-none")).expect_err("absent");
+        assert!(absent.hint().expect("hint").contains("PATH"), "{absent}");
+        let absent = find(OsStr::new("./bindonce-none")).expect_err("absent");
+        assert_eq!(absent.errno(), Some(Errno::ENOENT as i32));
+        let directory = find(OsStr::new("/proc/")).expect_err("a directory");
+        assert_eq!(directory.errno(), Some(Errno::EACCES as i32));
+    }
 }

@@ -111,12 +111,21 @@ fn many_descriptors() {
     let sockets: Vec<_> = (0..600).map(|_| socket()).collect();
     let inodes: Vec<u64> = sockets.iter().map(|(_, inode)| *inode).collect();
     let mut launch = shell(
-        "echo $V0 $V599; n=3; while [ $n -lt 603 ]; do readlink /proc/self/fd/$n; n=$((n+1)); done",
+        "echo $V0 $V300 $V599; n=3; while [ $n -lt 603 ]; do readlink /proc/self/fd/$n; n=$((n+1)); done",
     );
     launch.descriptors = sockets
         .into_iter()
         .enumerate()
-        .map(|(n, (fd, _))| (format!("V{n}"), fd))
+        .map(|(n, (fd, _))| {
+            (
+                if n == 300 {
+                    String::new()
+                } else {
+                    format!("V{n}")
+                },
+                fd,
+            )
+        })
         .collect();
     let (stdout, stderr, exit) = finish(launch.start().expect("start"));
     assert!(exit.success(), "{stderr}");
