@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use bindonce_core::address::Address;
 use nix::errno::Errno;
 
+use crate::{holders, process};
+
 /// A failed operation of this crate. The text says what was being done to
 /// what; [`Error::hint`] says what a person can do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -176,21 +178,33 @@ fn nofile_hint() -> String {
         .to_owned()
 }
 
+/// Names who has the address, as far as this user may see it.
+fn occupied_hint(address: &Address) -> String {
+    let holders: Vec<String> = holders::occupants(address)
+        .into_iter()
+        .take(3)
+        .map(|pid| {
+            let name = process::name(pid).unwrap_or_else(|| "a process".to_owned());
+            format!("{name} (pid {pid})")
+        })
+        .collect();
+    if !holders.is_empty() {
+        return format!(
+            "{} holds it: stop it, or let it get the address from bindonce",
+            holders.join(", ")
+        );
+    }
+    let ask = match address {
+        Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),
+        Address::Udp(at) => format!("ss -lunp 'sport = :{}'", at.port()),
+        Address::Unix(_) | Address::Abstract(_) => "ss -lxp".to_owned(),
+    };
+    format!("another process holds it: `{ask}`, as root, names it")
+}
+
 fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<String> {
     let hint = match (errno, operation) {
-        (Errno::EADDRINUSE, _) => match address {
-            Address::Tcp(at) => format!(
-                "another process holds it: `ss -ltnp 'sport = :{}'` names it",
-                at.port()
-            ),
-            Address::Udp(at) => format!(
-                "another process holds it: `ss -lunp 'sport = :{}'` names it",
-                at.port()
-            ),
-            Address::Unix(_) | Address::Abstract(_) => {
-                "another process holds it: `ss -lxp` names it".to_owned()
-            }
-        },
+        (Errno::EADDRINUSE, _) => occupied_hint(address),
         (Errno::EADDRNOTAVAIL, _) => {
             "no interface has this address: add it, or say `freebind` to listen before it exists"
                 .to_owned()

@@ -7,6 +7,7 @@
 //! can: the kernel keys a registration on file and number, so whoever has the epoll
 //! descriptor and the listener *under the same number* may delete it.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
@@ -36,6 +37,7 @@ pub struct Ghost {
 /// The ghosts of these listeners in a process. Empty if its /proc entries may
 /// not be read, which for a child of the same user they may.
 pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
+    let inodes: HashSet<u64> = inodes.iter().copied().collect();
     let tables = holders::tables(pid);
     let mut found = Vec::new();
     for table in &tables {

@@ -3,8 +3,13 @@
 //! Processes of other users are visible to root alone; what cannot be read is
 //! left out, so an empty answer proves nothing without root.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use bindonce_core::address::Address;
+
+use crate::diag;
 
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,9 +25,10 @@ pub struct Holder {
 /// Every descriptor, in every process that may be read, of the sockets with
 /// these inodes; sorted by inode, pid and number.
 pub fn of(inodes: &[u64]) -> Vec<Holder> {
+    let wanted: HashSet<u64> = inodes.iter().copied().collect();
     let mut found: Vec<Holder> = numbered(Path::new("/proc"))
         .into_iter()
-        .flat_map(|pid| of_process(pid, inodes))
+        .flat_map(|pid| in_process(pid, &wanted))
         .collect();
     found.sort_unstable();
     found
@@ -30,6 +36,44 @@ pub fn of(inodes: &[u64]) -> Vec<Holder> {
 
 /// As [`of`], for one process.
 pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
+    in_process(pid, &inodes.iter().copied().collect())
+}
+
+/// Who listens where `address` could not be bound: each process once, lowest
+/// pid first. For TCP and UDP that is the same port on the same address, or on
+/// the wildcard, or on any address if `address` is the wildcard.
+pub fn occupants(address: &Address) -> Vec<i32> {
+    let sockets = match address {
+        Address::Tcp(_) => diag::tcp(),
+        Address::Udp(_) => diag::udp(),
+        Address::Unix(_) | Address::Abstract(_) => diag::unix(),
+    };
+    let inodes: Vec<u64> = sockets
+        .unwrap_or_default()
+        .iter()
+        .filter(|socket| overlap(address, &socket.address))
+        .map(|socket| socket.inode)
+        .collect();
+    if inodes.is_empty() {
+        return Vec::new();
+    }
+    let mut pids: Vec<i32> = of(&inodes).iter().map(|holder| holder.pid).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+fn overlap(wanted: &Address, held: &Address) -> bool {
+    match (wanted, held) {
+        (Address::Tcp(wanted), Address::Tcp(held)) | (Address::Udp(wanted), Address::Udp(held)) => {
+            let any = wanted.ip().is_unspecified() || held.ip().is_unspecified();
+            wanted.port() == held.port() && (any || wanted.ip() == held.ip())
+        }
+        (wanted, held) => wanted == held,
+    }
+}
+
+fn in_process(pid: i32, inodes: &HashSet<u64>) -> Vec<Holder> {
     let mut found = Vec::new();
     for table in tables(pid) {
         for fd in &table.numbers {

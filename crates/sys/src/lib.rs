@@ -12,6 +12,7 @@
 //! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
 //! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
+//! - [`watch`] waits for a descriptor; [`probe`] puts an entry into an accept queue;
 //! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
 
 pub mod diag;
@@ -23,11 +24,13 @@ pub mod listen;
 pub mod lock;
 pub mod notify;
 pub mod peer;
+pub mod probe;
 pub mod process;
 pub mod queue;
 pub mod scm;
 pub mod signals;
 pub mod spawn;
+pub mod watch;
 
 mod error;
 

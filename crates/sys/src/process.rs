@@ -22,11 +22,37 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The process that started it, or has adopted it since. None if there is no such process.
+pub fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Sends a signal to every process of a group, for a program that was started as the leader of one
+/// ([`crate::spawn`]).
+///
+/// # Errors
+/// Those of kill(2); `ESRCH` if no process of the group is left.
+pub fn signal_group(leader: i32, signal: Signal) -> io::Result<()> {
+    Ok(nix::sys::signal::killpg(
+        nix::unistd::Pid::from_raw(leader),
+        signal,
+    )?)
+}
+
 /// Resident memory in bytes (/proc/PID/statm). None if there is no such process.
 pub fn memory(pid: i32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
+}
+
+/// The short name of a program, as `ps -o comm` shows it (proc_pid_comm(5)). None
+/// if there is no such process.
+pub fn name(pid: i32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(comm.trim_ascii_end()).into_owned())
 }
 
 /// The command line, an element for each argument; empty for a zombie or a

@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args, globals: &crate::Globals) -> anyhow::Result<ExitCo
         .iter()
         .map(|wanted| Claim::listen(wanted.to_string()))
         .collect();
-    let path = globals.socket();
+    let path = globals.socket_path();
     // Close-on-exec, as all that this process has open, but for what it claims.
     let mut client = Client::connect(&path)?;
     let leases = client.claim(&claims)?;

@@ -9,29 +9,25 @@ use bindonce_sys::spawn;
 /// What a shell answers for a program that cannot be executed.
 const CANNOT_EXECUTE: u8 = 127;
 
-/// What the supervisor says.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// How many descriptors come over standard input.
-    count: usize,
-    /// The program and its arguments.
-    #[arg(last = true, required = true)]
-    command: Vec<OsString>,
-}
-
 /// Becomes the program. Returns only if it cannot, and has then said so in one
-/// line on standard error, which is the supervisor's only way to know why.
-///
-/// # Errors
-/// None: a message of `main` would be a second line.
-pub(crate) fn run(args: Args, _globals: &crate::Globals) -> anyhow::Result<ExitCode> {
-    let Args { count, command } = args;
-    if let Some((program, args)) = command.split_first() {
-        let error = spawn::become_program(count, program, args);
+/// line on standard error, which is the supervisor's only way to know why. The words are
+/// read by hand: this stands between a supervisor and every start of its program.
+pub(crate) fn run() -> ExitCode {
+    let mut words = std::env::args_os().skip(2);
+    let count = words.next().and_then(|count| count.to_str()?.parse().ok());
+    let program = words
+        .next()
+        .filter(|word| word == "--")
+        .and_then(|_| words.next());
+    if let (Some(count), Some(program)) = (count, program) {
+        let args: Vec<OsString> = words.collect();
+        let error = spawn::become_program(count, &program, &args);
         match error.hint() {
             Some(hint) => eprintln!("bindonce: {error} ({hint})"),
             None => eprintln!("bindonce: {error}"),
         }
+    } else {
+        eprintln!("bindonce: __shim is for bindonce itself: it starts programs for `bindonce run`");
     }
-    Ok(ExitCode::from(CANNOT_EXECUTE))
+    ExitCode::from(CANNOT_EXECUTE)
 }

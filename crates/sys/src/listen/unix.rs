@@ -4,11 +4,11 @@
 //! mode and owner, made to listen, and only then renamed into place: whoever
 //! finds the path can connect. A path that a live socket answers on is never taken;
 //! one whose socket is dead is replaced without an instant at which it is missing.
+//! Without `mode=` the umask of the process decides who may connect.
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -20,7 +20,6 @@ use nix::sys::socket::{UnixAddr, bind};
 use nix::unistd::{Gid, Group, Uid, User};
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
-use std::os::fd::AsRawFd;
 
 use crate::error::{Error, errno_of};
 
@@ -141,15 +140,17 @@ fn bind_temporary(socket: &Socket, path: &Path) -> io::Result<Temporary> {
     )?;
     for _ in 0..ATTEMPTS {
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".bindonce-{:x}-{count:x}", process::id());
-        let temporary = directory.join(&name);
-        let address = if temporary.as_os_str().as_bytes().len() < SUN_PATH {
+        let suffix = format!("{:x}-{count:x}", process::id());
+        // The name stays in the kernel's books (`ss -lx`), so it says what it is for.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{suffix}"));
+        let mut temporary = PathBuf::from(temporary);
+        let address = if fits(&temporary) {
             SockAddr::unix(&temporary)?
         } else {
-            SockAddr::unix(format!(
-                "/proc/self/fd/{}/{name}",
-                handle.as_fd().as_raw_fd()
-            ))?
+            let name = format!(".{suffix}");
+            temporary = directory.join(&name);
+            SockAddr::unix(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))?
         };
         match socket.bind(&address) {
             Ok(()) => return Ok(Temporary(temporary)),
@@ -159,6 +160,11 @@ fn bind_temporary(socket: &Socket, path: &Path) -> io::Result<Temporary> {
         }
     }
     Err(Errno::EADDRINUSE.into())
+}
+
+/// Whether a path and the NUL behind it fit into `sun_path`.
+fn fits(path: &Path) -> bool {
+    path.as_os_str().len() < SUN_PATH
 }
 
 /// Renames `temporary` to `path`, over nothing or over a dead socket.

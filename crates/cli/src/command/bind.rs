@@ -1,0 +1,42 @@
+//! `bindonce bind`: have the broker bind addresses and keep them.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use bindonce::{Claim, Client};
+use bindonce_core::listener::ListenSpec;
+
+use crate::Globals;
+
+/// Bind addresses and keep them, whoever uses them later
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to bind, as in web=0.0.0.0:80,backlog=4096 or 127.0.0.1:8000-8010
+    #[arg(required = true, value_name = "[NAME=]ADDR[,OPT]...")]
+    listen: Vec<ListenSpec>,
+}
+
+/// Binds all of them or none, and prints each with the address it got.
+pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { listen } = args;
+    let claims: Vec<Claim> = listen
+        .iter()
+        .map(|spec| Claim::listen(spec.to_string()))
+        .collect();
+    let leases = Client::connect(&globals.socket_path())?.claim(&claims)?;
+    let mut text = String::new();
+    for lease in leases {
+        let what = if lease.created() {
+            "bound"
+        } else {
+            "held already"
+        };
+        // Writing to a String does not fail.
+        let _ = match lease.name() {
+            name if name == lease.bound() => writeln!(text, "{name} {what}"),
+            name => writeln!(text, "{name} {what} at {}", lease.bound()),
+        };
+    }
+    super::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,159 @@
+//! `bindonce list`: every listener the broker holds.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use bindonce::{Client, HolderInfo, ListenerInfo};
+use serde_json::Value;
+
+use crate::Globals;
+
+/// Show every listener that is held
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print the broker's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints what is held, as a table or as JSON.
+pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { json } = args;
+    let result = Client::connect(&globals.socket_path())?.list()?;
+    if json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+    } else if result.listeners.is_empty() {
+        super::print("no listener is held\n")?;
+    } else {
+        super::print(&table(&result.listeners))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Listeners as a table for people.
+pub(crate) fn table(listeners: &[ListenerInfo]) -> String {
+    let header = [
+        "NAME", "ADDRESS", "OPTIONS", "STATE", "QUEUE", "HELD BY", "SINCE",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(listeners.iter().map(row));
+    columns(&rows)
+}
+
+fn row(listener: &ListenerInfo) -> [String; 7] {
+    let state = match (listener.listening, listener.exclusive) {
+        (false, _) => "NOT LISTENING",
+        (true, false) => "not exclusive",
+        (true, true) if listener.tentative => "tentative",
+        (true, true) if listener.backlog.is_none() => "bound",
+        (true, true) => "listening",
+    };
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let queue = match (listener.queue, listener.backlog) {
+        (None, None) => "-".to_owned(),
+        (queue, limit) => format!("{}/{}", number(queue), number(limit)),
+    };
+    [
+        listener.name.clone(),
+        listener.bound.clone(),
+        options(listener),
+        state.to_owned(),
+        queue,
+        holders(&listener.holders),
+        seconds(&listener.since),
+    ]
+}
+
+fn options(listener: &ListenerInfo) -> String {
+    let word = |(word, value): (&String, &Value)| match value {
+        Value::Bool(true) => word.clone(),
+        Value::String(text) => format!("{word}={text}"),
+        other => format!("{word}={other}"),
+    };
+    let words: Vec<String> = listener.options.iter().map(word).collect();
+    if words.is_empty() {
+        "-".to_owned()
+    } else {
+        words.join(",")
+    }
+}
+
+/// The first few of those who hold a listener.
+fn holders(holders: &[HolderInfo]) -> String {
+    const SHOWN: usize = 3;
+    if holders.is_empty() {
+        return "-".to_owned();
+    }
+    let mut text: Vec<String> = holders.iter().take(SHOWN).map(holder).collect();
+    if holders.len() > SHOWN {
+        text.push(format!("and {} more", holders.len() - SHOWN));
+    }
+    text.join(", ")
+}
+
+fn holder(holder: &HolderInfo) -> String {
+    let mut text = match (&holder.service, holder.generation) {
+        (Some(service), Some(generation)) => format!("{service}/{generation} pid {}", holder.pid),
+        _ => format!("pid {}", holder.pid),
+    };
+    if let Some(state) = holder.state {
+        // Writing to a String does not fail.
+        let _ = write!(text, " {state}");
+    }
+    text
+}
+
+/// `2026-01-02T03:04:05.678Z` without its fraction.
+pub(crate) fn seconds(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => time.to_owned(),
+    }
+}
+
+/// Rows as columns of equal width, two spaces apart.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_who_holds_what() {
+        let json = serde_json::json!({
+            "name": "web", "address": "0.0.0.0:0", "bound": "0.0.0.0:4000", "options": {"backlog": 128, "freebind": true},
+            "backlog": 128, "queue": 3, "listening": true, "inode": 7, "since": "2026-01-02T03:04:05.678Z",
+            "holders": [{"service": "edge", "generation": 7, "pid": 12, "uid": 0, "state": "serving",
+                         "since": "2026-01-02T03:04:05.678Z"},
+                        {"pid": 13, "uid": 0, "since": "2026-01-02T03:04:05.678Z"}],
+        });
+        let listener: ListenerInfo = serde_json::from_value(json).expect("listener");
+        let lines = [
+            "NAME  ADDRESS       OPTIONS               STATE      QUEUE  HELD BY                         SINCE",
+            "web   0.0.0.0:4000  backlog=128,freebind  listening  3/128  edge/7 pid 12 serving, pid 13  2026-01-02T03:04:05Z",
+        ];
+        let table = table(&[listener]);
+        let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (line, expected) in table.lines().zip(lines) {
+            assert_eq!(squeeze(line), squeeze(expected));
+        }
+        let starts: Vec<_> = table
+            .lines()
+            .map(|line| line.find("0.0.0.0").or(line.find("ADDRESS")))
+            .collect();
+        assert_eq!(starts, [Some(6), Some(6)]);
+    }
+}

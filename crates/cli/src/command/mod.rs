@@ -1,0 +1,51 @@
+//! The commands, one file each.
+
+mod bind;
+mod exec;
+mod list;
+mod release;
+mod reload;
+mod run;
+mod serve;
+pub(crate) mod shim;
+mod status;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use crate::Globals;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Serve(serve::Args),
+    Run(run::Args),
+    Reload(reload::Args),
+    Exec(exec::Args),
+    List(list::Args),
+    Bind(bind::Args),
+    Release(release::Args),
+    Status(status::Args),
+}
+
+/// Does it.
+pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(args) => serve::run(args, globals),
+        Command::Run(args) => run::run(args, globals),
+        Command::Reload(args) => reload::run(args, globals),
+        Command::Exec(args) => exec::run(args, globals),
+        Command::List(args) => list::run(args, globals),
+        Command::Bind(args) => bind::run(args, globals),
+        Command::Release(args) => release::run(args, globals),
+        Command::Status(args) => status::run(args, globals),
+    }
+}
+
+/// Writes a result to standard output. A reader that has closed it has read enough.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}

@@ -1,0 +1,73 @@
+//! `bindonce reload`: a new generation on the files as they are now.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bindonce::Client;
+use bindonce_core::duration;
+use bindonce_core::name::Name;
+use bindonce_haproxy::supervisor::control_socket;
+use serde::Deserialize;
+
+use super::print;
+use crate::Globals;
+
+/// Start a new generation and wait until it serves and no older one accepts
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The service
+    #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
+    name: Name,
+    /// How long to wait; the reload goes on if this passes
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    timeout: Duration,
+}
+
+/// What the supervisor answers.
+#[derive(Debug, Deserialize)]
+struct Reloaded {
+    generation: u64,
+    pid: Option<i32>,
+    ended: Vec<u64>,
+}
+
+/// Asks the supervisor of the service, and tells what it answers.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { name, timeout } = args;
+    let path = control_socket(&globals.socket_path(), &name);
+    let mut client = Client::connect(&path).with_context(|| {
+        format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
+    })?;
+    client.set_timeout(timeout);
+    let answer = match client.call("reload", &serde_json::json!([])) {
+        Ok(answer) => answer,
+        Err(error) => match error.refusal() {
+            // haproxy's own words come first, as they are.
+            Some(refusal) => {
+                let hint = refusal
+                    .hint()
+                    .map(|hint| format!("\nhint: {hint}"))
+                    .unwrap_or_default();
+                bail!("reload of \"{name}\" failed: {}{hint}", refusal.message)
+            }
+            None => return Err(error).with_context(|| format!("reload of \"{name}\"")),
+        },
+    };
+    let Reloaded {
+        generation,
+        pid,
+        ended,
+    } = serde_json::from_value(answer)?;
+    let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    let mut text = format!("generation {generation} serves{pid}\n");
+    if !ended.is_empty() {
+        let ended: Vec<_> = ended.iter().map(u64::to_string).collect();
+        text.push_str(&format!(
+            "generation {} went on accepting and had to be ended; its connections are lost\n",
+            ended.join(", ")
+        ));
+    }
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}

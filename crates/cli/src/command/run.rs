@@ -1,0 +1,89 @@
+//! `bindonce run -- haproxy -f FILE`: the supervisor, in the foreground.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::name::Name;
+use bindonce_core::{duration, generation};
+use bindonce_haproxy::config;
+use bindonce_haproxy::supervisor::{self, Ended, Settings};
+
+use crate::{Globals, logging};
+
+/// Start haproxy on sockets of the broker, and hand over from one generation to the next
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The name of this service
+    #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
+    name: Name,
+    /// A listener for `fd@${NAME}` in the configuration; may be given again
+    #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
+    listen: Vec<Wanted>,
+    /// How long a new generation may take until it is ready
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    ready_timeout: Duration,
+    /// How long an older generation may go on accepting before it is ended
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    retire_timeout: Duration,
+    /// How long an older generation may keep its connections
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
+    drain_timeout: Duration,
+    /// How many older generations may keep connections at the same time; the oldest goes first
+    #[arg(long, value_name = "COUNT", default_value_t = 16)]
+    max_draining: usize,
+    /// Do not give generations a private admin socket; /proc must do
+    #[arg(long)]
+    no_admin: bool,
+    /// Do not connect to listeners without traffic during a handover; wait for a client
+    #[arg(long)]
+    no_probe: bool,
+    /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
+    #[arg(last = true, required = true, value_name = "HAPROXY")]
+    command: Vec<OsString>,
+}
+
+/// Supervises until a signal ends it.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let command = config::Command::parse(args.command)?;
+    let settings = Settings {
+        socket: globals.socket_path(),
+        start_broker: !globals.socket_is_given(),
+        service: args.name,
+        command,
+        listeners: named(args.listen)?,
+        timing: generation::Settings {
+            ready_timeout: args.ready_timeout,
+            retire_timeout: args.retire_timeout,
+            drain_timeout: args.drain_timeout,
+            max_draining: args.max_draining,
+        },
+        admin: !args.no_admin,
+        probe: !args.no_probe,
+    };
+    logging::start(globals)?;
+    bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let local = tokio::task::LocalSet::new();
+    match runtime.block_on(local.run_until(supervisor::run(settings)))? {
+        Ended::Shutdown => Ok(ExitCode::SUCCESS),
+        Ended::NeverServed(story) => bail!("the first generation failed: {story}"),
+    }
+}
+
+/// The listeners of `--listen`, ranges expanded. Each needs a name, for `fd@${NAME}`.
+pub(crate) fn named(listen: Vec<Wanted>) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for wanted in listen {
+        match wanted {
+            Wanted::Listen(spec) if spec.first.name.is_some() => listeners.extend(spec.expand()),
+            other => bail!("--listen {other} needs a name and an address: write NAME=ADDR"),
+        }
+    }
+    Ok(listeners)
+}

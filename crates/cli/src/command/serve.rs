@@ -1,0 +1,131 @@
+//! `bindonce serve`: the broker, in the foreground, until SIGTERM or SIGINT.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bindonce_broker::Config;
+use bindonce_core::listener::Wanted;
+use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::watch::Watch;
+use serde::Deserialize;
+
+use crate::{Globals, logging};
+
+/// Bind listeners once and hand them to whoever asks
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Read what to bind from a TOML file: listen = ["web=0.0.0.0:80"]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Bind this at the start; may be given many times
+    #[arg(long, value_name = "[NAME=]ADDR[,OPT]...")]
+    listen: Vec<Wanted>,
+    /// Leave the session of whoever starts it, so as to outlive them
+    #[arg(long, hide = true)]
+    new_session: bool,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    listen: Vec<String>,
+}
+
+/// Serves until a signal ends it.
+pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    logging::start(globals)?;
+    if args.new_session {
+        nix::unistd::setsid().context("cannot begin a session of our own")?;
+    }
+    let mut config = Config::new(globals.socket_path());
+    if let Some(path) = &args.config {
+        config.listen = read(path)?;
+    }
+    config.listen.extend(args.listen);
+
+    // Before the runtime, so that every thread has them blocked.
+    let signals = [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+    ];
+    let signals = SignalFd::new(&signals).context("cannot take over signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let watch = Watch::new(&signals).context("cannot wait for signals")?;
+        bindonce_broker::run(config, ended(&signals, &watch)).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Ready when a signal asks the broker to end.
+async fn ended(signals: &SignalFd, signalled: &Watch) {
+    loop {
+        match signals.read() {
+            Ok(Some(signal)) if matches!(signal.signo, Signal::SIGTERM | Signal::SIGINT) => {
+                tracing::info!(signal = %signal.signo, sender = signal.pid, "told to end");
+                return;
+            }
+            Ok(Some(signal)) => {
+                tracing::info!(
+                    signal = %signal.signo, sender = signal.pid,
+                    "signal ignored: this broker has nothing to do on it"
+                );
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot read signals any more: the broker ends");
+                return;
+            }
+        }
+        if let Err(error) = signalled.readable().await {
+            tracing::error!(%error, "cannot wait for signals any more: the broker ends");
+            return;
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<Wanted>> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    parse(&text).with_context(|| format!("in the configuration {}", path.display()))
+}
+
+fn parse(text: &str) -> anyhow::Result<Vec<Wanted>> {
+    let file: File = toml::from_str(text)?;
+    let parse = |(index, text): (usize, &String)| {
+        text.parse::<Wanted>()
+            .with_context(|| format!("listen[{index}]"))
+    };
+    file.listen.iter().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_what_is_wrong() {
+        let wanted = parse("listen = ['web=:80', '/run/a.sock,mode=0600']").expect("good");
+        let texts: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["web=0.0.0.0:80", "unix@/run/a.sock,mode=0600"]);
+        assert!(parse("").expect("empty").is_empty());
+        for (text, part) in [
+            ("lisen = []", "lisen"),
+            ("listen = 5", "line 1"),
+            ("listen = [':80', 'localhost:80']", "listen[1]"),
+        ] {
+            let error = format!("{:#}", parse(text).expect_err(text));
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

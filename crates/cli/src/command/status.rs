@@ -1,0 +1,73 @@
+//! `bindonce status`: the broker, its listeners, and the services that use them.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use bindonce::{Client, StatusResult};
+
+use super::list;
+use crate::Globals;
+
+/// Show the broker, its listeners, and who uses them
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print the broker's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the broker's state, as text or as JSON.
+pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { json } = args;
+    let status = Client::connect(&globals.socket_path())?.status()?;
+    if json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&status)?))?;
+    } else {
+        super::print(&text(&status))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The broker's half of the status, for people.
+pub(crate) fn text(status: &StatusResult) -> String {
+    let broker = &status.broker;
+    let mut text = format!(
+        "broker {} pid {} on {} since {}: {} listeners, {} connections, at most {} descriptors\n",
+        broker.version,
+        broker.pid,
+        broker.socket,
+        list::seconds(&broker.since),
+        broker.listeners,
+        broker.connections,
+        broker.descriptor_limit,
+    );
+    if !status.listeners.is_empty() {
+        // Writing to a String does not fail.
+        let _ = write!(text, "\n{}", list::table(&status.listeners));
+    }
+    let header = [
+        "SERVICE",
+        "GENERATION",
+        "PID",
+        "STATE",
+        "LISTENERS",
+        "SINCE",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    for service in &status.services {
+        rows.extend(service.generations.iter().map(|generation| {
+            [
+                service.name.clone(),
+                generation.generation.to_string(),
+                generation.pid.to_string(),
+                generation.state.to_string(),
+                generation.listeners.len().to_string(),
+                list::seconds(&generation.since),
+            ]
+        }));
+    }
+    if rows.len() > 1 {
+        let _ = write!(text, "\n{}", list::columns(&rows));
+    }
+    text
+}

@@ -1,0 +1,34 @@
+//! The one place that tells a person what went wrong.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use bindonce_haproxy::supervisor;
+
+/// Prints an error with its hint and gives the exit code: 2 for wrong usage, else 1.
+pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        // Without a terminal to write to there is nobody to tell.
+        let _ = usage.print();
+        return ExitCode::from(2);
+    }
+    let mut text = format!("bindonce: {error:#}\n");
+    if let Some(hint) = error.chain().find_map(hint) {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::FAILURE
+}
+
+fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<bindonce::Error>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<supervisor::Error>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<bindonce_broker::Error>() {
+        return error.hint();
+    }
+    error.downcast_ref::<bindonce_sys::Error>()?.hint()
+}

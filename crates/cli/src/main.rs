@@ -1,0 +1,82 @@
+//! The `bindonce` command: reads the command line, does one thing, and says what
+//! went wrong once, with what to do about it.
+//!
+//! One file for each command is in `command/`. Exit codes: 0 done, 1 it failed,
+//! 2 wrong usage, 3 `doctor` found something.
+
+#![forbid(unsafe_code)]
+
+mod command;
+mod failure;
+mod logging;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use logging::LogFormat;
+
+/// Binds every listen address once and hands the same sockets to each new generation of a proxy
+#[derive(Debug, Parser)]
+#[command(
+    name = "bindonce",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: command::Command,
+}
+
+/// What every command understands.
+#[derive(Debug, clap::Args)]
+struct Globals {
+    /// The broker's control socket [default: $BINDONCE_SOCKET, $MULTIBINDER_SOCK,
+    /// /run/bindonce/bindonce.sock for root, else $XDG_RUNTIME_DIR/bindonce.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How log lines are written
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "human"
+    )]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_haproxy=debug
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+impl Globals {
+    /// Where the broker listens.
+    fn socket_path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(bindonce::default_socket)
+    }
+
+    /// Whether somebody said where the broker is: then it must be there.
+    fn socket_is_given(&self) -> bool {
+        let said = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        self.socket.is_some() || said("BINDONCE_SOCKET") || said("MULTIBINDER_SOCK")
+    }
+}
+
+fn main() -> ExitCode {
+    // Between a supervisor and its program: as little as possible.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == bindonce_sys::spawn::SUBCOMMAND)
+    {
+        return command::shim::run();
+    }
+    let cli = Cli::parse();
+    match command::run(cli.command, &cli.globals) {
+        Ok(code) => code,
+        Err(error) => failure::print(&error),
+    }
+}

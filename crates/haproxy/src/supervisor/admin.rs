@@ -1,0 +1,173 @@
+//! The private admin connection to one generation.
+//!
+//! Opened when the generation starts, kept in interactive mode until nothing is
+//! connected to it any more: a haproxy that was told to stop accepts no new
+//! connection on its admin socket, and answers on this one through pause and drain.
+//! The connection keeps the process alive, so it is closed in the end.
+//! Source: haproxy management guide, section 9.3 "Unix Socket commands".
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::version::Version;
+
+/// What ends every answer in interactive mode.
+const PROMPT: &[u8] = b"\n> ";
+
+/// An answer that is longer than this is cut off: nothing that is asked here is.
+const LONGEST: usize = 4 << 20;
+
+/// The way to ask one generation. Clones share the connection.
+#[derive(Debug, Clone)]
+pub(super) struct Admin {
+    asks: mpsc::UnboundedSender<Ask>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Ask {
+    command: &'static str,
+    reply: oneshot::Sender<String>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoAnswer {
+    /// Not in the time allowed. A later question is answered after this one.
+    InTime,
+    /// The connection has ended.
+    Closed,
+}
+
+/// What `show info` tells, as far as it matters here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Info {
+    /// haproxy's version.
+    pub(super) version: Version,
+    /// Whether it was told to stop.
+    pub(super) stopping: bool,
+    /// Connections now, this one not counted.
+    pub(super) connections: u64,
+    /// Connections accepted since the start.
+    pub(super) accepted: u64,
+}
+
+impl Admin {
+    /// Connects to the socket at `path` and calls `ready` when haproxy first answers.
+    pub(super) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
+        let (asks, requests) = mpsc::unbounded_channel();
+        let task = tokio::task::spawn_local(async move {
+            if let Err(error) = talk(&path, ready, requests).await {
+                tracing::debug!(path = %path.display(), %error, "admin connection ended");
+            }
+        });
+        Self {
+            asks,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// Sends one command and gives its answer, which may take `limit`.
+    pub(super) async fn ask(
+        &self,
+        command: &'static str,
+        limit: Duration,
+    ) -> Result<String, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.asks
+            .send(Ask { command, reply })
+            .map_err(|_| NoAnswer::Closed)?;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(NoAnswer::Closed),
+            Err(_) => Err(NoAnswer::InTime),
+        }
+    }
+
+    /// `show info`, read.
+    pub(super) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
+        Ok(Info::read(&self.ask("show info", limit).await?))
+    }
+
+    /// Closes the connection.
+    pub(super) fn close(&self) {
+        self.task.abort();
+    }
+}
+
+async fn talk(
+    path: &Path,
+    ready: impl FnOnce(Info),
+    mut requests: mpsc::UnboundedReceiver<Ask>,
+) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(path).await?;
+    exchange(&mut stream, "prompt").await?;
+    exchange(&mut stream, "set timeout cli 86400").await?;
+    ready(Info::read(&exchange(&mut stream, "show info").await?));
+    while let Some(Ask { command, reply }) = requests.recv().await {
+        // Whoever asked may have stopped waiting; the answer must be read all the same.
+        let _ = reply.send(exchange(&mut stream, command).await?);
+    }
+    Ok(())
+}
+
+async fn exchange(stream: &mut UnixStream, command: &str) -> std::io::Result<String> {
+    stream.write_all(format!("{command}\n").as_bytes()).await?;
+    let mut answer = Vec::with_capacity(4096);
+    while !answer.ends_with(PROMPT) {
+        if answer.len() > LONGEST {
+            return Err(std::io::Error::other("an answer without end"));
+        }
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    answer.truncate(answer.len() - PROMPT.len());
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+impl Info {
+    /// Reads the lines `Name: value`. What is missing or no number counts as 0.
+    fn read(text: &str) -> Self {
+        let mut info = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {
+            let number = || value.trim().parse().unwrap_or_default();
+            match name {
+                "Version" => info.version = Version::read(value),
+                "Stopping" => info.stopping = value.trim() != "0",
+                "CurrConns" => info.connections = number(),
+                "CumConns" => info.accepted = number(),
+                _ => {}
+            }
+        }
+        info
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_show_info_prints() {
+        let text =
+            "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nStopping: 1\nCurrConns: 3\nCumConns: 812\n";
+        let info = Info::read(text);
+        assert_eq!(
+            info.version,
+            Version {
+                major: 2,
+                minor: 6,
+                patch: 12
+            }
+        );
+        assert!(info.stopping);
+        assert_eq!((info.connections, info.accepted), (3, 812));
+        assert_eq!(Info::read("garbage"), Info::default());
+    }
+}

@@ -1,0 +1,159 @@
+//! The supervisor's way to its broker, which it starts if there is none.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use bindonce::aio::Client;
+use bindonce::{Join, State};
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::watch::Watch;
+use nix::sys::socket::UnixAddr;
+use tokio::net::UnixDatagram as Datagram;
+
+use super::Error;
+
+/// How long a broker that was just started may take until it listens.
+const BROKER_UP: Duration = Duration::from_secs(10);
+
+/// Connects to the broker at `socket`.
+pub(super) async fn connect(socket: &Path) -> Result<Client, Error> {
+    Client::connect(socket)
+        .await
+        .map_err(|source| Error::NoBroker {
+            socket: socket.to_owned(),
+            source: Box::new(source),
+        })
+}
+
+/// Tells the broker whose connection this is and what it does now.
+pub(super) async fn join(
+    client: &mut Client,
+    service: &Name,
+    id: GenerationId,
+    pid: Option<i32>,
+    state: State,
+) -> Result<(), Error> {
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+    let join = Join {
+        service: service.clone(),
+        generation: id.0,
+        pid,
+        state,
+    };
+    client
+        .join(&join)
+        .await
+        .map_err(|error| Error::Claim(Box::new(error)))
+}
+
+/// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
+/// session of its own, so that it outlives this process.
+pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
+    let missing = match connect(socket).await {
+        Ok(mut client) => {
+            return match client.ping().await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(Error::NoBroker {
+                    socket: socket.to_owned(),
+                    source: Box::new(error),
+                }),
+            };
+        }
+        Err(missing) => missing,
+    };
+    if !start {
+        return Err(missing);
+    }
+    tracing::info!(socket = %socket.display(), "no broker answers; starting one that outlives us");
+    start_broker(socket).await?;
+    // Another `run` may have started one at the same time; either will do.
+    connect(socket).await.map(drop)
+}
+
+async fn start_broker(socket: &Path) -> Result<(), Error> {
+    // The broker says READY=1 here when it listens, as it would to systemd.
+    let notify = notify_socket().map_err(Error::system("make a socket for the broker's word"))?;
+    let child = Command::new("/proc/self/exe")
+        .arg0("bindonce")
+        .args(["serve", "--new-session", "--socket"])
+        .arg(socket)
+        .env("NOTIFY_SOCKET", &notify.1)
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(Error::system("start a broker"))?;
+    let watch = Error::system("watch the broker that was started");
+    let pid = i32::try_from(child.id()).unwrap_or_default();
+    let (pidfd, ended) = Pidfd::open(pid)
+        .and_then(|pidfd| Watch::new(&pidfd).map(|watch| (pidfd, watch)))
+        .map_err(watch)?;
+    let failed = |story: String| Error::BrokerNotUp {
+        socket: socket.to_owned(),
+        story,
+    };
+    let up = async {
+        tokio::select! {
+            ready = wait_ready(&notify.0) => ready.map_err(Error::system("wait for the broker")),
+            gone = ended.readable() => {
+                gone.map(drop).map_err(Error::system("wait for the broker"))?;
+                Err(failed(format!("{}; see its message above", ending(&pidfd))))
+            }
+        }
+    };
+    match tokio::time::timeout(BROKER_UP, up).await {
+        // It gave way to one that another `run` started at the same time: that will do.
+        Ok(Err(Error::BrokerNotUp { .. })) if connect(socket).await.is_ok() => return Ok(()),
+        Ok(done) => done?,
+        Err(_) => return Err(failed(format!("not ready within {}s", BROKER_UP.as_secs()))),
+    }
+    tracing::info!(pid, socket = %socket.display(), "broker started");
+    tokio::task::spawn_local(async move {
+        if ended.readable().await.is_ok() {
+            let story = ending(&pidfd);
+            tracing::error!(pid, "the broker that we started is gone: {story}");
+        }
+    });
+    Ok(())
+}
+
+/// A datagram socket with a name that the kernel chose (unix(7), "Autobind feature"), and that
+/// name as sd_notify(3) wants it.
+fn notify_socket() -> io::Result<(Datagram, String)> {
+    let socket = UnixDatagram::unbound()?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
+    socket.set_nonblocking(true)?;
+    let address = socket.local_addr()?;
+    let name = address.as_abstract_name().unwrap_or_default();
+    let name = format!("@{}", String::from_utf8_lossy(name));
+    Ok((Datagram::from_std(socket)?, name))
+}
+
+async fn wait_ready(socket: &Datagram) -> io::Result<()> {
+    let mut text = [0; 1024];
+    loop {
+        let received = socket.recv(&mut text).await?;
+        let text = text.get(..received).unwrap_or_default();
+        if text
+            .split(|byte| *byte == b'\n')
+            .any(|line| line == b"READY=1")
+        {
+            return Ok(());
+        }
+    }
+}
+
+/// How a child ended, in words; reaps it.
+fn ending(pidfd: &Pidfd) -> String {
+    match pidfd.try_wait() {
+        Ok(Some(exit)) => exit.to_string(),
+        Ok(None) => "it still runs".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}

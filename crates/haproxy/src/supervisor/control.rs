@@ -1,0 +1,160 @@
+//! The service's control socket: `reload`, `status` and `ping`, in the same
+//! protocol as the broker's (docs/protocol.md).
+
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bindonce_sys::peer;
+use bindonce_wire::framing::{Frame, Scanner};
+use bindonce_wire::message::{self, Id, Request};
+use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::Error;
+
+/// Connections at a time; further ones wait in the accept queue.
+const CONNECTIONS: usize = 128;
+/// How long a client may take to read a reply, or to finish a request that it began.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after accept(2) has failed for want of descriptors or memory: there is no event for
+/// their return.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+const METHODS: [&str; 3] = ["reload", "status", "ping"];
+
+/// What a client wants, and where the answer goes.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Serve the files as they are now.
+    Reload(oneshot::Sender<Answer>),
+    /// Tell everything.
+    Status(oneshot::Sender<Answer>),
+}
+
+/// The result of a method, or its error.
+pub(super) type Answer = Result<serde_json::Value, RpcError>;
+
+/// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
+/// socket that is there belongs to a supervisor that is gone.
+pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
+    let failed = Error::system("bind the service's control socket");
+    let temporary = path.with_extension("new");
+    let bound = || {
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&temporary)?;
+        std::fs::set_permissions(&temporary, PermissionsExt::from_mode(0o600))?;
+        std::fs::rename(&temporary, path)?;
+        Ok(listener)
+    };
+    bound().map_err(failed)
+}
+
+/// Serves clients until the task is ended.
+pub(super) async fn serve(listener: UnixListener, ask: impl Fn(Ask) + 'static) {
+    let ask = Rc::new(ask);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let ask = Rc::clone(&ask);
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = converse(stream, &*ask).await {
+                        tracing::debug!(%error, "control connection ended");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "control socket: accept failed");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result<()> {
+    let peer = peer::credentials(stream.as_fd())?;
+    let allowed = peer.uid == 0 || peer.uid == nix::unistd::getuid().as_raw();
+    let mut scanner = Scanner::new(MAX_REQUEST);
+    let mut buffer = vec![0; 4096];
+    loop {
+        let read = stream.read(&mut buffer);
+        let read = if scanner.in_progress() {
+            tokio::time::timeout(PATIENCE, read)
+                .await
+                .map_err(std::io::Error::from)??
+        } else {
+            read.await?
+        };
+        if read == 0 {
+            return Ok(());
+        }
+        let mut rest = buffer.get(..read).unwrap_or_default();
+        while let Some(frame) = scanner.next(&mut rest) {
+            let reply = match frame {
+                Frame::Request(_) if !allowed => {
+                    let text = format!("uid {} may not control this service", peer.uid);
+                    let error = RpcError::new(ErrorCode::DENIED, text)
+                        .with_hint("ask as root, or as the user that runs `bindonce run`");
+                    message::encode_error(&Id::Null, &error)
+                }
+                Frame::Request(request) => answer(&request, ask).await,
+                Frame::Malformed { reason, .. } => {
+                    let error = RpcError::new(ErrorCode::PARSE, format!("bad JSON: {reason}"));
+                    message::encode_error(&Id::Null, &error)
+                }
+                Frame::TooLarge => {
+                    let text = format!("a request has at most {MAX_REQUEST} bytes");
+                    message::encode_error(&Id::Null, &RpcError::new(ErrorCode::TOO_LARGE, text))
+                }
+            };
+            let write = stream.write_all(&reply);
+            tokio::time::timeout(PATIENCE, write)
+                .await
+                .map_err(std::io::Error::from)??;
+        }
+    }
+}
+
+async fn answer(text: &[u8], ask: &impl Fn(Ask)) -> Vec<u8> {
+    let request = match Request::decode(text) {
+        Ok(request) => request,
+        Err(rejected) => return message::encode_error(&rejected.id, &rejected.error),
+    };
+    let outcome = match request.no_params() {
+        Ok(()) => perform(&request, ask).await,
+        Err(error) => Err(error),
+    };
+    let encoded = outcome.and_then(|value| {
+        message::encode_result(&request.id, &value)
+            .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))
+    });
+    encoded.unwrap_or_else(|error| message::encode_error(&request.id, &error))
+}
+
+async fn perform(request: &Request<'_>, ask: &impl Fn(Ask)) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    match request.method.as_str() {
+        "ping" => {
+            let version = env!("CARGO_PKG_VERSION");
+            return Ok(serde_json::json!({ "pong": true, "version": version }));
+        }
+        "reload" => ask(Ask::Reload(reply)),
+        "status" => ask(Ask::Status(reply)),
+        _ => return Err(request.method_not_found(&METHODS)),
+    }
+    let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");
+    answer.await.map_err(|_| gone())?
+}

@@ -1,0 +1,173 @@
+//! What a service keeps on disk: `SERVICE.d/` beside the broker's socket.
+//!
+//! Its control socket, the private admin socket and the rendered configuration
+//! of each generation, a lock that makes the supervisor the only one, and the
+//! state by which the next supervisor finds the generations of this one. All of it
+//! is readable by its owner alone.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_sys::lock::LockFile;
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// The directory of a service whose broker listens on `socket`.
+pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
+    socket.with_file_name(format!("{service}.d"))
+}
+
+/// The control socket of a service whose broker listens on `socket`.
+pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
+    service_directory(socket, service).join("control.sock")
+}
+
+/// The directory of a service, held by this supervisor alone.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    /// Kept for its lock.
+    _lock: LockFile,
+}
+
+/// What the next supervisor must know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    /// The id that the next generation will have.
+    pub(super) next: u64,
+    /// Every generation that has not ended.
+    pub(super) generations: Vec<SavedGeneration>,
+}
+
+/// One generation as the next supervisor must know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedGeneration {
+    pub(super) id: u64,
+    pub(super) pid: i32,
+    /// In clock ticks since boot: a pid alone may be somebody else's by then.
+    pub(super) start_time: u64,
+    /// Whether it was told to stop.
+    pub(super) draining: bool,
+}
+
+impl Directory {
+    /// Opens the directory, making it if need be, and locks it.
+    pub(super) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
+        let path = service_directory(socket, service);
+        let failed = |source| Error::Directory {
+            path: path.clone(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed)?;
+        let lock = LockFile::try_acquire(&path.join("lock")).map_err(failed)?;
+        let Some(lock) = lock else {
+            let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
+            let pid = pid.trim().parse().ok();
+            return Err(Error::AlreadySupervised {
+                service: service.clone(),
+                pid,
+            });
+        };
+        fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub(super) fn control(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    pub(super) fn admin(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("admin-{id}.sock"))
+    }
+
+    /// Where the rendered configuration of a generation is.
+    pub(super) fn configuration(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("generation-{id}"))
+    }
+
+    /// Makes the directory for a generation's configuration.
+    pub(super) fn make_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
+        let path = self.configuration(id);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => done?,
+        }
+        Ok(path)
+    }
+
+    /// Removes a generation's admin socket. One that is not there is no error.
+    pub(super) fn remove_admin(&self, id: GenerationId) {
+        if let Err(error) = fs::remove_file(self.admin(id)) {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(generation = id.0, %error, "admin socket could not be removed");
+            }
+        }
+    }
+
+    /// Removes every rendered configuration but those in `keep`.
+    pub(super) fn keep_configurations(&self, keep: &[GenerationId]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let id = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("generation-"));
+            if let Some(Ok(id)) = id.map(str::parse) {
+                if !keep.contains(&GenerationId(id)) {
+                    fs::remove_dir_all(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything that only a running supervisor needs.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.keep_configurations(&[])?;
+        for name in ["control.sock", "pid"] {
+            match fs::remove_file(self.path.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The state that the last supervisor saved; none is the same as an empty one.
+    pub(super) fn load(&self) -> Result<Saved, Error> {
+        let path = self.path.join("state.json");
+        let failed = |source| Error::Directory {
+            path: path.clone(),
+            source,
+        };
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Saved::default()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Saves the state, in one step: a reader sees the old or the new one.
+    pub(super) fn save(&self, saved: &Saved) -> io::Result<()> {
+        let path = self.path.join("state.json");
+        let temporary = self.path.join("state.json.new");
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(&serde_json::to_vec(saved)?)?;
+        fs::rename(temporary, path)
+    }
+}

@@ -1,0 +1,100 @@
+//! What can go wrong with a supervisor.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bindonce_core::duration;
+use bindonce_core::name::Name;
+
+use crate::config;
+
+/// Why a supervisor or a generation could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The service's directory cannot be used.
+    #[error("the service's directory {path} cannot be used: {source}", path = .path.display())]
+    Directory {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another supervisor has this service.
+    #[error(
+        "service \"{service}\" already has a supervisor{pid}: reload it with \
+         `bindonce reload --name {service}`, or choose another name with --name",
+        pid = .pid.map(|pid| format!(", pid {pid}")).unwrap_or_default()
+    )]
+    AlreadySupervised {
+        /// The service.
+        service: Name,
+        /// The pid of its supervisor, if it could be read.
+        pid: Option<i32>,
+    },
+    /// The broker cannot be reached.
+    #[error("no broker at {socket}: {source}", socket = .socket.display())]
+    NoBroker {
+        /// Its control socket.
+        socket: PathBuf,
+        /// Why.
+        source: Box<bindonce::Error>,
+    },
+    /// A broker was started and did not come up.
+    #[error("a broker was started for {socket} and did not come up: {story}", socket = .socket.display())]
+    BrokerNotUp {
+        /// Its control socket.
+        socket: PathBuf,
+        /// What happened to it.
+        story: String,
+    },
+    /// The broker refused a claim.
+    #[error("{0}")]
+    Claim(Box<bindonce::Error>),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Configuration(#[from] config::Error),
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A system call failed that names its own objects.
+    #[error(transparent)]
+    Sys(#[from] bindonce_sys::Error),
+    /// A generation was not ready in time.
+    #[error("haproxy was not ready within {}", duration::format(*.0))]
+    NotReady(Duration),
+}
+
+impl Error {
+    /// For `map_err`: a system call that failed while `doing`.
+    pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { doing, source }
+    }
+
+    /// What a person can do about it, where the message does not say so.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoBroker { socket, .. } => Some(format!(
+                "start one with `bindonce serve --socket {}`",
+                socket.display()
+            )),
+            Self::Claim(error) => error.hint(),
+            Self::Sys(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    /// The message with its hint, for somebody who sees only text.
+    pub fn story(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}\nhint: {hint}"),
+            None => self.to_string(),
+        }
+    }
+}

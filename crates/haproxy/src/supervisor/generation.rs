@@ -1,0 +1,61 @@
+//! One generation as the supervisor sees it: a process and what it was given.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use bindonce_core::generation::State;
+use bindonce_sys::process::Pidfd;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::admin::Admin;
+use super::listeners::Held;
+use super::output::Tail;
+use super::version::Version;
+
+/// A process that serves, is about to, or has served.
+pub(super) struct Generation {
+    pub(super) pidfd: Rc<Pidfd>,
+    pub(super) admin: Option<Admin>,
+    /// Known when its admin socket has answered.
+    pub(super) version: Option<Version>,
+    pub(super) listeners: Vec<Rc<Held>>,
+    pub(super) tail: Tail,
+    /// When its process was started.
+    pub(super) started: SystemTime,
+    /// Its readiness was told to the timeline.
+    pub(super) ready: bool,
+    /// Connections left, once it drains.
+    pub(super) connections: Option<u64>,
+    /// Tells the broker what this generation does now; its end is the end of the leases.
+    pub(super) states: mpsc::UnboundedSender<bindonce::State>,
+    /// Asks it whether it has stopped, and then how many connections are left.
+    pub(super) watch: Option<AbortHandle>,
+}
+
+impl Generation {
+    pub(super) fn pid(&self) -> i32 {
+        self.pidfd.pid()
+    }
+
+    /// Tells the broker. A broker that is gone learns it from the next claim.
+    pub(super) fn tell(&self, state: State) {
+        let state = match state {
+            State::Starting => bindonce::State::Starting,
+            State::Serving => bindonce::State::Serving,
+            State::Draining => bindonce::State::Draining,
+        };
+        let _ = self.states.send(state);
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+        if let Some(admin) = &self.admin {
+            admin.close();
+        }
+    }
+}

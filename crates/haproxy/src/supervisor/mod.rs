@@ -1,0 +1,283 @@
+//! The supervisor: starts generations of haproxy, hands over from one to the
+//! next, and sees each old one out.
+//!
+//! What to do is decided by [`Timeline`] in core; here it is done, and what happens is
+//! reported back. One thread, one loop: every source of events (signals,
+//! processes, admin connections, clients) is a task that sends a [`Message`], so that
+//! nothing happens between two steps of a decision.
+
+mod admin;
+mod broker;
+mod control;
+mod directory;
+mod error;
+mod generation;
+mod listeners;
+mod output;
+mod perform;
+mod proof;
+mod report;
+mod start;
+mod version;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use bindonce_core::generation::{self as timeline, Caller, Ending, Event, GenerationId, Timeline};
+use bindonce_core::listener::Listener;
+use bindonce_core::name::Name;
+use bindonce_sys::process::Exit;
+use bindonce_sys::signals::{Received, Signal, SignalFd};
+use bindonce_sys::watch::Watch;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::config::Command;
+use admin::Info;
+use control::Ask;
+use directory::Directory;
+use generation::Generation;
+use start::{Launched, Prepared};
+
+pub use directory::{control_socket, service_directory};
+pub use error::Error;
+
+/// What a supervisor is told on its command line.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker's control socket.
+    pub socket: PathBuf,
+    /// Whether a broker is started when none answers there.
+    pub start_broker: bool,
+    /// The name of the service.
+    pub service: Name,
+    /// The haproxy command.
+    pub command: Command,
+    /// `--listen NAME=ADDR`, ranges expanded.
+    pub listeners: Vec<Listener>,
+    /// Time limits, and how many generations may drain.
+    pub timing: timeline::Settings,
+    /// Whether each generation gets a private admin socket.
+    pub admin: bool,
+    /// Whether a handover connects to listeners where no client waits.
+    pub probe: bool,
+}
+
+/// How a supervisor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, and every generation is gone.
+    Shutdown,
+    /// The first generation failed; this is its story.
+    NeverServed(String),
+}
+
+/// Supervises one service until it is told to stop. Call it within a
+/// [`tokio::task::LocalSet`], in a process that has started no thread.
+///
+/// # Errors
+/// Whatever keeps it from beginning; later failures are logged and answered.
+pub async fn run(settings: Settings) -> Result<Ended, Error> {
+    // Blocked before any thread exists, so that none of them is interrupted.
+    let signals = SignalFd::new(&[
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+    ])
+    .map_err(Error::system("take signals over"))?;
+    broker::ensure(&settings.socket, settings.start_broker).await?;
+    let directory = Directory::open(&settings.socket, &settings.service)?;
+    let (sender, inbox) = mpsc::unbounded_channel();
+    let control = control::bind(&directory.control())?;
+    let asks = sender.clone();
+    tokio::task::spawn_local(control::serve(control, move |ask| {
+        // The supervisor's loop ends only with the process.
+        let _ = asks.send(Message::Asked(ask));
+    }));
+    Supervisor::new(settings, directory, sender)?
+        .supervise(signals, inbox)
+        .await
+}
+
+/// Something that happened, on its way to the loop.
+enum Message {
+    /// For the timeline as it is.
+    Event(Event),
+    /// A process was started.
+    Launched(GenerationId, Box<Launched>),
+    /// No process could be started, and why.
+    NotLaunched(GenerationId, Error),
+    /// The admin socket answered for the first time.
+    Answers(GenerationId, Info),
+    /// The process has ended.
+    Exited(GenerationId, Option<Exit>),
+    /// A client wants something.
+    Asked(Ask),
+}
+
+struct Supervisor {
+    settings: Rc<Settings>,
+    directory: Rc<Directory>,
+    timeline: Timeline,
+    /// What the timeline counts time from.
+    epoch: Instant,
+    sender: mpsc::UnboundedSender<Message>,
+    /// Generations that are being started and have no process yet.
+    starting: HashMap<GenerationId, AbortHandle>,
+    generations: BTreeMap<GenerationId, Generation>,
+    /// Configurations that may be started again.
+    configurations: BTreeMap<GenerationId, Rc<Prepared>>,
+    /// Who waits for a reload.
+    callers: HashMap<Caller, oneshot::Sender<control::Answer>>,
+    next_caller: u64,
+    /// Why the last generation that failed did so.
+    failure: String,
+    proof: Option<AbortHandle>,
+    counts: report::Counts,
+    ending: Option<Ending>,
+}
+
+impl Supervisor {
+    fn new(
+        settings: Settings,
+        directory: Directory,
+        sender: mpsc::UnboundedSender<Message>,
+    ) -> Result<Self, Error> {
+        let saved = directory.load()?;
+        let next = GenerationId(saved.next.max(1));
+        Ok(Self {
+            timeline: Timeline::new(settings.timing.clone(), next),
+            settings: Rc::new(settings),
+            directory: Rc::new(directory),
+            epoch: Instant::now(),
+            sender,
+            starting: HashMap::new(),
+            generations: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            callers: HashMap::new(),
+            next_caller: 0,
+            failure: String::new(),
+            proof: None,
+            counts: report::Counts::default(),
+            ending: None,
+        })
+    }
+
+    async fn supervise(
+        mut self,
+        signals: SignalFd,
+        mut inbox: mpsc::UnboundedReceiver<Message>,
+    ) -> Result<Ended, Error> {
+        let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
+        self.reload(None);
+        loop {
+            if let Some(ending) = self.ending {
+                return Ok(self.end(ending));
+            }
+            let deadline = self.timeline.deadline().map(|at| self.epoch + at);
+            let due = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                ready = signalled.readable() => {
+                    ready.map_err(Error::system("wait for signals"))?;
+                    while let Some(signal) = signals.read().map_err(Error::system("read a signal"))? {
+                        self.signal(signal);
+                    }
+                }
+                Some(message) = inbox.recv() => self.take(message),
+                () = due => self.feed(Event::Tick),
+            }
+        }
+    }
+
+    /// Gives an event to the timeline and performs what it says.
+    fn feed(&mut self, event: Event) {
+        for action in self.timeline.on(self.epoch.elapsed(), event) {
+            self.perform(action);
+        }
+    }
+
+    /// Sends an event to ourselves, to be taken after what is being done.
+    fn later(&self, event: Event) {
+        let _ = self.sender.send(Message::Event(event));
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Event(event) => self.feed(event),
+            Message::Launched(id, launched) => self.launched(id, *launched),
+            Message::NotLaunched(id, error) => {
+                self.starting.remove(&id);
+                self.failure = error.story();
+                self.feed(Event::StartFailed(id));
+            }
+            Message::Answers(id, info) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.version = Some(info.version);
+                    self.ready(id, "its admin socket answers");
+                }
+            }
+            Message::Exited(id, exit) => self.exited(id, exit),
+            Message::Asked(Ask::Reload(reply)) => self.reload(Some(reply)),
+            Message::Asked(Ask::Status(reply)) => {
+                // A client that has gone away no longer waits for it.
+                let _ = reply.send(Ok(self.status()));
+            }
+        }
+    }
+
+    fn reload(&mut self, reply: Option<oneshot::Sender<control::Answer>>) {
+        self.next_caller += 1;
+        let caller = Caller(self.next_caller);
+        if let Some(reply) = reply {
+            self.callers.insert(caller, reply);
+        }
+        self.feed(Event::Reload(caller));
+    }
+
+    fn signal(&mut self, signal: Received) {
+        let Received {
+            signo, pid, uid, ..
+        } = signal;
+        match signo {
+            Signal::SIGHUP | Signal::SIGUSR2 => {
+                tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
+                self.reload(None);
+            }
+            Signal::SIGTERM | Signal::SIGINT => {
+                tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
+                self.feed(Event::Shutdown);
+            }
+            // haproxy's readiness; in master-worker mode a worker sends it.
+            _ => match self.generation_of(pid) {
+                Some(id) => self.ready(id, "it has bound everything"),
+                None => tracing::warn!(
+                    sender = pid,
+                    uid,
+                    "SIGUSR1 ignored: it is how haproxy says that it is ready, and this sender is \
+                     no generation of ours; to reload, send SIGHUP or run `bindonce reload`"
+                ),
+            },
+        }
+    }
+
+    /// The generation that a process belongs to.
+    fn generation_of(&self, pid: i32) -> Option<GenerationId> {
+        let parent = bindonce_sys::process::parent(pid);
+        let is =
+            |generation: &Generation| generation.pid() == pid || Some(generation.pid()) == parent;
+        self.generations
+            .iter()
+            .find(|(_, generation)| is(generation))
+            .map(|(id, _)| *id)
+    }
+}

@@ -1,0 +1,62 @@
+//! haproxy's standard error: passed on line by line, with the user's paths in
+//! place of the rendered ones, and its last lines kept for the error message.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::unix::pipe;
+
+use crate::config::PathMap;
+
+/// How many lines are kept, and of how many bytes each.
+const LINES: usize = 40;
+const LINE_BYTES: u64 = 16 * 1024;
+
+/// The last lines that a generation wrote on its standard error.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tail(Rc<RefCell<VecDeque<String>>>);
+
+impl Tail {
+    /// The lines, oldest first.
+    pub(super) fn text(&self) -> String {
+        let lines = self.0.borrow();
+        lines
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut lines = self.0.borrow_mut();
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(String::from_utf8_lossy(line).trim_end().to_owned());
+    }
+}
+
+/// Passes on what comes through `stderr` until its last writer is gone.
+pub(super) async fn pass_on(stderr: OwnedFd, paths: PathMap, tail: Tail) -> std::io::Result<()> {
+    let mut reader = BufReader::new(pipe::Receiver::from_owned_fd(stderr)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut reader)
+            .take(LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .await?
+            == 0
+        {
+            return Ok(());
+        }
+        let text = paths.user_place(&line);
+        tail.push(&text);
+        // Nobody may be listening; haproxy must not be held up by that.
+        let _ = std::io::stderr().lock().write_all(&text);
+    }
+}

@@ -1,0 +1,244 @@
+//! The proof that nobody accepts, for a handover behind a pause.
+//!
+//! While the new generation is stopped and the older ones are told to pause, the
+//! accept queue of every listener is sampled. A queue that is not empty and was
+//! never seen to shrink for [`STILL`] means that nobody accepts from it, whoever
+//! might: known to us or not. Where no client waits, a probe does. A queue that is
+//! refilled as fast as it drains would look still, so each older generation's
+//! own count of accepted connections must not move over the same time.
+//! Measured in docs/architecture.md, section "The pause that proves".
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
+use bindonce_sys::{probe, queue};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::admin::{Admin, NoAnswer};
+use super::listeners::Held;
+
+/// How long each queue must stand still.
+const STILL: Duration = Duration::from_millis(5);
+/// Between two samples.
+const SAMPLE: Duration = Duration::from_millis(1);
+/// Between two questions to an older generation, and how long it may take to answer one.
+const ASK: Duration = Duration::from_millis(2);
+const ANSWER: Duration = Duration::from_millis(100);
+/// Probes to one listener: at first at each sample, then no more often than this.
+const MANY_PROBES: u32 = 20;
+const PROBE_AGAIN: Duration = Duration::from_millis(20);
+
+/// What is to be proved, and with what.
+pub(super) struct Proof {
+    /// The listeners that the older generations accept from.
+    pub(super) listeners: Vec<Rc<Held>>,
+    /// The older generations that can be asked.
+    pub(super) older: BTreeMap<GenerationId, Admin>,
+    /// Whether to connect where no client waits.
+    pub(super) probe: bool,
+}
+
+/// What the watch has cost, for the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    pub(super) probes: u32,
+}
+
+impl Proof {
+    /// Watches until it is proved, telling every [`PAUSE_AGAIN`] that it is not.
+    pub(super) async fn watch(self, tell: impl Fn(Event)) -> Cost {
+        let mut questions = JoinSet::new();
+        let counts: Vec<_> = self
+            .older
+            .into_iter()
+            .map(|(id, admin)| {
+                let count = Rc::new(Count::new(id));
+                questions.spawn_local(Rc::clone(&count).follow(admin));
+                count
+            })
+            .collect();
+        let mut queues: Vec<_> = self.listeners.into_iter().map(Queue::new).collect();
+        let mut report = Instant::now() + PAUSE_AGAIN;
+        let mut ticks = tokio::time::interval(SAMPLE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            for queue in &mut queues {
+                queue.sample(now, self.probe);
+            }
+            let still = queues.iter().map(|queue| queue.still).min_by(later_or_none);
+            if let Some(Some(since)) = still {
+                let until = since + STILL;
+                if until <= now && counts.iter().all(|count| count.stood(since, until)) {
+                    tell(Event::Proved);
+                    return Cost {
+                        probes: queues.iter().map(|queue| queue.probes).sum(),
+                    };
+                }
+            }
+            if report <= now {
+                report = now + PAUSE_AGAIN;
+                tell(Event::Unproved(observe(&queues, &counts, now)));
+            }
+        }
+    }
+}
+
+/// Orders so that the least is what the proof waits for: a queue that does not stand still, else
+/// the one that began last.
+fn later_or_none(a: &Option<Instant>, b: &Option<Instant>) -> std::cmp::Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) => b.cmp(a),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    }
+}
+
+fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation {
+    let lately = |at: Option<Instant>| at.is_some_and(|at| at + PAUSE_AGAIN >= now);
+    let who = |what: &dyn Fn(&Count) -> bool| {
+        counts
+            .iter()
+            .filter(|count| what(count))
+            .map(|count| count.id)
+            .collect()
+    };
+    Observation {
+        moving: queues.iter().any(|queue| lately(queue.shrank)),
+        accepting: who(&|count| lately(count.grew.get())),
+        silent: who(&|count| !count.closed.get() && !lately(Some(count.answered.get()))),
+    }
+}
+
+/// One accept queue over time.
+struct Queue {
+    listener: Rc<Held>,
+    length: u32,
+    /// Since when it is not empty and has not been seen to shrink.
+    still: Option<Instant>,
+    /// When it was last seen to shrink.
+    shrank: Option<Instant>,
+    probes: u32,
+    probed: Option<Instant>,
+}
+
+impl Queue {
+    fn new(listener: Rc<Held>) -> Self {
+        Self {
+            listener,
+            length: 0,
+            still: None,
+            shrank: None,
+            probes: 0,
+            probed: None,
+        }
+    }
+
+    fn sample(&mut self, now: Instant, probe: bool) {
+        // A listener that cannot be asked proves nothing: it counts as empty.
+        let length = queue::accept_queue(self.listener.fd.as_fd()).map_or(0, |queue| queue.len);
+        if length < self.length {
+            self.shrank = Some(now);
+            self.still = None;
+        }
+        self.length = length;
+        if length > 0 {
+            self.still.get_or_insert(now);
+        } else {
+            self.still = None;
+            if probe {
+                self.probe(now);
+            }
+        }
+    }
+
+    fn probe(&mut self, now: Instant) {
+        let wait = if self.probes < MANY_PROBES {
+            Duration::ZERO
+        } else {
+            PROBE_AGAIN
+        };
+        let Some(target) = self.listener.probe_target() else {
+            return;
+        };
+        if self.probed.is_none_or(|at| at + wait <= now) {
+            self.probed = Some(now);
+            match probe::connect_and_reset(&target) {
+                Ok(()) => {
+                    self.probes += 1;
+                    // Whoever takes it between two samples is seen all the same.
+                    self.length = 1;
+                }
+                Err(error) => {
+                    tracing::debug!(listener = %self.listener.label, %error, "probe failed");
+                }
+            }
+        }
+    }
+}
+
+/// One older generation's count of accepted connections over time.
+struct Count {
+    id: GenerationId,
+    value: Cell<Option<u64>>,
+    /// When the first question was sent whose answer was this value.
+    unchanged: Cell<Instant>,
+    /// When the last question was sent that was answered.
+    asked: Cell<Instant>,
+    /// When the last answer came.
+    answered: Cell<Instant>,
+    grew: Cell<Option<Instant>>,
+    closed: Cell<bool>,
+}
+
+impl Count {
+    fn new(id: GenerationId) -> Self {
+        let now = Cell::new(Instant::now());
+        Self {
+            id,
+            value: Cell::new(None),
+            unchanged: now.clone(),
+            asked: now.clone(),
+            answered: now,
+            grew: Cell::new(None),
+            closed: Cell::new(false),
+        }
+    }
+
+    /// Asks again and again; ends with the connection.
+    async fn follow(self: Rc<Self>, admin: Admin) {
+        loop {
+            let asked = Instant::now();
+            match admin.info(ANSWER).await {
+                Ok(info) => {
+                    let now = Instant::now();
+                    if self.value.get() != Some(info.accepted) {
+                        if self.value.replace(Some(info.accepted)).is_some() {
+                            self.grew.set(Some(now));
+                        }
+                        self.unchanged.set(asked);
+                    }
+                    self.asked.set(asked);
+                    self.answered.set(now);
+                }
+                Err(NoAnswer::InTime) => {}
+                Err(NoAnswer::Closed) => return self.closed.set(true),
+            }
+            tokio::time::sleep(ASK).await;
+        }
+    }
+
+    /// Whether it is known not to have grown from `since` to `until`. One whose connection has
+    /// ended cannot tell: the accept queues must do.
+    fn stood(&self, since: Instant, until: Instant) -> bool {
+        self.closed.get()
+            || (self.value.get().is_some()
+                && self.unchanged.get() <= since
+                && self.asked.get() >= until)
+    }
+}

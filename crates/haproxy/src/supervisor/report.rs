@@ -1,0 +1,203 @@
+//! What the supervisor tells people: the answer to a reload, the status, the log.
+
+use std::collections::BTreeSet;
+
+use bindonce_core::duration;
+use bindonce_core::generation::{Failure, GenerationId, Outcome, Reason};
+use bindonce_core::time::Timestamp;
+use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::{holders, process};
+use bindonce_wire::{ErrorCode, RpcError};
+use serde_json::{Value, json};
+
+use super::{Supervisor, control};
+
+/// What has happened so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) reloads: u64,
+    pub(super) failures: u64,
+    pub(super) restarts: u64,
+    /// The least id that the next generation may have.
+    pub(super) next: u64,
+}
+
+impl Supervisor {
+    /// The answer to everybody who waits for a reload.
+    pub(super) fn outcome(&mut self, outcome: &Outcome) -> control::Answer {
+        match outcome {
+            Outcome::Serving { id, ended, alone } => {
+                self.counts.reloads += 1;
+                let ended: Vec<_> = ended.iter().map(|id| id.0).collect();
+                if !ended.is_empty() {
+                    tracing::warn!(
+                        generation = id.0,
+                        ?ended,
+                        "older generations had to be ended"
+                    );
+                }
+                if !alone {
+                    return Err(self.strangers(*id));
+                }
+                let pid = self.generations.get(id).map(super::Generation::pid);
+                Ok(json!({ "generation": id.0, "pid": pid, "ended": ended }))
+            }
+            Outcome::Failed(id, failure) => {
+                self.counts.failures += 1;
+                let serving = self.timeline.serving();
+                let story = self.failure_story(*id, *failure);
+                let kept = match serving {
+                    Some(serving) => format!("generation {serving} serves on"),
+                    None => "nothing serves".to_owned(),
+                };
+                tracing::error!(generation = id.0, "reload failed; {kept}: {story}");
+                let text = format!("{story}\n{kept}");
+                Err(RpcError::new(ErrorCode::RELOAD_FAILED, text)
+                    .with_hint("correct what haproxy names, then run `bindonce reload` again")
+                    .with("generation", id.0)
+                    .with("serving", serving.map(|id| id.0)))
+            }
+            Outcome::ShuttingDown => Err(RpcError::new(
+                ErrorCode::RELOAD_FAILED,
+                "the service is being shut down",
+            )
+            .with_hint("start it again with `bindonce run`")),
+        }
+    }
+
+    fn failure_story(&self, id: GenerationId, failure: Failure) -> String {
+        match failure {
+            Failure::NotStarted | Failure::Exited => self.failure.clone(),
+            Failure::NotReady => format!(
+                "generation {id} was not ready within {}; raise --ready-timeout if it needs longer\n{}",
+                duration::format(self.settings.timing.ready_timeout),
+                self.failure
+            ),
+            Failure::DiedInHandover => {
+                format!(
+                    "generation {id} died when it was about to take over\n{}",
+                    self.failure
+                )
+            }
+        }
+    }
+
+    /// The new generation serves, and so does somebody unknown: says who.
+    fn strangers(&self, id: GenerationId) -> RpcError {
+        let Some(generation) = self.generations.get(&id) else {
+            return RpcError::new(ErrorCode::INTERNAL, "the generation is gone");
+        };
+        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        let ours: BTreeSet<_> = self
+            .generations
+            .values()
+            .map(super::Generation::pid)
+            .chain([i32::try_from(std::process::id()).unwrap_or_default()])
+            .collect();
+        let holders: BTreeSet<_> = holders::of(&inodes).into_iter().map(|h| h.pid).collect();
+        let strangers: Vec<_> = holders
+            .difference(&ours)
+            .map(|pid| (*pid, process::command(*pid).unwrap_or_default().join(" ")))
+            .filter(|(_, command)| !command.contains("bindonce serve"))
+            .collect();
+        let named: Vec<_> = strangers
+            .iter()
+            .map(|(pid, command)| format!("pid {pid} ({command})"))
+            .collect();
+        let who = if named.is_empty() {
+            "nobody that /proc shows".to_owned()
+        } else {
+            named.join(", ")
+        };
+        let text = format!(
+            "generation {id} serves, but a process that is no generation of this service also \
+             accepts on its listeners; they are also held by: {who}"
+        );
+        tracing::error!(generation = id.0, "{text}");
+        let pids: Vec<_> = strangers.iter().map(|(pid, _)| *pid).collect();
+        RpcError::new(ErrorCode::NOT_ALONE, text)
+            .with_hint("end that process, then run `bindonce reload`")
+            .with("generation", id.0)
+            .with("strangers", pids)
+    }
+
+    /// Everything there is to know, for `bindonce status`.
+    pub(super) fn status(&self) -> Value {
+        let generations: Vec<_> = self
+            .timeline
+            .generations()
+            .map(|(id, state)| {
+                let generation = self.generations.get(&id);
+                let started = generation.map(|g| timestamp(g.started).to_string());
+                json!({
+                    "generation": id.0,
+                    "state": state.to_string(),
+                    "pid": generation.map(super::Generation::pid),
+                    "since": started,
+                    "version": generation.and_then(|g| g.version).map(|v| v.to_string()),
+                    "listeners": generation.map(|g| g.listeners.len()),
+                    "connections": generation.and_then(|g| g.connections),
+                    "memory": generation.and_then(|g| process::memory(g.pid())),
+                })
+            })
+            .collect();
+        let left_alone: Vec<_> = self
+            .timeline
+            .serving()
+            .and_then(|id| self.timeline.configuration_of(id))
+            .and_then(|of| self.configurations.get(&of))
+            .map(|prepared| {
+                let alone = prepared.rendering.left_alone.iter();
+                alone
+                    .map(|line| json!({ "place": line.place.to_string(), "address": line.text, "reason": line.reason }))
+                    .collect()
+            })
+            .unwrap_or_default();
+        json!({
+            "service": self.settings.service.as_str(),
+            "pid": std::process::id(),
+            "socket": self.settings.socket,
+            "generations": generations,
+            "reloads": self.counts.reloads,
+            "failed_reloads": self.counts.failures,
+            "restarts": self.counts.restarts,
+            "left_alone": Value::Array(left_alone),
+        })
+    }
+}
+
+/// Logs a signal with its reason; what is not the normal course is a warning.
+pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Reason) {
+    let why = match reason {
+        Reason::Handover | Reason::Shutdown => {
+            tracing::debug!(
+                generation = id.0,
+                pid,
+                signal = signal.as_str(),
+                "signalled"
+            );
+            return;
+        }
+        Reason::Again => "the last signal was not obeyed yet",
+        Reason::NewerDied => "the generation that was to take over died",
+        Reason::Silent => "it does not answer while the service is paused for it",
+        Reason::NotReady => "it was not ready in time (--ready-timeout)",
+        Reason::StillAccepts => "it did not stop accepting in time (--retire-timeout)",
+        Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
+        Reason::TooManyDraining => "more generations drain than --max-draining allows",
+        Reason::DidNotExit => "it did not exit when it was told to",
+    };
+    tracing::warn!(
+        generation = id.0,
+        pid,
+        signal = signal.as_str(),
+        "signalled: {why}"
+    );
+}
+
+fn timestamp(time: std::time::SystemTime) -> Timestamp {
+    let since = time
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

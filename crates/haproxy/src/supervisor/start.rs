@@ -1,0 +1,232 @@
+//! Starting one generation: read and render the configuration, claim what it
+//! names, and start haproxy on the copy.
+//!
+//! Nothing that serves is touched here. Listeners that did not exist are claimed
+//! tentatively: until the generation serves, they end with its connection to the
+//! broker, so that a failed start leaves nothing bound, however it fails.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::rc::Rc;
+
+use bindonce::Claim;
+use bindonce_core::address::Address;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::{Listener, Options};
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::spawn::Launch;
+
+use super::directory::Directory;
+use super::listeners::Held;
+use super::{Error, Settings, broker};
+use crate::config::{PathMap, Rendering, Supplied, System};
+
+/// The variable that carries the number of the admin socket's descriptor.
+const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
+
+/// What is added to the user's configuration, in a file of its own before all others.
+const ADMIN_CONFIGURATION: &str = "\
+# Written by bindonce: the supervisor's private way to ask this generation.
+global
+    stats socket \"fd@${BINDONCE_ADMIN}\" level admin
+";
+
+/// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
+/// descriptor must stay below haproxy's own limit.
+const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
+
+/// A configuration that was read and rendered; more than one generation may run it.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) rendering: Rendering,
+    /// The copies, in haproxy's order.
+    files: Vec<PathBuf>,
+    paths: PathMap,
+}
+
+/// A generation whose process has been started.
+pub(super) struct Launched {
+    pub(super) pidfd: Pidfd,
+    pub(super) stderr: Option<OwnedFd>,
+    pub(super) paths: PathMap,
+    pub(super) prepared: Rc<Prepared>,
+    pub(super) listeners: Vec<Rc<Held>>,
+    /// The connection to the broker that holds the leases of this generation.
+    pub(super) lease: bindonce::aio::Client,
+    pub(super) admin: Option<PathBuf>,
+}
+
+/// Reads the user's files and writes the copies for generation `id`.
+pub(super) async fn prepare(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+) -> Result<Prepared, Error> {
+    let (command, listeners) = (settings.command.clone(), settings.listeners.clone());
+    // Reading may resolve host names and ask haproxy about conditions: not on our thread.
+    let read = tokio::task::spawn_blocking(move || -> Result<Rendering, Error> {
+        let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
+        let supplied = Supplied {
+            listeners: &listeners,
+            keep: &[ADMIN_VARIABLE],
+        };
+        Ok(Rendering::of(&command, supplied, &world)?)
+    });
+    let rendering = match read.await {
+        Ok(rendering) => rendering?,
+        Err(error) => return Err(Error::system("read the configuration")(error.into())),
+    };
+    let write = Error::system("write the rendered configuration");
+    let path = directory.make_configuration(id).map_err(write)?;
+    let write = Error::system("write the rendered configuration");
+    let mut files = rendering.write_to(&path).map_err(write)?;
+    if settings.admin {
+        let admin = path.join("bindonce-admin.cfg");
+        let mut options = std::fs::File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&admin)
+            .and_then(|mut file| file.write_all(ADMIN_CONFIGURATION.as_bytes()))
+            .map_err(Error::system("write the rendered configuration"))?;
+        files.insert(0, admin);
+    }
+    let paths = rendering.path_map(&path);
+    Ok(Prepared {
+        rendering,
+        files,
+        paths,
+    })
+}
+
+/// Claims the listeners and starts haproxy.
+pub(super) async fn launch(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+    prepared: Rc<Prepared>,
+    older_alive: bool,
+) -> Result<Launched, Error> {
+    let mut lease = broker::connect(&settings.socket).await?;
+    broker::join(
+        &mut lease,
+        &settings.service,
+        id,
+        None,
+        bindonce::State::Starting,
+    )
+    .await?;
+    let listeners = claim(&mut lease, &prepared.rendering).await?;
+
+    let mut launch = Launch::new(settings.command.program.clone());
+    let copy = Error::system("copy a listener's descriptor");
+    let mut descriptors = Vec::with_capacity(listeners.len() + 1);
+    let admin = settings.admin.then(|| directory.admin(id));
+    if let Some(path) = &admin {
+        descriptors.push(listen_for_admin(path)?);
+    }
+    let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
+    let copies: Result<Vec<_>, _> = listeners.iter().map(|held| held.fd.try_clone()).collect();
+    descriptors.extend(copies.map_err(copy)?);
+    let numbers: Vec<_> = (first..).take(listeners.len()).collect();
+    if admin.is_some() {
+        launch
+            .env
+            .push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
+    }
+    let environment = prepared.rendering.environment(&numbers);
+    launch.env.extend(
+        environment
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into())),
+    );
+    launch.env_remove = [
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    ]
+    .map(OsString::from)
+    .to_vec();
+    launch
+        .env
+        .push(("BINDONCE_SERVICE".into(), settings.service.as_str().into()));
+    launch
+        .env
+        .push(("BINDONCE_GENERATION".into(), id.0.to_string().into()));
+    // Their variables are in the environment already: some stand for several descriptors.
+    launch.descriptors = descriptors
+        .into_iter()
+        .map(|fd| (String::new(), fd))
+        .collect();
+    launch.args = settings.command.arguments_on(&prepared.files);
+    launch.args.push("-db".into());
+    if older_alive {
+        // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
+        // given to it, so that it can pause nobody.
+        launch
+            .args
+            .extend(["-sf".into(), std::process::id().to_string().into()]);
+    }
+    launch.stderr = Stdio::piped();
+    let started = launch.start()?;
+    Ok(Launched {
+        pidfd: started.pidfd,
+        stderr: started.stderr,
+        paths: prepared.paths.clone(),
+        prepared,
+        listeners,
+        lease,
+        admin,
+    })
+}
+
+async fn claim(
+    lease: &mut bindonce::aio::Client,
+    rendering: &Rendering,
+) -> Result<Vec<Rc<Held>>, Error> {
+    let wanted: Vec<&Listener> = rendering.bindings.iter().map(|b| &b.listener).collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let claims: Vec<_> = wanted
+        .iter()
+        .map(|listener| Claim::listen(listener.to_string()).tentative())
+        .collect();
+    let leases = lease
+        .claim(&claims)
+        .await
+        .map_err(|error| Error::Claim(Box::new(error)))?;
+    let held = leases.into_iter().zip(wanted).map(|(lease, listener)| {
+        let bound = lease
+            .bound()
+            .parse()
+            .unwrap_or_else(|_| listener.address.clone());
+        Rc::new(Held {
+            label: lease.name().to_owned(),
+            listener: listener.clone(),
+            bound,
+            inode: lease.inode(),
+            fd: lease.into_fd(),
+        })
+    });
+    Ok(held.collect())
+}
+
+/// Binds a generation's admin socket: the supervisor's own, not the broker's.
+fn listen_for_admin(path: &std::path::Path) -> Result<OwnedFd, Error> {
+    let options = Options {
+        mode: Some(0o600),
+        ..Options::default()
+    };
+    let text = path.to_string_lossy().into_owned();
+    let listener = Listener {
+        name: None,
+        address: Address::Unix(text),
+        options,
+    };
+    Ok(bindonce_sys::listen::open(&listener)?.fd)
+}

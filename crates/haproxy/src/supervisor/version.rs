@@ -1,0 +1,69 @@
+//! haproxy's version, as far as its behaviour depends on it.
+
+use std::fmt;
+
+/// Major, minor and patch level; a development version counts as patch level 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    pub(super) patch: u32,
+}
+
+/// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
+/// ends. Before, it stops for good or disconnects the shared socket.
+const PAUSES: Version = Version {
+    major: 2,
+    minor: 6,
+    patch: 12,
+};
+
+impl Version {
+    /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
+    /// what is not there.
+    pub(super) fn read(text: &str) -> Self {
+        let numbers = text
+            .split(|c: char| !c.is_ascii_digit() && c != '.')
+            .next()
+            .unwrap_or("");
+        let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        Self {
+            major: next(),
+            minor: next(),
+            patch: next(),
+        }
+    }
+
+    /// Whether SIGTTOU pauses it without harm.
+    pub(super) fn pauses(self) -> bool {
+        self >= PAUSES
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_which_versions_pause() {
+        for (text, pauses) in [
+            ("2.6.12-1+deb12u4", true),
+            ("2.6.11", false),
+            ("2.8.0", true),
+            ("3.5-dev5-abc", true),
+            ("2.4.0", false),
+            ("1.8.0", false),
+            ("", false),
+            ("garbage", false),
+        ] {
+            assert_eq!(Version::read(text).pauses(), pauses, "{text}");
+        }
+    }
+}
