@@ -16,7 +16,7 @@ pub enum Error {
         pid: Option<u32>,
     },
     /// The path of the control socket cannot be used.
-    #[error("the control socket cannot be at {}: {source}", .socket.display())]
+    #[error("the control socket cannot be at {}", .socket.display())]
     SocketPath {
         /// The path.
         socket: PathBuf,
@@ -24,7 +24,7 @@ pub enum Error {
         source: bindonce_core::error::Invalid,
     },
     /// The control socket could not be opened.
-    #[error("cannot open the control socket {}: {source}", .socket.display())]
+    #[error("cannot open the control socket {}", .socket.display())]
     ControlSocket {
         /// The path.
         socket: PathBuf,
@@ -32,7 +32,7 @@ pub enum Error {
         source: bindonce_sys::Error,
     },
     /// A file or directory of the broker could not be set up.
-    #[error("cannot {doing} {}: {source}", .path.display())]
+    #[error("cannot {doing} {}", .path.display())]
     File {
         /// What was being done.
         doing: &'static str,
@@ -50,7 +50,7 @@ pub enum Error {
         hint: Option<String>,
     },
     /// The runtime could not watch the control socket.
-    #[error("cannot wait for connections on {}: {source}", .socket.display())]
+    #[error("cannot wait for connections on {}", .socket.display())]
     Runtime {
         /// The path.
         socket: PathBuf,
