@@ -144,10 +144,12 @@ fn detach_here(
         let Some(first) = same_epoll.first() else {
             continue;
         };
-        let Some(epoll) = take_epoll(&process, first)? else {
+        let Some(taken) = take_epoll(&process, first)? else {
             continue;
         };
-        let epoll = lift(epoll.as_fd())?;
+        let epoll = lift(taken.as_fd())?;
+        // Its number may be a ghost's: nothing of ours may stay down there.
+        drop(taken);
         for ghost in same_epoll {
             let Some((_, listener)) = listeners.iter().find(|(inode, _)| *inode == ghost.inode)
             else {

@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use bindonce_sys::spawn::{Launch, Started};
+use bindonce_sys::spawn::{self, Launch, Started};
 use bindonce_sys::{Errno, ghosts, holders};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +25,10 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("a listener that is open is no ghost", open),
     ("a process that is gone has none", gone),
+    (
+        "the ghosts of a haproxy that drains are found and deleted",
+        of_haproxy,
+    ),
 ];
 
 struct Haunted {
@@ -147,4 +152,50 @@ fn gone() {
         "a stopped process is read all the same"
     );
     assert_eq!(ghosts::find(i32::MAX, &[haunted.inode]), []);
+}
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A haproxy that relays one connection when it is told to stop, and so lives on.
+fn of_haproxy() {
+    if spawn::find("haproxy".as_ref()).is_err() {
+        eprintln!("ghosts of haproxy are not tested here: haproxy is not installed");
+        return;
+    }
+    let server = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let file = std::env::temp_dir().join(format!("bindonce-ghosts-{}.cfg", std::process::id()));
+    let text = format!(
+        "global\n  nbthread 2\ndefaults\n  mode tcp\n  timeout connect 9s\n  timeout client 9s\n  \
+         timeout server 9s\nlisten relay\n  bind \"fd@${{L}}\"\n  server s {}\n",
+        server.local_addr().expect("address")
+    );
+    std::fs::write(&file, text).expect("write");
+
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let at = listener.local_addr().expect("address");
+    let listener = OwnedFd::from(listener);
+    let inode = rustix::fs::fstat(&listener).expect("fstat").st_ino;
+    let mut launch = Launch::new("haproxy");
+    launch.args = vec!["-db".into(), "-f".into(), file.clone().into()];
+    launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup"))];
+    let started = launch.start().expect("start");
+    let client = TcpStream::connect(at).expect("connect");
+    let (relayed, _) = server.accept().expect("haproxy connects");
+    std::fs::remove_file(&file).expect("remove");
+
+    started.pidfd.send(Signal::SIGUSR1).expect("stop");
+    let begun = Instant::now();
+    while !holders::of_process(started.pid, &[inode]).is_empty() {
+        assert!(begun.elapsed() < DEADLINE, "haproxy keeps the listener");
+        std::thread::yield_now();
+    }
+    let found = ghosts::find(started.pid, &[inode]);
+    let deleted = ghosts::detach(&started.pidfd, &found, &[(inode, listener.as_fd())]);
+    println!("haproxy left {} ghosts", found.len());
+    assert_eq!(deleted.expect("detach"), found.len());
+    assert_eq!(ghosts::find(started.pid, &[inode]), []);
+    // The one that it still serves is as well as before.
+    assert_eq!(started.pidfd.try_wait().expect("wait"), None);
+    drop((client, relayed));
+    assert!(wait(&started.pidfd).success());
 }
