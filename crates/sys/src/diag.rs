@@ -100,10 +100,7 @@ pub fn unix() -> Result<Vec<Socket>, Error> {
 /// # Errors
 /// As [`listening`]; `ENOENT` if there is none in this network namespace.
 pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
-    let missing = Error::Call {
-        operation: "sock_diag",
-        errno: Errno::ENOENT,
-    };
+    let missing = Error::Call { operation: "sock_diag", errno: Errno::ENOENT };
     let inode = u32::try_from(inode).map_err(|_| missing.clone())?;
     let mut queue = None;
     Netlink::open()?.ask(TCPDIAG, &unix_request(inode, SHOW_RQLEN), |message| {
@@ -143,20 +140,12 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
         interface: interface(message.u32(40)?),
         cookie: u64::from(message.u32(44)?) | u64::from(message.u32(48)?) << 32,
         queue: match kind(SocketAddr::new(ip, port)) {
-            Address::Tcp(_) => Queue {
-                len: message.u32(56)?,
-                limit: message.u32(60)?,
-            },
-            _ => Queue {
-                len: message.u32(56)?,
-                limit: 0,
-            },
+            Address::Tcp(_) => Queue { len: message.u32(56)?, limit: message.u32(60)? },
+            _ => Queue { len: message.u32(56)?, limit: 0 },
         },
         uid: Some(message.u32(64)?),
         inode: u64::from(message.u32(68)?),
-        v6only: v6only
-            .and_then(|(_, value)| value.u8(0))
-            .map(|value| value != 0),
+        v6only: v6only.and_then(|(_, value)| value.u8(0)).map(|value| value != 0),
     })
 }
 
@@ -182,18 +171,11 @@ fn unix_request(inode: u32, show: u32) -> [u8; 24] {
 
 /// Reads struct unix_diag_msg and its attributes; None for a socket without a name.
 fn unix_socket(message: Message<'_>) -> Option<Socket> {
-    let attribute = |wanted| {
-        message
-            .attributes(16)
-            .find(|(kind, _)| *kind == wanted)
-            .map(|(_, value)| value)
-    };
+    let attribute =
+        |wanted| message.attributes(16).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let name = attribute(NAME)?.0;
     let text = |bytes: &[u8]| {
-        let end = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .map_or(0, |last| last + 1);
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
     };
     let address = match name {
@@ -214,8 +196,5 @@ fn unix_socket(message: Message<'_>) -> Option<Socket> {
 
 fn unix_rqlen(message: Message<'_>) -> Option<Queue> {
     let (_, value) = message.attributes(16).find(|(kind, _)| *kind == RQLEN)?;
-    Some(Queue {
-        len: value.u32(0)?,
-        limit: value.u32(4)?,
-    })
+    Some(Queue { len: value.u32(0)?, limit: value.u32(4)? })
 }

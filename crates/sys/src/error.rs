@@ -93,11 +93,7 @@ impl Error {
     /// What a person can do about it, as one sentence without a full stop.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Listen {
-                operation,
-                address,
-                errno,
-            } => {
+            Self::Listen { operation, address, errno } => {
                 return listen_hint(operation, address, *errno);
             }
             Self::PathInUse { path } => format!(
@@ -110,46 +106,32 @@ impl Error {
             Self::UnknownOwner { kind, .. } => {
                 format!("create the {kind}, or give its number instead of a name")
             }
-            Self::Netns {
-                name,
-                errno: Errno::ENOENT,
-                ..
-            } => {
+            Self::Netns { name, errno: Errno::ENOENT, .. } => {
                 format!(
                     "create it with `ip netns add {name}`; `ip netns list` shows those there are"
                 )
             }
-            Self::Netns {
-                errno: Errno::EPERM | Errno::EACCES,
-                ..
-            } => "entering a network namespace needs root or CAP_SYS_ADMIN".to_owned(),
+            Self::Netns { errno: Errno::EPERM | Errno::EACCES, .. } => {
+                "entering a network namespace needs root or CAP_SYS_ADMIN".to_owned()
+            }
             Self::Truncated => {
                 "raise the open-files limit of the receiving process (ulimit -n, LimitNOFILE=)"
                     .to_owned()
             }
-            Self::Call {
-                errno: Errno::EMFILE,
-                ..
-            } => nofile_hint(),
-            Self::Exec {
-                errno: Errno::ENOENT,
-                program,
-            } if !looks_like_path(program) => {
+            Self::Call { errno: Errno::EMFILE, .. } => nofile_hint(),
+            Self::Exec { errno: Errno::ENOENT, program } if !looks_like_path(program) => {
                 "install it, or give its full path: it is not in PATH".to_owned()
             }
-            Self::Exec {
-                errno: Errno::ENOENT,
-                ..
-            } => "check the path of the program, and the interpreter in its first line".to_owned(),
-            Self::Exec {
-                errno: Errno::EACCES,
-                ..
-            } => "it must be a file that this user may execute (chmod +x)".to_owned(),
-            Self::Call {
-                operation: "pidfd_getfd",
-                errno: Errno::EPERM | Errno::EACCES,
-            } => "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
-                .to_owned(),
+            Self::Exec { errno: Errno::ENOENT, .. } => {
+                "check the path of the program, and the interpreter in its first line".to_owned()
+            }
+            Self::Exec { errno: Errno::EACCES, .. } => {
+                "it must be a file that this user may execute (chmod +x)".to_owned()
+            }
+            Self::Call { operation: "pidfd_getfd", errno: Errno::EPERM | Errno::EACCES } => {
+                "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
+                    .to_owned()
+            }
             Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => return None,
         };
         Some(hint)
@@ -162,10 +144,7 @@ impl Error {
     }
 
     pub(crate) fn call(operation: &'static str, error: impl Into<std::io::Error>) -> Self {
-        Self::Call {
-            operation,
-            errno: errno_of(&error.into()),
-        }
+        Self::Call { operation, errno: errno_of(&error.into()) }
     }
 }
 
@@ -240,7 +219,5 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
 
 /// The error number in an [`std::io::Error`] that came from a system call.
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
-    error
-        .raw_os_error()
-        .map_or(Errno::UnknownErrno, Errno::from_raw)
+    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }

@@ -41,12 +41,7 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
     let tables = holders::tables(pid);
     let mut found = Vec::new();
     for table in &tables {
-        for epoll in table
-            .numbers
-            .iter()
-            .copied()
-            .filter(|fd| is_epoll(table, *fd))
-        {
+        for epoll in table.numbers.iter().copied().filter(|fd| is_epoll(table, *fd)) {
             let Some(info) = table.info(epoll) else {
                 continue;
             };
@@ -55,13 +50,7 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
                 // the listener in any of them may be in use: leave that one alone.
                 if inodes.contains(&inode) && tables.iter().all(|t| t.socket(number) != Some(inode))
                 {
-                    found.push(Ghost {
-                        pid,
-                        tid: table.tid,
-                        epoll,
-                        number,
-                        inode,
-                    });
+                    found.push(Ghost { pid, tid: table.tid, epoll, number, inode });
                 }
             }
         }
@@ -70,9 +59,7 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
 }
 
 fn is_epoll(table: &Table, fd: i32) -> bool {
-    table
-        .link(fd)
-        .is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
+    table.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
 }
 
 /// Number and inode of a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8`.
@@ -106,10 +93,7 @@ pub fn detach(
                 unshare(CloneFlags::CLONE_FILES).map_err(|error| Error::call("unshare", error))?;
                 detach_here(pidfd, ghosts, listeners)
             })
-            .map_err(|error| Error::Call {
-                operation: "clone",
-                errno: errno_of(&error),
-            })?;
+            .map_err(|error| Error::Call { operation: "clone", errno: errno_of(&error) })?;
         match worker.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -123,12 +107,7 @@ fn detach_here(
     listeners: &[(u64, BorrowedFd<'_>)],
 ) -> Result<usize, Error> {
     // Everything that we work with stands above the numbers that we overwrite.
-    let above = ghosts
-        .iter()
-        .map(|ghost| ghost.number)
-        .max()
-        .unwrap_or(0)
-        .saturating_add(1);
+    let above = ghosts.iter().map(|ghost| ghost.number).max().unwrap_or(0).saturating_add(1);
     let lift = |fd: BorrowedFd<'_>| {
         fcntl_dupfd_cloexec(fd, above).map_err(|error| Error::call("fcntl(F_DUPFD_CLOEXEC)", error))
     };
@@ -204,14 +183,7 @@ mod tests {
     fn reads_the_kernels_lines_and_nothing_else() {
         let line = "tfd:        5 events:     2019 data:                5  pos:0 ino:1b2c sdev:8";
         assert_eq!(registration(line), Some((5, 0x1b2c)));
-        for other in [
-            "pos:\t0",
-            "flags:\t02",
-            "tfd:",
-            "tfd: x ino:1",
-            "tfd: 5 ino:xyz",
-            "tfd: 5",
-        ] {
+        for other in ["pos:\t0", "flags:\t02", "tfd:", "tfd: x ino:1", "tfd: 5 ino:xyz", "tfd: 5"] {
             assert_eq!(registration(other), None, "{other}");
         }
     }

@@ -26,10 +26,8 @@ pub struct Holder {
 /// these inodes; sorted by inode, pid and number.
 pub fn of(inodes: &[u64]) -> Vec<Holder> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
-    let mut found: Vec<Holder> = numbered(Path::new("/proc"))
-        .into_iter()
-        .flat_map(|pid| in_process(pid, &wanted))
-        .collect();
+    let mut found: Vec<Holder> =
+        numbered(Path::new("/proc")).into_iter().flat_map(|pid| in_process(pid, &wanted)).collect();
     found.sort_unstable();
     found
 }
@@ -80,11 +78,7 @@ fn in_process(pid: i32, inodes: &HashSet<u64>) -> Vec<Holder> {
             if let Some(inode) = table.socket(*fd)
                 && inodes.contains(&inode)
             {
-                found.push(Holder {
-                    inode,
-                    pid,
-                    fd: *fd,
-                });
+                found.push(Holder { inode, pid, fd: *fd });
             }
         }
     }
@@ -118,12 +112,7 @@ impl Table {
 
     /// The inode of descriptor `fd`, if it is a socket.
     pub(crate) fn socket(&self, fd: i32) -> Option<u64> {
-        self.link(fd)?
-            .to_str()?
-            .strip_prefix("socket:[")?
-            .strip_suffix(']')?
-            .parse()
-            .ok()
+        self.link(fd)?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     }
 
     /// What the kernel says of descriptor `fd` (proc_pid_fdinfo(5)).
@@ -153,8 +142,5 @@ fn numbered(directory: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -56,10 +56,7 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
             }
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let mut placed = Placed {
-        first,
-        before: Vec::with_capacity(aside.len()),
-    };
+    let mut placed = Placed { first, before: Vec::with_capacity(aside.len()) };
     for (number, fd) in (first..).zip(aside) {
         let before = save(number, end)?;
         placed.before.push(before);

@@ -12,7 +12,7 @@
 //! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
 //! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
-//! - [`watch`] waits for a descriptor; [`probe`] puts an entry into an accept queue;
+//! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
 //! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
 
 pub mod diag;
@@ -30,6 +30,7 @@ pub mod queue;
 pub mod scm;
 pub mod signals;
 pub mod spawn;
+#[cfg(feature = "tokio")]
 pub mod watch;
 
 mod error;

@@ -11,10 +11,7 @@ const SOMAXCONN_OLD: u32 = 128;
 /// Soft and hard limit on open descriptors (RLIMIT_NOFILE); `u64::MAX` is none.
 pub fn nofile() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
-    (
-        limit.current.unwrap_or(u64::MAX),
-        limit.maximum.unwrap_or(u64::MAX),
-    )
+    (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
 }
 
 /// Raises the soft limit on open descriptors to the hard one; gives the soft
@@ -25,13 +22,7 @@ pub fn nofile() -> (u64, u64) {
 pub fn raise_nofile() -> io::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: limit.maximum,
-                maximum: limit.maximum,
-            },
-        )?;
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(nofile().0)
 }

@@ -37,10 +37,7 @@ impl LockFile {
             let ours = rustix::fs::fstat(&fd)?;
             match rustix::fs::lstat(path) {
                 Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
-                    return Ok(Some(Self {
-                        fd,
-                        path: path.to_owned(),
-                    }));
+                    return Ok(Some(Self { fd, path: path.to_owned() }));
                 }
                 Ok(_) | Err(rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
@@ -80,9 +77,7 @@ mod tests {
         let first = LockFile::try_acquire(&path).expect("open").expect("free");
         assert!(LockFile::try_acquire(&path).expect("open").is_none());
         drop(first);
-        let second = LockFile::try_acquire(&path)
-            .expect("open")
-            .expect("free again");
+        let second = LockFile::try_acquire(&path).expect("open").expect("free again");
         second.remove().expect("remove");
         assert!(!path.exists());
         assert!(LockFile::try_acquire(&path).expect("open").is_some());

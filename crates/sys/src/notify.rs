@@ -35,16 +35,8 @@ mod tests {
 
     #[test]
     fn takes_a_path_or_an_abstract_name() {
-        assert!(
-            address(b"/run/systemd/notify")
-                .expect("path")
-                .as_pathname()
-                .is_some()
-        );
-        assert_eq!(
-            address(b"@a").expect("abstract").as_abstract_name(),
-            Some(&b"a"[..])
-        );
+        assert!(address(b"/run/systemd/notify").expect("path").as_pathname().is_some());
+        assert_eq!(address(b"@a").expect("abstract").as_abstract_name(), Some(&b"a"[..]));
         assert!(address(b"vsock:1").is_err());
     }
 }

@@ -22,9 +22,5 @@ pub struct Credentials {
 /// Those of getsockopt(2), for something that is not a connected UNIX socket.
 pub fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
-    Ok(Credentials {
-        pid: peer.pid(),
-        uid: peer.uid(),
-        gid: peer.gid(),
-    })
+    Ok(Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() })
 }

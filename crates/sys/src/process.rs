@@ -35,10 +35,7 @@ pub fn parent(pid: i32) -> Option<i32> {
 /// # Errors
 /// Those of kill(2); `ESRCH` if no process of the group is left.
 pub fn signal_group(leader: i32, signal: Signal) -> io::Result<()> {
-    Ok(nix::sys::signal::killpg(
-        nix::unistd::Pid::from_raw(leader),
-        signal,
-    )?)
+    Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), signal)?)
 }
 
 /// Resident memory in bytes (/proc/PID/statm). None if there is no such process.
@@ -174,11 +171,7 @@ mod tests {
     fn start_time_is_found_behind_any_name() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
         for name in ["sh", "a b", "evil) S 1 2", ")))", "(("] {
-            assert_eq!(
-                parse_start_time(&format!("9 ({name}) {tail}")),
-                Some(777),
-                "{name}"
-            );
+            assert_eq!(parse_start_time(&format!("9 ({name}) {tail}")), Some(777), "{name}");
         }
         for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
             assert_eq!(parse_start_time(bad), None);

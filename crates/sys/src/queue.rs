@@ -38,9 +38,7 @@ pub fn accept_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
         }
         let inode = rustix::fs::fstat(socket)?.st_ino;
         return diag::unix_queue(inode).map_err(|error| {
-            error
-                .errno()
-                .map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+            error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
         });
     }
     tcp_queue(socket)

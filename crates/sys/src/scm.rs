@@ -92,16 +92,12 @@ mod tests {
     #[test]
     fn the_most_descriptors_arrive_closed_on_exec_and_in_order() {
         let (ours, theirs) = UnixStream::pair().expect("pair");
-        let sockets: Vec<OwnedFd> = (0..MAX_FDS)
-            .map(|_| UnixStream::pair().expect("pair").0.into())
-            .collect();
+        let sockets: Vec<OwnedFd> =
+            (0..MAX_FDS).map(|_| UnixStream::pair().expect("pair").0.into()).collect();
         let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         assert_eq!(send(ours.as_fd(), b"hello", &borrowed).expect("send"), 5);
         let (mut buffer, mut fds) = ([0; 16], Vec::new());
-        assert_eq!(
-            recv(theirs.as_fd(), &mut buffer, &mut fds).expect("receive"),
-            5
-        );
+        assert_eq!(recv(theirs.as_fd(), &mut buffer, &mut fds).expect("receive"), 5);
         assert_eq!(&buffer[..5], b"hello");
         assert!(fds.iter().map(ino).eq(sockets.iter().map(ino)));
         for fd in &fds {

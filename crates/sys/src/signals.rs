@@ -36,10 +36,7 @@ impl SignalFd {
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let set: SigSet = signals.iter().copied().collect();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
-        Ok(Self(Inner::with_flags(
-            &set,
-            SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
-        )?))
+        Ok(Self(Inner::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }
 
     /// The next signal, or None if none waits.

@@ -97,13 +97,9 @@ impl Launch {
     /// [`Error::Call`] if no process could be made, or it did not take its
     /// descriptors within ten seconds. No process is left then.
     pub fn start(self) -> Result<Started, Error> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| Error::call("socketpair", error))?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(|error| Error::call("socketpair", error))?;
         rustix::io::ioctl_fionbio(&ours, true)
             .map_err(|error| Error::call("ioctl(FIONBIO)", error))?;
 
@@ -126,19 +122,13 @@ impl Launch {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
-        let mut child = command
-            .spawn()
-            .map_err(|error| Error::call("start the shim", error))?;
+        let mut child = command.spawn().map_err(|error| Error::call("start the shim", error))?;
         // With it goes our copy of the shim's end: only then does its death show.
         drop(command);
 
         match hand_over(&ours, &self.descriptors) {
             // A shim that is gone has said why, and its exit code tells the rest.
-            Ok(())
-            | Err(Error::Call {
-                errno: Errno::EPIPE | Errno::ECONNRESET,
-                ..
-            }) => {}
+            Ok(()) | Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {}
             Err(error) => {
                 end(&mut child);
                 return Err(error);
@@ -200,15 +190,10 @@ fn send_some(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::Call {
-                operation: "sendmsg to the shim",
-                errno: Errno::ETIMEDOUT,
-            });
+            return Err(Error::Call { operation: "sendmsg to the shim", errno: Errno::ETIMEDOUT });
         }
-        let left = Timespec::try_from(left).map_err(|_| Error::Call {
-            operation: "poll",
-            errno: Errno::EINVAL,
-        })?;
+        let left = Timespec::try_from(left)
+            .map_err(|_| Error::Call { operation: "poll", errno: Errno::EINVAL })?;
         match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&left)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::call("poll", error)),
@@ -222,10 +207,7 @@ fn send_some(
 /// # Errors
 /// [`Error::Exec`] with `ENOENT`, or with `EACCES` if it is there but cannot be executed.
 pub fn find(program: &OsStr) -> Result<PathBuf, Error> {
-    let fail = |errno| Error::Exec {
-        program: program.to_owned(),
-        errno,
-    };
+    let fail = |errno| Error::Exec { program: program.to_owned(), errno };
     if program.as_encoded_bytes().contains(&b'/') {
         let path = PathBuf::from(program);
         return executable(&path).map(|()| path).map_err(fail);
@@ -255,10 +237,7 @@ fn executable(path: &Path) -> Result<(), Errno> {
 
 /// The error of an exec that failed, with the program and a hint.
 pub fn cannot_execute(program: &OsStr, error: &io::Error) -> Error {
-    Error::Exec {
-        program: program.to_owned(),
-        errno: errno_of(error),
-    }
+    Error::Exec { program: program.to_owned(), errno: errno_of(error) }
 }
 
 /// What the shim does: takes `count` descriptors from standard input and
@@ -269,9 +248,7 @@ pub fn become_program(count: usize, program: &OsStr, args: &[OsString]) -> Error
         Ok((names, fds)) => {
             let mut command = Command::new(program);
             command.args(args);
-            let named = (inherit::FIRST..)
-                .zip(names)
-                .filter(|(_, name)| !name.is_empty());
+            let named = (inherit::FIRST..).zip(names).filter(|(_, name)| !name.is_empty());
             for (number, name) in named {
                 command.env(name, number.to_string());
             }
@@ -306,10 +283,7 @@ fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
     while names.len() < count || fds.len() < count {
         let received = match scm::recv(stdin.as_fd(), &mut buffer, &mut fds)? {
             0 => {
-                return Err(Error::Call {
-                    operation: "recvmsg",
-                    errno: Errno::ECONNRESET,
-                });
+                return Err(Error::Call { operation: "recvmsg", errno: Errno::ECONNRESET });
             }
             received => received,
         };

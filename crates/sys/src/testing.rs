@@ -24,9 +24,7 @@ impl Directory {
     /// The names of what is in it.
     pub(crate) fn entries(&self) -> Vec<String> {
         let names = fs::read_dir(&self.0).expect("directory").flatten();
-        names
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 }
 

@@ -147,14 +147,8 @@ mod tests {
 
     #[test]
     fn bytes_that_lie_about_their_length_end_the_reading() {
-        for bad in [
-            &[][..],
-            &[1],
-            &[0; 4],
-            &[0xff; 16],
-            &[3, 0, 0, 0, 1, 0],
-            &[15, 0, 0, 0, 0, 0],
-        ] {
+        for bad in [&[][..], &[1], &[0; 4], &[0xff; 16], &[3, 0, 0, 0, 1, 0], &[15, 0, 0, 0, 0, 0]]
+        {
             assert!(Message(bad).next_message().is_none());
             assert!(Message(bad).attributes(0).count() <= 1, "{bad:?}");
         }

@@ -83,26 +83,16 @@ fn open_here(listener: &Listener) -> Result<Opened, Error> {
             (socket, listener.address.clone(), None)
         }
     };
-    let inode = rustix::fs::fstat(&socket)
-        .map_err(|e| fail("fstat")(e.into()))?
-        .st_ino;
+    let inode = rustix::fs::fstat(&socket).map_err(|e| fail("fstat")(e.into()))?.st_ino;
     let cookie = socket.cookie().map_err(fail("getsockopt(SO_COOKIE)"))?;
-    Ok(Opened {
-        fd: socket.into(),
-        bound,
-        inode,
-        cookie,
-        path,
-    })
+    Ok(Opened { fd: socket.into(), bound, inode, cookie, path })
 }
 
 fn backlog(listener: &Listener) -> i32 {
     listener
         .options
         .backlog
-        .map_or(BACKLOG_SOMAXCONN, |backlog| {
-            i32::try_from(backlog).unwrap_or(BACKLOG_SOMAXCONN)
-        })
+        .map_or(BACKLOG_SOMAXCONN, |backlog| i32::try_from(backlog).unwrap_or(BACKLOG_SOMAXCONN))
 }
 
 /// A bound TCP or UDP socket. The options come before bind, because bind is
@@ -121,21 +111,14 @@ fn inet(
         }
     };
     let options = &listener.options;
-    let socket = Socket::new_raw(
-        Domain::for_address(at),
-        kind.nonblocking().cloexec(),
-        Some(protocol),
-    )
-    .map_err(fail("socket"))?;
+    let socket =
+        Socket::new_raw(Domain::for_address(at), kind.nonblocking().cloexec(), Some(protocol))
+            .map_err(fail("socket"))?;
     if protocol == Protocol::TCP {
-        socket
-            .set_reuse_address(true)
-            .map_err(fail("setsockopt(SO_REUSEADDR)"))?;
+        socket.set_reuse_address(true).map_err(fail("setsockopt(SO_REUSEADDR)"))?;
     }
     if at.is_ipv6() {
-        socket
-            .set_only_v6(options.v6only)
-            .map_err(fail("setsockopt(IPV6_V6ONLY)"))?;
+        socket.set_only_v6(options.v6only).map_err(fail("setsockopt(IPV6_V6ONLY)"))?;
     }
     if let Some(interface) = &options.interface {
         socket
@@ -151,12 +134,8 @@ fn inet(
         .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
     }
     if options.freebind {
-        if at.is_ipv6() {
-            socket.set_freebind_v6(true)
-        } else {
-            socket.set_freebind_v4(true)
-        }
-        .map_err(fail("setsockopt(IP_FREEBIND)"))?;
+        if at.is_ipv6() { socket.set_freebind_v6(true) } else { socket.set_freebind_v4(true) }
+            .map_err(fail("setsockopt(IP_FREEBIND)"))?;
     }
     socket.bind(&at.into()).map_err(fail("bind"))?;
     Ok(socket)

@@ -23,11 +23,7 @@ const DIRECTORY: &str = "/run/netns";
 /// # Errors
 /// [`Error::Netns`] if there is no such namespace or it may not be entered.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    let fail = |operation, errno| Error::Netns {
-        name: name.to_owned(),
-        operation,
-        errno,
-    };
+    let fail = |operation, errno| Error::Netns { name: name.to_owned(), operation, errno };
     let namespace = open(name).map_err(|errno| fail("open", errno))?;
     thread::scope(|scope| {
         let worker = thread::Builder::new()

@@ -41,11 +41,7 @@ fn tcp_is_exclusive_listening_nonblocking_and_closed_on_exec() {
         let at = tcp_address(&held);
         assert_ne!(at.port(), 0);
         assert!(queue::is_listening(held.fd.as_fd()));
-        assert!(
-            rustix::io::fcntl_getfd(&held.fd)
-                .expect("flags")
-                .contains(FdFlags::CLOEXEC)
-        );
+        assert!(rustix::io::fcntl_getfd(&held.fd).expect("flags").contains(FdFlags::CLOEXEC));
         let mode = rustix::fs::fcntl_getfl(&held.fd).expect("mode");
         assert!(mode.contains(rustix::fs::OFlags::NONBLOCK));
         assert!(!rustix::net::sockopt::socket_reuseport(&held.fd).expect("option"));
@@ -92,12 +88,7 @@ fn v6only_decides_who_may_connect() {
     TcpStream::connect(("::1", port)).expect("IPv6");
 
     let told = diag::tcp().expect("sock_diag");
-    let of = |inode| {
-        told.iter()
-            .find(|socket| socket.inode == inode)
-            .expect("listed")
-            .v6only
-    };
+    let of = |inode| told.iter().find(|socket| socket.inode == inode).expect("listed").v6only;
     assert_eq!((of(only.inode), of(both.inode)), (Some(true), Some(false)));
 }
 
@@ -135,10 +126,7 @@ fn options_reach_the_socket() {
     match open(&listener("127.0.0.1:0,interface=lo")) {
         Ok(held) => {
             let told = diag::tcp().expect("sock_diag");
-            let mine = told
-                .iter()
-                .find(|socket| socket.inode == held.inode)
-                .expect("listed");
+            let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
             assert_eq!(mine.interface.as_deref(), Some("lo"));
         }
         Err(error) => eprintln!("interface=lo is not tested here: {error}"),
@@ -155,19 +143,11 @@ fn options_reach_the_socket() {
 fn the_queue_counts_who_waits() {
     let held = opened("127.0.0.1:0");
     let at = tcp_address(&held);
-    let clients: Vec<_> = (0..3)
-        .map(|_| TcpStream::connect(at).expect("connect"))
-        .collect();
+    let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(at).expect("connect")).collect();
     assert_eq!(queue::accept_queue(held.fd.as_fd()).expect("queue").len, 3);
     let told = diag::tcp().expect("sock_diag");
-    let mine = told
-        .iter()
-        .find(|socket| socket.inode == held.inode)
-        .expect("listed");
-    assert_eq!(
-        (mine.queue.len, mine.cookie, &mine.address),
-        (3, held.cookie, &held.bound)
-    );
+    let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
+    assert_eq!((mine.queue.len, mine.cookie, &mine.address), (3, held.cookie, &held.bound));
 
     // Whoever shuts a shared listener down takes it out of LISTEN for all.
     rustix::net::shutdown(&held.fd, rustix::net::Shutdown::Both).expect("shutdown");
@@ -182,9 +162,7 @@ fn holders_are_found_by_inode() {
     let copy = held.fd.try_clone().expect("dup");
     let found = holders::of(&[held.inode]);
     let pid = i32::try_from(std::process::id()).expect("pid");
-    let mine = found
-        .iter()
-        .filter(|holder| holder.pid == pid && holder.inode == held.inode);
+    let mine = found.iter().filter(|holder| holder.pid == pid && holder.inode == held.inode);
     assert_eq!(mine.count(), 2, "{found:?}");
     drop(copy);
     assert_eq!(holders::of_process(pid, &[held.inode]).len(), 1);
@@ -194,11 +172,7 @@ fn holders_are_found_by_inode() {
 fn a_unix_path_appears_with_its_mode_and_goes_only_if_ours() {
     let directory = Directory::new("unix");
     let path = directory.path().join("app.sock");
-    let owner = if nix::unistd::geteuid().is_root() {
-        ",user=root,group=0"
-    } else {
-        ""
-    };
+    let owner = if nix::unistd::geteuid().is_root() { ",user=root,group=0" } else { "" };
     let held = opened(&format!("{},mode=0640{owner}", at(&path)));
     let mode = path.metadata().expect("metadata").permissions().mode();
     assert_eq!(mode & 0o7777, 0o640);
@@ -267,14 +241,8 @@ fn an_abstract_name_is_padded_as_haproxy_pads_it() {
     let client = UnixStream::connect_addr(&address).expect("connect");
     assert!(open(&listener(&format!("abns@{name}"))).is_err());
     let told = diag::unix().expect("sock_diag");
-    let mine = told
-        .iter()
-        .find(|socket| socket.inode == held.inode)
-        .expect("listed");
-    assert_eq!(
-        (&mine.address, mine.queue.len, mine.cookie),
-        (&held.bound, 1, held.cookie)
-    );
+    let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
+    assert_eq!((&mine.address, mine.queue.len, mine.cookie), (&held.bound, 1, held.cookie));
     drop(client);
 }
 
@@ -282,12 +250,7 @@ fn an_abstract_name_is_padded_as_haproxy_pads_it() {
 fn a_namespace_that_is_not_there_is_an_error_that_names_it() {
     let error = open(&listener("127.0.0.1:0,netns=bindonce-none")).expect_err("no such namespace");
     assert!(error.to_string().contains("bindonce-none"), "{error}");
-    assert!(
-        error
-            .hint()
-            .expect("hint")
-            .contains("ip netns add bindonce-none")
-    );
+    assert!(error.hint().expect("hint").contains("ip netns add bindonce-none"));
     for outside in ["..", "../x", "", "a/b"] {
         assert!(within_netns(outside, || ()).is_err(), "{outside}");
     }

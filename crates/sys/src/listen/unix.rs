@@ -105,14 +105,7 @@ pub(super) fn path(
     socket.listen(backlog).map_err(fail("listen"))?;
     let (dev, ino) = identity(&temporary.0).map_err(fail("lstat"))?;
     put_in_place(listener, &temporary.0, path)?;
-    Ok((
-        socket,
-        UnixPath {
-            path: path.to_owned(),
-            dev,
-            ino,
-        },
-    ))
+    Ok((socket, UnixPath { path: path.to_owned(), dev, ino }))
 }
 
 /// A name that is removed again unless it was renamed into place. (Then it is
@@ -196,9 +189,7 @@ fn put_in_place(listener: &Listener, temporary: &Path, path: &Path) -> Result<()
             Err(errno) => return Err(fail("rename")(errno.into())),
         }
     }
-    Err(Error::PathInUse {
-        path: path.to_owned(),
-    })
+    Err(Error::PathInUse { path: path.to_owned() })
 }
 
 /// Which file stands at `path`, if it is a socket that nobody listens on; None
@@ -210,9 +201,7 @@ fn dead_socket(listener: &Listener, path: &Path) -> Result<Option<(u64, u64)>, E
         Err(error) => return Err(failure(listener, "lstat")(error)),
     };
     if !found.file_type().is_socket() {
-        return Err(Error::NotASocket {
-            path: path.to_owned(),
-        });
+        return Err(Error::NotASocket { path: path.to_owned() });
     }
     let probe = stream(listener)?;
     let address = SockAddr::unix(path).map_err(failure(listener, "connect"))?;
@@ -220,9 +209,9 @@ fn dead_socket(listener: &Listener, path: &Path) -> Result<Option<(u64, u64)>, E
         Err(Errno::ECONNREFUSED) => Ok(Some((found.dev(), found.ino()))),
         Err(Errno::ENOENT) => Ok(None),
         // EAGAIN is a full queue and EPROTOTYPE a socket of another type: both alive.
-        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(Error::PathInUse {
-            path: path.to_owned(),
-        }),
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => {
+            Err(Error::PathInUse { path: path.to_owned() })
+        }
         Err(errno) => Err(failure(listener, "connect")(errno.into())),
     }
 }
@@ -244,11 +233,7 @@ fn stream(listener: &Listener) -> Result<Socket, Error> {
 
 fn failure(listener: &Listener, operation: &'static str) -> impl Fn(io::Error) -> Error {
     let address = listener.address.clone();
-    move |error| Error::Listen {
-        operation,
-        address: address.clone(),
-        errno: errno_of(&error),
-    }
+    move |error| Error::Listen { operation, address: address.clone(), errno: errno_of(&error) }
 }
 
 /// `user=` and `group=`, resolved before anything is created.
@@ -264,34 +249,23 @@ impl Owner {
             name: name.to_owned(),
             address: listener.address.clone(),
         };
-        let user = listener
-            .options
-            .user
-            .as_deref()
-            .map(|name| match name.parse() {
-                Ok(number) => Ok(Uid::from_raw(number)),
-                Err(_) => match User::from_name(name) {
-                    Ok(Some(user)) => Ok(user.uid),
-                    Ok(None) => Err(unknown("user", name)),
-                    Err(errno) => Err(failure(listener, "getpwnam")(errno.into())),
-                },
-            });
-        let group = listener
-            .options
-            .group
-            .as_deref()
-            .map(|name| match name.parse() {
-                Ok(number) => Ok(Gid::from_raw(number)),
-                Err(_) => match Group::from_name(name) {
-                    Ok(Some(group)) => Ok(group.gid),
-                    Ok(None) => Err(unknown("group", name)),
-                    Err(errno) => Err(failure(listener, "getgrnam")(errno.into())),
-                },
-            });
-        Ok(Self {
-            user: user.transpose()?,
-            group: group.transpose()?,
-        })
+        let user = listener.options.user.as_deref().map(|name| match name.parse() {
+            Ok(number) => Ok(Uid::from_raw(number)),
+            Err(_) => match User::from_name(name) {
+                Ok(Some(user)) => Ok(user.uid),
+                Ok(None) => Err(unknown("user", name)),
+                Err(errno) => Err(failure(listener, "getpwnam")(errno.into())),
+            },
+        });
+        let group = listener.options.group.as_deref().map(|name| match name.parse() {
+            Ok(number) => Ok(Gid::from_raw(number)),
+            Err(_) => match Group::from_name(name) {
+                Ok(Some(group)) => Ok(group.gid),
+                Ok(None) => Err(unknown("group", name)),
+                Err(errno) => Err(failure(listener, "getgrnam")(errno.into())),
+            },
+        });
+        Ok(Self { user: user.transpose()?, group: group.transpose()? })
     }
 
     fn is_said(&self) -> bool {

@@ -14,10 +14,7 @@ pub(crate) fn shim(args: &[OsString]) -> ExitCode {
     if std::env::var_os("TEST_SHIM_DIES").is_some() {
         return ExitCode::from(9);
     }
-    let count = args[2]
-        .to_str()
-        .and_then(|text| text.parse().ok())
-        .expect("count");
+    let count = args[2].to_str().and_then(|text| text.parse().ok()).expect("count");
     let error = spawn::become_program(count, &args[4], &args[5..]);
     eprintln!("shim: {error}");
     ExitCode::from(127)
@@ -36,13 +33,8 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
 
 /// Five sockets in the places of each other: 3..8 become 7, 6, 5, 4, 3.
 fn exec() {
-    let mut fds: Vec<OwnedFd> = (0..5)
-        .map(|_| {
-            std::net::TcpListener::bind("127.0.0.1:0")
-                .expect("bind")
-                .into()
-        })
-        .collect();
+    let mut fds: Vec<OwnedFd> =
+        (0..5).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into()).collect();
     fds.reverse();
     let links: Vec<String> = fds.iter().map(|fd| link(fd.as_fd())).collect();
     println!("{}", links.join(" "));
@@ -60,13 +52,8 @@ fn exec_fails() {
     let file = std::fs::File::open("/dev/null").expect("open");
     let bystander = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let before = table();
-    let fds: Vec<OwnedFd> = (0..4)
-        .map(|_| {
-            std::net::TcpListener::bind("127.0.0.1:0")
-                .expect("bind")
-                .into()
-        })
-        .collect();
+    let fds: Vec<OwnedFd> =
+        (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into()).collect();
     let error = inherit::exec(fds, inherit::FIRST, &mut Command::new("/bindonce/none"));
     assert_eq!(error.raw_os_error(), Some(2), "{error}");
     assert_eq!(table(), before);
@@ -80,10 +67,7 @@ fn table() -> Vec<(i32, String)> {
         .map(|fd| {
             let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).expect("info");
             let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).expect("link");
-            let flags = info
-                .lines()
-                .find(|line| line.starts_with("flags:"))
-                .expect("flags");
+            let flags = info.lines().find(|line| line.starts_with("flags:")).expect("flags");
             (fd, format!("{} {flags}", link.display()))
         })
         .collect()
@@ -113,13 +97,8 @@ fn ghost(kind: &str) {
         // Registered and still open: not a ghost.
         "open" => {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
-            epoll::add(
-                &epoll,
-                &listener,
-                epoll::EventData::new_u64(1),
-                epoll::EventFlags::IN,
-            )
-            .expect("add");
+            epoll::add(&epoll, &listener, epoll::EventData::new_u64(1), epoll::EventFlags::IN)
+                .expect("add");
             stay();
         }
         kind => unreachable!("{kind}"),
@@ -144,8 +123,5 @@ fn stay() {
 /// pidfd_getfd from this very process: that needs no unsafe code.
 fn inherited() -> OwnedFd {
     let pid = i32::try_from(std::process::id()).expect("pid");
-    bindonce_sys::process::Pidfd::open(pid)
-        .expect("pidfd")
-        .take(inherit::FIRST)
-        .expect("listener")
+    bindonce_sys::process::Pidfd::open(pid).expect("pidfd").take(inherit::FIRST).expect("listener")
 }

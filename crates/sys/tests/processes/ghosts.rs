@@ -15,20 +15,11 @@ use crate::Test;
 use crate::programs::wait;
 
 pub(crate) const TESTS: &[Test] = &[
-    (
-        "a ghost is found and deleted, and the process is woken no more",
-        by_number,
-    ),
-    (
-        "a ghost in a thread's own table is found and deleted",
-        in_a_thread,
-    ),
+    ("a ghost is found and deleted, and the process is woken no more", by_number),
+    ("a ghost in a thread's own table is found and deleted", in_a_thread),
     ("a listener that is open is no ghost", open),
     ("a process that is gone has none", gone),
-    (
-        "the ghosts of a haproxy that drains are found and deleted",
-        of_haproxy,
-    ),
+    ("the ghosts of a haproxy that drains are found and deleted", of_haproxy),
 ];
 
 struct Haunted {
@@ -53,12 +44,7 @@ impl Haunted {
         let mut line = String::new();
         BufReader::new(pipe).read_line(&mut line).expect("read");
         assert_eq!(line, "ready\n");
-        Self {
-            listener,
-            inode,
-            at,
-            started,
-        }
+        Self { listener, inode, at, started }
     }
 
     fn find(&self) -> Vec<ghosts::Ghost> {
@@ -66,11 +52,7 @@ impl Haunted {
     }
 
     fn detach(&self, found: &[ghosts::Ghost]) -> Result<usize, bindonce_sys::Error> {
-        ghosts::detach(
-            &self.started.pidfd,
-            found,
-            &[(self.inode, self.listener.as_fd())],
-        )
+        ghosts::detach(&self.started.pidfd, found, &[(self.inode, self.listener.as_fd())])
     }
 }
 
@@ -82,31 +64,20 @@ impl Drop for Haunted {
 }
 
 fn is_ready(fd: &OwnedFd) -> bool {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).expect("poll") == 1
 }
 
 fn by_number() {
     let haunted = Haunted::new("number");
     let found = haunted.find();
-    let [ghost] = found[..] else {
-        unreachable!("{found:?}")
-    };
-    assert_eq!(
-        (ghost.number, ghost.inode, ghost.tid),
-        (40, haunted.inode, haunted.started.pid)
-    );
+    let [ghost] = found[..] else { unreachable!("{found:?}") };
+    assert_eq!((ghost.number, ghost.inode, ghost.tid), (40, haunted.inode, haunted.started.pid));
     assert!(ghosts::find(haunted.started.pid, &[haunted.inode + 1]).is_empty());
 
     let epoll = haunted.started.pidfd.take(ghost.epoll).expect("epoll");
     let client = TcpStream::connect(haunted.at).expect("connect");
-    assert!(
-        is_ready(&epoll),
-        "a ghost is woken for a connection that waits"
-    );
+    assert!(is_ready(&epoll), "a ghost is woken for a connection that waits");
     let before = crate::open_descriptors();
     assert_eq!(haunted.detach(&found).expect("detach"), 1);
     assert!(!is_ready(&epoll));
@@ -121,9 +92,7 @@ fn by_number() {
 fn in_a_thread() {
     let haunted = Haunted::new("thread");
     let found = haunted.find();
-    let [ghost] = found[..] else {
-        unreachable!("{found:?}")
-    };
+    let [ghost] = found[..] else { unreachable!("{found:?}") };
     assert_eq!(ghost.number, 60);
     assert_ne!(ghost.tid, haunted.started.pid);
     match haunted.detach(&found) {
@@ -146,11 +115,7 @@ fn gone() {
     let haunted = Haunted::new("number");
     let found = haunted.find();
     haunted.started.pidfd.send(Signal::SIGSTOP).expect("stop");
-    assert_eq!(
-        haunted.find(),
-        found,
-        "a stopped process is read all the same"
-    );
+    assert_eq!(haunted.find(), found, "a stopped process is read all the same");
     assert_eq!(ghosts::find(i32::MAX, &[haunted.inode]), []);
 }
 

@@ -21,9 +21,7 @@ fn main() -> ExitCode {
     match args.get(1).and_then(|arg| arg.to_str()) {
         Some(bindonce_sys::spawn::SUBCOMMAND) => children::shim(&args),
         Some("child") => children::child(&args),
-        filter => run(filter
-            .filter(|text| !text.starts_with('-'))
-            .unwrap_or_default()),
+        filter => run(filter.filter(|text| !text.starts_with('-')).unwrap_or_default()),
     }
 }
 
@@ -45,11 +43,7 @@ fn run(filter: &str) -> ExitCode {
         failed += usize::from(verdict != "ok");
         println!("test {name} ... {verdict}");
     }
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What whoever started the tests left open must not reach the children, which
@@ -65,10 +59,8 @@ fn keep_to_ourselves() {
 /// The numbers of this process's open descriptors.
 pub(crate) fn open_descriptors() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc/self/fd").expect("/proc/self/fd");
-    let mut open: Vec<i32> = entries
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut open: Vec<i32> =
+        entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     open.sort_unstable();
     // The one that reads the directory has the lowest free number, and is closed now.
     open.retain(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok());

@@ -13,27 +13,15 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    (
-        "a program finds its descriptors, variables and directory",
-        finds_everything,
-    ),
-    (
-        "a program starts with its signals as they should be",
-        signals_are_reset,
-    ),
+    ("a program finds its descriptors, variables and directory", finds_everything),
+    ("a program starts with its signals as they should be", signals_are_reset),
     ("six hundred descriptors arrive in order", many_descriptors),
     ("no descriptors are no problem", no_descriptors),
-    (
-        "a program that is not there is told on standard error",
-        not_found,
-    ),
+    ("a program that is not there is told on standard error", not_found),
     ("a shim that dies at once blocks nobody", dead_shim),
     ("exec moves descriptors past each other", exec_overlaps),
     ("an exec that fails puts everything back", exec_fails),
-    (
-        "a child is signalled and reaped through its descriptor",
-        pidfd,
-    ),
+    ("a child is signalled and reaped through its descriptor", pidfd),
 ];
 
 fn shell(script: &str) -> Launch {
@@ -48,9 +36,7 @@ fn shell(script: &str) -> Launch {
 fn finish(started: Started) -> (String, String, Exit) {
     let [stdout, stderr] = [started.stdout, started.stderr].map(|pipe| {
         let mut text = String::new();
-        std::fs::File::from(pipe.expect("piped"))
-            .read_to_string(&mut text)
-            .expect("read");
+        std::fs::File::from(pipe.expect("piped")).read_to_string(&mut text).expect("read");
         text
     });
     (stdout, stderr, wait(&started.pidfd))
@@ -101,9 +87,7 @@ fn signals_are_reset() {
         .collect();
     // 32 and 33 are glibc's own, which its posix_spawn leaves ignored in every child.
     let of_glibc = (1 << 31) | (1 << 32);
-    let [blocked, ignored] = sets[..] else {
-        unreachable!("{stdout}")
-    };
+    let [blocked, ignored] = sets[..] else { unreachable!("{stdout}") };
     assert_eq!((blocked, ignored & !of_glibc), (0, 0), "{stdout}");
 }
 
@@ -116,25 +100,13 @@ fn many_descriptors() {
     launch.descriptors = sockets
         .into_iter()
         .enumerate()
-        .map(|(n, (fd, _))| {
-            (
-                if n == 300 {
-                    String::new()
-                } else {
-                    format!("V{n}")
-                },
-                fd,
-            )
-        })
+        .map(|(n, (fd, _))| (if n == 300 { String::new() } else { format!("V{n}") }, fd))
         .collect();
     let (stdout, stderr, exit) = finish(launch.start().expect("start"));
     assert!(exit.success(), "{stderr}");
     let mut lines = stdout.lines();
     assert_eq!(lines.next(), Some("3 602"));
-    assert!(
-        lines.eq(inodes.iter().map(|inode| format!("socket:[{inode}]"))),
-        "{stdout}"
-    );
+    assert!(lines.eq(inodes.iter().map(|inode| format!("socket:[{inode}]"))), "{stdout}");
 }
 
 fn no_descriptors() {
@@ -149,10 +121,7 @@ fn not_found() {
     launch.descriptors = vec![("A".to_owned(), socket().0)];
     let (_, stderr, exit) = finish(launch.start().expect("start"));
     assert_eq!(exit, Exit::Code(127));
-    assert!(
-        stderr.contains("cannot execute bindonce-no-such-program: ENOENT"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("cannot execute bindonce-no-such-program: ENOENT"), "{stderr}");
 }
 
 fn dead_shim() {
@@ -164,10 +133,7 @@ fn dead_shim() {
 }
 
 fn child(mode: &str) -> (String, String) {
-    let output = Command::new("/proc/self/exe")
-        .args(["child", mode])
-        .output()
-        .expect("child");
+    let output = Command::new("/proc/self/exe").args(["child", mode]).output().expect("child");
     let text = |bytes| String::from_utf8(bytes).expect("text");
     let (stdout, stderr) = (text(output.stdout), text(output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
@@ -180,10 +146,7 @@ fn exec_overlaps() {
     let wanted: Vec<&str> = lines.next().expect("links").split(' ').collect();
     let found: Vec<&str> = lines.by_ref().take(5).collect();
     assert_eq!(found, wanted);
-    assert_eq!(
-        lines.collect::<Vec<_>>(),
-        ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
-    );
+    assert_eq!(lines.collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
 }
 
 fn exec_fails() {

@@ -11,10 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::{Test, open_descriptors};
 
 pub(crate) const TESTS: &[Test] = &[
-    (
-        "descriptors beyond the limit are an error and none leaks",
-        truncated,
-    ),
+    ("descriptors beyond the limit are an error and none leaks", truncated),
     ("the soft limit rises to the hard one", raised),
     ("a signal names its sender", signal),
     ("the peer of a pair is this process", credentials),
@@ -29,14 +26,8 @@ fn truncated() {
     let before = open_descriptors();
     let limit = getrlimit(Resource::Nofile);
     // Five numbers below the limit are free, and twenty descriptors come.
-    let sixth = (0..)
-        .filter(|fd| !before.contains(fd))
-        .nth(5)
-        .expect("free");
-    let low = Rlimit {
-        current: u64::try_from(sixth).ok(),
-        maximum: limit.maximum,
-    };
+    let sixth = (0..).filter(|fd| !before.contains(fd)).nth(5).expect("free");
+    let low = Rlimit { current: u64::try_from(sixth).ok(), maximum: limit.maximum };
     setrlimit(Resource::Nofile, low).expect("lower");
     let mut fds: Vec<OwnedFd> = Vec::new();
     let received = scm::recv(theirs.as_fd(), &mut [0; 4], &mut fds);
@@ -50,10 +41,7 @@ fn truncated() {
 
 fn raised() {
     let limit = getrlimit(Resource::Nofile);
-    let low = Rlimit {
-        current: Some(200),
-        maximum: limit.maximum,
-    };
+    let low = Rlimit { current: Some(200), maximum: limit.maximum };
     setrlimit(Resource::Nofile, low).expect("lower");
     assert_eq!(limits::nofile().0, 200);
     let now = limits::raise_nofile().expect("raise");
@@ -64,10 +52,7 @@ fn raised() {
 fn signal() {
     let signals = SignalFd::new(&[Signal::SIGUSR1]).expect("signalfd");
     assert_eq!(signals.read().expect("read"), None);
-    let status = Command::new("sh")
-        .args(["-c", "kill -USR1 $PPID"])
-        .status()
-        .expect("sh");
+    let status = Command::new("sh").args(["-c", "kill -USR1 $PPID"]).status().expect("sh");
     assert!(status.success());
     let received = signals.read().expect("read").expect("a signal");
     assert_eq!((received.signo, received.code), (Signal::SIGUSR1, 0));
@@ -99,9 +84,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "delete", &self.0])
-            .status();
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
     }
 }
 
