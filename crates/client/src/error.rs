@@ -8,12 +8,13 @@ use bindonce_wire::RpcError;
 
 /// Why a call failed. After [`Error::Refused`] and the two about a single lease
 /// the connection goes on to serve; after any other it does not, and the
-/// next call says [`Error::Interrupted`].
+/// next call says [`Error::Interrupted`]. The text does not repeat the
+/// [`source`](std::error::Error::source): print the whole chain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No broker answers at the path.
-    #[error("cannot connect to the broker at {}: {source}", path.display())]
+    #[error("cannot connect to the broker at {}", path.display())]
     Connect {
         /// Where the broker should be.
         path: PathBuf,
@@ -35,11 +36,11 @@ pub enum Error {
         during: &'static str,
     },
     /// The system refused to send or receive.
-    #[error("cannot talk to the broker: {0}")]
+    #[error("cannot talk to the broker")]
     Io(#[source] io::Error),
     /// The broker answered with an error.
-    #[error("{0}")]
-    Refused(#[source] RpcError),
+    #[error(transparent)]
+    Refused(RpcError),
     /// Descriptors were lost on the way; those that came have been closed.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
@@ -55,7 +56,7 @@ pub enum Error {
     #[error("the broker's reply makes no sense: {0}")]
     Protocol(String),
     /// The parameters cannot be written as JSON.
-    #[error("the parameters cannot be written as JSON: {0}")]
+    #[error("the parameters cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
     /// An earlier call on this connection failed or was dropped half-way.
     #[error("an earlier call on this connection was left half-way")]
@@ -73,7 +74,7 @@ pub enum Error {
         found: &'static str,
     },
     /// The system does not tell what a socket is, or cannot use it.
-    #[error("cannot use listener {name:?} ({address}): {source}")]
+    #[error("cannot use listener {name:?} ({address})")]
     Descriptor {
         /// The listener's name.
         name: String,

@@ -26,6 +26,7 @@ enum Expect {
     Protocol,
     Closed,
     TimedOut,
+    Other,
 }
 
 fn open_descriptors() -> usize {
@@ -140,7 +141,7 @@ fn ending(outcome: &Result<usize, Error>) -> Expect {
         Err(Error::Protocol(_)) => Expect::Protocol,
         Err(Error::Closed { .. }) => Expect::Closed,
         Err(Error::TimedOut { .. }) => Expect::TimedOut,
-        Err(other) => panic!("unexpected: {other:?}"),
+        Err(_) => Expect::Other,
     }
 }
 
@@ -172,6 +173,8 @@ fn message(text: &str, count: usize) -> Message {
 
 #[test]
 fn every_lie_is_an_error_and_nothing_leaks() {
+    // The first runtime of a process opens two descriptors for signals, for good.
+    claim_async(&correct(1), true).expect("a correct reply");
     for count in [1, 2, 253, 254, 600] {
         check(&correct(count), true, Expect::Leases(count));
     }
@@ -299,7 +302,7 @@ fn truncation_is_an_error() {
     // Room for the connection, not for all that comes.
     let lowered = Rlimit {
         current: Some(before as u64 + 20),
-        ..limit.clone()
+        ..limit
     };
     setrlimit(Resource::Nofile, lowered).expect("lower the limit");
     let outcome = claim(&correct(100), true);

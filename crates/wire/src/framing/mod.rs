@@ -31,8 +31,6 @@ use std::mem;
 
 use validator::{Outcome, Validator};
 
-use crate::error::{ErrorCode, RpcError};
-
 /// What the stream contained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
@@ -47,28 +45,6 @@ pub enum Frame {
     },
     /// A request that is longer than the cap; it has been or will be skipped.
     TooLarge,
-}
-
-impl Frame {
-    /// The error that a server answers to what is no request, with `id` null.
-    pub fn rejection(&self, cap: usize) -> Option<RpcError> {
-        match self {
-            Self::Request(_) => None,
-            Self::Malformed { reason, at } => Some(
-                RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {reason}"))
-                    .with("at", *at)
-                    .with_hint("send one JSON object for each request, in UTF-8"),
-            ),
-            Self::TooLarge => Some(
-                RpcError::new(
-                    ErrorCode::TOO_LARGE,
-                    format!("the request is longer than {cap} bytes"),
-                )
-                .with("limit", cap)
-                .with_hint("split it: several requests may go over one connection"),
-            ),
-        }
-    }
 }
 
 /// Why a byte cannot stand where it stands.
