@@ -19,12 +19,7 @@ use logging::LogFormat;
 
 /// Binds every listen address once and hands the same sockets to each new generation of a proxy
 #[derive(Debug, Parser)]
-#[command(
-    name = "bindonce",
-    version,
-    max_term_width = 100,
-    disable_help_subcommand = true
-)]
+#[command(name = "bindonce", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -40,13 +35,7 @@ struct Globals {
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// How log lines are written
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        value_name = "FORMAT",
-        default_value = "human"
-    )]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "human")]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_haproxy=debug
     #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
@@ -68,10 +57,7 @@ impl Globals {
 
 fn main() -> ExitCode {
     // Between a supervisor and its program: as little as possible.
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == bindonce_sys::spawn::SUBCOMMAND)
-    {
+    if std::env::args_os().nth(1).is_some_and(|word| word == bindonce_sys::spawn::SUBCOMMAND) {
         return command::shim::run();
     }
     let cli = Cli::parse();

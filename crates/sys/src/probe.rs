@@ -21,11 +21,7 @@ pub fn connect_and_reset(to: &Address) -> io::Result<()> {
         Address::Unix(path) => SockAddr::unix(path)?,
         Address::Udp(_) | Address::Abstract(_) => return Err(io::ErrorKind::Unsupported.into()),
     };
-    let socket = Socket::new(
-        Domain::from(i32::from(address.family())),
-        Type::STREAM,
-        None,
-    )?;
+    let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&address) {
         Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => return Err(error),

@@ -1,8 +1,13 @@
-//! Waiting for a descriptor in tokio.
+//! Waiting for a descriptor, and for short exact times, in tokio.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -33,5 +38,43 @@ impl Watch {
     pub async fn readable(&self) -> io::Result<()> {
         self.0.readable().await?.clear_ready();
         Ok(())
+    }
+}
+
+/// A clock that ticks at a short, exact interval (timerfd_create(2)). tokio's own
+/// timers are rounded to whole milliseconds, upwards, which doubles an interval of one.
+#[derive(Debug)]
+pub struct Ticks {
+    timer: OwnedFd,
+    watch: Watch,
+}
+
+impl Ticks {
+    /// Ticks now and then every `interval`.
+    ///
+    /// # Errors
+    /// Those of timerfd_create(2), timerfd_settime(2) and [`Watch::new`].
+    pub fn every(interval: Duration) -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let it_interval = Timespec::try_from(interval).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let it_value = Timespec { tv_sec: 0, tv_nsec: 1 };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value })?;
+        let watch = Watch::new(&timer)?;
+        Ok(Self { timer, watch })
+    }
+
+    /// Waits for the next tick. Ticks that were missed are one.
+    ///
+    /// # Errors
+    /// Those of read(2) on the timer, which are none in practice.
+    pub async fn tick(&mut self) -> io::Result<()> {
+        loop {
+            self.watch.readable().await?;
+            match rustix::io::read(&self.timer, &mut [0; 8]) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                read => return Ok(read.map(drop)?),
+            }
+        }
     }
 }

@@ -19,11 +19,7 @@ pub(super) enum Operation {
     /// It is ready and stopped, and the older ones are told to pause.
     Pausing(Pausing),
     /// It serves, and the older ones are told to stop and have not all confirmed it.
-    Stopping {
-        newer: GenerationId,
-        older: Vec<GenerationId>,
-        ended: Vec<GenerationId>,
-    },
+    Stopping { newer: GenerationId, older: Vec<GenerationId>, ended: Vec<GenerationId> },
 }
 
 /// A handover behind a pause, until it is proved that nobody accepts.
@@ -84,22 +80,11 @@ impl Timeline {
             life.phase = Phase::Waiting;
         }
         let reason = Reason::Handover;
-        out.push(Action::Signal {
-            id: newer,
-            signal: Signal::Stop,
-            reason,
-        });
+        out.push(Action::Signal { id: newer, signal: Signal::Stop, reason });
         for &id in &older {
-            out.push(Action::Signal {
-                id,
-                signal: Signal::Pause,
-                reason,
-            });
+            out.push(Action::Signal { id, signal: Signal::Pause, reason });
         }
-        out.push(Action::Prove {
-            newer,
-            older: older.clone(),
-        });
+        out.push(Action::Prove { newer, older: older.clone() });
         self.operation = Operation::Pausing(Pausing {
             newer,
             older: older.into_iter().collect(),
@@ -123,25 +108,14 @@ impl Timeline {
             }
             self.operation = Operation::None;
             let (id, ended) = (pausing.newer, pausing.ended);
-            self.answer(
-                Outcome::Serving {
-                    id,
-                    ended,
-                    alone: true,
-                },
-                out,
-            );
+            self.answer(Outcome::Serving { id, ended, alone: true }, out);
         }
     }
 
     fn resume_newer(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
         out.push(Action::EndProof);
         let (id, signal) = (pausing.newer, Signal::Continue);
-        out.push(Action::Signal {
-            id,
-            signal,
-            reason: Reason::Handover,
-        });
+        out.push(Action::Signal { id, signal, reason: Reason::Handover });
         self.serve(now, id, out);
     }
 
@@ -169,11 +143,7 @@ impl Timeline {
         }
         pausing.latest = Some(observation.clone());
         for id in wake {
-            out.push(Action::Signal {
-                id,
-                signal: Signal::Continue,
-                reason: Reason::Silent,
-            });
+            out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Silent });
         }
         for id in kill {
             let known = self.lives.get(&id).map(|life| &life.phase);
@@ -197,9 +167,7 @@ impl Timeline {
             let older = pausing.older.clone();
             // One that is being ended needs no further signal of this kind.
             let paused = |id: &GenerationId| {
-                self.lives
-                    .get(id)
-                    .is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
+                self.lives.get(id).is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
             };
             for id in older.into_iter().filter(paused) {
                 let (signal, reason) = (Signal::Pause, Reason::Again);
@@ -222,10 +190,7 @@ impl Timeline {
             if let Some(pausing) = self.pausing() {
                 pausing.until = now + TERM_TO_KILL + PAUSE_AGAIN * 5;
                 pausing.again = now + PAUSE_AGAIN;
-                pausing.latest = Some(Observation {
-                    moving: true,
-                    ..Observation::default()
-                });
+                pausing.latest = Some(Observation { moving: true, ..Observation::default() });
             }
             for id in suspects {
                 self.operation.note_ended(id);
@@ -243,41 +208,21 @@ impl Timeline {
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
         if moving {
             self.operation = Operation::None;
-            self.answer(
-                Outcome::Serving {
-                    id: newer,
-                    ended,
-                    alone: false,
-                },
-                out,
-            );
+            self.answer(Outcome::Serving { id: newer, ended, alone: false }, out);
         } else {
             let older = pausing.older.iter().copied().collect();
-            self.operation = Operation::Stopping {
-                newer,
-                older,
-                ended,
-            };
+            self.operation = Operation::Stopping { newer, older, ended };
         }
     }
 
     /// Ends a handover whose older generations have all confirmed, or are gone.
     pub(super) fn finish_stopping(&mut self, out: &mut Vec<Action>) {
-        let Operation::Stopping {
-            newer,
-            older,
-            ended,
-        } = &self.operation
-        else {
+        let Operation::Stopping { newer, older, ended } = &self.operation else {
             return;
         };
         let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
         if !older.iter().any(accepts) {
-            let outcome = Outcome::Serving {
-                id: *newer,
-                ended: ended.clone(),
-                alone: true,
-            };
+            let outcome = Outcome::Serving { id: *newer, ended: ended.clone(), alone: true };
             self.operation = Operation::None;
             self.answer(outcome, out);
         }
@@ -297,11 +242,7 @@ impl Timeline {
         for &id in &pausing.older {
             let phase = self.lives.get(&id).map(|life| &life.phase);
             if let Some(Phase::Serving { .. }) = phase {
-                out.push(Action::Signal {
-                    id,
-                    signal: Signal::Resume,
-                    reason,
-                });
+                out.push(Action::Signal { id, signal: Signal::Resume, reason });
             }
         }
     }
@@ -315,11 +256,7 @@ impl Timeline {
                 out.push(Action::EndProof);
                 self.terminate(now, pausing.newer, Reason::Shutdown, out);
                 let (id, signal) = (pausing.newer, Signal::Continue);
-                out.push(Action::Signal {
-                    id,
-                    signal,
-                    reason: Reason::Shutdown,
-                });
+                out.push(Action::Signal { id, signal, reason: Reason::Shutdown });
             }
         }
     }

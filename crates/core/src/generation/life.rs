@@ -23,11 +23,7 @@ pub(super) enum Phase {
     Serving { since: Moment },
     /// Told to stop for good, and may still accept: unless `proved`, by the accept queues. Looked
     /// at again, and signalled again, at `again`.
-    Stopping {
-        since: Moment,
-        again: Moment,
-        proved: bool,
-    },
+    Stopping { since: Moment, again: Moment, proved: bool },
     /// Has closed its listeners.
     Draining { until: Moment },
     /// Told to exit at once (SIGTERM), and until then may accept if it did before.

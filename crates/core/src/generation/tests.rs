@@ -22,11 +22,7 @@ struct Story {
 impl Story {
     fn new() -> Self {
         let timeline = Timeline::new(Settings::default(), ONE);
-        Self {
-            timeline,
-            now: Moment::ZERO,
-            log: Vec::new(),
-        }
+        Self { timeline, now: Moment::ZERO, log: Vec::new() }
     }
 
     /// A service whose first generation serves.
@@ -75,40 +71,24 @@ fn answers(actions: &[Action]) -> Vec<Outcome> {
 
 fn starts(actions: &[Action]) -> Vec<(u64, Configuration)> {
     let start = |action: &Action| match action {
-        Action::Start {
-            id, configuration, ..
-        } => Some((id.0, *configuration)),
+        Action::Start { id, configuration, .. } => Some((id.0, *configuration)),
         _ => None,
     };
     actions.iter().filter_map(start).collect()
 }
 
 fn serves(id: GenerationId) -> Outcome {
-    Outcome::Serving {
-        id,
-        ended: Vec::new(),
-        alone: true,
-    }
+    Outcome::Serving { id, ended: Vec::new(), alone: true }
 }
 
 #[test]
 fn the_first_start_needs_no_handover() {
     let mut story = Story::new();
     let actions = story.on(Event::Reload(Caller(7)));
-    let start = Action::Start {
-        id: ONE,
-        configuration: Configuration::Fresh,
-        older_alive: false,
-    };
+    let start = Action::Start { id: ONE, configuration: Configuration::Fresh, older_alive: false };
     assert_eq!(actions, [start]);
     let actions = story.on(Event::Ready(ONE, Handover::Pause));
-    assert_eq!(
-        actions,
-        [
-            Action::Serving(ONE),
-            Action::Answer(vec![Caller(7)], serves(ONE))
-        ]
-    );
+    assert_eq!(actions, [Action::Serving(ONE), Action::Answer(vec![Caller(7)], serves(ONE))]);
     assert_eq!(story.timeline.deadline(), None);
 }
 
@@ -119,18 +99,11 @@ fn a_handover_waits_for_the_proof() {
     let actions = story.on(Event::Ready(TWO, Handover::Pause));
     assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::Pause)]);
     assert_eq!(answers(&actions), []);
-    let seen = Observation {
-        moving: true,
-        accepting: vec![ONE],
-        silent: vec![],
-    };
+    let seen = Observation { moving: true, accepting: vec![ONE], silent: vec![] };
     assert_eq!(answers(&story.on(Event::Unproved(seen))), []);
     assert_eq!(signals(&story.pass(100 * MS)), [(1, Signal::Pause)]);
     let actions = story.on(Event::Proved);
-    assert_eq!(
-        signals(&actions),
-        [(2, Signal::Continue), (1, Signal::SoftStop)]
-    );
+    assert_eq!(signals(&actions), [(2, Signal::Continue), (1, Signal::SoftStop)]);
     assert_eq!(answers(&actions), [serves(TWO)]);
     // A lost soft stop is sent again until it is confirmed; then the connections are counted.
     assert_eq!(signals(&story.pass(250 * MS)), [(1, Signal::SoftStop)]);
@@ -146,24 +119,13 @@ fn an_older_generation_that_goes_on_accepting_is_ended() {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
     story.on(Event::Ready(TWO, Handover::Pause));
-    let seen = Observation {
-        moving: true,
-        accepting: vec![ONE],
-        silent: vec![],
-    };
+    let seen = Observation { moving: true, accepting: vec![ONE], silent: vec![] };
     story.on(Event::Unproved(seen));
     let actions = story.pass(Duration::from_secs(5));
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
-    assert_eq!(
-        signals(&story.pass(MS * 1000)).last(),
-        Some(&(1, Signal::Kill))
-    );
+    assert_eq!(signals(&story.pass(MS * 1000)).last(), Some(&(1, Signal::Kill)));
     story.on(Event::Exited(ONE));
-    let outcome = Outcome::Serving {
-        id: TWO,
-        ended: vec![ONE],
-        alone: true,
-    };
+    let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: true };
     assert_eq!(answers(&story.on(Event::Proved)), [outcome]);
 }
 
@@ -172,16 +134,9 @@ fn a_stranger_that_accepts_is_told_and_no_generation_is_ended_for_it() {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
     story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Unproved(Observation {
-        moving: true,
-        ..Observation::default()
-    }));
+    story.on(Event::Unproved(Observation { moving: true, ..Observation::default() }));
     let actions = story.pass(Duration::from_secs(5));
-    let outcome = Outcome::Serving {
-        id: TWO,
-        ended: vec![],
-        alone: false,
-    };
+    let outcome = Outcome::Serving { id: TWO, ended: vec![], alone: false };
     assert_eq!(answers(&actions), [outcome]);
     assert!(!signals(&actions).contains(&(1, Signal::Terminate)));
 }
@@ -191,12 +146,7 @@ fn a_silent_generation_is_continued_then_killed_so_that_the_service_does_not_sta
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
     story.on(Event::Ready(TWO, Handover::Pause));
-    let silent = || {
-        Event::Unproved(Observation {
-            silent: vec![ONE],
-            ..Observation::default()
-        })
-    };
+    let silent = || Event::Unproved(Observation { silent: vec![ONE], ..Observation::default() });
     story.on(silent());
     story.pass(250 * MS);
     assert_eq!(signals(&story.on(silent())), [(1, Signal::Continue)]);
@@ -225,10 +175,7 @@ fn a_new_generation_that_dies_while_stopped_gives_way_to_the_older() {
     story.on(Event::Ready(TWO, Handover::Pause));
     let actions = story.on(Event::Exited(TWO));
     assert_eq!(signals(&actions), [(1, Signal::Resume)]);
-    assert_eq!(
-        answers(&actions),
-        [Outcome::Failed(TWO, Failure::DiedInHandover)]
-    );
+    assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::DiedInHandover)]);
     assert_eq!(story.timeline.serving(), Some(ONE));
     assert_eq!(starts(&actions), []);
 }
@@ -239,10 +186,7 @@ fn a_bad_configuration_touches_nothing() {
     story.on(Event::Reload(Caller(1)));
     let actions = story.on(Event::StartFailed(TWO));
     assert_eq!(signals(&actions), []);
-    assert_eq!(
-        answers(&actions),
-        [Outcome::Failed(TWO, Failure::NotStarted)]
-    );
+    assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::NotStarted)]);
     story.on(Event::Reload(Caller(2)));
     let actions = story.on(Event::Exited(THREE));
     assert_eq!(signals(&actions), []);
@@ -254,14 +198,8 @@ fn a_bad_configuration_touches_nothing() {
 fn a_generation_that_is_not_ready_in_time_is_ended() {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
-    assert_eq!(
-        signals(&story.pass(Duration::from_secs(30))),
-        [(2, Signal::Terminate)]
-    );
-    assert_eq!(
-        signals(&story.pass(Duration::from_secs(1))),
-        [(2, Signal::Kill)]
-    );
+    assert_eq!(signals(&story.pass(Duration::from_secs(30))), [(2, Signal::Terminate)]);
+    assert_eq!(signals(&story.pass(Duration::from_secs(1))), [(2, Signal::Kill)]);
     assert_eq!(story.on(Event::Ready(TWO, Handover::Pause)), []);
     let actions = story.on(Event::Exited(TWO));
     assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::NotReady)]);
@@ -295,22 +233,13 @@ fn a_crash_starts_the_same_configuration_again_and_backs_off() {
         story.on(Event::Ready(GenerationId(id), Handover::Pause));
         let actions = story.on(Event::Exited(GenerationId(id)));
         let wait = actions.iter().find_map(|action| match action {
-            Action::Restart {
-                after,
-                rollback: false,
-                ..
-            } => Some(*after),
+            Action::Restart { after, rollback: false, .. } => Some(*after),
             _ => None,
         });
         waits.push(wait.expect("a restart").as_millis());
         story.pass(Duration::from_secs(10));
     }
-    assert_eq!(
-        waits,
-        [
-            100, 200, 400, 800, 1600, 3200, 6400, 10000, 10000, 10000, 10000
-        ]
-    );
+    assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10000, 10000, 10000, 10000]);
 }
 
 #[test]
@@ -323,20 +252,12 @@ fn a_configuration_that_keeps_dying_gives_way_to_the_last_that_worked() {
     story.on(Event::Exited(ONE));
     for id in 2..4 {
         let actions = story.on(Event::Exited(GenerationId(id)));
-        assert!(
-            !actions
-                .iter()
-                .any(|a| matches!(a, Action::Restart { rollback: true, .. }))
-        );
+        assert!(!actions.iter().any(|a| matches!(a, Action::Restart { rollback: true, .. })));
         story.pass(Duration::from_secs(1));
         story.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
     }
     let mut actions = story.on(Event::Exited(GenerationId(4)));
-    assert!(
-        actions
-            .iter()
-            .any(|a| matches!(a, Action::Restart { rollback: true, .. }))
-    );
+    assert!(actions.iter().any(|a| matches!(a, Action::Restart { rollback: true, .. })));
     actions.extend(story.pass(Duration::from_secs(1)));
     assert_eq!(starts(&actions), [(5, Configuration::Of(ONE))]);
 }
@@ -362,10 +283,7 @@ fn a_serving_generation_that_somebody_else_stopped_is_replaced() {
 
 #[test]
 fn too_many_draining_end_the_oldest() {
-    let settings = Settings {
-        max_draining: 2,
-        ..Settings::default()
-    };
+    let settings = Settings { max_draining: 2, ..Settings::default() };
     let mut story = Story::new();
     story.timeline = Timeline::new(settings, ONE);
     let mut ended = Vec::new();
@@ -373,11 +291,7 @@ fn too_many_draining_end_the_oldest() {
         story.on(Event::Reload(Caller(id)));
         story.on(Event::Ready(GenerationId(id), Handover::Pause));
         let actions = story.on(Event::Proved);
-        ended.extend(
-            signals(&actions)
-                .into_iter()
-                .filter(|(_, s)| *s == Signal::Terminate),
-        );
+        ended.extend(signals(&actions).into_iter().filter(|(_, s)| *s == Signal::Terminate));
         if id > 1 {
             story.on(Event::Stopped(GenerationId(id - 1)));
         }
@@ -390,18 +304,9 @@ fn shutdown_drains_and_a_second_one_ends_at_once() {
     let mut story = Story::serving();
     assert_eq!(signals(&story.on(Event::Shutdown)), [(1, Signal::SoftStop)]);
     let late = story.on(Event::Reload(Caller(9)));
-    assert_eq!(
-        late,
-        [Action::Answer(vec![Caller(9)], Outcome::ShuttingDown)]
-    );
-    assert_eq!(
-        signals(&story.on(Event::Shutdown)),
-        [(1, Signal::Terminate)]
-    );
-    assert_eq!(
-        story.on(Event::Exited(ONE)),
-        [Action::Gone(ONE), Action::Exit(Ending::Shutdown)]
-    );
+    assert_eq!(late, [Action::Answer(vec![Caller(9)], Outcome::ShuttingDown)]);
+    assert_eq!(signals(&story.on(Event::Shutdown)), [(1, Signal::Terminate)]);
+    assert_eq!(story.on(Event::Exited(ONE)), [Action::Gone(ONE), Action::Exit(Ending::Shutdown)]);
 }
 
 #[test]
@@ -420,10 +325,7 @@ fn adopted_generations_go_on_and_ids_only_grow() {
     let actions = story.timeline.adopt(Moment::ZERO, found);
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
     assert_eq!(story.timeline.serving(), Some(THREE));
-    assert_eq!(
-        starts(&story.on(Event::Reload(Caller(1)))),
-        [(4, Configuration::Fresh)]
-    );
+    assert_eq!(starts(&story.on(Event::Reload(Caller(1)))), [(4, Configuration::Fresh)]);
 }
 
 /// One step of a random story. Indexes choose among the generations that exist then.
@@ -434,11 +336,7 @@ enum Step {
     StartFailed(usize),
     Exited(usize),
     Proved,
-    Unproved {
-        moving: bool,
-        accepting: usize,
-        silent: usize,
-    },
+    Unproved { moving: bool, accepting: usize, silent: usize },
     Stopped(usize),
     Connections(usize, u64),
     Pass(u64),
@@ -485,10 +383,7 @@ impl Model {
                     self.starting.insert(*id);
                 }
                 Action::Signal { id, signal, .. } => {
-                    assert!(
-                        self.alive.contains(id),
-                        "a signal to a generation that is gone"
-                    );
+                    assert!(self.alive.contains(id), "a signal to a generation that is gone");
                     self.touched.insert(*id);
                     match signal {
                         Signal::Stop => drop(self.stopped_by_us.insert(*id, true)),
@@ -500,10 +395,7 @@ impl Model {
                     for caller in callers {
                         assert!(self.unanswered.remove(caller), "answered once");
                     }
-                    if let Outcome::Serving {
-                        id, alone: true, ..
-                    } = outcome
-                    {
+                    if let Outcome::Serving { id, alone: true, .. } = outcome {
                         // Invariant 2: at most one generation accepts once a reload is answered.
                         assert_eq!(timeline.accepting(*id), [], "{outcome:?}");
                     }

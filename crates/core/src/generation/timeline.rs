@@ -69,26 +69,14 @@ impl Timeline {
         found: impl IntoIterator<Item = (GenerationId, State, GenerationId)>,
     ) -> Vec<Action> {
         let mut out = Vec::new();
-        let found: BTreeMap<_, _> = found
-            .into_iter()
-            .map(|(id, state, of)| (id, (state, of)))
-            .collect();
-        let serving = found
-            .iter()
-            .rev()
-            .find(|(_, (s, _))| *s == State::Serving)
-            .map(|(id, _)| *id);
+        let found: BTreeMap<_, _> =
+            found.into_iter().map(|(id, state, of)| (id, (state, of))).collect();
+        let serving =
+            found.iter().rev().find(|(_, (s, _))| *s == State::Serving).map(|(id, _)| *id);
         for (&id, &(_, configuration)) in &found {
             self.next_id = self.next_id.max(id.0 + 1);
             let phase = Phase::Serving { since: now };
-            self.lives.insert(
-                id,
-                Life {
-                    phase,
-                    configuration,
-                    let_go: false,
-                },
-            );
+            self.lives.insert(id, Life { phase, configuration, let_go: false });
             if Some(id) == serving {
                 self.current = Some(configuration);
                 out.push(Action::Serving(id));
@@ -126,10 +114,7 @@ impl Timeline {
     /// When [`Event::Tick`] is due if nothing else happens.
     pub fn deadline(&self) -> Option<Moment> {
         let lives = self.lives.values().filter_map(Life::deadline);
-        let restart = self
-            .restart
-            .filter(|_| self.operation.is_none())
-            .map(|(at, _)| at);
+        let restart = self.restart.filter(|_| self.operation.is_none()).map(|(at, _)| at);
         lives.chain(self.operation.deadline()).chain(restart).min()
     }
 
@@ -141,18 +126,13 @@ impl Timeline {
     /// The generation that serves.
     pub fn serving(&self) -> Option<GenerationId> {
         let mut newest_first = self.lives.iter().rev();
-        newest_first
-            .find(|(_, l)| matches!(l.phase, Phase::Serving { .. }))
-            .map(|(id, _)| *id)
+        newest_first.find(|(_, l)| matches!(l.phase, Phase::Serving { .. })).map(|(id, _)| *id)
     }
 
     /// Whose copies of the configuration may still be started or are being served.
     pub fn configurations(&self) -> impl Iterator<Item = GenerationId> + '_ {
         let kept = [self.current, self.worked, self.restart.map(|(_, of)| of)];
-        self.lives
-            .values()
-            .map(|l| l.configuration)
-            .chain(kept.into_iter().flatten())
+        self.lives.values().map(|l| l.configuration).chain(kept.into_iter().flatten())
     }
 
     /// The configuration that a generation serves, by the generation that first had it.
@@ -162,10 +142,7 @@ impl Timeline {
 
     /// Generations that may accept connections now, other than `except`.
     pub(super) fn accepting(&self, except: GenerationId) -> Vec<GenerationId> {
-        let others = self
-            .lives
-            .iter()
-            .filter(|(id, life)| **id != except && life.may_accept());
+        let others = self.lives.iter().filter(|(id, life)| **id != except && life.may_accept());
         others.map(|(id, _)| *id).collect()
     }
 
@@ -180,14 +157,7 @@ impl Timeline {
             _ if older.is_empty() => {
                 self.serve(now, id, out);
                 self.operation = Operation::None;
-                self.answer(
-                    Outcome::Serving {
-                        id,
-                        ended: Vec::new(),
-                        alone: true,
-                    },
-                    out,
-                );
+                self.answer(Outcome::Serving { id, ended: Vec::new(), alone: true }, out);
             }
             Handover::Pause => self.pause(now, id, older, out),
             Handover::SoftStop => {
@@ -195,11 +165,7 @@ impl Timeline {
                 for &old in &older {
                     self.soft_stop(now, old, false, Reason::Handover, out);
                 }
-                self.operation = Operation::Stopping {
-                    newer: id,
-                    older,
-                    ended: Vec::new(),
-                };
+                self.operation = Operation::Stopping { newer: id, older, ended: Vec::new() };
             }
         }
     }
@@ -233,16 +199,8 @@ impl Timeline {
             _ => {}
         }
         if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
-            life.phase = Phase::Stopping {
-                since: now,
-                again: now + SOFT_STOP_AGAIN,
-                proved,
-            };
-            out.push(Action::Signal {
-                id,
-                signal: Signal::SoftStop,
-                reason,
-            });
+            life.phase = Phase::Stopping { since: now, again: now + SOFT_STOP_AGAIN, proved };
+            out.push(Action::Signal { id, signal: Signal::SoftStop, reason });
             out.push(Action::WatchStop(id));
         }
     }
@@ -276,11 +234,7 @@ impl Timeline {
                 out.push(Action::LetGo(id));
             }
             // It is paused for good and has nothing left to do, but never took the soft stop.
-            Phase::Stopping {
-                since,
-                proved: true,
-                ..
-            } if now >= since + overdue => {
+            Phase::Stopping { since, proved: true, .. } if now >= since + overdue => {
                 self.terminate(now, id, Reason::DidNotExit, out);
             }
             _ => {}
@@ -299,15 +253,8 @@ impl Timeline {
         };
         if !matches!(life.phase, Phase::Ending { .. } | Phase::Killed { .. }) {
             let accepts = life.may_accept();
-            life.phase = Phase::Ending {
-                kill: now + TERM_TO_KILL,
-                accepts,
-            };
-            out.push(Action::Signal {
-                id,
-                signal: Signal::Terminate,
-                reason,
-            });
+            life.phase = Phase::Ending { kill: now + TERM_TO_KILL, accepts };
+            out.push(Action::Signal { id, signal: Signal::Terminate, reason });
         }
     }
 
@@ -321,15 +268,8 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        life.phase = Phase::Killed {
-            again: now + TERM_TO_KILL,
-            accepts: life.may_accept(),
-        };
-        out.push(Action::Signal {
-            id,
-            signal: Signal::Kill,
-            reason,
-        });
+        life.phase = Phase::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
+        out.push(Action::Signal { id, signal: Signal::Kill, reason });
     }
 
     fn ended(
@@ -346,10 +286,7 @@ impl Timeline {
         let takes_over = self.operation.newer() == Some(id);
         match life.phase {
             Phase::Serving { since } if !self.shutdown => {
-                self.crashed(
-                    life.configuration,
-                    now.saturating_sub(since) >= WORKED_AFTER,
-                );
+                self.crashed(life.configuration, now.saturating_sub(since) >= WORKED_AFTER);
             }
             // A restart that nobody asked for has failed; the next one waits longer.
             _ if takes_over && self.running.is_empty() => self.crashed(life.configuration, false),
@@ -372,10 +309,7 @@ impl Timeline {
             self.worked = Some(configuration);
         }
         if worked || self.crashes.configuration != Some(configuration) {
-            self.crashes = Crashes {
-                configuration: Some(configuration),
-                count: 0,
-            };
+            self.crashes = Crashes { configuration: Some(configuration), count: 0 };
         }
         self.crashes.count += 1;
     }
@@ -441,22 +375,10 @@ impl Timeline {
             self.terminate(now, id, Reason::DrainTimeout, out);
         } else if let Some(life) = self.lives.get_mut(&id) {
             // One that is proved not to accept is no danger: ask it less often after a while.
-            let wait = if now < since + retire {
-                SOFT_STOP_AGAIN
-            } else {
-                retire
-            };
+            let wait = if now < since + retire { SOFT_STOP_AGAIN } else { retire };
             let until = since + if proved { drain } else { retire };
-            life.phase = Phase::Stopping {
-                since,
-                again: (now + wait).min(until),
-                proved,
-            };
-            out.push(Action::Signal {
-                id,
-                signal: Signal::SoftStop,
-                reason: Reason::Again,
-            });
+            life.phase = Phase::Stopping { since, again: (now + wait).min(until), proved };
+            out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
         }
     }
 
@@ -490,11 +412,8 @@ impl Timeline {
     }
 
     fn plan_restart(&mut self, now: Moment, current: GenerationId, out: &mut Vec<Action>) {
-        let count = if self.crashes.configuration == Some(current) {
-            self.crashes.count
-        } else {
-            0
-        };
+        let count =
+            if self.crashes.configuration == Some(current) { self.crashes.count } else { 0 };
         let older = self.worked.filter(|worked| *worked != current);
         let (configuration, rollback) = match older {
             Some(worked) if count >= CRASHES_BEFORE_ROLLBACK => (worked, true),
@@ -504,12 +423,7 @@ impl Timeline {
             0 | 1 => Moment::ZERO,
             n => (BACKOFF_FIRST * 2u32.saturating_pow(n.min(12) - 2)).min(BACKOFF_LAST),
         };
-        out.push(Action::Restart {
-            died: current,
-            configuration,
-            after,
-            rollback,
-        });
+        out.push(Action::Restart { died: current, configuration, after, rollback });
         self.restart = Some((now + after, configuration));
         if after.is_zero() {
             self.start(now, Configuration::Of(configuration), out);
@@ -526,32 +440,15 @@ impl Timeline {
             Configuration::Fresh => id,
             Configuration::Of(of) => of,
         };
-        let phase = Phase::Starting {
-            until: now + self.settings.ready_timeout,
-        };
-        self.lives.insert(
-            id,
-            Life {
-                phase,
-                configuration: of,
-                let_go: false,
-            },
-        );
+        let phase = Phase::Starting { until: now + self.settings.ready_timeout };
+        self.lives.insert(id, Life { phase, configuration: of, let_go: false });
         self.operation = Operation::Starting { newer: id };
-        out.push(Action::Start {
-            id,
-            configuration,
-            older_alive,
-        });
+        out.push(Action::Start { id, configuration, older_alive });
     }
 
     fn limit_draining(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let lingering: Vec<_> = self
-            .lives
-            .iter()
-            .filter(|(_, l)| l.lingers())
-            .map(|(id, _)| *id)
-            .collect();
+        let lingering: Vec<_> =
+            self.lives.iter().filter(|(_, l)| l.lingers()).map(|(id, _)| *id).collect();
         let too_many = lingering.len().saturating_sub(self.settings.max_draining);
         for &id in &lingering[..too_many] {
             self.terminate(now, id, Reason::TooManyDraining, out);

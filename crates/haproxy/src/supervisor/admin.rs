@@ -66,10 +66,7 @@ impl Admin {
                 tracing::debug!(path = %path.display(), %error, "admin connection ended");
             }
         });
-        Self {
-            asks,
-            task: task.abort_handle(),
-        }
+        Self { asks, task: task.abort_handle() }
     }
 
     /// Sends one command and gives its answer, which may take `limit`.
@@ -79,9 +76,7 @@ impl Admin {
         limit: Duration,
     ) -> Result<String, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.asks
-            .send(Ask { command, reply })
-            .map_err(|_| NoAnswer::Closed)?;
+        self.asks.send(Ask { command, reply }).map_err(|_| NoAnswer::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(NoAnswer::Closed),
@@ -158,14 +153,7 @@ mod tests {
         let text =
             "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nStopping: 1\nCurrConns: 3\nCumConns: 812\n";
         let info = Info::read(text);
-        assert_eq!(
-            info.version,
-            Version {
-                major: 2,
-                minor: 6,
-                patch: 12
-            }
-        );
+        assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
         assert!(info.stopping);
         assert_eq!((info.connections, info.accepted), (3, 812));
         assert_eq!(Info::read("garbage"), Info::default());

@@ -27,10 +27,7 @@ const BROKER_UP: Duration = Duration::from_secs(10);
 pub(super) async fn connect(socket: &Path) -> Result<Client, Error> {
     Client::connect(socket)
         .await
-        .map_err(|source| Error::NoBroker {
-            socket: socket.to_owned(),
-            source: Box::new(source),
-        })
+        .map_err(|source| Error::NoBroker { socket: socket.to_owned(), source: Box::new(source) })
 }
 
 /// Tells the broker whose connection this is and what it does now.
@@ -42,16 +39,8 @@ pub(super) async fn join(
     state: State,
 ) -> Result<(), Error> {
     let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-    let join = Join {
-        service: service.clone(),
-        generation: id.0,
-        pid,
-        state,
-    };
-    client
-        .join(&join)
-        .await
-        .map_err(|error| Error::Claim(Box::new(error)))
+    let join = Join { service: service.clone(), generation: id.0, pid, state };
+    client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
 }
 
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
@@ -61,10 +50,9 @@ pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
         Ok(mut client) => {
             return match client.ping().await {
                 Ok(_) => Ok(()),
-                Err(error) => Err(Error::NoBroker {
-                    socket: socket.to_owned(),
-                    source: Box::new(error),
-                }),
+                Err(error) => {
+                    Err(Error::NoBroker { socket: socket.to_owned(), source: Box::new(error) })
+                }
             };
         }
         Err(missing) => missing,
@@ -94,10 +82,7 @@ async fn start_broker(socket: &Path) -> Result<(), Error> {
     let (pidfd, ended) = Pidfd::open(pid)
         .and_then(|pidfd| Watch::new(&pidfd).map(|watch| (pidfd, watch)))
         .map_err(watch)?;
-    let failed = |story: String| Error::BrokerNotUp {
-        socket: socket.to_owned(),
-        story,
-    };
+    let failed = |story: String| Error::BrokerNotUp { socket: socket.to_owned(), story };
     let up = async {
         tokio::select! {
             ready = wait_ready(&notify.0) => ready.map_err(Error::system("wait for the broker")),
@@ -140,10 +125,7 @@ async fn wait_ready(socket: &Datagram) -> io::Result<()> {
     loop {
         let received = socket.recv(&mut text).await?;
         let text = text.get(..received).unwrap_or_default();
-        if text
-            .split(|byte| *byte == b'\n')
-            .any(|line| line == b"READY=1")
-        {
+        if text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
             return Ok(());
         }
     }

@@ -92,9 +92,7 @@ async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result
     loop {
         let read = stream.read(&mut buffer);
         let read = if scanner.in_progress() {
-            tokio::time::timeout(PATIENCE, read)
-                .await
-                .map_err(std::io::Error::from)??
+            tokio::time::timeout(PATIENCE, read).await.map_err(std::io::Error::from)??
         } else {
             read.await?
         };
@@ -121,9 +119,7 @@ async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result
                 }
             };
             let write = stream.write_all(&reply);
-            tokio::time::timeout(PATIENCE, write)
-                .await
-                .map_err(std::io::Error::from)??;
+            tokio::time::timeout(PATIENCE, write).await.map_err(std::io::Error::from)??;
         }
     }
 }

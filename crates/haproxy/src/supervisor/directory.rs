@@ -59,23 +59,13 @@ impl Directory {
     /// Opens the directory, making it if need be, and locks it.
     pub(super) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
         let path = service_directory(socket, service);
-        let failed = |source| Error::Directory {
-            path: path.clone(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed)?;
+        let failed = |source| Error::Directory { path: path.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
         let lock = LockFile::try_acquire(&path.join("lock")).map_err(failed)?;
         let Some(lock) = lock else {
             let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
             let pid = pid.trim().parse().ok();
-            return Err(Error::AlreadySupervised {
-                service: service.clone(),
-                pid,
-            });
+            return Err(Error::AlreadySupervised { service: service.clone(), pid });
         };
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
         Ok(Self { path, _lock: lock })
@@ -118,9 +108,7 @@ impl Directory {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
-            let id = name
-                .to_str()
-                .and_then(|name| name.strip_prefix("generation-"));
+            let id = name.to_str().and_then(|name| name.strip_prefix("generation-"));
             if let Some(Ok(id)) = id.map(str::parse) {
                 if !keep.contains(&GenerationId(id)) {
                     fs::remove_dir_all(entry.path())?;
@@ -145,10 +133,7 @@ impl Directory {
     /// The state that the last supervisor saved; none is the same as an empty one.
     pub(super) fn load(&self) -> Result<Saved, Error> {
         let path = self.path.join("state.json");
-        let failed = |source| Error::Directory {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| Error::Directory { path: path.clone(), source };
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(error.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Saved::default()),
@@ -161,12 +146,8 @@ impl Directory {
         let path = self.path.join("state.json");
         let temporary = self.path.join("state.json.new");
         let mut options = File::options();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&serde_json::to_vec(saved)?)?;
         fs::rename(temporary, path)
     }

@@ -80,10 +80,9 @@ impl Error {
     /// What a person can do about it, where the message does not say so.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoBroker { socket, .. } => Some(format!(
-                "start one with `bindonce serve --socket {}`",
-                socket.display()
-            )),
+            Self::NoBroker { socket, .. } => {
+                Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
+            }
             Self::Claim(error) => error.hint(),
             Self::Sys(error) => error.hint(),
             _ => None,

@@ -98,9 +98,7 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
-    Supervisor::new(settings, directory, sender)?
-        .supervise(signals, inbox)
-        .await
+    Supervisor::new(settings, directory, sender)?.supervise(signals, inbox).await
 }
 
 /// Something that happened, on its way to the loop.
@@ -245,9 +243,7 @@ impl Supervisor {
     }
 
     fn signal(&mut self, signal: Received) {
-        let Received {
-            signo, pid, uid, ..
-        } = signal;
+        let Received { signo, pid, uid, .. } = signal;
         match signo {
             Signal::SIGHUP | Signal::SIGUSR2 => {
                 tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
@@ -275,9 +271,6 @@ impl Supervisor {
         let parent = bindonce_sys::process::parent(pid);
         let is =
             |generation: &Generation| generation.pid() == pid || Some(generation.pid()) == parent;
-        self.generations
-            .iter()
-            .find(|(_, generation)| is(generation))
-            .map(|(id, _)| *id)
+        self.generations.iter().find(|(_, generation)| is(generation)).map(|(id, _)| *id)
     }
 }

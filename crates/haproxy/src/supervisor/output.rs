@@ -24,11 +24,7 @@ impl Tail {
     /// The lines, oldest first.
     pub(super) fn text(&self) -> String {
         let lines = self.0.borrow();
-        lines
-            .iter()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join("\n")
+        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     fn push(&self, line: &[u8]) {
@@ -46,12 +42,7 @@ pub(super) async fn pass_on(stderr: OwnedFd, paths: PathMap, tail: Tail) -> std:
     let mut line = Vec::new();
     loop {
         line.clear();
-        if (&mut reader)
-            .take(LINE_BYTES)
-            .read_until(b'\n', &mut line)
-            .await?
-            == 0
-        {
+        if (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
         let text = paths.user_place(&line);

@@ -35,11 +35,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 impl Supervisor {
     pub(super) fn perform(&mut self, action: Action) {
         match action {
-            Action::Start {
-                id,
-                configuration,
-                older_alive,
-            } => {
+            Action::Start { id, configuration, older_alive } => {
                 self.start(id, configuration, older_alive);
             }
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
@@ -62,12 +58,7 @@ impl Supervisor {
             Action::Answer(callers, outcome) => self.answer(&callers, &outcome),
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
-            Action::Restart {
-                died,
-                configuration,
-                after,
-                rollback,
-            } => {
+            Action::Restart { died, configuration, after, rollback } => {
                 self.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
@@ -127,12 +118,7 @@ impl Supervisor {
                 return self.feed(Event::StartFailed(id));
             }
         };
-        tracing::info!(
-            generation = id.0,
-            pid,
-            listeners = launched.listeners.len(),
-            "started"
-        );
+        tracing::info!(generation = id.0, pid, listeners = launched.listeners.len(), "started");
         let tail = Tail::default();
         let words = launched.stderr.map(|stderr| {
             tokio::task::spawn_local(output::pass_on(stderr, launched.paths, tail.clone()))
@@ -196,34 +182,19 @@ impl Supervisor {
             return;
         }
         tracing::info!(generation = id.0, pid = generation.pid(), "ready: {how}");
-        let handover = if self.can_pause(id) {
-            Handover::Pause
-        } else {
-            Handover::SoftStop
-        };
+        let handover = if self.can_pause(id) { Handover::Pause } else { Handover::SoftStop };
         self.feed(Event::Ready(id, handover));
     }
 
     /// Whether every older generation can be paused without harm to the shared sockets.
     fn can_pause(&self, newer: GenerationId) -> bool {
-        let older = self
-            .generations
-            .range(..newer)
-            .map(|(_, generation)| generation);
-        let mut listeners = older
-            .clone()
-            .flat_map(|generation| &generation.listeners)
-            .peekable();
+        let older = self.generations.range(..newer).map(|(_, generation)| generation);
+        let mut listeners = older.clone().flat_map(|generation| &generation.listeners).peekable();
         !self.settings.command.master_worker
             && listeners.peek().is_some()
             && listeners.all(|held| held.can_pause())
-            && older
-                .filter_map(|generation| generation.version)
-                .all(|version| version.pauses())
-            && self
-                .generations
-                .range(..newer)
-                .all(|(_, generation)| generation.version.is_some())
+            && older.filter_map(|generation| generation.version).all(|version| version.pauses())
+            && self.generations.range(..newer).all(|(_, generation)| generation.version.is_some())
     }
 
     fn send_signal(&self, id: GenerationId, signal: Signal, reason: Reason) {
@@ -258,20 +229,13 @@ impl Supervisor {
     }
 
     fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
-        let older: BTreeMap<_, _> = older
-            .iter()
-            .filter_map(|id| Some((*id, self.generations.get(id)?)))
-            .collect();
+        let older: BTreeMap<_, _> =
+            older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
         let mut listeners = BTreeMap::new();
         for held in older.values().flat_map(|generation| &generation.listeners) {
-            listeners
-                .entry(held.inode)
-                .or_insert_with(|| Rc::clone(held));
+            listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
         }
-        let admins = older
-            .iter()
-            .filter_map(|(id, g)| Some((*id, g.admin.clone()?)))
-            .collect();
+        let admins = older.iter().filter_map(|(id, g)| Some((*id, g.admin.clone()?))).collect();
         let proof = Proof {
             listeners: listeners.into_values().collect(),
             older: admins,
@@ -280,16 +244,17 @@ impl Supervisor {
         let sender = self.sender.clone();
         let task = tokio::task::spawn_local(async move {
             let begun = std::time::Instant::now();
-            let cost = proof
-                .watch(|event| drop(sender.send(Message::Event(event))))
-                .await;
+            let watched = proof.watch(|event| drop(sender.send(Message::Event(event)))).await;
             let took = begun.elapsed();
-            tracing::debug!(
-                generation = newer.0,
-                probes = cost.probes,
-                ?took,
-                "nobody accepts"
-            );
+            match watched {
+                Ok(cost) => tracing::debug!(
+                    generation = newer.0,
+                    probes = cost.probes,
+                    ?took,
+                    "nobody accepts any more"
+                ),
+                Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
+            }
         });
         self.proof = Some(task.abort_handle());
     }
@@ -326,11 +291,7 @@ impl Supervisor {
                     Err(NoAnswer::InTime) => {}
                     Err(NoAnswer::Closed) => return,
                 }
-                let wait = if look < 20 {
-                    DRAIN_LOOK
-                } else {
-                    DRAIN_LOOK_LATER
-                };
+                let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
                 tokio::time::sleep(wait).await;
             }
         });
@@ -339,11 +300,7 @@ impl Supervisor {
 
     fn detach(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.get(&id) {
-            tracing::info!(
-                generation = id.0,
-                pid = generation.pid(),
-                "stopped accepting"
-            );
+            tracing::info!(generation = id.0, pid = generation.pid(), "stopped accepting");
         }
     }
 
@@ -391,22 +348,16 @@ impl Supervisor {
     /// Saves what the next supervisor must know; `next` is the least id it may use.
     fn save(&mut self, next: u64) {
         self.counts.next = self.counts.next.max(next);
-        let generations = self
-            .generations
-            .iter()
-            .map(|(id, generation)| SavedGeneration {
-                id: id.0,
-                pid: generation.pid(),
-                start_time: bindonce_sys::process::start_time(generation.pid()).unwrap_or_default(),
-                draining: self
-                    .timeline
-                    .generations()
-                    .any(|(known, state)| known == *id && state == State::Draining),
-            });
-        let saved = Saved {
-            next: self.counts.next,
-            generations: generations.collect(),
-        };
+        let generations = self.generations.iter().map(|(id, generation)| SavedGeneration {
+            id: id.0,
+            pid: generation.pid(),
+            start_time: bindonce_sys::process::start_time(generation.pid()).unwrap_or_default(),
+            draining: self
+                .timeline
+                .generations()
+                .any(|(known, state)| known == *id && state == State::Draining),
+        });
+        let saved = Saved { next: self.counts.next, generations: generations.collect() };
         if let Err(error) = self.directory.save(&saved) {
             tracing::error!(%error, "the state could not be saved: free space in the run directory");
         }

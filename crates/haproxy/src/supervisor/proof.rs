@@ -10,14 +10,16 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
+use bindonce_sys::watch::Ticks;
 use bindonce_sys::{probe, queue};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 
 use super::admin::{Admin, NoAnswer};
 use super::listeners::Held;
@@ -26,8 +28,7 @@ use super::listeners::Held;
 const STILL: Duration = Duration::from_millis(5);
 /// Between two samples.
 const SAMPLE: Duration = Duration::from_millis(1);
-/// Between two questions to an older generation, and how long it may take to answer one.
-const ASK: Duration = Duration::from_millis(2);
+/// How long an older generation may take to answer; it is asked again at each sample.
 const ANSWER: Duration = Duration::from_millis(100);
 /// Probes to one listener: at first at each sample, then no more often than this.
 const MANY_PROBES: u32 = 20;
@@ -51,35 +52,45 @@ pub(super) struct Cost {
 
 impl Proof {
     /// Watches until it is proved, telling every [`PAUSE_AGAIN`] that it is not.
-    pub(super) async fn watch(self, tell: impl Fn(Event)) -> Cost {
+    ///
+    /// # Errors
+    /// Those of the kernel's timer; the timeline's deadline then ends the handover.
+    pub(super) async fn watch(self, tell: impl Fn(Event)) -> io::Result<Cost> {
+        let answered = Rc::new(Notify::new());
         let mut questions = JoinSet::new();
         let counts: Vec<_> = self
             .older
             .into_iter()
             .map(|(id, admin)| {
                 let count = Rc::new(Count::new(id));
-                questions.spawn_local(Rc::clone(&count).follow(admin));
+                questions.spawn_local(Rc::clone(&count).follow(admin, Rc::clone(&answered)));
                 count
             })
             .collect();
         let mut queues: Vec<_> = self.listeners.into_iter().map(Queue::new).collect();
         let mut report = Instant::now() + PAUSE_AGAIN;
-        let mut ticks = tokio::time::interval(SAMPLE);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = Ticks::every(SAMPLE)?;
         loop {
-            ticks.tick().await;
-            let now = Instant::now();
-            for queue in &mut queues {
-                queue.sample(now, self.probe);
+            tokio::select! {
+                tick = ticks.tick() => {
+                    tick?;
+                    let now = Instant::now();
+                    for queue in &mut queues {
+                        queue.sample(now, self.probe);
+                    }
+                    for count in &counts {
+                        count.ask.notify_one();
+                    }
+                }
+                () = answered.notified() => {}
             }
+            let now = Instant::now();
             let still = queues.iter().map(|queue| queue.still).min_by(later_or_none);
             if let Some(Some(since)) = still {
                 let until = since + STILL;
                 if until <= now && counts.iter().all(|count| count.stood(since, until)) {
                     tell(Event::Proved);
-                    return Cost {
-                        probes: queues.iter().map(|queue| queue.probes).sum(),
-                    };
+                    return Ok(Cost { probes: queues.iter().map(|queue| queue.probes).sum() });
                 }
             }
             if report <= now {
@@ -102,11 +113,7 @@ fn later_or_none(a: &Option<Instant>, b: &Option<Instant>) -> std::cmp::Ordering
 fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation {
     let lately = |at: Option<Instant>| at.is_some_and(|at| at + PAUSE_AGAIN >= now);
     let who = |what: &dyn Fn(&Count) -> bool| {
-        counts
-            .iter()
-            .filter(|count| what(count))
-            .map(|count| count.id)
-            .collect()
+        counts.iter().filter(|count| what(count)).map(|count| count.id).collect()
     };
     Observation {
         moving: queues.iter().any(|queue| lately(queue.shrank)),
@@ -129,14 +136,7 @@ struct Queue {
 
 impl Queue {
     fn new(listener: Rc<Held>) -> Self {
-        Self {
-            listener,
-            length: 0,
-            still: None,
-            shrank: None,
-            probes: 0,
-            probed: None,
-        }
+        Self { listener, length: 0, still: None, shrank: None, probes: 0, probed: None }
     }
 
     fn sample(&mut self, now: Instant, probe: bool) {
@@ -158,11 +158,7 @@ impl Queue {
     }
 
     fn probe(&mut self, now: Instant) {
-        let wait = if self.probes < MANY_PROBES {
-            Duration::ZERO
-        } else {
-            PROBE_AGAIN
-        };
+        let wait = if self.probes < MANY_PROBES { Duration::ZERO } else { PROBE_AGAIN };
         let Some(target) = self.listener.probe_target() else {
             return;
         };
@@ -194,6 +190,8 @@ struct Count {
     answered: Cell<Instant>,
     grew: Cell<Option<Instant>>,
     closed: Cell<bool>,
+    /// Wakes the asking.
+    ask: Notify,
 }
 
 impl Count {
@@ -207,12 +205,14 @@ impl Count {
             answered: now,
             grew: Cell::new(None),
             closed: Cell::new(false),
+            ask: Notify::new(),
         }
     }
 
     /// Asks again and again; ends with the connection.
-    async fn follow(self: Rc<Self>, admin: Admin) {
+    async fn follow(self: Rc<Self>, admin: Admin, answered: Rc<Notify>) {
         loop {
+            self.ask.notified().await;
             let asked = Instant::now();
             match admin.info(ANSWER).await {
                 Ok(info) => {
@@ -227,9 +227,12 @@ impl Count {
                     self.answered.set(now);
                 }
                 Err(NoAnswer::InTime) => {}
-                Err(NoAnswer::Closed) => return self.closed.set(true),
+                Err(NoAnswer::Closed) => {
+                    self.closed.set(true);
+                    return answered.notify_one();
+                }
             }
-            tokio::time::sleep(ASK).await;
+            answered.notify_one();
         }
     }
 

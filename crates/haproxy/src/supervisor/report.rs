@@ -30,11 +30,7 @@ impl Supervisor {
                 self.counts.reloads += 1;
                 let ended: Vec<_> = ended.iter().map(|id| id.0).collect();
                 if !ended.is_empty() {
-                    tracing::warn!(
-                        generation = id.0,
-                        ?ended,
-                        "older generations had to be ended"
-                    );
+                    tracing::warn!(generation = id.0, ?ended, "older generations had to be ended");
                 }
                 if !alone {
                     return Err(self.strangers(*id));
@@ -57,11 +53,10 @@ impl Supervisor {
                     .with("generation", id.0)
                     .with("serving", serving.map(|id| id.0)))
             }
-            Outcome::ShuttingDown => Err(RpcError::new(
-                ErrorCode::RELOAD_FAILED,
-                "the service is being shut down",
-            )
-            .with_hint("start it again with `bindonce run`")),
+            Outcome::ShuttingDown => {
+                Err(RpcError::new(ErrorCode::RELOAD_FAILED, "the service is being shut down")
+                    .with_hint("start it again with `bindonce run`"))
+            }
         }
     }
 
@@ -74,10 +69,7 @@ impl Supervisor {
                 self.failure
             ),
             Failure::DiedInHandover => {
-                format!(
-                    "generation {id} died when it was about to take over\n{}",
-                    self.failure
-                )
+                format!("generation {id} died when it was about to take over\n{}", self.failure)
             }
         }
     }
@@ -100,15 +92,10 @@ impl Supervisor {
             .map(|pid| (*pid, process::command(*pid).unwrap_or_default().join(" ")))
             .filter(|(_, command)| !command.contains("bindonce serve"))
             .collect();
-        let named: Vec<_> = strangers
-            .iter()
-            .map(|(pid, command)| format!("pid {pid} ({command})"))
-            .collect();
-        let who = if named.is_empty() {
-            "nobody that /proc shows".to_owned()
-        } else {
-            named.join(", ")
-        };
+        let named: Vec<_> =
+            strangers.iter().map(|(pid, command)| format!("pid {pid} ({command})")).collect();
+        let who =
+            if named.is_empty() { "nobody that /proc shows".to_owned() } else { named.join(", ") };
         let text = format!(
             "generation {id} serves, but a process that is no generation of this service also \
              accepts on its listeners; they are also held by: {who}"
@@ -170,12 +157,7 @@ impl Supervisor {
 pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Reason) {
     let why = match reason {
         Reason::Handover | Reason::Shutdown => {
-            tracing::debug!(
-                generation = id.0,
-                pid,
-                signal = signal.as_str(),
-                "signalled"
-            );
+            tracing::debug!(generation = id.0, pid, signal = signal.as_str(), "signalled");
             return;
         }
         Reason::Again => "the last signal was not obeyed yet",
@@ -187,17 +169,10 @@ pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Rea
         Reason::TooManyDraining => "more generations drain than --max-draining allows",
         Reason::DidNotExit => "it did not exit when it was told to",
     };
-    tracing::warn!(
-        generation = id.0,
-        pid,
-        signal = signal.as_str(),
-        "signalled: {why}"
-    );
+    tracing::warn!(generation = id.0, pid, signal = signal.as_str(), "signalled: {why}");
 }
 
 fn timestamp(time: std::time::SystemTime) -> Timestamp {
-    let since = time
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

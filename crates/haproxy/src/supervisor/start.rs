@@ -70,10 +70,7 @@ pub(super) async fn prepare(
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let read = tokio::task::spawn_blocking(move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
-        let supplied = Supplied {
-            listeners: &listeners,
-            keep: &[ADMIN_VARIABLE],
-        };
+        let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         Ok(Rendering::of(&command, supplied, &world)?)
     });
     let rendering = match read.await {
@@ -95,11 +92,7 @@ pub(super) async fn prepare(
         files.insert(0, admin);
     }
     let paths = rendering.path_map(&path);
-    Ok(Prepared {
-        rendering,
-        files,
-        paths,
-    })
+    Ok(Prepared { rendering, files, paths })
 }
 
 /// Claims the listeners and starts haproxy.
@@ -111,14 +104,7 @@ pub(super) async fn launch(
     older_alive: bool,
 ) -> Result<Launched, Error> {
     let mut lease = broker::connect(&settings.socket).await?;
-    broker::join(
-        &mut lease,
-        &settings.service,
-        id,
-        None,
-        bindonce::State::Starting,
-    )
-    .await?;
+    broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     let listeners = claim(&mut lease, &prepared.rendering).await?;
 
     let mut launch = Launch::new(settings.command.program.clone());
@@ -133,43 +119,23 @@ pub(super) async fn launch(
     descriptors.extend(copies.map_err(copy)?);
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
     if admin.is_some() {
-        launch
-            .env
-            .push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
+        launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
     let environment = prepared.rendering.environment(&numbers);
-    launch.env.extend(
-        environment
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into())),
-    );
-    launch.env_remove = [
-        "NOTIFY_SOCKET",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_FDNAMES",
-    ]
-    .map(OsString::from)
-    .to_vec();
-    launch
-        .env
-        .push(("BINDONCE_SERVICE".into(), settings.service.as_str().into()));
-    launch
-        .env
-        .push(("BINDONCE_GENERATION".into(), id.0.to_string().into()));
+    launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
+    launch.env_remove = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
+        .map(OsString::from)
+        .to_vec();
+    launch.env.push(("BINDONCE_SERVICE".into(), settings.service.as_str().into()));
+    launch.env.push(("BINDONCE_GENERATION".into(), id.0.to_string().into()));
     // Their variables are in the environment already: some stand for several descriptors.
-    launch.descriptors = descriptors
-        .into_iter()
-        .map(|fd| (String::new(), fd))
-        .collect();
+    launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd)).collect();
     launch.args = settings.command.arguments_on(&prepared.files);
     launch.args.push("-db".into());
     if older_alive {
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
-        launch
-            .args
-            .extend(["-sf".into(), std::process::id().to_string().into()]);
+        launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
     }
     launch.stderr = Stdio::piped();
     let started = launch.start()?;
@@ -192,19 +158,11 @@ async fn claim(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let claims: Vec<_> = wanted
-        .iter()
-        .map(|listener| Claim::listen(listener.to_string()).tentative())
-        .collect();
-    let leases = lease
-        .claim(&claims)
-        .await
-        .map_err(|error| Error::Claim(Box::new(error)))?;
+    let claims: Vec<_> =
+        wanted.iter().map(|listener| Claim::listen(listener.to_string()).tentative()).collect();
+    let leases = lease.claim(&claims).await.map_err(|error| Error::Claim(Box::new(error)))?;
     let held = leases.into_iter().zip(wanted).map(|(lease, listener)| {
-        let bound = lease
-            .bound()
-            .parse()
-            .unwrap_or_else(|_| listener.address.clone());
+        let bound = lease.bound().parse().unwrap_or_else(|_| listener.address.clone());
         Rc::new(Held {
             label: lease.name().to_owned(),
             listener: listener.clone(),
@@ -218,15 +176,8 @@ async fn claim(
 
 /// Binds a generation's admin socket: the supervisor's own, not the broker's.
 fn listen_for_admin(path: &std::path::Path) -> Result<OwnedFd, Error> {
-    let options = Options {
-        mode: Some(0o600),
-        ..Options::default()
-    };
+    let options = Options { mode: Some(0o600), ..Options::default() };
     let text = path.to_string_lossy().into_owned();
-    let listener = Listener {
-        name: None,
-        address: Address::Unix(text),
-        options,
-    };
+    let listener = Listener { name: None, address: Address::Unix(text), options };
     Ok(bindonce_sys::listen::open(&listener)?.fd)
 }

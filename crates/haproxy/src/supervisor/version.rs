@@ -12,27 +12,16 @@ pub(super) struct Version {
 
 /// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
 /// ends. Before, it stops for good or disconnects the shared socket.
-const PAUSES: Version = Version {
-    major: 2,
-    minor: 6,
-    patch: 12,
-};
+const PAUSES: Version = Version { major: 2, minor: 6, patch: 12 };
 
 impl Version {
     /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
     /// what is not there.
     pub(super) fn read(text: &str) -> Self {
-        let numbers = text
-            .split(|c: char| !c.is_ascii_digit() && c != '.')
-            .next()
-            .unwrap_or("");
+        let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");
         let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
-        Self {
-            major: next(),
-            minor: next(),
-            patch: next(),
-        }
+        Self { major: next(), minor: next(), patch: next() }
     }
 
     /// Whether SIGTTOU pauses it without harm.
