@@ -13,10 +13,12 @@
 
 mod address;
 mod binds;
+mod claims;
 pub mod command;
 mod conditions;
 mod default_path;
 mod error;
+mod listeners;
 mod options;
 mod paths;
 pub mod reader;

@@ -25,6 +25,8 @@ pub(super) struct Said {
     pub(super) mode: Option<u32>,
     pub(super) user: Option<String>,
     pub(super) group: Option<String>,
+    /// The line is for some of haproxy's threads or processes only.
+    pub(super) threads: bool,
 }
 
 /// The bind options that are followed by one value (section 5.1 of the manual,
@@ -125,6 +127,7 @@ impl Said {
             b"namespace" => self.namespace = text(),
             b"user" | b"uid" => self.user = text(),
             b"group" | b"gid" => self.group = text(),
+            b"thread" | b"process" => self.threads = true,
             _ => return false,
         }
         true
@@ -143,6 +146,7 @@ impl Said {
             mode: self.mode.or(other.mode),
             user: text(&self.user, &other.user),
             group: text(&self.group, &other.group),
+            threads: self.threads || other.threads,
         }
     }
 

@@ -48,9 +48,12 @@ pub struct Binding {
     pub variable: String,
     /// Where the bind line stands.
     pub place: Place,
+    /// Further lines of the section for the same address, each for threads of its
+    /// own: they share the socket.
+    pub also: Vec<Place>,
     /// The section, as in `frontend web`.
     pub section: String,
-    /// The address as written in the user's file.
+    /// The address as haproxy reads it, before variables of addresses.
     pub text: String,
 }
 

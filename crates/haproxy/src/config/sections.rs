@@ -58,6 +58,8 @@ pub(super) struct Section {
     /// `default-bind` of `peers`.
     pub(super) default_bind: Said,
     pub(super) lines: Vec<BindLine>,
+    /// A line of `peers` names the local peer.
+    pub(super) local_peer: bool,
 }
 
 impl Section {
@@ -106,6 +108,17 @@ impl Section {
                 self.default_bind = Said::read(words[1..].iter().copied()).or(&self.default_bind);
             }
             _ => {}
+        }
+    }
+
+    /// Why haproxy does not listen on its bind lines at all, if it does not.
+    pub(super) fn idle(&self) -> Option<&'static str> {
+        if self.proxy.disabled {
+            Some("the section is disabled, so haproxy does not listen")
+        } else if self.kind == Kind::Peers && !self.local_peer {
+            Some("no line names the local peer, so haproxy drops the section")
+        } else {
+            None
         }
     }
 

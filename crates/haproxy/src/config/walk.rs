@@ -7,58 +7,52 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::binds::{self, BindLine, Met, Names, Part, Supply, Surroundings, mark};
+use super::binds::{self, Surroundings};
 use super::command::Command;
 use super::conditions::{self, Blocks};
 use super::default_path::DefaultPath;
+use super::listeners::{Met, Names, Supply, mark};
 use super::options::Said;
 use super::reader::{self, Word, printable};
-use super::render::{Binding, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+use super::render::{LeftAlone, RenderedFile, Rendering, Supplied};
 use super::sections::{Kind, Proxy, Section};
 use super::world::{Environment, World};
 use super::{Error, Place, templates};
 
-/// How many ports one list variable carries: at most 10 bytes each, within the
-/// kernel's 128 KiB for one string of the environment.
-const PORTS_PER_VARIABLE: usize = 8192;
-
-/// How many words haproxy takes on a line.
-const MAX_WORDS: usize = 64;
-
 /// A change to one file: the bytes there give way to others.
-struct Edit {
-    range: Range<usize>,
-    text: Vec<u8>,
+pub(super) struct Edit {
+    pub(super) range: Range<usize>,
+    pub(super) text: Vec<u8>,
 }
 
 /// A `resetenv` line: the variables made after it have to be named on it.
-struct Reset {
-    place: Place,
-    file: usize,
-    at: usize,
-    words: usize,
-    variables: usize,
+pub(super) struct Reset {
+    pub(super) place: Place,
+    pub(super) file: usize,
+    pub(super) at: usize,
+    pub(super) words: usize,
+    pub(super) variables: usize,
 }
 
 pub(super) struct Walk<'a> {
-    world: &'a dyn World,
-    command: &'a Command,
-    keep: &'a [&'a str],
-    directory: PathBuf,
-    environment: Environment,
-    local_peer: String,
-    prefix: Option<Vec<u8>>,
-    unix: Said,
-    path: DefaultPath,
-    section: Section,
-    defaults: BTreeMap<Vec<u8>, Proxy>,
-    last_defaults: Proxy,
-    supply: Supply,
-    names: Names,
-    met: Met,
-    edits: Vec<Vec<Edit>>,
-    resets: Vec<Reset>,
-    out: Rendering,
+    pub(super) world: &'a dyn World,
+    pub(super) command: &'a Command,
+    pub(super) keep: &'a [&'a str],
+    pub(super) directory: PathBuf,
+    pub(super) environment: Environment,
+    pub(super) local_peer: String,
+    pub(super) prefix: Option<Vec<u8>>,
+    pub(super) unix: Said,
+    pub(super) path: DefaultPath,
+    pub(super) section: Section,
+    pub(super) defaults: BTreeMap<Vec<u8>, Proxy>,
+    pub(super) last_defaults: Proxy,
+    pub(super) supply: Supply,
+    pub(super) names: Names,
+    pub(super) met: Met,
+    pub(super) edits: Vec<Vec<Edit>>,
+    pub(super) resets: Vec<Reset>,
+    pub(super) out: Rendering,
 }
 
 impl<'a> Walk<'a> {
@@ -298,9 +292,14 @@ impl<'a> Walk<'a> {
                 let bind = binds::read(words, line, offset, place.clone(), &around)?;
                 self.section.lines.push(bind);
             }
-            (Kind::Peers, b"peer") if values.get(1) == Some(&self.local_peer.as_bytes()) => {
-                let reason = "haproxy binds the address of the local peer by itself; use bind and server lines to share it";
-                self.leave(words.get(2), line, place, reason);
+            (Kind::Peers, b"peer" | b"server")
+                if values.get(1) == Some(&self.local_peer.as_bytes()) =>
+            {
+                self.section.local_peer = true;
+                if values[0] == b"peer" {
+                    let reason = "haproxy binds the address of the local peer by itself; write bind and server lines to share it";
+                    self.leave(words.get(2), line, place, reason);
+                }
             }
             _ => self.section.keyword(&values),
         }
@@ -311,11 +310,11 @@ impl<'a> Walk<'a> {
         let value = |index: usize| values.get(index).copied().unwrap_or_default();
         match values[0] {
             b"setenv" | b"presetenv" if !value(2).is_empty() => {
-                let entry = self.environment.entry(value(1).to_vec());
+                let (name, value) = (value(1).to_vec(), value(2).to_vec());
                 if values[0] == b"setenv" {
-                    entry.insert_entry(value(2).to_vec());
+                    self.environment.insert(name, value);
                 } else {
-                    entry.or_insert_with(|| value(2).to_vec());
+                    self.environment.entry(name).or_insert(value);
                 }
             }
             b"unsetenv" => {
@@ -372,7 +371,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
+    pub(super) fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
         if let Some(edits) = self.edits.last_mut() {
             edits.push(Edit { range, text });
         }
@@ -390,129 +389,6 @@ impl<'a> Walk<'a> {
             text,
             reason,
         });
-    }
-
-    /// Everything that a section says is known: its bind lines become listeners.
-    fn end_section(&mut self) -> Result<(), Error> {
-        let section = std::mem::take(&mut self.section);
-        if section.kind == Kind::Defaults {
-            self.last_defaults = section.proxy.clone();
-            self.defaults
-                .insert(section.name.clone(), section.proxy.clone());
-        }
-        for line in &section.lines {
-            if section.proxy.disabled {
-                self.out.left_alone.push(LeftAlone {
-                    place: line.place.clone(),
-                    section: section.label.clone(),
-                    text: line.text.clone(),
-                    reason: "the section is disabled, so haproxy does not listen",
-                });
-            } else {
-                self.bind_line(line, &section)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn bind_line(&mut self, line: &BindLine, section: &Section) -> Result<(), Error> {
-        let defaults = section.defaults(&self.unix);
-        let mut words = Vec::new();
-        for piece in &line.pieces {
-            match &piece.part {
-                Part::Alone(reason) => self.out.left_alone.push(LeftAlone {
-                    place: line.place.clone(),
-                    section: section.label.clone(),
-                    text: printable(&piece.text),
-                    reason,
-                }),
-                Part::Supplied(variable) => {
-                    if let Some(listener) = self.supply.take(variable) {
-                        self.claim(vec![listener], variable, false, line, piece, section)?;
-                    }
-                }
-                Part::Listen(first, last) => {
-                    let mut listeners = line.listeners(piece, &defaults)?;
-                    for listener in &mut listeners {
-                        self.supply.name(listener);
-                    }
-                    if first.port().is_none_or(|port| port == *last) {
-                        let variable = self.names.of(first, None);
-                        words.push(format!("fd@${{{variable}}}"));
-                        self.claim(listeners, &variable, false, line, piece, section)?;
-                        continue;
-                    }
-                    let mut lists = Vec::new();
-                    for part in listeners.chunks(PORTS_PER_VARIABLE) {
-                        let last = part.last().and_then(|last| last.address.port());
-                        let variable = self.names.of(&part[0].address, last);
-                        lists.push(format!("${{{variable}}}"));
-                        self.claim(part.to_vec(), &variable, true, line, piece, section)?;
-                    }
-                    words.push(lists.join(","));
-                }
-            }
-        }
-        if line.claims() {
-            self.edit(line.source.clone(), line.replacement(words));
-        }
-        Ok(())
-    }
-
-    /// Adds the listeners of one variable.
-    fn claim(
-        &mut self,
-        listeners: Vec<bindonce_core::listener::Listener>,
-        variable: &str,
-        list: bool,
-        line: &BindLine,
-        piece: &binds::Piece,
-        section: &Section,
-    ) -> Result<(), Error> {
-        let first = self.out.bindings.len();
-        for listener in listeners {
-            self.met.add(&listener, &line.place)?;
-            self.out.bindings.push(Binding {
-                listener,
-                variable: variable.to_owned(),
-                place: line.place.clone(),
-                section: section.label.clone(),
-                text: printable(&piece.text),
-            });
-        }
-        self.out.variables.push(Variable {
-            name: variable.to_owned(),
-            bindings: first..self.out.bindings.len(),
-            list,
-        });
-        Ok(())
-    }
-
-    /// Names our variables on every `resetenv` line that comes before their use:
-    /// haproxy would remove them with all others.
-    fn keep_through_resets(&mut self) -> Result<(), Error> {
-        for reset in &self.resets {
-            let later = self.out.variables[reset.variables..]
-                .iter()
-                .map(|v| v.name.as_str());
-            let kept: Vec<&str> = later.chain(self.keep.iter().copied()).collect();
-            if reset.words + kept.len() > MAX_WORDS {
-                return Err(Error::TooManyToKeep {
-                    place: reset.place.clone(),
-                    variables: kept.len(),
-                    room: MAX_WORDS.saturating_sub(reset.words),
-                });
-            }
-            let text = kept
-                .iter()
-                .flat_map(|name| [b" ", name.as_bytes()].concat())
-                .collect();
-            self.edits[reset.file].push(Edit {
-                range: reset.at..reset.at,
-                text,
-            });
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,188 @@
+//! The end of a section: its bind lines become listeners to claim, variables to
+//! set, and words to write.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use bindonce_core::listener::{Key, Listener};
+
+use super::Error;
+use super::binds::{BindLine, Part, Piece};
+use super::render::{Binding, LeftAlone, Variable};
+use super::sections::{Kind, Section};
+use super::walk::{Edit, Walk};
+
+/// How many ports one list variable carries: at most 10 bytes each, within the
+/// kernel's 128 KiB for one string of the environment.
+const PORTS_PER_VARIABLE: usize = 8192;
+
+/// How many words haproxy takes on a line.
+const MAX_WORDS: usize = 64;
+
+/// Addresses of one section by first key and last port: the word that stands for
+/// them, and their bindings.
+type Earlier = HashMap<(Key, u16), (String, Range<usize>)>;
+
+impl Walk<'_> {
+    /// Everything that a section says is known now.
+    pub(super) fn end_section(&mut self) -> Result<(), Error> {
+        let section = std::mem::take(&mut self.section);
+        if section.kind == Kind::Defaults {
+            self.last_defaults = section.proxy.clone();
+            self.defaults
+                .insert(section.name.clone(), section.proxy.clone());
+        }
+        let idle = section.idle();
+        let mut earlier = Earlier::new();
+        for line in &section.lines {
+            match idle {
+                Some(reason) => self.leave_line(line, &section, line.text.clone(), reason),
+                None => self.bind_line(line, &section, &mut earlier)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_line(
+        &mut self,
+        line: &BindLine,
+        section: &Section,
+        text: String,
+        reason: &'static str,
+    ) {
+        self.out.left_alone.push(LeftAlone {
+            place: line.place.clone(),
+            section: section.label.clone(),
+            text,
+            reason,
+        });
+    }
+
+    fn bind_line(
+        &mut self,
+        line: &BindLine,
+        section: &Section,
+        earlier: &mut Earlier,
+    ) -> Result<(), Error> {
+        let defaults = section.defaults(&self.unix);
+        let mut words = Vec::new();
+        for piece in &line.pieces {
+            match &piece.part {
+                Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
+                Part::Supplied(variable) => {
+                    if let Some(listener) = self.supply.take(variable) {
+                        self.claim(vec![listener], variable, false, line, piece, section)?;
+                    }
+                }
+                Part::Listen(_, last) => {
+                    let mut listeners = line.listeners(piece, &defaults)?;
+                    for listener in &mut listeners {
+                        self.supply.name(listener);
+                    }
+                    let key = (listeners[0].key(), *last);
+                    // Lines for different threads on one address are one socket, which
+                    // haproxy duplicates for them (seen with 2.6.12).
+                    if let Some((word, bindings)) = earlier.get(&key).filter(|_| line.said.threads)
+                    {
+                        for binding in &mut self.out.bindings[bindings.clone()] {
+                            binding.also.push(line.place.clone());
+                        }
+                        words.push(word.clone());
+                        continue;
+                    }
+                    let first = self.out.bindings.len();
+                    let word = self.claim_piece(listeners, line, piece, section)?;
+                    if line.said.threads {
+                        let bindings = first..self.out.bindings.len();
+                        earlier.insert(key, (word.clone(), bindings));
+                    }
+                    words.push(word);
+                }
+            }
+        }
+        if line.claims() {
+            self.edit(line.source.clone(), line.replacement(words));
+        }
+        Ok(())
+    }
+
+    /// Claims the listeners of one address and gives the word for them.
+    fn claim_piece(
+        &mut self,
+        listeners: Vec<Listener>,
+        line: &BindLine,
+        piece: &Piece,
+        section: &Section,
+    ) -> Result<String, Error> {
+        if listeners.len() == 1 {
+            let variable = self.names.of(&listeners[0].address, None);
+            self.claim(listeners, &variable, false, line, piece, section)?;
+            return Ok(format!("fd@${{{variable}}}"));
+        }
+        let mut lists = Vec::new();
+        for part in listeners.chunks(PORTS_PER_VARIABLE) {
+            let last = part.last().and_then(|last| last.address.port());
+            let variable = self.names.of(&part[0].address, last);
+            lists.push(format!("${{{variable}}}"));
+            self.claim(part.to_vec(), &variable, true, line, piece, section)?;
+        }
+        Ok(lists.join(","))
+    }
+
+    /// Adds the listeners of one variable.
+    fn claim(
+        &mut self,
+        listeners: Vec<Listener>,
+        variable: &str,
+        list: bool,
+        line: &BindLine,
+        piece: &Piece,
+        section: &Section,
+    ) -> Result<(), Error> {
+        let first = self.out.bindings.len();
+        for listener in listeners {
+            self.met.add(&listener, &line.place)?;
+            self.out.bindings.push(Binding {
+                listener,
+                variable: variable.to_owned(),
+                place: line.place.clone(),
+                also: Vec::new(),
+                section: section.label.clone(),
+                text: piece.shown(),
+            });
+        }
+        self.out.variables.push(Variable {
+            name: variable.to_owned(),
+            bindings: first..self.out.bindings.len(),
+            list,
+        });
+        Ok(())
+    }
+
+    /// Names our variables on every `resetenv` line that comes before their use:
+    /// haproxy would remove them with all others.
+    pub(super) fn keep_through_resets(&mut self) -> Result<(), Error> {
+        for reset in &self.resets {
+            let later = self.out.variables[reset.variables..]
+                .iter()
+                .map(|v| v.name.as_str());
+            let kept: Vec<&str> = later.chain(self.keep.iter().copied()).collect();
+            if reset.words + kept.len() > MAX_WORDS {
+                return Err(Error::TooManyToKeep {
+                    place: reset.place.clone(),
+                    variables: kept.len(),
+                    room: MAX_WORDS.saturating_sub(reset.words),
+                });
+            }
+            let text = kept
+                .iter()
+                .flat_map(|name| [b" ", name.as_bytes()].concat())
+                .collect();
+            self.edits[reset.file].push(Edit {
+                range: reset.at..reset.at,
+                text,
+            });
+        }
+        Ok(())
+    }
+}

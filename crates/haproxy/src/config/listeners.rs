@@ -1,0 +1,179 @@
+//! All listeners of a configuration: their variables' names, those that
+//! `--listen` supplies, and two that meet on one address.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Key, Listener};
+use bindonce_core::name::Name;
+
+use super::{Error, Place};
+
+/// A variable given by `--listen NAME=ADDR` has no value while the
+/// configuration is read. It stands as its name between two of these, a byte
+/// that no address contains.
+pub(super) const MARK: u8 = 1;
+
+/// The stand-in for the value of a supplied variable.
+pub(super) fn mark(variable: &str) -> Vec<u8> {
+    [&[MARK], variable.as_bytes(), &[MARK]].concat()
+}
+
+/// Names for the variables that carry descriptors: made from the address, so that
+/// they stay the same from one reload to the next, and each used once.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    taken: BTreeSet<String>,
+}
+
+impl Names {
+    /// Keeps a name from being used.
+    pub(super) fn reserve(&mut self, name: &str) -> bool {
+        self.taken.insert(name.to_owned())
+    }
+
+    /// A name for an address, or for a range of ports that begins with it.
+    pub(super) fn of(&mut self, address: &Address, last: Option<u16>) -> String {
+        let mut name = String::from("BINDONCE_");
+        let text = match address {
+            Address::Tcp(at) | Address::Udp(at) => {
+                if matches!(address, Address::Udp(_)) {
+                    name.push_str("UDP_");
+                }
+                match at.ip() {
+                    IpAddr::V6(ip) if ip.is_unspecified() => format!("V6_{}", at.port()),
+                    IpAddr::V6(ip) => format!("V6_{ip}_{}", at.port()),
+                    IpAddr::V4(ip) => format!("{ip}_{}", at.port()),
+                }
+            }
+            Address::Unix(path) => format!("UNIX{path}"),
+            Address::Abstract(name) => format!("ABNS_{name}"),
+        };
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        name.extend(text.chars().map(plain));
+        if let Some(last) = last {
+            // Writing to a String does not fail.
+            let _ = write!(name, "_{last}");
+        }
+        if self.taken.contains(&name) {
+            let free = (2_u32..).map(|n| format!("{name}__{n}"));
+            name = free
+                .into_iter()
+                .find(|name| !self.taken.contains(name))
+                .unwrap_or(name);
+        }
+        self.taken.insert(name.clone());
+        name
+    }
+}
+
+/// All listeners so far, to find two that meet on one address.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    /// By what two listeners have in common when they meet: port or path.
+    by_place: BTreeMap<String, Vec<(Key, Place, String)>>,
+}
+
+impl Met {
+    /// Adds a listener.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] with both places when an earlier one has the address.
+    pub(super) fn add(&mut self, listener: &Listener, place: &Place) -> Result<(), Error> {
+        let key = listener.key();
+        let common = match listener.address.port() {
+            Some(port) => port.to_string(),
+            None => listener.address.to_string(),
+        };
+        let others = self.by_place.entry(common).or_default();
+        if let Some((_, first, address)) = others
+            .iter()
+            .find(|(other, ..)| *other == key || other.overlaps(&key))
+        {
+            return Err(Error::Duplicate {
+                first: first.clone(),
+                first_address: address.clone(),
+                second: place.clone(),
+                second_address: key.to_string(),
+            });
+        }
+        let text = key.to_string();
+        others.push((key, place.clone(), text));
+        Ok(())
+    }
+}
+
+/// The listeners of `--listen`, by variable and by address.
+#[derive(Debug, Default)]
+pub(super) struct Supply {
+    by_variable: BTreeMap<String, Listener>,
+    by_key: HashMap<Key, String>,
+    used: BTreeSet<String>,
+}
+
+impl Supply {
+    /// Indexes them.
+    ///
+    /// # Errors
+    /// [`Error::SameVariable`] when two names make one variable.
+    pub(super) fn new(listeners: &[Listener]) -> Result<Self, Error> {
+        let mut supply = Self::default();
+        for listener in listeners {
+            let Some(name) = &listener.name else { continue };
+            let variable = name.variable();
+            let before = supply
+                .by_variable
+                .insert(variable.clone(), listener.clone());
+            if let Some(first) = before.and_then(|before| before.name) {
+                return Err(Error::SameVariable {
+                    first: first.to_string(),
+                    second: name.to_string(),
+                    variable,
+                });
+            }
+            supply.by_key.insert(listener.key(), variable);
+        }
+        Ok(supply)
+    }
+
+    pub(super) fn variables(&self) -> impl Iterator<Item = &str> {
+        self.by_variable.keys().map(String::as_str)
+    }
+
+    /// The listener of a variable, which is used from now on.
+    pub(super) fn take(&mut self, variable: &str) -> Option<Listener> {
+        self.used.insert(variable.to_owned());
+        self.by_variable.get(variable).cloned()
+    }
+
+    /// Gives a listener the name that `--listen` has for its address, and what
+    /// options that one has in addition.
+    pub(super) fn name(&mut self, listener: &mut Listener) {
+        let Some(variable) = self.by_key.get(&listener.key()) else {
+            return;
+        };
+        let Some(given) = self.by_variable.get(variable) else {
+            return;
+        };
+        self.used.insert(variable.clone());
+        listener.name.clone_from(&given.name);
+        let (mine, theirs) = (&mut listener.options, &given.options);
+        mine.backlog = mine.backlog.or(theirs.backlog);
+        mine.transparent |= theirs.transparent;
+        mine.freebind |= theirs.freebind;
+        mine.mode = mine.mode.or(theirs.mode);
+        mine.user = mine.user.take().or_else(|| theirs.user.clone());
+        mine.group = mine.group.take().or_else(|| theirs.group.clone());
+    }
+
+    /// The names that nothing has used.
+    pub(super) fn unused(&self) -> Vec<Name> {
+        self.by_variable
+            .iter()
+            .filter(|(variable, _)| !self.used.contains(*variable))
+            .filter_map(|(_, listener)| listener.name.clone())
+            .collect()
+    }
+}

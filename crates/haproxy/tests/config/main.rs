@@ -1,0 +1,6 @@
+//! Reading and rendering configurations, against answers on file and against the
+//! haproxy that is installed.
+
+mod golden;
+mod support;
+mod words;

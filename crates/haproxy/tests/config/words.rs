@@ -1,0 +1,135 @@
+//! Words as our reader takes them, against words as the installed haproxy takes
+//! them: `.warning WORD` makes haproxy print the word.
+
+use std::process::Command;
+
+use bindonce_haproxy::config::reader;
+
+/// A small generator of its own, so that a run can be repeated from its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+
+    fn line(&mut self) -> String {
+        const PARTS: &[&str] = &[
+            "a",
+            "b1",
+            "_",
+            "-",
+            "0",
+            ":",
+            ",",
+            ".",
+            "[*]",
+            "[",
+            "]",
+            "\"",
+            "\"",
+            "'",
+            "\\",
+            "\\\\",
+            "\\\"",
+            "\\'",
+            "\\#",
+            "\\$",
+            "\\x41",
+            "\\x4",
+            "\\t",
+            "\\ ",
+            "\\z",
+            " ",
+            "#",
+            "$",
+            "${",
+            "}",
+            "$IP",
+            "${IP}",
+            "${LIST[*]}",
+            "${NO-d e}",
+            "${IP-d}",
+            "${NO}",
+            "\"$IP\"",
+            "\"${LIST[*]}\"",
+            "\"${NO-x}\"",
+            "é",
+        ];
+        let mut line = String::from(".warning ");
+        for _ in 0..=self.below(9) {
+            line.push_str(PARTS[self.below(PARTS.len())]);
+        }
+        line
+    }
+}
+
+const VARIABLES: [(&str, &str); 2] = [("IP", "10.0.0.1"), ("LIST", "p  q r")];
+
+fn variable(name: &[u8]) -> Option<Vec<u8>> {
+    let found = VARIABLES.iter().find(|(n, _)| n.as_bytes() == name);
+    found.map(|(_, value)| value.as_bytes().to_vec())
+}
+
+/// What haproxy says about each line: the word, or `None` when it refuses the line.
+fn ask(
+    haproxy: &std::path::Path,
+    file: &std::path::Path,
+    lines: &[String],
+) -> Vec<Option<Vec<u8>>> {
+    // haproxy 2.6 garbles the default of a variable on the line that makes it
+    // allocate its buffer, so the first line is not one of those compared.
+    let text = format!(".notice first\n{}\n", lines.join("\n"));
+    std::fs::write(file, text).expect("write");
+    let output = Command::new(haproxy)
+        .args(["-c", "-f"])
+        .arg(file)
+        .env_clear()
+        .envs(VARIABLES)
+        .output()
+        .expect("run haproxy");
+    let said = output.stderr;
+    (2..lines.len() + 2)
+        .map(|number| {
+            let head = format!("parsing [{}:{number}]: '", file.display());
+            let start = said.windows(head.len()).position(|w| w == head.as_bytes())? + head.len();
+            // Each answer ends in a quote, a full stop and a line feed.
+            let end = said[start..].windows(3).position(|w| w == b"'.\n")?;
+            Some(said[start..start + end].to_vec())
+        })
+        .collect()
+}
+
+#[test]
+fn words_are_the_words_that_haproxy_reads() {
+    let Some(haproxy) = super::support::haproxy() else {
+        println!("skipped: haproxy is not installed");
+        return;
+    };
+    let file = std::env::temp_dir().join(format!("bindonce-words-{}.cfg", std::process::id()));
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut accepted = 0;
+    for _ in 0..100 {
+        // haproxy stops after 50 errors.
+        let lines: Vec<String> = (0..40).map(|_| random.line()).collect();
+        let theirs = ask(&haproxy, &file, &lines);
+        for (line, theirs) in lines.iter().zip(theirs) {
+            let ours = reader::words(line.as_bytes(), &variable).ok().and_then(|words| {
+                // A third word is an error of .warning itself.
+                let third = words.get(2).is_some_and(|word| !word.value.is_empty());
+                let word = words.get(1).map(|word| word.value.clone());
+                (!third).then(|| word.unwrap_or_default())
+            });
+            accepted += usize::from(ours.is_some());
+            let show = |word: &Option<Vec<u8>>| {
+                word.as_ref().map(|word| String::from_utf8_lossy(word).into_owned())
+            };
+            assert_eq!(show(&ours), show(&theirs), "{line}");
+        }
+    }
+    let _ = std::fs::remove_file(&file);
+    assert!(accepted > 500, "only {accepted} lines were accepted");
+}
