@@ -1,0 +1,330 @@
+//! The invariants of the registry under random events, against a shell that
+//! may fail at any socket and takes its time to open them.
+//!
+//! The numbers are those of the invariants in docs/architecture.md.
+
+#![allow(missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::{
+    Action, Closing, ConnectionId, Event, Label, Opened, Phase, Registry, Want,
+};
+use bindonce_core::time::Timestamp;
+use proptest::prelude::*;
+
+/// Addresses that are equal, overlap, conflict or stand apart.
+const WANTED: [&str; 24] = [
+    ":80",
+    "web=:80",
+    "web=:80,backlog=64",
+    "10.0.0.1:80",
+    "a=10.0.0.1:80",
+    "10.0.0.2:80",
+    "[::]:80",
+    "[::]:80,v6only",
+    "[::1]:80",
+    ":80,interface=eth0",
+    ":80,interface=eth1",
+    ":80,netns=blue",
+    "udp@:80",
+    ":90-93",
+    "r=:91-92",
+    ":0",
+    "web=:0",
+    "a=127.0.0.1:0",
+    "/run/a",
+    "a=/run/a,mode=0600",
+    "abns@a",
+    "web",
+    "a",
+    "r-91",
+];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Connect(u8),
+    Claim(u8, Vec<(usize, bool)>),
+    /// The shell answers the outstanding Open; the number says how many sockets
+    /// it opens before one fails, if that is fewer than all.
+    Answer(usize),
+    Join(u8, Phase),
+    Release(u8, Vec<usize>),
+    Gone(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let client = 0_u8..4;
+    let wants = prop::collection::vec((0..WANTED.len(), any::<bool>()), 1..4);
+    let phase = prop_oneof![Just(Phase::Starting), Just(Phase::Serving), Just(Phase::Draining)];
+    prop_oneof![
+        2 => client.clone().prop_map(Step::Connect),
+        6 => (client.clone(), wants).prop_map(|(id, wants)| Step::Claim(id, wants)),
+        8 => prop_oneof![4 => Just(usize::MAX), 1 => 0..4_usize].prop_map(Step::Answer),
+        1 => (client.clone(), phase).prop_map(|(id, phase)| Step::Join(id, phase)),
+        3 => (client.clone(), prop::collection::vec(0..WANTED.len(), 1..3))
+            .prop_map(|(id, wanted)| Step::Release(id, wanted)),
+        2 => client.prop_map(Step::Gone),
+    ]
+}
+
+/// The world around the registry, and what has happened in it.
+#[derive(Default)]
+struct World {
+    registry: Registry<u32>,
+    now: u64,
+    /// The connection behind each of the clients, if it is there.
+    clients: BTreeMap<u8, ConnectionId>,
+    connections: u64,
+    outstanding: VecDeque<Vec<Listener>>,
+    opened: u32,
+    closed: BTreeSet<u32>,
+}
+
+/// A part of what is held, for comparing before and after.
+type Picture = Vec<(u32, Listener, bool, usize)>;
+
+impl World {
+    fn on(&mut self, event: Event<u32>) -> Result<Vec<Action<u32>>, TestCaseError> {
+        self.now += 1;
+        let live: BTreeSet<ConnectionId> = match &event {
+            Event::Gone(gone) => self.clients.values().copied().filter(|id| id != gone).collect(),
+            _ => self.clients.values().copied().collect(),
+        };
+        let leased: BTreeMap<u32, usize> = self
+            .registry
+            .list()
+            .iter()
+            .map(|view| (view.held.opened.handle, view.holders.len()))
+            .collect();
+        let releaser = match &event {
+            Event::Release(id, _) => Some(*id),
+            _ => None,
+        };
+        let actions = self.registry.on(Timestamp(self.now), event);
+        for action in &actions {
+            match action {
+                Action::Open(id, listeners) => {
+                    prop_assert!(live.contains(id));
+                    self.outstanding.push_back(listeners.clone());
+                    prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
+                }
+                Action::Close(handle, _, why) => {
+                    prop_assert!(self.closed.insert(*handle), "{handle} is closed twice");
+                    if *why == Closing::Released {
+                        // 4: closed by an explicit release, and nobody else uses it.
+                        prop_assert!(releaser.is_some());
+                        prop_assert!(leased.get(handle).is_some_and(|leases| *leases <= 1));
+                    }
+                }
+                Action::Grant(id, _)
+                | Action::NotOpened(id)
+                | Action::Released(id, _)
+                | Action::Refuse(id, _) => {
+                    prop_assert!(live.contains(id), "{id:?} has gone");
+                }
+            }
+        }
+        Ok(actions)
+    }
+
+    fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
+        let Some(listeners) = self.outstanding.pop_front() else { return Ok(()) };
+        let mut opened = Vec::new();
+        for listener in listeners.iter().take(fail_at) {
+            self.opened += 1;
+            let bound = match listener.address.port() {
+                Some(0) => listener.address.with_port(40_000 + self.opened as u16),
+                _ => listener.address.clone(),
+            };
+            opened.push(Opened {
+                handle: self.opened,
+                bound,
+                inode: u64::from(self.opened),
+                cookie: 0,
+                backlog: listener.options.backlog.unwrap_or(128),
+                exclusive: true,
+            });
+        }
+        let event = if opened.len() < listeners.len() {
+            Event::OpenFailed(opened)
+        } else {
+            Event::Opened(opened)
+        };
+        self.on(event).map(drop)
+    }
+
+    fn picture(&self) -> Picture {
+        let list = self.registry.list();
+        let part = |view: &bindonce_core::registry::View<'_, u32>| {
+            let held = view.held;
+            (held.opened.handle, held.listener.clone(), held.tentative, view.holders.len())
+        };
+        list.iter().map(part).collect()
+    }
+
+    fn invariants(&self) -> Result<(), TestCaseError> {
+        let held = self.registry.list();
+        // 7: opened = held + given back to be closed.
+        let handles: BTreeSet<u32> = held.iter().map(|view| view.held.opened.handle).collect();
+        prop_assert_eq!(handles.len(), held.len());
+        prop_assert!(handles.is_disjoint(&self.closed));
+        prop_assert_eq!(handles.len() + self.closed.len(), self.opened as usize);
+        // 1: no two sockets that the kernel would not let stand beside each other,
+        // and no name twice.
+        let keys: Vec<_> = held
+            .iter()
+            .map(|view| view.held.listener.key().bound(&view.held.opened.bound))
+            .collect();
+        for (index, key) in keys.iter().enumerate() {
+            for other in &keys[..index] {
+                prop_assert!(!key.overlaps(other), "{key} and {other}");
+            }
+        }
+        let names: Vec<_> =
+            held.iter().filter_map(|view| view.held.listener.name.clone()).collect();
+        prop_assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        // A tentative listener lives by its leases, or by a claim in hand.
+        if self.outstanding.is_empty() {
+            for view in &held {
+                prop_assert!(!view.held.tentative || !view.holders.is_empty());
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        let wanted = |index: &usize| -> Wanted { WANTED[*index].parse().expect("wanted") };
+        match step {
+            Step::Connect(client) => {
+                if !self.clients.contains_key(client) {
+                    self.connections += 1;
+                    let id = ConnectionId(self.connections);
+                    self.clients.insert(*client, id);
+                    self.on(Event::Connected(id, Peer { pid: 1, uid: 0, gid: 0 }))?;
+                }
+            }
+            Step::Claim(client, wants) => {
+                let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
+                let want = |(index, tentative): &(usize, bool)| Want {
+                    wanted: wanted(index),
+                    tentative: *tentative,
+                };
+                let before = self.picture();
+                let actions = self.on(Event::Claim(id, wants.iter().map(want).collect()))?;
+                if matches!(&actions[..], [Action::Refuse(..)]) {
+                    // All or nothing.
+                    prop_assert_eq!(self.picture(), before);
+                }
+            }
+            Step::Answer(fail_at) => self.answer(*fail_at)?,
+            Step::Join(client, phase) => {
+                let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
+                let service = "edge".parse().expect("name");
+                let label =
+                    Label { service, generation: u64::from(*client), pid: 2, phase: *phase };
+                self.on(Event::Join(id, label))?;
+            }
+            Step::Release(client, which) => {
+                let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
+                let before = self.picture();
+                let actions = self.on(Event::Release(id, which.iter().map(wanted).collect()))?;
+                if matches!(&actions[..], [Action::Refuse(..)]) {
+                    prop_assert_eq!(self.picture(), before);
+                }
+            }
+            Step::Gone(client) => {
+                if let Some(id) = self.clients.get(client).copied() {
+                    self.on(Event::Gone(id))?;
+                    self.clients.remove(client);
+                }
+            }
+        }
+        self.invariants()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn invariants_1_4_7_hold_at_every_step(steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::default();
+        for step in &steps {
+            world.step(step)?;
+        }
+        // When everybody has gone and everything is released, nothing is left.
+        world.answer(usize::MAX)?;
+        while !world.outstanding.is_empty() {
+            world.answer(usize::MAX)?;
+        }
+        for client in 0..4 {
+            world.step(&Step::Gone(client))?;
+        }
+        world.step(&Step::Connect(0))?;
+        for view in world.picture() {
+            let name = view.1.label().parse().expect("a label parses");
+            let id = world.clients[&0];
+            let actions = world.on(Event::Release(id, vec![name]))?;
+            prop_assert!(matches!(actions.last(), Some(Action::Released(..))), "{actions:?}");
+            world.invariants()?;
+        }
+        prop_assert_eq!(world.closed.len(), world.opened as usize);
+    }
+
+    #[test]
+    fn invariant_6_the_same_claim_again_does_nothing(
+        wants in prop::collection::vec((0..WANTED.len(), any::<bool>()), 1..6),
+        steps in prop::collection::vec(step(), 0..20),
+    ) {
+        let mut world = World::default();
+        for step in &steps {
+            world.step(step)?;
+        }
+        while !world.outstanding.is_empty() {
+            world.answer(usize::MAX)?;
+        }
+        world.step(&Step::Connect(0))?;
+        world.step(&Step::Claim(0, wants.clone()))?;
+        world.answer(usize::MAX)?;
+        let id = world.clients[&0];
+        let wants: Vec<Want> = wants
+            .iter()
+            .map(|(index, tentative)| Want {
+                wanted: WANTED[*index].parse().expect("wanted"),
+                tentative: *tentative,
+            })
+            .collect();
+        let before = world.picture();
+        let actions = world.on(Event::Claim(id, wants))?;
+        prop_assert_eq!(world.picture(), before);
+        match &actions[..] {
+            [Action::Grant(_, leases)] => prop_assert!(leases.iter().all(|lease| !lease.created)),
+            [Action::Refuse(..)] => {}
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+
+    #[test]
+    fn invariant_4_nobody_who_holds_a_listener_loses_it(steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::default();
+        for step in &steps {
+            let held_by = |world: &World| -> BTreeMap<u32, usize> {
+                let views = world.registry.list();
+                views.iter().map(|view| (view.held.opened.handle, view.holders.len())).collect()
+            };
+            let before = held_by(&world);
+            world.step(step)?;
+            let after = held_by(&world);
+            for (handle, holders) in before {
+                if !after.contains_key(&handle) {
+                    // Whoever did it was the last, or there was none.
+                    prop_assert!(holders <= 1, "{handle} had {holders} holders");
+                    prop_assert!(matches!(step, Step::Release(..) | Step::Gone(_) | Step::Answer(_)));
+                }
+            }
+        }
+    }
+}
