@@ -66,8 +66,8 @@ fn spec() -> impl Strategy<Value = ListenSpec> {
         let name = name.map(|name| name.parse().expect("name"));
         let first = Listener::new(name, address, options).expect("checked");
         let mut spec = ListenSpec::from(first);
-        if spec.first.address.port().is_some_and(|port| 0 < port && port < last) {
-            spec.last_port = last;
+        if let Some(port) = spec.first.address.port().filter(|port| *port > 0) {
+            spec.last_port = port.saturating_add(more);
         }
         spec
     })
