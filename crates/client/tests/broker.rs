@@ -33,10 +33,7 @@ fn a_tcp_listener_is_shared_and_accepts() {
     let broker = Broker::start();
     let mut first = client(&broker);
     let lease = one(&mut first, "web=127.0.0.1:0");
-    assert_eq!(
-        (lease.name(), lease.address(), lease.created()),
-        ("web", "127.0.0.1:0", true)
-    );
+    assert_eq!((lease.name(), lease.address(), lease.created()), ("web", "127.0.0.1:0", true));
     assert_eq!(fstat(&lease).expect("fstat").st_ino, lease.inode());
     assert_eq!(fcntl_getfd(&lease).expect("flags"), FdFlags::CLOEXEC);
     let bound = lease.bound().to_owned();
@@ -48,10 +45,7 @@ fn a_tcp_listener_is_shared_and_accepts() {
     for lease in [lease, again] {
         let acceptor = lease.into_tcp_acceptor().expect("a TCP listener");
         let flags = fcntl_getfl(acceptor.get_ref().as_fd()).expect("flags");
-        assert!(
-            flags.contains(OFlags::NONBLOCK),
-            "the blocking mode was changed"
-        );
+        assert!(flags.contains(OFlags::NONBLOCK), "the blocking mode was changed");
         let connection = TcpStream::connect(&bound).expect("connect");
         let (_, peer) = acceptor.accept(soon()).expect("accept");
         assert_eq!(peer, connection.local_addr().expect("address"));
@@ -65,53 +59,24 @@ fn every_kind_becomes_what_it_is_and_nothing_else() {
     let path = broker.socket().with_file_name("app.sock");
     let unix = format!("app=unix@{}", path.display());
 
-    let socket = one(&mut client, "dns=udp4@127.0.0.1:0")
-        .into_udp_socket()
-        .expect("UDP");
+    let socket = one(&mut client, "dns=udp4@127.0.0.1:0").into_udp_socket().expect("UDP");
     let sender = UdpSocket::bind("127.0.0.1:0").expect("bind");
-    sender
-        .send_to(b"hello", socket.local_addr().expect("address"))
-        .expect("send");
+    sender.send_to(b"hello", socket.local_addr().expect("address")).expect("send");
     assert!(bindonce::wait_readable(&socket, soon()).expect("poll"));
     assert_eq!(socket.recv(&mut [0; 16]).expect("receive"), 5);
 
-    let acceptor = one(&mut client, unix.as_str())
-        .into_unix_acceptor()
-        .expect("UNIX");
+    let acceptor = one(&mut client, unix.as_str()).into_unix_acceptor().expect("UNIX");
     let _connection = UnixStream::connect(&path).expect("connect");
     acceptor.accept(soon()).expect("accept");
 
-    one(&mut client, "web=[::1]:0")
-        .into_tcp_listener()
-        .expect("IPv6");
+    one(&mut client, "web=[::1]:0").into_tcp_listener().expect("IPv6");
     for (name, wrong) in [
-        (
-            "dns",
-            one(&mut client, "dns")
-                .into_tcp_listener()
-                .expect_err("UDP"),
-        ),
-        (
-            "app",
-            one(&mut client, "app")
-                .into_tcp_listener()
-                .expect_err("UNIX"),
-        ),
-        (
-            "web",
-            one(&mut client, "web").into_udp_socket().expect_err("TCP"),
-        ),
-        (
-            "web",
-            one(&mut client, "web")
-                .into_unix_listener()
-                .expect_err("TCP"),
-        ),
+        ("dns", one(&mut client, "dns").into_tcp_listener().expect_err("UDP")),
+        ("app", one(&mut client, "app").into_tcp_listener().expect_err("UNIX")),
+        ("web", one(&mut client, "web").into_udp_socket().expect_err("TCP")),
+        ("web", one(&mut client, "web").into_unix_listener().expect_err("TCP")),
     ] {
-        assert!(
-            matches!(&wrong, Error::Kind { name: found, .. } if found == name),
-            "{wrong:?}"
-        );
+        assert!(matches!(&wrong, Error::Kind { name: found, .. } if found == name), "{wrong:?}");
         assert!(wrong.hint().is_some());
     }
 }
@@ -120,9 +85,8 @@ fn every_kind_becomes_what_it_is_and_nothing_else() {
 fn a_thousand_claims_are_one_call() {
     let broker = Broker::start();
     let mut client = client(&broker);
-    let claims: Vec<Claim> = (0..1000)
-        .map(|n| Claim::listen(format!("n{n}=127.0.0.1:0")))
-        .collect();
+    let claims: Vec<Claim> =
+        (0..1000).map(|n| Claim::listen(format!("n{n}=127.0.0.1:0"))).collect();
     let leases = client.claim(&claims).expect("claim");
     assert_eq!(leases.len(), 1000);
     for (n, lease) in leases.iter().enumerate() {
@@ -145,15 +109,9 @@ fn a_refusal_says_why_and_the_connection_goes_on() {
     assert_eq!(refusal.code, ErrorCode::IN_USE);
     assert!(error.hint().is_some(), "{error}");
     let error = first.claim(&["nobody".into()]).expect_err("no such name");
-    assert_eq!(
-        error.refusal().expect("a refusal").code,
-        ErrorCode::NOT_FOUND
-    );
+    assert_eq!(error.refusal().expect("a refusal").code, ErrorCode::NOT_FOUND);
     let error = first.call("fly", &[0; 0]).expect_err("no such method");
-    assert_eq!(
-        error.refusal().expect("a refusal").code,
-        ErrorCode::METHOD_NOT_FOUND
-    );
+    assert_eq!(error.refusal().expect("a refusal").code, ErrorCode::METHOD_NOT_FOUND);
 
     assert!(first.ping().expect("ping").pong);
     drop(second);
@@ -186,19 +144,13 @@ fn a_connection_that_joined_is_shown_as_that_generation() {
     let status = observer.status().expect("status");
     assert_eq!(status.services[0].name, "example");
     let generation = &status.services[0].generations[0];
-    assert_eq!(
-        (generation.generation, generation.state),
-        (7, State::Serving)
-    );
+    assert_eq!((generation.generation, generation.state), (7, State::Serving));
     assert_eq!(generation.listeners, ["web"]);
     drop(server);
     // The broker hears of it in its own time: each call is an event to wait for.
     let deadline = soon();
     while !observer.status().expect("status").services.is_empty() {
-        assert!(
-            deadline > Some(Instant::now()),
-            "a connection that is gone is still shown"
-        );
+        assert!(deadline > Some(Instant::now()), "a connection that is gone is still shown");
     }
 }
 
@@ -211,10 +163,7 @@ fn a_tentative_listener_goes_with_its_last_user() {
     let mut observer = client(&broker);
     let deadline = soon();
     while !observer.list().expect("list").listeners.is_empty() {
-        assert!(
-            deadline > Some(Instant::now()),
-            "a tentative listener stays"
-        );
+        assert!(deadline > Some(Instant::now()), "a tentative listener stays");
     }
 }
 
@@ -229,27 +178,15 @@ fn no_broker_is_an_error_that_tells_what_to_do() {
 #[test]
 fn the_tokio_client_has_the_same_verbs() {
     let broker = Broker::start();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("rt");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
     runtime.block_on(async {
-        let mut client = bindonce::aio::Client::connect(broker.socket())
-            .await
-            .expect("connect");
-        let lease = client
-            .claim(&["web=127.0.0.1:0".into()])
-            .await
-            .expect("claim")
-            .remove(0);
+        let mut client = bindonce::aio::Client::connect(broker.socket()).await.expect("connect");
+        let lease = client.claim(&["web=127.0.0.1:0".into()]).await.expect("claim").remove(0);
         let bound = lease.bound().to_owned();
         let listener = lease.into_tokio_tcp_listener().expect("a TCP listener");
         let connect = tokio::net::TcpStream::connect(bound);
         let (accepted, connected) = tokio::join!(listener.accept(), connect);
-        assert_eq!(
-            accepted.expect("accept").1,
-            connected.expect("c").local_addr().expect("a")
-        );
+        assert_eq!(accepted.expect("accept").1, connected.expect("c").local_addr().expect("a"));
         assert_eq!(client.list().await.expect("list").listeners[0].name, "web");
         assert_eq!(client.release(&["web"]).await.expect("release"), ["web"]);
         assert!(client.status().await.expect("status").listeners.is_empty());
@@ -258,24 +195,22 @@ fn the_tokio_client_has_the_same_verbs() {
         // A call that is dropped before its reply leaves the connection half-way.
         drop(Box::pin(client.ping()));
         assert!(client.ping().await.expect("a call that never began").pong);
+        let (ours, _silent) = UnixStream::pair().expect("pair");
+        let mut client = bindonce::aio::Client::from_stream(ours).expect("client");
         let mut call = Box::pin(client.ping());
-        assert!(futures_poll_once(&mut call).await.is_none());
+        assert!(poll_once(&mut call).await.is_none());
         drop(call);
         assert!(matches!(client.ping().await, Err(Error::Interrupted)));
 
-        let watcher = bindonce::aio::Client::connect(broker.socket())
-            .await
-            .expect("connect");
+        let watcher = bindonce::aio::Client::connect(broker.socket()).await.expect("connect");
         drop(broker);
-        tokio::time::timeout(Duration::from_secs(10), watcher.closed())
-            .await
-            .expect("closed");
+        tokio::time::timeout(Duration::from_secs(10), watcher.closed()).await.expect("closed");
     });
 }
 
 /// Polls a future once; gives its output if it was ready.
 #[cfg(feature = "tokio")]
-async fn futures_poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     std::future::poll_fn(|context| {
         std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
             std::task::Poll::Ready(output) => Some(output),

@@ -39,10 +39,8 @@ fn listeners(count: usize) -> String {
             format!(r#"{{"name":"n{n}","address":"a","bound":"b","created":true,"inode":{n}}}"#)
         })
         .collect();
-    format!(
-        r#"{{"jsonrpc":"2.0","id":1,"result":{{"listeners":[{}]}}}}"#,
-        listeners.join(",")
-    ) + "\n"
+    format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"listeners":[{}]}}}}"#, listeners.join(","))
+        + "\n"
 }
 
 /// A correct reply, message by message.
@@ -50,14 +48,7 @@ fn correct(count: usize) -> Vec<Message> {
     bindonce_wire::batch::batches(count)
         .enumerate()
         .map(|(index, batch)| {
-            (
-                if index == 0 {
-                    listeners(count)
-                } else {
-                    " ".to_owned()
-                },
-                batch.len(),
-            )
+            (if index == 0 { listeners(count) } else { " ".to_owned() }, batch.len())
         })
         .collect()
 }
@@ -98,9 +89,7 @@ fn claim(script: &[Message], hang_up: bool) -> Result<usize, Error> {
         match &outcome {
             Ok(_) | Err(Error::Refused(_)) => {}
             Err(_) => {
-                let again = client
-                    .ping()
-                    .expect_err("the connection must not be used again");
+                let again = client.ping().expect_err("the connection must not be used again");
                 assert!(matches!(again, Error::Interrupted), "{again:?}");
             }
         }
@@ -113,17 +102,11 @@ fn claim(script: &[Message], hang_up: bool) -> Result<usize, Error> {
 #[cfg(feature = "tokio")]
 fn claim_async(script: &[Message], hang_up: bool) -> Result<usize, Error> {
     let (stream, server) = play(script, hang_up);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("rt");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
     let outcome = runtime.block_on(async {
         let mut client = bindonce::aio::Client::from_stream(stream)?;
         client.set_timeout(Duration::from_millis(if hang_up { 10_000 } else { 40 }));
-        client
-            .claim(&["web=:80".into()])
-            .await
-            .map(|leases| leases.len())
+        client.claim(&["web=:80".into()]).await.map(|leases| leases.len())
     });
     drop(runtime);
     server.join().expect("server");
@@ -149,22 +132,10 @@ fn check(script: &[Message], hang_up: bool, expected: Expect) {
     let before = open_descriptors();
     let outcome = claim(script, hang_up);
     assert_eq!(ending(&outcome), expected, "{script:.80?}: {outcome:?}");
-    assert_eq!(
-        open_descriptors(),
-        before,
-        "a descriptor leaked after {script:.80?}"
-    );
+    assert_eq!(open_descriptors(), before, "a descriptor leaked after {script:.80?}");
     let outcome = claim_async(script, hang_up);
-    assert_eq!(
-        ending(&outcome),
-        expected,
-        "async: {script:.80?}: {outcome:?}"
-    );
-    assert_eq!(
-        open_descriptors(),
-        before,
-        "a descriptor leaked, async, after {script:.80?}"
-    );
+    assert_eq!(ending(&outcome), expected, "async: {script:.80?}: {outcome:?}");
+    assert_eq!(open_descriptors(), before, "a descriptor leaked, async, after {script:.80?}");
 }
 
 fn message(text: &str, count: usize) -> Message {
@@ -188,36 +159,15 @@ fn every_lie_is_an_error_and_nothing_leaks() {
         (vec![message(&listeners(2), 3)], Expect::Descriptors),
         (vec![message(&listeners(0), 1)], Expect::Descriptors),
         (vec![message(&listeners(300), 252)], Expect::Descriptors),
-        (
-            vec![message(&listeners(300), 253), message(" ", 46)],
-            Expect::Descriptors,
-        ),
-        (
-            vec![message(&listeners(300), 253), message(" ", 48)],
-            Expect::Descriptors,
-        ),
-        (
-            vec![message(&listeners(300), 253), message(" ", 0)],
-            Expect::Descriptors,
-        ),
-        (
-            vec![message("{", 253), message(" ", 253)],
-            Expect::Descriptors,
-        ),
+        (vec![message(&listeners(300), 253), message(" ", 46)], Expect::Descriptors),
+        (vec![message(&listeners(300), 253), message(" ", 48)], Expect::Descriptors),
+        (vec![message(&listeners(300), 253), message(" ", 0)], Expect::Descriptors),
+        (vec![message("{", 253), message(" ", 253)], Expect::Descriptors),
         (vec![message("nonsense\n", 5)], Expect::Protocol),
         (vec![message("{\"id\":1}\n", 1)], Expect::Protocol),
-        (
-            vec![message("{\"id\":1,\"result\":{}}\n", 1)],
-            Expect::Protocol,
-        ),
-        (
-            vec![message("{\"id\":2,\"result\":{\"listeners\":[]}}\n", 1)],
-            Expect::Protocol,
-        ),
-        (
-            vec![message("{\"id\":null,\"result\":{\"listeners\":[]}}\n", 1)],
-            Expect::Protocol,
-        ),
+        (vec![message("{\"id\":1,\"result\":{}}\n", 1)], Expect::Protocol),
+        (vec![message("{\"id\":2,\"result\":{\"listeners\":[]}}\n", 1)], Expect::Protocol),
+        (vec![message("{\"id\":null,\"result\":{\"listeners\":[]}}\n", 1)], Expect::Protocol),
         (vec![message("[1]\n", 1)], Expect::Protocol),
         (vec![message(&(listeners(1) + "{}"), 1)], Expect::Protocol),
         (vec![message(&(listeners(1) + "\n"), 1)], Expect::Protocol),
@@ -228,11 +178,7 @@ fn every_lie_is_an_error_and_nothing_leaks() {
     let half = &listeners(1)[..40];
     check(&[message(half, 1)], true, Expect::Closed);
     check(&[message(half, 1)], false, Expect::TimedOut);
-    check(
-        &[message(listeners(1).trim_end(), 1)],
-        false,
-        Expect::TimedOut,
-    );
+    check(&[message(listeners(1).trim_end(), 1)], false, Expect::TimedOut);
     check(&[message(&listeners(300), 253)], true, Expect::Closed);
     check(&[message(&listeners(300), 253)], false, Expect::TimedOut);
     check(&[], true, Expect::Closed);
@@ -250,10 +196,7 @@ fn a_reply_in_many_pieces_is_one_reply() {
         let pieces = text.as_bytes().chunks(size).enumerate();
         let script: Vec<Message> = pieces
             .map(|(n, piece)| {
-                message(
-                    std::str::from_utf8(piece).expect("ASCII"),
-                    if n == 0 { 3 } else { 0 },
-                )
+                message(std::str::from_utf8(piece).expect("ASCII"), if n == 0 { 3 } else { 0 })
             })
             .collect();
         check(&script, true, Expect::Leases(3));
@@ -300,10 +243,7 @@ fn truncation_is_an_error() {
     let before = open_descriptors();
     let limit = getrlimit(Resource::Nofile);
     // Room for the connection, not for all that comes.
-    let lowered = Rlimit {
-        current: Some(before as u64 + 20),
-        ..limit
-    };
+    let lowered = Rlimit { current: Some(before as u64 + 20), ..limit };
     setrlimit(Resource::Nofile, lowered).expect("lower the limit");
     let outcome = claim(&correct(100), true);
     assert!(matches!(outcome, Err(Error::Truncated)), "{outcome:?}");

@@ -34,12 +34,7 @@ impl Server {
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let mut lines = output.lines();
         let first = lines.next().expect("a line").expect("text");
-        let address = first
-            .rsplit(' ')
-            .next()
-            .expect("a word")
-            .parse()
-            .expect("an address");
+        let address = first.rsplit(' ').next().expect("a word").parse().expect("an address");
         // Whatever else it says must not fill the pipe.
         thread::spawn(move || lines.for_each(drop));
         Self { child, address }
@@ -118,13 +113,7 @@ fn servers_take_over_from_each_other_and_no_client_notices() {
         })
         .collect();
 
-    for example in [
-        "tokio_server",
-        "std_server",
-        "std_server",
-        "tokio_server",
-        "tokio_server",
-    ] {
+    for example in ["tokio_server", "std_server", "std_server", "tokio_server", "tokio_server"] {
         let old = server.child.id().to_string();
         // A request that the old server has accepted: it must finish it.
         let mut draining = begin(address).expect("connect");
@@ -133,18 +122,11 @@ fn servers_take_over_from_each_other_and_no_client_notices() {
         let new = Server::start(example, &broker);
         assert_eq!(new.address, address, "another socket");
         let until = Instant::now() + Duration::from_secs(20);
-        while !ask(address)
-            .expect("an answer")
-            .ends_with(&new.child.id().to_string())
-        {
+        while !ask(address).expect("an answer").ends_with(&new.child.id().to_string()) {
             assert!(Instant::now() < until, "the new server does not answer");
         }
         draining.flush().expect("flush");
-        assert!(
-            finish(draining)
-                .expect("the old server drains")
-                .ends_with(&old)
-        );
+        assert!(finish(draining).expect("the old server drains").ends_with(&old));
         server.ends();
         server = new;
     }
@@ -154,11 +136,6 @@ fn servers_take_over_from_each_other_and_no_client_notices() {
         client.join().expect("client");
     }
     let failures: Vec<_> = failures.try_iter().collect();
-    assert!(
-        failures.is_empty(),
-        "{} failed, the first: {:?}",
-        failures.len(),
-        failures[0]
-    );
+    assert!(failures.is_empty(), "{} failed, the first: {:?}", failures.len(), failures[0]);
     assert!(answered.load(Ordering::Relaxed) > 0);
 }

@@ -43,12 +43,7 @@ pub struct Transmission {
 impl Transmission {
     /// A reply of `text`, which is not empty, and that many descriptors.
     pub fn new(text: Vec<u8>, descriptors: usize) -> Self {
-        Self {
-            text,
-            written: 0,
-            descriptors,
-            sent: 0,
-        }
+        Self { text, written: 0, descriptors, sent: 0 }
     }
 
     /// What to send now: bytes, and the range of descriptors that goes with the

@@ -73,11 +73,7 @@ pub struct RpcError {
 impl RpcError {
     /// An error without data.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            data: Map::new(),
-        }
+        Self { code, message: message.into(), data: Map::new() }
     }
 
     /// Says what to do next.
@@ -100,10 +96,7 @@ impl RpcError {
 
     /// The system's error number, where there was one.
     pub fn errno(&self) -> Option<i32> {
-        self.data
-            .get("errno")
-            .and_then(Value::as_i64)
-            .and_then(|errno| errno.try_into().ok())
+        self.data.get("errno").and_then(Value::as_i64).and_then(|errno| errno.try_into().ok())
     }
 }
 

@@ -38,9 +38,7 @@ impl<'de> Deserialize<'de> for Id {
             Value::Null => Ok(Self::Null),
             Value::Number(number) => Ok(Self::Number(number)),
             Value::String(text) => Ok(Self::Text(text)),
-            _ => Err(serde::de::Error::custom(
-                "`id` is neither a string, a number nor null",
-            )),
+            _ => Err(serde::de::Error::custom("`id` is neither a string, a number nor null")),
         }
     }
 }
@@ -75,10 +73,7 @@ impl<'a> Request<'a> {
         if frame.first() == Some(&b'[') {
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, "a batch is not a request")
                 .with_hint("send each request as an object of its own");
-            return Err(Rejected {
-                id: Id::Null,
-                error,
-            });
+            return Err(Rejected { id: Id::Null, error });
         }
         let request: Self = match serde_json::from_slice(frame) {
             Ok(request) => request,
@@ -90,24 +85,14 @@ impl<'a> Request<'a> {
                 });
             }
             Err(error) => {
-                return Err(Rejected {
-                    id: Id::Null,
-                    error: not_json(&error),
-                });
+                return Err(Rejected { id: Id::Null, error: not_json(&error) });
             }
         };
-        if let Some(version) = request
-            .jsonrpc
-            .as_deref()
-            .filter(|version| *version != "2.0")
-        {
+        if let Some(version) = request.jsonrpc.as_deref().filter(|version| *version != "2.0") {
             let message = format!("`jsonrpc` is {version:?}, not \"2.0\"");
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
                 .with_hint("this is JSON-RPC 2.0: send \"jsonrpc\":\"2.0\" or leave it out");
-            return Err(Rejected {
-                id: request.id,
-                error,
-            });
+            return Err(Rejected { id: request.id, error });
         }
         Ok(request)
     }
@@ -152,11 +137,8 @@ impl<'a> Request<'a> {
 
 /// The grammar was right, yet the parser refuses: a number beyond all bounds.
 fn not_json(error: &serde_json::Error) -> RpcError {
-    RpcError::new(
-        ErrorCode::PARSE,
-        format!("not JSON: {}", without_place(error)),
-    )
-    .with_hint("send one JSON object for each request; its numbers must fit a double")
+    RpcError::new(ErrorCode::PARSE, format!("not JSON: {}", without_place(error)))
+        .with_hint("send one JSON object for each request; its numbers must fit a double")
 }
 
 /// The id of something that is no good request otherwise.
@@ -166,9 +148,7 @@ fn id_of(frame: &[u8]) -> Id {
         #[serde(default)]
         id: Id,
     }
-    serde_json::from_slice::<OnlyId>(frame)
-        .map(|only| only.id)
-        .unwrap_or_default()
+    serde_json::from_slice::<OnlyId>(frame).map(|only| only.id).unwrap_or_default()
 }
 
 /// serde_json's message without its line and column, which mean nothing in a
@@ -192,12 +172,7 @@ pub fn encode_request<P: Serialize + ?Sized>(
         method: &'a str,
         params: &'a P,
     }
-    line(&Envelope {
-        jsonrpc: "2.0",
-        id,
-        method,
-        params,
-    })
+    line(&Envelope { jsonrpc: "2.0", id, method, params })
 }
 
 /// A reply with a result, ending in a line end.
@@ -208,23 +183,23 @@ pub fn encode_result<T: Serialize + ?Sized>(id: &Id, result: &T) -> serde_json::
         id: &'a Id,
         result: &'a T,
     }
-    line(&Envelope {
-        jsonrpc: "2.0",
-        id,
-        result,
-    })
+    line(&Envelope { jsonrpc: "2.0", id, result })
 }
 
 /// A reply with an error, ending in a line end.
 pub fn encode_error(id: &Id, error: &RpcError) -> Vec<u8> {
-    let mut value = serde_json::json!({ "jsonrpc": "2.0", "id": id });
-    value["error"] = serde_json::json!({ "code": error.code.0, "message": error.message });
-    if !error.data.is_empty() {
-        value["error"]["data"] = Value::Object(error.data.clone());
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        jsonrpc: &'static str,
+        id: &'a Id,
+        error: &'a RpcError,
     }
-    let mut text = value.to_string().into_bytes();
-    text.push(b'\n');
-    text
+    // Nothing in it can fail to be written; should that change, the peer still
+    // hears that something went wrong.
+    line(&Envelope { jsonrpc: "2.0", id, error }).unwrap_or_else(|_| {
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"internal"}}"#;
+        format!("{text}\n").into_bytes()
+    })
 }
 
 fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
@@ -260,9 +235,7 @@ impl Reply {
             (Some(error), _) => Err(error),
             (None, Some(result)) => Ok(result),
             (None, None) => {
-                return Err(serde::de::Error::custom(
-                    "a reply without `result` and `error`",
-                ));
+                return Err(serde::de::Error::custom("a reply without `result` and `error`"));
             }
         };
         Ok(Self { id, outcome })

@@ -98,20 +98,12 @@ pub enum Target {
 impl Bind {
     /// A claim in the one syntax, `[NAME=]ADDR[,OPT]...`.
     pub fn listen(text: impl Into<String>) -> Self {
-        Self {
-            target: Target::Listen {
-                listen: text.into(),
-            },
-            tentative: false,
-        }
+        Self { target: Target::Listen { listen: text.into() }, tentative: false }
     }
 
     /// A claim of what is held under a name.
     pub fn name(name: impl Into<String>) -> Self {
-        Self {
-            target: Target::Name { name: name.into() },
-            tentative: false,
-        }
+        Self { target: Target::Name { name: name.into() }, tentative: false }
     }
 }
 
@@ -128,20 +120,12 @@ impl<'de> Deserialize<'de> for Bind {
             #[serde(default)]
             tentative: bool,
         }
-        let Members {
-            address,
-            port,
-            backlog,
-            listen,
-            name,
-            tentative,
-        } = Members::deserialize(deserializer)?;
+        let Members { address, port, backlog, listen, name, tentative } =
+            Members::deserialize(deserializer)?;
         let target = match (address, port, backlog, listen, name) {
-            (Some(address), Some(Port(port)), backlog, None, None) => Target::Tcp {
-                address,
-                port,
-                backlog,
-            },
+            (Some(address), Some(Port(port)), backlog, None, None) => {
+                Target::Tcp { address, port, backlog }
+            }
             (None, None, None, Some(listen), None) => Target::Listen { listen },
             (None, None, None, None, Some(name)) => Target::Name { name },
             (Some(_), None, _, None, None) => return Err(de::Error::missing_field("port")),
@@ -268,9 +252,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Elements<T> {
         }
         let elements = deserializer.deserialize_seq(ElementsVisitor(PhantomData))?;
         if elements.is_empty() {
-            return Err(de::Error::custom(
-                "`params` is empty: name at least one listener",
-            ));
+            return Err(de::Error::custom("`params` is empty: name at least one listener"));
         }
         Ok(Self(elements))
     }
@@ -291,9 +273,7 @@ fn name_to_text<S: Serializer>(name: &Name, serializer: S) -> Result<S::Ok, S::E
 }
 
 fn name_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(de::Error::custom)
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }
 
 fn is_false(value: &bool) -> bool {

@@ -44,9 +44,7 @@ fn value() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        any::<f64>()
-            .prop_filter("JSON has no other", |f| f.is_finite())
-            .prop_map(Value::from),
+        any::<f64>().prop_filter("JSON has no other", |f| f.is_finite()).prop_map(Value::from),
         any::<String>().prop_map(Value::from),
         "[{}\\[\\]\"\\\\,: \n]{0,8}".prop_map(Value::from),
     ];
@@ -64,13 +62,8 @@ fn top_level() -> impl Strategy<Value = String> {
     let object = prop::collection::btree_map(any::<String>(), value(), 0..4)
         .prop_map(|members| Value::Object(members.into_iter().collect()));
     let array = prop::collection::vec(value(), 0..4).prop_map(Value::from);
-    (prop_oneof![3 => object, 1 => array], any::<bool>()).prop_map(|(value, pretty)| {
-        if pretty {
-            format!("{value:#}")
-        } else {
-            value.to_string()
-        }
-    })
+    (prop_oneof![3 => object, 1 => array], any::<bool>())
+        .prop_map(|(value, pretty)| if pretty { format!("{value:#}") } else { value.to_string() })
 }
 
 /// One line that is not JSON and whose mistake lies within the line.
@@ -107,11 +100,7 @@ fn bad_line() -> impl Strategy<Value = String> {
 
 /// Objects and arrays as an earlier line of the stream might leave them.
 fn nested(depth: usize) -> String {
-    format!(
-        "{{\"a\":{}{}}}",
-        "[".repeat(depth - 1),
-        "]".repeat(depth - 1)
-    )
+    format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1))
 }
 
 /// Whether serde_json parses the bytes as an object or array, as far as the
@@ -134,10 +123,7 @@ fn serde_accepts(bytes: &[u8]) -> bool {
 fn scanner_accepts(bytes: &[u8]) -> bool {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
     let start = bytes.iter().position(|b| !blank(b)).unwrap_or(bytes.len());
-    let end = bytes
-        .iter()
-        .rposition(|b| !blank(b))
-        .map_or(start, |last| last + 1);
+    let end = bytes.iter().rposition(|b| !blank(b)).map_or(start, |last| last + 1);
     scan(bytes, usize::MAX, &[usize::MAX]) == [Frame::Request(bytes[start..end].to_vec())]
 }
 
@@ -276,52 +262,26 @@ proptest! {
 fn a_bad_request_tells_its_place_and_its_neighbours_on_the_line_are_seen() {
     assert_eq!(
         whole(br#" {"a":tru}{"id":1} {"id":2}"#),
-        [
-            malformed(Reason::InvalidLiteral, 8),
-            request(r#"{"id":1}"#),
-            request(r#"{"id":2}"#)
-        ],
+        [malformed(Reason::InvalidLiteral, 8), request(r#"{"id":1}"#), request(r#"{"id":2}"#)],
     );
     assert_eq!(
         whole(b"{} xyz {\"id\":1}\n"),
-        [
-            request("{}"),
-            malformed(Reason::ExpectedObject, 0),
-            request(r#"{"id":1}"#)
-        ],
+        [request("{}"), malformed(Reason::ExpectedObject, 0), request(r#"{"id":1}"#)],
     );
 }
 
 #[test]
 fn a_client_that_begins_anew_on_the_next_line_is_heard() {
-    for cut in [
-        r#"{"a":1"#,
-        r#"{"a":[1"#,
-        r#"{"a":"x""#,
-        r#"{"a""#,
-        r#"{"#,
-        r#"{"a":true,"#,
-    ] {
+    for cut in [r#"{"a":1"#, r#"{"a":[1"#, r#"{"a":"x""#, r#"{"a""#, r#"{"#, r#"{"a":true,"#] {
         let stream = format!("{cut}\n  {{\"id\":1}}\n{{\"id\":2}}");
         let frames = whole(stream.as_bytes());
-        assert!(
-            matches!(frames[0], Frame::Malformed { .. }),
-            "{cut}: {frames:?}"
-        );
-        assert_eq!(
-            frames[1..],
-            [request(r#"{"id":1}"#), request(r#"{"id":2}"#)],
-            "{cut}"
-        );
+        assert!(matches!(frames[0], Frame::Malformed { .. }), "{cut}: {frames:?}");
+        assert_eq!(frames[1..], [request(r#"{"id":1}"#), request(r#"{"id":2}"#)], "{cut}");
     }
     // The mistake is in the middle of the new line: the line is read again.
     assert_eq!(
         whole(b"[1,\n{\"id\":1} {\"id\":2}\n"),
-        [
-            malformed(Reason::ExpectedCommaOrEnd, 13),
-            request(r#"{"id":1}"#),
-            request(r#"{"id":2}"#),
-        ],
+        [malformed(Reason::ExpectedCommaOrEnd, 13), request(r#"{"id":1}"#), request(r#"{"id":2}"#),],
     );
 }
 
@@ -348,10 +308,7 @@ fn the_cut_off_request_that_was_too_large_hides_nothing_either() {
 fn a_bad_request_over_several_lines_costs_one_error() {
     let stream =
         b"{\n  \"a\": oops,\n  \"b\": {\"c\": 1},\n  \"d\": [\n    1\n  ]\n}\n{\"id\":1}\n";
-    assert_eq!(
-        whole(stream),
-        [malformed(Reason::ExpectedValue, 9), request(r#"{"id":1}"#)]
-    );
+    assert_eq!(whole(stream), [malformed(Reason::ExpectedValue, 9), request(r#"{"id":1}"#)]);
 }
 
 #[test]
@@ -359,10 +316,7 @@ fn depth_is_limited_to_64() {
     let deepest = nested(64);
     assert_eq!(whole(deepest.as_bytes()), [request(&deepest)]);
     let stream = format!("{}\n{{\"id\":1}}", nested(65));
-    assert_eq!(
-        whole(stream.as_bytes()),
-        [malformed(Reason::TooDeep, 68), request(r#"{"id":1}"#)]
-    );
+    assert_eq!(whole(stream.as_bytes()), [malformed(Reason::TooDeep, 68), request(r#"{"id":1}"#)]);
 }
 
 #[test]
@@ -377,13 +331,9 @@ fn a_request_of_exactly_the_cap_is_read() {
 #[test]
 fn in_progress_means_inside_a_request() {
     let mut scanner = Scanner::new(CAP);
-    for (piece, inside) in [
-        (&b"  "[..], false),
-        (b"{\"a\"", true),
-        (b":1}", false),
-        (b"x", false),
-        (b"\n[", true),
-    ] {
+    for (piece, inside) in
+        [(&b"  "[..], false), (b"{\"a\"", true), (b":1}", false), (b"x", false), (b"\n[", true)]
+    {
         let mut piece = piece;
         while scanner.next(&mut piece).is_some() {}
         assert_eq!(scanner.in_progress(), inside);

@@ -14,11 +14,7 @@ fn call(text: &str) -> Result<Call, RpcError> {
 }
 
 fn tcp(address: &str, port: u16, backlog: Option<u32>) -> Target {
-    Target::Tcp {
-        address: address.to_owned(),
-        port,
-        backlog,
-    }
+    Target::Tcp { address: address.to_owned(), port, backlog }
 }
 
 #[test]
@@ -28,10 +24,7 @@ fn reads_what_multibinder_sends() {
     )
     .unwrap();
     assert_eq!(request.id, Id::Null);
-    let bind = Bind {
-        target: tcp("0.0.0.0", 8000, None),
-        tentative: false,
-    };
+    let bind = Bind { target: tcp("0.0.0.0", 8000, None), tentative: false };
     assert_eq!(Call::decode(&request), Ok(Call::Bind(vec![bind])));
 }
 
@@ -42,14 +35,8 @@ fn reads_every_form_of_bind() {
         {"listen":"web=:80,backlog=4096","tentative":true},
         {"name":"web"}]}"#;
     let expected = vec![
-        Bind {
-            target: tcp("127.0.0.1", 81, Some(7)),
-            tentative: false,
-        },
-        Bind {
-            tentative: true,
-            ..Bind::listen("web=:80,backlog=4096")
-        },
+        Bind { target: tcp("127.0.0.1", 81, Some(7)), tentative: false },
+        Bind { tentative: true, ..Bind::listen("web=:80,backlog=4096") },
         Bind::name("web"),
     ];
     assert_eq!(call(text), Ok(Call::Bind(expected)));
@@ -60,16 +47,8 @@ fn refusals_name_the_code_and_the_culprit() {
     let invalid = ErrorCode::INVALID_PARAMS;
     let cases = [
         (r#"{"method":"bind"}"#, invalid, "empty"),
-        (
-            r#"{"method":"bind","params":{}}"#,
-            invalid,
-            "expected an array as `params`",
-        ),
-        (
-            r#"{"method":"bind","params":[{}]}"#,
-            invalid,
-            "params[0]: expected either",
-        ),
+        (r#"{"method":"bind","params":{}}"#, invalid, "expected an array as `params`"),
+        (r#"{"method":"bind","params":[{}]}"#, invalid, "params[0]: expected either"),
         (
             r#"{"method":"bind","params":[{"adress":"x","port":1}]}"#,
             invalid,
@@ -80,41 +59,13 @@ fn refusals_name_the_code_and_the_culprit() {
             invalid,
             "params[1]: duplicate field `name`",
         ),
-        (
-            r#"{"method":"bind","params":[{"address":"x"}]}"#,
-            invalid,
-            "missing field `port`",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":65536}]}"#,
-            invalid,
-            "65536",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":-1}]}"#,
-            invalid,
-            "-1",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":80.5}]}"#,
-            invalid,
-            "80.5",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":"+80"}]}"#,
-            invalid,
-            "+80",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":""}]}"#,
-            invalid,
-            "`port`",
-        ),
-        (
-            r#"{"method":"bind","params":[{"address":"x","port":1,"backlog":-5}]}"#,
-            invalid,
-            "-5",
-        ),
+        (r#"{"method":"bind","params":[{"address":"x"}]}"#, invalid, "missing field `port`"),
+        (r#"{"method":"bind","params":[{"address":"x","port":65536}]}"#, invalid, "65536"),
+        (r#"{"method":"bind","params":[{"address":"x","port":-1}]}"#, invalid, "-1"),
+        (r#"{"method":"bind","params":[{"address":"x","port":80.5}]}"#, invalid, "80.5"),
+        (r#"{"method":"bind","params":[{"address":"x","port":"+80"}]}"#, invalid, "+80"),
+        (r#"{"method":"bind","params":[{"address":"x","port":""}]}"#, invalid, "`port`"),
+        (r#"{"method":"bind","params":[{"address":"x","port":1,"backlog":-5}]}"#, invalid, "-5"),
         (
             r#"{"method":"bind","params":[{"address":"x","port":1,"backlog":4294967296}]}"#,
             invalid,
@@ -142,51 +93,19 @@ fn refusals_name_the_code_and_the_culprit() {
         ),
         (r#"{"method":"release","params":[]}"#, invalid, "empty"),
         (r#"{"method":"release","params":[7]}"#, invalid, "params[0]"),
-        (
-            r#"{"method":"list","params":[1]}"#,
-            invalid,
-            "`list` takes no parameters",
-        ),
-        (
-            r#"{"method":"fly"}"#,
-            ErrorCode::METHOD_NOT_FOUND,
-            "\"fly\"",
-        ),
-        (
-            r#"{"params":[]}"#,
-            ErrorCode::INVALID_REQUEST,
-            "missing field `method`",
-        ),
-        (
-            r#"{"method":"ping","parms":[]}"#,
-            ErrorCode::INVALID_REQUEST,
-            "unknown field `parms`",
-        ),
+        (r#"{"method":"list","params":[1]}"#, invalid, "`list` takes no parameters"),
+        (r#"{"method":"fly"}"#, ErrorCode::METHOD_NOT_FOUND, "\"fly\""),
+        (r#"{"params":[]}"#, ErrorCode::INVALID_REQUEST, "missing field `method`"),
+        (r#"{"method":"ping","parms":[]}"#, ErrorCode::INVALID_REQUEST, "unknown field `parms`"),
         (
             r#"{"method":"ping","method":"list"}"#,
             ErrorCode::INVALID_REQUEST,
             "duplicate field `method`",
         ),
-        (
-            r#"{"method":"ping","id":{}}"#,
-            ErrorCode::INVALID_REQUEST,
-            "`id`",
-        ),
-        (
-            r#"{"jsonrpc":"1.0","method":"ping"}"#,
-            ErrorCode::INVALID_REQUEST,
-            "\"1.0\"",
-        ),
-        (
-            r#"[{"method":"ping"}]"#,
-            ErrorCode::INVALID_REQUEST,
-            "batch",
-        ),
-        (
-            r#"{"method":"ping","id":1e999}"#,
-            ErrorCode::PARSE,
-            "number out of range",
-        ),
+        (r#"{"method":"ping","id":{}}"#, ErrorCode::INVALID_REQUEST, "`id`"),
+        (r#"{"jsonrpc":"1.0","method":"ping"}"#, ErrorCode::INVALID_REQUEST, "\"1.0\""),
+        (r#"[{"method":"ping"}]"#, ErrorCode::INVALID_REQUEST, "batch"),
+        (r#"{"method":"ping","id":1e999}"#, ErrorCode::PARSE, "number out of range"),
     ];
     for (text, code, culprit) in cases {
         let error = call(text).expect_err(text);
@@ -202,10 +121,7 @@ fn a_refused_request_keeps_its_id() {
     for (text, id) in [
         (r#"{"method":"ping","parms":[],"id":7}"#, json!(7)),
         (r#"{"id":"x","params":[]}"#, json!("x")),
-        (
-            r#"{"jsonrpc":"1.0","method":"ping","id":-1.5}"#,
-            json!(-1.5),
-        ),
+        (r#"{"jsonrpc":"1.0","method":"ping","id":-1.5}"#, json!(-1.5)),
         (r#"{"method":"ping","id":[]}"#, json!(null)),
         (r#"{"method":"ping","id":1,"id":2}"#, json!(null)),
     ] {
@@ -219,21 +135,11 @@ fn a_refused_request_keeps_its_id() {
 
 #[test]
 fn methods_without_parameters_take_any_way_to_say_none() {
-    for params in [
-        "",
-        r#","params":[]"#,
-        r#","params":{}"#,
-        r#","params":null"#,
-    ] {
-        for (method, expected) in [
-            ("list", Call::List),
-            ("status", Call::Status),
-            ("ping", Call::Ping),
-        ] {
-            assert_eq!(
-                call(&format!(r#"{{"method":"{method}"{params}}}"#)),
-                Ok(expected)
-            );
+    for params in ["", r#","params":[]"#, r#","params":{}"#, r#","params":null"#] {
+        for (method, expected) in
+            [("list", Call::List), ("status", Call::Status), ("ping", Call::Ping)]
+        {
+            assert_eq!(call(&format!(r#"{{"method":"{method}"{params}}}"#)), Ok(expected));
         }
     }
 }
@@ -241,10 +147,7 @@ fn methods_without_parameters_take_any_way_to_say_none() {
 #[test]
 fn what_a_client_sends_is_what_a_server_reads() {
     let binds = vec![
-        Bind {
-            target: tcp("::1", 0, Some(3)),
-            tentative: true,
-        },
+        Bind { target: tcp("::1", 0, Some(3)), tentative: true },
         Bind::listen("web=:80"),
         Bind::name("web"),
     ];
@@ -260,10 +163,7 @@ fn what_a_client_sends_is_what_a_server_reads() {
         state: State::Draining,
     };
     let text = encode_request(&Id::from(2), "join", &[&join]).unwrap();
-    assert_eq!(
-        call(std::str::from_utf8(&text).unwrap()),
-        Ok(Call::Join(join))
-    );
+    assert_eq!(call(std::str::from_utf8(&text).unwrap()), Ok(Call::Join(join)));
 }
 
 #[test]
@@ -281,17 +181,11 @@ fn replies_round_trip_and_end_in_a_line_end() {
     assert_eq!(text.last(), Some(&b'\n'));
     let reply = Reply::decode(&text).unwrap();
     assert_eq!(reply.id, Id::Text("a\n\"".to_owned()));
-    assert_eq!(
-        Reply::result::<BindResult>(&reply.outcome.unwrap()).unwrap(),
-        result
-    );
+    assert_eq!(Reply::result::<BindResult>(&reply.outcome.unwrap()).unwrap(), result);
 
-    let error = RpcError::new(
-        ErrorCode::BIND_FAILED,
-        "cannot bind 0.0.0.0:80: address in use",
-    )
-    .with("errno", 98)
-    .with_hint("ss -ltnp");
+    let error = RpcError::new(ErrorCode::BIND_FAILED, "cannot bind 0.0.0.0:80: address in use")
+        .with("errno", 98)
+        .with_hint("ss -ltnp");
     let text = encode_error(&Id::Null, &error);
     assert_eq!(text.last(), Some(&b'\n'));
     let read = Reply::decode(&text).unwrap().outcome.unwrap_err();
@@ -317,14 +211,7 @@ fn a_client_reads_errors_of_other_servers() {
     let error = Reply::decode(text).unwrap().outcome.unwrap_err();
     assert_eq!((error.code, error.hint()), (ErrorCode(10000), None));
     let text = br#"{"error":{"code":-1,"message":"m","data":"text"}}"#;
-    assert!(
-        Reply::decode(text)
-            .unwrap()
-            .outcome
-            .unwrap_err()
-            .data
-            .is_empty()
-    );
+    assert!(Reply::decode(text).unwrap().outcome.unwrap_err().data.is_empty());
     assert!(Reply::decode(b"{}").is_err());
 }
 

@@ -32,33 +32,21 @@ impl Broker {
         let config = bindonce_broker::Config::new(&socket);
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("rt");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
             let shutdown = async {
                 let _ = stopped.await;
             };
-            runtime
-                .block_on(bindonce_broker::run(config, shutdown))
-                .expect("broker");
+            runtime.block_on(bindonce_broker::run(config, shutdown)).expect("broker");
         });
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut events = [MaybeUninit::uninit(); 1024];
         let mut events = inotify::Reader::new(&watch, &mut events);
         while !socket.exists() {
-            assert!(
-                bindonce::wait_readable(&watch, Some(deadline)).expect("poll"),
-                "no broker"
-            );
+            assert!(bindonce::wait_readable(&watch, Some(deadline)).expect("poll"), "no broker");
             events.next().expect("an event");
         }
-        Self {
-            directory,
-            socket,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        Self { directory, socket, stop: Some(stop), thread: Some(thread) }
     }
 
     /// The path of its socket.

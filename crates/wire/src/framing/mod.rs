@@ -115,16 +115,9 @@ enum Mode {
     /// Between requests.
     Idle,
     /// Inside a request.
-    Request {
-        validator: Validator,
-        too_large: bool,
-    },
+    Request { validator: Validator, too_large: bool },
     /// Inside a bad request, at this balance of its outermost kind of bracket.
-    Bad {
-        open: u8,
-        balance: u32,
-        lines: Lines,
-    },
+    Bad { open: u8, balance: u32, lines: Lines },
     /// After a bad request or other bytes that begin none, on the same line.
     Garbage,
 }
@@ -251,18 +244,12 @@ impl Scanner {
 
     fn begin(&mut self) {
         self.buffer.clear();
-        self.mode = Mode::Request {
-            validator: Validator::new(),
-            too_large: false,
-        };
+        self.mode = Mode::Request { validator: Validator::new(), too_large: false };
     }
 
     /// One report for each offending byte, also when its line is read twice.
     fn report(&mut self, reason: Reason, at: u64) -> Option<Frame> {
-        if self
-            .reported
-            .is_some_and(|reported| reported >= self.offset)
-        {
+        if self.reported.is_some_and(|reported| reported >= self.offset) {
             return None;
         }
         self.reported = Some(self.offset);
@@ -270,11 +257,7 @@ impl Scanner {
     }
 
     fn request(&mut self, input: &mut &[u8]) -> Option<Frame> {
-        let Mode::Request {
-            validator,
-            too_large,
-        } = &mut self.mode
-        else {
+        let Mode::Request { validator, too_large } = &mut self.mode else {
             return None;
         };
         let (count, outcome) = validator.advance(input);
@@ -297,54 +280,30 @@ impl Scanner {
             Outcome::Offence(reason) => {
                 self.skip(input, count);
                 let frame = self.offence(reason);
-                return if newly_too_large {
-                    Some(Frame::TooLarge)
-                } else {
-                    frame
-                };
+                return if newly_too_large { Some(Frame::TooLarge) } else { frame };
             }
         };
         self.skip(input, count);
-        if newly_too_large {
-            Some(Frame::TooLarge)
-        } else {
-            frame
-        }
+        if newly_too_large { Some(Frame::TooLarge) } else { frame }
     }
 
     /// Leaves the request whose next byte cannot stand there.
     fn offence(&mut self, reason: Reason) -> Option<Frame> {
-        let Mode::Request {
-            validator,
-            too_large,
-        } = &self.mode
-        else {
+        let Mode::Request { validator, too_large } = &self.mode else {
             return None;
         };
         let (too_large, at, several_lines) = (*too_large, validator.taken(), validator.line() > 0);
-        let open = if validator.outermost_is_object() {
-            b'{'
-        } else {
-            b'['
-        };
+        let open = if validator.outermost_is_object() { b'{' } else { b'[' };
         let balance = validator.open_like_outermost();
         let of_line = (at - validator.line()) as usize;
         let mut line = mem::take(&mut self.buffer);
         self.mode = Mode::Bad {
             open,
             balance,
-            lines: if several_lines {
-                Lines::Within
-            } else {
-                Lines::Single
-            },
+            lines: if several_lines { Lines::Within } else { Lines::Single },
         };
         // A request that is too large has had its one answer.
-        let frame = if too_large {
-            None
-        } else {
-            self.report(reason, at)
-        };
+        let frame = if too_large { None } else { self.report(reason, at) };
         if several_lines && line.len() >= of_line {
             line.drain(..line.len() - of_line);
             let blank = line.iter().take_while(|b| is_blank(**b)).count();

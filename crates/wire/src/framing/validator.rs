@@ -86,14 +86,7 @@ enum State {
 
 impl Validator {
     pub(super) fn new() -> Self {
-        Self {
-            state: State::Start,
-            stack: 0,
-            depth: 0,
-            key: false,
-            taken: 0,
-            line: 0,
-        }
+        Self { state: State::Start, stack: 0, depth: 0, key: false, taken: 0, line: 0 }
     }
 
     /// Bytes taken so far.
@@ -112,11 +105,7 @@ impl Validator {
             return 0;
         }
         let objects = self.stack.count_ones();
-        if self.outermost_is_object() {
-            objects
-        } else {
-            self.depth - objects
-        }
+        if self.outermost_is_object() { objects } else { self.depth - objects }
     }
 
     /// Whether the value began with `{`.
@@ -209,11 +198,7 @@ impl Validator {
         let object = byte == b'{';
         self.stack = self.stack << 1 | u64::from(object);
         self.depth += 1;
-        Ok(if object {
-            State::KeyOrEnd
-        } else {
-            State::ValueOrEnd
-        })
+        Ok(if object { State::KeyOrEnd } else { State::ValueOrEnd })
     }
 
     fn close(&mut self) -> State {
@@ -260,10 +245,7 @@ impl Validator {
                 (1, 0xD800..=0xDBFF) => State::PairBackslash,
                 (1, 0xDC00..=0xDFFF) => return Err(Reason::InvalidEscape),
                 (1, _) => State::Text,
-                (left, value) => State::Hex {
-                    left: left - 1,
-                    value,
-                },
+                (left, value) => State::Hex { left: left - 1, value },
             },
             State::PairBackslash if byte == b'\\' => State::PairU,
             State::PairU if byte == b'u' => State::PairHex { left: 4, value: 0 },
@@ -271,10 +253,7 @@ impl Validator {
             State::PairHex { left, value } => match (left, push_digit(value, byte)?) {
                 (1, 0xDC00..=0xDFFF) => State::Text,
                 (1, _) => return Err(Reason::InvalidEscape),
-                (left, value) => State::PairHex {
-                    left: left - 1,
-                    value,
-                },
+                (left, value) => State::PairHex { left: left - 1, value },
             },
             State::Utf8 { left, low, high } => {
                 if !(low..=high).contains(&byte) {
@@ -282,11 +261,7 @@ impl Validator {
                 }
                 match left {
                     1 => State::Text,
-                    left => State::Utf8 {
-                        left: left - 1,
-                        low: 0x80,
-                        high: 0xBF,
-                    },
+                    left => State::Utf8 { left: left - 1, low: 0x80, high: 0xBF },
                 }
             }
             _ => match byte {
@@ -296,41 +271,13 @@ impl Validator {
                 0..=0x1F => return Err(Reason::ControlCharacter),
                 0x20..=0x7F => State::Text,
                 // The well-formed sequences of the Unicode standard, table 3-7.
-                0xC2..=0xDF => State::Utf8 {
-                    left: 1,
-                    low: 0x80,
-                    high: 0xBF,
-                },
-                0xE0 => State::Utf8 {
-                    left: 2,
-                    low: 0xA0,
-                    high: 0xBF,
-                },
-                0xED => State::Utf8 {
-                    left: 2,
-                    low: 0x80,
-                    high: 0x9F,
-                },
-                0xE1..=0xEF => State::Utf8 {
-                    left: 2,
-                    low: 0x80,
-                    high: 0xBF,
-                },
-                0xF0 => State::Utf8 {
-                    left: 3,
-                    low: 0x90,
-                    high: 0xBF,
-                },
-                0xF4 => State::Utf8 {
-                    left: 3,
-                    low: 0x80,
-                    high: 0x8F,
-                },
-                0xF1..=0xF3 => State::Utf8 {
-                    left: 3,
-                    low: 0x80,
-                    high: 0xBF,
-                },
+                0xC2..=0xDF => State::Utf8 { left: 1, low: 0x80, high: 0xBF },
+                0xE0 => State::Utf8 { left: 2, low: 0xA0, high: 0xBF },
+                0xED => State::Utf8 { left: 2, low: 0x80, high: 0x9F },
+                0xE1..=0xEF => State::Utf8 { left: 2, low: 0x80, high: 0xBF },
+                0xF0 => State::Utf8 { left: 3, low: 0x90, high: 0xBF },
+                0xF4 => State::Utf8 { left: 3, low: 0x80, high: 0x8F },
+                0xF1..=0xF3 => State::Utf8 { left: 3, low: 0x80, high: 0xBF },
                 _ => return Err(Reason::InvalidUtf8),
             },
         })

@@ -1,0 +1,120 @@
+//! docs/protocol.md says what the code does: its examples are read by the code,
+//! and the client that it quotes is the one that the tests run.
+
+use std::path::Path;
+
+use bindonce_wire::batch::batches;
+use bindonce_wire::error::{ErrorCode, RpcError};
+use bindonce_wire::message::{Id, Reply, Request, encode_error};
+use bindonce_wire::params::{Call, METHODS};
+use bindonce_wire::result::{
+    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every request with its reply, in the order of the page.
+fn exchanges(page: &str) -> Vec<(String, String)> {
+    let mut exchanges = Vec::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        if let Some(request) = line.strip_prefix("--> ") {
+            let reply = lines.next().and_then(|line| line.strip_prefix("<-- "));
+            exchanges.push((request.to_owned(), reply.expect("a reply below").to_owned()));
+        }
+    }
+    exchanges
+}
+
+/// Reads a result and writes it again: the page shows every member, and no other.
+fn rewritten<T: DeserializeOwned + Serialize>(raw: &serde_json::value::RawValue) -> Value {
+    let result: T = Reply::result(raw).expect("a result of this method");
+    serde_json::to_value(result).expect("JSON")
+}
+
+#[test]
+fn the_quoted_client_is_the_one_that_is_tested() {
+    let client = read("tests/clients/client.py");
+    assert!(client.lines().count() <= 20, "it is said to have 20 lines");
+    assert!(read("docs/protocol.md").contains(&format!("```python\n{client}```\n")));
+}
+
+#[test]
+fn the_examples_are_what_the_code_reads_and_writes() {
+    let page = read("docs/protocol.md");
+    let mut shown = Vec::new();
+    for (request, reply) in exchanges(&page) {
+        let parsed = Request::decode(request.as_bytes()).expect(&request);
+        let answered = Reply::decode(reply.as_bytes()).expect(&reply);
+        assert_eq!(answered.id, parsed.id, "{reply}");
+        match (Call::decode(&parsed), answered.outcome) {
+            (Err(error), Err(documented)) => {
+                assert_eq!(error, documented);
+                let written = encode_error(&parsed.id, &error);
+                let written: Value = serde_json::from_slice(&written).expect("JSON");
+                assert_eq!(written, serde_json::from_str::<Value>(&reply).expect("JSON"));
+            }
+            (Ok(call), Ok(raw)) => {
+                let expected: Value = serde_json::from_str(raw.get()).expect("JSON");
+                let result = match call {
+                    Call::Bind(_) => rewritten::<BindResult>(&raw),
+                    Call::Join(_) => rewritten::<JoinResult>(&raw),
+                    Call::Release(_) => rewritten::<ReleaseResult>(&raw),
+                    Call::List => rewritten::<ListResult>(&raw),
+                    Call::Status => rewritten::<StatusResult>(&raw),
+                    _ => rewritten::<PingResult>(&raw),
+                };
+                assert_eq!(result, expected, "{reply}");
+                shown.push(parsed.method);
+            }
+            (call, reply) => panic!("{request}: {call:?}, but the page says {reply:?}"),
+        }
+    }
+    for method in METHODS {
+        assert!(shown.iter().any(|shown| shown == method), "no example of {method}");
+        assert!(page.contains(&format!("\n### {method}\n")), "no section on {method}");
+    }
+}
+
+#[test]
+fn the_numbers_on_the_page_are_the_codes_numbers() {
+    let page = read("docs/protocol.md");
+    let codes = [
+        ErrorCode::PARSE,
+        ErrorCode::INVALID_REQUEST,
+        ErrorCode::METHOD_NOT_FOUND,
+        ErrorCode::INVALID_PARAMS,
+        ErrorCode::INTERNAL,
+        ErrorCode::TOO_LARGE,
+        ErrorCode::DENIED,
+        ErrorCode::CONFLICT,
+        ErrorCode::OVERLAP,
+        ErrorCode::BIND_FAILED,
+        ErrorCode::NOT_FOUND,
+        ErrorCode::IN_USE,
+        ErrorCode::LIMIT,
+        ErrorCode::TIMED_OUT,
+    ];
+    for code in codes {
+        assert!(page.contains(&format!("\n| {code} |")), "no row for {code}");
+    }
+    let rows = page.lines().filter(|line| line.starts_with("| -32")).count();
+    assert_eq!(rows, codes.len());
+    assert!(page.contains("1 MiB (1,048,576 bytes)"));
+    assert_eq!(bindonce_wire::MAX_REQUEST, 1_048_576);
+    let sizes: Vec<usize> = batches(600).map(|batch| batch.len()).collect();
+    assert_eq!(sizes, [253, 253, 94], "the page's example of 600 listeners");
+}
+
+#[test]
+fn an_error_has_its_message_and_code() {
+    let text = encode_error(&Id::Null, &RpcError::new(ErrorCode::PARSE, "m"));
+    let expected = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"m"}}"#;
+    assert_eq!(text, format!("{expected}\n").as_bytes());
+}
