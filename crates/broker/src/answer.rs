@@ -42,24 +42,20 @@ pub(crate) fn list(state: &State) -> Vec<ListenerInfo> {
 
 /// Everything about the broker.
 pub(crate) fn status(state: &State) -> StatusResult {
-    let services = state
-        .registry
-        .services()
-        .into_iter()
-        .map(|service| ServiceInfo {
-            name: service.name.to_string(),
-            generations: service
-                .generations
-                .into_iter()
-                .map(|generation| GenerationInfo {
-                    generation: generation.generation,
-                    pid: generation.pid,
-                    state: wire_state(generation.phase),
-                    since: generation.since.to_string(),
-                    listeners: generation.listeners,
-                })
-                .collect(),
-        });
+    let services = state.registry.services().into_iter().map(|service| ServiceInfo {
+        name: service.name.to_string(),
+        generations: service
+            .generations
+            .into_iter()
+            .map(|generation| GenerationInfo {
+                generation: generation.generation,
+                pid: generation.pid,
+                state: wire_state(generation.phase),
+                since: generation.since.to_string(),
+                listeners: generation.listeners,
+            })
+            .collect(),
+    });
     StatusResult {
         broker: BrokerInfo {
             pid: std::process::id(),
@@ -104,17 +100,11 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
 /// The queues of all UNIX listeners by inode, from one look at the kernel's
 /// books, which have no cheap call for a single one.
 fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
-    if views
-        .iter()
-        .all(|view| view.held.listener.address.ip().is_some())
-    {
+    if views.iter().all(|view| view.held.listener.address.ip().is_some()) {
         return HashMap::new();
     }
     let sockets = diag::unix().unwrap_or_default();
-    sockets
-        .into_iter()
-        .map(|socket| (socket.inode, socket.queue.len))
-        .collect()
+    sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
 }
 
 fn holder(holder: &Holder) -> HolderInfo {
@@ -140,16 +130,11 @@ fn options(options: &Options) -> Map<String, Value> {
         ("netns", text(&options.netns)),
         ("transparent", flag(options.transparent)),
         ("freebind", flag(options.freebind)),
-        (
-            "mode",
-            options.mode.map(|mode| format!("{mode:04o}").into()),
-        ),
+        ("mode", options.mode.map(|mode| format!("{mode:04o}").into())),
         ("user", text(&options.user)),
         ("group", text(&options.group)),
     ];
-    said.into_iter()
-        .filter_map(|(word, value)| Some((word.to_owned(), value?)))
-        .collect()
+    said.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
 }
 
 fn wire_state(phase: Phase) -> WireState {

@@ -19,10 +19,6 @@ pub struct Config {
 impl Config {
     /// A broker on this control socket, with nothing bound and 30 seconds of patience.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-            listen: Vec::new(),
-            deadline: Duration::from_secs(30),
-        }
+        Self { socket: socket.into(), listen: Vec::new(), deadline: Duration::from_secs(30) }
     }
 }

@@ -123,9 +123,7 @@ async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(
             return Ok(());
         };
         let batch: Vec<BorrowedFd<'_>> = descriptors[batch].iter().map(|fd| fd.as_fd()).collect();
-        let sent = stream.try_io(Interest::WRITABLE, || {
-            scm::send(stream.as_fd(), bytes, &batch)
-        });
+        let sent = stream.try_io(Interest::WRITABLE, || scm::send(stream.as_fd(), bytes, &batch));
         match sent {
             Ok(count) => transmission.advance(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

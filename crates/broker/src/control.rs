@@ -37,11 +37,7 @@ impl Control {
     pub(crate) fn acquire(socket: &Path) -> Result<Self, Error> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
-            move |source| Error::File {
-                doing,
-                path,
-                source,
-            }
+            move |source| Error::File { doing, path, source }
         };
         let socket =
             std::path::absolute(socket).map_err(failed("find the absolute path of", socket))?;
@@ -58,32 +54,20 @@ impl Control {
             return Err(Error::AlreadyRunning { socket, pid });
         };
         write_pid(&lock).map_err(failed("write", &lock_path))?;
-        Ok(Self {
-            socket,
-            lock,
-            path: None,
-        })
+        Ok(Self { socket, lock, path: None })
     }
 
     /// Makes the control socket, in place of a dead one.
     pub(crate) fn listen(&mut self) -> Result<UnixListener, Error> {
-        let invalid = |source| Error::SocketPath {
-            socket: self.socket.clone(),
-            source,
-        };
+        let invalid = |source| Error::SocketPath { socket: self.socket.clone(), source };
         // A path that is not UTF-8 fails as one with a replacement character
         // would: it cannot be written down in a message or a list of options.
         let text = self.socket.to_str().unwrap_or("\0");
         let address = Address::unix(text).map_err(invalid)?;
-        let options = Options {
-            mode: Some(SOCKET_MODE),
-            ..Options::default()
-        };
+        let options = Options { mode: Some(SOCKET_MODE), ..Options::default() };
         let listener = Listener::new(None, address, options).map_err(invalid)?;
-        let opened = listen::open(&listener).map_err(|source| Error::ControlSocket {
-            socket: self.socket.clone(),
-            source,
-        })?;
+        let opened = listen::open(&listener)
+            .map_err(|source| Error::ControlSocket { socket: self.socket.clone(), source })?;
         self.path = opened.path;
         Ok(OwnedFd::into(opened.fd))
     }
@@ -101,10 +85,7 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(directory)?;
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
     // The umask may have taken bits away.
     fs::set_permissions(directory, fs::Permissions::from_mode(DIRECTORY_MODE))
 }

@@ -20,10 +20,7 @@ pub(crate) fn who_has(listener: &Listener) -> Option<String> {
             inodes.push(socket.inode);
         }
     }
-    let mut pids: Vec<i32> = holders::of(&inodes)
-        .iter()
-        .map(|holder| holder.pid)
-        .collect();
+    let mut pids: Vec<i32> = holders::of(&inodes).iter().map(|holder| holder.pid).collect();
     pids.sort_unstable();
     pids.dedup();
     let named = |pid: &i32| match process::command(*pid).unwrap_or_default().first() {
@@ -43,15 +40,6 @@ fn overlaps(
     netns: Option<String>,
 ) -> bool {
     let v6only = v6only.unwrap_or(false);
-    let options = Options {
-        v6only,
-        interface,
-        netns,
-        ..Options::default()
-    };
-    key.overlaps(&Key::of(&Listener {
-        name: None,
-        address,
-        options,
-    }))
+    let options = Options { v6only, interface, netns, ..Options::default() };
+    key.overlaps(&Key::of(&Listener { name: None, address, options }))
 }

@@ -32,10 +32,7 @@ pub(crate) struct Reply {
 
 impl From<Vec<u8>> for Reply {
     fn from(text: Vec<u8>) -> Self {
-        Self {
-            text,
-            descriptors: Vec::new(),
-        }
+        Self { text, descriptors: Vec::new() }
     }
 }
 
@@ -79,9 +76,7 @@ async fn perform(
         }
         Call::Join(join) => {
             allow(state, caller, Verb::Use, None)?;
-            state
-                .borrow_mut()
-                .join(caller.connection, label(caller, join));
+            state.borrow_mut().join(caller.connection, label(caller, join));
             encode(request, &JoinResult { joined: true })
         }
         Call::Release(names) => {
@@ -90,12 +85,7 @@ async fn perform(
         }
         Call::List => {
             allow(state, caller, Verb::List, None)?;
-            encode(
-                request,
-                &ListResult {
-                    listeners: answer::list(&state.borrow()),
-                },
-            )
+            encode(request, &ListResult { listeners: answer::list(&state.borrow()) })
         }
         Call::Status => {
             allow(state, caller, Verb::List, None)?;
@@ -103,13 +93,7 @@ async fn perform(
         }
         Call::Ping => {
             allow(state, caller, Verb::List, None)?;
-            encode(
-                request,
-                &PingResult {
-                    pong: true,
-                    version: answer::VERSION.to_owned(),
-                },
-            )
+            encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
         }
         _ => {
             let message = format!("method {:?} is not served by this broker", request.method);
@@ -161,25 +145,14 @@ async fn wanted(target: Target) -> Result<Wanted, RpcError> {
     match target {
         Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
         Target::Name { name } => {
-            let name = name
-                .parse()
-                .map_err(|error| invalid(&Invalid::Name(error)))?;
+            let name = name.parse().map_err(|error| invalid(&Invalid::Name(error)))?;
             Ok(Wanted::Named(name))
         }
-        Target::Tcp {
-            address,
-            port,
-            backlog,
-        } => {
+        Target::Tcp { address, port, backlog } => {
             let at = SocketAddr::new(ip(&address, port).await?, port);
-            let options = Options {
-                backlog,
-                ..Options::default()
-            };
+            let options = Options { backlog, ..Options::default() };
             let listener = Listener::new(None, Address::Tcp(at), options);
-            Ok(Wanted::Listen(
-                listener.map_err(|error| invalid(&error))?.into(),
-            ))
+            Ok(Wanted::Listen(listener.map_err(|error| invalid(&error))?.into()))
         }
     }
 }
@@ -189,9 +162,7 @@ async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
     if address.is_empty() || address == "*" {
         return Ok(Ipv4Addr::UNSPECIFIED.into());
     }
-    let bare = address
-        .strip_prefix('[')
-        .and_then(|inside| inside.strip_suffix(']'));
+    let bare = address.strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
     if let Ok(ip) = bare.unwrap_or(address).parse() {
         return Ok(ip);
     }
@@ -208,10 +179,9 @@ async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
         return Err(failed("the name is too long"));
     }
     match tokio::time::timeout(LOOKUP, tokio::net::lookup_host((address, port))).await {
-        Ok(Ok(mut found)) => found
-            .next()
-            .map(|at| at.ip())
-            .ok_or_else(|| failed("it has no address")),
+        Ok(Ok(mut found)) => {
+            found.next().map(|at| at.ip()).ok_or_else(|| failed("it has no address"))
+        }
         Ok(Err(error)) => Err(failed(&error.to_string())),
         Err(_) => Err(failed("no answer within 5 s")),
     }
@@ -253,21 +223,14 @@ fn allow(
 ) -> Result<(), RpcError> {
     let verdict = state.borrow().policy.judge(caller.peer, verb, address);
     verdict.into_result().map_err(|denial| {
-        tracing::warn!(
-            uid = caller.peer.uid,
-            pid = caller.peer.pid,
-            "denied: {denial}"
-        );
+        tracing::warn!(uid = caller.peer.uid, pid = caller.peer.pid, "denied: {denial}");
         answer::denied(&denial)
     })
 }
 
 fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>, RpcError> {
     encode_result(&request.id, result).map_err(|error| {
-        RpcError::new(
-            ErrorCode::INTERNAL,
-            format!("cannot write the reply: {error}"),
-        )
+        RpcError::new(ErrorCode::INTERNAL, format!("cannot write the reply: {error}"))
     })
 }
 

@@ -55,18 +55,11 @@ async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let owner = nix::unistd::geteuid().as_raw();
-    let state = Rc::new(RefCell::new(State::new(
-        control.socket.clone(),
-        owner,
-        limit,
-    )));
+    let state = Rc::new(RefCell::new(State::new(control.socket.clone(), owner, limit)));
     let served = async {
         bind_first(&state, config, owner).await?;
         let listener = control.listen()?;
-        let runtime = |source| Error::Runtime {
-            socket: control.socket.clone(),
-            source,
-        };
+        let runtime = |source| Error::Runtime { socket: control.socket.clone(), source };
         let listener = UnixListener::from_std(listener).map_err(runtime)?;
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
@@ -94,18 +87,11 @@ async fn bind_first(state: &RefCell<State>, config: &Config, owner: u32) -> Resu
     if config.listen.is_empty() {
         return Ok(());
     }
-    let want = |wanted: &_| Want {
-        wanted: Clone::clone(wanted),
-        tentative: false,
-    };
+    let want = |wanted: &_| Want { wanted: Clone::clone(wanted), tentative: false };
     let wants = config.listen.iter().map(want).collect();
     let claimed = {
         let mut state = state.borrow_mut();
-        let own = state.connect(Peer {
-            pid: std::process::id(),
-            uid: owner,
-            gid: 0,
-        });
+        let own = state.connect(Peer { pid: std::process::id(), uid: owner, gid: 0 });
         let claimed = state.claim(own, wants);
         state.disconnect(own);
         claimed
@@ -115,10 +101,7 @@ async fn bind_first(state: &RefCell<State>, config: &Config, owner: u32) -> Resu
         Err(failure) => {
             let error = answer::claim_failed(failure).await;
             let hint = error.hint().map(str::to_owned);
-            Err(Error::Listen {
-                message: error.message,
-                hint,
-            })
+            Err(Error::Listen { message: error.message, hint })
         }
     }
 }
@@ -170,11 +153,7 @@ async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
         }
     };
     let pid = u32::try_from(credentials.pid).unwrap_or(0);
-    let peer = Peer {
-        pid,
-        uid: credentials.uid,
-        gid: credentials.gid,
-    };
+    let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
     let connection = state.borrow_mut().connect(peer);
     let end = connection::serve(stream, state, Caller { connection, peer }, deadline).await;
     match &end {
@@ -183,10 +162,7 @@ async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
         End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
         End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
         End::TooManyInFlight => {
-            tracing::warn!(
-                pid,
-                "cut off: too many descriptors wait to be received by clients"
-            );
+            tracing::warn!(pid, "cut off: too many descriptors wait to be received by clients");
         }
     }
     state.borrow_mut().disconnect(connection);
@@ -194,9 +170,7 @@ async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
 
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
-    shortages
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(*errno as i32))
+    shortages.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 fn tell(state: &str) {

@@ -188,10 +188,7 @@ impl State {
             None => self.somaxconn,
         };
         Opened {
-            handle: Socket {
-                fd: Rc::new(socket.fd),
-                path: socket.path,
-            },
+            handle: Socket { fd: Rc::new(socket.fd), path: socket.path },
             bound: socket.bound,
             inode: socket.inode,
             cookie: socket.cookie,
@@ -240,8 +237,6 @@ fn unlink(socket: &Socket) {
 
 /// The time of day.
 pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

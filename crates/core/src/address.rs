@@ -66,12 +66,7 @@ impl Address {
     /// `..` is refused, because what it means depends on the file system; so are
     /// bytes that could not be written in a list of options or in a log line.
     pub fn unix(path: &str) -> Result<Self, Invalid> {
-        let refuse = |why| {
-            Err(Invalid::Path {
-                path: shown(path),
-                why,
-            })
-        };
+        let refuse = |why| Err(Invalid::Path { path: shown(path), why });
         if !path.starts_with('/') {
             return refuse("a path begins with /");
         }
@@ -82,10 +77,7 @@ impl Address {
             return refuse(why);
         }
         let mut canonical = String::with_capacity(path.len());
-        for part in path
-            .split('/')
-            .filter(|part| !part.is_empty() && *part != ".")
-        {
+        for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
             if part == ".." {
                 return refuse("write the path without ..");
             }
@@ -109,10 +101,7 @@ impl Address {
             None if name.len() > MAX_PATH => "the kernel takes at most 107 bytes",
             None => return Ok(Self::Abstract(name.to_owned())),
         };
-        Err(Invalid::Path {
-            path: shown(name),
-            why,
-        })
+        Err(Invalid::Path { path: shown(name), why })
     }
 
     /// Reads an address that may carry a range of ports. Gives the address with
@@ -139,10 +128,7 @@ impl Address {
             "udp4" => (Some(Family::V4), Self::Udp),
             "udp6" => (Some(Family::V6), Self::Udp),
             _ => {
-                return Err(Invalid::UnknownFamily {
-                    text: shown(text),
-                    family: shown(family),
-                });
+                return Err(Invalid::UnknownFamily { text: shown(text), family: shown(family) });
             }
         };
         let (ip, last) = parse_ip(text, rest, of_family)?;
@@ -190,10 +176,7 @@ fn parse_ip(text: &str, rest: &str, family: Option<Family>) -> Result<(SocketAdd
         None if !rest.is_empty() && rest.chars().all(bare) => ("", rest),
         None => return Err(Invalid::MissingPort(shown(text))),
     };
-    let ip = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
+    let ip = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(inside) => inside.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
         None if host.is_empty() || host == "*" => Some(match family {
             Some(Family::V6) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -201,22 +184,13 @@ fn parse_ip(text: &str, rest: &str, family: Option<Family>) -> Result<(SocketAdd
         }),
         None => host.parse().ok(),
     };
-    let ip = ip.ok_or_else(|| Invalid::Host {
-        text: shown(text),
-        host: shown(host),
-    })?;
+    let ip = ip.ok_or_else(|| Invalid::Host { text: shown(text), host: shown(host) })?;
     match family {
         Some(Family::V4) if !ip.is_ipv4() => {
-            return Err(Invalid::WrongFamily {
-                text: shown(text),
-                family: "IPv4",
-            });
+            return Err(Invalid::WrongFamily { text: shown(text), family: "IPv4" });
         }
         Some(Family::V6) if !ip.is_ipv6() => {
-            return Err(Invalid::WrongFamily {
-                text: shown(text),
-                family: "IPv6",
-            });
+            return Err(Invalid::WrongFamily { text: shown(text), family: "IPv6" });
         }
         _ => {}
     }
@@ -237,10 +211,7 @@ fn parse_ip(text: &str, rest: &str, family: Option<Family>) -> Result<(SocketAdd
 }
 
 fn parse_port(text: &str, port: &str) -> Result<u16, Invalid> {
-    let invalid = || Invalid::Port {
-        text: shown(text),
-        port: shown(port),
-    };
+    let invalid = || Invalid::Port { text: shown(text), port: shown(port) };
     if port.is_empty() {
         return Err(Invalid::MissingPort(shown(text)));
     }

@@ -41,11 +41,7 @@ impl Key {
             address: listener.address.clone(),
             interface: options.interface.as_deref().map(Box::from),
             v6only,
-            name: if any_port {
-                listener.name.clone()
-            } else {
-                None
-            },
+            name: if any_port { listener.name.clone() } else { None },
         }
     }
 
@@ -53,11 +49,7 @@ impl Key {
     /// where port 0 was asked for.
     #[must_use]
     pub fn bound(&self, bound: &Address) -> Self {
-        Self {
-            address: bound.clone(),
-            name: None,
-            ..self.clone()
-        }
+        Self { address: bound.clone(), name: None, ..self.clone() }
     }
 
     /// Whether the kernel would refuse to bind one while the other is bound.
@@ -100,18 +92,12 @@ impl Key {
                     ip => (Some(slot(ip.to_canonical())), None),
                 }
             }
-            Address::Unix(path) => (
-                Some(Slot {
-                    place: Place::Path(path.as_str().into()),
-                    ip: None,
-                }),
-                None,
-            ),
+            Address::Unix(path) => {
+                (Some(Slot { place: Place::Path(path.as_str().into()), ip: None }), None)
+            }
             Address::Abstract(name) => {
-                let place = Place::Abstract {
-                    netns: self.netns.clone(),
-                    name: name.as_str().into(),
-                };
+                let place =
+                    Place::Abstract { netns: self.netns.clone(), name: name.as_str().into() };
                 (Some(Slot { place, ip: None }), None)
             }
         };
@@ -157,27 +143,16 @@ impl Slot {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        Some(Self {
-            place: self.place.clone(),
-            ip: Some(ip),
-        })
+        Some(Self { place: self.place.clone(), ip: Some(ip) })
     }
 }
 
 /// A port of one family, protocol and namespace; or a UNIX name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    Port {
-        netns: Option<Box<str>>,
-        udp: bool,
-        v6: bool,
-        port: u16,
-    },
+    Port { netns: Option<Box<str>>, udp: bool, v6: bool, port: u16 },
     Path(Box<str>),
-    Abstract {
-        netns: Option<Box<str>>,
-        name: Box<str>,
-    },
+    Abstract { netns: Option<Box<str>>, name: Box<str> },
 }
 
 /// Two sockets meet unless each is bound to a device of its own.

@@ -26,11 +26,7 @@ impl Listener {
     /// A listener whose options fit its address.
     pub fn new(name: Option<Name>, address: Address, options: Options) -> Result<Self, Invalid> {
         options.check(&address)?;
-        Ok(Self {
-            name,
-            address,
-            options,
-        })
+        Ok(Self { name, address, options })
     }
 
     /// What tells this listener from every other.
@@ -79,10 +75,7 @@ pub struct ListenSpec {
 impl ListenSpec {
     /// Whether it stands for more than one listener.
     pub fn is_range(&self) -> bool {
-        self.first
-            .address
-            .port()
-            .is_some_and(|first| self.last_port > first)
+        self.first.address.port().is_some_and(|first| self.last_port > first)
     }
 
     /// How many listeners it stands for, at least 1.
@@ -101,11 +94,8 @@ impl ListenSpec {
                 return self.first.clone();
             }
             // A range's name leaves room for the port (checked when it was read).
-            let name = self
-                .first
-                .name
-                .as_ref()
-                .and_then(|name| format!("{name}-{port}").parse().ok());
+            let name =
+                self.first.name.as_ref().and_then(|name| format!("{name}-{port}").parse().ok());
             Listener {
                 name,
                 address: self.first.address.with_port(port),
@@ -233,17 +223,10 @@ mod tests {
 
     #[test]
     fn an_equals_sign_in_a_path_is_no_name() {
-        for text in [
-            "unix@/run/a=b",
-            "web=unix@/run/a=b,mode=0600,user=root,group=0",
-            "abns@a=b",
-        ] {
+        for text in ["unix@/run/a=b", "web=unix@/run/a=b,mode=0600,user=root,group=0", "abns@a=b"] {
             assert_eq!(text.parse::<ListenSpec>().expect(text).to_string(), text);
         }
-        assert_eq!(
-            "/a=b".parse::<ListenSpec>().expect("path").to_string(),
-            "unix@/a=b"
-        );
+        assert_eq!("/a=b".parse::<ListenSpec>().expect("path").to_string(), "unix@/a=b");
     }
 
     #[test]

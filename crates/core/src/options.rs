@@ -45,13 +45,8 @@ impl Options {
 
     /// Checks every value, and that every option means something for `address`.
     pub fn check(&self, address: &Address) -> Result<(), Invalid> {
-        let refuse = |option, why| {
-            Err(Invalid::OptionHere {
-                option,
-                address: address.clone(),
-                why,
-            })
-        };
+        let refuse =
+            |option, why| Err(Invalid::OptionHere { option, address: address.clone(), why });
         self.check_values()?;
         let ip = address.ip();
         if self.v6only {
@@ -78,10 +73,7 @@ impl Options {
             }
         }
         if self.netns.is_some() && matches!(address, Address::Unix(_)) {
-            return refuse(
-                "netns",
-                "a path belongs to the file system, not to a network",
-            );
+            return refuse("netns", "a path belongs to the file system, not to a network");
         }
         if !matches!(address, Address::Unix(_)) {
             for (option, said) in [
@@ -99,41 +91,25 @@ impl Options {
 
     fn check_values(&self) -> Result<(), Invalid> {
         let refuse = |option, value: &str, why| {
-            Err(Invalid::OptionValue {
-                option,
-                value: shown(value),
-                why,
-            })
+            Err(Invalid::OptionValue { option, value: shown(value), why })
         };
         match self.backlog {
             // listen(2) takes an int.
             Some(backlog) if backlog == 0 || backlog > i32::MAX as u32 => {
-                return refuse(
-                    "backlog",
-                    &backlog.to_string(),
-                    "a number from 1 to 2147483647",
-                );
+                return refuse("backlog", &backlog.to_string(), "a number from 1 to 2147483647");
             }
             _ => {}
         }
         if let Some(mode) = self.mode
             && mode > 0o777
         {
-            return refuse(
-                "mode",
-                &format!("{mode:o}"),
-                "octal permission bits, at most 0777",
-            );
+            return refuse("mode", &format!("{mode:o}"), "octal permission bits, at most 0777");
         }
         // IFNAMSIZ is 16 with its NUL; the kernel's dev_valid_name gives the rest.
         if let Some(device) = &self.interface
             && (!word(device) || device.len() > 15 || device.contains(':'))
         {
-            return refuse(
-                "interface",
-                device,
-                "a network device has 1 to 15 bytes, none special",
-            );
+            return refuse("interface", device, "a network device has 1 to 15 bytes, none special");
         }
         if let Some(netns) = &self.netns
             && (!word(netns) || netns.len() > 255)
@@ -159,12 +135,7 @@ impl Options {
         let Some(&name) = NAMES.iter().find(|name| **name == word) else {
             return Err(Invalid::UnknownOption(shown(option)));
         };
-        let shape = |problem| {
-            Err(Invalid::OptionShape {
-                option: name,
-                problem,
-            })
-        };
+        let shape = |problem| Err(Invalid::OptionShape { option: name, problem });
         if said.contains(&name) {
             return shape("is given twice");
         }
@@ -180,16 +151,8 @@ impl Options {
         };
         let number = |digits: &str, radix, why| {
             let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            let number = if plain {
-                u32::from_str_radix(digits, radix).ok()
-            } else {
-                None
-            };
-            number.ok_or_else(|| Invalid::OptionValue {
-                option: name,
-                value: shown(digits),
-                why,
-            })
+            let number = if plain { u32::from_str_radix(digits, radix).ok() } else { None };
+            number.ok_or_else(|| Invalid::OptionValue { option: name, value: shown(digits), why })
         };
         match name {
             "backlog" => self.backlog = Some(number(value, 10, "a number from 1 to 2147483647")?),
@@ -260,32 +223,14 @@ impl fmt::Display for Options {
         };
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         put(self.v6only, format_args!("v6only"))?;
-        put(
-            self.interface.is_some(),
-            format_args!("interface={}", text(&self.interface)),
-        )?;
-        put(
-            self.netns.is_some(),
-            format_args!("netns={}", text(&self.netns)),
-        )?;
-        put(
-            self.backlog.is_some(),
-            format_args!("backlog={}", self.backlog.unwrap_or(0)),
-        )?;
+        put(self.interface.is_some(), format_args!("interface={}", text(&self.interface)))?;
+        put(self.netns.is_some(), format_args!("netns={}", text(&self.netns)))?;
+        put(self.backlog.is_some(), format_args!("backlog={}", self.backlog.unwrap_or(0)))?;
         put(self.transparent, format_args!("transparent"))?;
         put(self.freebind, format_args!("freebind"))?;
-        put(
-            self.mode.is_some(),
-            format_args!("mode={:04o}", self.mode.unwrap_or(0)),
-        )?;
-        put(
-            self.user.is_some(),
-            format_args!("user={}", text(&self.user)),
-        )?;
-        put(
-            self.group.is_some(),
-            format_args!("group={}", text(&self.group)),
-        )
+        put(self.mode.is_some(), format_args!("mode={:04o}", self.mode.unwrap_or(0)))?;
+        put(self.user.is_some(), format_args!("user={}", text(&self.user)))?;
+        put(self.group.is_some(), format_args!("group={}", text(&self.group)))
     }
 }
 
@@ -309,10 +254,7 @@ mod tests {
             let options: Options = option.parse().expect(option);
             let address: Address = address.parse().expect(address);
             let error = options.check(&address).expect_err(option).to_string();
-            assert!(
-                error.contains(part) && error.contains(&address.to_string()),
-                "{error}"
-            );
+            assert!(error.contains(part) && error.contains(&address.to_string()), "{error}");
         }
     }
 

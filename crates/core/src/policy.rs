@@ -111,12 +111,7 @@ impl Policy {
             Verdict::Allow
         } else {
             let address = address.cloned();
-            Verdict::Deny(Denial {
-                peer,
-                verb,
-                address,
-                owner: self.owner,
-            })
+            Verdict::Deny(Denial { peer, verb, address, owner: self.owner })
         }
     }
 }
@@ -129,33 +124,16 @@ mod tests {
     fn root_and_the_owner_may_everything_others_nothing() {
         let policy = Policy::owner_only(100);
         let address = ":80".parse().expect("address");
-        for verb in [
-            Verb::Bind,
-            Verb::Use,
-            Verb::List,
-            Verb::Release,
-            Verb::Store,
-            Verb::Admin,
-        ] {
+        for verb in [Verb::Bind, Verb::Use, Verb::List, Verb::Release, Verb::Store, Verb::Admin] {
             for (uid, allowed) in [(0, true), (100, true), (1, false), (u32::MAX, false)] {
-                let peer = Peer {
-                    pid: 7,
-                    uid,
-                    gid: 0,
-                };
+                let peer = Peer { pid: 7, uid, gid: 0 };
                 let verdict = policy.judge(peer, verb, Some(&address));
                 assert_eq!(verdict == Verdict::Allow, allowed, "{verb} {uid}");
             }
         }
-        let peer = Peer {
-            pid: 7,
-            uid: 5,
-            gid: 0,
-        };
-        let denial = policy
-            .judge(peer, Verb::Bind, Some(&address))
-            .into_result()
-            .expect_err("deny");
+        let peer = Peer { pid: 7, uid: 5, gid: 0 };
+        let denial =
+            policy.judge(peer, Verb::Bind, Some(&address)).into_result().expect_err("deny");
         let text = "uid 5 (pid 7) may not bind 0.0.0.0:80: only root and uid 100 may";
         assert_eq!(denial.to_string(), text);
     }

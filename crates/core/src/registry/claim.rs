@@ -39,8 +39,7 @@ struct New {
 
 impl Pending {
     fn planned(&self, id: ListenerId) -> Option<&New> {
-        self.new
-            .get(usize::try_from(id.0.checked_sub(self.base)?).ok()?)
+        self.new.get(usize::try_from(id.0.checked_sub(self.base)?).ok()?)
     }
 }
 
@@ -89,19 +88,14 @@ impl<H> Registry<H> {
             })
         });
         if count > MAX_CLAIM {
-            return Err(Refusal::TooMany {
-                count,
-                limit: MAX_CLAIM,
-            });
+            return Err(Refusal::TooMany { count, limit: MAX_CLAIM });
         }
         plan.entries.reserve_exact(count);
         for want in wants {
             match &want.wanted {
                 Wanted::Named(name) => {
                     let id = self.index.name(name);
-                    let id = id.ok_or_else(|| Refusal::NotFound {
-                        wanted: name.to_string(),
-                    })?;
+                    let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
                     plan.entries.push((id, want.tentative));
                 }
                 Wanted::Listen(spec) => {
@@ -150,10 +144,7 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.new.push(New {
-            listener: asked,
-            key,
-        });
+        plan.new.push(New { listener: asked, key });
         Ok(id)
     }
 
@@ -161,10 +152,7 @@ impl<H> Registry<H> {
     fn adopt(&mut self, plan: &mut Pending, id: ListenerId, name: Name) {
         let unnamed = match plan.planned(id) {
             Some(new) => new.listener.name.is_none(),
-            None => self
-                .held
-                .get(&id)
-                .is_some_and(|held| held.listener.name.is_none()),
+            None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
         };
         // A second name in the same request stays without effect, as a later one would.
         if !unnamed || plan.named.iter().any(|(named, _)| *named == id) {
@@ -194,27 +182,15 @@ impl<H> Registry<H> {
         };
         let asked = Box::new(asked.clone());
         Err(match who {
-            Who::New(other) => Refusal::OptionsInRequest {
-                asked,
-                other,
-                option,
-                has,
-            },
-            Who::Held(held) => Refusal::Options {
-                asked,
-                option,
-                has,
-                held,
-            },
+            Who::New(other) => Refusal::OptionsInRequest { asked, other, option, has },
+            Who::Held(held) => Refusal::Options { asked, option, has, held },
         })
     }
 
     fn who(&self, plan: &Pending, id: ListenerId) -> Option<Who> {
         match self.held.get(&id) {
             Some(held) => Some(Who::Held(held.described())),
-            None => plan
-                .planned(id)
-                .map(|new| Who::New(Box::new(new.listener.clone()))),
+            None => plan.planned(id).map(|new| Who::New(Box::new(new.listener.clone()))),
         }
     }
 
@@ -255,10 +231,7 @@ impl<H> Registry<H> {
             let (connection, gone, count) = (plan.connection, plan.gone, opened.len());
             self.abandon(plan, opened, actions);
             if !gone {
-                let refusal = Refusal::Miscounted {
-                    asked,
-                    opened: count,
-                };
+                let refusal = Refusal::Miscounted { asked, opened: count };
                 actions.push(Action::Refuse(connection, refusal));
             }
             return;
@@ -280,11 +253,7 @@ impl<H> Registry<H> {
     /// Notes that the client of the pending claim has gone: its sockets are
     /// closed as they arrive.
     pub(super) fn abandon_pending(&mut self, connection: ConnectionId) {
-        if let Some(plan) = self
-            .pending
-            .as_mut()
-            .filter(|plan| plan.connection == connection)
-        {
+        if let Some(plan) = self.pending.as_mut().filter(|plan| plan.connection == connection) {
             plan.gone = true;
         }
     }
@@ -303,13 +272,7 @@ impl<H> Registry<H> {
                 self.index.occupy(id, &new.key.bound(&opened.bound));
             }
             let listener = new.listener;
-            let held = Held {
-                opened,
-                listener,
-                since: now,
-                tentative: true,
-                leases: 0,
-            };
+            let held = Held { opened, listener, since: now, tentative: true, leases: 0 };
             self.held.insert(id, held);
         }
         for (id, name) in plan.named {
@@ -335,10 +298,7 @@ impl<H> Registry<H> {
                     held.leases += 1;
                 }
             }
-            leases.push(Lease {
-                listener: id,
-                created,
-            });
+            leases.push(Lease { listener: id, created });
         }
         self.unpin(&plan.pinned);
         actions.push(Action::Grant(plan.connection, leases));
@@ -382,11 +342,7 @@ fn close_all<H>(opened: Vec<Opened<H>>, asked: Vec<New>, actions: &mut Vec<Actio
     for opened in opened {
         let listener = match asked.next() {
             Some(new) => new.listener,
-            None => Listener {
-                name: None,
-                address: opened.bound,
-                options: Options::default(),
-            },
+            None => Listener { name: None, address: opened.bound, options: Options::default() },
         };
         actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
     }

@@ -35,18 +35,14 @@ impl Index {
         key.slots().find_map(|slot| {
             if slot.is_wildcard() {
                 // No address sorts before `None`.
-                let start = Slot {
-                    place: slot.place.clone(),
-                    ip: None,
-                };
+                let start = Slot { place: slot.place.clone(), ip: None };
                 return self.meeting(&start, key.interface(), |other| other.place == slot.place);
             }
             let wildcard = slot.wildcard();
-            self.meeting(&slot, key.interface(), |other| *other == slot)
-                .or_else(|| {
-                    let wildcard = wildcard?;
-                    self.meeting(&wildcard, key.interface(), |other| *other == wildcard)
-                })
+            self.meeting(&slot, key.interface(), |other| *other == slot).or_else(|| {
+                let wildcard = wildcard?;
+                self.meeting(&wildcard, key.interface(), |other| *other == wildcard)
+            })
         })
     }
 
@@ -73,8 +69,7 @@ impl Index {
     /// only once it is bound.
     pub(super) fn occupy(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
-            self.slots
-                .insert((slot, key.interface().map(Box::from)), id);
+            self.slots.insert((slot, key.interface().map(Box::from)), id);
         }
     }
 

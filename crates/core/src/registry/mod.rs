@@ -180,11 +180,7 @@ impl<H> Held<H> {
     fn described(&self) -> Box<HeldBy> {
         let asked = self.listener.address.port();
         let port = self.opened.bound.port().filter(|port| Some(*port) != asked);
-        Box::new(HeldBy {
-            listener: self.listener.clone(),
-            port,
-            since: self.since,
-        })
+        Box::new(HeldBy { listener: self.listener.clone(), port, since: self.since })
     }
 }
 
@@ -227,11 +223,7 @@ impl<H> Registry<H> {
         let mut actions = Vec::new();
         match event {
             Event::Connected(id, peer) => {
-                let connection = Connection {
-                    peer,
-                    label: None,
-                    leases: HashMap::new(),
-                };
+                let connection = Connection { peer, label: None, leases: HashMap::new() };
                 self.connections.insert(id, connection);
             }
             Event::Claim(id, wants) if self.connections.contains_key(&id) => {

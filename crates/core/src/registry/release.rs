@@ -40,13 +40,8 @@ impl<H> Registry<H> {
         for wanted in wanted {
             match wanted {
                 Wanted::Named(name) => {
-                    let id = self
-                        .index
-                        .name(name)
-                        .filter(|id| self.held.contains_key(id));
-                    let id = id.ok_or_else(|| Refusal::NotFound {
-                        wanted: name.to_string(),
-                    })?;
+                    let id = self.index.name(name).filter(|id| self.held.contains_key(id));
+                    let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
                     if seen.insert(id) {
                         ids.push(id);
                     }
@@ -54,9 +49,8 @@ impl<H> Registry<H> {
                 Wanted::Listen(spec) => {
                     for listener in spec.expand() {
                         let id = self.find(&listener);
-                        let id = id.ok_or_else(|| Refusal::NotFound {
-                            wanted: listener.to_string(),
-                        })?;
+                        let id =
+                            id.ok_or_else(|| Refusal::NotFound { wanted: listener.to_string() })?;
                         if seen.insert(id) {
                             ids.push(id);
                         }
@@ -67,17 +61,10 @@ impl<H> Registry<H> {
         let own = self.connections.get(&caller);
         for id in &ids {
             let own = own.is_some_and(|connection| connection.leases.contains_key(id));
-            if let Some(held) = self
-                .held
-                .get(id)
-                .filter(|held| held.leases > usize::from(own))
-            {
+            if let Some(held) = self.held.get(id).filter(|held| held.leases > usize::from(own)) {
                 let holders = self.holders(*id).filter(|(id, _)| *id != caller);
                 let holders = holders.map(|(_, holder)| holder).collect();
-                return Err(Refusal::InUse {
-                    held: held.described(),
-                    holders,
-                });
+                return Err(Refusal::InUse { held: held.described(), holders });
             }
         }
         Ok(ids)
@@ -116,11 +103,7 @@ impl<H> Registry<H> {
 
     /// Closes a listener that was claimed tentatively and has no lease left.
     pub(super) fn close_unconfirmed(&mut self, id: ListenerId, actions: &mut Vec<Action<H>>) {
-        if self
-            .held
-            .get(&id)
-            .is_some_and(|held| held.tentative && held.leases == 0)
-        {
+        if self.held.get(&id).is_some_and(|held| held.tentative && held.leases == 0) {
             self.close(id, Closing::Unconfirmed, None, actions);
         }
     }

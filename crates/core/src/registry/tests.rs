@@ -4,24 +4,14 @@
 use super::*;
 
 fn want(text: &str) -> Want {
-    Want {
-        wanted: text.parse().expect(text),
-        tentative: false,
-    }
+    Want { wanted: text.parse().expect(text), tentative: false }
 }
 
 fn tentative(text: &str) -> Want {
-    Want {
-        tentative: true,
-        ..want(text)
-    }
+    Want { tentative: true, ..want(text) }
 }
 
-const PEER: Peer = Peer {
-    pid: 40,
-    uid: 0,
-    gid: 0,
-};
+const PEER: Peer = Peer { pid: 40, uid: 0, gid: 0 };
 const ONE: ConnectionId = ConnectionId(1);
 const TWO: ConnectionId = ConnectionId(2);
 
@@ -55,18 +45,9 @@ impl Shell {
                 Some(0) => listener.address.with_port(port),
                 _ => listener.address.clone(),
             };
-            let (inode, backlog) = (
-                u64::from(self.opened),
-                listener.options.backlog.unwrap_or(4096),
-            );
-            Opened {
-                handle: self.opened,
-                bound,
-                inode,
-                cookie: inode,
-                backlog,
-                exclusive: true,
-            }
+            let (inode, backlog) =
+                (u64::from(self.opened), listener.options.backlog.unwrap_or(4096));
+            Opened { handle: self.opened, bound, inode, cookie: inode, backlog, exclusive: true }
         };
         listeners.iter().map(open).collect()
     }
@@ -94,19 +75,12 @@ impl Shell {
         let wants: Vec<Want> = wants.iter().map(|text| want(text)).collect();
         let sizes = (self.registry.len(), self.registry.index.sizes());
         let text = self.claim(TWO, &wants).expect_err("refused").to_string();
-        assert_eq!(
-            (self.registry.len(), self.registry.index.sizes()),
-            sizes,
-            "no trace"
-        );
+        assert_eq!((self.registry.len(), self.registry.index.sizes()), sizes, "no trace");
         text
     }
 
     fn release(&mut self, id: ConnectionId, wanted: &[&str]) -> Vec<Action<u32>> {
-        let wanted = wanted
-            .iter()
-            .map(|text| text.parse().expect(text))
-            .collect();
+        let wanted = wanted.iter().map(|text| text.parse().expect(text)).collect();
         self.on(Event::Release(id, wanted))
     }
 }
@@ -116,11 +90,7 @@ fn a_second_claim_gets_the_same_socket() {
     let mut shell = Shell::new();
     assert_eq!(shell.claim(ONE, &[want("web=:80")]), Ok(vec![(1, true)]));
     for again in ["web=*:80", ":80", "other=:80", "web", ":80,backlog=4096"] {
-        assert_eq!(
-            shell.claim(TWO, &[want(again)]),
-            Ok(vec![(1, false)]),
-            "{again}"
-        );
+        assert_eq!(shell.claim(TWO, &[want(again)]), Ok(vec![(1, false)]), "{again}");
     }
     let all = [want(":80"), want(":81"), want(":81"), want(":82-83")];
     let leases = vec![(1, false), (2, true), (2, false), (3, true), (4, true)];
@@ -140,19 +110,9 @@ fn an_unnamed_listener_takes_the_first_name() {
 #[test]
 fn each_name_has_a_free_port_of_its_own() {
     let mut shell = Shell::new();
-    let claim = [
-        want("a=127.0.0.1:0"),
-        want("b=127.0.0.1:0"),
-        want("127.0.0.1:0"),
-    ];
-    assert_eq!(
-        shell.claim(ONE, &claim),
-        Ok(vec![(1, true), (2, true), (3, true)])
-    );
-    assert_eq!(
-        shell.claim(TWO, &claim[1..]),
-        Ok(vec![(2, false), (3, false)])
-    );
+    let claim = [want("a=127.0.0.1:0"), want("b=127.0.0.1:0"), want("127.0.0.1:0")];
+    assert_eq!(shell.claim(ONE, &claim), Ok(vec![(1, true), (2, true), (3, true)]));
+    assert_eq!(shell.claim(TWO, &claim[1..]), Ok(vec![(2, false), (3, false)]));
     let text = shell.refused(&[":40001"]);
     let held = "0.0.0.0:40001 overlaps 127.0.0.1:0 (port 40001), held as \"a\" since ";
     assert!(text.starts_with(held), "{text}");
@@ -167,15 +127,7 @@ fn each_name_has_a_free_port_of_its_own() {
 #[test]
 fn refusals_name_both_sides() {
     let mut shell = Shell::new();
-    shell
-        .claim(
-            ONE,
-            &[
-                want("web=10.0.0.1:80,backlog=128"),
-                want("/run/a,mode=0600"),
-            ],
-        )
-        .expect("ok");
+    shell.claim(ONE, &[want("web=10.0.0.1:80,backlog=128"), want("/run/a,mode=0600")]).expect("ok");
     for (wants, text) in [
         (
             vec!["0.0.0.0:80"],
@@ -196,10 +148,7 @@ fn refusals_name_both_sides() {
             "unix@/run/a,mode=0660 asks for mode=0660, but unix@/run/a, held since \
              1970-01-01T00:00:04.000Z, has mode=0600",
         ),
-        (
-            vec![":70", "127.0.0.1:70"],
-            "127.0.0.1:70 overlaps 0.0.0.0:70, in the same request",
-        ),
+        (vec![":70", "127.0.0.1:70"], "127.0.0.1:70 overlaps 0.0.0.0:70, in the same request"),
         (
             vec!["x=:70", "x=:71"],
             "the name \"x\" cannot stand for both x=0.0.0.0:70 and x=0.0.0.0:71, in the same request",
@@ -226,9 +175,7 @@ fn refusals_name_both_sides() {
 #[test]
 fn release_waits_for_nobody_but_the_caller() {
     let mut shell = Shell::new();
-    shell
-        .claim(ONE, &[want("web=:80"), want(":81")])
-        .expect("claim");
+    shell.claim(ONE, &[want("web=:80"), want(":81")]).expect("claim");
     shell.claim(TWO, &[want("web")]).expect("claim");
     let label = Label {
         service: "edge".parse().expect("name"),
@@ -238,14 +185,9 @@ fn release_waits_for_nobody_but_the_caller() {
     };
     shell.on(Event::Join(TWO, label));
     let actions = shell.release(ONE, &[":81", "web"]);
-    let [Action::Refuse(ONE, refusal)] = &actions[..] else {
-        panic!("{actions:?}")
-    };
+    let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
     let text = refusal.to_string();
-    assert!(
-        text.ends_with("is in use by edge generation 7 (pid 99)"),
-        "{text}"
-    );
+    assert!(text.ends_with("is in use by edge generation 7 (pid 99)"), "{text}");
     assert_eq!(shell.registry.len(), 2);
     shell.on(Event::Gone(TWO));
     let actions = shell.release(ONE, &[":81", "web", "*:80"]);
@@ -263,17 +205,10 @@ fn release_waits_for_nobody_but_the_caller() {
 #[test]
 fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
     let mut shell = Shell::new();
-    shell
-        .claim(ONE, &[tentative(":80"), tentative(":81"), tentative(":82")])
-        .expect("claim");
-    shell
-        .claim(TWO, &[want(":81"), tentative(":82")])
-        .expect("claim");
+    shell.claim(ONE, &[tentative(":80"), tentative(":81"), tentative(":82")]).expect("claim");
+    shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
     let actions = shell.on(Event::Gone(ONE));
-    assert!(
-        matches!(&actions[..], [Action::Close(1, _, Closing::Unconfirmed)]),
-        "{actions:?}"
-    );
+    assert!(matches!(&actions[..], [Action::Close(1, _, Closing::Unconfirmed)]), "{actions:?}");
     let label = Label {
         service: "edge".parse().expect("name"),
         generation: 7,
@@ -289,38 +224,23 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
 fn claims_wait_while_one_is_opened() {
     let mut shell = Shell::new();
     let first = shell.on(Event::Claim(ONE, vec![want(":80")]));
-    let [Action::Open(ONE, listeners)] = &first[..] else {
-        panic!("{first:?}")
-    };
+    let [Action::Open(ONE, listeners)] = &first[..] else { panic!("{first:?}") };
     let listeners = listeners.clone();
     assert_eq!(shell.on(Event::Claim(TWO, vec![want(":80")])), []);
     let opened = shell.open(&listeners);
     let actions = shell.on(Event::Opened(opened));
-    assert!(
-        matches!(&actions[..], [Action::Grant(ONE, _), Action::Grant(TWO, _)]),
-        "{actions:?}"
-    );
+    assert!(matches!(&actions[..], [Action::Grant(ONE, _), Action::Grant(TWO, _)]), "{actions:?}");
 }
 
 #[test]
 fn ten_thousand_on_one_port_are_not_compared_pairwise() {
     // 10,000 addresses on one port: pairwise it would be 50 million comparisons.
     let mut shell = Shell::new();
-    let wants: Vec<Want> = (0..10_000)
-        .map(|n| want(&format!("10.0.{}.{}:80", n / 250, n % 250)))
-        .collect();
+    let wants: Vec<Want> =
+        (0..10_000).map(|n| want(&format!("10.0.{}.{}:80", n / 250, n % 250))).collect();
     let start = std::time::Instant::now();
-    assert_eq!(
-        shell.claim(ONE, &wants).map(|leases| leases.len()),
-        Ok(10_000)
-    );
+    assert_eq!(shell.claim(ONE, &wants).map(|leases| leases.len()), Ok(10_000));
     let first = start.elapsed();
     assert!(first < std::time::Duration::from_secs(5), "{first:?}");
-    assert!(
-        shell
-            .claim(TWO, &wants)
-            .expect("held")
-            .iter()
-            .all(|(_, created)| !created)
-    );
+    assert!(shell.claim(TWO, &wants).expect("held").iter().all(|(_, created)| !created));
 }

@@ -32,11 +32,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.label {
             Some(label) => {
-                write!(
-                    f,
-                    "{} generation {} (pid {})",
-                    label.service, label.generation, label.pid
-                )
+                write!(f, "{} generation {} (pid {})", label.service, label.generation, label.pid)
             }
             None => write!(f, "pid {} (uid {})", self.peer.pid, self.peer.uid),
         }
@@ -85,11 +81,7 @@ impl<H> Registry<H> {
         for connection in self.connections.values() {
             for (id, since) in &connection.leases {
                 let label = connection.label.as_ref().map(|(label, _)| label.clone());
-                let holder = Holder {
-                    peer: connection.peer,
-                    label,
-                    since: *since,
-                };
+                let holder = Holder { peer: connection.peer, label, since: *since };
                 holders.entry(*id).or_default().push(holder);
             }
         }
@@ -111,42 +103,27 @@ impl<H> Registry<H> {
             let mut ids: Vec<ListenerId> = connection.leases.keys().copied().collect();
             ids.sort_unstable();
             let held = ids.iter().filter_map(|id| self.held.get(id));
-            services
-                .entry(&label.service)
-                .or_default()
-                .push(Generation {
-                    generation: label.generation,
-                    pid: label.pid,
-                    phase: label.phase,
-                    since: *since,
-                    listeners: held.map(|held| held.listener.label()).collect(),
-                });
+            services.entry(&label.service).or_default().push(Generation {
+                generation: label.generation,
+                pid: label.pid,
+                phase: label.phase,
+                since: *since,
+                listeners: held.map(|held| held.listener.label()).collect(),
+            });
         }
         let service = |(name, mut generations): (&Name, Vec<Generation>)| {
             generations.sort_by_key(|generation| generation.generation);
-            Service {
-                name: name.clone(),
-                generations,
-            }
+            Service { name: name.clone(), generations }
         };
         services.into_iter().map(service).collect()
     }
 
     /// Those who use one listener.
     pub(super) fn holders(&self, id: ListenerId) -> impl Iterator<Item = (ConnectionId, Holder)> {
-        self.connections
-            .iter()
-            .filter_map(move |(connection_id, connection)| {
-                let since = *connection.leases.get(&id)?;
-                let label = connection.label.as_ref().map(|(label, _)| label.clone());
-                Some((
-                    *connection_id,
-                    Holder {
-                        peer: connection.peer,
-                        label,
-                        since,
-                    },
-                ))
-            })
+        self.connections.iter().filter_map(move |(connection_id, connection)| {
+            let since = *connection.leases.get(&id)?;
+            let label = connection.label.as_ref().map(|(label, _)| label.clone());
+            Some((*connection_id, Holder { peer: connection.peer, label, since }))
+        })
     }
 }
