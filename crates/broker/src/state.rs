@@ -23,6 +23,9 @@ use bindonce_sys::listen::{self, UnixPath};
 /// claim is measured against the limit.
 const SPARE: u64 = 32;
 
+/// A claim that creates more listeners than this gets one line in the log.
+const LOGGED_ONE_BY_ONE: usize = 16;
+
 /// A listener's socket. A reply that is on its way shares it.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -143,7 +146,10 @@ impl State {
                     };
                     actions.extend(self.registry.on(now(), event));
                 }
-                Action::Grant(_, leases) => outcome = Ok(leases),
+                Action::Grant(_, leases) => {
+                    self.log_opened(id, &leases);
+                    outcome = Ok(leases);
+                }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
                 other => close(other),
             }
@@ -151,6 +157,35 @@ impl State {
         match failure {
             Some(denied) => Err(denied),
             None => outcome,
+        }
+    }
+
+    /// Tells of the listeners that a claim has created: each of a few, or how
+    /// many there are and the names of the first and the last.
+    fn log_opened(&self, id: ConnectionId, leases: &[Lease]) {
+        let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
+        let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
+        let caller = self.registry.caller(id);
+        let pid = caller.map(|(peer, label)| label.map_or(peer.pid, |label| label.pid));
+        let label = caller.and_then(|(_, label)| label);
+        let service = label.map(|label| label.service.as_str());
+        let generation = label.map(|label| label.generation);
+        let name = |lease: &Lease| {
+            self.registry.held(lease.listener).map(|held| held.listener.label()).unwrap_or_default()
+        };
+        if created.len() > LOGGED_ONE_BY_ONE {
+            tracing::info!(
+                first = name(first), last = name(last), count = created.len(), service, generation,
+                pid, "listeners opened"
+            );
+            return;
+        }
+        for held in created.iter().filter_map(|lease| self.registry.held(lease.listener)) {
+            tracing::info!(
+                listener = held.listener.label(), address = %held.listener.address,
+                bound = %held.opened.bound, inode = held.opened.inode, tentative = held.tentative,
+                service, generation, pid, "listener opened"
+            );
         }
     }
 
@@ -178,9 +213,6 @@ impl State {
     }
 
     fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
-        tracing::info!(
-            listener = %listener, bound = %socket.bound, inode = socket.inode, "listener opened"
-        );
         let backlog = match listener.options.backlog {
             _ if !listener.address.listens() => 0,
             // listen(2) clamps it silently.

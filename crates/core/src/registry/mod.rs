@@ -251,6 +251,12 @@ impl<H> Registry<H> {
         self.held.get(&id)
     }
 
+    /// Who is at the other end of a connection, and which generation it stands for.
+    pub fn caller(&self, id: ConnectionId) -> Option<(Peer, Option<&Label>)> {
+        let connection = self.connections.get(&id)?;
+        Some((connection.peer, connection.label.as_ref().map(|(label, _)| label)))
+    }
+
     /// How many listeners are held.
     pub fn len(&self) -> usize {
         self.held.len()
