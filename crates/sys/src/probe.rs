@@ -6,6 +6,8 @@ use std::time::Duration;
 use bindonce_core::address::Address;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::listen::padded;
+
 /// Connects to a listener on this host and resets the connection at once. The
 /// entry stays in the accept queue until somebody accepts it, and they find a
 /// connection that has already ended (tcp(7), unix(7)).
@@ -14,12 +16,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// waited for.
 ///
 /// # Errors
-/// Those of socket(2) and connect(2); a datagram or abstract address is `Unsupported`.
+/// Those of socket(2) and connect(2); a datagram address is `Unsupported`.
 pub fn connect_and_reset(to: &Address) -> io::Result<()> {
     let address = match to {
         Address::Tcp(address) => SockAddr::from(*address),
         Address::Unix(path) => SockAddr::unix(path)?,
-        Address::Udp(_) | Address::Abstract(_) => return Err(io::ErrorKind::Unsupported.into()),
+        Address::Abstract(name) => padded(name)?,
+        Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
     };
     let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;

@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::error::{Error, errno_of};
 
 pub use netns::within as within_netns;
+pub(crate) use unix::padded;
 pub use unix::{UnixPath, unlink_if_ours};
 
 /// The kernel clamps a backlog to the somaxconn of the socket's own network

@@ -6,9 +6,11 @@
 //! one whose socket is dead is replaced without an instant at which it is missing.
 //! Without `mode=` the umask of the process decides who may connect.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -16,7 +18,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bindonce_core::listener::Listener;
 use nix::errno::Errno;
-use nix::sys::socket::{UnixAddr, bind};
 use nix::unistd::{Gid, Group, Uid, User};
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -64,16 +65,18 @@ pub(super) fn abstract_name(
     backlog: i32,
 ) -> Result<Socket, Error> {
     let fail = |operation| failure(listener, operation);
-    let mut padded = [0_u8; SUN_PATH - 1];
-    padded
-        .get_mut(..name.len())
-        .ok_or_else(|| fail("bind")(Errno::ENAMETOOLONG.into()))?
-        .copy_from_slice(name.as_bytes());
-    let address = UnixAddr::new_abstract(&padded).map_err(|e| fail("bind")(e.into()))?;
     let socket = stream(listener)?;
-    bind(socket.as_raw_fd(), &address).map_err(|e| fail("bind")(e.into()))?;
+    padded(name).and_then(|address| socket.bind(&address)).map_err(fail("bind"))?;
     socket.listen(backlog).map_err(fail("listen"))?;
     Ok(socket)
+}
+
+/// The address of an abstract name as haproxy has it: a NUL, the name, and NULs
+/// to the end.
+pub(crate) fn padded(name: &str) -> io::Result<SockAddr> {
+    let mut bytes = [0; SUN_PATH];
+    bytes.get_mut(1..=name.len()).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(name.as_bytes());
+    SockAddr::unix(OsStr::from_bytes(&bytes))
 }
 
 /// A listening socket on a path.
