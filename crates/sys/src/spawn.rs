@@ -219,7 +219,8 @@ pub fn find(program: &OsStr) -> Result<PathBuf, Error> {
         let path = directory.join(program);
         match executable(&path) {
             Ok(()) => return Ok(path),
-            Err(Errno::EACCES) => worst = Errno::EACCES,
+            // A directory of PATH that this user may not search says nothing about the program.
+            Err(Errno::EACCES) if path.exists() => worst = Errno::EACCES,
             Err(_) => {}
         }
     }
@@ -235,9 +236,12 @@ fn executable(path: &Path) -> Result<(), Errno> {
         .map_err(|error| Errno::from_raw(error.raw_os_error()))
 }
 
-/// The error of an exec that failed, with the program and a hint.
+/// The error of an exec that failed, with the program and a hint. What is wrong
+/// with the program itself goes before what execvp(3) says, which is `EACCES` for a
+/// missing program as soon as one directory of PATH may not be searched.
 pub fn cannot_execute(program: &OsStr, error: &io::Error) -> Error {
-    Error::Exec { program: program.to_owned(), errno: errno_of(error) }
+    let errno = errno_of(error);
+    find(program).err().unwrap_or_else(|| Error::Exec { program: program.to_owned(), errno })
 }
 
 /// What the shim does: takes `count` descriptors from standard input and
