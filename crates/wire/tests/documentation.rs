@@ -16,7 +16,7 @@ use serde_json::Value;
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    std::fs::read_to_string(&path).expect("a file of this repository")
 }
 
 /// Every request with its reply, in the order of the page.

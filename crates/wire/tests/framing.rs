@@ -103,9 +103,10 @@ fn nested(depth: usize) -> String {
     format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1))
 }
 
-/// Whether serde_json parses the bytes as an object or array, as far as the
-/// grammar decides it, within the depth that is allowed here.
-fn serde_accepts(bytes: &[u8]) -> bool {
+/// Whether serde_json parses the bytes as an object or array, within the depth
+/// that is allowed here. It does not say of a text with a number that is too large for a
+/// double: there it stops, which is no matter of grammar.
+fn serde_accepts(bytes: &[u8]) -> Option<bool> {
     fn depth(value: &Value) -> usize {
         match value {
             Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
@@ -114,8 +115,9 @@ fn serde_accepts(bytes: &[u8]) -> bool {
         }
     }
     match serde_json::from_slice::<Value>(bytes) {
-        Ok(value) => (1..=64).contains(&depth(&value)),
-        Err(error) => error.to_string().starts_with("number out of range"),
+        Ok(value) => Some((1..=64).contains(&depth(&value))),
+        Err(error) if error.to_string().starts_with("number out of range") => None,
+        Err(_) => Some(false),
     }
 }
 
@@ -188,7 +190,8 @@ proptest! {
     ) {
         for (open, close) in [(&b"{"[..], &b"}"[..]), (b"[", b"]"), (b"[\"", b"\"]"), (b"", b"")] {
             let text = [open, &bytes, close].concat();
-            prop_assert_eq!(scanner_accepts(&text), serde_accepts(&text), "{:?}", String::from_utf8_lossy(&text));
+            let expected = serde_accepts(&text).unwrap_or_else(|| scanner_accepts(&text));
+            prop_assert_eq!(scanner_accepts(&text), expected, "{:?}", String::from_utf8_lossy(&text));
         }
     }
 
@@ -208,7 +211,8 @@ proptest! {
                 _ => {}
             }
         }
-        prop_assert_eq!(scanner_accepts(&bytes), serde_accepts(&bytes), "{:?}", String::from_utf8_lossy(&bytes));
+        let expected = serde_accepts(&bytes).unwrap_or_else(|| scanner_accepts(&bytes));
+        prop_assert_eq!(scanner_accepts(&bytes), expected, "{:?}", String::from_utf8_lossy(&bytes));
     }
 
     /// A bad line costs one error, and every good request around it is seen.
