@@ -1,10 +1,12 @@
 //! The commands, one file each.
 
 mod bind;
+mod check;
 mod exec;
 mod list;
 mod release;
 mod reload;
+mod render;
 mod run;
 mod serve;
 pub(crate) mod shim;
@@ -22,6 +24,8 @@ pub(crate) enum Command {
     Run(run::Args),
     Reload(reload::Args),
     Exec(exec::Args),
+    Render(render::Args),
+    Check(check::Args),
     List(list::Args),
     Bind(bind::Args),
     Release(release::Args),
@@ -35,6 +39,8 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Run(args) => run::run(args, globals),
         Command::Reload(args) => reload::run(args, globals),
         Command::Exec(args) => exec::run(args, globals),
+        Command::Render(args) => render::run(args, globals),
+        Command::Check(args) => check::run(args, globals),
         Command::List(args) => list::run(args, globals),
         Command::Bind(args) => bind::run(args, globals),
         Command::Release(args) => release::run(args, globals),

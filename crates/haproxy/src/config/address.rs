@@ -73,11 +73,7 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
     if text.is_empty() {
         return bad("it is empty (is a variable of the environment missing?)");
     }
-    let by_line = if context.datagram {
-        Kind::Datagram
-    } else {
-        Kind::Stream
-    };
+    let by_line = if context.datagram { Kind::Datagram } else { Kind::Stream };
     let (mut kind, text) = if let Some(rest) = text.strip_prefix("stream+") {
         (Kind::Stream, rest)
     } else if let Some(rest) = text.strip_prefix("dgram+") {
@@ -122,9 +118,9 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
         _ => {}
     }
     match net {
-        Net::Path | Net::Abstract if kind == Kind::Datagram => Ok(Target::Alone(
-            "a UNIX datagram socket, which the broker does not hold",
-        )),
+        Net::Path | Net::Abstract if kind == Kind::Datagram => {
+            Ok(Target::Alone("a UNIX datagram socket, which the broker does not hold"))
+        }
         Net::Path => path(rest, context),
         Net::Abstract => match Address::abstract_name(rest) {
             Ok(address) => Ok(Target::Listen(address, 0)),
@@ -154,9 +150,7 @@ fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Targe
 
 fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     let Ok(prefix) = std::str::from_utf8(context.prefix) else {
-        return Err(Problem::Bad(
-            "the prefix of unix-bind is not UTF-8".to_owned(),
-        ));
+        return Err(Problem::Bad("the prefix of unix-bind is not UTF-8".to_owned()));
     };
     // haproxy puts the prefix in front as it is, with no slash between.
     let text = format!("{prefix}{rest}");
@@ -178,9 +172,7 @@ fn ip(
 ) -> Result<Target, Problem> {
     let bad = |reason: String| Err(Problem::Bad(reason));
     // The last colon separates the port, unless it is inside brackets.
-    let split = rest
-        .rfind([':', ']'])
-        .filter(|&at| rest.as_bytes()[at] == b':');
+    let split = rest.rfind([':', ']']).filter(|&at| rest.as_bytes()[at] == b':');
     let Some(colon) = split else {
         return bad("it has no port: write one after a colon, as in :80".to_owned());
     };
@@ -199,9 +191,7 @@ fn ip(
 fn ports_of(ports: &str) -> Result<(u16, u16), Problem> {
     let bad = |port: &str| Problem::Bad(format!("{port:?} is not a port from 1 to 65535"));
     let number = |text: &str| {
-        let end = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         match text[..end].parse::<u16>() {
             Ok(port) if port > 0 => Ok(port),
             _ => Err(bad(text)),
@@ -248,18 +238,13 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
     // The characters that haproxy lets a host name have.
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if bracketed || !inner.chars().all(valid) || inner.len() > 255 {
-        return Err(Problem::Bad(format!(
-            "{host:?} is neither an address nor a host name"
-        )));
+        return Err(Problem::Bad(format!("{host:?} is neither an address nor a host name")));
     }
     match (context.resolve)(inner, family) {
         Ok(ip) if matches!((ip, family), (IpAddr::V6(_), Some(Family::V4))) => Err(wrong("IPv4")),
         Ok(ip) if matches!((ip, family), (IpAddr::V4(_), Some(Family::V6))) => Err(wrong("IPv6")),
         Ok(ip) => Ok(ip),
-        Err(source) => Err(Problem::Unresolved {
-            host: inner.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Problem::Unresolved { host: inner.to_owned(), source }),
     }
 }
 
@@ -273,12 +258,8 @@ mod tests {
             "localhost" => Ok("127.0.0.1".parse().expect("ip")),
             _ => Err(io::Error::other("no such host")),
         };
-        let context = Context {
-            datagram,
-            prefix: b"",
-            directory: Path::new("/srv"),
-            resolve: &resolve,
-        };
+        let context =
+            Context { datagram, prefix: b"", directory: Path::new("/srv"), resolve: &resolve };
         read(text.as_bytes(), &context)
     }
 
@@ -334,15 +315,9 @@ mod tests {
 
     #[test]
     fn what_only_haproxy_can_bind_is_left_to_it() {
-        for text in [
-            "quic4@:443",
-            "quic6@:443",
-            "sockpair@4",
-            "rhttp@s",
-            "mptcp@:80",
-            "abnsz@a",
-            "x@:80",
-        ] {
+        for text in
+            ["quic4@:443", "quic6@:443", "sockpair@4", "rhttp@s", "mptcp@:80", "abnsz@a", "x@:80"]
+        {
             assert!(printed(text, false).starts_with("alone: "), "{text}");
         }
         for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x"] {
@@ -377,17 +352,10 @@ mod tests {
             "ipv4@::1:80",
             "fe80::1%eth0:80",
         ] {
-            assert!(
-                printed(text, false).starts_with("bad: "),
-                "{text}: {}",
-                printed(text, false)
-            );
+            assert!(printed(text, false).starts_with("bad: "), "{text}: {}", printed(text, false));
         }
         assert!(printed("tcp4@:80", true).starts_with("bad: "));
-        assert_eq!(
-            printed("nowhere.example:80", false),
-            "unresolved: nowhere.example"
-        );
+        assert_eq!(printed("nowhere.example:80", false), "unresolved: nowhere.example");
     }
 
     proptest! {

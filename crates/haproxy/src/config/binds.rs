@@ -90,21 +90,14 @@ pub(super) fn read(
             continue;
         }
         let part = part(&expanded, &context).map_err(|problem| match problem {
-            Problem::Bad(reason) => Error::BadAddress {
-                place: place.clone(),
-                word: printable(text),
-                reason,
-            },
-            Problem::Unresolved { host, source } => Error::Unresolved {
-                place: place.clone(),
-                host,
-                source,
-            },
+            Problem::Bad(reason) => {
+                Error::BadAddress { place: place.clone(), word: printable(text), reason }
+            }
+            Problem::Unresolved { host, source } => {
+                Error::Unresolved { place: place.clone(), host, source }
+            }
         })?;
-        pieces.push(Piece {
-            text: text.to_vec(),
-            part,
-        });
+        pieces.push(Piece { text: text.to_vec(), part });
     }
     let shared = |words: &[Word]| -> Vec<Vec<u8>> {
         words
@@ -149,9 +142,7 @@ fn part(expanded: &[u8], context: &Context<'_>) -> Result<Part, Problem> {
 impl BindLine {
     /// Whether anything on the line is for the broker to open.
     pub(super) fn claims(&self) -> bool {
-        self.pieces
-            .iter()
-            .any(|piece| matches!(piece.part, Part::Listen(..)))
+        self.pieces.iter().any(|piece| matches!(piece.part, Part::Listen(..)))
     }
 
     /// The listeners of one piece: none, one, or one for each port.
@@ -168,10 +159,8 @@ impl BindLine {
             .map(|port| {
                 let address = first.with_port(port);
                 let options = said.on(&address);
-                Listener::new(None, address, options).map_err(|source| Error::Listener {
-                    place: self.place.clone(),
-                    source,
-                })
+                Listener::new(None, address, options)
+                    .map_err(|source| Error::Listener { place: self.place.clone(), source })
             })
             .collect()
     }

@@ -29,8 +29,7 @@ impl Walk<'_> {
         let section = std::mem::take(&mut self.section);
         if section.kind == Kind::Defaults {
             self.last_defaults = section.proxy.clone();
-            self.defaults
-                .insert(section.name.clone(), section.proxy.clone());
+            self.defaults.insert(section.name.clone(), section.proxy.clone());
         }
         let idle = section.idle();
         let mut earlier = Earlier::new();
@@ -163,9 +162,7 @@ impl Walk<'_> {
     /// haproxy would remove them with all others.
     pub(super) fn keep_through_resets(&mut self) -> Result<(), Error> {
         for reset in &self.resets {
-            let later = self.out.variables[reset.variables..]
-                .iter()
-                .map(|v| v.name.as_str());
+            let later = self.out.variables[reset.variables..].iter().map(|v| v.name.as_str());
             let kept: Vec<&str> = later.chain(self.keep.iter().copied()).collect();
             if reset.words + kept.len() > MAX_WORDS {
                 return Err(Error::TooManyToKeep {
@@ -174,14 +171,8 @@ impl Walk<'_> {
                     room: MAX_WORDS.saturating_sub(reset.words),
                 });
             }
-            let text = kept
-                .iter()
-                .flat_map(|name| [b" ", name.as_bytes()].concat())
-                .collect();
-            self.edits[reset.file].push(Edit {
-                range: reset.at..reset.at,
-                text,
-            });
+            let text = kept.iter().flat_map(|name| [b" ", name.as_bytes()].concat()).collect();
+            self.edits[reset.file].push(Edit { range: reset.at..reset.at, text });
         }
         Ok(())
     }

@@ -132,9 +132,7 @@ fn refused(argument: OsString, hint: &'static str) -> Error {
 }
 
 fn value(option: &OsStr, rest: &mut dyn Iterator<Item = OsString>) -> Result<OsString, Error> {
-    rest.next().ok_or_else(|| Error::MissingValue {
-        argument: option.to_owned(),
-    })
+    rest.next().ok_or_else(|| Error::MissingValue { argument: option.to_owned() })
 }
 
 #[cfg(test)]
@@ -155,25 +153,12 @@ mod tests {
         assert_eq!(command.files, ["a.cfg", "d", "x", "y"].map(PathBuf::from));
         assert_eq!(
             command.arguments,
-            [
-                "-Ws",
-                "-C",
-                "/srv",
-                "-n",
-                "100",
-                "-S",
-                "/m,mode,600",
-                "-dG",
-                "-L",
-                "me"
-            ]
+            ["-Ws", "-C", "/srv", "-n", "100", "-S", "/m,mode,600", "-dG", "-L", "me"]
         );
         assert_eq!(command.directory.as_deref(), Some(Path::new("/srv")));
         assert_eq!(command.local_peer.as_deref(), Some(OsStr::new("me")));
         assert!(command.master_worker);
-        let arguments = parse("haproxy -q -f a")
-            .expect("good")
-            .arguments_on(["/run/1/a.cfg"]);
+        let arguments = parse("haproxy -q -f a").expect("good").arguments_on(["/run/1/a.cfg"]);
         assert_eq!(arguments, ["-q", "-f", "/run/1/a.cfg"]);
     }
 
@@ -202,17 +187,8 @@ mod tests {
     fn names_what_is_missing() {
         assert!(matches!(parse(""), Err(Error::NoProgram)));
         assert!(matches!(parse("haproxy -db"), Err(Error::NoFiles)));
-        assert!(matches!(
-            parse("haproxy -f"),
-            Err(Error::MissingValue { .. })
-        ));
-        assert!(matches!(
-            parse("haproxy a.cfg"),
-            Err(Error::UnknownArgument { .. })
-        ));
-        assert!(matches!(
-            parse("haproxy -f a -Z"),
-            Err(Error::UnknownArgument { .. })
-        ));
+        assert!(matches!(parse("haproxy -f"), Err(Error::MissingValue { .. })));
+        assert!(matches!(parse("haproxy a.cfg"), Err(Error::UnknownArgument { .. })));
+        assert!(matches!(parse("haproxy -f a -Z"), Err(Error::UnknownArgument { .. })));
     }
 }

@@ -49,11 +49,7 @@ impl Blocks {
                 }
                 let active = !self.masked() && evaluate()?;
                 let settled = active || self.masked();
-                self.open.push(Block {
-                    active,
-                    settled,
-                    last: false,
-                });
+                self.open.push(Block { active, settled, last: false });
             }
             b".elif" => match self.open.last_mut() {
                 None => return misplaced(".elif without .if"),
@@ -92,11 +88,7 @@ impl Blocks {
 
 /// The value of an expression, if the environment alone decides it.
 pub(super) fn evaluate(expression: &[u8], environment: &Environment) -> Option<bool> {
-    let mut reader = Expression {
-        rest: expression.trim_ascii(),
-        environment,
-        depth: 0,
-    };
+    let mut reader = Expression { rest: expression.trim_ascii(), environment, depth: 0 };
     if reader.rest.is_empty() {
         return Some(false);
     }
@@ -159,11 +151,7 @@ impl<'a> Expression<'a> {
 
     /// Decimal numbers only; octal and hexadecimal are left to haproxy.
     fn number(&mut self) -> Option<bool> {
-        let end = self
-            .rest
-            .iter()
-            .position(|b| !b.is_ascii_digit())
-            .unwrap_or(self.rest.len());
+        let end = self.rest.iter().position(|b| !b.is_ascii_digit()).unwrap_or(self.rest.len());
         let (digits, rest) = self.rest.split_at(end);
         self.rest = rest;
         let decimal = digits == b"0" || digits[0] != b'0';
@@ -217,11 +205,7 @@ mod tests {
             ("defined(", None),
             (")(", None),
         ] {
-            assert_eq!(
-                evaluate(expression.as_bytes(), &environment),
-                value,
-                "{expression}"
-            );
+            assert_eq!(evaluate(expression.as_bytes(), &environment), value, "{expression}");
         }
         let deep = "(".repeat(100_000);
         assert_eq!(evaluate(deep.as_bytes(), &environment), None);
@@ -232,9 +216,7 @@ mod tests {
         let mut masked = Vec::new();
         for &(line, condition) in lines {
             let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-            let handled = blocks
-                .line(&words, || Ok::<_, ()>(condition))
-                .expect("evaluates");
+            let handled = blocks.line(&words, || Ok::<_, ()>(condition)).expect("evaluates");
             match handled {
                 Some(result) => result?,
                 None => masked.push(blocks.masked()),

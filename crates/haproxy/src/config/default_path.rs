@@ -59,11 +59,7 @@ impl DefaultPath {
             return None;
         }
         self.origin = directory;
-        let text = [
-            b"global\n    default-path origin ",
-            &quoted(&self.origin)[..],
-            b"\n",
-        ];
+        let text = [b"global\n    default-path origin ", &quoted(&self.origin)[..], b"\n"];
         Some(text.concat())
     }
 
@@ -97,14 +93,8 @@ mod tests {
         ] {
             let file = Path::new(file);
             let set = |mode: &[u8]| DefaultPath::default().set(file, mode, b"");
-            assert_eq!(
-                set(b"config"),
-                Some(format!("origin \"{config}\"").into_bytes())
-            );
-            assert_eq!(
-                set(b"parent"),
-                Some(format!("origin \"{parent}\"").into_bytes())
-            );
+            assert_eq!(set(b"config"), Some(format!("origin \"{config}\"").into_bytes()));
+            assert_eq!(set(b"parent"), Some(format!("origin \"{parent}\"").into_bytes()));
             assert_eq!(set(b"current"), None);
         }
     }
@@ -115,9 +105,7 @@ mod tests {
         assert_eq!(path.start_of(Path::new("/a/1.cfg")), None);
         path.set(Path::new("/a/1.cfg"), b"config", b"");
         assert_eq!(path.start_of(Path::new("/a/2.cfg")), None);
-        let text = path
-            .start_of(Path::new("/b/3.cfg"))
-            .expect("another directory");
+        let text = path.start_of(Path::new("/b/3.cfg")).expect("another directory");
         assert_eq!(text, b"global\n    default-path origin \"/b\"\n");
         path.set(Path::new("/b/3.cfg"), b"origin", b"/x");
         assert_eq!(path.start_of(Path::new("/c/4.cfg")), None);

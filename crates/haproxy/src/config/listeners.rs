@@ -59,10 +59,7 @@ impl Names {
         }
         if self.taken.contains(&name) {
             let free = (2_u32..).map(|n| format!("{name}__{n}"));
-            name = free
-                .into_iter()
-                .find(|name| !self.taken.contains(name))
-                .unwrap_or(name);
+            name = free.into_iter().find(|name| !self.taken.contains(name)).unwrap_or(name);
         }
         self.taken.insert(name.clone());
         name
@@ -88,9 +85,8 @@ impl Met {
             None => listener.address.to_string(),
         };
         let others = self.by_place.entry(common).or_default();
-        if let Some((_, first, address)) = others
-            .iter()
-            .find(|(other, ..)| *other == key || other.overlaps(&key))
+        if let Some((_, first, address)) =
+            others.iter().find(|(other, ..)| *other == key || other.overlaps(&key))
         {
             return Err(Error::Duplicate {
                 first: first.clone(),
@@ -123,9 +119,7 @@ impl Supply {
         for listener in listeners {
             let Some(name) = &listener.name else { continue };
             let variable = name.variable();
-            let before = supply
-                .by_variable
-                .insert(variable.clone(), listener.clone());
+            let before = supply.by_variable.insert(variable.clone(), listener.clone());
             if let Some(first) = before.and_then(|before| before.name) {
                 return Err(Error::SameVariable {
                     first: first.to_string(),

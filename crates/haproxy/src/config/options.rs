@@ -98,11 +98,8 @@ impl Said {
         let mut said = Self::default();
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
-            let value = if WITH_VALUE.contains(&word) {
-                words.next().unwrap_or_default()
-            } else {
-                b""
-            };
+            let value =
+                if WITH_VALUE.contains(&word) { words.next().unwrap_or_default() } else { b"" };
             said.take(word, value);
         }
         said
@@ -110,12 +107,8 @@ impl Said {
 
     /// Takes one option. Gives false for words that do not concern the socket.
     pub(super) fn take(&mut self, word: &[u8], value: &[u8]) -> bool {
-        let text = || {
-            std::str::from_utf8(value)
-                .ok()
-                .filter(|text| !text.is_empty())
-                .map(str::to_owned)
-        };
+        let text =
+            || std::str::from_utf8(value).ok().filter(|text| !text.is_empty()).map(str::to_owned);
         match word {
             // haproxy's 0 is its default, for backlog and mode both.
             b"backlog" => self.backlog = number(value, 10).filter(|&n| n > 0),
@@ -174,9 +167,7 @@ impl Said {
 /// The number at the beginning of a text, as C's strtol() reads it.
 fn number(text: &[u8], radix: u32) -> Option<u32> {
     let digits = std::str::from_utf8(text).ok()?.trim_start();
-    let end = digits
-        .find(|c: char| !c.is_digit(radix))
-        .unwrap_or(digits.len());
+    let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
     u32::from_str_radix(&digits[..end], radix).ok()
 }
 
@@ -213,14 +204,8 @@ mod tests {
         let said =
             said("backlog 5 v6only interface eth1 transparent mode 600 user www namespace blue");
         let on = |text: &str| said.on(&text.parse().expect(text)).to_string();
-        assert_eq!(
-            on("10.0.0.1:80"),
-            "interface=eth1,netns=blue,backlog=5,transparent"
-        );
-        assert_eq!(
-            on("[::]:80"),
-            "v6only,interface=eth1,netns=blue,backlog=5,transparent"
-        );
+        assert_eq!(on("10.0.0.1:80"), "interface=eth1,netns=blue,backlog=5,transparent");
+        assert_eq!(on("[::]:80"), "v6only,interface=eth1,netns=blue,backlog=5,transparent");
         assert_eq!(on("udp@:80"), "interface=eth1,netns=blue,transparent");
         assert_eq!(on("/run/a"), "backlog=5,mode=0600,user=www");
         assert_eq!(on("abns@a"), "netns=blue,backlog=5");

@@ -15,10 +15,8 @@ impl PathMap {
     /// A map from pairs of (rendered path, user's path).
     pub fn new<I: IntoIterator<Item = (PathBuf, PathBuf)>>(pairs: I) -> Self {
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
-        let mut pairs: Vec<_> = pairs
-            .into_iter()
-            .map(|(copy, user)| (bytes(&copy), bytes(&user)))
-            .collect();
+        let mut pairs: Vec<_> =
+            pairs.into_iter().map(|(copy, user)| (bytes(&copy), bytes(&user))).collect();
         pairs.retain(|(copy, _)| !copy.is_empty());
         pairs.sort_by_key(|(copy, _)| std::cmp::Reverse(copy.len()));
         Self { pairs }
@@ -30,10 +28,7 @@ impl PathMap {
         let mut out = Vec::with_capacity(text.len());
         let mut at = 0;
         while at < text.len() {
-            let found = self
-                .pairs
-                .iter()
-                .find(|(copy, _)| text[at..].starts_with(copy));
+            let found = self.pairs.iter().find(|(copy, _)| text[at..].starts_with(copy));
             if let Some((copy, user)) = found {
                 out.extend_from_slice(user);
                 at += copy.len();
@@ -61,6 +56,8 @@ mod tests {
             map.user_place(text),
             b"[ALERT] (1) : config : parsing [/etc/haproxy/a.cfg:12] : \xff\n[conf/b.cfg:3]\n"
         );
+        let map = PathMap::new([("/dev/fd/1".into(), "a.cfg".into())]);
+        assert_eq!(map.user_place(b"/dev/fd/1:/dev/fd/12"), b"a.cfg:/dev/fd/12");
         assert_eq!(PathMap::default().user_place(b"x"), b"x");
     }
 }

@@ -35,10 +35,8 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
         if start >= text.len() {
             return None;
         }
-        let end = text[start..]
-            .iter()
-            .position(|&byte| byte == b'\n')
-            .map_or(text.len(), |n| start + n);
+        let end =
+            text[start..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |n| start + n);
         let line = start..end;
         start = end + 1;
         Some(line)
@@ -57,14 +55,8 @@ fn is_space(byte: u8) -> bool {
 /// # Errors
 /// [`Fault`] where haproxy stops with an error of its own.
 pub fn words(line: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<Vec<Word>, Fault> {
-    let mut scanner = Scanner {
-        line,
-        at: 0,
-        words: Vec::new(),
-        value: Vec::new(),
-        first_of_token: 0,
-        token: 0,
-    };
+    let mut scanner =
+        Scanner { line, at: 0, words: Vec::new(), value: Vec::new(), first_of_token: 0, token: 0 };
     scanner.skip_space();
     // A line in brackets opens a scope, which says nothing about listeners.
     if scanner.peek(0) == Some(b'[') {
@@ -89,10 +81,7 @@ struct Scanner<'a> {
 impl Scanner<'_> {
     /// The byte `ahead` of here; nothing behind a NUL, since haproxy reads C strings.
     fn peek(&self, ahead: usize) -> Option<u8> {
-        self.line
-            .get(self.at + ahead)
-            .copied()
-            .filter(|&byte| byte != 0)
+        self.line.get(self.at + ahead).copied().filter(|&byte| byte != 0)
     }
 
     fn skip_space(&mut self) {
@@ -107,10 +96,7 @@ impl Scanner<'_> {
         if let Some(end) = value.iter().position(|&byte| byte == 0) {
             value.truncate(end);
         }
-        self.words.push(Word {
-            value,
-            source: self.token..self.at,
-        });
+        self.words.push(Word { value, source: self.token..self.at });
     }
 
     fn end_token(&mut self) {
@@ -130,19 +116,11 @@ impl Scanner<'_> {
             match byte {
                 b'#' if !quoted => break,
                 b'"' if single.is_none() => {
-                    double = if double.is_some() {
-                        None
-                    } else {
-                        Some(self.at)
-                    };
+                    double = if double.is_some() { None } else { Some(self.at) };
                     self.at += 1;
                 }
                 b'\'' if double.is_none() => {
-                    single = if single.is_some() {
-                        None
-                    } else {
-                        Some(self.at)
-                    };
+                    single = if single.is_some() { None } else { Some(self.at) };
                     self.at += 1;
                 }
                 b'\\' if single.is_none() => self.escape(double.is_some())?,
@@ -166,10 +144,7 @@ impl Scanner<'_> {
         self.end_token();
         match single.or(double) {
             None => Ok(()),
-            Some(position) => Err(Fault {
-                reason: "unmatched quote",
-                position,
-            }),
+            Some(position) => Err(Fault { reason: "unmatched quote", position }),
         }
     }
 
@@ -206,17 +181,11 @@ impl Scanner<'_> {
         let brace = (self.peek(0) == Some(b'{')).then_some(self.at);
         self.at += usize::from(brace.is_some());
         let start = self.at;
-        if !self
-            .peek(0)
-            .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b == b'.')
-        {
+        if !self.peek(0).is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b == b'.') {
             return fault("forbidden first character in a variable's name", start);
         }
         self.at += 1;
-        while self
-            .peek(0)
-            .is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
-        {
+        while self.peek(0).is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_') {
             self.at += 1;
         }
         let name = &self.line[start..self.at];
@@ -285,11 +254,7 @@ pub fn expand(text: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Vec<u
         if !name.is_empty() {
             out.extend_from_slice(&variable(name).unwrap_or_default());
         }
-        rest = if brace {
-            after.strip_prefix(b"}").unwrap_or(after)
-        } else {
-            after
-        };
+        rest = if brace { after.strip_prefix(b"}").unwrap_or(after) } else { after };
     }
     out.extend_from_slice(rest);
     out

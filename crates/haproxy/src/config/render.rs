@@ -130,9 +130,7 @@ impl Rendering {
     /// copies are in `directory`.
     pub fn path_map(&self, directory: &Path) -> PathMap {
         PathMap::new(
-            self.files
-                .iter()
-                .map(|file| (directory.join(&file.name), file.user_path.clone())),
+            self.files.iter().map(|file| (directory.join(&file.name), file.user_path.clone())),
         )
     }
 

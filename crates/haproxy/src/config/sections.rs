@@ -71,10 +71,7 @@ impl Section {
         last: &Proxy,
     ) -> Self {
         let name = words.get(1).copied().unwrap_or_default();
-        let from = words
-            .iter()
-            .position(|word| *word == b"from")
-            .filter(|&at| at > 0);
+        let from = words.iter().position(|word| *word == b"from").filter(|&at| at > 0);
         let parent = from.and_then(|at| words.get(at + 1));
         let proxy = match (kind, parent) {
             (Kind::Proxy | Kind::Defaults, Some(parent)) => {

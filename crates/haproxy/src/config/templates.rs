@@ -29,10 +29,7 @@ pub fn addresses(path: &Path, text: &[u8]) -> Result<Vec<u8>, Error> {
         let line = &text[line];
         if !line_into(&mut out, line) {
             return Err(Error::Template {
-                place: Place {
-                    file: path.to_owned(),
-                    line: index + 1,
-                },
+                place: Place { file: path.to_owned(), line: index + 1 },
                 text: printable(line),
             });
         }
@@ -72,10 +69,7 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
 /// The address in ` bind_tcp('IP', PORT) `, with or without parentheses' spaces.
 fn bind_tcp(tag: &str) -> Option<String> {
     let inside = tag.trim().strip_prefix("bind_tcp")?.trim_start();
-    let (ip, port) = inside
-        .strip_prefix('(')?
-        .strip_suffix(')')?
-        .split_once(',')?;
+    let (ip, port) = inside.strip_prefix('(')?.strip_suffix(')')?.split_once(',')?;
     let ip = ip.trim();
     let ip = ip
         .strip_prefix('\'')
@@ -87,11 +81,7 @@ fn bind_tcp(tag: &str) -> Option<String> {
     if !ip.chars().all(plain) || !digits {
         return None;
     }
-    Some(if ip.contains(':') {
-        format!("[{ip}]:{port}")
-    } else {
-        format!("{ip}:{port}")
-    })
+    Some(if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
 }
 
 #[cfg(test)]

@@ -68,10 +68,7 @@ impl<'a> Walk<'a> {
             Some(name) => name.to_string_lossy().into_owned(),
             None => world.host_name(),
         };
-        environment.insert(
-            b"HAPROXY_LOCALPEER".to_vec(),
-            local_peer.clone().into_bytes(),
-        );
+        environment.insert(b"HAPROXY_LOCALPEER".to_vec(), local_peer.clone().into_bytes());
         for variable in supply.variables() {
             names.reserve(variable);
             environment.insert(variable.as_bytes().to_vec(), mark(variable));
@@ -109,10 +106,7 @@ impl<'a> Walk<'a> {
     pub(super) fn run(mut self) -> Result<Rendering, Error> {
         for path in self.paths()? {
             let read = self.world.read(&self.directory.join(&path));
-            let mut text = read.map_err(|source| Error::Read {
-                path: path.clone(),
-                source,
-            })?;
+            let mut text = read.map_err(|source| Error::Read { path: path.clone(), source })?;
             if templates::is_template(&path) {
                 text = templates::addresses(&path, &text)?;
             }
@@ -142,10 +136,7 @@ impl<'a> Walk<'a> {
         let mut paths = Vec::new();
         for path in &self.command.files {
             let listed = self.world.list(&self.directory.join(path));
-            let listed = listed.map_err(|source| Error::Read {
-                path: path.clone(),
-                source,
-            })?;
+            let listed = listed.map_err(|source| Error::Read { path: path.clone(), source })?;
             let Some(mut names) = listed else {
                 paths.push(path.clone());
                 continue;
@@ -185,10 +176,7 @@ impl<'a> Walk<'a> {
         let mut blocks = Blocks::default();
         self.section = Section::default();
         for (index, line) in reader::lines(&text).enumerate() {
-            let place = Place {
-                file: path.to_owned(),
-                line: index + 1,
-            };
+            let place = Place { file: path.to_owned(), line: index + 1 };
             let (offset, line) = (line.start, &text[line]);
             let words = match reader::words(line, &|name| self.variable(name, &place)) {
                 Ok(words) => words,
@@ -215,10 +203,7 @@ impl<'a> Walk<'a> {
         if blocks.is_open() {
             let line = reader::lines(&text).count();
             return Err(Error::Nesting {
-                place: Place {
-                    file: path.to_owned(),
-                    line,
-                },
+                place: Place { file: path.to_owned(), line },
                 reason: ".if without .endif",
             });
         }
@@ -241,21 +226,17 @@ impl<'a> Walk<'a> {
             let expression = values[1..].join(&b' ');
             match conditions::evaluate(&expression, &self.environment) {
                 Some(value) => Ok(value),
-                None => self
-                    .world
-                    .condition(&expression, &self.environment)
-                    .map_err(|source| Error::Condition {
+                None => self.world.condition(&expression, &self.environment).map_err(|source| {
+                    Error::Condition {
                         place: place.clone(),
                         condition: printable(&expression),
                         source,
-                    }),
+                    }
+                }),
             }
         };
         match blocks.line(&values, evaluate)? {
-            Some(Err(reason)) => Err(Error::Nesting {
-                place: place.clone(),
-                reason,
-            }),
+            Some(Err(reason)) => Err(Error::Nesting { place: place.clone(), reason }),
             _ => Ok(()),
         }
     }
@@ -339,8 +320,7 @@ impl<'a> Walk<'a> {
             }
             b"localpeer" if self.command.local_peer.is_none() => {
                 self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
-                self.environment
-                    .insert(b"HAPROXY_LOCALPEER".to_vec(), value(1).to_vec());
+                self.environment.insert(b"HAPROXY_LOCALPEER".to_vec(), value(1).to_vec());
             }
             b"unix-bind" => {
                 for pair in values[1..].chunks(2) {

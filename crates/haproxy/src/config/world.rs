@@ -59,14 +59,9 @@ impl System {
     /// The system as this process sees it; conditions are put to `program` with
     /// `-cc`. Fails when the current directory is gone.
     pub fn new(program: &OsStr) -> io::Result<Self> {
-        let environment = std::env::vars_os()
-            .map(|(name, value)| (name.into_vec(), value.into_vec()))
-            .collect();
-        Ok(Self {
-            program: program.to_owned(),
-            directory: std::env::current_dir()?,
-            environment,
-        })
+        let environment =
+            std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
+        Ok(Self { program: program.to_owned(), directory: std::env::current_dir()?, environment })
     }
 }
 
@@ -116,20 +111,14 @@ impl World for System {
             .arg("-cc")
             .arg(OsStr::from_bytes(expression))
             .env_clear()
-            .envs(
-                environment
-                    .iter()
-                    .map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))),
-            )
+            .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
             .current_dir(&self.directory)
             .output()?;
         // 0: holds, 1: does not; both without a word. Anything else is a complaint.
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) if output.stderr.is_empty() => Ok(false),
-            _ => Err(io::Error::other(
-                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            )),
+            _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
         }
     }
 

@@ -1,0 +1,164 @@
+//! `bindonce render FILE...`: the copy of a configuration that haproxy is started
+//! on, or what becomes of each of its addresses.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::io;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bindonce_core::listener::Wanted;
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+
+use super::list::columns;
+use crate::Globals;
+
+/// Print a haproxy configuration as bindonce gives it to haproxy
+///
+/// Only addresses of bind lines are replaced. Of several files each begins with a comment that
+/// names it; together they are one configuration that haproxy can read.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print a table instead: what happens with each address, and why
+    #[arg(long)]
+    explain: bool,
+    /// A listener for `fd@${NAME}` in the configuration; may be given again
+    #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
+    listen: Vec<Wanted>,
+    /// Configuration files, or directories of *.cfg files, in haproxy's order
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<OsString>,
+}
+
+/// Prints the copy or the table.
+pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
+    let program = OsStr::new("haproxy");
+    let words = [program, OsStr::new("--")].into_iter().map(OsStr::to_owned);
+    let command = Command::parse(words.chain(args.files))?;
+    let listeners = super::run::named(args.listen)?;
+    let supplied = Supplied { listeners: &listeners, keep: &[] };
+    let world = System::new(program).context("cannot tell the current directory")?;
+    let rendering = Rendering::of(&command, supplied, &world)?;
+    if args.explain {
+        super::print(&table(&rendering))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Not text: a configuration may contain any bytes.
+    match io::stdout().write_all(&copy(&rendering)) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        done => done.context("cannot write to standard output")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn copy(rendering: &Rendering) -> Vec<u8> {
+    let mut out = Vec::new();
+    for file in &rendering.files {
+        if rendering.files.len() > 1 {
+            let why = if file.injected { " (its default-path)" } else { "" };
+            let name = file.user_path.display().to_string();
+            out.extend(format!("# {}{why}\n", name.escape_debug()).into_bytes());
+        }
+        out.extend_from_slice(&file.text);
+        if rendering.files.len() > 1 && !file.text.ends_with(b"\n") {
+            out.push(b'\n');
+        }
+    }
+    out
+}
+
+/// One line for each address, in the order of the files.
+pub(super) fn table(rendering: &Rendering) -> String {
+    let mut rows = Vec::new();
+    for variable in &rendering.variables {
+        let bindings = &rendering.bindings[variable.bindings.clone()];
+        let (Some(first), Some(last)) = (bindings.first(), bindings.last()) else { continue };
+        let mut what = format!("claimed as {}", first.listener);
+        // Writing to a String does not fail.
+        if bindings.len() > 1 {
+            let _ = write!(what, " to {}", last.listener);
+        }
+        let _ = write!(what, ", in ${}", variable.name);
+        rows.push((&first.place, &first.section, first.text.clone(), what));
+        for place in &first.also {
+            let what = format!("shares the socket of line {}", first.place.line);
+            rows.push((place, &first.section, first.text.clone(), what));
+        }
+    }
+    for left in &rendering.left_alone {
+        let what = format!("left alone: {}", left.reason);
+        rows.push((&left.place, &left.section, left.text.clone(), what));
+    }
+    let number = |path| rendering.files.iter().position(|file| &file.user_path == path);
+    rows.sort_by_key(|(place, ..)| (number(&place.file), place.line));
+    let mut text = vec![["LINE", "SECTION", "ADDRESS", "WHAT HAPPENS"].map(str::to_owned)];
+    text.extend(rows.into_iter().map(|(place, section, address, what)| {
+        [place.to_string(), section.clone(), address, what]
+    }));
+    for name in &rendering.unused {
+        let what = "nothing in the configuration uses it".to_owned();
+        text.push(["--listen".to_owned(), "-".to_owned(), name.to_string(), what]);
+    }
+    columns(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn render(files: &[(&str, &str)], listen: &[&str]) -> Rendering {
+        let folder = std::env::temp_dir().join(format!(
+            "bindonce-render-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::create_dir_all(&folder).expect("folder");
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).expect("write");
+        }
+        let names = files.iter().map(|(name, _)| *name);
+        let command = ["haproxy", "-C", folder.to_str().expect("path"), "--"].into_iter();
+        let command = Command::parse(command.chain(names)).expect("command");
+        let wanted = listen.iter().map(|text| text.parse().expect("listen")).collect();
+        let listeners = super::super::run::named(wanted).expect("named");
+        let supplied = Supplied { listeners: &listeners, keep: &[] };
+        let world = System::new(OsStr::new("haproxy")).expect("world");
+        let rendering = Rendering::of(&command, supplied, &world).expect("rendering");
+        std::fs::remove_dir_all(folder).expect("remove");
+        rendering
+    }
+
+    #[test]
+    fn several_files_become_one_configuration() {
+        let files = [("a.cfg", "frontend a\n bind :80"), ("b.cfg", "frontend b\n bind :81\n")];
+        let rendering = render(&files, &[]);
+        let paths: Vec<_> = rendering.files.iter().map(|file| file.user_path.clone()).collect();
+        assert_eq!(paths, [Path::new("a.cfg"), Path::new("b.cfg")].map(PathBuf::from));
+        assert_eq!(
+            String::from_utf8(copy(&rendering)).expect("utf-8"),
+            "# a.cfg\nfrontend a\n bind \"fd@${BINDONCE_0_0_0_0_80}\"\n\
+             # b.cfg\nfrontend b\n bind \"fd@${BINDONCE_0_0_0_0_81}\"\n"
+        );
+    }
+
+    #[test]
+    fn the_table_follows_the_lines() {
+        let text = "global\n stats socket /run/s\nfrontend a\n bind quic4@:443\n bind :80-81\n";
+        let table = table(&render(&[("a.cfg", text)], &["spare=:9"]));
+        let lines: Vec<String> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(lines[0], "LINE SECTION ADDRESS WHAT HAPPENS");
+        assert!(lines[1].starts_with("a.cfg:2 global /run/s left alone: "), "{table}");
+        assert!(lines[2].starts_with("a.cfg:4 frontend a quic4@:443 left alone: "), "{table}");
+        assert_eq!(
+            lines[3],
+            "a.cfg:5 frontend a :80-81 claimed as 0.0.0.0:80 to 0.0.0.0:81, in $BINDONCE_0_0_0_0_80_81"
+        );
+        assert!(lines[4].starts_with("--listen - spare nothing"), "{table}");
+    }
+}
