@@ -1,0 +1,416 @@
+//! The broker with real sockets: what it binds, refuses, hands out and gives back.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bindonce_broker::Error;
+use bindonce_sys::queue;
+use serde_json::{Value, json};
+use support::{Client, Scene, assert_descriptors, open_descriptors, run};
+
+fn inode(fd: impl std::os::fd::AsFd) -> u64 {
+    let file = fs::File::from(fd.as_fd().try_clone_to_owned().expect("dup"));
+    file.metadata().expect("stat").ino()
+}
+
+#[test]
+fn a_second_claim_receives_the_same_socket() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let (first, one) = broker.client().bind(&["web=127.0.0.1:0,backlog=9"]);
+    let (again, two) = broker.client().bind(&["web=127.0.0.1:0", "web"]);
+    assert_eq!((one.len(), two.len()), (1, 2));
+    assert_eq!(first[0]["created"], true);
+    assert_eq!(again[0]["created"], false);
+    assert_eq!(inode(&one[0]), inode(&two[0]));
+    assert_eq!(first[0]["inode"], inode(&two[1]));
+    assert_eq!(queue::accept_queue(two[0].as_fd()).expect("queue").limit, 9);
+
+    // It accepts, and a client that binds beside it fails.
+    let bound = first[0]["bound"].as_str().expect("bound").to_owned();
+    let listener = TcpListener::from(one.into_iter().next().expect("one"));
+    let mut client = TcpStream::connect(&bound).expect("connect");
+    client.write_all(b"x").expect("send");
+    assert!(wait_for_connection(&listener));
+    let (mut accepted, _) = listener.accept().expect("accept");
+    accepted.set_nonblocking(false).expect("blocking");
+    accepted.read_exact(&mut [0]).expect("receive");
+    assert!(TcpListener::bind(&bound).is_err());
+}
+
+/// Waits for a connection on a non-blocking listener.
+fn wait_for_connection(listener: &TcpListener) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
+        if queue::accept_queue(listener.as_fd()).expect("queue").len > 0 {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+#[test]
+fn hundreds_of_listeners_come_in_batches_and_in_order() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let before = broker.descriptors(0);
+    let mut client = broker.client();
+    let names: Vec<String> = (0..600).map(|n| format!("n{n}=127.0.0.1:0")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (listeners, descriptors) = client.bind(&names);
+    assert_eq!(client.batches, [253, 253, 94]);
+    for (index, (listener, fd)) in listeners.iter().zip(&descriptors).enumerate() {
+        assert_eq!(listener["name"], format!("n{index}"));
+        assert_eq!(listener["inode"], inode(fd));
+    }
+    drop(descriptors);
+    let names: Vec<String> = (0..600).map(|n| format!("n{n}")).collect();
+    let reply = client.call("release", &json!(names));
+    assert_eq!(reply["result"]["released"], json!(names));
+    drop(client);
+    assert_descriptors(before);
+}
+
+#[test]
+fn multibinders_request_gets_its_socket() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut client = broker.client();
+    // As its client sends it: no id, no line end.
+    client
+        .send(br#"{"jsonrpc":"2.0","method":"bind","params":[{"address":"localhost","port":0}]}"#);
+    let reply = client.reply().expect("reply");
+    assert_eq!(reply["id"], Value::Null);
+    assert_eq!(client.descriptors.len(), 1, "with the reply's first byte");
+    for bad in ["256.0.0.1", "no such host"] {
+        let (code, message, data) = client.refused("bind", &json!([{"address": bad, "port": 1}]));
+        assert_eq!(code, -32602, "{message}");
+        assert!(message.contains(bad) && data["hint"].is_string());
+    }
+}
+
+#[test]
+fn a_claim_is_all_or_nothing_and_names_who_is_in_the_way() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let other = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = other.local_addr().expect("address");
+    let before = broker.descriptors(0);
+    let mut client = broker.client();
+    let path = scene.path("a.sock");
+    let (code, message, data) = client.refused(
+        "bind",
+        &json!([{"listen": "127.0.0.1:0"}, {"listen": path}, {"listen": taken.to_string()}]),
+    );
+    assert_eq!((code, &data["errno"]), (-32005, &json!(98)), "{message}");
+    assert_eq!(data["address"], taken.to_string());
+    assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
+    assert!(data["hint"].is_string());
+    assert_eq!(client.call("list", &json!([]))["result"]["listeners"], json!([]));
+    assert!(!path.exists());
+    drop(client);
+    assert_descriptors(before);
+}
+
+#[test]
+fn errors_carry_their_codes_and_hints() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut client = broker.client();
+    let (listeners, _fds) = client.bind(&["web=127.0.0.1:0,backlog=7"]);
+    let bound = listeners[0]["bound"].as_str().expect("bound").to_owned();
+    let port = bound.rsplit(':').next().expect("port");
+    let listen = |text: &str| json!([{ "listen": text }]);
+    for (method, params, expected) in [
+        ("bind", listen("web=127.0.0.1:0,backlog=8"), -32003),
+        ("bind", listen("web=127.0.0.2:0"), -32003),
+        ("bind", listen(&format!("0.0.0.0:{port}")), -32004),
+        ("bind", listen("nobody"), -32006),
+        ("bind", listen("localhost:80"), -32602),
+        ("bind", listen(":1-65535,"), -32602),
+        (
+            "bind",
+            json!([{"listen": ":1-65535"}, {"listen": "udp@:1-65535"}, {"listen": "[::]:1-65535"}]),
+            -32008,
+        ),
+        ("bind", json!([]), -32602),
+        ("release", json!(["nobody"]), -32006),
+        ("nothing", json!([]), -32601),
+    ] {
+        let (code, message, data) = client.refused(method, &params);
+        assert_eq!(code, expected, "{message}");
+        assert!(code == -32602 || data["hint"].is_string(), "{message}");
+    }
+    // In use by another connection.
+    let mut other = broker.client();
+    let label = json!([{"service": "edge", "generation": 7, "pid": 99, "state": "serving"}]);
+    let _other = other.bind(&["web"]);
+    assert_eq!(other.call("join", &label)["result"]["joined"], true);
+    let (code, message, data) = client.refused("release", &json!(["web"]));
+    assert_eq!((code, &data["pids"]), (-32007, &json!([99])), "{message}");
+    let status = client.call("status", &json!([]));
+    let generation = &status["result"]["services"][0]["generations"][0];
+    assert_eq!((&generation["generation"], &generation["listeners"]), (&json!(7), &json!(["web"])));
+    let listener = &status["result"]["listeners"][0];
+    assert_eq!(listener["holders"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&listener["queue"], &listener["backlog"]), (&json!(0), &json!(7)));
+    assert_eq!(listener["options"], json!({"backlog": 7}));
+}
+
+#[test]
+fn tentative_listeners_end_with_their_client() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let before = broker.descriptors(0);
+    let mut client = broker.client();
+    let path = scene.path("t.sock");
+    client.call("bind", &json!([{"listen": path, "tentative": true}]));
+    assert!(path.exists());
+    drop(client);
+    assert_descriptors(before);
+    assert!(!path.exists());
+    let listed = broker.client().call("list", &json!([]));
+    assert_eq!(listed["result"]["listeners"], json!([]));
+}
+
+#[test]
+fn a_dead_path_is_replaced_and_a_live_one_is_not() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut client = broker.client();
+    let (dead, live, file) = (scene.path("dead"), scene.path("live"), scene.path("file"));
+    drop(UnixListener::bind(&dead).expect("bind"));
+    let _live = UnixListener::bind(&live).expect("bind");
+    fs::write(&file, "precious").expect("write");
+    let (_, _fds) = client.bind(&[&format!("{},mode=0600", dead.display())]);
+    assert_eq!(fs::metadata(&dead).expect("stat").permissions().mode() & 0o777, 0o600);
+    UnixStream::connect(&dead).expect("connect");
+    for path in [&live, &file] {
+        let (code, message, _) = client.refused("bind", &json!([{ "listen": path }]));
+        assert_eq!(code, -32005, "{message}");
+    }
+    UnixStream::connect(&live).expect("still alive");
+    assert_eq!(fs::read_to_string(&file).expect("read"), "precious");
+    drop(client);
+    broker.stop();
+    assert!(!dead.exists(), "an orderly end removes the paths it made");
+    assert!(live.exists());
+}
+
+#[test]
+fn one_broker_serves_a_path_and_leaves_it_clean() {
+    let scene = Scene::new();
+    let config = scene.config();
+    let socket = config.socket.clone();
+    let run_directory = scene.path("run");
+    let broker = scene.start(config.clone());
+    let mode = |path| fs::metadata(path).expect("stat").permissions().mode() & 0o777;
+    assert_eq!((mode(&run_directory), mode(&socket)), (0o755, 0o660));
+    assert!(fs::metadata(&socket).expect("stat").file_type().is_socket());
+
+    let (_stop, stopped) = tokio::sync::oneshot::channel();
+    let second = std::thread::spawn({
+        let config = config.clone();
+        move || run(config, stopped)
+    });
+    let error = second.join().expect("thread").expect_err("refused");
+    let own = std::process::id();
+    assert!(matches!(error, Error::AlreadyRunning { pid: Some(pid), .. } if pid == own), "{error}");
+    assert!(error.to_string().contains(&format!("pid {own}")));
+    broker.client().call("ping", &json!([]));
+
+    broker.stop();
+    let left: Vec<_> = fs::read_dir(&run_directory).expect("read").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_dead_brokers_path_is_replaced() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("run")).expect("directory");
+    drop(UnixListener::bind(scene.path("run/broker.sock")).expect("bind"));
+    fs::write(scene.path("run/broker.sock.lock"), "999999\n").expect("write");
+    let broker = scene.start(scene.config());
+    assert_eq!(broker.client().call("ping", &json!([]))["result"]["pong"], true);
+}
+
+#[test]
+fn what_cannot_be_bound_at_the_start_leaves_nothing() {
+    let scene = Scene::new();
+    let other = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = other.local_addr().expect("address").to_string();
+    let mut config = scene.config();
+    let path = scene.path("a.sock").display().to_string();
+    config.listen = vec![path.parse().expect("path"), taken.parse().expect("address")];
+    let before = open_descriptors();
+    let (_stop, stopped) = tokio::sync::oneshot::channel();
+    let error = run(config, stopped).expect_err("refused");
+    assert!(error.to_string().contains(&taken) && error.hint().is_some(), "{error}");
+    assert!(!scene.path("a.sock").exists() && !scene.path("run/broker.sock").exists());
+    assert_descriptors(before);
+}
+
+#[test]
+fn slow_peers_delay_nobody_and_are_cut_off() {
+    let scene = Scene::new();
+    let mut config = scene.config();
+    config.deadline = Duration::from_millis(300);
+    let broker = scene.start(config);
+    let before = broker.descriptors(0);
+
+    // One begins a request and does not finish it.
+    let mut unfinished = broker.client();
+    unfinished.send(br#"{"method":"pi"#);
+    // One asks for much and reads nothing.
+    let mut deaf = broker.client();
+    let many: Vec<String> = (0..200).map(|n| format!("n{n}=127.0.0.1:0")).collect();
+    let many: Vec<Value> =
+        many.iter().map(|text| json!({"listen": text, "tentative": true})).collect();
+    let request = json!({"id": 1, "method": "bind", "params": many}).to_string();
+    for _ in 0..40 {
+        // The broker stops reading when its replies are not read.
+        deaf.stream.set_write_timeout(Some(Duration::from_millis(20))).expect("timeout");
+        if deaf.stream.write_all(request.as_bytes()).is_err() {
+            break;
+        }
+    }
+    // Others are served meanwhile.
+    let start = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(broker.client().call("ping", &json!([]))["result"]["pong"], true);
+    }
+    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+
+    let reply = unfinished.reply().expect("a reply");
+    assert_eq!((&reply["error"]["code"], &reply["id"]), (&json!(-32009), &Value::Null));
+    assert!(unfinished.reply().is_none(), "closed");
+    drop(unfinished);
+    // The deaf one is cut off: its tentative listeners are closed again.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut watcher = broker.client();
+    while watcher.call("list", &json!([]))["result"]["listeners"] != json!([]) {
+        assert!(Instant::now() < deadline, "not cut off");
+        std::thread::yield_now();
+    }
+    drop((deaf, watcher));
+    assert_descriptors(before);
+}
+
+#[test]
+fn requests_split_at_any_byte_and_merged_are_answered_in_order() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let text = r#"{"id":1,"method":"ping"} {"id":2,"method":"lost","params":["}"]}{"id":3}
+        {]
+        {"id":4,"method":"ping","params":[]}"#;
+    let expected = [
+        (json!(1), Value::Null),
+        (json!(2), json!(-32601)),
+        (json!(3), json!(-32600)),
+        (Value::Null, json!(-32700)),
+        (json!(4), Value::Null),
+    ];
+    let check = |client: &mut Client| {
+        for (id, code) in &expected {
+            let reply = client.reply().expect("reply");
+            assert_eq!((&reply["id"], &reply["error"]["code"]), (id, code), "{reply}");
+        }
+    };
+    let mut client = broker.client();
+    client.send(text.as_bytes());
+    check(&mut client);
+    for byte in text.as_bytes() {
+        client.send(&[*byte]);
+    }
+    check(&mut client);
+    client.send(&[b' '; 100]);
+    client.send(b"{\"x\":\"");
+    client.send(&vec![b'y'; (1 << 20) + 10]);
+    assert_eq!(client.reply().expect("reply")["error"]["code"], -32001);
+    client.send(b"\"}");
+    client.send(text.as_bytes());
+    check(&mut client);
+}
+
+#[test]
+fn nothing_leaks_over_many_connections() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut watcher = broker.client();
+    drop(watcher.bind(&["web=127.0.0.1:0"]));
+    let before = broker.descriptors(1);
+    for round in 0..200 {
+        let mut client = broker.client();
+        match round % 4 {
+            0 => drop(client.bind(&["web", "x=127.0.0.1:0"])),
+            1 => drop(client.refused("bind", &json!([{"listen": "web"}, {"listen": "nobody"}]))),
+            // Leaves without reading its descriptors.
+            2 => client.send(br#"{"method":"bind","params":[{"listen":"web"}]}"#),
+            _ => client.send(b"{"),
+        }
+    }
+    // All of them have gone when nobody but the watcher uses either listener.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while watcher.call("release", &json!(["x"]))["result"].is_null() {
+        assert!(Instant::now() < deadline, "still in use");
+    }
+    assert_descriptors(before);
+}
+
+/// The other half of the next test, in a process of another user.
+#[test]
+fn as_a_stranger() {
+    let Some(socket) = std::env::var_os("BINDONCE_TEST_SOCKET") else { return };
+    let mut client = Client::connect(std::path::Path::new(&socket));
+    for (method, params) in [
+        ("ping", json!([])),
+        ("list", json!([])),
+        ("status", json!([])),
+        ("bind", json!([{"listen": "127.0.0.1:0"}])),
+        ("bind", json!([{"name": "web"}])),
+        ("release", json!(["web"])),
+        ("join", json!([{"service": "x", "generation": 1, "state": "serving"}])),
+    ] {
+        let (code, message, data) = client.refused(method, &params);
+        assert_eq!(code, -32002, "{method}: {message}");
+        assert!(message.contains("uid 65534") && data["hint"].is_string(), "{message}");
+    }
+    assert!(client.descriptors.is_empty());
+}
+
+#[test]
+fn a_stranger_may_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Only root can become somebody else.
+    }
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let (_, _fds) = broker.client().bind(&["web=127.0.0.1:0"]);
+    // Let it past the mode of the files, to see what the broker itself says.
+    fs::set_permissions(&broker.socket, fs::Permissions::from_mode(0o666)).expect("chmod");
+    fs::set_permissions(&scene.directory, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let copy = scene.path("stranger");
+    fs::copy(std::env::current_exe().expect("own path"), &copy).expect("copy");
+    let child = Command::new(copy)
+        .args(["--exact", "as_a_stranger"])
+        .env("BINDONCE_TEST_SOCKET", &broker.socket)
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .expect("start");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    let listed = broker.client().call("list", &json!([]));
+    assert_eq!(listed["result"]["listeners"].as_array().map(Vec::len), Some(1));
+}
