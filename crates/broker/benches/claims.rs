@@ -1,0 +1,261 @@
+//! What the broker costs, beside what the kernel's part of the same work costs,
+//! measured in one run so that the machine's mood falls on both.
+//!
+//! ```sh
+//! cargo bench -p bindonce-broker
+//! ```
+//!
+//! - a claim of one known listener on an open connection, beside one raw round
+//!   trip that passes one descriptor (sendmsg, recvmsg);
+//! - a claim of 1,000 known listeners in one request, beside passing 1,000
+//!   descriptors raw;
+//! - a claim of 1,000 new listeners in one request, beside a loop of socket,
+//!   setsockopt(SO_REUSEADDR), bind and listen over the same 1,000 addresses.
+//!
+//! The broker and the raw peer are processes of their own (this binary again).
+//! Rounds of both kinds alternate; the medians are compared. It always exits 0
+//! when it could measure: what a missed goal means is for a person to judge.
+
+#![allow(missing_docs)]
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bindonce::{Claim, Client};
+use bindonce_sys::{limits, scm};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
+    sockopt::ReuseAddr,
+};
+
+/// Listeners in one request.
+const MANY: usize = 1000;
+
+/// Rounds of each kind; odd, so that there is a middle one.
+const ROUNDS: usize = 31;
+
+/// Round trips in one round of single claims.
+const TRIPS: u32 = 500;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let mut arguments: VecDeque<String> = std::env::args().skip(1).collect();
+    match (arguments.pop_front().as_deref(), arguments.pop_front()) {
+        (Some("broker"), Some(path)) => serve(Path::new(&path)),
+        (Some("raw"), Some(path)) => pass(Path::new(&path)),
+        _ => measure(),
+    }
+}
+
+/// The process that has the listeners: a real broker, until its standard input ends.
+fn serve(path: &Path) -> Outcome<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        let _ = stop.send(());
+    });
+    let shutdown = async {
+        let _ = stopped.await;
+    };
+    Ok(runtime.block_on(bindonce_broker::run(bindonce_broker::Config::new(path), shutdown))?)
+}
+
+/// The raw peer: for each byte that comes it passes one descriptor (`1`) or all
+/// of them (`*`), with one byte a message.
+fn pass(path: &Path) -> Outcome<()> {
+    limits::raise_nofile()?;
+    let (mut stream, _) = UnixListener::bind(path)?.accept()?;
+    let held: Vec<TcpListener> =
+        (0..MANY).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let held: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 {
+        let fds = if byte == *b"1" { &held[..1] } else { &held[..] };
+        for batch in fds.chunks(scm::MAX_FDS) {
+            scm::send(stream.as_fd(), b" ", batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// A process of this binary, and its directory, until it is dropped.
+struct Peer {
+    child: Child,
+    directory: PathBuf,
+    socket: PathBuf,
+}
+
+impl Peer {
+    fn start(role: &str) -> Outcome<Self> {
+        let directory =
+            std::env::temp_dir().join(format!("bindonce-bench-{role}-{}", std::process::id()));
+        std::fs::create_dir(&directory)?;
+        let socket = directory.join("socket");
+        let child = Command::new(std::env::current_exe()?)
+            .arg(role)
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        Ok(Self { child, directory, socket })
+    }
+
+    /// Tries until it listens.
+    fn connect<T, E: Error + 'static>(
+        &self,
+        connect: impl Fn(&Path) -> Result<T, E>,
+    ) -> Outcome<T> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match connect(&self.socket) {
+                Ok(connection) => return Ok(connection),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn measure() -> Outcome<()> {
+    limits::raise_nofile()?;
+    let (raw_peer, broker) = (Peer::start("raw")?, Peer::start("broker")?);
+    let raw = raw_peer.connect(|path| UnixStream::connect(path))?;
+    let mut client = broker.connect(Client::connect)?;
+
+    let mut trips = Pair::default();
+    let one = [Claim::from("one=127.0.0.1:0")];
+    client.claim(&one)?;
+    for _ in 0..ROUNDS {
+        trips.raw(|| (0..TRIPS).try_for_each(|_| fetch(&raw, b"1", 1).map(drop)))?;
+        trips.ours(|| {
+            (0..TRIPS).try_for_each(|_| client.claim(&one).map(drop).map_err(Into::into))
+        })?;
+    }
+    trips.print("one claim on an open connection", TRIPS, |raw| raw.mul_f64(2.5), "2.5 x");
+
+    let addresses = addresses()?;
+    let claims: Vec<Claim> = addresses.iter().copied().map(Claim::tcp).collect();
+    let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+
+    let mut new = Pair::default();
+    for _ in 0..ROUNDS {
+        // Closing is no part of it, for either.
+        drop(new.raw(|| addresses.iter().map(open).collect::<Outcome<Vec<_>>>())?);
+        let leases = new.ours(|| Ok(client.claim(&claims)?))?;
+        assert!(leases.len() == MANY && leases.iter().all(bindonce::Lease::created));
+        drop(leases);
+        client.release(&names)?;
+    }
+
+    let mut known = Pair::default();
+    drop(client.claim(&claims)?);
+    for _ in 0..ROUNDS {
+        let fds = known.raw(|| fetch(&raw, b"*", MANY))?;
+        drop(fds);
+        let leases = known.ours(|| Ok(client.claim(&claims)?))?;
+        assert!(leases.len() == MANY && !leases[0].created());
+    }
+    let goal = |raw: Duration| raw * 2 + Duration::from_millis(1);
+    known.print("1,000 known listeners in one request", 1, goal, "2 x + 1 ms");
+    new.print("1,000 new listeners in one request", 1, |raw| raw.mul_f64(1.5), "1.5 x");
+    Ok(())
+}
+
+/// Asks the raw peer for descriptors and receives them.
+fn fetch(stream: &UnixStream, request: &[u8], count: usize) -> Outcome<Vec<OwnedFd>> {
+    let mut fds = Vec::with_capacity(count);
+    scm::send(stream.as_fd(), request, &[])?;
+    let mut buffer = [0; 16];
+    while fds.len() < count {
+        if scm::recv(stream.as_fd(), &mut buffer, &mut fds)? == 0 {
+            return Err("the raw peer is gone".into());
+        }
+    }
+    Ok(fds)
+}
+
+/// A listener as the broker makes it, with nothing asked about it afterwards.
+fn open(address: &SocketAddr) -> Outcome<OwnedFd> {
+    let SocketAddr::V4(address) = address else { return Err("an IPv4 address".into()) };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    setsockopt(&fd, ReuseAddr, &true)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(*address))?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd)
+}
+
+/// Loopback addresses of their own on one port that is free now.
+fn addresses() -> Outcome<Vec<SocketAddr>> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let address = |index: usize| -> Outcome<SocketAddr> {
+        let (high, low) = (u8::try_from(index / 250)?, u8::try_from(index % 250)?);
+        Ok((Ipv4Addr::new(127, 77, high, low + 1), port).into())
+    };
+    (0..MANY).map(address).collect()
+}
+
+/// The times of the rounds of both kinds.
+#[derive(Default)]
+struct Pair {
+    raw: Vec<Duration>,
+    ours: Vec<Duration>,
+}
+
+impl Pair {
+    fn raw<T>(&mut self, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        clock(&mut self.raw, work)
+    }
+
+    fn ours<T>(&mut self, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        clock(&mut self.ours, work)
+    }
+
+    fn print(mut self, what: &str, divisor: u32, goal: impl Fn(Duration) -> Duration, rule: &str) {
+        let (raw, ours) = (median(&mut self.raw) / divisor, median(&mut self.ours) / divisor);
+        let goal = goal(raw);
+        println!("{what}");
+        println!("    raw      {:>10.1} us", micros(raw));
+        println!(
+            "    bindonce {:>10.1} us    {:.2} x raw",
+            micros(ours),
+            micros(ours) / micros(raw)
+        );
+        let verdict = if ours <= goal { "met" } else { "MISSED" };
+        println!("    goal     {:>10.1} us    {rule}: {verdict}\n", micros(goal));
+    }
+}
+
+fn clock<T>(times: &mut Vec<Duration>, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    let begun = Instant::now();
+    let done = work()?;
+    times.push(begun.elapsed());
+    Ok(done)
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
