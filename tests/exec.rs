@@ -13,9 +13,9 @@ assert os.environ["LISTEN_FDS"] == "2", os.environ
 assert os.environ["LISTEN_FDNAMES"] == "web:admin-a", os.environ
 assert os.environ["web"] == "3" and os.environ["admin_a"] == "4", os.environ
 assert os.get_inheritable(3) and os.get_inheritable(4)
-opened = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
-assert [fd for fd in opened if fd < 5] == [0, 1, 2, 3, 4], opened
-assert len(opened) == 6, opened  # the sixth is the directory itself
+links = {fd: os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+sockets = sorted(int(fd) for fd, link in links.items() if "socket:" in link)
+assert sockets == [3, 4], links  # neither a copy nor the connection to the broker
 web, admin = socket.socket(fileno=3), socket.socket(fileno=4)
 assert web.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 assert web.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
@@ -37,15 +37,9 @@ fn a_program_of_the_systemd_convention_serves() {
         .arg("--listen")
         .arg(format!("admin-a={admin}"));
     let mut program = Process::start(command.args(["--", "python3", "-c", PROGRAM]));
-    assert_eq!(
-        program.wait_line("ready"),
-        format!("ready {} {}", web.port(), admin.port())
-    );
+    assert_eq!(program.wait_line("ready"), format!("ready {} {}", web.port(), admin.port()));
     let mut said = String::new();
-    TcpStream::connect(web)
-        .expect("connecting")
-        .read_to_string(&mut said)
-        .expect("reading");
+    TcpStream::connect(web).expect("connecting").read_to_string(&mut said).expect("reading");
     assert_eq!(said, "hello");
     assert!(program.wait_exit().success());
     assert_eq!(listening(web).len(), 1, "the broker holds it on");
@@ -57,12 +51,7 @@ fn the_exit_code_and_the_arguments_are_the_programs_own() {
     let _broker = scene.broker();
     let address = format!("web={}", scene.address());
     let run = |arguments: &[&str]| {
-        finish(
-            scene
-                .bindonce("exec")
-                .args(["--listen", &address, "--"])
-                .args(arguments),
-        )
+        finish(scene.bindonce("exec").args(["--listen", &address, "--"]).args(arguments))
     };
     run(&["sh", "-c", "exit 7"]).fails(7);
     assert_eq!(run(&["printf", "%s|", "a b", "--", "c"]).ok(), "a b|--|c|");
@@ -77,18 +66,10 @@ fn a_listener_already_held_is_claimed_by_name_alone() {
     let address = scene.address();
     scene.run("bind", &[&format!("web={address}")]).ok();
     let shown =
-        finish(
-            scene
-                .bindonce("exec")
-                .args(["--listen", "web", "--", "sh", "-c", "echo $web"]),
-        )
-        .ok();
+        finish(scene.bindonce("exec").args(["--listen", "web", "--", "sh", "-c", "echo $web"]))
+            .ok();
     assert_eq!(shown, "3\n");
-    let unknown = finish(
-        scene
-            .bindonce("exec")
-            .args(["--listen", "nobody", "--", "true"]),
-    )
-    .fails(1);
+    let unknown =
+        finish(scene.bindonce("exec").args(["--listen", "nobody", "--", "true"])).fails(1);
     assert!(unknown.contains("nobody"), "{unknown}");
 }

@@ -21,11 +21,7 @@ fn load(address: std::net::SocketAddr, clients: usize) -> Load {
 
 #[track_caller]
 fn assert_nothing_lost(report: &Report) {
-    assert_eq!(
-        (report.failed(), report.local, report.stale),
-        (0, 0, 0),
-        "{report}"
-    );
+    assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
 }
 
 /// Reloads five times a second under twenty clients.
@@ -54,17 +50,12 @@ fn reloads_under_load(program: Option<PathBuf>) {
         let next = begun + Duration::from_millis(200) * u32::try_from(number + 1).unwrap();
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    assert!(
-        load.wait_for(100, DEADLINE),
-        "no answers after the last reload"
-    );
+    assert!(load.wait_for(100, DEADLINE), "no answers after the last reload");
     let report = load.stop();
     assert_nothing_lost(&report);
     assert_eq!(report.tokens.len() as u64, RELOADS + 1, "{report}");
     assert_eq!(sockets.len(), 1, "the inode changed: {sockets:?}");
-    eventually("the older generations to be gone", || {
-        (scene.haproxies().len() == 1).then_some(())
-    });
+    eventually("the older generations to be gone", || (scene.haproxies().len() == 1).then_some(()));
 }
 
 #[test]
@@ -96,10 +87,7 @@ fn signals_reload_too() {
     for (tag, signal) in [("2", Signal::SIGHUP), ("3", Signal::SIGUSR2)] {
         scene.write("haproxy.cfg", &config(address, tag.parse().unwrap()));
         haproxy.supervisor.signal(signal);
-        assert!(
-            load.wait_for_token(tag, DEADLINE),
-            "{signal} does not reload"
-        );
+        assert!(load.wait_for_token(tag, DEADLINE), "{signal} does not reload");
     }
     // Readiness belongs to haproxy: from anyone else it changes nothing.
     haproxy.supervisor.signal(Signal::SIGUSR1);
@@ -131,10 +119,7 @@ fn many_reloads_at_once_all_get_an_answer() {
         call.join().expect("a reload").ok();
     }
     let (last, _) = haproxy.serving(&scene).expect("it serves");
-    assert!(
-        last > first && last <= first + 20,
-        "generation {first}, then {last}"
-    );
+    assert!(last > first && last <= first + 20, "generation {first}, then {last}");
     assert!(load.wait_for_token("2", DEADLINE));
     assert_nothing_lost(&load.stop());
 }
@@ -156,17 +141,11 @@ fn a_killed_haproxy_is_started_again_and_none_is_refused() {
     let (old, pid) = haproxy.wait_serving(&scene);
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing haproxy");
     eventually("a new generation", || {
-        haproxy
-            .serving(&scene)
-            .filter(|(generation, _)| *generation > old)
+        haproxy.serving(&scene).filter(|(generation, _)| *generation > old)
     });
     assert!(load.wait_for(100, DEADLINE), "no answers afterwards");
     let report = load.stop();
-    assert_eq!(
-        (report.refused, report.timed_out, report.local),
-        (0, 0, 0),
-        "{report}"
-    );
+    assert_eq!((report.refused, report.timed_out, report.local), (0, 0, 0), "{report}");
     // What the dead process had accepted is lost with it, and no more than that.
     assert!(report.failed() <= clients as u64, "{report}");
     assert_eq!(listening(address)[0].inode, inode);
@@ -184,24 +163,17 @@ fn a_request_in_progress_outlives_its_generation() {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
     let mut half = std::net::TcpStream::connect(address).expect("connecting");
-    half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        .expect("half a request");
+    half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
     // A second connection is accepted after the first: the first is haproxy's now.
     let load = load(address, 1);
     assert!(load.wait_for(5, DEADLINE));
     scene.write("haproxy.cfg", &config(address, 2));
     haproxy.reload(&scene).ok();
     assert!(load.wait_for_token("2", DEADLINE));
-    half.write_all(b"Connection: close\r\n\r\n")
-        .expect("the other half");
+    half.write_all(b"Connection: close\r\n\r\n").expect("the other half");
     let mut answer = String::new();
     half.read_to_string(&mut answer).expect("the answer");
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.contains("x-generation: 1"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x-generation: 1"), "{answer}");
     assert_nothing_lost(&load.stop());
-    eventually("the drained generation to end", || {
-        (scene.haproxies().len() == 1).then_some(())
-    });
+    eventually("the drained generation to end", || (scene.haproxies().len() == 1).then_some(()));
 }

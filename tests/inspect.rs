@@ -11,12 +11,9 @@ fn list_shows_the_kernels_queue() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let address = scene.address();
-    scene
-        .run("bind", &[&format!("web={address},backlog=50")])
-        .ok();
-    let _waiting: Vec<_> = (0..3)
-        .map(|_| TcpStream::connect(address).expect("connecting"))
-        .collect();
+    scene.run("bind", &[&format!("web={address},backlog=50")]).ok();
+    let _waiting: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(address).expect("connecting")).collect();
     let listed: Value = serde_json::from_str(&scene.run("list", &["--json"]).ok()).expect("JSON");
     let entries = listed.get("listeners").unwrap_or(&listed);
     let web = &entries[0];
@@ -27,10 +24,7 @@ fn list_shows_the_kernels_queue() {
     assert_eq!(web["backlog"], 50);
     assert_eq!(web["inode"], listening(address)[0].inode);
     let table = scene.run("list", &[]).ok();
-    assert!(
-        table.contains("web") && table.contains(&address.to_string()),
-        "{table}"
-    );
+    assert!(table.contains("web") && table.contains(&address.to_string()), "{table}");
 }
 
 #[test]

@@ -7,9 +7,7 @@ use crate::harness::{Process, Scene, bindonce, finish, skip};
 /// `bindonce serve` under a limit of open files.
 fn broker_with_limit(scene: &Scene, files: u32) -> Process {
     let mut command = scene.command("sh");
-    command
-        .args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"])
-        .arg(bindonce());
+    command.args(["-c", &format!("ulimit -n {files} && exec \"$@\""), "sh"]).arg(bindonce());
     let mut broker = Process::start(command.arg("serve").arg("--socket").arg(scene.socket()));
     scene.wait_broker(&mut broker);
     broker
@@ -17,10 +15,7 @@ fn broker_with_limit(scene: &Scene, files: u32) -> Process {
 
 /// How many TCP sockets listen in the test's network.
 fn count() -> usize {
-    finish(std::process::Command::new("ss").arg("-Hltn"))
-        .ok()
-        .lines()
-        .count()
+    finish(std::process::Command::new("ss").arg("-Hltn")).ok().lines().count()
 }
 
 #[test]
@@ -47,15 +42,10 @@ fn with_the_limit_too_low_it_is_named_and_nothing_is_bound() {
         return skip("needs a network of its own");
     }
     let mut broker = broker_with_limit(&scene, 500);
-    let error = scene
-        .wire()
-        .error("bind", &json!([{"listen": "r=127.0.0.1:20000-29999"}]));
+    let error = scene.wire().error("bind", &json!([{"listen": "r=127.0.0.1:20000-29999"}]));
     assert_eq!(error["code"], -32008, "{error}");
     let text = error.to_string();
-    assert!(
-        text.contains("RLIMIT_NOFILE") && text.contains("500"),
-        "{text}"
-    );
+    assert!(text.contains("RLIMIT_NOFILE") && text.contains("500"), "{text}");
     assert_eq!(count(), 0, "half bound");
     assert!(broker.is_running());
     scene.wire().bind(&["127.0.0.1:20000"]);

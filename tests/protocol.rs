@@ -11,9 +11,7 @@ use crate::harness::{DEADLINE, Scene, Wire, finish, root, skip};
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
 fn code(reply: &Value) -> i64 {
-    reply["error"]["code"]
-        .as_i64()
-        .unwrap_or_else(|| panic!("no error: {reply}"))
+    reply["error"]["code"].as_i64().unwrap_or_else(|| panic!("no error: {reply}"))
 }
 
 fn assert_pong(reply: &Value, id: impl Into<Value>) {
@@ -35,10 +33,7 @@ fn a_request_may_be_split_at_every_byte() {
         wire.send(&request.as_bytes()[split..]);
         let reply = wire.reply();
         assert_eq!(reply["id"], "ü\"}", "split at {split}: {reply}");
-        assert_eq!(
-            reply["result"]["listeners"][0]["name"], "a",
-            "split at {split}: {reply}"
-        );
+        assert_eq!(reply["result"]["listeners"][0]["name"], "a", "split at {split}: {reply}");
         wire.take(1);
     }
 }
@@ -76,18 +71,9 @@ fn errors_have_their_codes_and_harm_no_other_request() {
     let mut wire = scene.wire();
     let cases: [(&str, i64); 12] = [
         (r#"{"jsonrpc":"2.0","id":1,"method":"fly"}"#, -32601),
-        (
-            r#"{"jsonrpc":"2.0","id":1,"method":"store","params":[]}"#,
-            -32601,
-        ),
-        (
-            r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":{}}"#,
-            -32602,
-        ),
-        (
-            r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":7}]}"#,
-            -32602,
-        ),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"store","params":[]}"#, -32601),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":{}}"#, -32602),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":7}]}"#, -32602),
         (
             r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":"127.0.0.1:99999"}]}"#,
             -32602,
@@ -99,10 +85,7 @@ fn errors_have_their_codes_and_harm_no_other_request() {
         (r#"{"jsonrpc":"2.0","id":1}"#, -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":5}"#, -32600),
         (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, -32600),
-        (
-            "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":nonsense}\n",
-            -32700,
-        ),
+        ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":nonsense}\n", -32700),
         ("{\"jsonrpc\" \"2.0\"}\n", -32700),
         ("]]]\n", -32700),
     ];
@@ -111,10 +94,7 @@ fn errors_have_their_codes_and_harm_no_other_request() {
         let reply = wire.reply();
         assert_eq!(code(&reply), expected, "{text}: {reply}");
         assert!(reply["error"]["message"].is_string(), "{reply}");
-        assert!(
-            reply["error"]["data"]["hint"].is_string(),
-            "{text} has no hint: {reply}"
-        );
+        assert!(reply["error"]["data"]["hint"].is_string(), "{text} has no hint: {reply}");
         wire.send(PING.as_bytes());
         assert_pong(&wire.reply(), 1);
     }
@@ -151,11 +131,7 @@ fn deep_nesting_is_refused() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let mut wire = scene.wire();
-    let deep = format!(
-        "{{\"id\":1,\"params\":{}{}}}\n",
-        "[".repeat(100_000),
-        "]".repeat(100_000)
-    );
+    let deep = format!("{{\"id\":1,\"params\":{}{}}}\n", "[".repeat(100_000), "]".repeat(100_000));
     wire.send(deep.as_bytes());
     assert_eq!(code(&wire.reply()), -32700);
     wire.send(PING.as_bytes());
@@ -192,10 +168,7 @@ fn arbitrary_bytes_never_stop_the_broker() {
             assert_eq!(descriptors, 0);
             replies.extend(bytes);
         }
-        for line in replies
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
+        for line in replies.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let reply: Value =
                 serde_json::from_slice(line).unwrap_or_else(|error| panic!("{round}: {error}"));
             assert!(
@@ -225,11 +198,7 @@ fn one_slow_client_delays_nobody() {
     for _ in 0..100 {
         scene.wire().call("ping", &json!([]));
     }
-    assert!(
-        begun.elapsed().as_secs() < 2,
-        "a hundred pings took {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed().as_secs() < 2, "a hundred pings took {:?}", begun.elapsed());
 }
 
 #[test]
@@ -278,10 +247,7 @@ fn multibinders_request_gets_text_and_descriptor_in_one_message() {
         let (text, descriptors) = wire.message().expect("a reply");
         assert_eq!(descriptors, 1);
         let reply: Value = serde_json::from_slice(&text).expect("one whole line");
-        assert!(
-            reply.get("error").is_none() && text.ends_with(b"\n"),
-            "{reply}"
-        );
+        assert!(reply.get("error").is_none() && text.ends_with(b"\n"), "{reply}");
         let descriptor = wire.take(1).remove(0);
         nix::sys::stat::fstat(&descriptor).expect("fstat").st_ino
     };
@@ -304,14 +270,9 @@ fn foreign(interpreter: &str, places: &[&str], script: &str) {
     let _broker = scene.broker();
     let address = scene.address();
     let mut command = scene.command(program);
-    command
-        .env("MULTIBINDER_SOCK", scene.socket())
-        .env("BINDONCE_SOCKET", scene.socket());
+    command.env("MULTIBINDER_SOCK", scene.socket()).env("BINDONCE_SOCKET", scene.socket());
     command.arg(root().join("tests/clients").join(script));
-    command
-        .arg(scene.socket())
-        .arg(address.ip().to_string())
-        .arg(address.port().to_string());
+    command.arg(scene.socket()).arg(address.ip().to_string()).arg(address.port().to_string());
     let begun = Instant::now();
     finish(&mut command).ok();
     assert!(begun.elapsed() < DEADLINE);
@@ -319,18 +280,15 @@ fn foreign(interpreter: &str, places: &[&str], script: &str) {
 
 #[test]
 fn the_python_client_of_the_documentation_works() {
-    foreign(
-        "python3",
-        &["/usr/bin/python3", "/usr/local/bin/python3"],
-        "claim.py",
-    );
+    foreign("python3", &["/usr/bin/python3", "/usr/local/bin/python3"], "client.py");
 }
 
 #[test]
 fn multibinders_ruby_client_works_unchanged() {
-    foreign(
-        "ruby",
-        &["/usr/bin/ruby", "/usr/local/bin/ruby"],
-        "multibinder.rb",
-    );
+    foreign("ruby", &["/usr/bin/ruby", "/usr/local/bin/ruby"], "multibinder_client.rb");
+}
+
+#[test]
+fn a_python_client_that_behaves_as_multibinders_works() {
+    foreign("python3", &["/usr/bin/python3", "/usr/local/bin/python3"], "multibinder_client.py");
 }

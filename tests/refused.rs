@@ -8,13 +8,13 @@ use serde_json::json;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, listening};
 
-/// A running haproxy, and load that must not notice anything.
+/// A running haproxy, and load that must not notice anything. Ended in this order.
 struct Stage {
-    scene: Scene,
-    _broker: Process,
-    haproxy: Haproxy,
-    address: SocketAddr,
     load: bindonce_load::Load,
+    haproxy: Haproxy,
+    _broker: Process,
+    scene: Scene,
+    address: SocketAddr,
 }
 
 fn stage() -> Option<Stage> {
@@ -28,13 +28,7 @@ fn stage() -> Option<Stage> {
     plan.clients = 4;
     let load = plan.start().expect("starting the load");
     assert!(load.wait_for(50, DEADLINE));
-    Some(Stage {
-        scene,
-        _broker: broker,
-        haproxy,
-        address,
-        load,
-    })
+    Some(Stage { scene, _broker: broker, haproxy, address, load })
 }
 
 impl Stage {
@@ -49,13 +43,7 @@ impl Stage {
     /// configuration is taken afterwards.
     #[track_caller]
     fn unharmed(self) {
-        let Self {
-            scene,
-            haproxy,
-            address,
-            load,
-            ..
-        } = &self;
+        let Self { scene, haproxy, address, load, .. } = &self;
         assert!(load.wait_for(50, DEADLINE), "no more answers");
         eventually("the failed generation to be gone", || {
             (scene.haproxies().len() == 1).then_some(())
@@ -71,16 +59,9 @@ impl Stage {
         });
         scene.write("haproxy.cfg", &config(*address, 2));
         haproxy.reload(scene).ok();
-        assert!(
-            load.wait_for_token("2", DEADLINE),
-            "the next good configuration is not taken"
-        );
+        assert!(load.wait_for_token("2", DEADLINE), "the next good configuration is not taken");
         let report = self.load.stop();
-        assert_eq!(
-            (report.failed(), report.local, report.stale),
-            (0, 0, 0),
-            "{report}"
-        );
+        assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
     }
 }
 
@@ -93,13 +74,8 @@ fn a_configuration_error() {
     let line = text.lines().count();
     let said = stage.refuse(&text);
     let place = format!("{}:{line}", stage.scene.path("haproxy.cfg").display());
-    assert!(
-        said.contains(&place) && said.contains("no-such-word"),
-        "{place} is not in:\n{said}"
-    );
-    eventually("the new listener to be closed", || {
-        listening(other).is_empty().then_some(())
-    });
+    assert!(said.contains(&place) && said.contains("no-such-word"), "{place} is not in:\n{said}");
+    eventually("the new listener to be closed", || listening(other).is_empty().then_some(()));
     stage.unharmed();
 }
 
@@ -122,10 +98,7 @@ fn a_missing_certificate() {
     let other = stage.scene.address();
     let missing = stage.scene.path("missing.pem");
     let text = config(stage.address, 9)
-        + &format!(
-            "frontend other\n    bind {other} ssl crt {}\n",
-            missing.display()
-        );
+        + &format!("frontend other\n    bind {other} ssl crt {}\n", missing.display());
     let line = text.lines().count();
     let said = stage.refuse(&text);
     assert!(said.contains(&missing.display().to_string()), "{said}");
@@ -166,16 +139,10 @@ fn a_first_start_that_fails_leaves_nothing_bound() {
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &(config(address, 1) + "    no-such-word\n"));
     let mut command = scene.bindonce("run");
-    let command = command
-        .args(["--name", "web", "--"])
-        .arg(program)
-        .arg("-f")
-        .arg(&file);
+    let command = command.args(["--name", "web", "--"]).arg(program).arg("-f").arg(&file);
     let said = crate::harness::finish(command).fails(1);
     assert!(said.contains(&format!("{}:11", file.display())), "{said}");
-    eventually("its listener to be closed", || {
-        listening(address).is_empty().then_some(())
-    });
+    eventually("its listener to be closed", || listening(address).is_empty().then_some(()));
 }
 
 #[test]
@@ -185,29 +152,14 @@ fn arguments_that_bindonce_owns_are_refused_with_a_hint() {
     };
     let scene = Scene::new();
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
-    for arguments in [
-        &["-D"][..],
-        &["-p", "/tmp/x.pid"],
-        &["-sf", "1"],
-        &["-st", "1"],
-        &["-x", "/tmp/x.sock"],
-    ] {
+    for arguments in
+        [&["-D"][..], &["-p", "/tmp/x.pid"], &["-sf", "1"], &["-st", "1"], &["-x", "/tmp/x.sock"]]
+    {
         let mut command = scene.bindonce("run");
-        command
-            .arg("--")
-            .arg(&program)
-            .arg("-f")
-            .arg(&file)
-            .args(arguments);
+        command.arg("--").arg(&program).arg("-f").arg(&file).args(arguments);
         let result = crate::harness::finish(&mut command);
-        assert!(
-            matches!(result.code, Some(1 | 2)),
-            "{arguments:?}: {result:?}"
-        );
-        assert!(
-            result.err.contains(arguments[0]),
-            "{arguments:?}: {result:?}"
-        );
+        assert!(matches!(result.code, Some(1 | 2)), "{arguments:?}: {result:?}");
+        assert!(result.err.contains(arguments[0]), "{arguments:?}: {result:?}");
     }
 }
 

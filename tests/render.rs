@@ -11,23 +11,12 @@ fn only_the_address_word_changes() {
     let file = scene.write("haproxy.cfg", text);
     let out = scene.run("render", &[file.to_str().unwrap()]).ok();
     assert!(out.contains("fd@${BINDONCE_"), "{out}");
-    for line in text
-        .lines()
-        .filter(|line| !line.contains("bind ") && !line.is_empty())
-    {
-        assert!(
-            out.lines().any(|rendered| rendered == line),
-            "{line:?} is not in\n{out}"
-        );
+    for line in text.lines().filter(|line| !line.contains("bind ") && !line.is_empty()) {
+        assert!(out.lines().any(|rendered| rendered == line), "{line:?} is not in\n{out}");
     }
-    let bind = out
-        .lines()
-        .find(|line| line.trim_start().starts_with("bind "))
-        .expect("a bind line");
-    assert!(
-        bind.contains("name first") && !bind.contains("8080"),
-        "{bind}"
-    );
+    let bind =
+        out.lines().find(|line| line.trim_start().starts_with("bind ")).expect("a bind line");
+    assert!(bind.contains("name first") && !bind.contains("8080"), "{bind}");
 }
 
 #[test]
@@ -37,14 +26,7 @@ fn explain_gives_the_reason_for_each_line_left_alone() {
                 bind quic4@127.0.0.1:8443 ssl crt /x.pem\n    bind fd@7\n";
     let file = scene.write("haproxy.cfg", text);
     let said = finish(scene.bindonce("render").arg("--explain").arg(&file)).ok();
-    for part in [
-        "quic4@127.0.0.1:8443",
-        "fd@7",
-        "stats socket",
-        ":5",
-        ":6",
-        ":2",
-    ] {
+    for part in ["quic4@127.0.0.1:8443", "fd@7", "stats socket", ":5", ":6", ":2"] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
 }
@@ -56,10 +38,7 @@ fn two_lines_on_one_address_are_refused_with_both_places() {
     let file = scene.write("haproxy.cfg", text);
     let said = scene.run("render", &[file.to_str().unwrap()]).fails(1);
     let path = file.display();
-    assert!(
-        said.contains(&format!("{path}:2")) && said.contains(&format!("{path}:4")),
-        "{said}"
-    );
+    assert!(said.contains(&format!("{path}:2")) && said.contains(&format!("{path}:4")), "{said}");
 }
 
 #[test]
@@ -71,31 +50,11 @@ fn a_rendered_configuration_is_one_that_haproxy_takes() {
     let _broker = scene.broker();
     let address = scene.address();
     let file = scene.write("haproxy.cfg", &crate::harness::config(address, 1));
-    finish(
-        scene
-            .bindonce("check")
-            .arg("--")
-            .arg(&haproxy)
-            .arg("-f")
-            .arg(&file),
-    )
-    .ok();
-    assert!(
-        crate::harness::listening(address).is_empty(),
-        "check leaves something bound"
-    );
-    let broken = scene.write(
-        "broken.cfg",
-        "frontend web\n    bind 127.0.0.1:8080\n    no-such-word\n",
-    );
-    let said = finish(
-        scene
-            .bindonce("check")
-            .arg("--")
-            .arg(&haproxy)
-            .arg("-f")
-            .arg(&broken),
-    )
-    .fails(1);
+    finish(scene.bindonce("check").arg("--").arg(&haproxy).arg("-f").arg(&file)).ok();
+    assert!(crate::harness::listening(address).is_empty(), "check leaves something bound");
+    let broken =
+        scene.write("broken.cfg", "frontend web\n    bind 127.0.0.1:8080\n    no-such-word\n");
+    let said =
+        finish(scene.bindonce("check").arg("--").arg(&haproxy).arg("-f").arg(&broken)).fails(1);
     assert!(said.contains(&format!("{}:3", broken.display())), "{said}");
 }

@@ -42,9 +42,7 @@ fn the_backlog_defaults_to_what_the_system_allows() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (plain, short) = (scene.address(), scene.address());
-    scene
-        .wire()
-        .bind(&[&plain.to_string(), &format!("{short},backlog=17")]);
+    scene.wire().bind(&[&plain.to_string(), &format!("{short},backlog=17")]);
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").expect("somaxconn");
     assert_eq!(listening(plain)[0].limit.to_string(), somaxconn.trim());
     assert_eq!(listening(short)[0].limit, 17);
@@ -57,20 +55,14 @@ fn conflicts_are_named_before_any_system_call() {
     let port = scene.address().port();
     let mut wire = scene.wire();
     wire.bind(&[&format!("web=127.0.0.1:{port},backlog=100")]);
-    let options = wire.error(
-        "bind",
-        &json!([{"listen": format!("127.0.0.1:{port},backlog=200")}]),
-    );
+    let options = wire.error("bind", &json!([{"listen": format!("127.0.0.1:{port},backlog=200")}]));
     assert_eq!(options["code"], -32003, "{options}");
     let name = wire.error("bind", &json!([{"listen": "web=127.0.0.1:1"}]));
     assert_eq!(name["code"], -32003, "{name}");
     let overlap = wire.error("bind", &json!([{"listen": format!("0.0.0.0:{port}")}]));
     assert_eq!(overlap["code"], -32004, "{overlap}");
     let message = overlap["message"].as_str().expect("text");
-    assert!(
-        message.contains("web") && message.contains(&format!("127.0.0.1:{port}")),
-        "{message}"
-    );
+    assert!(message.contains("web") && message.contains(&format!("127.0.0.1:{port}")), "{message}");
     assert!(overlap["data"]["hint"].is_string(), "{overlap}");
     // The held listener under another name is the held listener.
     let (other, _) = wire.bind(&[&format!("other=127.0.0.1:{port}")]);
@@ -81,26 +73,14 @@ fn conflicts_are_named_before_any_system_call() {
 fn one_bad_listener_takes_none_of_its_request() {
     let scene = Scene::new();
     let _broker = scene.broker();
-    let (free, taken) = (
-        scene.address(),
-        TcpListener::bind("127.0.0.1:0").expect("a socket"),
-    );
+    let (free, taken) = (scene.address(), TcpListener::bind("127.0.0.1:0").expect("a socket"));
     let taken = (taken.local_addr().expect("address"), taken);
     let mut wire = scene.wire();
     let params = json!([{"listen": free.to_string()}, {"listen": taken.0.to_string()}]);
     let error = wire.error("bind", &params);
     assert_eq!(error["code"], -32005, "{error}");
-    assert_eq!(
-        error["data"]["errno"],
-        nix::errno::Errno::EADDRINUSE as i32,
-        "{error}"
-    );
-    assert!(
-        error["data"]["address"]
-            .as_str()
-            .expect("address")
-            .contains(&taken.0.to_string())
-    );
+    assert_eq!(error["data"]["errno"], nix::errno::Errno::EADDRINUSE as i32, "{error}");
+    assert!(error["data"]["address"].as_str().expect("address").contains(&taken.0.to_string()));
     assert!(listening(free).is_empty(), "half of a request was bound");
     assert_eq!(wire.call("list", &json!([]))["listeners"], json!([]));
 }
@@ -131,10 +111,7 @@ fn every_kind_of_address() {
 
     let broker_list = scene.run("list", &["--json"]).ok();
     for name in ["six", "only", "both", "datagram", "path", "abstract"] {
-        assert!(
-            broker_list.contains(&format!("\"{name}\"")),
-            "{name}: {broker_list}"
-        );
+        assert!(broker_list.contains(&format!("\"{name}\"")), "{name}: {broker_list}");
     }
     scene.run("release", &["path"]).ok();
     assert!(!path.exists(), "a released path stays");
@@ -151,23 +128,15 @@ fn a_stale_path_is_replaced_and_a_live_one_is_never_stolen() {
     scene.wire().bind(&[&format!("unix@{}", stale.display())]);
     UnixStream::connect(&stale).expect("the stale path listens again");
     for path in [&live, &file] {
-        let error = scene.wire().error(
-            "bind",
-            &json!([{"listen": format!("unix@{}", path.display())}]),
-        );
+        let error =
+            scene.wire().error("bind", &json!([{"listen": format!("unix@{}", path.display())}]));
         assert!(
-            error["message"]
-                .as_str()
-                .expect("text")
-                .contains(&path.display().to_string()),
+            error["message"].as_str().expect("text").contains(&path.display().to_string()),
             "{error}"
         );
     }
     UnixStream::connect(&live).expect("the live path is as it was");
-    assert_eq!(
-        fs::read_to_string(&file).expect("the file is as it was"),
-        "precious"
-    );
+    assert_eq!(fs::read_to_string(&file).expect("the file is as it was"), "precious");
 }
 
 #[test]
@@ -209,12 +178,8 @@ fn a_dead_brokers_path_is_replaced() {
 fn listeners_of_the_command_line_are_bound_from_the_start() {
     let scene = Scene::new();
     let address = scene.address();
-    let mut broker = Process::start(
-        scene
-            .bindonce("serve")
-            .arg("--listen")
-            .arg(format!("web={address}")),
-    );
+    let mut broker =
+        Process::start(scene.bindonce("serve").arg("--listen").arg(format!("web={address}")));
     scene.wait_broker(&mut broker);
     assert_eq!(listening(address).len(), 1);
     let listed = scene.wire().call("list", &json!([]));
@@ -234,14 +199,8 @@ fn release_is_refused_while_another_uses_the_listener() {
     let error = scene.wire().error("release", &json!(["web"]));
     assert_eq!(error["code"], -32007, "{error}");
     let pid = std::process::id().to_string();
-    assert!(
-        error["message"].as_str().expect("text").contains(&pid),
-        "{error}"
-    );
-    assert_eq!(
-        scene.wire().error("release", &json!(["nobody"]))["code"],
-        -32006
-    );
+    assert!(error["message"].as_str().expect("text").contains(&pid), "{error}");
+    assert_eq!(scene.wire().error("release", &json!(["nobody"]))["code"], -32006);
     assert_eq!(listening(address).len(), 1);
     user.call("release", &json!(["web"]));
     assert!(listening(address).is_empty());
@@ -295,10 +254,7 @@ fn a_stranger_is_denied() {
     let reply = finish(command.arg(scene.socket()).arg(ask)).ok();
     assert!(reply.contains("-32002"), "{reply}");
     let out = finish(Command::new("ss").args(["-Hltn"])).ok();
-    assert!(
-        !scene.is_isolated() || out.is_empty(),
-        "a stranger got a listener: {out}"
-    );
+    assert!(!scene.is_isolated() || out.is_empty(), "a stranger got a listener: {out}");
 }
 
 #[test]
@@ -306,10 +262,7 @@ fn commands_without_a_broker_say_what_to_do() {
     let scene = Scene::new();
     for verb in ["list", "status"] {
         let said = scene.run(verb, &[]).fails(1);
-        assert!(
-            said.contains(&scene.socket().display().to_string()),
-            "{said}"
-        );
+        assert!(said.contains(&scene.socket().display().to_string()), "{said}");
         assert!(said.contains("serve"), "no hint how to start one: {said}");
     }
 }

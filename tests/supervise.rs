@@ -44,17 +44,10 @@ fn debians_own_configuration_plus_a_frontend_works_unmodified() {
     for tag in 2..=5 {
         scene.write("haproxy.cfg", &with_frontend(tag));
         haproxy.reload(&scene).ok();
-        assert!(
-            load.wait_for_token(&tag.to_string(), DEADLINE),
-            "generation {tag} answers"
-        );
+        assert!(load.wait_for_token(&tag.to_string(), DEADLINE), "generation {tag} answers");
     }
     let report = load.stop();
-    assert_eq!(
-        (report.failed(), report.local, report.stale),
-        (0, 0, 0),
-        "{report}"
-    );
+    assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
 }
 
 #[test]
@@ -68,10 +61,7 @@ fn listeners_come_and_go_with_the_configuration() {
     let file = scene.write("haproxy.cfg", &config(first, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
     let inode = listening(first)[0].inode;
-    scene.write(
-        "haproxy.cfg",
-        &config(first, 2).replace("bind ", &format!("bind {second},")),
-    );
+    scene.write("haproxy.cfg", &config(first, 2).replace("bind ", &format!("bind {second},")));
     haproxy.reload(&scene).ok();
     assert_eq!(listening(first)[0].inode, inode);
     assert_eq!(listening(second).len(), 1);
@@ -81,11 +71,7 @@ fn listeners_come_and_go_with_the_configuration() {
         let load = plan.start().expect("load");
         assert!(load.wait_over(DEADLINE));
         let report = load.stop();
-        assert_eq!(
-            (report.ok, report.tokens[0].token.as_str()),
-            (200, "2"),
-            "{report}"
-        );
+        assert_eq!((report.ok, report.tokens[0].token.as_str()), (200, "2"), "{report}");
     }
 }
 
@@ -108,19 +94,11 @@ fn files_and_directories_are_read_in_haproxys_order() {
     scene.write("conf.d/20-second.cfg", &other);
     scene.write("conf.d/ignored.txt", "no-such-word\n");
     let mut command = scene.bindonce("run");
-    command
-        .env("HOST", "127.0.0.1")
-        .env("PORT", second.port().to_string());
+    command.env("HOST", "127.0.0.1").env("PORT", second.port().to_string());
     command.args(["--name", "web", "--"]).arg(&program);
-    command
-        .arg("-f")
-        .arg(scene.path("global.cfg"))
-        .arg("-f")
-        .arg(scene.path("conf.d"));
-    let mut haproxy = Haproxy {
-        supervisor: Process::start(&mut command),
-        service: "web".to_owned(),
-    };
+    command.arg("-f").arg(scene.path("global.cfg")).arg("-f").arg(scene.path("conf.d"));
+    let mut haproxy =
+        Haproxy { supervisor: Process::start(&mut command), service: "web".to_owned() };
     haproxy.wait_serving(&scene);
     assert_eq!((listening(first).len(), listening(second).len()), (1, 1));
 }
@@ -136,14 +114,9 @@ fn a_configuration_that_names_its_descriptors_works_with_listen() {
     let text = config(address, 1).replace(&format!("bind {address}"), "bind \"fd@${web}\"");
     let file = scene.write("haproxy.cfg", &text);
     let mut command = scene.bindonce("run");
-    command
-        .args(["--name", "web", "--listen", &format!("web={address}"), "--"])
-        .arg(program);
+    command.args(["--name", "web", "--listen", &format!("web={address}"), "--"]).arg(program);
     let process = Process::start(command.arg("-f").arg(&file));
-    let mut haproxy = Haproxy {
-        supervisor: process,
-        service: "web".to_owned(),
-    };
+    let mut haproxy = Haproxy { supervisor: process, service: "web".to_owned() };
     haproxy.wait_serving(&scene);
     haproxy.reload(&scene).ok();
     assert_eq!(listening(address).len(), 1);
@@ -160,17 +133,9 @@ fn an_orderly_end_leaves_the_address_to_the_broker() {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let inode = listening(address)[0].inode;
-    assert!(
-        haproxy.supervisor.terminate().success(),
-        "{}",
-        haproxy.supervisor.story()
-    );
+    assert!(haproxy.supervisor.terminate().success(), "{}", haproxy.supervisor.story());
     assert_eq!(scene.haproxies(), [0; 0]);
-    assert_eq!(
-        listening(address)[0].inode,
-        inode,
-        "clients wait in the queue for the next start"
-    );
+    assert_eq!(listening(address)[0].inode, inode, "clients wait in the queue for the next start");
     let status = scene.wire().call("status", &json!([]));
     assert_eq!(status["services"], json!([]), "{status:#}");
     // The next start serves what waited meanwhile.
@@ -194,11 +159,7 @@ fn a_second_supervisor_of_the_same_name_is_refused() {
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     let mut command = scene.bindonce("run");
-    let command = command
-        .args(["--name", "web", "--"])
-        .arg(&program)
-        .arg("-f")
-        .arg(&file);
+    let command = command.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file);
     let said = finish(command).fails(1);
     assert!(said.contains("web"), "{said}");
     assert!(haproxy.supervisor.is_running());
@@ -219,16 +180,9 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     // Root's default path is under /run: give the test a /run of its own.
     let script = "mount -t tmpfs tmpfs /run && exec \"$@\"";
     let mut command = scene.command("unshare");
-    command
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(bindonce());
-    let mut supervisor = Process::start(
-        command
-            .args(["run", "--"])
-            .arg(&program)
-            .arg("-f")
-            .arg(&file),
-    );
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(bindonce());
+    let mut supervisor =
+        Process::start(command.args(["run", "--"]).arg(&program).arg("-f").arg(&file));
     let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
     eventually("haproxy to serve behind a broker of its own", || {
         assert!(supervisor.is_running(), "{}", supervisor.story());
@@ -236,31 +190,16 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     });
     let broker = eventually("the broker", || {
         let mut processes = scene.processes().into_iter();
-        processes
-            .find(|(_, command)| command.contains("serve"))
-            .map(|(pid, _)| pid)
+        processes.find(|(_, command)| command.contains("serve")).map(|(pid, _)| pid)
     });
     assert!(supervisor.terminate().success(), "{}", supervisor.story());
-    assert_eq!(
-        listening(address).len(),
-        1,
-        "the broker holds the address on"
-    );
+    assert_eq!(listening(address).len(), 1, "the broker holds the address on");
     let session =
         nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(broker))).expect("its session");
-    assert_eq!(
-        session.as_raw(),
-        broker,
-        "the broker has a session of its own"
-    );
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(broker),
-        nix::sys::signal::Signal::SIGTERM,
-    )
-    .expect("ending it");
-    eventually("the broker to end", || {
-        listening(address).is_empty().then_some(())
-    });
+    assert_eq!(session.as_raw(), broker, "the broker has a session of its own");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(broker), nix::sys::signal::Signal::SIGTERM)
+        .expect("ending it");
+    eventually("the broker to end", || listening(address).is_empty().then_some(()));
 }
 
 #[test]
@@ -272,10 +211,7 @@ fn with_a_path_given_the_broker_must_exist() {
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut command = scene.bindonce("run");
     let said = finish(command.arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
-    assert!(
-        said.contains(&scene.socket().display().to_string()),
-        "{said}"
-    );
+    assert!(said.contains(&scene.socket().display().to_string()), "{said}");
     assert_eq!(scene.haproxies(), [0; 0]);
 }
 

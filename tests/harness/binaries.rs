@@ -8,39 +8,28 @@ use std::sync::OnceLock;
 
 /// The top directory of the workspace.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests/ is in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace")
 }
 
-/// The `bindonce` that belongs to these tests. `tests/run` has built it and says
-/// so in BINDONCE_TESTS_BUILT; else it is built now, so that no test runs an old one.
+/// The `bindonce` under test: the one that BINDONCE_TESTS_BINARY names, else the
+/// one of this build, which is brought up to date first.
 pub(crate) fn bindonce() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let this = std::env::current_exe().expect("the path of the test binary");
-        let directory = this
-            .parent()
-            .and_then(Path::parent)
-            .expect("target/PROFILE/deps/TEST");
-        let path = directory.join("bindonce");
-        if std::env::var_os("BINDONCE_TESTS_BUILT").is_none() || !path.exists() {
-            let mut build = Command::new(env!("CARGO"));
-            build
-                .current_dir(root())
-                .args(["build", "--quiet", "--package", "bindonce-cli"]);
-            build
-                .arg("--target-dir")
-                .arg(directory.parent().expect("target"));
-            if directory.ends_with("release") {
-                build.arg("--release");
-            }
-            assert!(
-                build.status().expect("cargo").success(),
-                "bindonce does not build"
-            );
+        if let Some(path) = std::env::var_os("BINDONCE_TESTS_BINARY") {
+            return PathBuf::from(path);
         }
-        path
+        let this = std::env::current_exe().expect("the path of the test binary");
+        let directory = this.parent().and_then(Path::parent);
+        let directory = directory.expect("target/PROFILE/deps/TEST");
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(root()).args(["build", "--quiet", "--package", "bindonce-cli"]);
+        build.arg("--target-dir").arg(directory.parent().expect("target"));
+        if directory.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo").success(), "bindonce does not build");
+        directory.join("bindonce")
     })
 }
 

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::{DEADLINE, Finished, Process, Scene, finish, root, skip};
 
@@ -17,11 +19,7 @@ pub(crate) struct Haproxy {
 impl Haproxy {
     /// The system's haproxy, or nothing, with the reason told.
     pub(crate) fn system() -> Option<PathBuf> {
-        let places = [
-            "/usr/sbin/haproxy",
-            "/usr/local/sbin/haproxy",
-            "/usr/bin/haproxy",
-        ];
+        let places = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy", "/usr/bin/haproxy"];
         let found = places.iter().map(PathBuf::from).find(|path| path.exists());
         if found.is_none() {
             skip("no haproxy is installed");
@@ -39,11 +37,7 @@ impl Haproxy {
         }
         let suite = if version == "3.0" { "trixie" } else { "sid" };
         let why = std::fs::read_to_string(fetched.join(format!("{suite}.why"))).unwrap_or_default();
-        let why = if why.is_empty() {
-            "run tests/haproxies to fetch it"
-        } else {
-            why.trim()
-        };
+        let why = if why.is_empty() { "run tests/haproxies to fetch it" } else { why.trim() };
         skip(&format!("no haproxy {version}: {why}"));
         None
     }
@@ -53,15 +47,9 @@ impl Haproxy {
     #[track_caller]
     pub(crate) fn start(scene: &Scene, program: &PathBuf, config: &PathBuf) -> Self {
         let mut command = scene.bindonce("run");
-        command
-            .args(["--name", "web", "--"])
-            .arg(program)
-            .arg("-f")
-            .arg(config);
-        let mut haproxy = Self {
-            supervisor: Process::start(&mut command),
-            service: "web".to_owned(),
-        };
+        command.args(["--name", "web", "--"]).arg(program).arg("-f").arg(config);
+        let mut haproxy =
+            Self { supervisor: Process::start(&mut command), service: "web".to_owned() };
         haproxy.wait_serving(scene);
         haproxy
     }
@@ -75,17 +63,9 @@ impl Haproxy {
                 return found;
             }
             let story = |supervisor: &mut Process| supervisor.story();
-            assert!(
-                self.supervisor.is_running(),
-                "ended: {}",
-                story(&mut self.supervisor)
-            );
-            assert!(
-                Instant::now() < deadline,
-                "does not serve: {}",
-                story(&mut self.supervisor)
-            );
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            assert!(self.supervisor.is_running(), "ended: {}", story(&mut self.supervisor));
+            assert!(Instant::now() < deadline, "does not serve: {}", story(&mut self.supervisor));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -93,9 +73,7 @@ impl Haproxy {
     pub(crate) fn serving(&self, scene: &Scene) -> Option<(u64, i32)> {
         let status = scene.wire().call("status", &serde_json::json!([]));
         let services = status["services"].as_array()?;
-        let service = services
-            .iter()
-            .find(|service| service["name"] == self.service.as_str())?;
+        let service = services.iter().find(|service| service["name"] == self.service.as_str())?;
         let serving: Vec<_> = service["generations"]
             .as_array()?
             .iter()
@@ -111,6 +89,23 @@ impl Haproxy {
     #[track_caller]
     pub(crate) fn reload(&self, scene: &Scene) -> Finished {
         finish(scene.bindonce("reload").args(["--name", &self.service]))
+    }
+}
+
+impl Drop for Haproxy {
+    /// Ends it in order: a killed supervisor would leave its haproxy serving, as it should.
+    fn drop(&mut self) {
+        let supervisor = &mut self.supervisor;
+        // The second signal ends what still drains.
+        for _ in 0..2 {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            if supervisor.is_running() {
+                supervisor.signal(Signal::SIGTERM);
+            }
+            while supervisor.is_running() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 

@@ -26,9 +26,7 @@ pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
         let inode = fields.iter().find_map(|field| field.strip_prefix("ino:"));
         Listening {
             address: fields[3].to_owned(),
-            inode: inode
-                .and_then(|inode| inode.parse().ok())
-                .unwrap_or_else(|| panic!("{line}")),
+            inode: inode.and_then(|inode| inode.parse().ok()).unwrap_or_else(|| panic!("{line}")),
             limit: fields[2].parse().unwrap_or_else(|_| panic!("{line}")),
         }
     };
@@ -37,7 +35,5 @@ pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
 
 /// How many descriptors a process has open.
 pub(crate) fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd"))
-        .map(Iterator::count)
-        .unwrap_or(0)
+    fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).unwrap_or(0)
 }

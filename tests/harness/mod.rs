@@ -31,10 +31,7 @@ pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) ->
         if let Some(found) = probe() {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {DEADLINE:?} in vain: {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -23,22 +23,12 @@ impl Process {
     #[track_caller]
     pub(crate) fn start(command: &mut Command) -> Self {
         let name = format!("{command:?}");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let (sender, lines) = channel();
         forward(child.stdout.take().expect("piped"), sender.clone());
         forward(child.stderr.take().expect("piped"), sender);
-        Self {
-            name,
-            child,
-            lines,
-            seen: Vec::new(),
-        }
+        Self { name, child, lines, seen: Vec::new() }
     }
 
     /// Its process id.
@@ -57,10 +47,7 @@ impl Process {
     pub(crate) fn wait_line(&mut self, needle: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     self.seen.push(line.clone());
                     if line.contains(needle) {
@@ -129,10 +116,7 @@ impl Drop for Process {
 fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
     std::thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-            if lines
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 return;
             }
         }
@@ -170,14 +154,9 @@ impl Finished {
 /// Runs a command to its end; fails the test when it takes longer than the deadline.
 #[track_caller]
 pub(crate) fn finish(command: &mut Command) -> Finished {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = format!("{command:?}");
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
     let read = |mut stream: Box<dyn Read + Send>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -187,9 +166,7 @@ pub(crate) fn finish(command: &mut Command) -> Finished {
     };
     let out = read(Box::new(child.stdout.take().expect("piped")));
     let err = read(Box::new(child.stderr.take().expect("piped")));
-    let status = eventually(&format!("{name} to end"), || {
-        child.try_wait().expect("waiting")
-    });
+    let status = eventually(&format!("{name} to end"), || child.try_wait().expect("waiting"));
     Finished {
         code: status.code(),
         out: out.join().expect("reading stdout"),

@@ -43,11 +43,7 @@ impl Scene {
         if isolated {
             finish(Command::new("ip").args(["link", "set", "lo", "up"])).ok();
         }
-        Self {
-            directory,
-            isolated,
-            port: std::cell::Cell::new(8000),
-        }
+        Self { directory, isolated, port: std::cell::Cell::new(8000) }
     }
 
     /// Whether the test has a network of its own.
@@ -141,19 +137,16 @@ impl Scene {
     /// environment, and those in its network.
     pub(crate) fn processes(&self) -> Vec<(i32, String)> {
         let mark = format!("{MARK}={}", self.directory.display());
-        let network = self
-            .isolated
-            .then(|| fs::read_link("/proc/thread-self/ns/net").ok())
-            .flatten();
+        let network =
+            self.isolated.then(|| fs::read_link("/proc/thread-self/ns/net").ok()).flatten();
         let own = std::process::id().cast_signed();
         let pids = fs::read_dir("/proc").expect("/proc").flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         pids.filter(|pid| *pid != own)
             .filter(|pid| {
                 let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                let marked = environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| entry == mark.as_bytes());
+                let marked =
+                    environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
                 let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok();
                 marked || (network.is_some() && inside == network)
             })
@@ -198,11 +191,7 @@ impl Drop for Scene {
         fs::remove_dir_all(&self.directory).ok();
         if !std::thread::panicking() {
             assert!(left.is_empty(), "processes left behind: {left:#?}");
-            assert!(
-                !self.directory.exists(),
-                "{} left behind",
-                self.directory.display()
-            );
+            assert!(!self.directory.exists(), "{} left behind", self.directory.display());
         }
     }
 }
@@ -217,10 +206,7 @@ fn a_process_left_behind_is_seen_even_when_it_hides_its_parent() {
     finish(scene.command("sh").args(["-c", &script])).ok();
     let pid = eventually("the process", || {
         let found = scene.processes();
-        found
-            .into_iter()
-            .find(|(_, command)| command.contains("sleep 1000"))
-            .map(|(pid, _)| pid)
+        found.into_iter().find(|(_, command)| command.contains("sleep 1000")).map(|(pid, _)| pid)
     });
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("ending it");
 }

@@ -24,12 +24,7 @@ impl Wire {
         let stream = UnixStream::connect(path).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         stream.set_write_timeout(Some(DEADLINE)).ok()?;
-        Some(Self {
-            stream,
-            buffer: Vec::new(),
-            descriptors: Vec::new(),
-            next: 1,
-        })
+        Some(Self { stream, buffer: Vec::new(), descriptors: Vec::new(), next: 1 })
     }
 
     /// Sends bytes as they are.
@@ -40,9 +35,7 @@ impl Wire {
 
     /// Says that no more requests come.
     pub(crate) fn close_write(&self) {
-        self.stream
-            .shutdown(std::net::Shutdown::Write)
-            .expect("shutdown");
+        self.stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
     /// Reads one message that `recvmsg` gives: its bytes and how many descriptors
@@ -60,10 +53,7 @@ impl Wire {
     #[track_caller]
     pub(crate) fn reply(&mut self) -> Value {
         loop {
-            let start = self
-                .buffer
-                .iter()
-                .position(|byte| !byte.is_ascii_whitespace());
+            let start = self.buffer.iter().position(|byte| !byte.is_ascii_whitespace());
             self.buffer.drain(..start.unwrap_or(self.buffer.len()));
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -79,13 +69,9 @@ impl Wire {
     /// Whether the broker says nothing for a moment.
     pub(crate) fn is_quiet(&mut self) -> bool {
         use std::io::Read;
-        self.stream
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .expect("timeout");
+        self.stream.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
         let read = self.stream.read(&mut [0]);
-        self.stream
-            .set_read_timeout(Some(DEADLINE))
-            .expect("timeout");
+        self.stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
         self.buffer.is_empty()
             && read.is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
@@ -125,24 +111,16 @@ impl Wire {
     #[track_caller]
     pub(crate) fn error(&mut self, method: &str, params: &Value) -> Value {
         let mut reply = self.request(method, params);
-        assert!(
-            reply["error"]["message"].is_string(),
-            "{method} {params}: {reply}"
-        );
+        assert!(reply["error"]["message"].is_string(), "{method} {params}: {reply}");
         reply["error"].take()
     }
 
     /// Binds listeners given as text: the result's entries and the descriptors.
     #[track_caller]
     pub(crate) fn bind(&mut self, listeners: &[&str]) -> (Vec<Value>, Vec<OwnedFd>) {
-        let params: Vec<_> = listeners
-            .iter()
-            .map(|text| json!({"listen": text}))
-            .collect();
+        let params: Vec<_> = listeners.iter().map(|text| json!({"listen": text})).collect();
         let mut result = self.call("bind", &Value::Array(params));
-        let Value::Array(entries) = result["listeners"].take() else {
-            panic!("{result}")
-        };
+        let Value::Array(entries) = result["listeners"].take() else { panic!("{result}") };
         let descriptors = self.take(entries.len());
         (entries, descriptors)
     }
