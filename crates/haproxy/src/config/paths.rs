@@ -28,7 +28,11 @@ impl PathMap {
         let mut out = Vec::with_capacity(text.len());
         let mut at = 0;
         while at < text.len() {
-            let found = self.pairs.iter().find(|(copy, _)| text[at..].starts_with(copy));
+            let found = self.pairs.iter().find(|(copy, _)| {
+                // Not the beginning of a longer name, as in /dev/fd/1 and /dev/fd/12.
+                let after = text.get(at + copy.len());
+                text[at..].starts_with(copy) && !after.is_some_and(u8::is_ascii_alphanumeric)
+            });
             if let Some((copy, user)) = found {
                 out.extend_from_slice(user);
                 at += copy.len();

@@ -120,11 +120,8 @@ impl<'a> Walk<'a> {
             return Err(Error::NoFiles);
         }
         self.keep_through_resets()?;
-        for (file, mut edits) in self.out.files.iter_mut().zip(self.edits) {
-            edits.sort_by_key(|edit| edit.range.start);
-            for edit in edits.into_iter().rev() {
-                file.text.splice(edit.range, edit.text);
-            }
+        for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
+            file.text = edited(&file.text, edits);
         }
         self.out.unused = self.supply.unused();
         Ok(self.out)
@@ -337,8 +334,8 @@ impl<'a> Walk<'a> {
             }
             b"stats" if value(1) == b"socket" => {
                 let reason = "an admin socket belongs to one generation; the newest has it";
-                let text = value(2).to_vec();
-                self.left_alone(printable(&text), place, reason);
+                let text = format!("stats socket {}", printable(value(2)));
+                self.left_alone(text, place, reason);
             }
             b"default-path" => {
                 let file = place.file.clone();
@@ -370,6 +367,20 @@ impl<'a> Walk<'a> {
             reason,
         });
     }
+}
+
+/// The text with its edits, which do not overlap.
+fn edited(text: &[u8], mut edits: Vec<Edit>) -> Vec<u8> {
+    edits.sort_by_key(|edit| edit.range.start);
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    for edit in edits {
+        out.extend_from_slice(&text[at..edit.range.start]);
+        out.extend(edit.text);
+        at = edit.range.end;
+    }
+    out.extend_from_slice(&text[at..]);
+    out
 }
 
 /// Whether a line that cannot be taken apart begins like a bind line.
