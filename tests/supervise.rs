@@ -183,11 +183,13 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(bindonce());
     let mut supervisor =
         Process::start(command.args(["run", "--"]).arg(&program).arg("-f").arg(&file));
-    let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
     eventually("haproxy to serve behind a broker of its own", || {
         assert!(supervisor.is_running(), "{}", supervisor.story());
-        (Path::new(&socket).exists() && scene.haproxies().len() == 1).then_some(())
+        std::net::TcpStream::connect(address).ok()
     });
+    supervisor.wait_line("serving");
+    let socket = format!("/proc/{}/root/run/bindonce/bindonce.sock", supervisor.pid());
+    assert!(Path::new(&socket).exists(), "{}", supervisor.story());
     let broker = eventually("the broker", || {
         let mut processes = scene.processes().into_iter();
         processes.find(|(_, command)| command.contains("serve")).map(|(pid, _)| pid)

@@ -16,34 +16,21 @@ const MAX_RESPONSE: usize = 1 << 20;
 /// Runs one client until the load is over.
 pub(crate) fn client(shared: &Shared, index: usize) -> Tally {
     let mut tally = Tally::default();
-    let request = format!(
-        "GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        shared.plan.host
-    );
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", shared.plan.host);
     let mut buffer = Vec::with_capacity(4096);
     let mut number = 0_u64;
     while shared.begin() {
         let begun = Instant::now();
-        let outcome = request_once(
-            shared,
-            source(shared.plan.target, index, number),
-            &request,
-            &mut buffer,
-        );
+        let outcome =
+            request_once(shared, source(shared.plan.target, index, number), &request, &mut buffer);
         number += 1;
         let took = begun.elapsed();
         match outcome {
             Ok(Exchange { connect, token }) => {
                 shared.answered(token.as_deref());
                 let at = (begun - shared.start, begun - shared.start + took);
-                tally.answer(
-                    Answer {
-                        begun: at.0,
-                        ended: at.1,
-                        connect,
-                    },
-                    token,
-                );
+                tally.answer(Answer { begun: at.0, ended: at.1, connect }, token);
             }
             Err((kind, text)) => {
                 tally.failure(kind, begun - shared.start, took, text);
@@ -83,30 +70,21 @@ fn request_once(
 ) -> Result<Exchange, Failed> {
     let plan = &shared.plan;
     let local = |error: io::Error| (Kind::Local, format!("no socket: {error}"));
-    let socket = Socket::new(
-        Domain::for_address(plan.target),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )
-    .map_err(local)?;
+    let socket = Socket::new(Domain::for_address(plan.target), Type::STREAM, Some(Protocol::TCP))
+        .map_err(local)?;
     if let Some(source) = source {
         // The port is chosen at connect, where only the whole 4-tuple must be free.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(|e| local(e.into()))?;
         socket.bind(&source.into()).map_err(local)?;
     }
     let begun = Instant::now();
-    socket
-        .connect_timeout(&plan.target.into(), plan.timeout)
-        .map_err(|e| failed(&e, "connect"))?;
+    socket.connect_timeout(&plan.target.into(), plan.timeout).map_err(|e| failed(&e, "connect"))?;
     let connect = begun.elapsed();
     let mut stream = TcpStream::from(socket);
-    let setup = stream
-        .set_nodelay(true)
-        .and_then(|()| stream.set_write_timeout(Some(plan.timeout)));
+    let setup =
+        stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(plan.timeout)));
     setup.map_err(|e| failed(&e, "connect"))?;
-    stream
-        .write_all(request.as_bytes())
-        .map_err(|e| failed(&e, "write"))?;
+    stream.write_all(request.as_bytes()).map_err(|e| failed(&e, "write"))?;
     buffer.clear();
     read_all(&mut stream, buffer, begun + plan.timeout)?;
     let token = judge(buffer, &plan.token_header)?;
@@ -125,9 +103,7 @@ fn read_all(stream: &mut TcpStream, buffer: &mut Vec<u8>, deadline: Instant) -> 
                 format!("no end of the answer; {} bytes came", buffer.len()),
             ));
         }
-        stream
-            .set_read_timeout(Some(left))
-            .map_err(|e| failed(&e, "read"))?;
+        stream.set_read_timeout(Some(left)).map_err(|e| failed(&e, "read"))?;
         match stream.read(&mut chunk) {
             Ok(0) => return Ok(()),
             Ok(count) => buffer.extend_from_slice(&chunk[..count]),
@@ -139,16 +115,9 @@ fn read_all(stream: &mut TcpStream, buffer: &mut Vec<u8>, deadline: Instant) -> 
 
 /// Status 200 and a body of the length it says, or why not.
 fn judge(response: &[u8], token_header: &str) -> Result<Option<String>, Failed> {
-    let truncated = || {
-        (
-            Kind::Truncated,
-            format!("the answer ends after {} bytes", response.len()),
-        )
-    };
-    let head = response
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .ok_or_else(truncated)?;
+    let truncated = || (Kind::Truncated, format!("the answer ends after {} bytes", response.len()));
+    let head =
+        response.windows(4).position(|window| window == b"\r\n\r\n").ok_or_else(truncated)?;
     let text = String::from_utf8_lossy(&response[..head]);
     let mut lines = text.lines();
     let status = lines.next().unwrap_or_default();
@@ -160,10 +129,7 @@ fn judge(response: &[u8], token_header: &str) -> Result<Option<String>, Failed> 
         if name.eq_ignore_ascii_case(token_header) {
             token = Some(value.trim().to_owned());
         } else if name.eq_ignore_ascii_case("content-length")
-            && value
-                .trim()
-                .parse::<usize>()
-                .is_ok_and(|length| response.len() - head - 4 < length)
+            && value.trim().parse::<usize>().is_ok_and(|length| response.len() - head - 4 < length)
         {
             return Err(truncated());
         }
@@ -198,18 +164,9 @@ mod tests {
     #[test]
     fn a_whole_answer_is_good_and_carries_its_token() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nX-Generation: 7\r\n\r\nok";
-        assert_eq!(
-            judge(answer, "x-generation").expect("good"),
-            Some("7".to_owned())
-        );
-        assert!(matches!(
-            judge(&answer[..answer.len() - 1], "x"),
-            Err((Kind::Truncated, _))
-        ));
-        assert!(matches!(
-            judge(b"HTTP/1.1 503 No\r\n\r\n", "x"),
-            Err((Kind::BadStatus, _))
-        ));
+        assert_eq!(judge(answer, "x-generation").expect("good"), Some("7".to_owned()));
+        assert!(matches!(judge(&answer[..answer.len() - 1], "x"), Err((Kind::Truncated, _))));
+        assert!(matches!(judge(b"HTTP/1.1 503 No\r\n\r\n", "x"), Err((Kind::BadStatus, _))));
         assert!(matches!(judge(b"", "x"), Err((Kind::Truncated, _))));
     }
 

@@ -17,11 +17,7 @@ pub struct Latency {
 
 impl Default for Latency {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; BUCKETS],
-            count: 0,
-            max: Duration::ZERO,
-        }
+        Self { buckets: vec![0; BUCKETS], count: 0, max: Duration::ZERO }
     }
 }
 
@@ -63,10 +59,7 @@ impl Latency {
 }
 
 fn index(micros: u64) -> usize {
-    let shift = micros
-        .checked_ilog2()
-        .unwrap_or(0)
-        .saturating_sub(STEP_BITS);
+    let shift = micros.checked_ilog2().unwrap_or(0).saturating_sub(STEP_BITS);
     let index = u64::from(shift) * STEPS + (micros >> shift);
     usize::try_from(index).unwrap_or(BUCKETS).min(BUCKETS - 1)
 }
@@ -85,10 +78,7 @@ mod tests {
     fn a_bucket_holds_its_values_and_is_narrow() {
         for micros in (0..5000).chain([1 << 20, 10_000_000, (1 << 30) + 12345]) {
             let top = upper(index(micros));
-            assert!(
-                top >= micros && top - micros <= micros / 31,
-                "{micros}: {top}"
-            );
+            assert!(top >= micros && top - micros <= micros / 31, "{micros}: {top}");
         }
     }
 
@@ -97,10 +87,7 @@ mod tests {
         let mut latency = Latency::default();
         (1..=100).for_each(|ms| latency.add(Duration::from_millis(ms)));
         let p50 = latency.percentile(50.0);
-        assert!(
-            p50 >= Duration::from_millis(50) && p50 < Duration::from_millis(53),
-            "{p50:?}"
-        );
+        assert!(p50 >= Duration::from_millis(50) && p50 < Duration::from_millis(53), "{p50:?}");
         assert_eq!(latency.percentile(100.0), Duration::from_millis(100));
         assert_eq!(Latency::default().percentile(99.0), Duration::ZERO);
     }

@@ -75,10 +75,7 @@ impl Plan {
             )));
         }
         if !(1..=MAX_CLIENTS).contains(&self.clients) {
-            return Err(invalid(format!(
-                "{} clients: choose 1 to {MAX_CLIENTS}",
-                self.clients
-            )));
+            return Err(invalid(format!("{} clients: choose 1 to {MAX_CLIENTS}", self.clients)));
         }
         let shared = Arc::new(Shared {
             plan: self,
@@ -200,9 +197,7 @@ impl Load {
         };
         self.shared
             .changed
-            .wait_timeout_while(progress, deadline, |progress| {
-                progress.ended < self.clients.len()
-            })
+            .wait_timeout_while(progress, deadline, |progress| progress.ended < self.clients.len())
             .is_ok_and(|(_, timeout)| !timeout.timed_out())
     }
 
@@ -218,11 +213,7 @@ impl Load {
 
     fn halt(&mut self) -> Report {
         self.shared.stop.store(true, Ordering::Relaxed);
-        let tallies = self
-            .clients
-            .drain(..)
-            .filter_map(|client| client.join().ok())
-            .collect();
+        let tallies = self.clients.drain(..).filter_map(|client| client.join().ok()).collect();
         Report::from_tallies(tallies, self.shared.start.elapsed())
     }
 }

@@ -65,9 +65,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     // Blocked before any thread starts, so that every thread inherits it.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals
-        .thread_block()
-        .context("blocking SIGTERM and SIGINT")?;
+    signals.thread_block().context("blocking SIGTERM and SIGINT")?;
     let mut plan = Plan::new(arguments.target);
     plan.clients = arguments.clients;
     plan.timeout = arguments.timeout;
@@ -91,11 +89,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         });
     }
     let bounded_otherwise = arguments.until_eof || arguments.connections.is_some();
-    let default = if bounded_otherwise {
-        MAX_DURATION
-    } else {
-        Duration::from_secs(10)
-    };
+    let default = if bounded_otherwise { MAX_DURATION } else { Duration::from_secs(10) };
     load.wait_over(arguments.duration.unwrap_or(default).min(MAX_DURATION));
     let report = load.stop();
     let mut out = std::io::stdout().lock();

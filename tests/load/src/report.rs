@@ -50,10 +50,7 @@ impl Tally {
         self.connect.add(answer.connect);
         self.answer.add(answer.ended.saturating_sub(answer.begun));
         if let Some(token) = token {
-            self.tokens
-                .entry(token)
-                .or_default()
-                .push((answer.begun, answer.ended));
+            self.tokens.entry(token).or_default().push((answer.begun, answer.ended));
         }
     }
 
@@ -133,10 +130,7 @@ impl Report {
         let mut sum = Tally::default();
         for tally in tallies {
             sum.ok += tally.ok;
-            sum.failed
-                .iter_mut()
-                .zip(tally.failed)
-                .for_each(|(sum, count)| *sum += count);
+            sum.failed.iter_mut().zip(tally.failed).for_each(|(sum, count)| *sum += count);
             sum.connect.merge(&tally.connect);
             sum.answer.merge(&tally.answer);
             sum.samples.extend(tally.samples);
@@ -295,18 +289,9 @@ fn order(tokens: BTreeMap<String, Vec<(Duration, Duration)>>) -> (Vec<TokenCount
             }
         }
         let first = first(&answers).unwrap_or_default();
-        let last = answers
-            .iter()
-            .map(|answer| answer.1)
-            .max()
-            .unwrap_or_default();
+        let last = answers.iter().map(|answer| answer.1).max().unwrap_or_default();
         newer = newer.min(first);
-        counts.push(TokenCount {
-            token,
-            answers: answers.len() as u64,
-            first,
-            last,
-        });
+        counts.push(TokenCount { token, answers: answers.len() as u64, first, last });
     }
     counts.reverse();
     (counts, stale, draining)
@@ -328,10 +313,7 @@ mod tests {
         ]);
         let (counts, stale, draining) = order(tokens);
         assert_eq!(
-            counts
-                .iter()
-                .map(|count| count.token.as_str())
-                .collect::<Vec<_>>(),
+            counts.iter().map(|count| count.token.as_str()).collect::<Vec<_>>(),
             ["9", "10"]
         );
         assert_eq!((stale, draining), (1, 1));
@@ -339,10 +321,8 @@ mod tests {
 
     #[test]
     fn tokens_that_are_not_numbers_are_ordered_by_their_first_answer() {
-        let tokens = BTreeMap::from([
-            ("b".to_owned(), vec![at(0, 1)]),
-            ("a".to_owned(), vec![at(2, 3)]),
-        ]);
+        let tokens =
+            BTreeMap::from([("b".to_owned(), vec![at(0, 1)]), ("a".to_owned(), vec![at(2, 3)])]);
         assert_eq!(order(tokens).0[0].token, "b");
     }
 }
