@@ -96,7 +96,8 @@ impl Said {
     /// for it to refuse.
     pub(super) fn read<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut said = Self::default();
-        let mut words = words.into_iter();
+        // haproxy sees no word behind an empty one.
+        let mut words = words.into_iter().take_while(|word| !word.is_empty());
         while let Some(word) = words.next() {
             let value =
                 if WITH_VALUE.contains(&word) { words.next().unwrap_or_default() } else { b"" };
