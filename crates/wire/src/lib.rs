@@ -5,7 +5,8 @@
 //! [`message`] reads and writes the JSON-RPC envelope, [`params`] and
 //! [`result`] hold what the methods take and give, [`error`] the error codes,
 //! and [`batch`] says which descriptors ride on which bytes. docs/protocol.md
-//! states the same for people who write a client.
+//! states the same for people who write a client. [`manifest`] is what a broker
+//! leaves to its successor.
 //!
 //! Nothing here reads or writes: bytes come in as slices, decisions go out as
 //! values, so that hostile input can be tested one byte at a time.
@@ -15,6 +16,7 @@
 pub mod batch;
 pub mod error;
 pub mod framing;
+pub mod manifest;
 pub mod message;
 pub mod params;
 pub mod result;

@@ -1,0 +1,360 @@
+//! What a broker writes down so that another, or the next version of itself,
+//! can go on: which sockets it holds, who is connected, what each socket is.
+//!
+//! One format serves the state file, the memory file of an upgrade in place and
+//! the one in systemd's descriptor store. It is text, a JSON object to a line:
+//!
+//! ```text
+//! {"bindonce":"manifest","version":1,"listeners":1,...}     the header
+//! {"listener":{"listen":"web=0.0.0.0:80","inode":4711,...}}
+//! {"connection":{"id":3,"descriptor":9,...}}
+//! {"closed":{"inode":4711,"cookie":17}}                     later, appended
+//! ```
+//!
+//! A snapshot is a header and records. More records may be appended: a later one
+//! about the same socket replaces the earlier one. A last line without its line end
+//! was cut off by a crash while it was being written, and counts as not written;
+//! any other fault makes the whole unreadable, and nothing of it is used.
+//!
+//! Versions: a reader takes its own, the one before and the one after. So a version
+//! may only add members and kinds of records that can be left out, and may stop
+//! writing only what the version before it could already do without. What a reader
+//! does not know it ignores.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
+use bindonce_core::listener::Listener;
+use serde::{Deserialize, Serialize};
+
+use crate::params::State;
+
+/// The version that this library writes.
+pub const VERSION: u32 = 1;
+
+/// The word that the header begins with.
+const KIND: &str = "manifest";
+
+/// Why a manifest cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unreadable {
+    /// The first line is missing or is no header.
+    #[error("the manifest does not begin with a header: {reason}")]
+    Header {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It was written by a version that is too old or too new.
+    #[error(
+        "the manifest has version {found}, written by bindonce {written_by}; this is for versions \
+         {} to {}", VERSION.saturating_sub(1).max(1), VERSION + 1
+    )]
+    Version {
+        /// Its version.
+        found: u32,
+        /// Who wrote it.
+        written_by: String,
+    },
+    /// A line is not a record.
+    #[error("line {line} of the manifest is damaged: {reason}")]
+    Record {
+        /// Which, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It ends before the records that its header announces.
+    #[error("the manifest announces {expected} listeners and has {found}")]
+    Incomplete {
+        /// How many listeners the header announces.
+        expected: usize,
+        /// How many records there are.
+        found: usize,
+    },
+}
+
+/// The first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    bindonce: String,
+    /// The version of the format.
+    pub version: u32,
+    /// The version of the program that wrote it.
+    #[serde(default)]
+    pub written_by: String,
+    /// When the broker started, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub since: u64,
+    /// The boot that inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot: String,
+    /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub descriptors: BTreeMap<String, i32>,
+    /// How many listeners follow at least.
+    #[serde(default)]
+    listeners: usize,
+}
+
+/// A listener that is held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// As it was asked for: `web=0.0.0.0:80,backlog=4096`.
+    pub listen: String,
+    /// The address that the socket has.
+    pub bound: String,
+    /// Inode number of the socket.
+    pub inode: u64,
+    /// SO_COOKIE of the socket; 0 if unknown.
+    #[serde(default)]
+    pub cookie: u64,
+    /// The backlog that it was given, 0 for a datagram socket.
+    #[serde(default)]
+    pub backlog: u32,
+    /// Whether nobody else can bind the address beside it.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// When it was created, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub since: u64,
+    /// Whether it is closed with its last lease.
+    #[serde(default)]
+    pub tentative: bool,
+    /// The file of a UNIX path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<File>,
+    /// Socket options as they were set when it was opened, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, i64>,
+    /// The number of its descriptor, for an upgrade in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<i32>,
+}
+
+/// A file of the file system, by its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Its device.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+}
+
+impl Entry {
+    /// What was asked for, read.
+    ///
+    /// # Errors
+    /// It is not a listener that this version knows.
+    pub fn listener(&self) -> Result<Listener, Invalid> {
+        self.listen.parse()
+    }
+
+    /// The socket's address, read.
+    ///
+    /// # Errors
+    /// It is not an address that this version knows.
+    pub fn bound(&self) -> Result<Address, Invalid> {
+        self.bound.parse()
+    }
+}
+
+/// A client that is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The broker's number for it.
+    pub id: u64,
+    /// The number of its descriptor, for an upgrade in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<i32>,
+    /// The process that connected.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Which generation it says it stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<LinkLabel>,
+    /// What it uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<LinkLease>,
+    /// Bytes of a request that was not complete yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<u8>,
+}
+
+/// Which generation a connection stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkLabel {
+    /// Name of the service.
+    pub service: String,
+    /// Number of the generation.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Where it is in its life.
+    pub state: State,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub since: u64,
+}
+
+/// A listener that a connection uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkLease {
+    /// Inode number of the listener's socket.
+    pub inode: u64,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub since: u64,
+}
+
+/// Which socket a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Socket {
+    inode: u64,
+    #[serde(default)]
+    cookie: u64,
+}
+
+/// One line behind the header; exactly one member is there, or none that this
+/// version knows.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record<E, L> {
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    listener: Option<E>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    connection: Option<L>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    closed: Option<Socket>,
+}
+
+fn none<T>() -> Option<T> {
+    None
+}
+
+/// What a broker has written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// About the broker.
+    pub header: Header,
+    /// The listeners that are held, in the order in which they were written first.
+    pub listeners: Vec<Entry>,
+    /// The clients that are connected.
+    pub connections: Vec<Link>,
+}
+
+impl Manifest {
+    /// An empty one, by this version of the program that has version `written_by`.
+    pub fn new(written_by: &str) -> Self {
+        let header = Header {
+            bindonce: KIND.to_owned(),
+            version: VERSION,
+            written_by: written_by.to_owned(),
+            since: 0,
+            boot: String::new(),
+            descriptors: BTreeMap::new(),
+            listeners: 0,
+        };
+        Self { header, listeners: Vec::new(), connections: Vec::new() }
+    }
+
+    /// The snapshot as text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        line(&mut text, &Header { listeners: self.listeners.len(), ..self.header.clone() });
+        for entry in &self.listeners {
+            opened(&mut text, entry);
+        }
+        for link in &self.connections {
+            let record = Record { listener: none::<()>(), connection: Some(link), closed: None };
+            line(&mut text, &record);
+        }
+        text
+    }
+
+    /// Reads a snapshot and what was appended to it.
+    ///
+    /// # Errors
+    /// When nothing of it can be trusted, as the module says.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        // What follows the last line end was not written as a whole.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let mut lines = bytes[..whole].split_inclusive(|byte| *byte == b'\n');
+        let header = header(lines.next().unwrap_or_default())?;
+        let mut listeners: Vec<Option<Entry>> = Vec::new();
+        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        let (mut connections, mut seen) = (Vec::new(), 0);
+        for (index, text) in lines.enumerate() {
+            let record: Record<Entry, Link> = serde_json::from_slice(text).map_err(|error| {
+                Unreadable::Record { line: index + 2, reason: error.to_string() }
+            })?;
+            if let Some(entry) = record.listener {
+                seen += 1;
+                match places.get(&entry.inode) {
+                    Some(place) => listeners[*place] = Some(entry),
+                    None => {
+                        places.insert(entry.inode, listeners.len());
+                        listeners.push(Some(entry));
+                    }
+                }
+            }
+            if let Some(socket) = record.closed
+                && let Some(place) = places.remove(&socket.inode)
+            {
+                listeners[place] = None;
+            }
+            connections.extend(record.connection);
+        }
+        if seen < header.listeners {
+            return Err(Unreadable::Incomplete { expected: header.listeners, found: seen });
+        }
+        let listeners = listeners.into_iter().flatten().collect();
+        Ok(Self { header, listeners, connections })
+    }
+}
+
+/// Appends the record that a listener is held, or is now as `entry` says.
+pub fn opened(text: &mut String, entry: &Entry) {
+    let record = Record { listener: Some(entry), connection: none::<()>(), closed: None };
+    line(text, &record);
+}
+
+/// Appends the record that a listener is not held any more.
+pub fn closed(text: &mut String, inode: u64, cookie: u64) {
+    let closed = Some(Socket { inode, cookie });
+    line(text, &Record { listener: none::<()>(), connection: none::<()>(), closed });
+}
+
+fn header(text: &[u8]) -> Result<Header, Unreadable> {
+    // The version first: the rest of the header may be another version's.
+    #[derive(Deserialize)]
+    struct Version {
+        bindonce: String,
+        version: u32,
+        #[serde(default)]
+        written_by: String,
+    }
+    let failed = |error: serde_json::Error| Unreadable::Header { reason: error.to_string() };
+    let version: Version = serde_json::from_slice(text).map_err(failed)?;
+    if version.bindonce != KIND {
+        let reason = format!("it is a {:?}", version.bindonce);
+        return Err(Unreadable::Header { reason });
+    }
+    if version.version == 0 || version.version.abs_diff(VERSION) > 1 {
+        let Version { version: found, written_by, .. } = version;
+        return Err(Unreadable::Version { found, written_by });
+    }
+    serde_json::from_slice(text).map_err(failed)
+}
+
+/// One object and a line end. JSON text has no line end inside.
+fn line(text: &mut String, value: &impl Serialize) {
+    // Writing to a String does not fail, and no type here has a key that is not text.
+    if let Ok(json) = serde_json::to_string(value) {
+        let _ = writeln!(text, "{json}");
+    }
+}
