@@ -13,6 +13,8 @@ mod logging;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bindonce_haproxy::supervisor::{upgrade, watchdog};
+use bindonce_sys::spawn;
 use clap::Parser;
 
 use logging::LogFormat;
@@ -56,9 +58,20 @@ impl Globals {
 }
 
 fn main() -> ExitCode {
-    // Between a supervisor and its program: as little as possible.
-    if std::env::args_os().nth(1).is_some_and(|word| word == bindonce_sys::spawn::SUBCOMMAND) {
-        return command::shim::run();
+    // What bindonce starts of itself, and nobody else does: as little as possible is in the way.
+    let mut words = std::env::args_os().skip(1);
+    match words.next() {
+        Some(word) if word == spawn::SUBCOMMAND => return command::shim::run(),
+        Some(word) if word == watchdog::SUBCOMMAND => {
+            watchdog::run();
+            return ExitCode::SUCCESS;
+        }
+        Some(word) if word == upgrade::CHECK => {
+            let path = PathBuf::from(words.next().unwrap_or_default());
+            let checked = upgrade::check(&path);
+            return checked.map_or_else(|e| failure::print(&e.into()), |()| ExitCode::SUCCESS);
+        }
+        _ => {}
     }
     let cli = Cli::parse();
     match command::run(cli.command, &cli.globals) {

@@ -16,6 +16,35 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
 
+/// Leaves descriptors open over an exec of this process. Until then children inherit them too, so
+/// start none.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn keep_over_exec(fds: &[OwnedFd]) -> io::Result<()> {
+    fds.iter().try_for_each(|fd| Ok(fcntl_setfd(fd, FdFlags::empty())?))
+}
+
+/// Owns a descriptor that an earlier image of this process left open for it, from now on
+/// close-on-exec.
+///
+/// # Errors
+/// `EBADF` if there is none of this number.
+pub fn take(number: RawFd) -> io::Result<OwnedFd> {
+    if number < FIRST {
+        return Err(rustix::io::Errno::BADF.into());
+    }
+    // SAFETY: F_GETFD and F_DUPFD look at the descriptor only for the length of these calls, and
+    // fail with EBADF where there is none; nothing else in this process knows its number.
+    let left = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(left)?;
+    // SAFETY: it is open, and by the caller's word it is ours: left open over the exec that made
+    // this image, so that no other owner of the number can exist.
+    let owned = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
+    Ok(owned)
+}
+
 /// Replaces this process by `command`, which finds `fds` as `first`,
 /// `first + 1` and so on. Only for a process with a single thread: for a moment
 /// the numbers mean something else than their owners believe.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 /// When the process started, in clock ticks since boot (field 22 of
@@ -100,6 +101,12 @@ impl Pidfd {
         let signal = rustix::process::Signal::from_named_raw(signal as i32)
             .ok_or(nix::errno::Errno::EINVAL)?;
         Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
+    }
+
+    /// Whether it has ended, also where only its parent may reap it.
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        matches!(poll(&mut polled, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Reaps the process if it is our child and has ended; None if it still runs.

@@ -45,6 +45,8 @@ impl ErrorCode {
     /// A supervisor: the new generation serves, but a process that is no generation of the
     /// service accepts too.
     pub const NOT_ALONE: Self = Self(-32011);
+    /// The binary was not replaced; nothing has changed.
+    pub const UPGRADE_FAILED: Self = Self(-32012);
 }
 
 impl fmt::Display for ErrorCode {

@@ -19,18 +19,11 @@ pub struct Args {
 /// Binds all of them or none, and prints each with the address it got.
 pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { listen } = args;
-    let claims: Vec<Claim> = listen
-        .iter()
-        .map(|spec| Claim::listen(spec.to_string()))
-        .collect();
+    let claims: Vec<Claim> = listen.iter().map(|spec| Claim::listen(spec.to_string())).collect();
     let leases = Client::connect(&globals.socket_path())?.claim(&claims)?;
     let mut text = String::new();
     for lease in leases {
-        let what = if lease.created() {
-            "bound"
-        } else {
-            "held already"
-        };
+        let what = if lease.created() { "bound" } else { "held already" };
         // Writing to a String does not fail.
         let _ = match lease.name() {
             name if name == lease.bound() => writeln!(text, "{name} {what}"),

@@ -45,20 +45,14 @@ pub(crate) fn run(args: Args, globals: &crate::Globals) -> anyhow::Result<ExitCo
     let variables = variables(&names)?;
     limits::make_room(names.len()).context("cannot raise the open-files limit")?;
 
-    let claims: Vec<Claim> = listen
-        .iter()
-        .map(|wanted| Claim::listen(wanted.to_string()))
-        .collect();
+    let claims: Vec<Claim> =
+        listen.iter().map(|wanted| Claim::listen(wanted.to_string())).collect();
     let path = globals.socket_path();
     // Close-on-exec, as all that this process has open, but for what it claims.
     let mut client = Client::connect(&path)?;
     let leases = client.claim(&claims)?;
     if leases.len() != names.len() {
-        bail!(
-            "the broker gave {} descriptors for {} listeners",
-            leases.len(),
-            names.len()
-        );
+        bail!("the broker gave {} descriptors for {} listeners", leases.len(), names.len());
     }
 
     let mut command = Command::new(program);
@@ -124,14 +118,8 @@ mod tests {
     #[test]
     fn every_descriptor_of_a_range_has_its_name_and_variable() {
         let names = names(&wanted(&["web=:8000-8001", "127.0.0.1:80", "api-v1"]));
-        let told: Vec<_> = names
-            .iter()
-            .map(|name| name.as_ref().map(Name::as_str))
-            .collect();
-        assert_eq!(
-            told,
-            [Some("web-8000"), Some("web-8001"), None, Some("api-v1")]
-        );
+        let told: Vec<_> = names.iter().map(|name| name.as_ref().map(Name::as_str)).collect();
+        assert_eq!(told, [Some("web-8000"), Some("web-8001"), None, Some("api-v1")]);
         let variables = variables(&names).expect("distinct");
         assert_eq!(variables.len(), 3);
         assert_eq!(variables["web_8001"], "4");

@@ -32,9 +32,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 
 /// Listeners as a table for people.
 pub(crate) fn table(listeners: &[ListenerInfo]) -> String {
-    let header = [
-        "NAME", "ADDRESS", "OPTIONS", "STATE", "QUEUE", "HELD BY", "SINCE",
-    ];
+    let header = ["NAME", "ADDRESS", "OPTIONS", "STATE", "QUEUE", "HELD BY", "SINCE"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(listeners.iter().map(row));
     columns(&rows)
@@ -71,11 +69,7 @@ fn options(listener: &ListenerInfo) -> String {
         other => format!("{word}={other}"),
     };
     let words: Vec<String> = listener.options.iter().map(word).collect();
-    if words.is_empty() {
-        "-".to_owned()
-    } else {
-        words.join(",")
-    }
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
 
 /// The first few of those who hold a listener.
@@ -150,10 +144,8 @@ mod tests {
         for (line, expected) in table.lines().zip(lines) {
             assert_eq!(squeeze(line), squeeze(expected));
         }
-        let starts: Vec<_> = table
-            .lines()
-            .map(|line| line.find("0.0.0.0").or(line.find("ADDRESS")))
-            .collect();
+        let starts: Vec<_> =
+            table.lines().map(|line| line.find("0.0.0.0").or(line.find("ADDRESS"))).collect();
         assert_eq!(starts, [Some(6), Some(6)]);
     }
 }

@@ -11,6 +11,7 @@ mod run;
 mod serve;
 pub(crate) mod shim;
 mod status;
+mod upgrade;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ pub(crate) enum Command {
     Bind(bind::Args),
     Release(release::Args),
     Status(status::Args),
+    Upgrade(upgrade::Args),
 }
 
 /// Does it.
@@ -45,6 +47,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Bind(args) => bind::run(args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
+        Command::Upgrade(args) => upgrade::run(args, globals),
     }
 }
 

@@ -20,10 +20,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { listeners } = args;
     let names: Vec<String> = listeners.iter().map(ToString::to_string).collect();
     let released = Client::connect(&globals.socket_path())?.release(&names)?;
-    let text: String = released
-        .iter()
-        .map(|name| format!("{name} released\n"))
-        .collect();
+    let text: String = released.iter().map(|name| format!("{name} released\n")).collect();
     super::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -39,26 +39,19 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(&path).with_context(|| {
         format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
     })?;
-    client.set_timeout(timeout);
+    client.set_timeout(timeout)?;
     let answer = match client.call("reload", &serde_json::json!([])) {
         Ok(answer) => answer,
         Err(error) => match error.refusal() {
             // haproxy's own words come first, as they are.
             Some(refusal) => {
-                let hint = refusal
-                    .hint()
-                    .map(|hint| format!("\nhint: {hint}"))
-                    .unwrap_or_default();
+                let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
                 bail!("reload of \"{name}\" failed: {}{hint}", refusal.message)
             }
             None => return Err(error).with_context(|| format!("reload of \"{name}\"")),
         },
     };
-    let Reloaded {
-        generation,
-        pid,
-        ended,
-    } = serde_json::from_value(answer)?;
+    let Reloaded { generation, pid, ended } = serde_json::from_value(answer)?;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
     if !ended.is_empty() {

@@ -40,9 +40,25 @@ pub(crate) struct Args {
     /// Do not connect to listeners without traffic during a handover; wait for a client
     #[arg(long)]
     no_probe: bool,
+    /// What to do about generations that closed a listener and are still woken for it
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    ghosts: Ghosts,
     /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
     #[arg(last = true, required = true, value_name = "HAPROXY")]
     command: Vec<OsString>,
+}
+
+/// [`supervisor::Ghosts`], as it is written.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Ghosts {
+    /// Remove them; where the kernel refuses, start haproxy without epoll
+    Auto,
+    /// Remove them, or say that it cannot be done
+    Detach,
+    /// Always start haproxy without epoll (-de)
+    Noepoll,
+    /// Leave them
+    Ignore,
 }
 
 /// Supervises until a signal ends it.
@@ -62,12 +78,16 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         },
         admin: !args.no_admin,
         probe: !args.no_probe,
+        ghosts: match args.ghosts {
+            Ghosts::Auto => supervisor::Ghosts::Auto,
+            Ghosts::Detach => supervisor::Ghosts::Detach,
+            Ghosts::Noepoll => supervisor::Ghosts::NoEpoll,
+            Ghosts::Ignore => supervisor::Ghosts::Ignore,
+        },
     };
     logging::start(globals)?;
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let local = tokio::task::LocalSet::new();
     match runtime.block_on(local.run_until(supervisor::run(settings)))? {

@@ -48,16 +48,9 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     config.listen.extend(args.listen);
 
     // Before the runtime, so that every thread has them blocked.
-    let signals = [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-    ];
+    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
     let signals = SignalFd::new(&signals).context("cannot take over signals")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {
         let watch = Watch::new(&signals).context("cannot wait for signals")?;
@@ -103,8 +96,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<Wanted>> {
 fn parse(text: &str) -> anyhow::Result<Vec<Wanted>> {
     let file: File = toml::from_str(text)?;
     let parse = |(index, text): (usize, &String)| {
-        text.parse::<Wanted>()
-            .with_context(|| format!("listen[{index}]"))
+        text.parse::<Wanted>().with_context(|| format!("listen[{index}]"))
     };
     file.listen.iter().enumerate().map(parse).collect()
 }

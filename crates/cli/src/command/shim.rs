@@ -15,10 +15,7 @@ const CANNOT_EXECUTE: u8 = 127;
 pub(crate) fn run() -> ExitCode {
     let mut words = std::env::args_os().skip(2);
     let count = words.next().and_then(|count| count.to_str()?.parse().ok());
-    let program = words
-        .next()
-        .filter(|word| word == "--")
-        .and_then(|_| words.next());
+    let program = words.next().filter(|word| word == "--").and_then(|_| words.next());
     if let (Some(count), Some(program)) = (count, program) {
         let args: Vec<OsString> = words.collect();
         let error = spawn::become_program(count, &program, &args);

@@ -228,6 +228,8 @@ pub enum Reason {
     Handover,
     /// The same signal again: it may have been lost.
     Again,
+    /// It was found by a new supervisor, which does not know what it was told.
+    TakenOver,
     /// The new generation died while the older one was paused for it.
     NewerDied,
     /// It did not answer while the service was paused.

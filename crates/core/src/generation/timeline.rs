@@ -81,7 +81,7 @@ impl Timeline {
                 self.current = Some(configuration);
                 out.push(Action::Serving(id));
             } else {
-                self.soft_stop(now, id, false, Reason::Again, &mut out);
+                self.soft_stop(now, id, false, Reason::TakenOver, &mut out);
             }
         }
         out
@@ -140,8 +140,18 @@ impl Timeline {
         self.lives.get(&id).map(|life| life.configuration)
     }
 
+    /// The id that the next generation will have.
+    pub fn next_id(&self) -> GenerationId {
+        GenerationId(self.next_id)
+    }
+
+    /// Whether no generation is being started or handed over to.
+    pub fn is_idle(&self) -> bool {
+        self.operation.is_none() && !self.shutdown
+    }
+
     /// Generations that may accept connections now, other than `except`.
-    pub(super) fn accepting(&self, except: GenerationId) -> Vec<GenerationId> {
+    pub fn accepting(&self, except: GenerationId) -> Vec<GenerationId> {
         let others = self.lives.iter().filter(|(id, life)| **id != except && life.may_accept());
         others.map(|(id, _)| *id).collect()
     }

@@ -6,7 +6,11 @@
 //! The connection keeps the process alive, so it is closed in the end.
 //! Source: haproxy management guide, section 9.3 "Unix Socket commands".
 
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,6 +31,7 @@ const LONGEST: usize = 4 << 20;
 pub(super) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
     task: AbortHandle,
+    connection: Rc<RefCell<Option<OwnedFd>>>,
 }
 
 #[derive(Debug)]
@@ -60,13 +65,54 @@ pub(super) struct Info {
 impl Admin {
     /// Connects to the socket at `path` and calls `ready` when haproxy first answers.
     pub(super) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
+        Self::over(
+            async move {
+                let mut stream = UnixStream::connect(path).await?;
+                exchange(&mut stream, "prompt").await?;
+                exchange(&mut stream, "set timeout cli 86400").await?;
+                Ok(stream)
+            },
+            ready,
+        )
+    }
+
+    /// Goes on with a connection that an earlier image of this process opened.
+    pub(super) fn resume(connection: OwnedFd, ready: impl FnOnce(Info) + 'static) -> Self {
+        let stream = std::os::unix::net::UnixStream::from(connection);
+        Self::over(
+            async move {
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream)
+            },
+            ready,
+        )
+    }
+
+    fn over(
+        stream: impl Future<Output = io::Result<UnixStream>> + 'static,
+        ready: impl FnOnce(Info) + 'static,
+    ) -> Self {
         let (asks, requests) = mpsc::unbounded_channel();
+        let connection = Rc::new(RefCell::new(None));
+        let copy = Rc::clone(&connection);
         let task = tokio::task::spawn_local(async move {
-            if let Err(error) = talk(&path, ready, requests).await {
-                tracing::debug!(path = %path.display(), %error, "admin connection ended");
+            let talk = async {
+                let stream = stream.await?;
+                copy.replace(Some(stream.as_fd().try_clone_to_owned()?));
+                talk(stream, ready, requests).await
+            };
+            if let Err(error) = talk.await {
+                tracing::debug!(%error, "an admin connection ended");
             }
+            copy.take();
         });
-        Self { asks, task: task.abort_handle() }
+        Self { asks, task: task.abort_handle(), connection }
+    }
+
+    /// A copy of the connection, to leave to the next image of this process; none before
+    /// haproxy has answered.
+    pub(super) fn connection(&self) -> Option<OwnedFd> {
+        self.connection.borrow().as_ref()?.try_clone().ok()
     }
 
     /// Sends one command and gives its answer, which may take `limit`.
@@ -92,17 +138,15 @@ impl Admin {
     /// Closes the connection.
     pub(super) fn close(&self) {
         self.task.abort();
+        self.connection.take();
     }
 }
 
 async fn talk(
-    path: &Path,
+    mut stream: UnixStream,
     ready: impl FnOnce(Info),
     mut requests: mpsc::UnboundedReceiver<Ask>,
-) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(path).await?;
-    exchange(&mut stream, "prompt").await?;
-    exchange(&mut stream, "set timeout cli 86400").await?;
+) -> io::Result<()> {
     ready(Info::read(&exchange(&mut stream, "show info").await?));
     while let Some(Ask { command, reply }) = requests.recv().await {
         // Whoever asked may have stopped waiting; the answer must be read all the same.
@@ -111,15 +155,15 @@ async fn talk(
     Ok(())
 }
 
-async fn exchange(stream: &mut UnixStream, command: &str) -> std::io::Result<String> {
+async fn exchange(stream: &mut UnixStream, command: &str) -> io::Result<String> {
     stream.write_all(format!("{command}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(4096);
     while !answer.ends_with(PROMPT) {
         if answer.len() > LONGEST {
-            return Err(std::io::Error::other("an answer without end"));
+            return Err(io::Error::other("an answer without end"));
         }
         if stream.read_buf(&mut answer).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     answer.truncate(answer.len() - PROMPT.len());

@@ -43,6 +43,12 @@ pub(super) async fn join(
     client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
 }
 
+/// The pid of the broker, if it tells.
+pub(super) async fn pid(socket: &Path) -> Option<i32> {
+    let status = connect(socket).await.ok()?.status().await.ok()?;
+    i32::try_from(status.broker.pid).ok()
+}
+
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
 /// session of its own, so that it outlives this process.
 pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! The service's control socket: `reload`, `status` and `ping`, in the same
 //! protocol as the broker's (docs/protocol.md).
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// their return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-const METHODS: [&str; 3] = ["reload", "status", "ping"];
+const METHODS: [&str; 4] = ["reload", "status", "upgrade", "ping"];
 
 /// What a client wants, and where the answer goes.
 #[derive(Debug)]
@@ -35,6 +35,9 @@ pub(super) enum Ask {
     Reload(oneshot::Sender<Answer>),
     /// Tell everything.
     Status(oneshot::Sender<Answer>),
+    /// Become the binary that is installed now. Answered only if that fails: else the connection
+    /// ends, and the next one is served by the new binary.
+    Upgrade(oneshot::Sender<Answer>),
 }
 
 /// The result of a method, or its error.
@@ -42,20 +45,20 @@ pub(super) type Answer = Result<serde_json::Value, RpcError>;
 
 /// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
 /// socket that is there belongs to a supervisor that is gone.
-pub(super) fn bind(path: &Path) -> Result<UnixListener, Error> {
-    let failed = Error::system("bind the service's control socket");
+pub(super) fn bind(path: &Path) -> Result<OwnedFd, Error> {
     let temporary = path.with_extension("new");
     let bound = || {
         match std::fs::remove_file(&temporary) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&temporary)?;
+        let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
         std::fs::set_permissions(&temporary, PermissionsExt::from_mode(0o600))?;
         std::fs::rename(&temporary, path)?;
-        Ok(listener)
+        listener.set_nonblocking(true)?;
+        Ok(OwnedFd::from(listener))
     };
-    bound().map_err(failed)
+    bound().map_err(Error::system("bind the service's control socket"))
 }
 
 /// Serves clients until the task is ended.
@@ -149,6 +152,7 @@ async fn perform(request: &Request<'_>, ask: &impl Fn(Ask)) -> Answer {
         }
         "reload" => ask(Ask::Reload(reply)),
         "status" => ask(Ask::Status(reply)),
+        "upgrade" => ask(Ask::Upgrade(reply)),
         _ => return Err(request.method_not_found(&METHODS)),
     }
     let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");

@@ -5,6 +5,7 @@
 //! state by which the next supervisor finds the generations of this one. All of it
 //! is readable by its owner alone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -35,24 +36,54 @@ pub(super) struct Directory {
     _lock: LockFile,
 }
 
-/// What the next supervisor must know.
+/// What the next supervisor must know. Fields may be added; one that is missing has its default,
+/// and one that is not known is passed over, so that any version reads any other's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Saved {
     /// The id that the next generation will have.
     pub(super) next: u64,
     /// Every generation that has not ended.
     pub(super) generations: Vec<SavedGeneration>,
+    /// Names of the listeners that exist because of this service.
+    pub(super) ours: BTreeSet<String>,
+    /// What this supervisor leaves open for itself when it executes its own new binary.
+    pub(super) inherited: Option<Inherited>,
+    /// How often it has done so.
+    pub(super) upgrades: u64,
 }
 
 /// One generation as the next supervisor must know it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct SavedGeneration {
     pub(super) id: u64,
     pub(super) pid: i32,
     /// In clock ticks since boot: a pid alone may be somebody else's by then.
     pub(super) start_time: u64,
-    /// Whether it was told to stop.
-    pub(super) draining: bool,
+    /// `starting`, `serving` or `draining`.
+    pub(super) state: String,
+    /// The generation whose configuration it runs.
+    pub(super) configuration: u64,
+    /// When it was started, in milliseconds since the Unix epoch.
+    pub(super) since: u64,
+    /// Its listeners, as they were claimed.
+    pub(super) listeners: Vec<String>,
+}
+
+/// Descriptors that stay open over an exec of the supervisor by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Inherited {
+    /// Whose descriptors these are: this pid with this start time, and nobody else.
+    pub(super) pid: i32,
+    pub(super) start_time: u64,
+    /// The listening control socket.
+    pub(super) control: i32,
+    /// The admin connection of each generation that has one.
+    pub(super) admin: BTreeMap<u64, i32>,
+    /// The reading end of each generation's standard error.
+    pub(super) stderr: BTreeMap<u64, i32>,
 }
 
 impl Directory {
@@ -130,20 +161,24 @@ impl Directory {
         Ok(())
     }
 
+    /// Where the state is saved.
+    pub(super) fn state(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
     /// The state that the last supervisor saved; none is the same as an empty one.
     pub(super) fn load(&self) -> Result<Saved, Error> {
-        let path = self.path.join("state.json");
-        let failed = |source| Error::Directory { path: path.clone(), source };
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(error.into())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Saved::default()),
-            Err(error) => Err(failed(error)),
+        match read(&self.state()) {
+            Err(Error::Directory { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Saved::default())
+            }
+            read => read,
         }
     }
 
     /// Saves the state, in one step: a reader sees the old or the new one.
     pub(super) fn save(&self, saved: &Saved) -> io::Result<()> {
-        let path = self.path.join("state.json");
+        let path = self.state();
         let temporary = self.path.join("state.json.new");
         let mut options = File::options();
         let mut file =
@@ -151,4 +186,11 @@ impl Directory {
         file.write_all(&serde_json::to_vec(saved)?)?;
         fs::rename(temporary, path)
     }
+}
+
+/// Reads a saved state.
+pub(super) fn read(path: &Path) -> Result<Saved, Error> {
+    let failed = |source| Error::Directory { path: path.to_owned(), source };
+    let text = fs::read(path).map_err(failed)?;
+    serde_json::from_slice(&text).map_err(|error| failed(error.into()))
 }

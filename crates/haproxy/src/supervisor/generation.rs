@@ -1,5 +1,6 @@
 //! One generation as the supervisor sees it: a process and what it was given.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -21,6 +22,8 @@ pub(super) struct Generation {
     pub(super) version: Option<Version>,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) tail: Tail,
+    /// A copy of the reading end of its standard error, for the next image of this process.
+    pub(super) stderr: Option<OwnedFd>,
     /// When its process was started.
     pub(super) started: SystemTime,
     /// Its readiness was told to the timeline.

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
+use bindonce::Lease;
 use bindonce_core::address::Address;
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{ListenSpec, Listener};
 
 /// One listener that the broker gave us.
 #[derive(Debug)]
@@ -19,9 +21,28 @@ pub(super) struct Held {
     pub(super) bound: Address,
     /// Its inode, by which the kernel names it.
     pub(super) inode: u64,
+    /// Our claim made the broker bind it.
+    pub(super) created: bool,
+}
+
+/// Reads what [`Held::listener`] prints as.
+pub(super) fn read(text: &str) -> Option<Listener> {
+    text.parse::<ListenSpec>().ok().map(|spec| spec.first)
 }
 
 impl Held {
+    /// What a lease gave for `listener`.
+    pub(super) fn new(lease: Lease, listener: &Listener) -> Rc<Self> {
+        Rc::new(Self {
+            label: lease.name().to_owned(),
+            listener: listener.clone(),
+            bound: lease.bound().parse().unwrap_or_else(|_| listener.address.clone()),
+            inode: lease.inode(),
+            created: lease.created(),
+            fd: lease.into_fd(),
+        })
+    }
+
     /// Whether a handover behind a pause can use it: it has an accept queue that can be
     /// looked at, and a pause does not end it. (A pause closes an abstract listener for good in
     /// the paused process, and UDP has no queue of connections.)

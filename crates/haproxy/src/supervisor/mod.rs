@@ -12,15 +12,21 @@ mod control;
 mod directory;
 mod error;
 mod generation;
+mod handover;
 mod listeners;
 mod output;
 mod perform;
+mod process;
 mod proof;
 mod report;
 mod start;
+mod take_over;
+pub mod upgrade;
 mod version;
+pub mod watchdog;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
@@ -37,9 +43,13 @@ use tokio::task::AbortHandle;
 use crate::config::Command;
 use admin::Info;
 use control::Ask;
-use directory::Directory;
+use directory::{Directory, Saved};
 use generation::Generation;
+use handover::Detached;
 use start::{Launched, Prepared};
+use take_over::Inheritance;
+use version::Version;
+use watchdog::Watchdog;
 
 pub use directory::{control_socket, service_directory};
 pub use error::Error;
@@ -63,6 +73,22 @@ pub struct Settings {
     pub admin: bool,
     /// Whether a handover connects to listeners where no client waits.
     pub probe: bool,
+    /// What is done about ghosts.
+    pub ghosts: Ghosts,
+}
+
+/// What is done about a generation that is woken for connections of a listener that it has closed
+/// (a ghost: epoll watches the socket, which others hold open).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ghosts {
+    /// Remove it from its epoll sets; where the kernel refuses, start generations without epoll.
+    Auto,
+    /// Remove it from its epoll sets, or say so.
+    Detach,
+    /// Start every generation without epoll (`-de`).
+    NoEpoll,
+    /// Nothing.
+    Ignore,
 }
 
 /// How a supervisor ended.
@@ -89,16 +115,30 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         Signal::SIGINT,
     ])
     .map_err(Error::system("take signals over"))?;
-    broker::ensure(&settings.socket, settings.start_broker).await?;
     let directory = Directory::open(&settings.socket, &settings.service)?;
+    let saved = directory.load()?;
+    let mut left = Inheritance::take(&saved)?;
+    broker::ensure(&settings.socket, settings.start_broker).await?;
+    let broker_pid = broker::pid(&settings.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
-    let control = control::bind(&directory.control())?;
+    let control = match left.control.take() {
+        Some(control) => control,
+        None => control::bind(&directory.control())?,
+    };
+    let listener = control
+        .try_clone()
+        .map(std::os::unix::net::UnixListener::from)
+        .and_then(tokio::net::UnixListener::from_std)
+        .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
-    tokio::task::spawn_local(control::serve(control, move |ask| {
+    tokio::task::spawn_local(control::serve(listener, move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
-    Supervisor::new(settings, directory, sender)?.supervise(signals, inbox).await
+    let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender)?;
+    supervisor.broker_pid = broker_pid;
+    supervisor.take_over(&saved, left).await?;
+    supervisor.supervise(signals, inbox).await
 }
 
 /// Something that happened, on its way to the loop.
@@ -115,6 +155,12 @@ enum Message {
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
     Asked(Ask),
+    /// How many connections a draining generation has left.
+    Left(GenerationId, u64),
+    /// What came of removing its ghosts.
+    Detached(GenerationId, Detached),
+    /// The binary that is installed now reads our state, or does not.
+    Proved(Result<PathBuf, String>),
 }
 
 struct Supervisor {
@@ -135,6 +181,20 @@ struct Supervisor {
     /// Why the last generation that failed did so.
     failure: String,
     proof: Option<AbortHandle>,
+    watchdog: Option<Watchdog>,
+    /// The version of the binary, where no admin socket tells it.
+    version: Option<Version>,
+    broker_pid: Option<i32>,
+    /// Names of the listeners that exist because of this service.
+    ours: BTreeSet<String>,
+    /// Ghosts cannot be removed here: generations start without epoll.
+    no_epoll: bool,
+    ghosts_told: bool,
+    /// The listening control socket, for the next image of this process.
+    control: OwnedFd,
+    upgrade: Option<oneshot::Sender<control::Answer>>,
+    upgrading: bool,
+    upgrades: u64,
     counts: report::Counts,
     ending: Option<Ending>,
 }
@@ -143,12 +203,18 @@ impl Supervisor {
     fn new(
         settings: Settings,
         directory: Directory,
+        saved: &Saved,
+        control: OwnedFd,
         sender: mpsc::UnboundedSender<Message>,
     ) -> Result<Self, Error> {
-        let saved = directory.load()?;
         let next = GenerationId(saved.next.max(1));
+        let version = match settings.admin {
+            true => None,
+            false => Some(Version::of(&settings.command.program)?),
+        };
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
+            no_epoll: settings.ghosts == Ghosts::NoEpoll,
             settings: Rc::new(settings),
             directory: Rc::new(directory),
             epoch: Instant::now(),
@@ -160,6 +226,15 @@ impl Supervisor {
             next_caller: 0,
             failure: String::new(),
             proof: None,
+            watchdog: Some(Watchdog::start()?),
+            version,
+            broker_pid: None,
+            ours: saved.ours.clone(),
+            ghosts_told: false,
+            control,
+            upgrade: None,
+            upgrading: false,
+            upgrades: saved.upgrades,
             counts: report::Counts::default(),
             ending: None,
         })
@@ -171,8 +246,11 @@ impl Supervisor {
         mut inbox: mpsc::UnboundedReceiver<Message>,
     ) -> Result<Ended, Error> {
         let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
-        self.reload(None);
+        if self.timeline.serving().is_none() {
+            self.reload(None);
+        }
         loop {
+            self.maybe_upgrade();
             if let Some(ending) = self.ending {
                 return Ok(self.end(ending));
             }
@@ -226,6 +304,15 @@ impl Supervisor {
             }
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Asked(Ask::Reload(reply)) => self.reload(Some(reply)),
+            Message::Asked(Ask::Upgrade(reply)) => self.want_upgrade(reply),
+            Message::Left(id, connections) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.connections = Some(connections);
+                }
+                self.feed(Event::Connections(id, connections));
+            }
+            Message::Detached(id, detached) => self.detached(id, detached),
+            Message::Proved(proved) => self.upgrade_now(proved),
             Message::Asked(Ask::Status(reply)) => {
                 // A client that has gone away no longer waits for it.
                 let _ = reply.send(Ok(self.status()));

@@ -87,6 +87,10 @@ impl Proof {
             let now = Instant::now();
             let still = queues.iter().map(|queue| queue.still).min_by(later_or_none);
             if let Some(Some(since)) = still {
+                // From when both stand still: a queue that was long before the first question
+                // must not wait for an answer that is older than the question.
+                let since =
+                    counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
                 let until = since + STILL;
                 if until <= now && counts.iter().all(|count| count.stood(since, until)) {
                     tell(Event::Proved);

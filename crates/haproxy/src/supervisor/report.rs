@@ -1,12 +1,12 @@
 //! What the supervisor tells people: the answer to a reload, the status, the log.
 
-use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::duration;
 use bindonce_core::generation::{Failure, GenerationId, Outcome, Reason};
 use bindonce_core::time::Timestamp;
+use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::{holders, process};
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::{Value, json};
 
@@ -18,8 +18,7 @@ pub(super) struct Counts {
     pub(super) reloads: u64,
     pub(super) failures: u64,
     pub(super) restarts: u64,
-    /// The least id that the next generation may have.
-    pub(super) next: u64,
+    pub(super) ghosts_removed: u64,
 }
 
 impl Supervisor {
@@ -79,19 +78,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get(&id) else {
             return RpcError::new(ErrorCode::INTERNAL, "the generation is gone");
         };
-        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
-        let ours: BTreeSet<_> = self
-            .generations
-            .values()
-            .map(super::Generation::pid)
-            .chain([i32::try_from(std::process::id()).unwrap_or_default()])
-            .collect();
-        let holders: BTreeSet<_> = holders::of(&inodes).into_iter().map(|h| h.pid).collect();
-        let strangers: Vec<_> = holders
-            .difference(&ours)
-            .map(|pid| (*pid, process::command(*pid).unwrap_or_default().join(" ")))
-            .filter(|(_, command)| !command.contains("bindonce serve"))
-            .collect();
+        let strangers = self.strangers_on(generation.listeners.iter());
         let named: Vec<_> =
             strangers.iter().map(|(pid, command)| format!("pid {pid} ({command})")).collect();
         let who =
@@ -115,7 +102,7 @@ impl Supervisor {
             .generations()
             .map(|(id, state)| {
                 let generation = self.generations.get(&id);
-                let started = generation.map(|g| timestamp(g.started).to_string());
+                let started = generation.map(|g| Timestamp(milliseconds(g.started)).to_string());
                 json!({
                     "generation": id.0,
                     "state": state.to_string(),
@@ -148,6 +135,8 @@ impl Supervisor {
             "reloads": self.counts.reloads,
             "failed_reloads": self.counts.failures,
             "restarts": self.counts.restarts,
+            "ghosts_removed": self.counts.ghosts_removed,
+            "upgrades": self.upgrades,
             "left_alone": Value::Array(left_alone),
         })
     }
@@ -158,6 +147,10 @@ pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Rea
     let why = match reason {
         Reason::Handover | Reason::Shutdown => {
             tracing::debug!(generation = id.0, pid, signal = signal.as_str(), "signalled");
+            return;
+        }
+        Reason::TakenOver => {
+            tracing::info!(generation = id.0, pid, signal = signal.as_str(), "told to stop again");
             return;
         }
         Reason::Again => "the last signal was not obeyed yet",
@@ -172,7 +165,8 @@ pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Rea
     tracing::warn!(generation = id.0, pid, signal = signal.as_str(), "signalled: {why}");
 }
 
-fn timestamp(time: std::time::SystemTime) -> Timestamp {
-    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// Milliseconds since the Unix epoch.
+pub(super) fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

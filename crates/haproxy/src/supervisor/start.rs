@@ -60,6 +60,15 @@ pub(super) struct Launched {
     pub(super) admin: Option<PathBuf>,
 }
 
+/// What a start depends on besides its configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// An older generation is alive, so haproxy is given `-sf`.
+    pub(super) older_alive: bool,
+    /// haproxy must not use epoll, where its ghosts could not be removed.
+    pub(super) no_epoll: bool,
+}
+
 /// Reads the user's files and writes the copies for generation `id`.
 pub(super) async fn prepare(
     settings: &Settings,
@@ -101,7 +110,7 @@ pub(super) async fn launch(
     directory: &Directory,
     id: GenerationId,
     prepared: Rc<Prepared>,
-    older_alive: bool,
+    how: How,
 ) -> Result<Launched, Error> {
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
@@ -132,7 +141,10 @@ pub(super) async fn launch(
     launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd)).collect();
     launch.args = settings.command.arguments_on(&prepared.files);
     launch.args.push("-db".into());
-    if older_alive {
+    if how.no_epoll {
+        launch.args.push("-de".into());
+    }
+    if how.older_alive {
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
@@ -161,17 +173,7 @@ async fn claim(
     let claims: Vec<_> =
         wanted.iter().map(|listener| Claim::listen(listener.to_string()).tentative()).collect();
     let leases = lease.claim(&claims).await.map_err(|error| Error::Claim(Box::new(error)))?;
-    let held = leases.into_iter().zip(wanted).map(|(lease, listener)| {
-        let bound = lease.bound().parse().unwrap_or_else(|_| listener.address.clone());
-        Rc::new(Held {
-            label: lease.name().to_owned(),
-            listener: listener.clone(),
-            bound,
-            inode: lease.inode(),
-            fd: lease.into_fd(),
-        })
-    });
-    Ok(held.collect())
+    Ok(leases.into_iter().zip(wanted).map(|(lease, listener)| Held::new(lease, listener)).collect())
 }
 
 /// Binds a generation's admin socket: the supervisor's own, not the broker's.

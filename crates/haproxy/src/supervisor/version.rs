@@ -1,6 +1,9 @@
 //! haproxy's version, as far as its behaviour depends on it.
 
+use std::ffi::OsStr;
 use std::fmt;
+
+use super::Error;
 
 /// Major, minor and patch level; a development version counts as patch level 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +25,15 @@ impl Version {
         let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
         Self { major: next(), minor: next(), patch: next() }
+    }
+
+    /// Asks a haproxy binary (`-v`).
+    pub(super) fn of(program: &OsStr) -> Result<Self, Error> {
+        let output = std::process::Command::new(program).arg("-v").output();
+        let output = output.map_err(Error::system("ask haproxy for its version"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // `HAProxy version 2.6.12-1+deb12u4 2026/10/17`; before 2.0 it said `HA-Proxy`.
+        Ok(Self::read(text.split_whitespace().nth(2).unwrap_or_default()))
     }
 
     /// Whether SIGTTOU pauses it without harm.

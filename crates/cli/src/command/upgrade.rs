@@ -1,0 +1,59 @@
+//! `bindonce upgrade --name SERVICE`: the supervisor of a service becomes the binary that is
+//! installed now, in place.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use bindonce::Client;
+use bindonce_core::name::Name;
+use bindonce_haproxy::supervisor::control_socket;
+use serde::Deserialize;
+
+use super::print;
+use crate::Globals;
+
+/// Replace the binary of a running supervisor: same pid, same generations
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The service whose supervisor is upgraded
+    #[arg(long, value_name = "SERVICE")]
+    name: Name,
+}
+
+/// What is told of a supervisor before and after.
+#[derive(Debug, Deserialize)]
+struct Status {
+    pid: u32,
+    upgrades: u64,
+}
+
+/// Asks for the upgrade, and makes sure of it.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let name = args.name;
+    let path = control_socket(&globals.socket_path(), &name);
+    let before = status(&path, &name)?;
+    let mut client = Client::connect(&path)?;
+    match client.call("upgrade", &serde_json::json!([])) {
+        Ok(_) => {}
+        Err(error) => {
+            if let Some(refusal) = error.refusal() {
+                bail!("service \"{name}\": {}", refusal.message);
+            }
+            // The new image does not know this connection: it has ended.
+        }
+    }
+    let after = status(&path, &name)?;
+    if after.upgrades == before.upgrades || after.pid != before.pid {
+        bail!("service \"{name}\" was not upgraded; its log says why");
+    }
+    print(&format!("the supervisor of \"{name}\", pid {}, was upgraded\n", after.pid))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(path: &Path, name: &Name) -> anyhow::Result<Status> {
+    let mut client = Client::connect(path).with_context(|| {
+        format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
+    })?;
+    Ok(serde_json::from_value(client.call("status", &serde_json::json!([]))?)?)
+}

@@ -1,0 +1,239 @@
+//! The steps of a handover as they are done: readiness, the pause and its proof, the soft
+//! stop and its confirmation, and what is left behind by it.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bindonce_core::generation::{Event, GenerationId, Handover, State};
+use bindonce_sys::ghosts::{self, Ghost};
+use bindonce_sys::holders;
+use bindonce_sys::process::Pidfd;
+use nix::libc::EPERM;
+
+use super::admin::{Admin, NoAnswer};
+use super::generation::Generation;
+use super::proof::Proof;
+use super::watchdog::{Duty, Named};
+use super::{Error, Ghosts, Message, Supervisor};
+
+/// Between two looks at a generation that was told to stop.
+const STOP_LOOK: Duration = Duration::from_millis(10);
+/// Between two looks at one that drains: at first, and later.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
+/// How long an answer of the admin socket may take.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How much longer than it should a pause may last before the watchdog ends it.
+const GRACE: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// Tells the timeline that a generation is ready, once.
+    pub(super) fn ready(&mut self, id: GenerationId, how: &'static str) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        if std::mem::replace(&mut generation.ready, true) {
+            return;
+        }
+        let pid = generation.pid();
+        let older = self.timeline.accepting(id);
+        let handover = if self.can_pause(&older) { Handover::Pause } else { Handover::SoftStop };
+        // Before the first signal: whatever becomes of us now, somebody will serve.
+        let within = self.settings.timing.retire_timeout + GRACE;
+        let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());
+        let older = older.iter().filter_map(named).collect();
+        let duty = Named::of(pid).map(|newer| Duty::Finish { within, newer, older });
+        self.tell_watchdog(duty.unwrap_or(Duty::None));
+        tracing::info!(generation = id.0, pid, "ready: {how}");
+        self.feed(Event::Ready(id, handover));
+    }
+
+    /// Whether these generations can be paused without harm to the shared sockets, so that the
+    /// accept queues prove it.
+    fn can_pause(&self, older: &[GenerationId]) -> bool {
+        let older: Vec<_> = older.iter().filter_map(|id| self.generations.get(id)).collect();
+        let pauses = |generation: &&Generation| {
+            let version = generation.version.or(self.version);
+            version.is_some_and(super::version::Version::pauses)
+                && !generation.listeners.is_empty()
+                && generation.listeners.iter().all(|held| held.can_pause())
+        };
+        !self.settings.command.master_worker && older.iter().all(pauses)
+    }
+
+    /// Begins to watch the accept queues of the older generations' listeners.
+    pub(super) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
+        let older: BTreeMap<_, _> =
+            older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
+        let mut listeners = BTreeMap::new();
+        for held in older.values().flat_map(|generation| &generation.listeners) {
+            listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
+        }
+        let admins = older.iter().filter_map(|(id, g)| Some((*id, g.admin.clone()?))).collect();
+        let proof = Proof {
+            listeners: listeners.into_values().collect(),
+            older: admins,
+            probe: self.settings.probe,
+        };
+        let sender = self.sender.clone();
+        let task = tokio::task::spawn_local(async move {
+            let begun = Instant::now();
+            let watched = proof.watch(|event| drop(sender.send(Message::Event(event)))).await;
+            let took = begun.elapsed();
+            match watched {
+                Ok(cost) => tracing::debug!(
+                    generation = newer.0,
+                    probes = cost.probes,
+                    ?took,
+                    "nobody accepts any more"
+                ),
+                Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
+            }
+        });
+        self.proof = Some(task.abort_handle());
+    }
+
+    /// Begins to ask a generation whether it has stopped, and then what is left.
+    pub(super) fn watch_stop(&mut self, id: GenerationId) {
+        let sender = self.sender.clone();
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.tell(State::Draining);
+        let admin = generation.admin.clone();
+        let pid = generation.pid();
+        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        if let Some(earlier) = generation.watch.take() {
+            earlier.abort();
+        }
+        let task = tokio::task::spawn_local(async move {
+            let tell = |message| drop(sender.send(message));
+            let admin = match admin {
+                Some(admin) if stopped_says_admin(&admin).await => Some(admin),
+                _ => {
+                    // Without an admin connection its descriptors must show it.
+                    while !holders::of_process(pid, &inodes).is_empty() {
+                        tokio::time::sleep(STOP_LOOK).await;
+                    }
+                    None
+                }
+            };
+            tell(Message::Event(Event::Stopped(id)));
+            let Some(admin) = admin else { return };
+            for look in 0u32.. {
+                match admin.info(ANSWER).await {
+                    Ok(info) => tell(Message::Left(id, info.connections)),
+                    Err(NoAnswer::InTime) => {}
+                    Err(NoAnswer::Closed) => return,
+                }
+                let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
+                tokio::time::sleep(wait).await;
+            }
+        });
+        generation.watch = Some(task.abort_handle());
+        self.save();
+    }
+
+    /// A generation has closed its listeners: removes what it left in its epoll sets, where each
+    /// entry would wake it for every new connection.
+    pub(super) fn detach(&mut self, id: GenerationId) {
+        let Some(generation) = self.generations.get(&id) else { return };
+        let pid = generation.pid();
+        tracing::info!(generation = id.0, pid, "stopped accepting");
+        if matches!(self.settings.ghosts, Ghosts::Ignore) {
+            return;
+        }
+        let listeners = generation.listeners.clone();
+        let pidfd = Rc::clone(&generation.pidfd);
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
+            let found = find(pid, inodes.clone()).await;
+            if found.is_empty() {
+                return;
+            }
+            let ours = listeners
+                .iter()
+                .filter(|held| found.iter().any(|ghost| ghost.inode == held.inode))
+                .map(|held| Ok((held.inode, held.fd.try_clone()?)))
+                .collect::<std::io::Result<Vec<_>>>();
+            let ghosts = found.clone();
+            let removed = tokio::task::spawn_blocking(move || {
+                let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
+                let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
+                let pidfd = Pidfd::open(pid).map_err(Error::system("open a generation"))?;
+                Ok::<_, Error>(ghosts::detach(&pidfd, &ghosts, &ours)?)
+            })
+            .await;
+            drop(pidfd); // Not reaped before: the pid was its own until here.
+            let message = match removed {
+                Ok(Ok(removed)) => {
+                    let left = find(pid, inodes).await.len();
+                    Message::Detached(id, Detached { removed, left, refused: false })
+                }
+                Ok(Err(error)) => {
+                    let refused =
+                        matches!(&error, Error::Sys(error) if error.errno() == Some(EPERM));
+                    tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
+                    Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
+                }
+                // The runtime is being shut down.
+                Err(_) => return,
+            };
+            let _ = sender.send(message);
+        });
+    }
+
+    /// What came of removing ghosts.
+    pub(super) fn detached(&mut self, id: GenerationId, detached: Detached) {
+        let Detached { removed, left, refused } = detached;
+        let Some(pid) = self.generations.get(&id).map(Generation::pid) else { return };
+        self.counts.ghosts_removed += removed as u64;
+        if removed > 0 {
+            tracing::info!(generation = id.0, pid, removed, "removed ghosts from its epoll sets");
+        }
+        if left == 0 {
+            return;
+        }
+        let first = !std::mem::replace(&mut self.ghosts_told, true);
+        if refused && matches!(self.settings.ghosts, Ghosts::Auto) {
+            self.no_epoll = true;
+        }
+        if first {
+            let then = if self.no_epoll {
+                "from now on generations start without epoll (-de)"
+            } else {
+                "run as root or with CAP_SYS_PTRACE, or choose --ghosts noepoll"
+            };
+            tracing::warn!(
+                generation = id.0,
+                pid,
+                ghosts = left,
+                "this generation is woken for connections that it cannot accept, and burns CPU \
+                 until it has drained; the kernel did not let us remove it from its epoll sets; {then}"
+            );
+        }
+    }
+}
+
+/// What came of removing the ghosts of one generation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Detached {
+    removed: usize,
+    left: usize,
+    /// The kernel does not permit it.
+    refused: bool,
+}
+
+async fn find(pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
+    tokio::task::spawn_blocking(move || ghosts::find(pid, &inodes)).await.unwrap_or_default()
+}
+
+/// Waits until haproxy says that it is stopping; false if its connection ends first.
+async fn stopped_says_admin(admin: &Admin) -> bool {
+    loop {
+        match admin.info(ANSWER).await {
+            Ok(info) if info.stopping => return true,
+            Ok(_) | Err(NoAnswer::InTime) => tokio::time::sleep(STOP_LOOK).await,
+            Err(NoAnswer::Closed) => return false,
+        }
+    }
+}

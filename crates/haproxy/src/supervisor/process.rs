@@ -1,0 +1,261 @@
+//! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_sys::process::{self, Exit, Pidfd};
+use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::watch::Watch;
+use tokio::sync::mpsc;
+
+use super::admin::{Admin, Info};
+use super::directory::{Inherited, Saved, SavedGeneration};
+use super::generation::Generation;
+use super::listeners::Held;
+use super::output::{self, Tail};
+use super::report::milliseconds;
+use super::start::Launched;
+use super::watchdog::{Duty, Named};
+use super::{Ended, Message, Supervisor, broker};
+use crate::config::PathMap;
+
+/// How long to wait for the last words of a process that has ended: a child of it may still hold
+/// its standard error open.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A process, and what belongs to it, on its way to become a [`Generation`].
+pub(super) struct Process {
+    pub(super) pidfd: Pidfd,
+    pub(super) admin: Option<Admin>,
+    /// The reading end of its standard error, and the user's paths for what comes through it.
+    pub(super) stderr: Option<(OwnedFd, PathMap)>,
+    pub(super) listeners: Vec<Rc<Held>>,
+    pub(super) lease: Option<bindonce::aio::Client>,
+    pub(super) started: SystemTime,
+}
+
+impl Supervisor {
+    /// A process was started for a generation.
+    pub(super) fn launched(&mut self, id: GenerationId, launched: Launched) {
+        if self.starting.remove(&id).is_none() {
+            // It was called off while the process was on its way to us.
+            return end_quietly(launched.pidfd);
+        }
+        self.configurations.insert(id, launched.prepared);
+        let admin = launched.admin.map(|path| Admin::connect(path, self.on_answer(id)));
+        let process = Process {
+            pidfd: launched.pidfd,
+            admin,
+            stderr: launched.stderr.map(|stderr| (stderr, launched.paths)),
+            listeners: launched.listeners,
+            lease: Some(launched.lease),
+            started: SystemTime::now(),
+        };
+        let created = process.listeners.iter().filter(|held| held.created);
+        self.ours.extend(created.map(|held| held.label.clone()));
+        let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
+        if let Err(error) = self.take_on(id, process) {
+            self.failure = format!("haproxy, pid {pid}, cannot be watched: {error}");
+            return self.feed(Event::StartFailed(id));
+        }
+        tracing::info!(generation = id.0, pid, listeners, "started");
+        if self.generations.len() > 1 {
+            // Until it has taken over, our death must not leave it beside the older one.
+            self.tell_watchdog(Named::of(pid).map_or(Duty::None, Duty::End));
+        }
+    }
+
+    /// What to call when the admin socket of a generation first answers.
+    pub(super) fn on_answer(&self, id: GenerationId) -> impl FnOnce(Info) + 'static {
+        let sender = self.sender.clone();
+        move |info| drop(sender.send(Message::Answers(id, info)))
+    }
+
+    /// Begins to watch a process. One that cannot be watched is ended.
+    pub(super) fn take_on(&mut self, id: GenerationId, process: Process) -> std::io::Result<()> {
+        let pidfd = Rc::new(process.pidfd);
+        let pid = pidfd.pid();
+        let ended = Watch::new(&*pidfd).inspect_err(|_| drop(pidfd.send(Number::SIGKILL)))?;
+        let tail = Tail::default();
+        let mut copy = None;
+        let words = process.stderr.map(|(stderr, paths)| {
+            copy = stderr.try_clone().ok();
+            tokio::task::spawn_local(output::pass_on(stderr, paths, tail.clone()))
+        });
+        let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
+        tokio::task::spawn_local(async move {
+            let exit = match ended.readable().await {
+                Ok(()) => watched.try_wait().ok().flatten(),
+                Err(_) => None,
+            };
+            if let Some(words) = words {
+                let _ = tokio::time::timeout(LAST_WORDS, words).await;
+            }
+            let _ = sender.send(Message::Exited(id, exit));
+        });
+        let (states, mut told) = mpsc::unbounded_channel();
+        let service = self.settings.service.clone();
+        let mut lease = process.lease;
+        tokio::task::spawn_local(async move {
+            while let Some(state) = told.recv().await {
+                let Some(client) = &mut lease else { continue };
+                if let Err(error) = broker::join(client, &service, id, Some(pid), state).await {
+                    tracing::warn!(generation = id.0, pid, "the broker was not told: {error}");
+                    lease = None;
+                }
+            }
+        });
+        let generation = Generation {
+            pidfd,
+            admin: process.admin,
+            version: None,
+            listeners: process.listeners,
+            tail,
+            stderr: copy,
+            started: process.started,
+            ready: false,
+            connections: None,
+            states,
+            watch: None,
+        };
+        generation.tell(State::Starting);
+        self.generations.insert(id, generation);
+        self.save();
+        Ok(())
+    }
+
+    pub(super) fn tell_watchdog(&mut self, duty: Duty) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.tell(&duty);
+        }
+    }
+
+    pub(super) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
+        let how = exit.map_or_else(|| "ended".to_owned(), |exit| exit.to_string());
+        if let Some(generation) = self.generations.get(&id) {
+            let pid = generation.pid();
+            match self.state_of(id) {
+                Some(State::Draining) => tracing::info!(generation = id.0, pid, "gone: {how}"),
+                Some(State::Serving) => {
+                    tracing::error!(generation = id.0, pid, "died while it served: {how}");
+                }
+                _ => tracing::error!(generation = id.0, pid, "did not come up: {how}"),
+            }
+            let words = generation.tail.text();
+            self.failure = if words.is_empty() {
+                format!("haproxy, pid {pid}, {how} and said nothing")
+            } else {
+                format!("haproxy, pid {pid}, {how}:\n{words}")
+            };
+        }
+        self.feed(Event::Exited(id));
+    }
+
+    pub(super) fn state_of(&self, id: GenerationId) -> Option<State> {
+        let mut known = self.timeline.generations();
+        known.find(|(known, _)| *known == id).map(|(_, state)| state)
+    }
+
+    /// A generation is gone: its connection to the broker goes with it, and so do its leases.
+    pub(super) fn gone(&mut self, id: GenerationId) {
+        if let Some(generation) = self.generations.remove(&id) {
+            self.release_unused(&generation);
+        }
+        self.directory.remove_admin(id);
+        self.save();
+    }
+
+    /// Gives back the listeners that exist because of this service and that its configuration
+    /// names no more.
+    fn release_unused(&mut self, gone: &Generation) {
+        let Some(serving) = self.timeline.serving().and_then(|id| self.generations.get(&id)) else {
+            // Clients wait in their queues for whatever serves next.
+            return;
+        };
+        let used = |label: &str| {
+            let mut all = self.generations.values().flat_map(|g| &g.listeners);
+            serving.listeners.iter().any(|held| held.label == label)
+                || all.any(|held| held.label == label)
+        };
+        let unused: Vec<_> = gone
+            .listeners
+            .iter()
+            .map(|held| held.label.clone())
+            .filter(|label| self.ours.contains(label) && !used(label))
+            .collect();
+        if unused.is_empty() {
+            return;
+        }
+        self.ours.retain(|label| !unused.contains(label));
+        let socket = self.settings.socket.clone();
+        tokio::task::spawn_local(async move {
+            let released = async {
+                let mut client = broker::connect(&socket).await?;
+                client.release(&unused).await.map_err(|error| super::Error::Claim(Box::new(error)))
+            };
+            match released.await {
+                Ok(released) => tracing::info!(
+                    listeners = released.join(" "),
+                    "released: the configuration names them no more"
+                ),
+                Err(error) => tracing::warn!(
+                    listeners = unused.join(" "),
+                    "not released: {error}; when nobody uses them, run `bindonce release`"
+                ),
+            }
+        });
+    }
+
+    /// Saves what the next supervisor must know.
+    pub(super) fn save(&mut self) {
+        let saved = self.saved(None);
+        if let Err(error) = self.directory.save(&saved) {
+            tracing::error!(%error, "the state could not be saved: free space in the run directory");
+        }
+    }
+
+    pub(super) fn saved(&self, inherited: Option<Inherited>) -> Saved {
+        let generations = self.generations.iter().map(|(id, generation)| SavedGeneration {
+            id: id.0,
+            pid: generation.pid(),
+            start_time: process::start_time(generation.pid()).unwrap_or_default(),
+            state: self.state_of(*id).unwrap_or(State::Draining).to_string(),
+            configuration: self.timeline.configuration_of(*id).unwrap_or(*id).0,
+            since: milliseconds(generation.started),
+            listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
+        });
+        Saved {
+            next: self.timeline.next_id().0,
+            generations: generations.collect(),
+            ours: self.ours.clone(),
+            inherited,
+            upgrades: self.upgrades,
+        }
+    }
+
+    pub(super) fn end(self, ending: bindonce_core::generation::Ending) -> Ended {
+        if let Err(error) = self.directory.clear() {
+            tracing::warn!(%error, "the service's directory could not be cleared");
+        }
+        match ending {
+            bindonce_core::generation::Ending::Shutdown => Ended::Shutdown,
+            bindonce_core::generation::Ending::NeverServed => {
+                Ended::NeverServed(self.failure.clone())
+            }
+        }
+    }
+}
+
+/// Ends a process that is no generation, and reaps it.
+fn end_quietly(pidfd: Pidfd) {
+    // It can only have ended by itself.
+    let _ = pidfd.send(Number::SIGKILL);
+    let Ok(ended) = Watch::new(&pidfd) else { return };
+    tokio::task::spawn_local(async move {
+        if ended.readable().await.is_ok() {
+            let _ = pidfd.try_wait();
+        }
+    });
+}

@@ -1,0 +1,179 @@
+//! `bindonce upgrade --name SERVICE`: this process becomes the new binary, in place.
+//!
+//! Same pid, so that every generation stays our child; the control socket, the admin
+//! connections and the generations' standard error stay open, and the rest is found in the
+//! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bindonce_wire::{ErrorCode, RpcError};
+use tokio::sync::oneshot;
+
+use super::control::Answer;
+use super::directory::Inherited;
+use super::{Message, Supervisor};
+
+/// The hidden subcommand that proves that a binary reads the state.
+pub const CHECK: &str = "__check-state";
+
+/// How long the new binary may take to prove it.
+const PROOF: Duration = Duration::from_secs(5);
+/// How long each admin connection may take to fall silent.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Reads a saved state, for [`CHECK`].
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(path: &std::path::Path) -> Result<(), super::Error> {
+    super::directory::read(path).map(drop)
+}
+
+impl Supervisor {
+    /// Upgrades when nothing else is in progress; answers only if it fails.
+    pub(super) fn want_upgrade(&mut self, reply: oneshot::Sender<Answer>) {
+        if let Some(earlier) = self.upgrade.replace(reply) {
+            let _ = earlier.send(Err(failed("another upgrade was asked for meanwhile")));
+        }
+    }
+
+    /// Called when the loop has nothing to do: begins an upgrade that was asked for.
+    pub(super) fn maybe_upgrade(&mut self) {
+        if self.upgrade.is_none() || self.upgrading || !self.timeline.is_idle() {
+            return;
+        }
+        self.upgrading = true;
+        let state = self.directory.state();
+        let sender = self.sender.clone();
+        let admins: Vec<_> = self
+            .generations
+            .values_mut()
+            .filter_map(|generation| {
+                // Nothing may be half said when the connections change hands.
+                if let Some(watch) = generation.watch.take() {
+                    watch.abort();
+                }
+                generation.admin.clone()
+            })
+            .collect();
+        tokio::task::spawn_local(async move {
+            let proved = prove(state).await;
+            for admin in admins {
+                // Answered, or so late that the next image will not ask it either.
+                let _ = admin.info(QUIET).await;
+            }
+            let _ = sender.send(Message::Proved(proved));
+        });
+    }
+
+    /// The new binary has proved itself, or has not: becomes it.
+    pub(super) fn upgrade_now(&mut self, proved: Result<PathBuf, String>) {
+        self.upgrading = false;
+        let Some(reply) = self.upgrade.take() else { return };
+        let error = match proved {
+            Ok(binary) => self.become_binary(&binary),
+            Err(story) => story,
+        };
+        tracing::error!("upgrade failed, nothing has changed: {error}");
+        let _ = reply.send(Err(failed(&error)));
+        self.save();
+        let draining = self.generations.keys().copied().collect::<Vec<_>>();
+        for id in draining {
+            if self.state_of(id) == Some(bindonce_core::generation::State::Draining) {
+                self.watch_stop(id);
+            }
+        }
+    }
+
+    /// Executes the binary; returns only if that fails, with the reason.
+    fn become_binary(&mut self, binary: &std::path::Path) -> String {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        let start_time = bindonce_sys::process::start_time(pid).unwrap_or_default();
+        let mut inherited = Inherited { pid, start_time, ..Inherited::default() };
+        // Copies, so that everything here is as it was should the exec fail.
+        let mut copies: Vec<OwnedFd> = Vec::new();
+        let mut leave = |fd: OwnedFd| {
+            let number = fd.as_raw_fd();
+            copies.push(fd);
+            number
+        };
+        match self.control.try_clone() {
+            Ok(control) => inherited.control = leave(control),
+            Err(error) => return format!("the control socket cannot be kept: {error}"),
+        }
+        for (id, generation) in &self.generations {
+            let admin = generation.admin.as_ref().and_then(super::admin::Admin::connection);
+            let stderr = generation.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
+            inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
+            inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
+        }
+        if let Err(error) = bindonce_sys::inherit::keep_over_exec(&copies) {
+            return format!("descriptors cannot be kept: {error}");
+        }
+        self.upgrades += 1;
+        let saved = self.saved(Some(inherited));
+        if let Err(error) = self.directory.save(&saved) {
+            self.upgrades -= 1;
+            return format!("the state cannot be saved: {error}");
+        }
+        tracing::info!(binary = %binary.display(), "becoming the new binary");
+        let arguments: Result<Vec<_>, _> =
+            std::env::args_os().map(|word| CString::new(word.into_vec())).collect();
+        let path = CString::new(binary.as_os_str().as_bytes());
+        let error = match (path, arguments) {
+            // execv keeps the signal mask, which std's own exec would reset.
+            (Ok(path), Ok(arguments)) => match nix::unistd::execv(&path, &arguments) {
+                Ok(never) => match never {},
+                Err(error) => format!("{} cannot be executed: {error}", binary.display()),
+            },
+            _ => "the command line has a NUL byte".to_owned(),
+        };
+        self.upgrades -= 1;
+        error
+    }
+}
+
+fn failed(story: &str) -> RpcError {
+    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {story}"))
+        .with_hint("install a working binary where the running one was started from")
+}
+
+/// Finds the binary that is installed now, and lets it prove in a child that it reads the state.
+async fn prove(state: PathBuf) -> Result<PathBuf, String> {
+    let binary = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
+    // The kernel says so of a file that was replaced.
+    let binary = match binary.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(path) => PathBuf::from(OsString::from_vec(path.to_vec())),
+        None => binary,
+    };
+    let child = std::process::Command::new(&binary)
+        .arg(CHECK)
+        .arg(&state)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("{} cannot be started: {error}", binary.display()))?;
+    let proof = async {
+        let pid = i32::try_from(child.id()).unwrap_or_default();
+        let pidfd = bindonce_sys::process::Pidfd::open(pid)?;
+        let ended = bindonce_sys::watch::Watch::new(&pidfd)?;
+        match tokio::time::timeout(PROOF, ended.readable()).await {
+            Ok(readable) => readable?,
+            Err(_) => pidfd.send(bindonce_sys::signals::Signal::SIGKILL)?,
+        }
+        pidfd.try_wait()
+    };
+    match proof.await {
+        Ok(Some(exit)) if exit.success() => Ok(binary),
+        Ok(exit) => {
+            let how = exit.map_or_else(|| "no answer in 5s".to_owned(), |exit| exit.to_string());
+            Err(format!("{} does not read the state of this one: {how}", binary.display()))
+        }
+        Err(error) => Err(format!("{} could not be asked: {error}", binary.display())),
+    }
+}
