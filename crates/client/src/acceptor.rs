@@ -137,11 +137,7 @@ fn wait_either(
 ) -> io::Result<(bool, bool)> {
     let fd = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
     let mut both = [fd(socket), fd(stop.unwrap_or(socket))];
-    let fds = if stop.is_some() {
-        &mut both[..]
-    } else {
-        &mut both[..1]
-    };
+    let fds = if stop.is_some() { &mut both[..] } else { &mut both[..1] };
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Longer than the kernel can count is as good as for ever.

@@ -52,9 +52,7 @@ impl Client {
         // socket fails and nothing tells when to try again: so wait in a thread.
         let (path, timeout) = (path.to_owned(), at_least(timeout));
         let connect = tokio::task::spawn_blocking(move || socket::connect(&path, timeout));
-        let stream = connect
-            .await
-            .map_err(|error| Error::Io(io::Error::other(error)))??;
+        let stream = connect.await.map_err(|error| Error::Io(io::Error::other(error)))??;
         let mut client = Self::from_stream(OwnedFd::from(stream).into())?;
         client.timeout = timeout;
         Ok(client)
@@ -68,12 +66,7 @@ impl Client {
         stream.set_nonblocking(true).map_err(Error::Io)?;
         let stream = UnixStream::from_std(stream).map_err(Error::Io)?;
         let buffer = vec![0; READ_SIZE].into_boxed_slice();
-        Ok(Self {
-            stream,
-            session: Session::new(),
-            buffer,
-            timeout: DEFAULT_TIMEOUT,
-        })
+        Ok(Self { stream, session: Session::new(), buffer, timeout: DEFAULT_TIMEOUT })
     }
 
     /// Sets how long each call may take from now on; at least a millisecond.
@@ -97,10 +90,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn join(&mut self, join: &Join) -> Result<(), Error> {
-        self.exchange("join", &[join], false)
-            .await
-            .and_then(typed::<JoinResult>)
-            .map(drop)
+        self.exchange("join", &[join], false).await.and_then(typed::<JoinResult>).map(drop)
     }
 
     /// Closes listeners, given by name or address, all or none. Gives their names.
@@ -127,9 +117,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn status(&mut self) -> Result<StatusResult, Error> {
-        self.exchange("status", &NOTHING, false)
-            .await
-            .and_then(typed)
+        self.exchange("status", &NOTHING, false).await.and_then(typed)
     }
 
     /// Asks whether the broker is there, and its version.
@@ -179,10 +167,7 @@ impl Client {
         let exchange = converse(&self.stream, guard.0, &mut self.buffer, &request, method);
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::TimedOut {
-                during: method,
-                after: self.timeout,
-            }),
+            Err(_) => Err(Error::TimedOut { during: method, after: self.timeout }),
         }
     }
 }

@@ -52,10 +52,7 @@ impl Client {
     /// [`Error::Connect`] or [`Error::TimedOut`].
     pub fn connect_within(path: &Path, timeout: Duration) -> Result<Self, Error> {
         let timeout = at_least(timeout);
-        Self::over(
-            OwnedFd::from(socket::connect(path, timeout)?).into(),
-            timeout,
-        )
+        Self::over(OwnedFd::from(socket::connect(path, timeout)?).into(), timeout)
     }
 
     /// Talks over a connection that is open already, for example an inherited one.
@@ -70,13 +67,7 @@ impl Client {
         stream.set_nonblocking(false).map_err(Error::Io)?;
         let buffer = vec![0; READ_SIZE].into_boxed_slice();
         let session = Session::new();
-        let mut client = Self {
-            stream,
-            session,
-            buffer,
-            timeout,
-            receive_timeout: timeout,
-        };
+        let mut client = Self { stream, session, buffer, timeout, receive_timeout: timeout };
         client.set_timeout(timeout)?;
         Ok(client)
     }
@@ -87,9 +78,7 @@ impl Client {
     /// [`Error::Io`] if the socket's timeouts cannot be set.
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
         self.timeout = at_least(timeout);
-        self.stream
-            .set_write_timeout(Some(self.timeout))
-            .map_err(Error::Io)?;
+        self.stream.set_write_timeout(Some(self.timeout)).map_err(Error::Io)?;
         self.receive_within(self.timeout)
     }
 
@@ -109,9 +98,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn join(&mut self, join: &Join) -> Result<(), Error> {
-        self.exchange("join", &[join], false)
-            .and_then(typed::<JoinResult>)
-            .map(drop)
+        self.exchange("join", &[join], false).and_then(typed::<JoinResult>).map(drop)
     }
 
     /// Closes listeners, given by name or address, all or none. Gives their names.
@@ -218,9 +205,7 @@ impl Client {
 
     fn receive_within(&mut self, timeout: Duration) -> Result<(), Error> {
         self.receive_timeout = at_least(timeout);
-        self.stream
-            .set_read_timeout(Some(self.receive_timeout))
-            .map_err(Error::Io)
+        self.stream.set_read_timeout(Some(self.receive_timeout)).map_err(Error::Io)
     }
 
     fn while_doing(&self, method: &'static str, error: Error) -> Error {
@@ -234,10 +219,7 @@ impl Client {
     }
 
     fn timed_out(&self, during: &'static str) -> Error {
-        Error::TimedOut {
-            during,
-            after: self.timeout,
-        }
+        Error::TimedOut { during, after: self.timeout }
     }
 }
 

@@ -144,8 +144,5 @@ impl From<bindonce_sys::Error> for Error {
 
 /// The system's error, so that `WouldBlock` can be told from the others.
 pub(crate) fn into_io(error: &bindonce_sys::Error) -> io::Error {
-    error.errno().map_or_else(
-        || io::Error::other(error.to_string()),
-        io::Error::from_raw_os_error,
-    )
+    error.errno().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }

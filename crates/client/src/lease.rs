@@ -64,8 +64,7 @@ impl Lease {
     /// # Errors
     /// [`Error::Kind`] if it is none.
     pub fn into_tcp_listener(self) -> Result<TcpListener, Error> {
-        self.check("a listening TCP socket")
-            .map(|lease| TcpListener::from(lease.fd))
+        self.check("a listening TCP socket").map(|lease| TcpListener::from(lease.fd))
     }
 
     /// As a TCP listener whose `accept` waits.
@@ -82,8 +81,7 @@ impl Lease {
     /// # Errors
     /// [`Error::Kind`] if it is none.
     pub fn into_udp_socket(self) -> Result<UdpSocket, Error> {
-        self.check("a UDP socket")
-            .map(|lease| UdpSocket::from(lease.fd))
+        self.check("a UDP socket").map(|lease| UdpSocket::from(lease.fd))
     }
 
     /// As a UNIX stream listener. Its `accept` may say `WouldBlock`;
@@ -92,8 +90,7 @@ impl Lease {
     /// # Errors
     /// [`Error::Kind`] if it is none.
     pub fn into_unix_listener(self) -> Result<UnixListener, Error> {
-        self.check("a listening UNIX socket")
-            .map(|lease| UnixListener::from(lease.fd))
+        self.check("a listening UNIX socket").map(|lease| UnixListener::from(lease.fd))
     }
 
     /// As a UNIX stream listener whose `accept` waits.
@@ -158,12 +155,7 @@ impl Lease {
             return Ok(self);
         }
         let Bound { name, address, .. } = self.bound;
-        Err(Error::Kind {
-            name,
-            address,
-            wanted,
-            found,
-        })
+        Err(Error::Kind { name, address, wanted, found })
     }
 }
 
@@ -174,11 +166,7 @@ impl AsFd for Lease {
 }
 
 fn unusable(bound: &Bound, source: io::Error) -> Error {
-    Error::Descriptor {
-        name: bound.name.clone(),
-        address: bound.address.clone(),
-        source,
-    }
+    Error::Descriptor { name: bound.name.clone(), address: bound.address.clone(), source }
 }
 
 /// What a descriptor is, as far as the conversions tell apart.

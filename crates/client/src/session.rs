@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use bindonce_wire::RpcError;
 use bindonce_wire::batch::MAX_FDS;
-use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{Id, Reply, encode_request};
 use bindonce_wire::result::{BindResult, Bound};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::error::Error;
@@ -32,7 +32,8 @@ pub const MAX_REPLY: usize = 64 << 20;
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
-    scanner: Scanner,
+    /// What has come of a line that is not complete.
+    partial: Vec<u8>,
     last_id: u64,
     call: Option<Call>,
 }
@@ -43,9 +44,6 @@ struct Call {
     id: Id,
     binds: bool,
     reply: Option<Result<Reading, RpcError>>,
-    /// The line end after the reply has come, so nothing is left of it for the
-    /// next call.
-    ended: bool,
     /// Space bytes that came after the reply; each announces a batch.
     spaces: usize,
     descriptors: Vec<OwnedFd>,
@@ -69,11 +67,7 @@ pub(crate) enum Answer {
 
 impl Session {
     pub(crate) fn new() -> Self {
-        Self {
-            scanner: Scanner::new(MAX_REPLY),
-            last_id: 0,
-            call: None,
-        }
+        Self { partial: Vec::new(), last_id: 0, call: None }
     }
 
     /// Begins a call; gives the bytes to send. Only a call that `binds` may
@@ -91,14 +85,7 @@ impl Session {
         let request = encode_request(&id, method, params).map_err(Error::Encode)?;
         self.last_id += 1;
         let (descriptors, reply) = (Vec::new(), None);
-        self.call = Some(Call {
-            id,
-            binds,
-            reply,
-            ended: false,
-            spaces: 0,
-            descriptors,
-        });
+        self.call = Some(Call { id, binds, reply, spaces: 0, descriptors });
         Ok(request)
     }
 
@@ -129,41 +116,48 @@ impl Session {
     fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Answer>, Error> {
         let call = self.call.as_mut().ok_or(Error::Interrupted)?;
         if call.reply.is_none() {
-            match self.scanner.next(bytes) {
-                Some(frame) => call.reply = Some(call.read(frame)?),
+            let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
                 // The text comes with the first batch at most.
-                None if call.descriptors.len() > MAX_FDS => return Err(call.miscounted(0)),
-                None => return Ok(None),
-            }
+                if call.descriptors.len() > MAX_FDS {
+                    return Err(call.miscounted(0));
+                }
+                if self.partial.len() + bytes.len() > MAX_REPLY {
+                    return Err(Error::Protocol(format!("longer than {MAX_REPLY} bytes")));
+                }
+                self.partial.extend_from_slice(bytes);
+                return Ok(None);
+            };
+            let (last, rest) = bytes.split_at(end + 1);
+            *bytes = rest;
+            call.reply = Some(if self.partial.is_empty() {
+                call.read(last)?
+            } else {
+                let mut line = mem::take(&mut self.partial);
+                line.extend_from_slice(last);
+                call.read(&line)?
+            });
         }
         let expected = match &call.reply {
             Some(Ok(Reading::Bound(bound))) => bound.len(),
             _ => 0,
         };
-        for byte in bytes.iter() {
-            match byte {
-                b'\n' if !call.ended => call.ended = true,
-                b' ' if call.ended => call.spaces += 1,
-                _ => {
-                    return Err(Error::Protocol(
-                        "more than one reply to one request".to_owned(),
-                    ));
-                }
-            }
+        if bytes.iter().any(|byte| *byte != b' ') {
+            return Err(Error::Protocol("more than one line to one request".to_owned()));
         }
+        call.spaces += bytes.len();
         // Descriptors come no later than the byte that they ride on.
         let due = expected.min(MAX_FDS.saturating_mul(call.spaces + 1));
         if call.descriptors.len() != due {
             return Err(call.miscounted(expected));
         }
-        if due < expected || !call.ended {
+        if due < expected {
             return Ok(None);
         }
         let descriptors = mem::take(&mut call.descriptors);
         match call.reply.take() {
-            Some(Ok(Reading::Bound(bound))) => Ok(Some(Answer::Bound(
-                bound.into_iter().zip(descriptors).collect(),
-            ))),
+            Some(Ok(Reading::Bound(bound))) => {
+                Ok(Some(Answer::Bound(bound.into_iter().zip(descriptors).collect())))
+            }
             Some(Ok(Reading::Plain(result))) => Ok(Some(Answer::Plain(result))),
             Some(Err(error)) => Err(Error::Refused(error)),
             None => Ok(None),
@@ -172,60 +166,46 @@ impl Session {
 }
 
 impl Call {
-    /// Reads the text of the reply.
-    fn read(&self, frame: Frame) -> Result<Result<Reading, RpcError>, Error> {
-        let protocol = |what: &dyn std::fmt::Display| Error::Protocol(what.to_string());
-        let text = match frame {
-            Frame::Request(text) => text,
-            Frame::Malformed { reason, at } => {
-                return Err(Error::Protocol(format!("not JSON at byte {at}: {reason}")));
-            }
-            Frame::TooLarge => {
-                return Err(Error::Protocol(format!("longer than {MAX_REPLY} bytes")));
-            }
+    /// Reads the line of the reply.
+    fn read(&self, line: &[u8]) -> Result<Result<Reading, RpcError>, Error> {
+        fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<Reply<T>, Error> {
+            Reply::decode(line).map_err(|error| Error::Protocol(error.to_string()))
+        }
+        let (id, outcome) = if self.binds {
+            let Reply { id, outcome } = decode::<BindResult>(line)?;
+            (id, outcome.map(|result| Reading::Bound(result.listeners)))
+        } else {
+            let Reply { id, outcome } = decode(line)?;
+            (id, outcome.map(Reading::Plain))
         };
-        let Reply { id, outcome } = Reply::decode(&text).map_err(|error| protocol(&error))?;
         // A request that the broker could not read has lost its id.
         if id != self.id && !(id == Id::Null && outcome.is_err()) {
             return Err(Error::Protocol("it answers another request".to_owned()));
         }
-        Ok(match outcome {
-            Err(error) => Err(error),
-            Ok(raw) if self.binds => {
-                let result: BindResult = Reply::result(&raw).map_err(|error| protocol(&error))?;
-                Ok(Reading::Bound(result.listeners))
-            }
-            Ok(raw) => Ok(Reading::Plain(raw)),
-        })
+        Ok(outcome)
     }
 
     fn miscounted(&self, expected: usize) -> Error {
-        Error::Descriptors {
-            expected,
-            received: self.descriptors.len(),
-        }
+        Error::Descriptors { expected, received: self.descriptors.len() }
     }
 }
 
 /// Reads the result of a method as what the method is known to give.
-pub(crate) fn typed<T: serde::de::DeserializeOwned>(answer: Answer) -> Result<T, Error> {
+pub(crate) fn typed<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
     match answer {
         Answer::Plain(raw) => {
-            Reply::result(&raw).map_err(|error| Error::Protocol(error.to_string()))
+            serde_json::from_str(raw.get()).map_err(|error| Error::Protocol(error.to_string()))
         }
-        Answer::Bound(_) => Err(Error::Protocol(
-            "listeners that were not asked for".to_owned(),
-        )),
+        Answer::Bound(_) => Err(Error::Protocol("listeners that were not asked for".to_owned())),
     }
 }
 
 /// Makes leases of what `bind` gave.
 pub(crate) fn leases(answer: Answer) -> Result<Vec<Lease>, Error> {
     match answer {
-        Answer::Bound(bound) => Ok(bound
-            .into_iter()
-            .map(|(bound, fd)| Lease::new(bound, fd))
-            .collect()),
+        Answer::Bound(bound) => {
+            Ok(bound.into_iter().map(|(bound, fd)| Lease::new(bound, fd)).collect())
+        }
         Answer::Plain(_) => Err(Error::Protocol("no listeners in the reply".to_owned())),
     }
 }

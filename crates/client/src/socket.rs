@@ -14,18 +14,11 @@ use crate::error::Error;
 /// `$XDG_RUNTIME_DIR/bindonce.sock` for others (`/run/user/UID` where that
 /// variable is not set). A variable that is empty counts as not set.
 pub fn default_socket() -> PathBuf {
-    choose(
-        |name| env::var_os(name),
-        rustix::process::geteuid().as_raw(),
-    )
+    choose(|name| env::var_os(name), rustix::process::geteuid().as_raw())
 }
 
 fn choose(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
-    let variable = |name| {
-        variable(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(path) = variable("BINDONCE_SOCKET").or_else(|| variable("MULTIBINDER_SOCK")) {
         return path;
     }
@@ -47,14 +40,8 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Socket, Error> {
         Ok(socket)
     };
     attempt().map_err(|source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::WouldBlock => Error::TimedOut {
-            during: "connect",
-            after: timeout,
-        },
-        _ => Error::Connect {
-            path: path.to_owned(),
-            source,
-        },
+        std::io::ErrorKind::WouldBlock => Error::TimedOut { during: "connect", after: timeout },
+        _ => Error::Connect { path: path.to_owned(), source },
     })
 }
 
@@ -63,14 +50,7 @@ mod tests {
     use super::*;
 
     fn with(set: &[(&str, &str)], uid: u32) -> PathBuf {
-        choose(
-            |name| {
-                set.iter()
-                    .find(|(key, _)| *key == name)
-                    .map(|(_, v)| v.into())
-            },
-            uid,
-        )
+        choose(|name| set.iter().find(|(key, _)| *key == name).map(|(_, v)| v.into()), uid)
     }
 
     #[test]
@@ -78,18 +58,9 @@ mod tests {
         let both = [("BINDONCE_SOCKET", "/a"), ("MULTIBINDER_SOCK", "/b")];
         assert_eq!(with(&both, 0), Path::new("/a"));
         assert_eq!(with(&both[1..], 1000), Path::new("/b"));
-        assert_eq!(
-            with(&[("BINDONCE_SOCKET", "")], 0),
-            Path::new("/run/bindonce/bindonce.sock")
-        );
-        assert_eq!(
-            with(&[("XDG_RUNTIME_DIR", "/x")], 7),
-            Path::new("/x/bindonce.sock")
-        );
-        assert_eq!(
-            with(&[("XDG_RUNTIME_DIR", "/x")], 0),
-            Path::new("/run/bindonce/bindonce.sock")
-        );
+        assert_eq!(with(&[("BINDONCE_SOCKET", "")], 0), Path::new("/run/bindonce/bindonce.sock"));
+        assert_eq!(with(&[("XDG_RUNTIME_DIR", "/x")], 7), Path::new("/x/bindonce.sock"));
+        assert_eq!(with(&[("XDG_RUNTIME_DIR", "/x")], 0), Path::new("/run/bindonce/bindonce.sock"));
         assert_eq!(with(&[], 7), Path::new("/run/user/7/bindonce.sock"));
     }
 }

@@ -210,27 +210,29 @@ fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
 
 /// A reply as a client reads it. Members that it does not know are ignored.
 #[derive(Debug, Clone)]
-pub struct Reply {
+pub struct Reply<T> {
     /// The id of the request that it answers.
     pub id: Id,
     /// What came of it.
-    pub outcome: Result<Box<RawValue>, RpcError>,
+    pub outcome: Result<T, RpcError>,
 }
 
-impl Reply {
-    /// Reads one frame. An error that is present and not null counts, whatever
-    /// else there is.
-    pub fn decode(frame: &[u8]) -> serde_json::Result<Self> {
+impl<T: DeserializeOwned> Reply<T> {
+    /// Reads one line, whose result is as the method gives it (a
+    /// [`RawValue`] in a box for any). An error that is present and not null
+    /// counts, whatever else there is.
+    pub fn decode(line: &[u8]) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
-        struct Envelope {
+        #[serde(bound = "T: DeserializeOwned")]
+        struct Envelope<T> {
             #[serde(default)]
             id: Id,
             #[serde(default)]
-            result: Option<Box<RawValue>>,
+            result: Option<T>,
             #[serde(default)]
             error: Option<RpcError>,
         }
-        let Envelope { id, result, error } = serde_json::from_slice(frame)?;
+        let Envelope { id, result, error } = serde_json::from_slice(line)?;
         let outcome = match (error, result) {
             (Some(error), _) => Err(error),
             (None, Some(result)) => Ok(result),
@@ -239,10 +241,5 @@ impl Reply {
             }
         };
         Ok(Self { id, outcome })
-    }
-
-    /// Reads a result as the method gives it.
-    pub fn result<T: DeserializeOwned>(raw: &RawValue) -> serde_json::Result<T> {
-        serde_json::from_str(raw.get())
     }
 }

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 
 use bindonce_core::name::Name;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::RpcError;
@@ -58,20 +59,17 @@ impl Call {
 }
 
 /// One element of `bind`'s parameters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     /// What to bind.
-    #[serde(flatten)]
     pub target: Target,
     /// A listener that this element creates is closed again when its last lease
     /// ends, unless something has confirmed it by then.
-    #[serde(skip_serializing_if = "is_false")]
     pub tentative: bool,
 }
 
 /// The three ways to say what to bind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// multibinder's way: a TCP address. The port may be written as a number or as text.
     Tcp {
@@ -80,7 +78,6 @@ pub enum Target {
         /// The port; 0 lets the system choose.
         port: u16,
         /// Length of the accept queue.
-        #[serde(skip_serializing_if = "Option::is_none")]
         backlog: Option<u32>,
     },
     /// The one syntax, `[NAME=]ADDR[,OPT]...`, or a bare name that is held already.
@@ -104,6 +101,27 @@ impl Bind {
     /// A claim of what is held under a name.
     pub fn name(name: impl Into<String>) -> Self {
         Self { target: Target::Name { name: name.into() }, tentative: false }
+    }
+}
+
+impl Serialize for Bind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(None)?;
+        match &self.target {
+            Target::Tcp { address, port, backlog } => {
+                members.serialize_entry("address", address)?;
+                members.serialize_entry("port", port)?;
+                if let Some(backlog) = backlog {
+                    members.serialize_entry("backlog", backlog)?;
+                }
+            }
+            Target::Listen { listen } => members.serialize_entry("listen", listen)?,
+            Target::Name { name } => members.serialize_entry("name", name)?,
+        }
+        if self.tentative {
+            members.serialize_entry("tentative", &true)?;
+        }
+        members.end()
     }
 }
 
@@ -274,8 +292,4 @@ fn name_to_text<S: Serializer>(name: &Name, serializer: S) -> Result<S::Ok, S::E
 
 fn name_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }

@@ -179,16 +179,16 @@ fn replies_round_trip_and_end_in_a_line_end() {
     let text = encode_result(&Id::Text("a\n\"".to_owned()), &result).unwrap();
     assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1);
     assert_eq!(text.last(), Some(&b'\n'));
-    let reply = Reply::decode(&text).unwrap();
+    let reply = Reply::<BindResult>::decode(&text).unwrap();
     assert_eq!(reply.id, Id::Text("a\n\"".to_owned()));
-    assert_eq!(Reply::result::<BindResult>(&reply.outcome.unwrap()).unwrap(), result);
+    assert_eq!(reply.outcome.unwrap(), result);
 
     let error = RpcError::new(ErrorCode::BIND_FAILED, "cannot bind 0.0.0.0:80: address in use")
         .with("errno", 98)
         .with_hint("ss -ltnp");
     let text = encode_error(&Id::Null, &error);
     assert_eq!(text.last(), Some(&b'\n'));
-    let read = Reply::decode(&text).unwrap().outcome.unwrap_err();
+    let read = Reply::<PingResult>::decode(&text).unwrap().outcome.unwrap_err();
     assert_eq!(read, error);
     assert_eq!((read.errno(), read.hint()), (Some(98), Some("ss -ltnp")));
 }
@@ -197,8 +197,8 @@ fn replies_round_trip_and_end_in_a_line_end() {
 fn a_client_ignores_what_a_newer_server_adds() {
     let text =
         br#"{"jsonrpc":"2.0","id":1,"extra":1,"result":{"pong":true,"version":"9","mood":"good"}}"#;
-    let reply = Reply::decode(text).unwrap().outcome.unwrap();
-    assert!(Reply::result::<PingResult>(&reply).unwrap().pong);
+    let reply = Reply::<PingResult>::decode(text).unwrap();
+    assert!(reply.outcome.unwrap().pong);
 
     let text = br#"{"name":"a","address":":1","bound":":1","listening":true,"inode":1,"since":"now","new":{}}"#;
     let listener: ListenerInfo = serde_json::from_slice(text).unwrap();
@@ -208,11 +208,11 @@ fn a_client_ignores_what_a_newer_server_adds() {
 #[test]
 fn a_client_reads_errors_of_other_servers() {
     let text = br#"{"jsonrpc":"2.0","id":null,"error":{"code":10000,"message":"Could not bind","backtrace":[]}}"#;
-    let error = Reply::decode(text).unwrap().outcome.unwrap_err();
+    let error = Reply::<PingResult>::decode(text).unwrap().outcome.unwrap_err();
     assert_eq!((error.code, error.hint()), (ErrorCode(10000), None));
     let text = br#"{"error":{"code":-1,"message":"m","data":"text"}}"#;
-    assert!(Reply::decode(text).unwrap().outcome.unwrap_err().data.is_empty());
-    assert!(Reply::decode(b"{}").is_err());
+    assert!(Reply::<PingResult>::decode(text).unwrap().outcome.unwrap_err().data.is_empty());
+    assert!(Reply::<PingResult>::decode(b"{}").is_err());
 }
 
 proptest! {
@@ -223,7 +223,7 @@ proptest! {
             if let Ok(request) = Request::decode(input) {
                 let _ = Call::decode(&request);
             }
-            let _ = Reply::decode(input);
+            let _ = Reply::<BindResult>::decode(input);
         }
         let members = format!(r#"{{"method":"bind","params":[{text}]}}"#);
         let _ = call(&members);
