@@ -46,6 +46,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;
     let rendering = Rendering::of(&command, supplied, &world)?;
+    rendering.self_contained()?;
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());
     limits::make_room(needed).context("cannot raise the open-files limit")?;
 

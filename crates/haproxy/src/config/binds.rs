@@ -37,6 +37,8 @@ pub(super) enum Part {
     Listen(Address, u16),
     /// `fd@${NAME}` with a NAME of `--listen`.
     Supplied(String),
+    /// `fd@` with a number, or with a variable that has none.
+    Foreign(String),
     /// haproxy binds it by itself, for this reason.
     Alone(&'static str),
 }
@@ -131,10 +133,7 @@ fn part(expanded: &[u8], context: &Context<'_>) -> Result<Part, Problem> {
         Target::Alone(reason) => Part::Alone(reason),
         Target::Descriptor(number) => match &number[..] {
             [MARK, name @ .., MARK] => Part::Supplied(String::from_utf8_lossy(name).into_owned()),
-            b"" => {
-                Part::Alone("no --listen gives this descriptor, and no variable of the environment")
-            }
-            _ => Part::Alone("a descriptor that haproxy inherits already"),
+            _ => Part::Foreign(String::from_utf8_lossy(&number).into_owned()),
         },
     })
 }
@@ -181,7 +180,7 @@ impl BindLine {
                 Part::Supplied(name) => {
                     address.extend_from_slice(format!("fd@${{{name}}}").as_bytes());
                 }
-                Part::Alone(_) => escape_into(&mut address, &piece.text),
+                Part::Foreign(_) | Part::Alone(_) => escape_into(&mut address, &piece.text),
             }
         }
         address.push(b'"');

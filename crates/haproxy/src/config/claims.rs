@@ -54,6 +54,7 @@ impl Walk<'_> {
             section: section.label.clone(),
             text,
             reason,
+            descriptor: false,
         });
     }
 
@@ -68,9 +69,18 @@ impl Walk<'_> {
         for piece in &line.pieces {
             match &piece.part {
                 Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
+                Part::Foreign(number) => self.foreign(number, line, piece, section)?,
                 Part::Supplied(variable) => {
-                    if let Some(listener) = self.supply.take(variable) {
-                        self.claim(vec![listener], variable, false, line, piece, section)?;
+                    let Some(listener) = self.supply.take(variable) else { continue };
+                    let key = (listener.key(), 0);
+                    if self.shares(&key, line, earlier) {
+                        continue;
+                    }
+                    let first = self.out.bindings.len();
+                    self.claim(vec![listener], variable, false, line, piece, section)?;
+                    if line.said.threads {
+                        let bindings = first..self.out.bindings.len();
+                        earlier.insert(key, (String::new(), bindings));
                     }
                 }
                 Part::Listen(_, last) => {
@@ -79,14 +89,8 @@ impl Walk<'_> {
                         self.supply.name(listener);
                     }
                     let key = (listeners[0].key(), *last);
-                    // Lines for different threads on one address are one socket, which
-                    // haproxy duplicates for them (seen with 2.6.12).
-                    if let Some((word, bindings)) = earlier.get(&key).filter(|_| line.said.threads)
-                    {
-                        for binding in &mut self.out.bindings[bindings.clone()] {
-                            binding.also.push(line.place.clone());
-                        }
-                        words.push(word.clone());
+                    if self.shares(&key, line, earlier) {
+                        words.extend(earlier.get(&key).map(|(word, _)| word.clone()));
                         continue;
                     }
                     let first = self.out.bindings.len();
@@ -101,6 +105,41 @@ impl Walk<'_> {
         }
         if line.claims() {
             self.edit(line.source.clone(), line.replacement(words));
+        }
+        Ok(())
+    }
+
+    /// Lines for different threads on one address are one socket, which haproxy
+    /// duplicates for them (seen with 2.6.12, 3.0 and 3.2). Whether that is the
+    /// case here; the bindings then know the line.
+    fn shares(&mut self, key: &(Key, u16), line: &BindLine, earlier: &Earlier) -> bool {
+        let Some((_, bindings)) = earlier.get(key).filter(|_| line.said.threads) else {
+            return false;
+        };
+        for binding in &mut self.out.bindings[bindings.clone()] {
+            binding.also.push(line.place.clone());
+        }
+        true
+    }
+
+    fn foreign(
+        &mut self,
+        number: &str,
+        line: &BindLine,
+        piece: &Piece,
+        section: &Section,
+    ) -> Result<(), Error> {
+        if !line.said.threads {
+            self.met.add_foreign(number, &line.place)?;
+        }
+        let reason = if number.is_empty() {
+            "no --listen gives this descriptor, and no variable of the environment"
+        } else {
+            "a descriptor from outside; only haproxy knows its address"
+        };
+        self.leave_line(line, section, piece.shown(), reason);
+        if let Some(left) = self.out.left_alone.last_mut() {
+            left.descriptor = true;
         }
         Ok(())
     }

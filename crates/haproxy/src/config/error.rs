@@ -149,6 +149,17 @@ pub enum Error {
         /// Its address.
         second_address: String,
     },
+    /// A descriptor that nobody gives to haproxy.
+    #[error(
+        "{place}: {text} names a descriptor that haproxy does not inherit here: write fd@${{NAME}} \
+         and give its address with --listen NAME=ADDR, or write the address itself"
+    )]
+    ForeignDescriptor {
+        /// Where it stands.
+        place: Place,
+        /// The address as written.
+        text: String,
+    },
     /// A template says more than `bind_tcp`.
     #[error(
         "{place}: only <%= bind_tcp('IP', PORT) %> can stand in a template, not: {text}; run \

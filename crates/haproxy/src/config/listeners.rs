@@ -71,9 +71,28 @@ impl Names {
 pub(super) struct Met {
     /// By what two listeners have in common when they meet: port or path.
     by_place: BTreeMap<String, Vec<(Key, Place, String)>>,
+    /// By the number of a descriptor that is not ours.
+    by_number: BTreeMap<String, Place>,
 }
 
 impl Met {
+    /// Adds a descriptor that haproxy has from somewhere else. Two sections on one
+    /// descriptor are accepted by haproxy, and one of them gets everything.
+    ///
+    /// # Errors
+    /// [`Error::Duplicate`] with both places when an earlier line has it.
+    pub(super) fn add_foreign(&mut self, number: &str, place: &Place) -> Result<(), Error> {
+        match self.by_number.insert(number.to_owned(), place.clone()) {
+            Some(first) if !number.is_empty() => Err(Error::Duplicate {
+                first,
+                first_address: format!("fd@{number}"),
+                second: place.clone(),
+                second_address: format!("fd@{number}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a listener.
     ///
     /// # Errors

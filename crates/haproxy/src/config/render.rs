@@ -68,6 +68,8 @@ pub struct LeftAlone {
     pub text: String,
     /// Why.
     pub reason: &'static str,
+    /// It is a descriptor that haproxy would have to inherit.
+    pub descriptor: bool,
 }
 
 /// A variable of the environment that the rendered copy reads.
@@ -124,6 +126,21 @@ impl Rendering {
             Some((variable.name.clone(), value))
         };
         self.variables.iter().filter_map(value).collect()
+    }
+
+    /// Checks that the configuration uses no descriptor but those of its bindings.
+    /// Under a supervisor haproxy inherits no other, and a number that the user
+    /// wrote would name one of ours.
+    ///
+    /// # Errors
+    /// [`Error::ForeignDescriptor`] for the first that it does use.
+    pub fn self_contained(&self) -> Result<(), Error> {
+        match self.left_alone.iter().find(|left| left.descriptor) {
+            None => Ok(()),
+            Some(left) => {
+                Err(Error::ForeignDescriptor { place: left.place.clone(), text: left.text.clone() })
+            }
+        }
     }
 
     /// The map that puts the user's paths back into haproxy's messages, when the

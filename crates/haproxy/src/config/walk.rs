@@ -128,7 +128,8 @@ impl<'a> Walk<'a> {
     }
 
     /// The files in haproxy's order: what a directory stands for is every `*.cfg`
-    /// in it, without hidden ones, by name.
+    /// in it, without hidden ones, in the order of their bytes (haproxy stays in
+    /// the C locale).
     fn paths(&self) -> Result<Vec<PathBuf>, Error> {
         let mut paths = Vec::new();
         for path in &self.command.files {
@@ -363,6 +364,7 @@ impl<'a> Walk<'a> {
         self.out.left_alone.push(LeftAlone {
             place: place.clone(),
             section: self.section.label.clone(),
+            descriptor: text.starts_with("stats socket fd@"),
             text,
             reason,
         });

@@ -2,5 +2,6 @@
 //! haproxy that is installed.
 
 mod golden;
+mod properties;
 mod support;
 mod words;

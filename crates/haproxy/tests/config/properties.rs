@@ -1,0 +1,164 @@
+//! What holds for every configuration, sensible or not.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use bindonce_haproxy::config::{
+    Command, Environment, Error, Family, Rendering, Supplied, World, reader,
+};
+use proptest::prelude::*;
+
+/// One file, and the variables that it may use.
+struct One {
+    text: Vec<u8>,
+    environment: Environment,
+}
+
+impl World for One {
+    fn directory(&self) -> PathBuf {
+        "/srv".into()
+    }
+
+    fn environment(&self) -> Environment {
+        self.environment.clone()
+    }
+
+    fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
+        Ok(self.text.clone())
+    }
+
+    fn list(&self, _: &Path) -> io::Result<Option<Vec<OsString>>> {
+        Ok(None)
+    }
+
+    fn resolve(&self, _: &str, _: Option<Family>) -> io::Result<IpAddr> {
+        Ok(IpAddr::from([192, 0, 2, 1]))
+    }
+
+    fn condition(&self, expression: &[u8], _: &Environment) -> io::Result<bool> {
+        Ok(expression.len().is_multiple_of(2))
+    }
+
+    fn host_name(&self) -> String {
+        "host".to_owned()
+    }
+}
+
+fn render(text: &[u8], environment: Environment) -> Result<Rendering, Error> {
+    let command = Command::parse(["haproxy", "-f", "conf/a.cfg"])?;
+    Rendering::of(&command, Supplied::default(), &One { text: text.to_vec(), environment })
+}
+
+fn variables() -> Environment {
+    let pairs = [("IP", "10.0.0.7"), ("LINE", "bind :7000 name x"), ("N", "9")];
+    pairs.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into())).collect()
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let fixed = prop::sample::select(vec![
+        "global",
+        "defaults",
+        "frontend a",
+        "listen b # c",
+        "peers p",
+        "log-forward l",
+        "backend c",
+        "  server host",
+        "  disabled",
+        "  backlog 5",
+        "  unix-bind prefix /run mode 600",
+        "  default-path config",
+        "  default-path parent",
+        "  resetenv IP # keep",
+        "  setenv IP ::1",
+        ".if 1",
+        ".if defined(IP)",
+        ".else",
+        ".endif",
+        "  stats socket /run/s",
+        "  \"${LINE[*]}\" maxconn 5",
+        "  bind \"unclosed",
+        "  mode http\r",
+        "# bind :1",
+        "",
+        "   ",
+    ]);
+    let address = prop::sample::select(vec![
+        ":",
+        "10.0.0.1:",
+        "[::1]:",
+        ":::",
+        "$IP:",
+        "ipv6@:",
+        "localhost:",
+        "'127.0.0.1':",
+    ]);
+    let rest = prop::sample::select(vec![
+        "",
+        " ssl crt x",
+        " name \"a b\" # c",
+        "#c",
+        " v6only",
+        ",fd@9 thread 1",
+        "-7100",
+    ]);
+    let bind =
+        (address, 7000..7100_u16, rest, any::<bool>()).prop_map(|(address, port, rest, dgram)| {
+            let word = if dgram { "dgram-bind" } else { "bind" };
+            format!("\t{word}  {address}{port}{rest}")
+        });
+    let quoted = (7200..7300_u16).prop_map(|port| format!("  bind \"${{IP}}\":{port}\tname 'x'"));
+    let path = "[a-z]{1,3}".prop_map(|name| format!("  bind unix@/{name}.sock mode 0600"));
+    prop_oneof![4 => fixed.prop_map(str::to_owned), 3 => bind, 1 => quoted, 1 => path]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_bytes_make_rendering_panic(text: Vec<u8>, head in "(frontend a\n|peers p\n|global\n)?") {
+        let _ = render(&[head.as_bytes(), &text].concat(), variables());
+    }
+
+    #[test]
+    fn only_lines_with_addresses_change_and_none_moves(
+        lines in prop::collection::vec(line(), 0..14),
+        end: bool,
+    ) {
+        let text = lines.join("\n") + if end { "\n" } else { "" };
+        let Ok(rendering) = render(text.as_bytes(), variables()) else { return Ok(()) };
+        let copy = &rendering.files[0].text;
+        let claimed: BTreeSet<usize> = rendering
+            .bindings
+            .iter()
+            .flat_map(|binding| binding.also.iter().chain([&binding.place]))
+            .map(|place| place.line)
+            .collect();
+        let before: Vec<_> = reader::lines(text.as_bytes()).map(|r| &text.as_bytes()[r]).collect();
+        let after: Vec<_> = reader::lines(copy).map(|r| &copy[r]).collect();
+        prop_assert_eq!(before.len(), after.len());
+        for (index, (before, after)) in before.iter().zip(&after).enumerate() {
+            let word = before.trim_ascii_start();
+            let ours = word.starts_with(b"default-path") || word.starts_with(b"resetenv");
+            let is_claimed = claimed.contains(&(index + 1));
+            prop_assert!(before == after || ours || is_claimed, "line {}", index + 1);
+            prop_assert!(before != after || !is_claimed, "line {}", index + 1);
+        }
+
+        // The variables cover every binding once, in order.
+        let covered: Vec<usize> = rendering.variables.iter().flat_map(|v| v.bindings.clone()).collect();
+        prop_assert_eq!(covered, (0..rendering.bindings.len()).collect::<Vec<_>>());
+
+        // Read once more, with its variables set, the copy binds nothing but descriptors.
+        let numbers: Vec<i32> = (100..).take(rendering.bindings.len()).collect();
+        let mut environment = variables();
+        for (name, value) in rendering.environment(&numbers) {
+            environment.insert(name.into_bytes(), value.into_bytes());
+        }
+        let again = render(copy, environment).expect("the copy of a good configuration is good");
+        prop_assert_eq!(again.bindings, vec![]);
+    }
+}
