@@ -7,9 +7,10 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_core::policy::Denial;
 use bindonce_core::registry::{Held, Holder, Phase, Refusal, View};
 use bindonce_sys::{Errno, diag, queue};
+use bindonce_wire::message::Id;
 use bindonce_wire::params::State as WireState;
 use bindonce_wire::result::{
-    Bound, BrokerInfo, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
+    BrokerInfo, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
 };
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::{Map, Value};
@@ -20,15 +21,45 @@ use crate::state::{Denied, Socket, State};
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// One listener as handed out.
-pub(crate) fn bound(held: &Held<Socket>, created: bool) -> Bound {
-    Bound {
-        name: held.listener.label(),
-        address: held.listener.address.to_string(),
-        bound: held.opened.bound.to_string(),
-        created,
-        inode: held.opened.inode,
+/// The members of [`Bound`] that never change, as they stand in a reply: one
+/// request may ask for thousands, again and again.
+///
+/// [`Bound`]: bindonce_wire::result::Bound
+pub(crate) fn describe(address: &Address, bound: &Address, inode: u64) -> Box<str> {
+    let address = Value::from(address.to_string());
+    let bound = Value::from(bound.to_string());
+    format!(r#""address":{address},"bound":{bound},"inode":{inode}"#).into()
+}
+
+/// The reply to `bind`: what [`encode_result`] makes of a [`BindResult`] with these listeners.
+///
+/// [`encode_result`]: bindonce_wire::message::encode_result
+/// [`BindResult`]: bindonce_wire::result::BindResult
+pub(crate) fn bound<'a>(
+    id: &Id,
+    listeners: impl Iterator<Item = (&'a Held<Socket>, bool)>,
+) -> serde_json::Result<Vec<u8>> {
+    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
+    serde_json::to_writer(&mut text, id)?;
+    text.extend_from_slice(br#","result":{"listeners":["#);
+    for (index, (held, created)) in listeners.enumerate() {
+        text.extend_from_slice(if index == 0 { &br#"{"name":"#[..] } else { br#",{"name":"# });
+        match &held.listener.name {
+            // Nothing in a name needs an escape.
+            Some(name) => {
+                text.push(b'"');
+                text.extend_from_slice(name.as_str().as_bytes());
+                text.push(b'"');
+            }
+            None => serde_json::to_writer(&mut text, &held.listener.label())?,
+        }
+        text.push(b',');
+        text.extend_from_slice(held.opened.handle.described.as_bytes());
+        let created: &[u8] = if created { br#","created":true}"# } else { br#","created":false}"# };
+        text.extend_from_slice(created);
     }
+    text.extend_from_slice(b"]}}\n");
+    Ok(text)
 }
 
 /// Every listener, sorted by name, with its queue as the kernel has it now.

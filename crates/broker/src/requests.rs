@@ -13,7 +13,7 @@ use bindonce_core::policy::{Peer, Verb};
 use bindonce_core::registry::{ConnectionId, Label, Want};
 use bindonce_wire::message::{Request, encode_error, encode_result};
 use bindonce_wire::params::{Bind, Call, Join, Target};
-use bindonce_wire::result::{BindResult, JoinResult, ListResult, PingResult, ReleaseResult};
+use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
 
@@ -70,10 +70,7 @@ async fn perform(
     descriptors: &mut Vec<Rc<OwnedFd>>,
 ) -> Result<Vec<u8>, RpcError> {
     match Call::decode(request)? {
-        Call::Bind(elements) => {
-            let result = bind(state, caller, elements, descriptors).await?;
-            encode(request, &result)
-        }
+        Call::Bind(elements) => bind(state, caller, request, elements, descriptors).await,
         Call::Join(join) => {
             allow(state, caller, Verb::Use, None)?;
             state.borrow_mut().join(caller.connection, label(caller, join));
@@ -105,9 +102,10 @@ async fn perform(
 async fn bind(
     state: &RefCell<State>,
     caller: Caller,
+    request: &Request<'_>,
     elements: Vec<Bind>,
     descriptors: &mut Vec<Rc<OwnedFd>>,
-) -> Result<BindResult, RpcError> {
+) -> Result<Vec<u8>, RpcError> {
     let mut wants = Vec::with_capacity(elements.len());
     for (index, element) in elements.into_iter().enumerate() {
         let Bind { target, tentative } = element;
@@ -129,15 +127,13 @@ async fn bind(
         Err(failure) => return Err(answer::claim_failed(failure).await),
     };
     let state = state.borrow();
-    let mut listeners = Vec::with_capacity(leases.len());
     descriptors.reserve_exact(leases.len());
-    for lease in leases {
-        if let Some(held) = state.registry.held(lease.listener) {
-            listeners.push(answer::bound(held, lease.created));
-            descriptors.push(Rc::clone(&held.opened.handle.fd));
-        }
-    }
-    Ok(BindResult { listeners })
+    let listeners = leases.iter().filter_map(|lease| {
+        let held = state.registry.held(lease.listener)?;
+        descriptors.push(Rc::clone(&held.opened.handle.fd));
+        Some((held, lease.created))
+    });
+    answer::bound(&request.id, listeners).map_err(|error| unwritten(&error))
 }
 
 /// What an element of `bind` asks for.
@@ -229,9 +225,11 @@ fn allow(
 }
 
 fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>, RpcError> {
-    encode_result(&request.id, result).map_err(|error| {
-        RpcError::new(ErrorCode::INTERNAL, format!("cannot write the reply: {error}"))
-    })
+    encode_result(&request.id, result).map_err(|error| unwritten(&error))
+}
+
+fn unwritten(error: &serde_json::Error) -> RpcError {
+    RpcError::new(ErrorCode::INTERNAL, format!("cannot write the reply: {error}"))
 }
 
 fn invalid(error: &Invalid) -> RpcError {

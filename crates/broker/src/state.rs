@@ -17,6 +17,8 @@ use bindonce_core::registry::{
 };
 use bindonce_core::time::Timestamp;
 use bindonce_sys::limits;
+
+use crate::answer;
 use bindonce_sys::listen::{self, UnixPath};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
@@ -30,6 +32,8 @@ const LOGGED_ONE_BY_ONE: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
+    /// What a reply says of it beside its name, written once.
+    pub(crate) described: Box<str>,
     path: Option<UnixPath>,
 }
 
@@ -175,8 +179,13 @@ impl State {
         };
         if created.len() > LOGGED_ONE_BY_ONE {
             tracing::info!(
-                first = name(first), last = name(last), count = created.len(), service, generation,
-                pid, "listeners opened"
+                first = name(first),
+                last = name(last),
+                count = created.len(),
+                service,
+                generation,
+                pid,
+                "listeners opened"
             );
             return;
         }
@@ -220,7 +229,11 @@ impl State {
             None => self.somaxconn,
         };
         Opened {
-            handle: Socket { fd: Rc::new(socket.fd), path: socket.path },
+            handle: Socket {
+                fd: Rc::new(socket.fd),
+                described: answer::describe(&listener.address, &socket.bound, socket.inode),
+                path: socket.path,
+            },
             bound: socket.bound,
             inode: socket.inode,
             cookie: socket.cookie,

@@ -84,6 +84,20 @@ fn hundreds_of_listeners_come_in_batches_and_in_order() {
 }
 
 #[test]
+fn a_path_is_written_as_json_wants_it() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let path = scene.path(r#"a "quoted" \back.sock"#).display().to_string();
+    let (listeners, _fds) = broker.client().bind(&[&path, "abns@\"\\"]);
+    let texts = [format!("unix@{path}"), "abns@\"\\".to_owned()];
+    for (listener, text) in listeners.iter().zip(&texts) {
+        let same = ["name", "address", "bound"].iter().all(|member| listener[member] == **text);
+        assert!(same, "{listener}");
+    }
+    assert_eq!((listeners.len(), &listeners[0]["created"]), (2, &json!(true)));
+}
+
+#[test]
 fn multibinders_request_gets_its_socket() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());

@@ -37,9 +37,13 @@ impl Listener {
     /// The name on the wire: the given one, else the canonical text of the
     /// address with those options that belong to its key.
     pub fn label(&self) -> String {
+        let options = &self.options;
         match &self.name {
             Some(name) => name.as_str().to_owned(),
-            None => self.key().to_string(),
+            None if options.v6only || options.interface.is_some() || options.netns.is_some() => {
+                self.key().to_string()
+            }
+            None => self.address.to_string(),
         }
     }
 }
@@ -186,10 +190,13 @@ impl FromStr for Wanted {
     /// A text that is a name (a letter or `_` first, no `=`, `:` or `@`) is a
     /// name; everything else is `[NAME=]ADDR[,OPT]...`.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text.parse::<Name>() {
-            Ok(name) => Ok(Self::Named(name)),
-            Err(_) => text.parse().map(Self::Listen),
+        // Most texts are addresses: do not make an error of each on the way.
+        if !text.starts_with(|c: char| c.is_ascii_digit())
+            && let Ok(name) = text.parse::<Name>()
+        {
+            return Ok(Self::Named(name));
         }
+        text.parse().map(Self::Listen)
     }
 }
 

@@ -32,13 +32,15 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 pub(crate) fn text(status: &StatusResult) -> String {
     let broker = &status.broker;
     let mut text = format!(
-        "broker {} pid {} on {} since {}: {} listeners, {} connections, at most {} descriptors\n",
+        "broker {} pid {} on {} since {}\n{} listener{}, {} connection{}, at most {} descriptors\n",
         broker.version,
         broker.pid,
         broker.socket,
         list::seconds(&broker.since),
         broker.listeners,
+        plural(broker.listeners),
         broker.connections,
+        plural(broker.connections),
         broker.descriptor_limit,
     );
     if !status.listeners.is_empty() {
@@ -63,4 +65,8 @@ pub(crate) fn text(status: &StatusResult) -> String {
         let _ = write!(text, "\n{}", list::columns(&rows));
     }
     text
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

@@ -5,6 +5,8 @@
 //! part of the same request finds the first as it finds those that are held; a
 //! claim that comes to nothing takes its entries out again.
 
+use std::collections::hash_map::Entry;
+
 use super::{
     Action, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal, Registry,
     Want,
@@ -91,6 +93,7 @@ impl<H> Registry<H> {
             return Err(Refusal::TooMany { count, limit: MAX_CLAIM });
         }
         plan.entries.reserve_exact(count);
+        plan.new.reserve(if count == 1 { 0 } else { count });
         for want in wants {
             match &want.wanted {
                 Wanted::Named(name) => {
@@ -273,7 +276,7 @@ impl<H> Registry<H> {
             }
             let listener = new.listener;
             let held = Held { opened, listener, since: now, tentative: true, leases: 0 };
-            self.held.insert(id, held);
+            self.held.insert(id, Box::new(held));
         }
         for (id, name) in plan.named {
             if let Some(held) = self.held.get_mut(&id) {
@@ -294,7 +297,8 @@ impl<H> Registry<H> {
             }
             if let Some(held) = self.held.get_mut(&id) {
                 held.tentative &= tentative;
-                if connection.leases.insert(id, now).is_none() {
+                if let Entry::Vacant(lease) = connection.leases.entry(id) {
+                    lease.insert(now);
                     held.leases += 1;
                 }
             }

@@ -195,7 +195,8 @@ struct Connection {
 /// What is bound, under which name, and who uses it.
 #[derive(Debug)]
 pub struct Registry<H> {
-    held: BTreeMap<ListenerId, Held<H>>,
+    /// Boxed, because the tree moves its elements about.
+    held: BTreeMap<ListenerId, Box<Held<H>>>,
     connections: BTreeMap<ConnectionId, Connection>,
     index: Index,
     pending: Option<Pending>,
@@ -248,7 +249,7 @@ impl<H> Registry<H> {
 
     /// A listener that is held.
     pub fn held(&self, id: ListenerId) -> Option<&Held<H>> {
-        self.held.get(&id)
+        self.held.get(&id).map(Box::as_ref)
     }
 
     /// Who is at the other end of a connection, and which generation it stands for.
@@ -274,7 +275,7 @@ impl<H> Registry<H> {
 
     /// Gives up everything, for an orderly exit.
     pub fn into_held(self) -> impl Iterator<Item = Held<H>> {
-        self.held.into_values()
+        self.held.into_values().map(|held| *held)
     }
 
     fn join(&mut self, now: Timestamp, id: ConnectionId, label: Label) {

@@ -85,12 +85,12 @@ impl<H> Registry<H> {
                 holders.entry(*id).or_default().push(holder);
             }
         }
-        let view = |(id, held): (&ListenerId, _)| View {
-            id: *id,
-            held,
-            holders: holders.remove(id).unwrap_or_default(),
-        };
-        self.held.iter().map(view).collect()
+        let mut views = Vec::with_capacity(self.held.len());
+        for (id, held) in &self.held {
+            let holders = holders.remove(id).unwrap_or_default();
+            views.push(View { id: *id, held, holders });
+        }
+        views
     }
 
     /// Every service of which a generation is connected, by name.
