@@ -11,18 +11,21 @@
 //! - [`listen`] creates listeners; [`scm`] passes them between processes;
 //! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
+//! - [`guard`] and [`options`] tell what others have done to a shared socket;
 //! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
 //! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
 //! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
 
 pub mod diag;
 pub mod ghosts;
+pub mod guard;
 pub mod holders;
 pub mod inherit;
 pub mod limits;
 pub mod listen;
 pub mod lock;
 pub mod notify;
+pub mod options;
 pub mod peer;
 pub mod probe;
 pub mod process;

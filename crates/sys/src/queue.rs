@@ -8,7 +8,7 @@ use nix::libc;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
-use crate::diag;
+use crate::{diag, guard};
 
 /// An accept queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,8 +68,9 @@ fn tcp_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
     }
 }
 
-/// Whether the socket listens (SO_ACCEPTCONN). False for UDP, and for a listener
-/// that somebody with a descriptor of it has shut down or disconnected.
+/// Whether the socket listens. False for UDP, and for a listener that somebody
+/// with a descriptor of it has shut down or disconnected. (Of a UNIX socket that was
+/// shut down SO_ACCEPTCONN alone would say that it listens.)
 pub fn is_listening(socket: BorrowedFd<'_>) -> bool {
-    socket_acceptconn(socket).unwrap_or(false)
+    socket_acceptconn(socket).unwrap_or(false) && !guard::is_shut_down(socket)
 }

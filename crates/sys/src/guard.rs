@@ -1,0 +1,203 @@
+//! Tells at once when a listener stops listening, and makes it listen again.
+//!
+//! Whoever has a descriptor of a shared listener can end its LISTEN state for
+//! everybody: connect(2) to AF_UNSPEC (haproxy's SIGTTOU on a socket that came by
+//! `-x`) or shutdown(2). What the kernel then allows, tried on Linux 6.18:
+//!
+//! - TCP: listen(2) on the same descriptor brings it back, with its address, its
+//!   options and its inode. Connections that waited in its queue have been reset.
+//!   A port that the kernel chose (port 0) is lost and must be bound again first.
+//! - UNIX: nothing takes back a shutdown(2) of the reading side; SO_ACCEPTCONN
+//!   still says that it listens, and listen(2) succeeds without effect. Only
+//!   EPOLLRDHUP tells, and only a new socket helps.
+//!
+//! An epoll registration without EPOLLIN costs nothing for each connection: the
+//! kernel filters wake-ups by their events, and reports a hang-up unasked. It is
+//! edge-triggered, so that a listener that cannot be repaired does not spin.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bindonce_core::address::Address;
+use nix::errno::Errno;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How many listeners are told of in one call.
+const EVENTS: usize = 64;
+
+/// Watches listeners for leaving the LISTEN state. Readable when one has.
+#[derive(Debug)]
+pub struct Guard {
+    epoll: OwnedFd,
+}
+
+impl Guard {
+    /// One that watches nothing.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2).
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// Watches a listener, which [`Guard::fallen`] will call `inode`. One system
+    /// call. Take it out again with [`Guard::remove`] before the descriptor is
+    /// closed: others hold the socket, so the kernel would not forget it.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2): `ENOSPC` at /proc/sys/fs/epoll/max_user_watches.
+    pub fn add(&self, listener: BorrowedFd<'_>, inode: u64) -> io::Result<()> {
+        // RDHUP is how a UNIX listener tells that its reading side is shut down.
+        let events = EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, listener, EventData::new_u64(inode), events)?)
+    }
+
+    /// Stops watching a listener.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2); `ENOENT` if it is not watched.
+    pub fn remove(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, listener)?)
+    }
+
+    /// The inodes of listeners that have changed, some at a time; none if there
+    /// are none (left). Does not wait.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2).
+    pub fn fallen(&self) -> io::Result<Vec<u64>> {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now))?;
+        Ok(events.iter().map(|event| event.data.u64()).collect())
+    }
+}
+
+impl AsFd for Guard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// What came of looking after a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It listens, and has done so all the time.
+    Listening,
+    /// It had left the LISTEN state and listens again.
+    Repaired,
+    /// A UNIX socket that was shut down: only a new socket can take its place.
+    ShutDown,
+}
+
+/// Makes a socket listen that should: on `bound`, with a backlog as in listen(2).
+///
+/// # Errors
+/// Those of bind(2) and listen(2): `EADDRINUSE` if another has taken the port meanwhile.
+pub fn repair(listener: BorrowedFd<'_>, bound: &Address, backlog: u32) -> io::Result<Health> {
+    if rustix::net::sockopt::socket_acceptconn(listener)? {
+        let health = if is_shut_down(listener) { Health::ShutDown } else { Health::Listening };
+        return Ok(health);
+    }
+    if let Address::Tcp(at) = bound {
+        // The kernel takes a port that it chose itself back when a socket is disconnected (no
+        // SOCK_BINDPORT_LOCK), and listen(2) would choose another; getsockname(2) does not tell.
+        // A socket that still has its port answers EINVAL.
+        match rustix::net::bind(listener, at) {
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    rustix::net::listen(listener, backlog)?;
+    Ok(Health::Repaired)
+}
+
+/// Whether a socket in the LISTEN state has its reading side shut down, for ever,
+/// as a UNIX listener can. (A TCP listener leaves the state instead, and has no
+/// RDHUP while it is in it.)
+pub(crate) fn is_shut_down(listener: BorrowedFd<'_>) -> bool {
+    let mut poller = [PollFd::new(&listener, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut poller, Some(&now)), Ok(1..))
+        && poller[0].revents().contains(PollFlags::RDHUP)
+}
+
+/// True if the system has no room for another registration (epoll(7)).
+pub fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOSPC as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use rustix::net::{Shutdown as How, connect_unspec, shutdown};
+    use socket2::{Domain, SockAddr, Socket, Type};
+
+    use super::*;
+    use crate::queue::is_listening;
+    use crate::testing::Directory;
+
+    fn disconnect(listener: &TcpListener) {
+        connect_unspec(listener).expect("connect to AF_UNSPEC");
+    }
+
+    #[test]
+    fn a_tcp_listener_comes_back_as_often_as_it_leaves() {
+        let guard = Guard::new().expect("epoll");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("address");
+        let bound = Address::Tcp(address);
+        guard.add(listener.as_fd(), 7).expect("add");
+        for round in 0..20 {
+            drop(TcpStream::connect(address).expect("connect"));
+            assert_eq!(guard.fallen().expect("events"), [], "a connection is no event");
+            match round % 3 {
+                0 => disconnect(&listener),
+                1 => shutdown(&listener, How::Read).expect("shutdown"),
+                _ => shutdown(&listener, How::Both).expect("shutdown"),
+            }
+            assert_eq!(guard.fallen().expect("events"), [7]);
+            assert_eq!(guard.fallen().expect("events"), [], "told once");
+            assert_eq!(repair(listener.as_fd(), &bound, 5).expect("repair"), Health::Repaired);
+            assert_eq!(repair(listener.as_fd(), &bound, 5).expect("repair"), Health::Listening);
+            assert_eq!(listener.local_addr().expect("address"), address);
+        }
+        let client = TcpStream::connect(address).expect("connect");
+        listener.accept().expect("accept");
+        client.shutdown(Shutdown::Both).expect("shutdown");
+        guard.remove(listener.as_fd()).expect("remove");
+        disconnect(&listener);
+        assert_eq!(guard.fallen().expect("events"), []);
+    }
+
+    #[test]
+    fn a_unix_listener_that_was_shut_down_is_told_and_beyond_repair() {
+        let directory = Directory::new("guard");
+        for how in [How::Read, How::Both] {
+            let guard = Guard::new().expect("epoll");
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("socket");
+            let path = directory.path().join(format!("{how:?}"));
+            let bound = Address::Unix(path.display().to_string());
+            let address = SockAddr::unix(&path).expect("address");
+            socket.bind(&address).expect("bind");
+            socket.listen(5).expect("listen");
+            guard.add(socket.as_fd(), 8).expect("add");
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None).expect("socket");
+            client.connect(&address).expect("connect");
+            assert_eq!(guard.fallen().expect("events"), []);
+            assert!(is_listening(socket.as_fd()));
+
+            shutdown(&socket, how).expect("shutdown");
+            assert_eq!(guard.fallen().expect("events"), [8]);
+            assert!(!is_listening(socket.as_fd()));
+            assert_eq!(repair(socket.as_fd(), &bound, 5).expect("repair"), Health::ShutDown);
+            // As the kernel has it: listen(2) says yes and changes nothing.
+            socket.listen(5).expect("listen");
+            assert!(!is_listening(socket.as_fd()));
+        }
+    }
+}

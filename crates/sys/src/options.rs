@@ -1,0 +1,194 @@
+//! Which options of a shared socket somebody has changed.
+//!
+//! Options belong to the socket, not to a descriptor: what one process sets holds
+//! for all that share it, and for every connection accepted from then on. haproxy,
+//! for one, sets several at each start from its own bind line. So the options
+//! here are those whose value in a socket that [`crate::listen`] has made is known:
+//! they do not follow a sysctl, and any other value was set by somebody else.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{mem, ptr};
+
+use bindonce_core::address::Address;
+use nix::libc::{self, c_int, c_void, socklen_t};
+use rustix::fs::{OFlags, fcntl_getfl};
+
+/// An option that has another value than the socket was made with.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Change {
+    /// Its name, as in the manual pages.
+    pub option: &'static str,
+    /// The value that the socket was made with.
+    pub was: i64,
+    /// The value that it has.
+    pub now: i64,
+}
+
+struct Known {
+    name: &'static str,
+    level: c_int,
+    option: c_int,
+    was: i64,
+}
+
+const fn known(name: &'static str, level: c_int, option: c_int, was: i64) -> Known {
+    Known { name, level, option, was }
+}
+
+/// Those of every socket; 0 in a new one (socket(7)).
+const ALL: [Known; 5] = [
+    known("SO_KEEPALIVE", libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0),
+    known("SO_PRIORITY", libc::SOL_SOCKET, libc::SO_PRIORITY, 0),
+    known("SO_MARK", libc::SOL_SOCKET, libc::SO_MARK, 0),
+    known("SO_REUSEPORT", libc::SOL_SOCKET, libc::SO_REUSEPORT, 0),
+    known("SO_RCVLOWAT", libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1),
+];
+
+/// Those of TCP, as tcp_init_sock in the kernel leaves them (tcp(7)).
+const TCP: [Known; 8] = [
+    known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
+    // TCP_MSS_DEFAULT of the kernel's tcp.h: none was asked for.
+    known("TCP_MAXSEG", libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536),
+    known("TCP_NODELAY", libc::IPPROTO_TCP, libc::TCP_NODELAY, 0),
+    known("TCP_SAVE_SYN", libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 0),
+    known("TCP_USER_TIMEOUT", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
+    known("TCP_DEFER_ACCEPT", libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0),
+    known("TCP_FASTOPEN", libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
+    known("TCP_QUICKACK", libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1),
+];
+
+/// What of a socket at `address` is not as it was made, in a fixed order. About
+/// fifteen short system calls.
+pub fn changed(socket: BorrowedFd<'_>, address: &Address) -> Vec<Change> {
+    let tcp: &[Known] = if matches!(address, Address::Tcp(_)) { &TCP } else { &[] };
+    let mut found = Vec::new();
+    let mut note = |option, was, now: Option<i64>| {
+        if let Some(now) = now.filter(|now| *now != was) {
+            found.push(Change { option, was, now });
+        }
+    };
+    for known in ALL.iter().chain(tcp) {
+        note(known.name, known.was, number(socket, known.level, known.option));
+    }
+    note("SO_LINGER", -1, linger(socket));
+    note("SO_ATTACH_FILTER", 0, filter(socket));
+    let blocking = fcntl_getfl(socket).map(|flags| !flags.contains(OFlags::NONBLOCK));
+    note("O_NONBLOCK", 1, blocking.ok().map(|blocking| i64::from(!blocking)));
+    if matches!(address, Address::Udp(_)) {
+        // A connected socket receives from its peer alone.
+        let connected = rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some());
+        note("connect", 0, Some(i64::from(connected)));
+    }
+    found
+}
+
+/// Whether nobody else can bind the address beside this socket (SO_REUSEPORT is off).
+pub fn is_exclusive(socket: BorrowedFd<'_>) -> bool {
+    number(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or(0) == 0
+}
+
+/// An option whose value is an int.
+fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<i64> {
+    let mut value: c_int = 0;
+    let length = get(socket, level, option, (&raw mut value).cast(), size_of::<c_int>())?;
+    (length == size_of::<c_int>()).then_some(i64::from(value))
+}
+
+/// The seconds of SO_LINGER, -1 if it is off.
+fn linger(socket: BorrowedFd<'_>) -> Option<i64> {
+    let mut value = libc::linger { l_onoff: 0, l_linger: 0 };
+    get(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw mut value).cast(), size_of_val(&value))?;
+    Some(if value.l_onoff == 0 { -1 } else { i64::from(value.l_linger) })
+}
+
+/// How many instructions the classic packet filter of the socket has; a filter can
+/// make it deaf. With no room for them, the kernel just counts (sk_get_filter).
+fn filter(socket: BorrowedFd<'_>) -> Option<i64> {
+    let length = get(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, ptr::null_mut(), 0)?;
+    i64::try_from(length).ok()
+}
+
+/// getsockopt(2); gives the length that the kernel says.
+fn get(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    option: c_int,
+    value: *mut c_void,
+    room: usize,
+) -> Option<usize> {
+    let mut length = socklen_t::try_from(room).ok()?;
+    // SAFETY: `value` is writable for `length` bytes (both callers with room point it at a value of
+    // that size, whose every bit pattern is valid; without room the kernel does not touch it), and
+    // the kernel writes no more than that.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut length) };
+    (result == 0).then_some(length as usize)
+}
+
+const _: () = assert!(mem::size_of::<c_int>() == 4, "socket options are 32 bits wide");
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use bindonce_core::listener::Listener;
+    use socket2::SockRef;
+
+    use super::*;
+    use crate::listen;
+    use crate::testing::Directory;
+
+    #[test]
+    fn a_socket_as_we_make_it_has_nothing_changed() {
+        let directory = Directory::new("options");
+        let path = directory.path().join("a");
+        for text in [
+            "127.0.0.1:0",
+            "[::1]:0",
+            "127.0.0.1:0,freebind,backlog=7",
+            "udp@127.0.0.1:0",
+            &format!("unix@{},mode=0600", path.display()),
+            "abns@bindonce-options-test",
+        ] {
+            let listener: Listener = text.parse().expect(text);
+            let opened = listen::open(&listener).expect(text);
+            assert_eq!(changed(opened.fd.as_fd(), &listener.address), [], "{text}");
+            assert!(is_exclusive(opened.fd.as_fd()));
+        }
+    }
+
+    #[test]
+    fn what_a_consumer_sets_is_told() {
+        let listener: Listener = "127.0.0.1:0".parse().expect("address");
+        let opened = listen::open(&listener).expect("open");
+        let socket = SockRef::from(&opened.fd);
+        socket.set_linger(Some(Duration::from_secs(5))).expect("SO_LINGER");
+        socket.set_tcp_user_timeout(Some(Duration::from_millis(900))).expect("TCP_USER_TIMEOUT");
+        socket.set_tcp_nodelay(true).expect("TCP_NODELAY");
+        socket.set_reuse_port(true).expect("SO_REUSEPORT");
+        socket.set_nonblocking(false).expect("O_NONBLOCK");
+        let changes = changed(opened.fd.as_fd(), &listener.address);
+        let told: Vec<(&str, i64, i64)> =
+            changes.iter().map(|change| (change.option, change.was, change.now)).collect();
+        let expected = [
+            ("SO_REUSEPORT", 0, 1),
+            ("TCP_NODELAY", 0, 1),
+            ("TCP_USER_TIMEOUT", 0, 900),
+            ("SO_LINGER", -1, 5),
+            ("O_NONBLOCK", 1, 0),
+        ];
+        assert_eq!(told, expected);
+        assert!(!is_exclusive(opened.fd.as_fd()));
+    }
+
+    #[test]
+    fn a_connected_udp_socket_is_told() {
+        let listener: Listener = "udp@127.0.0.1:0".parse().expect("address");
+        let opened = listen::open(&listener).expect("open");
+        let peer: std::net::SocketAddr = "127.0.0.1:9".parse().expect("address");
+        SockRef::from(&opened.fd).connect(&peer.into()).expect("connect");
+        let changes = changed(opened.fd.as_fd(), &listener.address);
+        assert_eq!(changes, [Change { option: "connect", was: 0, now: 1 }]);
+    }
+}
