@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bindonce_load::{Load, Plan, Report};
+use bindonce_load::{Load, Plan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, listening};
+use crate::harness::{
+    DEADLINE, Haproxy, Scene, assert_nothing_lost, config, eventually, listening,
+};
 
 const RELOADS: u64 = 10;
 
@@ -17,11 +19,6 @@ fn load(address: std::net::SocketAddr, clients: usize) -> Load {
     let mut plan = Plan::new(address);
     plan.clients = clients;
     plan.start().expect("starting the load")
-}
-
-#[track_caller]
-fn assert_nothing_lost(report: &Report) {
-    assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
 }
 
 /// Reloads five times a second under twenty clients.
@@ -36,10 +33,12 @@ fn reloads_under_load(program: Option<PathBuf>) {
     assert!(load.wait_for(100, DEADLINE), "no answers");
 
     let mut sockets = BTreeSet::new();
+    let mut returned = Vec::new();
     let begun = Instant::now();
     for number in 0..RELOADS {
         scene.write("haproxy.cfg", &config(address, 2 + number));
         haproxy.reload(&scene).ok();
+        returned.push(load.elapsed());
         let shown = listening(address);
         assert_eq!(shown.len(), 1, "sockets on the address: {shown:?}");
         sockets.insert(shown[0].inode);
@@ -52,6 +51,14 @@ fn reloads_under_load(program: Option<PathBuf>) {
     }
     assert!(load.wait_for(100, DEADLINE), "no answers after the last reload");
     let report = load.stop();
+    // From the moment that `reload` returns no stale answer is possible.
+    for (old, returned) in report.tokens.iter().zip(&returned) {
+        assert!(
+            old.last_begun <= *returned,
+            "generation {} answered after the reload: {report}",
+            old.token
+        );
+    }
     assert_nothing_lost(&report);
     assert_eq!(report.tokens.len() as u64, RELOADS + 1, "{report}");
     assert_eq!(sockets.len(), 1, "the inode changed: {sockets:?}");

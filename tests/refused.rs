@@ -6,7 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use bindonce_load::Plan;
 use serde_json::json;
 
-use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, listening};
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, listening,
+};
 
 /// A running haproxy, and load that must not notice anything. Ended in this order.
 struct Stage {
@@ -61,7 +63,7 @@ impl Stage {
         haproxy.reload(scene).ok();
         assert!(load.wait_for_token("2", DEADLINE), "the next good configuration is not taken");
         let report = self.load.stop();
-        assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
+        assert_nothing_lost(&report);
     }
 }
 

@@ -8,7 +8,8 @@ use bindonce_load::Plan;
 use serde_json::json;
 
 use crate::harness::{
-    DEADLINE, Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, skip,
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, bindonce, config, eventually, finish,
+    listening, skip,
 };
 
 /// Debian's own file: daemon, chroot, user, group, a stats socket.
@@ -47,7 +48,7 @@ fn debians_own_configuration_plus_a_frontend_works_unmodified() {
         assert!(load.wait_for_token(&tag.to_string(), DEADLINE), "generation {tag} answers");
     }
     let report = load.stop();
-    assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
+    assert_nothing_lost(&report);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bindonce_load::Report;
 use nix::sys::signal::Signal;
 
 use super::{DEADLINE, Finished, Process, Scene, finish, root, skip};
@@ -124,4 +125,11 @@ pub(crate) fn config(address: SocketAddr, tag: u64) -> String {
          \x20   bind {address}\n\
          \x20   http-request return status 200 content-type text/plain hdr x-generation {tag} string ok\n"
     )
+}
+
+/// No connection failed, and none that was begun after a newer generation had
+/// answered was answered by an older one.
+#[track_caller]
+pub(crate) fn assert_nothing_lost(report: &Report) {
+    assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
 }

@@ -12,7 +12,7 @@ mod wire;
 use std::time::{Duration, Instant};
 
 pub(crate) use binaries::{bindonce, root, skip};
-pub(crate) use haproxy::{Haproxy, config};
+pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config};
 pub(crate) use kernel::{descriptors, listening};
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;

@@ -189,6 +189,11 @@ impl Load {
             .is_ok_and(|(_, timeout)| !timeout.timed_out())
     }
 
+    /// How long the load has been running, on the clock of its report.
+    pub fn elapsed(&self) -> Duration {
+        self.shared.start.elapsed()
+    }
+
     /// Waits until every client has ended, because the number of connections is
     /// reached or a [`Stopper`] said so; false at the deadline.
     pub fn wait_over(&self, deadline: Duration) -> bool {

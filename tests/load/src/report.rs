@@ -84,6 +84,8 @@ pub struct TokenCount {
     pub first: Duration,
     /// When the last of them was complete.
     pub last: Duration,
+    /// When the latest connection that got one of them was begun.
+    pub last_begun: Duration,
 }
 
 /// What happened to every connection of a load.
@@ -291,7 +293,8 @@ fn order(tokens: BTreeMap<String, Vec<(Duration, Duration)>>) -> (Vec<TokenCount
         let first = first(&answers).unwrap_or_default();
         let last = answers.iter().map(|answer| answer.1).max().unwrap_or_default();
         newer = newer.min(first);
-        counts.push(TokenCount { token, answers: answers.len() as u64, first, last });
+        let last_begun = answers.iter().map(|answer| answer.0).max().unwrap_or_default();
+        counts.push(TokenCount { token, answers: answers.len() as u64, first, last, last_begun });
     }
     counts.reverse();
     (counts, stale, draining)
