@@ -143,10 +143,10 @@ pub(crate) fn haproxy() -> Option<PathBuf> {
 }
 
 /// A folder under the system's temporary one that goes away with the value.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("bindonce-golden-{}-{name}", process::id()));
         std::fs::create_dir_all(&path).expect("scratch folder");
         Self(path)

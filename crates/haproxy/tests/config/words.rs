@@ -115,7 +115,8 @@ fn words_are_the_words_that_haproxy_reads() {
         println!("skipped: haproxy is not installed");
         return;
     };
-    let file = std::env::temp_dir().join(format!("bindonce-words-{}.cfg", std::process::id()));
+    let scratch = super::support::Scratch::new("words");
+    let file = scratch.0.join("words.cfg");
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (accepted, refused): (Vec<_>, Vec<_>) =
         (0..4000).map(|_| random.line()).partition(|line| ours(line).is_some());
@@ -133,5 +134,4 @@ fn words_are_the_words_that_haproxy_reads() {
         let theirs = ask(&haproxy, &file, std::slice::from_ref(line));
         assert_eq!(theirs, [None], "{line}");
     }
-    let _ = std::fs::remove_file(&file);
 }
