@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::Globals;
 
 /// Show every listener that is held
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Args {
     /// Print the broker's answer as JSON
     #[arg(long)]

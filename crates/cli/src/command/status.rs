@@ -9,7 +9,7 @@ use super::list;
 use crate::Globals;
 
 /// Show the broker, its listeners, and who uses them
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Args {
     /// Print the broker's answer as JSON
     #[arg(long)]
