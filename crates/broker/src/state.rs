@@ -265,6 +265,9 @@ fn close(action: Action<Socket>) {
             Closing::Unconfirmed => {
                 tracing::info!(listener, "listener closed: its claim was never confirmed");
             }
+            Closing::Replaced => {
+                tracing::warn!(listener, "listener replaced: its socket was beyond repair");
+            }
             Closing::NeverHeld => {
                 tracing::info!(listener, "listener closed: the rest of its claim failed");
             }

@@ -17,6 +17,7 @@
 //! A request costs time in proportion to its length (times the logarithm of what
 //! is held), for one listener or ten thousand.
 
+mod adopt;
 mod claim;
 mod index;
 mod refusal;
@@ -34,6 +35,7 @@ use crate::time::Timestamp;
 use claim::Pending;
 use index::Index;
 
+pub use adopt::Adoption;
 pub use refusal::{HeldBy, Refusal};
 pub use view::{Generation, Holder, Service, View};
 
@@ -116,6 +118,10 @@ pub enum Event<H> {
     Release(ConnectionId, Vec<Wanted>),
     /// A connection has ended.
     Gone(ConnectionId),
+    /// These are held already, from before.
+    Adopt(Vec<Adoption<H>>),
+    /// The socket of this listener is beyond repair; this one takes its place.
+    Replace(ListenerId, Opened<H>),
 }
 
 /// What the shell must do, in this order.
@@ -145,6 +151,8 @@ pub enum Closing {
     Unconfirmed,
     /// The claim that it was opened for failed, or nobody waits for it any more.
     NeverHeld,
+    /// Another socket has taken its place.
+    Replaced,
 }
 
 /// One entry of [`Action::Grant`].
@@ -237,6 +245,8 @@ impl<H> Registry<H> {
                 self.release(id, &wanted, &mut actions);
             }
             Event::Gone(id) => self.gone(id, &mut actions),
+            Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
+            Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) => {}
         }
         while self.pending.is_none()

@@ -1,0 +1,168 @@
+//! Sockets that no claim opened: those that are taken over from before (an
+//! upgrade, a crash, another holder), and the one that takes a dead one's place.
+
+use super::{Action, Closing, Held, ListenerId, Opened, Registry};
+use crate::listener::Listener;
+use crate::time::Timestamp;
+
+/// A listener that is held already, to be entered without being opened.
+#[derive(Debug)]
+pub struct Adoption<H> {
+    /// As it was asked for.
+    pub listener: Listener,
+    /// The socket and what is known of it.
+    pub opened: Opened<H>,
+    /// Since when it has been held.
+    pub since: Timestamp,
+    /// Whether it is closed with its last lease.
+    pub tentative: bool,
+}
+
+impl<H> Registry<H> {
+    /// A held listener by the inode of its socket. Looks at all of them.
+    pub fn by_inode(&self, inode: u64) -> Option<(ListenerId, &Held<H>)> {
+        let held = self.held.iter().find(|(_, held)| held.opened.inode == inode);
+        held.map(|(id, held)| (*id, held.as_ref()))
+    }
+
+    /// Enters what is held already. What cannot stand beside the rest (its name,
+    /// its key or its place is taken) is given back to be closed.
+    pub(super) fn enter(&mut self, adoptions: Vec<Adoption<H>>, actions: &mut Vec<Action<H>>) {
+        for Adoption { listener, opened, since, tentative } in adoptions {
+            let key = listener.key();
+            let bound = key.bound(&opened.bound);
+            let name_taken =
+                listener.name.as_ref().is_some_and(|name| self.index.name(name).is_some());
+            let taken = self.index.key(&key).is_some()
+                || self.index.overlapping(&key).is_some()
+                || self.index.overlapping(&bound).is_some();
+            if name_taken || taken {
+                actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
+                continue;
+            }
+            let id = ListenerId(self.next);
+            self.next += 1;
+            self.index.insert(id, &key);
+            if opened.bound != listener.address {
+                self.index.occupy(id, &bound);
+            }
+            if let Some(name) = &listener.name {
+                self.index.insert_name(id, name);
+            }
+            let held = Held { opened, listener, since, tentative, leases: 0 };
+            self.held.insert(id, Box::new(held));
+        }
+    }
+
+    /// Puts another socket in the place of one that is beyond repair. Leases stay;
+    /// those who have the old one get the new one when they claim again.
+    pub(super) fn replace(
+        &mut self,
+        id: ListenerId,
+        opened: Opened<H>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(held) = self.held.get_mut(&id) else {
+            let listener = Listener {
+                name: None,
+                address: opened.bound.clone(),
+                options: crate::listener::Options::default(),
+            };
+            actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
+            return;
+        };
+        let key = held.key();
+        let new = opened.bound.clone();
+        let old = std::mem::replace(&mut held.opened, opened);
+        actions.push(Action::Close(old.handle, held.listener.clone(), Closing::Replaced));
+        self.index.vacate(id, &key.bound(&old.bound));
+        self.index.occupy(id, &key);
+        self.index.occupy(id, &key.bound(&new));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ConnectionId, Event, Want};
+    use super::*;
+    use crate::policy::Peer;
+
+    const NOW: Timestamp = Timestamp(5);
+
+    fn opened(handle: u32, bound: &str) -> Opened<u32> {
+        Opened {
+            handle,
+            bound: bound.parse().expect("address"),
+            inode: u64::from(handle),
+            cookie: 0,
+            backlog: 5,
+            exclusive: true,
+        }
+    }
+
+    fn adoption(handle: u32, listen: &str, bound: &str) -> Adoption<u32> {
+        let listener = listen.parse().expect(listen);
+        Adoption { listener, opened: opened(handle, bound), since: NOW, tentative: false }
+    }
+
+    fn registry(adoptions: Vec<Adoption<u32>>) -> (Registry<u32>, Vec<u32>) {
+        let mut registry = Registry::default();
+        let closed = registry.on(NOW, Event::Adopt(adoptions)).into_iter().map(|action| {
+            let Action::Close(handle, _, Closing::NeverHeld) = action else {
+                panic!("{action:?}");
+            };
+            handle
+        });
+        let closed = closed.collect();
+        let connect = Event::Connected(ConnectionId(1), Peer { pid: 1, uid: 0, gid: 0 });
+        registry.on(NOW, connect);
+        (registry, closed)
+    }
+
+    fn claim(registry: &mut Registry<u32>, wanted: &str) -> Vec<Action<u32>> {
+        let want = Want { wanted: wanted.parse().expect(wanted), tentative: false };
+        registry.on(NOW, Event::Claim(ConnectionId(1), vec![want]))
+    }
+
+    #[test]
+    fn what_is_adopted_is_found_and_never_bound_again() {
+        let (mut registry, closed) = registry(vec![
+            adoption(1, "web=0.0.0.0:80", "0.0.0.0:80"),
+            adoption(2, "any=127.0.0.1:0", "127.0.0.1:4000"),
+            // Its name, its address, and an address that the second really has.
+            adoption(3, "web=0.0.0.0:81", "0.0.0.0:81"),
+            adoption(4, "10.0.0.1:80", "10.0.0.1:80"),
+            adoption(5, "127.0.0.1:4000", "127.0.0.1:4000"),
+        ]);
+        assert_eq!(closed, [3, 4, 5]);
+        assert_eq!(registry.len(), 2);
+        for wanted in ["web", ":80", "any", "any=127.0.0.1:0"] {
+            let actions = claim(&mut registry, wanted);
+            assert!(matches!(actions[..], [Action::Grant(..)]), "{wanted}: {actions:?}");
+        }
+        let actions = claim(&mut registry, "127.0.0.1:4000");
+        assert!(matches!(actions[..], [Action::Refuse(..)]), "{actions:?}");
+        assert_eq!(registry.by_inode(2).expect("held").1.since, NOW);
+    }
+
+    #[test]
+    fn a_replaced_socket_keeps_name_and_leases() {
+        let (mut registry, _) = registry(vec![adoption(1, "any=127.0.0.1:0", "127.0.0.1:4000")]);
+        claim(&mut registry, "any");
+        let (id, _) = registry.by_inode(1).expect("held");
+        let actions = registry.on(NOW, Event::Replace(id, opened(2, "127.0.0.1:5000")));
+        assert!(matches!(actions[..], [Action::Close(1, _, Closing::Replaced)]), "{actions:?}");
+        assert_eq!(registry.by_inode(2).expect("held").1.leases, 1);
+        assert!(registry.by_inode(1).is_none());
+        // The place of the old one is free, that of the new one is not.
+        assert!(matches!(claim(&mut registry, "127.0.0.1:5000")[..], [Action::Refuse(..)]));
+        assert!(matches!(claim(&mut registry, "127.0.0.1:4000")[..], [Action::Open(..)]));
+    }
+
+    #[test]
+    fn a_replacement_for_nothing_is_given_back() {
+        let (mut registry, _) = registry(Vec::new());
+        let actions = registry.on(NOW, Event::Replace(ListenerId(9), opened(7, "10.0.0.1:80")));
+        assert!(matches!(actions[..], [Action::Close(7, _, Closing::NeverHeld)]), "{actions:?}");
+    }
+}
