@@ -52,6 +52,16 @@ pub enum Error {
     /// The broker refused a claim.
     #[error("{0}")]
     Claim(Box<bindonce::Error>),
+    /// The broker refused what one line of the configuration wants.
+    #[error("{place}: {section}: {source}")]
+    ClaimAt {
+        /// The line.
+        place: config::Place,
+        /// Its section.
+        section: String,
+        /// What the broker said.
+        source: Box<bindonce::Error>,
+    },
     /// The configuration cannot be used.
     #[error(transparent)]
     Configuration(#[from] config::Error),
@@ -83,7 +93,7 @@ impl Error {
             Self::NoBroker { socket, .. } => {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
-            Self::Claim(error) => error.hint(),
+            Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
             Self::Sys(error) => error.hint(),
             _ => None,
         }

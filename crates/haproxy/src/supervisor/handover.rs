@@ -23,6 +23,8 @@ const STOP_LOOK: Duration = Duration::from_millis(10);
 /// Between two looks at one that drains: at first, and later.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
+/// Between two looks at the one that serves.
+const SERVING_LOOK: Duration = Duration::from_secs(1);
 /// How long an answer of the admin socket may take.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How much longer than it should a pause may last before the watchdog ends it.
@@ -91,6 +93,35 @@ impl Supervisor {
             }
         });
         self.proof = Some(task.abort_handle());
+    }
+
+    /// Asks the serving generation now and then whether somebody else has told it to stop: then
+    /// nobody would accept, and another must be started.
+    pub(super) fn watch_serving(&mut self, id: GenerationId) {
+        let sender = self.sender.clone();
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        let Some(admin) = generation.admin.clone() else { return };
+        let pid = generation.pid();
+        let task = tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(SERVING_LOOK).await;
+                match admin.info(ANSWER).await {
+                    Ok(info) if info.stopping => break,
+                    Ok(info) => drop(sender.send(Message::Left(id, info.connections))),
+                    Err(NoAnswer::InTime) => {}
+                    Err(NoAnswer::Closed) => return,
+                }
+            }
+            tracing::error!(
+                generation = id.0,
+                pid,
+                "somebody else has told this generation to stop; starting another"
+            );
+            let _ = sender.send(Message::Event(Event::Stopped(id)));
+        });
+        if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
+            earlier.abort();
+        }
     }
 
     /// Begins to ask a generation whether it has stopped, and then what is left.

@@ -7,10 +7,12 @@
 //! nothing happens between two steps of a decision.
 
 mod admin;
+mod announce;
 mod broker;
 mod control;
 mod directory;
 mod error;
+mod foreign;
 mod generation;
 mod handover;
 mod listeners;
@@ -18,7 +20,9 @@ mod output;
 mod perform;
 mod process;
 mod proof;
+mod reaper;
 mod report;
+mod sessions;
 mod start;
 mod take_over;
 pub mod upgrade;
@@ -42,6 +46,7 @@ use tokio::task::AbortHandle;
 
 use crate::config::Command;
 use admin::Info;
+use announce::Announcer;
 use control::Ask;
 use directory::{Directory, Saved};
 use generation::Generation;
@@ -135,6 +140,9 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
+    if reaper::is_needed() {
+        tokio::task::spawn_local(reaper::reap());
+    }
     let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender)?;
     supervisor.broker_pid = broker_pid;
     supervisor.take_over(&saved, left).await?;
@@ -159,6 +167,8 @@ enum Message {
     Left(GenerationId, u64),
     /// What came of removing its ghosts.
     Detached(GenerationId, Detached),
+    /// What haproxy has bound by itself.
+    Foreign(GenerationId, BTreeSet<String>),
     /// The binary that is installed now reads our state, or does not.
     Proved(Result<PathBuf, String>),
 }
@@ -195,6 +205,9 @@ struct Supervisor {
     upgrade: Option<oneshot::Sender<control::Answer>>,
     upgrading: bool,
     upgrades: u64,
+    /// What haproxy has bound by itself, as far as it was told.
+    foreign: BTreeSet<String>,
+    announcer: Announcer,
     counts: report::Counts,
     ending: Option<Ending>,
 }
@@ -235,6 +248,8 @@ impl Supervisor {
             upgrade: None,
             upgrading: false,
             upgrades: saved.upgrades,
+            foreign: BTreeSet::new(),
+            announcer: Announcer::new(),
             counts: report::Counts::default(),
             ending: None,
         })
@@ -250,11 +265,18 @@ impl Supervisor {
             self.reload(None);
         }
         loop {
+            self.announcer.alive();
             self.maybe_upgrade();
             if let Some(ending) = self.ending {
                 return Ok(self.end(ending));
             }
             let deadline = self.timeline.deadline().map(|at| self.epoch + at);
+            let keep_alive = async {
+                match self.announcer.keep_alive() {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
             let due = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -271,6 +293,7 @@ impl Supervisor {
                 }
                 Some(message) = inbox.recv() => self.take(message),
                 () = due => self.feed(Event::Tick),
+                () = keep_alive => {}
             }
         }
     }
@@ -312,11 +335,9 @@ impl Supervisor {
                 self.feed(Event::Connections(id, connections));
             }
             Message::Detached(id, detached) => self.detached(id, detached),
+            Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
-            Message::Asked(Ask::Status(reply)) => {
-                // A client that has gone away no longer waits for it.
-                let _ = reply.send(Ok(self.status()));
-            }
+            Message::Asked(Ask::Status(reply)) => self.tell_status(reply),
         }
     }
 
@@ -338,6 +359,7 @@ impl Supervisor {
             }
             Signal::SIGTERM | Signal::SIGINT => {
                 tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
+                self.announcer.stopping();
                 self.feed(Event::Shutdown);
             }
             // haproxy's readiness; in master-worker mode a worker sends it.

@@ -58,6 +58,9 @@ impl Supervisor {
     fn start(&mut self, id: GenerationId, configuration: Configuration, older_alive: bool) {
         // The id must never be used again, whatever becomes of us.
         self.save();
+        if self.timeline.serving().is_some() {
+            self.announcer.reloading();
+        }
         let known = match configuration {
             Configuration::Fresh => None,
             Configuration::Of(of) => self.configurations.get(&of).cloned(),
@@ -123,9 +126,13 @@ impl Supervisor {
         self.tell_watchdog(Duty::None);
         if let Some(generation) = self.generations.get(&id) {
             generation.tell(State::Serving);
-            tracing::info!(generation = id.0, pid = generation.pid(), "serving");
+            let pid = generation.pid();
+            tracing::info!(generation = id.0, pid, "serving");
+            self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();
+        self.watch_serving(id);
+        self.look_for_foreign(id);
         let keep: Vec<_> = self.timeline.configurations().chain([id]).collect();
         self.configurations.retain(|of, _| keep.contains(of));
         if let Err(error) = self.directory.keep_configurations(&keep) {
@@ -135,6 +142,13 @@ impl Supervisor {
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
         let answer = self.outcome(outcome);
+        if let Outcome::Failed(..) = outcome {
+            let status = match self.timeline.serving() {
+                Some(serving) => format!("the last reload failed; generation {serving} serves on"),
+                None => "nothing serves".to_owned(),
+            };
+            self.announcer.troubled(&status);
+        }
         for caller in callers {
             if let Some(reply) = self.callers.remove(caller) {
                 // Whoever asked may have gone away.

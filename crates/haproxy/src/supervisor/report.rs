@@ -1,16 +1,21 @@
 //! What the supervisor tells people: the answer to a reload, the status, the log.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bindonce_core::duration;
-use bindonce_core::generation::{Failure, GenerationId, Outcome, Reason};
+use bindonce_core::generation::{Failure, GenerationId, Outcome, Reason, State};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
-use super::{Supervisor, control};
+use super::generation::Generation;
+use super::{Supervisor, control, sessions};
+
+/// How long a draining generation may take to tell its sessions.
+const SESSIONS: Duration = Duration::from_millis(500);
 
 /// What has happened so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,7 +39,7 @@ impl Supervisor {
                 if !alone {
                     return Err(self.strangers(*id));
                 }
-                let pid = self.generations.get(id).map(super::Generation::pid);
+                let pid = self.generations.get(id).map(Generation::pid);
                 Ok(json!({ "generation": id.0, "pid": pid, "ended": ended }))
             }
             Outcome::Failed(id, failure) => {
@@ -95,19 +100,45 @@ impl Supervisor {
             .with("strangers", pids)
     }
 
-    /// Everything there is to know, for `bindonce status`.
-    pub(super) fn status(&self) -> Value {
+    /// Tells everything there is to know, for `bindonce status`. What only a draining generation
+    /// itself knows is asked of it first.
+    pub(super) fn tell_status(&self, reply: oneshot::Sender<control::Answer>) {
+        let mut status = self.status();
+        let draining = |id: &&GenerationId| self.state_of(**id) == Some(State::Draining);
+        let ask: Vec<_> = self
+            .generations
+            .keys()
+            .filter(draining)
+            .filter_map(|id| Some((id.0, self.generations.get(id)?.admin.clone()?)))
+            .collect();
+        tokio::task::spawn_local(async move {
+            for (id, admin) in ask {
+                let Ok(answer) = admin.ask("show sess", SESSIONS).await else { continue };
+                let generations = status["generations"].as_array_mut().into_iter().flatten();
+                for generation in generations.filter(|known| known["generation"] == id) {
+                    generation["oldest_sessions"] = json!(sessions::oldest(&answer));
+                }
+            }
+            // A client that has gone away no longer waits for it.
+            let _ = reply.send(Ok(status));
+        });
+    }
+
+    fn status(&self) -> Value {
         let generations: Vec<_> = self
             .timeline
             .generations()
             .map(|(id, state)| {
                 let generation = self.generations.get(&id);
-                let started = generation.map(|g| Timestamp(milliseconds(g.started)).to_string());
+                let started = generation.map(|g| milliseconds(g.started));
+                let age =
+                    started.map(|at| milliseconds(SystemTime::now()).saturating_sub(at) / 1000);
                 json!({
                     "generation": id.0,
                     "state": state.to_string(),
-                    "pid": generation.map(super::Generation::pid),
-                    "since": started,
+                    "pid": generation.map(Generation::pid),
+                    "since": started.map(|at| Timestamp(at).to_string()),
+                    "age": age,
                     "version": generation.and_then(|g| g.version).map(|v| v.to_string()),
                     "listeners": generation.map(|g| g.listeners.len()),
                     "connections": generation.and_then(|g| g.connections),
@@ -115,18 +146,17 @@ impl Supervisor {
                 })
             })
             .collect();
-        let left_alone: Vec<_> = self
-            .timeline
-            .serving()
-            .and_then(|id| self.timeline.configuration_of(id))
-            .and_then(|of| self.configurations.get(&of))
-            .map(|prepared| {
-                let alone = prepared.rendering.left_alone.iter();
-                alone
-                    .map(|line| json!({ "place": line.place.to_string(), "address": line.text, "reason": line.reason }))
-                    .collect()
+        let of = self.timeline.serving().and_then(|id| self.timeline.configuration_of(id));
+        let prepared = of.and_then(|of| self.configurations.get(&of));
+        let alone = prepared.map(|prepared| prepared.rendering.left_alone.as_slice());
+        let left_alone: Vec<_> = alone
+            .unwrap_or_default()
+            .iter()
+            .map(|line| {
+                let place = line.place.to_string();
+                json!({ "place": place, "address": line.text, "reason": line.reason })
             })
-            .unwrap_or_default();
+            .collect();
         json!({
             "service": self.settings.service.as_str(),
             "pid": std::process::id(),
@@ -137,7 +167,7 @@ impl Supervisor {
             "restarts": self.counts.restarts,
             "ghosts_removed": self.counts.ghosts_removed,
             "upgrades": self.upgrades,
-            "left_alone": Value::Array(left_alone),
+            "left_alone": left_alone,
         })
     }
 }

@@ -80,7 +80,9 @@ pub(super) async fn prepare(
     let read = tokio::task::spawn_blocking(move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
-        Ok(Rendering::of(&command, supplied, &world)?)
+        let rendering = Rendering::of(&command, supplied, &world)?;
+        rendering.self_contained()?;
+        Ok(rendering)
     });
     let rendering = match read.await {
         Ok(rendering) => rendering?,
@@ -172,8 +174,28 @@ async fn claim(
     }
     let claims: Vec<_> =
         wanted.iter().map(|listener| Claim::listen(listener.to_string()).tentative()).collect();
-    let leases = lease.claim(&claims).await.map_err(|error| Error::Claim(Box::new(error)))?;
+    let leases = lease.claim(&claims).await.map_err(|error| refused(error, rendering))?;
     Ok(leases.into_iter().zip(wanted).map(|(lease, listener)| Held::new(lease, listener)).collect())
+}
+
+/// A claim that was refused, with the line of the user's that wants the address.
+fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
+    let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
+    let binding = rendering.bindings.iter().find(|binding| {
+        address.is_some_and(|address| binding.listener.address.to_string() == address)
+    });
+    let place = binding.or(match rendering.bindings.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    });
+    match place {
+        Some(binding) => Error::ClaimAt {
+            place: binding.place.clone(),
+            section: binding.section.clone(),
+            source: Box::new(error),
+        },
+        None => Error::Claim(Box::new(error)),
+    }
 }
 
 /// Binds a generation's admin socket: the supervisor's own, not the broker's.

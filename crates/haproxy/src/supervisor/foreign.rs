@@ -1,0 +1,102 @@
+//! What haproxy has bound by itself: found after each start, told once for each address.
+
+use std::collections::BTreeSet;
+
+use bindonce_core::address::Address;
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::{diag, holders};
+
+use super::{Message, Supervisor};
+
+impl Supervisor {
+    /// Looks for sockets that a generation listens on and that are not from the broker.
+    pub(super) fn look_for_foreign(&self, id: GenerationId) {
+        let Some(generation) = self.generations.get(&id) else { return };
+        let pid = generation.pid();
+        let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        let admin = format!("unix@{}", self.directory.admin(id).display());
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let found = tokio::task::spawn_blocking(move || listening(pid, &known, &admin)).await;
+            // Nothing, where the kernel's answer could not be had or the runtime ends.
+            let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
+        });
+    }
+
+    /// Tells what was found, once for each address.
+    pub(super) fn found_foreign(&mut self, id: GenerationId, addresses: BTreeSet<String>) {
+        let prepared =
+            self.timeline.configuration_of(id).and_then(|of| self.configurations.get(&of));
+        let left_alone = prepared.map(|prepared| prepared.rendering.left_alone.as_slice());
+        let mut lines = BTreeSet::new();
+        for address in &addresses {
+            let line =
+                left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
+            let (place, text, reason) = match line {
+                Some(line) => (line.place.to_string(), line.text.clone(), line.reason),
+                None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
+            };
+            if self.foreign.contains(&text) || !lines.insert(text.clone()) {
+                continue;
+            }
+            if address.starts_with("unix@") {
+                tracing::info!(
+                    generation = id.0,
+                    address = text,
+                    place,
+                    "haproxy has bound this path by itself ({reason}): the newest generation takes \
+                     it over at each reload"
+                );
+            } else {
+                tracing::warn!(
+                    generation = id.0,
+                    address = text,
+                    place,
+                    "haproxy has bound this by itself ({reason}): during a reload the old and the \
+                     new generation both hold it, and connections to it are not protected"
+                );
+            }
+        }
+        self.foreign = lines;
+    }
+}
+
+/// The addresses that a process listens on, but for the sockets in `known` and the one at `admin`.
+fn listening(pid: i32, known: &BTreeSet<u64>, admin: &str) -> BTreeSet<String> {
+    let all = diag::listening().unwrap_or_default();
+    let others: Vec<_> = all.into_iter().filter(|socket| !known.contains(&socket.inode)).collect();
+    let inodes: Vec<_> = others.iter().map(|socket| socket.inode).collect();
+    let held = holders::of_process(pid, &inodes);
+    let held: BTreeSet<_> = held.into_iter().map(|holder| holder.inode).collect();
+    let own = others.into_iter().filter(|socket| held.contains(&socket.inode));
+    // A UNIX socket keeps the temporary name that it was bound under: only its front counts.
+    let addresses = own.map(|socket| socket.address.to_string());
+    addresses.filter(|address| !address.starts_with(admin)).collect()
+}
+
+/// Whether a line of the configuration stands for a socket that the kernel shows.
+fn names(line: &str, address: &str) -> bool {
+    let word = line.rsplit(' ').next().unwrap_or(line);
+    match address.strip_prefix("unix@") {
+        // It keeps the temporary name that it was bound under.
+        Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(word)),
+        None => {
+            let port = |text: &str| text.rsplit(':').next().map(str::to_owned);
+            word.parse::<Address>().is_ok_and(|word| word.to_string() == address)
+                || port(word) == port(address)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_finds_its_line() {
+        assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
+        assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
+        assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));
+        assert!(!names("stats socket /run/h/admin.sock", "unix@/run/other"));
+    }
+}
