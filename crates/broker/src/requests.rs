@@ -10,7 +10,7 @@ use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::{Peer, Verb};
-use bindonce_core::registry::{ConnectionId, Label, Want};
+use bindonce_core::registry::{ConnectionId, Label, Refusal, Want};
 use bindonce_wire::message::{Request, encode_error, encode_result};
 use bindonce_wire::params::{Bind, Call, Join, Target};
 use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult};
@@ -77,7 +77,7 @@ async fn perform(
             encode(request, &JoinResult { joined: true })
         }
         Call::Release(names) => {
-            let released = release(state, caller, &names)?;
+            let released = release(state, caller, &names).await?;
             encode(request, &ReleaseResult { released })
         }
         Call::List => {
@@ -183,7 +183,7 @@ async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
     }
 }
 
-fn release(
+async fn release(
     state: &RefCell<State>,
     caller: Caller,
     names: &[String],
@@ -198,7 +198,16 @@ fn release(
         allow(state, caller, Verb::Release, address)?;
         wanted.push(name);
     }
-    let released = state.borrow_mut().release(caller.connection, wanted);
+    let mut released = state.borrow_mut().release(caller.connection, wanted.clone());
+    // A holder that has hung up may not have been heard yet: give every task
+    // whose connection has something to say a turn before refusing.
+    for _ in 0..2 {
+        if !matches!(released, Err(Refusal::InUse { .. })) {
+            break;
+        }
+        tokio::task::yield_now().await;
+        released = state.borrow_mut().release(caller.connection, wanted.clone());
+    }
     released.map_err(|refusal| answer::refused(&refusal))
 }
 

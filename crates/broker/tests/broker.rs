@@ -184,6 +184,20 @@ fn errors_carry_their_codes_and_hints() {
 }
 
 #[test]
+fn a_holder_that_has_hung_up_does_not_stand_in_the_way() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut caller = broker.client();
+    for _ in 0..300 {
+        let mut holder = broker.client();
+        holder.bind(&["web=127.0.0.1:0"]);
+        drop(holder);
+        let reply = caller.call("release", &json!(["web"]));
+        assert_eq!(reply["result"]["released"], json!(["web"]), "{reply}");
+    }
+}
+
+#[test]
 fn tentative_listeners_end_with_their_client() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());

@@ -101,9 +101,13 @@ impl<H> Registry<H> {
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
                     plan.entries.push((id, want.tentative));
                 }
+                Wanted::Listen(spec) if !spec.is_range() => {
+                    let id = self.plan_one(plan, &spec.first)?;
+                    plan.entries.push((id, want.tentative));
+                }
                 Wanted::Listen(spec) => {
                     for listener in spec.expand() {
-                        let id = self.plan_one(plan, listener)?;
+                        let id = self.plan_one(plan, &listener)?;
                         plan.entries.push((id, want.tentative));
                     }
                 }
@@ -113,22 +117,22 @@ impl<H> Registry<H> {
     }
 
     /// Finds or enters one listener.
-    fn plan_one(&mut self, plan: &mut Pending, asked: Listener) -> Result<ListenerId, Refusal> {
+    fn plan_one(&mut self, plan: &mut Pending, asked: &Listener) -> Result<ListenerId, Refusal> {
         let key = asked.key();
         let found = self.index.key(&key);
         if let Some(name) = &asked.name
             && let Some(owner) = self.index.name(name).filter(|owner| Some(*owner) != found)
             && let Some(who) = self.who(plan, owner)
         {
-            let (name, asked) = (name.clone(), Box::new(asked));
+            let (name, asked) = (name.clone(), Box::new(asked.clone()));
             return Err(match who {
                 Who::New(other) => Refusal::NameInRequest { name, asked, other },
                 Who::Held(held) => Refusal::Name { name, asked, held },
             });
         }
         if let Some(id) = found {
-            self.check_options(plan, id, &asked)?;
-            if let Some(name) = asked.name {
+            self.check_options(plan, id, asked)?;
+            if let Some(name) = &asked.name {
                 self.adopt(plan, id, name);
             }
             return Ok(id);
@@ -136,7 +140,7 @@ impl<H> Registry<H> {
         if let Some(other) = self.index.overlapping(&key)
             && let Some(who) = self.who(plan, other)
         {
-            let asked = Box::new(asked);
+            let asked = Box::new(asked.clone());
             return Err(match who {
                 Who::New(other) => Refusal::OverlapInRequest { asked, other },
                 Who::Held(held) => Refusal::Overlap { asked, held },
@@ -147,12 +151,12 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.new.push(New { listener: asked, key });
+        plan.new.push(New { listener: asked.clone(), key });
         Ok(id)
     }
 
     /// A listener that was asked for without a name takes the first name it is given.
-    fn adopt(&mut self, plan: &mut Pending, id: ListenerId, name: Name) {
+    fn adopt(&mut self, plan: &mut Pending, id: ListenerId, name: &Name) {
         let unnamed = match plan.planned(id) {
             Some(new) => new.listener.name.is_none(),
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
@@ -161,8 +165,8 @@ impl<H> Registry<H> {
         if !unnamed || plan.named.iter().any(|(named, _)| *named == id) {
             return;
         }
-        self.index.insert_name(id, &name);
-        plan.named.push((id, name));
+        self.index.insert_name(id, name);
+        plan.named.push((id, name.clone()));
     }
 
     /// An option that was said must be the one that the listener has.
