@@ -25,7 +25,7 @@ use bindonce_sys::listen::{self, UnixPath};
 /// claim is measured against the limit.
 const SPARE: u64 = 32;
 
-/// A claim that creates more listeners than this gets one line in the log.
+/// More listeners than this that are opened or closed at once get one line in the log.
 const LOGGED_ONE_BY_ONE: usize = 16;
 
 /// A listener's socket. A reply that is on its way shares it.
@@ -92,14 +92,14 @@ impl State {
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
         let actions = self.registry.on(now(), Event::Connected(id, peer));
-        self.close_all(actions);
+        close_all(actions);
         id
     }
 
     /// Ends a connection.
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
         let actions = self.registry.on(now(), Event::Gone(id));
-        self.close_all(actions);
+        close_all(actions);
     }
 
     /// Says which generation a connection stands for.
@@ -109,7 +109,7 @@ impl State {
             phase = ?label.phase, "generation joined"
         );
         let actions = self.registry.on(now(), Event::Join(id, label));
-        self.close_all(actions);
+        close_all(actions);
     }
 
     /// Closes listeners; gives their names.
@@ -119,13 +119,15 @@ impl State {
         wanted: Vec<Wanted>,
     ) -> Result<Vec<String>, Refusal> {
         let mut outcome = Ok(Vec::new());
+        let mut rest = Vec::new();
         for action in self.registry.on(now(), Event::Release(id, wanted)) {
             match action {
                 Action::Released(_, names) => outcome = Ok(names),
                 Action::Refuse(_, refusal) => outcome = Err(refusal),
-                other => close(other),
+                other => rest.push(other),
             }
         }
+        close_all(rest);
         outcome
     }
 
@@ -137,6 +139,7 @@ impl State {
     ) -> Result<Vec<Lease>, Denied> {
         let mut outcome = Ok(Vec::new());
         let mut failure = None;
+        let mut rest = Vec::new();
         let mut actions = VecDeque::from(self.registry.on(now(), Event::Claim(id, wants)));
         while let Some(action) = actions.pop_front() {
             match action {
@@ -155,9 +158,10 @@ impl State {
                     outcome = Ok(leases);
                 }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
-                other => close(other),
+                other => rest.push(other),
             }
         }
+        close_all(rest);
         match failure {
             Some(denied) => Err(denied),
             None => outcome,
@@ -243,10 +247,6 @@ impl State {
         }
     }
 
-    fn close_all(&self, actions: Vec<Action<Socket>>) {
-        actions.into_iter().for_each(close);
-    }
-
     /// Gives up every listener, and removes the UNIX paths: an orderly end.
     pub(crate) fn close_everything(&mut self) {
         for held in std::mem::take(&mut self.registry).into_held() {
@@ -255,23 +255,44 @@ impl State {
     }
 }
 
-/// Closes the socket of a `Close`; every other action has been dealt with.
-fn close(action: Action<Socket>) {
-    if let Action::Close(socket, listener, why) = action {
-        unlink(&socket);
-        let listener = listener.label();
-        match why {
-            Closing::Released => tracing::info!(listener, "listener closed: released"),
-            Closing::Unconfirmed => {
-                tracing::info!(listener, "listener closed: its claim was never confirmed");
-            }
-            Closing::Replaced => {
-                tracing::warn!(listener, "listener replaced: its socket was beyond repair");
-            }
-            Closing::NeverHeld => {
-                tracing::info!(listener, "listener closed: the rest of its claim failed");
-            }
+/// Closes the sockets of every `Close`; other actions have been dealt with. A
+/// few get a line each in the log, many that end for one reason get one line.
+fn close_all(actions: Vec<Action<Socket>>) {
+    let mut closed: Vec<(Closing, Listener)> = Vec::new();
+    for action in actions {
+        if let Action::Close(socket, listener, why) = action {
+            unlink(&socket);
+            closed.push((why, listener));
         }
+    }
+    for group in closed.chunk_by(|one, other| one.0 == other.0) {
+        match group {
+            [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => tracing::info!(
+                first = first.label(),
+                last = last.label(),
+                count = group.len(),
+                why = reason(*why),
+                "listeners closed"
+            ),
+            few => few.iter().for_each(|(why, listener)| log_closed(*why, listener)),
+        }
+    }
+}
+
+fn log_closed(why: Closing, listener: &Listener) {
+    let (listener, reason) = (listener.label(), reason(why));
+    match why {
+        Closing::Replaced => tracing::warn!(listener, why = reason, "listener closed"),
+        _ => tracing::info!(listener, why = reason, "listener closed"),
+    }
+}
+
+fn reason(why: Closing) -> &'static str {
+    match why {
+        Closing::Released => "released",
+        Closing::Unconfirmed => "its claim was never confirmed",
+        Closing::Replaced => "its socket was beyond repair, and another replaces it",
+        Closing::NeverHeld => "the rest of its claim failed",
     }
 }
 
