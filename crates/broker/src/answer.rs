@@ -6,15 +6,17 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use bindonce_core::policy::Denial;
 use bindonce_core::registry::{Held, Holder, Phase, Refusal, View};
+use bindonce_sys::options::{self, Change};
 use bindonce_sys::{Errno, diag, queue};
 use bindonce_wire::message::Id;
 use bindonce_wire::params::State as WireState;
 use bindonce_wire::result::{
-    BrokerInfo, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
+    BrokerInfo, ChangedOption, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
 };
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::{Map, Value};
 
+use crate::guard;
 use crate::intruder;
 use crate::state::{Denied, Socket, State};
 
@@ -115,13 +117,15 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
         name: listener.label(),
         address: listener.address.to_string(),
         bound: opened.bound.to_string(),
-        options: options(&listener.options),
+        options: said(&listener.options),
         backlog: Some(opened.backlog).filter(|_| listener.address.listens()),
         queue,
         listening: !listener.address.listens() || queue::is_listening(fd),
         inode: opened.inode,
         cookie: opened.cookie,
-        exclusive: opened.exclusive,
+        exclusive: opened.exclusive && options::is_exclusive(fd),
+        repaired: opened.handle.care.repaired(),
+        changed: guard::changes(view.held).into_iter().map(changed).collect(),
         since: view.held.since.to_string(),
         tentative: view.held.tentative,
         holders: view.holders.iter().map(holder).collect(),
@@ -138,6 +142,10 @@ fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
     sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
 }
 
+fn changed(change: Change) -> ChangedOption {
+    ChangedOption { option: change.option.to_owned(), was: change.was, now: change.now }
+}
+
 fn holder(holder: &Holder) -> HolderInfo {
     let label = holder.label.as_ref();
     HolderInfo {
@@ -151,7 +159,7 @@ fn holder(holder: &Holder) -> HolderInfo {
 }
 
 /// The options that were said, each under its own word.
-fn options(options: &Options) -> Map<String, Value> {
+fn said(options: &Options) -> Map<String, Value> {
     let text = |value: &Option<String>| value.clone().map(Value::from);
     let flag = |said: bool| said.then_some(Value::Bool(true));
     let said = [

@@ -23,13 +23,17 @@ pub(crate) fn who_has(listener: &Listener) -> Option<String> {
     let mut pids: Vec<i32> = holders::of(&inodes).iter().map(|holder| holder.pid).collect();
     pids.sort_unstable();
     pids.dedup();
-    let named = |pid: &i32| match process::command(*pid).unwrap_or_default().first() {
-        Some(command) => format!("pid {pid} ({command})"),
-        None => format!("pid {pid}"),
-    };
     // A few are enough to go on with.
     let named: Vec<String> = pids.iter().take(5).map(named).collect();
     (!named.is_empty()).then(|| named.join(", "))
+}
+
+/// A process, as `pid 12 (nginx)`.
+pub(crate) fn named(pid: &i32) -> String {
+    match process::command(*pid).unwrap_or_default().first() {
+        Some(command) => format!("pid {pid} ({command})"),
+        None => format!("pid {pid}"),
+    }
 }
 
 fn overlaps(

@@ -18,6 +18,7 @@ mod config;
 mod connection;
 mod control;
 mod error;
+mod guard;
 mod intruder;
 mod requests;
 mod server;

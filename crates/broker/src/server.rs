@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::connection::{self, End};
 use crate::control::Control;
 use crate::error::Error;
+use crate::guard::{self, Guard};
 use crate::requests::Caller;
 use crate::state::State;
 
@@ -55,7 +56,11 @@ async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let owner = nix::unistd::geteuid().as_raw();
-    let state = Rc::new(RefCell::new(State::new(control.socket.clone(), owner, limit)));
+    let guard = Guard::new();
+    let guard =
+        guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
+    let state = State::new(control.socket.clone(), owner, limit, guard);
+    let state = Rc::new(RefCell::new(state));
     let served = async {
         bind_first(&state, config, owner).await?;
         let listener = control.listen()?;
@@ -68,8 +73,9 @@ async fn serve(
         tell("READY=1");
         let tasks = LocalSet::new();
         let accepting = accept(&tasks, &listener, &state, config.deadline);
+        let serving = async { tokio::join!(guard::keep(&state), accepting) };
         tokio::select! {
-            () = tasks.run_until(accepting) => {}
+            _ = tasks.run_until(serving) => {}
             () = shutdown => {}
         }
         tell("STOPPING=1");

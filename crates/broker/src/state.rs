@@ -13,13 +13,14 @@ use bindonce_core::listener::Listener;
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::{Peer, Policy};
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Label, Lease, Opened, Refusal, Registry, Want,
+    Action, Closing, ConnectionId, Event, Label, Lease, Opened, Phase, Refusal, Registry, Want,
 };
 use bindonce_core::time::Timestamp;
 use bindonce_sys::limits;
+use bindonce_sys::listen::{self, UnixPath};
 
 use crate::answer;
-use bindonce_sys::listen::{self, UnixPath};
+use crate::guard::{self, Care, Guard};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -34,6 +35,7 @@ pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
     /// What a reply says of it beside its name, written once.
     pub(crate) described: Box<str>,
+    pub(crate) care: Care,
     path: Option<UnixPath>,
 }
 
@@ -42,6 +44,7 @@ pub(crate) struct Socket {
 pub(crate) struct State {
     pub(crate) registry: Registry<Socket>,
     pub(crate) policy: Policy,
+    pub(crate) guard: Rc<Guard>,
     /// Path of the control socket.
     pub(crate) socket: PathBuf,
     pub(crate) since: Timestamp,
@@ -73,11 +76,17 @@ pub(crate) enum Denied {
 
 impl State {
     /// An empty broker. Descriptors that are open now count as taken for good.
-    pub(crate) fn new(socket: PathBuf, owner: u32, descriptor_limit: u64) -> Self {
+    pub(crate) fn new(
+        socket: PathBuf,
+        owner: u32,
+        descriptor_limit: u64,
+        guard: Rc<Guard>,
+    ) -> Self {
         let open = std::fs::read_dir("/proc/self/fd").map_or(16, Iterator::count);
         Self {
             registry: Registry::default(),
             policy: Policy::owner_only(owner),
+            guard,
             socket,
             since: now(),
             descriptor_limit,
@@ -108,8 +117,25 @@ impl State {
             service = %label.service, generation = label.generation, pid = label.pid,
             phase = ?label.phase, "generation joined"
         );
+        let serves = label.phase == Phase::Serving;
+        let who = format!("{} generation {}", label.service, label.generation);
         let actions = self.registry.on(now(), Event::Join(id, label));
         close_all(actions);
+        if serves {
+            self.registry.leased(id).for_each(|held| guard::notice(held, &who));
+        }
+    }
+
+    /// Opens a listener anew, because its socket is beyond repair. Gives the inode
+    /// of the new one; None if there is no such listener.
+    pub(crate) fn replace(&mut self, inode: u64) -> Result<Option<u64>, bindonce_sys::Error> {
+        let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(None) };
+        let listener = held.listener.clone();
+        let opened = self.opened(&listener, listen::open(&listener)?);
+        let inode = opened.inode;
+        let actions = self.registry.on(now(), Event::Replace(id, opened));
+        close_all(actions);
+        Ok(Some(inode))
     }
 
     /// Closes listeners; gives their names.
@@ -232,9 +258,11 @@ impl State {
             Some(backlog) => backlog.min(self.somaxconn),
             None => self.somaxconn,
         };
+        let fd = Rc::new(socket.fd);
         Opened {
             handle: Socket {
-                fd: Rc::new(socket.fd),
+                care: self.guard.care(&fd, socket.inode, &listener.address),
+                fd,
                 described: answer::describe(&listener.address, &socket.bound, socket.inode),
                 path: socket.path,
             },

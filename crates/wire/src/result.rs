@@ -87,6 +87,12 @@ pub struct ListenerInfo {
     /// Whether nobody else can bind the address beside it (no SO_REUSEPORT).
     #[serde(default = "yes")]
     pub exclusive: bool,
+    /// How often it had left the LISTEN state and was made to listen again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repaired: u64,
+    /// Socket options that somebody who shares it has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<ChangedOption>,
     /// When it was created, RFC 3339.
     pub since: String,
     /// Whether it is closed when its last lease ends.
@@ -95,6 +101,17 @@ pub struct ListenerInfo {
     /// The open connections that have it.
     #[serde(default)]
     pub holders: Vec<HolderInfo>,
+}
+
+/// A socket option that is not as the broker made the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedOption {
+    /// Its name in the manual pages, such as `TCP_DEFER_ACCEPT`.
+    pub option: String,
+    /// The value at first; -1 is off for SO_LINGER.
+    pub was: i64,
+    /// The value now.
+    pub now: i64,
 }
 
 /// A connection that has a listener.
@@ -169,6 +186,11 @@ pub struct GenerationInfo {
     pub since: String,
     /// The names of the listeners that it has.
     pub listeners: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn yes() -> bool {

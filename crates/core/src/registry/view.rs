@@ -118,6 +118,12 @@ impl<H> Registry<H> {
         services.into_iter().map(service).collect()
     }
 
+    /// What a connection uses, in no order.
+    pub fn leased(&self, id: ConnectionId) -> impl Iterator<Item = &Held<H>> {
+        let leases = self.connections.get(&id).into_iter().flat_map(|found| found.leases.keys());
+        leases.filter_map(|id| self.held.get(id).map(Box::as_ref))
+    }
+
     /// Those who use one listener.
     pub(super) fn holders(&self, id: ListenerId) -> impl Iterator<Item = (ConnectionId, Holder)> {
         self.connections.iter().filter_map(move |(connection_id, connection)| {

@@ -1,0 +1,305 @@
+//! Looks after the listeners while others share them.
+//!
+//! Whoever has a descriptor of a listener can end its LISTEN state for everybody.
+//! The kernel tells at once ([`bindonce_sys::guard`]), and the listener is made to
+//! listen again before anything else happens on this thread; who may have done it is
+//! looked up afterwards, beside it, because that reads all of /proc. A UNIX path
+//! whose socket was shut down gets a new socket, since nothing repairs the old one.
+//!
+//! Options that somebody set on a shared socket hold for all that share it. They are
+//! reported and left as they are: a generation that sets them means them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::address::Address;
+use bindonce_core::registry::Held;
+use bindonce_sys::guard::{self, Health};
+use bindonce_sys::options::{self, Change};
+use bindonce_sys::watch::Watch;
+use bindonce_sys::{holders, queue};
+use tokio::time::{sleep, timeout};
+
+use crate::intruder;
+use crate::state::{Socket, State};
+
+/// How often to try again with a listener that cannot be made to listen now.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// A listener that is ended again and again gets one line in the log each time this has passed.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What watches all listeners of one broker.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    kernel: guard::Guard,
+    /// Inodes of listeners that do not listen and could not be helped so far.
+    broken: RefCell<BTreeSet<u64>>,
+}
+
+impl Guard {
+    /// One that watches nothing yet.
+    pub(crate) fn new() -> std::io::Result<Rc<Self>> {
+        Ok(Rc::new(Self { kernel: guard::Guard::new()?, broken: RefCell::default() }))
+    }
+
+    /// Begins to watch a listener, until the value that it gives is dropped.
+    pub(crate) fn care(self: &Rc<Self>, fd: &Rc<OwnedFd>, inode: u64, address: &Address) -> Care {
+        let watched = address.listens()
+            && match self.kernel.add(fd.as_fd(), inode) {
+                Ok(()) => true,
+                Err(error) => {
+                    let hint = guard::is_full(&error).then_some("raise fs.epoll.max_user_watches");
+                    tracing::warn!(%address, inode, %error, hint, "a listener is not guarded");
+                    false
+                }
+            };
+        Care {
+            watched: watched.then(|| (Rc::clone(self), Rc::clone(fd))),
+            inode,
+            repaired: Cell::new(0),
+            told: Cell::new(None),
+            noticed: RefCell::default(),
+        }
+    }
+}
+
+/// What is known of one listener that is looked after.
+#[derive(Debug)]
+pub(crate) struct Care {
+    watched: Option<(Rc<Guard>, Rc<OwnedFd>)>,
+    inode: u64,
+    /// How often it was made to listen again.
+    repaired: Cell<u64>,
+    /// How often the log has been told, while somebody looks into it.
+    told: Cell<Option<u64>>,
+    /// Changed options that the log has been told of.
+    noticed: RefCell<Vec<Change>>,
+}
+
+impl Care {
+    /// How often the listener was made to listen again.
+    pub(crate) fn repaired(&self) -> u64 {
+        self.repaired.get()
+    }
+}
+
+impl Drop for Care {
+    fn drop(&mut self) {
+        if let Some((guard, fd)) = &self.watched {
+            // Others have the socket still, so closing it would not end the registration.
+            let _ = guard.kernel.remove(fd.as_fd());
+            guard.broken.borrow_mut().remove(&self.inode);
+        }
+    }
+}
+
+/// Keeps every listener listening, for as long as the broker runs.
+pub(crate) async fn keep(state: &Rc<RefCell<State>>) {
+    let guard = Rc::clone(&state.borrow().guard);
+    let watch = match Watch::new(&guard.kernel) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::error!(%error, "cannot watch listeners: those that leave LISTEN stay so");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        let fallen = guard.kernel.fallen().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read which listeners have changed");
+            Vec::new()
+        });
+        for inode in &fallen {
+            look_after(state, *inode);
+        }
+        if !fallen.is_empty() {
+            continue;
+        }
+        if guard.broken.borrow().is_empty() {
+            // Fails only while the runtime ends.
+            let _ = watch.readable().await;
+        } else if timeout(RETRY, watch.readable()).await.is_err() {
+            let broken: Vec<u64> = guard.broken.borrow().iter().copied().collect();
+            for inode in broken {
+                look_after(state, inode);
+            }
+        }
+    }
+}
+
+/// Makes one listener listen again if it does not.
+fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
+    let health = {
+        let state = state.borrow();
+        let Some((_, held)) = state.registry.by_inode(inode) else { return };
+        let fd = held.opened.handle.fd.as_fd();
+        let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
+        let health = guard::repair(fd, &held.opened.bound, backlog);
+        let mut broken = state.guard.broken.borrow_mut();
+        match &health {
+            Ok(Health::Listening) => {
+                broken.remove(&inode);
+            }
+            Ok(Health::Repaired) => {
+                broken.remove(&inode);
+                held.opened.handle.care.count();
+            }
+            Ok(Health::ShutDown) if !matches!(held.listener.address, Address::Unix(_)) => {
+                tracing::error!(
+                    listener = held.listener.label(),
+                    inode,
+                    hint = "end those who have it, then release it and claim it again",
+                    "listener was shut down by somebody who shares it, for good: nobody can connect"
+                );
+            }
+            Ok(Health::ShutDown) => {}
+            Err(error) if broken.insert(inode) => {
+                tracing::error!(
+                    listener = held.listener.label(), address = %held.opened.bound, inode, %error,
+                    hint = "find who has taken the port (ss -ltnp) and end it: it is tried again \
+                            all the time",
+                    "listener has left LISTEN and cannot be made to listen again"
+                );
+            }
+            Err(_) => {}
+        }
+        health
+    };
+    match health {
+        Ok(Health::Repaired) => investigate(state, inode),
+        Ok(Health::ShutDown) => put_another(state, inode),
+        Ok(Health::Listening) | Err(_) => {}
+    }
+}
+
+/// Puts a new socket on a UNIX path whose socket was shut down.
+fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
+    let replaced = state.borrow_mut().replace(inode);
+    let state_ref = state.borrow();
+    match replaced {
+        Ok(Some(new)) => {
+            state_ref.guard.broken.borrow_mut().remove(&inode);
+            if let Some((_, held)) = state_ref.registry.by_inode(new) {
+                tracing::error!(
+                    listener = held.listener.label(),
+                    was = inode,
+                    inode = new,
+                    hint = "reload those who have it: they hear nothing on the old socket",
+                    "listener was shut down by somebody who shares it; a new socket has its path"
+                );
+                held.opened.handle.care.count();
+                drop(state_ref);
+                investigate(state, new);
+            }
+        }
+        Ok(None) => {}
+        Err(error) => {
+            if state_ref.guard.broken.borrow_mut().insert(inode) {
+                tracing::error!(
+                    inode, %error, hint = error.hint(),
+                    "listener was shut down by somebody who shares it and cannot be replaced"
+                );
+            }
+        }
+    }
+}
+
+impl Care {
+    fn count(&self) {
+        self.repaired.set(self.repaired.get() + 1);
+    }
+}
+
+/// Looks for the likely culprit and tells the log, once in a while for a
+/// listener that does not come to rest.
+fn investigate(state: &Rc<RefCell<State>>, inode: u64) {
+    if let Some((_, held)) = state.borrow().registry.by_inode(inode)
+        && held.opened.handle.care.told.get().is_none()
+    {
+        held.opened.handle.care.told.set(Some(held.opened.handle.care.repaired.get() - 1));
+        let state = Rc::clone(state);
+        tokio::task::spawn_local(async move {
+            while tell(&state, inode).await {
+                sleep(QUIET).await;
+            }
+        });
+    }
+}
+
+/// Tells of the repairs since the last time. False if there were none.
+async fn tell(state: &RefCell<State>, inode: u64) -> bool {
+    let times = {
+        let state = state.borrow();
+        let Some((_, held)) = state.registry.by_inode(inode) else { return false };
+        let care = &held.opened.handle.care;
+        let times = care.repaired.get() - care.told.get().unwrap_or(0);
+        care.told.set((times != 0).then(|| care.repaired.get()));
+        times
+    };
+    if times == 0 {
+        return false;
+    }
+    let found = tokio::task::spawn_blocking(move || suspects(inode)).await;
+    let suspects = found.unwrap_or_default();
+    let state = state.borrow();
+    let Some((_, held)) = state.registry.by_inode(inode) else { return false };
+    tracing::warn!(
+        listener = held.listener.label(), address = %held.opened.bound, inode, times,
+        shared_by = suspects,
+        hint = "one of those who share it disconnected it or shut it down (haproxy does on SIGTTOU \
+                with a socket that came by -x): clients that waited in its queue were reset",
+        "listener had left LISTEN and was made to listen again"
+    );
+    true
+}
+
+/// Who else has a socket, as `pid 12 (haproxy)`.
+fn suspects(inode: u64) -> String {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut pids: Vec<i32> = holders::of(&[inode]).iter().map(|holder| holder.pid).collect();
+    pids.dedup();
+    pids.retain(|pid| *pid != own);
+    if pids.is_empty() {
+        return "nobody who can be seen (any more)".to_owned();
+    }
+    let named: Vec<String> = pids.iter().take(8).map(intruder::named).collect();
+    named.join(", ")
+}
+
+/// What of a listener's socket somebody has changed.
+pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
+    let fd = held.opened.handle.fd.as_fd();
+    let mut changes = options::changed(fd, &held.listener.address);
+    // Whoever calls listen(2) sets the backlog for all. In another network namespace the
+    // kernel's own limit may be another.
+    if matches!(held.listener.address, Address::Tcp(_))
+        && held.listener.options.netns.is_none()
+        && let Ok(queue) = queue::accept_queue(fd)
+        && queue.limit != held.opened.backlog
+    {
+        let (was, now) = (held.opened.backlog.into(), queue.limit.into());
+        changes.push(Change { option: "backlog", was, now });
+    }
+    changes
+}
+
+/// Tells the log what has changed of a listener since the last time; `who` is the
+/// generation that just began to serve.
+pub(crate) fn notice(held: &Held<Socket>, who: &str) {
+    let changes = changes(held);
+    let mut noticed = held.opened.handle.care.noticed.borrow_mut();
+    if *noticed != changes {
+        let text = |change: &Change| format!("{} {} -> {}", change.option, change.was, change.now);
+        let changed: Vec<String> = changes.iter().map(text).collect();
+        tracing::info!(
+            listener = held.listener.label(),
+            who,
+            changed = changed.join(", "),
+            "options of a shared listener are not as it was made"
+        );
+        *noticed = changes;
+    }
+}
