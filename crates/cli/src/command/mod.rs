@@ -11,6 +11,7 @@ mod run;
 mod serve;
 pub(crate) mod shim;
 mod status;
+mod supervisors;
 mod upgrade;
 
 use std::io::{self, Write as _};

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use bindonce::{Client, StatusResult};
 
-use super::list;
+use super::{list, supervisors};
 use crate::Globals;
 
 /// Show the broker, its listeners, and who uses them
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Args {
-    /// Print the broker's answer as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -19,12 +19,22 @@ pub struct Args {
 /// Prints the broker's state, as text or as JSON.
 pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { json } = args;
-    let status = Client::connect(&globals.socket_path())?.status()?;
+    let socket = globals.socket_path();
+    let supervisors = supervisors::all(&socket);
+    // A broker that is gone is when the supervisors' half matters most.
+    let status = Client::connect(&socket).and_then(|mut client| client.status());
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&status)?))?;
+        let mut all = match &status {
+            Ok(status) => serde_json::to_value(status)?,
+            Err(_) => serde_json::json!({}),
+        };
+        all["supervisors"] = serde_json::to_value(&supervisors)?;
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
     } else {
-        super::print(&text(&status))?;
+        let broker = status.as_ref().map(text).unwrap_or_default();
+        super::print(&(broker + &supervisors::text(&supervisors)))?;
     }
+    status?;
     Ok(ExitCode::SUCCESS)
 }
 

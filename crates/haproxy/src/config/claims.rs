@@ -31,6 +31,7 @@ impl Walk<'_> {
             self.last_defaults = section.proxy.clone();
             self.defaults.insert(section.name.clone(), section.proxy.clone());
         }
+        self.server_states.end_section(&section);
         let idle = section.idle();
         let mut earlier = Earlier::new();
         for line in &section.lines {

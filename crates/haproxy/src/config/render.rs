@@ -84,6 +84,18 @@ pub struct Variable {
     pub list: bool,
 }
 
+/// A file from which haproxy takes the state of servers when it starts. What
+/// `show servers state` says of the older generation belongs there before the
+/// newer one starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerState {
+    /// Where it is: absolute.
+    pub path: PathBuf,
+    /// The one backend whose servers it is for, as the argument of `show servers
+    /// state`; none for the global file, which has those of all backends.
+    pub backend: Option<String>,
+}
+
 /// A configuration, ready to start haproxy on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendering {
@@ -97,6 +109,8 @@ pub struct Rendering {
     pub left_alone: Vec<LeftAlone>,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,
+    /// The server-state files that it loads, the global one first; none if it loads none.
+    pub server_states: Vec<ServerState>,
 }
 
 impl Rendering {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::binds::BindLine;
 use super::options::Said;
+use super::server_state::Loads;
 
 /// What a section can contain, as far as listeners are concerned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,13 +38,15 @@ impl Kind {
     }
 }
 
-/// What `defaults` can set that concerns listeners.
+/// What `defaults` can set that matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Proxy {
     /// `backlog`, for bind lines without their own.
     pub(super) backlog: Option<u32>,
     /// `disabled`.
     pub(super) disabled: bool,
+    /// Where the state of servers is loaded from.
+    pub(super) loads: Loads,
 }
 
 /// An open section.
@@ -60,6 +63,8 @@ pub(super) struct Section {
     pub(super) lines: Vec<BindLine>,
     /// A line of `peers` names the local peer.
     pub(super) local_peer: bool,
+    /// It is a backend, and a line names a server.
+    pub(super) has_servers: bool,
 }
 
 impl Section {
@@ -93,6 +98,9 @@ impl Section {
     /// Takes a line that is not about addresses.
     pub(super) fn keyword(&mut self, words: &[&[u8]]) {
         let proxy = matches!(self.kind, Kind::Proxy | Kind::Defaults);
+        if proxy {
+            self.proxy.loads.take(words);
+        }
         match words[0] {
             b"backlog" if proxy || self.kind == Kind::LogForward => {
                 let mut said = Said::default();
@@ -103,6 +111,10 @@ impl Section {
             b"enabled" if proxy || self.kind == Kind::Peers => self.proxy.disabled = false,
             b"default-bind" if self.kind == Kind::Peers => {
                 self.default_bind = Said::read(words[1..].iter().copied()).or(&self.default_bind);
+            }
+            b"server" | b"server-template" if self.kind == Kind::Proxy => {
+                // haproxy passes over servers in a frontend, with a warning.
+                self.has_servers = !self.label.starts_with("frontend");
             }
             _ => {}
         }

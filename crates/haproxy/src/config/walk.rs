@@ -16,6 +16,7 @@ use super::options::Said;
 use super::reader::{self, Word, printable};
 use super::render::{LeftAlone, RenderedFile, Rendering, Supplied};
 use super::sections::{Kind, Proxy, Section};
+use super::server_state::ServerStates;
 use super::world::{Environment, World};
 use super::{Error, Place, templates};
 
@@ -50,6 +51,7 @@ pub(super) struct Walk<'a> {
     pub(super) supply: Supply,
     pub(super) names: Names,
     pub(super) met: Met,
+    pub(super) server_states: ServerStates,
     pub(super) edits: Vec<Vec<Edit>>,
     pub(super) resets: Vec<Reset>,
     pub(super) out: Rendering,
@@ -96,6 +98,7 @@ impl<'a> Walk<'a> {
             supply,
             names,
             met: Met::default(),
+            server_states: ServerStates::default(),
             edits: Vec::new(),
             resets: Vec::new(),
             out: Rendering::default(),
@@ -124,6 +127,7 @@ impl<'a> Walk<'a> {
             file.text = edited(&file.text, edits);
         }
         self.out.unused = self.supply.unused();
+        self.out.server_states = self.server_states.files(&self.directory);
         Ok(self.out)
     }
 
@@ -345,7 +349,7 @@ impl<'a> Walk<'a> {
                     self.edit(offset + source.start..offset + source.end, text);
                 }
             }
-            _ => {}
+            keyword => self.server_states.take(keyword, value(1)),
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Generation {
     pub(super) started: SystemTime,
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
+    /// It has served: what it was given is confirmed.
+    pub(super) served: bool,
     /// Connections left, once it drains.
     pub(super) connections: Option<u64>,
     /// Tells the broker what this generation does now; its end is the end of the leases.

@@ -51,6 +51,7 @@ use control::Ask;
 use directory::{Directory, Saved};
 use generation::Generation;
 use handover::Detached;
+use report::Story;
 use start::{Launched, Prepared};
 use take_over::Inheritance;
 use version::Version;
@@ -189,7 +190,7 @@ struct Supervisor {
     callers: HashMap<Caller, oneshot::Sender<control::Answer>>,
     next_caller: u64,
     /// Why the last generation that failed did so.
-    failure: String,
+    failure: Story,
     proof: Option<AbortHandle>,
     watchdog: Option<Watchdog>,
     /// The version of the binary, where no admin socket tells it.
@@ -237,7 +238,7 @@ impl Supervisor {
             configurations: BTreeMap::new(),
             callers: HashMap::new(),
             next_caller: 0,
-            failure: String::new(),
+            failure: Story::default(),
             proof: None,
             watchdog: Some(Watchdog::start()?),
             version,
@@ -316,7 +317,7 @@ impl Supervisor {
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starting.remove(&id);
-                self.failure = error.story();
+                self.failure = Story { text: error.to_string(), hint: error.hint() };
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {

@@ -2,7 +2,7 @@
 //! place of the rendered ones, and its last lines kept for the error message.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -15,6 +15,41 @@ use crate::config::PathMap;
 /// How many lines are kept, and of how many bytes each.
 const LINES: usize = 40;
 const LINE_BYTES: u64 = 16 * 1024;
+
+/// What the user calls what haproxy was given in its place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Names {
+    /// The rendered copies.
+    pub(super) paths: PathMap,
+    /// The address as the user wrote it, for each number of a descriptor.
+    pub(super) addresses: BTreeMap<i32, String>,
+}
+
+impl Names {
+    /// Puts the user's names back into a message.
+    fn of_the_user(&self, line: &[u8]) -> Vec<u8> {
+        let line = self.paths.user_place(line);
+        let Some(at) = find(&line, BIND) else { return line };
+        let (before, rest) = line.split_at(at + BIND.len());
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (number, rest) = rest.split_at(digits);
+        let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+        match number.and_then(|number: i32| self.addresses.get(&number)) {
+            Some(address) => {
+                let before = before.strip_suffix(b"fd@").unwrap_or(before);
+                [before, address.as_bytes(), rest].concat()
+            }
+            None => line,
+        }
+    }
+}
+
+/// How haproxy names a bind line.
+const BIND: &[u8] = b"'bind fd@";
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
 
 /// The last lines that a generation wrote on its standard error.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +72,7 @@ impl Tail {
 }
 
 /// Passes on what comes through `stderr` until its last writer is gone.
-pub(super) async fn pass_on(stderr: OwnedFd, paths: PathMap, tail: Tail) -> std::io::Result<()> {
+pub(super) async fn pass_on(stderr: OwnedFd, names: Names, tail: Tail) -> std::io::Result<()> {
     let mut reader = BufReader::new(pipe::Receiver::from_owned_fd(stderr)?);
     let mut line = Vec::new();
     loop {
@@ -45,9 +80,28 @@ pub(super) async fn pass_on(stderr: OwnedFd, paths: PathMap, tail: Tail) -> std:
         if (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        let text = paths.user_place(&line);
+        let text = names.of_the_user(&line);
         tail.push(&text);
         // Nobody may be listening; haproxy must not be held up by that.
         let _ = std::io::stderr().lock().write_all(&text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_comes_back_for_its_descriptor() {
+        let addresses = BTreeMap::from([(6, "127.0.0.1:443".to_owned())]);
+        let names = Names { paths: PathMap::default(), addresses };
+        for (line, expected) in [
+            ("'bind fd@6' in section", "'bind 127.0.0.1:443' in section"),
+            ("'bind fd@7' in section", "'bind fd@7' in section"),
+            ("'bind fd@' x", "'bind fd@' x"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(names.of_the_user(line.as_bytes()), expected.as_bytes());
+        }
     }
 }

@@ -124,7 +124,8 @@ impl Supervisor {
 
     fn serving(&mut self, id: GenerationId) {
         self.tell_watchdog(Duty::None);
-        if let Some(generation) = self.generations.get(&id) {
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.served = true;
             generation.tell(State::Serving);
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");

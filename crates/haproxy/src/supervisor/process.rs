@@ -1,5 +1,6 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -14,12 +15,11 @@ use super::admin::{Admin, Info};
 use super::directory::{Inherited, Saved, SavedGeneration};
 use super::generation::Generation;
 use super::listeners::Held;
-use super::output::{self, Tail};
-use super::report::milliseconds;
+use super::output::{self, Names, Tail};
+use super::report::{Story, milliseconds};
 use super::start::Launched;
 use super::watchdog::{Duty, Named};
 use super::{Ended, Message, Supervisor, broker};
-use crate::config::PathMap;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
 /// its standard error open.
@@ -29,8 +29,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub(super) struct Process {
     pub(super) pidfd: Pidfd,
     pub(super) admin: Option<Admin>,
-    /// The reading end of its standard error, and the user's paths for what comes through it.
-    pub(super) stderr: Option<(OwnedFd, PathMap)>,
+    /// The reading end of its standard error, and the user's names for what comes through it.
+    pub(super) stderr: Option<(OwnedFd, Names)>,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) lease: Option<bindonce::aio::Client>,
     pub(super) started: SystemTime,
@@ -48,7 +48,7 @@ impl Supervisor {
         let process = Process {
             pidfd: launched.pidfd,
             admin,
-            stderr: launched.stderr.map(|stderr| (stderr, launched.paths)),
+            stderr: launched.stderr.map(|stderr| (stderr, launched.names)),
             listeners: launched.listeners,
             lease: Some(launched.lease),
             started: SystemTime::now(),
@@ -57,7 +57,8 @@ impl Supervisor {
         self.ours.extend(created.map(|held| held.label.clone()));
         let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
         if let Err(error) = self.take_on(id, process) {
-            self.failure = format!("haproxy, pid {pid}, cannot be watched: {error}");
+            let text = format!("haproxy, pid {pid}, cannot be watched: {error}");
+            self.failure = Story { text, hint: None };
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
@@ -80,9 +81,9 @@ impl Supervisor {
         let ended = Watch::new(&*pidfd).inspect_err(|_| drop(pidfd.send(Number::SIGKILL)))?;
         let tail = Tail::default();
         let mut copy = None;
-        let words = process.stderr.map(|(stderr, paths)| {
+        let words = process.stderr.map(|(stderr, names)| {
             copy = stderr.try_clone().ok();
-            tokio::task::spawn_local(output::pass_on(stderr, paths, tail.clone()))
+            tokio::task::spawn_local(output::pass_on(stderr, names, tail.clone()))
         });
         let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
         tokio::task::spawn_local(async move {
@@ -116,6 +117,7 @@ impl Supervisor {
             stderr: copy,
             started: process.started,
             ready: false,
+            served: false,
             connections: None,
             states,
             watch: None,
@@ -133,7 +135,7 @@ impl Supervisor {
     }
 
     pub(super) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
-        let how = exit.map_or_else(|| "ended".to_owned(), |exit| exit.to_string());
+        let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
         if let Some(generation) = self.generations.get(&id) {
             let pid = generation.pid();
             match self.state_of(id) {
@@ -144,11 +146,12 @@ impl Supervisor {
                 _ => tracing::error!(generation = id.0, pid, "did not come up: {how}"),
             }
             let words = generation.tail.text();
-            self.failure = if words.is_empty() {
-                format!("haproxy, pid {pid}, {how} and said nothing")
+            let text = if words.is_empty() {
+                format!("haproxy, pid {pid}, ended with {how} and said nothing")
             } else {
-                format!("haproxy, pid {pid}, {how}:\n{words}")
+                format!("haproxy, pid {pid}, ended with {how}:\n{words}")
             };
+            self.failure = Story { text, hint: None };
         }
         self.feed(Event::Exited(id));
     }
@@ -161,10 +164,25 @@ impl Supervisor {
     /// A generation is gone: its connection to the broker goes with it, and so do its leases.
     pub(super) fn gone(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.remove(&id) {
-            self.release_unused(&generation);
+            if generation.served {
+                self.release_unused(&generation);
+            } else {
+                // What was bound for it ended with its connection to the broker.
+                self.forget(&generation);
+            }
         }
         self.directory.remove_admin(id);
         self.save();
+    }
+
+    /// Listeners of a generation that never served were tentative.
+    fn forget(&mut self, gone: &Generation) {
+        let others: BTreeSet<_> =
+            self.generations.values().flat_map(|g| &g.listeners).map(|held| &held.label).collect();
+        let created = gone.listeners.iter().filter(|held| held.created);
+        for held in created.filter(|held| !others.contains(&held.label)) {
+            self.ours.remove(&held.label);
+        }
     }
 
     /// Gives back the listeners that exist because of this service and that its configuration
@@ -242,7 +260,7 @@ impl Supervisor {
         match ending {
             bindonce_core::generation::Ending::Shutdown => Ended::Shutdown,
             bindonce_core::generation::Ending::NeverServed => {
-                Ended::NeverServed(self.failure.clone())
+                Ended::NeverServed(self.failure.whole())
             }
         }
     }

@@ -26,6 +26,25 @@ pub(super) struct Counts {
     pub(super) ghosts_removed: u64,
 }
 
+/// Why a generation failed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Story {
+    /// What happened; haproxy's own words, if it said any.
+    pub(super) text: String,
+    /// What to do about it, where there is more to say than to correct the configuration.
+    pub(super) hint: Option<String>,
+}
+
+impl Story {
+    /// The message with its hint, for somebody who sees only text.
+    pub(super) fn whole(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\nhint: {hint}", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
+
 impl Supervisor {
     /// The answer to everybody who waits for a reload.
     pub(super) fn outcome(&mut self, outcome: &Outcome) -> control::Answer {
@@ -50,10 +69,13 @@ impl Supervisor {
                     Some(serving) => format!("generation {serving} serves on"),
                     None => "nothing serves".to_owned(),
                 };
-                tracing::error!(generation = id.0, "reload failed; {kept}: {story}");
+                // haproxy's own words have been passed on as they came.
+                let first = story.lines().next().unwrap_or_default();
+                tracing::error!(generation = id.0, "not started; {kept}: {first}");
+                let hint = self.failure.hint.as_deref();
                 let text = format!("{story}\n{kept}");
                 Err(RpcError::new(ErrorCode::RELOAD_FAILED, text)
-                    .with_hint("correct what haproxy names, then run `bindonce reload` again")
+                    .with_hint(hint.unwrap_or("correct that, then run `bindonce reload` again"))
                     .with("generation", id.0)
                     .with("serving", serving.map(|id| id.0)))
             }
@@ -66,14 +88,17 @@ impl Supervisor {
 
     fn failure_story(&self, id: GenerationId, failure: Failure) -> String {
         match failure {
-            Failure::NotStarted | Failure::Exited => self.failure.clone(),
+            Failure::NotStarted | Failure::Exited => self.failure.text.clone(),
             Failure::NotReady => format!(
                 "generation {id} was not ready within {}; raise --ready-timeout if it needs longer\n{}",
                 duration::format(self.settings.timing.ready_timeout),
-                self.failure
+                self.failure.text
             ),
             Failure::DiedInHandover => {
-                format!("generation {id} died when it was about to take over\n{}", self.failure)
+                format!(
+                    "generation {id} died when it was about to take over\n{}",
+                    self.failure.text
+                )
             }
         }
     }

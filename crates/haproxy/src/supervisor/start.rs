@@ -22,6 +22,7 @@ use bindonce_sys::spawn::Launch;
 
 use super::directory::Directory;
 use super::listeners::Held;
+use super::output::Names;
 use super::{Error, Settings, broker};
 use crate::config::{PathMap, Rendering, Supplied, System};
 
@@ -52,7 +53,7 @@ pub(super) struct Prepared {
 pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
     pub(super) stderr: Option<OwnedFd>,
-    pub(super) paths: PathMap,
+    pub(super) names: Names,
     pub(super) prepared: Rc<Prepared>,
     pub(super) listeners: Vec<Rc<Held>>,
     /// The connection to the broker that holds the leases of this generation.
@@ -132,6 +133,8 @@ pub(super) async fn launch(
     if admin.is_some() {
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
+    let texts = prepared.rendering.bindings.iter().map(|binding| binding.text.clone());
+    let addresses = numbers.iter().copied().zip(texts).collect();
     let environment = prepared.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
     launch.env_remove = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
@@ -156,7 +159,7 @@ pub(super) async fn launch(
     Ok(Launched {
         pidfd: started.pidfd,
         stderr: started.stderr,
-        paths: prepared.paths.clone(),
+        names: Names { paths: prepared.paths.clone(), addresses },
         prepared,
         listeners,
         lease,

@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use super::admin::{Admin, Info};
 use super::directory::{Saved, SavedGeneration};
 use super::listeners::Held;
+use super::output::Names;
 use super::process::Process;
 use super::{Error, Supervisor, broker};
-use crate::config::PathMap;
 
 /// How long a generation that was found may take to answer on its admin socket.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -115,7 +115,7 @@ impl Supervisor {
         let process = Process {
             pidfd,
             admin,
-            stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, PathMap::default())),
+            stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, Names::default())),
             listeners,
             lease,
             started: UNIX_EPOCH + Duration::from_millis(saved.since),
@@ -123,6 +123,7 @@ impl Supervisor {
         self.take_on(id, process).map_err(Error::system("watch a generation that was found"))?;
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.ready = true;
+            generation.served = true;
             generation.version = info.map(|info| info.version);
         }
         tracing::info!(generation = id.0, pid, "taken over: {state}");

@@ -48,6 +48,10 @@ fn explain(rendering: &Rendering) -> String {
             left.place, left.section, left.text, left.reason
         );
     }
+    for state in &rendering.server_states {
+        let backend = state.backend.as_deref().unwrap_or("all backends");
+        out += &format!("server state of {backend} from {}\n", state.path.display());
+    }
     for name in &rendering.unused {
         out += &format!("unused: {name}\n");
     }

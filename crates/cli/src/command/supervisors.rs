@@ -1,0 +1,137 @@
+//! The supervisors' half of `bindonce status`: asked at the control sockets beside the broker's.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bindonce::Client;
+use bindonce_core::duration;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::list;
+
+/// How long a supervisor may take to answer.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// What one supervisor tells, or why it tells nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Supervisor {
+    service: String,
+    #[serde(default)]
+    pid: Option<u32>,
+    #[serde(default)]
+    generations: Vec<Generation>,
+    /// Why it could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// Everything else that it tells.
+    #[serde(flatten)]
+    more: serde_json::Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Generation {
+    generation: u64,
+    state: String,
+    pid: Option<i32>,
+    /// Seconds since its process was started.
+    age: Option<u64>,
+    version: Option<String>,
+    connections: Option<u64>,
+    /// Resident memory in bytes.
+    memory: Option<u64>,
+    #[serde(default)]
+    oldest_sessions: Vec<Session>,
+    #[serde(flatten)]
+    more: serde_json::Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Session {
+    source: String,
+    frontend: String,
+    server: String,
+    /// Seconds.
+    age: u64,
+}
+
+/// Asks every supervisor whose broker is, or was, at `socket`.
+pub(crate) fn all(socket: &Path) -> Vec<Supervisor> {
+    let Some(directory) = socket.parent() else { return Vec::new() };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut services: Vec<(String, PathBuf)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().to_str()?.strip_suffix(".d")?.to_owned();
+            let control = entry.path().join("control.sock");
+            control.exists().then_some((name, control))
+        })
+        .collect();
+    services.sort();
+    services.into_iter().map(|(service, control)| ask(service, &control)).collect()
+}
+
+fn ask(service: String, control: &Path) -> Supervisor {
+    let answer = || -> anyhow::Result<Supervisor> {
+        let mut client = Client::connect_within(control, ANSWER)?;
+        Ok(serde_json::from_value(client.call("status", &[0; 0])?)?)
+    };
+    answer().unwrap_or_else(|error| Supervisor {
+        service,
+        pid: None,
+        generations: Vec::new(),
+        error: Some(format!("{error:#}")),
+        more: serde_json::Map::new(),
+    })
+}
+
+/// What they tell, for people.
+pub(crate) fn text(supervisors: &[Supervisor]) -> String {
+    let mut text = String::new();
+    for supervisor in supervisors {
+        let name = &supervisor.service;
+        // Writing to a String does not fail.
+        let _ = match (&supervisor.error, supervisor.pid) {
+            (Some(error), _) => {
+                writeln!(text, "\nservice {name}: its supervisor does not answer: {error}")
+            }
+            (None, pid) => {
+                let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+                writeln!(text, "\nservice {name}, supervisor pid {pid}")
+            }
+        };
+        if supervisor.generations.is_empty() {
+            continue;
+        }
+        let header = ["GENERATION", "PID", "STATE", "AGE", "CONNECTIONS", "MEMORY", "VERSION"];
+        let mut rows = vec![header.map(str::to_owned)];
+        rows.extend(supervisor.generations.iter().map(row));
+        text.push_str(&list::columns(&rows));
+        for generation in &supervisor.generations {
+            for session in &generation.oldest_sessions {
+                let age = duration::format(Duration::from_secs(session.age));
+                let _ = writeln!(
+                    text,
+                    "generation {} is kept by {} on {} to {}, {age} old",
+                    generation.generation, session.source, session.frontend, session.server
+                );
+            }
+        }
+    }
+    text
+}
+
+fn row(generation: &Generation) -> [String; 7] {
+    fn or_dash<T: ToString>(value: Option<T>) -> String {
+        value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+    }
+    [
+        generation.generation.to_string(),
+        or_dash(generation.pid),
+        generation.state.clone(),
+        or_dash(generation.age.map(|age| duration::format(Duration::from_secs(age)))),
+        or_dash(generation.connections),
+        or_dash(generation.memory.map(|bytes| format!("{}K", bytes / 1024))),
+        or_dash(generation.version.clone()),
+    ]
+}
