@@ -10,7 +10,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::reader::printable;
 use super::render::ServerState;
 use super::sections::{Kind, Section};
 
@@ -100,7 +99,7 @@ impl ServerStates {
         let global = global.map(|file| ServerState { path: path(file), backend: None });
         let local = self.local.iter().map(|(file, backend)| ServerState {
             path: path(file),
-            backend: Some(printable(backend)),
+            backend: Some(String::from_utf8_lossy(backend).into_owned()),
         });
         global.into_iter().chain(local).collect()
     }
