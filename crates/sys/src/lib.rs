@@ -11,7 +11,8 @@
 //! - [`listen`] creates listeners; [`scm`] passes them between processes;
 //! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
-//! - [`guard`] and [`options`] tell what others have done to a shared socket;
+//! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
+//!   have done to it;
 //! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
 //! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
 //! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
@@ -20,6 +21,7 @@ pub mod diag;
 pub mod ghosts;
 pub mod guard;
 pub mod holders;
+pub mod identity;
 pub mod inherit;
 pub mod limits;
 pub mod listen;

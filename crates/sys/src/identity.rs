@@ -1,0 +1,194 @@
+//! What a socket from elsewhere really is, asked of the kernel.
+//!
+//! A descriptor that comes back from a store, from another process or from a client
+//! is believed by nothing but this.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Options};
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::net::{AddressFamily, SocketType, sockopt as get};
+use socket2::SockRef;
+
+use crate::options;
+use crate::queue::is_listening;
+
+/// A socket as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Where it is bound. Of a UNIX path this is the path that bind(2) was given, which a
+    /// rename has replaced since if the broker made it.
+    pub bound: Address,
+    /// The socket's inode.
+    pub inode: u64,
+    /// The socket's cookie (SO_COOKIE).
+    pub cookie: u64,
+    /// Whether it listens (a datagram socket: is bound).
+    pub listening: bool,
+    /// Whether nobody else can bind the address beside it.
+    pub exclusive: bool,
+    /// The options that can be seen in a socket.
+    pub options: Options,
+}
+
+/// Describes a TCP, UDP or UNIX stream socket that is bound.
+///
+/// # Errors
+/// Those of the system calls; `InvalidInput` for anything else than such a socket.
+pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
+    let kind = get::socket_type(socket)?;
+    let name = SockRef::from(&socket).local_addr()?;
+    let odd = || io::Error::from(io::ErrorKind::InvalidInput);
+    let bound = match (name.as_socket(), kind) {
+        (Some(at), SocketType::STREAM) => Address::Tcp(at),
+        (Some(at), SocketType::DGRAM) => Address::Udp(at),
+        (None, SocketType::STREAM) => {
+            if let Some(path) = name.as_pathname() {
+                Address::Unix(path.to_str().ok_or_else(odd)?.to_owned())
+            } else {
+                let name = name.as_abstract_namespace().ok_or_else(odd)?;
+                let end = name.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                let name = std::str::from_utf8(&name[..end]).map_err(|_| odd())?;
+                Address::abstract_name(name).map_err(|_| odd())?
+            }
+        }
+        _ => return Err(odd()),
+    };
+    let unbound =
+        bound.port() == Some(0) || matches!(&bound, Address::Unix(path) if path.is_empty());
+    if unbound {
+        return Err(odd());
+    }
+    Ok(Identity {
+        inode: rustix::fs::fstat(socket)?.st_ino,
+        cookie: get::socket_cookie(socket)?,
+        listening: !bound.listens() || is_listening(socket),
+        exclusive: options::is_exclusive(socket),
+        options: seen(socket, &bound)?,
+        bound,
+    })
+}
+
+impl Identity {
+    /// The listener that it is, by what can be seen: without a name, and without the options
+    /// that leave no trace in a socket.
+    pub fn listener(&self) -> Listener {
+        Listener { name: None, address: self.bound.clone(), options: self.options.clone() }
+    }
+
+    /// Why this is not the socket of `listener` that was bound to `bound`; None if it is.
+    pub fn differs_from(&self, listener: &Listener, bound: &Address) -> Option<String> {
+        let said = &listener.options;
+        // The path that bind(2) was given is not the listener's; its file tells (UnixPath).
+        let both_paths = matches!((&self.bound, bound), (Address::Unix(_), Address::Unix(_)));
+        if self.bound != *bound && !both_paths {
+            return Some(format!("it is bound to {}", self.bound));
+        }
+        let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
+        if wildcard && self.options.v6only != said.v6only {
+            return Some("it has the other IPV6_V6ONLY".to_owned());
+        }
+        if self.options.interface != said.interface {
+            return Some(match &self.options.interface {
+                Some(device) => format!("it is bound to the device {device}"),
+                None => "it is bound to no device".to_owned(),
+            });
+        }
+        if self.options.transparent != said.transparent {
+            return Some("it has the other IP_TRANSPARENT".to_owned());
+        }
+        None
+    }
+}
+
+/// The options that getsockopt(2) tells of.
+fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
+    let mut options = Options::default();
+    if bound.ip().is_none() {
+        return Ok(options);
+    }
+    let socket = socket.as_fd();
+    let device = getsockopt(&socket, sockopt::BindToDevice)?.into_string().unwrap_or_default();
+    options.interface = Some(device).filter(|device| !device.is_empty());
+    let reference = SockRef::from(&socket);
+    if get::socket_domain(socket)? == AddressFamily::INET6 {
+        let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
+        options.v6only = wildcard && get::ipv6_v6only(socket)?;
+        options.transparent = reference.ip_transparent_v6()?;
+        options.freebind = reference.freebind_v6()?;
+    } else {
+        options.transparent = reference.ip_transparent_v4()?;
+        options.freebind = reference.freebind_v4()?;
+    }
+    Ok(options)
+}
+
+/// The path that a UNIX socket was bound under, of another process or this one, is no proof: this is
+/// the file that stands at `path` now, if it is a socket.
+pub fn file(path: &str) -> Option<crate::listen::UnixPath> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let path = PathBuf::from(path);
+    let found = path.symlink_metadata().ok()?;
+    found.file_type().is_socket().then(|| crate::listen::UnixPath {
+        dev: found.dev(),
+        ino: found.ino(),
+        path,
+    })
+}
+
+/// The boot that inodes and cookies belong to; empty if the kernel does not say.
+pub fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen;
+    use crate::testing::Directory;
+
+    #[test]
+    fn every_kind_of_listener_is_recognised() {
+        let directory = Directory::new("identity");
+        let path = directory.path().join("a");
+        for text in [
+            "127.0.0.1:0",
+            "[::1]:0,freebind",
+            "[::]:0,v6only",
+            "[::]:0",
+            "0.0.0.0:0,interface=lo",
+            "udp@127.0.0.1:0",
+            &format!("unix@{},mode=0600", path.display()),
+            "abns@bindonce identity test",
+        ] {
+            let listener: Listener = text.parse().expect(text);
+            let opened = listen::open(&listener).expect(text);
+            let found = of(opened.fd.as_fd()).expect(text);
+            assert_eq!((found.inode, found.cookie), (opened.inode, opened.cookie), "{text}");
+            assert!(found.listening && found.exclusive, "{text}");
+            assert_eq!(found.differs_from(&listener, &opened.bound), None, "{text}");
+            if !matches!(listener.address, Address::Unix(_)) {
+                assert_eq!(found.bound, opened.bound);
+                assert_eq!(found.listener().options, listener.options, "{text}");
+            }
+            let other: Listener = "10.0.0.1:80".parse().expect("other");
+            assert!(found.differs_from(&other, &other.address).is_some());
+        }
+        assert_eq!(file(path.to_str().expect("path")).expect("socket").path, path);
+        assert!(!boot().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_bound_socket_is_refused() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
+        assert!(of(one.as_fd()).is_err());
+        let file = std::fs::File::open("/dev/null").expect("file");
+        assert!(of(file.as_fd()).is_err());
+        let unbound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        assert!(of(unbound.expect("socket").as_fd()).is_err());
+    }
+}
