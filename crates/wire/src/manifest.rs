@@ -94,6 +94,9 @@ pub struct Header {
     /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub descriptors: BTreeMap<String, i32>,
+    /// The name under which it lies in the service manager's descriptor store, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// How many listeners follow at least.
     #[serde(default)]
     listeners: usize,
@@ -126,9 +129,6 @@ pub struct Entry {
     /// The file of a UNIX path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<File>,
-    /// Socket options as they were set when it was opened, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub options: BTreeMap<String, i64>,
     /// The number of its descriptor, for an upgrade in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptor: Option<i32>,
@@ -257,6 +257,7 @@ impl Manifest {
             since: 0,
             boot: String::new(),
             descriptors: BTreeMap::new(),
+            store: None,
             listeners: 0,
         };
         Self { header, listeners: Vec::new(), connections: Vec::new() }
