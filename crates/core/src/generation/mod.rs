@@ -13,8 +13,10 @@
 //!
 //! The supervisor in `bindonce-haproxy` performs the actions.
 
+mod ending;
 mod handover;
 mod life;
+mod restart;
 mod timeline;
 
 #[cfg(test)]

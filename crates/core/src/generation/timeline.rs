@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::handover::{Operation, Pausing};
 use super::life::{Life, Phase};
+use super::restart::Crashes;
 use super::{
-    Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, Caller, Configuration, Ending,
-    Event, Failure, GenerationId, Handover, Moment, Outcome, Reason, SOFT_STOP_AGAIN, Settings,
-    Signal, State, TERM_TO_KILL, WORKED_AFTER,
+    Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
+    Reason, Settings, State, WORKED_AFTER,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -22,22 +22,15 @@ pub struct Timeline {
     /// Who asked since it began; they share the next one.
     waiting: Vec<Caller>,
     /// When to start again what has died.
-    restart: Option<(Moment, GenerationId)>,
-    crashes: Crashes,
+    pub(super) restart: Option<(Moment, GenerationId)>,
+    pub(super) crashes: Crashes,
     /// The configuration that serves, or served last.
     current: Option<GenerationId>,
     /// The last configuration that served for [`WORKED_AFTER`].
-    worked: Option<GenerationId>,
+    pub(super) worked: Option<GenerationId>,
     started: bool,
     shutdown: bool,
     exited: bool,
-}
-
-/// Crashes of one configuration since it last worked.
-#[derive(Debug, Clone, Default)]
-struct Crashes {
-    configuration: Option<GenerationId>,
-    count: u32,
 }
 
 impl Timeline {
@@ -190,98 +183,6 @@ impl Timeline {
         }
     }
 
-    /// Tells a generation to close its listeners. `proved`: it is known not to accept already.
-    pub(super) fn soft_stop(
-        &mut self,
-        now: Moment,
-        id: GenerationId,
-        proved: bool,
-        reason: Reason,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        match life.phase {
-            Phase::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
-                self.worked = Some(life.configuration);
-            }
-            _ => {}
-        }
-        if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
-            life.phase = Phase::Stopping { since: now, again: now + SOFT_STOP_AGAIN, proved };
-            out.push(Action::Signal { id, signal: Signal::SoftStop, reason });
-            out.push(Action::WatchStop(id));
-        }
-    }
-
-    fn stopped(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
-        let drain = self.settings.drain_timeout;
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        match life.phase {
-            Phase::Stopping { .. } => {}
-            // Somebody else told it to stop; what serves must be found anew.
-            Phase::Serving { .. } => out.push(Action::WatchStop(id)),
-            _ => return,
-        }
-        life.phase = Phase::Draining { until: now + drain };
-        out.push(Action::Detach(id));
-    }
-
-    fn connections(&mut self, now: Moment, id: GenerationId, left: u64, out: &mut Vec<Action>) {
-        let overdue = self.settings.retire_timeout;
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        if left > 0 || life.let_go {
-            return;
-        }
-        match life.phase {
-            Phase::Draining { .. } => {
-                life.let_go = true;
-                out.push(Action::LetGo(id));
-            }
-            // It is paused for good and has nothing left to do, but never took the soft stop.
-            Phase::Stopping { since, proved: true, .. } if now >= since + overdue => {
-                self.terminate(now, id, Reason::DidNotExit, out);
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn terminate(
-        &mut self,
-        now: Moment,
-        id: GenerationId,
-        reason: Reason,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        if !matches!(life.phase, Phase::Ending { .. } | Phase::Killed { .. }) {
-            let accepts = life.may_accept();
-            life.phase = Phase::Ending { kill: now + TERM_TO_KILL, accepts };
-            out.push(Action::Signal { id, signal: Signal::Terminate, reason });
-        }
-    }
-
-    pub(super) fn kill(
-        &mut self,
-        now: Moment,
-        id: GenerationId,
-        reason: Reason,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        life.phase = Phase::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
-        out.push(Action::Signal { id, signal: Signal::Kill, reason });
-    }
-
     fn ended(
         &mut self,
         now: Moment,
@@ -313,17 +214,6 @@ impl Timeline {
         }
     }
 
-    /// Records that a configuration died, and whether it had worked before.
-    fn crashed(&mut self, configuration: GenerationId, worked: bool) {
-        if worked {
-            self.worked = Some(configuration);
-        }
-        if worked || self.crashes.configuration != Some(configuration) {
-            self.crashes = Crashes { configuration: Some(configuration), count: 0 };
-        }
-        self.crashes.count += 1;
-    }
-
     fn shut_down(&mut self, now: Moment, out: &mut Vec<Action>) {
         let again = std::mem::replace(&mut self.shutdown, true);
         self.restart = None;
@@ -341,54 +231,6 @@ impl Timeline {
                 Some(_) => self.terminate(now, id, Reason::Shutdown, out),
                 None => {}
             }
-        }
-    }
-
-    /// Acts on every deadline that has passed.
-    fn advance(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let due: Vec<_> = self
-            .lives
-            .iter()
-            .filter(|(_, life)| life.deadline().is_some_and(|at| at <= now))
-            .map(|(id, life)| (*id, life.phase.clone()))
-            .collect();
-        for (id, phase) in due {
-            match phase {
-                Phase::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
-                Phase::Stopping { since, proved, .. } => {
-                    self.stop_is_due(now, id, since, proved, out);
-                }
-                Phase::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
-                Phase::Ending { .. } | Phase::Killed { .. } => {
-                    self.kill(now, id, Reason::DidNotExit, out);
-                }
-                Phase::Waiting | Phase::Serving { .. } => {}
-            }
-        }
-        self.pause_is_due(now, out);
-    }
-
-    /// A soft stop was not confirmed: signal again, or end it.
-    fn stop_is_due(
-        &mut self,
-        now: Moment,
-        id: GenerationId,
-        since: Moment,
-        proved: bool,
-        out: &mut Vec<Action>,
-    ) {
-        let (retire, drain) = (self.settings.retire_timeout, self.settings.drain_timeout);
-        if !proved && now >= since + retire {
-            self.operation.note_ended(id);
-            self.terminate(now, id, Reason::StillAccepts, out);
-        } else if proved && now >= since + drain {
-            self.terminate(now, id, Reason::DrainTimeout, out);
-        } else if let Some(life) = self.lives.get_mut(&id) {
-            // One that is proved not to accept is no danger: ask it less often after a while.
-            let wait = if now < since + retire { SOFT_STOP_AGAIN } else { retire };
-            let until = since + if proved { drain } else { retire };
-            life.phase = Phase::Stopping { since, again: (now + wait).min(until), proved };
-            out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
         }
     }
 
@@ -421,26 +263,7 @@ impl Timeline {
         }
     }
 
-    fn plan_restart(&mut self, now: Moment, current: GenerationId, out: &mut Vec<Action>) {
-        let count =
-            if self.crashes.configuration == Some(current) { self.crashes.count } else { 0 };
-        let older = self.worked.filter(|worked| *worked != current);
-        let (configuration, rollback) = match older {
-            Some(worked) if count >= CRASHES_BEFORE_ROLLBACK => (worked, true),
-            _ => (current, false),
-        };
-        let after = match count {
-            0 | 1 => Moment::ZERO,
-            n => (BACKOFF_FIRST * 2u32.saturating_pow(n.min(12) - 2)).min(BACKOFF_LAST),
-        };
-        out.push(Action::Restart { died: current, configuration, after, rollback });
-        self.restart = Some((now + after, configuration));
-        if after.is_zero() {
-            self.start(now, Configuration::Of(configuration), out);
-        }
-    }
-
-    fn start(&mut self, now: Moment, configuration: Configuration, out: &mut Vec<Action>) {
+    pub(super) fn start(&mut self, now: Moment, configuration: Configuration, out: &mut Vec<Action>) {
         let id = GenerationId(self.next_id);
         self.next_id += 1;
         self.started = true;
@@ -454,15 +277,6 @@ impl Timeline {
         self.lives.insert(id, Life { phase, configuration: of, let_go: false });
         self.operation = Operation::Starting { newer: id };
         out.push(Action::Start { id, configuration, older_alive });
-    }
-
-    fn limit_draining(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let lingering: Vec<_> =
-            self.lives.iter().filter(|(_, l)| l.lingers()).map(|(id, _)| *id).collect();
-        let too_many = lingering.len().saturating_sub(self.settings.max_draining);
-        for &id in &lingering[..too_many] {
-            self.terminate(now, id, Reason::TooManyDraining, out);
-        }
     }
 
     /// Answers everybody who waits for the reload in progress.

@@ -1,0 +1,160 @@
+//! Telling a generation to stop, and ending it when it does not.
+
+use super::life::Phase;
+use super::timeline::Timeline;
+use super::{
+    Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL,
+    WORKED_AFTER,
+};
+
+impl Timeline {
+    /// Tells a generation to close its listeners. `proved`: it is known not to accept already.
+    pub(super) fn soft_stop(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        proved: bool,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        match life.phase {
+            Phase::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
+                self.worked = Some(life.configuration);
+            }
+            _ => {}
+        }
+        if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
+            life.phase = Phase::Stopping { since: now, again: now + SOFT_STOP_AGAIN, proved };
+            out.push(Action::Signal { id, signal: Signal::SoftStop, reason });
+            out.push(Action::WatchStop(id));
+        }
+    }
+
+    pub(super) fn stopped(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        let drain = self.settings.drain_timeout;
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        match life.phase {
+            Phase::Stopping { .. } => {}
+            // Somebody else told it to stop; what serves must be found anew.
+            Phase::Serving { .. } => out.push(Action::WatchStop(id)),
+            _ => return,
+        }
+        life.phase = Phase::Draining { until: now + drain };
+        out.push(Action::Detach(id));
+    }
+
+    pub(super) fn connections(&mut self, now: Moment, id: GenerationId, left: u64, out: &mut Vec<Action>) {
+        let overdue = self.settings.retire_timeout;
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        if left > 0 || life.let_go {
+            return;
+        }
+        match life.phase {
+            Phase::Draining { .. } => {
+                life.let_go = true;
+                out.push(Action::LetGo(id));
+            }
+            // It is paused for good and has nothing left to do, but never took the soft stop.
+            Phase::Stopping { since, proved: true, .. } if now >= since + overdue => {
+                self.terminate(now, id, Reason::DidNotExit, out);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn terminate(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        if !matches!(life.phase, Phase::Ending { .. } | Phase::Killed { .. }) {
+            let accepts = life.may_accept();
+            life.phase = Phase::Ending { kill: now + TERM_TO_KILL, accepts };
+            out.push(Action::Signal { id, signal: Signal::Terminate, reason });
+        }
+    }
+
+    pub(super) fn kill(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(life) = self.lives.get_mut(&id) else {
+            return;
+        };
+        life.phase = Phase::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
+        out.push(Action::Signal { id, signal: Signal::Kill, reason });
+    }
+
+    /// Acts on every deadline that has passed.
+    pub(super) fn advance(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let due: Vec<_> = self
+            .lives
+            .iter()
+            .filter(|(_, life)| life.deadline().is_some_and(|at| at <= now))
+            .map(|(id, life)| (*id, life.phase.clone()))
+            .collect();
+        for (id, phase) in due {
+            match phase {
+                Phase::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
+                Phase::Stopping { since, proved, .. } => {
+                    self.stop_is_due(now, id, since, proved, out);
+                }
+                Phase::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
+                Phase::Ending { .. } | Phase::Killed { .. } => {
+                    self.kill(now, id, Reason::DidNotExit, out);
+                }
+                Phase::Waiting | Phase::Serving { .. } => {}
+            }
+        }
+        self.pause_is_due(now, out);
+    }
+
+    /// A soft stop was not confirmed: signal again, or end it.
+    fn stop_is_due(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        since: Moment,
+        proved: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let (retire, drain) = (self.settings.retire_timeout, self.settings.drain_timeout);
+        if !proved && now >= since + retire {
+            self.operation.note_ended(id);
+            self.terminate(now, id, Reason::StillAccepts, out);
+        } else if proved && now >= since + drain {
+            self.terminate(now, id, Reason::DrainTimeout, out);
+        } else if let Some(life) = self.lives.get_mut(&id) {
+            // One that is proved not to accept is no danger: ask it less often after a while.
+            let wait = if now < since + retire { SOFT_STOP_AGAIN } else { retire };
+            let until = since + if proved { drain } else { retire };
+            life.phase = Phase::Stopping { since, again: (now + wait).min(until), proved };
+            out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
+        }
+    }
+
+    /// Ends the oldest of those that drain, if there are more than may.
+    pub(super) fn limit_draining(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let lingering: Vec<_> =
+            self.lives.iter().filter(|(_, l)| l.lingers()).map(|(id, _)| *id).collect();
+        let too_many = lingering.len().saturating_sub(self.settings.max_draining);
+        for &id in &lingering[..too_many] {
+            self.terminate(now, id, Reason::TooManyDraining, out);
+        }
+    }
+}

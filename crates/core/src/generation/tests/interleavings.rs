@@ -1,0 +1,178 @@
+//! Random interleavings of everything that can happen, against a small model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::*;
+use super::ONE;
+
+/// One step of a random story. Indexes choose among the generations that exist then.
+#[derive(Debug, Clone)]
+enum Step {
+    Reload,
+    Ready(usize, bool),
+    StartFailed(usize),
+    Exited(usize),
+    Proved,
+    Unproved { moving: bool, accepting: usize, silent: usize },
+    Stopped(usize),
+    Connections(usize, u64),
+    Pass(u64),
+    Shutdown,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Reload),
+        6 => (0..6usize, any::<bool>()).prop_map(|(i, pause)| Step::Ready(i, pause)),
+        1 => (0..6usize).prop_map(Step::StartFailed),
+        3 => (0..6usize).prop_map(Step::Exited),
+        4 => Just(Step::Proved),
+        3 => (any::<bool>(), 0..6usize, 0..6usize)
+            .prop_map(|(moving, accepting, silent)| Step::Unproved { moving, accepting, silent }),
+        4 => (0..6usize).prop_map(Step::Stopped),
+        2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
+        4 => (0..7000u64).prop_map(Step::Pass),
+        1 => Just(Step::Shutdown),
+    ]
+}
+
+/// What a supervisor that performs the actions would see, small enough to trust.
+#[derive(Default)]
+struct Model {
+    alive: BTreeSet<GenerationId>,
+    starting: BTreeSet<GenerationId>,
+    newest: u64,
+    unanswered: BTreeSet<Caller>,
+    stopped_by_us: BTreeMap<GenerationId, bool>,
+    touched: BTreeSet<GenerationId>,
+    exited: bool,
+}
+
+impl Model {
+    fn perform(&mut self, timeline: &Timeline, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Start { id, .. } => {
+                    assert!(id.0 > self.newest, "ids only grow");
+                    assert!(self.starting.is_empty(), "one start at a time");
+                    self.newest = id.0;
+                    self.alive.insert(*id);
+                    self.starting.insert(*id);
+                }
+                Action::Signal { id, signal, .. } => {
+                    assert!(self.alive.contains(id), "a signal to a generation that is gone");
+                    self.touched.insert(*id);
+                    match signal {
+                        Signal::Stop => drop(self.stopped_by_us.insert(*id, true)),
+                        Signal::Continue => drop(self.stopped_by_us.remove(id)),
+                        _ => {}
+                    }
+                }
+                Action::Answer(callers, outcome) => {
+                    for caller in callers {
+                        assert!(self.unanswered.remove(caller), "answered once");
+                    }
+                    if let Outcome::Serving { id, alone: true, .. } = outcome {
+                        // Invariant 2: at most one generation accepts once a reload is answered.
+                        assert_eq!(timeline.accepting(*id), [], "{outcome:?}");
+                    }
+                }
+                Action::Gone(id) => {
+                    assert!(self.alive.remove(id));
+                    self.stopped_by_us.remove(id);
+                }
+                Action::Exit(_) => {
+                    assert!(self.alive.is_empty(), "nothing is left behind");
+                    self.exited = true;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Invariants 2, 3 and 5 under random interleavings of everything that can happen.
+    #[test]
+    fn no_interleaving_breaks_the_invariants(steps in prop::collection::vec(step(), 1..60)) {
+        let settings = Settings { max_draining: 3, ..Settings::default() };
+        let mut timeline = Timeline::new(settings, ONE);
+        let mut model = Model::default();
+        let mut now = Moment::ZERO;
+        for (n, step) in steps.into_iter().enumerate() {
+            let ids: Vec<_> = timeline.generations().map(|(id, _)| id).collect();
+            let pick = |i: usize| ids.get(i).copied();
+            let serving = timeline.serving();
+            model.touched.clear();
+            let mut failed_start = false;
+            let event = match step {
+                Step::Reload => {
+                    model.unanswered.insert(Caller(n as u64));
+                    Some(Event::Reload(Caller(n as u64)))
+                }
+                Step::Ready(i, pause) => pick(i).map(|id| {
+                    model.starting.remove(&id);
+                    Event::Ready(id, if pause { Handover::Pause } else { Handover::SoftStop })
+                }),
+                Step::StartFailed(i) => pick(i).filter(|id| model.starting.remove(id)).map(|id| {
+                    failed_start = true;
+                    Event::StartFailed(id)
+                }),
+                Step::Exited(i) => pick(i).map(|id| {
+                    failed_start = model.starting.remove(&id);
+                    Event::Exited(id)
+                }),
+                Step::Proved => Some(Event::Proved),
+                Step::Unproved { moving, accepting, silent } => {
+                    Some(Event::Unproved(Observation {
+                        moving,
+                        accepting: pick(accepting).into_iter().collect(),
+                        silent: pick(silent).into_iter().collect(),
+                    }))
+                }
+                Step::Stopped(i) => pick(i).map(Event::Stopped),
+                Step::Connections(i, n) => pick(i).map(|id| Event::Connections(id, n)),
+                Step::Pass(millis) => {
+                    now += Duration::from_millis(millis);
+                    Some(Event::Tick)
+                }
+                Step::Shutdown => Some(Event::Shutdown),
+            };
+            let Some(event) = event else { continue };
+            let actions = timeline.on(now, event);
+            // `perform` judges each answer by the state after the event.
+            model.perform(&timeline, &actions);
+            if let (true, Some(serving)) = (failed_start, serving) {
+                prop_assert!(!model.touched.contains(&serving), "invariant 3: {actions:?}");
+            }
+            // Invariant 5: whatever is not simply serving has a deadline.
+            let waits = timeline.lives.values().any(|life| life.state() != State::Serving);
+            prop_assert!(!waits || timeline.deadline().is_some());
+            // A deadline that has passed was acted on: asking again at once does nothing.
+            prop_assert_eq!(timeline.on(now, Event::Tick), vec![]);
+            // Nobody is left stopped, except while a proof is under way.
+            if timeline.pausing().is_none() {
+                prop_assert!(model.stopped_by_us.is_empty(), "left stopped: {:?}", actions);
+            }
+        }
+        // From anywhere, a shutdown ends everything in bounded time, and everybody is answered.
+        let actions = timeline.on(now, Event::Shutdown);
+        model.perform(&timeline, &actions);
+        let drain = Duration::from_secs(3600);
+        now += drain;
+        let actions = timeline.on(now, Event::Tick);
+        model.perform(&timeline, &actions);
+        let left: Vec<_> = timeline.generations().map(|(id, _)| id).collect();
+        for id in left {
+            let actions = timeline.on(now, Event::Exited(id));
+            model.perform(&timeline, &actions);
+        }
+        prop_assert!(model.exited);
+        prop_assert!(model.unanswered.is_empty());
+    }
+}
