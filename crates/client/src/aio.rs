@@ -4,7 +4,7 @@
 //! the next call says [`Error::Interrupted`]; its descriptors are closed.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::time::Duration;
@@ -169,6 +169,13 @@ impl Client {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::TimedOut { during: method, after: self.timeout }),
         }
+    }
+}
+
+/// The connection's descriptor, for example to ask who is at the other end.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

@@ -30,6 +30,14 @@ pub fn parent(pid: i32) -> Option<i32> {
     rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// A process and the children that it has now, as a master has workers (proc_pid_task(5)).
+pub fn family(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(pid).chain(children).collect()
+}
+
 /// Sends a signal to every process of a group, for a program that was started as the leader of one
 /// ([`crate::spawn`]).
 ///

@@ -6,6 +6,7 @@
 //! The connection keeps the process alive, so it is closed in the end.
 //! Source: haproxy management guide, section 9.3 "Unix Socket commands".
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -36,7 +37,7 @@ pub(super) struct Admin {
 
 #[derive(Debug)]
 struct Ask {
-    command: &'static str,
+    command: Cow<'static, str>,
     reply: oneshot::Sender<String>,
 }
 
@@ -118,10 +119,11 @@ impl Admin {
     /// Sends one command and gives its answer, which may take `limit`.
     pub(super) async fn ask(
         &self,
-        command: &'static str,
+        command: impl Into<Cow<'static, str>>,
         limit: Duration,
     ) -> Result<String, NoAnswer> {
         let (reply, answer) = oneshot::channel();
+        let command = command.into();
         self.asks.send(Ask { command, reply }).map_err(|_| NoAnswer::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -150,7 +152,7 @@ async fn talk(
     ready(Info::read(&exchange(&mut stream, "show info").await?));
     while let Some(Ask { command, reply }) = requests.recv().await {
         // Whoever asked may have stopped waiting; the answer must be read all the same.
-        let _ = reply.send(exchange(&mut stream, command).await?);
+        let _ = reply.send(exchange(&mut stream, &command).await?);
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bindonce_core::generation::{Event, GenerationId, Handover, State};
 use bindonce_sys::ghosts::{self, Ghost};
 use bindonce_sys::holders;
-use bindonce_sys::process::Pidfd;
+use bindonce_sys::process::{self, Pidfd};
 use nix::libc::EPERM;
 
 use super::admin::{Admin, NoAnswer};
@@ -141,7 +141,10 @@ impl Supervisor {
                 Some(admin) if stopped_says_admin(&admin).await => Some(admin),
                 _ => {
                     // Without an admin connection its descriptors must show it.
-                    while !holders::of_process(pid, &inodes).is_empty() {
+                    while process::family(pid)
+                        .iter()
+                        .any(|member| !holders::of_process(*member, &inodes).is_empty())
+                    {
                         tokio::time::sleep(STOP_LOOK).await;
                     }
                     None
@@ -190,8 +193,14 @@ impl Supervisor {
             let removed = tokio::task::spawn_blocking(move || {
                 let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
                 let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
-                let pidfd = Pidfd::open(pid).map_err(Error::system("open a generation"))?;
-                Ok::<_, Error>(ghosts::detach(&pidfd, &ghosts, &ours)?)
+                let mut removed = 0;
+                for of_one in ghosts.chunk_by(|a, b| a.pid == b.pid) {
+                    let Some(first) = of_one.first() else { continue };
+                    let pidfd =
+                        Pidfd::open(first.pid).map_err(Error::system("open a generation"))?;
+                    removed += ghosts::detach(&pidfd, of_one, &ours)?;
+                }
+                Ok::<_, Error>(removed)
             })
             .await;
             drop(pidfd); // Not reaped before: the pid was its own until here.
@@ -255,7 +264,9 @@ pub(super) struct Detached {
 }
 
 async fn find(pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
-    tokio::task::spawn_blocking(move || ghosts::find(pid, &inodes)).await.unwrap_or_default()
+    let find =
+        move || process::family(pid).iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
+    tokio::task::spawn_blocking(find).await.unwrap_or_default()
 }
 
 /// Waits until haproxy says that it is stopping; false if its connection ends first.

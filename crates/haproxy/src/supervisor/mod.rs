@@ -22,6 +22,7 @@ mod process;
 mod proof;
 mod reaper;
 mod report;
+mod server_state;
 mod sessions;
 mod start;
 mod take_over;
@@ -209,6 +210,8 @@ struct Supervisor {
     /// What haproxy has bound by itself, as far as it was told.
     foreign: BTreeSet<String>,
     announcer: Announcer,
+    /// The last signal that was not the normal course.
+    last_warning: Option<(GenerationId, timeline::Reason)>,
     counts: report::Counts,
     ending: Option<Ending>,
 }
@@ -251,6 +254,7 @@ impl Supervisor {
             upgrades: saved.upgrades,
             foreign: BTreeSet::new(),
             announcer: Announcer::new(),
+            last_warning: None,
             counts: report::Counts::default(),
             ending: None,
         })

@@ -8,9 +8,9 @@ use bindonce_core::generation::{
 use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
 
-use super::start;
 use super::watchdog::Duty;
 use super::{Message, Supervisor};
+use super::{server_state, start};
 
 impl Supervisor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -69,6 +69,8 @@ impl Supervisor {
         let directory = Rc::clone(&self.directory);
         let sender = self.sender.clone();
         let no_epoll = self.no_epoll;
+        let serving =
+            self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
         let task = tokio::task::spawn_local(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
@@ -76,6 +78,9 @@ impl Supervisor {
             };
             let launched = match prepared {
                 Ok(prepared) => {
+                    if let Some(serving) = serving {
+                        server_state::carry(&prepared.rendering, &serving).await;
+                    }
                     let how = start::How { older_alive, no_epoll };
                     start::launch(&settings, &directory, id, prepared, how).await
                 }
@@ -115,7 +120,7 @@ impl Supervisor {
             Signal::Kill => process::signal_group(pid, number),
             _ => generation.pidfd.send(number),
         };
-        super::report::log_signal(id, pid, number, reason);
+        self.log_signal(id, pid, number, reason);
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
@@ -134,11 +139,7 @@ impl Supervisor {
         self.save();
         self.watch_serving(id);
         self.look_for_foreign(id);
-        let keep: Vec<_> = self.timeline.configurations().chain([id]).collect();
-        self.configurations.retain(|of, _| keep.contains(of));
-        if let Err(error) = self.directory.keep_configurations(&keep) {
-            tracing::warn!(%error, "old rendered configurations could not be removed");
-        }
+        self.keep_configurations();
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {

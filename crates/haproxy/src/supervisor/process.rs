@@ -1,11 +1,12 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_sys::peer;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::watch::Watch;
@@ -44,6 +45,9 @@ impl Supervisor {
             return end_quietly(launched.pidfd);
         }
         self.configurations.insert(id, launched.prepared);
+        if let Ok(broker) = peer::credentials(launched.lease.as_fd()) {
+            self.broker_pid = Some(broker.pid);
+        }
         let admin = launched.admin.map(|path| Admin::connect(path, self.on_answer(id)));
         let process = Process {
             pidfd: launched.pidfd,
@@ -173,6 +177,19 @@ impl Supervisor {
         }
         self.directory.remove_admin(id);
         self.save();
+        self.keep_configurations();
+        if self.timeline.is_idle() {
+            self.tell_watchdog(Duty::None);
+        }
+    }
+
+    /// Removes the rendered configurations that nobody runs and that will not be started again.
+    pub(super) fn keep_configurations(&mut self) {
+        let keep: Vec<_> = self.timeline.configurations().collect();
+        self.configurations.retain(|of, _| keep.contains(of));
+        if let Err(error) = self.directory.keep_configurations(&keep) {
+            tracing::warn!(%error, "old rendered configurations could not be removed");
+        }
     }
 
     /// Listeners of a generation that never served were tentative.

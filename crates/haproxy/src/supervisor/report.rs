@@ -197,27 +197,38 @@ impl Supervisor {
     }
 }
 
-/// Logs a signal with its reason; what is not the normal course is a warning.
-pub(super) fn log_signal(id: GenerationId, pid: i32, signal: Number, reason: Reason) {
-    let why = match reason {
-        Reason::Handover | Reason::Shutdown => {
-            tracing::debug!(generation = id.0, pid, signal = signal.as_str(), "signalled");
-            return;
-        }
-        Reason::TakenOver => {
-            tracing::info!(generation = id.0, pid, signal = signal.as_str(), "told to stop again");
-            return;
-        }
-        Reason::Again => "the last signal was not obeyed yet",
-        Reason::NewerDied => "the generation that was to take over died",
-        Reason::Silent => "it does not answer while the service is paused for it",
-        Reason::NotReady => "it was not ready in time (--ready-timeout)",
-        Reason::StillAccepts => "it did not stop accepting in time (--retire-timeout)",
-        Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
-        Reason::TooManyDraining => "more generations drain than --max-draining allows",
-        Reason::DidNotExit => "it did not exit when it was told to",
-    };
-    tracing::warn!(generation = id.0, pid, signal = signal.as_str(), "signalled: {why}");
+impl Supervisor {
+    /// Logs a signal with its reason; what is not the normal course is a warning, once.
+    pub(super) fn log_signal(
+        &mut self,
+        id: GenerationId,
+        pid: i32,
+        signal: Number,
+        reason: Reason,
+    ) {
+        let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
+        let signal = signal.as_str();
+        let why = match reason {
+            Reason::Handover | Reason::Shutdown => {
+                return tracing::debug!(generation = id.0, pid, signal, "signalled");
+            }
+            _ if said_before => {
+                return tracing::debug!(generation = id.0, pid, signal, "signalled again");
+            }
+            Reason::TakenOver => {
+                return tracing::info!(generation = id.0, pid, signal, "told to stop again");
+            }
+            Reason::Again => "the last signal is not obeyed yet",
+            Reason::NewerDied => "the generation that was to take over died",
+            Reason::Silent => "it does not answer while the service is paused for it",
+            Reason::NotReady => "it was not ready in time (--ready-timeout)",
+            Reason::StillAccepts => "it did not stop accepting in time (--retire-timeout)",
+            Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
+            Reason::TooManyDraining => "more generations drain than --max-draining allows",
+            Reason::DidNotExit => "it did not exit when it was told to",
+        };
+        tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
+    }
 }
 
 /// Milliseconds since the Unix epoch.

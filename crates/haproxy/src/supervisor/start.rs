@@ -29,6 +29,16 @@ use crate::config::{PathMap, Rendering, Supplied, System};
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 
+/// What systemd says to the supervisor and not to haproxy.
+const OURS_ALONE: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
+
 /// What is added to the user's configuration, in a file of its own before all others.
 const ADMIN_CONFIGURATION: &str = "\
 # Written by bindonce: the supervisor's private way to ask this generation.
@@ -137,9 +147,7 @@ pub(super) async fn launch(
     let addresses = numbers.iter().copied().zip(texts).collect();
     let environment = prepared.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
-    launch.env_remove = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
-        .map(OsString::from)
-        .to_vec();
+    launch.env_remove = OURS_ALONE.map(OsString::from).to_vec();
     launch.env.push(("BINDONCE_SERVICE".into(), settings.service.as_str().into()));
     launch.env.push(("BINDONCE_GENERATION".into(), id.0.to_string().into()));
     // Their variables are in the environment already: some stand for several descriptors.
@@ -149,7 +157,7 @@ pub(super) async fn launch(
     if how.no_epoll {
         launch.args.push("-de".into());
     }
-    if how.older_alive {
+    if how.older_alive || !settings.admin {
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
