@@ -33,6 +33,9 @@ pub struct Socket {
     pub interface: Option<String>,
     /// Of an IPv6 socket, whether it is IPv6 only.
     pub v6only: Option<bool>,
+    /// Packets that it dropped since it exists; of a listener mostly connection
+    /// attempts that its queue had no room for (sk_drops). 0 for UNIX.
+    pub drops: u32,
 }
 
 const TCPDIAG: u16 = 20; // SOCK_DIAG_BY_FAMILY
@@ -43,8 +46,15 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// The state of a UDP socket that is not connected (TCP_CLOSE).
 const UNCONNECTED: u8 = 7;
-/// INET_DIAG_SKV6ONLY of linux/inet_diag.h.
+/// The state of a TCP socket that is bound and does nothing (TCP_BOUND_INACTIVE, a
+/// state that only diagnosis knows, since Linux 6.8).
+const BOUND: u8 = 13;
+/// Attributes of linux/inet_diag.h: INET_DIAG_INFO, _SKMEMINFO, _SKV6ONLY.
+const INFO: u16 = 2;
+const SKMEMINFO: u16 = 7;
 const SKV6ONLY: u16 = 11;
+/// Where SK_MEMINFO_DROPS stands in SKMEMINFO.
+const DROPS: usize = 8 * 4;
 /// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that ask for them.
 const NAME: u16 = 0;
 const RQLEN: u16 = 4;
@@ -72,6 +82,15 @@ pub fn listening() -> Result<Vec<Socket>, Error> {
 /// As [`listening`].
 pub fn tcp() -> Result<Vec<Socket>, Error> {
     inet(TCP, LISTEN, Address::Tcp)
+}
+
+/// The TCP sockets that are bound to an address and neither listen nor are
+/// connected, IPv4 and IPv6. Empty before Linux 6.8, which does not tell.
+///
+/// # Errors
+/// As [`listening`].
+pub fn tcp_bound() -> Result<Vec<Socket>, Error> {
+    inet(TCP, BOUND, Address::Tcp)
 }
 
 /// The UDP sockets that receive from anyone, IPv4 and IPv6.
@@ -110,19 +129,83 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
 }
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {
-    let netlink = Netlink::open()?;
     let mut found = Vec::new();
+    dump_inet(protocol, 1 << state, SKMEMINFO, |message| {
+        found.extend(inet_socket(message, kind));
+    })?;
+    Ok(found)
+}
+
+/// Asks for the sockets of both families that are in one of `states`, each with
+/// one more attribute.
+fn dump_inet(
+    protocol: u8,
+    states: u32,
+    attribute: u16,
+    mut each: impl FnMut(Message<'_>),
+) -> Result<(), Error> {
+    let netlink = Netlink::open()?;
     for family in [AF_INET, AF_INET6] {
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
         // and a socket id that a dump does not look at.
         let mut request = [0; 56];
-        request[..4].copy_from_slice(&[family, protocol, 0, 0]);
-        request[4..8].copy_from_slice(&(1_u32 << state).to_ne_bytes());
-        netlink.dump(TCPDIAG, &request, |message| {
-            found.extend(inet_socket(message, kind));
-        })?;
+        let extension = 1_u8.checked_shl(u32::from(attribute).wrapping_sub(1)).unwrap_or(0);
+        request[..4].copy_from_slice(&[family, protocol, extension, 0]);
+        request[4..8].copy_from_slice(&states.to_ne_bytes());
+        netlink.dump(TCPDIAG, &request, &mut each)?;
     }
-    Ok(found)
+    Ok(())
+}
+
+/// A TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// The socket's inode; 0 while nobody has accepted it.
+    pub inode: u64,
+    /// Milliseconds since this end sent its last data, or since the connection
+    /// was made if it sent none.
+    pub since_sent: u32,
+    /// The same for data that it received.
+    pub since_received: u32,
+}
+
+/// Shows every established TCP connection of this thread's network namespace,
+/// those included that the other end has closed.
+///
+/// # Errors
+/// As [`listening`].
+pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
+    // TCP_ESTABLISHED and TCP_CLOSE_WAIT.
+    dump_inet(TCP, 1 << 1 | 1 << 8, INFO, |message| {
+        if let Some(connection) = connection(message) {
+            each(connection);
+        }
+    })
+}
+
+fn connection(message: Message<'_>) -> Option<Connection> {
+    let ends = |port, address| -> Option<SocketAddr> {
+        let port = u16::from_be_bytes(message.bytes(port)?);
+        let ip: IpAddr = match message.u8(0)? {
+            AF_INET => Ipv4Addr::from(message.bytes::<4>(address)?).into(),
+            _ => Ipv6Addr::from(message.bytes::<16>(address)?).into(),
+        };
+        Some(SocketAddr::new(ip.to_canonical(), port))
+    };
+    // struct tcp_info: tcpi_last_data_sent and tcpi_last_data_recv.
+    let info = message.attributes(72).find(|(kind, _)| *kind == INFO).map(|(_, info)| info);
+    let since = |at| info.and_then(|info| info.u32(at)).unwrap_or(0);
+    Some(Connection {
+        local: ends(4, 8)?,
+        remote: ends(6, 24)?,
+        inode: u64::from(message.u32(68)?),
+        since_sent: since(44),
+        since_received: since(52),
+    })
 }
 
 /// Reads struct inet_diag_msg and its attributes.
@@ -134,7 +217,8 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
         AF_INET6 => Ipv6Addr::from(message.bytes::<16>(8)?).into(),
         _ => return None,
     };
-    let v6only = message.attributes(72).find(|(kind, _)| *kind == SKV6ONLY);
+    let attribute = |wanted| message.attributes(72).find(|(kind, _)| *kind == wanted);
+    let v6only = attribute(SKV6ONLY);
     Some(Socket {
         address: kind(SocketAddr::new(ip, port)),
         interface: interface(message.u32(40)?),
@@ -146,6 +230,7 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
         uid: Some(message.u32(64)?),
         inode: u64::from(message.u32(68)?),
         v6only: v6only.and_then(|(_, value)| value.u8(0)).map(|value| value != 0),
+        drops: attribute(SKMEMINFO).and_then(|(_, value)| value.u32(DROPS)).unwrap_or(0),
     })
 }
 
@@ -191,6 +276,7 @@ fn unix_socket(message: Message<'_>) -> Option<Socket> {
         uid: attribute(UID).and_then(|value| value.u32(0)),
         interface: None,
         v6only: None,
+        drops: 0,
     })
 }
 

@@ -23,14 +23,23 @@ const DIRECTORY: &str = "/run/netns";
 /// # Errors
 /// [`Error::Netns`] if there is no such namespace or it may not be entered.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let fail = |errno| Error::Netns { name: name.to_owned(), operation: "open", errno };
+    let namespace = open(name).map_err(fail)?;
+    within_open(&namespace, name, work)
+}
+
+/// As [`within`], in the namespace behind an open file, called `name` in errors.
+pub(crate) fn within_open<T: Send>(
+    namespace: &OwnedFd,
+    name: &str,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, Error> {
     let fail = |operation, errno| Error::Netns { name: name.to_owned(), operation, errno };
-    let namespace = open(name).map_err(|errno| fail("open", errno))?;
     thread::scope(|scope| {
         let worker = thread::Builder::new()
             .name("netns".to_owned())
             .spawn_scoped(scope, || {
-                setns(&namespace, CloneFlags::CLONE_NEWNET)
-                    .map_err(|errno| fail("setns", errno))?;
+                setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| fail("setns", errno))?;
                 Ok(work())
             })
             .map_err(|error| fail("clone", errno_of(&error)))?;

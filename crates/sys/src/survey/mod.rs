@@ -1,0 +1,20 @@
+//! A look at the whole system: every network namespace that may be entered, and
+//! what every process has to do with a set of sockets, in one pass over /proc.
+//!
+//! Nothing here disturbs what it looks at: it reads, and it stops nobody. It
+//! costs about two microseconds for each open descriptor of the system, and
+//! memory only for what concerns the sockets that were asked for.
+
+mod descriptors;
+mod namespaces;
+mod processes;
+mod waits;
+
+pub use namespaces::{Namespace, Namespaces};
+pub use processes::{Process, Processes, Registration};
+
+/// The entries of a directory of /proc that are numbers; none if it cannot be read.
+fn numbered(directory: &std::path::Path) -> Option<Vec<i32>> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    Some(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
