@@ -206,7 +206,10 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
         Refusal::TooMany { .. } => ErrorCode::LIMIT,
         _ => ErrorCode::INTERNAL,
     };
-    let error = RpcError::new(code, refusal.to_string()).with_hint(refusal.hint());
+    let mut error = RpcError::new(code, refusal.to_string()).with_hint(refusal.hint());
+    if let Some(address) = refusal.address() {
+        error = error.with("address", address.to_string());
+    }
     match refusal {
         Refusal::InUse { holders, .. } => {
             let pids: Vec<u32> = holders.iter().map(Holder::pid).collect();
@@ -229,13 +232,14 @@ pub(crate) async fn claim_failed(failure: Denied) -> RpcError {
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
         Denied::NotOpened(listener, error) => not_opened(*listener, error).await,
+        Denied::NotChanged(listener, error) => not_changed(&listener, &error),
     }
 }
 
 async fn not_opened(listener: Listener, error: bindonce_sys::Error) -> RpcError {
     if error.is_descriptor_limit() {
         let answer = RpcError::new(ErrorCode::LIMIT, error.to_string());
-        return answer.with_hint(raise_limit());
+        return answer.with("address", listener.address.to_string()).with_hint(raise_limit());
     }
     let errno = error.errno();
     let mut answer = RpcError::new(ErrorCode::BIND_FAILED, error.to_string())
@@ -259,6 +263,22 @@ async fn not_opened(listener: Listener, error: bindonce_sys::Error) -> RpcError 
         Some(hint) => answer.with_hint(hint),
         None => answer,
     }
+}
+
+fn not_changed(listener: &Listener, error: &bindonce_sys::Error) -> RpcError {
+    let message =
+        format!("the options of {} cannot be changed in place: {error}", listener.label());
+    let mut answer = RpcError::new(ErrorCode::BIND_FAILED, message)
+        .with("address", listener.address.to_string())
+        .with_hint(error.hint().unwrap_or_else(|| {
+            "a new socket is needed: stop the service that uses this one, release it (`bindonce \
+             release`), and start again"
+                .to_owned()
+        }));
+    if let Some(errno) = error.errno() {
+        answer = answer.with("errno", errno);
+    }
+    answer
 }
 
 fn limit_reached(need: usize, open: u64, limit: u64) -> RpcError {

@@ -108,7 +108,7 @@ async fn bind(
 ) -> Result<Vec<u8>, RpcError> {
     let mut wants = Vec::with_capacity(elements.len());
     for (index, element) in elements.into_iter().enumerate() {
-        let Bind { target, tentative } = element;
+        let Bind { target, tentative, change } = element;
         let wanted = wanted(target).await.map_err(|mut error| {
             error.message = format!("params[{index}]: {}", error.message);
             error
@@ -119,7 +119,7 @@ async fn bind(
                 allow(state, caller, Verb::Bind, Some(&spec.first.address))?;
             }
         }
-        wants.push(Want { wanted, tentative });
+        wants.push(Want { wanted, tentative, change });
     }
     let claimed = state.borrow_mut().claim(caller.connection, wants);
     let leases = match claimed {

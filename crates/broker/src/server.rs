@@ -93,7 +93,7 @@ async fn bind_first(state: &RefCell<State>, config: &Config, owner: u32) -> Resu
     if config.listen.is_empty() {
         return Ok(());
     }
-    let want = |wanted: &_| Want { wanted: Clone::clone(wanted), tentative: false };
+    let want = |wanted: &_| Want { wanted: Clone::clone(wanted), tentative: false, change: false };
     let wants = config.listen.iter().map(want).collect();
     let claimed = {
         let mut state = state.borrow_mut();

@@ -4,7 +4,7 @@
 //! registry never has more than one claim in hand.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,8 @@ use bindonce_core::listener::Listener;
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::{Peer, Policy};
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Label, Lease, Opened, Phase, Refusal, Registry, Want,
+    Action, Change, Closing, ConnectionId, Event, Label, Lease, Opened, Phase, Refusal, Registry,
+    Want,
 };
 use bindonce_core::time::Timestamp;
 use bindonce_sys::limits;
@@ -63,6 +64,8 @@ pub(crate) enum Denied {
     Refused(Refusal),
     /// A socket could not be opened; this listener's.
     NotOpened(Box<Listener>, bindonce_sys::Error),
+    /// A socket could not be changed; this listener's. All are as they were.
+    NotChanged(Box<Listener>, bindonce_sys::Error),
     /// The sockets would not fit under RLIMIT_NOFILE.
     Limit {
         /// How many were to be opened.
@@ -179,6 +182,16 @@ impl State {
                     };
                     actions.extend(self.registry.on(now(), event));
                 }
+                Action::Change(_, changes) => {
+                    let event = match self.change(&changes) {
+                        Ok(backlogs) => Event::Changed(backlogs),
+                        Err(denied) => {
+                            failure = Some(denied);
+                            Event::ChangeFailed
+                        }
+                    };
+                    actions.extend(self.registry.on(now(), event));
+                }
                 Action::Grant(_, leases) => {
                     self.log_opened(id, &leases);
                     outcome = Ok(leases);
@@ -249,6 +262,39 @@ impl State {
             }
         }
         Ok(opened)
+    }
+
+    /// Changes sockets in place, all or none; gives the backlog of each.
+    fn change(&self, changes: &[Change]) -> Result<Vec<u32>, Denied> {
+        let mut done = Vec::with_capacity(changes.len());
+        let mut backlogs = Vec::with_capacity(changes.len());
+        for change in changes {
+            let Some(held) = self.registry.held(change.listener) else { continue };
+            let (socket, backlog) = (&held.opened.handle, held.opened.backlog);
+            let (fd, path) = (socket.fd.as_fd(), socket.path.as_ref());
+            match listen::change(fd, path, &held.listener, backlog, &change.options) {
+                Ok(before) => done.push((held, before)),
+                Err(error) => {
+                    for (held, before) in done.into_iter().rev() {
+                        let socket = &held.opened.handle;
+                        before.undo(socket.fd.as_fd(), socket.path.as_ref(), &held.listener);
+                    }
+                    let listener = Box::new(held.listener.clone());
+                    return Err(Denied::NotChanged(listener, error));
+                }
+            }
+            backlogs.push(match change.options.backlog {
+                Some(wanted) if held.listener.options.backlog != Some(wanted) => {
+                    wanted.min(self.somaxconn)
+                }
+                _ => backlog,
+            });
+            tracing::info!(
+                listener = held.listener.label(), was = %held.listener.options,
+                now = %change.options, "options changed in place"
+            );
+        }
+        Ok(backlogs)
     }
 
     fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {

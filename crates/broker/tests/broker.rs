@@ -62,6 +62,40 @@ fn wait_for_connection(listener: &TcpListener) -> bool {
 }
 
 #[test]
+fn a_changing_claim_changes_the_socket_in_place_or_nothing() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    let mut client = broker.client();
+    let path = scene.path("a.sock");
+    let unix = |mode: &str| format!("unix@{},mode={mode}", path.display());
+    let (listeners, fds) = client.bind(&["web=127.0.0.1:0,backlog=9", &unix("0600")]);
+    let mode = || path.metadata().expect("stat").permissions().mode() & 0o777;
+    let limit = || queue::accept_queue(fds[0].as_fd()).expect("queue").limit;
+
+    let web = "web=127.0.0.1:0,backlog=17";
+    let (code, message, data) = client.refused("bind", &json!([{ "listen": web }]));
+    assert_eq!((code, &data["address"]), (-32003, &json!("127.0.0.1:0")), "{message}");
+
+    let change =
+        |unix: &str| json!([{"listen": web, "change": true}, {"listen": unix, "change": true}]);
+    let bad = format!("{},user=no-such-user", unix("0660"));
+    let (code, message, data) = client.refused("bind", &change(&bad));
+    assert_eq!((code, &data["address"]), (-32005, &json!(format!("unix@{}", path.display()))));
+    assert!(message.contains("no-such-user") && data["hint"].is_string(), "{message}");
+    assert_eq!((limit(), mode()), (9, 0o600), "all or nothing");
+
+    let reply = client.call("bind", &change(&unix("0660")));
+    let inodes = reply["result"]["listeners"].as_array().expect("listeners").clone();
+    assert_eq!(inodes[0]["inode"], listeners[0]["inode"], "{reply}");
+    assert_eq!((limit(), mode()), (17, 0o660));
+    let list = client.call("list", &json!([]));
+    let options = |at: usize| list["result"]["listeners"][at]["options"].clone();
+    assert_eq!(options(1), json!({"backlog": 17}), "{list}");
+    assert_eq!(options(0), json!({"mode": "0660"}), "{list}");
+    assert!(list["result"]["listeners"][1]["changed"].is_null(), "{list}");
+}
+
+#[test]
 fn hundreds_of_listeners_come_in_batches_and_in_order() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());

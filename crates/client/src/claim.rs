@@ -42,6 +42,16 @@ impl Claim {
         self.0.tentative = true;
         self
     }
+
+    /// Should the listener be held with other options than this claim says, then the broker
+    /// changes them on the socket, for everybody who has it, instead of refusing: the backlog,
+    /// `transparent`, `freebind`, and mode, user and group of a UNIX path. What would need
+    /// another socket (`interface=`, `v6only`) is refused all the same.
+    #[must_use]
+    pub fn changing(mut self) -> Self {
+        self.0.change = true;
+        self
+    }
 }
 
 /// The same as [`Claim::listen`].

@@ -16,10 +16,12 @@ use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
 
 /// Addresses that are equal, overlap, conflict or stand apart.
-const WANTED: [&str; 24] = [
+const WANTED: [&str; 26] = [
     ":80",
     "web=:80",
     "web=:80,backlog=64",
+    ":80,backlog=32,freebind",
+    "/run/a,mode=0660",
     "10.0.0.1:80",
     "a=10.0.0.1:80",
     "10.0.0.2:80",
@@ -46,7 +48,8 @@ const WANTED: [&str; 24] = [
 #[derive(Debug, Clone)]
 enum Step {
     Connect(u8),
-    Claim(u8, Vec<(usize, bool)>),
+    /// Which, whether tentatively, and whether changing.
+    Claim(u8, Vec<(usize, bool, bool)>),
     /// The shell answers the outstanding Open; the number says how many sockets
     /// it opens before one fails, if that is fewer than all.
     Answer(usize),
@@ -57,7 +60,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let client = 0_u8..4;
-    let wants = prop::collection::vec((0..WANTED.len(), any::<bool>()), 1..4);
+    let wants = prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..4);
     let phase = prop_oneof![Just(Phase::Starting), Just(Phase::Serving), Just(Phase::Draining)];
     prop_oneof![
         2 => client.clone().prop_map(Step::Connect),
@@ -78,9 +81,18 @@ struct World {
     /// The connection behind each of the clients, if it is there.
     clients: BTreeMap<u8, ConnectionId>,
     connections: u64,
-    outstanding: VecDeque<Vec<Listener>>,
+    outstanding: VecDeque<Outstanding>,
     opened: u32,
     closed: BTreeSet<u32>,
+    /// Opened for a claim that waits until others are changed.
+    in_hand: BTreeSet<u32>,
+}
+
+/// What the registry waits for.
+enum Outstanding {
+    Open(Vec<Listener>),
+    /// How many are to be changed.
+    Change(usize),
 }
 
 /// A part of what is held, for comparing before and after.
@@ -108,7 +120,15 @@ impl World {
             match action {
                 Action::Open(id, listeners) => {
                     prop_assert!(live.contains(id));
-                    self.outstanding.push_back(listeners.clone());
+                    self.outstanding.push_back(Outstanding::Open(listeners.clone()));
+                    prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
+                }
+                Action::Change(id, changes) => {
+                    prop_assert!(live.contains(id));
+                    let mut ids = changes.iter().map(|change| change.listener);
+                    let all_held = ids.all(|id| self.registry.held(id).is_some());
+                    prop_assert!(all_held);
+                    self.outstanding.push_back(Outstanding::Change(changes.len()));
                     prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
                 }
                 Action::Close(handle, _, why) => {
@@ -131,7 +151,24 @@ impl World {
     }
 
     fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
-        let Some(listeners) = self.outstanding.pop_front() else { return Ok(()) };
+        self.in_hand.clear();
+        let listeners = match self.outstanding.pop_front() {
+            None => return Ok(()),
+            Some(Outstanding::Open(listeners)) => listeners,
+            Some(Outstanding::Change(count)) if fail_at < count => {
+                let before = self.picture();
+                self.on(Event::ChangeFailed)?;
+                // Nothing that stays has other options than before.
+                let same = |one: &(u32, Listener, bool, usize)| {
+                    before.iter().any(|other| one.0 == other.0 && one.1 == other.1)
+                };
+                prop_assert!(self.picture().iter().all(same));
+                return Ok(());
+            }
+            Some(Outstanding::Change(count)) => {
+                return self.on(Event::Changed(vec![7; count])).map(drop);
+            }
+        };
         let mut opened = Vec::new();
         for listener in listeners.iter().take(fail_at) {
             self.opened += 1;
@@ -148,12 +185,19 @@ impl World {
                 exclusive: true,
             });
         }
+        let opened_count = opened.len() as u32;
         let event = if opened.len() < listeners.len() {
             Event::OpenFailed(opened)
         } else {
             Event::Opened(opened)
         };
-        self.on(event).map(drop)
+        let first = self.opened - opened_count;
+        self.on(event)?;
+        if let Some(Outstanding::Change(_)) = self.outstanding.front() {
+            self.in_hand =
+                (first + 1..=self.opened).filter(|it| !self.closed.contains(it)).collect();
+        }
+        Ok(())
     }
 
     fn picture(&self) -> Picture {
@@ -171,7 +215,10 @@ impl World {
         let handles: BTreeSet<u32> = held.iter().map(|view| view.held.opened.handle).collect();
         prop_assert_eq!(handles.len(), held.len());
         prop_assert!(handles.is_disjoint(&self.closed));
-        prop_assert_eq!(handles.len() + self.closed.len(), self.opened as usize);
+        let in_hand: BTreeSet<u32> = self.in_hand.difference(&handles).copied().collect();
+        prop_assert!(in_hand.is_disjoint(&self.closed));
+        let count = handles.len() + in_hand.len() + self.closed.len();
+        prop_assert_eq!(count, self.opened as usize);
         // 1: no two sockets that the kernel would not let stand beside each other,
         // and no name twice.
         let keys: Vec<_> = held
@@ -208,9 +255,10 @@ impl World {
             }
             Step::Claim(client, wants) => {
                 let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
-                let want = |(index, tentative): &(usize, bool)| Want {
+                let want = |(index, tentative, change): &(usize, bool, bool)| Want {
                     wanted: wanted(index),
                     tentative: *tentative,
+                    change: *change,
                 };
                 let before = self.picture();
                 let actions = self.on(Event::Claim(id, wants.iter().map(want).collect()))?;
@@ -276,7 +324,7 @@ proptest! {
 
     #[test]
     fn invariant_6_the_same_claim_again_does_nothing(
-        wants in prop::collection::vec((0..WANTED.len(), any::<bool>()), 1..6),
+        wants in prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..6),
         steps in prop::collection::vec(step(), 0..20),
     ) {
         let mut world = World::default();
@@ -288,13 +336,16 @@ proptest! {
         }
         world.step(&Step::Connect(0))?;
         world.step(&Step::Claim(0, wants.clone()))?;
-        world.answer(usize::MAX)?;
+        while !world.outstanding.is_empty() {
+            world.answer(usize::MAX)?;
+        }
         let id = world.clients[&0];
         let wants: Vec<Want> = wants
             .iter()
-            .map(|(index, tentative)| Want {
+            .map(|(index, tentative, change)| Want {
                 wanted: WANTED[*index].parse().expect("wanted"),
                 tentative: *tentative,
+                change: *change,
             })
             .collect();
         let before = world.picture();

@@ -66,6 +66,9 @@ pub struct Bind {
     /// A listener that this element creates is closed again when its last lease
     /// ends, unless something has confirmed it by then.
     pub tentative: bool,
+    /// Options that were said and differ from those of the held listener are changed in place
+    /// where the kernel allows it, instead of being a conflict.
+    pub change: bool,
 }
 
 /// The three ways to say what to bind.
@@ -95,12 +98,12 @@ pub enum Target {
 impl Bind {
     /// A claim in the one syntax, `[NAME=]ADDR[,OPT]...`.
     pub fn listen(text: impl Into<String>) -> Self {
-        Self { target: Target::Listen { listen: text.into() }, tentative: false }
+        Self { target: Target::Listen { listen: text.into() }, tentative: false, change: false }
     }
 
     /// A claim of what is held under a name.
     pub fn name(name: impl Into<String>) -> Self {
-        Self { target: Target::Name { name: name.into() }, tentative: false }
+        Self { target: Target::Name { name: name.into() }, tentative: false, change: false }
     }
 }
 
@@ -121,6 +124,9 @@ impl Serialize for Bind {
         if self.tentative {
             members.serialize_entry("tentative", &true)?;
         }
+        if self.change {
+            members.serialize_entry("change", &true)?;
+        }
         members.end()
     }
 }
@@ -137,8 +143,10 @@ impl<'de> Deserialize<'de> for Bind {
             name: Option<String>,
             #[serde(default)]
             tentative: bool,
+            #[serde(default)]
+            change: bool,
         }
-        let Members { address, port, backlog, listen, name, tentative } =
+        let Members { address, port, backlog, listen, name, tentative, change } =
             Members::deserialize(deserializer)?;
         let target = match (address, port, backlog, listen, name) {
             (Some(address), Some(Port(port)), backlog, None, None) => {
@@ -155,7 +163,7 @@ impl<'de> Deserialize<'de> for Bind {
                 ));
             }
         };
-        Ok(Self { target, tentative })
+        Ok(Self { target, tentative, change })
     }
 }
 

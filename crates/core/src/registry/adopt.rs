@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn claim(registry: &mut Registry<u32>, wanted: &str) -> Vec<Action<u32>> {
-        let want = Want { wanted: wanted.parse().expect(wanted), tentative: false };
+        let want = Want { wanted: wanted.parse().expect(wanted), tentative: false, change: false };
         registry.on(NOW, Event::Claim(ConnectionId(1), vec![want]))
     }
 

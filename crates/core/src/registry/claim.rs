@@ -8,8 +8,8 @@
 use std::collections::hash_map::Entry;
 
 use super::{
-    Action, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal, Registry,
-    Want,
+    Action, Change, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal,
+    Registry, Want,
 };
 use crate::listener::{Key, Listener, Options, Wanted};
 use crate::name::Name;
@@ -18,29 +18,33 @@ use crate::time::Timestamp;
 
 /// A claim that is being planned, or whose sockets the shell is opening.
 #[derive(Debug)]
-pub(super) struct Pending {
-    connection: ConnectionId,
+pub(super) struct Pending<H> {
+    pub(super) connection: ConnectionId,
     /// The id of the first new listener; those of the others follow.
     base: u64,
     new: Vec<New>,
+    /// The sockets of the new listeners, from when they are open.
+    pub(super) opened: Vec<Opened<H>>,
     /// What the claim asks for, in order, and whether tentatively.
     entries: Vec<(ListenerId, bool)>,
     /// Listeners that were held unnamed and get a name by this claim.
     named: Vec<(ListenerId, Name)>,
     /// Held listeners that the claim will get; nobody can release them meanwhile.
     pinned: Vec<ListenerId>,
+    /// Held listeners that get other options by this claim.
+    pub(super) changes: Vec<Change>,
     /// The client has gone meanwhile.
     gone: bool,
 }
 
 #[derive(Debug)]
-struct New {
-    listener: Listener,
+pub(super) struct New {
+    pub(super) listener: Listener,
     key: Key,
 }
 
-impl Pending {
-    fn planned(&self, id: ListenerId) -> Option<&New> {
+impl<H> Pending<H> {
+    pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
         self.new.get(usize::try_from(id.0.checked_sub(self.base)?).ok()?)
     }
 }
@@ -57,9 +61,11 @@ impl<H> Registry<H> {
             connection,
             base: self.next,
             new: Vec::new(),
+            opened: Vec::new(),
             entries: Vec::new(),
             named: Vec::new(),
             pinned: Vec::new(),
+            changes: Vec::new(),
             gone: false,
         };
         let planned = self.plan(&mut plan, wants);
@@ -70,19 +76,23 @@ impl<H> Registry<H> {
                 actions.push(Action::Refuse(connection, refusal));
             }
             Ok(()) => {
-                if plan.new.is_empty() {
-                    self.grant(now, plan, Vec::new(), actions);
+                if plan.new.is_empty() && plan.changes.is_empty() {
+                    self.grant(now, plan, actions);
+                    return;
+                }
+                self.pin(&mut plan);
+                actions.push(if plan.new.is_empty() {
+                    Action::Change(connection, plan.changes.clone())
                 } else {
                     let listeners = plan.new.iter().map(|new| new.listener.clone()).collect();
-                    self.pin(&mut plan);
-                    self.pending = Some(plan);
-                    actions.push(Action::Open(connection, listeners));
-                }
+                    Action::Open(connection, listeners)
+                });
+                self.pending = Some(plan);
             }
         }
     }
 
-    fn plan(&mut self, plan: &mut Pending, wants: &[Want]) -> Result<(), Refusal> {
+    fn plan(&mut self, plan: &mut Pending<H>, wants: &[Want]) -> Result<(), Refusal> {
         let count = wants.iter().fold(0_usize, |count, want| {
             count.saturating_add(match &want.wanted {
                 Wanted::Named(_) => 1,
@@ -102,12 +112,12 @@ impl<H> Registry<H> {
                     plan.entries.push((id, want.tentative));
                 }
                 Wanted::Listen(spec) if !spec.is_range() => {
-                    let id = self.plan_one(plan, &spec.first)?;
+                    let id = self.plan_one(plan, &spec.first, want.change)?;
                     plan.entries.push((id, want.tentative));
                 }
                 Wanted::Listen(spec) => {
                     for listener in spec.expand() {
-                        let id = self.plan_one(plan, &listener)?;
+                        let id = self.plan_one(plan, &listener, want.change)?;
                         plan.entries.push((id, want.tentative));
                     }
                 }
@@ -117,7 +127,12 @@ impl<H> Registry<H> {
     }
 
     /// Finds or enters one listener.
-    fn plan_one(&mut self, plan: &mut Pending, asked: &Listener) -> Result<ListenerId, Refusal> {
+    fn plan_one(
+        &mut self,
+        plan: &mut Pending<H>,
+        asked: &Listener,
+        change: bool,
+    ) -> Result<ListenerId, Refusal> {
         let key = asked.key();
         let found = self.index.key(&key);
         if let Some(name) = &asked.name
@@ -131,7 +146,7 @@ impl<H> Registry<H> {
             });
         }
         if let Some(id) = found {
-            self.check_options(plan, id, asked)?;
+            self.check_options(plan, id, asked, change)?;
             if let Some(name) = &asked.name {
                 self.adopt(plan, id, name);
             }
@@ -156,7 +171,7 @@ impl<H> Registry<H> {
     }
 
     /// A listener that was asked for without a name takes the first name it is given.
-    fn adopt(&mut self, plan: &mut Pending, id: ListenerId, name: &Name) {
+    fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) {
         let unnamed = match plan.planned(id) {
             Some(new) => new.listener.name.is_none(),
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
@@ -169,32 +184,7 @@ impl<H> Registry<H> {
         plan.named.push((id, name.clone()));
     }
 
-    /// An option that was said must be the one that the listener has.
-    fn check_options(
-        &self,
-        plan: &Pending,
-        id: ListenerId,
-        asked: &Listener,
-    ) -> Result<(), Refusal> {
-        let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
-            (Some(new), _) => (&new.listener, new.listener.options.backlog),
-            (None, Some(held)) => (&held.listener, Some(held.opened.backlog)),
-            (None, None) => return Ok(()),
-        };
-        let Some((option, has)) = difference(&asked.options, &has.options, backlog) else {
-            return Ok(());
-        };
-        let Some(who) = self.who(plan, id) else {
-            return Ok(());
-        };
-        let asked = Box::new(asked.clone());
-        Err(match who {
-            Who::New(other) => Refusal::OptionsInRequest { asked, other, option, has },
-            Who::Held(held) => Refusal::Options { asked, option, has, held },
-        })
-    }
-
-    fn who(&self, plan: &Pending, id: ListenerId) -> Option<Who> {
+    pub(super) fn who(&self, plan: &Pending<H>, id: ListenerId) -> Option<Who> {
         match self.held.get(&id) {
             Some(held) => Some(Who::Held(held.described())),
             None => plan.planned(id).map(|new| Who::New(Box::new(new.listener.clone()))),
@@ -203,7 +193,7 @@ impl<H> Registry<H> {
 
     /// Counts a lease on what is held already, so that nobody can release it
     /// while the rest of the claim is opened.
-    fn pin(&mut self, plan: &mut Pending) {
+    fn pin(&mut self, plan: &mut Pending<H>) {
         plan.pinned = plan.entries.iter().map(|(id, _)| *id).collect();
         plan.pinned.sort_unstable();
         plan.pinned.dedup();
@@ -230,28 +220,38 @@ impl<H> Registry<H> {
         opened: Vec<Opened<H>>,
         actions: &mut Vec<Action<H>>,
     ) {
-        let Some(plan) = self.pending.take() else {
+        let Some(mut plan) = self.pending.take() else {
             return close_all(opened, Vec::new(), actions);
         };
-        let asked = plan.new.len();
-        if plan.gone || opened.len() != asked {
-            let (connection, gone, count) = (plan.connection, plan.gone, opened.len());
-            self.abandon(plan, opened, actions);
+        let (asked, count) = (plan.new.len(), opened.len());
+        plan.opened = opened;
+        if plan.gone || count != asked {
+            let (connection, gone) = (plan.connection, plan.gone);
+            self.abandon(plan, actions);
             if !gone {
                 let refusal = Refusal::Miscounted { asked, opened: count };
                 actions.push(Action::Refuse(connection, refusal));
             }
-            return;
+        } else if plan.changes.is_empty() {
+            self.grant(now, plan, actions);
+        } else {
+            actions.push(Action::Change(plan.connection, plan.changes.clone()));
+            self.pending = Some(plan);
         }
-        self.grant(now, plan, opened, actions);
     }
 
     pub(super) fn open_failed(&mut self, opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
-        let Some(plan) = self.pending.take() else {
+        let Some(mut plan) = self.pending.take() else {
             return close_all(opened, Vec::new(), actions);
         };
+        plan.opened = opened;
+        self.not_done(plan, actions);
+    }
+
+    /// Ends a claim that the shell could not perform.
+    pub(super) fn not_done(&mut self, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
         let (connection, gone) = (plan.connection, plan.gone);
-        self.abandon(plan, opened, actions);
+        self.abandon(plan, actions);
         if !gone {
             actions.push(Action::NotOpened(connection));
         }
@@ -265,15 +265,13 @@ impl<H> Registry<H> {
         }
     }
 
-    fn grant(
-        &mut self,
-        now: Timestamp,
-        plan: Pending,
-        opened: Vec<Opened<H>>,
-        actions: &mut Vec<Action<H>>,
-    ) {
+    /// Hands out what was claimed, unless the client has gone meanwhile.
+    pub(super) fn grant(&mut self, now: Timestamp, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
+        if plan.gone {
+            return self.abandon(plan, actions);
+        }
         let base = plan.base;
-        for (offset, (new, opened)) in plan.new.into_iter().zip(opened).enumerate() {
+        for (offset, (new, opened)) in plan.new.into_iter().zip(plan.opened).enumerate() {
             let id = ListenerId(base + offset as u64);
             if opened.bound != new.listener.address {
                 self.index.occupy(id, &new.key.bound(&opened.bound));
@@ -313,17 +311,17 @@ impl<H> Registry<H> {
     }
 
     /// Gives back what was opened for a claim that came to nothing.
-    fn abandon(&mut self, plan: Pending, opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
+    fn abandon(&mut self, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
         self.undo(&plan);
         self.unpin(&plan.pinned);
         for id in &plan.pinned {
             self.close_unconfirmed(*id, actions);
         }
-        close_all(opened, plan.new, actions);
+        close_all(plan.opened, plan.new, actions);
     }
 
     /// Takes a plan's entries out of the index.
-    fn undo(&mut self, plan: &Pending) {
+    fn undo(&mut self, plan: &Pending<H>) {
         for (offset, new) in plan.new.iter().enumerate() {
             let id = ListenerId(plan.base + offset as u64);
             self.index.remove(id, &new.key);
@@ -338,7 +336,7 @@ impl<H> Registry<H> {
 }
 
 /// A listener in the way of a claim: one that is held, or another part of the claim.
-enum Who {
+pub(super) enum Who {
     Held(Box<HeldBy>),
     New(Box<Listener>),
 }
@@ -354,41 +352,4 @@ fn close_all<H>(opened: Vec<Opened<H>>, asked: Vec<New>, actions: &mut Vec<Actio
         };
         actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
     }
-}
-
-/// The first option that was said and differs from what the listener has:
-/// the option as asked for, and what there is instead. `backlog` is the one in effect.
-fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(String, String)> {
-    let text = |name: &str, asked: &Option<String>, has: &Option<String>| {
-        let asked = asked.as_ref().filter(|_| asked != has)?;
-        let has = match has {
-            Some(has) => format!("{name}={has}"),
-            None => format!("no {name}"),
-        };
-        Some((format!("{name}={asked}"), has))
-    };
-    let flag = |name: &str, asked: bool, has: bool| {
-        (asked && !has).then(|| (name.to_owned(), format!("no {name}")))
-    };
-    if let Some(asked) = asked.backlog
-        && Some(asked) != has.backlog
-        && Some(asked) != backlog
-    {
-        let has = match has.backlog.or(backlog) {
-            Some(has) => format!("backlog={has}"),
-            None => "the system's backlog".to_owned(),
-        };
-        return Some((format!("backlog={asked}"), has));
-    }
-    if let Some(mode) = asked.mode.filter(|_| asked.mode != has.mode) {
-        let has = match has.mode {
-            Some(has) => format!("mode={has:04o}"),
-            None => "the default mode".to_owned(),
-        };
-        return Some((format!("mode={mode:04o}"), has));
-    }
-    flag("transparent", asked.transparent, has.transparent)
-        .or_else(|| flag("freebind", asked.freebind, has.freebind))
-        .or_else(|| text("user", &asked.user, &has.user))
-        .or_else(|| text("group", &asked.group, &has.group))
 }

@@ -18,6 +18,7 @@
 //! is held), for one listener or ten thousand.
 
 mod adopt;
+mod change;
 mod claim;
 mod index;
 mod refusal;
@@ -27,7 +28,7 @@ mod view;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::address::Address;
-use crate::listener::{Key, Listener, Wanted};
+use crate::listener::{Key, Listener, Options, Wanted};
 use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
@@ -58,6 +59,18 @@ pub struct Want {
     /// If this claim creates them, they are closed with their last lease unless
     /// something confirms them before.
     pub tentative: bool,
+    /// An option that was said and differs from what is held is changed on the
+    /// socket in place, instead of being a conflict.
+    pub change: bool,
+}
+
+/// A held listener whose socket is to get other options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which; [`Registry::held`] tells what it has now.
+    pub listener: ListenerId,
+    /// All its options, as they are to be.
+    pub options: Options,
 }
 
 /// A socket that the shell has opened.
@@ -112,6 +125,10 @@ pub enum Event<H> {
     Opened(Vec<Opened<H>>),
     /// The other answer to [`Action::Open`]: one failed, these were opened before it.
     OpenFailed(Vec<Opened<H>>),
+    /// The answer to [`Action::Change`]: the backlog that each has now, in order.
+    Changed(Vec<u32>),
+    /// The other answer to [`Action::Change`]: one failed, and all are as they were.
+    ChangeFailed,
     /// A connection says which generation it stands for, or that its phase changed.
     Join(ConnectionId, Label),
     /// A connection asks for listeners to be closed, by name or address.
@@ -130,9 +147,13 @@ pub enum Action<H> {
     /// Open these sockets and answer with [`Event::Opened`] or [`Event::OpenFailed`].
     /// At most one of these is outstanding; claims that come meanwhile wait.
     Open(ConnectionId, Vec<Listener>),
+    /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
+    /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
+    Change(ConnectionId, Vec<Change>),
     /// Hand these out, in order.
     Grant(ConnectionId, Vec<Lease>),
-    /// Answer that the claim came to nothing because opening failed; the shell knows why.
+    /// Answer that the claim came to nothing because opening or changing failed; the shell
+    /// knows why.
     NotOpened(ConnectionId),
     /// Answer that these were closed, by their names on the wire.
     Released(ConnectionId, Vec<String>),
@@ -207,7 +228,7 @@ pub struct Registry<H> {
     held: BTreeMap<ListenerId, Box<Held<H>>>,
     connections: BTreeMap<ConnectionId, Connection>,
     index: Index,
-    pending: Option<Pending>,
+    pending: Option<Pending<H>>,
     waiting: VecDeque<(ConnectionId, Vec<Want>)>,
     next: u64,
 }
@@ -240,6 +261,8 @@ impl<H> Registry<H> {
             }
             Event::Opened(opened) => self.opened(now, opened, &mut actions),
             Event::OpenFailed(opened) => self.open_failed(opened, &mut actions),
+            Event::Changed(backlogs) => self.changed(now, &backlogs, &mut actions),
+            Event::ChangeFailed => self.change_failed(&mut actions),
             Event::Join(id, label) => self.join(now, id, label),
             Event::Release(id, wanted) if self.connections.contains_key(&id) => {
                 self.release(id, &wanted, &mut actions);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Holder;
+use crate::address::Address;
 use crate::listener::Listener;
 use crate::name::Name;
 use crate::time::Timestamp;
@@ -132,6 +133,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The address that was asked for (for [`Refusal::InUse`] the one that is held), where it
+    /// is about one listener.
+    pub fn address(&self) -> Option<&Address> {
+        match self {
+            Self::Options { asked, .. }
+            | Self::OptionsInRequest { asked, .. }
+            | Self::Name { asked, .. }
+            | Self::NameInRequest { asked, .. }
+            | Self::Overlap { asked, .. }
+            | Self::OverlapInRequest { asked, .. } => Some(&asked.address),
+            Self::InUse { held, .. } => Some(&held.listener.address),
+            Self::NotFound { .. } | Self::TooMany { .. } | Self::Miscounted { .. } => None,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
@@ -142,6 +158,12 @@ impl Refusal {
             Self::OptionsInRequest { .. } => "write the same options in both places",
             Self::Name { .. } => "choose another name, or release that listener first",
             Self::NameInRequest { .. } => "give each address a name of its own",
+            // The same address on another device, or for another set of families.
+            Self::Overlap { asked, held } if asked.address == held.listener.address => {
+                "v6only and interface= belong to a socket from its making on: a new socket is \
+                 needed. Stop the service that uses the old one, release it (`bindonce release`), \
+                 and start again"
+            }
             Self::Overlap { .. } => {
                 "listen on the address that is held, or release that listener first \
                  (`bindonce release`); the kernel cannot bind both"

@@ -4,7 +4,7 @@
 use super::*;
 
 fn want(text: &str) -> Want {
-    Want { wanted: text.parse().expect(text), tentative: false }
+    Want { wanted: text.parse().expect(text), tentative: false, change: false }
 }
 
 fn tentative(text: &str) -> Want {
@@ -105,6 +105,47 @@ fn an_unnamed_listener_takes_the_first_name() {
     shell.claim(ONE, &[want("late=:80")]).expect("claim");
     assert_eq!(shell.claim(TWO, &[want("web")]), Ok(vec![(1, false)]));
     assert!(shell.claim(TWO, &[want("late")]).is_err());
+}
+
+#[test]
+fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
+    let mut shell = Shell::new();
+    let held = [want("web=:80,backlog=64"), want("/run/a,mode=0600")];
+    shell.claim(ONE, &held).expect("claim");
+    let changing = |text| Want { change: true, ..want(text) };
+    // What is as it should be is not changed; what is new is opened first.
+    assert_eq!(shell.claim(ONE, &[changing(":80,backlog=64")]), Ok(vec![(1, false)]));
+    let wants =
+        [changing(":80,backlog=128,freebind"), changing(":81"), changing("/run/a,mode=0660")];
+    let actions = shell.on(Event::Claim(TWO, wants.to_vec()));
+    let [Action::Open(TWO, listeners)] = &actions[..] else { panic!("{actions:?}") };
+    let opened = shell.open(&listeners.clone());
+    let actions = shell.on(Event::Opened(opened));
+    let [Action::Change(TWO, changes)] = &actions[..] else { panic!("{actions:?}") };
+    let texts: Vec<String> = changes.iter().map(|change| change.options.to_string()).collect();
+    assert_eq!(texts, ["backlog=128,freebind", "mode=0660"]);
+    // Failed: as before, and the new socket is given back.
+    let actions = shell.on(Event::ChangeFailed);
+    let expected = [":80,backlog=128", ":80"];
+    assert!(matches!(actions[..], [Action::Close(3, ..), Action::NotOpened(TWO)]), "{actions:?}");
+    assert!(shell.refused(&expected[..1]).contains("has backlog=64"));
+    // Done: as asked for.
+    let actions = shell.on(Event::Claim(TWO, vec![wants[0].clone(), wants[2].clone()]));
+    assert!(matches!(&actions[..], [Action::Change(TWO, changes)] if changes.len() == 2));
+    let actions = shell.on(Event::Changed(vec![128, 4096]));
+    assert!(matches!(actions[..], [Action::Grant(TWO, _)]), "{actions:?}");
+    let same = [want(":80,backlog=128,freebind"), want("/run/a,mode=0660")];
+    assert_eq!(shell.claim(ONE, &same), Ok(vec![(1, false), (2, false)]));
+    // One request, two values.
+    let twice = vec![changing(":80,backlog=1"), changing(":80,backlog=2")];
+    let actions = shell.on(Event::Claim(ONE, twice));
+    let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
+    assert!(refusal.to_string().contains("two settings"), "{refusal}");
+    // What belongs to the key is another socket.
+    let actions = shell.on(Event::Claim(ONE, vec![changing(":80,interface=eth0")]));
+    let [Action::Refuse(ONE, refusal)] = &actions[..] else { panic!("{actions:?}") };
+    assert!(refusal.hint().contains("a new socket is needed"), "{}", refusal.hint());
+    assert_eq!(refusal.address(), Some(&":80".parse().expect("address")));
 }
 
 #[test]

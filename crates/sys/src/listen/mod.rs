@@ -7,6 +7,7 @@
 //! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
 //! set, one way or the other, so that the system's default does not decide.
 
+mod change;
 mod netns;
 mod unix;
 
@@ -19,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, errno_of};
 
+pub use change::{Before, change};
 pub use netns::within as within_netns;
 pub(crate) use unix::padded;
 pub use unix::{UnixPath, unlink_if_ours};

@@ -240,13 +240,13 @@ fn failure(listener: &Listener, operation: &'static str) -> impl Fn(io::Error) -
 }
 
 /// `user=` and `group=`, resolved before anything is created.
-struct Owner {
-    user: Option<Uid>,
-    group: Option<Gid>,
+pub(super) struct Owner {
+    pub(super) user: Option<Uid>,
+    pub(super) group: Option<Gid>,
 }
 
 impl Owner {
-    fn find(listener: &Listener) -> Result<Self, Error> {
+    pub(super) fn find(listener: &Listener) -> Result<Self, Error> {
         let unknown = |kind, name: &str| Error::UnknownOwner {
             kind,
             name: name.to_owned(),

@@ -1,0 +1,131 @@
+//! Options: what was said must be what the listener has, or, where the claim
+//! says so, what its socket gets in place.
+//!
+//! Whatever tells two listeners apart (the address, the device, `v6only`, the network
+//! namespace) belongs to a socket from bind(2) on and is never changed here: another
+//! key is another listener, and where the two cannot stand side by side the claim is refused.
+
+use super::claim::{Pending, Who};
+use super::{Action, Change, ListenerId, Refusal, Registry};
+use crate::listener::{Listener, Options};
+use crate::time::Timestamp;
+
+impl<H> Registry<H> {
+    /// An option that was said must be the one that the listener has, or becomes it with `change`.
+    pub(super) fn check_options(
+        &self,
+        plan: &mut Pending<H>,
+        id: ListenerId,
+        asked: &Listener,
+        change: bool,
+    ) -> Result<(), Refusal> {
+        if let Some(planned) = plan.changes.iter().find(|planned| planned.listener == id) {
+            let Some((option, has)) = difference(&asked.options, &planned.options, None) else {
+                return Ok(());
+            };
+            let address = asked.address.clone();
+            let other = Listener { name: None, address, options: planned.options.clone() };
+            let (asked, other) = (Box::new(asked.clone()), Box::new(other));
+            return Err(Refusal::OptionsInRequest { asked, other, option, has });
+        }
+        let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
+            (Some(new), _) => (&new.listener, new.listener.options.backlog),
+            (None, Some(held)) => (&held.listener, Some(held.opened.backlog)),
+            (None, None) => return Ok(()),
+        };
+        let Some((option, has)) = difference(&asked.options, &has.options, backlog) else {
+            return Ok(());
+        };
+        let refusal = match (self.who(plan, id), self.held.get(&id)) {
+            (Some(Who::Held(_)), Some(held)) if change => {
+                let options = overlaid(&held.listener.options, &asked.options);
+                plan.changes.push(Change { listener: id, options });
+                return Ok(());
+            }
+            (Some(Who::Held(held)), _) => {
+                Refusal::Options { asked: Box::new(asked.clone()), option, has, held }
+            }
+            (Some(Who::New(other)), _) => {
+                Refusal::OptionsInRequest { asked: Box::new(asked.clone()), other, option, has }
+            }
+            (None, _) => return Ok(()),
+        };
+        Err(refusal)
+    }
+
+    pub(super) fn changed(
+        &mut self,
+        now: Timestamp,
+        backlogs: &[u32],
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(mut plan) = self.pending.take() else { return };
+        for (change, backlog) in std::mem::take(&mut plan.changes).into_iter().zip(backlogs) {
+            // Nobody can have released it: the claim counts as a lease.
+            if let Some(held) = self.held.get_mut(&change.listener) {
+                held.listener.options = change.options;
+                held.opened.backlog = *backlog;
+            }
+        }
+        self.grant(now, plan, actions);
+    }
+
+    pub(super) fn change_failed(&mut self, actions: &mut Vec<Action<H>>) {
+        if let Some(plan) = self.pending.take() {
+            self.not_done(plan, actions);
+        }
+    }
+}
+
+/// `has` with every option that `asked` says.
+fn overlaid(has: &Options, asked: &Options) -> Options {
+    Options {
+        backlog: asked.backlog.or(has.backlog),
+        transparent: asked.transparent || has.transparent,
+        freebind: asked.freebind || has.freebind,
+        mode: asked.mode.or(has.mode),
+        user: asked.user.clone().or_else(|| has.user.clone()),
+        group: asked.group.clone().or_else(|| has.group.clone()),
+        // These belong to the key, and are equal.
+        v6only: has.v6only,
+        interface: has.interface.clone(),
+        netns: has.netns.clone(),
+    }
+}
+
+/// The first option that was said and differs from what the listener has:
+/// the option as asked for, and what there is instead. `backlog` is the one in effect.
+fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(String, String)> {
+    let text = |name: &str, asked: &Option<String>, has: &Option<String>| {
+        let asked = asked.as_ref().filter(|_| asked != has)?;
+        let has = match has {
+            Some(has) => format!("{name}={has}"),
+            None => format!("no {name}"),
+        };
+        Some((format!("{name}={asked}"), has))
+    };
+    let flag = |name: &str, asked: bool, has: bool| {
+        (asked && !has).then(|| (name.to_owned(), format!("no {name}")))
+    };
+    if let Some(asked) = asked.backlog
+        && Some(asked) != has.backlog
+        && Some(asked) != backlog
+    {
+        let has = match has.backlog.or(backlog) {
+            Some(has) => format!("backlog={has}"),
+            None => "the system's backlog".to_owned(),
+        };
+        return Some((format!("backlog={asked}"), has));
+    }
+    if let Some(mode) = asked.mode.filter(|_| asked.mode != has.mode) {
+        let has = match has.mode {
+            Some(has) => format!("mode={has:04o}"),
+            None => "the default mode".to_owned(),
+        };
+        return Some((format!("mode={mode:04o}"), has));
+    }
+    flag("transparent", asked.transparent, has.transparent)
+        .or_else(|| flag("freebind", asked.freebind, has.freebind))
+        .or_else(|| text("user", &asked.user, &has.user))
+        .or_else(|| text("group", &asked.group, &has.group))
+}

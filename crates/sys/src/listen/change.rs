@@ -1,0 +1,226 @@
+//! Changes what can be changed of a socket that is bound: nobody who has it
+//! notices, and no connection is lost.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Options};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use socket2::SockRef;
+
+use super::unix::{Owner, UnixPath};
+use crate::error::{Error, errno_of};
+
+/// How a socket was before [`change`], so that it can be so again.
+#[derive(Debug, Default)]
+#[must_use = "a change that is not meant to stay is taken back with `undo`"]
+pub struct Before {
+    backlog: Option<u32>,
+    transparent: bool,
+    freebind: bool,
+    mode: Option<u32>,
+    owner: Option<(u32, u32)>,
+}
+
+/// Gives the socket of `listener` those of `wanted` that differ from its options: the backlog
+/// (by listen(2) again), `transparent`, `freebind`, and mode, user and group of a UNIX path.
+/// What belongs to the key of a listener is left alone. `backlog` is the one in effect.
+///
+/// # Errors
+/// The socket is then as it was. The error names the call and the address.
+pub fn change(
+    socket: BorrowedFd<'_>,
+    path: Option<&UnixPath>,
+    listener: &Listener,
+    backlog: u32,
+    wanted: &Options,
+) -> Result<Before, Error> {
+    let mut before = Before::default();
+    match attempt(socket, path, listener, backlog, wanted, &mut before) {
+        Ok(()) => Ok(before),
+        Err(error) => {
+            before.undo(socket, path, listener);
+            Err(error)
+        }
+    }
+}
+
+impl Before {
+    /// Puts everything back as it was; as far as the system lets it, since it let it be changed.
+    pub fn undo(self, socket: BorrowedFd<'_>, path: Option<&UnixPath>, listener: &Listener) {
+        if let Some(backlog) = self.backlog {
+            let _ = listen(socket, backlog);
+        }
+        if self.transparent {
+            let _ = set_transparent(socket, &listener.address, false);
+        }
+        if self.freebind {
+            let _ = set_freebind(socket, &listener.address, false);
+        }
+        if let Some(file) = path.and_then(|path| File::open(path).ok()) {
+            if let Some((user, group)) = self.owner {
+                let _ = file.set_owner(Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            }
+            if let Some(mode) = self.mode {
+                let _ = file.set_mode(mode);
+            }
+        }
+    }
+}
+
+fn attempt(
+    socket: BorrowedFd<'_>,
+    path: Option<&UnixPath>,
+    listener: &Listener,
+    backlog: u32,
+    wanted: &Options,
+    before: &mut Before,
+) -> Result<(), Error> {
+    let fail = |operation| {
+        move |error: std::io::Error| Error::Listen {
+            operation,
+            address: listener.address.clone(),
+            errno: errno_of(&error),
+        }
+    };
+    let has = &listener.options;
+    if let Some(wanted) = wanted.backlog.filter(|wanted| Some(*wanted) != has.backlog) {
+        listen(socket, wanted).map_err(fail("listen"))?;
+        before.backlog = Some(backlog);
+    }
+    if wanted.transparent && !has.transparent {
+        set_transparent(socket, &listener.address, true)
+            .map_err(fail("setsockopt(IP_TRANSPARENT)"))?;
+        before.transparent = true;
+    }
+    if wanted.freebind && !has.freebind {
+        set_freebind(socket, &listener.address, true).map_err(fail("setsockopt(IP_FREEBIND)"))?;
+        before.freebind = true;
+    }
+    let owner_differs = wanted.user != has.user || wanted.group != has.group;
+    let mode = wanted.mode.filter(|mode| Some(*mode) != has.mode);
+    if mode.is_none() && !owner_differs {
+        return Ok(());
+    }
+    let asked = Listener { options: wanted.clone(), ..listener.clone() };
+    let owner = Owner::find(&asked)?;
+    let gone = || fail("lstat")(Errno::ENOENT.into());
+    let file = File::open(path.ok_or_else(gone)?).map_err(fail("open"))?;
+    if owner_differs {
+        file.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
+        before.owner = Some((file.uid, file.gid));
+    }
+    // chown(2) may take bits of the mode away, so the mode comes last.
+    if let Some(mode) = mode.or(wanted.mode) {
+        file.set_mode(mode).map_err(fail("chmod"))?;
+        before.mode = Some(file.mode);
+    }
+    Ok(())
+}
+
+/// The file of a UNIX listener, held so that no other can take its place meanwhile.
+struct File {
+    fd: OwnedFd,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl File {
+    /// The file at the path, if it is the one that we put there.
+    fn open(ours: &UnixPath) -> std::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, &ours.path, flags, Mode::empty())?;
+        let found = rustix::fs::fstat(&fd)?;
+        if (found.st_dev, found.st_ino) != (ours.dev, ours.ino) {
+            return Err(Errno::ENOENT.into());
+        }
+        Ok(Self { fd, mode: found.st_mode & 0o777, uid: found.st_uid, gid: found.st_gid })
+    }
+
+    fn set_mode(&self, mode: u32) -> std::io::Result<()> {
+        // The way to the file of an O_PATH descriptor (open(2)).
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    }
+
+    fn set_owner(&self, user: Option<Uid>, group: Option<Gid>) -> std::io::Result<()> {
+        let user = user.map(|user| rustix::fs::Uid::from_raw(user.as_raw()));
+        let group = group.map(|group| rustix::fs::Gid::from_raw(group.as_raw()));
+        Ok(rustix::fs::chownat(self.fd.as_fd(), "", user, group, AtFlags::EMPTY_PATH)?)
+    }
+}
+
+fn listen(socket: BorrowedFd<'_>, backlog: u32) -> std::io::Result<()> {
+    SockRef::from(&socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+fn set_transparent(socket: BorrowedFd<'_>, address: &Address, on: bool) -> std::io::Result<()> {
+    let socket = SockRef::from(&socket);
+    if is_v6(address) { socket.set_ip_transparent_v6(on) } else { socket.set_ip_transparent_v4(on) }
+}
+
+fn set_freebind(socket: BorrowedFd<'_>, address: &Address, on: bool) -> std::io::Result<()> {
+    let socket = SockRef::from(&socket);
+    if is_v6(address) { socket.set_freebind_v6(on) } else { socket.set_freebind_v4(on) }
+}
+
+fn is_v6(address: &Address) -> bool {
+    address.ip().is_some_and(|at| at.is_ipv6())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::listen::open;
+    use crate::queue::accept_queue;
+    use crate::testing::Directory;
+
+    fn options(text: &str) -> Options {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn a_backlog_changes_in_place_and_back() {
+        let listener: Listener = "127.0.0.1:0,backlog=5".parse().expect("address");
+        let opened = open(&listener).expect("open");
+        let fd = opened.fd.as_fd();
+        let limit = || accept_queue(fd).expect("queue").limit;
+        let before =
+            change(fd, None, &listener, 5, &options("backlog=9,freebind")).expect("change");
+        assert_eq!(limit(), 9);
+        assert!(SockRef::from(&fd).freebind_v4().expect("freebind"));
+        before.undo(fd, None, &listener);
+        assert_eq!(limit(), 5);
+        assert!(!SockRef::from(&fd).freebind_v4().expect("freebind"));
+    }
+
+    #[test]
+    fn a_path_changes_its_mode_only_while_it_is_ours() {
+        let directory = Directory::new("change");
+        let path = directory.path().join("a");
+        let listener: Listener =
+            format!("unix@{},mode=0600", path.display()).parse().expect("address");
+        let opened = open(&listener).expect("open");
+        let (fd, ours) = (opened.fd.as_fd(), opened.path.as_ref());
+        let mode = || path.metadata().expect("stat").mode() & 0o777;
+        let wanted = options("mode=0660,user=no-such-user");
+        let error = change(fd, ours, &listener, 5, &wanted).expect_err("unknown user");
+        assert!(error.to_string().contains("no-such-user"), "{error}");
+        assert_eq!(mode(), 0o600);
+        let before = change(fd, ours, &listener, 5, &options("mode=0660")).expect("change");
+        assert_eq!(mode(), 0o660);
+        before.undo(fd, ours, &listener);
+        assert_eq!(mode(), 0o600);
+        fs::remove_file(&path).expect("remove");
+        fs::write(&path, "").expect("write");
+        let error = change(fd, ours, &listener, 5, &options("mode=0666")).expect_err("not ours");
+        assert_eq!(error.errno(), Some(Errno::ENOENT as i32));
+    }
+}
