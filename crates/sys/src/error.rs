@@ -59,6 +59,14 @@ pub enum Error {
     /// that did arrive are closed again.
     #[error("descriptors were lost on the way: the kernel truncated the message")]
     Truncated,
+    /// A program needs more descriptors than it may have open.
+    #[error("{needed} descriptors are needed, and RLIMIT_NOFILE allows {limit}")]
+    DescriptorLimit {
+        /// The limit that would do.
+        needed: u64,
+        /// The limit that holds; the soft one, raised as far as the hard one lets it.
+        limit: u64,
+    },
     /// A program could not be executed.
     #[error("cannot execute {}: {errno}", program.display())]
     Exec {
@@ -86,6 +94,7 @@ impl Error {
             | Self::Exec { errno, .. }
             | Self::Call { errno, .. } => Some(*errno as i32),
             Self::PathInUse { .. } => Some(Errno::EADDRINUSE as i32),
+            Self::DescriptorLimit { .. } => Some(Errno::EMFILE as i32),
             _ => None,
         }
     }
@@ -119,6 +128,10 @@ impl Error {
                     .to_owned()
             }
             Self::Call { errno: Errno::EMFILE, .. } => nofile_hint(),
+            Self::DescriptorLimit { needed, .. } => format!(
+                "raise the hard limit to {needed} or more (ulimit -Hn, LimitNOFILE= in the unit, \
+                 --ulimit nofile= of a container)"
+            ),
             Self::Exec { errno: Errno::ENOENT, program } if !looks_like_path(program) => {
                 "install it, or give its full path: it is not in PATH".to_owned()
             }

@@ -3,15 +3,21 @@
 //! The systemd convention (sd_listen_fds(3)) and haproxy's `fd@N` both want
 //! consecutive descriptors without close-on-exec. Moving them there one by one can
 //! overwrite one that has yet to move, or one that something else in this process
-//! owns; so all move out of the way first, and what stood there comes back if
-//! the exec fails.
+//! owns. So whatever stands on a number that is needed moves out of the way first, and what
+//! is not ours comes back if the exec fails. Nothing else is copied: ten thousand descriptors
+//! need ten thousand numbers and a few, not twice as many.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
+
+use crate::error::{Error, errno_of};
+use crate::{limits, spawn};
 
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
@@ -50,23 +56,31 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
 /// the numbers mean something else than their owners believe.
 ///
 /// It returns only if it failed; the descriptor table is then as it was, but
-/// for `fds`, which are closed.
-pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> io::Error {
+/// for `fds`, which are closed. [`Error::DescriptorLimit`] if the numbers do not fit
+/// below RLIMIT_NOFILE, else that of the program.
+pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
+    let count = fds.len();
     match place(fds, first) {
         Ok(placed) => {
             let error = command.exec();
             drop(placed);
-            error
+            spawn::cannot_execute(command.get_program(), &error)
         }
-        Err(error) => error,
+        // F_DUPFD and dup2 say so of a number at or above the limit (fcntl(2), dup(2)).
+        Err(error) if matches!(errno_of(&error), Errno::EMFILE | Errno::EINVAL | Errno::EBADF) => {
+            limits::too_low(count)
+        }
+        Err(error) => Error::call("dup2", error),
     }
 }
 
-/// Descriptors in their place. Dropping it puts back what stood there.
+/// Descriptors in their place. Dropping it closes them, and puts back what stood there.
 struct Placed {
+    /// The numbers `first..next` are ours.
     first: RawFd,
-    /// For each number what was there, with its flags.
-    before: Vec<Option<(OwnedFd, FdFlags)>>,
+    next: RawFd,
+    /// What else stood on one of them, with its flags; kept above them all.
+    before: HashMap<RawFd, (OwnedFd, FdFlags)>,
 }
 
 fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
@@ -74,25 +88,34 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
         .ok()
         .and_then(|count| first.checked_add(count))
         .filter(|_| first >= 0)
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    let aside = fds
-        .into_iter()
-        .map(|fd| {
-            if (first..end).contains(&fd.as_raw_fd()) {
-                fcntl_dupfd_cloexec(&fd, end)
-            } else {
-                Ok(fd)
+        .ok_or(Errno::EMFILE)?;
+    // Where each of ours is now, by the number: only these have to move within the range.
+    let inside = fds.iter().enumerate().map(|(index, fd)| (fd.as_raw_fd(), index));
+    let mut inside: HashMap<RawFd, usize> =
+        inside.filter(|(number, _)| (first..end).contains(number)).collect();
+    let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+    let mut placed = Placed { first, next: first, before: HashMap::new() };
+    for (index, number) in (first..end).enumerate() {
+        let Some(fd) = fds.get_mut(index).and_then(Option::take) else { continue };
+        inside.remove(&fd.as_raw_fd());
+        if fd.as_raw_fd() == number {
+            fcntl_setfd(&fd, FdFlags::empty())?;
+            let _ = fd.into_raw_fd();
+        } else {
+            if let Some(other) = inside.remove(&number).and_then(|other| fds.get_mut(other)) {
+                // Its copy above the range moves once more when its turn comes; what it leaves
+                // is closed here, so that the number is free.
+                let aside = other.as_ref().map(|other| fcntl_dupfd_cloexec(other, end));
+                *other = aside.transpose()?;
+            } else if let Some(saved) = save(number, end)? {
+                placed.before.insert(number, saved);
             }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut placed = Placed { first, before: Vec::with_capacity(aside.len()) };
-    for (number, fd) in (first..).zip(aside) {
-        let before = save(number, end)?;
-        placed.before.push(before);
-        // SAFETY: what `number` meant is saved above and comes back in Placed::drop,
-        // and until then no code runs that would use it under its old meaning.
-        let there = unsafe { nix::unistd::dup2_raw(&fd, number) }?;
-        let _ = there.into_raw_fd();
+            // SAFETY: `number` is free, or what it meant is saved in `before` and comes back in
+            // Placed::drop, and until then no code runs that would use it under its old meaning.
+            let there = unsafe { nix::unistd::dup2_raw(&fd, number) }?;
+            let _ = there.into_raw_fd();
+        }
+        placed.next = number + 1;
     }
     Ok(placed)
 }
@@ -110,10 +133,10 @@ fn save(number: RawFd, above: RawFd) -> io::Result<Option<(OwnedFd, FdFlags)>> {
 
 impl Drop for Placed {
     fn drop(&mut self) {
-        for (number, before) in (self.first..).zip(self.before.drain(..)) {
+        for number in self.first..self.next {
             // SAFETY: `place` put a descriptor of its own here and gave up its ownership.
             let ours = unsafe { OwnedFd::from_raw_fd(number) };
-            let Some((fd, flags)) = before else { continue };
+            let Some((fd, flags)) = self.before.remove(&number) else { continue };
             // SAFETY: `ours` is what stands at the number, and is given away here.
             if let Ok(back) = unsafe { nix::unistd::dup2_raw(&fd, ours) } {
                 // Cannot fail on an open descriptor; close-on-exec is all there is to lose.

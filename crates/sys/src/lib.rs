@@ -11,21 +11,25 @@
 //! - [`listen`] creates listeners; [`scm`] passes them between processes;
 //! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
+//! - [`survey`] looks at the whole system at once, for those who ask what is wrong with it;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
-//! - [`spawn`], [`inherit`], [`process`] and [`signals`] start and end programs;
+//! - [`spawn`], [`shim`], [`inherit`], [`process`] and [`signals`] start and end programs;
+//!   [`hold`] stops one at the moment when it says that it is ready;
 //! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
-//! - [`peer`], [`limits`], [`lock`] and [`notify`] are what a daemon needs.
+//! - [`peer`], [`limits`], [`lock`], [`memory`] and [`notify`] are what a daemon needs.
 
 pub mod diag;
 pub mod ghosts;
 pub mod guard;
+pub mod hold;
 pub mod holders;
 pub mod identity;
 pub mod inherit;
 pub mod limits;
 pub mod listen;
 pub mod lock;
+pub mod memory;
 pub mod notify;
 pub mod options;
 pub mod peer;
@@ -33,8 +37,10 @@ pub mod probe;
 pub mod process;
 pub mod queue;
 pub mod scm;
+pub mod shim;
 pub mod signals;
 pub mod spawn;
+pub mod survey;
 #[cfg(feature = "tokio")]
 pub mod watch;
 

@@ -5,6 +5,8 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::error::Error;
+
 /// What Linux had as somaxconn until 5.4, for systems without a readable /proc.
 const SOMAXCONN_OLD: u32 = 128;
 
@@ -40,6 +42,11 @@ pub fn make_room(count: usize) -> io::Result<()> {
         raise_nofile()?;
     }
     Ok(())
+}
+
+/// The error of a process that needs `count` descriptors besides its own and may not have them.
+pub(crate) fn too_low(count: usize) -> Error {
+    Error::DescriptorLimit { needed: OWN.saturating_add(count as u64), limit: nofile().0 }
 }
 
 /// The longest accept queue that listen(2) grants in this network namespace

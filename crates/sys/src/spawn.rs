@@ -3,14 +3,15 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
 //!
 //! On the socket: the name of each descriptor's variable, each ended by a NUL;
 //! with it up to 253 descriptors; the rest of them 253 at a time, each time on
-//! one more NUL. COUNT tells the shim when it has everything.
+//! one more NUL. COUNT tells the shim when it has everything. With a PID it sends one descriptor
+//! back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]).
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -27,9 +28,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{Error, errno_of};
 use crate::process::Pidfd;
-use crate::{inherit, limits, scm, signals};
+use crate::scm;
 
-/// The hidden subcommand that [`Launch::start`] calls and that must call [`become_program`].
+/// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
+/// [`crate::shim::Order`] in the words after it.
 pub const SUBCOMMAND: &str = "__shim";
 
 /// How long the shim may take to read its descriptors; it needs about a millisecond.
@@ -51,6 +53,9 @@ pub struct Launch {
     /// Descriptors, from 3 up in this order, each with the variable that says its number; no
     /// variable is set where that is empty.
     pub descriptors: Vec<(String, OwnedFd)>,
+    /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
+    /// that means for the program.
+    pub hold: Option<i32>,
     /// Its standard output.
     pub stdout: Stdio,
     /// Its standard error. A shim that fails says why here, in one line.
@@ -65,6 +70,8 @@ pub struct Started {
     pub pid: i32,
     /// The process itself; readable when it has ended.
     pub pidfd: Pidfd,
+    /// If [`Launch::hold`] was set, our end of the socket to the shim, for [`receive_hold`].
+    pub shim: Option<OwnedFd>,
     /// The reading end of its standard output, if `stdout` was [`Stdio::piped`].
     pub stdout: Option<OwnedFd>,
     /// The reading end of its standard error, if `stderr` was [`Stdio::piped`].
@@ -81,6 +88,7 @@ impl Launch {
             env_remove: Vec::new(),
             cwd: None,
             descriptors: Vec::new(),
+            hold: None,
             stdout: Stdio::inherit(),
             stderr: Stdio::inherit(),
         }
@@ -108,6 +116,7 @@ impl Launch {
             .arg0("bindonce")
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
+            .args(self.hold.map(|pid| pid.to_string()))
             .arg("--")
             .arg(self.program)
             .args(self.args)
@@ -139,6 +148,7 @@ impl Launch {
             Ok(pidfd) => Ok(Started {
                 pid: pidfd.pid(),
                 pidfd,
+                shim: self.hold.map(|_| ours),
                 stdout: child.stdout.take().map(OwnedFd::from),
                 stderr: child.stderr.take().map(OwnedFd::from),
             }),
@@ -146,6 +156,21 @@ impl Launch {
                 end(&mut child);
                 Err(Error::call("pidfd_open", error))
             }
+        }
+    }
+}
+
+/// What holds a program that was started with [`Launch::hold`]: the descriptor for
+/// [`crate::hold::Hold::new`]. None if the kernel, or the filter of a container, did not let the
+/// shim have one. It waits for no longer than the shim lives, a few milliseconds.
+#[cfg(feature = "tokio")]
+pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
+    let watch = crate::watch::Watch::new(&shim).ok()?;
+    let mut fds = Vec::new();
+    loop {
+        match scm::recv(shim.as_fd(), &mut [0], &mut fds) {
+            Err(Error::Call { errno: Errno::EAGAIN, .. }) => watch.readable().await.ok()?,
+            _ => return fds.pop(),
         }
     }
 }
@@ -242,67 +267,6 @@ fn executable(path: &Path) -> Result<(), Errno> {
 pub fn cannot_execute(program: &OsStr, error: &io::Error) -> Error {
     let errno = errno_of(error);
     find(program).err().unwrap_or_else(|| Error::Exec { program: program.to_owned(), errno })
-}
-
-/// What the shim does: takes `count` descriptors from standard input and
-/// becomes `program`. Returns only if it failed, with what to say on standard
-/// error before exiting with 127. The process must have a single thread.
-pub fn become_program(count: usize, program: &OsStr, args: &[OsString]) -> Error {
-    match prepare(count) {
-        Ok((names, fds)) => {
-            let mut command = Command::new(program);
-            command.args(args);
-            let named = (inherit::FIRST..).zip(names).filter(|(_, name)| !name.is_empty());
-            for (number, name) in named {
-                command.env(name, number.to_string());
-            }
-            let error = inherit::exec(fds, inherit::FIRST, &mut command);
-            cannot_execute(program, &error)
-        }
-        Err(error) => error,
-    }
-}
-
-fn prepare(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
-    let received = receive(count)?;
-    let null = rustix::fs::open(
-        "/dev/null",
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .map_err(|error| Error::call("open /dev/null", error))?;
-    nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
-    signals::reset().map_err(|error| Error::call("sigaction", error))?;
-    Ok(received)
-}
-
-fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
-    use std::os::unix::ffi::OsStringExt;
-
-    limits::make_room(count).map_err(|error| Error::call("setrlimit", error))?;
-    let (mut names, mut fds) = (Vec::new(), Vec::new());
-    let mut name = Vec::new();
-    let mut buffer = [0; 16 * 1024];
-    let stdin = io::stdin();
-    while names.len() < count || fds.len() < count {
-        let received = match scm::recv(stdin.as_fd(), &mut buffer, &mut fds)? {
-            0 => {
-                return Err(Error::Call { operation: "recvmsg", errno: Errno::ECONNRESET });
-            }
-            received => received,
-        };
-        for byte in buffer.get(..received).unwrap_or_default() {
-            match byte {
-                // Beyond the names, a NUL is only what descriptors rode on.
-                0 if names.len() < count => {
-                    names.push(OsString::from_vec(std::mem::take(&mut name)));
-                }
-                0 => {}
-                byte => name.push(*byte),
-            }
-        }
-    }
-    Ok((names, fds))
 }
 
 #[cfg(test)]

@@ -72,8 +72,7 @@ pub(crate) fn run(args: Args, globals: &crate::Globals) -> anyhow::Result<ExitCo
     command.env("LISTEN_FDNAMES", told.join(":"));
 
     let fds = leases.into_iter().map(bindonce::Lease::into_fd).collect();
-    let error = inherit::exec(fds, inherit::FIRST, &mut command);
-    Err(spawn::cannot_execute(program, &error).into())
+    Err(inherit::exec(fds, inherit::FIRST, &mut command).into())
 }
 
 /// The name of each descriptor, as the caller gave it: the broker may know the

@@ -1,10 +1,9 @@
-//! `bindonce __shim COUNT -- PROGRAM [ARG]...`: the small process between a
-//! supervisor and its program. Hidden, because only [`bindonce_sys::spawn`] calls it.
+//! `bindonce __shim COUNT [PID] -- PROGRAM [ARG]...`: the small process between a
+//! supervisor and its program. Hidden, because only [`bindonce_sys::spawn`] calls it; [`bindonce_sys::shim`] is what it does.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-use bindonce_sys::spawn;
+use bindonce_sys::shim::Order;
 
 /// What a shell answers for a program that cannot be executed.
 const CANNOT_EXECUTE: u8 = 127;
@@ -13,12 +12,8 @@ const CANNOT_EXECUTE: u8 = 127;
 /// line on standard error, which is the supervisor's only way to know why. The words are
 /// read by hand: this stands between a supervisor and every start of its program.
 pub(crate) fn run() -> ExitCode {
-    let mut words = std::env::args_os().skip(2);
-    let count = words.next().and_then(|count| count.to_str()?.parse().ok());
-    let program = words.next().filter(|word| word == "--").and_then(|_| words.next());
-    if let (Some(count), Some(program)) = (count, program) {
-        let args: Vec<OsString> = words.collect();
-        let error = spawn::become_program(count, &program, &args);
+    if let Some(order) = Order::parse(std::env::args_os().skip(2)) {
+        let error = order.carry_out();
         match error.hint() {
             Some(hint) => eprintln!("bindonce: {error} ({hint})"),
             None => eprintln!("bindonce: {error}"),

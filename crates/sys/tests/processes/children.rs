@@ -3,19 +3,22 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use bindonce_sys::{inherit, spawn};
+use bindonce_sys::inherit;
+use bindonce_sys::shim::Order;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
 use rustix::event::epoll;
 use rustix::io::fcntl_dupfd_cloexec;
 
-/// `__shim COUNT -- PROGRAM [ARG]...`, as the real command has it.
+/// `__shim COUNT [PID] -- PROGRAM [ARG]...`, as the real command has it.
 pub(crate) fn shim(args: &[OsString]) -> ExitCode {
     if std::env::var_os("TEST_SHIM_DIES").is_some() {
         return ExitCode::from(9);
     }
-    let count = args[2].to_str().and_then(|text| text.parse().ok()).expect("count");
-    let error = spawn::become_program(count, &args[4], &args[5..]);
+    let error = Order::parse(args[2..].iter().cloned()).expect("an order").carry_out();
     eprintln!("shim: {error}");
     ExitCode::from(127)
 }
@@ -25,6 +28,9 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
     match args[2].to_str().expect("mode") {
         "exec" => exec(),
         "exec-fails" => exec_fails(),
+        "ready" => ready(args[3].to_str().and_then(|pid| pid.parse().ok()).expect("pid")),
+        #[cfg(feature = "tokio")]
+        "supervise" => crate::hold::supervise(),
         "ghost" => ghost(args[3].to_str().expect("kind")),
         mode => unreachable!("{mode}"),
     }
@@ -55,9 +61,25 @@ fn exec_fails() {
     let fds: Vec<OwnedFd> =
         (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into()).collect();
     let error = inherit::exec(fds, inherit::FIRST, &mut Command::new("/bindonce/none"));
-    assert_eq!(error.raw_os_error(), Some(2), "{error}");
+    assert_eq!(error.errno(), Some(2), "{error}");
     assert_eq!(table(), before);
     drop((file, bystander));
+}
+
+/// Tells the supervisor twice that it is ready, as haproxy does, and says each time how that went and
+/// how many signals it has handled meanwhile.
+fn ready(supervisor: i32) {
+    static HANDLED: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn handle(_: i32) {
+        HANDLED.fetch_add(1, Ordering::SeqCst);
+    }
+    let action = SigAction::new(SigHandler::Handler(handle), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only adds to an atomic number.
+    unsafe { sigaction(Signal::SIGUSR2, &action) }.expect("sigaction");
+    for _ in 0..2 {
+        let told = kill(Pid::from_raw(supervisor), Signal::SIGUSR1);
+        println!("{told:?} {}", HANDLED.load(Ordering::SeqCst));
+    }
 }
 
 /// Every open descriptor with what it is and its flags.

@@ -6,6 +6,8 @@
 
 mod children;
 mod ghosts;
+#[cfg(feature = "tokio")]
+mod hold;
 mod programs;
 mod system;
 
@@ -28,7 +30,11 @@ fn main() -> ExitCode {
 fn run(filter: &str) -> ExitCode {
     keep_to_ourselves();
     let mut failed = 0;
-    for (name, test) in [programs::TESTS, ghosts::TESTS, system::TESTS]
+    #[cfg(not(feature = "tokio"))]
+    let held: &[Test] = &[];
+    #[cfg(feature = "tokio")]
+    let held = hold::TESTS;
+    for (name, test) in [programs::TESTS, held, ghosts::TESTS, system::TESTS]
         .concat()
         .into_iter()
         .filter(|(n, _)| n.contains(filter))

@@ -1,0 +1,152 @@
+//! The small process between a supervisor and its program: the other side of [`crate::spawn`].
+//!
+//! It has one thread and runs for about a millisecond: it takes its descriptors from standard
+//! input, gives its signals their defaults, lets itself be held if it shall ([`crate::hold`]),
+//! and becomes the program.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::Error;
+use crate::{hold, inherit, limits, scm, signals, spawn};
+
+/// What a shim shall do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Order {
+    /// How many descriptors come over standard input.
+    count: usize,
+    /// The supervisor that wants to hold the program when it says that it is ready.
+    hold: Option<i32>,
+    program: OsString,
+    args: Vec<OsString>,
+}
+
+impl Order {
+    /// Reads the words after [`spawn::SUBCOMMAND`]: `COUNT [PID] -- PROGRAM [ARG]...`. None if they
+    /// are not what [`spawn::Launch::start`] says.
+    pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
+        let count = words.next()?.to_str()?.parse().ok()?;
+        let mut next = words.next()?;
+        let mut hold = None;
+        if next != "--" {
+            hold = Some(next.to_str()?.parse().ok()?);
+            next = words.next()?;
+        }
+        let program = words.next().filter(|_| next == "--")?;
+        Some(Self { count, hold, program, args: words.collect() })
+    }
+
+    /// Becomes the program. Returns only if that failed, with what to say on standard
+    /// error before exiting with 127. The process must have a single thread.
+    pub fn carry_out(self) -> Error {
+        let (names, fds) = match self.prepare() {
+            Ok(received) => received,
+            Err(error) => return error,
+        };
+        let mut command = Command::new(self.program);
+        command.args(self.args);
+        let named = (inherit::FIRST..).zip(names).filter(|(_, name)| !name.is_empty());
+        for (number, name) in named {
+            command.env(name, number.to_string());
+        }
+        inherit::exec(fds, inherit::FIRST, &mut command)
+    }
+
+    fn prepare(&self) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
+        let received = receive(self.count)?;
+        signals::reset().map_err(|error| Error::call("sigaction", error))?;
+        if let Some(supervisor) = self.hold {
+            offer_hold(supervisor, &self.program);
+        }
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::call("open /dev/null", error))?;
+        // With it goes our end of the socket: the supervisor sees that nothing more comes.
+        nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
+        Ok(received)
+    }
+}
+
+/// Lets the supervisor hold this process, where the kernel lets us. Not being held is no
+/// error: the supervisor finds that nothing came, and has another way.
+fn offer_hold(supervisor: i32, program: &OsStr) {
+    if let Ok(listener) = hold::install(supervisor, !gains_privileges(program)) {
+        // The supervisor may be gone; then nobody answers, and nothing is held.
+        let _ = scm::send(io::stdin().as_fd(), &[0], &[listener.as_fd()]);
+    }
+}
+
+/// Whether executing the program gives it rights that this process does not have.
+fn gains_privileges(program: &OsStr) -> bool {
+    const SETUID_OR_SETGID: u32 = 0o6000;
+    spawn::find(program).is_ok_and(|path| {
+        path.metadata().is_ok_and(|file| file.mode() & SETUID_OR_SETGID != 0)
+            || rustix::fs::getxattr(&path, "security.capability", &mut [0_u8; 0]).is_ok()
+    })
+}
+
+fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
+    limits::make_room(count).map_err(|error| Error::call("setrlimit", error))?;
+    let (mut names, mut fds) = (Vec::new(), Vec::new());
+    let mut name = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    let stdin = io::stdin();
+    while names.len() < count || fds.len() < count {
+        let received = match scm::recv(stdin.as_fd(), &mut buffer, &mut fds) {
+            Ok(0) => {
+                return Err(Error::Call { operation: "recvmsg", errno: Errno::ECONNRESET });
+            }
+            Ok(received) => received,
+            Err(Error::Truncated) => return Err(limits::too_low(count)),
+            Err(error) => return Err(error),
+        };
+        for byte in buffer.get(..received).unwrap_or_default() {
+            match byte {
+                // Beyond the names, a NUL is only what descriptors rode on.
+                0 if names.len() < count => {
+                    names.push(OsString::from_vec(std::mem::take(&mut name)));
+                }
+                0 => {}
+                byte => name.push(*byte),
+            }
+        }
+    }
+    Ok((names, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Option<Order> {
+        Order::parse(words.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn an_order_is_read_as_it_is_given() {
+        let order = parse("2 -- haproxy -f x").expect("an order");
+        assert_eq!((order.count, order.hold), (2, None));
+        assert_eq!((order.program, order.args), ("haproxy".into(), vec!["-f".into(), "x".into()]));
+        let order = parse("0 77 -- -- --").expect("an order");
+        assert_eq!((order.count, order.hold), (0, Some(77)));
+        assert_eq!((order.program, order.args), ("--".into(), vec!["--".into()]));
+        for bad in ["", "x", "1", "1 --", "1 x -- sh", "1 2 sh", "1 2 3 -- sh", "-1 -- sh"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn programs_that_gain_rights_are_known() {
+        assert!(!gains_privileges(OsStr::new("sh")));
+        assert!(!gains_privileges(OsStr::new("bindonce-none")));
+        if spawn::find(OsStr::new("su")).is_ok() {
+            assert!(gains_privileges(OsStr::new("su")));
+        }
+    }
+}
