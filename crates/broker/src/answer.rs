@@ -125,7 +125,7 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
         cookie: opened.cookie,
         exclusive: opened.exclusive && options::is_exclusive(fd),
         repaired: opened.handle.care.repaired(),
-        changed: guard::changes(view.held).into_iter().map(changed).collect(),
+        changed: guard::changes(view.held).iter().map(changed).collect(),
         since: view.held.since.to_string(),
         tentative: view.held.tentative,
         holders: view.holders.iter().map(holder).collect(),
@@ -142,7 +142,7 @@ fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
     sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
 }
 
-fn changed(change: Change) -> ChangedOption {
+fn changed(change: &Change) -> ChangedOption {
     ChangedOption { option: change.option.to_owned(), was: change.was, now: change.now }
 }
 

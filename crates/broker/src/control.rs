@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
+use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::lock::LockFile;
 
@@ -57,8 +58,12 @@ impl Control {
         Ok(Self { socket, lock, path: None })
     }
 
-    /// Makes the control socket, in place of a dead one.
-    pub(crate) fn listen(&mut self) -> Result<UnixListener, Error> {
+    /// Makes the control socket, in place of a dead one, unless it was passed.
+    pub(crate) fn listen(&mut self, passed: Option<UnixListener>) -> Result<UnixListener, Error> {
+        if let Some(passed) = passed {
+            tracing::info!(socket = %self.socket.display(), "control socket taken over");
+            return Ok(passed);
+        }
         let invalid = |source| Error::SocketPath { socket: self.socket.clone(), source };
         // A path that is not UTF-8 fails as one with a replacement character
         // would: it cannot be written down in a message or a list of options.
@@ -70,6 +75,13 @@ impl Control {
             .map_err(|source| Error::ControlSocket { socket: self.socket.clone(), source })?;
         self.path = opened.path;
         Ok(OwnedFd::into(opened.fd))
+    }
+
+    /// Leaves the socket where it is at the end, for the next broker, which will be passed it.
+    /// Gives the identity of its file.
+    pub(crate) fn leave(&mut self) -> Option<UnixPath> {
+        self.path = None;
+        identity::file(self.socket.to_str()?)
     }
 
     /// Removes the socket, then the lock: an orderly end.

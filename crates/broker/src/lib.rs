@@ -21,8 +21,12 @@ mod error;
 mod guard;
 mod intruder;
 mod requests;
+mod restore;
 mod server;
+mod service;
+mod start;
 mod state;
+mod store;
 
 pub use config::Config;
 pub use error::Error;

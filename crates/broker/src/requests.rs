@@ -126,6 +126,12 @@ async fn bind(
         Ok(leases) => leases,
         Err(failure) => return Err(answer::claim_failed(failure).await),
     };
+    if leases.iter().any(|lease| lease.created) {
+        let store = state.borrow().store.clone();
+        if let Some(store) = store {
+            store.settled().await;
+        }
+    }
     let state = state.borrow();
     descriptors.reserve_exact(leases.len());
     let listeners = leases.iter().filter_map(|lease| {

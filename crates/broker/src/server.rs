@@ -8,13 +8,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::policy::Peer;
-use bindonce_core::registry::Want;
-use bindonce_sys::{Errno, limits, notify, peer};
+use bindonce_sys::{Errno, limits, peer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-use crate::answer;
 use crate::config::Config;
 use crate::connection::{self, End};
 use crate::control::Control;
@@ -22,6 +20,7 @@ use crate::error::Error;
 use crate::guard::{self, Guard};
 use crate::requests::Caller;
 use crate::state::State;
+use crate::{service, start, store};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -62,54 +61,41 @@ async fn serve(
     let state = State::new(control.socket.clone(), owner, limit, guard);
     let state = Rc::new(RefCell::new(state));
     let served = async {
-        bind_first(&state, config, owner).await?;
-        let listener = control.listen()?;
-        let runtime = |source| Error::Runtime { socket: control.socket.clone(), source };
+        let restored = start::restore(&state, &control.socket).await?;
+        start::bind_first(&state, config).await?;
+        let listener = control.listen(restored.control)?;
+        let socket = control.socket.clone();
+        let runtime = |source| Error::Runtime { socket: socket.clone(), source };
+        let store = state.borrow().store.clone();
+        if let Some(store) = &store {
+            state.borrow_mut().control = control.leave();
+            state.borrow().write_manifest();
+            restored.stale.into_iter().for_each(|name| store.forget(name));
+            store.keep_control(&listener).map_err(runtime)?;
+            store.settled().await;
+        }
         let listener = UnixListener::from_std(listener).map_err(runtime)?;
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
             descriptor_limit = limit, "broker serves"
         );
-        tell("READY=1");
+        service::ready(&state);
         let tasks = LocalSet::new();
         let accepting = accept(&tasks, &listener, &state, config.deadline);
-        let serving = async { tokio::join!(guard::keep(&state), accepting) };
+        let serving = async {
+            tokio::join!(guard::keep(&state), service::run(&state), store::keep(store), accepting)
+        };
         tokio::select! {
             _ = tasks.run_until(serving) => {}
             () = shutdown => {}
         }
-        tell("STOPPING=1");
+        service::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
         Ok(())
     };
     let served = served.await;
     state.borrow_mut().close_everything();
     served
-}
-
-/// Binds what the configuration says, before anybody can connect. The claim is
-/// the broker's own and leaves no lease behind.
-async fn bind_first(state: &RefCell<State>, config: &Config, owner: u32) -> Result<(), Error> {
-    if config.listen.is_empty() {
-        return Ok(());
-    }
-    let want = |wanted: &_| Want { wanted: Clone::clone(wanted), tentative: false, change: false };
-    let wants = config.listen.iter().map(want).collect();
-    let claimed = {
-        let mut state = state.borrow_mut();
-        let own = state.connect(Peer { pid: std::process::id(), uid: owner, gid: 0 });
-        let claimed = state.claim(own, wants);
-        state.disconnect(own);
-        claimed
-    };
-    match claimed {
-        Ok(_) => Ok(()),
-        Err(failure) => {
-            let error = answer::claim_failed(failure).await;
-            let hint = error.hint().map(str::to_owned);
-            Err(Error::Listen { message: error.message, hint })
-        }
-    }
 }
 
 async fn accept(
@@ -177,10 +163,4 @@ async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
     shortages.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
-}
-
-fn tell(state: &str) {
-    if let Err(error) = notify::send(state) {
-        tracing::warn!(%error, state, "cannot tell the service manager");
-    }
 }

@@ -3,6 +3,7 @@
 //! Everything here runs to its end without giving way to another task, so the
 //! registry never has more than one claim in hand.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use bindonce_sys::listen::{self, UnixPath};
 
 use crate::answer;
 use crate::guard::{self, Care, Guard};
+use crate::store::{Kept, Store};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -37,7 +39,9 @@ pub(crate) struct Socket {
     /// What a reply says of it beside its name, written once.
     pub(crate) described: Box<str>,
     pub(crate) care: Care,
-    path: Option<UnixPath>,
+    /// Its place in the service manager's store.
+    pub(crate) kept: RefCell<Option<Kept>>,
+    pub(crate) path: Option<UnixPath>,
 }
 
 /// What one broker knows.
@@ -46,8 +50,12 @@ pub(crate) struct State {
     pub(crate) registry: Registry<Socket>,
     pub(crate) policy: Policy,
     pub(crate) guard: Rc<Guard>,
+    /// Where listeners outlive this process; none without a service manager.
+    pub(crate) store: Option<Rc<Store>>,
     /// Path of the control socket.
     pub(crate) socket: PathBuf,
+    /// Its file, if it stays for the next broker.
+    pub(crate) control: Option<UnixPath>,
     pub(crate) since: Timestamp,
     /// The soft limit on descriptors.
     pub(crate) descriptor_limit: u64,
@@ -90,7 +98,9 @@ impl State {
             registry: Registry::default(),
             policy: Policy::owner_only(owner),
             guard,
+            store: None,
             socket,
+            control: None,
             since: now(),
             descriptor_limit,
             other_descriptors: open as u64,
@@ -125,7 +135,10 @@ impl State {
         let actions = self.registry.on(now(), Event::Join(id, label));
         close_all(actions);
         if serves {
-            self.registry.leased(id).for_each(|held| guard::notice(held, &who));
+            self.registry.leased(id).for_each(|held| {
+                guard::notice(held, &who);
+                self.record(held);
+            });
         }
     }
 
@@ -138,6 +151,9 @@ impl State {
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
         close_all(actions);
+        if let Some(held) = self.registry.held(id) {
+            self.record(held);
+        }
         Ok(Some(inode))
     }
 
@@ -194,6 +210,7 @@ impl State {
                 }
                 Action::Grant(_, leases) => {
                     self.log_opened(id, &leases);
+                    self.record_all(&leases);
                     outcome = Ok(leases);
                 }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
@@ -297,7 +314,8 @@ impl State {
         Ok(backlogs)
     }
 
-    fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
+    /// A socket as the registry has it, looked after from now on.
+    pub(crate) fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
         let backlog = match listener.options.backlog {
             _ if !listener.address.listens() => 0,
             // listen(2) clamps it silently.
@@ -308,6 +326,7 @@ impl State {
         Opened {
             handle: Socket {
                 care: self.guard.care(&fd, socket.inode, &listener.address),
+                kept: RefCell::new(None),
                 fd,
                 described: answer::describe(&listener.address, &socket.bound, socket.inode),
                 path: socket.path,
@@ -321,17 +340,23 @@ impl State {
         }
     }
 
-    /// Gives up every listener, and removes the UNIX paths: an orderly end.
+    /// Gives up every listener, and removes the UNIX paths: an orderly end. What a
+    /// service manager keeps stays as it is for the next broker.
     pub(crate) fn close_everything(&mut self) {
+        if let Some(store) = &self.store {
+            store.end();
+        }
         for held in std::mem::take(&mut self.registry).into_held() {
-            unlink(&held.opened.handle);
+            if self.store.is_none() {
+                unlink(&held.opened.handle);
+            }
         }
     }
 }
 
 /// Closes the sockets of every `Close`; other actions have been dealt with. A
 /// few get a line each in the log, many that end for one reason get one line.
-fn close_all(actions: Vec<Action<Socket>>) {
+pub(crate) fn close_all(actions: Vec<Action<Socket>>) {
     let mut closed: Vec<(Closing, Listener)> = Vec::new();
     for action in actions {
         if let Action::Close(socket, listener, why) = action {

@@ -94,6 +94,9 @@ pub struct Header {
     /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub descriptors: BTreeMap<String, i32>,
+    /// The file that leads to the control socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<File>,
     /// The name under which it lies in the service manager's descriptor store, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
@@ -257,6 +260,7 @@ impl Manifest {
             since: 0,
             boot: String::new(),
             descriptors: BTreeMap::new(),
+            control: None,
             store: None,
             listeners: 0,
         };

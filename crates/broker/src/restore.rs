@@ -1,0 +1,220 @@
+//! What the service manager kept of an earlier broker, and what of it is true.
+//!
+//! A descriptor counts as the listener that the manifest calls it only if the kernel says
+//! the same of it: inode, cookie, address, options, and for a UNIX path the file.
+//! What nobody was told of is closed. If the manifest itself cannot be read, the sockets
+//! are kept as what they are, without names: an address that is bound is never given up
+//! because a note about it is lost.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{Adoption, Event, Opened};
+use bindonce_core::time::Timestamp;
+use bindonce_sys::identity::{self, Identity};
+use bindonce_sys::listen::{self, UnixPath};
+use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
+
+use crate::state::{State, close_all, now};
+use crate::store;
+
+/// What the control socket is called: by bindonce.socket, and in the store.
+pub(crate) const CONTROL: &str = "control";
+
+/// The longest manifest that is read: that of 150,000 listeners is a fifth of it.
+const MAX_MANIFEST: u64 = 256 << 20;
+
+/// A listener that is held already.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) listener: Listener,
+    pub(crate) socket: listen::Opened,
+    pub(crate) exclusive: bool,
+    pub(crate) since: Timestamp,
+    pub(crate) tentative: bool,
+}
+
+/// What came of the descriptors that the service manager passed.
+#[derive(Debug, Default)]
+pub(crate) struct Sorted {
+    /// Listeners that are as they were.
+    pub(crate) listeners: Vec<Found>,
+    /// Listeners of the manifest of which there is no socket (any more).
+    pub(crate) missing: Vec<Listener>,
+    /// The control socket, if a client that connects to its path reaches it.
+    pub(crate) control: Option<OwnedFd>,
+    /// Names in the store of what is not used.
+    pub(crate) stale: Vec<String>,
+}
+
+/// Sorts out what was passed.
+pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
+    let mut sorted = Sorted::default();
+    let mut controls = Vec::new();
+    let mut sockets = Vec::new();
+    let mut manifests: BTreeMap<u128, _> = BTreeMap::new();
+    for (name, fd) in passed {
+        if name == CONTROL {
+            controls.push(fd);
+        } else if let Some(number) = name.strip_prefix("manifest.").and_then(|n| n.parse().ok()) {
+            manifests.insert(number, read(File::from(fd)));
+            sorted.stale.push(name);
+        } else {
+            sockets.push((name, fd));
+        }
+    }
+    // The newest that is whole; it was whole before the one before it was taken out.
+    let mut failure = None;
+    let manifest = manifests.into_values().rev().find_map(|manifest| match manifest {
+        Ok(manifest) => Some(manifest),
+        Err(reason) => {
+            failure.get_or_insert(reason);
+            None
+        }
+    });
+    if let Some(reason) = &failure {
+        tracing::error!(%reason, "the manifest in the descriptor store cannot be read");
+    }
+    let written = manifest.is_some();
+    let file = manifest.as_ref().and_then(|manifest| manifest.header.control);
+    sorted.control = controls.into_iter().find(|fd| leads_to(socket, file, fd));
+    let entries = manifest.map(|manifest| manifest.listeners).unwrap_or_default();
+    let mut entries: BTreeMap<u64, Entry> =
+        entries.into_iter().map(|entry| (entry.inode, entry)).collect();
+    for (name, fd) in sockets {
+        let known = match identity::of(fd.as_fd()) {
+            Ok(identity) if name == store::name(identity.inode) => Ok(identity),
+            Ok(identity) => Err(format!("it is the socket of inode {}", identity.inode)),
+            Err(error) => Err(format!("it is no bound socket: {error}")),
+        };
+        let found = match known {
+            Ok(identity) => match entries.get(&identity.inode) {
+                Some(entry) => as_written(entry, identity, fd),
+                None if written => Err("nobody was told of it".to_owned()),
+                None => Ok(as_it_is(identity, fd)),
+            },
+            Err(reason) => Err(reason),
+        };
+        match found {
+            Ok(found) => {
+                entries.remove(&found.socket.inode);
+                sorted.listeners.push(found);
+            }
+            Err(reason) => {
+                tracing::warn!(name, reason, "a descriptor from the store is not used");
+                sorted.stale.push(name);
+            }
+        }
+    }
+    sorted.missing = entries
+        .into_values()
+        .filter(|entry| !entry.tentative)
+        .filter_map(|entry| parse(&entry))
+        .collect();
+    sorted
+}
+
+/// Whether `path` leads to this socket: it was bound there itself (by bindonce.socket), or the
+/// file is the one that the manifest calls the control socket's.
+fn leads_to(path: &Path, file: Option<manifest::File>, socket: &OwnedFd) -> bool {
+    let Some(path) = path.to_str() else { return false };
+    let Some(found) = identity::file(path) else { return false };
+    let Ok(socket) = identity::of(socket.as_fd()) else { return false };
+    let bound_there = socket.bound == Address::Unix(path.to_owned());
+    let written = file.is_some_and(|file| (file.dev, file.ino) == (found.dev, found.ino));
+    socket.listening && (bound_there || written)
+}
+
+/// Reads a manifest from a memory file.
+fn read(mut file: File) -> Result<Manifest, String> {
+    let mut bytes = Vec::new();
+    file.rewind()
+        .and_then(|()| file.take(MAX_MANIFEST).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
+    Manifest::decode(&bytes).map_err(|error: Unreadable| error.to_string())
+}
+
+fn parse(entry: &Entry) -> Option<Listener> {
+    let parsed = entry.listener();
+    if let Err(error) = &parsed {
+        tracing::error!(listener = entry.listen, %error, "a listener of the manifest is unknown here");
+    }
+    parsed.ok()
+}
+
+/// A socket of which the manifest tells, if it is that one.
+fn as_written(entry: &Entry, identity: Identity, fd: OwnedFd) -> Result<Found, String> {
+    let listener = entry.listener().map_err(|error| error.to_string())?;
+    let bound = entry.bound().map_err(|error| error.to_string())?;
+    if entry.cookie != 0 && entry.cookie != identity.cookie {
+        return Err(format!("its cookie is {}, not {}", identity.cookie, entry.cookie));
+    }
+    if let Some(difference) = identity.differs_from(&listener, &bound) {
+        return Err(difference);
+    }
+    let path = match &listener.address {
+        Address::Unix(path) => Some(same_file(entry, path)?),
+        _ => None,
+    };
+    let since = Timestamp(entry.since);
+    let exclusive = identity.exclusive;
+    let socket = opened(&identity, bound, fd, path);
+    Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative })
+}
+
+/// The file of a UNIX path: without it nobody can connect to the socket.
+fn same_file(entry: &Entry, path: &str) -> Result<UnixPath, String> {
+    let file = identity::file(path).ok_or_else(|| format!("{path} is gone"))?;
+    match entry.file {
+        Some(was) if (was.dev, was.ino) == (file.dev, file.ino) => Ok(file),
+        _ => Err(format!("{path} belongs to another socket now")),
+    }
+}
+
+/// A socket of which nothing is written.
+fn as_it_is(identity: Identity, fd: OwnedFd) -> Found {
+    let listener = identity.listener();
+    let (exclusive, bound) = (identity.exclusive, identity.bound.clone());
+    let path = match &bound {
+        Address::Unix(path) => identity::file(path),
+        _ => None,
+    };
+    tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
+    let socket = opened(&identity, bound, fd, path);
+    Found { listener, socket, exclusive, since: now(), tentative: false }
+}
+
+impl State {
+    /// Enters listeners that are held already. `stored`: they came from the service
+    /// manager's store, where they still are.
+    pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool) {
+        let count = found.len();
+        let mut adoptions = Vec::with_capacity(count);
+        for Found { listener, socket, exclusive, since, tentative } in found {
+            let opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            adoptions.push(Adoption { listener, opened, since, tentative });
+        }
+        let actions = self.registry.on(now(), Event::Adopt(adoptions));
+        close_all(actions);
+        if let Some(store) = self.store.as_ref().filter(|_| stored) {
+            self.registry.list().iter().for_each(|view| store.has(view.held));
+        }
+        if count != 0 {
+            tracing::info!(count, held = self.registry.len(), "listeners taken over");
+        }
+    }
+}
+
+fn opened(
+    identity: &Identity,
+    bound: Address,
+    fd: OwnedFd,
+    path: Option<UnixPath>,
+) -> listen::Opened {
+    listen::Opened { fd, bound, inode: identity.inode, cookie: identity.cookie, path }
+}

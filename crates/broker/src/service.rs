@@ -1,0 +1,66 @@
+//! This broker as a service: what the service manager is told while it runs.
+//!
+//! `WATCHDOG=1` comes from the thread that serves, between requests, so it stops when that
+//! thread does. STATUS= is refreshed with it.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use bindonce_sys::notify;
+use tokio::time::MissedTickBehavior;
+
+use crate::state::State;
+
+/// How often the status is looked at without a watchdog.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Tells one state, where there is a manager.
+pub(crate) fn tell(state: &str) {
+    if let Err(error) = notify::send(state) {
+        tracing::warn!(%error, state, "cannot tell the service manager");
+    }
+}
+
+/// Says that the broker serves.
+pub(crate) fn ready(state: &RefCell<State>) {
+    tell(&format!("READY=1\nSTATUS={}", status(state)));
+}
+
+/// Keeps the manager up to date, for as long as the broker runs.
+pub(crate) async fn run(state: &RefCell<State>) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let watchdog = notify::watchdog();
+    let mut ticks = tokio::time::interval(watchdog.unwrap_or(PERIOD));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = String::new();
+    loop {
+        ticks.tick().await;
+        let status = status(state);
+        let mut message = String::new();
+        if watchdog.is_some() {
+            message.push_str("WATCHDOG=1\n");
+        }
+        if status != told {
+            message.push_str("STATUS=");
+            message.push_str(&status);
+        }
+        if !message.is_empty() {
+            tell(&message);
+            told = status;
+        }
+    }
+}
+
+fn status(state: &RefCell<State>) -> String {
+    let state = state.borrow();
+    let (listeners, clients) = (state.registry.len(), state.registry.connections());
+    let s = |count| if count == 1 { "" } else { "s" };
+    format!(
+        "{listeners} listener{} held, {clients} client{} on {}",
+        s(listeners),
+        s(clients),
+        state.socket.display()
+    )
+}

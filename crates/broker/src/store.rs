@@ -1,0 +1,382 @@
+//! The service manager's descriptor store, in which every listener outlives this process.
+//!
+//! Under systemd (FileDescriptorStoreMax=) each listener lies in the store from the
+//! moment it is opened until it is closed, under an opaque name, beside a memory file
+//! with the manifest that says what each is. After a crash or a restart the next broker
+//! finds them all among the descriptors that it is passed.
+//!
+//! The manifest decides: a descriptor goes into the store before its record is written,
+//! and is taken out after the record of its end, so that a kill between the two leaves
+//! at worst a descriptor that nobody was told of, which is closed. A reply that hands out
+//! a new listener waits for both ([`Store::settled`]). Nothing here waits for the manager
+//! otherwise: what it cannot take yet stands in a queue.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{Held, Lease};
+use bindonce_sys::listen::UnixPath;
+use bindonce_sys::notify::Notifier;
+use bindonce_sys::{identity, memory};
+use bindonce_wire::manifest::{self, Entry, Manifest};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::{Notify, watch};
+
+use crate::answer;
+use crate::restore::CONTROL;
+use crate::state::{Socket, State};
+
+/// How long a reply waits for the manager to take what it must keep. Past it the
+/// listener is handed out, and kept as soon as the manager reads again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// So many outdated records are carried along before the manifest is written anew.
+const OUTDATED: usize = 1024;
+
+/// What goes to the store, in order.
+#[derive(Debug)]
+enum Step {
+    /// A listener, by its inode.
+    Keep(u64, Rc<OwnedFd>),
+    /// Another descriptor, under a name of its own.
+    KeepAs(&'static str, Rc<OwnedFd>),
+    /// Whatever has this name is taken out.
+    Forget(String),
+    /// Records for the manifest.
+    Write(String),
+    /// A new manifest takes the place of the old one.
+    Swap { file: File, length: u64, name: String },
+}
+
+#[derive(Debug)]
+struct Inner {
+    notifier: Notifier,
+    /// The manifest in use: its file, how much of it is written, and its name.
+    manifest: Option<(File, u64, String)>,
+    queue: VecDeque<Step>,
+    /// Records in the manifest that later ones have replaced.
+    outdated: usize,
+    pushed: u64,
+    done: u64,
+    /// The broker ends: what is in the store stays there for the next.
+    ending: bool,
+}
+
+/// The way to the descriptor store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    inner: RefCell<Inner>,
+    /// Rung when something waits that the manager could not take at once.
+    waiting: Notify,
+    /// How many steps have been done.
+    done: watch::Sender<u64>,
+}
+
+impl Store {
+    /// To the manager that started this process; None without one. `previous` is the
+    /// name of the manifest that is in use already, after an upgrade in place.
+    pub(crate) fn new(previous: Option<String>) -> io::Result<Option<Rc<Self>>> {
+        let Some(notifier) = Notifier::from_env()? else { return Ok(None) };
+        let manifest = match previous {
+            Some(name) => Some((memory::file("bindonce-manifest")?, 0, name)),
+            None => None,
+        };
+        let inner = Inner {
+            notifier,
+            manifest,
+            queue: VecDeque::new(),
+            outdated: 0,
+            pushed: 0,
+            done: 0,
+            ending: false,
+        };
+        Ok(Some(Rc::new(Self {
+            inner: RefCell::new(inner),
+            waiting: Notify::new(),
+            done: watch::Sender::new(0),
+        })))
+    }
+
+    /// The name of the manifest, for the next image of this process.
+    #[allow(dead_code)] // Used by the upgrade in place.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.inner.borrow().manifest.as_ref().map(|(_, _, name)| name.clone())
+    }
+
+    /// Writes the manifest anew: after a start, and when too much of it is outdated.
+    pub(crate) fn rewrite(&self, mut manifest: Manifest) {
+        let name = format!("manifest.{}", memory::unique());
+        manifest.header.store = Some(name.clone());
+        let text = manifest.encode();
+        let file = memory::file("bindonce-manifest").and_then(|file| {
+            file.write_all_at(text.as_bytes(), 0)?;
+            Ok(file)
+        });
+        match file {
+            Ok(file) => {
+                self.inner.borrow_mut().outdated = 0;
+                self.push([Step::Swap { file, length: text.len() as u64, name }]);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot write the manifest: a crash may lose listeners");
+            }
+        }
+    }
+
+    /// Puts the control socket into the store, so that clients that connect while the
+    /// broker is being restarted wait and are not refused.
+    pub(crate) fn keep_control(&self, listener: &UnixListener) -> io::Result<()> {
+        let copy = Rc::new(listener.as_fd().try_clone_to_owned()?);
+        self.push([Step::Forget(CONTROL.to_owned()), Step::KeepAs(CONTROL, copy)]);
+        Ok(())
+    }
+
+    /// Takes out what has this name.
+    pub(crate) fn forget(&self, name: String) {
+        self.push([Step::Forget(name)]);
+    }
+
+    /// Leaves everything in the store from now on.
+    pub(crate) fn end(&self) {
+        self.inner.borrow_mut().ending = true;
+    }
+
+    /// Notes that a listener is in the store already, from before.
+    pub(crate) fn has(self: &Rc<Self>, held: &Held<Socket>) {
+        *held.opened.handle.kept.borrow_mut() = Some(self.kept(held));
+    }
+
+    fn record(self: &Rc<Self>, held: &Held<Socket>) {
+        let mut kept = held.opened.handle.kept.borrow_mut();
+        match &mut *kept {
+            Some(kept) if kept.tentative == held.tentative && kept.listener == held.listener => {
+                return;
+            }
+            Some(kept) => {
+                kept.tentative = held.tentative;
+                kept.listener = held.listener.clone();
+                self.inner.borrow_mut().outdated += 1;
+            }
+            None => {
+                self.push([Step::Keep(held.opened.inode, Rc::clone(&held.opened.handle.fd))]);
+                *kept = Some(self.kept(held));
+            }
+        }
+        let mut text = String::new();
+        manifest::opened(&mut text, &entry(held));
+        self.push([Step::Write(text)]);
+    }
+
+    /// The mark of a listener that is in the store and in the manifest.
+    fn kept(self: &Rc<Self>, held: &Held<Socket>) -> Kept {
+        Kept {
+            store: Rc::clone(self),
+            inode: held.opened.inode,
+            cookie: held.opened.cookie,
+            listener: held.listener.clone(),
+            tentative: held.tentative,
+        }
+    }
+
+    fn push<const N: usize>(&self, steps: [Step; N]) {
+        let mut inner = self.inner.borrow_mut();
+        inner.pushed += N as u64;
+        inner.queue.extend(steps);
+        if inner.flush().is_err() {
+            self.waiting.notify_one();
+        }
+        self.done.send_replace(inner.done);
+    }
+
+    /// Waits until the manager has all that was for it when this was asked.
+    pub(crate) async fn settled(&self) {
+        let target = self.inner.borrow().pushed;
+        let mut done = self.done.subscribe();
+        let settled = tokio::time::timeout(PATIENCE, done.wait_for(|done| *done >= target));
+        if settled.await.is_err() {
+            tracing::warn!(
+                "the service manager takes no descriptors now: until it does, a crash would lose \
+                 the newest listeners"
+            );
+        }
+    }
+
+    /// Sends what waits as the manager reads; for as long as the broker runs.
+    async fn run(&self) -> io::Result<()> {
+        let copy = self.inner.borrow().notifier.as_fd().try_clone_to_owned()?;
+        let socket = UnixDatagram::from_std(copy.into())?;
+        loop {
+            self.waiting.notified().await;
+            while !self.inner.borrow().queue.is_empty() {
+                socket.writable().await?;
+                let flush = || self.inner.borrow_mut().flush();
+                // WouldBlock makes the next `writable` wait.
+                let _ = socket.try_io(Interest::WRITABLE, flush);
+                self.done.send_replace(self.inner.borrow().done);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Does what can be done now. `WouldBlock` if something has to wait.
+    fn flush(&mut self) -> io::Result<()> {
+        while let Some(step) = self.queue.pop_front() {
+            match self.perform(&step) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.queue.push_front(step);
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?step, "the descriptor store does not take this");
+                }
+                Ok(()) => {
+                    if let Step::Swap { file, length, name } = step {
+                        let old = self.manifest.replace((file, length, name));
+                        if let Some((_, _, old)) = old {
+                            self.pushed += 1;
+                            self.queue.push_front(Step::Forget(old));
+                        }
+                    }
+                }
+            }
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, step: &Step) -> io::Result<()> {
+        match step {
+            Step::Keep(inode, fd) => self.notifier.store(&name(*inode), fd.as_fd()),
+            Step::KeepAs(name, fd) => self.notifier.store(name, fd.as_fd()),
+            Step::Forget(name) => self.notifier.forget(name),
+            Step::Swap { file, name, .. } => self.notifier.store(name, file.as_fd()),
+            Step::Write(text) => match &mut self.manifest {
+                Some((file, length, _)) => {
+                    file.write_all_at(text.as_bytes(), *length)?;
+                    *length += text.len() as u64;
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+impl State {
+    /// Notes that a listener is held, or that something about it is new.
+    pub(crate) fn record(&self, held: &Held<Socket>) {
+        if let Some(store) = &self.store {
+            store.record(held);
+        }
+    }
+
+    /// Notes what a claim got.
+    pub(crate) fn record_all(&self, leases: &[Lease]) {
+        let Some(store) = &self.store else { return };
+        leases
+            .iter()
+            .filter_map(|lease| self.registry.held(lease.listener))
+            .for_each(|held| store.record(held));
+        if store.inner.borrow().outdated > self.registry.len() + OUTDATED {
+            self.write_manifest();
+        }
+    }
+
+    /// Writes the manifest anew, with every listener that is held.
+    pub(crate) fn write_manifest(&self) {
+        let Some(store) = &self.store else { return };
+        let mut manifest = Manifest::new(answer::VERSION);
+        manifest.header.since = self.since.0;
+        manifest.header.boot = identity::boot();
+        let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
+        manifest.header.control = self.control.as_ref().map(file);
+        manifest.listeners = self.registry.list().iter().map(|view| entry(view.held)).collect();
+        store.rewrite(manifest);
+    }
+}
+
+/// Sends to the store what could not be sent at once.
+pub(crate) async fn keep(store: Option<Rc<Store>>) {
+    if let Some(store) = store
+        && let Err(error) = store.run().await
+    {
+        tracing::error!(%error, "cannot reach the descriptor store any more");
+    }
+}
+
+/// A listener that is in the store, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    store: Rc<Store>,
+    inode: u64,
+    cookie: u64,
+    /// As its last record says.
+    listener: Listener,
+    tentative: bool,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.store.inner.borrow().ending {
+            return;
+        }
+        let mut text = String::new();
+        manifest::closed(&mut text, self.inode, self.cookie);
+        self.store.inner.borrow_mut().outdated += 2;
+        self.store.push([Step::Write(text), Step::Forget(name(self.inode))]);
+    }
+}
+
+/// A listener's name in the store: its inode to the base of 36. Short, because all
+/// names come back in one variable, which may have 128 KiB (execve(2), MAX_ARG_STRLEN).
+pub(crate) fn name(inode: u64) -> String {
+    let mut digits = Vec::new();
+    let mut rest = inode;
+    loop {
+        let digit = u32::try_from(rest % 36).unwrap_or(0);
+        digits.push(char::from_digit(digit, 36).unwrap_or('0'));
+        rest /= 36;
+        if rest == 0 {
+            return digits.into_iter().rev().collect();
+        }
+    }
+}
+
+/// What the manifest says of a listener.
+pub(crate) fn entry(held: &Held<Socket>) -> Entry {
+    let opened = &held.opened;
+    let file = opened.handle.path.as_ref();
+    Entry {
+        listen: held.listener.to_string(),
+        bound: opened.bound.to_string(),
+        inode: opened.inode,
+        cookie: opened.cookie,
+        backlog: opened.backlog,
+        exclusive: opened.exclusive,
+        since: held.since.0,
+        tentative: held.tentative,
+        file: file.map(|path| manifest::File { dev: path.dev, ino: path.ino }),
+        descriptor: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_short_and_unlike() {
+        assert_eq!(super::name(0), "0");
+        assert_eq!(super::name(35), "z");
+        assert_eq!(super::name(36), "10");
+        assert_eq!(super::name(u64::from(u32::MAX)), "1z141z3");
+    }
+}
