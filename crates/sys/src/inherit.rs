@@ -5,15 +5,16 @@
 //! overwrite one that has yet to move, or one that something else in this process
 //! owns. So whatever stands on a number that is needed moves out of the way first, and what
 //! is not ours comes back if the exec fails. Nothing else is copied: ten thousand descriptors
-//! need ten thousand numbers and a few, not twice as many.
+//! need ten thousand numbers and one or two, not twice as many.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
+use nix::libc;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 
 use crate::error::{Error, errno_of};
@@ -68,7 +69,9 @@ pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
         }
         // F_DUPFD and dup2 say so of a number at or above the limit (fcntl(2), dup(2)).
         Err(error) if matches!(errno_of(&error), Errno::EMFILE | Errno::EINVAL | Errno::EBADF) => {
-            limits::too_low(count)
+            limits::too_low(
+                count.saturating_add(usize::try_from(first - FIRST).unwrap_or_default()),
+            )
         }
         Err(error) => Error::call("dup2", error),
     }
@@ -97,27 +100,44 @@ fn place(fds: Vec<OwnedFd>, first: RawFd) -> io::Result<Placed> {
     let mut placed = Placed { first, next: first, before: HashMap::new() };
     for (index, number) in (first..end).enumerate() {
         let Some(fd) = fds.get_mut(index).and_then(Option::take) else { continue };
-        inside.remove(&fd.as_raw_fd());
-        if fd.as_raw_fd() == number {
+        let from = fd.as_raw_fd();
+        inside.remove(&from);
+        if from == number {
             fcntl_setfd(&fd, FdFlags::empty())?;
             let _ = fd.into_raw_fd();
+        } else if let Some(other) = inside.remove(&number) {
+            // The two change places, by way of any number that is free.
+            let Some(there) = fds.get_mut(other).and_then(Option::take) else { continue };
+            let aside = fcntl_dupfd_cloexec(&there, 0)?;
+            duplicate(fd.as_fd(), number)?;
+            let _ = there.into_raw_fd();
+            placed.next = number + 1;
+            duplicate(aside.as_fd(), from)?;
+            if (first..end).contains(&from) {
+                inside.insert(from, other);
+            }
+            if let Some(place) = fds.get_mut(other) {
+                *place = Some(fd);
+            }
         } else {
-            if let Some(other) = inside.remove(&number).and_then(|other| fds.get_mut(other)) {
-                // Its copy above the range moves once more when its turn comes; what it leaves
-                // is closed here, so that the number is free.
-                let aside = other.as_ref().map(|other| fcntl_dupfd_cloexec(other, end));
-                *other = aside.transpose()?;
-            } else if let Some(saved) = save(number, end)? {
+            if let Some(saved) = save(number, end)? {
                 placed.before.insert(number, saved);
             }
-            // SAFETY: `number` is free, or what it meant is saved in `before` and comes back in
-            // Placed::drop, and until then no code runs that would use it under its old meaning.
-            let there = unsafe { nix::unistd::dup2_raw(&fd, number) }?;
-            let _ = there.into_raw_fd();
+            duplicate(fd.as_fd(), number)?;
         }
         placed.next = number + 1;
     }
     Ok(placed)
+}
+
+/// dup2(2): `number` means what `fd` means, without close-on-exec, and nothing else any more. Only for
+/// numbers that the caller owns, or whose meaning it puts back before anybody uses them.
+fn duplicate(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    // SAFETY: `fd` is open; dup2 takes any number, and what becomes of the owner of `number` is
+    // the caller's to see to, by the contract above. (nix's own fails to report an error.)
+    let done = unsafe { libc::dup2(fd.as_raw_fd(), number) };
+    Errno::result(done)?;
+    Ok(())
 }
 
 /// A copy, from `above` up, of what the number means now.
@@ -134,15 +154,15 @@ fn save(number: RawFd, above: RawFd) -> io::Result<Option<(OwnedFd, FdFlags)>> {
 impl Drop for Placed {
     fn drop(&mut self) {
         for number in self.first..self.next {
-            // SAFETY: `place` put a descriptor of its own here and gave up its ownership.
-            let ours = unsafe { OwnedFd::from_raw_fd(number) };
-            let Some((fd, flags)) = self.before.remove(&number) else { continue };
-            // SAFETY: `ours` is what stands at the number, and is given away here.
-            if let Ok(back) = unsafe { nix::unistd::dup2_raw(&fd, ours) } {
-                // Cannot fail on an open descriptor; close-on-exec is all there is to lose.
-                let _ = fcntl_setfd(&back, flags);
-                // Its first owner has it again.
-                let _ = back.into_raw_fd();
+            if let Some((fd, flags)) = self.before.remove(&number) {
+                // Cannot fail on open descriptors; else the first owner has ours, which harms less
+                // than a number that somebody else may get.
+                let _ = duplicate(fd.as_fd(), number);
+                // SAFETY: it is open, one way or the other, and only its flags are set.
+                let _ = fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags);
+            } else {
+                // SAFETY: `place` put a descriptor of its own here and gave up its ownership.
+                drop(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }
     }

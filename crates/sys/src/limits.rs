@@ -46,7 +46,10 @@ pub fn make_room(count: usize) -> io::Result<()> {
 
 /// The error of a process that needs `count` descriptors besides its own and may not have them.
 pub(crate) fn too_low(count: usize) -> Error {
-    Error::DescriptorLimit { needed: OWN.saturating_add(count as u64), limit: nofile().0 }
+    let limit = nofile().0;
+    // It may have more of its own than the usual few.
+    let needed = OWN.saturating_add(count as u64).max(limit.saturating_add(1));
+    Error::DescriptorLimit { needed, limit }
 }
 
 /// The longest accept queue that listen(2) grants in this network namespace

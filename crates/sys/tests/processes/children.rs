@@ -28,6 +28,8 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
     match args[2].to_str().expect("mode") {
         "exec" => exec(),
         "exec-fails" => exec_fails(),
+        "exec-crowded" => exec_crowded(),
+        "exec-too-many" => exec_too_many(),
         "ready" => ready(args[3].to_str().and_then(|pid| pid.parse().ok()).expect("pid")),
         #[cfg(feature = "tokio")]
         "supervise" => crate::hold::supervise(),
@@ -64,6 +66,50 @@ fn exec_fails() {
     assert_eq!(error.errno(), Some(2), "{error}");
     assert_eq!(table(), before);
     drop((file, bystander));
+}
+
+/// Hundreds of descriptors, each in the place of another and hardly a number left beside them.
+fn exec_crowded() {
+    const COUNT: usize = 600;
+    let mut fds: Vec<OwnedFd> = (0..COUNT)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into())
+        .collect();
+    fds.reverse();
+    let links: Vec<String> = fds.iter().map(|fd| link(fd.as_fd())).collect();
+    println!("{}", links.join(" "));
+    // Three standard ones, and one to change places by.
+    lower_limit(u64::try_from(COUNT).expect("small") + 4);
+    let mut command = Command::new("sh");
+    command.args(["-c", "n=3; while readlink /proc/self/fd/$n; do n=$((n+1)); done"]);
+    let error = inherit::exec(fds, inherit::FIRST, &mut command);
+    unreachable!("{error}");
+}
+
+/// Numbers that are not below the limit, and others that are free no more.
+fn exec_too_many() {
+    lower_limit(40);
+    for first in [inherit::FIRST, 35] {
+        let before = table();
+        let mut fds: Vec<OwnedFd> = (0..10)
+            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("bind").into())
+            .collect();
+        let bystanders: Vec<_> = match first {
+            inherit::FIRST => {
+                std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
+            }
+            _ => Vec::new(),
+        };
+        fds.reverse();
+        let error = inherit::exec(fds, first, &mut Command::new("true"));
+        drop(bystanders);
+        println!("{error}; {}", error.hint().expect("a hint"));
+        assert_eq!(table(), before);
+    }
+}
+
+fn lower_limit(to: u64) {
+    let limit = rustix::process::Rlimit { current: Some(to), maximum: Some(to) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("lower");
 }
 
 /// Tells the supervisor twice that it is ready, as haproxy does, and says each time how that went and

@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a shim that dies at once blocks nobody", dead_shim),
     ("exec moves descriptors past each other", exec_overlaps),
     ("an exec that fails puts everything back", exec_fails),
+    ("exec needs hardly more numbers than descriptors", exec_crowded),
+    ("an exec beyond the limit names the limit", exec_too_many),
     ("a child is signalled and reaped through its descriptor", pidfd),
 ];
 
@@ -151,6 +153,22 @@ fn exec_overlaps() {
 
 fn exec_fails() {
     child("exec-fails");
+}
+
+fn exec_crowded() {
+    let (stdout, _) = child("exec-crowded");
+    let (wanted, found) = stdout.split_once('\n').expect("lines");
+    assert!(found.lines().eq(wanted.split(' ')), "{stdout}");
+}
+
+fn exec_too_many() {
+    let (stdout, stderr) = child("exec-too-many");
+    assert_eq!(stdout.lines().count(), 2, "{stdout}{stderr}");
+    for (line, needed) in stdout.lines().zip([41, 58]) {
+        let limit = format!("{needed} descriptors are needed, and RLIMIT_NOFILE allows 40");
+        assert!(line.contains(&limit), "{line}");
+        assert!(line.contains("raise the hard limit"), "{line}");
+    }
 }
 
 fn pidfd() {
