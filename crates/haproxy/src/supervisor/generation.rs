@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use bindonce_core::generation::State;
+use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Pidfd;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -26,6 +27,9 @@ pub(super) struct Generation {
     pub(super) stderr: Option<OwnedFd>,
     /// When its process was started.
     pub(super) started: SystemTime,
+    /// It is inside the system call by which it says that it is ready, and accepts nothing until
+    /// this is let go.
+    pub(super) hold: Option<Rc<Hold>>,
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
     /// It has served: what it was given is confirmed.
@@ -41,6 +45,15 @@ pub(super) struct Generation {
 impl Generation {
     pub(super) fn pid(&self) -> i32 {
         self.pidfd.pid()
+    }
+
+    /// Lets it go on, if it is held. Only its end can make this fail.
+    pub(super) fn let_go_on(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            if let Err(error) = hold.release() {
+                tracing::debug!(pid = self.pid(), %error, "not let go on");
+            }
+        }
     }
 
     /// Tells the broker. A broker that is gone learns it from the next claim.

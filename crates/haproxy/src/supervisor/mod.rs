@@ -39,6 +39,7 @@ use std::time::Instant;
 use bindonce_core::generation::{self as timeline, Caller, Ending, Event, GenerationId, Timeline};
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Received, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
@@ -159,6 +160,8 @@ enum Message {
     Launched(GenerationId, Box<Launched>),
     /// No process could be started, and why.
     NotLaunched(GenerationId, Error),
+    /// It says that it is ready, and does not go on before it is let.
+    Held(GenerationId, Rc<Hold>),
     /// The admin socket answered for the first time.
     Answers(GenerationId, Info),
     /// The process has ended.
@@ -333,6 +336,7 @@ impl Supervisor {
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Asked(Ask::Reload(reply)) => self.reload(Some(reply)),
             Message::Asked(Ask::Upgrade(reply)) => self.want_upgrade(reply),
+            Message::Held(id, hold) => self.held(id, hold),
             Message::Left(id, connections) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.connections = Some(connections);

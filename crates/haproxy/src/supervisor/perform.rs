@@ -111,11 +111,15 @@ impl Supervisor {
             task.abort();
             return self.later(Event::StartFailed(id));
         }
-        let Some(generation) = self.generations.get(&id) else {
-            return;
-        };
+        let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
+        let held = generation.hold.is_some();
         let sent = match signal {
+            // It waits inside the call that said that it is ready.
+            Signal::Stop if held => return,
+            Signal::Continue if held => return generation.let_go_on(),
+            // It has accepted nothing, and heeds no other signal there.
+            Signal::Terminate if held => generation.pidfd.send(Number::SIGKILL),
             // In master-worker mode the workers must not outlive the master.
             Signal::Kill => process::signal_group(pid, number),
             _ => generation.pidfd.send(number),
@@ -131,6 +135,7 @@ impl Supervisor {
         self.tell_watchdog(Duty::None);
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.served = true;
+            generation.let_go_on();
             generation.tell(State::Serving);
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");

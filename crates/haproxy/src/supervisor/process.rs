@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use bindonce_core::generation::{Event, GenerationId, State};
-use bindonce_sys::peer;
+use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::watch::Watch;
+use bindonce_sys::{peer, spawn};
 use tokio::sync::mpsc;
 
 use super::admin::{Admin, Info};
@@ -66,10 +67,42 @@ impl Supervisor {
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
+        if let Some(shim) = launched.shim {
+            self.hold(id, shim);
+        }
         if self.generations.len() > 1 {
             // Until it has taken over, our death must not leave it beside the older one.
             self.tell_watchdog(Named::of(pid).map_or(Duty::None, Duty::End));
         }
+    }
+
+    /// Waits for a new generation to say that it is ready, and holds it there. Where the kernel does
+    /// not let us, its signal arrives as any other, and it is stopped as soon as we hear of it.
+    fn hold(&self, id: GenerationId, shim: OwnedFd) {
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let Some(listener) = spawn::receive_hold(shim).await else { return };
+            let hold = match Hold::new(listener) {
+                Ok(hold) => Rc::new(hold),
+                Err(error) => return tracing::warn!(generation = id.0, %error, "it is not held"),
+            };
+            match hold.called().await {
+                Ok(Some(_)) => drop(sender.send(Message::Held(id, hold))),
+                // It has ended without having said it.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(generation = id.0, %error, "it is not held"),
+            }
+        });
+    }
+
+    /// A new generation has bound everything, and is held.
+    pub(super) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
+        match self.generations.get_mut(&id) {
+            Some(generation) if !generation.ready => generation.hold = Some(hold),
+            // It has become ready by another sign, or is gone.
+            _ => return drop(hold.release()),
+        }
+        self.ready(id, "it has bound everything, and is held");
     }
 
     /// What to call when the admin socket of a generation first answers.
@@ -120,6 +153,7 @@ impl Supervisor {
             tail,
             stderr: copy,
             started: process.started,
+            hold: None,
             ready: false,
             served: false,
             connections: None,

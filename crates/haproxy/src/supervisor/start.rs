@@ -63,6 +63,8 @@ pub(super) struct Prepared {
 pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
     pub(super) stderr: Option<OwnedFd>,
+    /// Where the descriptor comes from that holds it at its readiness signal.
+    pub(super) shim: Option<OwnedFd>,
     pub(super) names: Names,
     pub(super) prepared: Rc<Prepared>,
     pub(super) listeners: Vec<Rc<Held>>,
@@ -161,12 +163,14 @@ pub(super) async fn launch(
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
+        launch.hold = how.older_alive.then_some(std::process::id().cast_signed());
     }
     launch.stderr = Stdio::piped();
     let started = launch.start()?;
     Ok(Launched {
         pidfd: started.pidfd,
         stderr: started.stderr,
+        shim: started.shim,
         names: Names { paths: prepared.paths.clone(), addresses },
         prepared,
         listeners,
