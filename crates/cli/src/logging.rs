@@ -1,11 +1,14 @@
 //! Log lines on standard error: for people on a terminal, JSON for machines.
 
 use std::io::IsTerminal as _;
+use std::str::FromStr;
 
-use anyhow::Context as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::Globals;
 
@@ -18,21 +21,46 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// What is logged: levels, for everything and for single modules. No regular
+/// expression of spans and fields: its matcher alone would be a tenth of the
+/// broker's memory.
+#[derive(Debug, Clone)]
+pub(crate) struct LogLevel(Targets);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    /// `info`, or `warn,bindonce_haproxy=debug`: the last word about a module counts.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let level = |name: &str| {
+            // An empty word would be "error".
+            let level = Some(name).filter(|name| !name.is_empty());
+            level.and_then(|name| name.parse::<LevelFilter>().ok()).ok_or_else(|| {
+                format!("{name:?} is no level: error, warn, info, debug, trace or off")
+            })
+        };
+        let mut targets = Targets::new();
+        for word in text.split(',').map(str::trim) {
+            targets = match word.split_once('=') {
+                Some((module, name)) => targets.with_target(module, level(name)?),
+                None => targets.with_default(level(word)?),
+            };
+        }
+        Ok(Self(targets))
+    }
+}
+
 /// Begins to log. Called by the commands that run on: a one-shot command prints
 /// its result, and an error if there is one.
-pub(crate) fn start(globals: &Globals) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&globals.log_level)
-        .with_context(|| format!("--log-level {:?} is not understood", globals.log_level))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_timer(Rfc3339)
-        .with_target(false);
+pub(crate) fn start(globals: &Globals) {
+    let lines = fmt::layer().with_writer(std::io::stderr).with_timer(Rfc3339).with_target(false);
+    let registry = tracing_subscriber::registry().with(globals.log_level.0.clone());
     match globals.log_format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Human => {
+            registry.with(lines.with_ansi(std::io::stderr().is_terminal())).init();
+        }
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(())
 }
 
 /// RFC 3339 in UTC with milliseconds.
@@ -43,5 +71,26 @@ impl FormatTime for Rfc3339 {
         let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         write!(writer, "{}", bindonce_core::time::Timestamp(millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_level_is_for_everything_or_for_a_module() {
+        let LogLevel(said) = "warn, bindonce_haproxy=debug,bindonce_sys=off".parse().expect("good");
+        let enabled = |module, level| said.would_enable(module, &level);
+        assert!(enabled("bindonce_broker", Level::WARN));
+        assert!(!enabled("bindonce_broker", Level::INFO));
+        assert!(enabled("bindonce_haproxy::supervisor", Level::DEBUG));
+        assert!(!enabled("bindonce_haproxy", Level::TRACE));
+        assert!(!enabled("bindonce_sys", Level::ERROR));
+        for bad in ["", "loud", "bindonce_sys=", "bindonce_sys=loud", "info,"] {
+            assert!(bad.parse::<LogLevel>().is_err(), "{bad:?}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use bindonce_haproxy::supervisor::{upgrade, watchdog};
 use bindonce_sys::spawn;
 use clap::Parser;
 
-use logging::LogFormat;
+use logging::{LogFormat, LogLevel};
 
 /// Binds every listen address once and hands the same sockets to each new generation of a proxy
 #[derive(Debug, Parser)]
@@ -41,7 +41,7 @@ struct Globals {
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_haproxy=debug
     #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
+    log_level: LogLevel,
 }
 
 impl Globals {

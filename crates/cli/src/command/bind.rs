@@ -10,14 +10,14 @@ use crate::Globals;
 
 /// Bind addresses and keep them, whoever uses them later
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// What to bind, as in web=0.0.0.0:80,backlog=4096 or 127.0.0.1:8000-8010
     #[arg(required = true, value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<ListenSpec>,
 }
 
 /// Binds all of them or none, and prints each with the address it got.
-pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { listen } = args;
     let claims: Vec<Claim> = listen.iter().map(|spec| Claim::listen(spec.to_string())).collect();
     let leases = Client::connect(&globals.socket_path())?.claim(&claims)?;

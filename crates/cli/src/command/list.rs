@@ -10,14 +10,14 @@ use crate::Globals;
 
 /// Show every listener that is held
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Print the broker's answer as JSON
     #[arg(long)]
     json: bool,
 }
 
 /// Prints what is held, as a table or as JSON.
-pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
     if json {

@@ -9,14 +9,14 @@ use crate::Globals;
 
 /// Close listeners that nobody uses
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Names or addresses, as `bindonce list` shows them
     #[arg(required = true, value_name = "NAME|ADDR")]
     listeners: Vec<Wanted>,
 }
 
 /// Closes all of them or none, and prints their names.
-pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { listeners } = args;
     let names: Vec<String> = listeners.iter().map(ToString::to_string).collect();
     let released = Client::connect(&globals.socket_path())?.release(&names)?;

@@ -153,7 +153,7 @@ mod tests {
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect();
         assert_eq!(lines[0], "LINE SECTION ADDRESS WHAT HAPPENS");
-        assert!(lines[1].starts_with("a.cfg:2 global /run/s left alone: "), "{table}");
+        assert!(lines[1].starts_with("a.cfg:2 global stats socket /run/s left alone: "), "{table}");
         assert!(lines[2].starts_with("a.cfg:4 frontend a quic4@:443 left alone: "), "{table}");
         assert_eq!(
             lines[3],

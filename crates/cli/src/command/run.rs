@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             Ghosts::Ignore => supervisor::Ghosts::Ignore,
         },
     };
-    logging::start(globals)?;
+    logging::start(globals);
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;

@@ -15,7 +15,7 @@ use crate::{Globals, logging};
 
 /// Bind listeners once and hand them to whoever asks
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Read what to bind from a TOML file: listen = ["web=0.0.0.0:80"]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -36,8 +36,8 @@ struct File {
 }
 
 /// Serves until a signal ends it.
-pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    logging::start(globals)?;
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    logging::start(globals);
     if args.new_session {
         nix::unistd::setsid().context("cannot begin a session of our own")?;
     }

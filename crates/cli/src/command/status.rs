@@ -10,14 +10,14 @@ use crate::Globals;
 
 /// Show the broker, its listeners, and who uses them
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 /// Prints the broker's state, as text or as JSON.
-pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { json } = args;
     let socket = globals.socket_path();
     let supervisors = supervisors::all(&socket);
