@@ -180,7 +180,23 @@ pub struct Connection {
 /// As [`listening`].
 pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
     // TCP_ESTABLISHED and TCP_CLOSE_WAIT.
-    dump_inet(TCP, 1 << 1 | 1 << 8, INFO, |message| {
+    dump_connections(1 << 1 | 1 << 8, INFO, &mut each)
+}
+
+/// As [`connections`], in every state from SYN_SENT to TIME_WAIT, and without times.
+///
+/// # Errors
+/// As [`listening`].
+pub fn all_connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
+    dump_connections(0xffe & !(1 << LISTEN | 1 << UNCONNECTED), 0, &mut each)
+}
+
+fn dump_connections(
+    states: u32,
+    attribute: u16,
+    each: &mut dyn FnMut(Connection),
+) -> Result<(), Error> {
+    dump_inet(TCP, states, attribute, |message| {
         if let Some(connection) = connection(message) {
             each(connection);
         }

@@ -7,11 +7,15 @@
 
 mod descriptors;
 mod namespaces;
+mod network;
 mod processes;
+mod sharing;
 mod waits;
 
 pub use namespaces::{Namespace, Namespaces};
+pub use network::{Counters, counters, open_files};
 pub use processes::{Process, Processes, Registration};
+pub use sharing::joinable;
 
 /// The entries of a directory of /proc that are numbers; none if it cannot be read.
 fn numbered(directory: &std::path::Path) -> Option<Vec<i32>> {

@@ -1,0 +1,129 @@
+//! What a network namespace counts and limits.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{Error, diag, limits};
+
+/// Counters and limits of one network namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// net.core.somaxconn.
+    pub somaxconn: u32,
+    /// Times that an accept queue was full (ListenOverflows of /proc/net/netstat).
+    pub overflows: u64,
+    /// Connection attempts dropped by listening sockets (ListenDrops).
+    pub drops: u64,
+    /// Entries of connection tracking, and the most that there can be.
+    pub conntrack: Option<(u64, u64)>,
+    /// The destination to which most local ports of the ephemeral range are taken, how
+    /// many, and how many there are. None while so few are that it cannot matter.
+    pub ephemeral: Option<(SocketAddr, u64, u64)>,
+}
+
+/// Reads them for the calling thread's network namespace.
+///
+/// # Errors
+/// [`Error::Call`] if connections had to be counted and could not be.
+pub fn counters() -> Result<Counters, Error> {
+    let netstat = fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
+    let conntrack = |name: &str| number(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+    Ok(Counters {
+        somaxconn: limits::somaxconn(),
+        overflows: counter(&netstat, "ListenOverflows"),
+        drops: counter(&netstat, "ListenDrops"),
+        conntrack: conntrack("count").zip(conntrack("max")),
+        ephemeral: ephemeral()?,
+    })
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A counter of `TcpExt:`, where one line has the names and the next the values.
+fn counter(netstat: &str, name: &str) -> u64 {
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
+        return 0;
+    };
+    let mut pairs = names.split_ascii_whitespace().zip(values.split_ascii_whitespace());
+    pairs.find(|(word, _)| *word == name).and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+}
+
+/// Connections are counted only where half of the range is in use at all: that costs
+/// a second for a million of them.
+fn ephemeral() -> Result<Option<(SocketAddr, u64, u64)>, Error> {
+    let Some((first, last)) = range() else {
+        return Ok(None);
+    };
+    let size = u64::from(last - first) + 1;
+    if in_use() < size / 2 {
+        return Ok(None);
+    }
+    // A local port is taken for one pair of local address and destination.
+    let mut taken: HashMap<(IpAddr, SocketAddr), u64> = HashMap::new();
+    diag::all_connections(|connection| {
+        if (first..=last).contains(&connection.local.port()) {
+            *taken.entry((connection.local.ip(), connection.remote)).or_default() += 1;
+        }
+    })?;
+    let most = taken.into_iter().max_by_key(|(_, count)| *count);
+    Ok(most.map(|((_, remote), count)| (remote, count, size)))
+}
+
+fn range() -> Option<(u16, u16)> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let (first, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
+/// TCP sockets in this namespace, those in TIME_WAIT included.
+fn in_use() -> u64 {
+    let mut sum = 0;
+    for file in ["sockstat", "sockstat6"] {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        for line in text.lines().filter(|line| line.starts_with("TCP")) {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            for name in ["inuse", "tw"] {
+                let at = words.iter().position(|word| *word == name);
+                let value = at.and_then(|at| words.get(at + 1)?.parse::<u64>().ok());
+                sum += value.unwrap_or(0);
+            }
+        }
+    }
+    sum
+}
+
+/// Open files of the whole system, and the most that there can be (fs.file-nr).
+pub fn open_files() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
+    let words: Vec<u64> = text.split_ascii_whitespace().filter_map(|w| w.parse().ok()).collect();
+    match words.as_slice() {
+        [used, _, limit] => Some((*used, *limit)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_name() {
+        let text = "TcpExt: A ListenOverflows ListenDrops\nTcpExt: 1 22 333\nIpExt: ListenDrops\nIpExt: 9\n";
+        assert_eq!(counter(text, "ListenOverflows"), 22);
+        assert_eq!(counter(text, "ListenDrops"), 333);
+        assert_eq!(counter(text, "Absent"), 0);
+    }
+
+    #[test]
+    fn this_system_tells() {
+        let counters = counters().expect("counters");
+        assert!(counters.somaxconn > 0);
+        assert!(range().expect("range").0 > 0);
+        assert!(open_files().is_some_and(|(used, limit)| used > 0 && limit >= used));
+    }
+}
