@@ -20,3 +20,4 @@ mod refused;
 mod render;
 mod serve;
 mod supervise;
+mod systemd;

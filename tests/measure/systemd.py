@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
+moments with no client connected, and every listener comes back as the same socket.
+
+    tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20]
+
+Needs root, systemd and unshare(1). Prints one JSON object; "skipped" in it says why it
+could not run. Exits 0 if every listener came back.
+
+Three stages of this one file: the outer starts `unshare`, the inner mounts what systemd must not
+share with the machine and becomes it, and a unit of that systemd runs the driver.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+SYSTEMD = next((p for p in ("/lib/systemd/systemd", "/usr/lib/systemd/systemd") if os.path.exists(p)), None)
+SHARED = "/mnt"  # Inside: the directory of the outer stage.
+CONTROL = "/run/bindonce/bindonce.sock"
+PRIVATE = ("/tmp", "/run", "/var/tmp", "/var/log", "/etc/systemd/system", "/var/lib/systemd")
+
+
+def outer(options):
+    if SYSTEMD is None or shutil.which("unshare") is None:
+        return {"skipped": "no systemd or no unshare here"}
+    if os.geteuid() != 0:
+        return {"skipped": "needs root, to be PID 1 of a namespace"}
+    with tempfile.TemporaryDirectory(prefix="bindonce-systemd-") as shared:
+        shutil.copy(options.binary, f"{shared}/bindonce")
+        shutil.copytree(ROOT / "deploy/systemd", f"{shared}/units")
+        shutil.copy(__file__, f"{shared}/systemd.py")
+        pathlib.Path(shared, "options").write_text(json.dumps(vars(options)))
+        # Mount, pid, uts, ipc and network namespaces; gone with their PID 1.
+        inside = ["unshare", "-pfmuin", "--kill-child", "--mount-proc", sys.executable, __file__, "--inner", shared]
+        with open(f"{shared}/console", "wb") as console:
+            process = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+            try:
+                process.wait(timeout=60 + 3 * options.rounds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        result = pathlib.Path(shared, "result")
+        if result.exists():
+            return json.loads(result.read_text())
+        console = pathlib.Path(shared, "console").read_text(errors="replace")
+        if not pathlib.Path(shared, "begun").exists():
+            return {"skipped": f"systemd does not start in a namespace here: {console[-300:].strip()}"}
+        return {"error": f"the driver did not finish: {console[-2000:]}"}
+
+
+def inner(shared):
+    run = lambda *words: subprocess.run(words, check=True)
+    run("mount", "--make-rprivate", "/")
+    run("mount", "--bind", shared, SHARED)
+    for directory in PRIVATE:
+        if os.path.isdir(directory):
+            run("mount", "-t", "tmpfs", "tmpfs", directory)
+    run("ip", "link", "set", "lo", "up")
+    units = pathlib.Path("/etc/systemd/system")
+    for unit in pathlib.Path(SHARED, "units").glob("bindonce.s[eo]*"):
+        shutil.copy(unit, units / unit.name)
+    drop_in = units / "bindonce.service.d"
+    drop_in.mkdir()
+    os.makedirs("/run/bin")
+    shutil.copy(f"{SHARED}/bindonce", "/run/bin/bindonce")
+    # A user that is there, and the program and the configuration where they are.
+    (drop_in / "test.conf").write_text(
+        "[Service]\nUser=daemon\nGroup=daemon\nRestartSec=1ms\nWatchdogSec=1s\nTimeoutAbortSec=1s\nExecStart=\n"
+        f"ExecStart=/run/bin/bindonce serve --socket {CONTROL} --listen kept=127.0.0.1:4000\n")
+    (units / "job.service").write_text(
+        "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n[Service]\nType=oneshot\n"
+        f"ExecStart={sys.executable} {SHARED}/systemd.py --driver\n"
+        f"StandardOutput=append:{SHARED}/console\nStandardError=append:{SHARED}/console\n")
+    os.environ["container"] = "other"
+    os.execv(SYSTEMD, [SYSTEMD, "--system", "--unit=job.service", "--log-target=null", "--show-status=no"])
+
+
+def systemctl(*words):
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def show(name):
+    return systemctl("show", "--value", "-p", name, "bindonce.service")
+
+
+def call(method, params=(), keep=None):
+    """One request. Descriptors of the answer are closed, or appended to `keep`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(CONTROL)
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
+        client.sendall(json.dumps(request).encode())
+        text, fds = b"", []
+        while not text.endswith(b"\n"):
+            part, more, _, _ = socket.recv_fds(client, 1 << 16, 253)
+            fds += more
+            if not part:
+                raise ConnectionError("the broker ended in the middle of its answer")
+            text += part
+        for fd in fds:
+            os.close(fd)
+    answer = json.loads(text)
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return answer["result"]
+
+
+def eventually(what, probe, seconds=20):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if found := probe():
+                return found
+        except (OSError, RuntimeError):
+            pass
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.002)
+
+
+def listeners():
+    return {entry["name"]: entry for entry in call("list")["listeners"]}
+
+
+def reachable(entry):
+    if entry["bound"].startswith("unix@"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(entry["bound"][len("unix@"):])
+    elif entry["bound"].startswith("abns@"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(("\0" + entry["bound"][len("abns@"):]).ljust(108, "\0"))
+    elif not entry["bound"].startswith("udp"):
+        host, port = entry["bound"].rsplit(":", 1)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def duplicates():
+    """Addresses with more than one listening TCP socket, of the kernel's own list."""
+    lines = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout.splitlines()
+    seen = [line.split()[3] for line in lines]
+    return sorted({address for address in seen if seen.count(address) > 1})
+
+
+def driver():
+    options = json.loads(pathlib.Path(SHARED, "options").read_text())
+    pathlib.Path(SHARED, "begun").touch()
+    rng = random.Random(7)
+    result = {"systemd": systemctl("--version").split("\n")[0], "rounds": options["rounds"]}
+    systemctl("start", "bindonce.socket", "bindonce.service")
+    eventually("the broker answers", lambda: call("ping"))
+    wanted = [f"l{n}=127.0.0.1:{5000 + n},backlog={10 + n}" for n in range(options["listeners"])]
+    wanted += ["low=127.0.0.1:80", "six=[::1]:5000", "dual=[::]:5999", "any=127.0.0.1:0", "dns=udp@127.0.0.1:53",
+               "app=/run/bindonce/app.sock,mode=0666", "hidden=abns@hidden"]
+    call("bind", [{"listen": text} for text in wanted])
+    first = listeners()
+    result["listeners"] = len(first)
+    result["stored"] = int(show("NFileDescriptorStore"))
+    result["status"] = show("StatusText")
+    lost, changed, unreachable, times, twice = set(), set(), set(), [], set()
+    for number in range(options["rounds"]):
+        pid = int(show("MainPID"))
+        # While it does nothing, while it starts, or in the middle of a claim and a release.
+        moment = number % 3
+        if moment == 2:
+            name = f"passing{number}"
+            try:
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(CONTROL)
+                    ask = {"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [{"listen": f"{name}=127.0.0.1:0"}]}
+                    client.sendall(json.dumps(ask).encode())
+                    time.sleep(rng.random() * 0.002)
+            except OSError:
+                pass
+        begun = time.monotonic()
+        os.kill(pid, 9)
+        if moment == 1:
+            time.sleep(rng.random() * 0.05)
+            again = int(show("MainPID") or 0)
+            if again not in (0, pid):
+                os.kill(again, 9)
+        twice.update(duplicates())
+        eventually("another broker", lambda: int(show("MainPID") or 0) not in (0, pid))
+        now = eventually("the broker answers again", listeners)
+        times.append(time.monotonic() - begun)
+        twice.update(duplicates())
+        for name, entry in first.items():
+            if name not in now:
+                lost.add(name)
+            elif any(now[name][key] != entry[key] for key in ("inode", "cookie", "bound", "options", "since", "backlog")):
+                changed.add(name)
+            else:
+                try:
+                    reachable(entry)
+                except OSError as error:
+                    unreachable.add(f"{name}: {error}")
+        for name in now:
+            if name.startswith("passing"):
+                eventually(f"{name} released", lambda: call("release", [name]))
+    result.update(lost=sorted(lost), changed=sorted(changed), unreachable=sorted(unreachable), duplicates=sorted(twice))
+    times.sort()
+    result["back_after_ms"] = {"p50": round(times[len(times) // 2] * 1e3, 1), "longest": round(times[-1] * 1e3, 1)}
+    result["restarts"] = int(show("NRestarts"))
+    systemctl("restart", "bindonce.service")
+    after = eventually("the broker after a restart", listeners)
+    result["restart_kept"] = all(after.get(name, {}).get("inode") == entry["inode"] for name, entry in first.items())
+    stored = int(show("NFileDescriptorStore"))
+    call("release", ["l0", "app"])
+    eventually("released listeners leave the store", lambda: int(show("NFileDescriptorStore")) == stored - 2)
+    result["released_left"] = True
+    # A broker that hangs (here: is stopped) is ended by the watchdog, and loses nothing either.
+    pid = int(show("MainPID"))
+    os.kill(pid, 19)
+    eventually("the watchdog to end it", lambda: int(show("MainPID") or 0) not in (0, pid))
+    healed = eventually("the broker after the watchdog", listeners)
+    result["watchdog_kept"] = all(healed[name]["inode"] == entry["inode"] for name, entry in after.items() if name not in ("l0", "app"))
+    security = subprocess.run(["systemd-analyze", "security", "bindonce.service", "--no-pager"], capture_output=True, text=True)
+    result["exposure"] = float(security.stdout.strip().splitlines()[-1].split(":")[1].split()[0])
+    systemctl("stop", "bindonce.service", "bindonce.socket")
+    result["stopped"] = not duplicates() and "127.0.0.1:5001" not in subprocess.run(
+        ["ss", "-Hltn"], capture_output=True, text=True).stdout
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", default=str(ROOT / "target/release/bindonce"))
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--listeners", type=int, default=20)
+    parser.add_argument("--inner")
+    parser.add_argument("--driver", action="store_true")
+    options = parser.parse_args()
+    if options.inner:
+        inner(options.inner)
+    if options.driver:
+        try:
+            result = driver()
+        except Exception as error:  # Whatever it is, the outer stage must hear of it.
+            journal = subprocess.run(["systemctl", "status", "--no-pager", "-l", "bindonce.service"], capture_output=True, text=True)
+            result = {"error": f"{type(error).__name__}: {error}", "unit": journal.stdout[-3000:]}
+        partial = pathlib.Path(SHARED, "result.new")
+        partial.write_text(json.dumps(result))
+        partial.rename(f"{SHARED}/result")
+        return
+    result = outer(options)
+    print(json.dumps(result, indent=2))
+    bad = result.get("error") or any(result.get(key) for key in ("lost", "changed", "unreachable", "duplicates"))
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+//! The broker under a real systemd, as PID 1 of namespaces of its own: what the
+//! unit file promises (tests/measure/systemd.py, a few rounds of it).
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{bindonce, root, skip};
+
+#[test]
+fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
+    let script = root().join("tests/measure/systemd.py");
+    let output = Command::new("python3")
+        .arg(script)
+        .arg("--binary")
+        .arg(bindonce())
+        .args(["--rounds", "6", "--listeners", "5"])
+        .output()
+        .expect("python3");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let result: Value = serde_json::from_str(&text).expect("a result");
+    if let Some(why) = result["skipped"].as_str() {
+        return skip(why);
+    }
+    assert!(output.status.success(), "{text}");
+    for list in ["lost", "changed", "unreachable", "duplicates"] {
+        assert_eq!(result[list], Value::Array(Vec::new()), "{list}: {text}");
+    }
+    for kept in ["restart_kept", "watchdog_kept", "released_left", "stopped"] {
+        assert_eq!(result[kept], true, "{kept}: {text}");
+    }
+    assert!(result["restarts"].as_u64() >= Some(6), "{text}");
+    // Every listener, the manifest and the control socket.
+    assert_eq!(result["stored"], result["listeners"].as_u64().expect("a count") + 2, "{text}");
+    assert!(result["exposure"].as_f64().is_some_and(|exposure| exposure <= 2.0), "{text}");
+}
