@@ -55,10 +55,9 @@ impl Supervisor {
     fn can_pause(&self, older: &[GenerationId]) -> bool {
         let older: Vec<_> = older.iter().filter_map(|id| self.generations.get(id)).collect();
         let pauses = |generation: &&Generation| {
-            let version = generation.version.or(self.version);
-            version.is_some_and(super::version::Version::pauses)
-                && !generation.listeners.is_empty()
-                && generation.listeners.iter().all(|held| held.can_pause())
+            let version = generation.version.or(self.version).unwrap_or_default();
+            !generation.listeners.is_empty()
+                && generation.listeners.iter().all(|held| held.can_pause(version))
         };
         !self.settings.command.master_worker && older.iter().all(pauses)
     }

@@ -8,6 +8,8 @@ use bindonce::Lease;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
 
+use super::version::Version;
+
 /// One listener that the broker gave us.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -43,11 +45,15 @@ impl Held {
         })
     }
 
-    /// Whether a handover behind a pause can use it: it has an accept queue that can be
-    /// looked at, and a pause does not end it. (A pause closes an abstract listener for good in
-    /// the paused process, and UDP has no queue of connections.)
-    pub(super) fn can_pause(&self) -> bool {
-        matches!(self.bound, Address::Tcp(_) | Address::Unix(_))
+    /// Whether a generation of this version can pause it, so that its accept queue shows it. A pause
+    /// closes an abstract listener for good in the paused process, and UDP has no queue of
+    /// connections.
+    pub(super) fn can_pause(&self, version: Version) -> bool {
+        match self.bound {
+            Address::Tcp(_) => version.pauses(),
+            Address::Unix(_) => version.pauses_unix(),
+            Address::Udp(_) | Address::Abstract(_) => false,
+        }
     }
 
     /// Where to connect in order to put something into its queue; none where a connection from

@@ -187,8 +187,10 @@ async fn claim(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let claims: Vec<_> =
-        wanted.iter().map(|listener| Claim::listen(listener.to_string()).tentative()).collect();
+    let claims: Vec<_> = wanted
+        .iter()
+        .map(|listener| Claim::listen(listener.to_string()).tentative().changing())
+        .collect();
     let leases = lease.claim(&claims).await.map_err(|error| refused(error, rendering))?;
     Ok(leases.into_iter().zip(wanted).map(|(lease, listener)| Held::new(lease, listener)).collect())
 }

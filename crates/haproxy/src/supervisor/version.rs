@@ -17,6 +17,10 @@ pub(super) struct Version {
 /// ends. Before, it stops for good or disconnects the shared socket.
 const PAUSES: Version = Version { major: 2, minor: 6, patch: 12 };
 
+/// From here on that is so for UNIX listeners too: 2.6.12 says that it has paused them and goes on
+/// accepting (tried with 2.6.12, 3.0.11 and 3.2.26).
+const PAUSES_UNIX: Version = Version { major: 3, minor: 0, patch: 0 };
+
 impl Version {
     /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
     /// what is not there.
@@ -39,6 +43,11 @@ impl Version {
     /// Whether SIGTTOU pauses it without harm.
     pub(super) fn pauses(self) -> bool {
         self >= PAUSES
+    }
+
+    /// Whether SIGTTOU pauses its UNIX listeners.
+    pub(super) fn pauses_unix(self) -> bool {
+        self >= PAUSES_UNIX
     }
 }
 
@@ -65,6 +74,8 @@ mod tests {
             ("garbage", false),
         ] {
             assert_eq!(Version::read(text).pauses(), pauses, "{text}");
+            let unix = pauses && Version::read(text).major >= 3;
+            assert_eq!(Version::read(text).pauses_unix(), unix, "{text}");
         }
     }
 }
