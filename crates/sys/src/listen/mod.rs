@@ -22,6 +22,7 @@ use crate::error::{Error, errno_of};
 
 pub use change::{Before, change};
 pub use netns::within as within_netns;
+pub(crate) use netns::within_open;
 pub(crate) use unix::padded;
 pub use unix::{UnixPath, unlink_if_ours};
 
