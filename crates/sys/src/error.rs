@@ -45,6 +45,14 @@ pub enum Error {
         /// The address that was asked for.
         address: Address,
     },
+    /// There is no such user or group to become.
+    #[error("there is no {kind} {name:?} on this system")]
+    UnknownAccount {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+    },
     /// A network namespace could not be entered.
     #[error("cannot enter network namespace {name:?}: {operation}: {errno}")]
     Netns {
@@ -114,6 +122,9 @@ impl Error {
             }
             Self::UnknownOwner { kind, .. } => {
                 format!("create the {kind}, or give its number instead of a name")
+            }
+            Self::UnknownAccount { kind, .. } => {
+                format!("create the {kind}; a user given as a number without an account needs a group")
             }
             Self::Netns { name, errno: Errno::ENOENT, .. } => {
                 format!(

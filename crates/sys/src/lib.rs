@@ -17,7 +17,8 @@
 //! - [`spawn`], [`shim`], [`inherit`], [`process`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready;
 //! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
-//! - [`peer`], [`limits`], [`lock`], [`memory`] and [`notify`] are what a daemon needs.
+//! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
+//!   are what a daemon needs.
 
 pub mod diag;
 pub mod ghosts;
@@ -33,6 +34,7 @@ pub mod memory;
 pub mod notify;
 pub mod options;
 pub mod peer;
+pub mod privileges;
 pub mod probe;
 pub mod process;
 pub mod queue;

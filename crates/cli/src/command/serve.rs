@@ -1,12 +1,14 @@
 //! `bindonce serve`: the broker, in the foreground, until SIGTERM or SIGINT.
 
 use std::fs;
+use std::os::unix;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bindonce_broker::Config;
 use bindonce_core::listener::Wanted;
+use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use serde::Deserialize;
@@ -33,6 +35,20 @@ pub(crate) struct Args {
 struct File {
     #[serde(default)]
     listen: Vec<String>,
+    /// Whom to become once the socket's directory is there.
+    user: Option<String>,
+    group: Option<String>,
+    /// What to keep beside what the listeners above need.
+    #[serde(default)]
+    capabilities: Vec<String>,
+}
+
+/// What a configuration file asks for.
+#[derive(Debug, Default)]
+struct Wishes {
+    listen: Vec<Wanted>,
+    account: Option<Account>,
+    capabilities: Vec<Capability>,
 }
 
 /// Serves until a signal ends it.
@@ -42,10 +58,15 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         nix::unistd::setsid().context("cannot begin a session of our own")?;
     }
     let mut config = Config::new(globals.socket_path());
+    let mut wishes = Wishes::default();
     if let Some(path) = &args.config {
-        config.listen = read(path)?;
+        wishes = read(path)?;
     }
+    config.listen = wishes.listen;
     config.listen.extend(args.listen);
+    if let Some(account) = &wishes.account {
+        become_account(account, &config, wishes.capabilities)?;
+    }
 
     // Before the runtime, so that every thread has them blocked.
     let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
@@ -57,6 +78,38 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         bindonce_broker::run(config, ended(&signals, &watch)).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Gives up root, but for what the listeners need.
+fn become_account(
+    account: &Account,
+    config: &Config,
+    mut keep: Vec<Capability>,
+) -> anyhow::Result<()> {
+    if let Some(directory) = config.socket.parent()
+        && !directory.is_dir()
+    {
+        fs::create_dir_all(directory)
+            .and_then(|()| unix::fs::chown(directory, Some(account.uid), Some(account.gid)))
+            .with_context(|| format!("cannot create the directory {}", directory.display()))?;
+    }
+    let listeners = config.listen.iter().filter_map(|wanted| match wanted {
+        Wanted::Listen(spec) => Some(&spec.first),
+        Wanted::Named(_) => None,
+    });
+    keep.extend(privileges::needed(listeners));
+    keep.sort_unstable();
+    keep.dedup();
+    privileges::drop_to(account, &keep)
+        .with_context(|| format!("cannot become uid {} of the configuration", account.uid))?;
+    let kept: Vec<String> = keep.iter().map(ToString::to_string).collect();
+    tracing::info!(
+        uid = account.uid,
+        gid = account.gid,
+        capabilities = kept.join(" "),
+        "gave up all other privileges"
+    );
+    Ok(())
 }
 
 /// Ready when a signal asks the broker to end.
@@ -87,18 +140,28 @@ async fn ended(signals: &SignalFd, signalled: &Watch) {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<Wanted>> {
+fn read(path: &Path) -> anyhow::Result<Wishes> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the configuration {}", path.display()))?;
     parse(&text).with_context(|| format!("in the configuration {}", path.display()))
 }
 
-fn parse(text: &str) -> anyhow::Result<Vec<Wanted>> {
+fn parse(text: &str) -> anyhow::Result<Wishes> {
     let file: File = toml::from_str(text)?;
-    let parse = |(index, text): (usize, &String)| {
+    let listen = |(index, text): (usize, &String)| {
         text.parse::<Wanted>().with_context(|| format!("listen[{index}]"))
     };
-    file.listen.iter().enumerate().map(parse).collect()
+    let capability = |text: &String| text.parse::<Capability>().context("capabilities");
+    let account = match (&file.user, &file.group) {
+        (Some(user), group) => Some(Account::find(user, group.as_deref())?),
+        (None, None) if file.capabilities.is_empty() => None,
+        (None, _) => bail!("`group` and `capabilities` mean something only with `user`"),
+    };
+    Ok(Wishes {
+        listen: file.listen.iter().enumerate().map(listen).collect::<anyhow::Result<_>>()?,
+        account,
+        capabilities: file.capabilities.iter().map(capability).collect::<anyhow::Result<_>>()?,
+    })
 }
 
 #[cfg(test)]
@@ -108,11 +171,14 @@ mod tests {
     #[test]
     fn the_configuration_names_what_is_wrong() {
         let wanted = parse("listen = ['web=:80', '/run/a.sock,mode=0600']").expect("good");
-        let texts: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        let texts: Vec<String> = wanted.listen.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["web=0.0.0.0:80", "unix@/run/a.sock,mode=0600"]);
-        assert!(parse("").expect("empty").is_empty());
+        assert!(parse("").expect("empty").listen.is_empty());
         for (text, part) in [
             ("lisen = []", "lisen"),
+            ("user = 'nobody-at-all'", "nobody-at-all"),
+            ("user = 'root'\ncapabilities = ['everything']", "everything"),
+            ("group = 'root'", "only with `user`"),
             ("listen = 5", "line 1"),
             ("listen = [':80', 'localhost:80']", "listen[1]"),
         ] {
