@@ -39,8 +39,8 @@ pub(crate) struct Socket {
     /// What a reply says of it beside its name, written once.
     pub(crate) described: Box<str>,
     pub(crate) care: Care,
-    /// Its place in the service manager's store.
-    pub(crate) kept: RefCell<Option<Kept>>,
+    /// Its place in the service manager's store; boxed, because most brokers have none.
+    pub(crate) kept: RefCell<Option<Box<Kept>>>,
     pub(crate) path: Option<UnixPath>,
 }
 

@@ -177,14 +177,14 @@ impl Store {
     }
 
     /// The mark of a listener that is in the store and in the manifest.
-    fn kept(self: &Rc<Self>, held: &Held<Socket>) -> Kept {
-        Kept {
+    fn kept(self: &Rc<Self>, held: &Held<Socket>) -> Box<Kept> {
+        Box::new(Kept {
             store: Rc::clone(self),
             inode: held.opened.inode,
             cookie: held.opened.cookie,
             listener: held.listener.clone(),
             tentative: held.tentative,
-        }
+        })
     }
 
     fn push<const N: usize>(&self, steps: [Step; N]) {

@@ -21,11 +21,26 @@ use crate::name::Name;
 /// services can each have a free port of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    netns: Option<Box<str>>,
     address: Address,
-    interface: Option<Box<str>>,
     v6only: bool,
+    /// Apart, because thousands of keys are held and few have any of it. None if
+    /// there is none, so that equal keys look equal.
+    rest: Option<Box<Rest>>,
+}
+
+/// What belongs to few keys.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Rest {
+    netns: Option<Box<str>>,
+    interface: Option<Box<str>>,
     name: Option<Name>,
+}
+
+impl Rest {
+    fn boxed(self) -> Option<Box<Self>> {
+        let said = self.netns.is_some() || self.interface.is_some() || self.name.is_some();
+        said.then(|| Box::new(self))
+    }
 }
 
 impl Key {
@@ -36,20 +51,21 @@ impl Key {
         // The kernel makes a socket on a specific IPv6 address IPv6 only anyway.
         let v6only = options.v6only && ip.is_some_and(|ip| ip.ip().is_unspecified());
         let any_port = ip.is_some_and(|ip| ip.port() == 0);
-        Self {
+        let rest = Rest {
             netns: options.netns.as_deref().map(Box::from),
-            address: listener.address.clone(),
             interface: options.interface.as_deref().map(Box::from),
-            v6only,
             name: if any_port { listener.name.clone() } else { None },
-        }
+        };
+        Self { address: listener.address.clone(), v6only, rest: rest.boxed() }
     }
 
     /// The key with the address that a socket really got, which says the port
     /// where port 0 was asked for.
     #[must_use]
     pub fn bound(&self, bound: &Address) -> Self {
-        Self { address: bound.clone(), name: None, ..self.clone() }
+        let rest = self.rest.as_deref().cloned();
+        let rest = rest.and_then(|rest| Rest { name: None, ..rest }.boxed());
+        Self { address: bound.clone(), v6only: self.v6only, rest }
     }
 
     /// Whether the kernel would refuse to bind one while the other is bound.
@@ -58,7 +74,7 @@ impl Key {
         self.slots().any(|mine| {
             other.slots().any(|theirs| {
                 mine.place == theirs.place
-                    && devices_meet(self.interface.as_deref(), other.interface.as_deref())
+                    && devices_meet(self.interface(), other.interface())
                     && (mine.ip == theirs.ip || mine.is_wildcard() || theirs.is_wildcard())
             })
         })
@@ -66,7 +82,11 @@ impl Key {
 
     /// The network device it is bound to.
     pub(crate) fn interface(&self) -> Option<&str> {
-        self.interface.as_deref()
+        self.rest.as_ref()?.interface.as_deref()
+    }
+
+    fn netns(&self) -> Option<&str> {
+        self.rest.as_ref()?.netns.as_deref()
     }
 
     /// What it occupies: nothing at port 0, two slots for a dual-stack wildcard.
@@ -77,7 +97,7 @@ impl Key {
                 let udp = matches!(self.address, Address::Udp(_));
                 let slot = |ip: IpAddr| Slot {
                     place: Place::Port {
-                        netns: self.netns.clone(),
+                        netns: self.netns().map(Box::from),
                         udp,
                         v6: ip.is_ipv6(),
                         port: at.port(),
@@ -96,8 +116,10 @@ impl Key {
                 (Some(Slot { place: Place::Path(path.as_str().into()), ip: None }), None)
             }
             Address::Abstract(name) => {
-                let place =
-                    Place::Abstract { netns: self.netns.clone(), name: name.as_str().into() };
+                let place = Place::Abstract {
+                    netns: self.netns().map(Box::from),
+                    name: name.as_str().into(),
+                };
                 (Some(Slot { place, ip: None }), None)
             }
         };
@@ -113,10 +135,10 @@ impl fmt::Display for Key {
         if self.v6only {
             f.write_str(",v6only")?;
         }
-        if let Some(interface) = &self.interface {
+        if let Some(interface) = self.interface() {
             write!(f, ",interface={interface}")?;
         }
-        if let Some(netns) = &self.netns {
+        if let Some(netns) = self.netns() {
             write!(f, ",netns={netns}")?;
         }
         Ok(())
