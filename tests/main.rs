@@ -9,12 +9,14 @@
 
 mod harness;
 
+mod corpus;
 mod exec;
 mod floors;
 mod handover;
 mod inspect;
 mod leaks;
 mod many;
+mod privileges;
 mod protocol;
 mod refused;
 mod render;

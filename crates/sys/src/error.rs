@@ -124,7 +124,9 @@ impl Error {
                 format!("create the {kind}, or give its number instead of a name")
             }
             Self::UnknownAccount { kind, .. } => {
-                format!("create the {kind}; a user given as a number without an account needs a group")
+                format!(
+                    "create the {kind}; a user given as a number without an account needs a group"
+                )
             }
             Self::Netns { name, errno: Errno::ENOENT, .. } => {
                 format!(
@@ -219,9 +221,13 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
             }
             _ => "the directory is not writable for this user".to_owned(),
         },
-        (Errno::EPERM, "chown") => "giving a file to another user needs root".to_owned(),
+        (Errno::EPERM, "chown") => {
+            "giving a file to another user needs root or CAP_CHOWN (`capabilities = [\"chown\"]` beside \
+             `user` in the configuration)"
+                .to_owned()
+        }
         (Errno::EPERM | Errno::EACCES, "setsockopt(IP_TRANSPARENT)") => {
-            "`transparent` needs root or CAP_NET_ADMIN".to_owned()
+            "`transparent` needs root or CAP_NET_RAW".to_owned()
         }
         (Errno::EPERM | Errno::EACCES, "setsockopt(SO_BINDTODEVICE)") => {
             "`interface` needs root or CAP_NET_RAW".to_owned()
