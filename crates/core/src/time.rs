@@ -19,6 +19,36 @@ impl fmt::Display for Timestamp {
     }
 }
 
+impl Timestamp {
+    /// Reads what [`Display`](fmt::Display) prints; the fraction may be missing. None for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+        let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+        let number = |text: &str| text.parse::<u64>().ok();
+        let date: Vec<u64> = date.split('-').filter_map(number).collect();
+        let time: Vec<u64> = time.split(':').filter_map(number).collect();
+        let ([year, month @ 1..=12, day @ 1..=31], [hour, minute, second]) =
+            (date.as_slice(), time.as_slice())
+        else {
+            return None;
+        };
+        // As many digits as there are, to the left of as many zeros as make three.
+        let millis = number(format!("{fraction:0<3}").get(..3)?)?;
+        let seconds = days(*year, *month, *day)? * 86_400 + hour * 3600 + minute * 60 + second;
+        Some(Self(seconds * 1000 + millis))
+    }
+}
+
+/// The inverse of [`civil`] (Hinnant's `days_from_civil`); None before 1970.
+fn days(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = year.min(9999).checked_sub(u64::from(month <= 2))?;
+    let (era, year_of_era) = (year / 400, year % 400);
+    let shifted = (month + 9) % 12;
+    let day_of_year = (153 * shifted + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (era * 146_097 + day_of_era).checked_sub(719_468)
+}
+
 /// Year, month and day of a number of days since 1970-01-01, in the proleptic
 /// Gregorian calendar (Howard Hinnant's `civil_from_days`: years begin in March, so
 /// that the leap day is the last).
@@ -51,6 +81,12 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(Timestamp(seconds * 1000).to_string(), text);
+        }
+        for millis in [0, 951_782_399_001, 951_782_400_250, 1_709_251_199_999, 4_107_542_400_000] {
+            assert_eq!(Timestamp::parse(&Timestamp(millis).to_string()), Some(Timestamp(millis)));
+        }
+        for bad in ["", "2026-01-01", "2026-13-01T00:00:00Z", "1960-01-01T00:00:00Z", "T:Z"] {
+            assert_eq!(Timestamp::parse(bad), None, "{bad}");
         }
         assert_eq!(Timestamp(1_250).to_string(), "1970-01-01T00:00:01.250Z");
         assert!(!Timestamp(u64::MAX).to_string().is_empty());

@@ -2,6 +2,7 @@
 
 mod bind;
 mod check;
+mod doctor;
 mod exec;
 mod list;
 mod release;
@@ -32,6 +33,7 @@ pub(crate) enum Command {
     Bind(bind::Args),
     Release(release::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Upgrade(upgrade::Args),
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Bind(args) => bind::run(args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
+        Command::Doctor(args) => doctor::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
     }
 }

@@ -37,8 +37,6 @@ pub struct Look {
     pub networks: Vec<Network>,
     /// Open files of the whole system (fs.file-nr).
     pub files: Option<Gauge>,
-    /// Whether every process showed its descriptors: without that, nobody is said to hold nothing.
-    pub all_processes: bool,
     /// What could not be seen, each with the reason.
     pub unseen: Vec<String>,
 }

@@ -15,6 +15,8 @@ pub struct Finding {
     pub network: Option<String>,
     /// The address that it is about.
     pub address: Option<Address>,
+    /// Further addresses of which the same is true, for the same reason.
+    pub also: Vec<Address>,
     /// The service that it is about.
     pub service: Option<String>,
     /// The processes that are the cause; those that suffer are not among them.
@@ -30,12 +32,38 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Every address that it is about.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.address.iter().chain(&self.also)
+    }
+
+    /// Whether it is about this address.
+    pub fn concerns(&self, address: &Address) -> bool {
+        self.addresses().any(|one| one == address)
+    }
+
+    /// Takes another one in if both say the same of different addresses.
+    pub(super) fn merge(&mut self, other: &Self) -> bool {
+        let same = self.kind == other.kind
+            && self.severity == other.severity
+            && self.network == other.network
+            && self.culprits == other.culprits
+            && self.cause == other.cause
+            && self.address.is_some();
+        if same {
+            let new: Vec<Address> =
+                other.addresses().filter(|one| !self.concerns(one)).cloned().collect();
+            self.also.extend(new);
+        }
+        same
+    }
+
     /// Whether an earlier look found the same: the same kind, on the same address,
     /// with a culprit in common.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.kind == other.kind
-            && self.address == other.address
             && self.network == other.network
+            && (self.address == other.address || self.addresses().any(|one| other.concerns(one)))
             && (self.culprits.is_empty() && other.culprits.is_empty()
                 || self.culprits.iter().any(|pid| other.culprits.contains(pid)))
     }

@@ -83,6 +83,7 @@ fn saturation(
         severity: Severity::Error,
         network: None,
         address: None,
+        also: Vec::new(),
         service: look.generation(process.pid).map(|known| known.service.clone()),
         culprits: vec![process.pid],
         summary: format!("{summary}, in {}", text::process(look, process)),
@@ -137,6 +138,7 @@ pub(super) fn ghosts(look: &Look, before: Option<&Look>, found: &mut Vec<Finding
             severity: if burns >= 5.0 { Severity::Error } else { Severity::Warning },
             network: look.network_name(socket),
             address: Some(socket.address.clone()),
+            also: Vec::new(),
             service: generation.map(|known| known.service.clone()),
             culprits: vec![process.pid],
             summary: format!(
@@ -230,6 +232,7 @@ fn lingering_of(look: &Look, service: String, processes: &[&Process]) -> Option<
         severity: if many { Severity::Warning } else { Severity::Note },
         network: None,
         address: None,
+        also: Vec::new(),
         service: Some(service),
         culprits: processes.iter().map(|process| process.pid).collect(),
         summary: format!(

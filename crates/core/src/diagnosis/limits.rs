@@ -72,6 +72,7 @@ fn limit(
         severity: if percent >= OVER { Severity::Error } else { Severity::Warning },
         network,
         address: None,
+        also: Vec::new(),
         service: None,
         culprits,
         summary: format!("{} of {}, {percent:.0} %, {what}", gauge.used, gauge.limit),

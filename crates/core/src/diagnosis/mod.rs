@@ -82,7 +82,18 @@ fn examine(look: &Look, before: Option<&Look>) -> Vec<Finding> {
     limits::limits(look, &mut found);
     ownership::not_exclusive(look, &mut found);
     ownership::foreign(look, &mut found);
-    found
+    merged(found)
+}
+
+/// One process can be the cause on hundreds of addresses: that is one finding.
+fn merged(found: Vec<Finding>) -> Vec<Finding> {
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in found {
+        if !kept.iter_mut().any(|known| known.merge(&finding)) {
+            kept.push(finding);
+        }
+    }
+    kept
 }
 
 impl Look {

@@ -41,6 +41,7 @@ fn finding(
         severity,
         network: look.network_name(socket),
         address: Some(socket.address.clone()),
+        also: Vec::new(),
         service: None,
         culprits: holders.iter().map(|process| process.pid).collect(),
         summary: format!(
@@ -81,6 +82,7 @@ pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
             severity: Severity::Warning,
             network: look.network_name(first),
             address: Some(first.address.clone()),
+            also: Vec::new(),
             service: Some(generation.service.clone()),
             culprits: vec![process.pid],
             summary: format!(

@@ -8,18 +8,38 @@ use super::facts::{Look, Mode, Process, Socket};
 use super::finding::{Finding, Kind, Severity};
 use super::text;
 
+/// A connection that has waited this long was not just missed.
+const LONG: Duration = Duration::from_secs(1);
+
 /// Listening sockets from which nobody accepts.
 pub(super) fn unserved(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
-    for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Listening) {
+    let mut sockets: Vec<&Socket> =
+        look.sockets.iter().filter(|socket| socket.mode == Mode::Listening).collect();
+    // Where several are one finding, the fullest queue speaks for all.
+    sockets.sort_by_key(|socket| std::cmp::Reverse(socket.queue.used));
+    for socket in sockets {
         let holders: Vec<&Process> = look.holders(socket.inode).collect();
         let hung = hung(look, before, socket, &holders);
-        let unheld = holders.is_empty() && !look.all_processes;
         let idle = holders.iter().all(|process| {
             matches!(process.accepting(socket.inode), Accepting::Stopped | Accepting::NotAsking)
         });
+        // A server that does one thing at a time does not ask while it works, and the kernel's
+        // own servers and those of other pid namespaces show no holder: there only time tells.
+        let certain = !holders.is_empty()
+            && !hung
+            && (socket.queue.used == 0
+                || holders.iter().any(|one| one.is_haproxy() || matches!(one.state, 'T' | 't')));
+        let waited = socket.queue.used > 0
+            && match socket.waiting {
+                Some(time) => time >= LONG,
+                None => before.is_none() || !holders.is_empty(),
+            };
         let pids: Vec<i32> = holders.iter().map(|process| process.pid).collect();
-        // A socket that was made for its owner's own use, or whose queue another explains.
-        if unheld || !(idle || hung) || look.handover_under_way(&pids) || full(look, &pids) {
+        if !(certain || waited)
+            || !(idle || hung)
+            || look.handover_under_way(&pids)
+            || full(look, &pids)
+        {
             continue;
         }
         // In a group of sockets on one address, the split is the finding.
@@ -35,15 +55,18 @@ pub(super) fn unserved(look: &Look, before: Option<&Look>, found: &mut Vec<Findi
 /// Whether those who accept do not: connections wait, none was taken since the last
 /// look, and the processes did nothing meanwhile.
 fn hung(look: &Look, before: Option<&Look>, socket: &Socket, holders: &[&Process]) -> bool {
-    let Some(old) =
-        before.and_then(|before| before.sockets.iter().find(|old| old.inode == socket.inode))
-    else {
-        // Without an earlier look any queue may be one.
-        return before.is_none() && socket.queue.used > 0;
+    if holders.iter().all(|process| process.accepting(socket.inode) != Accepting::Yes) {
+        return false;
+    }
+    // Without an earlier look any queue may be one.
+    let Some(before) = before else {
+        return socket.queue.used > 0;
     };
-    let waits = socket.queue.used > 0 && old.queue.used > 0 && socket.queue.used >= old.queue.used;
-    let idle = holders.iter().all(|process| look.processor(before, process) == Some(0.0));
-    waits && idle && !holders.is_empty()
+    let Some(old) = before.sockets.iter().find(|old| old.inode == socket.inode) else {
+        return false;
+    };
+    let waits = old.queue.used > 0 && socket.queue.used >= old.queue.used;
+    waits && holders.iter().all(|process| look.processor(Some(before), process) == Some(0.0))
 }
 
 /// Whether a proxy among these is at a limit of its own: then that is the finding.
@@ -141,6 +164,7 @@ fn unserved_of(
         severity: if serious { Severity::Error } else { Severity::Warning },
         network: look.network_name(socket),
         address: Some(socket.address.clone()),
+        also: Vec::new(),
         service: generation.map(|known| known.service.clone()),
         culprits,
         summary: format!("nobody accepts: {queue}"),
@@ -215,6 +239,7 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
             severity: if ours { Severity::Error } else { Severity::Warning },
             network: look.network_name(socket),
             address: Some(socket.address.clone()),
+            also: Vec::new(),
             service: None,
             culprits,
             summary: format!(
@@ -297,6 +322,7 @@ fn overflow_of(look: &Look, socket: &Socket, fresh: u64, is_full: bool, twice: b
         severity: if now { Severity::Error } else { Severity::Note },
         network: look.network_name(socket),
         address: Some(socket.address.clone()),
+        also: Vec::new(),
         service: holders
             .iter()
             .find_map(|one| look.generation(one.pid))

@@ -92,6 +92,7 @@ fn split_of(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
         severity: if proxy { Severity::Error } else { Severity::Warning },
         network: look.network_name(socket),
         address: Some(socket.address.clone()),
+        also: Vec::new(),
         service: look.generation(newest_process.pid).map(|known| known.service.clone()),
         summary: format!(
             "{stale} of {total} connections, {share:.0} %, go to {}: {newest_word}",
@@ -99,8 +100,7 @@ fn split_of(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
         ),
         evidence,
         cause: format!(
-            "{total} sockets with SO_REUSEPORT are bound to {}: the kernel spreads new connections over them by a hash of addresses and ports, whoever has the right configuration{}",
-            socket.address,
+            "each process bound the address for itself, with SO_REUSEPORT: the kernel spreads new connections over all sockets by a hash of addresses and ports, whoever has the right configuration{}",
             not_answering(look, &older, sockets),
         ),
         remedy: stop(look, &older),
@@ -139,8 +139,9 @@ fn stop(look: &Look, older: &[&Process]) -> Vec<String> {
         return remedy;
     }
     if older.iter().all(|process| process.stop_pending || stopped.contains(&process.pid)) {
+        let why = if stopped.is_empty() { "told to stop and did not" } else { "it is stopped" };
         remedy.push(format!(
-            "kill -TERM {0}; kill -CONT {0}   # told to stop and did not: this ends its connections",
+            "kill -TERM {0}; kill -CONT {0}   # {why}: this ends its connections",
             text::pids(&all)
         ));
     } else {
@@ -228,6 +229,7 @@ fn stale_of(look: &Look, pids: &[i32], sockets: &[&Socket]) -> Option<Finding> {
         severity: if proxy || service.is_some() { Severity::Error } else { Severity::Warning },
         network: look.network_name(socket),
         address: Some(socket.address.clone()),
+        also: Vec::new(),
         service,
         culprits: pids.to_vec(),
         summary: format!(

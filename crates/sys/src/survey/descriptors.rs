@@ -44,6 +44,16 @@ pub(super) fn read(pid: i32, wanted: &HashSet<u64>, sockfs: u32) -> Option<Descr
     Some(found)
 }
 
+/// The inodes of all sockets of a process; none if it may not be read.
+pub fn sockets(pid: i32) -> Vec<u64> {
+    let base = format!("/proc/{pid}/fd");
+    let numbers = numbered(Path::new(&base)).unwrap_or_default();
+    let links = numbers
+        .iter()
+        .filter_map(|number| rustix::fs::readlink(format!("{base}/{number}"), Vec::new()).ok());
+    links.filter_map(|link| socket(link.as_bytes())).collect()
+}
+
 /// Threads whose descriptor table is not the main thread's (unshare(2) with
 /// CLONE_FILES, as thread groups of haproxy 3.5 have them).
 fn threads_apart(pid: i32) -> Vec<i32> {

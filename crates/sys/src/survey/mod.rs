@@ -12,10 +12,16 @@ mod processes;
 mod sharing;
 mod waits;
 
+pub use descriptors::sockets;
 pub use namespaces::{Namespace, Namespaces};
 pub use network::{Counters, counters, open_files};
 pub use processes::{Process, Processes, Registration};
 pub use sharing::joinable;
+
+/// The unit of [`Process::started`] and [`Process::used`]: never 0.
+pub fn ticks_per_second() -> u64 {
+    rustix::param::clock_ticks_per_second().max(1)
+}
 
 /// The entries of a directory of /proc that are numbers; none if it cannot be read.
 fn numbered(directory: &std::path::Path) -> Option<Vec<i32>> {

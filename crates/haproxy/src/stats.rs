@@ -1,0 +1,232 @@
+//! What a running haproxy says of its own limits, asked on the stats socket that
+//! its configuration names: any haproxy, also one that bindonce does not run.
+//!
+//! One connection, two commands that change nothing, and a deadline. Source: haproxy
+//! management guide, section 9.3, `show info` and `show stat`.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::config::reader;
+
+/// What it says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Its pid, as it sees itself.
+    pub pid: i32,
+    /// Whether it was told to stop.
+    pub stopping: bool,
+    /// Its connections now.
+    pub connections: u64,
+    /// Its global maxconn; 0 if there is none.
+    pub limit: u64,
+    /// Frontends, backends and servers.
+    pub proxies: Vec<Proxy>,
+}
+
+/// A frontend, a backend or a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// `frontend web`, `backend app` or `server app/s1`.
+    pub name: String,
+    /// Sessions now.
+    pub sessions: u64,
+    /// The most that there may be; 0 without a limit.
+    pub limit: u64,
+    /// Requests that wait.
+    pub queued: u64,
+}
+
+/// More than this is not read: a configuration with 10,000 servers takes half of it.
+const LONGEST: u64 = 8 << 20;
+
+/// Asks at a stats socket; the answer must be complete within `limit`.
+///
+/// # Errors
+/// What the system says of the connection, `TimedOut`, and `InvalidData` if what answers is
+/// no stats socket.
+pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
+    let deadline = Instant::now() + limit;
+    let mut stream = connect(path)?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.write_all(b"show info;show stat\n")?;
+    let mut answer = Vec::new();
+    let mut part = vec![0; 16 * 1024];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(part.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if answer.len() as u64 > LONGEST {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+    read(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Connects without waiting: where the queue is full, nobody takes the connection anyway.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Reads both answers; None if it is not haproxy that said it.
+fn read(text: &str) -> Option<Stats> {
+    let mut stats = Stats::default();
+    let mut columns: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        if let Some(header) = line.strip_prefix("# ") {
+            columns = header.split(',').collect();
+        } else if !columns.is_empty() {
+            stats.proxies.extend(proxy(&columns, line));
+        } else if let Some((name, value)) = line.split_once(": ") {
+            let value = value.trim();
+            match name {
+                "Pid" => stats.pid = value.parse().ok()?,
+                "Stopping" => stats.stopping = value != "0",
+                "CurrConns" => stats.connections = value.parse().unwrap_or(0),
+                "Maxconn" => stats.limit = value.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    (stats.pid != 0).then_some(stats)
+}
+
+/// One line of `show stat`. Names hold no comma.
+fn proxy(columns: &[&str], line: &str) -> Option<Proxy> {
+    let values: Vec<&str> = line.split(',').collect();
+    let value = |name: &str| {
+        let at = columns.iter().position(|column| *column == name)?;
+        values.get(at).copied()
+    };
+    let number = |name| value(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (section, part) = (value("pxname")?, value("svname")?);
+    let name = match value("type")? {
+        "0" => format!("frontend {section}"),
+        "1" => format!("backend {section}"),
+        "2" => format!("server {section}/{part}"),
+        _ => return None,
+    };
+    // What a backend calls its limit is that of its frontends' dynamic weights, not one of its own.
+    let limit = if name.starts_with("backend") { 0 } else { number("slim") };
+    Some(Proxy { name, sessions: number("scur"), limit, queued: number("qcur") })
+}
+
+/// The stats sockets of a haproxy with this command line that runs in `directory`: those that its
+/// configuration names, and the private one of a generation under bindonce. Paths
+/// that hold a variable are left out.
+pub fn sockets_of(command: &[String], directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut words = command.iter();
+    while let Some(word) = words.next() {
+        let file = match word.as_str() {
+            "-f" => words.next(),
+            _ => None,
+        };
+        let Some(path) = file.map(|file| directory.join(file)) else {
+            continue;
+        };
+        let files = match std::fs::read_dir(&path) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(_) => vec![path],
+        };
+        for file in files {
+            found.extend(private(&file));
+            found.extend(named_in(&file, directory));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// `SERVICE.d/admin-7.sock` for `SERVICE.d/generation-7/FILE`.
+fn private(file: &Path) -> Option<PathBuf> {
+    let generation = file.parent()?;
+    let id = generation.file_name()?.to_str()?.strip_prefix("generation-")?;
+    Some(generation.parent()?.join(format!("admin-{id}.sock")))
+}
+
+fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read(file).unwrap_or_default();
+    let mut found = Vec::new();
+    for line in reader::lines(&text) {
+        let Some(line) =
+            text.get(line).filter(|line| line.trim_ascii_start().starts_with(b"stats"))
+        else {
+            continue;
+        };
+        // A variable has no value here: the line is passed over.
+        let words = reader::words(line, &|_| Some(b"$".to_vec())).unwrap_or_default();
+        if let [_, socket, path, ..] = words.as_slice()
+            && socket.value == b"socket"
+            && let Ok(path) = std::str::from_utf8(&path.value)
+            && !path.contains(['$', ':'])
+        {
+            let path = path.strip_prefix("unix@").unwrap_or(path);
+            if !path.contains('@') {
+                found.push(directory.join(path));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_haproxy_prints() {
+        let text = "Name: HAProxy\nVersion: 2.6.12\nPid: 812\nStopping: 0\nMaxconn: 500\nCurrConns: 500\n\n\
+            # pxname,svname,qcur,qmax,scur,smax,slim,type,\n\
+            web,FRONTEND,,,500,500,500,0,\napp,s1,3,9,10,10,10,2,\napp,BACKEND,4,9,10,10,50,1,\n\n";
+        let stats = read(text).expect("stats");
+        assert_eq!((stats.pid, stats.connections, stats.limit), (812, 500, 500));
+        let proxies: Vec<_> = stats
+            .proxies
+            .iter()
+            .map(|one| (one.name.as_str(), one.sessions, one.limit, one.queued))
+            .collect();
+        let expected = [
+            ("frontend web", 500, 500, 0),
+            ("server app/s1", 10, 10, 3),
+            ("backend app", 10, 0, 4),
+        ];
+        assert_eq!(proxies, expected);
+        assert_eq!(read("HTTP/1.0 400 Bad request\n"), None);
+    }
+
+    #[test]
+    fn finds_the_sockets_that_a_configuration_names() {
+        let directory = std::env::temp_dir().join(format!("bindonce-stats-{}", std::process::id()));
+        let generation = directory.join("web.d/generation-7");
+        std::fs::create_dir_all(&generation).expect("directory");
+        let text = "global\n  stats socket /run/a.sock mode 600 level admin\n  stats timeout 5s\n\
+                    \tstats socket \"unix@b.sock\"\nstats socket \"${X}/c\"\nstats socket fd@3\nstats socket :99\n";
+        std::fs::write(generation.join("a.cfg"), text).expect("file");
+        let command = ["haproxy", "-db", "-f", "web.d/generation-7/a.cfg"].map(str::to_owned);
+        let found = sockets_of(&command, &directory);
+        std::fs::remove_dir_all(&directory).expect("remove");
+        let expected =
+            ["/run/a.sock".into(), directory.join("b.sock"), directory.join("web.d/admin-7.sock")];
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(expected.iter().all(|path| found.contains(path)), "{found:?}");
+    }
+}
