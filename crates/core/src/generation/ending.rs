@@ -3,8 +3,7 @@
 use super::life::Phase;
 use super::timeline::Timeline;
 use super::{
-    Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL,
-    WORKED_AFTER,
+    Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL, WORKED_AFTER,
 };
 
 impl Timeline {
@@ -48,7 +47,13 @@ impl Timeline {
         out.push(Action::Detach(id));
     }
 
-    pub(super) fn connections(&mut self, now: Moment, id: GenerationId, left: u64, out: &mut Vec<Action>) {
+    pub(super) fn connections(
+        &mut self,
+        now: Moment,
+        id: GenerationId,
+        left: u64,
+        out: &mut Vec<Action>,
+    ) {
         let overdue = self.settings.retire_timeout;
         let Some(life) = self.lives.get_mut(&id) else {
             return;

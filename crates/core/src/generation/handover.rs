@@ -18,7 +18,7 @@ pub(super) enum Operation {
     Starting { newer: GenerationId },
     /// It is ready and stopped, and the older ones are told to pause.
     Pausing(Pausing),
-    /// It serves, and the older ones are told to stop and have not all confirmed it.
+    /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
     Stopping { newer: GenerationId, older: Vec<GenerationId>, ended: Vec<GenerationId> },
 }
 
@@ -199,33 +199,42 @@ impl Timeline {
             return;
         }
         let moving = pausing.latest.as_ref().is_some_and(|seen| seen.moving);
-        self.resume_newer(now, pausing, out);
-        // A queue that moves while every known generation stands still has a stranger at it. One
-        // that never had anybody in it proves nothing, so each older one must confirm its stop.
-        for &id in &pausing.older {
-            self.soft_stop(now, id, moving, Reason::Handover, out);
-        }
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
         if moving {
+            // Every known generation stands still, so there is a stranger at the queue.
+            self.resume_newer(now, pausing, out);
             self.operation = Operation::None;
             self.answer(Outcome::Serving { id: newer, ended, alone: false }, out);
         } else {
+            // A queue that never had anybody in it proves nothing: each older one must confirm.
+            out.push(Action::EndProof);
             let older = pausing.older.iter().copied().collect();
             self.operation = Operation::Stopping { newer, older, ended };
+        }
+        for &id in &pausing.older {
+            self.soft_stop(now, id, moving, Reason::Handover, out);
         }
     }
 
     /// Ends a handover whose older generations have all confirmed, or are gone.
-    pub(super) fn finish_stopping(&mut self, out: &mut Vec<Action>) {
-        let Operation::Stopping { newer, older, ended } = &self.operation else {
-            return;
-        };
+    pub(super) fn finish_stopping(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let Operation::Stopping { newer, older, ended } = &self.operation else { return };
         let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
-        if !older.iter().any(accepts) {
-            let outcome = Outcome::Serving { id: *newer, ended: ended.clone(), alone: true };
-            self.operation = Operation::None;
-            self.answer(outcome, out);
+        if older.iter().any(accepts) {
+            return;
         }
+        let (id, ended) = (*newer, ended.clone());
+        self.operation = Operation::None;
+        if self.waits(id) {
+            let (signal, reason) = (Signal::Continue, Reason::Handover);
+            out.push(Action::Signal { id, signal, reason });
+            self.serve(now, id, out);
+        }
+        self.answer(Outcome::Serving { id, ended, alone: true }, out);
+    }
+
+    fn waits(&self, id: GenerationId) -> bool {
+        self.lives.get(&id).is_some_and(|life| life.phase == Phase::Waiting)
     }
 
     /// The generation that was to take over is gone: who was paused for it serves on.
@@ -249,15 +258,19 @@ impl Timeline {
 
     /// Gives up what is in progress, because the service is being shut down.
     pub(super) fn abandon(&mut self, now: Moment, out: &mut Vec<Action>) {
-        match std::mem::replace(&mut self.operation, Operation::None) {
-            Operation::None | Operation::Stopping { .. } => {}
-            Operation::Starting { newer } => self.terminate(now, newer, Reason::Shutdown, out),
-            Operation::Pausing(pausing) => {
-                out.push(Action::EndProof);
-                self.terminate(now, pausing.newer, Reason::Shutdown, out);
-                let (id, signal) = (pausing.newer, Signal::Continue);
-                out.push(Action::Signal { id, signal, reason: Reason::Shutdown });
-            }
+        let operation = std::mem::replace(&mut self.operation, Operation::None);
+        if let Operation::Pausing(_) = operation {
+            out.push(Action::EndProof);
+        }
+        let Some(id) = operation.newer() else { return };
+        let waits = self.waits(id);
+        if waits || matches!(operation, Operation::Starting { .. }) {
+            self.terminate(now, id, Reason::Shutdown, out);
+        }
+        if waits {
+            // It may be stopped, and heeds no other signal then.
+            let (signal, reason) = (Signal::Continue, Reason::Shutdown);
+            out.push(Action::Signal { id, signal, reason });
         }
     }
 }

@@ -104,7 +104,11 @@ pub enum Handover {
     /// The new one is stopped (SIGSTOP), the older ones are paused (SIGTTOU), the accept queues
     /// prove that nobody accepts, then the new one is continued. haproxy 2.6.12 and later on fd@.
     Pause,
-    /// The older ones are told to stop (SIGUSR1), and each confirms it.
+    /// The new one waits where it said that it is ready, the older ones are told to stop (SIGUSR1),
+    /// and when each has confirmed it the new one goes on. Where a pause is not possible.
+    StopFirst,
+    /// The older ones are told to stop, and each confirms it, while the new one accepts already.
+    /// Where it cannot be made to wait.
     SoftStop,
 }
 

@@ -26,7 +26,12 @@ impl Timeline {
     }
 
     /// Plans the next start of what served last, or of what worked before it.
-    pub(super) fn plan_restart(&mut self, now: Moment, current: GenerationId, out: &mut Vec<Action>) {
+    pub(super) fn plan_restart(
+        &mut self,
+        now: Moment,
+        current: GenerationId,
+        out: &mut Vec<Action>,
+    ) {
         let count =
             if self.crashes.configuration == Some(current) { self.crashes.count } else { 0 };
         let older = self.worked.filter(|worked| *worked != current);

@@ -162,9 +162,28 @@ fn without_a_client_each_older_generation_must_confirm() {
     story.on(Event::Unproved(Observation::default()));
     let actions = story.pass(Duration::from_secs(5));
     assert_eq!(answers(&actions), []);
-    let last = [(2, Signal::Continue), (1, Signal::SoftStop)];
-    assert!(signals(&actions).ends_with(&last), "{actions:?}");
-    assert_eq!(answers(&story.on(Event::Stopped(ONE))), [serves(TWO)]);
+    assert_eq!(signals(&actions).last(), Some(&(1, Signal::SoftStop)));
+    let actions = story.on(Event::Stopped(ONE));
+    assert_eq!(signals(&actions), [(2, Signal::Continue)]);
+    assert_eq!(answers(&actions), [serves(TWO)]);
+}
+
+#[test]
+fn where_nothing_can_be_paused_the_newer_waits_until_the_older_has_stopped() {
+    let mut story = Story::serving();
+    story.on(Event::Reload(Caller(1)));
+    let actions = story.on(Event::Ready(TWO, Handover::StopFirst));
+    assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
+    assert_eq!(story.timeline.serving(), None);
+    let actions = story.on(Event::Stopped(ONE));
+    assert!(actions.contains(&Action::Serving(TWO)));
+    assert_eq!(answers(&actions), [serves(TWO)]);
+    // Should it die while it waits, the older one cannot come back: the same is started again.
+    story.on(Event::Reload(Caller(2)));
+    story.on(Event::Ready(THREE, Handover::StopFirst));
+    let actions = story.on(Event::Exited(THREE));
+    assert_eq!(answers(&actions), [Outcome::Failed(THREE, Failure::DiedInHandover)]);
+    assert_eq!(starts(&actions), [(4, Configuration::Of(TWO))]);
 }
 
 #[test]

@@ -163,8 +163,11 @@ impl Timeline {
                 self.answer(Outcome::Serving { id, ended: Vec::new(), alone: true }, out);
             }
             Handover::Pause => self.pause(now, id, older, out),
-            Handover::SoftStop => {
-                self.serve(now, id, out);
+            Handover::StopFirst | Handover::SoftStop => {
+                match (how, self.lives.get_mut(&id)) {
+                    (Handover::StopFirst, Some(life)) => life.phase = Phase::Waiting,
+                    _ => self.serve(now, id, out),
+                }
                 for &old in &older {
                     self.soft_stop(now, old, false, Reason::Handover, out);
                 }
@@ -236,7 +239,7 @@ impl Timeline {
 
     /// What follows from the state as it now is, whatever led there.
     fn settle(&mut self, now: Moment, out: &mut Vec<Action>) {
-        self.finish_stopping(out);
+        self.finish_stopping(now, out);
         self.limit_draining(now, out);
         if self.shutdown {
             if self.lives.is_empty() {
@@ -263,7 +266,12 @@ impl Timeline {
         }
     }
 
-    pub(super) fn start(&mut self, now: Moment, configuration: Configuration, out: &mut Vec<Action>) {
+    pub(super) fn start(
+        &mut self,
+        now: Moment,
+        configuration: Configuration,
+        out: &mut Vec<Action>,
+    ) {
         let id = GenerationId(self.next_id);
         self.next_id += 1;
         self.started = true;

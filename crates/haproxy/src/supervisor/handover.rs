@@ -39,7 +39,12 @@ impl Supervisor {
         }
         let pid = generation.pid();
         let older = self.timeline.accepting(id);
-        let handover = if self.can_pause(&older) { Handover::Pause } else { Handover::SoftStop };
+        let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
+        let handover = match (self.can_pause(&older), held) {
+            (true, _) => Handover::Pause,
+            (false, true) => Handover::StopFirst,
+            (false, false) => Handover::SoftStop,
+        };
         // Before the first signal: whatever becomes of us now, somebody will serve.
         let within = self.settings.timing.retire_timeout + GRACE;
         let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());

@@ -12,7 +12,7 @@ use super::ONE;
 #[derive(Debug, Clone)]
 enum Step {
     Reload,
-    Ready(usize, bool),
+    Ready(usize, Handover),
     StartFailed(usize),
     Exited(usize),
     Proved,
@@ -23,10 +23,14 @@ enum Step {
     Shutdown,
 }
 
+fn handover() -> impl Strategy<Value = Handover> {
+    prop_oneof![Just(Handover::Pause), Just(Handover::StopFirst), Just(Handover::SoftStop)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Reload),
-        6 => (0..6usize, any::<bool>()).prop_map(|(i, pause)| Step::Ready(i, pause)),
+        6 => (0..6usize, handover()).prop_map(|(i, how)| Step::Ready(i, how)),
         1 => (0..6usize).prop_map(Step::StartFailed),
         3 => (0..6usize).prop_map(Step::Exited),
         4 => Just(Step::Proved),
@@ -115,9 +119,9 @@ proptest! {
                     model.unanswered.insert(Caller(n as u64));
                     Some(Event::Reload(Caller(n as u64)))
                 }
-                Step::Ready(i, pause) => pick(i).map(|id| {
+                Step::Ready(i, how) => pick(i).map(|id| {
                     model.starting.remove(&id);
-                    Event::Ready(id, if pause { Handover::Pause } else { Handover::SoftStop })
+                    Event::Ready(id, how)
                 }),
                 Step::StartFailed(i) => pick(i).filter(|id| model.starting.remove(id)).map(|id| {
                     failed_start = true;
@@ -155,8 +159,8 @@ proptest! {
             prop_assert!(!waits || timeline.deadline().is_some());
             // A deadline that has passed was acted on: asking again at once does nothing.
             prop_assert_eq!(timeline.on(now, Event::Tick), vec![]);
-            // Nobody is left stopped, except while a proof is under way.
-            if timeline.pausing().is_none() {
+            // Nobody is left stopped, except while a handover is under way.
+            if timeline.operation.is_none() {
                 prop_assert!(model.stopped_by_us.is_empty(), "left stopped: {:?}", actions);
             }
         }
