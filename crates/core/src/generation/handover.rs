@@ -164,6 +164,9 @@ impl Timeline {
             self.pause_timed_out(now, &pausing, out);
         } else if now >= pausing.again {
             pausing.again = now + PAUSE_AGAIN;
+            if pausing.latest.as_ref().is_some_and(Observation::is_quiet) {
+                return; // nobody accepts; only a client is missing that would prove it
+            }
             let older = pausing.older.clone();
             // One that is being ended needs no further signal of this kind.
             let paused = |id: &GenerationId| {

@@ -168,6 +168,13 @@ pub struct Observation {
     pub silent: Vec<GenerationId>,
 }
 
+impl Observation {
+    /// Whether there is no sign of anybody who accepts.
+    pub fn is_quiet(&self) -> bool {
+        !self.moving && self.accepting.is_empty() && self.silent.is_empty()
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
