@@ -6,7 +6,7 @@
 //! might: known to us or not. Where no client waits, a probe does. A queue that is
 //! refilled as fast as it drains would look still, so each older generation's
 //! own count of accepted connections must not move over the same time.
-//! Measured in docs/architecture.md, section "The pause that proves".
+//! See docs/architecture.md, "Why sharing a socket is not enough".
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
