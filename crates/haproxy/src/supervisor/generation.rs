@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use bindonce_core::generation::State;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Pidfd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::admin::Admin;
@@ -37,7 +37,7 @@ pub(super) struct Generation {
     /// Connections left, once it drains.
     pub(super) connections: Option<u64>,
     /// Tells the broker what this generation does now; its end is the end of the leases.
-    pub(super) states: mpsc::UnboundedSender<bindonce::State>,
+    pub(super) states: mpsc::UnboundedSender<(bindonce::State, oneshot::Sender<()>)>,
     /// Asks it whether it has stopped, and then how many connections are left.
     pub(super) watch: Option<AbortHandle>,
 }
@@ -56,14 +56,17 @@ impl Generation {
         }
     }
 
-    /// Tells the broker. A broker that is gone learns it from the next claim.
-    pub(super) fn tell(&self, state: State) {
+    /// Tells the broker; what it returns ends when the broker has taken it, or is gone.
+    pub(super) fn tell(&self, state: State) -> oneshot::Receiver<()> {
         let state = match state {
             State::Starting => bindonce::State::Starting,
             State::Serving => bindonce::State::Serving,
             State::Draining => bindonce::State::Draining,
         };
-        let _ = self.states.send(state);
+        let (done, taken) = oneshot::channel();
+        // The task that takes it lives as long as this generation.
+        let _ = self.states.send((state, done));
+        taken
     }
 }
 

@@ -132,7 +132,7 @@ impl Supervisor {
     pub(super) fn watch_stop(&mut self, id: GenerationId) {
         let sender = self.sender.clone();
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        generation.tell(State::Draining);
+        drop(generation.tell(State::Draining));
         let admin = generation.admin.clone();
         let pid = generation.pid();
         let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();

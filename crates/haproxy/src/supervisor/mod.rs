@@ -193,6 +193,8 @@ struct Supervisor {
     /// Who waits for a reload.
     callers: HashMap<Caller, oneshot::Sender<control::Answer>>,
     next_caller: u64,
+    /// Ends when the broker knows which generation serves.
+    confirmed: Option<oneshot::Receiver<()>>,
     /// Why the last generation that failed did so.
     failure: Story,
     proof: Option<AbortHandle>,
@@ -244,6 +246,7 @@ impl Supervisor {
             configurations: BTreeMap::new(),
             callers: HashMap::new(),
             next_caller: 0,
+            confirmed: None,
             failure: Story::default(),
             proof: None,
             watchdog: Some(Watchdog::start()?),

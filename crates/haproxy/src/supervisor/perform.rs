@@ -1,6 +1,7 @@
 //! Performing what the timeline says.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
@@ -11,6 +12,9 @@ use bindonce_sys::signals::Signal as Number;
 use super::watchdog::Duty;
 use super::{Message, Supervisor};
 use super::{server_state, start};
+
+/// How long the answer to a reload waits for the broker to know of it.
+const CONFIRMED: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -136,7 +140,7 @@ impl Supervisor {
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.served = true;
             generation.let_go_on();
-            generation.tell(State::Serving);
+            self.confirmed = Some(generation.tell(State::Serving));
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");
             self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
@@ -156,11 +160,17 @@ impl Supervisor {
             };
             self.announcer.troubled(&status);
         }
-        for caller in callers {
-            if let Some(reply) = self.callers.remove(caller) {
+        let waiting: Vec<_> = callers.iter().filter_map(|id| self.callers.remove(id)).collect();
+        let confirmed = self.confirmed.take();
+        tokio::task::spawn_local(async move {
+            // What the broker lists is what the caller is told, if the broker answers.
+            if let Some(confirmed) = confirmed {
+                let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+            }
+            for reply in waiting {
                 // Whoever asked may have gone away.
                 let _ = reply.send(answer.clone());
             }
-        }
+        });
     }
 }

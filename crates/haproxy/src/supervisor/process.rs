@@ -11,7 +11,7 @@ use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::watch::Watch;
 use bindonce_sys::{peer, spawn};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{Admin, Info};
 use super::directory::{Inherited, Saved, SavedGeneration};
@@ -133,11 +133,11 @@ impl Supervisor {
             }
             let _ = sender.send(Message::Exited(id, exit));
         });
-        let (states, mut told) = mpsc::unbounded_channel();
+        let (states, mut told) = mpsc::unbounded_channel::<(_, oneshot::Sender<()>)>();
         let service = self.settings.service.clone();
         let mut lease = process.lease;
         tokio::task::spawn_local(async move {
-            while let Some(state) = told.recv().await {
+            while let Some((state, _done)) = told.recv().await {
                 let Some(client) = &mut lease else { continue };
                 if let Err(error) = broker::join(client, &service, id, Some(pid), state).await {
                     tracing::warn!(generation = id.0, pid, "the broker was not told: {error}");
@@ -160,7 +160,7 @@ impl Supervisor {
             states,
             watch: None,
         };
-        generation.tell(State::Starting);
+        drop(generation.tell(State::Starting));
         self.generations.insert(id, generation);
         self.save();
         Ok(())

@@ -59,6 +59,16 @@ pub(super) struct Prepared {
     paths: PathMap,
 }
 
+impl Prepared {
+    /// A haproxy that wants to keep the right to gain rights must not be held: without
+    /// CAP_SYS_ADMIN that needs no_new_privs.
+    fn may_be_held(&self) -> bool {
+        const WORD: &[u8] = b"insecure-setuid-wanted";
+        let says = |text: &[u8]| text.windows(WORD.len()).any(|window| window == WORD);
+        !self.rendering.files.iter().any(|file| says(&file.text))
+    }
+}
+
 /// A generation whose process has been started.
 pub(super) struct Launched {
     pub(super) pidfd: Pidfd,
@@ -163,7 +173,8 @@ pub(super) async fn launch(
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
-        launch.hold = how.older_alive.then_some(std::process::id().cast_signed());
+        launch.hold =
+            (how.older_alive && prepared.may_be_held()).then_some(std::process::id().cast_signed());
     }
     launch.stderr = Stdio::piped();
     let started = launch.start()?;
