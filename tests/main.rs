@@ -11,6 +11,7 @@ mod harness;
 
 mod corpus;
 mod exec;
+mod faults;
 mod floors;
 mod handover;
 mod inspect;

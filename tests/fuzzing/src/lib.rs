@@ -1,0 +1,27 @@
+//! What the fuzz targets check, as plain functions of bytes.
+//!
+//! Each takes any bytes, gives them to one reader of input from outside, and panics where it
+//! breaks a promise: not only by crashing, but by giving something else for the same
+//! bytes in other pieces, or by not reading again what it has written. fuzz/ calls them
+//! under libFuzzer; tests/corpus.rs replays fuzz/seeds through them, so that what was found
+//! once stays found without a fuzzer.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod configuration;
+mod manifest;
+mod request;
+
+pub use address::address;
+pub use configuration::configuration;
+pub use manifest::manifest;
+pub use request::request;
+
+/// Every target by its name, which is also that of its seeds' directory in fuzz/seeds.
+pub const TARGETS: [(&str, fn(&[u8])); 4] = [
+    ("address", address),
+    ("configuration", configuration),
+    ("manifest", manifest),
+    ("request", request),
+];
