@@ -117,8 +117,10 @@ pub struct Process {
     pub pid: i32,
     /// The name of its program, without a loader in front.
     pub program: String,
-    /// Its command line, in one line.
-    pub command: String,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// The network namespace that it is in: [`Network::id`]; none where it does not tell.
+    pub network: Option<u64>,
     /// The topmost ancestor that runs the same program; itself if there is none.
     pub root: i32,
     /// Its parent.

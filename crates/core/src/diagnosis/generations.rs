@@ -14,86 +14,70 @@ const OLD: Duration = Duration::from_secs(600);
 
 /// Limits of haproxy's own: not a listener's problem, but it looks like one to clients.
 pub(super) fn saturated(look: &Look, found: &mut Vec<Finding>) {
-    let full = |gauge: Gauge| gauge.limit > 0 && gauge.used >= gauge.limit;
     for haproxy in &look.haproxies {
-        let Some(process) = look.processes.get(&haproxy.pid) else {
-            continue;
-        };
-        if full(haproxy.connections) {
-            let Gauge { used, limit } = haproxy.connections;
-            found.push(saturation(
-                look,
-                process,
-                used,
-                limit,
-                0,
-                format!("haproxy is at its maxconn: {used} of {limit} connections"),
-                "it accepts no more on any address until a connection ends; clients wait in the kernel's queues".to_owned(),
-                format!("# raise `maxconn` in the global section above {limit}, then reload; or find what keeps connections: echo 'show sess' | socat - UNIX:STATS_SOCKET"),
-            ));
-        }
-        for proxy in &haproxy.proxies {
-            let Gauge { used, limit } = proxy.sessions;
-            let frontend = proxy.name.starts_with("frontend");
-            if frontend && full(proxy.sessions) {
-                found.push(saturation(
-                    look,
-                    process,
-                    used,
-                    limit,
-                    0,
-                    format!("{} is at its maxconn: {used} of {limit} sessions", proxy.name),
-                    "clients of this frontend wait in the kernel's queue while other addresses work".to_owned(),
-                    format!("# raise `maxconn` of {} above {limit}, then reload", proxy.name),
-                ));
-            } else if !frontend && proxy.queued > 0 {
-                let of = if limit > 0 {
-                    format!(" ({used} of {limit} sessions)")
-                } else {
-                    String::new()
-                };
-                found.push(saturation(
-                    look,
-                    process,
-                    used,
-                    limit,
-                    proxy.queued,
-                    format!("{} wait for {}{of}", text::count(proxy.queued, "request"), proxy.name),
-                    "the servers behind it are at their limit, so clients of this backend hang while others work".to_owned(),
-                    format!("# look at the servers of {}: slow, down, or with a `maxconn` that is too low", proxy.name),
-                ));
-            }
+        if let Some(process) = look.processes.get(&haproxy.pid) {
+            saturated_in(look, haproxy, process, found);
         }
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn saturation(
-    look: &Look,
-    process: &Process,
-    used: u64,
-    limit: u64,
-    queued: u64,
-    summary: String,
-    cause: String,
-    remedy: String,
-) -> Finding {
-    Finding {
-        kind: Kind::Saturated,
-        severity: Severity::Error,
-        network: None,
-        address: None,
-        also: Vec::new(),
-        service: look.generation(process.pid).map(|known| known.service.clone()),
-        culprits: vec![process.pid],
-        summary: format!("{summary}, in {}", text::process(look, process)),
-        evidence: vec![
-            ("sessions", used.into()),
-            ("limit", limit.into()),
-            ("queued", queued.into()),
-        ],
-        cause,
-        remedy: vec![remedy],
+fn saturated_in(look: &Look, haproxy: &Haproxy, process: &Process, found: &mut Vec<Finding>) {
+    let full = |gauge: Gauge| gauge.limit > 0 && gauge.used >= gauge.limit;
+    let mut say = |sessions: Gauge, queued: u64, what: &str, cause: &str, remedy: String| {
+        found.push(Finding {
+            kind: Kind::Saturated,
+            severity: Severity::Error,
+            network: look.network_of(process),
+            address: None,
+            also: Vec::new(),
+            service: look.generation(process.pid).map(|known| known.service.clone()),
+            culprits: vec![process.pid],
+            summary: format!("{what}, in {}", text::process(look, process)),
+            evidence: vec![
+                ("sessions", sessions.used.into()),
+                ("limit", sessions.limit.into()),
+                ("queued", queued.into()),
+            ],
+            cause: cause.to_owned(),
+            remedy: vec![remedy],
+        });
+    };
+    let Gauge { used, limit } = haproxy.connections;
+    if full(haproxy.connections) {
+        say(
+            haproxy.connections,
+            0,
+            &format!("haproxy is at its maxconn: {used} of {limit} connections"),
+            "it accepts no more on any address until a connection ends; clients wait in the kernel's queues",
+            format!(
+                "# raise `maxconn` in the global section above {limit} and reload; what keeps connections: echo 'show sess' | socat - UNIX:STATS_SOCKET"
+            ),
+        );
+        return;
+    }
+    for proxy in &haproxy.proxies {
+        let Gauge { used, limit } = proxy.sessions;
+        let name = &proxy.name;
+        if name.starts_with("frontend") && full(proxy.sessions) {
+            say(
+                proxy.sessions,
+                0,
+                &format!("{name} is at its maxconn: {used} of {limit} sessions"),
+                "clients of this frontend wait in the kernel's queue while other addresses work",
+                format!("# raise `maxconn` of {name} above {limit} and reload"),
+            );
+        } else if proxy.queued > 0 {
+            let of =
+                if limit > 0 { format!(" ({used} of {limit} sessions)") } else { String::new() };
+            let waiting = text::count(proxy.queued, "request");
+            say(
+                proxy.sessions,
+                proxy.queued,
+                &format!("{waiting} wait{} for {name}{of}", text::s(proxy.queued)),
+                "the servers are at their limit, so clients of this backend hang while others work",
+                format!("# look at {name}: slow, down, or with a `maxconn` that is too low"),
+            );
+        }
     }
 }
 
@@ -158,13 +142,13 @@ pub(super) fn ghosts(look: &Look, before: Option<&Look>, found: &mut Vec<Finding
 
 /// Generations that only drain.
 pub(super) fn lingering(look: &Look, found: &mut Vec<Finding>) {
-    let mut services: BTreeMap<String, Vec<&Process>> = BTreeMap::new();
+    let mut services: BTreeMap<(Option<u64>, String), Vec<&Process>> = BTreeMap::new();
     for process in look.processes.values() {
         if let Some(service) = drains(look, process) {
-            services.entry(service).or_default().push(process);
+            services.entry((process.network, service)).or_default().push(process);
         }
     }
-    for (service, mut processes) in services {
+    for ((_, service), mut processes) in services {
         processes.sort_by_key(|process| process.started);
         found.extend(lingering_of(look, service, &processes));
     }
@@ -192,11 +176,23 @@ fn drains(look: &Look, process: &Process) -> Option<String> {
     };
     let is_master =
         look.processes.values().any(|other| other.is_haproxy() && other.parent == process.pid);
-    let younger = look
-        .processes
-        .values()
-        .any(|other| other.is_haproxy() && other.started > process.started && listens(other));
+    let younger = look.processes.values().any(|other| {
+        other.is_haproxy()
+            && other.started > process.started
+            && other.network == process.network
+            && listens(other)
+            && configurations(other).any(|file| configurations(process).any(|own| own == file))
+    });
     (!listens(process) && !is_master && younger).then(|| process.program.clone())
+}
+
+/// The configuration files on a haproxy's command line.
+fn configurations(process: &Process) -> impl Iterator<Item = &String> {
+    let words = process.command.iter();
+    words
+        .zip(process.command.iter().skip(1))
+        .filter(|(word, _)| *word == "-f")
+        .map(|(_, file)| file)
 }
 
 fn lingering_of(look: &Look, service: String, processes: &[&Process]) -> Option<Finding> {
@@ -230,7 +226,7 @@ fn lingering_of(look: &Look, service: String, processes: &[&Process]) -> Option<
     Some(Finding {
         kind: Kind::Lingering,
         severity: if many { Severity::Warning } else { Severity::Note },
-        network: None,
+        network: look.network_of(oldest),
         address: None,
         also: Vec::new(),
         service: Some(service),

@@ -14,7 +14,7 @@ pub(super) fn limits(look: &Look, found: &mut Vec<Finding>) {
         found.extend(limit(
             gauge,
             vec![process.pid],
-            None,
+            look.network_of(process),
             &format!("descriptors of {}", text::process(look, process)),
             "without a free descriptor it accepts no connection and opens none to a server",
             format!(

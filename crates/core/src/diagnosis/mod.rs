@@ -112,6 +112,12 @@ impl Look {
         self.network(socket)?.name.clone()
     }
 
+    /// The name of a process's network namespace, if it is not the observer's own.
+    pub(crate) fn network_of(&self, process: &Process) -> Option<String> {
+        let id = process.network?;
+        self.networks.iter().find(|network| network.id == id)?.name.clone()
+    }
+
     /// What the broker says of the generation that this process is.
     pub(crate) fn generation(&self, pid: i32) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.pid == pid)

@@ -257,7 +257,8 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
 pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
     let unserved: BTreeSet<_> = found
         .iter()
-        .filter(|finding| finding.kind == Kind::Unserved)
+        // A first look cannot tell a queue that nobody empties from a full one.
+        .filter(|finding| finding.kind == Kind::Unserved && before.is_some())
         .filter_map(|finding| finding.address.clone())
         .collect();
     for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Listening) {

@@ -76,7 +76,7 @@ fn split_of(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
         ("stale_percent", share.into()),
         ("newest_pid", u64::from(newest_process.pid.unsigned_abs()).into()),
     ];
-    for (_, part) in &parts {
+    for part in parts.values() {
         let pids: Vec<i32> = part.1.iter().map(|process| process.pid).collect();
         let own = percent(part.0, total);
         evidence.push(("share", format!("pid {}: {own:.0} %", text::pids(&pids)).into()));
@@ -235,7 +235,7 @@ fn stale_of(look: &Look, pids: &[i32], sockets: &[&Socket]) -> Option<Finding> {
         summary: format!(
             "{} still accept{} here{more}, {beside}",
             text::processes(look, &older),
-            if older.len() == 1 { "s" } else { "" },
+            text::s(older.len() as u64),
         ),
         evidence: vec![
             ("stale_processes", pids.len().into()),

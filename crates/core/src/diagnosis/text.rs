@@ -67,6 +67,11 @@ pub(super) fn count(number: u64, word: &str) -> String {
     if number == 1 { format!("1 {word}") } else { format!("{number} {word}s") }
 }
 
+/// The ending of a verb: `1 waits`, `2 wait`.
+pub(super) fn s(number: u64) -> &'static str {
+    if number == 1 { "s" } else { "" }
+}
+
 /// Pids for a command line.
 pub(super) fn pids(list: &[i32]) -> String {
     list.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")

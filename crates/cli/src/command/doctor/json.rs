@@ -62,7 +62,7 @@ fn finding(look: &Look, one: &Finding) -> serde_json::Value {
         "also": one.also.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "service": one.service,
         "pids": one.culprits,
-        "commands": one.culprits.iter().filter_map(|pid| Some(&look.processes.get(pid)?.command)).collect::<Vec<_>>(),
+        "commands": one.culprits.iter().filter_map(|pid| Some(look.processes.get(pid)?.command.join(" "))).collect::<Vec<_>>(),
         "summary": one.summary,
         "evidence": numbers,
         "cause": one.cause,
@@ -106,7 +106,7 @@ fn process(look: &Look, one: &Process) -> serde_json::Value {
     json!({
         "pid": one.pid,
         "program": one.program,
-        "command": one.command,
+        "command": one.command.join(" "),
         "started": one.started.to_string(),
         "state": one.state.to_string(),
         "memory": one.memory,

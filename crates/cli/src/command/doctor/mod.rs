@@ -5,8 +5,10 @@
 //! What is wrong is decided in `bindonce_core::diagnosis`.
 
 mod broker;
+mod haproxy;
 mod json;
 mod look;
+mod process;
 mod target;
 mod text;
 

@@ -93,7 +93,8 @@ fn one(text: &mut String, look: &Look, finding: &Finding) {
 }
 
 fn command(process: &Process) -> String {
-    let command = if process.command.is_empty() { &process.program } else { &process.command };
+    let words = process.command.join(" ");
+    let command = if words.is_empty() { &process.program } else { &words };
     let mut shown: String = command.chars().take(WIDE).map(printable).collect();
     if command.chars().count() > WIDE {
         shown.push_str(" ...");
