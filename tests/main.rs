@@ -24,3 +24,4 @@ mod render;
 mod serve;
 mod supervise;
 mod systemd;
+mod upgrade;

@@ -94,6 +94,7 @@ pub(crate) fn status(state: &State) -> StatusResult {
             pid: std::process::id(),
             version: VERSION.to_owned(),
             since: state.since.to_string(),
+            upgrades: state.upgrade.count(),
             socket: state.socket.display().to_string(),
             listeners: state.registry.len(),
             connections: state.registry.connections(),
@@ -176,7 +177,8 @@ fn said(options: &Options) -> Map<String, Value> {
     said.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
 }
 
-fn wire_state(phase: Phase) -> WireState {
+/// A phase of the registry, as the wire has it.
+pub(crate) fn wire_state(phase: Phase) -> WireState {
     match phase {
         Phase::Starting => WireState::Starting,
         Phase::Serving => WireState::Serving,

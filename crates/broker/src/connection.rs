@@ -1,12 +1,14 @@
 //! One connection: requests in order, each with a deadline for being sent and
 //! for its reply being read.
 //!
-//! Descriptors that a peer sends are not asked for, so plain reads leave them to
-//! the kernel, which closes them.
+//! What a connection is in the middle of is kept in its [`Link`], where an upgrade in
+//! place finds it. Descriptors that a peer sends are received, because those that come with a
+//! `store` are wanted, and closed at the latest when the request that they came with ends.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::{Errno, scm};
@@ -14,7 +16,7 @@ use bindonce_wire::batch::Transmission;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
-use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -39,43 +41,132 @@ pub(crate) enum End {
     Failed(io::Error),
 }
 
+/// A connection, and how far it is.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) caller: Caller,
+    pub(crate) stream: UnixStream,
+    scanner: RefCell<Scanner>,
+    /// Descriptors that came with what is not answered yet.
+    received: RefCell<Vec<OwnedFd>>,
+    /// A request is being answered.
+    busy: Cell<bool>,
+    /// The id, as JSON text, of the request for an upgrade that waits to be answered.
+    owed: RefCell<Option<String>>,
+}
+
+impl Link {
+    /// A connection that begins, or that goes on with what has been read of a request.
+    pub(crate) fn new(stream: UnixStream, caller: Caller, unread: &[u8]) -> Rc<Self> {
+        let mut scanner = Scanner::new(MAX_REQUEST);
+        let mut input = unread;
+        // Less than a request, so no frame comes of it.
+        while scanner.next(&mut input).is_some() {}
+        Rc::new(Self {
+            caller,
+            stream,
+            scanner: RefCell::new(scanner),
+            received: RefCell::default(),
+            busy: Cell::new(false),
+            owed: RefCell::new(None),
+        })
+    }
+
+    /// Whether its request has yet to be answered by this image.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.get() && self.owed.borrow().is_none()
+    }
+
+    /// What has been read of a request, if another image can go on from there. A descriptor
+    /// that was received stays behind.
+    pub(crate) fn unread(&self) -> Option<Vec<u8>> {
+        if self.is_busy() || !self.received.borrow().is_empty() {
+            return None;
+        }
+        self.scanner.borrow().unread().map(<[u8]>::to_vec)
+    }
+
+    /// Notes the request whose answer is an upgrade; with None that it is answered otherwise.
+    pub(crate) fn owe(&self, id: Option<String>) {
+        *self.owed.borrow_mut() = id;
+    }
+
+    /// The request whose answer is an upgrade.
+    pub(crate) fn owed(&self) -> Option<String> {
+        self.owed.borrow().clone()
+    }
+
+    /// Reads what there is, and cuts it into frames. None at the end of the stream.
+    fn read(&self) -> io::Result<Option<Vec<Frame>>> {
+        // One for all connections: nothing of it is needed once it is cut into frames.
+        thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut received = self.received.borrow_mut();
+            let count = self.stream.try_io(Interest::READABLE, || {
+                scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
+                    error.errno().map_or_else(
+                        || io::Error::other(error.to_string()),
+                        io::Error::from_raw_os_error,
+                    )
+                })
+            })?;
+            if received.len() > scm::MAX_FDS {
+                // More than any request may have.
+                received.clear();
+            }
+            let mut input = &buffer[..count];
+            let mut frames = Vec::new();
+            let mut scanner = self.scanner.borrow_mut();
+            while let Some(frame) = scanner.next(&mut input) {
+                frames.push(frame);
+            }
+            Ok((count != 0).then_some(frames))
+        })
+    }
+}
+
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    mut stream: UnixStream,
-    state: &RefCell<State>,
-    caller: Caller,
-    deadline: Duration,
-) -> End {
-    let mut scanner = Scanner::new(MAX_REQUEST);
-    let mut buffer = vec![0; READ];
+pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>, deadline: Duration) -> End {
+    let in_progress = || link.scanner.borrow().in_progress();
     // Since when the request in progress has been in progress.
-    let mut begun: Option<Instant> = None;
+    let mut begun = in_progress().then(Instant::now);
     loop {
-        let read = stream.read(&mut buffer);
-        let read = match begun {
-            None => read.await,
-            Some(begun) => match timeout_at(begun + deadline, read).await {
-                Ok(read) => read,
-                Err(_) => return unfinished(&stream, deadline).await,
+        let readable = link.stream.readable();
+        let ready = match begun {
+            None => readable.await,
+            Some(begun) => match timeout_at(begun + deadline, readable).await {
+                Ok(ready) => ready,
+                Err(_) => return unfinished(&link.stream, deadline).await,
             },
         };
-        let mut input = match read {
-            Ok(0) => return End::Closed,
-            Ok(count) => &buffer[..count],
+        let frames = match ready.and_then(|()| link.read()) {
+            Ok(Some(frames)) => frames,
+            Ok(None) => return End::Closed,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return End::Failed(error),
         };
-        let mut complete = false;
-        while let Some(frame) = scanner.next(&mut input) {
-            complete = true;
+        let complete = !frames.is_empty();
+        link.busy.set(complete);
+        for frame in frames {
             let reply = match frame {
-                Frame::Request(frame) => requests::answer(state, caller, &frame).await,
+                // In a box: most connections are idle, and the way to an answer is long.
+                Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
                 bad => reject(&bad).into(),
             };
-            if let Err(end) = send(&stream, reply, deadline).await {
+            if let Err(end) = send(&link.stream, reply, deadline).await {
                 return end;
             }
         }
-        begun = match (scanner.in_progress(), begun) {
+        if complete {
+            link.busy.set(false);
+            state.borrow().upgrade.calmer();
+        }
+        let in_progress = in_progress();
+        if !in_progress {
+            // Nobody has asked for these.
+            link.received.take();
+        }
+        begun = match (in_progress, begun) {
             (false, _) => None,
             (true, Some(begun)) if !complete => Some(begun),
             (true, _) => Some(Instant::now()),
@@ -114,7 +205,7 @@ async fn unfinished(stream: &UnixStream, deadline: Duration) -> End {
 }
 
 /// Sends a reply as a whole, or ends the connection.
-async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
+pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
     let Reply { text, descriptors } = reply;
     let mut transmission = Transmission::new(text, descriptors.len());
     let mut until = None;

@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -45,9 +45,7 @@ impl Control {
         if let Some(directory) = socket.parent() {
             create_directory(directory).map_err(failed("create the directory", directory))?;
         }
-        let mut lock_path = socket.clone().into_os_string();
-        lock_path.push(".lock");
-        let lock_path = PathBuf::from(lock_path);
+        let lock_path = lock_path(&socket);
         let lock = LockFile::try_acquire(&lock_path).map_err(failed("lock", &lock_path))?;
         let Some(lock) = lock else {
             let pid = fs::read_to_string(&lock_path).ok();
@@ -56,6 +54,34 @@ impl Control {
         };
         write_pid(&lock).map_err(failed("write", &lock_path))?;
         Ok(Self { socket, lock, path: None })
+    }
+
+    /// Goes on with the lock that an earlier image of this process has taken.
+    pub(crate) fn resume(socket: &Path, lock: OwnedFd) -> Result<Self, Error> {
+        let failed = |source| Error::File {
+            doing: "find the absolute path of",
+            path: socket.to_owned(),
+            source,
+        };
+        let socket = std::path::absolute(socket).map_err(failed)?;
+        let lock = LockFile::resume(lock, &lock_path(&socket));
+        Ok(Self { socket, lock, path: None })
+    }
+
+    /// Goes on with the socket that an earlier image of this process has made, whose file was
+    /// this; without one it is left to whoever made it.
+    pub(crate) fn keep(&mut self, file: Option<UnixPath>) {
+        self.path = file;
+    }
+
+    /// The lock's descriptor.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// The file of the socket, if it is ours to remove.
+    pub(crate) fn path(&self) -> Option<&UnixPath> {
+        self.path.as_ref()
     }
 
     /// Makes the control socket, in place of a dead one, unless it was passed.
@@ -91,6 +117,12 @@ impl Control {
         }
         self.lock.remove()
     }
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.to_owned().into_os_string();
+    path.push(".lock");
+    path.into()
 }
 
 fn create_directory(directory: &Path) -> io::Result<()> {

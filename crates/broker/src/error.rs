@@ -49,6 +49,12 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// What an earlier image of this process, or the one before an upgrade, has left cannot be read.
+    #[error("the state of the broker cannot be read: {reason}")]
+    State {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The runtime could not watch the control socket.
     #[error("cannot wait for connections on {}", .socket.display())]
     Runtime {
@@ -74,7 +80,10 @@ impl Error {
                 "run the broker as a user that may write there, or choose another path with --socket"
                     .to_owned(),
             ),
-            Self::SocketPath { .. } | Self::File { .. } | Self::Runtime { .. } => None,
+            Self::SocketPath { .. }
+            | Self::File { .. }
+            | Self::State { .. }
+            | Self::Runtime { .. } => None,
         }
     }
 }

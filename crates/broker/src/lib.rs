@@ -27,7 +27,9 @@ mod service;
 mod start;
 mod state;
 mod store;
+mod upgrade;
 
-pub use config::Config;
+pub use config::{Config, Orders};
 pub use error::Error;
 pub use server::run;
+pub use upgrade::{CHECK, Inherited, check, inherited};

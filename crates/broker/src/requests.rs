@@ -18,7 +18,9 @@ use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
 
 use crate::answer;
+use crate::connection::Link;
 use crate::state::State;
+use crate::upgrade;
 
 /// How long the lookup of a host name may take.
 const LOOKUP: Duration = Duration::from_secs(5);
@@ -44,13 +46,14 @@ pub(crate) struct Caller {
 }
 
 /// Answers one frame.
-pub(crate) async fn answer(state: &RefCell<State>, caller: Caller, frame: &[u8]) -> Reply {
+pub(crate) async fn answer(state: &RefCell<State>, link: &Rc<Link>, frame: &[u8]) -> Reply {
+    let caller = link.caller;
     let request = match Request::decode(frame) {
         Ok(request) => request,
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
     };
     let mut descriptors = Vec::new();
-    let text = match perform(state, caller, &request, &mut descriptors).await {
+    let text = match perform(state, link, &request, &mut descriptors).await {
         Ok(text) => text,
         Err(error) => {
             tracing::debug!(
@@ -65,10 +68,11 @@ pub(crate) async fn answer(state: &RefCell<State>, caller: Caller, frame: &[u8])
 
 async fn perform(
     state: &RefCell<State>,
-    caller: Caller,
+    link: &Rc<Link>,
     request: &Request<'_>,
     descriptors: &mut Vec<Rc<OwnedFd>>,
 ) -> Result<Vec<u8>, RpcError> {
+    let caller = link.caller;
     match Call::decode(request)? {
         Call::Bind(elements) => bind(state, caller, request, elements, descriptors).await,
         Call::Join(join) => {
@@ -91,6 +95,10 @@ async fn perform(
         Call::Ping => {
             allow(state, caller, Verb::List, None)?;
             encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
+        }
+        Call::Upgrade => {
+            allow(state, caller, Verb::Admin, None)?;
+            Err(upgrade::asked(state, link, &request.id).await)
         }
         _ => {
             let message = format!("method {:?} is not served by this broker", request.method);

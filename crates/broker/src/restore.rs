@@ -94,9 +94,9 @@ pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
         };
         let found = match known {
             Ok(identity) => match entries.get(&identity.inode) {
-                Some(entry) => as_written(entry, identity, fd),
+                Some(entry) => as_written(entry, &identity, fd),
                 None if written => Err("nobody was told of it".to_owned()),
-                None => Ok(as_it_is(identity, fd)),
+                None => Ok(as_it_is(&identity, fd)),
             },
             Err(reason) => Err(reason),
         };
@@ -148,7 +148,7 @@ fn parse(entry: &Entry) -> Option<Listener> {
 }
 
 /// A socket of which the manifest tells, if it is that one.
-fn as_written(entry: &Entry, identity: Identity, fd: OwnedFd) -> Result<Found, String> {
+pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Result<Found, String> {
     let listener = entry.listener().map_err(|error| error.to_string())?;
     let bound = entry.bound().map_err(|error| error.to_string())?;
     if entry.cookie != 0 && entry.cookie != identity.cookie {
@@ -163,7 +163,7 @@ fn as_written(entry: &Entry, identity: Identity, fd: OwnedFd) -> Result<Found, S
     };
     let since = Timestamp(entry.since);
     let exclusive = identity.exclusive;
-    let socket = opened(&identity, bound, fd, path);
+    let socket = opened(identity, bound, fd, path);
     Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative })
 }
 
@@ -177,7 +177,7 @@ fn same_file(entry: &Entry, path: &str) -> Result<UnixPath, String> {
 }
 
 /// A socket of which nothing is written.
-fn as_it_is(identity: Identity, fd: OwnedFd) -> Found {
+fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     let listener = identity.listener();
     let (exclusive, bound) = (identity.exclusive, identity.bound.clone());
     let path = match &bound {
@@ -185,7 +185,7 @@ fn as_it_is(identity: Identity, fd: OwnedFd) -> Found {
         _ => None,
     };
     tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
-    let socket = opened(&identity, bound, fd, path);
+    let socket = opened(identity, bound, fd, path);
     Found { listener, socket, exclusive, since: now(), tentative: false }
 }
 

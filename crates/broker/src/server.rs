@@ -14,12 +14,13 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use crate::config::Config;
-use crate::connection::{self, End};
+use crate::connection::{self, End, Link};
 use crate::control::Control;
 use crate::error::Error;
 use crate::guard::{self, Guard};
 use crate::requests::Caller;
 use crate::state::State;
+use crate::upgrade::{self, Inherited, Resumed};
 use crate::{service, start, store};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
@@ -30,7 +31,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Whatever keeps it from starting; nothing is bound and no file stays behind then.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let limit = match limits::raise_nofile() {
         Ok(limit) => limit,
         Err(error) => {
@@ -39,8 +40,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             soft
         }
     };
-    let mut control = Control::acquire(&config.socket)?;
-    let served = serve(&config, &mut control, limit, shutdown).await;
+    let inherited = config.inherited.take();
+    let (mut control, resumed) = match inherited {
+        None => (Control::acquire(&config.socket)?, None),
+        Some(inherited) => {
+            let (control, listener) = inherited.control(&config.socket)?;
+            (control, Some((inherited, listener)))
+        }
+    };
+    let served = serve(&config, &mut control, resumed, limit, shutdown).await;
     let socket = control.socket.clone();
     if let Err(error) = control.remove() {
         tracing::warn!(socket = %socket.display(), %error, "cannot remove the control socket");
@@ -51,6 +59,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 async fn serve(
     config: &Config,
     control: &mut Control,
+    resumed: Option<(Inherited, UnixListener)>,
     limit: u64,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
@@ -61,29 +70,31 @@ async fn serve(
     let state = State::new(control.socket.clone(), owner, limit, guard);
     let state = Rc::new(RefCell::new(state));
     let served = async {
-        let restored = start::restore(&state, &control.socket).await?;
-        start::bind_first(&state, config).await?;
-        let listener = control.listen(restored.control)?;
-        let socket = control.socket.clone();
-        let runtime = |source| Error::Runtime { socket: socket.clone(), source };
-        let store = state.borrow().store.clone();
-        if let Some(store) = &store {
-            state.borrow_mut().control = control.leave();
-            state.borrow().write_manifest();
-            restored.stale.into_iter().for_each(|name| store.forget(name));
-            store.keep_control(&listener).map_err(runtime)?;
-            store.settled().await;
-        }
-        let listener = UnixListener::from_std(listener).map_err(runtime)?;
+        let (listener, links) = match resumed {
+            None => (start(config, control, &state).await?, Vec::new()),
+            Some((inherited, listener)) => (listener, go_on(control, &state, inherited)?),
+        };
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
             descriptor_limit = limit, "broker serves"
         );
         service::ready(&state);
         let tasks = LocalSet::new();
-        let accepting = accept(&tasks, &listener, &state, config.deadline);
+        // Rung whenever a connection ends and with it a descriptor is free.
+        let freed = Rc::new(Notify::new());
+        let deadline = config.deadline;
+        for (link, owed) in links {
+            attend(&tasks, link, owed, &state, &freed, deadline);
+        }
+        let store = state.borrow().store.clone();
         let serving = async {
-            tokio::join!(guard::keep(&state), service::run(&state), store::keep(store), accepting)
+            tokio::join!(
+                guard::keep(&state),
+                service::run(&state),
+                store::keep(store),
+                accept(&tasks, &listener, &state, &freed, deadline),
+                upgrade::keep(&state, &listener, control, config),
+            )
         };
         tokio::select! {
             _ = tasks.run_until(serving) => {}
@@ -98,24 +109,62 @@ async fn serve(
     served
 }
 
+/// Everything before the first client can connect.
+async fn start(
+    config: &Config,
+    control: &mut Control,
+    state: &Rc<RefCell<State>>,
+) -> Result<UnixListener, Error> {
+    let restored = start::restore(state, &control.socket).await?;
+    start::bind_first(state, config).await?;
+    let listener = control.listen(restored.control)?;
+    let socket = control.socket.clone();
+    let runtime = |source| Error::Runtime { socket: socket.clone(), source };
+    let store = state.borrow().store.clone();
+    if let Some(store) = &store {
+        state.borrow_mut().control = control.leave();
+        state.borrow().write_manifest();
+        restored.stale.into_iter().for_each(|name| store.forget(name));
+        store.keep_control(&listener).map_err(runtime)?;
+        store.settled().await;
+    } else {
+        state.borrow_mut().control = control.path().cloned();
+    }
+    UnixListener::from_std(listener).map_err(runtime)
+}
+
+/// Goes on where an earlier image of this process stopped.
+fn go_on(
+    control: &mut Control,
+    state: &Rc<RefCell<State>>,
+    inherited: Inherited,
+) -> Result<Vec<Resumed>, Error> {
+    let runtime = |source| Error::Runtime { socket: control.socket.clone(), source };
+    let links = inherited.resume(state).map_err(runtime)?;
+    let mut state = state.borrow_mut();
+    state.control = control.path().cloned();
+    if state.store.is_some() {
+        state.control = control.leave();
+        state.write_manifest();
+    }
+    Ok(links)
+}
+
 async fn accept(
     tasks: &LocalSet,
     listener: &UnixListener,
     state: &Rc<RefCell<State>>,
+    freed: &Rc<Notify>,
     deadline: Duration,
 ) {
-    // Rung whenever a connection ends and with it a descriptor is free.
-    let freed = Rc::new(Notify::new());
     let mut starved = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 starved = false;
-                let (state, freed) = (Rc::clone(state), Rc::clone(&freed));
-                tasks.spawn_local(async move {
-                    admit(stream, &state, deadline).await;
-                    freed.notify_one();
-                });
+                if let Some(link) = admit(stream, state) {
+                    attend(tasks, link, None, state, freed, deadline);
+                }
             }
             Err(error) => {
                 // The connection stays in the queue, so the socket stays readable:
@@ -136,28 +185,53 @@ async fn accept(
     }
 }
 
-async fn admit(stream: UnixStream, state: &RefCell<State>, deadline: Duration) {
+/// Enters a connection.
+fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
     let credentials = match peer::credentials(stream.as_fd()) {
         Ok(credentials) => credentials,
         Err(error) => {
             tracing::warn!(%error, "cannot tell who connected: connection closed");
-            return;
+            return None;
         }
     };
     let pid = u32::try_from(credentials.pid).unwrap_or(0);
     let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
-    let connection = state.borrow_mut().connect(peer);
-    let end = connection::serve(stream, state, Caller { connection, peer }, deadline).await;
-    match &end {
-        End::Closed => {}
-        End::Failed(error) => tracing::debug!(pid, %error, "connection ended"),
-        End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
-        End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
-        End::TooManyInFlight => {
-            tracing::warn!(pid, "cut off: too many descriptors wait to be received by clients");
+    let mut state = state.borrow_mut();
+    let connection = state.connect(peer);
+    let link = Link::new(stream, Caller { connection, peer }, &[]);
+    state.links.insert(connection, Rc::clone(&link));
+    Some(link)
+}
+
+/// Serves a connection in a task of its own. `owed` is the request for an upgrade that has
+/// been done and not been answered.
+fn attend(
+    tasks: &LocalSet,
+    link: Rc<Link>,
+    owed: Option<String>,
+    state: &Rc<RefCell<State>>,
+    freed: &Rc<Notify>,
+    deadline: Duration,
+) {
+    let (state, freed) = (Rc::clone(state), Rc::clone(freed));
+    tasks.spawn_local(async move {
+        if let Some(owed) = owed {
+            upgrade::answer(&link, &owed, deadline).await;
         }
-    }
-    state.borrow_mut().disconnect(connection);
+        let pid = link.caller.peer.pid;
+        match connection::serve(&link, &state, deadline).await {
+            End::Closed => {}
+            End::Failed(error) => tracing::debug!(pid, %error, "connection ended"),
+            End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
+            End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
+            End::TooManyInFlight => {
+                tracing::warn!(pid, "cut off: too many descriptors wait to be received by clients");
+            }
+        }
+        state.borrow_mut().disconnect(link.caller.connection);
+        state.borrow().upgrade.calmer();
+        freed.notify_one();
+    });
 }
 
 fn is_shortage(error: &io::Error) -> bool {

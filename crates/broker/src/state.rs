@@ -4,7 +4,7 @@
 //! registry never has more than one claim in hand.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -22,8 +22,10 @@ use bindonce_sys::limits;
 use bindonce_sys::listen::{self, UnixPath};
 
 use crate::answer;
+use crate::connection::Link;
 use crate::guard::{self, Care, Guard};
 use crate::store::{Kept, Store};
+use crate::upgrade::Upgrade;
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -50,6 +52,9 @@ pub(crate) struct State {
     pub(crate) registry: Registry<Socket>,
     pub(crate) policy: Policy,
     pub(crate) guard: Rc<Guard>,
+    /// Every connection that is being served.
+    pub(crate) links: BTreeMap<ConnectionId, Rc<Link>>,
+    pub(crate) upgrade: Rc<Upgrade>,
     /// Where listeners outlive this process; none without a service manager.
     pub(crate) store: Option<Rc<Store>>,
     /// Path of the control socket.
@@ -60,9 +65,9 @@ pub(crate) struct State {
     /// The soft limit on descriptors.
     pub(crate) descriptor_limit: u64,
     /// Descriptors that are open beside listeners and connections.
-    other_descriptors: u64,
+    pub(crate) other_descriptors: u64,
     somaxconn: u32,
-    next_connection: u64,
+    pub(crate) next_connection: u64,
 }
 
 /// Why a claim got nothing.
@@ -98,6 +103,8 @@ impl State {
             registry: Registry::default(),
             policy: Policy::owner_only(owner),
             guard,
+            links: BTreeMap::new(),
+            upgrade: Rc::default(),
             store: None,
             socket,
             control: None,
@@ -120,6 +127,7 @@ impl State {
 
     /// Ends a connection.
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
+        self.links.remove(&id);
         let actions = self.registry.on(now(), Event::Gone(id));
         close_all(actions);
     }

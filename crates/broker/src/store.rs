@@ -107,7 +107,6 @@ impl Store {
     }
 
     /// The name of the manifest, for the next image of this process.
-    #[allow(dead_code)] // Used by the upgrade in place.
     pub(crate) fn name(&self) -> Option<String> {
         self.inner.borrow().manifest.as_ref().map(|(_, _, name)| name.clone())
     }
@@ -294,14 +293,21 @@ impl State {
 
     /// Writes the manifest anew, with every listener that is held.
     pub(crate) fn write_manifest(&self) {
-        let Some(store) = &self.store else { return };
+        if let Some(store) = &self.store {
+            store.rewrite(self.manifest());
+        }
+    }
+
+    /// What is held, written down.
+    pub(crate) fn manifest(&self) -> Manifest {
         let mut manifest = Manifest::new(answer::VERSION);
         manifest.header.since = self.since.0;
         manifest.header.boot = identity::boot();
+        manifest.header.upgrades = self.upgrade.count();
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
         manifest.header.control = self.control.as_ref().map(file);
         manifest.listeners = self.registry.list().iter().map(|view| entry(view.held)).collect();
-        store.rewrite(manifest);
+        manifest
     }
 }
 

@@ -277,14 +277,14 @@ fn one_broker_serves_a_path_and_leaves_it_clean() {
     let config = scene.config();
     let socket = config.socket.clone();
     let run_directory = scene.path("run");
-    let broker = scene.start(config.clone());
+    let broker = scene.start(scene.config());
     let mode = |path| fs::metadata(path).expect("stat").permissions().mode() & 0o777;
     assert_eq!((mode(&run_directory), mode(&socket)), (0o755, 0o660));
     assert!(fs::metadata(&socket).expect("stat").file_type().is_socket());
 
     let (_stop, stopped) = tokio::sync::oneshot::channel();
     let second = std::thread::spawn({
-        let config = config.clone();
+        let config = scene.config();
         move || run(config, stopped)
     });
     let error = second.join().expect("thread").expect_err("refused");

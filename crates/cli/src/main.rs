@@ -22,7 +22,7 @@ use logging::{LogFormat, LogLevel};
 /// Binds every listen address once and hands the same sockets to each new generation of a proxy
 #[derive(Debug, Parser)]
 #[command(name = "bindonce", version, max_term_width = 100, disable_help_subcommand = true)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,
     #[command(subcommand)]
@@ -70,6 +70,12 @@ fn main() -> ExitCode {
             let path = PathBuf::from(words.next().unwrap_or_default());
             let checked = upgrade::check(&path);
             return checked.map_or_else(|e| failure::print(&e.into()), |()| ExitCode::SUCCESS);
+        }
+        Some(word) if word == bindonce_broker::CHECK => {
+            let words = std::iter::once("bindonce".into()).chain(words);
+            let cli = Cli::try_parse_from(words).map_err(anyhow::Error::from);
+            let checked = cli.and_then(command::serve::check);
+            return checked.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }
         _ => {}
     }

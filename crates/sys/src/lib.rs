@@ -43,6 +43,7 @@ pub mod shim;
 pub mod signals;
 pub mod spawn;
 pub mod survey;
+pub mod upgrade;
 #[cfg(feature = "tokio")]
 pub mod watch;
 

@@ -45,6 +45,12 @@ impl LockFile {
         }
     }
 
+    /// The lock that an earlier image of this process took at `path` and left open. It belongs
+    /// to the open file and not to the process, so it is held still.
+    pub fn resume(fd: OwnedFd, path: &Path) -> Self {
+        Self { fd, path: path.to_owned() }
+    }
+
     /// Removes the file, then lets the lock go. In this order, so that the file
     /// is never taken away from another holder.
     ///

@@ -91,6 +91,12 @@ pub struct Header {
     /// The boot that inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot: String,
+    /// The process that wrote it, by its pid and the time at which it started (proc_pid_stat(5)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<(u32, u64)>,
+    /// How often the broker has been upgraded in place since it started.
+    #[serde(default)]
+    pub upgrades: u64,
     /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub descriptors: BTreeMap<String, i32>,
@@ -187,6 +193,9 @@ pub struct Link {
     /// Bytes of a request that was not complete yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<u8>,
+    /// The id, as JSON text, of its request for the upgrade, which the next image answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<String>,
 }
 
 /// Which generation a connection stands for.
@@ -259,6 +268,8 @@ impl Manifest {
             written_by: written_by.to_owned(),
             since: 0,
             boot: String::new(),
+            process: None,
+            upgrades: 0,
             descriptors: BTreeMap::new(),
             control: None,
             store: None,

@@ -13,7 +13,7 @@ use crate::error::RpcError;
 use crate::message::Request;
 
 /// The methods of a broker, in the order in which help lists them.
-pub const METHODS: [&str; 6] = ["bind", "join", "release", "list", "status", "ping"];
+pub const METHODS: [&str; 7] = ["bind", "join", "release", "list", "status", "ping", "upgrade"];
 
 /// Parameters that a method takes, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
@@ -41,6 +41,8 @@ pub enum Call {
     Status,
     /// Tell that the broker is there.
     Ping,
+    /// Become the binary that is installed now.
+    Upgrade,
 }
 
 impl Call {
@@ -53,6 +55,7 @@ impl Call {
             "list" => request.no_params().map(|()| Self::List),
             "status" => request.no_params().map(|()| Self::Status),
             "ping" => request.no_params().map(|()| Self::Ping),
+            "upgrade" => request.no_params().map(|()| Self::Upgrade),
             _ => Err(request.method_not_found(&METHODS)),
         }
     }

@@ -52,6 +52,17 @@ pub struct PingResult {
     pub version: String,
 }
 
+/// The result of `upgrade`, given by the new image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeResult {
+    /// Always true.
+    pub upgraded: bool,
+    /// The broker's process, which is the same as before.
+    pub pid: u32,
+    /// The version of the new image.
+    pub version: String,
+}
+
 /// The result of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ListResult {
@@ -154,6 +165,9 @@ pub struct BrokerInfo {
     pub version: String,
     /// When it started, RFC 3339.
     pub since: String,
+    /// How often it has been upgraded in place since then.
+    #[serde(default)]
+    pub upgrades: u64,
     /// The path of its control socket.
     pub socket: String,
     /// How many listeners it holds.

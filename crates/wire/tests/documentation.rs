@@ -8,7 +8,7 @@ use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Reply, Request, encode_error};
 use bindonce_wire::params::{Call, METHODS};
 use bindonce_wire::result::{
-    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult,
+    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, UpgradeResult,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -68,6 +68,7 @@ fn the_examples_are_what_the_code_reads_and_writes() {
                     Call::Join(_) => rewritten::<JoinResult>(&raw),
                     Call::Release(_) => rewritten::<ReleaseResult>(&raw),
                     Call::List => rewritten::<ListResult>(&raw),
+                    Call::Upgrade => rewritten::<UpgradeResult>(&raw),
                     Call::Status => rewritten::<StatusResult>(&raw),
                     _ => rewritten::<PingResult>(&raw),
                 };
@@ -101,6 +102,7 @@ fn the_numbers_on_the_page_are_the_codes_numbers() {
         ErrorCode::IN_USE,
         ErrorCode::LIMIT,
         ErrorCode::TIMED_OUT,
+        ErrorCode::UPGRADE_FAILED,
     ];
     for code in codes {
         assert!(page.contains(&format!("\n| {code} |")), "no row for {code}");

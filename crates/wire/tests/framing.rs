@@ -333,6 +333,32 @@ fn a_request_of_exactly_the_cap_is_read() {
 }
 
 #[test]
+fn another_reader_goes_on_from_what_is_unread() {
+    let stream = br#"{"a":1} {"b":[2,"\u00e9"]}
+        {"c":{}}"#;
+    let expected = whole(stream);
+    for split in 0..=stream.len() {
+        let (mut first, mut second) = (Scanner::new(CAP), Scanner::new(CAP));
+        let mut frames = Vec::new();
+        let mut read = |scanner: &mut Scanner, mut input: &[u8]| {
+            while let Some(frame) = scanner.next(&mut input) {
+                frames.push(frame);
+            }
+        };
+        read(&mut first, &stream[..split]);
+        read(&mut second, first.unread().expect("good so far"));
+        read(&mut second, &stream[split..]);
+        assert_eq!(frames, expected, "{split}");
+    }
+    for bad in ["{\"a\":x", "garbage", "{\"a\":\n{x"] {
+        let mut scanner = Scanner::new(CAP);
+        let mut input = bad.as_bytes();
+        while scanner.next(&mut input).is_some() {}
+        assert_eq!(scanner.unread(), None, "{bad}");
+    }
+}
+
+#[test]
 fn in_progress_means_inside_a_request() {
     let mut scanner = Scanner::new(CAP);
     for (piece, inside) in

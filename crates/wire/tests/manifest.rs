@@ -44,13 +44,14 @@ prop_compose! {
         label in any::<Option<(u64, u32, u64)>>(),
         leases in prop::collection::vec(any::<(u64, u64)>(), 0..3),
         unread in prop::collection::vec(any::<u8>(), 0..9),
+        owed in prop::option::of("[0-9]{1,3}"),
     ) -> Link {
         let label = label.map(|(generation, pid, since)| LinkLabel {
             service: "haproxy".to_owned(), generation, pid, state: State::Serving, since,
         });
         let leases =
             leases.into_iter().map(|(inode, since)| LinkLease { inode, since }).collect();
-        Link { id, descriptor, pid, uid, gid, label, leases, unread }
+        Link { id, descriptor, pid, uid, gid, label, leases, unread, owed }
     }
 }
 

@@ -24,7 +24,7 @@ fn reads_what_multibinder_sends() {
     )
     .unwrap();
     assert_eq!(request.id, Id::Null);
-    let bind = Bind { target: tcp("0.0.0.0", 8000, None), tentative: false };
+    let bind = Bind { target: tcp("0.0.0.0", 8000, None), tentative: false, change: false };
     assert_eq!(Call::decode(&request), Ok(Call::Bind(vec![bind])));
 }
 
@@ -35,7 +35,7 @@ fn reads_every_form_of_bind() {
         {"listen":"web=:80,backlog=4096","tentative":true},
         {"name":"web"}]}"#;
     let expected = vec![
-        Bind { target: tcp("127.0.0.1", 81, Some(7)), tentative: false },
+        Bind { target: tcp("127.0.0.1", 81, Some(7)), tentative: false, change: false },
         Bind { tentative: true, ..Bind::listen("web=:80,backlog=4096") },
         Bind::name("web"),
     ];
@@ -147,7 +147,7 @@ fn methods_without_parameters_take_any_way_to_say_none() {
 #[test]
 fn what_a_client_sends_is_what_a_server_reads() {
     let binds = vec![
-        Bind { target: tcp("::1", 0, Some(3)), tentative: true },
+        Bind { target: tcp("::1", 0, Some(3)), tentative: true, change: false },
         Bind::listen("web=:80"),
         Bind::name("web"),
     ];

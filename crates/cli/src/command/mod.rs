@@ -9,7 +9,7 @@ mod release;
 mod reload;
 mod render;
 mod run;
-mod serve;
+pub(crate) mod serve;
 pub(crate) mod shim;
 mod status;
 mod supervisors;

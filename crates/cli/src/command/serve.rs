@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use bindonce_broker::Config;
+use bindonce_broker::{Config, Orders};
 use bindonce_core::listener::Wanted;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -54,7 +54,9 @@ struct Wishes {
 /// Serves until a signal ends it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     logging::start(globals);
-    if args.new_session {
+    let inherited = bindonce_broker::inherited()?;
+    // An earlier image of this process has done so.
+    if args.new_session && inherited.is_none() {
         nix::unistd::setsid().context("cannot begin a session of our own")?;
     }
     let mut config = Config::new(globals.socket_path());
@@ -64,7 +66,12 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
     config.listen = wishes.listen;
     config.listen.extend(args.listen);
-    if let Some(account) = &wishes.account {
+    config.inherited = inherited;
+    let orders = config.orders.clone();
+    // An earlier image of this process has given its privileges up already.
+    if let Some(account) = &wishes.account
+        && config.inherited.is_none()
+    {
         become_account(account, &config, wishes.capabilities)?;
     }
 
@@ -75,7 +82,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {
         let watch = Watch::new(&signals).context("cannot wait for signals")?;
-        bindonce_broker::run(config, ended(&signals, &watch)).await?;
+        bindonce_broker::run(config, ended(&signals, &watch, &orders)).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -112,13 +119,31 @@ fn become_account(
     Ok(())
 }
 
+/// Proves that this binary can go on from what a running broker leaves to it (on standard
+/// input), with that one's command line and the configuration as it is now.
+pub(crate) fn check(cli: crate::Cli) -> anyhow::Result<()> {
+    let crate::command::Command::Serve(args) = cli.command else {
+        anyhow::bail!("these are not the arguments of a broker");
+    };
+    if let Some(path) = &args.config {
+        read(path)?;
+    }
+    let mut state = fs::File::open("/proc/self/fd/0").context("cannot open the state")?;
+    Ok(bindonce_broker::check(&mut state)?)
+}
+
 /// Ready when a signal asks the broker to end.
-async fn ended(signals: &SignalFd, signalled: &Watch) {
+async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
     loop {
         match signals.read() {
             Ok(Some(signal)) if matches!(signal.signo, Signal::SIGTERM | Signal::SIGINT) => {
                 tracing::info!(signal = %signal.signo, sender = signal.pid, "told to end");
                 return;
+            }
+            Ok(Some(signal)) if signal.signo == Signal::SIGUSR1 => {
+                tracing::info!(sender = signal.pid, "told to upgrade");
+                orders.upgrade();
+                continue;
             }
             Ok(Some(signal)) => {
                 tracing::info!(

@@ -1,5 +1,5 @@
-//! `bindonce upgrade --name SERVICE`: the supervisor of a service becomes the binary that is
-//! installed now, in place.
+//! `bindonce upgrade`: the broker, or with `--name` the supervisor of a service, becomes the
+//! binary that is installed now, in place.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,17 +8,18 @@ use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::name::Name;
 use bindonce_haproxy::supervisor::control_socket;
+use bindonce_wire::result::UpgradeResult;
 use serde::Deserialize;
 
 use super::print;
 use crate::Globals;
 
-/// Replace the binary of a running supervisor: same pid, same generations
+/// Replace the binary of the running broker, or of a supervisor: same pid, nothing is closed
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The service whose supervisor is upgraded
+    /// Upgrade the supervisor of this service instead: same pid, same generations
     #[arg(long, value_name = "SERVICE")]
-    name: Name,
+    name: Option<Name>,
 }
 
 /// What is told of a supervisor before and after.
@@ -30,9 +31,23 @@ struct Status {
 
 /// Asks for the upgrade, and makes sure of it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let name = args.name;
-    let path = control_socket(&globals.socket_path(), &name);
-    let before = status(&path, &name)?;
+    match args.name {
+        Some(name) => supervisor(&name, globals),
+        None => broker(globals),
+    }
+}
+
+fn broker(globals: &Globals) -> anyhow::Result<ExitCode> {
+    let mut client = Client::connect(&globals.socket_path())?;
+    let result = client.call("upgrade", &[0; 0])?;
+    let UpgradeResult { pid, version, .. } = serde_json::from_value(result)?;
+    print(&format!("the broker, pid {pid}, was upgraded and is bindonce {version} now\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let path = control_socket(&globals.socket_path(), name);
+    let before = status(&path, name)?;
     let mut client = Client::connect(&path)?;
     match client.call("upgrade", &serde_json::json!([])) {
         Ok(_) => {}
@@ -43,7 +58,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             // The new image does not know this connection: it has ended.
         }
     }
-    let after = status(&path, &name)?;
+    let after = status(&path, name)?;
     if after.upgrades == before.upgrades || after.pid != before.pid {
         bail!("service \"{name}\" was not upgraded; its log says why");
     }

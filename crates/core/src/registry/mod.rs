@@ -23,6 +23,7 @@ mod claim;
 mod index;
 mod refusal;
 mod release;
+mod resume;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -38,6 +39,7 @@ use index::Index;
 
 pub use adopt::Adoption;
 pub use refusal::{HeldBy, Refusal};
+pub use resume::Link;
 pub use view::{Generation, Holder, Service, View};
 
 /// The most listeners that one request may ask for: every port twice, and some.
@@ -137,6 +139,8 @@ pub enum Event<H> {
     Gone(ConnectionId),
     /// These are held already, from before.
     Adopt(Vec<Adoption<H>>),
+    /// These were connected to the image of the broker before this one.
+    Resume(Vec<Link>),
     /// The socket of this listener is beyond repair; this one takes its place.
     Replace(ListenerId, Opened<H>),
 }
@@ -269,6 +273,7 @@ impl<H> Registry<H> {
             }
             Event::Gone(id) => self.gone(id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
+            Event::Resume(links) => self.resume(links),
             Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) => {}
         }

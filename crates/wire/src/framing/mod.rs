@@ -153,6 +153,18 @@ impl Scanner {
         matches!(self.mode, Mode::Request { .. })
     }
 
+    /// The bytes of the request that has begun, to be read anew by another reader; empty
+    /// between requests. `None` in the middle of what is no good request: what follows means
+    /// something to this reader only.
+    pub fn unread(&self) -> Option<&[u8]> {
+        match self.mode {
+            _ if !self.replay.is_empty() => None,
+            Mode::Idle => Some(&[]),
+            Mode::Request { too_large: false, .. } => Some(&self.buffer),
+            Mode::Request { .. } | Mode::Bad { .. } | Mode::Garbage => None,
+        }
+    }
+
     /// Reads from the front of `input` up to the end of the next frame and takes
     /// what was read off it. `None` means that all of `input` has been taken and
     /// more must come. Call it again until then, also with nothing left in

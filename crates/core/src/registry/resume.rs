@@ -1,0 +1,106 @@
+//! Connections that go on over an upgrade of the broker: told to the next image,
+//! and entered there as they were.
+
+use std::collections::HashMap;
+
+use super::{Connection, ConnectionId, Label, Registry};
+use crate::policy::Peer;
+use crate::time::Timestamp;
+
+/// A connection with all that the registry knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, the same in both images.
+    pub id: ConnectionId,
+    /// Who connected.
+    pub peer: Peer,
+    /// Which generation it stands for, and since when it does as it says.
+    pub label: Option<(Label, Timestamp)>,
+    /// The listeners that it uses, by the inode of the socket, and since when.
+    pub leases: Vec<(u64, Timestamp)>,
+}
+
+impl<H> Registry<H> {
+    /// Every connection, in the order in which they connected.
+    pub fn links(&self) -> impl Iterator<Item = Link> {
+        self.connections.iter().map(|(id, connection)| {
+            let lease = |(id, since): (&_, &_)| Some((self.held.get(id)?.opened.inode, *since));
+            let mut leases: Vec<_> = connection.leases.iter().filter_map(lease).collect();
+            leases.sort_unstable();
+            Link { id: *id, peer: connection.peer, label: connection.label.clone(), leases }
+        })
+    }
+
+    /// Enters connections that were there before. A lease on what is not held any more is
+    /// left out.
+    pub(super) fn resume(&mut self, links: Vec<Link>) {
+        let ids: HashMap<u64, _> =
+            self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
+        for link in links {
+            let mut leases = HashMap::with_capacity(link.leases.len());
+            for (inode, since) in link.leases {
+                if let Some(id) = ids.get(&inode)
+                    && let Some(held) = self.held.get_mut(id)
+                    && leases.insert(*id, since).is_none()
+                {
+                    held.leases += 1;
+                }
+            }
+            let connection = Connection { peer: link.peer, label: link.label, leases };
+            self.connections.insert(link.id, connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Action, Adoption, Closing, Event, Opened, Phase};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(5);
+
+    #[test]
+    fn a_registry_with_its_connections_goes_on_in_the_next_image() {
+        let adoption = |handle: u32, listen: &str, tentative| Adoption {
+            listener: listen.parse().expect(listen),
+            opened: Opened {
+                handle,
+                bound: format!("0.0.0.0:{handle}").parse().expect("address"),
+                inode: u64::from(handle),
+                cookie: 0,
+                backlog: 5,
+                exclusive: true,
+            },
+            since: NOW,
+            tentative,
+        };
+        let adoptions = || vec![adoption(80, "web=:80", false), adoption(81, "b=:81", true)];
+        let mut first = Registry::default();
+        first.on(NOW, Event::Adopt(adoptions()));
+        let label = Label {
+            service: "edge".parse().expect("name"),
+            generation: 7,
+            pid: 9,
+            phase: Phase::Serving,
+        };
+        let peer = Peer { pid: 1, uid: 2, gid: 3 };
+        let link = |id, leases, label| Link { id: ConnectionId(id), peer, label, leases };
+        let links = vec![
+            link(3, vec![(80, Timestamp(6)), (81, Timestamp(7))], Some((label, NOW))),
+            // What is gone is left out.
+            link(4, vec![(99, NOW)], None),
+        ];
+        first.on(NOW, Event::Resume(links));
+        let told: Vec<Link> = first.links().collect();
+        assert_eq!((told.len(), told[0].leases.len(), told[1].leases.len()), (2, 2, 0));
+
+        let mut second = Registry::default();
+        second.on(NOW, Event::Adopt(adoptions()));
+        second.on(NOW, Event::Resume(told.clone()));
+        assert_eq!(second.links().collect::<Vec<_>>(), told);
+        assert_eq!(second.list()[0].holders[0].since, Timestamp(6));
+        // A tentative listener ends with its last lease here as it would have there.
+        let actions = second.on(NOW, Event::Gone(ConnectionId(3)));
+        assert!(matches!(actions[..], [Action::Close(81, _, Closing::Unconfirmed)]), "{actions:?}");
+    }
+}

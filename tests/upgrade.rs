@@ -1,0 +1,103 @@
+//! The broker becomes another binary in place: same pid, same sockets, same connections.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Process, Scene, bindonce, eventually, finish, listening};
+
+fn broker(wire: &mut crate::harness::Wire) -> Value {
+    wire.call("status", &json!([]))["broker"].clone()
+}
+
+#[test]
+fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
+    let scene = Scene::new();
+    let process = scene.broker();
+    let address = scene.address();
+    let path = scene.path("app.sock").display().to_string();
+    let mut holder = scene.wire();
+    let (listeners, _held) = holder.bind(&[&format!("web={address}"), &path, "abns@upgrade-test"]);
+    let joined = json!([{"service": "edge", "generation": 7, "pid": 1, "state": "serving"}]);
+    holder.call("join", &joined);
+    let list = |wire: &mut crate::harness::Wire| wire.call("list", &json!([]));
+    let before = list(&mut holder);
+    // Half of it before, half of it after.
+    let mut slow = scene.wire();
+    slow.send(br#"{"jsonrpc":"2.0","id":7,"method":"bi"#);
+
+    for round in 1..=3 {
+        let told = scene.run("upgrade", &[]).ok();
+        assert!(told.contains(&format!("pid {}", process.pid())), "{told}");
+        let now = broker(&mut holder);
+        assert_eq!((&now["upgrades"], &now["pid"]), (&json!(round), &json!(process.pid())));
+        assert_eq!(list(&mut holder), before);
+    }
+    process.signal(Signal::SIGUSR1);
+    eventually("the upgrade by a signal", || (broker(&mut holder)["upgrades"] == 4).then_some(()));
+
+    slow.send(format!(r#"nd","params":[{{"listen":"{address}"}}]}}"#).as_bytes());
+    let reply = slow.reply();
+    assert_eq!(reply["id"], 7, "{reply}");
+    assert_eq!(reply["result"]["listeners"][0]["inode"], listeners[0]["inode"]);
+    assert_eq!(listening(address).len(), 1);
+    // The lease is still there, and its end is still noticed.
+    drop(slow);
+    let busy = scene.wire().error("release", &json!(["web"]));
+    assert_eq!(busy["code"], -32007, "{busy}");
+    drop(holder);
+    eventually("the lease to end", || {
+        let reply = scene.wire().request("release", &json!(["web", path, "abns@upgrade-test"]));
+        reply["result"].is_object().then_some(())
+    });
+    assert!(!fs::exists(&path).expect("the path"), "its file is known after an upgrade");
+}
+
+#[test]
+fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
+    let scene = Scene::new();
+    let binary = scene.path("bindonce");
+    let install = |source: &std::path::Path| {
+        // Beside it and renamed, as a package manager does: the running one is not written to.
+        let new = scene.path("bindonce.new");
+        fs::copy(source, &new).expect("copying");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("its mode");
+        fs::rename(&new, &binary).expect("installing");
+    };
+    install(bindonce());
+    let config = scene.write("broker.toml", "listen = []\n");
+    let mut command = scene.command(&binary);
+    command.arg("serve").arg("--socket").arg(scene.socket()).arg("--config").arg(&config);
+    let mut process = Process::start(&mut command);
+    scene.wait_broker(&mut process);
+    let address = scene.address();
+    let mut wire = scene.wire();
+    let (listeners, _held) = wire.bind(&[&address.to_string()]);
+
+    let refused = |part: &str| {
+        let story = finish(&mut scene.bindonce("upgrade")).fails(1);
+        assert!(story.contains("nothing has changed") && story.contains(part), "{story}");
+    };
+    fs::remove_file(&binary).expect("removing");
+    refused("cannot be started");
+    install(&scene.write("broken", "#!/bin/sh\nexit 3\n"));
+    refused("exit code 3");
+    install(&scene.write("garbage", "\x7fELF"));
+    refused("cannot be started");
+    // An older one does not know what it is asked.
+    install(&scene.write("old", "#!/bin/sh\necho \"unrecognized subcommand '$1'\" >&2\nexit 2\n"));
+    refused("exit code 2");
+    // The new one is good, but not the configuration: it would not start.
+    install(bindonce());
+    fs::write(&config, "lisen = []\n").expect("writing");
+    refused("exit code");
+    assert_eq!(broker(&mut wire)["upgrades"], 0);
+    let (again, _) = wire.bind(&[&address.to_string()]);
+    assert_eq!(again[0]["inode"], listeners[0]["inode"]);
+
+    fs::write(&config, "listen = []\n").expect("writing");
+    scene.run("upgrade", &[]).ok();
+    assert_eq!(broker(&mut wire)["upgrades"], 1);
+}
