@@ -1,7 +1,7 @@
 //! Real haproxies: the system's own, and those that `tests/haproxies` fetched.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_load::Report;
@@ -46,13 +46,30 @@ impl Haproxy {
     /// Starts `bindonce run` with this program and configuration and waits until
     /// its first generation serves.
     #[track_caller]
-    pub(crate) fn start(scene: &Scene, program: &PathBuf, config: &PathBuf) -> Self {
-        let mut command = scene.bindonce("run");
-        command.args(["--name", "web", "--"]).arg(program).arg("-f").arg(config);
-        let mut haproxy =
-            Self { supervisor: Process::start(&mut command), service: "web".to_owned() };
+    pub(crate) fn start(scene: &Scene, program: &Path, config: &Path) -> Self {
+        Self::start_with(scene, &[], program, config)
+    }
+
+    /// The same with more arguments for `bindonce run`.
+    #[track_caller]
+    pub(crate) fn start_with(
+        scene: &Scene,
+        arguments: &[&str],
+        program: &Path,
+        config: &Path,
+    ) -> Self {
+        let mut haproxy = Self::begin(scene, arguments, program, config);
         haproxy.wait_serving(scene);
         haproxy
+    }
+
+    /// The same without the wait.
+    #[track_caller]
+    pub(crate) fn begin(scene: &Scene, arguments: &[&str], program: &Path, config: &Path) -> Self {
+        let mut command = scene.bindonce("run");
+        command.args(["--name", "web"]).args(arguments).arg("--");
+        command.arg(program).arg("-f").arg(config);
+        Self { supervisor: Process::start(&mut command), service: "web".to_owned() }
     }
 
     /// Waits until some generation serves, and gives its number and pid.

@@ -7,6 +7,7 @@ mod haproxy;
 mod kernel;
 mod process;
 mod scene;
+mod stage;
 mod wire;
 
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config};
 pub(crate) use kernel::{descriptors, listening};
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
+pub(crate) use stage::{Fault, Stage};
 pub(crate) use wire::Wire;
 
 /// The longest that a test waits for anything that should come at once. Long,

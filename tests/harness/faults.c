@@ -1,0 +1,81 @@
+/* Preloaded into a haproxy under test: makes it deaf to signals, or hear them twice.
+ *
+ * FAULT is a list of words: "deaf:SIGNAL:COUNT" swallows the first COUNT of a
+ * signal (0: every one), "twice:SIGNAL" calls its handler two times. A signal is
+ * its number. Everything else goes through. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SIGNALS 65
+
+static void (*handlers[SIGNALS])(int);
+static long deaf[SIGNALS]; /* how many are left to swallow; negative: all */
+static int twice[SIGNALS];
+
+static int (*real_sigaction(void))(int, const struct sigaction *, struct sigaction *) {
+    return (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
+}
+
+static void set(int number, void (*handler)(int)) {
+    struct sigaction act;
+    memset(&act, 0, sizeof act);
+    act.sa_handler = handler;
+    act.sa_flags = SA_RESTART;
+    real_sigaction()(number, &act, NULL);
+}
+
+static void between(int number) {
+    void (*handler)(int) = handlers[number];
+    if (deaf[number] != 0) {
+        if (deaf[number] > 0)
+            deaf[number]--;
+        return;
+    }
+    if (handler == NULL) { /* haproxy has left it as it was */
+        set(number, SIG_DFL);
+        raise(number);
+        return;
+    }
+    handler(number);
+    if (twice[number])
+        handler(number);
+}
+
+__attribute__((constructor)) static void read_faults(void) {
+    const char *words = getenv("FAULT");
+    char copy[256] = "", *rest = copy, *word;
+    if (words != NULL)
+        strncpy(copy, words, sizeof copy - 1);
+    while ((word = strsep(&rest, " ")) != NULL) {
+        int number;
+        long count;
+        if (sscanf(word, "deaf:%d:%ld", &number, &count) == 2 && number > 0 && number < SIGNALS) {
+            deaf[number] = count == 0 ? -1 : count;
+            set(number, between);
+        } else if (sscanf(word, "twice:%d", &number) == 1 && number > 0 && number < SIGNALS) {
+            twice[number] = 1;
+        }
+    }
+}
+
+int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
+    if (act == NULL || number <= 0 || number >= SIGNALS || (act->sa_flags & SA_SIGINFO) ||
+        act->sa_handler == SIG_DFL || act->sa_handler == SIG_IGN || (!deaf[number] && !twice[number]))
+        return real_sigaction()(number, act, old);
+    struct sigaction ours = *act;
+    handlers[number] = act->sa_handler;
+    ours.sa_handler = between;
+    return real_sigaction()(number, &ours, old);
+}
+
+void (*signal(int number, void (*handler)(int)))(int) {
+    struct sigaction act, old;
+    memset(&act, 0, sizeof act);
+    act.sa_handler = handler;
+    act.sa_flags = SA_RESTART;
+    return sigaction(number, &act, &old) == 0 ? old.sa_handler : SIG_ERR;
+}

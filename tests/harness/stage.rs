@@ -1,0 +1,314 @@
+//! A haproxy under load and under a supervisor, whose generations can be given
+//! faults: a fifo that they wait at before they start, ears that are deaf to a signal.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bindonce_load::{Load, Plan, Report};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use serde_json::{Value, json};
+
+use super::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish};
+
+/// How many clients the load has.
+const CLIENTS: usize = 4;
+
+/// What is wrong with the haproxy of one generation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    /// It swallows the first so many of a signal; 0: every one.
+    Deaf(Signal, u32),
+    /// It hears a signal twice.
+    Twice(Signal),
+    /// It waits before it starts, until [`Stage::let_start`].
+    Waits,
+    /// It sleeps and never becomes haproxy.
+    Hangs,
+}
+
+/// A broker, a haproxy that serves with `x-generation: 1`, and light load on it.
+pub(crate) struct Stage {
+    load: Option<Load>,
+    pub(crate) haproxy: Haproxy,
+    pub(crate) broker: Process,
+    pub(crate) address: SocketAddr,
+    pub(crate) program: PathBuf,
+    arguments: Vec<String>,
+    pub(crate) scene: Scene,
+}
+
+/// The library that makes haproxy deaf, built once for each run of this program.
+fn library(scene: &Scene) -> PathBuf {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    let library = scene.path("faults.so");
+    let bytes = BUILT.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("harness/faults.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(&library);
+        finish(cc.arg(source).arg("-ldl")).ok();
+        fs::read(&library).expect("the library")
+    });
+    fs::write(&library, bytes).expect("the library");
+    library
+}
+
+impl Stage {
+    /// Starts all of it, with the faults of each generation and more arguments for `bindonce run`.
+    #[track_caller]
+    pub(crate) fn start(
+        program: Option<PathBuf>,
+        faults: &[(u64, &[Fault])],
+        arguments: &[&str],
+    ) -> Option<Self> {
+        Self::start_on(Scene::new(), program, faults, arguments)
+    }
+
+    /// The same, in a scene that was prepared.
+    #[track_caller]
+    pub(crate) fn start_on(
+        scene: Scene,
+        program: Option<PathBuf>,
+        faults: &[(u64, &[Fault])],
+        arguments: &[&str],
+    ) -> Option<Self> {
+        let program = with_faults(&scene, &program?, faults);
+        let broker = scene.broker();
+        let address = scene.address();
+        let file = scene.write("haproxy.cfg", &config(address, 1));
+        let haproxy = Haproxy::start_with(&scene, arguments, &program, &file);
+        let mut plan = Plan::new(address);
+        plan.clients = CLIENTS;
+        plan.rate = Some(400);
+        let load = plan.start().expect("starting the load");
+        assert!(load.wait_for(20, DEADLINE), "no answers");
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        Some(Self { load: Some(load), haproxy, broker, address, program, arguments, scene })
+    }
+
+    /// Writes a configuration that answers with this tag.
+    pub(crate) fn configure(&self, tag: u64) {
+        self.scene.write("haproxy.cfg", &config(self.address, tag));
+    }
+
+    /// Reloads with a configuration that answers with this tag, which must work; from then on
+    /// no other tag is seen. Gives what was said.
+    #[track_caller]
+    pub(crate) fn reload(&self, tag: u64) -> String {
+        self.configure(tag);
+        let said = self.haproxy.reload(&self.scene).ok();
+        self.only(tag);
+        said
+    }
+
+    /// New connections are answered with this tag and no other: 100 in a row, then 100 by twenty
+    /// clients at once.
+    #[track_caller]
+    pub(crate) fn only(&self, tag: u64) {
+        for (clients, connections) in [(1, 100), (20, 100)] {
+            let mut plan = Plan::new(self.address);
+            plan.clients = clients;
+            plan.connections = Some(connections);
+            let load = plan.start().expect("load");
+            assert!(load.wait_over(DEADLINE), "no answers");
+            let report = load.stop();
+            let tokens: Vec<_> = report.tokens.iter().map(|token| token.token.as_str()).collect();
+            assert_eq!(tokens, [tag.to_string()], "{report}");
+            assert_eq!(report.ok, connections, "{report}");
+        }
+    }
+
+    /// A `bindonce reload` that runs beside the test.
+    pub(crate) fn reload_beside(&self) -> Process {
+        Process::start(self.scene.bindonce("reload").args(["--name", "web"]))
+    }
+
+    /// Kills the supervisor, at once and without a word.
+    pub(crate) fn kill_supervisor(&mut self) {
+        self.haproxy.supervisor.kill();
+    }
+
+    /// Starts the supervisor again, as a service manager would.
+    pub(crate) fn start_supervisor(&mut self) {
+        let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
+        let file = self.scene.path("haproxy.cfg");
+        self.haproxy = Haproxy::begin(&self.scene, &arguments, &self.program, &file);
+    }
+
+    /// Lets a generation that waits go on.
+    pub(crate) fn let_start(&self, generation: u64) {
+        fs::write(self.scene.path(&format!("wait-{generation}")), "go\n").expect("the fifo");
+    }
+
+    /// Waits until this generation waits, and gives its pid.
+    #[track_caller]
+    pub(crate) fn wait_waiting(&self, generation: u64) -> i32 {
+        let marker = self.scene.path(&format!("waits-{generation}"));
+        eventually("the new generation to be started", || {
+            fs::read_to_string(&marker).ok()?.trim().parse().ok()
+        })
+    }
+
+    /// Every generation that the broker knows, by number: its state and pid.
+    pub(crate) fn generations(&self) -> Vec<(u64, String, i32)> {
+        let status = self.scene.wire().call("status", &json!([]));
+        let service = status["services"].as_array().and_then(|all| all.first());
+        let generations = service.and_then(|service| service["generations"].as_array());
+        let mut found: Vec<_> = generations
+            .into_iter()
+            .flatten()
+            .map(|generation| {
+                let number = generation["generation"].as_u64().unwrap_or_default();
+                let state = generation["state"].as_str().unwrap_or_default().to_owned();
+                let pid = generation["pid"].as_i64().unwrap_or_default();
+                (number, state, i32::try_from(pid).unwrap_or_default())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Waits until the generations are exactly these, with these states.
+    #[track_caller]
+    pub(crate) fn wait_generations(&self, wanted: &[(u64, &str)]) {
+        let mut last = Vec::new();
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while std::time::Instant::now() < deadline {
+            last = self.generations();
+            if last
+                .iter()
+                .map(|(number, state, _)| (*number, state.as_str()))
+                .eq(wanted.iter().copied())
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the generations are {last:?}, not {wanted:?}");
+    }
+
+    /// The pid of a generation.
+    #[track_caller]
+    pub(crate) fn pid(&self, generation: u64) -> i32 {
+        let all = self.generations();
+        let found = all.iter().find(|(number, ..)| *number == generation);
+        found.unwrap_or_else(|| panic!("no generation {generation} in {all:?}")).2
+    }
+
+    /// Sends a generation a signal.
+    #[track_caller]
+    pub(crate) fn signal(&self, generation: u64, signal: Signal) {
+        kill(Pid::from_raw(self.pid(generation)), signal).expect("signalling a generation");
+    }
+
+    /// Half a request to the address, which keeps whoever accepted it draining. Returns when
+    /// somebody has it.
+    #[track_caller]
+    pub(crate) fn half_a_request(&self) -> Half {
+        let mut stream = TcpStream::connect(self.address).expect("connecting");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+        // Connections are accepted in order: what is answered after it was accepted after it.
+        let mut plan = Plan::new(self.address);
+        plan.clients = 2;
+        plan.connections = Some(20);
+        assert!(plan.start().expect("load").wait_over(DEADLINE));
+        Half(stream)
+    }
+
+    /// The address has answered throughout: nothing failed, nobody waited longer than `most`, and
+    /// no older generation answered after a newer one. Ends the load.
+    #[track_caller]
+    pub(crate) fn answered_throughout(&mut self, most: Duration) {
+        let report = self.end_load();
+        assert_eq!((report.failed(), report.local, report.stale), (0, 0, 0), "{report}");
+        assert!(report.answer.max() <= most, "somebody waited too long: {report}");
+    }
+
+    /// As [`Stage::answered_throughout`], but for what a killed process had accepted.
+    #[track_caller]
+    pub(crate) fn lost_only_what_was_accepted(&mut self) {
+        let report = self.end_load();
+        assert_eq!((report.refused, report.timed_out, report.local), (0, 0, 0), "{report}");
+        assert_eq!(report.stale, 0, "{report}");
+        assert!(report.failed() <= CLIENTS as u64, "{report}");
+    }
+
+    /// Waits until the load has so many more good answers.
+    #[track_caller]
+    pub(crate) fn wait_answers(&self, answers: u64) {
+        let load = self.load.as_ref().expect("the load runs");
+        assert!(load.wait_for(answers, DEADLINE), "no more answers");
+    }
+
+    #[track_caller]
+    fn end_load(&mut self) -> Report {
+        self.wait_answers(20);
+        self.load.take().expect("the load runs").stop()
+    }
+
+    /// What the broker has bound on TCP.
+    pub(crate) fn bound(&self) -> Vec<String> {
+        let listed = self.scene.wire().call("list", &json!([]));
+        let all = listed["listeners"].as_array().cloned().unwrap_or_default();
+        let addresses = all.iter().filter_map(|entry: &Value| entry["address"].as_str());
+        addresses.filter(|address| !address.contains('@')).map(str::to_owned).collect()
+    }
+}
+
+/// Half a request that somebody has accepted.
+pub(crate) struct Half(TcpStream);
+
+impl Half {
+    /// Sends the other half and gives the answer.
+    #[track_caller]
+    pub(crate) fn complete(mut self) -> String {
+        self.0.write_all(b"Connection: close\r\n\r\n").expect("the other half");
+        let mut answer = String::new();
+        self.0.read_to_string(&mut answer).expect("the answer");
+        answer
+    }
+}
+
+/// A program that is haproxy, with the faults of each generation.
+fn with_faults(scene: &Scene, program: &Path, faults: &[(u64, &[Fault])]) -> PathBuf {
+    let mut script = "#!/bin/sh\ncase $BINDONCE_GENERATION in\n".to_owned();
+    for (generation, faults) in faults {
+        let mut words = Vec::new();
+        write!(script, "{generation})").expect("a string");
+        for fault in *faults {
+            match fault {
+                Fault::Deaf(signal, count) => {
+                    words.push(format!("deaf:{}:{count}", *signal as i32))
+                }
+                Fault::Twice(signal) => words.push(format!("twice:{}", *signal as i32)),
+                Fault::Waits => {
+                    let fifo = scene.path(&format!("wait-{generation}"));
+                    mkfifo(&fifo, Mode::S_IRWXU).expect("a fifo");
+                    let marker = scene.path(&format!("waits-{generation}"));
+                    let (fifo, marker) = (fifo.display(), marker.display());
+                    write!(script, " echo $$ >{marker}; read -r go <{fifo}\n").expect("a string");
+                }
+                Fault::Hangs => script.push_str(" exec sleep 1000\n"),
+            }
+        }
+        if !words.is_empty() {
+            let library = library(scene);
+            let (words, library) = (words.join(" "), library.display());
+            write!(script, " export FAULT='{words}' LD_PRELOAD='{library}'").expect("a string");
+        }
+        script.push_str(";;\n");
+    }
+    writeln!(script, "esac\nexec {} \"$@\"", program.display()).expect("a string");
+    let path = scene.write("haproxy", &script);
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("its mode");
+    path
+}

@@ -1,0 +1,209 @@
+//! The supervisor and the broker killed at each step, under load: nobody is
+//! refused, never two generations accept, and the next supervisor goes on.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal::SIGTTOU;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use crate::harness::{Fault, Haproxy, Stage, eventually, finish};
+use Fault::{Deaf, Waits};
+
+/// No client waits longer than this where nothing has to time out.
+const PROMPTLY: Duration = Duration::from_secs(1);
+
+#[track_caller]
+fn stage(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
+    Stage::start(Haproxy::system(), faults, arguments)
+}
+
+impl Stage {
+    /// The next supervisor takes over what serves, reloads, and nothing was lost.
+    #[track_caller]
+    fn goes_on(&mut self, serving: u64) {
+        self.start_supervisor();
+        let (generation, _) = self.haproxy.wait_serving(&self.scene);
+        assert_eq!(generation, serving);
+        self.haproxy.supervisor.wait_line("taken over: serving");
+        self.reload(9);
+        eventually("the older generations to be gone", || {
+            (self.scene.haproxies().len() == 1).then_some(())
+        });
+    }
+}
+
+// The supervisor.
+
+#[test]
+fn killed_between_reloads_the_supervisor_is_not_missed() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    stage.reload(2);
+    stage.kill_supervisor();
+    stage.only(2);
+    let said = stage.haproxy.reload(&stage.scene).fails(1);
+    assert!(said.contains("bindonce run"), "{said}");
+    stage.goes_on(2);
+    stage.answered_throughout(PROMPTLY);
+}
+
+#[test]
+fn killed_while_a_generation_starts_it_takes_that_one_along() {
+    let Some(mut stage) = stage(&[(2, &[Waits])], &[]) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    let starting = stage.wait_waiting(2);
+    stage.kill_supervisor();
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    eventually("the one that was starting to be ended", || {
+        kill(Pid::from_raw(starting), None).is_err().then_some(())
+    });
+    stage.only(1);
+    stage.goes_on(1);
+    stage.answered_throughout(PROMPTLY);
+}
+
+#[test]
+fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
+    // Deaf to SIGTTOU the older one accepts on while the new one is held.
+    let Some(mut stage) = stage(&[(1, &[Deaf(SIGTTOU, 0)])], &[]) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("ready: it has bound");
+    stage.kill_supervisor();
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    eventually("the older one to be gone", || (stage.scene.haproxies().len() == 1).then_some(()));
+    stage.only(2);
+    stage.start_supervisor();
+    let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
+    assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
+    stage.reload(9);
+}
+
+#[test]
+fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
+    let Some(mut stage) = stage(&[], &["--no-probe"]) else { return };
+    // Nobody connects and no probe does: the proof waits, with the older one paused.
+    stage.answered_throughout(PROMPTLY);
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("Paused frontend");
+    let begun = std::time::Instant::now();
+    stage.kill_supervisor();
+    stage.only(2);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    stage.start_supervisor();
+    let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
+    assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
+    // Without a probe the proof needs somebody who connects: `only` is too late for that.
+    stage.configure(9);
+    let mut reload = stage.reload_beside();
+    eventually("the reload to end", || {
+        std::net::TcpStream::connect(stage.address).ok();
+        (!reload.is_running()).then_some(())
+    });
+    assert!(reload.wait_exit().success(), "{}", reload.story());
+    stage.only(9);
+}
+
+#[test]
+fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    stage.kill_supervisor();
+    stage.only(2);
+    stage.start_supervisor();
+    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
+    stage.reload(3);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    stage.wait_generations(&[(3, "serving")]);
+    stage.answered_throughout(PROMPTLY);
+}
+
+#[test]
+fn killed_again_and_again_it_always_goes_on() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    let mut serving = 1;
+    for tag in 2..6 {
+        stage.configure(tag);
+        let mut reload = stage.reload_beside();
+        // At another moment of the reload each time.
+        std::thread::sleep(Duration::from_millis(20 * tag));
+        stage.kill_supervisor();
+        reload.wait_exit();
+        stage.start_supervisor();
+        let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
+        assert!(generation >= serving, "ids only grow: {serving}, then {generation}");
+        serving = generation;
+        stage.reload(10 * tag);
+    }
+    stage.lost_only_what_was_accepted();
+    eventually("the older generations to be gone", || {
+        (stage.scene.haproxies().len() == 1).then_some(())
+    });
+}
+
+#[test]
+fn replaced_under_load_the_supervisor_is_the_same_process() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    for tag in 3..6 {
+        finish(stage.scene.bindonce("upgrade").args(["--name", "web"])).ok();
+        assert!(stage.haproxy.supervisor.is_running());
+        let (_, pid) = stage.haproxy.wait_serving(&stage.scene);
+        assert_eq!(pid, stage.pid(tag - 1), "the same generation serves");
+        stage.reload(tag);
+    }
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    stage.wait_generations(&[(5, "serving")]);
+    stage.answered_throughout(PROMPTLY);
+}
+
+// The broker.
+
+#[test]
+fn killed_between_reloads_the_broker_is_not_missed_by_clients() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    stage.broker.kill();
+    stage.only(1);
+    stage.configure(2);
+    let said = stage.haproxy.reload(&stage.scene).fails(1);
+    assert!(said.contains(&stage.scene.socket().display().to_string()), "{said}");
+    assert!(said.contains("generation 1 serves on"), "{said}");
+    assert!(said.contains("bindonce serve"), "the hint: {said}");
+    stage.only(1);
+    stage.answered_throughout(PROMPTLY);
+}
+
+#[test]
+fn killed_while_a_generation_starts_the_broker_does_not_stop_the_handover() {
+    let Some(mut stage) = stage(&[(2, &[Waits])], &[]) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.wait_waiting(2);
+    stage.broker.kill();
+    stage.only(1);
+    stage.let_start(2);
+    // It has its sockets already; whichever way it ends, one configuration answers.
+    let answered = if reload.wait_exit().success() { 2 } else { 1 };
+    stage.only(answered);
+    stage.answered_throughout(PROMPTLY);
+}
+
+#[test]
+fn killed_while_an_older_one_drains_the_broker_changes_nothing() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    stage.broker.kill();
+    stage.only(2);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    eventually("the older one to be gone", || (stage.scene.haproxies().len() == 1).then_some(()));
+    stage.answered_throughout(PROMPTLY);
+}

@@ -1,0 +1,223 @@
+//! Generations that linger, and what they must not do: answer, burn, or lose
+//! what they know.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal::{SIGTTOU, SIGUSR1};
+
+use crate::harness::{
+    DEADLINE, Fault, Haproxy, Scene, Stage, assert_nothing_lost, config, eventually, listening,
+};
+use Fault::Deaf;
+
+/// Entries for the listener in the epoll sets of a process.
+fn registrations(pid: i32, inode: u64) -> usize {
+    let wanted = format!("ino:{inode:x}");
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+    let lines = |text: String| {
+        let words = text.lines().filter(|line| line.starts_with("tfd:"));
+        words.filter(|line| line.split_whitespace().any(|word| word == wanted)).count()
+    };
+    texts.map(lines).sum()
+}
+
+/// CPU time of a process, user and system.
+fn cpu(pid: i32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Nine generations that each keep half a request, and a tenth that serves.
+fn nine(program: Option<PathBuf>, faults: &[(u64, &[Fault])]) {
+    let arguments = ["--retire-timeout", "1s"];
+    let Some(mut stage) = Stage::start(program, faults, &arguments) else { return };
+    let inode = listening(stage.address)[0].inode;
+    let mut halves = Vec::new();
+    for generation in 1..=9 {
+        halves.push((generation, stage.half_a_request()));
+        stage.reload(generation + 1);
+    }
+    let mut wanted: Vec<_> = (1..=9).map(|generation| (generation, "draining")).collect();
+    wanted.push((10, "serving"));
+    stage.wait_generations(&wanted);
+    let draining: Vec<i32> = (1..=9).map(|generation| stage.pid(generation)).collect();
+    eventually("no entry of the listener in their epoll sets", || {
+        draining.iter().all(|pid| registrations(*pid, inode) == 0).then_some(())
+    });
+    let before: Vec<_> = draining.iter().map(|pid| cpu(*pid)).collect();
+    let begun = Instant::now();
+    stage.wait_answers(400);
+    let took = begun.elapsed();
+    for (pid, before) in draining.iter().zip(before) {
+        let burnt = cpu(*pid).saturating_sub(before);
+        // Ten times the promise of 1 %, because a tick of the clock is 10 ms.
+        assert!(burnt * 10 <= took, "pid {pid} burnt {burnt:?} in {took:?}");
+    }
+    stage.only(10);
+    for (generation, half) in halves {
+        let answer = half.complete();
+        assert!(answer.contains(&format!("x-generation: {generation}\r\n")), "{answer}");
+    }
+    stage.wait_generations(&[(10, "serving")]);
+    stage.answered_throughout(Duration::from_secs(1));
+}
+
+#[test]
+fn nine_that_linger_answer_nobody_and_burn_nothing() {
+    nine(Haproxy::system(), &[]);
+}
+
+#[test]
+fn nine_that_linger_answer_nobody_with_haproxy_3_0() {
+    nine(Haproxy::fetched("3.0"), &[]);
+}
+
+#[test]
+fn nine_that_linger_answer_nobody_with_haproxy_3_2() {
+    nine(Haproxy::fetched("3.2"), &[]);
+}
+
+#[test]
+fn nine_that_linger_and_lost_their_first_signals_answer_nobody() {
+    let lost = [Deaf(SIGUSR1, 1), Deaf(SIGTTOU, 1)];
+    let faults: Vec<(u64, &[Fault])> = (1..=9).map(|number| (number, lost.as_slice())).collect();
+    nine(Haproxy::system(), &faults);
+}
+
+#[test]
+fn more_than_may_linger_end_the_oldest() {
+    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &["--max-draining", "2"]) else {
+        return;
+    };
+    let halves: Vec<_> = (2..6)
+        .map(|tag| {
+            let half = stage.half_a_request();
+            stage.reload(tag);
+            half
+        })
+        .collect();
+    stage.wait_generations(&[(3, "draining"), (4, "draining"), (5, "serving")]);
+    stage.only(5);
+    drop(halves);
+    stage.answered_throughout(Duration::from_secs(1));
+}
+
+/// A configuration whose answers count the requests of their client in a table
+/// that peers carry from one generation to the next.
+fn counting(scene: &Scene, address: std::net::SocketAddr, peer: std::net::SocketAddr) -> PathBuf {
+    let head = format!("peers all\n    peer me {peer}\n");
+    let table = "    stick-table type string len 8 size 1k expire 10m store gpc0 peers all\n    \
+                 http-request track-sc0 str(all)\n    http-request sc-inc-gpc0(0)\n";
+    let text = config(address, 1)
+        .replace("global\n", "global\n    localpeer me\n")
+        .replace("    http-request return", &format!("{table}    http-request return"))
+        .replace("x-generation 1", "x-count %[sc_get_gpc0(0)]");
+    scene.write("haproxy.cfg", &format!("{text}{head}"))
+}
+
+/// One request; the count that it was answered with.
+fn count(address: std::net::SocketAddr) -> u64 {
+    let mut stream = TcpStream::connect(address).expect("connecting");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let line = answer.lines().find_map(|line| line.strip_prefix("x-count: "));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("{answer}"))
+}
+
+/// Stick tables reach the next generation, also right after the first start and
+/// when reloads follow each other.
+fn tables(program: Option<PathBuf>) {
+    let Some(program) = program else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, peer) = (scene.address(), scene.address());
+    let file = counting(&scene, address, peer);
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let mut asked = 0;
+    for reload in 0..4 {
+        for _ in 0..5 {
+            asked += 1;
+            count(address);
+        }
+        haproxy.reload(&scene).ok();
+        // The table comes over a connection of its own, a moment after the handover.
+        eventually(&format!("the table after reload {reload}"), || {
+            asked += 1;
+            (count(address) > 5).then_some(())
+        });
+        let kept = count(address);
+        asked += 1;
+        assert!(kept + 2 >= asked.min(6) && kept <= asked, "{kept} of {asked}");
+    }
+}
+
+#[test]
+fn stick_tables_reach_the_next_generation_with_haproxy_3_0() {
+    tables(Haproxy::fetched("3.0"));
+}
+
+#[test]
+fn stick_tables_reach_the_next_generation_with_haproxy_3_2() {
+    tables(Haproxy::fetched("3.2"));
+}
+
+#[test]
+fn a_listener_that_is_no_longer_wanted_is_released_with_its_last_generation() {
+    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
+    let second = stage.scene.address();
+    let both = config(stage.address, 2).replace("bind ", &format!("bind {second},"));
+    stage.scene.write("haproxy.cfg", &both);
+    stage.haproxy.reload(&stage.scene).ok();
+    stage.only(2);
+    assert_eq!(stage.bound().len(), 2, "{:?}", stage.bound());
+    let half = stage.half_a_request();
+    stage.reload(3);
+    stage.wait_generations(&[(2, "draining"), (3, "serving")]);
+    assert_eq!(stage.bound().len(), 2, "the draining one has it: {:?}", stage.bound());
+    half.complete();
+    eventually("the listener to be released", || {
+        (stage.bound() == [stage.address.to_string()]).then_some(())
+    });
+    assert!(listening(second).is_empty());
+    stage.answered_throughout(Duration::from_secs(1));
+}
+
+#[test]
+fn a_host_that_only_the_newest_configuration_knows_is_known_at_once() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    // Any other host gets 503: there is no backend.
+    let text = config(address, 1).replace("string ok", "string ok if { hdr(host) a }");
+    let file = scene.write("haproxy.cfg", &text);
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let mut halves = Vec::new();
+    for tag in 2..6 {
+        let mut half = TcpStream::connect(address).expect("connecting");
+        half.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").expect("half a request");
+        halves.push(half);
+        let newest = text.replace("hdr(host) a }", &format!("hdr(host) a b{tag} }}"));
+        scene.write(
+            "haproxy.cfg",
+            &newest.replace("x-generation 1", &format!("x-generation {tag}")),
+        );
+        haproxy.reload(&scene).ok();
+        let mut plan = bindonce_load::Plan::new(address);
+        plan.connections = Some(200);
+        plan.host = format!("b{tag}");
+        let load = plan.start().expect("load");
+        assert!(load.wait_over(DEADLINE));
+        let report = load.stop();
+        assert_eq!(report.ok, 200, "{report}");
+        assert_nothing_lost(&report);
+    }
+}
