@@ -127,10 +127,10 @@ impl Directory {
 
     /// Removes a generation's admin socket. One that is not there is no error.
     pub(super) fn remove_admin(&self, id: GenerationId) {
-        if let Err(error) = fs::remove_file(self.admin(id)) {
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(generation = id.0, %error, "admin socket could not be removed");
-            }
+        if let Err(error) = fs::remove_file(self.admin(id))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(generation = id.0, %error, "admin socket could not be removed");
         }
     }
 
@@ -140,10 +140,10 @@ impl Directory {
             let entry = entry?;
             let name = entry.file_name();
             let id = name.to_str().and_then(|name| name.strip_prefix("generation-"));
-            if let Some(Ok(id)) = id.map(str::parse) {
-                if !keep.contains(&GenerationId(id)) {
-                    fs::remove_dir_all(entry.path())?;
-                }
+            if let Some(Ok(id)) = id.map(str::parse)
+                && !keep.contains(&GenerationId(id))
+            {
+                fs::remove_dir_all(entry.path())?;
             }
         }
         Ok(())

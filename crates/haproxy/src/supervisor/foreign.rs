@@ -24,19 +24,19 @@ impl Supervisor {
     }
 
     /// Tells what was found, once for each address.
-    pub(super) fn found_foreign(&mut self, id: GenerationId, addresses: BTreeSet<String>) {
+    pub(super) fn found_foreign(&mut self, id: GenerationId, addresses: &BTreeSet<String>) {
         let prepared =
             self.timeline.configuration_of(id).and_then(|of| self.configurations.get(&of));
         let left_alone = prepared.map(|prepared| prepared.rendering.left_alone.as_slice());
         let mut lines = BTreeSet::new();
-        for address in &addresses {
+        for address in addresses {
             let line =
                 left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
             let (place, text, reason) = match line {
                 Some(line) => (line.place.to_string(), line.text.clone(), line.reason),
                 None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
             };
-            if self.foreign.contains(&text) || !lines.insert(text.clone()) {
+            if !lines.insert(text.clone()) || self.foreign.contains(&text) {
                 continue;
             }
             if address.starts_with("unix@") {

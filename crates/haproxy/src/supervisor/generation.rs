@@ -49,10 +49,10 @@ impl Generation {
 
     /// Lets it go on, if it is held. Only its end can make this fail.
     pub(super) fn let_go_on(&mut self) {
-        if let Some(hold) = self.hold.take() {
-            if let Err(error) = hold.release() {
-                tracing::debug!(pid = self.pid(), %error, "not let go on");
-            }
+        if let Some(hold) = self.hold.take()
+            && let Err(error) = hold.release()
+        {
+            tracing::debug!(pid = self.pid(), %error, "not let go on");
         }
     }
 

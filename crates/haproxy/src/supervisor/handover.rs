@@ -50,7 +50,7 @@ impl Supervisor {
         let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());
         let older = older.iter().filter_map(named).collect();
         let duty = Named::of(pid).map(|newer| Duty::Finish { within, newer, older });
-        self.tell_watchdog(duty.unwrap_or(Duty::None));
+        self.tell_watchdog(&duty.unwrap_or(Duty::None));
         tracing::info!(generation = id.0, pid, "ready: {how}");
         self.feed(Event::Ready(id, handover));
     }

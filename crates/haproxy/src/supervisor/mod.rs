@@ -347,7 +347,7 @@ impl Supervisor {
                 self.feed(Event::Connections(id, connections));
             }
             Message::Detached(id, detached) => self.detached(id, detached),
-            Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
+            Message::Foreign(id, addresses) => self.found_foreign(id, &addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
             Message::Asked(Ask::Status(reply)) => self.tell_status(reply),
         }

@@ -136,7 +136,7 @@ impl Supervisor {
     }
 
     fn serving(&mut self, id: GenerationId) {
-        self.tell_watchdog(Duty::None);
+        self.tell_watchdog(&Duty::None);
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.served = true;
             generation.let_go_on();

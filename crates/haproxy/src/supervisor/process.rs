@@ -72,7 +72,7 @@ impl Supervisor {
         }
         if self.generations.len() > 1 {
             // Until it has taken over, our death must not leave it beside the older one.
-            self.tell_watchdog(Named::of(pid).map_or(Duty::None, Duty::End));
+            self.tell_watchdog(&Named::of(pid).map_or(Duty::None, Duty::End));
         }
     }
 
@@ -166,9 +166,9 @@ impl Supervisor {
         Ok(())
     }
 
-    pub(super) fn tell_watchdog(&mut self, duty: Duty) {
+    pub(super) fn tell_watchdog(&mut self, duty: &Duty) {
         if let Some(watchdog) = &mut self.watchdog {
-            watchdog.tell(&duty);
+            watchdog.tell(duty);
         }
     }
 
@@ -213,7 +213,7 @@ impl Supervisor {
         self.save();
         self.keep_configurations();
         if self.timeline.is_idle() {
-            self.tell_watchdog(Duty::None);
+            self.tell_watchdog(&Duty::None);
         }
     }
 
