@@ -153,8 +153,7 @@ fn reloads_under_bindonce_give_no_finding() {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let _haproxy = Haproxy::start(&scene, &program, &file);
     let _draining = half_a_request(address);
-    let script =
-        "n=0; while [ $n -lt 20 ]; do n=$((n+1)); \"$1\" reload --name web --socket \"$2\" || exit 1; done";
+    let script = "n=0; while [ $n -lt 20 ]; do n=$((n+1)); \"$1\" reload --name web --socket \"$2\" || exit 1; done";
     let mut reloads = scene.command("sh");
     reloads.args(["-c", script, "sh"]).arg(crate::harness::bindonce()).arg(scene.socket());
     let mut reloads = Process::start(&mut reloads);

@@ -76,7 +76,8 @@ fn every_package_has_a_floor() {
     for name in dependencies().keys() {
         let known = FLOORS.iter().any(|(package, _)| package == name);
         assert!(
-            known || ["bindonce-fuzzing", "bindonce-load", "bindonce-tests"].contains(&name.as_str()),
+            known
+                || ["bindonce-fuzzing", "bindonce-load", "bindonce-tests"].contains(&name.as_str()),
             "{name} stands on no floor: give it one in docs/architecture.md and here"
         );
     }

@@ -55,7 +55,7 @@ def outer(options):
         console = pathlib.Path(shared, "console").read_text(errors="replace")
         if not pathlib.Path(shared, "begun").exists():
             return {"skipped": f"systemd does not start in a namespace here: {console[-300:].strip()}"}
-        return {"error": f"the driver did not finish: {console[-2000:]}"}
+        return {"error": f"the driver did not finish: {console[-500:]}"}
 
 
 def inner(shared):
@@ -169,6 +169,7 @@ def driver():
     result["status"] = show("StatusText")
     lost, changed, unreachable, times, twice = set(), set(), set(), [], set()
     for number in range(options["rounds"]):
+        print(f"round {number} at {time.monotonic():.1f} s", flush=True)
         pid = int(show("MainPID"))
         # While it does nothing, while it starts, or in the middle of a claim and a release.
         moment = number % 3

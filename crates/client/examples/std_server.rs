@@ -29,17 +29,12 @@ use bindonce::{Accepted, Client, default_socket};
 use bindonce_sys::signals::{Signal, SignalFd};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let claim = std::env::args()
-        .nth(1)
-        .ok_or("usage: std_server [NAME=]ADDRESS")?;
+    let claim = std::env::args().nth(1).ok_or("usage: std_server [NAME=]ADDRESS")?;
     // Before the first thread starts, so that none of them gets the signal.
     let stop = SignalFd::new(&[Signal::SIGTERM, Signal::SIGINT])?;
 
     let mut client = Client::connect(&default_socket())?;
-    let lease = client
-        .claim(&[claim.into()])?
-        .pop()
-        .ok_or("a claim gives a lease")?;
+    let lease = client.claim(&[claim.into()])?.pop().ok_or("a claim gives a lease")?;
     println!("pid {} accepts on {}", std::process::id(), lease.bound());
     let acceptor = lease.into_tcp_acceptor()?;
     let older = takeover::join(&client.status()?);
@@ -59,15 +54,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Closes this process's descriptor only: the broker keeps the socket.
     drop(acceptor);
-    println!(
-        "pid {} finishes {} connections",
-        std::process::id(),
-        connections.len()
-    );
+    println!("pid {} finishes {} connections", std::process::id(), connections.len());
     for connection in connections {
-        connection
-            .join()
-            .map_err(|_| "a connection's thread panicked")?;
+        connection.join().map_err(|_| "a connection's thread panicked")?;
     }
     Ok(())
 }

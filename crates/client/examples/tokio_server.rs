@@ -27,17 +27,11 @@ use tokio::task::JoinSet;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let claim = std::env::args()
-        .nth(1)
-        .ok_or("usage: tokio_server [NAME=]ADDRESS")?;
+    let claim = std::env::args().nth(1).ok_or("usage: tokio_server [NAME=]ADDRESS")?;
     let mut stop = signal(SignalKind::terminate())?;
 
     let mut client = Client::connect(&default_socket()).await?;
-    let lease = client
-        .claim(&[claim.into()])
-        .await?
-        .pop()
-        .ok_or("a claim gives a lease")?;
+    let lease = client.claim(&[claim.into()]).await?.pop().ok_or("a claim gives a lease")?;
     println!("pid {} accepts on {}", std::process::id(), lease.bound());
     let listener = lease.into_tokio_tcp_listener()?;
     let older = takeover::join(&client.status().await?);
@@ -61,11 +55,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // Closes this process's descriptor only: the broker keeps the socket.
     drop(listener);
-    println!(
-        "pid {} finishes {} connections",
-        std::process::id(),
-        connections.len()
-    );
+    println!("pid {} finishes {} connections", std::process::id(), connections.len());
     connections.join_all().await;
     Ok(())
 }

@@ -11,8 +11,8 @@
 pub mod address;
 pub mod diagnosis;
 pub mod duration;
-pub mod generation;
 pub mod error;
+pub mod generation;
 mod key;
 pub mod listener;
 pub mod name;
