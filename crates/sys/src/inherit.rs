@@ -23,15 +23,6 @@ use crate::{limits, spawn};
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
 
-/// Leaves descriptors open over an exec of this process. Until then children inherit them too, so
-/// start none.
-///
-/// # Errors
-/// Those of fcntl(2).
-pub fn keep_over_exec(fds: &[OwnedFd]) -> io::Result<()> {
-    fds.iter().try_for_each(|fd| Ok(fcntl_setfd(fd, FdFlags::empty())?))
-}
-
 /// Owns a descriptor that an earlier image of this process left open for it, from now on
 /// close-on-exec.
 ///

@@ -4,13 +4,11 @@
 //! connections and the generations' standard error stay open, and the rest is found in the
 //! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
 
-use std::ffi::{CString, OsString};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
+use bindonce_sys::upgrade;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
@@ -20,6 +18,9 @@ use super::{Message, Supervisor};
 
 /// The hidden subcommand that proves that a binary reads the state.
 pub const CHECK: &str = "__check-state";
+
+/// Passed descriptors are for the image that systemd started.
+const NOT_OURS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// How long the new binary may take to prove it.
 const PROOF: Duration = Duration::from_secs(5);
@@ -112,29 +113,21 @@ impl Supervisor {
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
             inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
         }
-        if let Err(error) = bindonce_sys::inherit::keep_over_exec(&copies) {
-            return format!("descriptors cannot be kept: {error}");
-        }
+        let _left = match upgrade::leave(copies.iter().map(|copy| copy.as_fd())) {
+            Ok(left) => left,
+            Err(error) => return format!("descriptors cannot be kept: {error}"),
+        };
         self.upgrades += 1;
         let saved = self.saved(Some(inherited));
-        if let Err(error) = self.directory.save(&saved) {
-            self.upgrades -= 1;
-            return format!("the state cannot be saved: {error}");
-        }
-        tracing::info!(binary = %binary.display(), "becoming the new binary");
-        let arguments: Result<Vec<_>, _> =
-            std::env::args_os().map(|word| CString::new(word.into_vec())).collect();
-        let path = CString::new(binary.as_os_str().as_bytes());
-        let error = match (path, arguments) {
-            // execv keeps the signal mask, which std's own exec would reset.
-            (Ok(path), Ok(arguments)) => match nix::unistd::execv(&path, &arguments) {
-                Ok(never) => match never {},
-                Err(error) => format!("{} cannot be executed: {error}", binary.display()),
-            },
-            _ => "the command line has a NUL byte".to_owned(),
+        let error = match self.directory.save(&saved) {
+            Ok(()) => {
+                tracing::info!(binary = %binary.display(), "becoming the new binary");
+                upgrade::become_binary(binary, &NOT_OURS.map(|name| (name, None)))
+            }
+            Err(error) => error,
         };
         self.upgrades -= 1;
-        error
+        format!("{} cannot take over: {error}", binary.display())
     }
 }
 
@@ -145,35 +138,8 @@ fn failed(story: &str) -> RpcError {
 
 /// Finds the binary that is installed now, and lets it prove in a child that it reads the state.
 async fn prove(state: PathBuf) -> Result<PathBuf, String> {
-    let binary = std::fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
-    // The kernel says so of a file that was replaced.
-    let binary = match binary.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-        Some(path) => PathBuf::from(OsString::from_vec(path.to_vec())),
-        None => binary,
-    };
-    let child = std::process::Command::new(&binary)
-        .arg(CHECK)
-        .arg(&state)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("{} cannot be started: {error}", binary.display()))?;
-    let proof = async {
-        let pid = i32::try_from(child.id()).unwrap_or_default();
-        let pidfd = bindonce_sys::process::Pidfd::open(pid)?;
-        let ended = bindonce_sys::watch::Watch::new(&pidfd)?;
-        match tokio::time::timeout(PROOF, ended.readable()).await {
-            Ok(readable) => readable?,
-            Err(_) => pidfd.send(bindonce_sys::signals::Signal::SIGKILL)?,
-        }
-        pidfd.try_wait()
-    };
-    match proof.await {
-        Ok(Some(exit)) if exit.success() => Ok(binary),
-        Ok(exit) => {
-            let how = exit.map_or_else(|| "no answer in 5s".to_owned(), |exit| exit.to_string());
-            Err(format!("{} does not read the state of this one: {how}", binary.display()))
-        }
-        Err(error) => Err(format!("{} could not be asked: {error}", binary.display())),
-    }
+    let binary = upgrade::installed().map_err(|error| error.to_string())?;
+    let arguments = vec![CHECK.into(), state.into_os_string()];
+    upgrade::prove(&binary, arguments, None, PROOF).await?;
+    Ok(binary)
 }
