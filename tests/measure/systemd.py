@@ -49,6 +49,8 @@ def outer(options):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if options.log:
+            shutil.copy(f"{shared}/broker", options.log)
         result = pathlib.Path(shared, "result")
         if result.exists():
             return json.loads(result.read_text())
@@ -76,7 +78,8 @@ def inner(shared):
     # A user that is there, and the program and the configuration where they are.
     (drop_in / "test.conf").write_text(
         "[Service]\nUser=daemon\nGroup=daemon\nRestartSec=1ms\nWatchdogSec=1s\nTimeoutAbortSec=1s\nExecStart=\n"
-        f"ExecStart=/run/bin/bindonce serve --socket {CONTROL} --listen kept=127.0.0.1:4000\n")
+        f"ExecStart=/run/bin/bindonce serve --socket {CONTROL} --listen kept=127.0.0.1:4000\n"
+        f"StandardError=append:{SHARED}/broker\n")
     (units / "job.service").write_text(
         "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n[Service]\nType=oneshot\n"
         f"ExecStart={sys.executable} {SHARED}/systemd.py --driver\n"
@@ -159,7 +162,7 @@ def driver():
     result = {"systemd": systemctl("--version").split("\n")[0], "rounds": options["rounds"]}
     systemctl("start", "bindonce.socket", "bindonce.service")
     eventually("the broker answers", lambda: call("ping"))
-    wanted = [f"l{n}=127.0.0.1:{5000 + n},backlog={10 + n}" for n in range(options["listeners"])]
+    wanted = [f"l{n}=127.0.0.1:{5000 + n},backlog={1000 + n}" for n in range(options["listeners"])]
     wanted += ["low=127.0.0.1:80", "six=[::1]:5000", "dual=[::]:5999", "any=127.0.0.1:0", "dns=udp@127.0.0.1:53",
                "app=/run/bindonce/app.sock,mode=0666", "hidden=abns@hidden"]
     call("bind", [{"listen": text} for text in wanted])
@@ -238,6 +241,7 @@ def main():
     parser.add_argument("--binary", default=str(ROOT / "target/release/bindonce"))
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--listeners", type=int, default=20)
+    parser.add_argument("--log", help="where to copy the broker's log")
     parser.add_argument("--inner")
     parser.add_argument("--driver", action="store_true")
     options = parser.parse_args()

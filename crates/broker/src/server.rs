@@ -126,7 +126,7 @@ async fn start(
         state.borrow().write_manifest();
         restored.stale.into_iter().for_each(|name| store.forget(name));
         store.keep_control(&listener).map_err(runtime)?;
-        store.settled().await;
+        store.settle().await;
     } else {
         state.borrow_mut().control = control.path().cloned();
     }

@@ -196,6 +196,14 @@ impl Store {
         self.done.send_replace(inner.done);
     }
 
+    /// As [`Store::settled`], while nobody runs [`keep`] yet.
+    pub(crate) async fn settle(&self) {
+        tokio::select! {
+            () = self.settled() => {}
+            _ = self.run() => {}
+        }
+    }
+
     /// Waits until the manager has all that was for it when this was asked.
     pub(crate) async fn settled(&self) {
         let target = self.inner.borrow().pushed;
