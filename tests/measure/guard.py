@@ -6,7 +6,8 @@
 A consumer claims a listener and, by turns, disconnects it (connect to AF_UNSPEC) and shuts it down.
 Time without LISTEN is from the moment before its call to the first look at which the socket listens
 again (SO_ACCEPTCONN, looked at without pause), so it includes the call itself. After each, a
-client connects. Prints JSON; exits 1 if a connection failed or the 99th percentile is over 1 ms.
+client connects. Wants a quiet machine: the consumer that looks all the time and the broker need a
+processor each, and what else runs shows as the scheduler's time slices. Prints JSON; exits 1 if a connection failed or the 99th percentile is over 1 ms.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main():
         broker.wait()
     away.sort()
     result = {
-        "rounds": options.rounds,
+        "rounds": options.rounds, "load": round(os.getloadavg()[0], 2),
         "without_listen_us": {
             "p50": round(away[len(away) // 2], 1), "p99": round(away[len(away) * 99 // 100], 1), "longest": round(away[-1], 1)},
         "connections_failed_after": refused,

@@ -45,7 +45,8 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
         (true, true) if listener.tentative => "tentative",
         (true, true) if listener.backlog.is_none() => "bound",
         (true, true) => "listening",
-    };
+    }
+    .to_owned();
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let queue = match (listener.queue, listener.backlog) {
         (None, None) => "-".to_owned(),
@@ -55,11 +56,24 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
         listener.name.clone(),
         listener.bound.clone(),
         options(listener),
-        state.to_owned(),
+        state + &told(listener),
         queue,
         holders(&listener.holders),
         seconds(&listener.since),
     ]
+}
+
+/// What those who share a listener have done to it.
+fn told(listener: &ListenerInfo) -> String {
+    let mut told = String::new();
+    // Writing to a String does not fail.
+    if listener.repaired != 0 {
+        let _ = write!(told, ", repaired {} times", listener.repaired);
+    }
+    for change in &listener.changed {
+        let _ = write!(told, ", {}={} (was {})", change.option, change.now, change.was);
+    }
+    told
 }
 
 fn options(listener: &ListenerInfo) -> String {
@@ -129,15 +143,16 @@ mod tests {
     fn a_row_says_who_holds_what() {
         let json = serde_json::json!({
             "name": "web", "address": "0.0.0.0:0", "bound": "0.0.0.0:4000", "options": {"backlog": 128, "freebind": true},
-            "backlog": 128, "queue": 3, "listening": true, "inode": 7, "since": "2026-01-02T03:04:05.678Z",
+            "backlog": 128, "queue": 3, "listening": true, "inode": 7, "repaired": 2,
+            "changed": [{"option": "TCP_NODELAY", "was": 0, "now": 1}], "since": "2026-01-02T03:04:05.678Z",
             "holders": [{"service": "edge", "generation": 7, "pid": 12, "uid": 0, "state": "serving",
                          "since": "2026-01-02T03:04:05.678Z"},
                         {"pid": 13, "uid": 0, "since": "2026-01-02T03:04:05.678Z"}],
         });
         let listener: ListenerInfo = serde_json::from_value(json).expect("listener");
         let lines = [
-            "NAME  ADDRESS       OPTIONS               STATE      QUEUE  HELD BY                         SINCE",
-            "web   0.0.0.0:4000  backlog=128,freebind  listening  3/128  edge/7 pid 12 serving, pid 13  2026-01-02T03:04:05Z",
+            "NAME  ADDRESS       OPTIONS               STATE                                                QUEUE  HELD BY                         SINCE",
+            "web   0.0.0.0:4000  backlog=128,freebind  listening, repaired 2 times, TCP_NODELAY=1 (was 0)  3/128  edge/7 pid 12 serving, pid 13  2026-01-02T03:04:05Z",
         ];
         let table = table(&[listener]);
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
