@@ -22,6 +22,7 @@ mod lingering;
 mod many;
 mod privileges;
 mod protocol;
+mod recovery;
 mod refused;
 mod render;
 mod serve;

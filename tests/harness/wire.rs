@@ -33,6 +33,14 @@ impl Wire {
         self.stream.write_all(bytes).expect("writing to the broker");
     }
 
+    /// Sends bytes with descriptors on the first of them.
+    #[track_caller]
+    pub(crate) fn send_with(&mut self, bytes: &[u8], fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = bindonce_sys::scm::send(self.stream.as_fd(), bytes, &fds);
+        assert_eq!(sent.expect("writing to the broker"), bytes.len());
+    }
+
     /// Says that no more requests come.
     pub(crate) fn close_write(&self) {
         self.stream.shutdown(std::net::Shutdown::Write).expect("shutdown");

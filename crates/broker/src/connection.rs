@@ -96,6 +96,11 @@ impl Link {
         self.owed.borrow().clone()
     }
 
+    /// Descriptors for the request that is being answered, in the order in which they came.
+    pub(crate) fn take_received(&self) -> Vec<OwnedFd> {
+        self.received.take()
+    }
+
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
     fn read(&self) -> io::Result<Option<Vec<Frame>>> {
         // One for all connections: nothing of it is needed once it is cut into frames.

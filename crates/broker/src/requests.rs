@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::answer;
 use crate::connection::Link;
+use crate::giving;
 use crate::state::State;
 use crate::upgrade;
 
@@ -74,13 +75,17 @@ async fn perform(
 ) -> Result<Vec<u8>, RpcError> {
     let caller = link.caller;
     match Call::decode(request)? {
-        Call::Bind(elements) => bind(state, caller, request, elements, descriptors).await,
+        Call::Bind(elements) => {
+            recovered(state).await;
+            bind(state, caller, request, elements, descriptors).await
+        }
         Call::Join(join) => {
             allow(state, caller, Verb::Use, None)?;
             state.borrow_mut().join(caller.connection, label(caller, join));
             encode(request, &JoinResult { joined: true })
         }
         Call::Release(names) => {
+            recovered(state).await;
             let released = release(state, caller, &names).await?;
             encode(request, &ReleaseResult { released })
         }
@@ -96,6 +101,7 @@ async fn perform(
             allow(state, caller, Verb::List, None)?;
             encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
         }
+        Call::Store(gives) => encode(request, &giving::store(state, link, gives).await?),
         Call::Upgrade => {
             allow(state, caller, Verb::Admin, None)?;
             Err(upgrade::asked(state, link, &request.id).await)
@@ -105,6 +111,12 @@ async fn perform(
             Err(RpcError::new(ErrorCode::METHOD_NOT_FOUND, message))
         }
     }
+}
+
+/// Waits until the broker has what it can have back of the one before.
+async fn recovered(state: &RefCell<State>) {
+    let gate = Rc::clone(&state.borrow().gate);
+    gate.pass().await;
 }
 
 async fn bind(
@@ -234,7 +246,8 @@ fn label(caller: Caller, join: Join) -> Label {
     }
 }
 
-fn allow(
+/// Whether the caller may.
+pub(crate) fn allow(
     state: &RefCell<State>,
     caller: Caller,
     verb: Verb,
@@ -255,7 +268,8 @@ fn unwritten(error: &serde_json::Error) -> RpcError {
     RpcError::new(ErrorCode::INTERNAL, format!("cannot write the reply: {error}"))
 }
 
-fn invalid(error: &Invalid) -> RpcError {
+/// A text that is no listener.
+pub(crate) fn invalid(error: &Invalid) -> RpcError {
     RpcError::new(ErrorCode::INVALID_PARAMS, error.to_string())
         .with_hint("an address reads [NAME=]ADDR[,OPTION]..., as in web=0.0.0.0:80,backlog=4096")
 }

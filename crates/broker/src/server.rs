@@ -18,10 +18,11 @@ use crate::connection::{self, End, Link};
 use crate::control::Control;
 use crate::error::Error;
 use crate::guard::{self, Guard};
+use crate::records::Records;
 use crate::requests::Caller;
 use crate::state::State;
 use crate::upgrade::{self, Inherited, Resumed};
-use crate::{service, start, store};
+use crate::{records, recovery, service, start, store};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -71,14 +72,13 @@ async fn serve(
     let state = Rc::new(RefCell::new(state));
     let served = async {
         let (listener, links) = match resumed {
-            None => (start(config, control, &state).await?, Vec::new()),
+            None => (begin(config, control, &state).await?, Vec::new()),
             Some((inherited, listener)) => (listener, go_on(control, &state, inherited)?),
         };
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
             descriptor_limit = limit, "broker serves"
         );
-        service::ready(&state);
         let tasks = LocalSet::new();
         // Rung whenever a connection ends and with it a descriptor is free.
         let freed = Rc::new(Notify::new());
@@ -94,6 +94,7 @@ async fn serve(
                 store::keep(store),
                 accept(&tasks, &listener, &state, &freed, deadline),
                 upgrade::keep(&state, &listener, control, config),
+                settle(&state, config),
             )
         };
         tokio::select! {
@@ -110,17 +111,27 @@ async fn serve(
 }
 
 /// Everything before the first client can connect.
-async fn start(
+async fn begin(
     config: &Config,
     control: &mut Control,
     state: &Rc<RefCell<State>>,
 ) -> Result<UnixListener, Error> {
     let restored = start::restore(state, &control.socket).await?;
-    start::bind_first(state, config).await?;
+    let store = state.borrow().store.clone();
+    if store.is_none() {
+        let mut state = state.borrow_mut();
+        state.records = Some(Records::new(&control.socket));
+        state.missing = records::left(&control.socket);
+    }
+    if state.borrow().missing.is_empty() {
+        start::bind_first(state, config).await?;
+    } else {
+        // Clients have some of it: they can connect, and claims wait.
+        state.borrow().gate.shut();
+    }
     let listener = control.listen(restored.control)?;
     let socket = control.socket.clone();
     let runtime = |source| Error::Runtime { socket: socket.clone(), source };
-    let store = state.borrow().store.clone();
     if let Some(store) = &store {
         state.borrow_mut().control = control.leave();
         state.borrow().write_manifest();
@@ -129,8 +140,22 @@ async fn start(
         store.settle().await;
     } else {
         state.borrow_mut().control = control.path().cloned();
+        state.borrow().rewrite_records();
     }
     UnixListener::from_std(listener).map_err(runtime)
+}
+
+/// Gets back what a killed broker held, if there was one, and says that all is ready.
+async fn settle(state: &Rc<RefCell<State>>, config: &Config) {
+    if !state.borrow().missing.is_empty() && state.borrow().gate.is_shut() {
+        recovery::run(state).await;
+        // What was had back is in use, so a broker that ended here would do harm.
+        if let Err(error) = start::bind_first(state, config).await {
+            tracing::error!(%error, hint = error.hint(), "cannot bind what the configuration says");
+        }
+        state.borrow().gate.open();
+    }
+    service::ready(state);
 }
 
 /// Goes on where an earlier image of this process stopped.
@@ -146,6 +171,9 @@ fn go_on(
     if state.store.is_some() {
         state.control = control.leave();
         state.write_manifest();
+    } else {
+        state.records = Some(Records::new(&control.socket));
+        state.rewrite_records();
     }
     Ok(links)
 }

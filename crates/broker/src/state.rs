@@ -20,10 +20,13 @@ use bindonce_core::registry::{
 use bindonce_core::time::Timestamp;
 use bindonce_sys::limits;
 use bindonce_sys::listen::{self, UnixPath};
+use bindonce_wire::manifest::Entry;
 
 use crate::answer;
 use crate::connection::Link;
 use crate::guard::{self, Care, Guard};
+use crate::records::{Noted, Records};
+use crate::recovery::Gate;
 use crate::store::{Kept, Store};
 use crate::upgrade::Upgrade;
 
@@ -43,6 +46,8 @@ pub(crate) struct Socket {
     pub(crate) care: Care,
     /// Its place in the service manager's store; boxed, because most brokers have none.
     pub(crate) kept: RefCell<Option<Box<Kept>>>,
+    /// Its place in the state file.
+    pub(crate) noted: RefCell<Option<Box<Noted>>>,
     pub(crate) path: Option<UnixPath>,
 }
 
@@ -55,6 +60,11 @@ pub(crate) struct State {
     /// Every connection that is being served.
     pub(crate) links: BTreeMap<ConnectionId, Rc<Link>>,
     pub(crate) upgrade: Rc<Upgrade>,
+    /// Where listeners are written down for the broker after this one; none with a `store`.
+    pub(crate) records: Option<Rc<Records>>,
+    /// Listeners of the broker before that have not been had back.
+    pub(crate) missing: Vec<Entry>,
+    pub(crate) gate: Rc<Gate>,
     /// Where listeners outlive this process; none without a service manager.
     pub(crate) store: Option<Rc<Store>>,
     /// Path of the control socket.
@@ -105,6 +115,9 @@ impl State {
             guard,
             links: BTreeMap::new(),
             upgrade: Rc::default(),
+            records: None,
+            missing: Vec::new(),
+            gate: Rc::default(),
             store: None,
             socket,
             control: None,
@@ -219,6 +232,7 @@ impl State {
                 Action::Grant(_, leases) => {
                     self.log_opened(id, &leases);
                     self.record_all(&leases);
+                    self.forget_bound(&leases);
                     outcome = Ok(leases);
                 }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
@@ -335,6 +349,7 @@ impl State {
             handle: Socket {
                 care: self.guard.care(&fd, socket.inode, &listener.address),
                 kept: RefCell::new(None),
+                noted: RefCell::new(None),
                 fd,
                 described: answer::describe(&listener.address, &socket.bound, socket.inode),
                 path: socket.path,
@@ -353,6 +368,9 @@ impl State {
     pub(crate) fn close_everything(&mut self) {
         if let Some(store) = &self.store {
             store.end();
+        }
+        if let Some(records) = &self.records {
+            records.remove();
         }
         for held in std::mem::take(&mut self.registry).into_held() {
             if self.store.is_none() {

@@ -285,16 +285,24 @@ impl State {
         if let Some(store) = &self.store {
             store.record(held);
         }
+        if let Some(records) = &self.records {
+            records.record(held);
+        }
     }
 
     /// Notes what a claim got.
     pub(crate) fn record_all(&self, leases: &[Lease]) {
-        let Some(store) = &self.store else { return };
+        if self.store.is_none() && self.records.is_none() {
+            return;
+        }
         leases
             .iter()
             .filter_map(|lease| self.registry.held(lease.listener))
-            .for_each(|held| store.record(held));
-        if store.inner.borrow().outdated > self.registry.len() + OUTDATED {
+            .for_each(|held| self.record(held));
+        self.tidy_records();
+        if let Some(store) = &self.store
+            && store.inner.borrow().outdated > self.registry.len() + OUTDATED
+        {
             self.write_manifest();
         }
     }

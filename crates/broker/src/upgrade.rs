@@ -127,6 +127,8 @@ pub(crate) async fn keep(
 
 /// Becomes the binary that is installed now. Comes back only if that fails, with the reason.
 async fn attempt(state: &Rc<RefCell<State>>, listener: &UnixListener, control: &Control) -> String {
+    let gate = Rc::clone(&state.borrow().gate);
+    gate.pass().await;
     let binary = match system::installed() {
         Ok(binary) => binary,
         Err(error) => return format!("cannot tell where the binary is: {error}"),

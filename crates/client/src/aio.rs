@@ -10,15 +10,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use bindonce_sys::scm;
+use bindonce_wire::batch::MAX_FDS;
 use bindonce_wire::params::Join;
-use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult, StatusResult};
+use bindonce_wire::result::{
+    JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
+};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::blocking::{NOTHING, READ_SIZE, at_least};
-use crate::claim::Claim;
+use crate::blocking::{AGAIN, NOTHING, READ_SIZE, at_least};
+use crate::claim::{Claim, Give};
 use crate::error::{Error, into_io};
 use crate::lease::Lease;
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, leases, typed};
@@ -56,6 +59,36 @@ impl Client {
         let mut client = Self::from_stream(OwnedFd::from(stream).into())?;
         client.timeout = timeout;
         Ok(client)
+    }
+
+    /// Connects to the broker that follows one that was lost: as soon as one answers, gives
+    /// back what this process holds, and says what it stands for. Tries for as long as `patience`.
+    ///
+    /// # Errors
+    /// That of the last attempt.
+    pub async fn reconnect(
+        path: &Path,
+        listeners: &[Give<'_>],
+        join: Option<&Join>,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let attempt = async {
+                let mut client = Self::connect(path).await?;
+                client.store(listeners).await?;
+                if let Some(join) = join {
+                    client.join(join).await?;
+                }
+                Ok::<_, Error>(client)
+            };
+            match attempt.await {
+                Err(error) if error.is_absence() && tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Talks over a connection that is open already, for example an inherited one.
@@ -128,6 +161,25 @@ impl Client {
         self.exchange("ping", &NOTHING, false).await.and_then(typed)
     }
 
+    /// Gives the broker listeners that this process holds, and uses them from then on as if it
+    /// had claimed them. What the broker has already is only used. Gives their names, in order.
+    /// Done in parts of 253, each all or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if one is not what it is said to be, or another holds its name or
+    /// address; see [`Error`].
+    pub async fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
+        let mut names = Vec::with_capacity(listeners.len());
+        for part in listeners.chunks(MAX_FDS) {
+            let what: Vec<_> = part.iter().map(|give| &give.what).collect();
+            let fds: Vec<_> = part.iter().map(|give| give.fd).collect();
+            let answer = self.exchange_with("store", &what, &fds, false).await?;
+            let result = typed::<StoreResult>(answer)?;
+            names.extend(result.listeners.into_iter().map(|listener| listener.name));
+        }
+        Ok(names)
+    }
+
     /// Calls any method that gives no descriptors; `params` is an array.
     ///
     /// # Errors
@@ -162,9 +214,19 @@ impl Client {
         params: &P,
         binds: bool,
     ) -> Result<Answer, Error> {
+        self.exchange_with(method, params, &[], binds).await
+    }
+
+    async fn exchange_with<P: Serialize + ?Sized>(
+        &mut self,
+        method: &'static str,
+        params: &P,
+        fds: &[BorrowedFd<'_>],
+        binds: bool,
+    ) -> Result<Answer, Error> {
         let request = self.session.begin(method, params, binds)?;
         let guard = Unfinished(&mut self.session);
-        let exchange = converse(&self.stream, guard.0, &mut self.buffer, &request, method);
+        let exchange = converse(&self.stream, guard.0, &mut self.buffer, (&request, fds), method);
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::TimedOut { during: method, after: self.timeout }),
@@ -192,15 +254,19 @@ async fn converse(
     stream: &UnixStream,
     session: &mut Session,
     buffer: &mut [u8],
-    request: &[u8],
+    (request, mut fds): (&[u8], &[BorrowedFd<'_>]),
     method: &'static str,
 ) -> Result<Answer, Error> {
     let closed = || Error::Closed { during: method };
     let mut rest = request;
     while !rest.is_empty() {
-        let send = || scm::send(stream.as_fd(), rest, &[]);
+        let send = || scm::send(stream.as_fd(), rest, fds);
         match stream.async_io(Interest::WRITABLE, send).await {
-            Ok(count) => rest = &rest[count..],
+            Ok(count) => {
+                rest = &rest[count..];
+                // They went with the first byte.
+                fds = &[];
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The broker has hung up, perhaps after saying why: read that.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bindonce_sys::scm;
+use bindonce_wire::batch::MAX_FDS;
 use bindonce_wire::params::Join;
-use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult, StatusResult};
+use bindonce_wire::result::{
+    JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
+};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Give};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, leases, typed};
@@ -20,6 +23,9 @@ use crate::socket;
 
 /// What fits into one message of the kernel anyway.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
+
+/// How long to wait before trying again to connect: nothing tells when a broker listens.
+pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 
 /// What calls without parameters send.
 pub(crate) const NOTHING: [(); 0] = [];
@@ -53,6 +59,36 @@ impl Client {
     pub fn connect_within(path: &Path, timeout: Duration) -> Result<Self, Error> {
         let timeout = at_least(timeout);
         Self::over(OwnedFd::from(socket::connect(path, timeout)?).into(), timeout)
+    }
+
+    /// Connects to the broker that follows one that was lost: as soon as one answers, gives
+    /// back what this process holds, and says what it stands for. Tries for as long as `patience`.
+    ///
+    /// # Errors
+    /// That of the last attempt.
+    pub fn reconnect(
+        path: &Path,
+        listeners: &[Give<'_>],
+        join: Option<&Join>,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let until = Instant::now() + patience;
+        let attempt = || {
+            let mut client = Self::connect(path)?;
+            client.store(listeners)?;
+            if let Some(join) = join {
+                client.join(join)?;
+            }
+            Ok(client)
+        };
+        loop {
+            match attempt() {
+                Err(error) if Error::is_absence(&error) && Instant::now() < until => {
+                    std::thread::sleep(AGAIN);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Talks over a connection that is open already, for example an inherited one.
@@ -136,6 +172,25 @@ impl Client {
         self.exchange("ping", &NOTHING, false).and_then(typed)
     }
 
+    /// Gives the broker listeners that this process holds, and uses them from then on as if it
+    /// had claimed them. What the broker has already is only used. Gives their names, in order.
+    /// Done in parts of 253, each all or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if one is not what it is said to be, or another holds its name or
+    /// address; see [`Error`].
+    pub fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
+        let mut names = Vec::with_capacity(listeners.len());
+        for part in listeners.chunks(MAX_FDS) {
+            let what: Vec<_> = part.iter().map(|give| &give.what).collect();
+            let fds: Vec<_> = part.iter().map(|give| give.fd).collect();
+            let answer = self.exchange_with("store", &what, &fds, false)?;
+            let result = typed::<StoreResult>(answer)?;
+            names.extend(result.listeners.into_iter().map(|listener| listener.name));
+        }
+        Ok(names)
+    }
+
     /// Calls any method that gives no descriptors; `params` is an array.
     ///
     /// # Errors
@@ -154,15 +209,30 @@ impl Client {
         params: &P,
         binds: bool,
     ) -> Result<Answer, Error> {
+        self.exchange_with(method, params, &[], binds)
+    }
+
+    fn exchange_with<P: Serialize + ?Sized>(
+        &mut self,
+        method: &'static str,
+        params: &P,
+        fds: &[BorrowedFd<'_>],
+        binds: bool,
+    ) -> Result<Answer, Error> {
         let request = self.session.begin(method, params, binds)?;
-        let outcome = self.converse(&request, method);
+        let outcome = self.converse(&request, fds, method);
         self.session.abandon();
         outcome
     }
 
-    fn converse(&mut self, request: &[u8], method: &'static str) -> Result<Answer, Error> {
+    fn converse(
+        &mut self,
+        request: &[u8],
+        fds: &[BorrowedFd<'_>],
+        method: &'static str,
+    ) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.timeout;
-        self.send(request, method, deadline)?;
+        self.send(request, fds, method, deadline)?;
         if self.receive_timeout != self.timeout {
             self.receive_within(self.timeout)?;
         }
@@ -186,11 +256,21 @@ impl Client {
         }
     }
 
-    fn send(&self, request: &[u8], method: &'static str, deadline: Instant) -> Result<(), Error> {
+    fn send(
+        &self,
+        request: &[u8],
+        mut fds: &[BorrowedFd<'_>],
+        method: &'static str,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let mut rest = request;
         while !rest.is_empty() {
-            match scm::send(self.stream.as_fd(), rest, &[]) {
-                Ok(count) => rest = &rest[count..],
+            match scm::send(self.stream.as_fd(), rest, fds) {
+                Ok(count) => {
+                    rest = &rest[count..];
+                    // They went with the first byte.
+                    fds = &[];
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The broker has hung up, perhaps after saying why: read that.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),

@@ -1,6 +1,7 @@
 //! What a client asks for.
 
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 
 use bindonce_core::name::Name;
 use bindonce_wire::params::Bind;
@@ -51,6 +52,20 @@ impl Claim {
     pub fn changing(mut self) -> Self {
         self.0.change = true;
         self
+    }
+}
+
+/// A listener that this process holds, to be given (back) to a broker with `store`.
+#[derive(Debug, Clone)]
+pub struct Give<'a> {
+    pub(crate) what: bindonce_wire::params::Give,
+    pub(crate) fd: BorrowedFd<'a>,
+}
+
+impl<'a> Give<'a> {
+    /// A descriptor, and what it was claimed as: `[NAME=]ADDR[,OPTION]...`.
+    pub fn new(listen: impl Into<String>, fd: BorrowedFd<'a>) -> Self {
+        Self { what: bindonce_wire::params::Give { listen: listen.into() }, fd }
     }
 }
 

@@ -124,6 +124,17 @@ impl Error {
         Some(hint)
     }
 
+    /// Whether there was no broker, or it went away meanwhile: another may come.
+    pub(crate) fn is_absence(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            }
+            Self::Closed { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The broker's answer, if that is what went wrong.
     pub fn refusal(&self) -> Option<&RpcError> {
         match self {

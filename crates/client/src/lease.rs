@@ -5,10 +5,12 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
+use bindonce_core::name::Name;
 use bindonce_wire::result::Bound;
 use socket2::{Domain, SockRef, Type};
 
 use crate::acceptor::Acceptor;
+use crate::claim::Give;
 use crate::error::Error;
 
 /// One listener that has been claimed, and a descriptor of its socket, which is
@@ -52,6 +54,17 @@ impl Lease {
     /// The inode number of the socket, the same in every process that has it.
     pub fn inode(&self) -> u64 {
         self.bound.inode
+    }
+
+    /// This listener, to be given back to a broker that has lost it.
+    pub fn give(&self) -> Give<'_> {
+        let Bound { name, address, .. } = &self.bound;
+        // A listener without a name of its own is called what it was claimed as.
+        let listen = match name.parse::<Name>() {
+            Ok(name) => format!("{name}={address}"),
+            Err(_) => name.clone(),
+        };
+        Give::new(listen, self.fd.as_fd())
     }
 
     /// The descriptor itself.

@@ -48,7 +48,7 @@ pub use bindonce_wire::result::{
 };
 pub use bindonce_wire::{ErrorCode, RpcError};
 pub use blocking::Client;
-pub use claim::Claim;
+pub use claim::{Claim, Give};
 pub use error::Error;
 pub use lease::Lease;
 pub use session::{DEFAULT_TIMEOUT, MAX_REPLY};

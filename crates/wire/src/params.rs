@@ -13,7 +13,8 @@ use crate::error::RpcError;
 use crate::message::Request;
 
 /// The methods of a broker, in the order in which help lists them.
-pub const METHODS: [&str; 7] = ["bind", "join", "release", "list", "status", "ping", "upgrade"];
+pub const METHODS: [&str; 8] =
+    ["bind", "join", "release", "list", "status", "ping", "store", "upgrade"];
 
 /// Parameters that a method takes, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
@@ -21,6 +22,7 @@ pub(crate) fn example(method: &str) -> Option<&'static str> {
         "bind" => r#"[{"address":"0.0.0.0","port":80}] or [{"listen":"web=0.0.0.0:80"}]"#,
         "join" => r#"[{"service":"haproxy","generation":7,"pid":1234,"state":"serving"}]"#,
         "release" => r#"["web"]"#,
+        "store" => r#"[{"listen":"web=0.0.0.0:80"}]"#,
         _ => return None,
     })
 }
@@ -41,6 +43,8 @@ pub enum Call {
     Status,
     /// Tell that the broker is there.
     Ping,
+    /// Take listeners that the caller holds; their descriptors come with the request.
+    Store(Vec<Give>),
     /// Become the binary that is installed now.
     Upgrade,
 }
@@ -55,6 +59,7 @@ impl Call {
             "list" => request.no_params().map(|()| Self::List),
             "status" => request.no_params().map(|()| Self::Status),
             "ping" => request.no_params().map(|()| Self::Ping),
+            "store" => Ok(Self::Store(request.params::<Elements<Give>>()?.0)),
             "upgrade" => request.no_params().map(|()| Self::Upgrade),
             _ => Err(request.method_not_found(&METHODS)),
         }
@@ -200,6 +205,14 @@ impl<'de> Deserialize<'de> for Port {
         }
         deserializer.deserialize_any(PortVisitor)
     }
+}
+
+/// One element of `store`'s parameters: what the descriptor in the same place is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Give {
+    /// As it was claimed: `[NAME=]ADDR[,OPT]...`.
+    pub listen: String,
 }
 
 /// The parameter of `join`.

@@ -52,6 +52,14 @@ pub struct PingResult {
     pub version: String,
 }
 
+/// The result of `store`: one entry for each listener, in the order of the request, as `bind`
+/// gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreResult {
+    /// The listeners, which the caller has a lease on from now on.
+    pub listeners: Vec<Bound>,
+}
+
 /// The result of `upgrade`, given by the new image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeResult {

@@ -8,7 +8,8 @@ use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Reply, Request, encode_error};
 use bindonce_wire::params::{Call, METHODS};
 use bindonce_wire::result::{
-    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, UpgradeResult,
+    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
+    UpgradeResult,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -68,6 +69,7 @@ fn the_examples_are_what_the_code_reads_and_writes() {
                     Call::Join(_) => rewritten::<JoinResult>(&raw),
                     Call::Release(_) => rewritten::<ReleaseResult>(&raw),
                     Call::List => rewritten::<ListResult>(&raw),
+                    Call::Store(_) => rewritten::<StoreResult>(&raw),
                     Call::Upgrade => rewritten::<UpgradeResult>(&raw),
                     Call::Status => rewritten::<StatusResult>(&raw),
                     _ => rewritten::<PingResult>(&raw),

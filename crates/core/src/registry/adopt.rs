@@ -2,6 +2,7 @@
 //! upgrade, a crash, another holder), and the one that takes a dead one's place.
 
 use super::{Action, Closing, Held, ListenerId, Opened, Registry};
+use crate::address::Address;
 use crate::listener::Listener;
 use crate::time::Timestamp;
 
@@ -23,6 +24,17 @@ impl<H> Registry<H> {
     pub fn by_inode(&self, inode: u64) -> Option<(ListenerId, &Held<H>)> {
         let held = self.held.iter().find(|(_, held)| held.opened.inode == inode);
         held.map(|(id, held)| (*id, held.as_ref()))
+    }
+
+    /// The held listener beside which this one, bound there, could not be entered.
+    pub fn in_the_way(&self, listener: &Listener, bound: &Address) -> Option<&Listener> {
+        let key = listener.key();
+        let name = listener.name.as_ref().and_then(|name| self.index.name(name));
+        let id = name
+            .or_else(|| self.index.key(&key))
+            .or_else(|| self.index.overlapping(&key))
+            .or_else(|| self.index.overlapping(&key.bound(bound)))?;
+        self.held.get(&id).map(|held| &held.listener)
     }
 
     /// Enters what is held already. What cannot stand beside the rest (its name,

@@ -1,0 +1,193 @@
+//! `store`: a client gives the broker sockets that it holds.
+//!
+//! What comes is believed only as far as the kernel confirms it: each descriptor must be a
+//! bound socket on the address that it is said to be, and listen. One that the broker
+//! holds already is merely leased; one that is missing after a crash comes back under the
+//! name and with the options that were written down; any other is held from now on, unless
+//! its name or its address is taken.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::policy::Verb;
+use bindonce_core::registry::Want;
+use bindonce_sys::identity::{self, Identity};
+use bindonce_sys::listen;
+use bindonce_wire::params::Give;
+use bindonce_wire::result::{Bound, StoreResult};
+use bindonce_wire::{ErrorCode, RpcError};
+
+use crate::answer;
+use crate::connection::Link;
+use crate::requests::{allow, invalid};
+use crate::restore::{Found, as_written};
+use crate::state::{State, now};
+
+/// Takes listeners, all or none.
+pub(crate) async fn store(
+    state: &RefCell<State>,
+    link: &Rc<Link>,
+    gives: Vec<Give>,
+) -> Result<StoreResult, RpcError> {
+    let received = link.take_received();
+    if received.len() != gives.len() {
+        let message = format!(
+            "{} listeners are said to come, but {} descriptors came with the request",
+            gives.len(),
+            received.len()
+        );
+        return Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(
+            "send them with the first byte of the request, one for each listener, at most 253",
+        ));
+    }
+    let mut sockets = Vec::with_capacity(received.len());
+    for (give, fd) in gives.into_iter().zip(received) {
+        let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
+        allow(state, link.caller, Verb::Store, Some(&asked.address))?;
+        sockets.push((asked, fd));
+    }
+    let (found, wants) = sort(&state.borrow(), sockets)?;
+    let claimed = {
+        let mut state = state.borrow_mut();
+        state.had_back(found);
+        state.claim(link.caller.connection, wants)
+    };
+    let gate = Rc::clone(&state.borrow().gate);
+    gate.given.notify_one();
+    let leases = match claimed {
+        Ok(leases) => leases,
+        Err(failure) => return Err(answer::claim_failed(failure).await),
+    };
+    let store = state.borrow().store.clone();
+    if let Some(store) = store {
+        store.settled().await;
+    }
+    let state = state.borrow();
+    let bound = leases.iter().filter_map(|lease| {
+        let held = state.registry.held(lease.listener)?;
+        Some(Bound {
+            name: held.listener.label(),
+            address: held.listener.address.to_string(),
+            bound: held.opened.bound.to_string(),
+            created: false,
+            inode: held.opened.inode,
+        })
+    });
+    Ok(StoreResult { listeners: bound.collect() })
+}
+
+/// What is new to the broker, and what the caller uses from now on.
+fn sort(
+    state: &State,
+    sockets: Vec<(Listener, OwnedFd)>,
+) -> Result<(Vec<Found>, Vec<Want>), RpcError> {
+    let views = state.registry.list();
+    let held: HashMap<u64, &Listener> =
+        views.iter().map(|view| (view.held.opened.inode, &view.held.listener)).collect();
+    let missing: HashMap<u64, _> = state.missing.iter().map(|entry| (entry.inode, entry)).collect();
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    let mut wants = Vec::with_capacity(sockets.len());
+    for (asked, fd) in sockets {
+        let refuse = |reason: String| {
+            let message = format!("the descriptor for {asked} is not taken: {reason}");
+            RpcError::new(ErrorCode::CONFLICT, message)
+                .with("address", asked.address.to_string())
+                .with_hint("give the broker a listening socket that is bound to that address")
+        };
+        let socket = identity::of(fd.as_fd())
+            .map_err(|error| refuse(format!("it is no bound socket: {error}")))?;
+        let inode = socket.inode;
+        let listener = if let Some(listener) = held.get(&inode) {
+            (*listener).clone()
+        } else {
+            let new = match missing.get(&inode) {
+                Some(entry) => as_written(entry, &socket, fd).map_err(refuse)?,
+                None => as_said(&asked, &socket, fd).map_err(refuse)?,
+            };
+            let listener = new.listener.clone();
+            let key = listener.key();
+            let other = missing.values().find(|entry| {
+                entry.inode != inode && entry.listener().is_ok_and(|other| other.key() == key)
+            });
+            if let Some(other) = other {
+                return Err(refuse(format!(
+                    "that address is the socket with inode {}",
+                    other.inode
+                )));
+            }
+            if seen.insert(inode) {
+                found.push(new);
+            }
+            listener
+        };
+        wants.push(Want {
+            wanted: Wanted::Listen(listener.into()),
+            tentative: true,
+            change: false,
+        });
+    }
+    drop(views);
+    check_free(state, &found)?;
+    Ok((found, wants))
+}
+
+/// Whether all of these can stand beside what is held.
+fn check_free(state: &State, found: &[Found]) -> Result<(), RpcError> {
+    for new in found {
+        if let Some(in_the_way) = state.registry.in_the_way(&new.listener, &new.socket.bound) {
+            let message = format!(
+                "the descriptor for {} is not taken: {} is held, by another socket",
+                new.listener,
+                in_the_way.label()
+            );
+            return Err(RpcError::new(ErrorCode::CONFLICT, message)
+                .with("address", new.listener.address.to_string())
+                .with_hint("claim it to share the one that is held"));
+        }
+    }
+    Ok(())
+}
+
+/// A socket of which nothing is known but what the caller says and the kernel confirms.
+fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, String> {
+    if !socket.listening {
+        return Err("it does not listen".to_owned());
+    }
+    let any_port = asked.address.port() == Some(0);
+    let place = match socket.bound.port() {
+        Some(_) if any_port => socket.bound.with_port(0),
+        _ => socket.bound.clone(),
+    };
+    if place != asked.address {
+        return Err(format!("it is bound to {}", socket.bound));
+    }
+    let path = match &asked.address {
+        Address::Unix(path) => Some(identity::file(path).ok_or_else(|| format!("{path} is gone"))?),
+        _ => None,
+    };
+    let mut listener = asked.clone();
+    let seen = &socket.options;
+    listener.options.v6only = seen.v6only;
+    listener.options.interface = seen.interface.clone();
+    listener.options.transparent = seen.transparent;
+    listener.options.freebind = seen.freebind;
+    let opened = listen::Opened {
+        fd,
+        bound: socket.bound.clone(),
+        inode: socket.inode,
+        cookie: socket.cookie,
+        path,
+    };
+    Ok(Found {
+        listener,
+        socket: opened,
+        exclusive: socket.exclusive,
+        since: now(),
+        tentative: false,
+    })
+}

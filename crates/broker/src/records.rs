@@ -1,0 +1,242 @@
+//! The state file beside the control socket: which listeners are held, for the broker that
+//! follows one that was killed.
+//!
+//! Without a service manager that keeps descriptors, this file is how the next broker knows
+//! what to ask back, from whom and under which names. It is replaced as a whole (written
+//! beside it, synced, renamed: mode 0600) at the start and when too much of it is outdated;
+//! in between records are appended, and a reply that hands out a new listener comes after
+//! its record. Appended records are not synced: they must outlive this process, which the
+//! kernel's cache does; after a crash of the system there is no socket to ask back, and
+//! the next broker sees by the boot that the file is about nothing.
+
+use std::cell::RefCell;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bindonce_core::registry::Held;
+use bindonce_sys::identity;
+use bindonce_wire::manifest::{self, Entry, Manifest};
+
+use crate::state::{Socket, State};
+use crate::store;
+
+/// So many outdated records are carried along before the file is written anew.
+const OUTDATED: usize = 1024;
+
+/// The state file of one broker.
+#[derive(Debug)]
+pub(crate) struct Records {
+    path: PathBuf,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// None until it has been written, and after it could not be.
+    file: Option<File>,
+    outdated: usize,
+    /// The broker ends or goes on as another image: what is written stays.
+    ending: bool,
+}
+
+/// The state file of the broker on this control socket.
+fn path(socket: &Path) -> PathBuf {
+    let mut path = socket.to_owned().into_os_string();
+    path.push(".state");
+    path.into()
+}
+
+/// What a broker that did not end in order has left written: the listeners that may still
+/// be held by somebody.
+pub(crate) fn left(socket: &Path) -> Vec<Entry> {
+    let path = path(socket);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            tracing::error!(
+                path = %path.display(), %error,
+                "cannot read the state file: listeners of the broker before are not asked back"
+            );
+            return Vec::new();
+        }
+    };
+    match Manifest::decode(&bytes) {
+        Ok(manifest) if manifest.header.boot == identity::boot() => manifest.listeners,
+        Ok(_) => {
+            tracing::info!(path = %path.display(), "the state file is from before the last boot");
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::error!(
+                path = %path.display(), %error,
+                "cannot read the state file: listeners of the broker before are not asked back"
+            );
+            Vec::new()
+        }
+    }
+}
+
+impl Records {
+    /// The state file of the broker on this control socket, not written yet.
+    pub(crate) fn new(socket: &Path) -> Rc<Self> {
+        let inner = Inner { file: None, outdated: 0, ending: false };
+        Rc::new(Self { path: path(socket), inner: RefCell::new(inner) })
+    }
+
+    /// Replaces the file.
+    pub(crate) fn rewrite(&self, manifest: &Manifest) {
+        let mut inner = self.inner.borrow_mut();
+        inner.outdated = 0;
+        inner.file = match replace(&self.path, manifest.encode().as_bytes()) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::error!(
+                    path = %self.path.display(), %error,
+                    hint = "make room, or run the broker as a user that may write there",
+                    "cannot write the state file: after a crash listeners are not asked back"
+                );
+                None
+            }
+        };
+    }
+
+    /// Notes that a listener is held, or that something about it is new.
+    pub(crate) fn record(self: &Rc<Self>, held: &Held<Socket>) {
+        let mut noted = held.opened.handle.noted.borrow_mut();
+        let state = fingerprint(held);
+        match &mut *noted {
+            Some(noted) if noted.state == state => return,
+            Some(noted) => {
+                noted.state = state;
+                self.inner.borrow_mut().outdated += 1;
+            }
+            None => {
+                let (inode, cookie) = (held.opened.inode, held.opened.cookie);
+                *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, state }));
+            }
+        }
+        let mut text = String::new();
+        manifest::opened(&mut text, &store::entry(held));
+        self.append(&text);
+    }
+
+    fn append(&self, text: &str) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(file) = &mut inner.file
+            && let Err(error) = file.write_all(text.as_bytes())
+        {
+            tracing::error!(
+                path = %self.path.display(), %error, "cannot write the state file any more"
+            );
+            // Half a record may be in it: it must be written anew before anything follows.
+            inner.file = None;
+            inner.outdated = usize::MAX / 2;
+        }
+    }
+
+    /// Whether it should be written anew.
+    fn is_outdated(&self, listeners: usize) -> bool {
+        self.inner.borrow().outdated > listeners + OUTDATED
+    }
+
+    /// What is written stays from now on.
+    pub(crate) fn end(&self) {
+        self.inner.borrow_mut().ending = true;
+    }
+
+    /// Removes the file: nothing is held any more.
+    pub(crate) fn remove(&self) {
+        self.end();
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the state file");
+        }
+    }
+}
+
+/// Tells whether something about a listener is new, without a copy of it.
+fn fingerprint(held: &Held<Socket>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&held.listener.name, &held.listener.options, held.tentative).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Writes beside it, syncs, renames, syncs the directory.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    // Only the holder of the lock comes here, so what is there was left by a crash.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(file)
+}
+
+/// A listener that is in the state file, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Noted {
+    records: Rc<Records>,
+    inode: u64,
+    cookie: u64,
+    /// The fingerprint of what its record says.
+    state: u64,
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if self.records.inner.borrow().ending {
+            return;
+        }
+        let mut text = String::new();
+        manifest::closed(&mut text, self.inode, self.cookie);
+        self.records.inner.borrow_mut().outdated += 2;
+        self.records.append(&text);
+    }
+}
+
+impl State {
+    /// Writes the state file anew if too much of it is outdated.
+    pub(crate) fn tidy_records(&self) {
+        if let Some(records) = &self.records
+            && records.is_outdated(self.registry.len())
+        {
+            self.rewrite_records();
+        }
+    }
+
+    /// Writes the state file anew: what is held, and what has not been had back yet.
+    pub(crate) fn rewrite_records(&self) {
+        let Some(records) = &self.records else { return };
+        let mut manifest = self.manifest();
+        manifest.listeners.extend(self.missing.iter().cloned());
+        records.rewrite(&manifest);
+        for view in self.registry.list() {
+            let (held, mut noted) = (view.held, view.held.opened.handle.noted.borrow_mut());
+            let state = fingerprint(held);
+            let (inode, cookie) = (held.opened.inode, held.opened.cookie);
+            match &mut *noted {
+                Some(noted) => noted.state = state,
+                None => {
+                    let records = Rc::clone(records);
+                    *noted = Some(Box::new(Noted { records, inode, cookie, state }));
+                }
+            }
+        }
+    }
+}

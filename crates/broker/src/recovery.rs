@@ -1,0 +1,236 @@
+//! Getting listeners back after a broker was killed, where no service manager keeps them.
+//!
+//! What was held stands in the state file. Each listener is had back from the first of
+//! these that has it:
+//!
+//! 1. a client that connects again and gives back what it holds (`store`);
+//! 2. a process that holds the socket, by pidfd_getfd(2), where that is allowed; inode and
+//!    cookie must be those that were written down, so that it is the same socket;
+//! 3. a new socket on the address. The kernel grants it only if nobody holds the old one,
+//!    because no socket of ours has SO_REUSEPORT: there are never two.
+//!
+//! Clients can connect meanwhile; what would bind or release waits until this is over,
+//! [`PATIENCE`] at most. What could not be had back is named in the log, with who holds
+//! it. It stays written down: a client may still give it back, and when its holder has
+//! ended a claim binds it anew.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::listener::{Key, Listener};
+use bindonce_core::registry::Lease;
+use bindonce_core::time::Timestamp;
+use bindonce_sys::holders::Holder;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::{holders, identity, listen};
+use bindonce_wire::manifest::Entry;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::intruder;
+use crate::restore::{Found, as_written};
+use crate::state::State;
+
+/// How long clients have to give back what they hold before it is taken from them.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// How long claims wait for all of this.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Opens when the broker holds all that it can have back.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    shut: Cell<bool>,
+    opened: Notify,
+    /// Rung when a client has given something back.
+    pub(crate) given: Notify,
+}
+
+impl Gate {
+    pub(crate) fn shut(&self) {
+        self.shut.set(true);
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.get()
+    }
+
+    pub(crate) fn open(&self) {
+        self.shut.set(false);
+        self.opened.notify_waiters();
+    }
+
+    /// Waits until it is open.
+    pub(crate) async fn pass(&self) {
+        while self.shut.get() {
+            self.opened.notified().await;
+        }
+    }
+}
+
+/// Gets back what is missing, as far as it can be had.
+pub(crate) async fn run(state: &Rc<RefCell<State>>) {
+    let begun = Instant::now();
+    let until = begun + PATIENCE;
+    let gate = Rc::clone(&state.borrow().gate);
+    let count = state.borrow().missing.len();
+    tracing::warn!(count, "the broker before did not end in order: asking its listeners back");
+
+    let held = look(state).await;
+    rebind(state, |entry| !held.contains_key(&entry.inode)).await;
+    wait(state, &gate, begun + GRACE).await;
+    take(state).await;
+    wait(state, &gate, until).await;
+    // Whoever had them may have ended meanwhile.
+    rebind(state, |_| true).await;
+
+    let held = look(state).await;
+    let mut state = state.borrow_mut();
+    state.missing.retain(|entry| !entry.tentative);
+    for entry in &state.missing {
+        let pids: Vec<String> = held
+            .get(&entry.inode)
+            .map(|holders| holders.iter().map(|holder| intruder::named(&holder.pid)).collect())
+            .unwrap_or_default();
+        tracing::error!(
+            listener = entry.listen,
+            bound = entry.bound,
+            inode = entry.inode,
+            held_by =
+                if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") },
+            hint = "reload or end those who have it: they may give it back, or it is bound anew; \
+                    CAP_SYS_PTRACE lets the broker take it itself",
+            "listener could not be had back"
+        );
+    }
+    let (had, lost) = (count - state.missing.len().min(count), state.missing.len());
+    let took = bindonce_core::duration::format(begun.elapsed());
+    tracing::info!(had, lost, took, "listeners of the broker before");
+    state.rewrite_records();
+}
+
+/// Who holds what is missing, by inode; each process once.
+async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
+    let inodes: Vec<u64> = state.borrow().missing.iter().map(|entry| entry.inode).collect();
+    if inodes.is_empty() {
+        return BTreeMap::new();
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    // It reads all of /proc, so it happens beside this thread.
+    let found = tokio::task::spawn_blocking(move || holders::of(&inodes)).await.unwrap_or_default();
+    let mut held: BTreeMap<u64, Vec<Holder>> = BTreeMap::new();
+    for holder in found.into_iter().filter(|holder| holder.pid != own) {
+        let holders = held.entry(holder.inode).or_default();
+        if holders.last().is_none_or(|last| last.pid != holder.pid) {
+            holders.push(holder);
+        }
+    }
+    held
+}
+
+/// Waits until clients have given everything back, or for long enough.
+async fn wait(state: &Rc<RefCell<State>>, gate: &Gate, until: Instant) {
+    while !state.borrow().missing.is_empty() {
+        if timeout_at(until, gate.given.notified()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes what is missing from the processes that hold it.
+async fn take(state: &Rc<RefCell<State>>) {
+    let held = look(state).await;
+    let entries: Vec<Entry> =
+        state.borrow().missing.iter().filter(|entry| !entry.tentative).cloned().collect();
+    let taken = tokio::task::spawn_blocking(move || {
+        let from = |entry: &Entry| {
+            held.get(&entry.inode)?.iter().find_map(|holder| from_process(entry, *holder))
+        };
+        entries.iter().filter_map(from).collect::<Vec<Found>>()
+    });
+    let taken = taken.await.unwrap_or_default();
+    state.borrow_mut().had_back(taken);
+}
+
+fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
+    let taken = Pidfd::open(holder.pid).and_then(|process| process.take(holder.fd));
+    let taken = taken.map_err(|error| error.to_string()).and_then(|fd| {
+        let found = identity::of(fd.as_fd()).map_err(|error| error.to_string())?;
+        if found.inode != entry.inode {
+            return Err("the process has closed it".to_owned());
+        }
+        as_written(entry, &found, fd)
+    });
+    match taken {
+        Ok(found) => Some(found),
+        Err(reason) => {
+            tracing::debug!(
+                listener = entry.listen,
+                pid = holder.pid,
+                reason,
+                "cannot take a socket back"
+            );
+            None
+        }
+    }
+}
+
+/// Binds anew what is missing and `free`, as far as the kernel lets it.
+async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
+    let entries: Vec<Entry> = {
+        let state = state.borrow();
+        let wanted = state.missing.iter().filter(|entry| !entry.tentative && free(entry));
+        wanted.cloned().collect()
+    };
+    for entry in entries {
+        let (Ok(listener), Ok(bound)) = (entry.listener(), entry.bound()) else { continue };
+        let name = listener.label();
+        // Where port 0 was asked for, the port that it had.
+        let place = Listener { address: bound, ..listener.clone() };
+        match listen::open(&place) {
+            Ok(socket) => {
+                tracing::warn!(listener = name, "listener bound anew: nobody had its socket");
+                let since = Timestamp(entry.since);
+                let found = Found { listener, socket, exclusive: true, since, tentative: false };
+                let mut state = state.borrow_mut();
+                state.missing.retain(|missing| missing.inode != entry.inode);
+                state.had_back(vec![found]);
+            }
+            Err(error) => tracing::debug!(listener = name, %error, "cannot be bound anew"),
+        }
+        // Thousands of them must not keep clients waiting that have something to give back.
+        tokio::task::yield_now().await;
+    }
+}
+
+impl State {
+    /// Enters listeners that were missing.
+    pub(crate) fn had_back(&mut self, found: Vec<Found>) {
+        let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
+        if inodes.is_empty() {
+            return;
+        }
+        self.missing.retain(|entry| !inodes.contains(&entry.inode));
+        self.adopt(found, false);
+        for inode in inodes {
+            if let Some((_, held)) = self.registry.by_inode(inode) {
+                self.record(held);
+            }
+        }
+    }
+
+    /// What was missing and has been bound by somebody's claim is missing no more.
+    pub(crate) fn forget_bound(&mut self, leases: &[Lease]) {
+        if self.missing.is_empty() {
+            return;
+        }
+        let created = leases.iter().filter(|lease| lease.created);
+        let held = created.filter_map(|lease| self.registry.held(lease.listener));
+        let keys: HashSet<Key> = held.map(|held| held.listener.key()).collect();
+        self.missing
+            .retain(|entry| entry.listener().is_ok_and(|listener| !keys.contains(&listener.key())));
+    }
+}

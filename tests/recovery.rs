@@ -1,0 +1,176 @@
+//! A broker is killed, and the next one has every listener back: as the same socket where
+//! anybody holds it, anew where nobody does, and never as a second one.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Process, Scene, Wire, bindonce, eventually, listening};
+
+fn store(wire: &mut Wire, listen: &[&str], fds: &[OwnedFd]) -> Value {
+    let params: Vec<_> = listen.iter().map(|text| json!({"listen": text})).collect();
+    let request = json!({"jsonrpc": "2.0", "id": 9, "method": "store", "params": params});
+    wire.send_with(request.to_string().as_bytes(), fds);
+    wire.reply()
+}
+
+fn inodes(entries: &[Value]) -> Vec<u64> {
+    entries.iter().map(|entry| entry["inode"].as_u64().expect("an inode")).collect()
+}
+
+/// The broker after one that was killed, as soon as it can be connected to.
+fn next(scene: &Scene) -> Process {
+    let process = Process::start(&mut scene.bindonce("serve"));
+    // The path is that of the dead one until the next has replaced it.
+    eventually("the next broker", || Wire::try_connect(&scene.socket()));
+    process
+}
+
+#[test]
+fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew() {
+    let scene = Scene::new();
+    let mut first = scene.broker();
+    let (held, lost) = (scene.address(), scene.address());
+    let path = scene.path("app.sock").display().to_string();
+    let wanted = [
+        format!("web={held},backlog=33"),
+        path.clone(),
+        "abns@recovery".into(),
+        "any=127.0.0.1:0".into(),
+    ];
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let (entries, _fds) = scene.wire().bind(&wanted);
+    let (gone, fds) = scene.wire().bind(&[&format!("gone={lost},backlog=44"), "free=127.0.0.1:0"]);
+    drop(fds);
+    let (released, _) = scene.wire().bind(&["old=127.0.0.1:0"]);
+    scene.wire().call("release", &json!(["old"]));
+    let state = scene.path("broker.sock.state");
+    let mode = fs::metadata(&state).expect("the state file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    first.kill();
+
+    let mut second = next(&scene);
+    // At once: the claim waits until the broker has back what it can have.
+    let begun = Instant::now();
+    let (again, _more) = scene.wire().bind(&wanted);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(inodes(&again), inodes(&entries), "{}", second.story());
+    assert!(again.iter().all(|entry| entry["created"] == false));
+    assert_eq!(again[3]["bound"], entries[3]["bound"]);
+    let (anew, _) = scene.wire().bind(&["gone", "free"]);
+    assert_ne!(anew[0]["inode"], gone[0]["inode"]);
+    assert_eq!(anew[1]["bound"], gone[1]["bound"], "the port that the kernel once chose");
+    assert_eq!(listening(lost)[0].limit, 44);
+    let none = scene.wire().error("bind", &json!([{"name": "old"}]));
+    assert_eq!(none["code"], -32006, "{none} {released:?}");
+    assert_eq!((listening(held).len(), listening(lost).len()), (1, 1));
+    TcpStream::connect(held).expect("connecting");
+
+    // An orderly end leaves nothing to have back.
+    second.terminate();
+    assert!(!state.exists() && !fs::exists(&path).expect("the path"));
+}
+
+#[test]
+fn a_client_gives_back_what_it_holds() {
+    let scene = Scene::new();
+    let mut first = scene.broker();
+    let address = scene.address();
+    let (entries, fds) = scene.wire().bind(&[&format!("web={address},backlog=7")]);
+    first.kill();
+    // It cannot take it itself: it may trace nobody.
+    let mut command = scene.command("setpriv");
+    command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce());
+    command.arg("serve").arg("--socket").arg(scene.socket());
+    let mut second = Process::start(&mut command);
+    eventually("the next broker", || Wire::try_connect(&scene.socket()));
+
+    let mut wire = scene.wire();
+    let begun = Instant::now();
+    // The name and the options are those that were written down.
+    let reply = store(&mut wire, &[&address.to_string()], &fds);
+    let listener = &reply["result"]["listeners"][0];
+    assert_eq!((&listener["name"], &listener["inode"]), (&json!("web"), &entries[0]["inode"]));
+    let (again, _) = scene.wire().bind(&["web"]);
+    assert_eq!(again[0]["inode"], entries[0]["inode"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "nothing is missing any more");
+    // It has a lease, and a second time changes nothing.
+    let busy = scene.wire().error("release", &json!(["web"]));
+    assert_eq!(busy["code"], -32007, "{busy}");
+    let reply = store(&mut wire, &[&address.to_string()], &fds);
+    assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");
+    second.terminate();
+}
+
+#[test]
+fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
+    let scene = Scene::new();
+    let mut first = scene.broker();
+    let address = scene.address();
+    let (entries, fds) = scene.wire().bind(&[&format!("web={address}")]);
+    first.kill();
+    let mut command = scene.command("setpriv");
+    command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce());
+    command.arg("serve").arg("--socket").arg(scene.socket());
+    let mut second = Process::start(&mut command);
+    eventually("the next broker", || Wire::try_connect(&scene.socket()));
+    let error = scene.wire().error("bind", &json!([{"listen": address.to_string()}]));
+    assert_eq!(error["code"], -32005, "{error}");
+    assert_eq!(listening(address).len(), 1);
+    let line = second.wait_line("could not be had back");
+    // Who may not take a descriptor may not see whose it is either.
+    assert!(line.contains(&address.to_string()) && line.contains("held_by="), "{line}");
+    // Late is not too late.
+    let reply = store(&mut scene.wire(), &[&address.to_string()], &fds);
+    assert_eq!(reply["result"]["listeners"][0]["inode"], entries[0]["inode"], "{reply}");
+    // And once its holder lets go, a third broker binds it anew.
+    second.kill();
+    drop(fds);
+    let mut third = next(&scene);
+    let (anew, _fds) = scene.wire().bind(&["web"]);
+    assert_eq!(anew[0]["bound"], address.to_string());
+    third.terminate();
+}
+
+#[test]
+fn store_takes_only_what_is_what_it_is_said_to_be() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let socket =
+        |text: &str| -> OwnedFd { std::net::TcpListener::bind(text).expect("bind").into() };
+    let (one, two) = (scene.address(), scene.address());
+    let mut wire = scene.wire();
+    let refused = |reply: Value, code: i64, part: &str| {
+        let error = &reply["error"];
+        assert_eq!(error["code"], code, "{reply}");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(part)), "{reply}");
+    };
+    let text = one.to_string();
+    refused(store(&mut wire, &[&text], &[]), -32602, "0 descriptors");
+    let fds = [socket(&text), socket(&two.to_string())];
+    refused(store(&mut wire, &[&text], &fds), -32602, "2 descriptors");
+    refused(store(&mut wire, &[&two.to_string()], &fds[..1]), -32003, "is bound to");
+    let file: OwnedFd = fs::File::open("/dev/null").expect("file").into();
+    refused(store(&mut wire, &[&text], &[file]), -32003, "no bound socket");
+    // All or none: the second is not what it is said to be.
+    refused(store(&mut wire, &[&text, &text], &fds), -32003, "is bound to");
+    assert_eq!(wire.call("list", &json!([]))["listeners"], json!([]));
+
+    let texts = [format!("web={text}"), two.to_string()];
+    let reply = store(&mut wire, &[&texts[0], &texts[1]], &fds);
+    assert_eq!(reply["result"]["listeners"][0]["name"], "web", "{reply}");
+    let (bound, _) = scene.wire().bind(&["web", &two.to_string()]);
+    assert!(bound.iter().all(|entry| entry["created"] == false), "{bound:?}");
+    // The name is taken.
+    let third = scene.address().to_string();
+    let reply = store(&mut wire, &[&format!("web={third}")], &[socket(&third)]);
+    refused(reply, -32003, "web");
+    // Descriptors with what does not want them are closed, and the request is served.
+    wire.send_with(br#"{"id":1,"method":"ping"}"#, &fds);
+    assert_eq!(wire.reply()["result"]["pong"], true);
+    drop(fds);
+}
