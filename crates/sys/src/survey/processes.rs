@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::descriptors::{self, Descriptors};
 use super::{numbered, waits};
@@ -77,33 +79,76 @@ pub struct Processes {
 impl Processes {
     /// Looks at every process once. `wanted` are inodes of sockets; processes for
     /// whose short name `named` is true are described in any case.
-    pub fn survey(wanted: &HashSet<u64>, named: impl Fn(&str) -> bool) -> Self {
-        let mut found = Self::default();
-        let sockfs = descriptors::socket_device().unwrap_or_default();
-        for pid in numbered(Path::new("/proc")).unwrap_or_default() {
-            let Some(stat) = Stat::read(pid) else {
-                continue;
-            };
-            found.family.insert(pid, (stat.parent, stat.name.clone()));
-            // Kernel threads, children of kthreadd, have no descriptors.
-            if stat.state == 'Z' || pid == 2 || stat.parent == 2 {
-                continue;
+    ///
+    /// Nearly all of the time is the kernel's, one call for each descriptor of the system: a
+    /// few threads share it.
+    pub fn survey(wanted: &HashSet<u64>, named: impl Fn(&str) -> bool + Sync) -> Self {
+        const THREADS: usize = 4;
+        let pids = numbered(Path::new("/proc")).unwrap_or_default();
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+        let next = AtomicUsize::new(0);
+        let named = &named;
+        let part = || {
+            let mut found = Self::default();
+            let sockfs = descriptors::socket_device().unwrap_or_default();
+            // One by one, because one process can have more to read than all others together.
+            while let Some(pid) = pids.get(next.fetch_add(1, Ordering::Relaxed)) {
+                found.look_at(*pid, wanted, sockfs, named);
             }
-            let Some(descriptors) = descriptors::read(pid, wanted, sockfs) else {
-                found.hidden += usize::from(process::start_time(pid).is_some());
-                continue;
-            };
-            let limit = descriptor_limit(pid);
-            let full = limit.is_some_and(|limit| descriptors.count as u64 * 10 >= limit * 8);
-            if !descriptors.holds.is_empty()
-                || !descriptors.registrations.is_empty()
-                || full
-                || named(&stat.name)
-            {
-                found.all.push(describe(pid, stat, descriptors, limit));
+            found
+        };
+        let mut found = thread::scope(|scope| {
+            // A thread that cannot be had leaves its part to the others.
+            let others: Vec<_> = (1..threads)
+                .filter_map(|_| thread::Builder::new().spawn_scoped(scope, part).ok())
+                .collect();
+            let mut found = part();
+            for other in others {
+                match other.join() {
+                    Ok(part) => found.add(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
             }
-        }
+            found
+        });
+        found.all.sort_by_key(|process| process.pid);
         found
+    }
+
+    fn add(&mut self, part: Self) {
+        self.all.extend(part.all);
+        self.family.extend(part.family);
+        self.hidden += part.hidden;
+    }
+
+    fn look_at(
+        &mut self,
+        pid: i32,
+        wanted: &HashSet<u64>,
+        sockfs: u32,
+        named: impl Fn(&str) -> bool,
+    ) {
+        let Some(stat) = Stat::read(pid) else {
+            return;
+        };
+        self.family.insert(pid, (stat.parent, stat.name.clone()));
+        // Neither has descriptors.
+        if stat.state == 'Z' || stat.is_of_the_kernel() {
+            return;
+        }
+        let Some(descriptors) = descriptors::read(pid, wanted, sockfs) else {
+            self.hidden += usize::from(process::start_time(pid).is_some());
+            return;
+        };
+        let limit = descriptor_limit(pid);
+        let full = limit.is_some_and(|limit| descriptors.count as u64 * 10 >= limit * 8);
+        if !descriptors.holds.is_empty()
+            || !descriptors.registrations.is_empty()
+            || full
+            || named(&stat.name)
+        {
+            self.all.push(describe(pid, stat, descriptors, limit));
+        }
     }
 }
 
@@ -141,9 +186,15 @@ struct Stat {
     parent: i32,
     used: u64,
     started: u64,
+    flags: u64,
 }
 
 impl Stat {
+    /// PF_KTHREAD of the kernel's sched.h: in a container pid 2 is anybody.
+    fn is_of_the_kernel(&self) -> bool {
+        self.flags & 0x0020_0000 != 0
+    }
+
     fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
@@ -160,6 +211,7 @@ impl Stat {
             parent: fields.get(1)?.parse().ok()?,
             used: number(11)? + number(12)?,
             started: number(19)?,
+            flags: number(6)?,
         })
     }
 }
