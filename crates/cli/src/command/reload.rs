@@ -48,7 +48,13 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
                 let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
                 bail!("reload of \"{name}\" failed: {}{hint}", refusal.message)
             }
-            None => return Err(error).with_context(|| format!("reload of \"{name}\"")),
+            None => bail!(
+                "reload of \"{name}\": its supervisor did not answer to the end ({}); what serves goes on \
+                 serving\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
+                 again with `bindonce run --name {name}`, which takes over what serves",
+                std::error::Error::source(&error)
+                    .map_or_else(|| error.to_string(), ToString::to_string)
+            ),
         },
     };
     let Reloaded { generation, pid, ended } = serde_json::from_value(answer)?;
