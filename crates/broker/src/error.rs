@@ -1,7 +1,7 @@
 //! Why a broker cannot start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a broker cannot start, or had to stop. [`Error::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,14 @@ pub enum Error {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// A configuration file says something that cannot be.
+    #[error("the configuration{} is not understood: {reason}", path_text(.path.as_deref()))]
+    Configuration {
+        /// The file, where the text came from one.
+        path: Option<PathBuf>,
+        /// What is wrong, and where.
+        reason: String,
     },
     /// What was to be bound at the start could not be. Nothing is bound then.
     #[error("{message}")]
@@ -81,11 +89,16 @@ impl Error {
                     .to_owned(),
             ),
             Self::SocketPath { .. }
+            | Self::Configuration { .. }
             | Self::File { .. }
             | Self::State { .. }
             | Self::Runtime { .. } => None,
         }
     }
+}
+
+fn path_text(path: Option<&Path>) -> String {
+    path.map(|path| format!(" {}", path.display())).unwrap_or_default()
 }
 
 fn pid_text(pid: Option<u32>) -> String {

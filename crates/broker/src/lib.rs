@@ -18,6 +18,7 @@ mod config;
 mod connection;
 mod control;
 mod error;
+mod file;
 mod giving;
 mod guard;
 mod intruder;
@@ -34,5 +35,6 @@ mod upgrade;
 
 pub use config::{Config, Orders};
 pub use error::Error;
+pub use file::File;
 pub use server::run;
 pub use upgrade::{CHECK, Inherited, check, inherited};

@@ -10,18 +10,24 @@
 
 mod address;
 mod configuration;
+mod file;
 mod manifest;
 mod request;
 
 pub use address::address;
 pub use configuration::configuration;
+pub use file::file;
 pub use manifest::manifest;
 pub use request::request;
 
+/// A target: it returns if the bytes break no promise.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is also that of its seeds' directory in fuzz/seeds.
-pub const TARGETS: [(&str, fn(&[u8])); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("address", address),
     ("configuration", configuration),
+    ("file", file),
     ("manifest", manifest),
     ("request", request),
 ];

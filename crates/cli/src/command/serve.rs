@@ -2,16 +2,15 @@
 
 use std::fs;
 use std::os::unix;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
-use bindonce_broker::{Config, Orders};
+use anyhow::Context as _;
+use bindonce_broker::{Config, File, Orders};
 use bindonce_core::listener::Wanted;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::watch::Watch;
-use serde::Deserialize;
 
 use crate::{Globals, logging};
 
@@ -29,28 +28,6 @@ pub(crate) struct Args {
     new_session: bool,
 }
 
-/// The configuration file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    listen: Vec<String>,
-    /// Whom to become once the socket's directory is there.
-    user: Option<String>,
-    group: Option<String>,
-    /// What to keep beside what the listeners above need.
-    #[serde(default)]
-    capabilities: Vec<String>,
-}
-
-/// What a configuration file asks for.
-#[derive(Debug, Default)]
-struct Wishes {
-    listen: Vec<Wanted>,
-    account: Option<Account>,
-    capabilities: Vec<Capability>,
-}
-
 /// Serves until a signal ends it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     logging::start(globals);
@@ -60,19 +37,17 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         nix::unistd::setsid().context("cannot begin a session of our own")?;
     }
     let mut config = Config::new(globals.socket_path());
-    let mut wishes = Wishes::default();
-    if let Some(path) = &args.config {
-        wishes = read(path)?;
-    }
-    config.listen = wishes.listen;
+    let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let account = account(&file)?;
+    config.listen = file.listen;
     config.listen.extend(args.listen);
     config.inherited = inherited;
     let orders = config.orders.clone();
     // An earlier image of this process has given its privileges up already.
-    if let Some(account) = &wishes.account
+    if let Some(account) = account
         && config.inherited.is_none()
     {
-        become_account(account, &config, wishes.capabilities)?;
+        become_account(&account, &config, file.capabilities)?;
     }
 
     // Before the runtime, so that every thread has them blocked.
@@ -85,6 +60,12 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         bindonce_broker::run(config, ended(&signals, &watch, &orders)).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Whom the configuration wants the broker to become.
+fn account(file: &File) -> anyhow::Result<Option<Account>> {
+    let find = |user: &String| Account::find(user, file.group.as_deref());
+    file.user.as_ref().map(find).transpose().context("in the configuration")
 }
 
 /// Gives up root, but for what the listeners need.
@@ -126,7 +107,7 @@ pub(crate) fn check(cli: crate::Cli) -> anyhow::Result<()> {
         anyhow::bail!("these are not the arguments of a broker");
     };
     if let Some(path) = &args.config {
-        read(path)?;
+        account(&File::read(path)?)?;
     }
     let mut state = fs::File::open("/proc/self/fd/0").context("cannot open the state")?;
     Ok(bindonce_broker::check(&mut state)?)
@@ -161,54 +142,6 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
         if let Err(error) = signalled.readable().await {
             tracing::error!(%error, "cannot wait for signals any more: the broker ends");
             return;
-        }
-    }
-}
-
-fn read(path: &Path) -> anyhow::Result<Wishes> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    parse(&text).with_context(|| format!("in the configuration {}", path.display()))
-}
-
-fn parse(text: &str) -> anyhow::Result<Wishes> {
-    let file: File = toml::from_str(text)?;
-    let listen = |(index, text): (usize, &String)| {
-        text.parse::<Wanted>().with_context(|| format!("listen[{index}]"))
-    };
-    let capability = |text: &String| text.parse::<Capability>().context("capabilities");
-    let account = match (&file.user, &file.group) {
-        (Some(user), group) => Some(Account::find(user, group.as_deref())?),
-        (None, None) if file.capabilities.is_empty() => None,
-        (None, _) => bail!("`group` and `capabilities` mean something only with `user`"),
-    };
-    Ok(Wishes {
-        listen: file.listen.iter().enumerate().map(listen).collect::<anyhow::Result<_>>()?,
-        account,
-        capabilities: file.capabilities.iter().map(capability).collect::<anyhow::Result<_>>()?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_configuration_names_what_is_wrong() {
-        let wanted = parse("listen = ['web=:80', '/run/a.sock,mode=0600']").expect("good");
-        let texts: Vec<String> = wanted.listen.iter().map(ToString::to_string).collect();
-        assert_eq!(texts, ["web=0.0.0.0:80", "unix@/run/a.sock,mode=0600"]);
-        assert!(parse("").expect("empty").listen.is_empty());
-        for (text, part) in [
-            ("lisen = []", "lisen"),
-            ("user = 'nobody-at-all'", "nobody-at-all"),
-            ("user = 'root'\ncapabilities = ['everything']", "everything"),
-            ("group = 'root'", "only with `user`"),
-            ("listen = 5", "line 1"),
-            ("listen = [':80', 'localhost:80']", "listen[1]"),
-        ] {
-            let error = format!("{:#}", parse(text).expect_err(text));
-            assert!(error.contains(part), "{error}");
         }
     }
 }
