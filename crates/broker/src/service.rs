@@ -21,8 +21,16 @@ pub(crate) fn tell(state: &str) {
     }
 }
 
+/// The variable that names the socket of whoever started this broker for itself, as
+/// `bindonce run` does, and waits for its word: READY=1, once, in the manner of sd_notify(3).
+const STARTER: &str = "BINDONCE_READY";
+
 /// Says that the broker serves.
 pub(crate) fn ready(state: &RefCell<State>) {
+    if let Some(starter) = std::env::var_os(STARTER) {
+        // It may have gone, or have heard it from an earlier image of this process.
+        let _ = notify::send_to(&starter, "READY=1");
+    }
     tell(&format!("READY=1\nSTATUS={}", status(state)));
 }
 

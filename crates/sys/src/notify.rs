@@ -6,6 +6,7 @@
 //! process is killed the moment after.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -27,9 +28,17 @@ pub fn send(state: &str) -> io::Result<bool> {
     let Some(target) = env::var_os("NOTIFY_SOCKET") else {
         return Ok(false);
     };
-    let address = address(target.as_bytes())?;
-    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+    send_to(&target, state)?;
     Ok(true)
+}
+
+/// Sends `state` to the socket at `target`, a path or `@` and an abstract name.
+///
+/// # Errors
+/// Those of sending a datagram; an address that is neither form is `InvalidInput`.
+pub fn send_to(target: &OsStr, state: &str) -> io::Result<()> {
+    let address = address(target.as_bytes())?;
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
 }
 
 /// A connection to the service manager that never waits for it: every call fails with
@@ -131,7 +140,7 @@ pub fn passed() -> io::Result<Vec<(String, OwnedFd)>> {
 fn address(target: &[u8]) -> io::Result<SocketAddr> {
     match target {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(target)),
+        [b'/', ..] => SocketAddr::from_pathname(OsStr::from_bytes(target)),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     }
 }

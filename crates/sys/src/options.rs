@@ -54,7 +54,7 @@ const TCP: [Known; 8] = [
     known("TCP_USER_TIMEOUT", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0),
     known("TCP_DEFER_ACCEPT", libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0),
     known("TCP_FASTOPEN", libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0),
-    known("TCP_QUICKACK", libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1),
+    // Not TCP_QUICKACK: each start of haproxy clears it, and it belongs to a connection anyway.
 ];
 
 /// What of a socket at `address` is not as it was made, in a fixed order. About

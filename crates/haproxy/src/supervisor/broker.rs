@@ -18,7 +18,10 @@ use bindonce_sys::watch::Watch;
 use nix::sys::socket::UnixAddr;
 use tokio::net::UnixDatagram as Datagram;
 
-use super::Error;
+use super::{Error, start};
+
+/// The variable by which a broker is told where to say that it is ready.
+const STARTER: &str = "BINDONCE_READY";
 
 /// How long a broker that was just started may take until it listens.
 const BROKER_UP: Duration = Duration::from_secs(10);
@@ -43,24 +46,15 @@ pub(super) async fn join(
     client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
 }
 
-/// The pid of the broker, if it tells.
-pub(super) async fn pid(socket: &Path) -> Option<i32> {
-    let status = connect(socket).await.ok()?.status().await.ok()?;
-    i32::try_from(status.broker.pid).ok()
-}
-
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
 /// session of its own, so that it outlives this process.
 pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
     let missing = match connect(socket).await {
-        Ok(mut client) => {
-            return match client.ping().await {
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    Err(Error::NoBroker { socket: socket.to_owned(), source: Box::new(error) })
-                }
-            };
-        }
+        Ok(mut client) => match client.ping().await {
+            Ok(_) => return Ok(()),
+            // It is just ending.
+            Err(source) => Error::NoBroker { socket: socket.to_owned(), source: Box::new(source) },
+        },
         Err(missing) => missing,
     };
     if !start {
@@ -73,13 +67,17 @@ pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
 }
 
 async fn start_broker(socket: &Path) -> Result<(), Error> {
-    // The broker says READY=1 here when it listens, as it would to systemd.
+    // The broker says READY=1 here when it listens.
     let notify = notify_socket().map_err(Error::system("make a socket for the broker's word"))?;
-    let child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    for name in start::OURS_ALONE {
+        command.env_remove(name);
+    }
+    let child = command
         .arg0("bindonce")
         .args(["serve", "--new-session", "--socket"])
         .arg(socket)
-        .env("NOTIFY_SOCKET", &notify.1)
+        .env(STARTER, &notify.1)
         .stdin(Stdio::null())
         .spawn()
         .map_err(Error::system("start a broker"))?;

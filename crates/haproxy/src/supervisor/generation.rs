@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::admin::Admin;
+use super::lease::Told;
 use super::listeners::Held;
 use super::output::Tail;
 use super::version::Version;
@@ -37,7 +38,7 @@ pub(super) struct Generation {
     /// Connections left, once it drains.
     pub(super) connections: Option<u64>,
     /// Tells the broker what this generation does now; its end is the end of the leases.
-    pub(super) states: mpsc::UnboundedSender<(bindonce::State, oneshot::Sender<()>)>,
+    pub(super) states: mpsc::UnboundedSender<Told>,
     /// Asks it whether it has stopped, and then how many connections are left.
     pub(super) watch: Option<AbortHandle>,
 }

@@ -15,6 +15,7 @@ mod error;
 mod foreign;
 mod generation;
 mod handover;
+mod lease;
 mod listeners;
 mod output;
 mod perform;
@@ -30,6 +31,7 @@ pub mod upgrade;
 mod version;
 pub mod watchdog;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -43,7 +45,7 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Received, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::config::Command;
@@ -127,7 +129,6 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
     let saved = directory.load()?;
     let mut left = Inheritance::take(&saved)?;
     broker::ensure(&settings.socket, settings.start_broker).await?;
-    let broker_pid = broker::pid(&settings.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
     let control = match left.control.take() {
         Some(control) => control,
@@ -147,7 +148,6 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         tokio::task::spawn_local(reaper::reap());
     }
     let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender)?;
-    supervisor.broker_pid = broker_pid;
     supervisor.take_over(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
 }
@@ -201,7 +201,7 @@ struct Supervisor {
     watchdog: Option<Watchdog>,
     /// The version of the binary, where no admin socket tells it.
     version: Option<Version>,
-    broker_pid: Option<i32>,
+    broker: Rc<lease::Shared>,
     /// Names of the listeners that exist because of this service.
     ours: BTreeSet<String>,
     /// Ghosts cannot be removed here: generations start without epoll.
@@ -234,6 +234,13 @@ impl Supervisor {
             true => None,
             false => Some(Version::of(&settings.command.program)?),
         };
+        let broker = Rc::new(lease::Shared {
+            socket: settings.socket.clone(),
+            start: settings.start_broker,
+            service: settings.service.clone(),
+            pid: Cell::new(None),
+            starting: Mutex::new(()),
+        });
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
             no_epoll: settings.ghosts == Ghosts::NoEpoll,
@@ -251,7 +258,7 @@ impl Supervisor {
             proof: None,
             watchdog: Some(Watchdog::start()?),
             version,
-            broker_pid: None,
+            broker,
             ours: saved.ours.clone(),
             ghosts_told: false,
             control,

@@ -1,7 +1,7 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,14 @@ use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::spawn;
 use bindonce_sys::watch::Watch;
-use bindonce_sys::{peer, spawn};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::admin::{Admin, Info};
 use super::directory::{Inherited, Saved, SavedGeneration};
 use super::generation::Generation;
+use super::lease::Keeper;
 use super::listeners::Held;
 use super::output::{self, Names, Tail};
 use super::report::{Story, milliseconds};
@@ -46,9 +47,6 @@ impl Supervisor {
             return end_quietly(launched.pidfd);
         }
         self.configurations.insert(id, launched.prepared);
-        if let Ok(broker) = peer::credentials(launched.lease.as_fd()) {
-            self.broker_pid = Some(broker.pid);
-        }
         let admin = launched.admin.map(|path| Admin::connect(path, self.on_answer(id)));
         let process = Process {
             pidfd: launched.pidfd,
@@ -133,18 +131,14 @@ impl Supervisor {
             }
             let _ = sender.send(Message::Exited(id, exit));
         });
-        let (states, mut told) = mpsc::unbounded_channel::<(_, oneshot::Sender<()>)>();
-        let service = self.settings.service.clone();
-        let mut lease = process.lease;
-        tokio::task::spawn_local(async move {
-            while let Some((state, _done)) = told.recv().await {
-                let Some(client) = &mut lease else { continue };
-                if let Err(error) = broker::join(client, &service, id, Some(pid), state).await {
-                    tracing::warn!(generation = id.0, pid, "the broker was not told: {error}");
-                    lease = None;
-                }
-            }
-        });
+        let (states, told) = mpsc::unbounded_channel();
+        let keeper = Keeper {
+            shared: Rc::clone(&self.broker),
+            id,
+            pid,
+            listeners: process.listeners.clone(),
+        };
+        tokio::task::spawn_local(keeper.keep(process.lease, told));
         let generation = Generation {
             pidfd,
             admin: process.admin,

@@ -29,8 +29,8 @@ use crate::config::{PathMap, Rendering, Supplied, System};
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 
-/// What systemd says to the supervisor and not to haproxy.
-const OURS_ALONE: [&str; 6] = [
+/// What systemd says to the supervisor, and to nothing that it starts.
+pub(super) const OURS_ALONE: [&str; 6] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
