@@ -45,7 +45,7 @@ const ALL: [Known; 5] = [
 ];
 
 /// Those of TCP, as tcp_init_sock in the kernel leaves them (tcp(7)).
-const TCP: [Known; 8] = [
+const TCP: [Known; 7] = [
     known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
     // TCP_MSS_DEFAULT of the kernel's tcp.h: none was asked for.
     known("TCP_MAXSEG", libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536),
