@@ -59,7 +59,9 @@ pub(crate) fn start(globals: &Globals) {
         LogFormat::Human => {
             registry.with(lines.with_ansi(std::io::stderr().is_terminal())).init();
         }
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_span_list(false)).init()
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use bindonce::{Claim, Client};
+use bindonce::{Claim, Client, Lease};
 use bindonce_core::listener::ListenSpec;
 
 use crate::Globals;
@@ -14,13 +14,22 @@ pub(crate) struct Args {
     /// What to bind, as in web=0.0.0.0:80,backlog=4096 or 127.0.0.1:8000-8010
     #[arg(required = true, value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<ListenSpec>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Binds all of them or none, and prints each with the address it got.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { listen } = args;
+    let Args { listen, json } = args;
     let claims: Vec<Claim> = listen.iter().map(|spec| Claim::listen(spec.to_string())).collect();
     let leases = Client::connect(&globals.socket_path())?.claim(&claims)?;
+    if json {
+        let listeners: Vec<_> = leases.iter().map(entry).collect();
+        let result = serde_json::json!({ "listeners": listeners });
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut text = String::new();
     for lease in leases {
         let what = if lease.created() { "bound" } else { "held already" };
@@ -32,4 +41,15 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
     super::print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// One listener, in the words of the wire.
+fn entry(lease: &Lease) -> serde_json::Value {
+    serde_json::json!({
+        "name": lease.name(),
+        "address": lease.address(),
+        "bound": lease.bound(),
+        "created": lease.created(),
+        "inode": lease.inode(),
+    })
 }

@@ -13,13 +13,21 @@ pub(crate) struct Args {
     /// Names or addresses, as `bindonce list` shows them
     #[arg(required = true, value_name = "NAME|ADDR")]
     listeners: Vec<Wanted>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Closes all of them or none, and prints their names.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { listeners } = args;
+    let Args { listeners, json } = args;
     let names: Vec<String> = listeners.iter().map(ToString::to_string).collect();
     let released = Client::connect(&globals.socket_path())?.release(&names)?;
+    if json {
+        let result = serde_json::json!({ "released": released });
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let text: String = released.iter().map(|name| format!("{name} released\n")).collect();
     super::print(&text)?;
     Ok(ExitCode::SUCCESS)

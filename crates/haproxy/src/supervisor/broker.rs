@@ -103,7 +103,7 @@ async fn start_broker(socket: &Path) -> Result<(), Error> {
         Err(_) => return Err(failed(format!("not ready within {}s", BROKER_UP.as_secs()))),
     }
     tracing::info!(pid, socket = %socket.display(), "broker started");
-    tokio::task::spawn_local(async move {
+    super::spawn(async move {
         if ended.readable().await.is_ok() {
             let story = ending(&pidfd);
             tracing::error!(pid, "the broker that we started is gone: {story}");

@@ -72,7 +72,7 @@ pub(super) async fn serve(listener: UnixListener, ask: impl Fn(Ask) + 'static) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let ask = Rc::clone(&ask);
-                tokio::task::spawn_local(async move {
+                super::spawn(async move {
                     if let Err(error) = converse(stream, &*ask).await {
                         tracing::debug!(%error, "control connection ended");
                     }

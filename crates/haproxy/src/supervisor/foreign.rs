@@ -16,7 +16,7 @@ impl Supervisor {
         let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
         let admin = format!("unix@{}", self.directory.admin(id).display());
         let sender = self.sender.clone();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let found = tokio::task::spawn_blocking(move || listening(pid, &known, &admin)).await;
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));

@@ -84,7 +84,7 @@ impl Supervisor {
             probe: self.settings.probe,
         };
         let sender = self.sender.clone();
-        let task = tokio::task::spawn_local(async move {
+        let task = super::spawn(async move {
             let begun = Instant::now();
             let watched = proof.watch(|event| drop(sender.send(Message::Event(event)))).await;
             let took = begun.elapsed();
@@ -108,7 +108,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let Some(admin) = generation.admin.clone() else { return };
         let pid = generation.pid();
-        let task = tokio::task::spawn_local(async move {
+        let task = super::spawn(async move {
             loop {
                 tokio::time::sleep(SERVING_LOOK).await;
                 match admin.info(ANSWER).await {
@@ -141,7 +141,7 @@ impl Supervisor {
         if let Some(earlier) = generation.watch.take() {
             earlier.abort();
         }
-        let task = tokio::task::spawn_local(async move {
+        let task = super::spawn(async move {
             let tell = |message| drop(sender.send(message));
             let admin = match admin {
                 Some(admin)
@@ -188,7 +188,7 @@ impl Supervisor {
         let listeners = generation.listeners.clone();
         let pidfd = Rc::clone(&generation.pidfd);
         let sender = self.sender.clone();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
             let found = find(pid, inodes.clone()).await;
             if found.is_empty() {

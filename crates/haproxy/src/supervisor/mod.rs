@@ -47,6 +47,7 @@ use bindonce_sys::signals::{Received, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use crate::config::Command;
 use admin::Info;
@@ -116,6 +117,16 @@ pub enum Ended {
 /// # Errors
 /// Whatever keeps it from beginning; later failures are logged and answered.
 pub async fn run(settings: Settings) -> Result<Ended, Error> {
+    let span = tracing::info_span!("run", service = %settings.service);
+    begin(settings).instrument(span).await
+}
+
+/// Runs a task on this thread, in whose log lines the service is named too.
+fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> tokio::task::JoinHandle<T> {
+    tokio::task::spawn_local(task.in_current_span())
+}
+
+async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Blocked before any thread exists, so that none of them is interrupted.
     let signals = SignalFd::new(&[
         Signal::SIGHUP,
@@ -140,12 +151,12 @@ pub async fn run(settings: Settings) -> Result<Ended, Error> {
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
-    tokio::task::spawn_local(control::serve(listener, move |ask| {
+    spawn(control::serve(listener, move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
     if reaper::is_needed() {
-        tokio::task::spawn_local(reaper::reap());
+        spawn(reaper::reap());
     }
     let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender)?;
     supervisor.take_over(&saved, left).await?;

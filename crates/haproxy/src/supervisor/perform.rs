@@ -75,7 +75,7 @@ impl Supervisor {
         let no_epoll = self.no_epoll;
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
-        let task = tokio::task::spawn_local(async move {
+        let task = super::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
                 None => start::prepare(&settings, &directory, id).await.map(Rc::new),
@@ -162,7 +162,7 @@ impl Supervisor {
         }
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.callers.remove(id)).collect();
         let confirmed = self.confirmed.take();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
                 let _ = tokio::time::timeout(CONFIRMED, confirmed).await;

@@ -78,7 +78,7 @@ impl Supervisor {
     /// not let us, its signal arrives as any other, and it is stopped as soon as we hear of it.
     fn hold(&self, id: GenerationId, shim: OwnedFd) {
         let sender = self.sender.clone();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let Some(listener) = spawn::receive_hold(shim).await else { return };
             let hold = match Hold::new(listener) {
                 Ok(hold) => Rc::new(hold),
@@ -118,10 +118,10 @@ impl Supervisor {
         let mut copy = None;
         let words = process.stderr.map(|(stderr, names)| {
             copy = stderr.try_clone().ok();
-            tokio::task::spawn_local(output::pass_on(stderr, names, tail.clone()))
+            super::spawn(output::pass_on(stderr, names, tail.clone()))
         });
         let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let exit = match ended.readable().await {
                 Ok(()) => watched.try_wait().ok().flatten(),
                 Err(_) => None,
@@ -138,7 +138,7 @@ impl Supervisor {
             pid,
             listeners: process.listeners.clone(),
         };
-        tokio::task::spawn_local(keeper.keep(process.lease, told));
+        super::spawn(keeper.keep(process.lease, told));
         let generation = Generation {
             pidfd,
             admin: process.admin,
@@ -253,7 +253,7 @@ impl Supervisor {
         }
         self.ours.retain(|label| !unused.contains(label));
         let socket = self.settings.socket.clone();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let released = async {
                 let mut client = broker::connect(&socket).await?;
                 client.release(&unused).await.map_err(|error| super::Error::Claim(Box::new(error)))
@@ -316,7 +316,7 @@ fn end_quietly(pidfd: Pidfd) {
     // It can only have ended by itself.
     let _ = pidfd.send(Number::SIGKILL);
     let Ok(ended) = Watch::new(&pidfd) else { return };
-    tokio::task::spawn_local(async move {
+    super::spawn(async move {
         if ended.readable().await.is_ok() {
             let _ = pidfd.try_wait();
         }

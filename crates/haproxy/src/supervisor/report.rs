@@ -136,7 +136,7 @@ impl Supervisor {
             .filter(draining)
             .filter_map(|id| Some((id.0, self.generations.get(id)?.admin.clone()?)))
             .collect();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             for (id, admin) in ask {
                 let Ok(answer) = admin.ask("show sess", SESSIONS).await else { continue };
                 let generations = status["generations"].as_array_mut().into_iter().flatten();

@@ -62,7 +62,7 @@ impl Supervisor {
                 generation.admin.clone()
             })
             .collect();
-        tokio::task::spawn_local(async move {
+        super::spawn(async move {
             let proved = prove(state).await;
             for admin in admins {
                 // Answered, or so late that the next image will not ask it either.
