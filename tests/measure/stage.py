@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PORT = 8080
+# A directory with bindonce and bindonce-load; without it they are built.
+BINARIES = os.environ.get("BINDONCE_MEASURE_BINARIES")
 
 
 def isolate():
@@ -28,34 +31,40 @@ def isolate():
         return
     if os.geteuid() != 0:
         sys.exit("needs root, for a network namespace of its own")
-    subprocess.run(
-        ["cargo", "build", "--quiet", "--release", "--package", "bindonce-cli", "--package", "bindonce-load"],
-        cwd=ROOT, check=True)
+    if not BINARIES:
+        packages = ["--package", "bindonce-cli", "--package", "bindonce-load"]
+        subprocess.run(["cargo", "build", "--quiet", "--release", *packages], cwd=ROOT, check=True)
     os.environ["BINDONCE_MEASURE"] = "isolated"
     os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
 
 
 def binary(name):
-    return str(ROOT / "target/release" / name)
+    return str(pathlib.Path(BINARIES or ROOT / "target/release") / name)
 
 
-def haproxies():
-    """The system's haproxy and those that tests/haproxies fetched: (version, path)."""
+def haproxies(only=""):
+    """The system's haproxy and those that tests/haproxies fetched, of versions that
+    begin with `only`: (version, path)."""
     found = [shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")]
     found += sorted(str(path) for path in (ROOT / "target/haproxies").glob("*/haproxy"))
     for path in filter(None, found):
         first = subprocess.run([path, "-v"], capture_output=True, text=True).stdout.split()
-        yield first[2].split("-")[0], path
+        version = first[2].split("-")[0]
+        if version.startswith(only):
+            yield version, path
 
 
-def config(tag, listeners=(PORT,), extra=""):
-    """A frontend that answers by itself and says which configuration it is."""
+def config(tag, listeners=(PORT,), extra="", threads=0, hosts=()):
+    """A frontend that answers by itself and says which configuration it is; with
+    `hosts`, to these alone, and 503 to others."""
+    known = f" if {{ hdr(host) {' '.join(hosts)} }}" if hosts else ""
+    threads = f"    nbthread {threads}\n" if threads else ""
     binds = "".join(f"    bind 127.0.0.1:{port}\n" for port in listeners)
     return (
-        "global\n    maxconn 1000\ndefaults\n    mode http\n    timeout connect 5s\n"
+        "global\n    maxconn 1000\n" + threads + "defaults\n    mode http\n    timeout connect 5s\n"
         "    timeout client 30s\n    timeout server 30s\nfrontend web\n" + binds +
         "    http-request return status 200 content-type text/plain "
-        f"hdr x-generation {tag} string ok\n{extra}")
+        f"hdr x-generation {tag} string ok{known}\n{extra}")
 
 
 def wait_for(what, probe, seconds=30):
@@ -118,21 +127,45 @@ class Stage(contextlib.ExitStack):
                 process.kill()
                 process.wait()
 
-    def bindonce(self, *arguments):
-        return subprocess.run([binary("bindonce"), *arguments], env=self.environment, capture_output=True, text=True)
+    def command(self, *arguments):
+        return [binary("bindonce"), *arguments]
 
-    def run(self, haproxy):
-        self.supervisor = self.start("run", [binary("bindonce"), "run", "--", haproxy, "-f", str(self.file)])
+    def bindonce(self, *arguments):
+        return subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True)
+
+    def run(self, haproxy, *options):
+        command = [binary("bindonce"), "run", *options, "--", str(haproxy), "-f", str(self.file)]
+        self.supervisor = self.start("run", command)
         wait_for("haproxy to serve", self.serving)
+
+    def with_faults(self, haproxy, faults):
+        """A program that is haproxy, preloaded with tests/harness/faults.c in the
+        generations of `faults`: {generation: what it is told in FAULT}."""
+        library, wrapper = self.directory / "faults.so", self.directory / "haproxy"
+        source = ROOT / "tests/harness/faults.c"
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        cases = "".join(f"{generation}) export FAULT='{words}' LD_PRELOAD='{library}';;\n"
+                        for generation, words in faults.items())
+        wrapper.write_text(f"#!/bin/sh\ncase $BINDONCE_GENERATION in\n{cases}esac\nexec {haproxy} \"$@\"\n")
+        wrapper.chmod(0o755)
+        return wrapper
+
+    def generations(self):
+        """{generation: (pid, state)} as the broker knows them."""
+        status = self.bindonce("status", "--json")
+        if status.returncode != 0:
+            return {}
+        found = [g for s in json.loads(status.stdout)["services"] for g in s["generations"]]
+        return {g["generation"]: (g["pid"], g["state"]) for g in found}
 
     def serving(self):
         """(generation, pid) of the one that serves, or None."""
-        status = self.bindonce("status", "--json")
-        if status.returncode != 0:
-            return None
-        generations = [g for s in json.loads(status.stdout)["services"] for g in s["generations"]]
-        serving = [(g["generation"], g["pid"]) for g in generations if g["state"] == "serving"]
-        return serving[0] if serving else None
+        found = [(number, pid) for number, (pid, state) in self.generations().items() if state == "serving"]
+        return found[0] if found else None
+
+    def said(self, name="run"):
+        """What a process has logged so far."""
+        return (self.directory / f"{name}.log").read_text(errors="replace")
 
     def reload(self):
         """(exit code, what was said, seconds)."""
@@ -140,15 +173,51 @@ class Stage(contextlib.ExitStack):
         result = self.bindonce("reload")
         return result.returncode, result.stdout + result.stderr, time.monotonic() - begun
 
-    def load(self, clients=20):
-        command = [binary("bindonce-load"), "--target", f"127.0.0.1:{PORT}", "--clients", str(clients),
-                   "--duration", "30m", "--json"]
+    def load(self, clients=20, **options):
+        """Load until [`report`], or as `options` say: connections, rate, duration, host."""
+        options = {"duration": "30m", **options}
+        command = [binary("bindonce-load"), "--target", f"127.0.0.1:{PORT}", "--clients", str(clients), "--json"]
+        for name, value in options.items():
+            command += [f"--{name}", str(value)]
         return self.start("load", command, stdout=subprocess.PIPE, text=True)
 
     def report(self, load):
         """Ends the load and gives its report."""
         load.send_signal(signal.SIGTERM)
-        return json.loads(load.communicate(timeout=60)[0])
+        return self.over(load)
+
+    def over(self, load):
+        """Waits for a load to end by itself and gives its report."""
+        return json.loads(load.communicate(timeout=300)[0])
+
+
+def half_a_request(port=PORT):
+    """Half a request, which keeps the generation that has it from ending."""
+    half = socket.create_connection(("127.0.0.1", port))
+    half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+    # Connections are accepted in order: one that is answered later was accepted later.
+    with socket.create_connection(("127.0.0.1", port)) as whole:
+        whole.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        while whole.recv(4096):
+            pass
+    return half
+
+
+def ghosts(pid, inodes):
+    """How many entries for these sockets the epoll sets of a process still have."""
+    wanted = {f"ino:{int(inode):x}" for inode in inodes}
+    found = 0
+    for entry in pathlib.Path(f"/proc/{pid}/fdinfo").glob("*"):
+        with contextlib.suppress(OSError):
+            lines = entry.read_text().splitlines()
+            found += sum(1 for line in lines if line.startswith("tfd:") and wanted & set(line.split()))
+    return found
+
+
+def cpu(pid):
+    """Seconds of CPU that a process has used."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def told(report):
