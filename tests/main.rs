@@ -25,6 +25,7 @@ mod protocol;
 mod recovery;
 mod refused;
 mod render;
+mod rights;
 mod serve;
 mod supervise;
 mod systemd;

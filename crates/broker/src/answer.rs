@@ -65,8 +65,11 @@ pub(crate) fn bound<'a>(
 }
 
 /// Every listener, sorted by name, with its queue as the kernel has it now.
-pub(crate) fn list(state: &State) -> Vec<ListenerInfo> {
-    let views = state.registry.list();
+///
+/// Only those that the caller may see.
+pub(crate) fn list(state: &State, may_see: impl Fn(&Listener) -> bool) -> Vec<ListenerInfo> {
+    let mut views = state.registry.list();
+    views.retain(|view| may_see(&view.held.listener));
     let unix = unix_queues(&views);
     let mut listeners: Vec<ListenerInfo> = views.iter().map(|view| info(view, &unix)).collect();
     listeners.sort_by(|one, other| one.name.cmp(&other.name));
@@ -74,7 +77,7 @@ pub(crate) fn list(state: &State) -> Vec<ListenerInfo> {
 }
 
 /// Everything about the broker.
-pub(crate) fn status(state: &State) -> StatusResult {
+pub(crate) fn status(state: &State, may_see: impl Fn(&Listener) -> bool) -> StatusResult {
     let services = state.registry.services().into_iter().map(|service| ServiceInfo {
         name: service.name.to_string(),
         generations: service
@@ -100,7 +103,7 @@ pub(crate) fn status(state: &State) -> StatusResult {
             connections: state.registry.connections(),
             descriptor_limit: state.descriptor_limit,
         },
-        listeners: list(state),
+        listeners: list(state, may_see),
         services: services.collect(),
     }
 }
@@ -223,8 +226,15 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
 
 /// The policy refused.
 pub(crate) fn denied(denial: &Denial) -> RpcError {
-    RpcError::new(ErrorCode::DENIED, denial.to_string())
-        .with_hint("run the command as one of these users")
+    let mut error = RpcError::new(ErrorCode::DENIED, denial.to_string());
+    if let Some(spec) = &denial.subject {
+        error = error.with("address", spec.first.address.to_string());
+    }
+    error.with_hint(if denial.owner.is_some() {
+        "run the command as one of these users, or add a rule to the broker's configuration"
+    } else {
+        "ask whoever runs the broker for a rule; its log says which one is needed"
+    })
 }
 
 /// A claim got nothing. If another process has the address, the error says which;
@@ -233,6 +243,15 @@ pub(crate) async fn claim_failed(failure: Denied) -> RpcError {
     match failure {
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
+        Denied::TooMany { limit, most } => {
+            let message = format!(
+                "more than the {most} listeners that the broker's limit `{limit}` allows; nothing was \
+                 bound"
+            );
+            RpcError::new(ErrorCode::LIMIT, message).with("limit", most).with_hint(format!(
+                "release some, or raise {limit} in [limits] of its configuration"
+            ))
+        }
         Denied::NotOpened(listener, error) => not_opened(*listener, error).await,
         Denied::NotChanged(listener, error) => not_changed(&listener, &error),
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::listener::Wanted;
+use bindonce_core::policy::Rule;
 use tokio::sync::Notify;
 
 use crate::upgrade::Inherited;
@@ -14,12 +15,55 @@ use crate::upgrade::Inherited;
 #[derive(Debug, Clone, Default)]
 pub struct Orders {
     pub(crate) upgrade: Arc<Notify>,
+    pub(crate) reread: Arc<Notify>,
 }
 
 impl Orders {
     /// Become the binary that is installed now.
     pub fn upgrade(&self) {
         self.upgrade.notify_one();
+    }
+
+    /// Read the rules and limits of the configuration file again.
+    pub fn reread(&self) {
+        self.reread.notify_one();
+    }
+}
+
+/// How much of everything a broker lets its clients have. The system's own limits
+/// (RLIMIT_NOFILE) hold beside these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// Open connections of one user.
+    pub connections_per_user: usize,
+    /// Listeners that are held.
+    pub listeners: usize,
+    /// Listeners that claims of one user have created.
+    pub listeners_per_user: usize,
+    /// The longest request, in bytes.
+    pub request_bytes: usize,
+    /// How long a peer may take to finish a request, and to read a reply.
+    pub request_time: Duration,
+    /// How long a connection that uses no listener and stands for no generation may be idle.
+    pub idle_time: Duration,
+    /// Descriptors that clients have sent and that are not taken yet.
+    pub descriptors_in_flight: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_user: 2048,
+            listeners: 200_000,
+            listeners_per_user: 150_000,
+            request_bytes: bindonce_wire::MAX_REQUEST,
+            request_time: Duration::from_secs(30),
+            idle_time: Duration::from_secs(600),
+            descriptors_in_flight: 4096,
+        }
     }
 }
 
@@ -30,8 +74,12 @@ pub struct Config {
     pub socket: PathBuf,
     /// What to bind at the start, before anybody can connect; all or nothing.
     pub listen: Vec<Wanted>,
-    /// How long a peer may take to finish a request, and to read a reply.
-    pub deadline: Duration,
+    /// The configuration file, to be read again when that is ordered.
+    pub file: Option<PathBuf>,
+    /// Who may do what; without any, root and the broker's own user everything.
+    pub rules: Vec<Rule>,
+    /// How much of everything.
+    pub limits: Limits,
     /// How it is told to do something while it runs.
     pub orders: Orders,
     /// What an earlier image of this process has left ([`inherited`](crate::inherited)).
@@ -39,12 +87,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// A broker on this control socket, with nothing bound and 30 seconds of patience.
+    /// A broker on this control socket, with nothing bound, no rules, and the default limits.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
             listen: Vec::new(),
-            deadline: Duration::from_secs(30),
+            file: None,
+            rules: Vec::new(),
+            limits: Limits::default(),
             orders: Orders::default(),
             inherited: None,
         }

@@ -15,10 +15,10 @@ use bindonce_sys::{Errno, scm};
 use bindonce_wire::batch::Transmission;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{Id, encode_error};
-use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
+use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::requests::{self, Caller, Reply};
 use crate::state::State;
@@ -31,6 +31,8 @@ const READ: usize = 16 * 1024;
 pub(crate) enum End {
     /// The peer closed it.
     Closed,
+    /// The peer used nothing and said nothing for long.
+    Idle,
     /// The peer left a request unfinished for too long.
     Unfinished,
     /// The peer did not read its reply in time.
@@ -41,6 +43,30 @@ pub(crate) enum End {
     Failed(io::Error),
 }
 
+/// Descriptors that have come from clients and are not taken yet.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    count: Cell<usize>,
+    pub(crate) limit: Cell<usize>,
+}
+
+impl InFlight {
+    fn came(&self, count: usize) -> usize {
+        self.count.set(self.count.get() + count);
+        self.count.get()
+    }
+
+    fn left(&self, count: usize) {
+        self.count.set(self.count.get().saturating_sub(count));
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.in_flight.left(self.received.borrow().len());
+    }
+}
+
 /// A connection, and how far it is.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -49,6 +75,10 @@ pub(crate) struct Link {
     scanner: RefCell<Scanner>,
     /// Descriptors that came with what is not answered yet.
     received: RefCell<Vec<OwnedFd>>,
+    /// How many such descriptors all connections have together, and may have.
+    in_flight: Rc<InFlight>,
+    /// The longest request, in bytes.
+    cap: usize,
     /// A request is being answered.
     busy: Cell<bool>,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
@@ -57,8 +87,14 @@ pub(crate) struct Link {
 
 impl Link {
     /// A connection that begins, or that goes on with what has been read of a request.
-    pub(crate) fn new(stream: UnixStream, caller: Caller, unread: &[u8]) -> Rc<Self> {
-        let mut scanner = Scanner::new(MAX_REQUEST);
+    pub(crate) fn new(
+        stream: UnixStream,
+        caller: Caller,
+        unread: &[u8],
+        state: &State,
+    ) -> Rc<Self> {
+        let cap = state.limits.request_bytes;
+        let mut scanner = Scanner::new(cap);
         let mut input = unread;
         // Less than a request, so no frame comes of it.
         while scanner.next(&mut input).is_some() {}
@@ -67,6 +103,8 @@ impl Link {
             stream,
             scanner: RefCell::new(scanner),
             received: RefCell::default(),
+            in_flight: Rc::clone(&state.in_flight),
+            cap,
             busy: Cell::new(false),
             owed: RefCell::new(None),
         })
@@ -98,7 +136,9 @@ impl Link {
 
     /// Descriptors for the request that is being answered, in the order in which they came.
     pub(crate) fn take_received(&self) -> Vec<OwnedFd> {
-        self.received.take()
+        let received = self.received.take();
+        self.in_flight.left(received.len());
+        received
     }
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
@@ -107,6 +147,7 @@ impl Link {
         thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
         BUFFER.with_borrow_mut(|buffer| {
             let mut received = self.received.borrow_mut();
+            let before = received.len();
             let count = self.stream.try_io(Interest::READABLE, || {
                 scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
                     error.errno().map_or_else(
@@ -115,8 +156,10 @@ impl Link {
                     )
                 })
             })?;
-            if received.len() > scm::MAX_FDS {
-                // More than any request may have.
+            let all = self.in_flight.came(received.len() - before);
+            if received.len() > scm::MAX_FDS || all > self.in_flight.limit.get() {
+                // More than any request, or all together, may have.
+                self.in_flight.left(received.len());
                 received.clear();
             }
             let mut input = &buffer[..count];
@@ -131,14 +174,22 @@ impl Link {
 }
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>, deadline: Duration) -> End {
+pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
     let in_progress = || link.scanner.borrow().in_progress();
     // Since when the request in progress has been in progress.
     let mut begun = in_progress().then(Instant::now);
     loop {
+        let (deadline, idle) = {
+            let limits = &state.borrow().limits;
+            (limits.request_time, limits.idle_time)
+        };
         let readable = link.stream.readable();
         let ready = match begun {
-            None => readable.await,
+            None => match timeout(idle, readable).await {
+                Ok(ready) => ready,
+                Err(_) if state.borrow().registry.is_used(link.caller.connection) => continue,
+                Err(_) => return End::Idle,
+            },
             Some(begun) => match timeout_at(begun + deadline, readable).await {
                 Ok(ready) => ready,
                 Err(_) => return unfinished(&link.stream, deadline).await,
@@ -156,7 +207,7 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>, deadline: Dur
             let reply = match frame {
                 // In a box: most connections are idle, and the way to an answer is long.
                 Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
-                bad => reject(&bad).into(),
+                bad => reject(&bad, link.cap).into(),
             };
             if let Err(end) = send(&link.stream, reply, deadline).await {
                 return end;
@@ -169,7 +220,7 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>, deadline: Dur
         let in_progress = in_progress();
         if !in_progress {
             // Nobody has asked for these.
-            link.received.take();
+            link.take_received();
         }
         begun = match (in_progress, begun) {
             (false, _) => None,
@@ -180,10 +231,10 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>, deadline: Dur
 }
 
 /// The reply to what is no request.
-fn reject(frame: &Frame) -> Vec<u8> {
+fn reject(frame: &Frame, cap: usize) -> Vec<u8> {
     let error = match frame {
         Frame::TooLarge => {
-            let message = format!("the request is longer than {MAX_REQUEST} bytes");
+            let message = format!("the request is longer than {cap} bytes");
             RpcError::new(ErrorCode::TOO_LARGE, message)
                 .with_hint("split it, or ask for a range of ports as one element")
         }

@@ -4,6 +4,14 @@
 //! listen = ["web=0.0.0.0:80,backlog=4096", "unix@/run/app.sock,mode=0660"]
 //! user = "bindonce"
 //! capabilities = ["net_raw"]
+//!
+//! [[rule]]                       # with any rule, only what a rule allows is allowed
+//! user = "www-data"              # or uid; group or gid; exe; unit; cgroup: all that are said
+//! allow = ["bind", "release"]    # bind, use, list, release, store, admin
+//! addresses = ["*:8000-8999"]    # all, if left out
+//!
+//! [limits]
+//! connections = 4096
 //! ```
 
 use std::fs;
@@ -11,10 +19,13 @@ use std::path::Path;
 use std::str::FromStr;
 
 use bindonce_core::listener::Wanted;
+use bindonce_core::policy::Rule;
 use bindonce_sys::privileges::Capability;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::config::Limits;
+use crate::settings::{RawLimits, RawRule, WrittenRule};
 
 /// What a configuration file says. Nothing of it has been looked up on this system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +39,10 @@ pub struct File {
     pub group: Option<String>,
     /// What to keep beside what the listeners above need; only with a user.
     pub capabilities: Vec<Capability>,
+    /// Who may do what; none means root and the broker's own user everything.
+    pub rules: Vec<WrittenRule>,
+    /// How much of everything.
+    pub limits: Limits,
 }
 
 /// The file as it is written.
@@ -40,9 +55,27 @@ struct Text {
     group: Option<String>,
     #[serde(default)]
     capabilities: Vec<String>,
+    #[serde(default)]
+    rule: Vec<RawRule>,
+    #[serde(default)]
+    limits: RawLimits,
 }
 
 impl File {
+    /// The rules, with their users and groups looked up on this system.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] if there is no such user or group.
+    pub fn rules(&self) -> Result<Vec<Rule>, Error> {
+        let resolve = |(index, rule): (usize, &WrittenRule)| {
+            rule.resolve().map_err(|error| Error::Configuration {
+                path: None,
+                reason: format!("rule[{index}]: {error}"),
+            })
+        };
+        self.rules.iter().enumerate().map(resolve).collect()
+    }
+
     /// Reads the file at `path`.
     ///
     /// # Errors
@@ -69,7 +102,7 @@ impl FromStr for File {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = |reason| Error::Configuration { path: None, reason };
-        let Text { listen, user, group, capabilities } =
+        let Text { listen, user, group, capabilities, rule, limits } =
             toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
         if user.is_none() && (group.is_some() || !capabilities.is_empty()) {
             let reason = "`group` and `capabilities` mean something only with `user`";
@@ -80,6 +113,12 @@ impl FromStr for File {
             user,
             group,
             capabilities: each("capabilities", &capabilities)?,
+            rules: rule
+                .into_iter()
+                .enumerate()
+                .map(|(index, raw)| raw.read().map_err(|e| wrong(format!("rule[{index}]: {e}"))))
+                .collect::<Result<_, _>>()?,
+            limits: limits.read().map_err(|error| wrong(format!("limits.{error}")))?,
         })
     }
 }
@@ -115,11 +154,37 @@ mod tests {
             ("group = 'root'", "only with `user`"),
             ("listen = 5", "line 1"),
             ("listen = [':80', 'localhost:80']", "listen[1]"),
+            ("[[rule]]\nallow = ['bind']", "rule[0]: it says of nobody"),
+            ("[[rule]]\nuid = 1\nallow = []", "`allow` is empty"),
+            ("[[rule]]\nuid = 1\nallow = ['everything']", "everything"),
+            ("[[rule]]\nuid = 1\nuser = 'root'\nallow = ['use']", "not both"),
+            ("[[rule]]\nuid = 1\nallow = ['use']\naddresses = ['80']", "\"80\""),
+            ("[limits]\nconnections = 0", "limits.connections"),
+            ("[limits]\nrequest_bytes = 2000000", "1048576"),
+            ("[limits]\nidle_time = 'soon'", "limits.idle_time"),
+            ("[limits]\nidle = 1", "idle"),
         ] {
             let error = read(text).expect_err(text).to_string();
             assert!(error.contains(part), "{error}");
         }
         let error = File::read(Path::new("/bindonce/none.toml")).expect_err("absent").to_string();
         assert_eq!(error, "cannot read the configuration /bindonce/none.toml");
+    }
+
+    #[test]
+    fn rules_and_limits_are_read() {
+        let file: File =
+            "[[rule]]\nuser = 'root'\nallow = ['bind', 'admin']\naddresses = ['*:80']\n\
+                          [[rule]]\ngid = 7\nexe = '/usr/sbin/haproxy'\nallow = ['use']\n\
+                          [limits]\nconnections = 10\nidle_time = '5m'\n"
+                .parse()
+                .expect("good");
+        let rules = file.rules().expect("known");
+        assert_eq!((rules[0].who.uid, rules[1].who.gid), (Some(0), Some(7)));
+        assert_eq!((file.limits.connections, file.limits.idle_time.as_secs()), (10, 300));
+        let file: File =
+            "[[rule]]\nuser = 'nobody-at-all'\nallow = ['use']".parse().expect("not looked up");
+        let error = file.rules().expect_err("unknown").to_string();
+        assert!(error.contains("nobody-at-all"), "{error}");
     }
 }

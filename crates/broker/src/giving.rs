@@ -47,7 +47,7 @@ pub(crate) async fn store(
     let mut sockets = Vec::with_capacity(received.len());
     for (give, fd) in gives.into_iter().zip(received) {
         let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
-        allow(state, link.caller, Verb::Store, Some(&asked.address))?;
+        allow(state, link.caller, Verb::Store, Some(&asked.clone().into()))?;
         sockets.push((asked, fd));
     }
     let (found, wants) = sort(&state.borrow(), sockets)?;

@@ -6,7 +6,7 @@
 //! task that reads a request, has it decided and performed without giving way,
 //! and writes the reply. So two requests never interleave, and a peer that does
 //! not read or does not finish its request delays only itself, for at most
-//! [`Config::deadline`].
+//! [`Limits::request_time`].
 //!
 //! The caller owns the runtime (a current-thread one) and the signals:
 //! [`run`] serves until its `shutdown` future is ready.
@@ -28,13 +28,15 @@ mod requests;
 mod restore;
 mod server;
 mod service;
+mod settings;
 mod start;
 mod state;
 mod store;
 mod upgrade;
 
-pub use config::{Config, Orders};
+pub use config::{Config, Limits, Orders};
 pub use error::Error;
 pub use file::File;
 pub use server::run;
+pub use settings::WrittenRule;
 pub use upgrade::{CHECK, Inherited, check, inherited};

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
-use bindonce_core::listener::{Listener, Options, Wanted};
-use bindonce_core::policy::{Peer, Verb};
+use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
+use bindonce_core::name::Name;
+use bindonce_core::policy::{Denial, Facts, Peer, Verb, Verdict};
 use bindonce_core::registry::{ConnectionId, Label, Refusal, Want};
+use bindonce_sys::peer;
 use bindonce_wire::message::{Request, encode_error, encode_result};
 use bindonce_wire::params::{Bind, Call, Join, Target};
 use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult};
@@ -80,7 +82,7 @@ async fn perform(
             bind(state, caller, request, elements, descriptors).await
         }
         Call::Join(join) => {
-            allow(state, caller, Verb::Use, None)?;
+            known(state, caller)?;
             state.borrow_mut().join(caller.connection, label(caller, join));
             encode(request, &JoinResult { joined: true })
         }
@@ -91,14 +93,17 @@ async fn perform(
         }
         Call::List => {
             allow(state, caller, Verb::List, None)?;
-            encode(request, &ListResult { listeners: answer::list(&state.borrow()) })
+            encode(
+                request,
+                &ListResult { listeners: answer::list(&state.borrow(), visible(state, caller)) },
+            )
         }
         Call::Status => {
             allow(state, caller, Verb::List, None)?;
-            encode(request, &answer::status(&state.borrow()))
+            encode(request, &answer::status(&state.borrow(), visible(state, caller)))
         }
         Call::Ping => {
-            allow(state, caller, Verb::List, None)?;
+            known(state, caller)?;
             encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
         }
         Call::Store(gives) => encode(request, &giving::store(state, link, gives).await?),
@@ -134,10 +139,8 @@ async fn bind(
             error
         })?;
         match &wanted {
-            Wanted::Named(_) => allow(state, caller, Verb::Use, None)?,
-            Wanted::Listen(spec) => {
-                allow(state, caller, Verb::Bind, Some(&spec.first.address))?;
-            }
+            Wanted::Named(name) => allow_named(state, caller, Verb::Use, name)?,
+            Wanted::Listen(spec) => allow_claim(state, caller, spec, change)?,
         }
         wants.push(Want { wanted, tentative, change });
     }
@@ -217,11 +220,10 @@ async fn release(
     let mut wanted = Vec::with_capacity(names.len());
     for name in names {
         let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
-        let address = match &name {
-            Wanted::Named(_) => None,
-            Wanted::Listen(spec) => Some(&spec.first.address),
-        };
-        allow(state, caller, Verb::Release, address)?;
+        match &name {
+            Wanted::Named(name) => allow_named(state, caller, Verb::Release, name)?,
+            Wanted::Listen(spec) => allow(state, caller, Verb::Release, Some(spec))?,
+        }
         wanted.push(name);
     }
     let mut released = state.borrow_mut().release(caller.connection, wanted.clone());
@@ -246,18 +248,91 @@ fn label(caller: Caller, join: Join) -> Label {
     }
 }
 
-/// Whether the caller may.
+/// What can be seen of the caller, if the rules ask for it.
+fn facts(state: &State, caller: Caller) -> Facts {
+    if state.policy.needs_facts() { peer::facts(caller.peer.pid) } else { Facts::default() }
+}
+
+/// Whether the caller may do this, to these listeners where some are meant.
 pub(crate) fn allow(
     state: &RefCell<State>,
     caller: Caller,
     verb: Verb,
-    address: Option<&Address>,
+    subject: Option<&ListenSpec>,
 ) -> Result<(), RpcError> {
-    let verdict = state.borrow().policy.judge(caller.peer, verb, address);
-    verdict.into_result().map_err(|denial| {
-        tracing::warn!(uid = caller.peer.uid, pid = caller.peer.pid, "denied: {denial}");
-        answer::denied(&denial)
-    })
+    let state = state.borrow();
+    let facts = facts(&state, caller);
+    let verdict = state.policy.judge(caller.peer, &facts, verb, subject);
+    verdict.into_result().map_err(|denial| denied(&denial, &facts))
+}
+
+/// Whether the caller may do this to the listener of a name. If there is none, whoever may do
+/// it to any listener hears so.
+fn allow_named(
+    state: &RefCell<State>,
+    caller: Caller,
+    verb: Verb,
+    name: &Name,
+) -> Result<(), RpcError> {
+    let held = {
+        let state = state.borrow();
+        state.registry.by_name(name).map(|held| ListenSpec::from(held.listener.clone()))
+    };
+    allow(state, caller, verb, held.as_ref())
+}
+
+/// Whether the caller may have these: who may bind them may use them, and what is held
+/// already takes no more than the right to use it.
+fn allow_claim(
+    state: &RefCell<State>,
+    caller: Caller,
+    spec: &ListenSpec,
+    change: bool,
+) -> Result<(), RpcError> {
+    let state = state.borrow();
+    let facts = facts(&state, caller);
+    let judge = |verb| state.policy.judge(caller.peer, &facts, verb, Some(spec));
+    let Verdict::Deny(denial) = judge(Verb::Bind) else { return Ok(()) };
+    let held = || spec.expand().all(|listener| state.registry.by_key(&listener).is_some());
+    if !change && judge(Verb::Use) == Verdict::Allow && held() {
+        return Ok(());
+    }
+    Err(denied(&denial, &facts))
+}
+
+/// Whether the caller may do anything at all.
+fn known(state: &RefCell<State>, caller: Caller) -> Result<(), RpcError> {
+    let may = {
+        let state = state.borrow();
+        state.policy.knows(caller.peer, &facts(&state, caller))
+    };
+    if may { Ok(()) } else { allow(state, caller, Verb::List, None) }
+}
+
+/// Which listeners the caller may see.
+fn visible(state: &RefCell<State>, caller: Caller) -> impl Fn(&Listener) -> bool {
+    let state = state.borrow();
+    let (policy, facts) = (state.policy.clone(), facts(&state, caller));
+    move |listener| {
+        let spec = ListenSpec::from(listener.clone());
+        policy.judge(caller.peer, &facts, Verb::List, Some(&spec)) == Verdict::Allow
+    }
+}
+
+/// The log hears all of it, the caller what concerns it.
+fn denied(denial: &Denial, facts: &Facts) -> RpcError {
+    let Facts { groups, exe, cgroup } = facts;
+    tracing::warn!(
+        uid = denial.peer.uid,
+        gid = denial.peer.gid,
+        pid = denial.peer.pid,
+        ?groups,
+        exe,
+        cgroup,
+        needed = denial.rule_needed(),
+        "denied: {denial}"
+    );
+    answer::denied(denial)
 }
 
 fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>, RpcError> {

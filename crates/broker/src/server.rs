@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bindonce_core::policy::Peer;
 use bindonce_sys::{Errno, limits, peer};
+use bindonce_wire::message::{Id, encode_error};
+use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -17,6 +19,7 @@ use crate::config::Config;
 use crate::connection::{self, End, Link};
 use crate::control::Control;
 use crate::error::Error;
+use crate::file::File;
 use crate::guard::{self, Guard};
 use crate::records::Records;
 use crate::requests::Caller;
@@ -68,7 +71,8 @@ async fn serve(
     let guard = Guard::new();
     let guard =
         guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
-    let state = State::new(control.socket.clone(), owner, limit, guard);
+    let mut state = State::new(control.socket.clone(), owner, limit, guard);
+    state.regulate(config.rules.clone(), config.limits.clone());
     let state = Rc::new(RefCell::new(state));
     let served = async {
         let (listener, links) = match resumed {
@@ -82,9 +86,8 @@ async fn serve(
         let tasks = LocalSet::new();
         // Rung whenever a connection ends and with it a descriptor is free.
         let freed = Rc::new(Notify::new());
-        let deadline = config.deadline;
         for (link, owed) in links {
-            attend(&tasks, link, owed, &state, &freed, deadline);
+            attend(&tasks, link, owed, &state, &freed);
         }
         let store = state.borrow().store.clone();
         let serving = async {
@@ -92,9 +95,10 @@ async fn serve(
                 guard::keep(&state),
                 service::run(&state),
                 store::keep(store),
-                accept(&tasks, &listener, &state, &freed, deadline),
+                accept(&tasks, &listener, &state, &freed),
                 upgrade::keep(&state, &listener, control, config),
                 settle(&state, config),
+                reread(&state, config),
             )
         };
         tokio::select! {
@@ -158,6 +162,28 @@ async fn settle(state: &Rc<RefCell<State>>, config: &Config) {
     service::ready(state);
 }
 
+/// Reads the rules and limits of the configuration again, as often as that is ordered.
+async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
+    loop {
+        config.orders.reread.notified().await;
+        let Some(path) = &config.file else {
+            tracing::info!("told to read the configuration again, but there is none");
+            continue;
+        };
+        match File::read(path).and_then(|file| Ok((file.rules()?, file.limits))) {
+            Ok((rules, limits)) => {
+                let count = rules.len();
+                state.borrow_mut().regulate(rules, limits);
+                tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
+            }
+            Err(error) => tracing::error!(
+                %error, hint = "correct it and send SIGHUP again; `bindonce check-config` tells more",
+                "the rules and limits stay as they were"
+            ),
+        }
+    }
+}
+
 /// Goes on where an earlier image of this process stopped.
 fn go_on(
     control: &mut Control,
@@ -183,7 +209,6 @@ async fn accept(
     listener: &UnixListener,
     state: &Rc<RefCell<State>>,
     freed: &Rc<Notify>,
-    deadline: Duration,
 ) {
     let mut starved = false;
     loop {
@@ -191,7 +216,7 @@ async fn accept(
             Ok((stream, _)) => {
                 starved = false;
                 if let Some(link) = admit(stream, state) {
-                    attend(tasks, link, None, state, freed, deadline);
+                    attend(tasks, link, None, state, freed);
                 }
             }
             Err(error) => {
@@ -225,8 +250,26 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
     let pid = u32::try_from(credentials.pid).unwrap_or(0);
     let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
     let mut state = state.borrow_mut();
+    let limits = &state.limits;
+    let same = state.links.values().filter(|link| link.caller.peer.uid == peer.uid);
+    let reached = if state.links.len() >= limits.connections {
+        Some(("connections", limits.connections))
+    } else if same.count() >= limits.connections_per_user {
+        Some(("connections_per_user", limits.connections_per_user))
+    } else {
+        None
+    };
+    if let Some((limit, most)) = reached {
+        tracing::warn!(pid, uid = peer.uid, limit, most, "connection refused");
+        let message = format!("the broker has {most} connections, the limit `{limit}`");
+        let error = RpcError::new(ErrorCode::LIMIT, message)
+            .with_hint("close some, or raise it in [limits] of the broker's configuration");
+        // A new connection has room for it; if not, its end tells as much.
+        let _ = stream.try_write(&encode_error(&Id::Null, &error));
+        return None;
+    }
     let connection = state.connect(peer);
-    let link = Link::new(stream, Caller { connection, peer }, &[]);
+    let link = Link::new(stream, Caller { connection, peer }, &[], &state);
     state.links.insert(connection, Rc::clone(&link));
     Some(link)
 }
@@ -239,17 +282,18 @@ fn attend(
     owed: Option<String>,
     state: &Rc<RefCell<State>>,
     freed: &Rc<Notify>,
-    deadline: Duration,
 ) {
     let (state, freed) = (Rc::clone(state), Rc::clone(freed));
     tasks.spawn_local(async move {
         if let Some(owed) = owed {
+            let deadline = state.borrow().limits.request_time;
             upgrade::answer(&link, &owed, deadline).await;
         }
         let pid = link.caller.peer.pid;
-        match connection::serve(&link, &state, deadline).await {
+        match connection::serve(&link, &state).await {
             End::Closed => {}
             End::Failed(error) => tracing::debug!(pid, %error, "connection ended"),
+            End::Idle => tracing::debug!(pid, "connection ended: it was idle and used nothing"),
             End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
             End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
             End::TooManyInFlight => {

@@ -4,7 +4,7 @@
 //! registry never has more than one claim in hand.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::listener::Listener;
 use bindonce_core::listener::Wanted;
-use bindonce_core::policy::{Peer, Policy};
+use bindonce_core::policy::{Peer, Policy, Rule};
 use bindonce_core::registry::{
     Action, Change, Closing, ConnectionId, Event, Label, Lease, Opened, Phase, Refusal, Registry,
     Want,
@@ -23,7 +23,8 @@ use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::Entry;
 
 use crate::answer;
-use crate::connection::Link;
+use crate::config::Limits;
+use crate::connection::{InFlight, Link};
 use crate::guard::{self, Care, Guard};
 use crate::records::{Noted, Records};
 use crate::recovery::Gate;
@@ -46,9 +47,26 @@ pub(crate) struct Socket {
     pub(crate) care: Care,
     /// Its place in the service manager's store; boxed, because most brokers have none.
     pub(crate) kept: RefCell<Option<Box<Kept>>>,
+    /// Whose claim created it, for as long as it is held.
+    pub(crate) owned: Option<Owned>,
     /// Its place in the state file.
     pub(crate) noted: RefCell<Option<Box<Noted>>>,
     pub(crate) path: Option<UnixPath>,
+}
+
+/// One listener of a user's count.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    uid: u32,
+    counts: Rc<RefCell<HashMap<u32, usize>>>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(count) = self.counts.borrow_mut().get_mut(&self.uid) {
+            *count -= 1;
+        }
+    }
 }
 
 /// What one broker knows.
@@ -65,6 +83,10 @@ pub(crate) struct State {
     /// Listeners of the broker before that have not been had back.
     pub(crate) missing: Vec<Entry>,
     pub(crate) gate: Rc<Gate>,
+    pub(crate) limits: Limits,
+    pub(crate) in_flight: Rc<InFlight>,
+    /// How many listeners claims of each user have created.
+    owned: Rc<RefCell<HashMap<u32, usize>>>,
     /// Where listeners outlive this process; none without a service manager.
     pub(crate) store: Option<Rc<Store>>,
     /// Path of the control socket.
@@ -89,6 +111,13 @@ pub(crate) enum Denied {
     NotOpened(Box<Listener>, bindonce_sys::Error),
     /// A socket could not be changed; this listener's. All are as they were.
     NotChanged(Box<Listener>, bindonce_sys::Error),
+    /// There would be more listeners than the configuration allows.
+    TooMany {
+        /// The limit's name.
+        limit: &'static str,
+        /// Its value.
+        most: usize,
+    },
     /// The sockets would not fit under RLIMIT_NOFILE.
     Limit {
         /// How many were to be opened.
@@ -118,6 +147,9 @@ impl State {
             records: None,
             missing: Vec::new(),
             gate: Rc::default(),
+            limits: Limits::default(),
+            in_flight: Rc::default(),
+            owned: Rc::default(),
             store: None,
             socket,
             control: None,
@@ -127,6 +159,13 @@ impl State {
             somaxconn: limits::somaxconn(),
             next_connection: 0,
         }
+    }
+
+    /// Takes rules and limits, from the next request and the next connection on.
+    pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
+        self.policy = self.policy.clone().with_rules(rules);
+        self.in_flight.limit.set(limits.descriptors_in_flight);
+        self.limits = limits;
     }
 
     /// Enters a connection.
@@ -210,7 +249,7 @@ impl State {
         while let Some(action) = actions.pop_front() {
             match action {
                 Action::Open(_, listeners) => {
-                    let event = match self.open(listeners) {
+                    let event = match self.open(id, listeners) {
                         Ok(opened) => Event::Opened(opened),
                         Err((opened, denied)) => {
                             failure = Some(denied);
@@ -283,9 +322,20 @@ impl State {
     #[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
     fn open(
         &self,
+        id: ConnectionId,
         listeners: Vec<Listener>,
     ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
         let need = listeners.len();
+        let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
+        let owned = self.owned.borrow().get(&uid).copied().unwrap_or(0);
+        for (limit, most, has) in [
+            ("listeners", self.limits.listeners, self.registry.len()),
+            ("listeners_per_user", self.limits.listeners_per_user, owned),
+        ] {
+            if has.saturating_add(need) > most {
+                return Err((Vec::new(), Denied::TooMany { limit, most }));
+            }
+        }
         let open = self.other_descriptors
             + self.registry.len() as u64
             + self.registry.connections() as u64;
@@ -296,7 +346,13 @@ impl State {
         let mut opened = Vec::with_capacity(need);
         for listener in listeners {
             match listen::open(&listener) {
-                Ok(socket) => opened.push(self.opened(&listener, socket)),
+                Ok(socket) => {
+                    let mut socket = self.opened(&listener, socket);
+                    *self.owned.borrow_mut().entry(uid).or_default() += 1;
+                    let counts = Rc::clone(&self.owned);
+                    socket.handle.owned = Some(Owned { uid, counts });
+                    opened.push(socket);
+                }
                 Err(error) => return Err((opened, Denied::NotOpened(Box::new(listener), error))),
             }
         }
@@ -350,6 +406,7 @@ impl State {
                 care: self.guard.care(&fd, socket.inode, &listener.address),
                 kept: RefCell::new(None),
                 noted: RefCell::new(None),
+                owned: None,
                 fd,
                 described: answer::describe(&listener.address, &socket.bound, socket.inode),
                 path: socket.path,

@@ -367,7 +367,7 @@ impl Inherited {
         let mut links = Vec::with_capacity(connections.len());
         let mut resumed = Vec::with_capacity(connections.len());
         for written in connections {
-            match link(&written) {
+            match link(&written, &state) {
                 Ok(link) => {
                     links.push(read_link(&written));
                     state.links.insert(link.caller.connection, Rc::clone(&link));
@@ -398,11 +398,11 @@ fn peer(written: &Written) -> Peer {
     Peer { pid: written.pid, uid: written.uid, gid: written.gid }
 }
 
-fn link(written: &Written) -> io::Result<Rc<Link>> {
+fn link(written: &Written, state: &State) -> io::Result<Rc<Link>> {
     let fd: OwnedFd = inherit::take(written.descriptor.unwrap_or(-1))?;
     let stream = UnixStream::from_std(fd.into())?;
     let caller = Caller { connection: ConnectionId(written.id), peer: peer(written) };
-    Ok(Link::new(stream, caller, &written.unread))
+    Ok(Link::new(stream, caller, &written.unread, state))
 }
 
 fn read_link(written: &Written) -> registry::Link {

@@ -328,7 +328,7 @@ fn what_cannot_be_bound_at_the_start_leaves_nothing() {
 fn slow_peers_delay_nobody_and_are_cut_off() {
     let scene = Scene::new();
     let mut config = scene.config();
-    config.deadline = Duration::from_millis(300);
+    config.limits.request_time = Duration::from_millis(300);
     let broker = scene.start(config);
     let before = broker.descriptors(0);
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use bindonce_core::policy::Facts;
 use nix::sys::socket::{getsockopt, sockopt};
 
 /// The peer as the kernel saw it when it connected (SO_PEERCRED, unix(7)).
@@ -23,4 +24,26 @@ pub struct Credentials {
 pub fn credentials(socket: BorrowedFd<'_>) -> io::Result<Credentials> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(Credentials { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() })
+}
+
+/// What can be seen in /proc of a process that connected, beside its credentials; nothing of
+/// one that has ended, or of another pid namespace (pid 0).
+pub fn facts(pid: u32) -> Facts {
+    if pid == 0 {
+        return Facts::default();
+    }
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+    let groups = read("status").and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:"))?;
+        Some(line.split_ascii_whitespace().filter_map(|gid| gid.parse().ok()).collect())
+    });
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    // cgroups(7): the line of the one hierarchy of version 2.
+    let cgroup = read("cgroup")
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned)));
+    Facts {
+        groups: groups.unwrap_or_default(),
+        exe: exe.and_then(|path| path.into_os_string().into_string().ok()),
+        cgroup,
+    }
 }

@@ -2,6 +2,7 @@
 
 mod bind;
 mod check;
+mod check_config;
 mod doctor;
 mod exec;
 mod list;
@@ -29,6 +30,7 @@ pub(crate) enum Command {
     Exec(exec::Args),
     Render(render::Args),
     Check(check::Args),
+    CheckConfig(check_config::Args),
     List(list::Args),
     Bind(bind::Args),
     Release(release::Args),
@@ -46,6 +48,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Exec(args) => exec::run(args, globals),
         Command::Render(args) => render::run(args, globals),
         Command::Check(args) => check::run(args, globals),
+        Command::CheckConfig(args) => check_config::run(&args),
         Command::List(args) => list::run(args, globals),
         Command::Bind(args) => bind::run(args, globals),
         Command::Release(args) => release::run(args, globals),

@@ -39,7 +39,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut config = Config::new(globals.socket_path());
     let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
     let account = account(&file)?;
+    config.rules = file.rules()?;
     config.listen = file.listen;
+    config.limits = file.limits;
+    config.file = args.config;
     config.listen.extend(args.listen);
     config.inherited = inherited;
     let orders = config.orders.clone();
@@ -107,7 +110,9 @@ pub(crate) fn check(cli: crate::Cli) -> anyhow::Result<()> {
         anyhow::bail!("these are not the arguments of a broker");
     };
     if let Some(path) = &args.config {
-        account(&File::read(path)?)?;
+        let file = File::read(path)?;
+        file.rules()?;
+        account(&file)?;
     }
     let mut state = fs::File::open("/proc/self/fd/0").context("cannot open the state")?;
     Ok(bindonce_broker::check(&mut state)?)
@@ -124,6 +129,11 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
             Ok(Some(signal)) if signal.signo == Signal::SIGUSR1 => {
                 tracing::info!(sender = signal.pid, "told to upgrade");
                 orders.upgrade();
+                continue;
+            }
+            Ok(Some(signal)) if signal.signo == Signal::SIGHUP => {
+                tracing::info!(sender = signal.pid, "told to read the configuration again");
+                orders.reread();
                 continue;
             }
             Ok(Some(signal)) => {

@@ -296,6 +296,23 @@ impl<H> Registry<H> {
         Some((connection.peer, connection.label.as_ref().map(|(label, _)| label)))
     }
 
+    /// Whether a connection uses a listener or stands for a generation.
+    pub fn is_used(&self, id: ConnectionId) -> bool {
+        let used =
+            |connection: &Connection| connection.label.is_some() || !connection.leases.is_empty();
+        self.connections.get(&id).is_some_and(used)
+    }
+
+    /// A held listener by what it was asked for: its key.
+    pub fn by_key(&self, listener: &Listener) -> Option<&Held<H>> {
+        self.held(self.index.key(&listener.key())?)
+    }
+
+    /// A held listener by its name.
+    pub fn by_name(&self, name: &Name) -> Option<&Held<H>> {
+        self.held(self.index.name(name)?)
+    }
+
     /// How many listeners are held.
     pub fn len(&self) -> usize {
         self.held.len()

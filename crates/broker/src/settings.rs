@@ -1,0 +1,148 @@
+//! The rules and the limits of a configuration, as they are written in TOML.
+
+use std::time::Duration;
+
+use bindonce_core::duration;
+use bindonce_core::policy::{InvalidPattern, Rule, UnknownVerb, Who};
+use nix::unistd::{Group, User};
+use serde::Deserialize;
+
+use crate::config::Limits;
+
+/// A rule as it stands in the file: its user and group have not been looked up yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenRule {
+    user: Option<String>,
+    group: Option<String>,
+    rule: Rule,
+}
+
+impl WrittenRule {
+    /// The rule, with its user and group looked up on this system.
+    pub(crate) fn resolve(&self) -> Result<Rule, String> {
+        let mut rule = self.rule.clone();
+        if let Some(name) = &self.user {
+            rule.who.uid = match User::from_name(name) {
+                Ok(Some(user)) => Some(user.uid.as_raw()),
+                Ok(None) => return Err(format!("there is no user {name:?} on this system")),
+                Err(error) => return Err(format!("cannot look up the user {name:?}: {error}")),
+            };
+        }
+        if let Some(name) = &self.group {
+            rule.who.gid = match Group::from_name(name) {
+                Ok(Some(group)) => Some(group.gid.as_raw()),
+                Ok(None) => return Err(format!("there is no group {name:?} on this system")),
+                Err(error) => return Err(format!("cannot look up the group {name:?}: {error}")),
+            };
+        }
+        Ok(rule)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawRule {
+    user: Option<String>,
+    uid: Option<u32>,
+    group: Option<String>,
+    gid: Option<u32>,
+    exe: Option<String>,
+    unit: Option<String>,
+    cgroup: Option<String>,
+    allow: Vec<String>,
+    #[serde(default)]
+    addresses: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawLimits {
+    connections: Option<usize>,
+    connections_per_user: Option<usize>,
+    listeners: Option<usize>,
+    listeners_per_user: Option<usize>,
+    request_bytes: Option<usize>,
+    request_time: Option<String>,
+    idle_time: Option<String>,
+    descriptors_in_flight: Option<usize>,
+}
+
+impl RawRule {
+    pub(crate) fn read(self) -> Result<WrittenRule, String> {
+        if self.user.is_some() && self.uid.is_some() {
+            return Err("say `user` or `uid`, not both".into());
+        }
+        if self.group.is_some() && self.gid.is_some() {
+            return Err("say `group` or `gid`, not both".into());
+        }
+        let Self { user, group, uid, gid, exe, unit, cgroup, .. } = self;
+        let who = Who { uid, gid, exe, unit, cgroup };
+        if who == Who::default() && user.is_none() && group.is_none() {
+            return Err("it says of nobody: add user, uid, group, gid, exe, unit or cgroup".into());
+        }
+        if self.allow.is_empty() {
+            return Err("`allow` is empty: name bind, use, list, release, store or admin".into());
+        }
+        let verb =
+            |text: &String| text.parse().map_err(|error: UnknownVerb| format!("allow: {error}"));
+        let pattern = |text: &String| {
+            text.parse().map_err(|error: InvalidPattern| format!("addresses: {error}"))
+        };
+        let rule = Rule {
+            who,
+            allow: self.allow.iter().map(verb).collect::<Result<_, String>>()?,
+            addresses: self.addresses.iter().map(pattern).collect::<Result<_, String>>()?,
+        };
+        Ok(WrittenRule { user, group, rule })
+    }
+}
+
+impl RawLimits {
+    pub(crate) fn read(self) -> Result<Limits, String> {
+        let default = Limits::default();
+        let count = |name: &str, said: Option<usize>, default: usize, most: usize| match said {
+            None => Ok(default),
+            Some(number) if (1..=most).contains(&number) => Ok(number),
+            Some(number) => Err(format!("{name}: {number} is not a number from 1 to {most}")),
+        };
+        let time = |name: &str, said: Option<String>, default: Duration| match said {
+            None => Ok(default),
+            Some(text) => match duration::parse(&text) {
+                Ok(time) if !time.is_zero() => Ok(time),
+                Ok(_) => Err(format!("{name}: it must be longer than nothing")),
+                Err(error) => Err(format!("{name}: {error}")),
+            },
+        };
+        let many = 1 << 20;
+        Ok(Limits {
+            connections: count("connections", self.connections, default.connections, many)?,
+            connections_per_user: count(
+                "connections_per_user",
+                self.connections_per_user,
+                default.connections_per_user,
+                many,
+            )?,
+            listeners: count("listeners", self.listeners, default.listeners, many)?,
+            listeners_per_user: count(
+                "listeners_per_user",
+                self.listeners_per_user,
+                default.listeners_per_user,
+                many,
+            )?,
+            request_bytes: count(
+                "request_bytes",
+                self.request_bytes,
+                default.request_bytes,
+                bindonce_wire::MAX_REQUEST,
+            )?,
+            request_time: time("request_time", self.request_time, default.request_time)?,
+            idle_time: time("idle_time", self.idle_time, default.idle_time)?,
+            descriptors_in_flight: count(
+                "descriptors_in_flight",
+                self.descriptors_in_flight,
+                default.descriptors_in_flight,
+                many,
+            )?,
+        })
+    }
+}

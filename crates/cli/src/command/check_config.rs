@@ -1,0 +1,33 @@
+//! `bindonce check-config`: whether a broker would take this configuration.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bindonce_broker::File;
+
+use super::print;
+
+/// Check a configuration of `bindonce serve` without using it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The configuration, as for `bindonce serve --config`
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Reads it, and tells what it would do.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let file = File::read(&args.file)?;
+    let rules = file.rules().with_context(|| args.file.display().to_string())?;
+    let count =
+        |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let who = if rules.is_empty() {
+        "no rules: root and the broker's own user may do everything, others nothing".to_owned()
+    } else {
+        count(rules.len(), "rule")
+    };
+    let listen = count(file.listen.len(), "listener");
+    print(&format!("{}: good; {listen}, {who}\n", args.file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}

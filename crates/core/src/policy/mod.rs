@@ -1,0 +1,277 @@
+//! Who may do what, decided from the credentials that the kernel vouches for
+//! (SO_PEERCRED, unix(7)) and from what can be seen of the process that connected.
+//!
+//! Without rules, root and the user the broker runs as may do everything, everybody else
+//! nothing. With rules, only what a rule allows is allowed, to whom it is allowed, root
+//! included. Nothing is remembered: each request is judged anew.
+
+mod pattern;
+mod rule;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::listener::ListenSpec;
+
+pub use pattern::{InvalidPattern, Pattern};
+pub use rule::{Facts, Rule, Who};
+
+/// Who is at the other end of a connection, as it was when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Process id, 0 where it is not visible from here (another pid namespace).
+    pub pid: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {} (pid {})", self.uid, self.pid)
+    }
+}
+
+/// What somebody wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Have an address bound that is not held yet, or change its options; also to use it.
+    Bind,
+    /// Receive the descriptor of a listener that is held.
+    Use,
+    /// See what is held, and by whom.
+    List,
+    /// Have a listener closed.
+    Release,
+    /// Give the broker a socket that the caller holds.
+    Store,
+    /// Replace the broker.
+    Admin,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Bind, Self::Use, Self::List, Self::Release, Self::Store, Self::Admin];
+
+    /// The word in a rule.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Use => "use",
+            Self::List => "list",
+            Self::Release => "release",
+            Self::Store => "store",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admin => "administer",
+            other => other.word(),
+        })
+    }
+}
+
+/// A word that is no verb.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} cannot be allowed: the verbs are bind, use, list, release, store and admin")]
+pub struct UnknownVerb(pub String);
+
+impl FromStr for Verb {
+    type Err = UnknownVerb;
+
+    fn from_str(text: &str) -> Result<Self, UnknownVerb> {
+        let found = Self::ALL.into_iter().find(|verb| verb.word() == text);
+        found.ok_or_else(|| UnknownVerb(text.chars().take(120).collect()))
+    }
+}
+
+/// The answer of a [`Policy`].
+#[must_use = "a verdict that nobody looks at allows everything"]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Allow,
+    /// Refuse, and say this.
+    Deny(Box<Denial>),
+}
+
+impl Verdict {
+    /// `Ok` where it allows, for use with `?`.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn into_result(self) -> Result<(), Box<Denial>> {
+        match self {
+            Self::Allow => Ok(()),
+            Self::Deny(denial) => Err(denial),
+        }
+    }
+}
+
+/// Who was refused what. Its text is for the one who was refused, and tells nothing of the rules.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{peer} may not {verb} {}: {}",
+    .subject.as_ref().map_or_else(|| "listeners".to_owned(), ListenSpec::to_string),
+    .owner.map_or_else(|| "no rule allows it".to_owned(), |uid| format!("only root and uid {uid} may"))
+)]
+pub struct Denial {
+    /// Who asked.
+    pub peer: Peer,
+    /// What for.
+    pub verb: Verb,
+    /// Which listeners, where the question was about some.
+    pub subject: Option<ListenSpec>,
+    /// The user the broker runs as, where there are no rules.
+    pub owner: Option<u32>,
+}
+
+impl Denial {
+    /// The rule that would allow it, as it stands in a configuration.
+    pub fn rule_needed(&self) -> String {
+        let mut rule =
+            format!("[[rule]] uid = {} allow = [\"{}\"]", self.peer.uid, self.verb.word());
+        if let Some(spec) = &self.subject {
+            rule.push_str(&format!(" addresses = [\"{}\"]", rule::addresses(spec)));
+        }
+        rule
+    }
+}
+
+/// The rules of one broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    owner: u32,
+    rules: Vec<Rule>,
+}
+
+impl Policy {
+    /// Root and this user may do everything, everybody else nothing.
+    pub fn owner_only(uid: u32) -> Self {
+        Self { owner: uid, rules: Vec::new() }
+    }
+
+    /// What these rules allow; with none, as [`Policy::owner_only`].
+    #[must_use]
+    pub fn with_rules(self, rules: Vec<Rule>) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// Whether a rule asks for more than the kernel's credentials, so that [`Facts`] matter.
+    pub fn needs_facts(&self) -> bool {
+        self.rules.iter().any(Rule::needs_facts)
+    }
+
+    /// Whether `peer` may do `verb`, to `subject` where some listeners are meant, else to any.
+    pub fn judge(
+        &self,
+        peer: Peer,
+        facts: &Facts,
+        verb: Verb,
+        subject: Option<&ListenSpec>,
+    ) -> Verdict {
+        let allowed = if self.rules.is_empty() {
+            peer.uid == 0 || peer.uid == self.owner
+        } else {
+            self.rules.iter().any(|rule| rule.allows(peer, facts, verb, subject))
+        };
+        if allowed {
+            return Verdict::Allow;
+        }
+        let owner = self.rules.is_empty().then_some(self.owner);
+        Verdict::Deny(Box::new(Denial { peer, verb, subject: subject.cloned(), owner }))
+    }
+
+    /// Whether `peer` may do anything at all.
+    pub fn knows(&self, peer: Peer, facts: &Facts) -> bool {
+        Verb::ALL.into_iter().any(|verb| self.judge(peer, facts, verb, None) == Verdict::Allow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(uid: u32) -> Peer {
+        Peer { pid: 7, uid, gid: 70 }
+    }
+
+    fn spec(text: &str) -> ListenSpec {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn without_rules_root_and_the_owner_may_everything_others_nothing() {
+        let policy = Policy::owner_only(100);
+        let subject = spec(":80");
+        for verb in Verb::ALL {
+            for (uid, allowed) in [(0, true), (100, true), (1, false), (u32::MAX, false)] {
+                let verdict = policy.judge(peer(uid), &Facts::default(), verb, Some(&subject));
+                assert_eq!(verdict == Verdict::Allow, allowed, "{verb} {uid}");
+            }
+        }
+        let denied = policy.judge(peer(5), &Facts::default(), Verb::Bind, Some(&subject));
+        let denial = denied.into_result().expect_err("denied");
+        let text = "uid 5 (pid 7) may not bind 0.0.0.0:80: only root and uid 100 may";
+        assert_eq!(denial.to_string(), text);
+    }
+
+    #[test]
+    fn with_rules_only_what_they_say_is_allowed() {
+        let rule = |who, allow: &[Verb], addresses: &[&str]| Rule {
+            who,
+            allow: allow.to_vec(),
+            addresses: addresses.iter().map(|text| text.parse().expect("pattern")).collect(),
+        };
+        let www = Who { uid: Some(33), ..Who::default() };
+        let haproxy = Who {
+            gid: Some(90),
+            exe: Some("/usr/sbin/haproxy".into()),
+            unit: Some("haproxy.service".into()),
+            ..Who::default()
+        };
+        let policy = Policy::owner_only(100).with_rules(vec![
+            rule(www, &[Verb::Bind, Verb::Release], &["*:8000-8999", "/run/www/*"]),
+            rule(haproxy, &[Verb::Use, Verb::List], &[]),
+        ]);
+        assert!(policy.needs_facts());
+        let none = Facts::default();
+        let may = |uid, facts: &Facts, verb, text: &str| {
+            policy.judge(peer(uid), facts, verb, Some(&spec(text))) == Verdict::Allow
+        };
+        assert!(may(33, &none, Verb::Bind, ":8080") && may(33, &none, Verb::Bind, ":8000-8999"));
+        assert!(may(33, &none, Verb::Use, ":8080"), "who may bind may use");
+        assert!(may(33, &none, Verb::Release, "/run/www/a"));
+        assert!(!may(33, &none, Verb::Bind, ":80") && !may(33, &none, Verb::Bind, ":8999-9000"));
+        assert!(!may(33, &none, Verb::List, ":8080") && !may(33, &none, Verb::Store, ":8080"));
+        // Nobody else, not even root and the owner.
+        assert!(!may(0, &none, Verb::Bind, ":8080") && !may(100, &none, Verb::Admin, ":8080"));
+        // Every condition of a rule must hold.
+        let facts = Facts {
+            groups: vec![5, 90],
+            exe: Some("/usr/sbin/haproxy".into()),
+            cgroup: Some("/system.slice/haproxy.service".into()),
+        };
+        assert!(may(9, &facts, Verb::Use, ":1") && !may(9, &facts, Verb::Bind, ":1"));
+        for less in [
+            Facts { groups: vec![5], ..facts.clone() },
+            Facts { exe: Some("/tmp/haproxy".into()), ..facts.clone() },
+            Facts { exe: None, ..facts.clone() },
+            Facts { cgroup: Some("/user.slice/haproxy.service/x".into()), ..facts.clone() },
+        ] {
+            assert!(!may(9, &less, Verb::Use, ":1"), "{less:?}");
+        }
+        assert!(policy.knows(peer(33), &none) && !policy.knows(peer(0), &none));
+        let denied = policy.judge(peer(5), &none, Verb::Bind, Some(&spec("web=:80-82,backlog=9")));
+        let denial = denied.into_result().expect_err("denied");
+        assert!(denial.to_string().ends_with("no rule allows it"), "{denial}");
+        let needed = r#"[[rule]] uid = 5 allow = ["bind"] addresses = ["0.0.0.0:80-82"]"#;
+        assert_eq!(denial.rule_needed(), needed);
+    }
+}

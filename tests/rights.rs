@@ -1,0 +1,86 @@
+//! Who may do what is in the configuration, is judged at each request, and changes with SIGHUP.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{Process, Scene, Wire, eventually, finish};
+
+fn serve(scene: &Scene, config: &str) -> Process {
+    let file = scene.write("broker.toml", config);
+    let mut process = Process::start(scene.bindonce("serve").arg("--config").arg(&file));
+    scene.wait_broker(&mut process);
+    process
+}
+
+#[test]
+fn with_rules_only_what_they_allow_is_allowed() {
+    let scene = Scene::new();
+    let (mine, other) = (scene.address(), scene.address());
+    let uid = nix::unistd::getuid();
+    let rule = |allow: &str, port: u16| {
+        format!("[[rule]]\nuid = {uid}\nallow = [{allow}]\naddresses = ['127.0.0.0/8:{port}']\n")
+    };
+    let mut broker = serve(&scene, &rule("'bind', 'list'", mine.port()));
+    let mut wire = scene.wire();
+    wire.bind(&[&format!("web={mine}"), "web"]);
+    let denied = wire.error("bind", &json!([{"listen": other.to_string()}]));
+    assert_eq!(
+        (&denied["code"], &denied["data"]["address"]),
+        (&json!(-32002), &json!(other.to_string()))
+    );
+    let line = broker.wait_line("needed=");
+    assert!(line.contains("allow") && line.contains(&other.to_string()), "{line}");
+    // Part of a range is not enough, and each verb is another right.
+    let range = format!("127.0.0.1:{}-{}", mine.port(), mine.port() + 9);
+    assert_eq!(wire.error("bind", &json!([{"listen": range}]))["code"], -32002);
+    assert_eq!(wire.error("release", &json!(["web"]))["code"], -32002);
+    assert_eq!(wire.error("upgrade", &json!([]))["code"], -32002);
+    assert_eq!(wire.call("list", &json!([]))["listeners"][0]["name"], "web");
+
+    // Judged anew at each request of a connection that is open already.
+    scene.write("broker.toml", "[[rule]]\nuid = 1\n");
+    broker.signal(Signal::SIGHUP);
+    broker.wait_line("stay as they were");
+    assert!(wire.request("list", &json!([]))["result"].is_object());
+    scene.write("broker.toml", &rule("'use', 'release'", mine.port()));
+    broker.signal(Signal::SIGHUP);
+    broker.wait_line("read again");
+    assert_eq!(wire.error("list", &json!([]))["code"], -32002);
+    wire.bind(&["web", &mine.to_string()]);
+    wire.call("release", &json!(["web"]));
+    let denied = wire.error("bind", &json!([{"listen": mine.to_string()}]));
+    assert_eq!(denied["code"], -32002, "it is not held any more");
+
+    let check =
+        |name: &str| finish(scene.command(crate::harness::bindonce()).args(["check-config", name]));
+    assert!(check("broker.toml").ok().contains("1 rule"));
+    scene.write("bad.toml", "[[rule]]\nuid = 1\nallow = ['all']\n");
+    let story = check("bad.toml").fails(1);
+    assert!(story.contains("rule[0]") && story.contains("bad.toml"), "{story}");
+}
+
+#[test]
+fn limits_are_errors_to_those_who_reach_them() {
+    let scene = Scene::new();
+    let limits =
+        "[limits]\nconnections = 3\nlisteners = 2\nrequest_bytes = 200\nidle_time = '300ms'\n";
+    let _broker = serve(&scene, limits);
+    let mut holder = scene.wire();
+    holder.bind(&["a=127.0.0.1:0", "b=127.0.0.1:0"]);
+    let error = holder.error("bind", &json!([{"listen": "127.0.0.1:0"}]));
+    assert_eq!(error["code"], -32008, "{error}");
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("`listeners`")), "{error}");
+    let mut long = scene.wire();
+    long.send(format!("{{\"method\":\"ping\",\"params\":[\"{}\"]}}", "x".repeat(300)).as_bytes());
+    assert_eq!(long.reply()["error"]["code"], -32001);
+    let _third = scene.wire();
+    let refused = eventually("the limit", || {
+        let mut fourth = Wire::try_connect(&scene.socket())?;
+        let (text, _) = fourth.message()?;
+        Some(String::from_utf8(text).expect("text"))
+    });
+    assert!(refused.contains("`connections`"), "{refused}");
+    // Those that use nothing are closed when idle; the holder stays.
+    assert!(long.message().is_none());
+    holder.call("ping", &json!([]));
+}
