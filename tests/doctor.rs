@@ -77,6 +77,15 @@ fn half_a_request(address: SocketAddr) -> TcpStream {
     client
 }
 
+/// Whether every thread of a process is stopped.
+fn all_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    threads.into_iter().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 /// Whether the kernel tells of sockets that are bound and do not listen (Linux 6.8).
 fn tells_of_bound_sockets() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
@@ -224,6 +233,7 @@ fn a_stopped_haproxy_is_unserved_with_its_queue() {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = plain(&scene, &program, &file, &[]);
     haproxy.signal(Signal::SIGSTOP);
+    eventually("every thread to stop", || all_stopped(haproxy.pid()).then_some(()));
     let _clients: Vec<_> =
         (0..3).map(|_| TcpStream::connect(address).expect("connecting")).collect();
     let found = expect(&scene, "unserved");

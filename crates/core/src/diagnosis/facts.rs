@@ -27,6 +27,9 @@ pub struct Look {
     pub processes: BTreeMap<i32, Process>,
     /// What the broker says of the generations of its services.
     pub generations: Vec<Generation>,
+    /// Services whose generations changed while the look was taken: what was seen of them
+    /// is of two moments.
+    pub changing: Vec<String>,
     /// What the broker says of the sockets that it holds.
     pub held: Vec<Held>,
     /// The pid of the broker, if one answers.

@@ -123,19 +123,21 @@ impl Look {
         self.generations.iter().find(|generation| generation.pid == pid)
     }
 
-    /// Whether a generation of the broker's is starting: then a handover is under way, in which
+    /// Whether a generation of the broker's is starting, or has just changed: then a handover is under way, in which
     /// for some milliseconds nobody accepts. One that starts for very long is stuck, and no excuse.
     pub(crate) fn handover_under_way(&self, pids: &[i32]) -> bool {
         const PATIENCE: Duration = Duration::from_secs(10);
         let mut services = pids.iter().filter_map(|pid| self.generation(*pid));
         services.any(|one| {
-            self.generations.iter().any(|other| {
-                other.service == one.service
-                    && other.life == Life::Starting
-                    && other.since.is_some_and(|since| {
-                        Duration::from_millis(self.at.0.saturating_sub(since.0)) < PATIENCE
-                    })
-            })
+            let changing = self.changing.contains(&one.service);
+            changing
+                || self.generations.iter().any(|other| {
+                    other.service == one.service
+                        && other.life == Life::Starting
+                        && other.since.is_some_and(|since| {
+                            Duration::from_millis(self.at.0.saturating_sub(since.0)) < PATIENCE
+                        })
+                })
         })
     }
 

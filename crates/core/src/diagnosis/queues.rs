@@ -107,9 +107,11 @@ fn unserved_of(
     };
     let stopped: Vec<&Process> =
         holders.iter().copied().filter(|one| matches!(one.state, 'T' | 't')).collect();
-    let mut culprits: Vec<i32> = holders.iter().map(|process| process.pid).collect();
     let proxies: Vec<&Process> =
         holders.iter().copied().filter(|process| process.is_haproxy()).collect();
+    // A broker that holds it as well is not the cause.
+    let causes = if proxies.is_empty() { holders } else { &proxies };
+    let mut culprits: Vec<i32> = causes.iter().map(|process| process.pid).collect();
     let (cause, remedy) = if holders.is_empty() {
         culprits.clear();
         (

@@ -160,6 +160,9 @@ fn stale_is_the_older_on_one_socket() {
     handover.generations = vec![generation(5, 1, Life::Serving), generation(6, 2, Life::Starting)];
     assert_eq!(twice(&handover), []);
     handover.generations = vec![generation(5, 1, Life::Draining), generation(6, 2, Life::Serving)];
+    handover.changing = vec!["edge".to_owned()];
+    assert!(twice(&handover).iter().all(|one| one.kind != Kind::Stale));
+    handover.changing.clear();
     let found = twice(&handover);
     assert_eq!(found[0].kind, Kind::Stale);
     assert!(found[0].remedy[0].starts_with("bindonce reload --name edge"), "{:?}", found[0]);

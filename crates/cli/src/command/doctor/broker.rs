@@ -11,17 +11,48 @@ use bindonce_core::time::Timestamp;
 /// How long it may take to answer; one that hangs must not hide everything else.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Asks the broker and adds what it says. Without one there is nothing to add.
-pub(super) fn ask(socket: &Path, look: &mut Look) {
+/// Asks the broker. Without one there is nothing to know.
+pub(super) fn ask(socket: &Path) -> Result<Option<StatusResult>, String> {
     let status = Client::connect_within(socket, ANSWER).and_then(|mut client| client.status());
     match status {
-        Ok(status) => add(&status, look),
+        Ok(status) => Ok(Some(status)),
         Err(bindonce::Error::Connect { source, .. })
-            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+        {
+            Ok(None)
+        }
         Err(error) => {
             let error = anyhow::Error::from(error);
-            look.unseen.push(format!("what the broker at {} knows: {error:#}", socket.display()));
+            Err(format!("what the broker at {} knows: {error:#}", socket.display()))
         }
+    }
+}
+
+/// Adds what it said, asked before and after everything else was looked at: a service whose
+/// generations are not the same in both was in the middle of something.
+pub(super) fn tell(
+    before: Option<&StatusResult>,
+    after: Result<Option<StatusResult>, String>,
+    look: &mut Look,
+) {
+    match after {
+        Ok(Some(status)) => {
+            add(&status, look);
+            let generations = |status: &StatusResult, name: &str| {
+                let known = status.services.iter().find(|service| service.name == name);
+                known.map(|service| {
+                    let lives = service.generations.iter().map(|one| (one.generation, one.state));
+                    lives.collect::<Vec<_>>()
+                })
+            };
+            let names = status.services.iter().map(|service| &service.name);
+            let changed = names.filter(|name| {
+                before.is_none_or(|old| generations(old, name) != generations(&status, name))
+            });
+            look.changing = changed.cloned().collect();
+        }
+        Ok(None) => {}
+        Err(unseen) => look.unseen.push(unseen),
     }
 }
 

@@ -32,6 +32,7 @@ impl Observer {
     /// Looks at everything once.
     pub(super) fn look(&mut self) -> anyhow::Result<Look> {
         let mut look = Look { at: now(), ..Look::default() };
+        let before = broker::ask(&self.socket).unwrap_or_default();
         self.namespaces = Namespaces::find();
         self.networks(&mut look)?;
         let wanted: HashSet<u64> = look.sockets.iter().map(|socket| socket.inode).collect();
@@ -58,7 +59,7 @@ impl Observer {
             ));
         }
         haproxy::names(&mut look);
-        broker::ask(&self.socket, &mut look);
+        broker::tell(before.as_ref(), broker::ask(&self.socket), &mut look);
         self.share(&mut look, &processes);
         haproxy::ask(&mut look, &processes);
         look.files = survey::open_files().map(gauge);
