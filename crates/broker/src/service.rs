@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use bindonce_sys::notify;
+use bindonce_sys::{memory, notify};
 use tokio::time::MissedTickBehavior;
 
 use crate::state::State;
@@ -27,6 +27,9 @@ const STARTER: &str = "BINDONCE_READY";
 
 /// Says that the broker serves.
 pub(crate) fn ready(state: &RefCell<State>) {
+    if let Err(error) = memory::forget_startup_code() {
+        tracing::debug!(%error, "the code of the start stays resident");
+    }
     if let Some(starter) = std::env::var_os(STARTER) {
         // It may have gone, or have heard it from an earlier image of this process.
         let _ = notify::send_to(&starter, "READY=1");

@@ -47,30 +47,11 @@ impl Timeline {
         out.push(Action::Detach(id));
     }
 
-    pub(super) fn connections(
-        &mut self,
-        now: Moment,
-        id: GenerationId,
-        left: u64,
-        out: &mut Vec<Action>,
-    ) {
-        let overdue = self.settings.retire_timeout;
-        let Some(life) = self.lives.get_mut(&id) else {
-            return;
-        };
-        if left > 0 || life.let_go {
-            return;
-        }
-        match life.phase {
-            Phase::Draining { .. } => {
-                life.let_go = true;
-                out.push(Action::LetGo(id));
-            }
-            // It is paused for good and has nothing left to do, but never took the soft stop.
-            Phase::Stopping { since, proved: true, .. } if now >= since + overdue => {
-                self.terminate(now, id, Reason::DidNotExit, out);
-            }
-            _ => {}
+    pub(super) fn connections(&mut self, id: GenerationId, left: u64, out: &mut Vec<Action>) {
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        if let (0, false, Phase::Draining { .. }) = (left, life.let_go, &life.phase) {
+            life.let_go = true;
+            out.push(Action::LetGo(id));
         }
     }
 
@@ -129,7 +110,8 @@ impl Timeline {
         self.pause_is_due(now, out);
     }
 
-    /// A soft stop was not confirmed: signal again, or end it.
+    /// A soft stop was not confirmed: signal again, or end it. Also one that is proved not to accept
+    /// must confirm: a proof is only as good as the moment it was made in.
     fn stop_is_due(
         &mut self,
         now: Moment,
@@ -138,17 +120,14 @@ impl Timeline {
         proved: bool,
         out: &mut Vec<Action>,
     ) {
-        let (retire, drain) = (self.settings.retire_timeout, self.settings.drain_timeout);
-        if !proved && now >= since + retire {
+        let until = since + self.settings.retire_timeout;
+        if now >= until {
             self.operation.note_ended(id);
-            self.terminate(now, id, Reason::StillAccepts, out);
-        } else if proved && now >= since + drain {
-            self.terminate(now, id, Reason::DrainTimeout, out);
+            let reason = if proved { Reason::NotConfirmed } else { Reason::StillAccepts };
+            self.terminate(now, id, reason, out);
         } else if let Some(life) = self.lives.get_mut(&id) {
-            // One that is proved not to accept is no danger: ask it less often after a while.
-            let wait = if now < since + retire { SOFT_STOP_AGAIN } else { retire };
-            let until = since + if proved { drain } else { retire };
-            life.phase = Phase::Stopping { since, again: (now + wait).min(until), proved };
+            let again = (now + SOFT_STOP_AGAIN).min(until);
+            life.phase = Phase::Stopping { since, again, proved };
             out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
         }
     }

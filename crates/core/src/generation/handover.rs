@@ -180,20 +180,11 @@ impl Timeline {
     }
 
     fn pause_timed_out(&mut self, now: Moment, pausing: &Pausing, out: &mut Vec<Action>) {
-        let suspects: Vec<_> = match &pausing.latest {
-            // Nothing was seen at all: every older one is a suspect.
-            None => pausing.older.iter().copied().collect(),
-            Some(seen) => {
-                let suspect =
-                    |id: &&GenerationId| seen.accepting.contains(id) || seen.silent.contains(id);
-                pausing.older.iter().filter(suspect).copied().collect()
-            }
-        };
+        let suspects = self.suspects(pausing);
         if !suspects.is_empty() {
             if let Some(pausing) = self.pausing() {
                 pausing.until = now + TERM_TO_KILL + PAUSE_AGAIN * 5;
                 pausing.again = now + PAUSE_AGAIN;
-                pausing.latest = Some(Observation { moving: true, ..Observation::default() });
             }
             for id in suspects {
                 self.operation.note_ended(id);
@@ -204,7 +195,7 @@ impl Timeline {
         let moving = pausing.latest.as_ref().is_some_and(|seen| seen.moving);
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
         if moving {
-            // Every known generation stands still, so there is a stranger at the queue.
+            // Every older generation is ended, so there is a stranger at the queue.
             self.resume_newer(now, pausing, out);
             self.operation = Operation::None;
             self.answer(Outcome::Serving { id: newer, ended, alone: false }, out);
@@ -216,6 +207,21 @@ impl Timeline {
         }
         for &id in &pausing.older {
             self.soft_stop(now, id, moving, Reason::Handover, out);
+        }
+    }
+
+    /// The older generations that are ended because somebody still accepts: those that were seen to,
+    /// or do not answer; if none was seen, each of them, since an answer may be late.
+    fn suspects(&self, pausing: &Pausing) -> Vec<GenerationId> {
+        let can_be_ended = |id: &&GenerationId| {
+            self.lives.get(id).is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
+        };
+        let alive = || pausing.older.iter().filter(can_be_ended).copied();
+        let Some(seen) = &pausing.latest else { return alive().collect() };
+        let named = |id: &GenerationId| seen.accepting.contains(id) || seen.silent.contains(id);
+        match alive().filter(named).collect::<Vec<_>>() {
+            none if none.is_empty() && seen.moving => alive().collect(),
+            suspects => suspects,
         }
     }
 

@@ -251,6 +251,8 @@ pub enum Reason {
     NotReady,
     /// It did not stop accepting in time.
     StillAccepts,
+    /// It was proved not to accept, and did not confirm that it stops for good.
+    NotConfirmed,
     /// Its connections did not end in time.
     DrainTimeout,
     /// More generations drain than are allowed, and it is the oldest.

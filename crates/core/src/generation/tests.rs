@@ -129,15 +129,31 @@ fn an_older_generation_that_goes_on_accepting_is_ended() {
 }
 
 #[test]
-fn a_stranger_that_accepts_is_told_and_no_generation_is_ended_for_it() {
+fn a_stranger_that_accepts_is_told_when_no_older_generation_is_left() {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
     story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Unproved(Observation { moving: true, ..Observation::default() }));
+    let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
+    story.on(moving());
     let actions = story.pass(Duration::from_secs(5));
-    let outcome = Outcome::Serving { id: TWO, ended: vec![], alone: false };
+    assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
+    assert_eq!(answers(&actions), []);
+    story.on(Event::Exited(ONE));
+    story.on(moving());
+    let actions = story.pass(Duration::from_secs(5));
+    let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: false };
     assert_eq!(answers(&actions), [outcome]);
-    assert!(!signals(&actions).contains(&(1, Signal::Terminate)));
+}
+
+#[test]
+fn one_that_is_proved_not_to_accept_must_confirm_its_stop_all_the_same() {
+    let mut story = Story::serving();
+    story.on(Event::Reload(Caller(1)));
+    story.on(Event::Ready(TWO, Handover::Pause));
+    assert_eq!(answers(&story.on(Event::Proved)), [serves(TWO)]);
+    let actions = story.pass(Duration::from_secs(5));
+    assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
+    assert_eq!(signals(&story.pass(Duration::from_secs(1))), [(1, Signal::Kill)]);
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Timeline {
             Event::Proved => self.proved(now, &mut out),
             Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
             Event::Stopped(id) => self.stopped(now, id, &mut out),
-            Event::Connections(id, left) => self.connections(now, id, left, &mut out),
+            Event::Connections(id, left) => self.connections(id, left, &mut out),
             Event::Tick => {}
             Event::Shutdown => self.shut_down(now, &mut out),
         }

@@ -20,8 +20,6 @@ use super::{Error, Ghosts, Message, Supervisor};
 
 /// Between two looks at a generation that was told to stop.
 const STOP_LOOK: Duration = Duration::from_millis(10);
-/// After so many looks a generation is taken to be deaf to the signal.
-const DEAF_AFTER: u32 = 500;
 /// Between two looks at one that drains: at first, and later.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
@@ -144,11 +142,7 @@ impl Supervisor {
         let task = super::spawn(async move {
             let tell = |message| drop(sender.send(message));
             let admin = match admin {
-                Some(admin)
-                    if stopped_says_admin(&admin, |left| tell(Message::Left(id, left))).await =>
-                {
-                    Some(admin)
-                }
+                Some(admin) if stopped_says_admin(&admin).await => Some(admin),
                 _ => {
                     // Without an admin connection its descriptors must show it.
                     while process::family(pid)
@@ -279,18 +273,13 @@ async fn find(pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
     tokio::task::spawn_blocking(find).await.unwrap_or_default()
 }
 
-/// Waits until haproxy says that it is stopping; false if its connection ends first. One that does
-/// not heed the signal is asked less often after a while, and what it still serves is told.
-async fn stopped_says_admin(admin: &Admin, left: impl Fn(u64)) -> bool {
-    for look in 0u32.. {
+/// Waits until haproxy says that it is stopping; false if its connection ends first.
+async fn stopped_says_admin(admin: &Admin) -> bool {
+    loop {
         match admin.info(ANSWER).await {
             Ok(info) if info.stopping => return true,
-            Ok(info) => left(info.connections),
-            Err(NoAnswer::InTime) => {}
+            Ok(_) | Err(NoAnswer::InTime) => tokio::time::sleep(STOP_LOOK).await,
             Err(NoAnswer::Closed) => return false,
         }
-        let wait = if look < DEAF_AFTER { STOP_LOOK } else { DRAIN_LOOK_LATER };
-        tokio::time::sleep(wait).await;
     }
-    false
 }

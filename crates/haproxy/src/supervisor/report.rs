@@ -223,6 +223,7 @@ impl Supervisor {
             Reason::Silent => "it does not answer while the service is paused for it",
             Reason::NotReady => "it was not ready in time (--ready-timeout)",
             Reason::StillAccepts => "it did not stop accepting in time (--retire-timeout)",
+            Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",
             Reason::DidNotExit => "it did not exit when it was told to",
