@@ -24,7 +24,7 @@ use crate::requests::{self, Caller, Reply};
 use crate::state::State;
 
 /// Most requests are far shorter; longer ones take more than one read.
-const READ: usize = 16 * 1024;
+const READ: usize = 64 * 1024;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -209,7 +209,15 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
                 Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
                 bad => reject(&bad, link.cap).into(),
             };
-            if let Err(end) = send(&link.stream, reply, deadline).await {
+            let mut sending = Sending::new(reply);
+            let sent = sending.push(&link.stream);
+            // Before anything else has a turn, whatever has become of the reply.
+            state.borrow_mut().settle();
+            let sent = match sent {
+                Ok(false) => sending.finish(&link.stream, deadline).await,
+                done => done.map(drop),
+            };
+            if let Err(end) = sent {
                 return end;
             }
         }
@@ -262,30 +270,51 @@ async fn unfinished(stream: &UnixStream, deadline: Duration) -> End {
 
 /// Sends a reply as a whole, or ends the connection.
 pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
-    let Reply { text, descriptors } = reply;
-    let mut transmission = Transmission::new(text, descriptors.len());
-    let mut until = None;
-    loop {
-        let Some((bytes, batch)) = transmission.next() else {
-            return Ok(());
-        };
-        let batch: Vec<BorrowedFd<'_>> = descriptors[batch].iter().map(|fd| fd.as_fd()).collect();
-        let sent = stream.try_io(Interest::WRITABLE, || scm::send(stream.as_fd(), bytes, &batch));
-        match sent {
-            Ok(count) => transmission.advance(count),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let until = *until.get_or_insert_with(|| Instant::now() + deadline);
-                match timeout_at(until, stream.writable()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return Err(End::Failed(error)),
-                    Err(_) => return Err(End::NotRead),
+    Sending::new(reply).finish(stream, deadline).await
+}
+
+/// A reply that is being sent.
+struct Sending {
+    transmission: Transmission,
+    descriptors: Vec<Rc<OwnedFd>>,
+}
+
+impl Sending {
+    fn new(reply: Reply) -> Self {
+        let Reply { text, descriptors } = reply;
+        Self { transmission: Transmission::new(text, descriptors.len()), descriptors }
+    }
+
+    /// Sends what the peer has room for; true when that is all of it.
+    fn push(&mut self, stream: &UnixStream) -> Result<bool, End> {
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        while let Some((bytes, batch)) = self.transmission.next() {
+            fds.clear();
+            fds.extend(self.descriptors[batch].iter().map(|fd| fd.as_fd()));
+            let sent = stream.try_io(Interest::WRITABLE, || scm::send(stream.as_fd(), bytes, &fds));
+            match sent {
+                Ok(count) => self.transmission.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => {
+                    return Err(too_many(stream, &self.transmission));
                 }
+                Err(error) => return Err(End::Failed(error)),
             }
-            Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => {
-                return Err(too_many(stream, &transmission));
-            }
-            Err(error) => return Err(End::Failed(error)),
         }
+        Ok(true)
+    }
+
+    /// Sends the rest, as the peer makes room, until the deadline.
+    async fn finish(mut self, stream: &UnixStream, deadline: Duration) -> Result<(), End> {
+        let until = Instant::now() + deadline;
+        while !self.push(stream)? {
+            match timeout_at(until, stream.writable()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(End::Failed(error)),
+                Err(_) => return Err(End::NotRead),
+            }
+        }
+        Ok(())
     }
 }
 

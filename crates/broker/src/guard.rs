@@ -9,7 +9,7 @@
 //! Options that somebody set on a shared socket hold for all that share it. They are
 //! reported and left as they are: a generation that sets them means them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
@@ -46,19 +46,11 @@ impl Guard {
         Ok(Rc::new(Self { kernel: guard::Guard::new()?, broken: RefCell::default() }))
     }
 
-    /// Begins to watch a listener, until the value that it gives is dropped.
-    pub(crate) fn care(self: &Rc<Self>, fd: &Rc<OwnedFd>, inode: u64, address: &Address) -> Care {
-        let watched = address.listens()
-            && match self.kernel.add(fd.as_fd(), inode) {
-                Ok(()) => true,
-                Err(error) => {
-                    let hint = guard::is_full(&error).then_some("raise fs.epoll.max_user_watches");
-                    tracing::warn!(%address, inode, %error, hint, "a listener is not guarded");
-                    false
-                }
-            };
+    /// For a listener that is not watched yet.
+    pub(crate) fn care(self: &Rc<Self>, inode: u64) -> Care {
         Care {
-            watched: watched.then(|| (Rc::clone(self), Rc::clone(fd))),
+            guard: Rc::clone(self),
+            watched: OnceCell::new(),
             inode,
             repaired: Cell::new(0),
             told: Cell::new(None),
@@ -70,7 +62,9 @@ impl Guard {
 /// What is known of one listener that is looked after.
 #[derive(Debug)]
 pub(crate) struct Care {
-    watched: Option<(Rc<Guard>, Rc<OwnedFd>)>,
+    guard: Rc<Guard>,
+    /// Its socket, from when the kernel watches it.
+    watched: OnceCell<Rc<OwnedFd>>,
     inode: u64,
     /// How often it was made to listen again.
     repaired: Cell<u64>,
@@ -81,6 +75,25 @@ pub(crate) struct Care {
 }
 
 impl Care {
+    /// Begins to watch the listener, until this is dropped. The kernel tells also of what
+    /// has happened before.
+    pub(crate) fn begin(&self, fd: &Rc<OwnedFd>, address: &Address) {
+        if !address.listens() || self.watched.get().is_some() {
+            return;
+        }
+        let inode = self.inode;
+        match self.guard.kernel.add(fd.as_fd(), inode) {
+            Ok(()) => {
+                // It was empty a moment ago.
+                let _ = self.watched.set(Rc::clone(fd));
+            }
+            Err(error) => {
+                let hint = guard::is_full(&error).then_some("raise fs.epoll.max_user_watches");
+                tracing::warn!(%address, inode, %error, hint, "a listener is not guarded");
+            }
+        }
+    }
+
     /// How often the listener was made to listen again.
     pub(crate) fn repaired(&self) -> u64 {
         self.repaired.get()
@@ -89,10 +102,10 @@ impl Care {
 
 impl Drop for Care {
     fn drop(&mut self) {
-        if let Some((guard, fd)) = &self.watched {
+        if let Some(fd) = self.watched.get() {
             // Others have the socket still, so closing it would not end the registration.
-            let _ = guard.kernel.remove(fd.as_fd());
-            guard.broken.borrow_mut().remove(&self.inode);
+            let _ = self.guard.kernel.remove(fd.as_fd());
+            self.guard.broken.borrow_mut().remove(&self.inode);
         }
     }
 }

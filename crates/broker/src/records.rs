@@ -4,8 +4,8 @@
 //! Without a service manager that keeps descriptors, this file is how the next broker knows
 //! what to ask back, from whom and under which names. It is replaced as a whole (written
 //! beside it, synced, renamed: mode 0600) at the start and when too much of it is outdated;
-//! in between records are appended, and a reply that hands out a new listener comes after
-//! its record. Appended records are not synced: they must outlive this process, which the
+//! in between records are appended, those of one claim in one write, and a reply that hands
+//! out a new listener comes after its record. Appended records are not synced: they must outlive this process, which the
 //! kernel's cache does; after a crash of the system there is no socket to ask back, and
 //! the next broker sees by the boot that the file is about nothing.
 
@@ -105,8 +105,17 @@ impl Records {
         };
     }
 
-    /// Notes that a listener is held, or that something about it is new.
-    pub(crate) fn record(self: &Rc<Self>, held: &Held<Socket>) {
+    /// Notes that listeners are held, or that something about them is new.
+    pub(crate) fn record<'a>(self: &Rc<Self>, held: impl IntoIterator<Item = &'a Held<Socket>>) {
+        let mut text = String::new();
+        held.into_iter().for_each(|held| self.note(held, &mut text));
+        if !text.is_empty() {
+            self.append(&text);
+        }
+    }
+
+    /// Adds the record of a listener to `text`, unless the last one says the same.
+    fn note(self: &Rc<Self>, held: &Held<Socket>, text: &mut String) {
         let mut noted = held.opened.handle.noted.borrow_mut();
         let state = fingerprint(held);
         match &mut *noted {
@@ -120,9 +129,7 @@ impl Records {
                 *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, state }));
             }
         }
-        let mut text = String::new();
-        manifest::opened(&mut text, &store::entry(held));
-        self.append(&text);
+        manifest::opened(text, &store::entry(held));
     }
 
     fn append(&self, text: &str) {

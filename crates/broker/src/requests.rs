@@ -144,7 +144,7 @@ async fn bind(
         }
         wants.push(Want { wanted, tentative, change });
     }
-    let claimed = state.borrow_mut().claim(caller.connection, wants);
+    let claimed = state.borrow_mut().claim_unsettled(caller.connection, wants);
     let leases = match claimed {
         Ok(leases) => leases,
         Err(failure) => return Err(answer::claim_failed(failure).await),
@@ -152,6 +152,7 @@ async fn bind(
     if leases.iter().any(|lease| lease.created) {
         let store = state.borrow().store.clone();
         if let Some(store) = store {
+            state.borrow_mut().settle();
             store.settled().await;
         }
     }

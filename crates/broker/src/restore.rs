@@ -197,6 +197,7 @@ impl State {
         let mut adoptions = Vec::with_capacity(count);
         for Found { listener, socket, exclusive, since, tentative } in found {
             let opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            opened.handle.care.begin(&opened.handle.fd, &listener.address);
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));

@@ -14,8 +14,8 @@ use bindonce_core::listener::Listener;
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::{Peer, Policy, Rule};
 use bindonce_core::registry::{
-    Action, Change, Closing, ConnectionId, Event, Label, Lease, Opened, Phase, Refusal, Registry,
-    Want,
+    Action, Change, Closing, ConnectionId, Event, Label, Lease, ListenerId, Opened, Phase, Refusal,
+    Registry, Want,
 };
 use bindonce_core::time::Timestamp;
 use bindonce_sys::limits;
@@ -100,6 +100,8 @@ pub(crate) struct State {
     pub(crate) other_descriptors: u64,
     somaxconn: u32,
     pub(crate) next_connection: u64,
+    /// What was claimed and is not watched yet.
+    unsettled: Vec<ListenerId>,
 }
 
 /// Why a claim got nothing.
@@ -158,6 +160,7 @@ impl State {
             other_descriptors: open as u64,
             somaxconn: limits::somaxconn(),
             next_connection: 0,
+            unsettled: Vec::new(),
         }
     }
 
@@ -208,6 +211,7 @@ impl State {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(None) };
         let listener = held.listener.clone();
         let opened = self.opened(&listener, listen::open(&listener)?);
+        opened.handle.care.begin(&opened.handle.fd, &listener.address);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
         close_all(actions);
@@ -242,6 +246,30 @@ impl State {
         id: ConnectionId,
         wants: Vec<Want>,
     ) -> Result<Vec<Lease>, Denied> {
+        let outcome = self.claim_unsettled(id, wants);
+        self.settle();
+        outcome
+    }
+
+    /// Begins to watch what has been claimed and is new, which may come after the reply so
+    /// long as nothing else runs in between: a listener that has left LISTEN before the
+    /// kernel watches it is told of as soon as it does. (Its record may not: a client that
+    /// has a listener may see this process killed at once, and the next broker must know.)
+    pub(crate) fn settle(&mut self) {
+        for id in self.unsettled.drain(..) {
+            if let Some(held) = self.registry.held(id) {
+                held.opened.handle.care.begin(&held.opened.handle.fd, &held.listener.address);
+            }
+        }
+    }
+
+    /// Finds or opens listeners, all or none. [`State::settle`] must follow before anything
+    /// else can run.
+    pub(crate) fn claim_unsettled(
+        &mut self,
+        id: ConnectionId,
+        wants: Vec<Want>,
+    ) -> Result<Vec<Lease>, Denied> {
         let mut outcome = Ok(Vec::new());
         let mut failure = None;
         let mut rest = Vec::new();
@@ -272,6 +300,8 @@ impl State {
                     self.log_opened(id, &leases);
                     self.record_all(&leases);
                     self.forget_bound(&leases);
+                    let created = leases.iter().filter(|lease| lease.created);
+                    self.unsettled.extend(created.map(|lease| lease.listener));
                     outcome = Ok(leases);
                 }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
@@ -392,7 +422,7 @@ impl State {
         Ok(backlogs)
     }
 
-    /// A socket as the registry has it, looked after from now on.
+    /// A socket as the registry has it; [`Care::begin`] is left to do.
     pub(crate) fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
         let backlog = match listener.options.backlog {
             _ if !listener.address.listens() => 0,
@@ -403,7 +433,7 @@ impl State {
         let fd = Rc::new(socket.fd);
         Opened {
             handle: Socket {
-                care: self.guard.care(&fd, socket.inode, &listener.address),
+                care: self.guard.care(socket.inode),
                 kept: RefCell::new(None),
                 noted: RefCell::new(None),
                 owned: None,

@@ -286,7 +286,7 @@ impl State {
             store.record(held);
         }
         if let Some(records) = &self.records {
-            records.record(held);
+            records.record([held]);
         }
     }
 
@@ -295,10 +295,13 @@ impl State {
         if self.store.is_none() && self.records.is_none() {
             return;
         }
-        leases
-            .iter()
-            .filter_map(|lease| self.registry.held(lease.listener))
-            .for_each(|held| self.record(held));
+        let held = || leases.iter().filter_map(|lease| self.registry.held(lease.listener));
+        if let Some(store) = &self.store {
+            held().for_each(|held| store.record(held));
+        }
+        if let Some(records) = &self.records {
+            records.record(held());
+        }
         self.tidy_records();
         if let Some(store) = &self.store
             && store.inner.borrow().outdated > self.registry.len() + OUTDATED

@@ -61,8 +61,8 @@ enum Reading {
 pub(crate) enum Answer {
     /// The result of any method but `bind`.
     Plain(Box<RawValue>),
-    /// What `bind` handed out.
-    Bound(Vec<(Bound, OwnedFd)>),
+    /// What `bind` handed out, and as many descriptors.
+    Bound(Vec<Bound>, Vec<OwnedFd>),
 }
 
 impl Session {
@@ -151,13 +151,12 @@ impl Session {
             return Err(call.miscounted(expected));
         }
         if due < expected {
+            call.descriptors.reserve_exact(expected - due);
             return Ok(None);
         }
         let descriptors = mem::take(&mut call.descriptors);
         match call.reply.take() {
-            Some(Ok(Reading::Bound(bound))) => {
-                Ok(Some(Answer::Bound(bound.into_iter().zip(descriptors).collect())))
-            }
+            Some(Ok(Reading::Bound(bound))) => Ok(Some(Answer::Bound(bound, descriptors))),
             Some(Ok(Reading::Plain(result))) => Ok(Some(Answer::Plain(result))),
             Some(Err(error)) => Err(Error::Refused(error)),
             None => Ok(None),
@@ -196,15 +195,15 @@ pub(crate) fn typed<T: DeserializeOwned>(answer: Answer) -> Result<T, Error> {
         Answer::Plain(raw) => {
             serde_json::from_str(raw.get()).map_err(|error| Error::Protocol(error.to_string()))
         }
-        Answer::Bound(_) => Err(Error::Protocol("listeners that were not asked for".to_owned())),
+        Answer::Bound(..) => Err(Error::Protocol("listeners that were not asked for".to_owned())),
     }
 }
 
 /// Makes leases of what `bind` gave.
 pub(crate) fn leases(answer: Answer) -> Result<Vec<Lease>, Error> {
     match answer {
-        Answer::Bound(bound) => {
-            Ok(bound.into_iter().map(|(bound, fd)| Lease::new(bound, fd)).collect())
+        Answer::Bound(bound, fds) => {
+            Ok(bound.into_iter().zip(fds).map(|(bound, fd)| Lease::new(bound, fd)).collect())
         }
         Answer::Plain(_) => Err(Error::Protocol("no listeners in the reply".to_owned())),
     }
