@@ -1,9 +1,9 @@
-//! The broker under a real systemd, as PID 1 of namespaces of its own: what the
-//! unit file promises (tests/measure/systemd.py, a few rounds of it).
+//! Broker and supervisor under a real systemd, as PID 1 of namespaces of its own: what the
+//! unit files promise (tests/measure/systemd.py, a few rounds of it).
 
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{bindonce, root, skip};
 
@@ -33,4 +33,29 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
     // Every listener, the manifest and the control socket.
     assert_eq!(result["stored"], result["listeners"].as_u64().expect("a count") + 2, "{text}");
     assert!(result["exposure"].as_f64().is_some_and(|exposure| exposure <= 2.0), "{text}");
+    match &result["supervisor"] {
+        Value::Null => skip("no haproxy to supervise"),
+        seen => the_supervisors_unit_keeps_its_promises(seen),
+    }
+}
+
+/// Start, a good and a broken reload, the watchdog, a stop that drains.
+fn the_supervisors_unit_keeps_its_promises(seen: &Value) {
+    assert_eq!(seen["started"], json!([0, "active", "one"]), "{seen}");
+    assert_eq!(seen["reloaded"], json!([0, "active", "two"]), "{seen}");
+    // It failed, the unit is active, and what was reloaded last serves on.
+    assert_eq!(seen["broken"], json!([true, "active", "two"]), "{seen}");
+    for (status, generation) in [
+        ("status", "generation 1"),
+        ("status_after", "generation 2"),
+        ("status_broken", "generation 2"),
+    ] {
+        assert!(seen[status].as_str().is_some_and(|text| text.contains(generation)), "{seen}");
+    }
+    // Active, never restarted, the same process.
+    assert_eq!(seen["watchdog"], json!(["active", 0, true]), "{seen}");
+    // A request that was begun before the stop was answered.
+    assert_eq!(seen["drained"], "two", "{seen}");
+    assert_eq!(seen["stopped"], json!(["inactive", "success", "0"]), "{seen}");
+    assert_eq!(seen["verify"], json!([]), "systemd-analyze verify: {seen}");
 }

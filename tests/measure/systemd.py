@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
-moments with no client connected, and every listener comes back as the same socket.
+moments with no client connected, and every listener comes back as the same socket. Then the
+supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop.
 
-    tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20]
+    tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH]
 
 Needs root, systemd and unshare(1). Prints one JSON object; "skipped" in it says why it
 could not run. Exits 0 if every listener came back.
@@ -27,6 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SYSTEMD = next((p for p in ("/lib/systemd/systemd", "/usr/lib/systemd/systemd") if os.path.exists(p)), None)
 SHARED = "/mnt"  # Inside: the directory of the outer stage.
 CONTROL = "/run/bindonce/bindonce.sock"
+PORT = 6000  # Of the supervised haproxy.
+HAPROXY = "bindonce-haproxy.service"
 PRIVATE = ("/tmp", "/run", "/var/tmp", "/var/log", "/etc/systemd/system", "/var/lib/systemd")
 
 
@@ -69,7 +72,7 @@ def inner(shared):
             run("mount", "-t", "tmpfs", "tmpfs", directory)
     run("ip", "link", "set", "lo", "up")
     units = pathlib.Path("/etc/systemd/system")
-    for unit in pathlib.Path(SHARED, "units").glob("bindonce.s[eo]*"):
+    for unit in [*pathlib.Path(SHARED, "units").glob("bindonce.s[eo]*"), pathlib.Path(SHARED, "units", HAPROXY)]:
         shutil.copy(unit, units / unit.name)
     drop_in = units / "bindonce.service.d"
     drop_in.mkdir()
@@ -80,6 +83,7 @@ def inner(shared):
         "[Service]\nUser=daemon\nGroup=daemon\nRestartSec=1ms\nWatchdogSec=1s\nTimeoutAbortSec=1s\nExecStart=\n"
         f"ExecStart=/run/bin/bindonce serve --socket {CONTROL} --listen kept=127.0.0.1:4000\n"
         f"StandardError=append:{SHARED}/broker\n")
+    supervised(units)
     (units / "job.service").write_text(
         "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n[Service]\nType=oneshot\n"
         f"ExecStart={sys.executable} {SHARED}/systemd.py --driver\n"
@@ -88,13 +92,83 @@ def inner(shared):
     os.execv(SYSTEMD, [SYSTEMD, "--system", "--unit=job.service", "--log-target=null", "--show-status=no"])
 
 
+def supervised(units):
+    """The supervisor's unit with the paths of here, and a watchdog that bites soon."""
+    haproxy = json.loads(pathlib.Path(SHARED, "options").read_text())["haproxy"]
+    unit = (units / HAPROXY).read_text()
+    for there, here in (("/usr/bin/bindonce", "/run/bin/bindonce"), ("/usr/sbin/haproxy", haproxy or "/usr/sbin/haproxy"),
+                        ("/etc/haproxy/haproxy.cfg", f"{SHARED}/haproxy.cfg"), ("WatchdogSec=30s", "WatchdogSec=1s")):
+        assert there in unit, there
+        unit = unit.replace(there, here)
+    (units / HAPROXY).write_text(unit)
+    drop_in = units / f"{HAPROXY}.d"
+    drop_in.mkdir()
+    # The broker takes orders of its own user and of root; the supervisor is root.
+    (drop_in / "test.conf").write_text(f"[Service]\nStandardError=append:{SHARED}/supervisor\n")
+
+
+def configure(text):
+    configuration = pathlib.Path(SHARED, "haproxy.cfg")
+    configuration.write_text(
+        "defaults\n mode http\n timeout client 5s\n timeout connect 5s\n timeout server 5s\n"
+        f"frontend web\n bind 127.0.0.1:{PORT}\n http-request return status 200 content-type text/plain string {text}\n")
+
+
+def answered():
+    """What the supervised haproxy answers now."""
+    with socket.create_connection(("127.0.0.1", PORT), timeout=5) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+    return answer.decode().rsplit("\r\n\r\n", 1)[-1]
+
+
+def supervisor():
+    """The life of the supervisor's unit; gives what it saw."""
+    seen = {}
+    of = lambda name: show(name, HAPROXY)
+    run = lambda *words: subprocess.run(["systemctl", *words, HAPROXY], capture_output=True, text=True, timeout=60)
+    configure("one")
+    started = run("start")
+    seen["started"] = (started.returncode, of("ActiveState"), answered() if started.returncode == 0 else started.stderr)
+    seen["status"] = of("StatusText")
+    pid = int(of("MainPID"))
+    configure("two")
+    seen["reloaded"] = (run("reload").returncode, of("ActiveState"), answered())
+    seen["status_after"] = of("StatusText")
+    pathlib.Path(SHARED, "haproxy.cfg").write_text("frontend web\n nonsense\n")
+    seen["broken"] = (run("reload").returncode != 0, of("ActiveState"), answered())
+    seen["status_broken"] = of("StatusText")
+    # Longer than the watchdog waits.
+    beat = of("WatchdogTimestampMonotonic")
+    eventually("three seconds of the watchdog", lambda: int(of("WatchdogTimestampMonotonic")) - int(beat) > 3_000_000)
+    seen["watchdog"] = (of("ActiveState"), int(of("NRestarts")), int(of("MainPID")) == pid)
+    # A connection that is open holds the stop up, and is served to its end.
+    with socket.create_connection(("127.0.0.1", PORT), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n")
+        stop = subprocess.Popen(["systemctl", "stop", HAPROXY])
+        eventually("the unit to drain", lambda: of("ActiveState") == "deactivating")
+        client.sendall(b"\r\n")
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+        seen["drained"] = answer.decode().rsplit("\r\n\r\n", 1)[-1]
+        stop.wait(timeout=60)
+    seen["stopped"] = (of("ActiveState"), of("Result"), of("ExecMainStatus"))
+    verify = subprocess.run(["systemd-analyze", "verify", "/etc/systemd/system/bindonce.service", "/etc/systemd/system/bindonce.socket",
+                             f"/etc/systemd/system/{HAPROXY}"], capture_output=True, text=True)
+    seen["verify"] = [line for line in verify.stderr.splitlines() if "bindonce" in line]
+    return seen
+
+
 def systemctl(*words):
     done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def show(name):
-    return systemctl("show", "--value", "-p", name, "bindonce.service")
+def show(name, unit="bindonce.service"):
+    return systemctl("show", "--value", "-p", name, unit)
 
 
 def call(method, params=(), keep=None):
@@ -230,6 +304,8 @@ def driver():
     result["watchdog_kept"] = all(healed[name]["inode"] == entry["inode"] for name, entry in after.items() if name not in ("l0", "app"))
     security = subprocess.run(["systemd-analyze", "security", "bindonce.service", "--no-pager"], capture_output=True, text=True)
     result["exposure"] = float(security.stdout.strip().splitlines()[-1].split(":")[1].split()[0])
+    if options["haproxy"]:
+        result["supervisor"] = supervisor()
     systemctl("stop", "bindonce.service", "bindonce.socket")
     result["stopped"] = not duplicates() and "127.0.0.1:5001" not in subprocess.run(
         ["ss", "-Hltn"], capture_output=True, text=True).stdout
@@ -241,6 +317,7 @@ def main():
     parser.add_argument("--binary", default=str(ROOT / "target/release/bindonce"))
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--listeners", type=int, default=20)
+    parser.add_argument("--haproxy", default=shutil.which("haproxy"), help="the program to supervise")
     parser.add_argument("--log", help="where to copy the broker's log")
     parser.add_argument("--inner")
     parser.add_argument("--driver", action="store_true")
