@@ -57,12 +57,15 @@ impl Operation {
         }
     }
 
-    /// Remembers that an older generation had to be ended.
+    /// Remembers that an older generation had to be ended, once.
     pub(super) fn note_ended(&mut self, id: GenerationId) {
-        match self {
-            Self::Stopping { ended, older, .. } if older.contains(&id) => ended.push(id),
-            Self::Pausing(pausing) if pausing.older.contains(&id) => pausing.ended.push(id),
-            _ => {}
+        let ended = match self {
+            Self::Stopping { ended, older, .. } if older.contains(&id) => ended,
+            Self::Pausing(pausing) if pausing.older.contains(&id) => &mut pausing.ended,
+            _ => return,
+        };
+        if !ended.contains(&id) {
+            ended.push(id);
         }
     }
 }
