@@ -140,7 +140,7 @@ fn killed_again_and_again_it_always_goes_on() {
         serving = generation;
         stage.reload(tag + 1);
     }
-    stage.lost_only_what_was_accepted();
+    stage.refused_nobody();
     eventually("the older generations to be gone", || {
         (stage.scene.haproxies().len() == 1).then_some(())
     });

@@ -91,6 +91,27 @@ fn nine_that_linger_and_lost_their_first_signals_answer_nobody() {
 }
 
 #[test]
+fn two_of_ten_that_are_deaf_to_everything_are_ended_and_answer_nobody() {
+    let deaf = [Deaf(SIGUSR1, 0), Deaf(SIGTTOU, 0)];
+    let arguments = ["--retire-timeout", "1s"];
+    let faults: [(u64, &[Fault]); 2] = [(8, &deaf), (9, &deaf)];
+    let Some(mut stage) = Stage::start(Haproxy::system(), &faults, &arguments) else { return };
+    let mut halves = Vec::new();
+    for generation in 1..=9 {
+        halves.push(stage.half_a_request());
+        let said = stage.reload(generation + 1);
+        let ended = format!("generation {generation} went on accepting and had to be ended");
+        assert_eq!(said.contains(&ended), generation >= 8, "{said}");
+    }
+    let mut wanted: Vec<_> = (1..=7).map(|generation| (generation, "draining")).collect();
+    wanted.push((10, "serving"));
+    stage.wait_generations(&wanted);
+    stage.only(10);
+    stage.refused_nobody();
+    drop(halves);
+}
+
+#[test]
 fn more_than_may_linger_end_the_oldest() {
     let Some(mut stage) = Stage::start(Haproxy::system(), &[], &["--max-draining", "2"]) else {
         return;

@@ -71,7 +71,7 @@ fn errors_have_their_codes_and_harm_no_other_request() {
     let mut wire = scene.wire();
     let cases: [(&str, i64); 12] = [
         (r#"{"jsonrpc":"2.0","id":1,"method":"fly"}"#, -32601),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"store","params":[]}"#, -32601),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"store","params":[]}"#, -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":{}}"#, -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[{"listen":7}]}"#, -32602),
         (

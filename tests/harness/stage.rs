@@ -236,10 +236,18 @@ impl Stage {
     /// As [`Stage::answered_throughout`], but for what a killed process had accepted.
     #[track_caller]
     pub(crate) fn lost_only_what_was_accepted(&mut self) {
+        assert_eq!(self.refused_nobody().stale, 0);
+    }
+
+    /// Nobody was refused or waited in vain, and only killed processes lost connections. Says
+    /// nothing of who answered: a supervisor that is killed in the middle of a handover leaves
+    /// both generations accepting until its watchdog has seen it. Ends the load.
+    #[track_caller]
+    pub(crate) fn refused_nobody(&mut self) -> Report {
         let report = self.end_load();
         assert_eq!((report.refused, report.timed_out, report.local), (0, 0, 0), "{report}");
-        assert_eq!(report.stale, 0, "{report}");
-        assert!(report.failed() <= CLIENTS as u64, "{report}");
+        assert!(report.failed() <= 2 * CLIENTS as u64, "{report}");
+        report
     }
 
     /// Waits until the load has so many more good answers.
