@@ -26,6 +26,9 @@ use crate::state::State;
 /// Most requests are far shorter; longer ones take more than one read.
 const READ: usize = 64 * 1024;
 
+/// From this length on a reply counts as large.
+const LARGE: usize = 32 * 1024;
+
 /// Why a connection ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -81,6 +84,8 @@ pub(crate) struct Link {
     cap: usize,
     /// A request is being answered.
     busy: Cell<bool>,
+    /// A reply to it was large.
+    large: Cell<bool>,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
     owed: RefCell<Option<String>>,
 }
@@ -106,6 +111,7 @@ impl Link {
             in_flight: Rc::clone(&state.in_flight),
             cap,
             busy: Cell::new(false),
+            large: Cell::new(false),
             owed: RefCell::new(None),
         })
     }
@@ -113,6 +119,11 @@ impl Link {
     /// Whether its request has yet to be answered by this image.
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.get() && self.owed.borrow().is_none()
+    }
+
+    /// Whether what its requests and replies took is worth giving back to the system.
+    pub(crate) fn was_large(&self) -> bool {
+        self.large.get()
     }
 
     /// What has been read of a request, if another image can go on from there. A descriptor
@@ -209,6 +220,7 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
                 Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
                 bad => reject(&bad, link.cap).into(),
             };
+            link.large.set(link.large.get() || reply.text.len() >= LARGE);
             let mut sending = Sending::new(reply);
             let sent = sending.push(&link.stream);
             // Before anything else has a turn, whatever has become of the reply.

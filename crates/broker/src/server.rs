@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::policy::Peer;
-use bindonce_sys::{Errno, limits, peer};
+use bindonce_sys::{Errno, limits, memory, peer};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::{UnixListener, UnixStream};
@@ -302,6 +302,11 @@ fn attend(
         }
         state.borrow_mut().disconnect(link.caller.connection);
         state.borrow().upgrade.calmer();
+        let large = link.was_large();
+        drop(link);
+        if large {
+            memory::return_freed();
+        }
         freed.notify_one();
     });
 }

@@ -36,6 +36,15 @@ pub(super) struct Shared {
     pub(super) starting: Mutex<()>,
 }
 
+impl Shared {
+    /// Notes the pid of the broker at the other end.
+    pub(super) fn note(&self, client: &Client) {
+        if let Ok(peer) = peer::credentials(client.as_fd()) {
+            self.pid.set(Some(peer.pid));
+        }
+    }
+}
+
 /// Keeps the leases of one generation.
 pub(super) struct Keeper {
     pub(super) shared: Rc<Shared>,
@@ -54,7 +63,9 @@ impl Keeper {
     ) {
         let mut state = State::Starting;
         loop {
-            self.note_pid(lease.as_ref());
+            if let Some(client) = &lease {
+                self.shared.note(client);
+            }
             let lost = async {
                 match &lease {
                     Some(client) => client.closed().await,
@@ -78,13 +89,6 @@ impl Keeper {
                 }
                 () = lost => lease = self.find_again(state).await,
             }
-        }
-    }
-
-    fn note_pid(&self, lease: Option<&Client>) {
-        let peer = lease.and_then(|client| peer::credentials(client.as_fd()).ok());
-        if let Some(peer) = peer {
-            self.shared.pid.set(Some(peer.pid));
         }
     }
 

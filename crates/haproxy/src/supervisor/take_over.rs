@@ -165,6 +165,7 @@ impl Supervisor {
     ) -> (Vec<Rc<Held>>, Option<bindonce::aio::Client>) {
         let claim = async {
             let mut lease = broker::connect(&self.settings.socket).await?;
+            self.broker.note(&lease);
             let service = &self.settings.service;
             broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
             let wanted: Vec<Listener> =
