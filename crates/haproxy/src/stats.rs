@@ -51,6 +51,9 @@ const LONGEST: u64 = 8 << 20;
 /// no stats socket.
 pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
     let deadline = Instant::now() + limit;
+    if limit.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
     let mut stream = connect(path)?;
     stream.set_write_timeout(Some(limit))?;
     stream.write_all(b"show info;show stat\n")?;

@@ -2,15 +2,17 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
-use bindonce_core::diagnosis::{Gauge, Haproxy, Look, Proxy, Socket};
+use bindonce_core::diagnosis::{Accepting, Gauge, Haproxy, Look, Proxy, Socket};
 use bindonce_haproxy::stats;
 use bindonce_sys::survey::Processes;
 
-/// How long one haproxy may take to answer: one that is at its limits still does.
+/// How long one haproxy may take to answer (one that is at its limits still does), and all
+/// of them together.
 const ANSWER: Duration = Duration::from_millis(500);
+const ALL: Duration = Duration::from_secs(1);
 
 /// haproxy binds a path under a temporary name, `PATH.PID.tmp`, and renames it. The kernel
 /// tells the first name; people know the other.
@@ -31,18 +33,20 @@ pub(super) fn names(look: &mut Look) {
 /// Asks each haproxy that listens on a stats socket for its limits.
 pub(super) fn ask(look: &mut Look, processes: &Processes) {
     let mut asked: HashSet<PathBuf> = HashSet::new();
+    let deadline = Instant::now() + ALL;
     let mut silent = Vec::new();
     let mut mute = Vec::new();
     for seen in processes.all.iter().rev() {
         let Some(process) = look.processes.get(&seen.pid).filter(|one| one.is_haproxy()) else {
             continue;
         };
-        let listens = |socket: &Socket| {
+        // One that is stopped or paused, or has no such socket, would not answer.
+        let answers = |socket: &Socket| {
             matches!(socket.address, Address::Unix(_) | Address::Abstract(_))
                 && process.holds.contains(&socket.inode)
+                && process.accepting(socket.inode) == Accepting::Yes
         };
-        // One that is stopped, or has no such socket, cannot answer.
-        if matches!(process.state, 'T' | 't') || !look.sockets.iter().any(listens) {
+        if !look.sockets.iter().any(answers) {
             if !process.holds.is_empty() {
                 mute.push(seen.pid.to_string());
             }
@@ -53,7 +57,8 @@ pub(super) fn ask(look: &mut Look, processes: &Processes) {
             if !asked.insert(path.clone()) {
                 continue;
             }
-            match stats::ask(&path, ANSWER) {
+            match stats::ask(&path, ANSWER.min(deadline.saturating_duration_since(Instant::now())))
+            {
                 Ok(said) => look.haproxies.push(haproxy(said)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => silent.push(unanswered(&path, seen.pid, &error)),
