@@ -295,7 +295,7 @@ fn with_faults(scene: &Scene, program: &Path, faults: &[(u64, &[Fault])]) -> Pat
         for fault in *faults {
             match fault {
                 Fault::Deaf(signal, count) => {
-                    words.push(format!("deaf:{}:{count}", *signal as i32))
+                    words.push(format!("deaf:{}:{count}", *signal as i32));
                 }
                 Fault::Twice(signal) => words.push(format!("twice:{}", *signal as i32)),
                 Fault::Waits => {
@@ -303,7 +303,7 @@ fn with_faults(scene: &Scene, program: &Path, faults: &[(u64, &[Fault])]) -> Pat
                     mkfifo(&fifo, Mode::S_IRWXU).expect("a fifo");
                     let marker = scene.path(&format!("waits-{generation}"));
                     let (fifo, marker) = (fifo.display(), marker.display());
-                    write!(script, " echo $$ >{marker}; read -r go <{fifo}\n").expect("a string");
+                    writeln!(script, " echo $$ >{marker}; read -r go <{fifo}").expect("a string");
                 }
                 Fault::Hangs => script.push_str(" exec sleep 1000\n"),
             }

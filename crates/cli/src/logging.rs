@@ -60,7 +60,7 @@ pub(crate) fn start(globals: &Globals) {
             registry.with(lines.with_ansi(std::io::stderr().is_terminal())).init();
         }
         LogFormat::Json => {
-            registry.with(lines.json().flatten_event(true).with_span_list(false)).init()
+            registry.with(lines.json().flatten_event(true).with_span_list(false)).init();
         }
     }
 }
