@@ -87,7 +87,13 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     };
     logging::start(globals);
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // Two threads for what may block, and always the same: each new one would leave memory of the
+    // allocator behind.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .thread_keep_alive(Duration::from_secs(24 * 3600))
+        .build();
     let runtime = runtime.context("cannot start the runtime")?;
     let local = tokio::task::LocalSet::new();
     match runtime.block_on(local.run_until(supervisor::run(settings)))? {
