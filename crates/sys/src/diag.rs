@@ -130,22 +130,23 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
-    dump_inet(protocol, 1 << state, SKMEMINFO, |message| {
+    dump_inet(&[AF_INET, AF_INET6], protocol, 1 << state, SKMEMINFO, |message| {
         found.extend(inet_socket(message, kind));
     })?;
     Ok(found)
 }
 
-/// Asks for the sockets of both families that are in one of `states`, each with
+/// Asks for the sockets of these families that are in one of `states`, each with
 /// one more attribute.
 fn dump_inet(
+    families: &[u8],
     protocol: u8,
     states: u32,
     attribute: u16,
     mut each: impl FnMut(Message<'_>),
 ) -> Result<(), Error> {
     let netlink = Netlink::open()?;
-    for family in [AF_INET, AF_INET6] {
+    for family in families.iter().copied() {
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
         // and a socket id that a dump does not look at.
         let mut request = [0; 56];
@@ -180,23 +181,26 @@ pub struct Connection {
 /// As [`listening`].
 pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
     // TCP_ESTABLISHED and TCP_CLOSE_WAIT.
-    dump_connections(1 << 1 | 1 << 8, INFO, &mut each)
+    dump_connections(&[AF_INET, AF_INET6], 1 << 1 | 1 << 8, INFO, &mut each)
 }
 
-/// As [`connections`], in every state from SYN_SENT to TIME_WAIT, and without times.
+/// As [`connections`], in every state from SYN_SENT to TIME_WAIT, without times, and IPv6
+/// only if it is asked for: each family costs the kernel a walk through all.
 ///
 /// # Errors
 /// As [`listening`].
-pub fn all_connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
-    dump_connections(0xffe & !(1 << LISTEN | 1 << UNCONNECTED), 0, &mut each)
+pub fn all_connections(v6: bool, mut each: impl FnMut(Connection)) -> Result<(), Error> {
+    let families: &[u8] = if v6 { &[AF_INET, AF_INET6] } else { &[AF_INET] };
+    dump_connections(families, 0xffe & !(1 << LISTEN | 1 << UNCONNECTED), 0, &mut each)
 }
 
 fn dump_connections(
+    families: &[u8],
     states: u32,
     attribute: u16,
     each: &mut dyn FnMut(Connection),
 ) -> Result<(), Error> {
-    dump_inet(TCP, states, attribute, |message| {
+    dump_inet(families, TCP, states, attribute, |message| {
         if let Some(connection) = connection(message) {
             each(connection);
         }

@@ -52,19 +52,22 @@ fn counter(netstat: &str, name: &str) -> u64 {
     pairs.find(|(word, _)| *word == name).and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
 }
 
-/// Connections are counted only where half of the range is in use at all: that costs
-/// a second for a million of them.
+/// Connections are counted only where there are enough of them to use up this part of the
+/// range, in percent: the kernel goes through those of all namespaces to show one's.
+const WORTH_COUNTING: u64 = 80;
+
 fn ephemeral() -> Result<Option<(SocketAddr, u64, u64)>, Error> {
     let Some((first, last)) = range() else {
         return Ok(None);
     };
     let size = u64::from(last - first) + 1;
-    if in_use() < size / 2 {
+    let (all, v6) = in_use();
+    if all < size * WORTH_COUNTING / 100 {
         return Ok(None);
     }
     // A local port is taken for one pair of local address and destination.
     let mut taken: HashMap<(IpAddr, SocketAddr), u64> = HashMap::new();
-    diag::all_connections(|connection| {
+    diag::all_connections(v6 > 0, |connection| {
         if (first..=last).contains(&connection.local.port()) {
             *taken.entry((connection.local.ip(), connection.remote)).or_default() += 1;
         }
@@ -80,9 +83,9 @@ fn range() -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
-/// TCP sockets in this namespace, those in TIME_WAIT included.
-fn in_use() -> u64 {
-    let mut sum = 0;
+/// TCP sockets in this namespace, those in TIME_WAIT included: all, and IPv6.
+fn in_use() -> (u64, u64) {
+    let (mut sum, mut v6) = (0, 0);
     for file in ["sockstat", "sockstat6"] {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
         for line in text.lines().filter(|line| line.starts_with("TCP")) {
@@ -91,10 +94,11 @@ fn in_use() -> u64 {
                 let at = words.iter().position(|word| *word == name);
                 let value = at.and_then(|at| words.get(at + 1)?.parse::<u64>().ok());
                 sum += value.unwrap_or(0);
+                v6 += value.filter(|_| file == "sockstat6").unwrap_or(0);
             }
         }
     }
-    sum
+    (sum, v6)
 }
 
 /// Open files of the whole system, and the most that there can be (fs.file-nr).

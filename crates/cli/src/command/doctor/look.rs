@@ -68,10 +68,11 @@ impl Observer {
 
     fn networks(&self, look: &mut Look) -> anyhow::Result<()> {
         for namespace in &self.namespaces.all {
+            // The kernel goes through the sockets of all namespaces for it: where a proxy is.
+            let proxies = namespace.is_own() || self.has_haproxy(namespace);
             let seen = namespace.within(|| -> Result<_, bindonce_sys::Error> {
                 let mut sockets = diag::listening()?;
-                // What a process is about to connect from is bound for a moment, too.
-                let bound = diag::tcp_bound()?;
+                let bound = if proxies { diag::tcp_bound()? } else { Vec::new() };
                 sockets.retain(|socket| socket.address.port() != Some(0));
                 Ok((sockets, bound, survey::counters()?))
             });
@@ -107,6 +108,13 @@ impl Observer {
             });
         }
         Ok(())
+    }
+
+    fn has_haproxy(&self, namespace: &Namespace) -> bool {
+        let mut inside = self.namespaces.of.iter().filter(|(_, id)| **id == namespace.id);
+        inside.any(|(pid, _)| {
+            bindonce_sys::process::name(*pid).is_some_and(|name| process::is_haproxy(&name))
+        })
     }
 
     /// Finds out which TCP sockets others could join.
