@@ -59,10 +59,13 @@ pub fn look_again(look: &Look) -> Option<Duration> {
     if momentary.iter().all(|one| one.severity == Severity::Note) {
         return None;
     }
-    // While a process starts beside an older one, two of them on an address are a reload.
-    let reloading = momentary.iter().any(|one| matches!(one.kind, Kind::Split | Kind::Stale));
-    let youngest = look.processes.values().map(|process| look.age(process)).min();
-    match youngest.filter(|age| reloading && *age < YOUNG) {
+    // Where a process has just started on the same address, it is a reload that is not over yet.
+    let youngest = momentary
+        .iter()
+        .filter(|one| matches!(one.kind, Kind::Split | Kind::Stale | Kind::Unserved))
+        .flat_map(|one| look.holders_of(one).map(|process| look.age(process)))
+        .min();
+    match youngest.filter(|age| *age < YOUNG) {
         Some(age) => Some((YOUNG - age).max(INTERVAL)),
         None => Some(INTERVAL),
     }
@@ -97,6 +100,12 @@ fn merged(found: Vec<Finding>) -> Vec<Finding> {
 }
 
 impl Look {
+    /// The processes that hold a socket on an address of a finding.
+    fn holders_of<'a>(&'a self, finding: &'a Finding) -> impl Iterator<Item = &'a Process> {
+        let sockets = self.sockets.iter().filter(|socket| finding.concerns(&socket.address));
+        sockets.flat_map(|socket| self.holders(socket.inode))
+    }
+
     /// How long a process has run.
     pub(crate) fn age(&self, process: &Process) -> Duration {
         Duration::from_millis(self.at.0.saturating_sub(process.started.0))

@@ -28,11 +28,17 @@ pub(super) struct Descriptors {
 }
 
 /// Reads the descriptors of a process; None if it may not be read.
-pub(super) fn read(pid: i32, wanted: &HashSet<u64>, sockfs: u32) -> Option<Descriptors> {
+pub(super) fn read(
+    pid: i32,
+    threaded: bool,
+    wanted: &HashSet<u64>,
+    sockfs: u32,
+) -> Option<Descriptors> {
     let process = format!("/proc/{pid}");
     let mut found = Descriptors::default();
     let mut epolls = table(&process, wanted, &mut found)?;
-    for tid in threads_apart(pid) {
+    let apart = if threaded { threads_apart(pid) } else { Vec::new() };
+    for tid in apart {
         let base = format!("{process}/task/{tid}");
         epolls.extend(table(&base, wanted, &mut found).unwrap_or_default());
     }

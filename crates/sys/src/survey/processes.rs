@@ -136,7 +136,7 @@ impl Processes {
         if stat.state == 'Z' || stat.is_of_the_kernel() {
             return;
         }
-        let Some(descriptors) = descriptors::read(pid, wanted, sockfs) else {
+        let Some(descriptors) = descriptors::read(pid, stat.threads > 1, wanted, sockfs) else {
             self.hidden += usize::from(process::start_time(pid).is_some());
             return;
         };
@@ -187,6 +187,7 @@ struct Stat {
     used: u64,
     started: u64,
     flags: u64,
+    threads: u64,
 }
 
 impl Stat {
@@ -212,6 +213,7 @@ impl Stat {
             used: number(11)? + number(12)?,
             started: number(19)?,
             flags: number(6)?,
+            threads: number(17)?,
         })
     }
 }

@@ -78,6 +78,8 @@ impl Observer {
             });
             let (sockets, bound, counters) = match seen {
                 Ok(Ok(seen)) => seen,
+                // Its last process has ended since it was found.
+                Err(error) if error.errno() == Some(bindonce_sys::Errno::ENOENT as i32) => continue,
                 Ok(Err(error)) | Err(error) if !namespace.is_own() => {
                     look.unseen.push(format!("network namespace {}: {error}", namespace.label()));
                     continue;
