@@ -105,6 +105,15 @@ impl Launch {
     /// [`Error::Call`] if no process could be made, or it did not take its
     /// descriptors within ten seconds. No process is left then.
     pub fn start(self) -> Result<Started, Error> {
+        self.start_and_tell(|_| {})
+    }
+
+    /// The same, and tells the pid before the shim gets what it waits for: should we end before
+    /// `tell` returns, the shim ends too and never becomes the program.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_and_tell(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| Error::call("socketpair", error))?;
@@ -134,6 +143,7 @@ impl Launch {
         let mut child = command.spawn().map_err(|error| Error::call("start the shim", error))?;
         // With it goes our copy of the shim's end: only then does its death show.
         drop(command);
+        tell(i32::try_from(child.id()).unwrap_or_default());
 
         match hand_over(&ours, &self.descriptors) {
             // A shim that is gone has said why, and its exit code tells the rest.

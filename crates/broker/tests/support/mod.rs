@@ -209,7 +209,15 @@ pub(crate) fn assert_descriptors(expected: usize) {
         if open == expected {
             return;
         }
-        assert!(Instant::now() < deadline, "{open} descriptors are open, {expected} were");
+        assert!(
+            Instant::now() < deadline,
+            "{open} descriptors are open, {expected} were: {:?}",
+            fs::read_dir("/proc/self/fd")
+                .expect("/proc")
+                .flatten()
+                .map(|fd| fs::read_link(fd.path()))
+                .collect::<Vec<_>>()
+        );
         std::thread::yield_now();
     }
 }

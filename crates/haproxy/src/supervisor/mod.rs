@@ -31,7 +31,7 @@ pub mod upgrade;
 mod version;
 pub mod watchdog;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -209,7 +209,7 @@ struct Supervisor {
     /// Why the last generation that failed did so.
     failure: Story,
     proof: Option<AbortHandle>,
-    watchdog: Option<Watchdog>,
+    watchdog: Rc<RefCell<Watchdog>>,
     /// The version of the binary, where no admin socket tells it.
     version: Option<Version>,
     broker: Rc<lease::Shared>,
@@ -267,7 +267,7 @@ impl Supervisor {
             confirmed: None,
             failure: Story::default(),
             proof: None,
-            watchdog: Some(Watchdog::start()?),
+            watchdog: Rc::new(RefCell::new(Watchdog::start()?)),
             version,
             broker,
             ours: saved.ours.clone(),

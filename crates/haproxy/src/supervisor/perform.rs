@@ -9,7 +9,7 @@ use bindonce_core::generation::{
 use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
 
-use super::watchdog::Duty;
+use super::watchdog::{Duty, Named};
 use super::{Message, Supervisor};
 use super::{server_state, start};
 
@@ -73,6 +73,7 @@ impl Supervisor {
         let directory = Rc::clone(&self.directory);
         let sender = self.sender.clone();
         let no_epoll = self.no_epoll;
+        let watchdog = Rc::clone(&self.watchdog);
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
         let task = super::spawn(async move {
@@ -86,7 +87,14 @@ impl Supervisor {
                         server_state::carry(&prepared.rendering, &serving).await;
                     }
                     let how = start::How { older_alive, no_epoll };
-                    start::launch(&settings, &directory, id, prepared, how).await
+                    // Until it has taken over, our death must not leave it beside the older one.
+                    let tell = |pid| {
+                        if older_alive {
+                            let duty = Named::of(pid).map_or(Duty::None, Duty::End);
+                            watchdog.borrow_mut().tell(&duty);
+                        }
+                    };
+                    start::launch(&settings, &directory, id, prepared, how, tell).await
                 }
                 Err(error) => Err(error),
             };

@@ -21,7 +21,7 @@ use super::listeners::Held;
 use super::output::{self, Names, Tail};
 use super::report::{Story, milliseconds};
 use super::start::Launched;
-use super::watchdog::{Duty, Named};
+use super::watchdog::Duty;
 use super::{Ended, Message, Supervisor, broker};
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
@@ -67,10 +67,6 @@ impl Supervisor {
         tracing::info!(generation = id.0, pid, listeners, "started");
         if let Some(shim) = launched.shim {
             self.hold(id, shim);
-        }
-        if self.generations.len() > 1 {
-            // Until it has taken over, our death must not leave it beside the older one.
-            self.tell_watchdog(&Named::of(pid).map_or(Duty::None, Duty::End));
         }
     }
 
@@ -160,10 +156,8 @@ impl Supervisor {
         Ok(())
     }
 
-    pub(super) fn tell_watchdog(&mut self, duty: &Duty) {
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.tell(duty);
-        }
+    pub(super) fn tell_watchdog(&self, duty: &Duty) {
+        self.watchdog.borrow_mut().tell(duty);
     }
 
     pub(super) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {

@@ -129,13 +129,14 @@ pub(super) async fn prepare(
     Ok(Prepared { rendering, files, paths })
 }
 
-/// Claims the listeners and starts haproxy.
+/// Claims the listeners and starts haproxy; tells its pid before it can do anything.
 pub(super) async fn launch(
     settings: &Settings,
     directory: &Directory,
     id: GenerationId,
     prepared: Rc<Prepared>,
     how: How,
+    tell: impl FnOnce(i32),
 ) -> Result<Launched, Error> {
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
@@ -177,7 +178,7 @@ pub(super) async fn launch(
             (how.older_alive && prepared.may_be_held()).then_some(std::process::id().cast_signed());
     }
     launch.stderr = Stdio::piped();
-    let started = launch.start()?;
+    let started = launch.start_and_tell(tell)?;
     Ok(Launched {
         pidfd: started.pidfd,
         stderr: started.stderr,
