@@ -82,6 +82,8 @@ pub const SILENCE_KILL: Duration = Duration::from_millis(1000);
 pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
 /// The first wait before a crashed generation is started again; doubles at each further crash.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// One that has served for this long before it died waits no longer than at its first crash.
+pub const SERVED_A_WHILE: Duration = Duration::from_secs(1);
 /// The longest such wait.
 pub const BACKOFF_LAST: Duration = Duration::from_secs(10);
 /// A configuration has worked when a generation has served it for this long.

@@ -3,7 +3,7 @@
 use super::timeline::Timeline;
 use super::{
     Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, Configuration, GenerationId,
-    Moment,
+    Moment, SERVED_A_WHILE, WORKED_AFTER,
 };
 
 /// Crashes of one configuration since it last worked.
@@ -11,18 +11,25 @@ use super::{
 pub(super) struct Crashes {
     pub(super) configuration: Option<GenerationId>,
     pub(super) count: u32,
+    /// Those in a row that came soon after the start; each makes the next wait longer.
+    soon: u32,
 }
 
 impl Timeline {
-    /// Records that a configuration died, and whether it had worked before.
-    pub(super) fn crashed(&mut self, configuration: GenerationId, worked: bool) {
+    /// Records that a configuration died, after it had served for this long.
+    pub(super) fn crashed(&mut self, configuration: GenerationId, served: Moment) {
+        let worked = served >= WORKED_AFTER;
         if worked {
             self.worked = Some(configuration);
         }
         if worked || self.crashes.configuration != Some(configuration) {
-            self.crashes = Crashes { configuration: Some(configuration), count: 0 };
+            self.crashes = Crashes { configuration: Some(configuration), ..Crashes::default() };
+        }
+        if served >= SERVED_A_WHILE {
+            self.crashes.soon = 0;
         }
         self.crashes.count += 1;
+        self.crashes.soon += 1;
     }
 
     /// Plans the next start of what served last, or of what worked before it.
@@ -32,14 +39,16 @@ impl Timeline {
         current: GenerationId,
         out: &mut Vec<Action>,
     ) {
-        let count =
-            if self.crashes.configuration == Some(current) { self.crashes.count } else { 0 };
+        let Crashes { count, soon, .. } = match &self.crashes {
+            crashes if crashes.configuration == Some(current) => crashes.clone(),
+            _ => Crashes::default(),
+        };
         let older = self.worked.filter(|worked| *worked != current);
         let (configuration, rollback) = match older {
             Some(worked) if count >= CRASHES_BEFORE_ROLLBACK => (worked, true),
             _ => (current, false),
         };
-        let after = match count {
+        let after = match soon {
             0 | 1 => Moment::ZERO,
             n => (BACKOFF_FIRST * 2u32.saturating_pow(n.min(12) - 2)).min(BACKOFF_LAST),
         };

@@ -277,6 +277,17 @@ fn a_crash_starts_the_same_configuration_again_and_backs_off() {
 }
 
 #[test]
+fn one_that_served_for_a_while_is_started_again_at_once_each_time() {
+    let mut story = Story::serving();
+    for id in 1..8 {
+        story.pass(SERVED_A_WHILE);
+        let actions = story.on(Event::Exited(GenerationId(id)));
+        assert_eq!(starts(&actions), [(id + 1, Configuration::Of(ONE))]);
+        story.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
+    }
+}
+
+#[test]
 fn a_configuration_that_keeps_dying_gives_way_to_the_last_that_worked() {
     let mut story = Story::serving();
     story.pass(WORKED_AFTER);

@@ -7,7 +7,7 @@ use super::life::{Life, Phase};
 use super::restart::Crashes;
 use super::{
     Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
-    Reason, Settings, State, WORKED_AFTER,
+    Reason, Settings, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -200,10 +200,12 @@ impl Timeline {
         let takes_over = self.operation.newer() == Some(id);
         match life.phase {
             Phase::Serving { since } if !self.shutdown => {
-                self.crashed(life.configuration, now.saturating_sub(since) >= WORKED_AFTER);
+                self.crashed(life.configuration, now.saturating_sub(since));
             }
             // A restart that nobody asked for has failed; the next one waits longer.
-            _ if takes_over && self.running.is_empty() => self.crashed(life.configuration, false),
+            _ if takes_over && self.running.is_empty() => {
+                self.crashed(life.configuration, Moment::ZERO)
+            }
             _ => {}
         }
         let failure = failure.unwrap_or(match life.phase {

@@ -156,7 +156,6 @@ impl Supervisor {
         self.save();
         self.watch_serving(id);
         self.look_for_foreign(id);
-        self.keep_configurations();
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
