@@ -204,7 +204,7 @@ impl Timeline {
             }
             // A restart that nobody asked for has failed; the next one waits longer.
             _ if takes_over && self.running.is_empty() => {
-                self.crashed(life.configuration, Moment::ZERO)
+                self.crashed(life.configuration, Moment::ZERO);
             }
             _ => {}
         }
