@@ -2,9 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use bindonce_core::duration;
 use bindonce_core::name::Name;
 
 use crate::config;
@@ -76,9 +74,6 @@ pub enum Error {
     /// A system call failed that names its own objects.
     #[error(transparent)]
     Sys(#[from] bindonce_sys::Error),
-    /// A generation was not ready in time.
-    #[error("haproxy was not ready within {}", duration::format(*.0))]
-    NotReady(Duration),
 }
 
 impl Error {
