@@ -1,87 +1,10 @@
-//! The `bindonce` command: reads the command line, does one thing, and says what
-//! went wrong once, with what to do about it.
-//!
-//! One file for each command is in `command/`. Exit codes: 0 done, 1 it failed,
-//! 2 wrong usage, 3 `doctor` found something.
+//! The `bindonce` binary. Everything it does is in the library beside it, so that the manual
+//! pages and completions are made from the very definition that `--help` prints.
 
 #![forbid(unsafe_code)]
 
-mod command;
-mod failure;
-mod logging;
-
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bindonce_haproxy::supervisor::{upgrade, watchdog};
-use bindonce_sys::spawn;
-use clap::Parser;
-
-use logging::{LogFormat, LogLevel};
-
-/// Binds every listen address once and hands the same sockets to each new generation of a proxy
-#[derive(Debug, Parser)]
-#[command(name = "bindonce", version, max_term_width = 100, disable_help_subcommand = true)]
-pub(crate) struct Cli {
-    #[command(flatten)]
-    globals: Globals,
-    #[command(subcommand)]
-    command: command::Command,
-}
-
-/// What every command understands.
-#[derive(Debug, clap::Args)]
-struct Globals {
-    /// The broker's control socket [default: $BINDONCE_SOCKET, $MULTIBINDER_SOCK,
-    /// /run/bindonce/bindonce.sock for root, else $XDG_RUNTIME_DIR/bindonce.sock]
-    #[arg(long, global = true, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// How log lines are written
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "human")]
-    log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_haproxy=debug
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
-    log_level: LogLevel,
-}
-
-impl Globals {
-    /// Where the broker listens.
-    fn socket_path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(bindonce::default_socket)
-    }
-
-    /// Whether somebody said where the broker is: then it must be there.
-    fn socket_is_given(&self) -> bool {
-        let said = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        self.socket.is_some() || said("BINDONCE_SOCKET") || said("MULTIBINDER_SOCK")
-    }
-}
-
 fn main() -> ExitCode {
-    // What bindonce starts of itself, and nobody else does: as little as possible is in the way.
-    let mut words = std::env::args_os().skip(1);
-    match words.next() {
-        Some(word) if word == spawn::SUBCOMMAND => return command::shim::run(),
-        Some(word) if word == watchdog::SUBCOMMAND => {
-            watchdog::run();
-            return ExitCode::SUCCESS;
-        }
-        Some(word) if word == upgrade::CHECK => {
-            let path = PathBuf::from(words.next().unwrap_or_default());
-            let checked = upgrade::check(&path);
-            return checked.map_or_else(|e| failure::print(&e.into()), |()| ExitCode::SUCCESS);
-        }
-        Some(word) if word == bindonce_broker::CHECK => {
-            let words = std::iter::once("bindonce".into()).chain(words);
-            let cli = Cli::try_parse_from(words).map_err(anyhow::Error::from);
-            let checked = cli.and_then(command::serve::check);
-            return checked.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
-        }
-        _ => {}
-    }
-    let cli = Cli::parse();
-    match command::run(cli.command, &cli.globals) {
-        Ok(code) => code,
-        Err(error) => failure::print(&error),
-    }
+    bindonce_cli::main()
 }

@@ -10,6 +10,7 @@ use crate::Globals;
 
 /// Bind addresses and keep them, whoever uses them later
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::BIND)]
 pub(crate) struct Args {
     /// What to bind, as in web=0.0.0.0:80,backlog=4096 or 127.0.0.1:8000-8010
     #[arg(required = true, value_name = "[NAME=]ADDR[,OPT]...")]

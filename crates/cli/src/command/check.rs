@@ -28,6 +28,7 @@ use crate::Globals;
 
 /// Check a haproxy configuration with the real sockets; nothing stays bound
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::CHECK)]
 pub(crate) struct Args {
     /// A listener for `fd@${NAME}` in the configuration; may be given again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]

@@ -10,6 +10,7 @@ use super::print;
 
 /// Check a configuration of `bindonce serve` without using it
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::CHECK_CONFIG)]
 pub(crate) struct Args {
     /// The configuration, as for `bindonce serve --config`
     #[arg(value_name = "FILE")]

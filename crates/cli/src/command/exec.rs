@@ -18,6 +18,7 @@ const UNNAMED: &str = "unknown";
 
 /// Claim listeners and become a program that uses them
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::EXEC)]
 pub(crate) struct Args {
     /// A listener for the program, as in web=0.0.0.0:80,backlog=4096; may be given again.
     /// A bare name is a listener that the broker holds already

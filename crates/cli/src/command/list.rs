@@ -10,6 +10,7 @@ use crate::Globals;
 
 /// Show every listener that is held
 #[derive(Debug, Clone, Copy, clap::Args)]
+#[command(after_long_help = crate::help::LIST)]
 pub(crate) struct Args {
     /// Print the broker's answer as JSON
     #[arg(long)]

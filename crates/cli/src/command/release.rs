@@ -9,6 +9,7 @@ use crate::Globals;
 
 /// Close listeners that nobody uses
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RELEASE)]
 pub(crate) struct Args {
     /// Names or addresses, as `bindonce list` shows them
     #[arg(required = true, value_name = "NAME|ADDR")]

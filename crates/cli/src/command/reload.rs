@@ -15,6 +15,7 @@ use crate::Globals;
 
 /// Start a new generation and wait until it serves and no older one accepts
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RELOAD)]
 pub(crate) struct Args {
     /// The service
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]

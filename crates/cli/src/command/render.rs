@@ -19,6 +19,7 @@ use crate::Globals;
 /// Only addresses of bind lines are replaced. Of several files each begins with a comment that
 /// names it; together they are one configuration that haproxy can read.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RENDER)]
 pub(crate) struct Args {
     /// Print a table instead: what happens with each address, and why
     #[arg(long)]

@@ -15,6 +15,7 @@ use crate::{Globals, logging};
 
 /// Start haproxy on sockets of the broker, and hand over from one generation to the next
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RUN)]
 pub(crate) struct Args {
     /// The name of this service
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]

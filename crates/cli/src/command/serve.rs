@@ -16,6 +16,7 @@ use crate::{Globals, logging};
 
 /// Bind listeners once and hand them to whoever asks
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::SERVE)]
 pub(crate) struct Args {
     /// Read what to bind from a TOML file: listen = ["web=0.0.0.0:80"]
     #[arg(long, value_name = "FILE")]

@@ -10,6 +10,7 @@ use crate::Globals;
 
 /// Show the broker, its listeners, and who uses them
 #[derive(Debug, Clone, Copy, clap::Args)]
+#[command(after_long_help = crate::help::STATUS)]
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]

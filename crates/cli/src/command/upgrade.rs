@@ -16,6 +16,7 @@ use crate::Globals;
 
 /// Replace the binary of the running broker, or of a supervisor: same pid, nothing is closed
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::UPGRADE)]
 pub(crate) struct Args {
     /// Upgrade the supervisor of this service instead: same pid, same generations
     #[arg(long, value_name = "SERVICE")]

@@ -27,6 +27,7 @@ use target::Target;
 /// as root sees every process. Exits with 0 if all is well, with 3 if something was found,
 /// with 1 if it could not look.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = crate::help::DOCTOR)]
 pub(crate) struct Args {
     /// Only what concerns this address (as 80 or 10.0.0.1:443), service or listener
     #[arg(value_name = "ADDRESS|SERVICE")]

@@ -1,0 +1,205 @@
+//! What stands below the options in each command's `--help`: examples, exit codes, files.
+//!
+//! The manual pages have the same text (deploy/package makes them). One form for all, which
+//! a test holds every command to: a heading is a line that ends in a colon; below it each
+//! entry is indented by two spaces, its explanation stands in the same line after at least two
+//! more, or in the next lines, indented by six.
+
+/// `bindonce` itself.
+pub(crate) const BINDONCE: &str = "\
+Examples:
+  bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg
+      haproxy under supervision, with a broker of its own if none answers
+  bindonce reload
+      A new generation; waits for the outcome
+  bindonce status
+      What is held, and who uses it
+  bindonce doctor
+      Why clients see 503 or hang; needs no broker
+
+Environment:
+  BINDONCE_SOCKET    The broker's control socket, unless --socket says it
+  MULTIBINDER_SOCK   The same, for those who come from multibinder
+
+Files:
+  /run/bindonce/bindonce.sock
+      The broker's control socket, for root and where the Debian package is installed
+  /run/bindonce/SERVICE.d
+      A service's control socket, its haproxys' admin sockets and its state
+  /etc/bindonce/bindonce.toml
+      The configuration of the packaged broker; see bindonce.toml(5)
+
+Exit codes:
+  0  Done
+  1  It failed; the message says what, and what to do about it
+  2  Wrong usage
+  3  `doctor` found something";
+
+/// `bindonce serve`.
+pub(crate) const SERVE: &str = "\
+Signals:
+  SIGTERM, SIGINT  End; listeners are closed unless systemd or a consumer keeps them
+  SIGHUP           Read rules and limits of --config again
+  SIGUSR1          Upgrade to the binary that is installed now, in place
+
+Examples:
+  bindonce serve --listen web=0.0.0.0:80 --listen tls=[::]:443,backlog=4096
+      Two listeners from the start; clients may ask for more
+  bindonce serve --socket /run/bindonce/bindonce.sock --config /etc/bindonce/bindonce.toml
+      As the systemd unit of the package does
+
+Exit codes:
+  0  Ended by a signal
+  1  It could not start: the configuration, the control socket or a listener
+  2  Wrong usage";
+
+/// `bindonce run`.
+pub(crate) const RUN: &str = "\
+Signals:
+  SIGHUP, SIGUSR2  Reload; the outcome is in the log
+  SIGTERM, SIGINT  Retire every generation and end when they are drained; a second one ends at once
+
+Examples:
+  bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg
+      The configuration stays as it is; a broker is started if none answers
+  bindonce run --name edge --drain-timeout 1h -- haproxy -f /etc/haproxy/edge
+      A second service, whose older generations may keep connections for an hour
+  bindonce run --listen web=0.0.0.0:80 -- haproxy -f site.cfg
+      For a configuration that says: bind fd@${web}
+
+Exit codes:
+  0  Ended by a signal, and drained
+  1  The first generation never served, or the broker that was named is not there
+  2  Wrong usage";
+
+/// `bindonce reload`.
+pub(crate) const RELOAD: &str = "\
+Examples:
+  bindonce reload
+      A new generation of the service \"haproxy\"
+  bindonce reload --name edge --timeout 1m && deploy-next
+
+Exit codes:
+  0  The new generation serves, and no older one accepts any more
+  1  It failed, and what served before serves on; haproxy's own words say why
+  2  Wrong usage";
+
+/// `bindonce exec`.
+pub(crate) const EXEC: &str = "\
+Examples:
+  bindonce exec --listen web=127.0.0.1:8080 -- ./server
+      The socket is descriptor 3; LISTEN_FDS=1, LISTEN_FDNAMES=web, web=3
+  bindonce exec --listen web -- ./server
+      The same, of a listener that the broker holds already
+
+Exit codes:
+  1  The broker refused, or the program could not be started
+  2  Wrong usage
+  other  The program's own";
+
+/// `bindonce render`.
+pub(crate) const RENDER: &str = "\
+Examples:
+  bindonce render /etc/haproxy/haproxy.cfg | diff /etc/haproxy/haproxy.cfg -
+      What is changed for haproxy
+  bindonce render --explain /etc/haproxy
+      What becomes of each address in a directory of files
+
+Exit codes:
+  0  Printed
+  1  The configuration cannot be read; the message names the file and the line
+  2  Wrong usage";
+
+/// `bindonce check`.
+pub(crate) const CHECK: &str = "\
+Examples:
+  bindonce check -- haproxy -f /etc/haproxy/haproxy.cfg
+      Before a reload, or in a pipeline
+
+Exit codes:
+  0  haproxy takes it, and every address can be bound
+  1  It does not; haproxy's own words, or the broker's, say why
+  2  Wrong usage";
+
+/// `bindonce check-config`.
+pub(crate) const CHECK_CONFIG: &str = "\
+Examples:
+  bindonce check-config /etc/bindonce/bindonce.toml && systemctl reload bindonce
+
+Exit codes:
+  0  A broker would take it
+  1  It would not; the message says where and why
+  2  Wrong usage";
+
+/// `bindonce list`.
+pub(crate) const LIST: &str = "\
+Examples:
+  bindonce list
+  bindonce list --json | jq -r '.listeners[].bound'
+
+Exit codes:
+  0  Printed, also when nothing is held
+  1  No broker answers, or it does not allow this
+  2  Wrong usage";
+
+/// `bindonce bind`.
+pub(crate) const BIND: &str = "\
+Examples:
+  bindonce bind web=0.0.0.0:80,backlog=4096
+      Once more is no error: \"held already\"
+  bindonce bind 127.0.0.1:8000-8010 unix@/run/app.sock,mode=0660
+      All of them or none
+
+Exit codes:
+  0  All are held
+  1  One is not, and none was bound; the message says who has the address
+  2  Wrong usage";
+
+/// `bindonce release`.
+pub(crate) const RELEASE: &str = "\
+Examples:
+  bindonce release web 127.0.0.1:8000
+      Both or none
+
+Exit codes:
+  0  Closed
+  1  One is unknown or in use, and none was closed
+  2  Wrong usage";
+
+/// `bindonce status`.
+pub(crate) const STATUS: &str = "\
+Examples:
+  bindonce status
+  bindonce status --json | jq '.supervisors[].generations'
+
+Exit codes:
+  0  Printed
+  1  No broker answers, or it does not allow this; what the supervisors tell is printed all the same
+  2  Wrong usage";
+
+/// `bindonce doctor`.
+pub(crate) const DOCTOR: &str = "\
+Examples:
+  bindonce doctor
+      Every haproxy and every listener of this host
+  bindonce doctor 443
+      Only what concerns this port
+
+Exit codes:
+  0  All is well
+  1  It could not look
+  2  Wrong usage
+  3  Something was found";
+
+/// `bindonce upgrade`.
+pub(crate) const UPGRADE: &str = "\
+Examples:
+  bindonce upgrade
+      After a new binary was installed: the broker
+  bindonce upgrade --name haproxy
+      The supervisor of a service
+
+Exit codes:
+  0  It runs the new binary
+  1  It does not, and the one that ran runs on; the message says why
+  2  Wrong usage";
