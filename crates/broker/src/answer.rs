@@ -16,9 +16,11 @@ use bindonce_wire::result::{
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::{Map, Value};
 
+use crate::claiming::Denied;
 use crate::guard;
 use crate::intruder;
-use crate::state::{Denied, Socket, State};
+use crate::socket::Socket;
+use crate::state::State;
 
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

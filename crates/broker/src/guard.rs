@@ -24,7 +24,8 @@ use bindonce_sys::{holders, queue};
 use tokio::time::{sleep, timeout};
 
 use crate::intruder;
-use crate::state::{Socket, State};
+use crate::socket::Socket;
+use crate::state::State;
 
 /// How often to try again with a listener that cannot be made to listen now.
 const RETRY: Duration = Duration::from_millis(250);

@@ -14,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod claiming;
+mod closing;
 mod config;
 mod connection;
 mod control;
@@ -22,6 +24,7 @@ mod file;
 mod giving;
 mod guard;
 mod intruder;
+mod recording;
 mod records;
 mod recovery;
 mod requests;
@@ -29,6 +32,7 @@ mod restore;
 mod server;
 mod service;
 mod settings;
+mod socket;
 mod start;
 mod state;
 mod store;

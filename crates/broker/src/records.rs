@@ -21,8 +21,9 @@ use bindonce_core::registry::Held;
 use bindonce_sys::identity;
 use bindonce_wire::manifest::{self, Entry, Manifest};
 
-use crate::state::{Socket, State};
-use crate::store;
+use crate::recording::entry;
+use crate::socket::Socket;
+use crate::state::State;
 
 /// So many outdated records are carried along before the file is written anew.
 const OUTDATED: usize = 1024;
@@ -129,7 +130,7 @@ impl Records {
                 *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, state }));
             }
         }
-        manifest::opened(text, &store::entry(held));
+        manifest::opened(text, &entry(held));
     }
 
     fn append(&self, text: &str) {

@@ -20,7 +20,8 @@ use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
-use crate::state::{State, close_all, now};
+use crate::closing::close_all;
+use crate::state::{State, now};
 use crate::store;
 
 /// What the control socket is called: by bindonce.socket, and in the store.

@@ -22,18 +22,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{Held, Lease};
-use bindonce_sys::listen::UnixPath;
+use bindonce_core::registry::Held;
+use bindonce_sys::memory;
 use bindonce_sys::notify::Notifier;
-use bindonce_sys::{identity, memory};
-use bindonce_wire::manifest::{self, Entry, Manifest};
+use bindonce_wire::manifest::{self, Manifest};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, watch};
 
-use crate::answer;
+use crate::recording::entry;
 use crate::restore::CONTROL;
-use crate::state::{Socket, State};
+use crate::socket::Socket;
 
 /// How long a reply waits for the manager to take what it must keep. Past it the
 /// listener is handed out, and kept as soon as the manager reads again.
@@ -154,7 +153,7 @@ impl Store {
         *held.opened.handle.kept.borrow_mut() = Some(self.kept(held));
     }
 
-    fn record(self: &Rc<Self>, held: &Held<Socket>) {
+    pub(crate) fn record(self: &Rc<Self>, held: &Held<Socket>) {
         let mut kept = held.opened.handle.kept.borrow_mut();
         match &mut *kept {
             Some(kept) if kept.tentative == held.tentative && kept.listener == held.listener => {
@@ -184,6 +183,11 @@ impl Store {
             listener: held.listener.clone(),
             tentative: held.tentative,
         })
+    }
+
+    /// Whether the manifest should be written anew.
+    pub(crate) fn is_outdated(&self, listeners: usize) -> bool {
+        self.inner.borrow().outdated > listeners + OUTDATED
     }
 
     fn push<const N: usize>(&self, steps: [Step; N]) {
@@ -279,57 +283,6 @@ impl Inner {
     }
 }
 
-impl State {
-    /// Notes that a listener is held, or that something about it is new.
-    pub(crate) fn record(&self, held: &Held<Socket>) {
-        if let Some(store) = &self.store {
-            store.record(held);
-        }
-        if let Some(records) = &self.records {
-            records.record([held]);
-        }
-    }
-
-    /// Notes what a claim got.
-    pub(crate) fn record_all(&self, leases: &[Lease]) {
-        if self.store.is_none() && self.records.is_none() {
-            return;
-        }
-        let held = || leases.iter().filter_map(|lease| self.registry.held(lease.listener));
-        if let Some(store) = &self.store {
-            held().for_each(|held| store.record(held));
-        }
-        if let Some(records) = &self.records {
-            records.record(held());
-        }
-        self.tidy_records();
-        if let Some(store) = &self.store
-            && store.inner.borrow().outdated > self.registry.len() + OUTDATED
-        {
-            self.write_manifest();
-        }
-    }
-
-    /// Writes the manifest anew, with every listener that is held.
-    pub(crate) fn write_manifest(&self) {
-        if let Some(store) = &self.store {
-            store.rewrite(self.manifest());
-        }
-    }
-
-    /// What is held, written down.
-    pub(crate) fn manifest(&self) -> Manifest {
-        let mut manifest = Manifest::new(answer::VERSION);
-        manifest.header.since = self.since.0;
-        manifest.header.boot = identity::boot();
-        manifest.header.upgrades = self.upgrade.count();
-        let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
-        manifest.header.control = self.control.as_ref().map(file);
-        manifest.listeners = self.registry.list().iter().map(|view| entry(view.held)).collect();
-        manifest
-    }
-}
-
 /// Sends to the store what could not be sent at once.
 pub(crate) async fn keep(store: Option<Rc<Store>>) {
     if let Some(store) = store
@@ -374,24 +327,6 @@ pub(crate) fn name(inode: u64) -> String {
         if rest == 0 {
             return digits.into_iter().rev().collect();
         }
-    }
-}
-
-/// What the manifest says of a listener.
-pub(crate) fn entry(held: &Held<Socket>) -> Entry {
-    let opened = &held.opened;
-    let file = opened.handle.path.as_ref();
-    Entry {
-        listen: held.listener.to_string(),
-        bound: opened.bound.to_string(),
-        inode: opened.inode,
-        cookie: opened.cookie,
-        backlog: opened.backlog,
-        exclusive: opened.exclusive,
-        since: held.since.0,
-        tentative: held.tentative,
-        file: file.map(|path| manifest::File { dev: path.dev, ino: path.ino }),
-        descriptor: None,
     }
 }
 

@@ -1,0 +1,245 @@
+//! Claims, performed: sockets are opened or changed as the registry decides, all of a claim
+//! or none.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{Action, Change, ConnectionId, Event, Lease, Opened, Refusal, Want};
+use bindonce_sys::listen;
+
+use crate::closing::{LOGGED_ONE_BY_ONE, close_all};
+use crate::socket::{Owned, Socket};
+use crate::state::{State, now};
+
+/// Descriptors kept free for connections and for probing UNIX paths when a
+/// claim is measured against the limit.
+const SPARE: u64 = 32;
+
+/// Why a claim got nothing.
+#[derive(Debug)]
+pub(crate) enum Denied {
+    /// The registry refused it.
+    Refused(Refusal),
+    /// A socket could not be opened; this listener's.
+    NotOpened(Box<Listener>, bindonce_sys::Error),
+    /// A socket could not be changed; this listener's. All are as they were.
+    NotChanged(Box<Listener>, bindonce_sys::Error),
+    /// There would be more listeners than the configuration allows.
+    TooMany {
+        /// The limit's name.
+        limit: &'static str,
+        /// Its value.
+        most: usize,
+    },
+    /// The sockets would not fit under RLIMIT_NOFILE.
+    Limit {
+        /// How many were to be opened.
+        need: usize,
+        /// How many descriptors are open.
+        open: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl State {
+    /// Finds or opens listeners, all or none.
+    pub(crate) fn claim(
+        &mut self,
+        id: ConnectionId,
+        wants: Vec<Want>,
+    ) -> Result<Vec<Lease>, Denied> {
+        let outcome = self.claim_unsettled(id, wants);
+        self.settle();
+        outcome
+    }
+
+    /// Begins to watch what has been claimed and is new, which may come after the reply so
+    /// long as nothing else runs in between: a listener that has left LISTEN before the
+    /// kernel watches it is told of as soon as it does. (Its record may not: a client that
+    /// has a listener may see this process killed at once, and the next broker must know.)
+    pub(crate) fn settle(&mut self) {
+        for id in self.unsettled.drain(..) {
+            if let Some(held) = self.registry.held(id) {
+                held.opened.handle.care.begin(&held.opened.handle.fd, &held.listener.address);
+            }
+        }
+    }
+
+    /// Finds or opens listeners, all or none. [`State::settle`] must follow before anything
+    /// else can run.
+    pub(crate) fn claim_unsettled(
+        &mut self,
+        id: ConnectionId,
+        wants: Vec<Want>,
+    ) -> Result<Vec<Lease>, Denied> {
+        let mut outcome = Ok(Vec::new());
+        let mut failure = None;
+        let mut rest = Vec::new();
+        let mut actions = VecDeque::from(self.registry.on(now(), Event::Claim(id, wants)));
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Open(_, listeners) => {
+                    let event = match self.open(id, listeners) {
+                        Ok(opened) => Event::Opened(opened),
+                        Err((opened, denied)) => {
+                            failure = Some(denied);
+                            Event::OpenFailed(opened)
+                        }
+                    };
+                    actions.extend(self.registry.on(now(), event));
+                }
+                Action::Change(_, changes) => {
+                    let event = match self.change(&changes) {
+                        Ok(backlogs) => Event::Changed(backlogs),
+                        Err(denied) => {
+                            failure = Some(denied);
+                            Event::ChangeFailed
+                        }
+                    };
+                    actions.extend(self.registry.on(now(), event));
+                }
+                Action::Grant(_, leases) => {
+                    self.log_opened(id, &leases);
+                    self.record_all(&leases);
+                    self.forget_bound(&leases);
+                    let created = leases.iter().filter(|lease| lease.created);
+                    self.unsettled.extend(created.map(|lease| lease.listener));
+                    outcome = Ok(leases);
+                }
+                Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
+                other => rest.push(other),
+            }
+        }
+        close_all(rest);
+        match failure {
+            Some(denied) => Err(denied),
+            None => outcome,
+        }
+    }
+
+    /// Tells of the listeners that a claim has created: each of a few, or how
+    /// many there are and the names of the first and the last.
+    fn log_opened(&self, id: ConnectionId, leases: &[Lease]) {
+        let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
+        let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
+        let caller = self.registry.caller(id);
+        let pid = caller.map(|(peer, label)| label.map_or(peer.pid, |label| label.pid));
+        let label = caller.and_then(|(_, label)| label);
+        let service = label.map(|label| label.service.as_str());
+        let generation = label.map(|label| label.generation);
+        let name = |lease: &Lease| {
+            self.registry.held(lease.listener).map(|held| held.listener.label()).unwrap_or_default()
+        };
+        if created.len() > LOGGED_ONE_BY_ONE {
+            tracing::info!(
+                first = name(first),
+                last = name(last),
+                count = created.len(),
+                service,
+                generation,
+                pid,
+                "listeners opened"
+            );
+            return;
+        }
+        for held in created.iter().filter_map(|lease| self.registry.held(lease.listener)) {
+            tracing::info!(
+                listener = held.listener.label(), address = %held.listener.address,
+                bound = %held.opened.bound, inode = held.opened.inode, tentative = held.tentative,
+                service, generation, pid, "listener opened"
+            );
+        }
+    }
+
+    #[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
+    fn open(
+        &self,
+        id: ConnectionId,
+        listeners: Vec<Listener>,
+    ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+        let need = listeners.len();
+        let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
+        let owned = self.owned.borrow().get(&uid).copied().unwrap_or(0);
+        for (limit, most, has) in [
+            ("listeners", self.limits.listeners, self.registry.len()),
+            ("listeners_per_user", self.limits.listeners_per_user, owned),
+        ] {
+            if has.saturating_add(need) > most {
+                return Err((Vec::new(), Denied::TooMany { limit, most }));
+            }
+        }
+        let open = self.other_descriptors
+            + self.registry.len() as u64
+            + self.registry.connections() as u64;
+        let limit = self.descriptor_limit;
+        if open.saturating_add(need as u64).saturating_add(SPARE) > limit {
+            return Err((Vec::new(), Denied::Limit { need, open, limit }));
+        }
+        let mut opened = Vec::with_capacity(need);
+        for listener in listeners {
+            match listen::open(&listener) {
+                Ok(socket) => {
+                    let mut socket = self.opened(&listener, socket);
+                    *self.owned.borrow_mut().entry(uid).or_default() += 1;
+                    let counts = Rc::clone(&self.owned);
+                    socket.handle.owned = Some(Owned { uid, counts });
+                    opened.push(socket);
+                }
+                Err(error) => return Err((opened, Denied::NotOpened(Box::new(listener), error))),
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Changes sockets in place, all or none; gives the backlog of each.
+    fn change(&self, changes: &[Change]) -> Result<Vec<u32>, Denied> {
+        let mut done = Vec::with_capacity(changes.len());
+        let mut backlogs = Vec::with_capacity(changes.len());
+        for change in changes {
+            let Some(held) = self.registry.held(change.listener) else { continue };
+            let (socket, backlog) = (&held.opened.handle, held.opened.backlog);
+            let (fd, path) = (socket.fd.as_fd(), socket.path.as_ref());
+            match listen::change(fd, path, &held.listener, backlog, &change.options) {
+                Ok(before) => done.push((held, before)),
+                Err(error) => {
+                    for (held, before) in done.into_iter().rev() {
+                        let socket = &held.opened.handle;
+                        before.undo(socket.fd.as_fd(), socket.path.as_ref(), &held.listener);
+                    }
+                    let listener = Box::new(held.listener.clone());
+                    return Err(Denied::NotChanged(listener, error));
+                }
+            }
+            backlogs.push(match change.options.backlog {
+                Some(wanted) if held.listener.options.backlog != Some(wanted) => {
+                    wanted.min(self.somaxconn)
+                }
+                _ => backlog,
+            });
+            tracing::info!(
+                listener = held.listener.label(), was = %held.listener.options,
+                now = %change.options, "options changed in place"
+            );
+        }
+        Ok(backlogs)
+    }
+
+    /// Opens a listener anew, because its socket is beyond repair. Gives the inode
+    /// of the new one; None if there is no such listener.
+    pub(crate) fn replace(&mut self, inode: u64) -> Result<Option<u64>, bindonce_sys::Error> {
+        let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(None) };
+        let listener = held.listener.clone();
+        let opened = self.opened(&listener, listen::open(&listener)?);
+        opened.handle.care.begin(&opened.handle.fd, &listener.address);
+        let inode = opened.inode;
+        let actions = self.registry.on(now(), Event::Replace(id, opened));
+        close_all(actions);
+        if let Some(held) = self.registry.held(id) {
+            self.record(held);
+        }
+        Ok(Some(inode))
+    }
+}

@@ -1,0 +1,97 @@
+//! How sockets are closed: released, given up with a claim that failed, or at the end.
+
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::registry::{Action, Closing, ConnectionId, Event, Refusal};
+use bindonce_sys::listen;
+
+use crate::socket::Socket;
+use crate::state::{State, now};
+
+/// More listeners than this that are opened or closed at once get one line in the log.
+pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
+
+impl State {
+    /// Closes listeners; gives their names.
+    pub(crate) fn release(
+        &mut self,
+        id: ConnectionId,
+        wanted: Vec<Wanted>,
+    ) -> Result<Vec<String>, Refusal> {
+        let mut outcome = Ok(Vec::new());
+        let mut rest = Vec::new();
+        for action in self.registry.on(now(), Event::Release(id, wanted)) {
+            match action {
+                Action::Released(_, names) => outcome = Ok(names),
+                Action::Refuse(_, refusal) => outcome = Err(refusal),
+                other => rest.push(other),
+            }
+        }
+        close_all(rest);
+        outcome
+    }
+
+    /// Gives up every listener, and removes the UNIX paths: an orderly end. What a
+    /// service manager keeps stays as it is for the next broker.
+    pub(crate) fn close_everything(&mut self) {
+        if let Some(store) = &self.store {
+            store.end();
+        }
+        if let Some(records) = &self.records {
+            records.remove();
+        }
+        for held in std::mem::take(&mut self.registry).into_held() {
+            if self.store.is_none() {
+                unlink(&held.opened.handle);
+            }
+        }
+    }
+}
+
+/// Closes the sockets of every `Close`; other actions have been dealt with. A
+/// few get a line each in the log, many that end for one reason get one line.
+pub(crate) fn close_all(actions: Vec<Action<Socket>>) {
+    let mut closed: Vec<(Closing, Listener)> = Vec::new();
+    for action in actions {
+        if let Action::Close(socket, listener, why) = action {
+            unlink(&socket);
+            closed.push((why, listener));
+        }
+    }
+    for group in closed.chunk_by(|one, other| one.0 == other.0) {
+        match group {
+            [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => tracing::info!(
+                first = first.label(),
+                last = last.label(),
+                count = group.len(),
+                why = reason(*why),
+                "listeners closed"
+            ),
+            few => few.iter().for_each(|(why, listener)| log_closed(*why, listener)),
+        }
+    }
+}
+
+fn log_closed(why: Closing, listener: &Listener) {
+    let (listener, reason) = (listener.label(), reason(why));
+    match why {
+        Closing::Replaced => tracing::warn!(listener, why = reason, "listener closed"),
+        _ => tracing::info!(listener, why = reason, "listener closed"),
+    }
+}
+
+fn reason(why: Closing) -> &'static str {
+    match why {
+        Closing::Released => "released",
+        Closing::Unconfirmed => "its claim was never confirmed",
+        Closing::Replaced => "its socket was beyond repair, and another replaces it",
+        Closing::NeverHeld => "the rest of its claim failed",
+    }
+}
+
+fn unlink(socket: &Socket) {
+    if let Some(path) = &socket.path
+        && let Err(error) = listen::unlink_if_ours(path)
+    {
+        tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");
+    }
+}

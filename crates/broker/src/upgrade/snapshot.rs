@@ -1,0 +1,68 @@
+//! All that the next image must know, written down.
+
+use std::os::fd::AsRawFd as _;
+use std::rc::Rc;
+
+use bindonce_core::registry;
+use bindonce_core::time::Timestamp;
+use bindonce_sys::process;
+use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, Manifest};
+use tokio::net::UnixListener;
+
+use crate::answer;
+use crate::connection::Link;
+use crate::control::Control;
+use crate::state::State;
+
+impl State {
+    /// All that the next image must know.
+    pub(super) fn snapshot(
+        &self,
+        links: &[(&Rc<Link>, Vec<u8>)],
+        listener: &UnixListener,
+        control: &Control,
+    ) -> Manifest {
+        let mut manifest = self.manifest();
+        let header = &mut manifest.header;
+        let own = i32::try_from(std::process::id()).unwrap_or_default();
+        header.process = Some((std::process::id(), process::start_time(own).unwrap_or_default()));
+        header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
+        header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
+        header.store = self.store.as_ref().and_then(|store| store.name());
+        for (entry, view) in manifest.listeners.iter_mut().zip(self.registry.list()) {
+            entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
+        }
+        manifest.connections = self
+            .registry
+            .links()
+            .filter_map(|link| {
+                let same = |(other, _): &&(&Rc<Link>, _)| other.caller.connection == link.id;
+                let (open, unread) = links.iter().find(same)?;
+                Some(written(link, open, unread))
+            })
+            .collect();
+        manifest
+    }
+}
+
+fn written(link: registry::Link, open: &Link, unread: &[u8]) -> Written {
+    let label = link.label.map(|(label, since)| LinkLabel {
+        service: label.service.to_string(),
+        generation: label.generation,
+        pid: label.pid,
+        state: answer::wire_state(label.phase),
+        since: since.0,
+    });
+    let lease = |(inode, since): (u64, Timestamp)| LinkLease { inode, since: since.0 };
+    Written {
+        id: link.id.0,
+        descriptor: Some(open.stream.as_raw_fd()),
+        pid: link.peer.pid,
+        uid: link.peer.uid,
+        gid: link.peer.gid,
+        label,
+        leases: link.leases.into_iter().map(lease).collect(),
+        unread: unread.to_vec(),
+        owed: open.owed(),
+    }
+}
