@@ -106,6 +106,54 @@ fn a_client_gives_back_what_it_holds() {
     second.terminate();
 }
 
+/// As where a container is replaced: the broker ends in order while a program in another pid
+/// namespace, which it may not trace, goes on with its listeners.
+#[test]
+fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
+    let scene = Scene::new();
+    let (web, idle) = (scene.address(), scene.address());
+    let path = scene.path("app.sock").display().to_string();
+    let configured = [format!("web={web},backlog=7"), format!("idle={idle}")];
+    let serve = || {
+        let mut command = scene.command("setpriv");
+        command.args(["--bounding-set", "-sys_ptrace"]).arg(bindonce()).arg("serve");
+        command.arg("--socket").arg(scene.socket());
+        command.args(configured.iter().flat_map(|text| ["--listen", text]));
+        let process = Process::start(&mut command);
+        eventually("the broker", || Wire::try_connect(&scene.socket()));
+        process
+    };
+    let mut first = serve();
+    let mut user = scene.wire();
+    let wanted = ["web", &format!("app={path}")];
+    let (entries, fds) = user.bind(&wanted);
+    assert!(first.terminate().success(), "{}", first.story());
+    assert_eq!((listening(web).len(), listening(idle).len()), (1, 0));
+    assert!(fs::exists(&path).expect("the path"), "its clients still come by it");
+
+    // It starts although what it is to bind is held, and has all of it once it is given back.
+    let mut second = serve();
+    let mut user = scene.wire();
+    let reply = store(&mut user, &[&format!("web={web}"), &format!("app={path}")], &fds);
+    let back = reply["result"]["listeners"].as_array().expect("listeners");
+    assert_eq!(inodes(back), inodes(&entries), "{}", second.story());
+    let (again, more) = scene.wire().bind(&["web", "app", "idle"]);
+    assert_eq!(inodes(&again[..2]), inodes(&entries));
+    assert_eq!((listening(web)[0].limit, listening(idle).len()), (7, 1));
+
+    // What is closed by the time that the next one starts is not waited for, and bound anew.
+    assert!(second.terminate().success(), "{}", second.story());
+    drop((fds, more));
+    let begun = Instant::now();
+    let mut third = serve();
+    let (anew, _) = scene.wire().bind(&["web"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_ne!(anew[0]["inode"], entries[0]["inode"]);
+    let none = scene.wire().error("bind", &json!([{"name": "app"}]));
+    assert_eq!(none["code"], -32006, "{none}");
+    third.terminate();
+}
+
 #[test]
 fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
     let scene = Scene::new();

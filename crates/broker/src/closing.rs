@@ -31,16 +31,14 @@ impl State {
     }
 
     /// Gives up every listener, and removes the UNIX paths: an orderly end. What a
-    /// service manager keeps stays as it is for the next broker.
+    /// service manager keeps, or others use, stays as it is for the next broker.
     pub(crate) fn close_everything(&mut self) {
         if let Some(store) = &self.store {
             store.end();
         }
-        if let Some(records) = &self.records {
-            records.remove();
-        }
+        let used = self.end_records();
         for held in std::mem::take(&mut self.registry).into_held() {
-            if self.store.is_none() {
+            if self.store.is_none() && !used.contains(&held.opened.inode) {
                 unlink(&held.opened.handle);
             }
         }

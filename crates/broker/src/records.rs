@@ -1,5 +1,5 @@
 //! The state file beside the control socket: which listeners are held, for the broker that
-//! follows one that was killed.
+//! follows one that was killed, or that ended while others used its listeners.
 //!
 //! Without a service manager that keeps descriptors, this file is how the next broker knows
 //! what to ask back, from whom and under which names. It is replaced as a whole (written
@@ -10,6 +10,7 @@
 //! the next broker sees by the boot that the file is about nothing.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
@@ -51,33 +52,43 @@ fn path(socket: &Path) -> PathBuf {
     path.into()
 }
 
-/// What a broker that did not end in order has left written: the listeners that may still
-/// be held by somebody.
-pub(crate) fn left(socket: &Path) -> Vec<Entry> {
+/// What the broker before has left written.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// The listeners that may still be held by somebody.
+    pub(crate) listeners: Vec<Entry>,
+    /// It ended in order: what nobody holds any more need not be had back.
+    pub(crate) in_order: bool,
+}
+
+/// What a broker has left written that did not end in order, or whose listeners were in use.
+pub(crate) fn left(socket: &Path) -> Left {
     let path = path(socket);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Left::default(),
         Err(error) => {
             tracing::error!(
                 path = %path.display(), %error,
                 "cannot read the state file: listeners of the broker before are not asked back"
             );
-            return Vec::new();
+            return Left::default();
         }
     };
     match Manifest::decode(&bytes) {
-        Ok(manifest) if manifest.header.boot == identity::boot() => manifest.listeners,
+        Ok(Manifest { header, listeners, .. }) if header.boot == identity::boot() => {
+            Left { listeners, in_order: header.ended }
+        }
         Ok(_) => {
             tracing::info!(path = %path.display(), "the state file is from before the last boot");
-            Vec::new()
+            Left::default()
         }
         Err(error) => {
             tracing::error!(
                 path = %path.display(), %error,
                 "cannot read the state file: listeners of the broker before are not asked back"
             );
-            Vec::new()
+            Left::default()
         }
     }
 }
@@ -219,6 +230,30 @@ impl Drop for Noted {
 }
 
 impl State {
+    /// Ends the state file. It stays where others use listeners now, so that the next broker asks
+    /// for those; gives their inodes.
+    pub(crate) fn end_records(&self) -> HashSet<u64> {
+        let Some(records) = &self.records else { return HashSet::new() };
+        let mut manifest = self.manifest();
+        manifest.header.ended = true;
+        let views = self.registry.list();
+        let used = views.iter().filter(|view| !view.held.tentative && !view.holders.is_empty());
+        let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
+        manifest.listeners.retain(|entry| used.contains(&entry.inode));
+        manifest.listeners.extend(self.missing.iter().cloned());
+        if manifest.listeners.is_empty() {
+            records.remove();
+        } else {
+            tracing::info!(
+                count = manifest.listeners.len(),
+                "listeners are in use: written down for the next broker"
+            );
+            records.rewrite(&manifest);
+            records.end();
+        }
+        used
+    }
+
     /// Writes the state file anew if too much of it is outdated.
     pub(crate) fn tidy_records(&self) {
         if let Some(records) = &self.records

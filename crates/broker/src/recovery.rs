@@ -1,4 +1,5 @@
-//! Getting listeners back after a broker was killed, where no service manager keeps them.
+//! Getting listeners back where no service manager keeps them: after a broker was killed, or
+//! ended while others used its listeners (its container was replaced).
 //!
 //! What was held stands in the state file. Each listener is had back from the first of
 //! these that has it:
@@ -7,7 +8,8 @@
 //! 2. a process that holds the socket, by pidfd_getfd(2), where that is allowed; inode and
 //!    cookie must be those that were written down, so that it is the same socket;
 //! 3. a new socket on the address. The kernel grants it only if nobody holds the old one,
-//!    because no socket of ours has SO_REUSEPORT: there are never two.
+//!    because no socket of ours has SO_REUSEPORT: there are never two. (Not after an orderly
+//!    end: who does not hold its socket any more has no use for it.)
 //!
 //! Clients can connect meanwhile; what would bind or release waits until this is over,
 //! [`PATIENCE`] at most. What could not be had back is named in the log, with who holds
@@ -25,7 +27,7 @@ use bindonce_core::registry::Lease;
 use bindonce_core::time::Timestamp;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
-use bindonce_sys::{holders, identity, listen};
+use bindonce_sys::{diag, holders, identity, listen};
 use bindonce_wire::manifest::Entry;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -77,15 +79,25 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
     let until = begun + PATIENCE;
     let gate = Rc::clone(&state.borrow().gate);
     let count = state.borrow().missing.len();
-    tracing::warn!(count, "the broker before did not end in order: asking its listeners back");
-
-    let held = look(state).await;
-    rebind(state, |entry| !held.contains_key(&entry.inode)).await;
+    let in_order = state.borrow().left_in_order;
+    let mut closed = 0;
+    if in_order {
+        tracing::info!(count, "listeners of the broker before were in use: asking them back");
+        closed += forget_closed(state).await;
+    } else {
+        tracing::warn!(count, "the broker before did not end in order: asking its listeners back");
+        let held = look(state).await;
+        rebind(state, |entry| !held.contains_key(&entry.inode)).await;
+    }
     wait(state, &gate, begun + GRACE).await;
     take(state).await;
     wait(state, &gate, until).await;
     // Whoever had them may have ended meanwhile.
-    rebind(state, |_| true).await;
+    if in_order {
+        closed += forget_closed(state).await;
+    } else {
+        rebind(state, |_| true).await;
+    }
 
     let held = look(state).await;
     let mut state = state.borrow_mut();
@@ -106,9 +118,10 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
             "listener could not be had back"
         );
     }
-    let (had, lost) = (count - state.missing.len().min(count), state.missing.len());
+    let lost = state.missing.len();
+    let had = count.saturating_sub(lost + closed);
     let took = bindonce_core::duration::format(begun.elapsed());
-    tracing::info!(had, lost, took, "listeners of the broker before");
+    tracing::info!(had, lost, closed, took, "listeners of the broker before");
     state.rewrite_records();
 }
 
@@ -129,6 +142,21 @@ async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
         }
     }
     held
+}
+
+/// Forgets what nobody holds any more; gives how many. The kernel's list of listening sockets
+/// tells, which has those of other pid namespaces too.
+async fn forget_closed(state: &Rc<RefCell<State>>) -> usize {
+    let listening = tokio::task::spawn_blocking(diag::listening).await;
+    let Ok(Ok(listening)) = listening else { return 0 };
+    let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
+    // Those of another network namespace are not on this list.
+    let elsewhere =
+        |entry: &Entry| entry.listener().is_ok_and(|listener| listener.options.netns.is_some());
+    let missing = &mut state.borrow_mut().missing;
+    let before = missing.len();
+    missing.retain(|entry| open.contains(&entry.inode) || elsewhere(entry));
+    before - missing.len()
 }
 
 /// Waits until clients have given everything back, or for long enough.

@@ -125,7 +125,8 @@ async fn begin(
     if store.is_none() {
         let mut state = state.borrow_mut();
         state.records = Some(Records::new(&control.socket));
-        state.missing = records::left(&control.socket);
+        let left = records::left(&control.socket);
+        (state.missing, state.left_in_order) = (left.listeners, left.in_order);
     }
     if state.borrow().missing.is_empty() {
         start::bind_first(state, config).await?;
@@ -149,7 +150,7 @@ async fn begin(
     UnixListener::from_std(listener).map_err(runtime)
 }
 
-/// Gets back what a killed broker held, if there was one, and says that all is ready.
+/// Gets back what the broker before has left to others, and says that all is ready.
 async fn settle(state: &Rc<RefCell<State>>, config: &Config) {
     if !state.borrow().missing.is_empty() && state.borrow().gate.is_shut() {
         recovery::run(state).await;

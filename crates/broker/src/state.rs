@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) records: Option<Rc<Records>>,
     /// Listeners of the broker before that have not been had back.
     pub(crate) missing: Vec<Entry>,
+    /// It ended in order: what nobody holds any more is not missing.
+    pub(crate) left_in_order: bool,
     pub(crate) gate: Rc<Gate>,
     pub(crate) limits: Limits,
     pub(crate) in_flight: Rc<InFlight>,
@@ -78,6 +80,7 @@ impl State {
             upgrade: Rc::default(),
             records: None,
             missing: Vec::new(),
+            left_in_order: false,
             gate: Rc::default(),
             limits: Limits::default(),
             in_flight: Rc::default(),

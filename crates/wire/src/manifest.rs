@@ -97,6 +97,9 @@ pub struct Header {
     /// How often the broker has been upgraded in place since it started.
     #[serde(default)]
     pub upgrades: u64,
+    /// The broker has ended in order, and what follows was used by others then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// Numbers of descriptors that are no listener's, by their use (`control`, `lock`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub descriptors: BTreeMap<String, i32>,
@@ -270,6 +273,7 @@ impl Manifest {
             boot: String::new(),
             process: None,
             upgrades: 0,
+            ended: false,
             descriptors: BTreeMap::new(),
             control: None,
             store: None,
