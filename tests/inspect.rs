@@ -1,10 +1,13 @@
-//! `bind`, `list`, `status`, `release`: what a person and a script see.
+//! `bind`, `list`, `status`, `ping`, `release`: what a person and a script see.
 
+use std::fs::{self, Permissions};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Scene, listening};
+use crate::harness::{Haproxy, Scene, config, eventually, listening};
 
 #[test]
 fn list_shows_the_kernels_queue() {
@@ -51,6 +54,43 @@ fn status_is_json_for_scripts() {
     assert_eq!(status["broker"]["listeners"], 0);
     assert_eq!(status["services"], serde_json::json!([]));
     assert!(!scene.run("status", &[]).ok().is_empty());
+}
+
+#[test]
+fn ping_tells_who_answers_and_whether_anything_serves() {
+    let scene = Scene::new();
+    let said = scene.run("ping", &[]).fails(1);
+    assert!(said.contains("hint:"), "{said}");
+    let broker = scene.broker();
+    let said = scene.run("ping", &[]).ok();
+    assert!(said.starts_with("broker ") && said.ends_with(" answers\n"), "{said}");
+    scene.run("ping", &["--serving"]).fails(2);
+    let said = scene.run("ping", &["--name", "web"]).fails(1);
+    assert!(said.contains("the supervisor of \"web\" does not answer"), "{said}");
+    // A supervisor whose haproxy never comes up is alive all the same, and not ready.
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let slow = scene.write("haproxy", "#!/bin/sh\nexec sleep 60\n");
+    fs::set_permissions(&slow, Permissions::from_mode(0o755)).expect("its mode");
+    let mut slow = Haproxy::begin(&scene, &[], &slow, &file);
+    let ping = |words: &[&str]| scene.run("ping", &[&["--name", "web"], words].concat());
+    let said = eventually("the supervisor to answer", || {
+        let asked = ping(&[]);
+        (asked.code == Some(0)).then(|| asked.ok())
+    });
+    assert!(said.contains("no generation serves"), "{said}");
+    assert!(ping(&["--serving"]).fails(1).contains("no generation of \"web\" serves"));
+    slow.supervisor.signal(Signal::SIGTERM);
+    slow.supervisor.wait_exit();
+    let Some(program) = Haproxy::system() else { return };
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let (generation, _) = haproxy.serving(&scene).expect("a generation");
+    let said = ping(&["--serving"]).ok();
+    assert!(said.contains(&format!("generation {generation} serves")), "{said}");
+    // A broker that hangs does not hold up a health check for longer than it may take.
+    broker.signal(Signal::SIGSTOP);
+    let said = scene.run("ping", &["--timeout", "100ms"]).fails(1);
+    broker.signal(Signal::SIGCONT);
+    assert!(said.contains("does not answer"), "{said}");
 }
 
 #[test]

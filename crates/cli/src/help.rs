@@ -177,6 +177,21 @@ Exit codes:
   1  No broker answers, or it does not allow this; what the supervisors tell is printed all the same
   2  Wrong usage";
 
+/// `bindonce ping`.
+pub(crate) const PING: &str = "\
+Examples:
+  bindonce ping
+      Whether the broker answers
+  bindonce ping --name haproxy
+      Whether the supervisor of the service answers, whatever its haproxy does: for liveness
+  bindonce ping --name haproxy --serving
+      Whether a generation of it serves too: for readiness
+
+Exit codes:
+  0  It answers
+  1  It does not, or nothing serves
+  2  Wrong usage";
+
 /// `bindonce doctor`.
 pub(crate) const DOCTOR: &str = "\
 Examples:

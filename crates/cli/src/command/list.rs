@@ -103,6 +103,8 @@ fn holders(holders: &[HolderInfo]) -> String {
 fn holder(holder: &HolderInfo) -> String {
     let mut text = match (&holder.service, holder.generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation} pid {}", holder.pid),
+        // The kernel gives no number to a process of another pid namespace.
+        _ if holder.pid == 0 => format!("a process of uid {} in another container", holder.uid),
         _ => format!("pid {}", holder.pid),
     };
     if let Some(state) = holder.state {

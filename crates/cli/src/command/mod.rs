@@ -6,6 +6,7 @@ mod check_config;
 mod doctor;
 mod exec;
 mod list;
+mod ping;
 mod release;
 mod reload;
 mod render;
@@ -35,6 +36,7 @@ pub(crate) enum Command {
     Bind(bind::Args),
     Release(release::Args),
     Status(status::Args),
+    Ping(ping::Args),
     Doctor(doctor::Args),
     Upgrade(upgrade::Args),
 }
@@ -53,6 +55,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Bind(args) => bind::run(args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
+        Command::Ping(args) => ping::run(args, globals),
         Command::Doctor(args) => doctor::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
     }

@@ -34,6 +34,10 @@ impl fmt::Display for Holder {
             Some(label) => {
                 write!(f, "{} generation {} (pid {})", label.service, label.generation, label.pid)
             }
+            // The kernel gives no number to a process of another pid namespace.
+            None if self.peer.pid == 0 => {
+                write!(f, "a process of uid {} in another container", self.peer.uid)
+            }
             None => write!(f, "pid {} (uid {})", self.peer.pid, self.peer.uid),
         }
     }

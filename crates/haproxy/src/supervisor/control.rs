@@ -33,6 +33,8 @@ const METHODS: [&str; 4] = ["reload", "status", "upgrade", "ping"];
 pub(super) enum Ask {
     /// Serve the files as they are now.
     Reload(oneshot::Sender<Answer>),
+    /// Tell that the loop goes round, and which generation serves.
+    Ping(oneshot::Sender<Answer>),
     /// Tell everything.
     Status(oneshot::Sender<Answer>),
     /// Become the binary that is installed now. Answered only if that fails: else the connection
@@ -146,10 +148,7 @@ async fn answer(text: &[u8], ask: &impl Fn(Ask)) -> Vec<u8> {
 async fn perform(request: &Request<'_>, ask: &impl Fn(Ask)) -> Answer {
     let (reply, answer) = oneshot::channel();
     match request.method.as_str() {
-        "ping" => {
-            let version = env!("CARGO_PKG_VERSION");
-            return Ok(serde_json::json!({ "pong": true, "version": version }));
-        }
+        "ping" => ask(Ask::Ping(reply)),
         "reload" => ask(Ask::Reload(reply)),
         "status" => ask(Ask::Status(reply)),
         "upgrade" => ask(Ask::Upgrade(reply)),

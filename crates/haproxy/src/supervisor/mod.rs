@@ -368,6 +368,7 @@ impl Supervisor {
             Message::Foreign(id, addresses) => self.found_foreign(id, &addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
             Message::Asked(Ask::Status(reply)) => self.tell_status(reply),
+            Message::Asked(Ask::Ping(reply)) => self.tell_alive(reply),
         }
     }
 

@@ -125,6 +125,14 @@ impl Supervisor {
             .with("strangers", pids)
     }
 
+    /// Answers at once, whatever haproxy does.
+    pub(super) fn tell_alive(&self, reply: oneshot::Sender<control::Answer>) {
+        let serving = self.timeline.serving().map(|id| id.0);
+        let version = env!("CARGO_PKG_VERSION");
+        // A client that has gone away no longer waits for it.
+        let _ = reply.send(Ok(json!({ "pong": true, "version": version, "serving": serving })));
+    }
+
     /// Tells everything there is to know, for `bindonce status`. What only a draining generation
     /// itself knows is asked of it first.
     pub(super) fn tell_status(&self, reply: oneshot::Sender<control::Answer>) {

@@ -1,0 +1,64 @@
+//! `bindonce ping`: whether the broker or a supervisor answers. For health checks: one exchange, one
+//! line, one exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bindonce::Client;
+use bindonce_core::duration;
+use bindonce_core::name::Name;
+use bindonce_haproxy::supervisor::control_socket;
+use serde::Deserialize;
+
+use super::print;
+use crate::Globals;
+
+/// Ask whether the broker, or the supervisor of a service, answers; for health checks
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::PING)]
+pub(crate) struct Args {
+    /// Ask the supervisor of this service, not the broker
+    #[arg(long, value_name = "SERVICE")]
+    name: Option<Name>,
+    /// Fail unless a generation of the service serves
+    #[arg(long, requires = "name")]
+    serving: bool,
+    /// How long the answer may take
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
+    timeout: Duration,
+}
+
+/// What a supervisor answers.
+#[derive(Debug, Deserialize)]
+struct Pong {
+    version: String,
+    /// The generation that serves. (Supervisors before 0.2 do not say.)
+    #[serde(default)]
+    serving: Option<u64>,
+}
+
+/// Asks, and tells the answer.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { name, serving, timeout } = args;
+    let Some(name) = name else {
+        let mut client = Client::connect_within(&globals.socket_path(), timeout)?;
+        let version = client.ping().context("the broker does not answer")?.version;
+        print(&format!("broker {version} answers\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let path = control_socket(&globals.socket_path(), &name);
+    let asked = Client::connect_within(&path, timeout)
+        .and_then(|mut client| client.call("ping", &[0; 0]))
+        .with_context(|| format!("the supervisor of \"{name}\" does not answer"))?;
+    let Pong { version, serving: generation } = serde_json::from_value(asked)?;
+    let serves = match generation {
+        Some(generation) => format!("generation {generation} serves"),
+        None if serving => bail!(
+            "no generation of \"{name}\" serves\nhint: see `bindonce status` and the supervisor's log"
+        ),
+        None => "no generation serves".to_owned(),
+    };
+    print(&format!("supervisor {version} of \"{name}\" answers, {serves}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
