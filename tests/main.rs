@@ -10,6 +10,7 @@
 mod harness;
 
 mod corpus;
+mod demo;
 mod doctor;
 mod exec;
 mod faults;

@@ -192,6 +192,18 @@ Exit codes:
   1  It does not, or nothing serves
   2  Wrong usage";
 
+/// `bindonce demo`.
+pub(crate) const DEMO: &str = "\
+Examples:
+  bindonce demo
+      With the haproxy that is installed here; Ctrl-C ends it and all that it has started
+  bindonce demo --haproxy /opt/haproxy-3.2/sbin/haproxy
+
+Exit codes:
+  0  Both ways were shown
+  1  There is no haproxy here, or it could not be started, or a signal ended this
+  2  Wrong usage";
+
 /// `bindonce doctor`.
 pub(crate) const DOCTOR: &str = "\
 Examples:

@@ -4,16 +4,14 @@
 //! namespace, also those that bindonce does not hold. It does not say who holds
 //! them: [`crate::holders`] does.
 
-mod netlink;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bindonce_core::address::Address;
 use nix::errno::Errno;
 
 use crate::error::Error;
+use crate::netlink::{Message, Netlink};
 use crate::queue::{LISTEN, Queue};
-use netlink::{Message, Netlink};
 
 /// A socket that accepts connections, or a UDP socket that receives from anyone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +106,7 @@ pub fn udp() -> Result<Vec<Socket>, Error> {
 pub fn unix() -> Result<Vec<Socket>, Error> {
     let request = unix_request(0, SHOW_NAME | SHOW_RQLEN | SHOW_UID);
     let mut found = Vec::new();
-    Netlink::open()?.dump(TCPDIAG, &request, |message| {
+    Netlink::diagnosis()?.dump(TCPDIAG, &request, |message| {
         found.extend(unix_socket(message));
     })?;
     Ok(found)
@@ -122,7 +120,7 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
     let missing = Error::Call { operation: "sock_diag", errno: Errno::ENOENT };
     let inode = u32::try_from(inode).map_err(|_| missing.clone())?;
     let mut queue = None;
-    Netlink::open()?.ask(TCPDIAG, &unix_request(inode, SHOW_RQLEN), |message| {
+    Netlink::diagnosis()?.ask(TCPDIAG, &unix_request(inode, SHOW_RQLEN), |message| {
         queue = unix_rqlen(message);
     })?;
     queue.ok_or(missing)
@@ -145,7 +143,7 @@ fn dump_inet(
     attribute: u16,
     mut each: impl FnMut(Message<'_>),
 ) -> Result<(), Error> {
-    let netlink = Netlink::open()?;
+    let netlink = Netlink::diagnosis()?;
     for family in families.iter().copied() {
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
         // and a socket id that a dump does not look at.

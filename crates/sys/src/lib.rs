@@ -17,6 +17,7 @@
 //! - [`spawn`], [`shim`], [`inherit`], [`process`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready;
 //! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
+//! - [`network`] is a network of one's own;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
 //!   are what a daemon needs.
 
@@ -31,6 +32,7 @@ pub mod limits;
 pub mod listen;
 pub mod lock;
 pub mod memory;
+pub mod network;
 pub mod notify;
 pub mod options;
 pub mod peer;
@@ -48,6 +50,7 @@ pub mod upgrade;
 pub mod watch;
 
 mod error;
+mod netlink;
 
 pub use error::Error;
 pub use nix::errno::Errno;

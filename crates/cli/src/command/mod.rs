@@ -3,6 +3,7 @@
 mod bind;
 mod check;
 mod check_config;
+mod demo;
 mod doctor;
 mod exec;
 mod list;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     Status(status::Args),
     Ping(ping::Args),
     Doctor(doctor::Args),
+    Demo(demo::Args),
     Upgrade(upgrade::Args),
 }
 
@@ -57,6 +59,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Status(args) => status::run(args, globals),
         Command::Ping(args) => ping::run(args, globals),
         Command::Doctor(args) => doctor::run(args, globals),
+        Command::Demo(args) => demo::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
     }
 }

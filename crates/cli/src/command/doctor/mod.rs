@@ -12,10 +12,11 @@ mod process;
 mod target;
 mod text;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use bindonce_core::diagnosis::{self, Facts, Severity};
+use bindonce_core::diagnosis::{self, Facts, Finding, Look, Severity};
 
 use crate::Globals;
 use look::Observer;
@@ -43,31 +44,60 @@ const FOUND: u8 = 3;
 /// Looks, once or twice, and prints what is wrong.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { target, json } = args;
-    let begun = Instant::now();
-    let mut observer = Observer::new(globals.socket_path());
-    let mut facts = Facts { earlier: None, now: observer.look()? };
-    if let Some(interval) = diagnosis::look_again(&facts.now) {
-        wait(interval);
-        let earlier = std::mem::replace(&mut facts.now, observer.look()?);
-        facts.earlier = Some(earlier);
-    }
-    let found = diagnosis::diagnose(&facts);
-    observer.ask_more(&mut facts.now, &found);
-    let target = target.map(|text| Target::find(&text, &facts.now)).transpose()?;
-    let mut found = diagnosis::diagnose(&facts);
-    if let Some(target) = &target {
-        found.retain(|finding| target.concerns(finding, &facts.now));
-        found.extend(target.missing(&facts.now));
-    }
-    let spent = begun.elapsed();
+    let examined = Examination::of(target.as_deref(), globals.socket_path())?;
     if json {
-        let value = json::report(&facts.now, &found, target.as_ref(), spent);
+        let value = examined.json();
         super::print(&format!("{}\n", serde_json::to_string_pretty(&value)?))?;
     } else {
-        super::print(&text::report(&facts.now, &found, target.as_ref(), spent))?;
+        super::print(&examined.text())?;
     }
-    let bad = found.iter().any(|finding| finding.severity < Severity::Note);
-    Ok(if bad { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+    Ok(if examined.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+/// What was seen, and what is wrong.
+#[derive(Debug)]
+pub(crate) struct Examination {
+    look: Look,
+    found: Vec<Finding>,
+    target: Option<Target>,
+    spent: Duration,
+}
+
+impl Examination {
+    /// Looks at everything, and keeps what concerns `target`. A broker may listen at `socket`.
+    pub(crate) fn of(target: Option<&str>, socket: PathBuf) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let mut observer = Observer::new(socket);
+        let mut facts = Facts { earlier: None, now: observer.look()? };
+        if let Some(interval) = diagnosis::look_again(&facts.now) {
+            wait(interval);
+            let earlier = std::mem::replace(&mut facts.now, observer.look()?);
+            facts.earlier = Some(earlier);
+        }
+        let found = diagnosis::diagnose(&facts);
+        observer.ask_more(&mut facts.now, &found);
+        let target = target.map(|text| Target::find(text, &facts.now)).transpose()?;
+        let mut found = diagnosis::diagnose(&facts);
+        if let Some(target) = &target {
+            found.retain(|finding| target.concerns(finding, &facts.now));
+            found.extend(target.missing(&facts.now));
+        }
+        Ok(Self { look: facts.now, found, target, spent: begun.elapsed() })
+    }
+
+    /// Whether nothing is wrong; notes do not count.
+    fn is_healthy(&self) -> bool {
+        self.found.iter().all(|finding| finding.severity == Severity::Note)
+    }
+
+    /// The report for people.
+    pub(crate) fn text(&self) -> String {
+        text::report(&self.look, &self.found, self.target.as_ref(), self.spent)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json::report(&self.look, &self.found, self.target.as_ref(), self.spent)
+    }
 }
 
 /// The time between two looks is what is measured with: processor time, queues, what passes.

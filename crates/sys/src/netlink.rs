@@ -1,9 +1,9 @@
-//! As much of netlink(7) as asking for sockets needs.
+//! As much of netlink(7) as asking for sockets and setting up a device need.
 
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::error::Error;
 
@@ -16,23 +16,32 @@ const NLM_F_DUMP: u16 = 0x300;
 /// The kernel builds dump messages of at most this size (netlink_dump).
 const BUFFER: usize = 32 * 1024;
 
-/// A connection to the kernel's socket diagnosis.
-pub(super) struct Netlink(OwnedFd);
+const NLM_F_ACK: u16 = 4;
+
+/// A connection to one of the kernel's netlink families.
+pub(crate) struct Netlink(OwnedFd);
 
 impl Netlink {
-    pub(super) fn open() -> Result<Self, Error> {
-        rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(rustix::net::netlink::SOCK_DIAG),
-        )
-        .map(Self)
-        .map_err(|error| Error::call("socket(NETLINK_SOCK_DIAG)", error))
+    /// To socket diagnosis (sock_diag(7)).
+    pub(crate) fn diagnosis() -> Result<Self, Error> {
+        Self::open(Some(rustix::net::netlink::SOCK_DIAG), "socket(NETLINK_SOCK_DIAG)")
+    }
+
+    /// To devices and routes (rtnetlink(7)).
+    pub(crate) fn route() -> Result<Self, Error> {
+        // NETLINK_ROUTE is 0, which is what no protocol means.
+        Self::open(None, "socket(NETLINK_ROUTE)")
+    }
+
+    fn open(protocol: Option<Protocol>, operation: &'static str) -> Result<Self, Error> {
+        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+        rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)
+            .map(Self)
+            .map_err(|error| Error::call(operation, error))
     }
 
     /// Asks for all that match.
-    pub(super) fn dump(
+    pub(crate) fn dump(
         &self,
         kind: u16,
         request: &[u8],
@@ -43,7 +52,7 @@ impl Netlink {
     }
 
     /// Asks for exactly one.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         kind: u16,
         request: &[u8],
@@ -51,6 +60,12 @@ impl Netlink {
     ) -> Result<(), Error> {
         self.send(kind, NLM_F_REQUEST, request)?;
         self.receive(true, each)
+    }
+
+    /// Tells the kernel to do something, and waits until it has.
+    pub(crate) fn command(&self, kind: u16, request: &[u8]) -> Result<(), Error> {
+        self.send(kind, NLM_F_REQUEST | NLM_F_ACK, request)?;
+        self.receive(true, |_| {})
     }
 
     fn send(&self, kind: u16, flags: u16, request: &[u8]) -> Result<(), Error> {
@@ -63,7 +78,7 @@ impl Netlink {
         message.extend_from_slice(request);
         rustix::net::send(&self.0, &message, SendFlags::empty())
             .map(drop)
-            .map_err(|error| Error::call("send to sock_diag", error))
+            .map_err(|error| Error::call("send to netlink", error))
     }
 
     fn receive(&self, single: bool, mut each: impl FnMut(Message<'_>)) -> Result<(), Error> {
@@ -72,18 +87,21 @@ impl Netlink {
             let received = match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
                 Ok((received, _)) => received,
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(Error::call("recv from sock_diag", error)),
+                Err(error) => return Err(Error::call("recv from netlink", error)),
             };
             let mut rest = Message(buffer.get(..received).unwrap_or_default());
             while let Some((kind, message)) = rest.next_message() {
                 match kind {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
-                        let errno = message.u32(0).map_or(0, u32::cast_signed);
-                        return Err(Error::Call {
-                            operation: "sock_diag",
-                            errno: Errno::from_raw(-errno),
-                        });
+                        // 0 is the acknowledgement that NLM_F_ACK asks for.
+                        return match message.u32(0).map_or(0, u32::cast_signed) {
+                            0 => Ok(()),
+                            errno => Err(Error::Call {
+                                operation: "netlink",
+                                errno: Errno::from_raw(-errno),
+                            }),
+                        };
                     }
                     _ => each(message),
                 }
@@ -100,14 +118,14 @@ impl Netlink {
 
 /// Bytes from the kernel. Reading beyond their end gives None.
 #[derive(Clone, Copy)]
-pub(super) struct Message<'a>(pub(super) &'a [u8]);
+pub(crate) struct Message<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Message<'a> {
-    pub(super) fn bytes<const N: usize>(self, at: usize) -> Option<[u8; N]> {
+    pub(crate) fn bytes<const N: usize>(self, at: usize) -> Option<[u8; N]> {
         self.0.get(at..at.checked_add(N)?)?.try_into().ok()
     }
 
-    pub(super) fn u8(self, at: usize) -> Option<u8> {
+    pub(crate) fn u8(self, at: usize) -> Option<u8> {
         self.0.get(at).copied()
     }
 
@@ -115,7 +133,7 @@ impl<'a> Message<'a> {
         self.bytes(at).map(u16::from_ne_bytes)
     }
 
-    pub(super) fn u32(self, at: usize) -> Option<u32> {
+    pub(crate) fn u32(self, at: usize) -> Option<u32> {
         self.bytes(at).map(u32::from_ne_bytes)
     }
 
@@ -129,7 +147,7 @@ impl<'a> Message<'a> {
     }
 
     /// The attributes (struct rtattr: length, type, value) from `at` on.
-    pub(super) fn attributes(self, at: usize) -> impl Iterator<Item = (u16, Message<'a>)> {
+    pub(crate) fn attributes(self, at: usize) -> impl Iterator<Item = (u16, Message<'a>)> {
         let mut rest = Message(self.0.get(at..).unwrap_or_default());
         std::iter::from_fn(move || {
             let length = usize::from(rest.u16(0)?);

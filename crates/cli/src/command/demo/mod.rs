@@ -1,0 +1,124 @@
+//! `bindonce demo`: the problem and its solution, shown on this host with the haproxy that is
+//! installed here.
+//!
+//! First the old way: haproxy is reloaded with `-sf`, two reloads overlap, one process is never told
+//! to stop, and a share of the requests for a new host fails. What `doctor` says of that. Then
+//! the same schedule under bindonce.
+//!
+//! It touches nothing of the host: as root it works in a network namespace of its own, else on a
+//! loopback port that is free. Everything that it starts has ended when it ends, however it ends,
+//! and every wait has a deadline.
+
+mod client;
+mod schedule;
+mod stage;
+mod text;
+mod ways;
+
+use std::io::{self, ErrorKind, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use bindonce_core::duration;
+use bindonce_sys::spawn;
+
+use super::doctor::Examination;
+use crate::Globals;
+use schedule::Schedule;
+use stage::Stage;
+use ways::{Plain, Supervised};
+
+/// Show on this host what goes wrong without bindonce, and what changes with it
+///
+/// Takes about 40 seconds and needs haproxy. Reloads it the old way with one lost signal, lets `doctor`
+/// explain why requests fail, and does the same under bindonce. Works beside everything that
+/// runs here, changes none of it, and leaves nothing behind.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = crate::help::DEMO)]
+pub(crate) struct Args {
+    /// The haproxy to use [default: the one in $PATH, /usr/sbin or /usr/local/sbin]
+    #[arg(long, value_name = "PROGRAM")]
+    haproxy: Option<PathBuf>,
+    /// How many reloads each way sees
+    #[arg(long, hide = true, value_name = "COUNT", default_value_t = 15, value_parser = clap::value_parser!(u64).range(4..=100))]
+    reloads: u64,
+    /// From one reload to the next
+    #[arg(long, hide = true, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
+    every: Duration,
+}
+
+/// Shows both ways.
+pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { haproxy, reloads, every } = args;
+    let haproxy = find(haproxy)?;
+    match show(haproxy, &Schedule { reloads, every }) {
+        // Whoever closed the pipe has seen enough; what was started has ended.
+        Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            // It may have been in the middle of a line.
+            let _ = say("\n");
+            Err(error)
+        }
+        Ok(()) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
+    let mut stage = Stage::set(haproxy)?;
+    say(&text::opening(&stage, schedule))?;
+
+    say(&text::old_way(&stage, schedule))?;
+    let before = schedule.run(&mut stage, &mut Plain::default())?;
+    say(&text::outcome(&before))?;
+
+    say(&text::doctor(&stage))?;
+    say(&text::indented(&examine(&stage)?))?;
+    stage.end_all();
+
+    say(&text::under_bindonce(&stage))?;
+    let after = schedule.run(&mut stage, &mut Supervised)?;
+    say(&text::outcome(&after))?;
+    say(&text::doctor_again(&stage))?;
+    say(&text::indented(&examine(&stage)?))?;
+    stage.end_all();
+
+    say(&text::closing(&stage, &before, &after))
+}
+
+/// What `bindonce doctor ADDRESS` prints at this moment.
+fn examine(stage: &Stage) -> anyhow::Result<String> {
+    stage.check()?;
+    Ok(Examination::of(Some(&stage.address.to_string()), stage.socket())?.text())
+}
+
+/// The haproxy to show it with.
+fn find(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(given) = given {
+        return Ok(spawn::find(given.as_os_str())?);
+    }
+    // Where packages put it, and what PATH of an ordinary user lacks.
+    let places = ["haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
+    let found = places.iter().find_map(|place| spawn::find(place.as_ref()).ok());
+    let Some(found) = found else {
+        bail!(
+            "there is no haproxy in $PATH, /usr/sbin or /usr/local/sbin to show this with\n\
+             hint: install one (`apt-get install haproxy` on Debian and Ubuntu, `dnf install haproxy` on \
+             Fedora and RHEL, `apk add haproxy` on Alpine), or say where one is with --haproxy PROGRAM; \
+             `bindonce doctor` needs none"
+        );
+    };
+    Ok(found)
+}
+
+/// Prints at once: people watch.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,152 @@
+//! What happens in both ways: the reloads, which of them overlap, and what clients see.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use bindonce_core::address::Address;
+use bindonce_sys::diag;
+
+use super::client::{self, Answer, Tally};
+use super::say;
+use super::stage::Stage;
+
+/// The host that every configuration knows.
+pub(super) const KNOWN: &str = "old.example";
+/// The host that only the newest configuration knows.
+pub(super) const NEW: &str = "new.example";
+/// The requests of the table.
+pub(super) const TABLE: usize = 30;
+/// The requests that the share of stale answers is taken of.
+const SAMPLE: u64 = 1000;
+/// Between two requests while reloads go on.
+const PACE: Duration = Duration::from_millis(5);
+/// How long a start or a reload may take on a slow host.
+pub(super) const READY: Duration = Duration::from_secs(20);
+/// Between two attempts where nothing tells when a haproxy answers.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// How often and how many.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Schedule {
+    /// How many reloads, the last one with the new host.
+    pub(super) reloads: u64,
+    /// From one to the next.
+    pub(super) every: Duration,
+}
+
+/// How haproxy is started and reloaded.
+pub(super) trait Way {
+    /// Starts it with the configuration that is there.
+    fn start(&mut self, stage: &mut Stage) -> anyhow::Result<()>;
+    /// Takes the configuration that is there now.
+    fn reload(&mut self, stage: &mut Stage) -> anyhow::Result<()>;
+    /// Two reloads at the same time, of which each comes with a configuration of its own.
+    fn reload_twice(&mut self, stage: &mut Stage, first: &str, second: &str) -> anyhow::Result<()>;
+}
+
+/// What clients saw.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    /// Reloads made.
+    pub(super) reloads: u64,
+    /// Requests that went on during the reloads.
+    pub(super) during: Tally,
+    /// Each request for the new host, and whether it was answered.
+    pub(super) table: Vec<bool>,
+    /// Requests for a known host, afterwards.
+    pub(super) sample: Tally,
+    /// Sockets that listen on the address, afterwards.
+    pub(super) sockets: usize,
+}
+
+impl Schedule {
+    /// The first of the two reloads that overlap; a third of the way, so that others follow.
+    pub(super) fn overlap(&self) -> u64 {
+        (self.reloads / 3).max(2)
+    }
+
+    /// Lets it happen, and prints how many sockets there are after each reload.
+    pub(super) fn run(&self, stage: &mut Stage, way: &mut impl Way) -> anyhow::Result<Seen> {
+        let mut during = Tally::default();
+        stage.configure(&configuration(stage, 0, false))?;
+        way.start(stage)?;
+        answered_by(stage, 0)?;
+        say(&format!("    sockets on {}, after each reload: ", stage.address))?;
+        let mut next = Instant::now();
+        let mut number = 0;
+        while number < self.reloads {
+            if number + 1 == self.overlap() {
+                let [first, second] =
+                    [number + 1, number + 2].map(|number| self.configuration(stage, number));
+                way.reload_twice(stage, &first, &second)?;
+                number += 2;
+                next += 2 * self.every;
+            } else {
+                number += 1;
+                stage.configure(&self.configuration(stage, number))?;
+                way.reload(stage)?;
+                next += self.every;
+            }
+            answered_by(stage, number)?;
+            while Instant::now() < next {
+                during.count(&client::ask(stage.address, KNOWN), number);
+                stage.pause(PACE)?;
+            }
+            say(&format!(" {}", sockets(stage)?))?;
+        }
+        say("\n")?;
+        let table = (0..TABLE)
+            .map(|_| matches!(client::ask(stage.address, NEW), Answer::Configuration(_)))
+            .collect();
+        let mut sample = Tally::default();
+        for _ in 0..SAMPLE {
+            stage.check()?;
+            sample.count(&client::ask(stage.address, KNOWN), number);
+        }
+        Ok(Seen { reloads: self.reloads, during, table, sample, sockets: sockets(stage)? })
+    }
+
+    fn configuration(&self, stage: &Stage, number: u64) -> String {
+        configuration(stage, number, number == self.reloads)
+    }
+}
+
+/// A configuration that says its number, as any haproxy since 1.5 reads it. Who asks for a host that
+/// it does not know gets 503, because there is no backend.
+fn configuration(stage: &Stage, number: u64, with_new: bool) -> String {
+    let mut hosts = KNOWN.to_owned();
+    if with_new {
+        hosts = format!("{hosts} {NEW}");
+    }
+    format!(
+        "global\n    maxconn 200\ndefaults\n    mode http\n    timeout connect 5s\n    timeout client 10s\n    \
+         timeout server 10s\nfrontend web\n    bind {}\n    http-request redirect location /{number} code 302 \
+         if {{ hdr(host) -i {hosts} }}\n",
+        stage.address
+    )
+}
+
+/// Waits until the configuration with this number has answered once. Beside a stale process some
+/// requests are answered by that one: hence again.
+fn answered_by(stage: &mut Stage, number: u64) -> anyhow::Result<()> {
+    let until = Instant::now() + READY;
+    while client::ask(stage.address, KNOWN) != Answer::Configuration(number) {
+        stage.all_run()?;
+        if Instant::now() >= until {
+            bail!(
+                "configuration {number} did not answer on {} within {} s\n{}",
+                stage.address,
+                READY.as_secs(),
+                stage.last_words()
+            );
+        }
+        stage.pause(AGAIN)?;
+    }
+    Ok(())
+}
+
+/// How many sockets listen on the address, as the kernel lists them.
+fn sockets(stage: &Stage) -> anyhow::Result<usize> {
+    let address = Address::Tcp(stage.address);
+    Ok(diag::tcp()?.iter().filter(|socket| socket.address == address).count())
+}
