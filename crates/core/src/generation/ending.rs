@@ -108,6 +108,7 @@ impl Timeline {
             }
         }
         self.pause_is_due(now, out);
+        self.proof_is_due(now, out);
     }
 
     /// A soft stop was not confirmed: signal again, or end it. Also one that is proved not to accept

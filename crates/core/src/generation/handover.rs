@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::life::Phase;
 use super::timeline::Timeline;
 use super::{
-    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, Reason, SILENCE_CONTINUE,
-    SILENCE_KILL, Signal, TERM_TO_KILL,
+    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, QUEUES_STILL, Reason,
+    SILENCE_CONTINUE, SILENCE_KILL, Signal, TERM_TO_KILL,
 };
 
 /// What a service is doing now; one thing at a time.
@@ -19,7 +19,19 @@ pub(super) enum Operation {
     /// It is ready and stopped, and the older ones are told to pause.
     Pausing(Pausing),
     /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
-    Stopping { newer: GenerationId, older: Vec<GenerationId>, ended: Vec<GenerationId> },
+    Stopping(Stopping),
+    /// It waits, every older one has confirmed, and the accept queues are watched.
+    Proving { stopping: Stopping, until: Moment, moving: bool },
+}
+
+/// A handover whose older generations are told to stop for good.
+#[derive(Debug, Clone)]
+pub(super) struct Stopping {
+    pub(super) newer: GenerationId,
+    pub(super) older: Vec<GenerationId>,
+    pub(super) ended: Vec<GenerationId>,
+    /// Whether the accept queues must stand still in the end.
+    pub(super) prove: bool,
 }
 
 /// A handover behind a pause, until it is proved that nobody accepts.
@@ -44,23 +56,30 @@ impl Operation {
     pub(super) fn newer(&self) -> Option<GenerationId> {
         match self {
             Self::None => None,
-            Self::Starting { newer } | Self::Stopping { newer, .. } => Some(*newer),
+            Self::Starting { newer } => Some(*newer),
             Self::Pausing(pausing) => Some(pausing.newer),
+            Self::Stopping(stopping) | Self::Proving { stopping, .. } => Some(stopping.newer),
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self {
             Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
+            Self::Proving { until, .. } => Some(*until),
             // These wait under the deadlines of the generations themselves.
-            Self::None | Self::Starting { .. } | Self::Stopping { .. } => None,
+            Self::None | Self::Starting { .. } | Self::Stopping(_) => None,
         }
+    }
+
+    /// Whether the accept queues are being watched.
+    fn proves(&self) -> bool {
+        matches!(self, Self::Pausing(_) | Self::Proving { .. })
     }
 
     /// Remembers that an older generation had to be ended, once.
     pub(super) fn note_ended(&mut self, id: GenerationId) {
         let ended = match self {
-            Self::Stopping { ended, older, .. } if older.contains(&id) => ended,
+            Self::Stopping(stopping) if stopping.older.contains(&id) => &mut stopping.ended,
             Self::Pausing(pausing) if pausing.older.contains(&id) => &mut pausing.ended,
             _ => return,
         };
@@ -112,6 +131,9 @@ impl Timeline {
             self.operation = Operation::None;
             let (id, ended) = (pausing.newer, pausing.ended);
             self.answer(Outcome::Serving { id, ended, alone: true }, out);
+        } else if let Operation::Proving { stopping, .. } = &self.operation {
+            let stopping = stopping.clone();
+            self.finish_proving(now, stopping, true, out);
         }
     }
 
@@ -128,6 +150,9 @@ impl Timeline {
         observation: &Observation,
         out: &mut Vec<Action>,
     ) {
+        if let Operation::Proving { moving, .. } = &mut self.operation {
+            *moving = observation.moving;
+        }
         let Some(pausing) = self.pausing() else {
             return;
         };
@@ -206,7 +231,7 @@ impl Timeline {
             // A queue that never had anybody in it proves nothing: each older one must confirm.
             out.push(Action::EndProof);
             let older = pausing.older.iter().copied().collect();
-            self.operation = Operation::Stopping { newer, older, ended };
+            self.operation = Operation::Stopping(Stopping { newer, older, ended, prove: false });
         }
         for &id in &pausing.older {
             self.soft_stop(now, id, moving, Reason::Handover, out);
@@ -228,21 +253,57 @@ impl Timeline {
         }
     }
 
-    /// Ends a handover whose older generations have all confirmed, or are gone.
+    /// Ends a handover whose older generations have all confirmed, or are gone; or goes on to watch
+    /// the accept queues.
     pub(super) fn finish_stopping(&mut self, now: Moment, out: &mut Vec<Action>) {
-        let Operation::Stopping { newer, older, ended } = &self.operation else { return };
+        let Operation::Stopping(stopping) = &self.operation else { return };
         let accepts = |id: &GenerationId| self.lives.get(id).is_some_and(|l| l.may_accept());
-        if older.iter().any(accepts) {
+        if stopping.older.iter().any(accepts) {
             return;
         }
-        let (id, ended) = (*newer, ended.clone());
+        let stopping = stopping.clone();
+        if stopping.prove && self.waits(stopping.newer) {
+            let (newer, older) = (stopping.newer, stopping.older.clone());
+            out.push(Action::Prove { newer, older });
+            let until = now + QUEUES_STILL;
+            self.operation = Operation::Proving { stopping, until, moving: false };
+        } else {
+            self.finish(now, stopping, true, out);
+        }
+    }
+
+    /// Ends the watch of the accept queues when its time is over.
+    pub(super) fn proof_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if let Operation::Proving { stopping, until, moving } = &self.operation
+            && now >= *until
+        {
+            // Whoever accepts is none of the older ones: each has closed its listeners.
+            let (stopping, alone) = (stopping.clone(), !moving);
+            self.finish_proving(now, stopping, alone, out);
+        }
+    }
+
+    fn finish_proving(
+        &mut self,
+        now: Moment,
+        stopping: Stopping,
+        alone: bool,
+        out: &mut Vec<Action>,
+    ) {
+        out.push(Action::EndProof);
+        self.finish(now, stopping, alone, out);
+    }
+
+    /// The new generation goes on, if it waits, and everybody is answered.
+    fn finish(&mut self, now: Moment, stopping: Stopping, alone: bool, out: &mut Vec<Action>) {
+        let Stopping { newer: id, ended, .. } = stopping;
         self.operation = Operation::None;
         if self.waits(id) {
             let (signal, reason) = (Signal::Continue, Reason::Handover);
             out.push(Action::Signal { id, signal, reason });
             self.serve(now, id, out);
         }
-        self.answer(Outcome::Serving { id, ended, alone: true }, out);
+        self.answer(Outcome::Serving { id, ended, alone }, out);
     }
 
     fn waits(&self, id: GenerationId) -> bool {
@@ -251,9 +312,11 @@ impl Timeline {
 
     /// The generation that was to take over is gone: who was paused for it serves on.
     pub(super) fn newer_died(&mut self, out: &mut Vec<Action>) {
-        if let Operation::Pausing(pausing) = std::mem::replace(&mut self.operation, Operation::None)
-        {
+        let operation = std::mem::replace(&mut self.operation, Operation::None);
+        if operation.proves() {
             out.push(Action::EndProof);
+        }
+        if let Operation::Pausing(pausing) = operation {
             self.resume_older(&pausing, out);
         }
     }
@@ -271,7 +334,7 @@ impl Timeline {
     /// Gives up what is in progress, because the service is being shut down.
     pub(super) fn abandon(&mut self, now: Moment, out: &mut Vec<Action>) {
         let operation = std::mem::replace(&mut self.operation, Operation::None);
-        if let Operation::Pausing(_) = operation {
+        if operation.proves() {
             out.push(Action::EndProof);
         }
         let Some(id) = operation.newer() else { return };

@@ -73,6 +73,9 @@ impl Default for Settings {
 pub const PAUSE_AGAIN: Duration = Duration::from_millis(100);
 /// Between two SIGUSR1 to a generation that has not confirmed its soft stop.
 pub const SOFT_STOP_AGAIN: Duration = Duration::from_millis(250);
+/// How long, after every older generation has confirmed its stop, a handover waits for the accept
+/// queues to stand still. Without clients and probes they never do.
+pub const QUEUES_STILL: Duration = Duration::from_millis(500);
 /// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
 /// have stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
@@ -109,6 +112,10 @@ pub enum Handover {
     /// The new one waits where it said that it is ready, the older ones are told to stop (SIGUSR1),
     /// and when each has confirmed it the new one goes on. Where a pause is not possible.
     StopFirst,
+    /// The same, and once each has confirmed it the accept queues must stand still too, for a
+    /// program whose descriptors do not show a call that still waits for a connection. An older
+    /// generation that was told to stop cannot resume.
+    StopAndProve,
     /// The older ones are told to stop, and each confirms it, while the new one accepts already.
     /// Where it cannot be made to wait.
     SoftStop,
@@ -125,7 +132,8 @@ pub enum Signal {
     Pause,
     /// SIGTTIN: accept again.
     Resume,
-    /// SIGUSR1: close the listeners, serve what is connected, exit.
+    /// Close the listeners, serve what is connected, exit: SIGUSR1 to haproxy, to another program
+    /// what it wants for that.
     SoftStop,
     /// SIGTERM: exit now.
     Terminate,
@@ -144,10 +152,10 @@ pub enum Event {
     Ready(GenerationId, Handover),
     /// The process of a generation has ended.
     Exited(GenerationId),
-    /// In a handover with a pause: nobody accepts. The accept queues stood still, and so did the
-    /// connection count of each older generation.
+    /// While [`Action::Prove`] is under way: nobody accepts. The accept queues stood still, and so
+    /// did the connection count of each older generation that has one.
     Proved,
-    /// In a handover with a pause: not proved so far. Sent at least every [`PAUSE_AGAIN`].
+    /// While [`Action::Prove`] is under way: not proved so far. Sent at least every [`PAUSE_AGAIN`].
     Unproved(Observation),
     /// A generation has confirmed that it has closed its listeners for good.
     Stopped(GenerationId),

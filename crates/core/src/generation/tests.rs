@@ -1,6 +1,7 @@
 //! The life of generations, by example; random interleavings are in `interleavings`.
 
 mod interleavings;
+mod stop_and_prove;
 
 use std::time::Duration;
 
@@ -189,9 +190,10 @@ fn where_nothing_can_be_paused_the_newer_waits_until_the_older_has_stopped() {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
     let actions = story.on(Event::Ready(TWO, Handover::StopFirst));
-    assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
+    assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::SoftStop)]);
     assert_eq!(story.timeline.serving(), None);
     let actions = story.on(Event::Stopped(ONE));
+    assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert!(actions.contains(&Action::Serving(TWO)));
     assert_eq!(answers(&actions), [serves(TWO)]);
     // Should it die while it waits, the older one cannot come back: the same is started again.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::handover::{Operation, Pausing};
+use super::handover::{Operation, Pausing, Stopping};
 use super::life::{Life, Phase};
 use super::restart::Crashes;
 use super::{
     Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
-    Reason, Settings, State,
+    Reason, Settings, Signal, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -163,15 +163,21 @@ impl Timeline {
                 self.answer(Outcome::Serving { id, ended: Vec::new(), alone: true }, out);
             }
             Handover::Pause => self.pause(now, id, older, out),
-            Handover::StopFirst | Handover::SoftStop => {
+            Handover::StopFirst | Handover::StopAndProve | Handover::SoftStop => {
                 match (how, self.lives.get_mut(&id)) {
-                    (Handover::StopFirst, Some(life)) => life.phase = Phase::Waiting,
+                    (Handover::StopFirst | Handover::StopAndProve, Some(life)) => {
+                        life.phase = Phase::Waiting;
+                        let (signal, reason) = (Signal::Stop, Reason::Handover);
+                        out.push(Action::Signal { id, signal, reason });
+                    }
                     _ => self.serve(now, id, out),
                 }
                 for &old in &older {
                     self.soft_stop(now, old, false, Reason::Handover, out);
                 }
-                self.operation = Operation::Stopping { newer: id, older, ended: Vec::new() };
+                let prove = how == Handover::StopAndProve;
+                let stopping = Stopping { newer: id, older, ended: Vec::new(), prove };
+                self.operation = Operation::Stopping(stopping);
             }
         }
     }

@@ -24,7 +24,12 @@ enum Step {
 }
 
 fn handover() -> impl Strategy<Value = Handover> {
-    prop_oneof![Just(Handover::Pause), Just(Handover::StopFirst), Just(Handover::SoftStop)]
+    prop_oneof![
+        Just(Handover::Pause),
+        Just(Handover::StopFirst),
+        Just(Handover::StopAndProve),
+        Just(Handover::SoftStop),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
