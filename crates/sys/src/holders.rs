@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
@@ -35,6 +36,18 @@ pub fn of(inodes: &[u64]) -> Vec<Holder> {
 /// As [`of`], for one process.
 pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
     in_process(pid, &inodes.iter().copied().collect())
+}
+
+/// Whether a process has a descriptor of one of these sockets. One that is gone has none.
+///
+/// # Errors
+/// `EACCES` if its descriptors may not be read, so that nothing is known.
+pub fn holds(pid: i32, inodes: &[u64]) -> io::Result<bool> {
+    match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(_) => Ok(!of_process(pid, inodes).is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Who listens where `address` could not be bound: each process once, lowest

@@ -14,13 +14,16 @@
 //! - [`survey`] looks at the whole system at once, for those who ask what is wrong with it;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
-//! - [`spawn`], [`shim`], [`inherit`], [`process`] and [`signals`] start and end programs;
+//! - [`spawn`], [`shim`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready;
-//! - `watch` (feature `tokio`) waits for a descriptor; [`probe`] puts an entry into an accept queue;
+//! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
+//!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
 //!   are what a daemon needs.
 
+#[cfg(feature = "tokio")]
+pub mod changes;
 pub mod diag;
 pub mod ghosts;
 pub mod guard;
@@ -45,6 +48,7 @@ pub mod shim;
 pub mod signals;
 pub mod spawn;
 pub mod survey;
+pub mod tree;
 pub mod upgrade;
 #[cfg(feature = "tokio")]
 pub mod watch;

@@ -13,21 +13,50 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 /// /proc/PID/stat, proc_pid_stat(5)). Together with the pid it names one process
 /// for as long as the system runs. None if there is no such process.
 pub fn start_time(pid: i32) -> Option<u64> {
-    parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-}
-
-fn parse_start_time(stat: &str) -> Option<u64> {
-    // The second field is the name in parentheses, and the name may hold
-    // anything, also spaces and parentheses: what follows begins after the last one.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    Stat::of(pid).map(|stat| stat.start_time)
 }
 
 /// The process that started it, or has adopted it since. None if there is no such process.
 pub fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+    Stat::of(pid).map(|stat| stat.parent)
+}
+
+/// What /proc/PID/stat tells of a process (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: i32,
+    /// `R`, `S`, `T` and so on.
+    pub(crate) state: char,
+    pub(crate) parent: i32,
+    pub(crate) group: i32,
+    pub(crate) session: i32,
+    pub(crate) start_time: u64,
+}
+
+impl Stat {
+    /// None if there is no such process.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        // The name in it may be anything, also no UTF-8.
+        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Self::read(pid, &String::from_utf8_lossy(&text))
+    }
+
+    fn read(pid: i32, text: &str) -> Option<Self> {
+        // The second field is the name in parentheses, and the name may hold
+        // anything, also spaces and parentheses: what follows begins after the last one.
+        let (_, rest) = text.rsplit_once(')')?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let mut next = || fields.next()?.parse().ok();
+        let (parent, group, session) = (next()?, next()?, next()?);
+        let start_time = fields.nth(15)?.parse().ok()?;
+        Some(Self { pid, state, parent, group, session, start_time })
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
 }
 
 /// A process and the children that it has now, as a master has workers (proc_pid_task(5)).
@@ -134,6 +163,18 @@ impl Pidfd {
         }
     }
 
+    /// Kills the process, if it still runs, and reaps it. It is a child of ours; waiting for the end
+    /// of a process that was killed takes no longer than a moment.
+    pub fn kill_and_reap(&self) {
+        // It can only have ended by itself.
+        let _ = self.send(Signal::SIGKILL);
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        // What was reaped already, or hangs in the kernel, is not waited for.
+        let _ = poll(&mut polled, Some(&second));
+        let _ = self.try_wait();
+    }
+
     /// A descriptor of that process, duplicated into ours (pidfd_getfd(2)).
     ///
     /// # Errors
@@ -183,13 +224,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn start_time_is_found_behind_any_name() {
+    fn what_is_told_of_a_process_is_found_behind_any_name() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
+        let (parent, group, session) = (1, 2, 3);
+        let stat = Stat { pid: 9, state: 'S', parent, group, session, start_time: 777 };
         for name in ["sh", "a b", "evil) S 1 2", ")))", "(("] {
-            assert_eq!(parse_start_time(&format!("9 ({name}) {tail}")), Some(777), "{name}");
+            assert_eq!(Stat::read(9, &format!("9 ({name}) {tail}")), Some(stat), "{name}");
         }
         for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
-            assert_eq!(parse_start_time(bad), None);
+            assert_eq!(Stat::read(9, bad), None);
         }
     }
 

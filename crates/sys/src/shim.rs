@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -17,6 +18,9 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::Error;
 use crate::{hold, inherit, limits, scm, signals, spawn};
 
+/// The word that stands for [`spawn::Launch::service`].
+pub(crate) const SERVICE: &str = "service";
+
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Order {
@@ -24,23 +28,29 @@ pub struct Order {
     count: usize,
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
+    /// It is started as a service is ([`spawn::Launch::service`]).
+    service: bool,
     program: OsString,
     args: Vec<OsString>,
 }
 
 impl Order {
-    /// Reads the words after [`spawn::SUBCOMMAND`]: `COUNT [PID] -- PROGRAM [ARG]...`. None if they
+    /// Reads the words after [`spawn::SUBCOMMAND`]: `COUNT [PID] [service] -- PROGRAM [ARG]...`. None if they
     /// are not what [`spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
         let mut next = words.next()?;
         let mut hold = None;
-        if next != "--" {
+        if next != "--" && next != SERVICE {
             hold = Some(next.to_str()?.parse().ok()?);
             next = words.next()?;
         }
+        let service = next == SERVICE;
+        if service {
+            next = words.next()?;
+        }
         let program = words.next().filter(|_| next == "--")?;
-        Some(Self { count, hold, program, args: words.collect() })
+        Some(Self { count, hold, service, program, args: words.collect() })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -56,12 +66,24 @@ impl Order {
         for (number, name) in named {
             command.env(name, number.to_string());
         }
+        if self.service {
+            // Only here the pid is known.
+            if std::env::var_os("LISTEN_FDS").is_some() {
+                command.env("LISTEN_PID", std::process::id().to_string());
+            }
+            // SAFETY: it is called in this process, which has a single thread, right before exec,
+            // and only calls sigaction(2). Before, the standard library sets the default.
+            unsafe { command.pre_exec(|| signals::ignore(signals::Signal::SIGPIPE)) };
+        }
         inherit::exec(fds, inherit::FIRST, &mut command)
     }
 
     fn prepare(&self) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
         let received = receive(self.count)?;
         signals::reset().map_err(|error| Error::call("sigaction", error))?;
+        if self.service {
+            nix::unistd::setsid().map_err(|error| Error::call("setsid", error))?;
+        }
         if let Some(supervisor) = self.hold {
             offer_hold(supervisor, &self.program);
         }
@@ -136,7 +158,23 @@ mod tests {
         let order = parse("0 77 -- -- --").expect("an order");
         assert_eq!((order.count, order.hold), (0, Some(77)));
         assert_eq!((order.program, order.args), ("--".into(), vec!["--".into()]));
-        for bad in ["", "x", "1", "1 --", "1 x -- sh", "1 2 sh", "1 2 3 -- sh", "-1 -- sh"] {
+        let order = parse("1 service -- sh").expect("an order");
+        assert_eq!((order.count, order.hold, order.service), (1, None, true));
+        let order = parse("1 7 service -- service").expect("an order");
+        assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
+        for bad in [
+            "service -- sh",
+            "1 service 7 -- sh",
+            "1 service sh",
+            "",
+            "x",
+            "1",
+            "1 --",
+            "1 x -- sh",
+            "1 2 sh",
+            "1 2 3 -- sh",
+            "-1 -- sh",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -62,6 +62,16 @@ impl AsFd for SignalFd {
     }
 }
 
+/// Ignores a signal, in this process and in what it executes.
+///
+/// # Errors
+/// Those of sigaction(2); `EINVAL` for SIGKILL and SIGSTOP.
+pub fn ignore(signal: Signal) -> io::Result<()> {
+    // SAFETY: SIG_IGN is no handler, so no code can run in a signal's context.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }?;
+    Ok(())
+}
+
 /// Gives every standard signal its default disposition and unblocks all, as a
 /// program expects at its start: both are inherited through exec, and a
 /// supervisor blocks signals that its children must see.

@@ -3,7 +3,7 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
@@ -28,7 +28,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{Error, errno_of};
 use crate::process::Pidfd;
-use crate::scm;
+use crate::{scm, shim};
 
 /// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
 /// [`crate::shim::Order`] in the words after it.
@@ -46,7 +46,7 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Variables that are added to this process's environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Variables that the program must not inherit.
+    /// Variables of this process's environment that the program must not inherit.
     pub env_remove: Vec<OsString>,
     /// Where it starts; None is the directory of this process.
     pub cwd: Option<PathBuf>,
@@ -56,6 +56,10 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
+    /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
+    /// SIGPIPE ignored, since whoever reads its standard error may be gone first; and with
+    /// LISTEN_PID set to its own pid, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
+    pub service: bool,
     /// Its standard output.
     pub stdout: Stdio,
     /// Its standard error. A shim that fails says why here, in one line.
@@ -89,12 +93,13 @@ impl Launch {
             cwd: None,
             descriptors: Vec::new(),
             hold: None,
+            service: false,
             stdout: Stdio::inherit(),
             stderr: Stdio::inherit(),
         }
     }
 
-    /// Starts it in a process group of its own, so that a Ctrl-C at the
+    /// Starts it in a process group (or session) of its own, so that a Ctrl-C at the
     /// terminal reaches the supervisor alone; with /dev/null as standard input, and
     /// with no signal blocked or ignored. Our copies of the descriptors are closed.
     ///
@@ -126,17 +131,20 @@ impl Launch {
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
             .args(self.hold.map(|pid| pid.to_string()))
+            .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)
             .args(self.args)
-            .envs(self.env)
-            .process_group(0)
             .stdin(theirs)
             .stdout(self.stdout)
             .stderr(self.stderr);
+        if !self.service {
+            command.process_group(0);
+        }
         for name in &self.env_remove {
             command.env_remove(name);
         }
+        command.envs(self.env);
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }

@@ -1,4 +1,4 @@
-//! `bindonce __shim COUNT [PID] -- PROGRAM [ARG]...`: the small process between a
+//! `bindonce __shim COUNT [PID] [service] -- PROGRAM [ARG]...`: the small process between a
 //! supervisor and its program. Hidden, because only [`bindonce_sys::spawn`] calls it; [`bindonce_sys::shim`] is what it does.
 
 use std::process::ExitCode;

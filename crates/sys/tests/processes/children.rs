@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use rustix::event::epoll;
 use rustix::io::fcntl_dupfd_cloexec;
 
-/// `__shim COUNT [PID] -- PROGRAM [ARG]...`, as the real command has it.
+/// `__shim COUNT [PID] [service] -- PROGRAM [ARG]...`, as the real command has it.
 pub(crate) fn shim(args: &[OsString]) -> ExitCode {
     if std::env::var_os("TEST_SHIM_DIES").is_some() {
         return ExitCode::from(9);

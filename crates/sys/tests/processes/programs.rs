@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use bindonce_sys::process::{Exit, Pidfd};
 use bindonce_sys::spawn::{Launch, Started};
+use bindonce_sys::tree;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -15,6 +16,8 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("a program finds its descriptors, variables and directory", finds_everything),
     ("a program starts with its signals as they should be", signals_are_reset),
+    ("a service starts in a session of its own and finds its pid", service),
+    ("a tree is found, stopped and killed with all that it has made", tree),
     ("six hundred descriptors arrive in order", many_descriptors),
     ("no descriptors are no problem", no_descriptors),
     ("a program that is not there is told on standard error", not_found),
@@ -74,6 +77,61 @@ fn finds_everything() {
     // 0, 1, 2, ours, and the directory that ls reads.
     assert_eq!(stdout, expected + "6\n");
     assert_eq!((stderr.as_str(), exit), ("done\n", Exit::Code(7)));
+}
+
+fn service() {
+    let (socket, _) = socket();
+    let mut launch = shell(
+        "echo $$ $LISTEN_PID $LISTEN_FDS; cut -d' ' -f6 /proc/$$/stat; grep SigIgn /proc/$$/status",
+    );
+    launch.service = true;
+    launch.descriptors = vec![(String::new(), socket)];
+    // What is given wins over what is taken away.
+    launch.env = vec![("LISTEN_FDS".into(), "1".into())];
+    launch.env_remove = vec!["LISTEN_FDS".into(), "LISTEN_PID".into()];
+    let started = launch.start().expect("start");
+    let pid = started.pid;
+    let (stdout, _, exit) = finish(started);
+    let (told, ignored) = stdout.trim().rsplit_once('\t').expect("SigIgn");
+    assert_eq!((told, exit), (format!("{pid} {pid} 1\n{pid}\nSigIgn:").as_str(), Exit::Code(0)));
+    // SIGPIPE is signal 13; those of the C library's own stand above.
+    let ignored = u64::from_str_radix(ignored, 16).expect("a mask");
+    assert_eq!(ignored & 0x7fff_ffff, 1 << 12, "{ignored:x}");
+}
+
+/// A leader, a child, a grandchild in a session of its own; and when the leader is dead.
+fn tree() {
+    let script = "setsid sleep 1000 & sh -c 'sleep 1000 & echo up; wait' & wait";
+    let mut launch = shell(script);
+    launch.service = true;
+    let started = launch.start().expect("start");
+    let leader = started.pid;
+    let mut stdout = std::fs::File::from(started.stdout.expect("piped"));
+    stdout.read_exact(&mut [0; 3]).expect("up");
+    let state = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).expect("a state")
+    };
+    // setsid(1) makes no process of its own here: it leads no group.
+    let members = tree::members(leader);
+    assert_eq!((members.len(), members[0]), (4, leader), "{members:?}");
+    assert_eq!(tree::signal_all(leader, Signal::SIGSTOP), 4);
+    while !members.iter().all(|pid| state(pid) == 'T') {
+        std::thread::yield_now();
+    }
+    assert_eq!(tree::signal(leader, Signal::SIGCONT), 4);
+    let start_time = bindonce_sys::process::start_time(leader).expect("it lives");
+    started.pidfd.send(Signal::SIGKILL).expect("kill");
+    poll(&mut [PollFd::new(&started.pidfd, PollFlags::IN)], None).expect("poll");
+    assert_eq!(tree::kill_orphans(leader, start_time + 1), 0, "somebody else's");
+    // The one in a session of its own has lost its parent: nothing tells whose it was.
+    assert_eq!(tree::kill_orphans(leader, start_time), 2);
+    started.pidfd.try_wait().expect("reaped");
+    let stray =
+        members.iter().find(|pid| bindonce_sys::process::name(**pid).as_deref() == Some("sleep"));
+    Pidfd::open(*stray.expect("the stray"))
+        .and_then(|stray| stray.send(Signal::SIGKILL))
+        .expect("end");
 }
 
 fn signals_are_reset() {

@@ -1,0 +1,138 @@
+//! The tree of a program: the process that was started, and all that have come from it.
+//!
+//! A process belongs to it if it descends from the first one, or is of the process group or the
+//! session that the first one leads ([`crate::spawn`] makes it a leader): so a worker whose
+//! parent has died is found too. One that has left group and session *and* lost its parent is
+//! not. Every call reads /proc once from end to end; a process is signalled only
+//! if it is still the one that was found.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::process::{Pidfd, Stat};
+
+/// How often a tree is looked through for processes that were made meanwhile.
+const PASSES: usize = 16;
+
+/// The pids of the processes of this tree that live, the first one in front.
+pub fn members(leader: i32) -> Vec<i32> {
+    find(leader).iter().map(|stat| stat.pid).collect()
+}
+
+/// Sends a signal to every process of the tree that lives; gives how many got it.
+pub fn signal(leader: i32, signal: Signal) -> usize {
+    find(leader).iter().filter(|member| send(member, signal)).count()
+}
+
+/// Stops (SIGSTOP) or kills (SIGKILL) the tree, also processes that are made while this is done.
+/// Gives how many processes got the signal.
+pub fn signal_all(leader: i32, signal: Signal) -> usize {
+    let mut done = BTreeSet::new();
+    // A process that has the signal makes no other: the tree is complete when a look finds
+    // nothing new.
+    for _ in 0..PASSES {
+        let found = find(leader);
+        let new: Vec<_> =
+            found.iter().filter(|stat| done.insert((stat.pid, stat.start_time))).collect();
+        if new.is_empty() {
+            break;
+        }
+        for member in new {
+            send(member, signal);
+        }
+    }
+    done.len()
+}
+
+/// Kills what is left of a tree whose first process has ended, and was not reaped yet or was
+/// started at `start_time`: gives how many processes that were.
+pub fn kill_orphans(leader: i32, start_time: u64) -> usize {
+    // Somebody else may have the pid by now, and lead a group of this number.
+    match Stat::of(leader) {
+        Some(stat) if stat.start_time != start_time => 0,
+        _ => signal_all(leader, Signal::SIGKILL),
+    }
+}
+
+fn send(member: &Stat, signal: Signal) -> bool {
+    // The descriptor is opened first: what it names cannot change under the comparison.
+    let Ok(pidfd) = Pidfd::open(member.pid) else { return false };
+    let same = Stat::of(member.pid).is_some_and(|now| now.start_time == member.start_time);
+    // It can only have ended meanwhile.
+    same && pidfd.send(signal).is_ok()
+}
+
+fn find(leader: i32) -> Vec<Stat> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    of(leader, &pids.filter_map(Stat::of).collect::<Vec<_>>())
+}
+
+/// The tree among these processes.
+fn of(leader: i32, all: &[Stat]) -> Vec<Stat> {
+    let mut members: Vec<Stat> = Vec::new();
+    let mut pids = BTreeSet::from([leader]);
+    loop {
+        let belongs = |stat: &&Stat| {
+            stat.pid == leader
+                || stat.group == leader
+                || stat.session == leader
+                || pids.contains(&stat.parent)
+        };
+        // One that has ended has no children any more, nor descriptors.
+        let new: Vec<Stat> = all
+            .iter()
+            .filter(|stat| !stat.has_ended() && !members.contains(stat))
+            .filter(belongs)
+            .copied()
+            .collect();
+        if new.is_empty() {
+            break;
+        }
+        pids.extend(new.iter().map(|stat| stat.pid));
+        members.extend(new);
+    }
+    members.sort_unstable_by_key(|stat| (stat.pid != leader, stat.pid));
+    members
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(pid: i32, parent: i32, group: i32, session: i32) -> Stat {
+        Stat { pid, state: 'S', parent, group, session, start_time: 1 }
+    }
+
+    #[test]
+    fn whatever_has_come_from_the_first_one_belongs_to_it() {
+        let all = [
+            stat(1, 0, 1, 1),
+            stat(50, 1, 50, 50),
+            stat(100, 50, 100, 50),
+            stat(101, 100, 100, 50),
+            // Its own group, then its own session, deeper down.
+            stat(102, 101, 102, 50),
+            stat(103, 102, 103, 103),
+            // Its parent has died: the group tells.
+            stat(104, 1, 100, 50),
+            stat(105, 104, 105, 105),
+            // The supervisor's other child, and a stranger.
+            stat(200, 50, 200, 50),
+            stat(201, 1, 201, 201),
+        ];
+        let pids = |leader| of(leader, &all).iter().map(|stat| stat.pid).collect::<Vec<_>>();
+        assert_eq!(pids(100), [100, 101, 102, 103, 104, 105]);
+        assert_eq!(pids(200), [200]);
+        assert_eq!(pids(999), [0; 0]);
+    }
+
+    #[test]
+    fn the_dead_lead_and_do_not_count() {
+        let dead = Stat { state: 'Z', ..stat(100, 50, 100, 50) };
+        let all = [dead, stat(101, 1, 100, 50)];
+        assert_eq!(of(100, &all), [all[1]]);
+    }
+}
