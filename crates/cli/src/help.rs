@@ -66,6 +66,10 @@ Examples:
       A second service, whose older generations may keep connections for an hour
   bindonce run --listen web=0.0.0.0:80 -- haproxy -f site.cfg
       For a configuration that says: bind fd@${web}
+  bindonce run --listen web=0.0.0.0:80 -- ./server
+      A program that takes its socket as from systemd, says READY=1, and drains on SIGTERM
+  bindonce run --listen web=0.0.0.0:80 --variable NGINX='{fds:;};' --retire-signal SIGQUIT \\
+      --ready-delay 500ms -- nginx
 
 Exit codes:
   0  Ended by a signal, and drained

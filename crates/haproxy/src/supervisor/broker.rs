@@ -114,7 +114,7 @@ async fn start_broker(socket: &Path) -> Result<(), Error> {
 
 /// A datagram socket with a name that the kernel chose (unix(7), "Autobind feature"), and that
 /// name as sd_notify(3) wants it.
-fn notify_socket() -> io::Result<(Datagram, String)> {
+pub(super) fn notify_socket() -> io::Result<(Datagram, String)> {
     let socket = UnixDatagram::unbound()?;
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
     socket.set_nonblocking(true)?;

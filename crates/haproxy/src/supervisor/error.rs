@@ -63,6 +63,12 @@ pub enum Error {
     /// The configuration cannot be used.
     #[error(transparent)]
     Configuration(#[from] config::Error),
+    /// A variable of a program cannot be filled in.
+    #[error(transparent)]
+    Variable(#[from] crate::program::Wrong),
+    /// What is to be started was made ready as another kind of program.
+    #[error("what is to be started is not prepared for this kind of program")]
+    NotPrepared,
     /// A system call failed.
     #[error("{doing}: {source}")]
     System {

@@ -1,4 +1,4 @@
-//! What haproxy has bound by itself: found after each start, told once for each address.
+//! What haproxy, or another program, has bound by itself: found after each start, told once for each address.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,9 @@ impl Supervisor {
     pub(super) fn found_foreign(&mut self, id: GenerationId, addresses: &BTreeSet<String>) {
         let prepared =
             self.timeline.configuration_of(id).and_then(|of| self.configurations.get(&of));
-        let left_alone = prepared.map(|prepared| prepared.rendering.left_alone.as_slice());
+        let rendering = prepared.and_then(|prepared| prepared.rendering());
+        let left_alone = rendering.map(|rendering| rendering.left_alone.as_slice());
+        let program = self.settings.kind.name().into_owned();
         let mut lines = BTreeSet::new();
         for address in addresses {
             let line =
@@ -44,7 +46,7 @@ impl Supervisor {
                     generation = id.0,
                     address = text,
                     place,
-                    "haproxy has bound this path by itself ({reason}): the newest generation takes \
+                    "{program} has bound this path by itself ({reason}): the newest generation takes \
                      it over at each reload"
                 );
             } else {
@@ -52,7 +54,7 @@ impl Supervisor {
                     generation = id.0,
                     address = text,
                     place,
-                    "haproxy has bound this by itself ({reason}): during a reload the old and the \
+                    "{program} has bound this by itself ({reason}): during a reload the old and the \
                      new generation both hold it, and connections to it are not protected"
                 );
             }

@@ -1,32 +1,21 @@
-//! The steps of a handover as they are done: readiness, the pause and its proof, the soft
-//! stop and its confirmation, and what is left behind by it.
+//! The steps of a handover as they are done: readiness, the proof that nobody accepts, and what
+//! a stop leaves behind. Whether a generation has stopped is in [`super::watching`].
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bindonce_core::generation::{Event, GenerationId, Handover, State};
+use bindonce_core::generation::{Event, GenerationId, Handover};
 use bindonce_sys::ghosts::{self, Ghost};
-use bindonce_sys::holders;
-use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::process::Pidfd;
 use nix::libc::EPERM;
 
-use super::admin::{Admin, NoAnswer};
 use super::generation::Generation;
 use super::proof::Proof;
 use super::watchdog::{Duty, Named};
-use super::{Error, Ghosts, Message, Supervisor};
+use super::{Error, Ghosts, Haproxy, Kind, Message, Settings, Supervisor};
 
-/// Between two looks at a generation that was told to stop.
-const STOP_LOOK: Duration = Duration::from_millis(10);
-/// Between two looks at one that drains: at first, and later.
-const DRAIN_LOOK: Duration = Duration::from_millis(100);
-const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
-/// Between two looks at the one that serves.
-const SERVING_LOOK: Duration = Duration::from_secs(1);
-/// How long an answer of the admin socket may take.
-const ANSWER: Duration = Duration::from_secs(1);
 /// How much longer than it should a pause may last before the watchdog ends it.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -40,17 +29,21 @@ impl Supervisor {
         let pid = generation.pid();
         let older = self.timeline.accepting(id);
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
-        let handover = match (self.can_pause(&older), held) {
-            (true, _) => Handover::Pause,
-            (false, true) => Handover::StopFirst,
-            (false, false) => Handover::SoftStop,
+        let handover = match &self.settings.kind {
+            Kind::Program(_) => Handover::StopAndProve,
+            Kind::Haproxy(_) if self.can_pause(&older) => Handover::Pause,
+            Kind::Haproxy(_) if held => Handover::StopFirst,
+            Kind::Haproxy(_) => Handover::SoftStop,
         };
         // Before the first signal: whatever becomes of us now, somebody will serve.
         let within = self.settings.timing.retire_timeout + GRACE;
         let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());
         let older = older.iter().filter_map(named).collect();
-        let duty = Named::of(pid).map(|newer| Duty::Finish { within, newer, older });
+        let retire = self.settings.kind.retire();
+        let duty = Named::of(pid).map(|newer| Duty::Finish { within, retire, newer, older });
         self.tell_watchdog(&duty.unwrap_or(Duty::None));
+        // Should we die now it goes on: the next supervisor must not take it for one that starts.
+        self.save();
         tracing::info!(generation = id.0, pid, "ready: {how}");
         self.feed(Event::Ready(id, handover));
     }
@@ -64,15 +57,27 @@ impl Supervisor {
             !generation.listeners.is_empty()
                 && generation.listeners.iter().all(|held| held.can_pause(version))
         };
-        !self.settings.command.master_worker && older.iter().all(pauses)
+        let master_worker = |haproxy: &Haproxy| haproxy.command.master_worker;
+        !self.settings.kind.haproxy().is_some_and(master_worker) && older.iter().all(pauses)
     }
 
     /// Begins to watch the accept queues of the older generations' listeners.
     pub(super) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
         let older: BTreeMap<_, _> =
             older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
+        let mut all: Vec<_> = older.values().flat_map(|generation| &generation.listeners).collect();
+        if self.settings.kind.program().is_some() {
+            // An older one may be gone by now. Each listener that can be watched must stand still;
+            // of the others the closed descriptors tell.
+            all = self.generations.get(&newer).into_iter().flat_map(|g| &g.listeners).collect();
+            let probe = self.settings.probe;
+            all.retain(|held| held.has_queue() && (!probe || held.probe_target().is_some()));
+            if all.is_empty() {
+                return self.later(Event::Proved);
+            }
+        }
         let mut listeners = BTreeMap::new();
-        for held in older.values().flat_map(|generation| &generation.listeners) {
+        for held in all {
             listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
         }
         let admins = older.iter().filter_map(|(id, g)| Some((*id, g.admin.clone()?))).collect();
@@ -99,77 +104,6 @@ impl Supervisor {
         self.proof = Some(task.abort_handle());
     }
 
-    /// Asks the serving generation now and then whether somebody else has told it to stop: then
-    /// nobody would accept, and another must be started.
-    pub(super) fn watch_serving(&mut self, id: GenerationId) {
-        let sender = self.sender.clone();
-        let Some(generation) = self.generations.get_mut(&id) else { return };
-        let Some(admin) = generation.admin.clone() else { return };
-        let pid = generation.pid();
-        let task = super::spawn(async move {
-            loop {
-                tokio::time::sleep(SERVING_LOOK).await;
-                match admin.info(ANSWER).await {
-                    Ok(info) if info.stopping => break,
-                    Ok(info) => drop(sender.send(Message::Left(id, info.connections))),
-                    Err(NoAnswer::InTime) => {}
-                    Err(NoAnswer::Closed) => return,
-                }
-            }
-            tracing::error!(
-                generation = id.0,
-                pid,
-                "somebody else has told this generation to stop; starting another"
-            );
-            let _ = sender.send(Message::Event(Event::Stopped(id)));
-        });
-        if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
-            earlier.abort();
-        }
-    }
-
-    /// Begins to ask a generation whether it has stopped, and then what is left.
-    pub(super) fn watch_stop(&mut self, id: GenerationId) {
-        let sender = self.sender.clone();
-        let Some(generation) = self.generations.get_mut(&id) else { return };
-        drop(generation.tell(State::Draining));
-        let admin = generation.admin.clone();
-        let pid = generation.pid();
-        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
-        if let Some(earlier) = generation.watch.take() {
-            earlier.abort();
-        }
-        let task = super::spawn(async move {
-            let tell = |message| drop(sender.send(message));
-            let admin = match admin {
-                Some(admin) if stopped_says_admin(&admin).await => Some(admin),
-                _ => {
-                    // Without an admin connection its descriptors must show it.
-                    while process::family(pid)
-                        .iter()
-                        .any(|member| !holders::of_process(*member, &inodes).is_empty())
-                    {
-                        tokio::time::sleep(STOP_LOOK).await;
-                    }
-                    None
-                }
-            };
-            tell(Message::Event(Event::Stopped(id)));
-            let Some(admin) = admin else { return };
-            for look in 0u32.. {
-                match admin.info(ANSWER).await {
-                    Ok(info) => tell(Message::Left(id, info.connections)),
-                    Err(NoAnswer::InTime) => {}
-                    Err(NoAnswer::Closed) => return,
-                }
-                let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
-                tokio::time::sleep(wait).await;
-            }
-        });
-        generation.watch = Some(task.abort_handle());
-        self.save();
-    }
-
     /// A generation has closed its listeners: removes what it left in its epoll sets, where each
     /// entry would wake it for every new connection.
     pub(super) fn detach(&mut self, id: GenerationId) {
@@ -181,10 +115,11 @@ impl Supervisor {
         }
         let listeners = generation.listeners.clone();
         let pidfd = Rc::clone(&generation.pidfd);
+        let settings = Rc::clone(&self.settings);
         let sender = self.sender.clone();
         super::spawn(async move {
             let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
-            let found = find(pid, inodes.clone()).await;
+            let found = find(Rc::clone(&settings), pid, inodes.clone()).await;
             if found.is_empty() {
                 return;
             }
@@ -210,7 +145,7 @@ impl Supervisor {
             drop(pidfd); // Not reaped before: the pid was its own until here.
             let message = match removed {
                 Ok(Ok(removed)) => {
-                    let left = find(pid, inodes).await.len();
+                    let left = find(settings, pid, inodes).await.len();
                     Message::Detached(id, Detached { removed, left, refused: false })
                 }
                 Ok(Err(error)) => {
@@ -238,14 +173,17 @@ impl Supervisor {
             return;
         }
         let first = !std::mem::replace(&mut self.ghosts_told, true);
-        if refused && matches!(self.settings.ghosts, Ghosts::Auto) {
+        let is_haproxy = self.settings.kind.haproxy().is_some();
+        if refused && is_haproxy && matches!(self.settings.ghosts, Ghosts::Auto) {
             self.no_epoll = true;
         }
         if first {
             let then = if self.no_epoll {
                 "from now on generations start without epoll (-de)"
-            } else {
+            } else if is_haproxy {
                 "run as root or with CAP_SYS_PTRACE, or choose --ghosts noepoll"
+            } else {
+                "run as root or with CAP_SYS_PTRACE, or let the program not use epoll"
             };
             tracing::warn!(
                 generation = id.0,
@@ -267,19 +205,8 @@ pub(super) struct Detached {
     refused: bool,
 }
 
-async fn find(pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
-    let find =
-        move || process::family(pid).iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
+async fn find(settings: Rc<Settings>, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
+    let processes = settings.kind.processes(pid);
+    let find = move || processes.iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
     tokio::task::spawn_blocking(find).await.unwrap_or_default()
-}
-
-/// Waits until haproxy says that it is stopping; false if its connection ends first.
-async fn stopped_says_admin(admin: &Admin) -> bool {
-    loop {
-        match admin.info(ANSWER).await {
-            Ok(info) if info.stopping => return true,
-            Ok(_) | Err(NoAnswer::InTime) => tokio::time::sleep(STOP_LOOK).await,
-            Err(NoAnswer::Closed) => return false,
-        }
-    }
 }

@@ -56,6 +56,11 @@ impl Held {
         }
     }
 
+    /// Whether connections to it wait in a queue that we can look at.
+    pub(super) fn has_queue(&self) -> bool {
+        !matches!(self.bound, Address::Udp(_))
+    }
+
     /// Where to connect in order to put something into its queue; none where a connection from
     /// here would not arrive.
     pub(super) fn probe_target(&self) -> Option<Address> {

@@ -1,5 +1,5 @@
-//! The supervisor: starts generations of haproxy, hands over from one to the
-//! next, and sees each old one out.
+//! The supervisor: starts generations of haproxy, or of another program, hands over from one to
+//! the next, and sees each old one out. What differs between the two is in [`Kind`].
 //!
 //! What to do is decided by [`Timeline`] in core; here it is done, and what happens is
 //! reported back. One thread, one loop: every source of events (signals,
@@ -15,12 +15,14 @@ mod error;
 mod foreign;
 mod generation;
 mod handover;
+mod kind;
 mod lease;
 mod listeners;
 mod output;
 mod perform;
 mod process;
 mod proof;
+mod readiness;
 mod reaper;
 mod report;
 mod server_state;
@@ -30,6 +32,7 @@ mod take_over;
 pub mod upgrade;
 mod version;
 pub mod watchdog;
+mod watching;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -49,7 +52,6 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
-use crate::config::Command;
 use admin::Info;
 use announce::Announcer;
 use control::Ask;
@@ -64,6 +66,7 @@ use watchdog::Watchdog;
 
 pub use directory::{control_socket, service_directory};
 pub use error::Error;
+pub use kind::{Haproxy, Kind};
 
 /// What a supervisor is told on its command line.
 #[derive(Debug, Clone)]
@@ -74,14 +77,13 @@ pub struct Settings {
     pub start_broker: bool,
     /// The name of the service.
     pub service: Name,
-    /// The haproxy command.
-    pub command: Command,
-    /// `--listen NAME=ADDR`, ranges expanded.
+    /// What is supervised.
+    pub kind: Kind,
+    /// `--listen NAME=ADDR`, ranges expanded. A program other than haproxy gets these and no others;
+    /// each has a name.
     pub listeners: Vec<Listener>,
     /// Time limits, and how many generations may drain.
     pub timing: timeline::Settings,
-    /// Whether each generation gets a private admin socket.
-    pub admin: bool,
     /// Whether a handover connects to listeners where no client waits.
     pub probe: bool,
     /// What is done about ghosts.
@@ -92,11 +94,11 @@ pub struct Settings {
 /// (a ghost: epoll watches the socket, which others hold open).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ghosts {
-    /// Remove it from its epoll sets; where the kernel refuses, start generations without epoll.
+    /// Remove it from its epoll sets; where the kernel refuses, start haproxy without epoll.
     Auto,
     /// Remove it from its epoll sets, or say so.
     Detach,
-    /// Start every generation without epoll (`-de`).
+    /// Start every haproxy without epoll (`-de`).
     NoEpoll,
     /// Nothing.
     Ignore,
@@ -171,6 +173,8 @@ enum Message {
     Launched(GenerationId, Box<Launched>),
     /// No process could be started, and why.
     NotLaunched(GenerationId, Error),
+    /// A program is ready, and by what sign.
+    Ready(GenerationId, &'static str),
     /// It says that it is ready, and does not go on before it is let.
     Held(GenerationId, Rc<Hold>),
     /// The admin socket answered for the first time.
@@ -241,9 +245,11 @@ impl Supervisor {
         sender: mpsc::UnboundedSender<Message>,
     ) -> Result<Self, Error> {
         let next = GenerationId(saved.next.max(1));
-        let version = match settings.admin {
-            true => None,
-            false => Some(Version::of(&settings.command.program)?),
+        let version = match &settings.kind {
+            Kind::Haproxy(haproxy) if !haproxy.admin => {
+                Some(Version::of(&haproxy.command.program)?)
+            }
+            _ => None,
         };
         let broker = Rc::new(lease::Shared {
             socket: settings.socket.clone(),
@@ -354,6 +360,7 @@ impl Supervisor {
                     self.ready(id, "its admin socket answers");
                 }
             }
+            Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Asked(Ask::Reload(reply)) => self.reload(Some(reply)),
             Message::Asked(Ask::Upgrade(reply)) => self.want_upgrade(reply),
@@ -392,6 +399,9 @@ impl Supervisor {
                 tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
                 self.announcer.stopping();
                 self.feed(Event::Shutdown);
+            }
+            _ if self.settings.kind.haproxy().is_none() => {
+                tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
             }
             // haproxy's readiness; in master-worker mode a worker sends it.
             _ => match self.generation_of(pid) {

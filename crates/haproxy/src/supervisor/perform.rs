@@ -6,8 +6,8 @@ use std::time::Duration;
 use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
 };
-use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::tree;
 
 use super::watchdog::{Duty, Named};
 use super::{Message, Supervisor};
@@ -83,8 +83,8 @@ impl Supervisor {
             };
             let launched = match prepared {
                 Ok(prepared) => {
-                    if let Some(serving) = serving {
-                        server_state::carry(&prepared.rendering, &serving).await;
+                    if let (Some(serving), Some(rendering)) = (serving, prepared.rendering()) {
+                        server_state::carry(rendering, &serving).await;
                     }
                     let how = start::How { older_alive, no_epoll };
                     // Until it has taken over, our death must not leave it beside the older one.
@@ -114,7 +114,7 @@ impl Supervisor {
             Signal::Continue => Number::SIGCONT,
             Signal::Pause => Number::SIGTTOU,
             Signal::Resume => Number::SIGTTIN,
-            Signal::SoftStop => Number::SIGUSR1,
+            Signal::SoftStop => self.settings.kind.retire(),
             Signal::Terminate => Number::SIGTERM,
             Signal::Kill => Number::SIGKILL,
         };
@@ -126,14 +126,33 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
         let held = generation.hold.is_some();
+        let is_program = self.settings.kind.program().is_some();
         let sent = match signal {
+            // Every process of a program may accept, and none may outlive its generation.
+            Signal::Stop | Signal::Kill if is_program => {
+                tree::signal_all(pid, number);
+                Ok(())
+            }
+            Signal::Continue if is_program => {
+                tree::signal(pid, number);
+                Ok(())
+            }
+            // One that somebody has stopped would not hear it.
+            Signal::SoftStop if is_program && reason == Reason::Again => {
+                let sent = generation.pidfd.send(number);
+                tree::signal(pid, Number::SIGCONT);
+                sent
+            }
             // It waits inside the call that said that it is ready.
             Signal::Stop if held => return,
             Signal::Continue if held => return generation.let_go_on(),
             // It has accepted nothing, and heeds no other signal there.
             Signal::Terminate if held => generation.pidfd.send(Number::SIGKILL),
             // In master-worker mode the workers must not outlive the master.
-            Signal::Kill => process::signal_group(pid, number),
+            Signal::Kill => {
+                tree::signal_all(pid, number);
+                Ok(())
+            }
             _ => generation.pidfd.send(number),
         };
         self.log_signal(id, pid, number, reason);

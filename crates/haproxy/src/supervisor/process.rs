@@ -9,8 +9,8 @@ use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::spawn;
 use bindonce_sys::watch::Watch;
+use bindonce_sys::{spawn, tree};
 use tokio::sync::mpsc;
 
 use super::admin::{Admin, Info};
@@ -60,7 +60,8 @@ impl Supervisor {
         self.ours.extend(created.map(|held| held.label.clone()));
         let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
         if let Err(error) = self.take_on(id, process) {
-            let text = format!("haproxy, pid {pid}, cannot be watched: {error}");
+            let name = self.settings.kind.name();
+            let text = format!("{name}, pid {pid}, cannot be watched: {error}");
             self.failure = Story { text, hint: None };
             return self.feed(Event::StartFailed(id));
         }
@@ -68,6 +69,7 @@ impl Supervisor {
         if let Some(shim) = launched.shim {
             self.hold(id, shim);
         }
+        self.await_ready(id, launched.notifications);
     }
 
     /// Waits for a new generation to say that it is ready, and holds it there. Where the kernel does
@@ -117,9 +119,25 @@ impl Supervisor {
             super::spawn(output::pass_on(stderr, names, tail.clone()))
         });
         let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
+        let is_program = self.settings.kind.program().is_some();
+        let start_time = process::start_time(pid).unwrap_or_default();
         super::spawn(async move {
             let exit = match ended.readable().await {
-                Ok(()) => watched.try_wait().ok().flatten(),
+                Ok(()) => {
+                    // Before it is reaped: its pid still names its session, and nothing else.
+                    if is_program {
+                        let left = tree::kill_orphans(pid, start_time);
+                        if left > 0 {
+                            tracing::warn!(
+                                generation = id.0,
+                                pid,
+                                left,
+                                "its first process has ended; the others were killed"
+                            );
+                        }
+                    }
+                    watched.try_wait().ok().flatten()
+                }
                 Err(_) => None,
             };
             if let Some(words) = words {
@@ -172,10 +190,11 @@ impl Supervisor {
                 _ => tracing::error!(generation = id.0, pid, "did not come up: {how}"),
             }
             let words = generation.tail.text();
+            let name = self.settings.kind.name();
             let text = if words.is_empty() {
-                format!("haproxy, pid {pid}, ended with {how} and said nothing")
+                format!("{name}, pid {pid}, ended with {how} and said nothing")
             } else {
-                format!("haproxy, pid {pid}, ended with {how}:\n{words}")
+                format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
             self.failure = Story { text, hint: None };
         }
@@ -279,6 +298,7 @@ impl Supervisor {
             pid: generation.pid(),
             start_time: process::start_time(generation.pid()).unwrap_or_default(),
             state: self.state_of(*id).unwrap_or(State::Draining).to_string(),
+            ready: generation.ready,
             configuration: self.timeline.configuration_of(*id).unwrap_or(*id).0,
             since: milliseconds(generation.started),
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
@@ -307,8 +327,7 @@ impl Supervisor {
 
 /// Ends a process that is no generation, and reaps it.
 fn end_quietly(pidfd: Pidfd) {
-    // It can only have ended by itself.
-    let _ = pidfd.send(Number::SIGKILL);
+    tree::signal_all(pidfd.pid(), Number::SIGKILL);
     let Ok(ended) = Watch::new(&pidfd) else { return };
     super::spawn(async move {
         if ended.readable().await.is_ok() {

@@ -69,7 +69,7 @@ impl Supervisor {
                     Some(serving) => format!("generation {serving} serves on"),
                     None => "nothing serves".to_owned(),
                 };
-                // haproxy's own words have been passed on as they came.
+                // The program's own words have been passed on as they came.
                 let first = story.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {kept}: {first}");
                 let hint = self.failure.hint.as_deref();
@@ -181,7 +181,8 @@ impl Supervisor {
             .collect();
         let of = self.timeline.serving().and_then(|id| self.timeline.configuration_of(id));
         let prepared = of.and_then(|of| self.configurations.get(&of));
-        let alone = prepared.map(|prepared| prepared.rendering.left_alone.as_slice());
+        let alone = prepared.and_then(|prepared| prepared.rendering());
+        let alone = alone.map(|rendering| rendering.left_alone.as_slice());
         let left_alone: Vec<_> = alone
             .unwrap_or_default()
             .iter()
@@ -192,6 +193,7 @@ impl Supervisor {
             .collect();
         json!({
             "service": self.settings.service.as_str(),
+            "program": self.settings.kind.name(),
             "pid": std::process::id(),
             "socket": self.settings.socket,
             "generations": generations,

@@ -11,7 +11,7 @@ use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::{holders, inherit};
+use bindonce_sys::{holders, inherit, tree};
 use tokio::sync::oneshot;
 
 use super::admin::{Admin, Info};
@@ -96,17 +96,22 @@ impl Supervisor {
             return Ok(None);
         }
         let (admin, info) = self.find_admin(id, saved, left).await;
+        let is_program = self.settings.kind.program().is_some();
         let state = match (&info, saved.state.as_str()) {
             (Some(info), _) if info.stopping => State::Draining,
             (_, "draining") => State::Draining,
+            // The watchdog has finished its handover.
+            (None, "starting") if saved.ready && is_program => {
+                tree::signal(pid, Number::SIGCONT);
+                State::Serving
+            }
             (None, "starting") => {
                 tracing::warn!(
                     generation = id.0,
                     pid,
                     "ended: it was starting when its supervisor died, and it does not answer"
                 );
-                // It can only have ended by itself.
-                let _ = pidfd.send(Number::SIGKILL);
+                tree::signal_all(pid, Number::SIGKILL);
                 return Ok(None);
             }
             _ => State::Serving,
@@ -137,7 +142,7 @@ impl Supervisor {
         saved: &SavedGeneration,
         left: &mut Inheritance,
     ) -> (Option<Admin>, Option<Info>) {
-        if !self.settings.admin {
+        if !self.settings.kind.has_admin() {
             return (None, None);
         }
         let (send, answer) = oneshot::channel();
@@ -214,7 +219,9 @@ impl Supervisor {
     ) -> Vec<(i32, String)> {
         let inodes: BTreeSet<_> = listeners.map(|held| held.inode).collect();
         let inodes: Vec<_> = inodes.into_iter().collect();
-        let mut ours: BTreeSet<_> = self.generations.values().map(|g| g.pid()).collect();
+        let kind = &self.settings.kind;
+        let mut ours: BTreeSet<_> =
+            self.generations.values().flat_map(|g| kind.processes(g.pid())).collect();
         ours.insert(i32::try_from(std::process::id()).unwrap_or_default());
         let holders: BTreeSet<_> = holders::of(&inodes).into_iter().map(|h| h.pid).collect();
         let is_ours = |pid: i32| {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
+use bindonce_sys::tree;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
@@ -45,7 +46,7 @@ pub(super) enum Duty {
     /// End a generation that was starting.
     End(Named),
     /// Continue the new one and tell the older ones to stop; also after this time.
-    Finish { within: Duration, newer: Named, older: Vec<Named> },
+    Finish { within: Duration, retire: Signal, newer: Named, older: Vec<Named> },
 }
 
 impl Named {
@@ -60,6 +61,13 @@ impl Named {
         if process::start_time(self.pid) == Some(self.start_time) {
             // It can only have ended meanwhile.
             let _ = pidfd.send(signal);
+        }
+    }
+
+    /// The same to all that has come from it.
+    fn signal_tree(self, signal: Signal) {
+        if process::start_time(self.pid) == Some(self.start_time) {
+            tree::signal_all(self.pid, signal);
         }
     }
 
@@ -81,9 +89,9 @@ impl Duty {
         match self {
             Self::None => "none\n".to_owned(),
             Self::End(newer) => format!("end {newer}\n"),
-            Self::Finish { within, newer, older } => {
+            Self::Finish { within, retire, newer, older } => {
                 let older: String = older.iter().map(|older| format!(" {older}")).collect();
-                format!("finish {} {newer}{older}\n", within.as_millis())
+                format!("finish {} {retire} {newer}{older}\n", within.as_millis())
             }
         }
     }
@@ -95,6 +103,7 @@ impl Duty {
             "end" => Some(Self::End(Named::read(words.next()?)?)),
             "finish" => Some(Self::Finish {
                 within: Duration::from_millis(words.next()?.parse().ok()?),
+                retire: words.next()?.parse().ok()?,
                 newer: Named::read(words.next()?)?,
                 older: words.map(Named::read).collect::<Option<_>>()?,
             }),
@@ -107,12 +116,12 @@ impl Duty {
             Self::None => {}
             Self::End(newer) => {
                 eprintln!("bindonce: the supervisor is gone: ending {newer}, which was starting");
-                newer.signal(Signal::SIGKILL);
+                newer.signal_tree(Signal::SIGKILL);
             }
-            Self::Finish { newer, older, .. } => {
+            Self::Finish { retire, newer, older, .. } => {
                 eprintln!("bindonce: the supervisor is gone or stuck: finishing its handover");
-                newer.signal(Signal::SIGCONT);
-                older.iter().for_each(|older| older.signal(Signal::SIGUSR1));
+                newer.signal_tree(Signal::SIGCONT);
+                older.iter().for_each(|older| older.signal(retire));
             }
         }
     }
@@ -217,12 +226,14 @@ mod tests {
         for duty in [
             Duty::None,
             Duty::End(one),
-            Duty::Finish { within, newer: two, older: vec![one] },
-            Duty::Finish { within, newer: two, older: vec![one, two] },
+            Duty::Finish { within, retire: Signal::SIGUSR1, newer: two, older: vec![one] },
+            Duty::Finish { within, retire: Signal::SIGQUIT, newer: two, older: vec![one, two] },
         ] {
             assert_eq!(Duty::read(&duty.write()), Some(duty));
         }
-        for bad in ["", "finish", "finish 1", "end 7", "finish 1 7:9 x", "other"] {
+        for bad in
+            ["", "finish", "finish 1", "end 7", "finish 1 SIGUSR1 7:9 x", "finish 1 7 7:9", "other"]
+        {
             assert_eq!(Duty::read(bad), None, "{bad:?}");
         }
     }

@@ -1,5 +1,7 @@
 //! `bindonce run -- haproxy -f FILE`: the supervisor, in the foreground.
 
+mod kind;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,19 +10,20 @@ use anyhow::{Context as _, bail};
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
-use bindonce_haproxy::config;
 use bindonce_haproxy::supervisor::{self, Ended, Settings};
 
 use crate::{Globals, logging};
 
-/// Start haproxy on sockets of the broker, and hand over from one generation to the next
+/// Start haproxy, or another program, on sockets of the broker, and hand over from one generation
+/// to the next
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = crate::help::RUN)]
 pub(crate) struct Args {
-    /// The name of this service
-    #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
-    name: Name,
-    /// A listener for `fd@${NAME}` in the configuration; may be given again
+    /// The name of this service [default: haproxy, or the name of the program]
+    #[arg(long, value_name = "SERVICE")]
+    name: Option<Name>,
+    /// A listener for `fd@${NAME}` in haproxy's configuration, or for the program; may be given
+    /// again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
     /// How long a new generation may take until it is ready
@@ -35,7 +38,7 @@ pub(crate) struct Args {
     /// How many older generations may keep connections at the same time; the oldest goes first
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     max_draining: usize,
-    /// Do not give generations a private admin socket; /proc must do
+    /// Do not give haproxies a private admin socket; /proc must do
     #[arg(long)]
     no_admin: bool,
     /// Do not connect to listeners without traffic during a handover; wait for a client
@@ -44,8 +47,10 @@ pub(crate) struct Args {
     /// What to do about generations that closed a listener and are still woken for it
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     ghosts: Ghosts,
-    /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
-    #[arg(last = true, required = true, value_name = "HAPROXY")]
+    #[command(flatten)]
+    program: kind::Options,
+    /// The command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
+    #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -64,20 +69,21 @@ enum Ghosts {
 
 /// Supervises until a signal ends it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let command = config::Command::parse(args.command)?;
+    let listeners = named(args.listen)?;
+    let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
+    let kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
     let settings = Settings {
         socket: globals.socket_path(),
         start_broker: !globals.socket_is_given(),
-        service: args.name,
-        command,
-        listeners: named(args.listen)?,
+        service: args.name.map_or_else(|| kind::service_name(&kind), Ok)?,
+        kind,
+        listeners,
         timing: generation::Settings {
             ready_timeout: args.ready_timeout,
             retire_timeout: args.retire_timeout,
             drain_timeout: args.drain_timeout,
             max_draining: args.max_draining,
         },
-        admin: !args.no_admin,
         probe: !args.no_probe,
         ghosts: match args.ghosts {
             Ghosts::Auto => supervisor::Ghosts::Auto,

@@ -1,0 +1,180 @@
+//! What `bindonce run` supervises: haproxy or another program, and the options that each has.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use bindonce_core::duration;
+use bindonce_core::listener::Listener;
+use bindonce_core::name::{InvalidName, Name};
+use bindonce_haproxy::config;
+use bindonce_haproxy::program::{self, Numbers, Program, Readiness, Variable};
+use bindonce_haproxy::supervisor::{Haproxy, Kind};
+use bindonce_sys::signals::Signal;
+use clap::error::ErrorKind;
+
+/// What kind of program it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Wanted {
+    /// haproxy if its name begins so, else another program
+    Auto,
+    /// haproxy: its configuration is read, and the handover is proved behind a pause
+    Haproxy,
+    /// Any program that takes listening sockets from whoever starts it
+    Program,
+}
+
+/// Options of programs other than haproxy.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Programs other than haproxy")]
+pub(super) struct Options {
+    /// Whether the program is haproxy
+    #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
+    kind: Wanted,
+    /// A generation is ready when this command of the shell exits with 0; until then it is run
+    /// again and again. It finds BINDONCE_GENERATION and BINDONCE_PID. Without this and
+    /// --ready-delay the program says READY=1 (sd_notify)
+    #[arg(long, value_name = "CMD", conflicts_with = "ready_delay")]
+    ready_check: Option<OsString>,
+    /// A generation is ready when it has lived for so long
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    ready_delay: Option<Duration>,
+    /// What tells a generation to close its listeners, serve what is connected, and exit
+    /// [default: SIGTERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = signal)]
+    retire_signal: Option<Signal>,
+    /// A variable that tells the program its sockets, as in NGINX='{fds:;};'. {fds:SEP} stands for
+    /// the numbers of all, {fd:NAME} for one, {count}, {service} and {generation} for what they
+    /// say; may be given again
+    #[arg(long, value_name = "NAME=TEXT")]
+    variable: Vec<Variable>,
+}
+
+/// Reads `SIGQUIT`, `QUIT` or `quit`.
+fn signal(text: &str) -> Result<Signal, String> {
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    match name.parse() {
+        Ok(Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT) => {
+            Err(format!("{name} tells a program nothing: choose a signal that it handles"))
+        }
+        Ok(signal) => Ok(signal),
+        Err(_) => Err("no signal has this name: write SIGQUIT, or QUIT".to_owned()),
+    }
+}
+
+impl Options {
+    /// What is supervised.
+    ///
+    /// # Errors
+    /// A [`clap::Error`] for options that do not fit the program; else those of its command.
+    pub(super) fn kind(
+        self,
+        command: Vec<OsString>,
+        no_admin: bool,
+        no_epoll: bool,
+        listeners: &[Listener],
+    ) -> anyhow::Result<Kind> {
+        let Self { kind, ready_check, ready_delay, retire_signal, variable } = self;
+        let first = command.first().cloned().unwrap_or_default();
+        let is_haproxy = match kind {
+            Wanted::Auto => program::is_haproxy(&first),
+            Wanted::Haproxy => true,
+            Wanted::Program => false,
+        };
+        if is_haproxy {
+            let given = [
+                (ready_check.is_some(), "--ready-check"),
+                (ready_delay.is_some(), "--ready-delay"),
+                (retire_signal.is_some(), "--retire-signal"),
+                (!variable.is_empty(), "--variable"),
+            ];
+            if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+                return Err(usage(format!(
+                    "{option} is for programs other than haproxy, which needs none of it; if {} is \
+                     another program, say --kind program\n",
+                    first.display()
+                )));
+            }
+            let command = config::Command::parse(command)?;
+            return Ok(Kind::Haproxy(Haproxy { command, admin: !no_admin }));
+        }
+        let given = [(no_admin, "--no-admin"), (no_epoll, "--ghosts noepoll")];
+        if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+            return Err(usage(format!(
+                "{option} is for haproxy; if {} is one, say --kind haproxy\n",
+                first.display()
+            )));
+        }
+        if listeners.is_empty() {
+            return Err(usage(format!(
+                "{} gets its sockets from --listen NAME=ADDR, and there is none; if it is haproxy, \
+                 say --kind haproxy\n",
+                first.display()
+            )));
+        }
+        let readiness = match (ready_check, ready_delay) {
+            (Some(check), _) => Readiness::Check(check),
+            (None, Some(delay)) => Readiness::Delay(delay),
+            (None, None) => Readiness::Notify,
+        };
+        let program = Program {
+            program: first,
+            arguments: command.into_iter().skip(1).collect(),
+            readiness,
+            retire: retire_signal.unwrap_or(Signal::SIGTERM),
+            variables: variable,
+        };
+        try_variables(&program, listeners)?;
+        Ok(Kind::Program(program))
+    }
+}
+
+/// Fills every variable in, so that a mistake is told before anything is started.
+fn try_variables(program: &Program, listeners: &[Listener]) -> anyhow::Result<()> {
+    let names = listeners.iter().filter_map(|listener| listener.name.clone());
+    let descriptors: Vec<(Name, i32)> = names.zip(bindonce_sys::inherit::FIRST..).collect();
+    for (at, (name, _)) in descriptors.iter().enumerate() {
+        let same = |(other, _): &&(Name, i32)| other.variable() == name.variable();
+        if let Some((other, _)) = descriptors.iter().take(at).find(same) {
+            return Err(usage(format!(
+                "listeners {other} and {name} would both be ${}: give one of them another name\n",
+                name.variable()
+            )));
+        }
+    }
+    // Its own name does not matter here.
+    let service = "program".parse()?;
+    let numbers = Numbers { descriptors: &descriptors, service: &service, generation: 1 };
+    for variable in &program.variables {
+        variable.value.fill(numbers).map_err(|wrong| usage(format!("--variable: {wrong}\n")))?;
+    }
+    Ok(())
+}
+
+/// The name of a service that was given none: `haproxy`, or the program's own; `program` where that
+/// cannot be a service's.
+pub(super) fn service_name(kind: &Kind) -> Result<Name, InvalidName> {
+    match kind {
+        Kind::Haproxy(_) => "haproxy".parse(),
+        Kind::Program(program) => program.name().parse().or_else(|_| "program".parse()),
+    }
+}
+
+fn usage(text: String) -> anyhow::Error {
+    clap::Error::raw(ErrorKind::ArgumentConflict, text).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_as_people_write_them() {
+        for text in ["SIGQUIT", "QUIT", "quit", "sigquit"] {
+            assert_eq!(signal(text), Ok(Signal::SIGQUIT), "{text}");
+        }
+        for text in ["SIGKILL", "stop", "CONT", "3", "SIGNOTHING", ""] {
+            assert!(signal(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What differs between haproxy and any other program, in one place.
+//!
+//! Everything else of a supervisor is the same for both: claiming, starting through the shim,
+//! watching, draining, saving, taking over, the watchdog. How each is started is in [`super::start`].
+
+use std::borrow::Cow;
+
+use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::{process, tree};
+
+use crate::config::Command;
+use crate::program::Program;
+
+/// What is supervised.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// haproxy, whose configuration is read and which is paused, asked and proved.
+    Haproxy(Haproxy),
+    /// Any other program.
+    Program(Program),
+}
+
+/// haproxy, as it is started.
+#[derive(Debug, Clone)]
+pub struct Haproxy {
+    /// The command.
+    pub command: Command,
+    /// Whether each generation gets a private admin socket.
+    pub admin: bool,
+}
+
+impl Kind {
+    /// What it is called in messages.
+    pub(super) fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::Haproxy(_) => "haproxy".into(),
+            Self::Program(program) => program.name(),
+        }
+    }
+
+    pub(super) fn haproxy(&self) -> Option<&Haproxy> {
+        match self {
+            Self::Haproxy(haproxy) => Some(haproxy),
+            Self::Program(_) => None,
+        }
+    }
+
+    pub(super) fn program(&self) -> Option<&Program> {
+        match self {
+            Self::Haproxy(_) => None,
+            Self::Program(program) => Some(program),
+        }
+    }
+
+    /// Whether its generations have a private admin socket.
+    pub(super) fn has_admin(&self) -> bool {
+        self.haproxy().is_some_and(|haproxy| haproxy.admin)
+    }
+
+    /// What tells it to close its listeners, serve what is connected, and exit.
+    pub(super) fn retire(&self) -> Number {
+        match self {
+            Self::Haproxy(_) => Number::SIGUSR1,
+            Self::Program(program) => program.retire,
+        }
+    }
+
+    /// The living processes of a generation whose first process is this one. haproxy has at most a
+    /// master and its workers; of a program all that has come from it counts.
+    pub(super) fn processes(&self, pid: i32) -> Vec<i32> {
+        match self {
+            Self::Haproxy(_) => process::family(pid),
+            Self::Program(_) => tree::members(pid),
+        }
+    }
+}

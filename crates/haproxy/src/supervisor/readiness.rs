@@ -1,0 +1,180 @@
+//! How a program says that it is ready: by READY=1 (sd_notify(3)), by a check that succeeds, or by
+//! having lived for a while. haproxy has ways of its own.
+//!
+//! Each generation has a socket of its own for READY=1, and the kernel says who has sent it: only
+//! a process of that generation is believed.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::spawn::Launch;
+use bindonce_sys::tree;
+use bindonce_sys::watch::Watch;
+use nix::cmsg_space;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+
+use super::{Error, Message, Supervisor, broker};
+use crate::program::Readiness;
+
+/// Between a check that failed and the next.
+const CHECK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The longest message that is read whole; what is longer is no READY=1 of a sane program.
+const LONGEST: usize = 4096;
+
+/// Where one generation says that it is ready.
+#[derive(Debug)]
+pub(super) struct Notifications {
+    socket: UnixDatagram,
+    address: String,
+}
+
+impl Notifications {
+    pub(super) fn new() -> Result<Self, Error> {
+        let made = broker::notify_socket().and_then(|(socket, address)| {
+            setsockopt(&socket, sockopt::PassCred, &true)?;
+            Ok(Self { socket, address })
+        });
+        made.map_err(Error::system("make a socket for the program's word"))
+    }
+
+    /// What NOTIFY_SOCKET is to be.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits until somebody says READY=1, and gives the pid.
+    async fn ready(&self) -> io::Result<i32> {
+        loop {
+            let message = self.socket.async_io(Interest::READABLE, || self.receive()).await?;
+            if let Some(pid) = message {
+                return Ok(pid);
+            }
+        }
+    }
+
+    /// Takes one message; the pid of its sender if it says READY=1.
+    fn receive(&self) -> io::Result<Option<i32>> {
+        let mut text = [0; LONGEST];
+        let mut parts = [IoSliceMut::new(&mut text)];
+        // Room for the credentials and for nothing else: descriptors that come along, as with
+        // FDSTORE=1, the kernel closes.
+        let mut control = cmsg_space!(UnixCredentials);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let raw = self.socket.as_raw_fd();
+        let received = recvmsg::<()>(raw, &mut parts, Some(&mut control), flags)?;
+        let sender = received.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
+            _ => None,
+        });
+        let length = received.bytes;
+        let says = text.get(..length).unwrap_or_default();
+        let ready = says.split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
+        Ok(sender.filter(|_| ready))
+    }
+}
+
+impl Supervisor {
+    /// Begins to wait for a program to be ready.
+    pub(super) fn await_ready(&mut self, id: GenerationId, notifications: Option<Notifications>) {
+        let Some(program) = self.settings.kind.program() else { return };
+        let Some(generation) = self.generations.get(&id) else { return };
+        let pid = generation.pid();
+        let readiness = program.readiness.clone();
+        let service = self.settings.service.to_string();
+        let sender = self.sender.clone();
+        let task = super::spawn(async move {
+            let ready = match (readiness, notifications) {
+                (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
+                (Readiness::Check(command), _) => {
+                    let environment = [
+                        ("BINDONCE_SERVICE", service),
+                        ("BINDONCE_GENERATION", id.0.to_string()),
+                        ("BINDONCE_PID", pid.to_string()),
+                    ];
+                    checked(&command, &environment).await
+                }
+                (Readiness::Delay(delay), _) => {
+                    tokio::time::sleep(delay).await;
+                    Ok("it has lived for --ready-delay")
+                }
+                (Readiness::Notify, None) => return,
+            };
+            match ready {
+                Ok(how) => drop(sender.send(Message::Ready(id, how))),
+                Err(error) => {
+                    tracing::error!(generation = id.0, pid, "not known to be ready: {error}");
+                }
+            }
+        });
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.watch = Some(task.abort_handle());
+        }
+    }
+}
+
+/// Waits until a process of the generation says READY=1.
+async fn told(
+    id: GenerationId,
+    pid: i32,
+    notifications: &Notifications,
+) -> Result<&'static str, Error> {
+    loop {
+        let sender =
+            notifications.ready().await.map_err(Error::system("receive the program's word"))?;
+        if sender == pid || tree::members(pid).contains(&sender) {
+            return Ok("it says so (READY=1)");
+        }
+        tracing::warn!(
+            generation = id.0,
+            pid,
+            sender,
+            "READY=1 ignored: its sender is no process of this generation, or has ended already"
+        );
+    }
+}
+
+/// Runs the check until it succeeds.
+async fn checked(
+    command: &OsStr,
+    environment: &[(&'static str, String)],
+) -> Result<&'static str, Error> {
+    loop {
+        let mut launch = Launch::new("sh");
+        launch.args = vec!["-c".into(), command.to_owned()];
+        launch.env_remove = super::start::OURS_ALONE.map(Into::into).to_vec();
+        let environment = environment.iter();
+        launch.env.extend(environment.map(|(name, value)| ((*name).into(), value.into())));
+        launch.service = true;
+        launch.stdout = Stdio::null();
+        let check = Check(launch.start()?.pidfd);
+        let ended = Watch::new(&check.0).map_err(Error::system("watch the check"))?;
+        ended.readable().await.map_err(Error::system("wait for the check"))?;
+        let exit = check.0.try_wait().map_err(Error::system("reap the check"))?;
+        if exit.is_some_and(bindonce_sys::process::Exit::success) {
+            return Ok("its check succeeds");
+        }
+        tokio::time::sleep(CHECK_AGAIN).await;
+    }
+}
+
+/// A check that runs; it does not outlive whoever waits for it.
+struct Check(Pidfd);
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        if !self.0.has_ended() {
+            tree::signal_all(self.0.pid(), bindonce_sys::signals::Signal::SIGKILL);
+        }
+        self.0.kill_and_reap();
+    }
+}

@@ -1,0 +1,173 @@
+//! Starting one generation: what it needs is prepared, its listeners are claimed, and its process
+//! is started with them. What haproxy needs is in [`haproxy`], what any other program needs in
+//! [`program`].
+//!
+//! Nothing that serves is touched here. Listeners that did not exist are claimed
+//! tentatively: until the generation serves, they end with its connection to the
+//! broker, so that a failed start leaves nothing bound, however it fails.
+
+mod haproxy;
+mod program;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use bindonce::Claim;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::Listener;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::spawn::Launch;
+
+use super::directory::Directory;
+use super::listeners::Held;
+use super::output::Names;
+use super::readiness::Notifications;
+use super::{Error, Kind, Settings, broker};
+use crate::config::Rendering;
+
+/// What systemd says to the supervisor, and to nothing that it starts.
+pub(super) const OURS_ALONE: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
+
+/// What a generation is started on; more than one may be.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    /// A configuration that was read and rendered.
+    Haproxy(haproxy::Rendered),
+    /// A program reads its configuration itself, each time that it starts.
+    Program,
+}
+
+impl Prepared {
+    pub(super) fn rendering(&self) -> Option<&Rendering> {
+        match self {
+            Self::Haproxy(rendered) => Some(&rendered.rendering),
+            Self::Program => None,
+        }
+    }
+}
+
+/// A generation whose process has been started.
+pub(super) struct Launched {
+    pub(super) pidfd: Pidfd,
+    pub(super) stderr: Option<OwnedFd>,
+    /// Where the descriptor comes from that holds it at its readiness signal.
+    pub(super) shim: Option<OwnedFd>,
+    pub(super) names: Names,
+    pub(super) prepared: Rc<Prepared>,
+    pub(super) listeners: Vec<Rc<Held>>,
+    /// The connection to the broker that holds the leases of this generation.
+    pub(super) lease: bindonce::aio::Client,
+    pub(super) admin: Option<PathBuf>,
+    /// Where a program says that it is ready.
+    pub(super) notifications: Option<Notifications>,
+}
+
+/// What a start depends on besides its configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// An older generation is alive, so haproxy is given `-sf`.
+    pub(super) older_alive: bool,
+    /// haproxy must not use epoll, where its ghosts could not be removed.
+    pub(super) no_epoll: bool,
+}
+
+/// Makes ready what generation `id` is started on: for haproxy, reads the user's files and writes
+/// the copies.
+pub(super) async fn prepare(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+) -> Result<Prepared, Error> {
+    match &settings.kind {
+        Kind::Haproxy(kind) => {
+            haproxy::render(settings, kind, directory, id).await.map(Prepared::Haproxy)
+        }
+        Kind::Program(_) => Ok(Prepared::Program),
+    }
+}
+
+/// Claims the listeners and starts the process; tells its pid before it can do anything.
+pub(super) async fn launch(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+    prepared: Rc<Prepared>,
+    how: How,
+    tell: impl FnOnce(i32),
+) -> Result<Launched, Error> {
+    let mut lease = broker::connect(&settings.socket).await?;
+    broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
+    let listeners = claim(&mut lease, settings, prepared.rendering()).await?;
+    let mut order = match (&settings.kind, &*prepared) {
+        (Kind::Haproxy(kind), Prepared::Haproxy(rendered)) => {
+            haproxy::order(kind, rendered, directory, id, how, &listeners)?
+        }
+        (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
+        // Each kind prepares its own.
+        (Kind::Haproxy(_), Prepared::Program) => return Err(Error::NotPrepared),
+    };
+    order.launch.env_remove = OURS_ALONE.map(Into::into).to_vec();
+    let ours = [
+        ("BINDONCE_SERVICE".into(), settings.service.as_str().into()),
+        ("BINDONCE_GENERATION".into(), id.0.to_string().into()),
+    ];
+    order.launch.env.extend(ours);
+    order.launch.stderr = std::process::Stdio::piped();
+    let started = order.launch.start_and_tell(tell)?;
+    Ok(Launched {
+        pidfd: started.pidfd,
+        stderr: started.stderr,
+        shim: started.shim,
+        names: order.names,
+        prepared,
+        listeners,
+        lease,
+        admin: order.admin,
+        notifications: order.notifications,
+    })
+}
+
+/// What is to be started, and what belongs to it.
+struct Order {
+    launch: Launch,
+    names: Names,
+    admin: Option<PathBuf>,
+    notifications: Option<Notifications>,
+}
+
+async fn claim(
+    lease: &mut bindonce::aio::Client,
+    settings: &Settings,
+    rendering: Option<&Rendering>,
+) -> Result<Vec<Rc<Held>>, Error> {
+    let wanted: Vec<&Listener> = match rendering {
+        Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
+        None => settings.listeners.iter().collect(),
+    };
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let claims: Vec<_> = wanted
+        .iter()
+        .map(|listener| Claim::listen(listener.to_string()).tentative().changing())
+        .collect();
+    let leases = lease.claim(&claims).await.map_err(|error| match rendering {
+        Some(rendering) => haproxy::refused(error, rendering),
+        None => Error::Claim(Box::new(error)),
+    })?;
+    Ok(leases.into_iter().zip(wanted).map(|(lease, listener)| Held::new(lease, listener)).collect())
+}
+
+/// Copies of the listeners' descriptors, to be given away.
+fn copies(listeners: &[Rc<Held>]) -> Result<Vec<OwnedFd>, Error> {
+    let copies: Result<Vec<_>, _> = listeners.iter().map(|held| held.fd.try_clone()).collect();
+    copies.map_err(Error::system("copy a listener's descriptor"))
+}
