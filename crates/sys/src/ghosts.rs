@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::fcntl_dupfd_cloexec;
 
@@ -75,8 +77,8 @@ fn registration(line: &str) -> Option<(i32, u64)> {
 /// process that has been told to stop: one that resumes and registers the same
 /// number again meanwhile would lose the new registration.
 ///
-/// The work is done in a thread with a descriptor table of its own (unshare(2)),
-/// where any number is free to be used; the caller's descriptors are not touched.
+/// The work is done in a thread with a descriptor table of its own, where any
+/// number is free to be used; the caller's descriptors are not touched.
 ///
 /// # Errors
 /// [`Error::Call`] for the first call that failed; `pidfd_getfd` with `EPERM` if
@@ -90,7 +92,7 @@ pub fn detach(
         let worker = thread::Builder::new()
             .name("detach".to_owned())
             .spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_FILES).map_err(|error| Error::call("unshare", error))?;
+                own_table()?;
                 detach_here(pidfd, ghosts, listeners)
             })
             .map_err(|error| Error::Call { operation: "clone", errno: errno_of(&error) })?;
@@ -99,6 +101,24 @@ pub fn detach(
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// Gives this thread a descriptor table of its own, with what is open now.
+///
+/// By close_range(2) of nothing with CLOSE_RANGE_UNSHARE (Linux 5.9), which containers may call: the
+/// default seccomp profile of Docker and of containerd refuses unshare(2), whatever is to be unshared.
+fn own_table() -> Result<(), Error> {
+    let none = libc::c_uint::MAX;
+    // SAFETY: no descriptor has this number, so none is closed; the call takes no pointer.
+    let done =
+        unsafe { libc::syscall(libc::SYS_close_range, none, none, libc::CLOSE_RANGE_UNSHARE) };
+    match Errno::result(done) {
+        Ok(_) => Ok(()),
+        Err(Errno::ENOSYS) => {
+            unshare(CloneFlags::CLONE_FILES).map_err(|error| Error::call("unshare", error))
+        }
+        Err(error) => Err(Error::call("close_range", error)),
+    }
 }
 
 fn detach_here(
