@@ -9,13 +9,17 @@ use serde_json::Value;
 use crate::harness::{finish, root};
 
 /// Package, floor, and the packages of ours that it may depend on.
-const FLOORS: [(&str, &[&str]); 7] = [
+const FLOORS: [(&str, &[&str]); 8] = [
     ("bindonce-core", &[]),
     ("bindonce-wire", &["bindonce-core"]),
     ("bindonce-sys", &["bindonce-core"]),
     ("bindonce", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
-    ("bindonce-broker", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
-    ("bindonce-haproxy", &["bindonce", "bindonce-core", "bindonce-wire", "bindonce-sys"]),
+    ("bindonce-observe", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
+    ("bindonce-broker", &["bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"]),
+    (
+        "bindonce-haproxy",
+        &["bindonce", "bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"],
+    ),
     (
         "bindonce-cli",
         &[
@@ -23,6 +27,7 @@ const FLOORS: [(&str, &[&str]); 7] = [
             "bindonce-broker",
             "bindonce-core",
             "bindonce-haproxy",
+            "bindonce-observe",
             "bindonce-sys",
             "bindonce-wire",
         ],

@@ -12,6 +12,7 @@ mod harness;
 mod corpus;
 mod demo;
 mod doctor;
+mod events;
 mod exec;
 mod faults;
 mod floors;

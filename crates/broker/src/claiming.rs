@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
+use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{Action, Change, ConnectionId, Event, Lease, Opened, Refusal, Want};
+use bindonce_observe::Happening;
 use bindonce_sys::listen;
 
-use crate::closing::{LOGGED_ONE_BY_ONE, close_all};
+use crate::closing::LOGGED_ONE_BY_ONE;
 use crate::socket::{Owned, Socket};
 use crate::state::{State, now};
 
@@ -44,7 +46,38 @@ pub(crate) enum Denied {
     },
 }
 
+impl Denied {
+    /// What is recorded of it.
+    fn happening(&self) -> Happening {
+        let (kind, text) = match self {
+            Self::Refused(refusal) => (Kind::ClaimRefused, refusal.to_string()),
+            Self::NotOpened(_, error) => (Kind::ClaimRefused, error.to_string()),
+            Self::NotChanged(listener, error) => {
+                (Kind::ClaimRefused, format!("{} cannot be changed: {error}", listener.label()))
+            }
+            Self::TooMany { limit, most } => {
+                (Kind::LimitReached, format!("a claim would pass the limit {limit} = {most}"))
+            }
+            Self::Limit { need, open, limit } => (
+                Kind::LimitReached,
+                format!("{need} listeners do not fit: {open} of {limit} descriptors are open"),
+            ),
+        };
+        Happening::new(kind, text)
+    }
+}
+
 impl State {
+    /// Says who brought something about.
+    fn by(&self, id: ConnectionId, happening: Happening) -> Happening {
+        let Some((peer, label)) = self.registry.caller(id) else { return happening };
+        let pid = label.map_or(peer.pid, |label| label.pid);
+        happening
+            .pid(i32::try_from(pid).ok())
+            .service(label.map(|label| label.service.as_str()))
+            .generation(label.map(|label| label.generation))
+    }
+
     /// Finds or opens listeners, all or none.
     pub(crate) fn claim(
         &mut self,
@@ -113,11 +146,15 @@ impl State {
                 other => rest.push(other),
             }
         }
-        close_all(rest);
-        match failure {
+        self.close_all(rest);
+        let outcome = match failure {
             Some(denied) => Err(denied),
             None => outcome,
+        };
+        if let Err(denied) = &outcome {
+            self.journal.record(self.by(id, denied.happening()));
         }
+        outcome
     }
 
     /// Tells of the listeners that a claim has created: each of a few, or how
@@ -143,6 +180,9 @@ impl State {
                 pid,
                 "listeners opened"
             );
+            let (count, first, last) = (created.len(), name(first), name(last));
+            let text = format!("{count} listeners bound, {first} to {last}");
+            self.journal.record(self.by(id, Happening::new(Kind::ListenerBound, text)));
             return;
         }
         for held in created.iter().filter_map(|lease| self.registry.held(lease.listener)) {
@@ -151,6 +191,8 @@ impl State {
                 bound = %held.opened.bound, inode = held.opened.inode, tentative = held.tentative,
                 service, generation, pid, "listener opened"
             );
+            let text = format!("{} bound to {}", held.listener.label(), held.opened.bound);
+            self.journal.record(self.by(id, Happening::new(Kind::ListenerBound, text)));
         }
     }
 
@@ -223,6 +265,8 @@ impl State {
                 listener = held.listener.label(), was = %held.listener.options,
                 now = %change.options, "options changed in place"
             );
+            let text = format!("{} changed in place: {}", held.listener.label(), change.options);
+            self.journal.record(Happening::new(Kind::ListenerChanged, text));
         }
         Ok(backlogs)
     }
@@ -236,7 +280,7 @@ impl State {
         opened.handle.care.begin(&opened.handle.fd, &listener.address);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
-        close_all(actions);
+        self.close_all(actions);
         if let Some(held) = self.registry.held(id) {
             self.record(held);
         }

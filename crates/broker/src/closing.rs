@@ -1,7 +1,9 @@
 //! How sockets are closed: released, given up with a claim that failed, or at the end.
 
+use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{Action, Closing, ConnectionId, Event, Refusal};
+use bindonce_observe::Happening;
 use bindonce_sys::listen;
 
 use crate::socket::Socket;
@@ -26,7 +28,7 @@ impl State {
                 other => rest.push(other),
             }
         }
-        close_all(rest);
+        self.close_all(rest);
         outcome
     }
 
@@ -37,6 +39,9 @@ impl State {
             store.end();
         }
         let used = self.end_records();
+        if self.store.is_none() && used.is_empty() {
+            self.journal.remove();
+        }
         for held in std::mem::take(&mut self.registry).into_held() {
             if self.store.is_none() && !used.contains(&held.opened.inode) {
                 unlink(&held.opened.handle);
@@ -45,35 +50,39 @@ impl State {
     }
 }
 
-/// Closes the sockets of every `Close`; other actions have been dealt with. A
-/// few get a line each in the log, many that end for one reason get one line.
-pub(crate) fn close_all(actions: Vec<Action<Socket>>) {
-    let mut closed: Vec<(Closing, Listener)> = Vec::new();
-    for action in actions {
-        if let Action::Close(socket, listener, why) = action {
-            unlink(&socket);
-            closed.push((why, listener));
+impl State {
+    /// Closes the sockets of every `Close`; other actions have been dealt with. A
+    /// few get a line each in the log, many that end for one reason get one line.
+    pub(crate) fn close_all(&self, actions: Vec<Action<Socket>>) {
+        let mut closed: Vec<(Closing, Listener)> = Vec::new();
+        for action in actions {
+            if let Action::Close(socket, listener, why) = action {
+                unlink(&socket);
+                closed.push((why, listener));
+            }
+        }
+        for group in closed.chunk_by(|one, other| one.0 == other.0) {
+            match group {
+                [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => {
+                    let (first, last) = (first.label(), last.label());
+                    let (count, why) = (group.len(), reason(*why));
+                    tracing::info!(first, last, count, why, "listeners closed");
+                    let text = format!("{count} listeners closed, {first} to {last}: {why}");
+                    self.journal.record(Happening::new(Kind::ListenerReleased, text));
+                }
+                few => few.iter().for_each(|(why, listener)| self.closed(*why, listener)),
+            }
         }
     }
-    for group in closed.chunk_by(|one, other| one.0 == other.0) {
-        match group {
-            [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => tracing::info!(
-                first = first.label(),
-                last = last.label(),
-                count = group.len(),
-                why = reason(*why),
-                "listeners closed"
-            ),
-            few => few.iter().for_each(|(why, listener)| log_closed(*why, listener)),
-        }
-    }
-}
 
-fn log_closed(why: Closing, listener: &Listener) {
-    let (listener, reason) = (listener.label(), reason(why));
-    match why {
-        Closing::Replaced => tracing::warn!(listener, why = reason, "listener closed"),
-        _ => tracing::info!(listener, why = reason, "listener closed"),
+    fn closed(&self, why: Closing, listener: &Listener) {
+        let (listener, reason) = (listener.label(), reason(why));
+        match why {
+            Closing::Replaced => tracing::warn!(listener, why = reason, "listener closed"),
+            _ => tracing::info!(listener, why = reason, "listener closed"),
+        }
+        let text = format!("{listener} closed: {reason}");
+        self.journal.record(Happening::new(Kind::ListenerReleased, text));
     }
 }
 

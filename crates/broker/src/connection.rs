@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_observe::{Follower, follow};
 use bindonce_sys::{Errno, scm};
 use bindonce_wire::batch::Transmission;
 use bindonce_wire::framing::{Frame, Scanner};
@@ -88,6 +89,9 @@ pub(crate) struct Link {
     large: Cell<bool>,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
     owed: RefCell<Option<String>>,
+    /// It follows the events from this id on, and does nothing else any more.
+    following: RefCell<Option<(Follower, u64)>>,
+    follows: Cell<bool>,
 }
 
 impl Link {
@@ -113,12 +117,24 @@ impl Link {
             busy: Cell::new(false),
             large: Cell::new(false),
             owed: RefCell::new(None),
+            following: RefCell::new(None),
+            follows: Cell::new(false),
         })
     }
 
     /// Whether its request has yet to be answered by this image.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.get() && self.owed.borrow().is_none()
+        self.busy.get() && self.owed.borrow().is_none() && !self.follows.get()
+    }
+
+    /// It is a follower's once its request is answered.
+    pub(crate) fn follow(&self, follower: Follower, last: u64) {
+        *self.following.borrow_mut() = Some((follower, last));
+    }
+
+    /// Whether it is a follower's.
+    pub(crate) fn is_following(&self) -> bool {
+        self.follows.get()
     }
 
     /// Whether what its requests and replies took is worth giving back to the system.
@@ -129,7 +145,7 @@ impl Link {
     /// What has been read of a request, if another image can go on from there. A descriptor
     /// that was received stays behind.
     pub(crate) fn unread(&self) -> Option<Vec<u8>> {
-        if self.is_busy() || !self.received.borrow().is_empty() {
+        if self.is_busy() || self.follows.get() || !self.received.borrow().is_empty() {
             return None;
         }
         self.scanner.borrow().unread().map(<[u8]>::to_vec)
@@ -231,6 +247,16 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             };
             if let Err(end) = sent {
                 return end;
+            }
+            let following = link.following.take();
+            if let Some((follower, last)) = following {
+                link.follows.set(true);
+                state.borrow().upgrade.calmer();
+                return match follow(&follower, last, &link.stream, deadline).await {
+                    Ok(()) => End::Closed,
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => End::NotRead,
+                    Err(error) => End::Failed(error),
+                };
             }
         }
         if complete {

@@ -16,7 +16,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
+use bindonce_core::event::Kind;
 use bindonce_core::registry::Held;
+use bindonce_observe::{Happening, Journal};
 use bindonce_sys::guard::{self, Health};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::watch::Watch;
@@ -168,6 +170,8 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
                     hint = "end those who have it, then release it and claim it again",
                     "listener was shut down by somebody who shares it, for good: nobody can connect"
                 );
+                let text = format!("{} was shut down for good", held.listener.label());
+                state.journal.record(Happening::new(Kind::ListenerBroken, text));
             }
             Ok(Health::ShutDown) => {}
             Err(error) if broken.insert(inode) => {
@@ -177,6 +181,8 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
                             all the time",
                     "listener has left LISTEN and cannot be made to listen again"
                 );
+                let text = format!("{} has left LISTEN: {error}", held.listener.label());
+                state.journal.record(Happening::new(Kind::ListenerBroken, text));
             }
             Err(_) => {}
         }
@@ -216,6 +222,8 @@ fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
                     inode, %error, hint = error.hint(),
                     "listener was shut down by somebody who shares it and cannot be replaced"
                 );
+                let text = format!("a listener was shut down and cannot be replaced: {error}");
+                state_ref.journal.record(Happening::new(Kind::ListenerBroken, text));
             }
         }
     }
@@ -262,11 +270,16 @@ async fn tell(state: &RefCell<State>, inode: u64) -> bool {
     let Some((_, held)) = state.registry.by_inode(inode) else { return false };
     tracing::warn!(
         listener = held.listener.label(), address = %held.opened.bound, inode, times,
-        shared_by = suspects,
+        shared_by = suspects.as_str(),
         hint = "one of those who share it disconnected it or shut it down (haproxy does on SIGTTOU \
                 with a socket that came by -x): clients that waited in its queue were reset",
         "listener had left LISTEN and was made to listen again"
     );
+    let text = format!(
+        "{} had left LISTEN and was made to listen again, {times} times; shared by {suspects}",
+        held.listener.label()
+    );
+    state.journal.record(Happening::new(Kind::ListenerRepaired, text));
     true
 }
 
@@ -302,18 +315,22 @@ pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
 
 /// Tells the log what has changed of a listener since the last time; `who` is the
 /// generation that just began to serve.
-pub(crate) fn notice(held: &Held<Socket>, who: &str) {
+pub(crate) fn notice(journal: &Journal, held: &Held<Socket>, who: &str) {
     let changes = changes(held);
     let mut noticed = held.opened.handle.care.noticed.borrow_mut();
     if *noticed != changes {
         let text = |change: &Change| format!("{} {} -> {}", change.option, change.was, change.now);
         let changed: Vec<String> = changes.iter().map(text).collect();
+        let changed = changed.join(", ");
         tracing::info!(
             listener = held.listener.label(),
             who,
-            changed = changed.join(", "),
+            changed,
             "options of a shared listener are not as it was made"
         );
+        let label = held.listener.label();
+        let text = format!("options of {label} are not as it was made ({who}): {changed}");
+        journal.record(Happening::new(Kind::ListenerChanged, text));
         *noticed = changes;
     }
 }

@@ -41,6 +41,6 @@ mod upgrade;
 pub use config::{Config, Limits, Orders};
 pub use error::Error;
 pub use file::File;
-pub use server::run;
+pub use server::{events_file, run};
 pub use settings::WrittenRule;
 pub use upgrade::{CHECK, Inherited, check, inherited};

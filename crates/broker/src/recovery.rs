@@ -22,9 +22,11 @@ use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event::Kind;
 use bindonce_core::listener::{Key, Listener};
 use bindonce_core::registry::Lease;
 use bindonce_core::time::Timestamp;
+use bindonce_observe::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{diag, holders, identity, listen};
@@ -107,12 +109,15 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
             .get(&entry.inode)
             .map(|holders| holders.iter().map(|holder| intruder::named(&holder.pid)).collect())
             .unwrap_or_default();
+        let held_by =
+            if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") };
+        let text = format!("{} could not be had back; it is held by {held_by}", entry.listen);
+        state.journal.record(Happening::new(Kind::ListenerLost, text));
         tracing::error!(
             listener = entry.listen,
             bound = entry.bound,
             inode = entry.inode,
-            held_by =
-                if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") },
+            held_by,
             hint = "reload or end those who have it: they may give it back, or it is bound anew; \
                     CAP_SYS_PTRACE lets the broker take it itself",
             "listener could not be had back"
@@ -122,6 +127,8 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
     let had = count.saturating_sub(lost + closed);
     let took = bindonce_core::duration::format(begun.elapsed());
     tracing::info!(had, lost, closed, took, "listeners of the broker before");
+    let text = format!("listeners of the broker before: {had} had back, {lost} lost, in {took}");
+    state.journal.record(Happening::new(Kind::Recovered, text));
     state.rewrite_records();
 }
 
@@ -221,6 +228,8 @@ async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
         match listen::open(&place) {
             Ok(socket) => {
                 tracing::warn!(listener = name, "listener bound anew: nobody had its socket");
+                let text = format!("{name} bound anew: nobody had its socket");
+                state.borrow().journal.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
                 let found = Found { listener, socket, exclusive: true, since, tentative: false };
                 let mut state = state.borrow_mut();
@@ -242,6 +251,9 @@ impl State {
             return;
         }
         self.missing.retain(|entry| !inodes.contains(&entry.inode));
+        let restored: Vec<_> = found.iter().map(|found| found.listener.label()).collect();
+        let text = format!("{} listeners are held again: {}", restored.len(), restored.join(" "));
+        self.journal.record(Happening::new(Kind::ListenerRestored, text));
         self.adopt(found, false);
         for inode in inodes {
             if let Some((_, held)) = self.registry.by_inode(inode) {

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
+use bindonce_core::event::Kind;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::policy::{Denial, Facts, Peer, Verb, Verdict};
 use bindonce_core::registry::{ConnectionId, Label, Refusal, Want};
+use bindonce_observe::{Follower, Happening};
 use bindonce_sys::peer;
 use bindonce_wire::message::{Request, encode_error, encode_result};
-use bindonce_wire::params::{Bind, Call, Join, Target};
+use bindonce_wire::params::{Bind, Call, Events, Join, Target};
 use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
@@ -102,6 +104,7 @@ async fn perform(
             allow(state, caller, Verb::List, None)?;
             encode(request, &answer::status(&state.borrow(), visible(state, caller)))
         }
+        Call::Events(wanted) => events(state, link, request, wanted),
         Call::Ping => {
             known(state, caller)?;
             encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
@@ -116,6 +119,24 @@ async fn perform(
             Err(RpcError::new(ErrorCode::METHOD_NOT_FOUND, message))
         }
     }
+}
+
+/// What has happened; from the reply on the connection may be a follower's.
+fn events(
+    state: &RefCell<State>,
+    link: &Link,
+    request: &Request<'_>,
+    wanted: Events,
+) -> Result<Vec<u8>, RpcError> {
+    allow_all(state, link.caller, Verb::List)?;
+    let journal = Rc::clone(&state.borrow().journal);
+    let answer = journal.answer(wanted.since, wanted.follow);
+    let text = encode(request, &answer)?;
+    if wanted.follow {
+        let follower = Follower::new(&journal).ok_or_else(Follower::refused)?;
+        link.follow(follower, answer.last);
+    }
+    Ok(text)
 }
 
 /// Waits until the broker has what it can have back of the one before.
@@ -264,7 +285,15 @@ pub(crate) fn allow(
     let state = state.borrow();
     let facts = facts(&state, caller);
     let verdict = state.policy.judge(caller.peer, &facts, verb, subject);
-    verdict.into_result().map_err(|denial| denied(&denial, &facts))
+    verdict.into_result().map_err(|denial| denied(&state, &denial, &facts))
+}
+
+/// Whether the caller may do this to every listener, whichever there may be.
+fn allow_all(state: &RefCell<State>, caller: Caller, verb: Verb) -> Result<(), RpcError> {
+    let state = state.borrow();
+    let facts = facts(&state, caller);
+    let verdict = state.policy.judge_all(caller.peer, &facts, verb);
+    verdict.into_result().map_err(|denial| denied(&state, &denial, &facts))
 }
 
 /// Whether the caller may do this to the listener of a name. If there is none, whoever may do
@@ -298,7 +327,7 @@ fn allow_claim(
     if !change && judge(Verb::Use) == Verdict::Allow && held() {
         return Ok(());
     }
-    Err(denied(&denial, &facts))
+    Err(denied(&state, &denial, &facts))
 }
 
 /// Whether the caller may do anything at all.
@@ -321,7 +350,7 @@ fn visible(state: &RefCell<State>, caller: Caller) -> impl Fn(&Listener) -> bool
 }
 
 /// The log hears all of it, the caller what concerns it.
-fn denied(denial: &Denial, facts: &Facts) -> RpcError {
+fn denied(state: &State, denial: &Denial, facts: &Facts) -> RpcError {
     let Facts { groups, exe, cgroup } = facts;
     tracing::warn!(
         uid = denial.peer.uid,
@@ -333,6 +362,8 @@ fn denied(denial: &Denial, facts: &Facts) -> RpcError {
         needed = denial.rule_needed(),
         "denied: {denial}"
     );
+    let happening = Happening::new(Kind::Denied, denial.to_string());
+    state.journal.record(happening.pid(i32::try_from(denial.peer.pid).ok()));
     answer::denied(denial)
 }
 

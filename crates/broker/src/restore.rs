@@ -20,7 +20,6 @@ use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
-use crate::closing::close_all;
 use crate::state::{State, now};
 use crate::store;
 
@@ -202,7 +201,7 @@ impl State {
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
-        close_all(actions);
+        self.close_all(actions);
         if let Some(store) = self.store.as_ref().filter(|_| stored) {
             self.registry.list().iter().for_each(|view| store.has(view.held));
         }

@@ -4,10 +4,13 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
+use bindonce_observe::{Happening, Journal};
 use bindonce_sys::{Errno, limits, memory, peer};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
@@ -15,6 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
+use crate::answer;
 use crate::config::Config;
 use crate::connection::{self, End, Link};
 use crate::control::Control;
@@ -71,9 +75,11 @@ async fn serve(
     let guard = Guard::new();
     let guard =
         guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
-    let mut state = State::new(control.socket.clone(), owner, limit, guard);
+    let journal = Journal::open(&events_file(&control.socket), None);
+    let mut state = State::new(control.socket.clone(), owner, limit, guard, journal);
     state.regulate(config.rules.clone(), config.limits.clone());
     let state = Rc::new(RefCell::new(state));
+    let resumes = resumed.is_some();
     let served = async {
         let (listener, links) = match resumed {
             None => (begin(config, control, &state).await?, Vec::new()),
@@ -83,6 +89,9 @@ async fn serve(
             socket = %control.socket.display(), pid = std::process::id(),
             descriptor_limit = limit, "broker serves"
         );
+        if !resumes {
+            record(&state, Kind::BrokerStarted, format!("bindonce {} serves", answer::VERSION));
+        }
         let tasks = LocalSet::new();
         // Rung whenever a connection ends and with it a descriptor is free.
         let freed = Rc::new(Notify::new());
@@ -107,11 +116,27 @@ async fn serve(
         }
         service::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
+        record(&state, Kind::BrokerEnding, "broker ends, in order");
         Ok(())
     };
     let served = served.await;
     state.borrow_mut().close_everything();
     served
+}
+
+/// Where the broker on this control socket keeps its events, for the next one too. A file of their own, not a part of the
+/// state: they may be lost where that may not, are appended far more often, and are the
+/// same whichever way this process ends or goes on as another image.
+pub fn events_file(socket: &Path) -> PathBuf {
+    let mut path = socket.to_owned().into_os_string();
+    path.push(".events");
+    path.into()
+}
+
+/// Records what happens to this process.
+fn record(state: &RefCell<State>, kind: Kind, text: impl Into<String>) {
+    let happening = Happening::new(kind, text).pid(std::process::id().cast_signed());
+    state.borrow().journal.record(happening);
 }
 
 /// Everything before the first client can connect.
@@ -176,11 +201,18 @@ async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
                 let count = rules.len();
                 state.borrow_mut().regulate(rules, limits);
                 tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
+                let text = format!("{count} rules and the limits read again: {}", path.display());
+                record(state, Kind::ConfigRead, text);
             }
-            Err(error) => tracing::error!(
-                %error, hint = "correct it and send SIGHUP again; `bindonce check-config` tells more",
-                "the rules and limits stay as they were"
-            ),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    hint = "correct it and send SIGHUP again; `bindonce check-config` tells more",
+                    "the rules and limits stay as they were"
+                );
+                let text = format!("the rules and limits stay as they were: {error}");
+                record(state, Kind::ConfigRefused, text);
+            }
         }
     }
 }
@@ -229,6 +261,8 @@ async fn accept(
                         hint = "raise LimitNOFILE= of the broker, or end some clients",
                         "cannot accept connections until a descriptor is free"
                     );
+                    let text = format!("cannot accept until a descriptor is free: {error}");
+                    record(state, Kind::LimitReached, text);
                 } else if !starved {
                     tracing::warn!(%error, "cannot accept a connection");
                 }
@@ -262,6 +296,9 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
     };
     if let Some((limit, most)) = reached {
         tracing::warn!(pid, uid = peer.uid, limit, most, "connection refused");
+        let text = format!("connection of uid {} refused: {limit} = {most}", peer.uid);
+        let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
+        state.journal.record(happening);
         let message = format!("the broker has {most} connections, the limit `{limit}`");
         let error = RpcError::new(ErrorCode::LIMIT, message)
             .with_hint("close some, or raise it in [limits] of the broker's configuration");
@@ -291,15 +328,26 @@ fn attend(
             upgrade::answer(&link, &owed, deadline).await;
         }
         let pid = link.caller.peer.pid;
-        match connection::serve(&link, &state).await {
-            End::Closed => {}
-            End::Failed(error) => tracing::debug!(pid, %error, "connection ended"),
-            End::Idle => tracing::debug!(pid, "connection ended: it was idle and used nothing"),
-            End::Unfinished => tracing::warn!(pid, "cut off: a request was not finished in time"),
-            End::NotRead => tracing::warn!(pid, "cut off: its reply was not read in time"),
-            End::TooManyInFlight => {
-                tracing::warn!(pid, "cut off: too many descriptors wait to be received by clients");
+        let cut_off = match connection::serve(&link, &state).await {
+            End::Closed => None,
+            End::Failed(error) => {
+                tracing::debug!(pid, %error, "connection ended");
+                None
             }
+            End::Idle => {
+                tracing::debug!(pid, "connection ended: it was idle and used nothing");
+                None
+            }
+            End::Unfinished => Some("cut off: a request was not finished in time"),
+            End::NotRead => Some("cut off: its reply was not read in time"),
+            End::TooManyInFlight => {
+                Some("cut off: too many descriptors wait to be received by clients")
+            }
+        };
+        if let Some(text) = cut_off {
+            tracing::warn!(pid, "{text}");
+            let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
+            state.borrow().journal.record(happening);
         }
         state.borrow_mut().disconnect(link.caller.connection);
         state.borrow().upgrade.calmer();

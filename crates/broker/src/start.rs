@@ -5,9 +5,11 @@ use std::cell::RefCell;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use bindonce_core::event::Kind;
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::Want;
+use bindonce_observe::Happening;
 use bindonce_sys::notify;
 use bindonce_wire::RpcError;
 
@@ -34,16 +36,25 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
     {
         let mut state = state.borrow_mut();
         state.store = Store::new(None).map_err(runtime)?;
+        let count = found.listeners.len();
         state.adopt(found.listeners, true);
+        if count != 0 {
+            let text = format!("{count} listeners came back from the service manager");
+            state.journal.record(Happening::new(Kind::ListenerRestored, text));
+        }
     }
     for listener in found.missing {
         let name = listener.label();
         match claim(state, vec![Wanted::Listen(listener.into())]).await {
             Ok(()) => tracing::warn!(listener = name, "listener bound anew: its socket was lost"),
-            Err(error) => tracing::error!(
-                listener = name, %error, hint = error.hint(),
-                "listener lost: the store did not have it, and it cannot be bound"
-            ),
+            Err(error) => {
+                tracing::error!(
+                    listener = name, %error, hint = error.hint(),
+                    "listener lost: the store did not have it, and it cannot be bound"
+                );
+                let text = format!("{name}: the store did not have it, and it cannot be bound");
+                state.borrow().journal.record(Happening::new(Kind::ListenerLost, text));
+            }
         }
     }
     Ok(Restored { control: found.control.map(UnixListener::from), stale: found.stale })

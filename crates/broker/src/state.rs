@@ -12,11 +12,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bindonce_core::policy::{Peer, Policy, Rule};
 use bindonce_core::registry::{ConnectionId, Event, Label, ListenerId, Phase, Registry};
 use bindonce_core::time::Timestamp;
+use bindonce_observe::Journal;
 use bindonce_sys::limits;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::Entry;
 
-use crate::closing::close_all;
 use crate::config::Limits;
 use crate::connection::{InFlight, Link};
 use crate::guard::{self, Guard};
@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) upgrade: Rc<Upgrade>,
     /// Where listeners are written down for the broker after this one; none with a `store`.
     pub(crate) records: Option<Rc<Records>>,
+    /// What has happened.
+    pub(crate) journal: Rc<Journal>,
     /// Listeners of the broker before that have not been had back.
     pub(crate) missing: Vec<Entry>,
     /// It ended in order: what nobody holds any more is not missing.
@@ -70,6 +72,7 @@ impl State {
         owner: u32,
         descriptor_limit: u64,
         guard: Rc<Guard>,
+        journal: Rc<Journal>,
     ) -> Self {
         let open = std::fs::read_dir("/proc/self/fd").map_or(16, Iterator::count);
         Self {
@@ -79,6 +82,7 @@ impl State {
             links: BTreeMap::new(),
             upgrade: Rc::default(),
             records: None,
+            journal,
             missing: Vec::new(),
             left_in_order: false,
             gate: Rc::default(),
@@ -109,7 +113,7 @@ impl State {
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
         let actions = self.registry.on(now(), Event::Connected(id, peer));
-        close_all(actions);
+        self.close_all(actions);
         id
     }
 
@@ -117,7 +121,7 @@ impl State {
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
         self.links.remove(&id);
         let actions = self.registry.on(now(), Event::Gone(id));
-        close_all(actions);
+        self.close_all(actions);
     }
 
     /// Says which generation a connection stands for.
@@ -129,10 +133,10 @@ impl State {
         let serves = label.phase == Phase::Serving;
         let who = format!("{} generation {}", label.service, label.generation);
         let actions = self.registry.on(now(), Event::Join(id, label));
-        close_all(actions);
+        self.close_all(actions);
         if serves {
             self.registry.leased(id).for_each(|held| {
-                guard::notice(held, &who);
+                guard::notice(&self.journal, held, &who);
                 self.record(held);
             });
         }

@@ -170,6 +170,27 @@ Exit codes:
   1  One is unknown or in use, and none was closed
   2  Wrong usage";
 
+/// `bindonce events`.
+pub(crate) const EVENTS: &str = "\
+Examples:
+  bindonce events
+      The last thousand things that happened to the broker, and to each service
+  bindonce events --name web --follow
+      One service, and each further event as it happens, also over restarts
+  bindonce events --json | jq 'select(.kind == \"reload-failed\")'
+      One kind of event; docs/operations.md lists all kinds
+
+Files:
+  /run/bindonce/bindonce.sock.events
+      The broker's events, kept for the next broker
+  /run/bindonce/SERVICE.d/events.jsonl
+      A service's events; read when its supervisor does not run
+
+Exit codes:
+  0  Done
+  1  Somebody who is there could not be asked; what the others told is printed
+  2  Wrong usage";
+
 /// `bindonce status`.
 pub(crate) const STATUS: &str = "\
 Examples:

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod events;
 mod failure;
 mod help;
 mod logging;

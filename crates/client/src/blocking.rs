@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::scm;
 use bindonce_wire::batch::MAX_FDS;
-use bindonce_wire::params::Join;
+use bindonce_wire::params::{Events, Join};
 use bindonce_wire::result::{
-    JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
+    EventsResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -162,6 +162,15 @@ impl Client {
     /// See [`Error`].
     pub fn status(&mut self) -> Result<StatusResult, Error> {
         self.exchange("status", &NOTHING, false).and_then(typed)
+    }
+
+    /// What happened after the event with the id `since`, as far as it is remembered; 0 for
+    /// all of it. [`Follower`](crate::Follower) tells what happens from then on.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the caller may not see every listener; see [`Error`].
+    pub fn events(&mut self, since: u64) -> Result<EventsResult, Error> {
+        self.exchange("events", &[Events { since, follow: false }], false).and_then(typed)
     }
 
     /// Asks whether the broker is there, and its version.

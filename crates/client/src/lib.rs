@@ -35,21 +35,24 @@ pub mod aio;
 mod blocking;
 mod claim;
 mod error;
+mod follow;
 mod lease;
 mod session;
 mod socket;
 
 pub use acceptor::{Accepted, Acceptor, wait_readable};
 pub use bindonce_core::name::{InvalidName, Name};
+pub use bindonce_wire::event::Event;
 pub use bindonce_wire::params::{Join, State};
 pub use bindonce_wire::result::{
-    BrokerInfo, GenerationInfo, HolderInfo, ListResult, ListenerInfo, PingResult, ServiceInfo,
-    StatusResult,
+    BrokerInfo, EventsResult, GenerationInfo, HolderInfo, ListResult, ListenerInfo, PingResult,
+    ServiceInfo, StatusResult,
 };
 pub use bindonce_wire::{ErrorCode, RpcError};
 pub use blocking::Client;
 pub use claim::{Claim, Give};
 pub use error::Error;
+pub use follow::Follower;
 pub use lease::Lease;
 pub use session::{DEFAULT_TIMEOUT, MAX_REPLY};
 pub use socket::default_socket;

@@ -12,6 +12,7 @@ pub mod address;
 pub mod diagnosis;
 pub mod duration;
 pub mod error;
+pub mod event;
 pub mod generation;
 mod key;
 pub mod listener;

@@ -15,6 +15,7 @@
 
 pub mod batch;
 pub mod error;
+pub mod event;
 pub mod framing;
 pub mod manifest;
 pub mod message;

@@ -13,8 +13,8 @@ use crate::error::RpcError;
 use crate::message::Request;
 
 /// The methods of a broker, in the order in which help lists them.
-pub const METHODS: [&str; 8] =
-    ["bind", "join", "release", "list", "status", "ping", "store", "upgrade"];
+pub const METHODS: [&str; 9] =
+    ["bind", "join", "release", "list", "status", "events", "ping", "store", "upgrade"];
 
 /// Parameters that a method takes, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
@@ -23,6 +23,7 @@ pub(crate) fn example(method: &str) -> Option<&'static str> {
         "join" => r#"[{"service":"haproxy","generation":7,"pid":1234,"state":"serving"}]"#,
         "release" => r#"["web"]"#,
         "store" => r#"[{"listen":"web=0.0.0.0:80"}]"#,
+        "events" => r#"[{"since":1041,"follow":true}]"#,
         _ => return None,
     })
 }
@@ -41,6 +42,8 @@ pub enum Call {
     List,
     /// Tell everything about the broker.
     Status,
+    /// Tell what happened last, and perhaps what happens from now on.
+    Events(Events),
     /// Tell that the broker is there.
     Ping,
     /// Take listeners that the caller holds; their descriptors come with the request.
@@ -58,6 +61,7 @@ impl Call {
             "release" => Ok(Self::Release(request.params::<Elements<String>>()?.0)),
             "list" => request.no_params().map(|()| Self::List),
             "status" => request.no_params().map(|()| Self::Status),
+            "events" => Events::decode(request).map(Self::Events),
             "ping" => request.no_params().map(|()| Self::Ping),
             "store" => Ok(Self::Store(request.params::<Elements<Give>>()?.0)),
             "upgrade" => request.no_params().map(|()| Self::Upgrade),
@@ -213,6 +217,28 @@ impl<'de> Deserialize<'de> for Port {
 pub struct Give {
     /// As it was claimed: `[NAME=]ADDR[,OPT]...`.
     pub listen: String,
+}
+
+/// The parameter of `events`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    /// The id of the last event that the caller knows; 0 if it knows none.
+    #[serde(default)]
+    pub since: u64,
+    /// Whether each further event is told as it happens, for as long as the connection is open.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+impl Events {
+    /// Reads the parameters, which may be left out.
+    pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
+        match request.no_params() {
+            Ok(()) => Ok(Self::default()),
+            Err(_) => request.params::<One<Self>>().map(|one| one.0),
+        }
+    }
 }
 
 /// The parameter of `join`.

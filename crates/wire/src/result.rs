@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::event::Event;
 use crate::params::State;
 
 /// The result of `bind`: one entry for each descriptor, in the order in which
@@ -50,6 +51,17 @@ pub struct PingResult {
     pub pong: bool,
     /// The broker's version.
     pub version: String,
+}
+
+/// The result of `events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsResult {
+    /// What happened after `since`, oldest first, as far as it is remembered.
+    pub events: Vec<Event>,
+    /// The newest id that was given so far.
+    pub last: u64,
+    /// Whether each further event follows as a line of its own.
+    pub following: bool,
 }
 
 /// The result of `store`: one entry for each listener, in the order of the request, as `bind`

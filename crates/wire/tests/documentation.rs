@@ -8,8 +8,8 @@ use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Reply, Request, encode_error};
 use bindonce_wire::params::{Call, METHODS};
 use bindonce_wire::result::{
-    BindResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
-    UpgradeResult,
+    BindResult, EventsResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult,
+    StoreResult, UpgradeResult,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,6 +71,7 @@ fn the_examples_are_what_the_code_reads_and_writes() {
                     Call::List => rewritten::<ListResult>(&raw),
                     Call::Store(_) => rewritten::<StoreResult>(&raw),
                     Call::Upgrade => rewritten::<UpgradeResult>(&raw),
+                    Call::Events(_) => rewritten::<EventsResult>(&raw),
                     Call::Status => rewritten::<StatusResult>(&raw),
                     _ => rewritten::<PingResult>(&raw),
                 };

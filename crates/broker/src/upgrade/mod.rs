@@ -23,6 +23,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event::Kind;
+use bindonce_observe::Happening;
 use bindonce_sys::{memory, upgrade as system};
 use bindonce_wire::manifest::Manifest;
 use bindonce_wire::message::Id;
@@ -110,7 +112,9 @@ pub(crate) async fn keep(
             () = config.orders.upgrade.notified() => {}
         }
         let story = attempt(state, listener, control).await;
-        tracing::error!("not upgraded, nothing has changed: {story}");
+        let text = format!("not upgraded, nothing has changed: {story}");
+        tracing::error!("{text}");
+        state.borrow().journal.record(Happening::new(Kind::UpgradeFailed, text));
         for caller in upgrade.callers.take() {
             // Gone means that nobody wants to know.
             let _ = caller.send(story.clone());
@@ -163,7 +167,9 @@ fn become_binary(
 ) -> String {
     let links: Vec<(&Rc<Link>, Vec<u8>)> =
         state.links.values().filter_map(|link| Some((link, link.unread()?))).collect();
-    let dropped = state.links.len() - links.len();
+    // A follower's ends as well, and it connects again: nothing of it is lost.
+    let following = state.links.values().filter(|link| link.is_following()).count();
+    let dropped = state.links.len() - links.len() - following;
     if dropped != 0 {
         tracing::warn!(
             count = dropped,

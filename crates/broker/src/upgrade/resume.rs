@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{self, ConnectionId, Event, Label};
 use bindonce_core::time::Timestamp;
+use bindonce_observe::Happening;
 use bindonce_sys::listen::UnixPath;
 use bindonce_sys::{identity, inherit, process};
 use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
@@ -21,7 +23,6 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{NAME, VARIABLE};
 use crate::answer;
-use crate::closing::close_all;
 use crate::connection::{self, Link};
 use crate::control::Control;
 use crate::error::Error;
@@ -126,12 +127,12 @@ impl Inherited {
         for entry in &listeners {
             match take(entry) {
                 Ok(listener) => found.push(listener),
-                Err(reason) => tracing::error!(
-                    listener = entry.listen,
-                    inode = entry.inode,
-                    reason,
-                    "listener lost in the upgrade: it is not what it was"
-                ),
+                Err(reason) => {
+                    let text = "listener lost in the upgrade: it is not what it was";
+                    tracing::error!(listener = entry.listen, inode = entry.inode, reason, "{text}");
+                    let text = format!("{}: {text}: {reason}", entry.listen);
+                    state.journal.record(Happening::new(Kind::ListenerLost, text));
+                }
             }
         }
         let stored = state.store.is_some();
@@ -150,7 +151,7 @@ impl Inherited {
             state.next_connection = state.next_connection.max(written.id + 1);
         }
         let actions = state.registry.on(now(), Event::Resume(links));
-        close_all(actions);
+        state.close_all(actions);
         tracing::info!(
             listeners = state.registry.len(),
             connections = resumed.len(),
@@ -158,6 +159,9 @@ impl Inherited {
             to = answer::VERSION,
             "upgraded in place"
         );
+        let text = format!("upgraded in place, from {} to {}", header.written_by, answer::VERSION);
+        let happening = Happening::new(Kind::Upgraded, text);
+        state.journal.record(happening.pid(std::process::id().cast_signed()));
         Ok(resumed)
     }
 }

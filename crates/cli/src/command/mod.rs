@@ -5,6 +5,7 @@ mod check;
 mod check_config;
 mod demo;
 mod doctor;
+mod events;
 mod exec;
 mod list;
 mod ping;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Ping(ping::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
+    Events(events::Args),
     Upgrade(upgrade::Args),
 }
 
@@ -60,6 +62,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Ping(args) => ping::run(args, globals),
         Command::Doctor(args) => doctor::run(args, globals),
         Command::Demo(args) => demo::run(args, globals),
+        Command::Events(args) => events::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
     }
 }

@@ -188,6 +188,17 @@ impl Policy {
         Verdict::Deny(Box::new(Denial { peer, verb, subject: subject.cloned(), owner }))
     }
 
+    /// Whether `peer` may do `verb` to every listener, whichever there may be: no rule that
+    /// names addresses allows that.
+    pub fn judge_all(&self, peer: Peer, facts: &Facts, verb: Verb) -> Verdict {
+        let verdict = self.judge(peer, facts, verb, None);
+        let all = |rule: &Rule| rule.addresses.is_empty() && rule.allows(peer, facts, verb, None);
+        if self.rules.is_empty() || self.rules.iter().any(all) {
+            return verdict;
+        }
+        Verdict::Deny(Box::new(Denial { peer, verb, subject: None, owner: None }))
+    }
+
     /// Whether `peer` may do anything at all.
     pub fn knows(&self, peer: Peer, facts: &Facts) -> bool {
         Verb::ALL.into_iter().any(|verb| self.judge(peer, facts, verb, None) == Verdict::Allow)
@@ -268,6 +279,11 @@ mod tests {
             assert!(!may(9, &less, Verb::Use, ":1"), "{less:?}");
         }
         assert!(policy.knows(peer(33), &none) && !policy.knows(peer(0), &none));
+        // To every listener only by a rule without addresses.
+        assert_eq!(policy.judge_all(peer(9), &facts, Verb::List), Verdict::Allow);
+        assert_eq!(policy.judge(peer(33), &none, Verb::Release, None), Verdict::Allow);
+        assert_ne!(policy.judge_all(peer(33), &none, Verb::Release), Verdict::Allow);
+        assert_ne!(policy.judge_all(peer(9), &none, Verb::List), Verdict::Allow);
         let denied = policy.judge(peer(5), &none, Verb::Bind, Some(&spec("web=:80-82,backlog=9")));
         let denial = denied.into_result().expect_err("denied");
         assert!(denial.to_string().ends_with("no rule allows it"), "{denial}");

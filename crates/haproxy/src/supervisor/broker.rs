@@ -7,12 +7,15 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce::aio::Client;
 use bindonce::{Join, State};
+use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_observe::{Happening, Journal};
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::watch::Watch;
 use nix::sys::socket::UnixAddr;
@@ -48,7 +51,7 @@ pub(super) async fn join(
 
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
 /// session of its own, so that it outlives this process.
-pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
+pub(super) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) -> Result<(), Error> {
     let missing = match connect(socket).await {
         Ok(mut client) => match client.ping().await {
             Ok(_) => return Ok(()),
@@ -61,12 +64,12 @@ pub(super) async fn ensure(socket: &Path, start: bool) -> Result<(), Error> {
         return Err(missing);
     }
     tracing::info!(socket = %socket.display(), "no broker answers; starting one that outlives us");
-    start_broker(socket).await?;
+    start_broker(socket, Rc::clone(journal)).await?;
     // Another `run` may have started one at the same time; either will do.
     connect(socket).await.map(drop)
 }
 
-async fn start_broker(socket: &Path) -> Result<(), Error> {
+async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> {
     // The broker says READY=1 here when it listens.
     let notify = notify_socket().map_err(Error::system("make a socket for the broker's word"))?;
     let mut command = Command::new("/proc/self/exe");
@@ -103,10 +106,14 @@ async fn start_broker(socket: &Path) -> Result<(), Error> {
         Err(_) => return Err(failed(format!("not ready within {}s", BROKER_UP.as_secs()))),
     }
     tracing::info!(pid, socket = %socket.display(), "broker started");
+    journal.record(
+        Happening::new(event::Kind::BrokerStarted, "broker started: none answered").pid(pid),
+    );
     super::spawn(async move {
         if ended.readable().await.is_ok() {
-            let story = ending(&pidfd);
-            tracing::error!(pid, "the broker that we started is gone: {story}");
+            let text = format!("the broker that we started is gone: {}", ending(&pidfd));
+            tracing::error!(pid, "{text}");
+            journal.record(Happening::new(event::Kind::BrokerEnded, text).pid(pid));
         }
     });
     Ok(())

@@ -1,5 +1,5 @@
-//! The service's control socket: `reload`, `status` and `ping`, in the same
-//! protocol as the broker's (docs/protocol.md).
+//! The service's control socket: `reload`, `status`, `events`, `upgrade` and `ping`, in the
+//! same protocol as the broker's (docs/protocol.md).
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -8,9 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bindonce_observe::{Follower, Journal, follow};
 use bindonce_sys::peer;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Id, Request};
+use bindonce_wire::params::Events;
 use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,13 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// their return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-const METHODS: [&str; 4] = ["reload", "status", "upgrade", "ping"];
+const METHODS: [&str; 5] = ["reload", "status", "events", "upgrade", "ping"];
 
 /// What a client wants, and where the answer goes.
 #[derive(Debug)]
 pub(super) enum Ask {
-    /// Serve the files as they are now.
-    Reload(oneshot::Sender<Answer>),
+    /// Serve the files as they are now; asked for by this process.
+    Reload(oneshot::Sender<Answer>, i32),
     /// Tell that the loop goes round, and which generation serves.
     Ping(oneshot::Sender<Answer>),
     /// Tell everything.
@@ -64,7 +66,11 @@ pub(super) fn bind(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// Serves clients until the task is ended.
-pub(super) async fn serve(listener: UnixListener, ask: impl Fn(Ask) + 'static) {
+pub(super) async fn serve(
+    listener: UnixListener,
+    journal: Rc<Journal>,
+    ask: impl Fn(Ask) + 'static,
+) {
     let ask = Rc::new(ask);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -73,9 +79,9 @@ pub(super) async fn serve(listener: UnixListener, ask: impl Fn(Ask) + 'static) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let ask = Rc::clone(&ask);
+                let (ask, journal) = (Rc::clone(&ask), Rc::clone(&journal));
                 super::spawn(async move {
-                    if let Err(error) = converse(stream, &*ask).await {
+                    if let Err(error) = converse(stream, &journal, &*ask).await {
                         tracing::debug!(%error, "control connection ended");
                     }
                     drop(place);
@@ -89,7 +95,11 @@ pub(super) async fn serve(listener: UnixListener, ask: impl Fn(Ask) + 'static) {
     }
 }
 
-async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result<()> {
+async fn converse(
+    mut stream: UnixStream,
+    journal: &Rc<Journal>,
+    ask: &impl Fn(Ask),
+) -> std::io::Result<()> {
     let peer = peer::credentials(stream.as_fd())?;
     let allowed = peer.uid == 0 || peer.uid == nix::unistd::getuid().as_raw();
     let mut scanner = Scanner::new(MAX_REQUEST);
@@ -106,6 +116,7 @@ async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result
         }
         let mut rest = buffer.get(..read).unwrap_or_default();
         while let Some(frame) = scanner.next(&mut rest) {
+            let mut following = None;
             let reply = match frame {
                 Frame::Request(_) if !allowed => {
                     let text = format!("uid {} may not control this service", peer.uid);
@@ -113,7 +124,10 @@ async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result
                         .with_hint("ask as root, or as the user that runs `bindonce run`");
                     message::encode_error(&Id::Null, &error)
                 }
-                Frame::Request(request) => answer(&request, ask).await,
+                Frame::Request(request) => {
+                    let asked = Asked { pid: peer.pid, journal, following: &mut following };
+                    answer(&request, asked, ask).await
+                }
                 Frame::Malformed { reason, .. } => {
                     let error = RpcError::new(ErrorCode::PARSE, format!("bad JSON: {reason}"));
                     message::encode_error(&Id::Null, &error)
@@ -125,18 +139,32 @@ async fn converse(mut stream: UnixStream, ask: &impl Fn(Ask)) -> std::io::Result
             };
             let write = stream.write_all(&reply);
             tokio::time::timeout(PATIENCE, write).await.map_err(std::io::Error::from)??;
+            if let Some((follower, last)) = following {
+                return follow(&follower, last, &stream, PATIENCE).await;
+            }
         }
     }
 }
 
-async fn answer(text: &[u8], ask: &impl Fn(Ask)) -> Vec<u8> {
+/// Who asks, and what is known without asking the supervisor.
+struct Asked<'a> {
+    pid: i32,
+    journal: &'a Rc<Journal>,
+    /// Set where the connection is a follower's from now on, with what it has been told of.
+    following: &'a mut Option<(Follower, u64)>,
+}
+
+async fn answer(text: &[u8], mut asked: Asked<'_>, ask: &impl Fn(Ask)) -> Vec<u8> {
     let request = match Request::decode(text) {
         Ok(request) => request,
         Err(rejected) => return message::encode_error(&rejected.id, &rejected.error),
     };
-    let outcome = match request.no_params() {
-        Ok(()) => perform(&request, ask).await,
-        Err(error) => Err(error),
+    let outcome = match request.method.as_str() {
+        "events" => events(&request, &mut asked),
+        _ => match request.no_params() {
+            Ok(()) => perform(&request, asked.pid, ask).await,
+            Err(error) => Err(error),
+        },
     };
     let encoded = outcome.and_then(|value| {
         message::encode_result(&request.id, &value)
@@ -145,11 +173,22 @@ async fn answer(text: &[u8], ask: &impl Fn(Ask)) -> Vec<u8> {
     encoded.unwrap_or_else(|error| message::encode_error(&request.id, &error))
 }
 
-async fn perform(request: &Request<'_>, ask: &impl Fn(Ask)) -> Answer {
+fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
+    let Events { since, follow } = Events::decode(request)?;
+    let answer = asked.journal.answer(since, follow);
+    if follow {
+        let follower = Follower::new(asked.journal).ok_or_else(Follower::refused)?;
+        *asked.following = Some((follower, answer.last));
+    }
+    serde_json::to_value(&answer)
+        .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))
+}
+
+async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {
     let (reply, answer) = oneshot::channel();
     match request.method.as_str() {
         "ping" => ask(Ask::Ping(reply)),
-        "reload" => ask(Ask::Reload(reply)),
+        "reload" => ask(Ask::Reload(reply, pid)),
         "status" => ask(Ask::Status(reply)),
         "upgrade" => ask(Ask::Upgrade(reply)),
         _ => return Err(request.method_not_found(&METHODS)),

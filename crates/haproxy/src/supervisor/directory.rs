@@ -28,6 +28,14 @@ pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
     service_directory(socket, service).join("control.sock")
 }
 
+/// Where the supervisor of a service whose broker listens on `socket` keeps its events.
+pub fn events_file(socket: &Path, service: &Name) -> PathBuf {
+    service_directory(socket, service).join(EVENTS)
+}
+
+/// The file of events, kept for the next supervisor too.
+const EVENTS: &str = "events.jsonl";
+
 /// The directory of a service, held by this supervisor alone.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -161,6 +169,11 @@ impl Directory {
             }
         }
         Ok(())
+    }
+
+    /// Where events are kept, for the next supervisor too.
+    pub(super) fn events(&self) -> PathBuf {
+        self.path.join(EVENTS)
     }
 
     /// Where the state is saved.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bindonce_core::address::Address;
+use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::{diag, holders};
 
@@ -41,23 +42,22 @@ impl Supervisor {
             if !lines.insert(text.clone()) || self.foreign.contains(&text) {
                 continue;
             }
-            if address.starts_with("unix@") {
-                tracing::info!(
-                    generation = id.0,
-                    address = text,
-                    place,
+            let what = if address.starts_with("unix@") {
+                let what = format!(
                     "{program} has bound this path by itself ({reason}): the newest generation takes \
                      it over at each reload"
                 );
+                tracing::info!(generation = id.0, address = text, place, "{what}");
+                what
             } else {
-                tracing::warn!(
-                    generation = id.0,
-                    address = text,
-                    place,
+                let what = format!(
                     "{program} has bound this by itself ({reason}): during a reload the old and the \
                      new generation both hold it, and connections to it are not protected"
                 );
-            }
+                tracing::warn!(generation = id.0, address = text, place, "{what}");
+                what
+            };
+            self.record(id, event::Kind::ForeignBind, format!("{text} ({place}): {what}"));
         }
         self.foreign = lines;
     }

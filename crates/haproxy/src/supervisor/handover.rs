@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, Handover};
 use bindonce_sys::ghosts::{self, Ghost};
 use bindonce_sys::process::Pidfd;
@@ -45,6 +46,7 @@ impl Supervisor {
         // Should we die now it goes on: the next supervisor must not take it for one that starts.
         self.save();
         tracing::info!(generation = id.0, pid, "ready: {how}");
+        self.record(id, event::Kind::GenerationReady, how);
         self.feed(Event::Ready(id, handover));
     }
 
@@ -110,6 +112,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get(&id) else { return };
         let pid = generation.pid();
         tracing::info!(generation = id.0, pid, "stopped accepting");
+        self.record(id, event::Kind::GenerationDraining, "stopped accepting");
         if matches!(self.settings.ghosts, Ghosts::Ignore) {
             return;
         }
@@ -168,6 +171,8 @@ impl Supervisor {
         self.counts.ghosts_removed += removed as u64;
         if removed > 0 {
             tracing::info!(generation = id.0, pid, removed, "removed ghosts from its epoll sets");
+            let text = format!("removed {removed} ghosts from its epoll sets");
+            self.record(id, event::Kind::GhostsRemoved, text);
         }
         if left == 0 {
             return;
@@ -185,13 +190,12 @@ impl Supervisor {
             } else {
                 "run as root or with CAP_SYS_PTRACE, or let the program not use epoll"
             };
-            tracing::warn!(
-                generation = id.0,
-                pid,
-                ghosts = left,
+            let text = format!(
                 "this generation is woken for connections that it cannot accept, and burns CPU \
                  until it has drained; the kernel did not let us remove it from its epoll sets; {then}"
             );
+            tracing::warn!(generation = id.0, pid, ghosts = left, "{text}");
+            self.record(id, event::Kind::GhostsLeft, text);
         }
     }
 }

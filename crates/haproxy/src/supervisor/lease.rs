@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use bindonce::aio::Client;
 use bindonce::{Give, Join, State};
+use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_observe::{Happening, Journal};
 use bindonce_sys::peer;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -34,6 +36,9 @@ pub(super) struct Shared {
     pub(super) pid: Cell<Option<i32>>,
     /// Held by the one that starts a broker.
     pub(super) starting: Mutex<()>,
+    /// Somebody has found that it is gone, and nobody yet that another is there.
+    pub(super) lost: Cell<bool>,
+    pub(super) journal: Rc<Journal>,
 }
 
 impl Shared {
@@ -102,9 +107,15 @@ impl Keeper {
             socket = %socket.display(),
             "the broker is gone; haproxy serves on with the same sockets; waiting for another broker"
         );
+        let journal = &self.shared.journal;
+        if !self.shared.lost.replace(true) {
+            let text = "the broker is gone; haproxy serves on with the same sockets";
+            journal
+                .record(Happening::new(event::Kind::BrokerLost, text).pid(self.shared.pid.get()));
+        }
         if *start {
             let _one = starting.lock().await;
-            if let Err(error) = broker::ensure(socket, true).await {
+            if let Err(error) = broker::ensure(socket, true, journal).await {
                 tracing::error!(generation, "no broker could be started: {}", error.story());
             }
         }
@@ -124,6 +135,12 @@ impl Keeper {
                     listeners,
                     "a broker is back and has our listeners"
                 );
+                self.shared.note(&client);
+                if self.shared.lost.replace(false) {
+                    let text = "a broker is back and has our listeners";
+                    let pid = self.shared.pid.get();
+                    journal.record(Happening::new(event::Kind::BrokerBack, text).pid(pid));
+                }
                 Some(client)
             }
             Err(error) => {

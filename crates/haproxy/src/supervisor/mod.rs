@@ -41,9 +41,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
+use bindonce_core::event;
 use bindonce_core::generation::{self as timeline, Caller, Ending, Event, GenerationId, Timeline};
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use bindonce_observe::{Happening, Journal};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Received, Signal, SignalFd};
@@ -64,7 +66,7 @@ use take_over::Inheritance;
 use version::Version;
 use watchdog::Watchdog;
 
-pub use directory::{control_socket, service_directory};
+pub use directory::{control_socket, events_file, service_directory};
 pub use error::Error;
 pub use kind::{Haproxy, Kind};
 
@@ -141,7 +143,9 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
     let directory = Directory::open(&settings.socket, &settings.service)?;
     let saved = directory.load()?;
     let mut left = Inheritance::take(&saved)?;
-    broker::ensure(&settings.socket, settings.start_broker).await?;
+    let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
+    journal.record(left.began());
+    broker::ensure(&settings.socket, settings.start_broker, &journal).await?;
     let (sender, inbox) = mpsc::unbounded_channel();
     let control = match left.control.take() {
         Some(control) => control,
@@ -153,14 +157,14 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
-    spawn(control::serve(listener, move |ask| {
+    spawn(control::serve(listener, Rc::clone(&journal), move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
     if reaper::is_needed() {
         spawn(reaper::reap());
     }
-    let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender)?;
+    let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender, journal)?;
     supervisor.take_over(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
 }
@@ -230,6 +234,7 @@ struct Supervisor {
     /// What haproxy has bound by itself, as far as it was told.
     foreign: BTreeSet<String>,
     announcer: Announcer,
+    journal: Rc<Journal>,
     /// The last signal that was not the normal course.
     last_warning: Option<(GenerationId, timeline::Reason)>,
     counts: report::Counts,
@@ -243,6 +248,7 @@ impl Supervisor {
         saved: &Saved,
         control: OwnedFd,
         sender: mpsc::UnboundedSender<Message>,
+        journal: Rc<Journal>,
     ) -> Result<Self, Error> {
         let next = GenerationId(saved.next.max(1));
         let version = match &settings.kind {
@@ -257,6 +263,8 @@ impl Supervisor {
             service: settings.service.clone(),
             pid: Cell::new(None),
             starting: Mutex::new(()),
+            lost: Cell::new(false),
+            journal: Rc::clone(&journal),
         });
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
@@ -284,6 +292,7 @@ impl Supervisor {
             upgrades: saved.upgrades,
             foreign: BTreeSet::new(),
             announcer: Announcer::new(),
+            journal,
             last_warning: None,
             counts: report::Counts::default(),
             ending: None,
@@ -297,7 +306,7 @@ impl Supervisor {
     ) -> Result<Ended, Error> {
         let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
         if self.timeline.serving().is_none() {
-            self.reload(None);
+            self.reload(None, "the service begins", None);
         }
         loop {
             self.announcer.alive();
@@ -351,7 +360,9 @@ impl Supervisor {
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starting.remove(&id);
-                self.failure = Story { text: error.to_string(), hint: error.hint() };
+                let text = error.to_string();
+                self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
+                self.failure = Story { text, hint: error.hint() };
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {
@@ -362,7 +373,9 @@ impl Supervisor {
             }
             Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),
-            Message::Asked(Ask::Reload(reply)) => self.reload(Some(reply)),
+            Message::Asked(Ask::Reload(reply, pid)) => {
+                self.reload(Some(reply), "a client asked for it", Some(pid));
+            }
             Message::Asked(Ask::Upgrade(reply)) => self.want_upgrade(reply),
             Message::Held(id, hold) => self.held(id, hold),
             Message::Left(id, connections) => {
@@ -379,7 +392,13 @@ impl Supervisor {
         }
     }
 
-    fn reload(&mut self, reply: Option<oneshot::Sender<control::Answer>>) {
+    fn reload(
+        &mut self,
+        reply: Option<oneshot::Sender<control::Answer>>,
+        why: &str,
+        pid: Option<i32>,
+    ) {
+        self.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
         self.next_caller += 1;
         let caller = Caller(self.next_caller);
         if let Some(reply) = reply {
@@ -393,10 +412,12 @@ impl Supervisor {
         match signo {
             Signal::SIGHUP | Signal::SIGUSR2 => {
                 tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
-                self.reload(None);
+                self.reload(None, signo.as_str(), Some(pid));
             }
             Signal::SIGTERM | Signal::SIGINT => {
                 tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
+                let text = format!("shutdown asked for: {}", signo.as_str());
+                self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(pid));
                 self.announcer.stopping();
                 self.feed(Event::Shutdown);
             }
@@ -414,6 +435,12 @@ impl Supervisor {
                 ),
             },
         }
+    }
+
+    /// Records what happens to a generation, in the words of the log.
+    fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
+        let pid = self.generations.get(&id).map(Generation::pid);
+        self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
     }
 
     /// The generation that a process belongs to.

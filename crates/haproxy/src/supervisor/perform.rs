@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event;
 use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
 };
@@ -46,13 +47,19 @@ impl Supervisor {
                 self.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
-                    tracing::error!(
+                    let text = format!(
                         "the newest configuration (generation {died}) keeps dying; going back to \
                          the last one that worked (generation {configuration}) in {wait}: correct \
                          the files, then run `bindonce reload`"
                     );
+                    tracing::error!("{text}");
+                    self.record(died, event::Kind::Rollback, text);
                 } else {
                     tracing::warn!(configuration = configuration.0, "starting again in {wait}");
+                    let text = format!(
+                        "starting the configuration of generation {configuration} again in {wait}"
+                    );
+                    self.record(died, event::Kind::Restart, text);
                 }
             }
             Action::Exit(ending) => self.ending = Some(ending),
@@ -170,6 +177,7 @@ impl Supervisor {
             self.confirmed = Some(generation.tell(State::Serving));
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");
+            self.record(id, event::Kind::GenerationServing, "serving");
             self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();

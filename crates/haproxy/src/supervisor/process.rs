@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_observe::Happening;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
@@ -57,7 +59,7 @@ impl Supervisor {
             started: SystemTime::now(),
         };
         let created = process.listeners.iter().filter(|held| held.created);
-        self.ours.extend(created.map(|held| held.label.clone()));
+        let created: Vec<_> = created.map(|held| held.label.clone()).collect();
         let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
         if let Err(error) = self.take_on(id, process) {
             let name = self.settings.kind.name();
@@ -66,6 +68,11 @@ impl Supervisor {
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
+        self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
+        if !created.is_empty() {
+            self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
+        }
+        self.ours.extend(created);
         if let Some(shim) = launched.shim {
             self.hold(id, shim);
         }
@@ -183,11 +190,26 @@ impl Supervisor {
         if let Some(generation) = self.generations.get(&id) {
             let pid = generation.pid();
             match self.state_of(id) {
-                Some(State::Draining) => tracing::info!(generation = id.0, pid, "gone: {how}"),
+                Some(State::Draining) => {
+                    tracing::info!(generation = id.0, pid, "gone: {how}");
+                    self.record(id, event::Kind::GenerationGone, format!("gone: {how}"));
+                }
                 Some(State::Serving) => {
                     tracing::error!(generation = id.0, pid, "died while it served: {how}");
+                    self.record(
+                        id,
+                        event::Kind::GenerationDied,
+                        format!("died while it served: {how}"),
+                    );
                 }
-                _ => tracing::error!(generation = id.0, pid, "did not come up: {how}"),
+                _ => {
+                    tracing::error!(generation = id.0, pid, "did not come up: {how}");
+                    self.record(
+                        id,
+                        event::Kind::GenerationFailed,
+                        format!("did not come up: {how}"),
+                    );
+                }
             }
             let words = generation.tail.text();
             let name = self.settings.kind.name();
@@ -265,17 +287,19 @@ impl Supervisor {
             return;
         }
         self.ours.retain(|label| !unused.contains(label));
-        let socket = self.settings.socket.clone();
+        let (socket, journal) = (self.settings.socket.clone(), Rc::clone(&self.journal));
         super::spawn(async move {
             let released = async {
                 let mut client = broker::connect(&socket).await?;
                 client.release(&unused).await.map_err(|error| super::Error::Claim(Box::new(error)))
             };
             match released.await {
-                Ok(released) => tracing::info!(
-                    listeners = released.join(" "),
-                    "released: the configuration names them no more"
-                ),
+                Ok(released) => {
+                    let listeners = released.join(" ");
+                    tracing::info!(listeners, "released: the configuration names them no more");
+                    let text = format!("the configuration names them no more: {listeners}");
+                    journal.record(Happening::new(event::Kind::ListenerReleased, text));
+                }
                 Err(error) => tracing::warn!(
                     listeners = unused.join(" "),
                     "not released: {error}; when nobody uses them, run `bindonce release`"

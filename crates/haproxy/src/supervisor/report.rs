@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bindonce_core::duration;
+use bindonce_core::event;
 use bindonce_core::generation::{Failure, GenerationId, Outcome, Reason, State};
 use bindonce_core::time::Timestamp;
+use bindonce_observe::Happening;
 use bindonce_sys::process;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};
@@ -58,6 +60,11 @@ impl Supervisor {
                 if !alone {
                     return Err(self.strangers(*id));
                 }
+                let text = match ended.as_slice() {
+                    [] => "serving alone".to_owned(),
+                    ended => format!("serving alone; older generations had to be ended: {ended:?}"),
+                };
+                self.record(*id, event::Kind::ReloadDone, text);
                 let pid = self.generations.get(id).map(Generation::pid);
                 Ok(json!({ "generation": id.0, "pid": pid, "ended": ended }))
             }
@@ -72,6 +79,8 @@ impl Supervisor {
                 // The program's own words have been passed on as they came.
                 let first = story.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {kept}: {first}");
+                let cause = cause(*failure);
+                self.record(*id, event::Kind::ReloadFailed, format!("{cause}; {kept}: {story}"));
                 let hint = self.failure.hint.as_deref();
                 let text = format!("{story}\n{kept}");
                 Err(RpcError::new(ErrorCode::RELOAD_FAILED, text)
@@ -118,6 +127,11 @@ impl Supervisor {
              accepts on its listeners; they are also held by: {who}"
         );
         tracing::error!(generation = id.0, "{text}");
+        self.record(id, event::Kind::ReloadFailed, text.as_str());
+        for (pid, command) in &strangers {
+            let text = format!("holds listeners of the service and may accept: {command}");
+            self.journal.record(Happening::new(event::Kind::UnknownAcceptor, text).pid(*pid));
+        }
         let pids: Vec<_> = strangers.iter().map(|(pid, _)| *pid).collect();
         RpcError::new(ErrorCode::NOT_ALONE, text)
             .with_hint("end that process, then run `bindonce reload`")
@@ -239,6 +253,17 @@ impl Supervisor {
             Reason::DidNotExit => "it did not exit when it was told to",
         };
         tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
+        self.record(id, event::Kind::SignalEscalated, format!("{signal}: {why}"));
+    }
+}
+
+/// Why a generation failed, in one word that metrics have too.
+pub(super) fn cause(failure: Failure) -> &'static str {
+    match failure {
+        Failure::NotStarted => "not-started",
+        Failure::Exited => "exited",
+        Failure::NotReady => "not-ready",
+        Failure::DiedInHandover => "died-in-handover",
     }
 }
 

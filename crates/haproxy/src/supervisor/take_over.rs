@@ -7,8 +7,10 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bindonce::Claim;
+use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
+use bindonce_observe::Happening;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{holders, inherit, tree};
@@ -33,6 +35,18 @@ pub(super) struct Inheritance {
 }
 
 impl Inheritance {
+    /// How this supervisor begins.
+    pub(super) fn began(&self) -> Happening {
+        let version = env!("CARGO_PKG_VERSION");
+        let happening = match self.control {
+            Some(_) => Happening::new(event::Kind::Upgraded, format!("became {version} in place")),
+            None => {
+                Happening::new(event::Kind::SupervisorStarted, format!("bindonce {version} began"))
+            }
+        };
+        happening.pid(std::process::id().cast_signed())
+    }
+
     /// Takes everything that was left for this very process. Must come before any child is
     /// started: it would inherit the connections too, and keep generations alive by them.
     pub(super) fn take(saved: &Saved) -> Result<Self, Error> {
@@ -106,11 +120,11 @@ impl Supervisor {
                 State::Serving
             }
             (None, "starting") => {
-                tracing::warn!(
-                    generation = id.0,
-                    pid,
-                    "ended: it was starting when its supervisor died, and it does not answer"
-                );
+                let text =
+                    "ended: it was starting when its supervisor died, and it does not answer";
+                tracing::warn!(generation = id.0, pid, "{text}");
+                let happening = Happening::new(event::Kind::GenerationFailed, text);
+                self.journal.record(happening.generation(id.0).pid(pid));
                 tree::signal_all(pid, Number::SIGKILL);
                 return Ok(None);
             }
@@ -132,6 +146,7 @@ impl Supervisor {
             generation.version = info.map(|info| info.version);
         }
         tracing::info!(generation = id.0, pid, "taken over: {state}");
+        self.record(id, event::Kind::TakenOver, format!("taken over: {state}"));
         Ok(Some(state))
     }
 
@@ -188,12 +203,13 @@ impl Supervisor {
         match claim.await {
             Ok((listeners, lease)) => (listeners, Some(lease)),
             Err(error) => {
-                tracing::error!(
-                    generation = id.0,
+                let text = format!(
                     "its listeners are not to be had from the broker, so the next handover cannot \
                      be proved by their queues: {}",
                     error.story()
                 );
+                tracing::error!(generation = id.0, "{text}");
+                self.record(id, event::Kind::ListenerLost, text);
                 (Vec::new(), None)
             }
         }
@@ -203,12 +219,11 @@ impl Supervisor {
     fn name_strangers(&self) {
         let strangers = self.strangers_on(self.generations.values().flat_map(|g| &g.listeners));
         for (pid, command) in strangers {
-            tracing::warn!(
-                pid,
-                command,
-                "this process also holds listeners of the service and may accept from them; \
-                 it is no generation that we know"
-            );
+            let text = "this process also holds listeners of the service and may accept from them; \
+                        it is no generation that we know";
+            tracing::warn!(pid, command, "{text}");
+            let text = format!("{text}: {command}");
+            self.journal.record(Happening::new(event::Kind::UnknownAcceptor, text).pid(pid));
         }
     }
 

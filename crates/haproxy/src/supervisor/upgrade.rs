@@ -8,6 +8,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bindonce_core::event;
+use bindonce_observe::Happening;
 use bindonce_sys::upgrade;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
@@ -81,6 +83,8 @@ impl Supervisor {
             Err(story) => story,
         };
         tracing::error!("upgrade failed, nothing has changed: {error}");
+        let text = format!("nothing has changed: {error}");
+        self.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
         let _ = reply.send(Err(failed(&error)));
         self.save();
         let draining = self.generations.keys().copied().collect::<Vec<_>>();

@@ -5,9 +5,12 @@
 //! haproxy without that connection, the descriptors tell: it has stopped when none of its
 //! processes has one of a listener.
 
+use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_observe::Happening;
 use bindonce_sys::{holders, process};
 
 use super::admin::{Admin, NoAnswer};
@@ -28,7 +31,7 @@ impl Supervisor {
     /// Asks the serving generation now and then whether somebody else has told it to stop: then
     /// nobody would accept, and another must be started.
     pub(super) fn watch_serving(&mut self, id: GenerationId) {
-        let sender = self.sender.clone();
+        let (sender, journal) = (self.sender.clone(), Rc::clone(&self.journal));
         let kind = self.settings.kind.clone();
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let admin = generation.admin.clone();
@@ -58,11 +61,10 @@ impl Supervisor {
                     }
                 },
             }
-            tracing::error!(
-                generation = id.0,
-                pid,
-                "somebody else has told this generation to stop; starting another"
-            );
+            let text = "somebody else has told this generation to stop; starting another";
+            tracing::error!(generation = id.0, pid, "{text}");
+            let happening = Happening::new(event::Kind::GenerationStopped, text);
+            journal.record(happening.generation(id.0).pid(pid));
             let _ = sender.send(Message::Event(Event::Stopped(id)));
         });
         if let Some(earlier) = generation.watch.replace(task.abort_handle()) {

@@ -1,0 +1,104 @@
+//! `bindonce events`: the last things that happened, and what happens from now on.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use bindonce::Event;
+use bindonce_core::name::Name;
+use serde::Serialize;
+
+use crate::Globals;
+use crate::events::{self, Told};
+
+/// Show what happened: to the broker, its listeners, and every generation of a service
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::EVENTS)]
+pub(crate) struct Args {
+    /// Only what the supervisor of this service tells
+    #[arg(long, value_name = "SERVICE")]
+    name: Option<Name>,
+    /// Go on with each event as it happens, until interrupted
+    #[arg(long, short)]
+    follow: bool,
+    /// Print each event as a JSON object on a line of its own
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints events, oldest first.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { name, follow, json } = args;
+    let socket = globals.socket_path();
+    let recent = events::recent(&socket, name.as_ref());
+    for told in &recent.events {
+        print(told, json)?;
+    }
+    if follow {
+        for told in events::follow(&socket, name, recent.last) {
+            print(&told, json)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    match (recent.silent.into_iter().next(), name) {
+        // Half of it is better than nothing, and must not pass for the whole.
+        (Some((_, error)), _) => Err(error.into()),
+        (None, Some(name)) if recent.events.is_empty() => bail!(
+            "service \"{name}\" has no events; start it with `bindonce run --name {name}`, or see \
+             `bindonce status` for those that there are"
+        ),
+        (None, _) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn print(told: &Told, json: bool) -> anyhow::Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        from: String,
+        #[serde(flatten)]
+        event: &'a Event,
+    }
+    let line = if json {
+        serde_json::to_string(&Line { from: told.source.to_string(), event: &told.event })?
+    } else {
+        text(told)
+    };
+    super::print(&(line + "\n"))
+}
+
+/// One event for people: when, who tells it, about whom, what, and why.
+pub(crate) fn text(told: &Told) -> String {
+    let Event { time, kind, service, generation, pid, text, .. } = &told.event;
+    let about = match (service, generation) {
+        (Some(service), Some(generation)) => format!("{service}/{generation}"),
+        (Some(service), None) => service.to_string(),
+        (None, _) => "-".to_owned(),
+    };
+    let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+    format!("{time}  {:8}  {about:12}  {pid:>7}  {kind:18}  {text}", told.source.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_core::time::Timestamp;
+
+    use super::*;
+    use crate::events::Source;
+
+    #[test]
+    fn a_line_says_when_who_what_and_why() {
+        let event = Event {
+            id: 7,
+            time: Timestamp(1_767_225_600_250),
+            kind: "generation-serving".into(),
+            service: Some("web".into()),
+            generation: Some(3),
+            pid: Some(812),
+            text: "serving".into(),
+        };
+        let told = Told { source: Source::Service("web".into()), event };
+        let words: Vec<_> = text(&told).split_whitespace().map(str::to_owned).collect();
+        let expected =
+            ["2026-01-01T00:00:00.250Z", "web", "web/3", "812", "generation-serving", "serving"];
+        assert_eq!(words, expected);
+    }
+}

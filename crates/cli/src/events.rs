@@ -1,0 +1,160 @@
+//! The events of a broker and of the supervisors beside it, as one stream: what is
+//! remembered ([`recent`]), and what happens from then on ([`follow`]).
+//!
+//! A supervisor or a broker that does not run has left its events in a file, and they are
+//! read there. Whoever follows loses nothing while one of them is restarted: the follower
+//! connects again and asks for what came after the last event that it has seen.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use bindonce::{Client, Event, Follower};
+use bindonce_core::name::Name;
+use bindonce_haproxy::supervisor;
+
+/// How long one of them may take to answer.
+const ANSWER: Duration = Duration::from_secs(3);
+/// Between two looks for somebody new, or for one who was lost: nothing tells that it is there.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Who tells.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// The broker.
+    Broker,
+    /// The supervisor of a service.
+    Service(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broker => f.write_str("broker"),
+            Self::Service(name) => f.write_str(name),
+        }
+    }
+}
+
+/// An event, and who told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) source: Source,
+    pub(crate) event: Event,
+}
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    /// In the order in which it happened.
+    pub(crate) events: Vec<Told>,
+    /// The last event of each source, for [`follow`].
+    pub(crate) last: BTreeMap<Source, u64>,
+    /// Those who are there and could not be asked, and why.
+    pub(crate) silent: Vec<(Source, bindonce::Error)>,
+}
+
+/// Where a source is asked, and where its events lie when it does not run.
+#[derive(Debug, Clone)]
+struct Place {
+    source: Source,
+    socket: PathBuf,
+    file: PathBuf,
+}
+
+/// The broker at `socket` and every service beside it that has left something; of these only
+/// the one that is named.
+fn places(socket: &Path, only: Option<&Name>) -> Vec<Place> {
+    let mut places = Vec::new();
+    if only.is_none() {
+        let file = bindonce_broker::events_file(socket);
+        places.push(Place { source: Source::Broker, socket: socket.to_owned(), file });
+    }
+    let entries = socket.parent().and_then(|directory| std::fs::read_dir(directory).ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        let name = file_name.to_str().and_then(|name| name.strip_suffix(".d")?.parse().ok());
+        let Some(name) = name.filter(|name: &Name| only.is_none_or(|only| only == name)) else {
+            continue;
+        };
+        let control = supervisor::control_socket(socket, &name);
+        let file = supervisor::events_file(socket, &name);
+        if control.exists() || file.exists() {
+            let source = Source::Service(name.to_string());
+            places.push(Place { source, socket: control, file });
+        }
+    }
+    places.sort_by(|one, other| one.source.cmp(&other.source));
+    places
+}
+
+/// What is remembered by the broker at `socket` and the services beside it, or by one service.
+pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
+    let mut recent = Recent::default();
+    for place in places(socket, only) {
+        let asked =
+            Client::connect_within(&place.socket, ANSWER).and_then(|mut client| client.events(0));
+        let events = match asked {
+            Ok(answer) => answer.events,
+            Err(error) => {
+                let left = bindonce_observe::read(&place.file).unwrap_or_default();
+                if left.is_empty() || !matches!(error, bindonce::Error::Connect { .. }) {
+                    recent.silent.push((place.source.clone(), error));
+                }
+                left
+            }
+        };
+        if let Some(last) = events.last() {
+            recent.last.insert(place.source.clone(), last.id);
+        }
+        let source = &place.source;
+        recent
+            .events
+            .extend(events.into_iter().map(|event| Told { source: source.clone(), event }));
+    }
+    // Stable: those of one source stay in their order, whatever the clock did.
+    recent.events.sort_by_key(|told| told.event.time);
+    recent
+}
+
+/// Follows all of them, also those that come later, from the events in `last` on. Ends when
+/// the receiver is dropped.
+pub(crate) fn follow(
+    socket: &Path,
+    only: Option<Name>,
+    last: BTreeMap<Source, u64>,
+) -> Receiver<Told> {
+    let (sender, receiver) = channel();
+    let socket = socket.to_owned();
+    thread::spawn(move || {
+        let mut known = Vec::new();
+        loop {
+            for place in places(&socket, only.as_ref()) {
+                if !known.contains(&place.source) {
+                    known.push(place.source.clone());
+                    let since = last.get(&place.source).copied().unwrap_or(0);
+                    let sender = sender.clone();
+                    thread::spawn(move || follow_one(&place, since, &sender));
+                }
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    });
+    receiver
+}
+
+/// Follows one of them over its restarts, until nobody wants to know.
+fn follow_one(place: &Place, mut since: u64, sender: &Sender<Told>) {
+    loop {
+        for event in Follower::connect(&place.socket, since).into_iter().flatten().flatten() {
+            since = event.id;
+            if sender.send(Told { source: place.source.clone(), event }).is_err() {
+                return;
+            }
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}

@@ -1,0 +1,131 @@
+//! Following what happens: events as they come, over a connection of their own.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use bindonce_wire::event::{Event, decode_notification};
+use bindonce_wire::message::{Id, Reply, encode_request};
+use bindonce_wire::params::Events;
+use bindonce_wire::result::EventsResult;
+
+use crate::blocking::at_least;
+use crate::error::Error;
+use crate::session::{DEFAULT_TIMEOUT, MAX_REPLY};
+use crate::socket;
+
+const METHOD: &str = "events";
+
+/// The events of a broker or of a supervisor: those that are remembered, then each as it
+/// happens. As an iterator it waits for the next, and ends when the other side has gone; a
+/// new follower that is given the last id then goes on without a gap, whoever answers.
+#[derive(Debug)]
+pub struct Follower {
+    stream: BufReader<UnixStream>,
+    /// What has come of a line that is not complete.
+    partial: Vec<u8>,
+    known: VecDeque<Event>,
+}
+
+impl Follower {
+    /// Follows what happened after `since`, 0 for all that is remembered, at a control socket.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the caller may not see it all; see [`Error`].
+    pub fn connect(path: &Path, since: u64) -> Result<Self, Error> {
+        let stream = UnixStream::from(OwnedFd::from(socket::connect(path, DEFAULT_TIMEOUT)?));
+        stream.set_read_timeout(Some(DEFAULT_TIMEOUT)).map_err(Error::Io)?;
+        let params = [Events { since, follow: true }];
+        let request = encode_request(&Id::from(1), METHOD, &params).map_err(Error::Encode)?;
+        (&stream).write_all(&request).map_err(Error::Io)?;
+        let stream = BufReader::new(stream);
+        let mut follower = Self { stream, partial: Vec::new(), known: VecDeque::new() };
+        let line = match follower.line() {
+            Ok(Some(line)) => line,
+            Ok(None) => return Err(Error::Closed { during: METHOD }),
+            Err(error) if is_timeout(&error) => {
+                return Err(Error::TimedOut { during: METHOD, after: DEFAULT_TIMEOUT });
+            }
+            Err(error) => return Err(Error::Io(error)),
+        };
+        let reply = Reply::<EventsResult>::decode(&line);
+        let reply = reply.map_err(|error| Error::Protocol(error.to_string()))?;
+        follower.known = reply.outcome.map_err(Error::Refused)?.events.into();
+        Ok(follower)
+    }
+
+    /// The next event; none if there is none within `timeout`, for ever if that is none.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when the other side has gone; see [`Error`].
+    pub fn next_within(&mut self, timeout: Option<Duration>) -> Result<Option<Event>, Error> {
+        if let Some(event) = self.known.pop_front() {
+            return Ok(Some(event));
+        }
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(timeout.map(at_least)).map_err(Error::Io)?;
+        match self.line() {
+            Ok(Some(line)) => {
+                let event = decode_notification(&line);
+                event.map(Some).map_err(|error| Error::Protocol(error.to_string()))
+            }
+            Ok(None) => Err(Error::Closed { during: METHOD }),
+            Err(error) if is_timeout(&error) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(Error::Closed { during: METHOD })
+            }
+            Err(error) => Err(Error::Io(error)),
+        }
+    }
+
+    /// A whole line; none at the end of the stream. What came of one before a timeout is kept.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let read = match self.stream.fill_buf() {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if read.is_empty() {
+                return Ok(None);
+            }
+            let end = read.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(read.len(), |end| end + 1);
+            self.partial.extend_from_slice(&read[..taken]);
+            self.stream.consume(taken);
+            if end.is_some() {
+                return Ok(Some(std::mem::take(&mut self.partial)));
+            }
+            if self.partial.len() > MAX_REPLY {
+                let message = format!("a line is longer than {MAX_REPLY} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+    }
+}
+
+impl Iterator for Follower {
+    type Item = Result<Event, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.next_within(None) {
+            Ok(Some(event)) => Some(Ok(event)),
+            Ok(None) | Err(Error::Closed { .. }) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+/// Readable when there may be an event that has not been read, or the other side has gone.
+impl AsFd for Follower {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}

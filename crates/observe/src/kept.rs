@@ -1,0 +1,266 @@
+//! The file in which events are kept: appended to, rewritten when it is twice as long as
+//! what is remembered, so never longer than that.
+//!
+//! It must outlive the process, killed or not, and the kernel's cache does; so nothing is
+//! synced. A last line without its line end was cut off by a crash and counts as not
+//! written; a line that cannot be read is passed over. What cannot be written is kept in
+//! memory, and the file is written anew as soon as that works.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bindonce_core::event::{REMEMBERED, Ring};
+use bindonce_wire::event::Event;
+
+/// The longest file that is read: many times what is ever written.
+const MAX_FILE: u64 = 16 << 20;
+/// How long after a failure to write another attempt is made, at the next event.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// The file of one journal.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    path: PathBuf,
+    /// None after it could not be written, until it has been written anew.
+    file: Option<File>,
+    lines: usize,
+    failed: Option<Instant>,
+}
+
+impl Kept {
+    /// Opens the file and gives what is in it, oldest first.
+    pub(crate) fn open(path: &Path) -> (Self, Vec<Event>) {
+        let mut kept = Self { path: path.to_owned(), file: None, lines: 0, failed: None };
+        let mut read = match read_all(path) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(
+                    path = %path.display(), %error, "the events before cannot be read"
+                );
+                Read::default()
+            }
+        };
+        let surplus = read.events.len().saturating_sub(REMEMBERED);
+        read.events.drain(..surplus);
+        kept.lines = read.events.len();
+        if surplus == 0 && read.whole {
+            kept.file = append(path).ok();
+        }
+        if kept.file.is_none() {
+            kept.rewrite(read.events.iter());
+        }
+        (kept, read.events)
+    }
+
+    /// Adds an event to those in the ring.
+    pub(crate) fn add(&mut self, event: &Event, before: &Ring<Event>) {
+        if self.file.is_none() && self.failed.is_some_and(|failed| failed.elapsed() < AGAIN) {
+            return;
+        }
+        if self.file.is_none() || self.lines >= 2 * REMEMBERED {
+            let all = before.after(0).map(|(_, event)| event);
+            return self.rewrite(all.chain([event]));
+        }
+        let written = line(event).and_then(|line| match &mut self.file {
+            Some(file) => file.write_all(&line),
+            None => Ok(()),
+        });
+        self.lines += 1;
+        if let Err(error) = written {
+            self.gave_up(&error);
+        }
+    }
+
+    fn rewrite<'a>(&mut self, events: impl Iterator<Item = &'a Event>) {
+        let mut text = Vec::new();
+        self.lines = 0;
+        for line in events.filter_map(|event| line(event).ok()) {
+            text.extend_from_slice(&line);
+            self.lines += 1;
+        }
+        match replace(&self.path, &text) {
+            Ok(file) => {
+                if self.failed.take().is_some() {
+                    tracing::info!(path = %self.path.display(), "events are kept again");
+                }
+                self.file = Some(file);
+            }
+            Err(error) => self.gave_up(&error),
+        }
+    }
+
+    fn gave_up(&mut self, error: &io::Error) {
+        // Half a line may be in it: it must be written anew before anything follows.
+        self.file = None;
+        if self.failed.replace(Instant::now()).is_none() {
+            tracing::warn!(
+                path = %self.path.display(), %error,
+                hint = "make room; nothing else depends on it",
+                "events cannot be kept on disk: after a restart those from now on are forgotten"
+            );
+        }
+    }
+
+    /// Removes the file.
+    pub(crate) fn remove(self) {
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the events");
+        }
+    }
+}
+
+/// The events in a file that somebody keeps, or has kept, oldest first.
+///
+/// # Errors
+/// That of reading it; a file that is not there has none.
+pub fn read(path: &Path) -> io::Result<Vec<Event>> {
+    read_all(path).map(|mut read| {
+        let surplus = read.events.len().saturating_sub(REMEMBERED);
+        read.events.split_off(surplus)
+    })
+}
+
+/// What was in the file.
+#[derive(Debug, Default)]
+struct Read {
+    events: Vec<Event>,
+    /// Every line could be read, and the last one has its end.
+    whole: bool,
+}
+
+fn read_all(path: &Path) -> io::Result<Read> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Read::default()),
+        Err(error) => return Err(error),
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text)?;
+    let mut read = Read { events: Vec::new(), whole: text.last().is_none_or(|b| *b == b'\n') };
+    // What follows the last line end is torn; where there is none after it, that is empty.
+    let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    for line in text.get(..end).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+        match serde_json::from_slice::<Event>(line) {
+            Ok(event) => read.events.push(event),
+            Err(_) => read.whole = false,
+        }
+    }
+    Ok(read)
+}
+
+fn line(event: &Event) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).open(path)
+}
+
+/// Writes beside it and renames: a reader sees the old or the new one.
+fn replace(path: &Path, text: &[u8]) -> io::Result<File> {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    // Its owner holds a lock, so what is there was left by a crash.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(text)?;
+    fs::rename(&temporary, path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_core::event::Kind;
+
+    use super::*;
+    use crate::{Happening, Journal};
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("observe-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).expect("a directory");
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn say(journal: &Journal, text: &str) {
+        journal.record(Happening::new(Kind::GenerationServing, text));
+    }
+
+    fn texts(journal: &Journal) -> Vec<String> {
+        journal.after(0).iter().map(|event| event.text.to_string()).collect()
+    }
+
+    #[test]
+    fn the_next_one_goes_on_where_a_killed_one_stopped() {
+        let directory = Directory::new("next");
+        let path = directory.0.join("events");
+        let journal = Journal::open(&path, None);
+        say(&journal, "one");
+        say(&journal, "two");
+        drop(journal);
+        // Cut off in the middle of a line, after one that somebody has damaged.
+        let mut text = fs::read(&path).expect("the file");
+        text.extend_from_slice(b"no event\n{\"id\":3,\"time\":\"20");
+        fs::write(&path, text).expect("writing");
+        let journal = Journal::open(&path, None);
+        assert_eq!(texts(&journal), ["one", "two"]);
+        say(&journal, "three");
+        let journal = Journal::open(&path, None);
+        assert_eq!(texts(&journal), ["one", "two", "three"]);
+        assert_eq!(journal.after(2).first().map(|event| event.id), Some(3));
+        let mode = fs::metadata(&path).expect("the file").permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_nothing_but_the_oldest_is_lost() {
+        let directory = Directory::new("bounded");
+        let path = directory.0.join("events");
+        let journal = Journal::open(&path, None);
+        let mut most = 0;
+        for number in 1..=5 * REMEMBERED {
+            say(&journal, &number.to_string());
+            if number % 97 == 0 {
+                most = most.max(fs::read_to_string(&path).expect("the file").lines().count());
+            }
+        }
+        assert!(most <= 2 * REMEMBERED, "{most}");
+        let expected: Vec<_> =
+            (4 * REMEMBERED + 1..=5 * REMEMBERED).map(|n| n.to_string()).collect();
+        assert_eq!(texts(&journal), expected);
+        assert_eq!(texts(&Journal::open(&path, None)), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_told_nevertheless() {
+        let directory = Directory::new("unkept");
+        // Nothing can be written there, not even by root.
+        let path = directory.0.join("none/events");
+        let journal = Journal::open(&path, None);
+        say(&journal, "one");
+        say(&journal, "two");
+        assert_eq!(texts(&journal), ["one", "two"]);
+        assert!(!path.exists());
+    }
+}

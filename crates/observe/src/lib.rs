@@ -1,0 +1,16 @@
+//! What a broker and a supervisor tell of themselves while they run: the last things that
+//! happened ([`Journal`]).
+//!
+//! Both use it in the same way, from their one thread. Nothing here can fail towards its
+//! user: a disk that is full or a reader that does not read costs what was to be told, and
+//! never the service.
+
+#![forbid(unsafe_code)]
+
+mod follow;
+mod journal;
+mod kept;
+
+pub use follow::{Follower, follow};
+pub use journal::{Happening, Journal};
+pub use kept::read;

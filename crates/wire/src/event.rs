@@ -1,0 +1,105 @@
+//! One thing that happened, as it stands in a reply, in a notification, and in the file in
+//! which events are kept: a JSON object on a line of its own.
+
+use std::borrow::Cow;
+
+use bindonce_core::time::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The method of the notification by which a follower is told of an event.
+pub const NOTIFICATION: &str = "event";
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows with each event of a broker or a supervisor, also across its restarts.
+    #[serde(default)]
+    pub id: u64,
+    /// When, RFC 3339.
+    #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
+    pub time: Timestamp,
+    /// What, in one word that keeps its meaning (`bindonce_core::event::Kind`).
+    pub kind: Cow<'static, str>,
+    /// The service that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Box<str>>,
+    /// The generation that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The process that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// What and why, as one line for a person.
+    pub text: Box<str>,
+}
+
+/// An event as a follower receives it: a JSON-RPC notification, ending in a line end.
+pub fn encode_notification(event: &Event) -> serde_json::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        jsonrpc: &'static str,
+        method: &'static str,
+        params: [&'a Event; 1],
+    }
+    let envelope = Envelope { jsonrpc: "2.0", method: NOTIFICATION, params: [event] };
+    let mut text = serde_json::to_vec(&envelope)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Reads one line that a follower has received.
+pub fn decode_notification(line: &[u8]) -> serde_json::Result<Event> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        method: String,
+        params: [Event; 1],
+    }
+    let Envelope { method, params: [event] } = serde_json::from_slice(line)?;
+    if method == NOTIFICATION {
+        Ok(event)
+    } else {
+        Err(de::Error::custom(format_args!("a notification of {method:?}, not of an event")))
+    }
+}
+
+fn to_text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = Cow::<'de, str>::deserialize(deserializer)?;
+    Timestamp::parse(&text).ok_or_else(|| de::Error::custom("`time` is not RFC 3339 in UTC"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_reads_back_as_it_was_told() {
+        let event = Event {
+            id: 7,
+            time: Timestamp(1_767_225_600_250),
+            kind: "generation-serving".into(),
+            service: Some("web".into()),
+            generation: Some(3),
+            pid: Some(812),
+            text: "serving".into(),
+        };
+        let line = encode_notification(&event).expect("JSON");
+        assert!(line.ends_with(b"}\n"));
+        assert_eq!(decode_notification(&line).expect("an event"), event);
+        let less: Event = serde_json::from_str(
+            r#"{"time":"2026-01-01T00:00:00Z","kind":"new-in-2030","text":"x","more":[1]}"#,
+        )
+        .expect("a newer version says more");
+        assert_eq!((less.id, &*less.kind, less.pid), (0, "new-in-2030", None));
+        for bad in [
+            r#"{"method":"other","params":[{"time":"2026-01-01T00:00:00Z","kind":"a","text":"b"}]}"#,
+            "{}",
+            "{",
+        ] {
+            assert!(decode_notification(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
