@@ -1,6 +1,6 @@
 //! Telling a generation to stop, and ending it when it does not.
 
-use super::life::Phase;
+use super::life::{Life, Phase};
 use super::timeline::Timeline;
 use super::{
     Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL, WORKED_AFTER,
@@ -52,6 +52,15 @@ impl Timeline {
         if let (0, false, Phase::Draining { .. }) = (left, life.let_go, &life.phase) {
             life.let_go = true;
             out.push(Action::LetGo(id));
+        }
+    }
+
+    /// Somebody wants a replaced generation to end now, with the connections that it has. One that
+    /// serves or is being started stays as it is.
+    pub(super) fn retire(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        if self.lives.get(&id).is_some_and(Life::lingers) {
+            self.operation.note_ended(id);
+            self.terminate(now, id, Reason::Retired, out);
         }
     }
 

@@ -161,6 +161,8 @@ pub enum Event {
     Stopped(GenerationId),
     /// How many connections a draining generation still serves.
     Connections(GenerationId, u64),
+    /// Somebody wants a replaced generation to end now. Nothing happens to any other.
+    Retire(GenerationId),
     /// Time has passed.
     Tick,
     /// Retire everything and exit when it has drained; a second one ends everything at once.
@@ -267,6 +269,8 @@ pub enum Reason {
     DrainTimeout,
     /// More generations drain than are allowed, and it is the oldest.
     TooManyDraining,
+    /// Somebody wants it to end now, with the connections that it has.
+    Retired,
     /// It was told to exit and did not.
     DidNotExit,
     /// The service is being shut down.

@@ -347,6 +347,22 @@ fn too_many_draining_end_the_oldest() {
 }
 
 #[test]
+fn retiring_ends_what_drains_and_leaves_what_serves() {
+    let mut story = Story::serving();
+    story.on(Event::Reload(Caller(1)));
+    assert_eq!(story.on(Event::Retire(TWO)), [], "it is being started");
+    story.on(Event::Ready(TWO, Handover::Pause));
+    story.on(Event::Proved);
+    story.on(Event::Stopped(ONE));
+    assert_eq!(story.on(Event::Retire(TWO)), [], "it serves");
+    assert_eq!(signals(&story.on(Event::Retire(ONE))), [(1, Signal::Terminate)]);
+    assert_eq!(story.on(Event::Retire(ONE)), [], "it is on its way");
+    assert_eq!(signals(&story.pass(TERM_TO_KILL)), [(1, Signal::Kill)]);
+    assert_eq!(story.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
+    assert_eq!(story.timeline.serving(), Some(TWO));
+}
+
+#[test]
 fn shutdown_drains_and_a_second_one_ends_at_once() {
     let mut story = Story::serving();
     assert_eq!(signals(&story.on(Event::Shutdown)), [(1, Signal::SoftStop)]);

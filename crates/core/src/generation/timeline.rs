@@ -96,6 +96,7 @@ impl Timeline {
             Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
             Event::Stopped(id) => self.stopped(now, id, &mut out),
             Event::Connections(id, left) => self.connections(id, left, &mut out),
+            Event::Retire(id) => self.retire(now, id, &mut out),
             Event::Tick => {}
             Event::Shutdown => self.shut_down(now, &mut out),
         }

@@ -19,6 +19,7 @@ enum Step {
     Unproved { moving: bool, accepting: usize, silent: usize },
     Stopped(usize),
     Connections(usize, u64),
+    Retire(usize),
     Pass(u64),
     Shutdown,
 }
@@ -43,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(moving, accepting, silent)| Step::Unproved { moving, accepting, silent }),
         4 => (0..6usize).prop_map(Step::Stopped),
         2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
+        1 => (0..6usize).prop_map(Step::Retire),
         4 => (0..7000u64).prop_map(Step::Pass),
         1 => Just(Step::Shutdown),
     ]
@@ -118,7 +120,7 @@ proptest! {
             let pick = |i: usize| ids.get(i).copied();
             let serving = timeline.serving();
             model.touched.clear();
-            let mut failed_start = false;
+            let (mut failed_start, mut retired) = (false, false);
             let event = match step {
                 Step::Reload => {
                     model.unanswered.insert(Caller(n as u64));
@@ -146,6 +148,10 @@ proptest! {
                 }
                 Step::Stopped(i) => pick(i).map(Event::Stopped),
                 Step::Connections(i, n) => pick(i).map(|id| Event::Connections(id, n)),
+                Step::Retire(i) => pick(i).map(|id| {
+                    retired = true;
+                    Event::Retire(id)
+                }),
                 Step::Pass(millis) => {
                     now += Duration::from_millis(millis);
                     Some(Event::Tick)
@@ -158,6 +164,9 @@ proptest! {
             model.perform(&timeline, &actions);
             if let (true, Some(serving)) = (failed_start, serving) {
                 prop_assert!(!model.touched.contains(&serving), "invariant 3: {actions:?}");
+            }
+            if let (true, Some(serving)) = (retired, serving) {
+                prop_assert!(!model.touched.contains(&serving), "retired what serves: {actions:?}");
             }
             // Invariant 5: whatever is not simply serving has a deadline.
             let waits = timeline.lives.values().any(|life| life.state() != State::Serving);
