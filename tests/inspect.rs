@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Haproxy, Scene, config, eventually, listening};
+use crate::harness::{Haproxy, Process, Scene, config, eventually, finish, listening};
 
 #[test]
 fn list_shows_the_kernels_queue() {
@@ -54,6 +54,44 @@ fn status_is_json_for_scripts() {
     assert_eq!(status["broker"]["listeners"], 0);
     assert_eq!(status["services"], serde_json::json!([]));
     assert!(!scene.run("status", &[]).ok().is_empty());
+}
+
+#[test]
+fn a_watched_status_goes_on_while_broker_and_supervisor_are_restarted() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let mut watch =
+        Process::start(scene.bindonce("status").args(["--watch", "--interval", "100ms"]));
+    watch.wait_line("--- 20");
+    watch.wait_line(&format!("no broker answers at {}, waiting", scene.socket().display()));
+    let mut broker = scene.broker();
+    watch.wait_line(&format!(" pid {} on ", broker.pid()));
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    watch.wait_line(&format!("service web, supervisor pid {}", haproxy.supervisor.pid()));
+    broker.kill();
+    watch.wait_line("no broker answers at ");
+    // What the supervisor tells is shown all the same.
+    watch.wait_line("service web, supervisor pid ");
+    let broker = scene.broker();
+    watch.wait_line(&format!(" pid {} on ", broker.pid()));
+    drop(haproxy);
+    watch.signal(Signal::SIGINT);
+    watch.wait_exit();
+}
+
+#[test]
+fn a_watched_status_is_an_object_a_line_and_ends_with_its_reader() {
+    let scene = Scene::new();
+    let script = "\"$0\" status --socket \"$1\" --watch --json --interval 100ms | head -n 2";
+    let mut command = scene.command("sh");
+    command.args(["-c", script]).arg(crate::harness::bindonce()).arg(scene.socket());
+    let said = finish(&mut command).ok();
+    let lines: Vec<Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0]["error"].as_str().is_some_and(|text| text.contains("waiting")), "{said}");
+    scene.run("status", &["--interval", "1s"]).fails(2);
 }
 
 #[test]

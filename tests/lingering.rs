@@ -129,6 +129,35 @@ fn more_than_may_linger_end_the_oldest() {
     stage.answered_throughout(Duration::from_secs(1));
 }
 
+#[test]
+fn retire_ends_what_drains_oldest_first_and_leaves_what_serves() {
+    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
+    let retire = |words: &[&str]| stage.scene.run("retire", &[&["--name", "web"], words].concat());
+    let said = retire(&[]).fails(1);
+    assert!(said.contains("no generation of web drains") && said.contains("hint:"), "{said}");
+    let halves: Vec<_> = (2..5)
+        .map(|tag| {
+            let half = stage.half_a_request();
+            stage.reload(tag);
+            half
+        })
+        .collect();
+    stage.wait_generations(&[(1, "draining"), (2, "draining"), (3, "draining"), (4, "serving")]);
+    let said = retire(&["4"]).fails(1);
+    assert!(said.contains("generation 4 of web is serving, not draining"), "{said}");
+    assert!(retire(&["99"]).fails(1).contains("web has no generation 99"));
+    let pid = stage.pid(1);
+    let said = retire(&[]).ok();
+    // It answers when the process is gone, not when it was told to go.
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{said}");
+    assert!(said.starts_with(&format!("generation 1, pid {pid}, was ended")), "{said}");
+    assert!(retire(&["3"]).ok().starts_with("generation 3, pid "));
+    stage.wait_generations(&[(2, "draining"), (4, "serving")]);
+    stage.only(4);
+    drop(halves);
+    stage.answered_throughout(Duration::from_secs(1));
+}
+
 /// A configuration whose answers count the requests of their client in a table
 /// that peers carry from one generation to the next.
 fn counting(scene: &Scene, address: std::net::SocketAddr, peer: std::net::SocketAddr) -> PathBuf {

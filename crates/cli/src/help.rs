@@ -88,6 +88,18 @@ Exit codes:
   1  It failed, and what served before serves on; haproxy's own words say why
   2  Wrong usage";
 
+/// `bindonce retire`.
+pub(crate) const RETIRE: &str = "\
+Examples:
+  bindonce retire
+      Ends the oldest generation of the service \"haproxy\" that drains
+  bindonce retire --name edge 41
+
+Exit codes:
+  0  It is gone
+  1  No such generation drains, or the supervisor does not answer
+  2  Wrong usage";
+
 /// `bindonce exec`.
 pub(crate) const EXEC: &str = "\
 Examples:
@@ -196,9 +208,12 @@ pub(crate) const STATUS: &str = "\
 Examples:
   bindonce status
   bindonce status --json | jq '.supervisors[].generations'
+  bindonce status --watch
+      Again every second, also while the broker or a supervisor is away
+  bindonce status --watch --interval 10s >>status.log
 
 Exit codes:
-  0  Printed
+  0  Printed; with --watch, nobody reads any more
   1  No broker answers, or it does not allow this; what the supervisors tell is printed all the same
   2  Wrong usage";
 

@@ -125,7 +125,7 @@ impl Error {
     }
 
     /// Whether there was no broker, or it went away meanwhile: another may come.
-    pub(crate) fn is_absence(&self) -> bool {
+    pub fn is_absence(&self) -> bool {
         match self {
             Self::Connect { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)

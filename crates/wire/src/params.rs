@@ -22,6 +22,7 @@ pub(crate) fn example(method: &str) -> Option<&'static str> {
         "bind" => r#"[{"address":"0.0.0.0","port":80}] or [{"listen":"web=0.0.0.0:80"}]"#,
         "join" => r#"[{"service":"haproxy","generation":7,"pid":1234,"state":"serving"}]"#,
         "release" => r#"["web"]"#,
+        "retire" => "[7]",
         "store" => r#"[{"listen":"web=0.0.0.0:80"}]"#,
         "events" => r#"[{"since":1041,"follow":true}]"#,
         _ => return None,

@@ -12,6 +12,7 @@ mod ping;
 mod release;
 mod reload;
 mod render;
+mod retire;
 mod run;
 pub(crate) mod serve;
 pub(crate) mod shim;
@@ -21,6 +22,9 @@ mod upgrade;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bindonce_core::time::Timestamp;
 
 use crate::Globals;
 
@@ -30,6 +34,7 @@ pub(crate) enum Command {
     Serve(serve::Args),
     Run(run::Args),
     Reload(reload::Args),
+    Retire(retire::Args),
     Exec(exec::Args),
     Render(render::Args),
     Check(check::Args),
@@ -51,6 +56,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Serve(args) => serve::run(args, globals),
         Command::Run(args) => run::run(args, globals),
         Command::Reload(args) => reload::run(args, globals),
+        Command::Retire(args) => retire::run(args, globals),
         Command::Exec(args) => exec::run(args, globals),
         Command::Render(args) => render::run(args, globals),
         Command::Check(args) => check::run(args, globals),
@@ -73,4 +79,10 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
+}
+
+/// The time now, for those who tell when.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

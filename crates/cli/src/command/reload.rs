@@ -1,5 +1,6 @@
 //! `bindonce reload`: a new generation on the files as they are now.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -36,7 +37,13 @@ struct Reloaded {
 /// Asks the supervisor of the service, and tells what it answers.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { name, timeout } = args;
-    let path = control_socket(&globals.socket_path(), &name);
+    print(&ask(&globals.socket_path(), &name, timeout)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has it reloaded, and says what serves then.
+pub(crate) fn ask(socket: &Path, name: &Name, timeout: Duration) -> anyhow::Result<String> {
+    let path = control_socket(socket, name);
     let mut client = Client::connect(&path).with_context(|| {
         format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
     })?;
@@ -68,6 +75,5 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             ended.join(", ")
         ));
     }
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(text)
 }

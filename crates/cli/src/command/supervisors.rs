@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::list;
 
 /// How long a supervisor may take to answer.
-const ANSWER: Duration = Duration::from_secs(3);
+pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 
 /// What one supervisor tells, or why it tells nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]

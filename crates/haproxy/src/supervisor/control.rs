@@ -1,5 +1,5 @@
-//! The service's control socket: `reload`, `status`, `events`, `upgrade` and `ping`, in the
-//! same protocol as the broker's (docs/protocol.md).
+//! The service's control socket: `reload`, `retire`, `status`, `events`, `upgrade` and `ping`, in
+//! the same protocol as the broker's (docs/protocol.md).
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -28,13 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// their return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-const METHODS: [&str; 5] = ["reload", "status", "events", "upgrade", "ping"];
+const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "ping"];
 
 /// What a client wants, and where the answer goes.
 #[derive(Debug)]
 pub(super) enum Ask {
     /// Serve the files as they are now; asked for by this process.
     Reload(oneshot::Sender<Answer>, i32),
+    /// End this generation, or the oldest one that drains; asked for by this process.
+    Retire(Option<u64>, oneshot::Sender<Answer>, i32),
     /// Tell that the loop goes round, and which generation serves.
     Ping(oneshot::Sender<Answer>),
     /// Tell everything.
@@ -161,10 +163,7 @@ async fn answer(text: &[u8], mut asked: Asked<'_>, ask: &impl Fn(Ask)) -> Vec<u8
     };
     let outcome = match request.method.as_str() {
         "events" => events(&request, &mut asked),
-        _ => match request.no_params() {
-            Ok(()) => perform(&request, asked.pid, ask).await,
-            Err(error) => Err(error),
-        },
+        _ => perform(&request, asked.pid, ask).await,
     };
     let encoded = outcome.and_then(|value| {
         message::encode_result(&request.id, &value)
@@ -186,13 +185,28 @@ fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
 
 async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {
     let (reply, answer) = oneshot::channel();
-    match request.method.as_str() {
+    let method = request.method.as_str();
+    if method != "retire" && METHODS.contains(&method) {
+        request.no_params()?;
+    }
+    match method {
         "ping" => ask(Ask::Ping(reply)),
         "reload" => ask(Ask::Reload(reply, pid)),
+        "retire" => ask(Ask::Retire(generation(request)?, reply, pid)),
         "status" => ask(Ask::Status(reply)),
         "upgrade" => ask(Ask::Upgrade(reply)),
         _ => return Err(request.method_not_found(&METHODS)),
     }
     let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");
     answer.await.map_err(|_| gone())?
+}
+
+/// The one parameter of `retire`: a generation, or none.
+fn generation(request: &Request<'_>) -> Result<Option<u64>, RpcError> {
+    match request.params::<Vec<u64>>()?.as_slice() {
+        [] => Ok(None),
+        [generation] => Ok(Some(*generation)),
+        _ => Err(RpcError::new(ErrorCode::INVALID_PARAMS, "`retire` takes one generation at most")
+            .with_hint("leave `params` out for the oldest generation that drains")),
+    }
 }

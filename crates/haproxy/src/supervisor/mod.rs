@@ -25,6 +25,7 @@ mod proof;
 mod readiness;
 mod reaper;
 mod report;
+mod retire;
 mod server_state;
 mod sessions;
 mod start;
@@ -212,6 +213,8 @@ struct Supervisor {
     /// Who waits for a reload.
     callers: HashMap<Caller, oneshot::Sender<control::Answer>>,
     next_caller: u64,
+    /// Who waits for a generation to be gone.
+    retiring: Vec<retire::Retiring>,
     /// Ends when the broker knows which generation serves.
     confirmed: Option<oneshot::Receiver<()>>,
     /// Why the last generation that failed did so.
@@ -278,6 +281,7 @@ impl Supervisor {
             configurations: BTreeMap::new(),
             callers: HashMap::new(),
             next_caller: 0,
+            retiring: Vec::new(),
             confirmed: None,
             failure: Story::default(),
             proof: None,
@@ -376,6 +380,7 @@ impl Supervisor {
             Message::Asked(Ask::Reload(reply, pid)) => {
                 self.reload(Some(reply), "a client asked for it", Some(pid));
             }
+            Message::Asked(Ask::Retire(id, reply, pid)) => self.retire(id, reply, pid),
             Message::Asked(Ask::Upgrade(reply)) => self.want_upgrade(reply),
             Message::Held(id, hold) => self.held(id, hold),
             Message::Left(id, connections) => {

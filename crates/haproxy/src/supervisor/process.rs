@@ -239,6 +239,7 @@ impl Supervisor {
             }
         }
         self.directory.remove_admin(id);
+        self.retired(id);
         self.save();
         self.keep_configurations();
         if self.timeline.is_idle() {

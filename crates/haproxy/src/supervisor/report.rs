@@ -250,6 +250,7 @@ impl Supervisor {
             Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",
+            Reason::Retired => "somebody wants it to end (`bindonce retire`)",
             Reason::DidNotExit => "it did not exit when it was told to",
         };
         tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");

@@ -47,7 +47,8 @@ impl Supervisor {
 
     /// Called when the loop has nothing to do: begins an upgrade that was asked for.
     pub(super) fn maybe_upgrade(&mut self) {
-        if self.upgrade.is_none() || self.upgrading || !self.timeline.is_idle() {
+        let busy = !self.timeline.is_idle() || !self.retiring.is_empty();
+        if self.upgrade.is_none() || self.upgrading || busy {
             return;
         }
         self.upgrading = true;

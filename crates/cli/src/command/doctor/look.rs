@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bindonce_core::address::Address;
 use bindonce_core::diagnosis::{Connections, Finding, Gauge, Kind, Look, Mode, Network, Socket};
-use bindonce_core::time::Timestamp;
 use bindonce_sys::diag::{self, Connection};
 use bindonce_sys::survey::{self, Namespace, Namespaces, Processes};
 
@@ -31,7 +30,7 @@ impl Observer {
 
     /// Looks at everything once.
     pub(super) fn look(&mut self) -> anyhow::Result<Look> {
-        let mut look = Look { at: now(), ..Look::default() };
+        let mut look = Look { at: crate::command::now(), ..Look::default() };
         let before = broker::ask(&self.socket).unwrap_or_default();
         self.namespaces = Namespaces::find();
         self.networks(&mut look)?;
@@ -232,9 +231,4 @@ fn socket(namespace: &Namespace, seen: diag::Socket, mode: Mode) -> Socket {
 
 fn gauge((used, limit): (u64, u64)) -> Gauge {
     Gauge { used, limit }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

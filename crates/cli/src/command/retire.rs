@@ -1,0 +1,76 @@
+//! `bindonce retire`: ends a replaced generation now, with the connections that it has.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bindonce::Client;
+use bindonce_core::name::Name;
+use bindonce_haproxy::supervisor::control_socket;
+use serde::Deserialize;
+
+use super::print;
+use crate::Globals;
+
+/// From SIGTERM to SIGKILL it is a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// End a generation that drains, with the connections that it still has
+///
+/// A replaced generation ends by itself with its last connection, or after `run --drain-timeout`. This
+/// is for when that is too late: `bindonce status` tells what each still serves.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RETIRE)]
+pub(crate) struct Args {
+    /// The service
+    #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
+    name: Name,
+    /// The generation [default: the oldest one that drains]
+    #[arg(value_name = "GENERATION")]
+    generation: Option<u64>,
+}
+
+/// What the supervisor answers.
+#[derive(Debug, Deserialize)]
+struct Retired {
+    generation: u64,
+    pid: Option<i32>,
+    connections: Option<u64>,
+}
+
+/// Asks the supervisor of the service, and tells what it answers.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { name, generation } = args;
+    print(&ask(&globals.socket_path(), &name, generation)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has it ended, and says so.
+pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow::Result<String> {
+    let mut client =
+        Client::connect_within(&control_socket(socket, name), PATIENCE).with_context(|| {
+            format!(
+                "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`"
+            )
+        })?;
+    let params: Vec<u64> = generation.into_iter().collect();
+    let answer = match client.call("retire", &params) {
+        Ok(answer) => answer,
+        Err(error) => match error.refusal() {
+            Some(refusal) => {
+                let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+                bail!("{}{hint}", refusal.message)
+            }
+            None => return Err(error).context("the supervisor did not answer"),
+        },
+    };
+    let Retired { generation, pid, connections } = serde_json::from_value(answer)?;
+    let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    let lost = match connections {
+        Some(1) => " with 1 connection".to_owned(),
+        Some(connections) => format!(" with {connections} connections"),
+        None => String::new(),
+    };
+    Ok(format!("generation {generation}{pid}, was ended{lost}\n"))
+}

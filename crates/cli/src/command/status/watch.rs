@@ -1,0 +1,94 @@
+//! `bindonce status --watch`: the status again and again, whatever ends or begins meanwhile.
+
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bindonce_core::duration;
+use ratatui::crossterm::terminal;
+
+use super::{Snapshot, list};
+
+/// Less would keep those who are asked from their work.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// What a terminal that does not tell its size is taken for.
+const SIZE: (u16, u16) = (80, 24);
+
+/// Shows it until the reader goes away or a signal ends this process.
+pub(super) fn run(socket: &Path, json: bool, interval: Duration) -> anyhow::Result<()> {
+    let interval = interval.max(SHORTEST);
+    let screen = !json && io::stdout().is_terminal();
+    let mut first = true;
+    loop {
+        let begun = Instant::now();
+        let snapshot = Snapshot::take(socket);
+        let shown = if json {
+            format!("{}\n", line(&snapshot)?)
+        } else if screen {
+            let header = format!("every {}, Ctrl-C ends", duration::format(interval));
+            let text = format!("bindonce status  {}  {header}\n\n{}", now(), text(&snapshot));
+            frame(&text, terminal::size().unwrap_or(SIZE), first)
+        } else {
+            format!("--- {}\n{}", now(), text(&snapshot))
+        };
+        first = false;
+        let mut out = io::stdout();
+        match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            done => done?,
+        }
+        // What is shown is what there is at these moments; nothing else is waited for.
+        std::thread::sleep(interval.saturating_sub(begun.elapsed()));
+    }
+}
+
+fn text(snapshot: &Snapshot) -> String {
+    let missing = snapshot.no_broker().map(|line| line + "\n").unwrap_or_default();
+    missing + &snapshot.text()
+}
+
+/// One object in one line; what keeps the broker from telling is in `error`.
+fn line(snapshot: &Snapshot) -> anyhow::Result<String> {
+    let mut all = snapshot.json()?;
+    all["time"] = now().into();
+    if let Some(missing) = snapshot.no_broker() {
+        all["error"] = missing.into();
+    }
+    Ok(serde_json::to_string(&all)?)
+}
+
+fn now() -> String {
+    list::seconds(&crate::command::now().to_string())
+}
+
+/// The text over what a terminal of that size shows, without a flicker: every line is written over
+/// the old one and its rest erased (ECMA-48 CUP, EL, ED). What does not fit is left out, else
+/// the terminal would scroll.
+fn frame(text: &str, (width, height): (u16, u16), first: bool) -> String {
+    let (width, height) = (usize::from(width), usize::from(height).max(1));
+    let mut lines: Vec<String> =
+        text.lines().map(|line| line.chars().take(width).collect()).collect();
+    if lines.len() > height {
+        let hidden = lines.len() - (height - 1);
+        lines.truncate(height - 1);
+        lines.push(format!("... {hidden} more lines").chars().take(width).collect());
+    }
+    let begin = if first { "\x1b[2J\x1b[H" } else { "\x1b[H" };
+    format!("{begin}{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_stays_within_the_screen() {
+        assert_eq!(frame("abc\ndef\n", (2, 5), true), "\x1b[2J\x1b[Hab\x1b[K\r\nde\x1b[K\x1b[J");
+        let long = (0..30).map(|n| format!("line {n}\n")).collect::<String>();
+        let shown = frame(&long, (80, 10), false);
+        assert_eq!(shown.matches("\r\n").count(), 9, "{shown:?}");
+        assert!(shown.starts_with("\x1b[Hline 0\x1b[K"), "{shown:?}");
+        assert!(shown.ends_with("... 21 more lines\x1b[K\x1b[J"), "{shown:?}");
+        assert_eq!(frame("", (80, 0), false), "\x1b[H\x1b[K\x1b[J");
+    }
+}
