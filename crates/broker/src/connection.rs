@@ -175,14 +175,23 @@ impl Link {
         BUFFER.with_borrow_mut(|buffer| {
             let mut received = self.received.borrow_mut();
             let before = received.len();
-            let count = self.stream.try_io(Interest::READABLE, || {
-                scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
+            let mut came = None;
+            let read = self.stream.try_io(Interest::READABLE, || {
+                let count = scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
                     error.errno().map_or_else(
                         || io::Error::other(error.to_string()),
                         io::Error::from_raw_os_error,
                     )
-                })
-            })?;
+                })?;
+                came = Some(count);
+                // A message with descriptors ends a read; any other short one has emptied the
+                // socket, and what comes next is an event. Saying so spares a read in vain.
+                if count < buffer.len() && received.len() == before {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(count)
+            });
+            let count = came.map_or(read, Ok)?;
             let all = self.in_flight.came(received.len() - before);
             if received.len() > scm::MAX_FDS || all > self.in_flight.limit.get() {
                 // More than any request, or all together, may have.

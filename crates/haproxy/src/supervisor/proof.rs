@@ -74,10 +74,7 @@ impl Proof {
             tokio::select! {
                 tick = ticks.tick() => {
                     tick?;
-                    let now = Instant::now();
-                    for queue in &mut queues {
-                        queue.sample(now, self.probe);
-                    }
+                    queues.iter_mut().for_each(|queue| queue.sample(self.probe));
                     for count in &counts {
                         count.ask.notify_one();
                     }
@@ -96,10 +93,8 @@ impl Proof {
                     // One that did not run all this time, on a busy machine, has taken nothing
                     // either. Its answer shows that it has run; and haproxy takes what it finds
                     // waiting before it answers. So what waits even now is left by all.
-                    for queue in &mut queues {
-                        queue.sample(now, self.probe);
-                    }
-                    if queues.iter().all(|queue| queue.still.is_some()) {
+                    queues.iter_mut().for_each(Queue::look);
+                    if queues.iter().all(|queue| queue.still.is_some_and(|at| at <= since)) {
                         tell(Event::Proved);
                         return Ok(Cost { probes: queues.iter().map(|queue| queue.probes).sum() });
                     }
@@ -151,7 +146,18 @@ impl Queue {
         Self { listener, length: 0, still: None, shrank: None, probes: 0, probed: None }
     }
 
-    fn sample(&mut self, now: Instant, probe: bool) {
+    /// Looks at the queue; where nobody waits in it, lets a probe wait there.
+    fn sample(&mut self, probe: bool) {
+        self.look();
+        if self.length == 0 && probe && self.probe() {
+            // A connection is in the queue when connect(2) returns: it stands still from now on.
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        // Taken first: a queue has not stood still for longer than it is known to.
+        let now = Instant::now();
         // A listener that cannot be asked proves nothing: it counts as empty.
         let length = queue::accept_queue(self.listener.fd.as_fd()).map_or(0, |queue| queue.len);
         if length < self.length {
@@ -163,28 +169,30 @@ impl Queue {
             self.still.get_or_insert(now);
         } else {
             self.still = None;
-            if probe {
-                self.probe(now);
-            }
         }
     }
 
-    fn probe(&mut self, now: Instant) {
+    /// Whether a connection was made.
+    fn probe(&mut self) -> bool {
         let wait = if self.probes < MANY_PROBES { Duration::ZERO } else { PROBE_AGAIN };
         let Some(target) = self.listener.probe_target() else {
-            return;
+            return false;
         };
-        if self.probed.is_none_or(|at| at + wait <= now) {
-            self.probed = Some(now);
-            match probe::connect_and_reset(&target) {
-                Ok(()) => {
-                    self.probes += 1;
-                    // Whoever takes it between two samples is seen all the same.
-                    self.length = 1;
-                }
-                Err(error) => {
-                    tracing::debug!(listener = %self.listener.label, %error, "probe failed");
-                }
+        let now = Instant::now();
+        if self.probed.is_some_and(|at| at + wait > now) {
+            return false;
+        }
+        self.probed = Some(now);
+        match probe::connect_and_reset(&target) {
+            Ok(()) => {
+                self.probes += 1;
+                // Whoever takes it before the next look is seen all the same.
+                self.length = 1;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(listener = %self.listener.label, %error, "probe failed");
+                false
             }
         }
     }
