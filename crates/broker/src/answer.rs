@@ -25,15 +25,21 @@ use crate::state::State;
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The members of [`Bound`] that never change, as they stand in a reply: one
-/// request may ask for thousands, again and again.
-///
-/// [`Bound`]: bindonce_wire::result::Bound
-pub(crate) fn describe(address: &Address, bound: &Address, inode: u64) -> Box<str> {
-    let address = Value::from(address.to_string());
-    let bound = Value::from(bound.to_string());
-    format!(r#""address":{address},"bound":{bound},"inode":{inode}"#).into()
+/// What a reply says of an unnamed listener as far as it never changes, from the value of `name` on:
+/// one request may ask for thousands, again and again.
+pub(crate) fn describe(listener: &Listener, bound: &Address, inode: u64) -> Box<str> {
+    let address = listener.address.to_string();
+    let address = Value::from(address);
+    let bound = if *bound == listener.address { address.clone() } else { bound.to_string().into() };
+    let label = match listener.options.is_empty() {
+        true => address.clone(),
+        false => Value::from(Listener { name: None, ..listener.clone() }.label()),
+    };
+    format!(r#"{label}{ADDRESS}{address},"bound":{bound},"inode":{inode}"#).into()
 }
+
+/// What follows the name. It cannot stand within one: there its quotes are escaped.
+const ADDRESS: &str = r#","address":"#;
 
 /// The reply to `bind`: what [`encode_result`] makes of a [`BindResult`] with these listeners.
 ///
@@ -48,17 +54,15 @@ pub(crate) fn bound<'a>(
     text.extend_from_slice(br#","result":{"listeners":["#);
     for (index, (held, created)) in listeners.enumerate() {
         text.extend_from_slice(if index == 0 { &br#"{"name":"#[..] } else { br#",{"name":"# });
-        match &held.listener.name {
+        let mut described: &str = &held.opened.handle.described;
+        if let Some(name) = &held.listener.name {
             // Nothing in a name needs an escape.
-            Some(name) => {
-                text.push(b'"');
-                text.extend_from_slice(name.as_str().as_bytes());
-                text.push(b'"');
-            }
-            None => serde_json::to_writer(&mut text, &held.listener.label())?,
+            text.push(b'"');
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.push(b'"');
+            described = described.find(ADDRESS).map_or("", |end| &described[end..]);
         }
-        text.push(b',');
-        text.extend_from_slice(held.opened.handle.described.as_bytes());
+        text.extend_from_slice(described.as_bytes());
         let created: &[u8] = if created { br#","created":true}"# } else { br#","created":false}"# };
         text.extend_from_slice(created);
     }

@@ -177,12 +177,13 @@ impl Link {
             let before = received.len();
             let mut came = None;
             let read = self.stream.try_io(Interest::READABLE, || {
-                let count = scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
-                    error.errno().map_or_else(
-                        || io::Error::other(error.to_string()),
-                        io::Error::from_raw_os_error,
-                    )
-                })?;
+                let count =
+                    scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
+                        error.errno().map_or_else(
+                            || io::Error::other(error.to_string()),
+                            io::Error::from_raw_os_error,
+                        )
+                    })?;
                 came = Some(count);
                 // A message with descriptors ends a read; any other short one has emptied the
                 // socket, and what comes next is an event. Saying so spares a read in vain.

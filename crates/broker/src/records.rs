@@ -12,7 +12,6 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -104,7 +103,7 @@ impl Records {
     pub(crate) fn rewrite(&self, manifest: &Manifest) {
         let mut inner = self.inner.borrow_mut();
         inner.outdated = 0;
-        inner.file = match replace(&self.path, manifest.encode().as_bytes()) {
+        inner.file = match replace(&self.path, &manifest.encode()) {
             Ok(file) => Some(file),
             Err(error) => {
                 tracing::error!(
@@ -119,7 +118,7 @@ impl Records {
 
     /// Notes that listeners are held, or that something about them is new.
     pub(crate) fn record<'a>(self: &Rc<Self>, held: impl IntoIterator<Item = &'a Held<Socket>>) {
-        let mut text = String::new();
+        let mut text = Vec::new();
         held.into_iter().for_each(|held| self.note(held, &mut text));
         if !text.is_empty() {
             self.append(&text);
@@ -127,27 +126,27 @@ impl Records {
     }
 
     /// Adds the record of a listener to `text`, unless the last one says the same.
-    fn note(self: &Rc<Self>, held: &Held<Socket>, text: &mut String) {
+    fn note(self: &Rc<Self>, held: &Held<Socket>, text: &mut Vec<u8>) {
         let mut noted = held.opened.handle.noted.borrow_mut();
-        let state = fingerprint(held);
+        let edition = held.edition();
         match &mut *noted {
-            Some(noted) if noted.state == state => return,
+            Some(noted) if noted.edition == edition => return,
             Some(noted) => {
-                noted.state = state;
+                noted.edition = edition;
                 self.inner.borrow_mut().outdated += 1;
             }
             None => {
                 let (inode, cookie) = (held.opened.inode, held.opened.cookie);
-                *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, state }));
+                *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, edition }));
             }
         }
         manifest::opened(text, &entry(held));
     }
 
-    fn append(&self, text: &str) {
+    fn append(&self, text: &[u8]) {
         let mut inner = self.inner.borrow_mut();
         if let Some(file) = &mut inner.file
-            && let Err(error) = file.write_all(text.as_bytes())
+            && let Err(error) = file.write_all(text)
         {
             tracing::error!(
                 path = %self.path.display(), %error, "cannot write the state file any more"
@@ -179,13 +178,6 @@ impl Records {
     }
 }
 
-/// Tells whether something about a listener is new, without a copy of it.
-fn fingerprint(held: &Held<Socket>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&held.listener.name, &held.listener.options, held.tentative).hash(&mut hasher);
-    hasher.finish()
-}
-
 /// Writes beside it, syncs, renames, syncs the directory.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let mut temporary = path.to_owned().into_os_string();
@@ -213,8 +205,8 @@ pub(crate) struct Noted {
     records: Rc<Records>,
     inode: u64,
     cookie: u64,
-    /// The fingerprint of what its record says.
-    state: u64,
+    /// The listener's edition that its record tells.
+    edition: u32,
 }
 
 impl Drop for Noted {
@@ -222,7 +214,7 @@ impl Drop for Noted {
         if self.records.inner.borrow().ending {
             return;
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         manifest::closed(&mut text, self.inode, self.cookie);
         self.records.inner.borrow_mut().outdated += 2;
         self.records.append(&text);
@@ -271,13 +263,13 @@ impl State {
         records.rewrite(&manifest);
         for view in self.registry.list() {
             let (held, mut noted) = (view.held, view.held.opened.handle.noted.borrow_mut());
-            let state = fingerprint(held);
+            let edition = held.edition();
             let (inode, cookie) = (held.opened.inode, held.opened.cookie);
             match &mut *noted {
-                Some(noted) => noted.state = state,
+                Some(noted) => noted.edition = edition,
                 None => {
                     let records = Rc::clone(records);
-                    *noted = Some(Box::new(Noted { records, inode, cookie, state }));
+                    *noted = Some(Box::new(Noted { records, inode, cookie, edition }));
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::store::Kept;
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
-    /// What a reply says of it beside its name, written once.
+    /// What a reply says of it, written once; see [`answer::describe`].
     pub(crate) described: Box<str>,
     pub(crate) care: Care,
     /// Its place in the service manager's store; boxed, because most brokers have none.
@@ -63,7 +63,7 @@ impl State {
                 noted: RefCell::new(None),
                 owned: None,
                 fd,
-                described: answer::describe(&listener.address, &socket.bound, socket.inode),
+                described: answer::describe(listener, &socket.bound, socket.inode),
                 path: socket.path,
             },
             bound: socket.bound,

@@ -21,7 +21,6 @@ use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::listener::Listener;
 use bindonce_core::registry::Held;
 use bindonce_sys::memory;
 use bindonce_sys::notify::Notifier;
@@ -51,7 +50,7 @@ enum Step {
     /// Whatever has this name is taken out.
     Forget(String),
     /// Records for the manifest.
-    Write(String),
+    Write(Vec<u8>),
     /// A new manifest takes the place of the old one.
     Swap { file: File, length: u64, name: String },
 }
@@ -116,7 +115,7 @@ impl Store {
         manifest.header.store = Some(name.clone());
         let text = manifest.encode();
         let file = memory::file("bindonce-manifest").and_then(|file| {
-            file.write_all_at(text.as_bytes(), 0)?;
+            file.write_all_at(&text, 0)?;
             Ok(file)
         });
         match file {
@@ -156,12 +155,9 @@ impl Store {
     pub(crate) fn record(self: &Rc<Self>, held: &Held<Socket>) {
         let mut kept = held.opened.handle.kept.borrow_mut();
         match &mut *kept {
-            Some(kept) if kept.tentative == held.tentative && kept.listener == held.listener => {
-                return;
-            }
+            Some(kept) if kept.edition == held.edition() => return,
             Some(kept) => {
-                kept.tentative = held.tentative;
-                kept.listener = held.listener.clone();
+                kept.edition = held.edition();
                 self.inner.borrow_mut().outdated += 1;
             }
             None => {
@@ -169,7 +165,7 @@ impl Store {
                 *kept = Some(self.kept(held));
             }
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         manifest::opened(&mut text, &entry(held));
         self.push([Step::Write(text)]);
     }
@@ -180,8 +176,7 @@ impl Store {
             store: Rc::clone(self),
             inode: held.opened.inode,
             cookie: held.opened.cookie,
-            listener: held.listener.clone(),
-            tentative: held.tentative,
+            edition: held.edition(),
         })
     }
 
@@ -273,7 +268,7 @@ impl Inner {
             Step::Swap { file, name, .. } => self.notifier.store(name, file.as_fd()),
             Step::Write(text) => match &mut self.manifest {
                 Some((file, length, _)) => {
-                    file.write_all_at(text.as_bytes(), *length)?;
+                    file.write_all_at(text, *length)?;
                     *length += text.len() as u64;
                     Ok(())
                 }
@@ -298,9 +293,8 @@ pub(crate) struct Kept {
     store: Rc<Store>,
     inode: u64,
     cookie: u64,
-    /// As its last record says.
-    listener: Listener,
-    tentative: bool,
+    /// The listener's edition that its last record tells.
+    edition: u32,
 }
 
 impl Drop for Kept {
@@ -308,7 +302,7 @@ impl Drop for Kept {
         if self.store.inner.borrow().ending {
             return;
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         manifest::closed(&mut text, self.inode, self.cookie);
         self.store.inner.borrow_mut().outdated += 2;
         self.store.push([Step::Write(text), Step::Forget(name(self.inode))]);

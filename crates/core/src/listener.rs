@@ -46,6 +46,21 @@ impl Listener {
             None => self.address.to_string(),
         }
     }
+
+    /// The one syntax, with the last port of a range behind the address.
+    fn write(&self, f: &mut fmt::Formatter<'_>, last_port: Option<u16>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}=")?;
+        }
+        write!(f, "{}", self.address)?;
+        if let Some(last) = last_port {
+            write!(f, "-{last}")?;
+        }
+        if !self.options.is_empty() {
+            write!(f, ",{}", self.options)?;
+        }
+        Ok(())
+    }
 }
 
 impl FromStr for Listener {
@@ -62,7 +77,7 @@ impl FromStr for Listener {
 
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        ListenSpec::from(self.clone()).fmt(f)
+        self.write(f, None)
     }
 }
 
@@ -160,17 +175,7 @@ impl FromStr for ListenSpec {
 
 impl fmt::Display for ListenSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = &self.first.name {
-            write!(f, "{name}=")?;
-        }
-        write!(f, "{}", self.first.address)?;
-        if self.is_range() {
-            write!(f, "-{}", self.last_port)?;
-        }
-        if !self.first.options.is_empty() {
-            write!(f, ",{}", self.first.options)?;
-        }
-        Ok(())
+        self.first.write(f, self.is_range().then_some(self.last_port))
     }
 }
 

@@ -113,6 +113,12 @@ proptest! {
     }
 
     #[test]
+    fn an_ipv4_address_reads_as_std_writes_it(ip: [u8; 4], port: u16) {
+        let at = std::net::SocketAddr::from((ip, port));
+        prop_assert_eq!(Address::Tcp(at).to_string(), at.to_string());
+    }
+
+    #[test]
     fn an_expanded_range_is_made_of_listeners_that_print_and_parse(spec in spec()) {
         prop_assert_eq!(spec.expand().count(), spec.count());
         for listener in spec.expand().take(3).chain(spec.expand().last()) {

@@ -22,7 +22,6 @@
 //! does not know it ignores.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
@@ -283,8 +282,8 @@ impl Manifest {
     }
 
     /// The snapshot as text.
-    pub fn encode(&self) -> String {
-        let mut text = String::new();
+    pub fn encode(&self) -> Vec<u8> {
+        let mut text = Vec::new();
         line(&mut text, &Header { listeners: self.listeners.len(), ..self.header.clone() });
         for entry in &self.listeners {
             opened(&mut text, entry);
@@ -338,13 +337,13 @@ impl Manifest {
 }
 
 /// Appends the record that a listener is held, or is now as `entry` says.
-pub fn opened(text: &mut String, entry: &Entry) {
+pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
     let record = Record { listener: Some(entry), connection: none::<()>(), closed: None };
     line(text, &record);
 }
 
 /// Appends the record that a listener is not held any more.
-pub fn closed(text: &mut String, inode: u64, cookie: u64) {
+pub fn closed(text: &mut Vec<u8>, inode: u64, cookie: u64) {
     let closed = Some(Socket { inode, cookie });
     line(text, &Record { listener: none::<()>(), connection: none::<()>(), closed });
 }
@@ -372,9 +371,11 @@ fn header(text: &[u8]) -> Result<Header, Unreadable> {
 }
 
 /// One object and a line end. JSON text has no line end inside.
-fn line(text: &mut String, value: &impl Serialize) {
-    // Writing to a String does not fail, and no type here has a key that is not text.
-    if let Ok(json) = serde_json::to_string(value) {
-        let _ = writeln!(text, "{json}");
+fn line(text: &mut Vec<u8>, value: &impl Serialize) {
+    let begin = text.len();
+    match serde_json::to_writer(&mut *text, value) {
+        Ok(()) => text.push(b'\n'),
+        // Writing to a vector does not fail, and no type here has a key that is not text.
+        Err(_) => text.truncate(begin),
     }
 }

@@ -91,11 +91,15 @@ fn as_the_next_version(text: &str) -> String {
     next
 }
 
+fn text(manifest: &Manifest) -> String {
+    String::from_utf8(manifest.encode()).expect("JSON is text")
+}
+
 proptest! {
     #[test]
     fn what_is_written_is_read(manifest in manifest()) {
         let text = manifest.encode();
-        let read = Manifest::decode(text.as_bytes()).expect("readable");
+        let read = Manifest::decode(&text).expect("readable");
         prop_assert_eq!(read.encode(), text);
         prop_assert_eq!(read.listeners, manifest.listeners);
         prop_assert_eq!(read.connections, manifest.connections);
@@ -103,7 +107,7 @@ proptest! {
 
     #[test]
     fn the_next_version_is_read(manifest in manifest()) {
-        let read = Manifest::decode(as_the_next_version(&manifest.encode()).as_bytes());
+        let read = Manifest::decode(as_the_next_version(&text(&manifest)).as_bytes());
         let read = read.expect("readable");
         prop_assert_eq!(read.header.version, VERSION + 1);
         prop_assert_eq!(read.listeners, manifest.listeners);
@@ -132,7 +136,7 @@ proptest! {
         }
         let snapshot = states[0].0;
         let end = snapshot + cut.index(text.len() - snapshot + 1);
-        let read = Manifest::decode(&text.as_bytes()[..end]).expect("readable");
+        let read = Manifest::decode(&text[..end]).expect("readable");
         let (_, expected) = states.iter().rfind(|(length, _)| *length <= end).expect("a state");
         let sorted = |mut listeners: Vec<Entry>| {
             listeners.sort_by_key(|entry| entry.inode);
@@ -148,7 +152,7 @@ proptest! {
     ) {
         let text = manifest.encode();
         let end = cut.index(text.len());
-        if let Ok(read) = Manifest::decode(&text.as_bytes()[..end]) {
+        if let Ok(read) = Manifest::decode(&text[..end]) {
             prop_assert_eq!(read.listeners, manifest.listeners);
         }
     }
@@ -161,7 +165,7 @@ proptest! {
 
 #[test]
 fn versions_too_far_away_are_named() {
-    let text = Manifest::new("9.9").encode();
+    let text = text(&Manifest::new("9.9"));
     for version in [0, VERSION + 2, u32::MAX] {
         let text =
             text.replace(&format!("\"version\":{VERSION}"), &format!("\"version\":{version}"));
@@ -176,7 +180,7 @@ fn versions_too_far_away_are_named() {
 
 #[test]
 fn a_damaged_line_names_itself() {
-    let text = Manifest::new("1").encode() + "{\"listener\":{\"listen\":5}}\n";
+    let text = text(&Manifest::new("1")) + "{\"listener\":{\"listen\":5}}\n";
     let error = Manifest::decode(text.as_bytes()).expect_err("damaged");
     assert!(error.to_string().starts_with("line 2 of the manifest is damaged"), "{error}");
 }

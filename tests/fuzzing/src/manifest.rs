@@ -13,7 +13,7 @@ pub fn manifest(data: &[u8]) {
         let _ = entry.bound();
     }
     let text = manifest.encode();
-    let again = Manifest::decode(text.as_bytes()).expect("what was written is read");
+    let again = Manifest::decode(&text).expect("what was written is read");
     assert_eq!(again.listeners, manifest.listeners);
     assert_eq!(again.connections, manifest.connections);
     assert_eq!(again.encode(), text);

@@ -202,7 +202,7 @@ fn become_binary(
 
 fn memory_file(manifest: &Manifest) -> io::Result<File> {
     let mut file = memory::file(NAME)?;
-    file.write_all_at(manifest.encode().as_bytes(), 0)?;
+    file.write_all_at(&manifest.encode(), 0)?;
     file.rewind()?;
     Ok(file)
 }

@@ -61,7 +61,7 @@ impl<H> Registry<H> {
             if let Some(name) = &listener.name {
                 self.index.insert_name(id, name);
             }
-            let held = Held { opened, listener, since, tentative, leases: 0 };
+            let held = Held::new(listener, opened, since, tentative);
             self.held.insert(id, Box::new(held));
         }
     }

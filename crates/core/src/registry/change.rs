@@ -64,6 +64,7 @@ impl<H> Registry<H> {
             // Nobody can have released it: the claim counts as a lease.
             if let Some(held) = self.held.get_mut(&change.listener) {
                 held.listener.options = change.options;
+                held.edition += 1;
                 held.opened.backlog = *backlog;
             }
         }

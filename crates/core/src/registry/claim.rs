@@ -5,7 +5,7 @@
 //! part of the same request finds the first as it finds those that are held; a
 //! claim that comes to nothing takes its entries out again.
 
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::Entry;
 
 use super::{
     Action, Change, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal,
@@ -276,13 +276,13 @@ impl<H> Registry<H> {
             if opened.bound != new.listener.address {
                 self.index.occupy(id, &new.key.bound(&opened.bound));
             }
-            let listener = new.listener;
-            let held = Held { opened, listener, since: now, tentative: true, leases: 0 };
+            let held = Held::new(new.listener, opened, now, true);
             self.held.insert(id, Box::new(held));
         }
         for (id, name) in plan.named {
             if let Some(held) = self.held.get_mut(&id) {
                 held.listener.name = Some(name);
+                held.edition += 1;
             }
         }
         let Some(connection) = self.connections.get_mut(&plan.connection) else {
@@ -298,7 +298,9 @@ impl<H> Registry<H> {
                 next += 1;
             }
             if let Some(held) = self.held.get_mut(&id) {
-                held.tentative &= tentative;
+                if !tentative {
+                    held.confirm();
+                }
                 if let Entry::Vacant(lease) = connection.leases.entry(id) {
                     lease.insert(now);
                     held.leases += 1;

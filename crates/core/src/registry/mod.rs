@@ -26,7 +26,7 @@ mod release;
 mod resume;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::address::Address;
 use crate::listener::{Key, Listener, Options, Wanted};
@@ -202,9 +202,29 @@ pub struct Held<H> {
     pub tentative: bool,
     /// How many connections have a lease on it, or are about to get one.
     leases: usize,
+    /// How often its name, its options or `tentative` has changed.
+    edition: u32,
 }
 
 impl<H> Held<H> {
+    /// Nobody uses it yet.
+    fn new(listener: Listener, opened: Opened<H>, since: Timestamp, tentative: bool) -> Self {
+        Self { opened, listener, since, tentative, leases: 0, edition: 0 }
+    }
+
+    /// Another number whenever its name, its options or whether it is tentative has changed: what was
+    /// written down of it under the same number is still true.
+    pub fn edition(&self) -> u32 {
+        self.edition
+    }
+
+    /// It stays when its last lease ends.
+    fn confirm(&mut self) {
+        if std::mem::replace(&mut self.tentative, false) {
+            self.edition += 1;
+        }
+    }
+
     fn key(&self) -> Key {
         self.listener.key()
     }
@@ -222,7 +242,7 @@ struct Connection {
     peer: Peer,
     label: Option<(Label, Timestamp)>,
     /// Each lease with the time it began.
-    leases: HashMap<ListenerId, Timestamp>,
+    leases: BTreeMap<ListenerId, Timestamp>,
 }
 
 /// What is bound, under which name, and who uses it.
@@ -257,7 +277,7 @@ impl<H> Registry<H> {
         let mut actions = Vec::new();
         match event {
             Event::Connected(id, peer) => {
-                let connection = Connection { peer, label: None, leases: HashMap::new() };
+                let connection = Connection { peer, label: None, leases: BTreeMap::new() };
                 self.connections.insert(id, connection);
             }
             Event::Claim(id, wants) if self.connections.contains_key(&id) => {
@@ -344,7 +364,7 @@ impl<H> Registry<H> {
         if label.phase == Phase::Serving {
             for id in connection.leases.keys() {
                 if let Some(held) = self.held.get_mut(id) {
-                    held.tentative = false;
+                    held.confirm();
                 }
             }
         }

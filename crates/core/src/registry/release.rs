@@ -91,9 +91,7 @@ impl<H> Registry<H> {
         self.waiting.retain(|(waiting, _)| *waiting != id);
         self.abandon_pending(id);
         // In a fixed order, so that logs and tests read alike.
-        let mut leases: Vec<ListenerId> = connection.leases.into_keys().collect();
-        leases.sort_unstable();
-        for id in leases {
+        for id in connection.leases.into_keys() {
             if let Some(held) = self.held.get_mut(&id) {
                 held.leases -= 1;
             }

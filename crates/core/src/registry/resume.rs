@@ -1,7 +1,7 @@
 //! Connections that go on over an upgrade of the broker: told to the next image,
 //! and entered there as they were.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Connection, ConnectionId, Label, Registry};
 use crate::policy::Peer;
@@ -37,7 +37,7 @@ impl<H> Registry<H> {
         let ids: HashMap<u64, _> =
             self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
         for link in links {
-            let mut leases = HashMap::with_capacity(link.leases.len());
+            let mut leases = BTreeMap::new();
             for (inode, since) in link.leases {
                 if let Some(id) = ids.get(&inode)
                     && let Some(held) = self.held.get_mut(id)

@@ -285,3 +285,21 @@ fn ten_thousand_on_one_port_are_not_compared_pairwise() {
     assert!(first < std::time::Duration::from_secs(5), "{first:?}");
     assert!(shell.claim(TWO, &wants).expect("held").iter().all(|(_, created)| !created));
 }
+
+#[test]
+fn the_edition_tells_whether_what_was_written_down_is_still_true() {
+    let mut shell = Shell::new();
+    let edition = |shell: &Shell| shell.registry.list()[0].held.edition();
+    shell.claim(ONE, &[tentative("127.0.0.1:80")]).expect("new");
+    let mut last = edition(&shell);
+    let mut changed = |shell: &Shell| std::mem::replace(&mut last, edition(shell)) != last;
+    shell.claim(TWO, &[tentative(":80"), tentative("127.0.0.1:80")]).expect_err("overlap");
+    shell.claim(TWO, &[tentative("127.0.0.1:80")]).expect("known");
+    assert!(!changed(&shell), "nothing new");
+    shell.claim(TWO, &[tentative("web=127.0.0.1:80")]).expect("named");
+    assert!(changed(&shell), "named");
+    shell.claim(TWO, &[want("127.0.0.1:80")]).expect("confirmed");
+    assert!(changed(&shell), "confirmed");
+    shell.claim(TWO, &[want("web")]).expect("known");
+    assert!(!changed(&shell), "nothing new");
+}
