@@ -28,14 +28,16 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What a reply says of an unnamed listener as far as it never changes, from the value of `name` on:
 /// one request may ask for thousands, again and again.
 pub(crate) fn describe(listener: &Listener, bound: &Address, inode: u64) -> Box<str> {
-    let address = listener.address.to_string();
-    let address = Value::from(address);
-    let bound = if *bound == listener.address { address.clone() } else { bound.to_string().into() };
-    let label = match listener.options.is_empty() {
-        true => address.clone(),
-        false => Value::from(Listener { name: None, ..listener.clone() }.label()),
-    };
-    format!(r#"{label}{ADDRESS}{address},"bound":{bound},"inode":{inode}"#).into()
+    let json = |address: &Address| Value::from(address.to_string()).to_string();
+    let address = json(&listener.address);
+    let other = (*bound != listener.address).then(|| json(bound));
+    let bound = other.as_deref().unwrap_or(&address);
+    let keyed = !listener.options.is_empty();
+    let label = keyed.then(|| Value::from(Listener { name: None, ..listener.clone() }.label()));
+    let label = label.map(|label| label.to_string());
+    let label = label.as_deref().unwrap_or(&address);
+    let inode = inode.to_string();
+    [label, ADDRESS, &address, r#","bound":"#, bound, r#","inode":"#, &inode].concat().into()
 }
 
 /// What follows the name. It cannot stand within one: there its quotes are escaped.

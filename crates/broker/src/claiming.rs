@@ -89,11 +89,13 @@ impl State {
         outcome
     }
 
-    /// Begins to watch what has been claimed and is new, which may come after the reply so
-    /// long as nothing else runs in between: a listener that has left LISTEN before the
-    /// kernel watches it is told of as soon as it does. (Its record may not: a client that
-    /// has a listener may see this process killed at once, and the next broker must know.)
+    /// What may come after the reply to a claim, so long as nothing else runs in between: begins to
+    /// watch what is new (a listener that has left LISTEN before the kernel watches it is told of
+    /// as soon as it does), and tidies what is written down. The record of a listener may not come
+    /// later: a client that has it may see this process killed at once, and the next broker must
+    /// know.
     pub(crate) fn settle(&mut self) {
+        self.tidy();
         for id in self.unsettled.drain(..) {
             if let Some(held) = self.registry.held(id) {
                 held.opened.handle.care.begin(&held.opened.handle.fd, &held.listener.address);

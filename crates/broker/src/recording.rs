@@ -33,6 +33,11 @@ impl State {
         if let Some(records) = &self.records {
             records.record(held());
         }
+    }
+
+    /// Writes anew what is written down, if too much of it is outdated. That takes as long as the
+    /// disk takes, so it comes after replies.
+    pub(crate) fn tidy(&self) {
         self.tidy_records();
         if let Some(store) = &self.store
             && store.is_outdated(self.registry.len())

@@ -9,6 +9,7 @@
 //! IPv6 only, and two different network devices or namespaces never meet.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::Address;
@@ -19,13 +20,34 @@ use crate::name::Name;
 /// address, network device and, for an IPv6 wildcard, whether IPv4 is left out.
 /// With port 0 (any free port) the name belongs to it too, so that two
 /// services can each have a free port of their own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     address: Address,
     v6only: bool,
     /// Apart, because thousands of keys are held and few have any of it. None if
     /// there is none, so that equal keys look equal.
     rest: Option<Box<Rest>>,
+}
+
+impl Hash for Key {
+    /// Of the address only what tells thousands of keys apart, in one piece: every piece costs time.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match &self.address {
+            Address::Tcp(at) | Address::Udp(at) => match at.ip() {
+                IpAddr::V4(ip) => {
+                    state.write_u64(u64::from(ip.to_bits()) << 16 | u64::from(at.port()));
+                }
+                IpAddr::V6(ip) => {
+                    state.write_u128(ip.to_bits());
+                    state.write_u16(at.port());
+                }
+            },
+            Address::Unix(name) | Address::Abstract(name) => name.hash(state),
+        }
+        if let Some(rest) = &self.rest {
+            rest.hash(state);
+        }
+    }
 }
 
 /// What belongs to few keys.
@@ -172,7 +194,8 @@ impl Slot {
 /// A port of one family, protocol and namespace; or a UNIX name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    Port { netns: Option<Box<str>>, udp: bool, v6: bool, port: u16 },
+    // In the order in which they are compared: what differs most often comes first.
+    Port { port: u16, v6: bool, udp: bool, netns: Option<Box<str>> },
     Path(Box<str>),
     Abstract { netns: Option<Box<str>>, name: Box<str> },
 }
