@@ -103,6 +103,16 @@ impl ListenSpec {
         usize::from(self.last_port.saturating_sub(first)) + 1
     }
 
+    /// Itself, if a range's name leaves room for the port.
+    fn checked(self) -> Result<Self, Invalid> {
+        match &self.first.name {
+            Some(name) if self.is_range() && name.as_str().len() + 6 > MAX_LEN => {
+                Err(Invalid::RangeName(name.as_str().to_owned()))
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Its listeners in the order of their ports. In a range called `web` they
     /// are `web-8000`, `web-8001` and so on.
     pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
@@ -152,6 +162,13 @@ impl FromStr for ListenSpec {
             None => (None, place),
         };
         let (address, last_port) = Address::parse_range(place)?;
+        if options.is_empty() {
+            return Self {
+                first: Listener { name, address, options: Options::default() },
+                last_port,
+            }
+            .checked();
+        }
         let first = Listener::new(name, address, options.parse()?)?;
         // `v4v6` leaves no trace in the options, so it is looked for here.
         if options.split(',').any(|option| option == "v4v6")
@@ -163,13 +180,7 @@ impl FromStr for ListenSpec {
                 why: "it is for IPv6 addresses",
             });
         }
-        let spec = Self { first, last_port };
-        match &spec.first.name {
-            Some(name) if spec.is_range() && name.as_str().len() + 6 > MAX_LEN => {
-                Err(Invalid::RangeName(name.as_str().to_owned()))
-            }
-            _ => Ok(spec),
-        }
+        Self { first, last_port }.checked()
     }
 }
 

@@ -232,7 +232,9 @@ impl<T: DeserializeOwned> Reply<T> {
             #[serde(default)]
             error: Option<RpcError>,
         }
-        let Envelope { id, result, error } = serde_json::from_slice(line)?;
+        // Looked at once as a whole, and not again in each of thousands of strings.
+        let line = std::str::from_utf8(line).map_err(serde::de::Error::custom)?;
+        let Envelope { id, result, error } = serde_json::from_str(line)?;
         let outcome = match (error, result) {
             (Some(error), _) => Err(error),
             (None, Some(result)) => Ok(result),

@@ -17,6 +17,8 @@ pub(super) struct Index {
     /// Ordered by place, then address, then device: all that a wildcard meets
     /// stand together.
     slots: BTreeMap<(Slot, Device), ListenerId>,
+    /// How many of them are wildcards: where there is none, none is looked for.
+    wildcards: usize,
 }
 
 impl Index {
@@ -38,7 +40,7 @@ impl Index {
                 let start = Slot { place: slot.place.clone(), ip: None };
                 return self.meeting(&start, key.interface(), |other| other.place == slot.place);
             }
-            let wildcard = slot.wildcard();
+            let wildcard = (self.wildcards > 0).then(|| slot.wildcard()).flatten();
             self.meeting(&slot, key.interface(), |other| *other == slot).or_else(|| {
                 let wildcard = wildcard?;
                 self.meeting(&wildcard, key.interface(), |other| *other == wildcard)
@@ -69,7 +71,10 @@ impl Index {
     /// only once it is bound.
     pub(super) fn occupy(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
-            self.slots.insert((slot, key.interface().map(Box::from)), id);
+            let wildcard = slot.is_wildcard();
+            if self.slots.insert((slot, key.interface().map(Box::from)), id).is_none() && wildcard {
+                self.wildcards += 1;
+            }
         }
     }
 
@@ -87,6 +92,9 @@ impl Index {
             let place = (slot, key.interface().map(Box::from));
             if self.slots.get(&place) == Some(&id) {
                 self.slots.remove(&place);
+                if place.0.is_wildcard() {
+                    self.wildcards -= 1;
+                }
             }
         }
     }
