@@ -80,9 +80,10 @@ fn no_arrow_runs_up() {
 fn every_package_has_a_floor() {
     for name in dependencies().keys() {
         let known = FLOORS.iter().any(|(package, _)| package == name);
+        // What nothing of ours is built from.
+        let above = ["bindonce-fuzzing", "bindonce-load", "bindonce-package", "bindonce-tests"];
         assert!(
-            known
-                || ["bindonce-fuzzing", "bindonce-load", "bindonce-tests"].contains(&name.as_str()),
+            known || above.contains(&name.as_str()),
             "{name} stands on no floor: give it one in docs/architecture.md and here"
         );
     }

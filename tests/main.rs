@@ -22,6 +22,7 @@ mod killed;
 mod leaks;
 mod lingering;
 mod many;
+mod package;
 mod privileges;
 mod protocol;
 mod recovery;

@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""The Debian package on a Debian of its own with a real systemd as PID 1: installed, haproxy.service
+put under bindonce, then reloads and restarts of everything, upgrades of the package and one upgrade
+that cannot work, all under load; removed and purged, and the files compared with those before.
+
+    tests/measure/package.py --binary PATH --load PATH [--root target/package/root] [--clients 20]
+
+The root is what tests/package-root makes; it stays as it is (an overlay in memory is written to).
+Needs root, overlayfs and cgroup2. Prints one JSON object; "skipped" in it says why it could not run.
+
+Two stages of this one file: the outer builds the packages, starts `unshare` and drives by nsenter; the
+inner puts the root together and becomes systemd.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TARGET = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+PORT = 8080
+LINK = "/etc/systemd/system/haproxy.service.d/bindonce.conf"
+DROP_IN = "/usr/share/bindonce/haproxy.service.d/bindonce.conf"
+FRONTEND = f"""
+frontend web
+    bind 127.0.0.1:{PORT}
+    http-request return status 200 content-type text/plain hdr x-generation "%[env(BINDONCE_GENERATION)]" string "hello\\n"
+"""
+# What any installation and any boot writes: records of dpkg and systemd, caches, logs.
+RECORDS = ("/var/lib/dpkg/", "/var/log/", "/var/cache/", "/var/lib/systemd/", "/var/backups/", "/etc/machine-id", "/var/tmp/")
+# The user `bindonce` stays (Debian's practice): these have a line more, or are its copies.
+ACCOUNTS = {f"/etc/{name}{dash}" for name in ("passwd", "group", "shadow", "gshadow") for dash in ("", "-")} | {"/etc/.pwd.lock"}
+
+
+class Skip(Exception):
+    """Why this cannot run here."""
+
+
+def inner(shared, root):
+    """In namespaces of our own: puts a root together and becomes its systemd."""
+    def mount(*words):
+        subprocess.run(["mount", *words], check=True)
+    mount("--make-rprivate", "/")
+    memory, top = f"{shared}/memory", f"{shared}/top"
+    os.makedirs(memory)
+    os.makedirs(top)
+    mount("-t", "tmpfs", "tmpfs", memory)
+    os.makedirs(f"{memory}/upper")
+    os.makedirs(f"{memory}/work")
+    mount("-t", "overlay", "overlay", "-o", f"lowerdir={root},upperdir={memory}/upper,workdir={memory}/work", top)
+    os.makedirs(f"{top}/shared", exist_ok=True)
+    mount("--bind", f"{shared}/files", f"{top}/shared")
+    mount("-t", "proc", "proc", f"{top}/proc")
+    mount("-t", "sysfs", "-o", "ro", "sysfs", f"{top}/sys")
+    # Of this control group namespace: ours is its root. Version 2 whatever the machine itself uses.
+    mount("-t", "cgroup2", "cgroup2", f"{top}/sys/fs/cgroup")
+    for directory in ("run", "tmp"):
+        mount("-t", "tmpfs", "tmpfs", f"{top}/{directory}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with open(f"{top}/etc/haproxy/haproxy.cfg", "a") as configuration:
+        configuration.write(FRONTEND)
+    # The first boot's own questions are no business of ours.
+    pathlib.Path(top, "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    os.environ["container"] = "other"
+    # Not chroot: paths under /proc are told from the root of the namespace.
+    os.chdir(top)
+    os.mkdir("old")
+    subprocess.run(["pivot_root", ".", "old"], check=True)
+    os.chdir("/")
+    subprocess.run(["umount", "-l", "/old"], check=True)
+    os.rmdir("/old")
+    os.execv("/lib/systemd/systemd", ["systemd", "--system", "--show-status=no", "--log-target=journal"])
+
+
+def control_group():
+    """A control group of our own in the hierarchy of version 2, to be the root of a namespace."""
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        if words[words.index("-") + 1] == "cgroup2":
+            path = pathlib.Path(words[4], f"bindonce-package-{os.getpid()}")
+            path.mkdir()
+            return path
+    raise Skip("no cgroup2 here for a systemd of its own")
+
+
+def remove_groups(path):
+    for directory, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+
+
+class Machine:
+    """The booted system, and what a person would type on it."""
+
+    def __init__(self, shared, root):
+        self.group = control_group()
+        inside = ["unshare", "-pfmuinC", "--kill-child", sys.executable, __file__, "--inner", shared, "--root", root]
+        self.console = open(f"{shared}/console", "wb")
+        enter = lambda: (self.group / "cgroup.procs").write_text(str(os.getpid()))
+        self.process = subprocess.Popen(inside, stdin=subprocess.DEVNULL, stdout=self.console, stderr=self.console, preexec_fn=enter)
+        self.pid = eventually("the first process", self.first)
+
+    def first(self):
+        if self.process.poll() is not None:
+            raise Skip("no namespaces or no overlay here: " + pathlib.Path(self.console.name).read_text(errors="replace")[-300:])
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        if not children:
+            return None
+        command = pathlib.Path(f"/proc/{children[0]}/comm").read_text().strip()
+        return int(children[0]) if command == "systemd" else None
+
+    def words(self, *words):
+        return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", *words]
+
+    def run(self, *words, timeout=120):
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+        return subprocess.run(self.words(*words), capture_output=True, text=True, timeout=timeout, env=environment, stdin=subprocess.DEVNULL)
+
+    def must(self, *words, timeout=120):
+        done = self.run(*words, timeout=timeout)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(words)}: {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+        return done.stdout.strip()
+
+    def show(self, unit, name):
+        return self.must("systemctl", "show", "--value", "-p", name, unit)
+
+    def files(self):
+        """Every file of the root, with what it is: type, mode, owner, size, target."""
+        skip = " -o ".join(f"-path {path}" for path in ("/proc", "/sys", "/dev", "/run", "/tmp", "/shared"))
+        listed = self.must("sh", "-c", f"find / \\( {skip} \\) -prune -o -type d -printf '%p\\t%y %m %u:%g\\n'"
+                           " -o -printf '%p\\t%y %m %u:%g %s %l\\n'; find /tmp /run/bindonce -printf '%p\\t%y\\n' 2>/dev/null || true")
+        files = {}
+        for line in listed.splitlines():
+            path, _, what = line.partition("\t")
+            if path.startswith("/") and not path.startswith(RECORDS) and path not in ACCOUNTS and "systemd-private" not in path:
+                files[path] = what
+        return files
+
+    def close(self):
+        # Its PID 1 ends everything else.
+        self.process.kill()
+        self.process.wait()
+        self.console.close()
+        deadline = time.monotonic() + 10
+        while self.group.exists() and time.monotonic() < deadline:
+            remove_groups(self.group)
+            time.sleep(0.02)
+
+
+def eventually(what, probe, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if found := probe():
+                return found
+        except (OSError, RuntimeError):
+            pass
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.02)
+
+
+def packages(options, shared):
+    """Two versions as ./deploy/deb builds them, and a third whose program cannot run."""
+    out = f"{shared}/files"
+    binary = f"{shared}/bindonce"
+    shutil.copy(options.binary, binary)
+    subprocess.run(["strip", binary], check=False)  # of a debug build; smaller, that is all
+    names = []
+    for version in ("0.1.0-1", "0.1.0-2"):
+        built = subprocess.run([ROOT / "deploy/deb", "--fast", "--binary", binary, "--version", version, "--out", out],
+                               capture_output=True, text=True, timeout=170)
+        if built.returncode != 0:
+            raise RuntimeError(f"deploy/deb: {built.stderr[-1500:]}")
+        names.append(pathlib.Path(built.stdout.strip().splitlines()[-1]).name)
+    tree = f"{shared}/tree"
+    subprocess.run(["dpkg-deb", "-R", f"{out}/{names[1]}", tree], check=True)
+    control = pathlib.Path(tree, "DEBIAN/control")
+    control.write_text(control.read_text().replace("0.1.0-2", "0.1.0-3"))
+    # It can ask for an upgrade, and nothing else.
+    pathlib.Path(tree, "usr/bin/bindonce").write_text(
+        "#!/bin/sh\ncase \"$*\" in *' upgrade'*) exec /shared/bindonce \"$@\" ;; esac\necho 'this program is broken' >&2\nexit 1\n")
+    shutil.copy(binary, f"{out}/bindonce")
+    names.append("bindonce_broken.deb")
+    subprocess.run(["dpkg-deb", "-Znone", "-b", tree, f"{out}/{names[2]}"], check=True, stdout=subprocess.DEVNULL)
+    return [f"/shared/{name}" for name in names]
+
+
+def answers(machine):
+    """Whether haproxy answers there."""
+    script = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; timeout 5 cat <&3"
+    return "hello" in machine.run("bash", "-c", script).stdout
+
+
+def running(machine, unit):
+    """The unit's main process, and the file that it executes."""
+    pid = machine.show(unit, "MainPID")
+    return pid, machine.must("readlink", f"/proc/{pid}/exe")
+
+
+def drive(machine, debs, options):
+    seen, took, begun = {}, {}, time.monotonic()
+
+    def step(name):
+        nonlocal begun
+        took[name] = round(time.monotonic() - begun, 1)
+        begun = time.monotonic()
+
+    eventually("the system to come up", lambda: machine.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"))
+    seen["systemd"] = machine.must("systemctl", "--version").split("\n")[0]
+    seen["plain"] = eventually("Debian's haproxy", lambda: answers(machine))
+    before = machine.files()
+    failed_before = machine.must("systemctl", "--failed", "--plain", "--no-legend").split("\n")
+    step("boot")
+
+    seen["install"] = machine.must("dpkg", "-i", debs[0])
+    seen["user"] = machine.must("getent", "passwd", "bindonce")
+    machine.must("systemctl", "reload", "bindonce")
+    seen["broker"] = [machine.show("bindonce.service", name) for name in ("ActiveState", "User", "UnitFileState")]
+    # Nothing of Debian's is touched until the administrator says so.
+    seen["untouched"] = running(machine, "haproxy.service")[1] == "/usr/sbin/haproxy" and answers(machine)
+    seen["control"] = machine.must("stat", "-c", "%U:%G %a", "/run/bindonce", "/run/bindonce/bindonce.sock").split("\n")
+    verified = machine.run("systemd-analyze", "verify", "bindonce.service", "bindonce-haproxy.service", "haproxy.service")
+    # (Manual pages are not installed on a root this small.)
+    seen["verify"] = [line for line in verified.stderr.splitlines() if "haproxy" in line or "bindonce" in line if "man " not in line]
+    security = machine.must("systemd-analyze", "security", "bindonce.service", "--no-pager")
+    seen["exposure"] = float(security.splitlines()[-1].split(":")[1].split()[0])
+    step("install")
+
+    # The words at the head of the drop-in.
+    machine.must("mkdir", "-p", os.path.dirname(LINK))
+    machine.must("ln", "-s", DROP_IN, os.path.dirname(LINK))
+    machine.must("systemctl", "daemon-reload")
+    machine.must("systemctl", "restart", "haproxy")
+    seen["supervised"] = running(machine, "haproxy.service")[1]
+    seen["status"] = machine.must("bindonce", "status")
+    step("drop-in")
+
+    load = subprocess.Popen(machine.words("/shared/bindonce-load", "--target", f"127.0.0.1:{PORT}", "--clients", str(options.clients),
+                                          "--rate", "1500", "--until-eof", "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(options.rounds):
+            machine.must("systemctl", "reload", "haproxy")
+        step("reloads")
+        for _ in range(2):
+            machine.must("systemctl", "restart", "haproxy")
+        step("restarts of haproxy")
+        for _ in range(2):
+            machine.must("systemctl", "restart", "bindonce")
+        step("restarts of the broker")
+        seen["before_upgrade"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
+        seen["upgrade"] = machine.must("dpkg", "-i", debs[1])
+        seen["after_upgrade"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
+        seen["version"] = machine.must("dpkg-query", "-W", "-f", "${Version} ${db:Status-Abbrev}", "bindonce")
+        machine.must("systemctl", "reload", "haproxy")
+        step("upgrade")
+        broken = machine.run("dpkg", "-i", debs[2])
+        seen["broken"] = [broken.returncode, broken.stdout + broken.stderr]
+        seen["after_broken"] = [running(machine, "bindonce.service")[0], running(machine, "haproxy.service")[0]]
+        seen["still_answers"] = answers(machine)
+        step("an upgrade that cannot work")
+        machine.must("dpkg", "-i", debs[1])
+        seen["after_repair"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
+        machine.must("systemctl", "reload", "haproxy")
+        step("its repair")
+    finally:
+        load.stdin.close()
+        report = load.stdout.read()
+        load.wait()
+    seen["load"] = json.loads(report)
+    seen["tokens"] = len(seen["load"].pop("tokens"))
+
+    seen["remove"] = machine.must("dpkg", "--remove", "bindonce")
+    seen["plain_again"] = [running(machine, "haproxy.service")[1], answers(machine)]
+    step("remove")
+    seen["purge"] = machine.must("dpkg", "--purge", "bindonce")
+    after = machine.files()
+    seen["left"] = sorted(set(after) - set(before))
+    seen["lost"] = sorted(set(before) - set(after))
+    seen["changed"] = sorted(path for path in before if path in after and before[path] != after[path])
+    seen["user_left"] = machine.run("getent", "passwd", "bindonce").returncode == 0
+    seen["units_left"] = machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "bindonce*").stdout.split("\n")[0]
+    seen["failed"] = sorted(set(machine.must("systemctl", "--failed", "--plain", "--no-legend").split("\n")) - set(failed_before))
+    step("purge")
+    seen["took"] = took
+    return seen
+
+
+def outer(options):
+    if os.geteuid() != 0:
+        raise Skip("needs root, to be PID 1 of a namespace")
+    if not shutil.which("cargo-deb", path=f"{TARGET}/tools/bin:{os.environ['PATH']}:{os.path.expanduser('~/.cargo/bin')}"):
+        raise Skip("no cargo-deb here: ./deploy/deb --tools gets it")
+    for tool in ("unshare", "nsenter", "dpkg-deb", "ip"):
+        if shutil.which(tool) is None:
+            raise Skip(f"no {tool} here")
+    if not pathlib.Path(options.root, "usr/lib/systemd/systemd").exists():
+        why = pathlib.Path(f"{options.root}.why")
+        raise Skip(why.read_text().strip() if why.exists() else f"no Debian in {options.root}: tests/package-root makes it")
+    with tempfile.TemporaryDirectory(prefix="bindonce-package-") as shared:
+        os.mkdir(f"{shared}/files")
+        begun = time.monotonic()
+        debs = packages(options, shared)
+        built = round(time.monotonic() - begun, 1)
+        shutil.copy(options.load, f"{shared}/files/bindonce-load")
+        machine = Machine(shared, os.path.realpath(options.root))
+        try:
+            seen = drive(machine, debs, options)
+        except Exception as error:  # Whatever it is, the journal may tell why.
+            if isinstance(error, Skip):
+                raise
+            journal = machine.run("journalctl", "--no-pager", "-o", "short-monotonic", "-n", "80")
+            return {"error": f"{type(error).__name__}: {error}", "journal": journal.stdout[-8000:]}
+        finally:
+            machine.close()
+        seen["took"] = {"packages": built, **seen["took"]}
+        return seen
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", default=f"{TARGET}/release/bindonce")
+    parser.add_argument("--load", default=f"{TARGET}/release/bindonce-load")
+    parser.add_argument("--root", default=f"{TARGET}/package/root")
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5, help="reloads of haproxy")
+    parser.add_argument("--inner")
+    options = parser.parse_args()
+    if options.inner:
+        inner(options.inner, options.root)
+    try:
+        result = outer(options)
+    except Skip as why:
+        result = {"skipped": str(why)}
+    print(json.dumps(result, indent=2))
+    sys.exit(1 if "error" in result else 0)
+
+
+if __name__ == "__main__":
+    main()
