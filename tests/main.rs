@@ -9,6 +9,7 @@
 
 mod harness;
 
+mod adopt;
 mod corpus;
 mod demo;
 mod doctor;

@@ -13,6 +13,8 @@ pub(crate) struct Listening {
     pub(crate) address: String,
     /// Inode of the socket.
     pub(crate) inode: u64,
+    /// Connections in its accept queue.
+    pub(crate) waiting: u32,
     /// The accept queue's limit.
     pub(crate) limit: u32,
 }
@@ -27,6 +29,7 @@ pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
         Listening {
             address: fields[3].to_owned(),
             inode: inode.and_then(|inode| inode.parse().ok()).unwrap_or_else(|| panic!("{line}")),
+            waiting: fields[1].parse().unwrap_or_else(|_| panic!("{line}")),
             limit: fields[2].parse().unwrap_or_else(|_| panic!("{line}")),
         }
     };

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use bindonce_core::address::Address;
@@ -16,7 +17,7 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
 use bindonce_sys::identity::{self, Identity};
-use bindonce_sys::listen;
+use bindonce_sys::{diag, listen};
 use bindonce_wire::params::Give;
 use bindonce_wire::result::{Bound, StoreResult};
 use bindonce_wire::{ErrorCode, RpcError};
@@ -163,11 +164,17 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         Some(_) if any_port => socket.bound.with_port(0),
         _ => socket.bound.clone(),
     };
-    if place != asked.address {
-        return Err(format!("it is bound to {}", socket.bound));
-    }
-    let path = match &asked.address {
-        Address::Unix(path) => Some(identity::file(path).ok_or_else(|| format!("{path} is gone"))?),
+    let path = match (&asked.address, &place) {
+        // It may have been bound under a temporary name, and renamed.
+        (Address::Unix(path), Address::Unix(_)) => {
+            let there = diag::unix_is_at(socket.inode, Path::new(path));
+            match (there, identity::file(path)) {
+                (Ok(true), Some(file)) => Some(file),
+                (Err(error), _) => return Err(format!("whose {path} is cannot be told: {error}")),
+                _ => return Err(format!("{path} is another socket's, or gone")),
+            }
+        }
+        _ if place != asked.address => return Err(format!("it is bound to {}", socket.bound)),
         _ => None,
     };
     let mut listener = asked.clone();
@@ -176,13 +183,8 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
     listener.options.interface = seen.interface.clone();
     listener.options.transparent = seen.transparent;
     listener.options.freebind = seen.freebind;
-    let opened = listen::Opened {
-        fd,
-        bound: socket.bound.clone(),
-        inode: socket.inode,
-        cookie: socket.cookie,
-        path,
-    };
+    let bound = if path.is_some() { asked.address.clone() } else { socket.bound.clone() };
+    let opened = listen::Opened { fd, bound, inode: socket.inode, cookie: socket.cookie, path };
     Ok(Found {
         listener,
         socket: opened,

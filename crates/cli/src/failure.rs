@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use bindonce_haproxy::supervisor;
+use bindonce_haproxy::{adopt, supervisor};
 
 /// Prints an error with its hint and gives the exit code: 2 for wrong usage, else 1.
 pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
@@ -25,6 +25,9 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<supervisor::Error>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<adopt::Error>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<bindonce_broker::Error>() {

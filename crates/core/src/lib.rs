@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod adoption;
 pub mod diagnosis;
 pub mod duration;
 pub mod error;

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod config;
 pub mod program;
 pub mod stats;

@@ -79,7 +79,7 @@ pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
 }
 
 /// Connects without waiting: where the queue is full, nobody takes the connection anyway.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;

@@ -5,6 +5,7 @@
 //! them: [`crate::holders`] does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use bindonce_core::address::Address;
 use nix::errno::Errno;
@@ -55,9 +56,11 @@ const SKV6ONLY: u16 = 11;
 const DROPS: usize = 8 * 4;
 /// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that ask for them.
 const NAME: u16 = 0;
+const VFS: u16 = 1;
 const RQLEN: u16 = 4;
 const UID: u16 = 7;
 const SHOW_NAME: u32 = 1;
+const SHOW_VFS: u32 = 2;
 const SHOW_RQLEN: u32 = 0x10;
 const SHOW_UID: u32 = 0x40;
 
@@ -124,6 +127,26 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
         queue = unix_rqlen(message);
     })?;
     queue.ok_or(missing)
+}
+
+/// Whether the listening UNIX socket with this inode is the one that the file at `path` leads to,
+/// whatever path it was bound under: programs bind under a temporary name and rename it.
+///
+/// # Errors
+/// As [`listening`].
+pub fn unix_is_at(inode: u64, path: &Path) -> Result<bool, Error> {
+    use std::os::unix::fs::MetadataExt as _;
+    let (Ok(inode), Ok(file)) = (u32::try_from(inode), path.symlink_metadata()) else {
+        return Ok(false);
+    };
+    let mut found = None;
+    Netlink::diagnosis()?.ask(TCPDIAG, &unix_request(inode, SHOW_VFS), |message| {
+        let vfs = message.attributes(16).find(|(kind, _)| *kind == VFS).map(|(_, value)| value);
+        found = vfs.and_then(|vfs| Some((vfs.u32(0)?, vfs.u32(4)?)));
+    })?;
+    // struct unix_diag_vfs: the low half of the inode, and the device as the kernel has it.
+    let device = rustix::fs::major(file.dev()) << 20 | rustix::fs::minor(file.dev());
+    Ok(found == Some((file.ino() as u32, device)))
 }
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {

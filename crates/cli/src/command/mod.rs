@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod adopt;
 mod bind;
 mod check;
 mod check_config;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     CheckConfig(check_config::Args),
     List(list::Args),
     Bind(bind::Args),
+    Adopt(adopt::Args),
     Release(release::Args),
     Status(status::Args),
     Ping(ping::Args),
@@ -63,6 +65,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::CheckConfig(args) => check_config::run(&args),
         Command::List(args) => list::run(args, globals),
         Command::Bind(args) => bind::run(args, globals),
+        Command::Adopt(args) => adopt::run(&args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
         Command::Ping(args) => ping::run(args, globals),

@@ -63,6 +63,11 @@ impl System {
             std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
         Ok(Self { program: program.to_owned(), directory: std::env::current_dir()?, environment })
     }
+
+    /// The system as a haproxy that was started in `directory` with this environment sees it.
+    pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
+        Self { program: program.to_owned(), directory, environment }
+    }
 }
 
 impl World for System {

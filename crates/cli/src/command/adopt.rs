@@ -1,0 +1,349 @@
+//! `bindonce adopt`: the broker takes over listening sockets of a program that runs, without a gap;
+//! and `bindonce adopt --retire`: that program is ended when something else serves on them.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use bindonce::{Claim, Client, Give, ListenerInfo, State};
+use bindonce_core::adoption::{self, Plan};
+use bindonce_core::duration;
+use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_haproxy::adopt::{self, Error, Migration, Retired, Running, Served};
+use bindonce_sys::process;
+
+use crate::Globals;
+
+/// How long haproxy may take to hand its sockets over.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Take over the listening sockets of a haproxy (or another program) that runs already
+///
+/// It goes on accepting on them; nothing is refused and nothing is lost. Without addresses, those are
+/// taken that `bindonce run` would claim for the configuration that it runs with. Then start the
+/// next one with `bindonce run`, and end the old one with --retire.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Ask haproxy at its stats socket (level admin, expose-fd listeners)
+    #[arg(long, value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
+    stats_socket: Option<PathBuf>,
+    /// Take them from this process and its children; needs the right to trace it
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// End that haproxy: it stops accepting, with proof, and finishes its connections
+    #[arg(long, requires = "pid", conflicts_with_all = ["listen", "command"])]
+    retire: bool,
+    /// With --retire: how long it may take to stop accepting
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse, requires = "retire")]
+    retire_timeout: Duration,
+    /// With --retire: go on where connections that wait in sockets of its own will be reset
+    #[arg(long, requires = "retire")]
+    lossy: bool,
+    /// Which listeners, and what they are called here
+    #[arg(value_name = "[NAME=]ADDR[,OPT]...")]
+    listen: Vec<ListenSpec>,
+    /// The command that it runs with, where that cannot be seen: -- haproxy -f FILE
+    #[arg(last = true, value_name = "HAPROXY")]
+    command: Vec<OsString>,
+}
+
+/// Adopts, or retires.
+pub(crate) fn run(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    match args.pid {
+        Some(pid) if args.retire => retire(pid, args, globals),
+        _ => take(args, globals),
+    }
+}
+
+fn take(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let running = match (&args.stats_socket, args.pid) {
+        (Some(path), _) => Running::at_stats_socket(path, HANDOVER)?,
+        (None, Some(pid)) => Running::of_process(pid)?,
+        (None, None) => bail!("give --stats-socket or --pid"),
+    };
+    let command = match args.command.as_slice() {
+        [] => adopt::command_of(running.pid),
+        given => Some(given.to_vec()),
+    };
+    let wanted: Option<Vec<Listener>> = match (args.listen.as_slice(), &command) {
+        ([], Some(command)) => Some(adopt::configured(running.pid, command)?),
+        ([], None) => None,
+        (given, _) => {
+            Some(given.iter().flat_map(|spec| spec.expand().collect::<Vec<_>>()).collect())
+        }
+    };
+    let plan = adoption::plan(&running.candidates(), wanted.as_deref());
+    if plan.taken.is_empty() {
+        let name = process::name(running.pid).unwrap_or_default();
+        bail!(
+            "process {} ({name}) has no listening socket that is asked for\n{}",
+            running.pid,
+            left(&running, &plan)
+        );
+    }
+    let held = if args.dry_run { Vec::new() } else { store(&running, &plan, globals)? };
+    let text = if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&json(&running, &plan, args, &held))?)
+    } else {
+        text(&running, &plan, args, command.as_deref())
+    };
+    super::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives them to the broker; gives their names.
+fn store(running: &Running, plan: &Plan, globals: &Globals) -> anyhow::Result<Vec<String>> {
+    let gives: Vec<Give<'_>> = plan
+        .taken
+        .iter()
+        .filter_map(|taken| {
+            let socket = running.sockets.get(taken.index)?;
+            Some(Give::new(taken.listener.to_string(), socket.fd.as_fd()))
+        })
+        .collect();
+    Ok(Client::connect(&globals.socket_path())?.store(&gives)?)
+}
+
+fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]>) -> String {
+    let pid = running.pid;
+    let name = if command.is_some() {
+        "haproxy".to_owned()
+    } else {
+        process::name(pid).unwrap_or_default()
+    };
+    let done = if args.dry_run { "would adopt" } else { "adopted" };
+    let mut text = format!("{done} from {name} pid {pid}:\n");
+    let (mut joinable, mut siblings) = (0, 0);
+    for taken in &plan.taken {
+        let Some(socket) = running.sockets.get(taken.index) else { continue };
+        let mut notes = Vec::new();
+        if !socket.exclusive {
+            joinable += 1;
+            notes.push("joinable".to_owned());
+        }
+        if !taken.siblings.is_empty() {
+            siblings += taken.siblings.len();
+            notes.push(format!("{} more of its own here", taken.siblings.len()));
+        }
+        let notes =
+            if notes.is_empty() { String::new() } else { format!("  ({})", notes.join("; ")) };
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "  {}  inode {}{notes}", taken.listener, socket.candidate.inode);
+    }
+    text.push_str(&left(running, plan));
+    if joinable > 0 {
+        text.push_str(
+            "joinable: SO_REUSEPORT was set when it was bound, and cannot be taken back. Another process of\n\
+             \x20 the same user can still bind beside it, until the listener is released and bound anew.\n",
+        );
+    }
+    if siblings > 0 {
+        text.push_str(
+            "more of its own: one socket serves an address from now on; the others go on in that process and\n\
+             \x20 close with it. --retire has the kernel move what waits in them.\n",
+        );
+    }
+    if let Some(command) = command.filter(|_| !args.dry_run) {
+        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+        let master = adopt::master_of(pid);
+        let _ = write!(
+            text,
+            "next:\n  bindonce run -- {}\n  bindonce adopt --pid {master} --retire\n",
+            words.join(" ")
+        );
+        if let Some(unit) = adopt::belongs_to(master) {
+            let _ = writeln!(
+                text,
+                "pid {master} belongs to {unit}: with Restart= systemd starts it again when it ends; give the\n  \
+                 unit Restart=no first (docs/migrating.md)"
+            );
+        }
+    }
+    text
+}
+
+/// What was not taken, a line each.
+fn left(running: &Running, plan: &Plan) -> String {
+    let mut text = String::new();
+    for (index, reason) in &plan.left {
+        let Some(socket) = running.sockets.get(*index) else { continue };
+        let _ = writeln!(text, "  {}  left to it: {reason}", socket.candidate.listener);
+    }
+    for listener in &plan.missing {
+        let _ = writeln!(text, "  {listener}  not there: it does not listen on it");
+    }
+    text
+}
+
+fn json(running: &Running, plan: &Plan, args: &Args, held: &[String]) -> serde_json::Value {
+    let inode = |index: &usize| running.sockets.get(*index).map(|one| one.candidate.inode);
+    let adopted = plan.taken.iter().enumerate().filter_map(|(number, taken)| {
+        let socket = running.sockets.get(taken.index)?;
+        Some(serde_json::json!({
+            "name": held.get(number),
+            "listen": taken.listener.to_string(),
+            "inode": socket.candidate.inode,
+            "exclusive": socket.exclusive,
+            "siblings": taken.siblings.iter().filter_map(inode).collect::<Vec<_>>(),
+        }))
+    });
+    let left = plan.left.iter().filter_map(|(index, reason)| {
+        let one = &running.sockets.get(*index)?.candidate;
+        let address = one.listener.to_string();
+        Some(serde_json::json!({ "address": address, "inode": one.inode, "reason": reason.to_string() }))
+    });
+    serde_json::json!({
+        "pid": running.pid,
+        "retire": adopt::master_of(running.pid),
+        "dry_run": args.dry_run,
+        "adopted": adopted.collect::<Vec<_>>(),
+        "left": left.collect::<Vec<_>>(),
+        "missing": plan.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+/// Ends a haproxy whose listeners something else serves.
+fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let mut client = Client::connect(&globals.socket_path())?;
+    let status = client.status()?;
+    let family = process::family(pid);
+    let ours = status.services.iter().flat_map(|service| {
+        service.generations.iter().map(move |generation| (&service.name, generation))
+    });
+    for (service, generation) in ours {
+        if family.iter().any(|member| u32::try_from(*member) == Ok(generation.pid)) {
+            bail!(
+                "process {pid} is generation {} of {service}, which `bindonce reload --name {service}` replaces",
+                generation.generation
+            );
+        }
+    }
+    // What it listens on and the broker holds must be served by something else.
+    let (inodes, addresses) = listening(&family)?;
+    let its = |one: &&ListenerInfo| inodes.contains(&one.inode) || addresses.contains(&one.bound);
+    let mut names = Vec::new();
+    for listener in status.listeners.iter().filter(its) {
+        if !is_served(listener, &family) {
+            let address = listener.bound.parse()?;
+            return Err(Error::NotServed { address }.into());
+        }
+        names.push(Claim::listen(listener.name.clone()));
+    }
+    if names.is_empty() {
+        bail!("the broker holds none of the listeners of process {pid}: adopt them first");
+    }
+    if args.dry_run {
+        super::print(&format!(
+            "would tell pid {pid} to stop accepting on {} listeners\n",
+            names.len()
+        ))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let leases = client.claim(&names)?;
+    let served: Vec<Served<'_>> = leases
+        .iter()
+        .map(|lease| {
+            Ok(Served { address: lease.bound().parse()?, inode: lease.inode(), fd: lease.as_fd() })
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let retired = adopt::retire(pid, &served, args.lossy, args.retire_timeout)?;
+    let done = if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&retired_json(&retired))?)
+    } else {
+        retired_text(pid, &retired)
+    };
+    super::print(&done)?;
+    Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the processes of a family listen on: inodes and addresses.
+fn listening(family: &[i32]) -> anyhow::Result<(HashSet<u64>, HashSet<String>)> {
+    let all = bindonce_sys::diag::listening()?;
+    let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
+    let held: HashSet<u64> = family
+        .iter()
+        .flat_map(|pid| bindonce_sys::holders::of_process(*pid, &inodes))
+        .map(|holder| holder.inode)
+        .collect();
+    let own = all.iter().filter(|socket| held.contains(&socket.inode));
+    let addresses = own.map(|socket| socket.address.to_string()).collect();
+    Ok((held, addresses))
+}
+
+/// Whether a process outside the family that has joined as serving holds the listener.
+fn is_served(listener: &ListenerInfo, family: &[i32]) -> bool {
+    listener.holders.iter().any(|holder| {
+        holder.state == Some(State::Serving)
+            && i32::try_from(holder.pid).is_ok_and(|pid| !family.contains(&pid))
+    })
+}
+
+fn retired_text(pid: i32, retired: &Retired) -> String {
+    let mut text = format!("pid {pid} accepts no more; it finishes what it has and ends\n");
+    for (address, inode) in &retired.addresses {
+        // Writing to a String does not fail.
+        let _ = match inode {
+            Some(inode) => writeln!(text, "  {address}  served on by inode {inode}"),
+            None => writeln!(text, "  {address}  was its own, and is closed"),
+        };
+    }
+    let moved = match retired.migration {
+        Migration::NotNeeded => String::new(),
+        Migration::Moved => format!(
+            "{} sockets of its own closed with it; the kernel moved what waited in them\n",
+            retired.siblings
+        ),
+        Migration::Reset => format!(
+            "{} sockets of its own closed with it; what waited in them was reset\n",
+            retired.siblings
+        ),
+    };
+    text.push_str(&moved);
+    if let Some(error) = &retired.ghosts_left {
+        let _ = writeln!(
+            text,
+            "until it has ended it is woken for every connection and may use a core: {error}"
+        );
+    }
+    for (address, pids) in &retired.others {
+        let _ = writeln!(
+            text,
+            "another socket still listens on {address}, of pid {pids:?}: `bindonce doctor {address}` tells more"
+        );
+    }
+    text
+}
+
+fn retired_json(retired: &Retired) -> serde_json::Value {
+    let addresses = retired.addresses.iter().map(
+        |(address, inode)| serde_json::json!({ "address": address.to_string(), "inode": inode }),
+    );
+    let others = retired
+        .others
+        .iter()
+        .map(|(address, pids)| serde_json::json!({ "address": address.to_string(), "pids": pids }));
+    serde_json::json!({
+        "retired": retired.pids,
+        "addresses": addresses.collect::<Vec<_>>(),
+        "closed_beside": retired.siblings,
+        "migration": match retired.migration {
+            Migration::NotNeeded => "not needed",
+            Migration::Moved => "moved",
+            Migration::Reset => "reset",
+        },
+        "ghosts_removed": retired.ghosts,
+        "ghosts_left": retired.ghosts_left.as_ref().map(ToString::to_string),
+        "others": others.collect::<Vec<_>>(),
+    })
+}

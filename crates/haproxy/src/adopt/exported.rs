@@ -1,0 +1,204 @@
+//! `_getsocks`: how one haproxy gives its listening sockets to the next (`-x`), spoken as the next.
+//!
+//! Source: `_getsocks` in haproxy's src/cli.c and `sock_get_old_sockets` in src/sock.c, checked
+//! against 2.6.12, 3.0.11 and 3.2.26. On the stats socket, after the command:
+//!
+//! 1. an int, of the machine's byte order: how many sockets there are;
+//! 2. batches of at most 253 descriptors (SCM_RIGHTS), whose bytes hold for each: a byte with the
+//!    length of its network namespace's name, the name, a byte with the length of its
+//!    interface's name, the name, and an int that was once options;
+//! 3. after each batch an int from us. haproxy waits a second for it *with that thread*, so
+//!    nothing here does anything else in between.
+//!
+//! haproxy hangs up at once if the stats socket does not expose listeners, or none is left.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bindonce_sys::scm;
+
+use super::Error;
+use crate::stats;
+
+/// A socket that haproxy handed over.
+#[derive(Debug)]
+pub struct Exported {
+    /// A duplicate of it: haproxy still has its own.
+    pub fd: OwnedFd,
+    /// The network namespace that its bind line names.
+    pub namespace: Option<String>,
+}
+
+/// More than haproxy can have, by its own limit on descriptors.
+const MOST: usize = 1 << 20;
+
+/// Two names of at most 255 bytes, their lengths, and an int.
+const LONGEST_ENTRY: usize = 2 * 256 + 4;
+
+/// Asks the haproxy at a stats socket for all of its listening sockets, in `limit` at most. It keeps
+/// them and accepts on. Its stats sockets are among them.
+///
+/// # Errors
+/// [`Error::StatsSocket`], [`Error::NotExposed`], [`Error::Malformed`].
+pub fn exported(path: &Path, limit: Duration) -> Result<Vec<Exported>, Error> {
+    let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
+    let malformed = |what| Error::Malformed { path: path.to_owned(), what };
+    let deadline = Instant::now() + limit;
+    let mut stream = stats::connect(path).map_err(failed)?;
+    stream.set_write_timeout(Some(limit)).map_err(failed)?;
+    stream.write_all(b"_getsocks\n").map_err(failed)?;
+
+    let mut fds = Vec::new();
+    let mut count = [0; 4];
+    let mut filled = 0;
+    while let Some(rest) = count.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match receive(&stream, rest, &mut fds, deadline).map_err(failed)? {
+            0 => return Err(Error::NotExposed { path: path.to_owned() }),
+            more => filled += more,
+        }
+    }
+    let count = usize::try_from(i32::from_ne_bytes(count)).unwrap_or(usize::MAX);
+    if count > MOST {
+        return Err(malformed("it begins with no number of sockets"));
+    }
+
+    let mut names = Vec::new();
+    let mut pending = Vec::new();
+    let mut buffer = vec![0; 128 * 1024];
+    while names.len() < count || fds.len() < count {
+        let received = receive(&stream, &mut buffer, &mut fds, deadline).map_err(failed)?;
+        if received == 0 {
+            return Err(malformed("it ends before all sockets have come"));
+        }
+        pending.extend_from_slice(buffer.get(..received).unwrap_or_default());
+        let used = entries(&pending, &mut names);
+        pending.drain(..used);
+        if fds.len() > count || names.len() > count || pending.len() > LONGEST_ENTRY {
+            return Err(malformed("it holds more than it announced"));
+        }
+        if names.len() == fds.len() {
+            // After the last batch haproxy may have gone already.
+            let _ = stream.write_all(&(fds.len() as u32).to_ne_bytes());
+        }
+    }
+    let exported = fds.into_iter().zip(names);
+    Ok(exported.map(|(fd, namespace)| Exported { fd, namespace }).collect())
+}
+
+/// Some bytes and the descriptors that ride on them; 0 at the end, also if haproxy resets.
+fn receive(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    deadline: Instant,
+) -> io::Result<usize> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    stream.set_read_timeout(Some(left))?;
+    match scm::recv(stream.as_fd(), buffer, fds) {
+        Ok(received) => Ok(received),
+        Err(error) => match error.errno().map(io::Error::from_raw_os_error) {
+            Some(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+            Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            Some(error) => Err(error),
+            None => Err(io::Error::other(error)),
+        },
+    }
+}
+
+/// Reads whole entries, each a namespace's name, from the beginning; gives how many bytes they took.
+fn entries(bytes: &[u8], names: &mut Vec<Option<String>>) -> usize {
+    let mut used = 0;
+    while let Some((name, length)) = entry(bytes.get(used..).unwrap_or_default()) {
+        names.push(name);
+        used += length;
+    }
+    used
+}
+
+fn entry(bytes: &[u8]) -> Option<(Option<String>, usize)> {
+    let (namespace, rest) = counted(bytes)?;
+    let (interface, rest) = counted(rest)?;
+    rest.get(..4)?;
+    let length = 1 + namespace.len() + 1 + interface.len() + 4;
+    let namespace =
+        (!namespace.is_empty()).then(|| String::from_utf8_lossy(namespace).into_owned());
+    Some((namespace, length))
+}
+
+fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first()?;
+    rest.split_at_checked(usize::from(*length))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn entries_are_read_however_they_are_cut() {
+        let bytes = b"\x00\x02lo\0\0\0\0\x04blue\x00\0\0\0\0\x00\x00\0\0\0\0";
+        for cut in 0..=bytes.len() {
+            let mut names = Vec::new();
+            let mut pending = bytes[..cut].to_vec();
+            let used = entries(&pending, &mut names);
+            pending.drain(..used);
+            pending.extend_from_slice(&bytes[cut..]);
+            assert_eq!(entries(&pending, &mut names), pending.len(), "{cut}");
+            assert_eq!(names, [None, Some("blue".to_owned()), None], "{cut}");
+        }
+    }
+
+    /// What a fake haproxy says after the command, and what came of it.
+    fn told(name: &str, serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<usize, Error> {
+        let path = std::env::temp_dir().join(format!("bindonce-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("bind");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let mut command = [0; 10];
+            io::Read::read_exact(&mut stream, &mut command).expect("the command");
+            assert_eq!(&command, b"_getsocks\n");
+            serve(stream);
+        });
+        let result = exported(&path, Duration::from_secs(5)).map(|sockets| sockets.len());
+        server.join().expect("server");
+        std::fs::remove_file(&path).expect("remove");
+        result
+    }
+
+    #[test]
+    fn batches_are_acknowledged_and_counted() {
+        let got = told("batches", |mut stream| {
+            stream.write_all(&3_i32.to_ne_bytes()).expect("count");
+            for batch in [2, 1] {
+                let fd = stream.try_clone().expect("fd");
+                let bytes = vec![0; 6 * batch];
+                scm::send(stream.as_fd(), &bytes, &vec![fd.as_fd(); batch]).expect("send");
+                let mut ack = [0; 4];
+                io::Read::read_exact(&mut stream, &mut ack).expect("ack");
+            }
+        });
+        assert_eq!(got.expect("sockets"), 3);
+    }
+
+    #[test]
+    fn what_is_no_handover_is_told_apart() {
+        let refused = told("refused", drop);
+        assert!(matches!(refused, Err(Error::NotExposed { .. })), "{refused:?}");
+        let cut = told("cut", |mut stream| stream.write_all(&2_i32.to_ne_bytes()).expect("count"));
+        assert!(matches!(cut, Err(Error::Malformed { .. })), "{cut:?}");
+        let http = told("http", |mut stream| stream.write_all(b"HTTP/1.0 400 Bad").expect("text"));
+        assert!(matches!(http, Err(Error::Malformed { .. })), "{http:?}");
+    }
+}

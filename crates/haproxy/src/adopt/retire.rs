@@ -1,0 +1,213 @@
+//! Ending a haproxy whose listeners something else serves by now, with proof.
+//!
+//! It is told by SIGUSR1, never paused: on a socket that it bound itself haproxy's pause
+//! (SIGTTOU) would disconnect it for everybody. The proof is that none of its processes has a
+//! descriptor of any of its listening sockets left.
+//!
+//! Sockets of its own on the same address close with it, and what waits in their queues would be
+//! reset. While it stops, `net.ipv4.tcp_migrate_req` is on, by which the kernel (5.14 or later)
+//! moves such connections to a socket of the address that still listens: the broker's.
+//!
+//! What it closes and the broker keeps stays in its epoll sets and would wake it for every
+//! connection (`bindonce_sys::ghosts`): that is removed.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bindonce_core::address::Address;
+use bindonce_core::duration;
+use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::signals::Signal;
+use bindonce_sys::{diag, ghosts, holders};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Error, command_of};
+
+/// How often it is looked at: nothing tells that another process has closed something.
+const LOOK: Duration = Duration::from_millis(5);
+/// How often it is told again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// A listener that something else serves.
+#[derive(Debug)]
+pub struct Served<'a> {
+    /// Where it is bound.
+    pub address: Address,
+    /// Its inode.
+    pub inode: u64,
+    /// A descriptor of it.
+    pub fd: BorrowedFd<'a>,
+}
+
+/// Whether connections that waited in sockets that closed were moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migration {
+    /// There was no such socket.
+    NotNeeded,
+    /// The kernel moved them.
+    Moved,
+    /// It could not, and the caller went on all the same.
+    Reset,
+}
+
+/// What was done and proved.
+#[derive(Debug)]
+pub struct Retired {
+    /// The processes that accept no more.
+    pub pids: Vec<i32>,
+    /// Addresses of the listeners that it had, with the broker's inode where the broker has one.
+    pub addresses: Vec<(Address, Option<u64>)>,
+    /// How many sockets of its own beside the broker's it closed.
+    pub siblings: usize,
+    /// What became of the connections that waited in those.
+    pub migration: Migration,
+    /// How many registrations of closed listeners were removed.
+    pub ghosts: usize,
+    /// Why some of them could not be removed.
+    pub ghosts_left: Option<bindonce_sys::Error>,
+    /// Sockets that still listen beside the broker's, with who holds them.
+    pub others: Vec<(Address, Vec<i32>)>,
+}
+
+/// Tells the haproxy with this pid (a master, if it has one) to stop accepting, and waits for the proof
+/// until `limit`. `served` are the listeners of the broker that something else accepts on.
+///
+/// # Errors
+/// [`Error::NotHaproxy`], [`Error::NotServed`], [`Error::WouldReset`] unless `lossy`: nothing has
+/// been done. [`Error::StillThere`]: it was told, and does not stop.
+pub fn retire(
+    pid: i32,
+    served: &[Served<'_>],
+    lossy: bool,
+    limit: Duration,
+) -> Result<Retired, Error> {
+    if command_of(pid).is_none() {
+        let name = process::name(pid).ok_or(Error::NoProcess { pid })?;
+        return Err(Error::NotHaproxy { pid, name });
+    }
+    let pidfd = Pidfd::open(pid).map_err(|_| Error::NoProcess { pid })?;
+    let pids = process::family(pid);
+    let all = diag::listening()?;
+    let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
+    let held: HashSet<u64> =
+        pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes)).map(|h| h.inode).collect();
+    let own: Vec<&diag::Socket> = all.iter().filter(|one| held.contains(&one.inode)).collect();
+
+    let mut addresses: Vec<(Address, Option<u64>)> = Vec::new();
+    let mut siblings = 0;
+    for socket in &own {
+        let at = |one: &&Served<'_>| one.inode == socket.inode || one.address == socket.address;
+        let known = served.iter().find(at);
+        siblings += usize::from(known.is_some_and(|one| one.inode != socket.inode));
+        let entry = (socket.address.clone(), known.map(|one| one.inode));
+        if !addresses.contains(&entry) {
+            addresses.push(entry);
+        }
+    }
+    let migrating = if siblings == 0 { None } else { Some(Migrating::begin()) };
+    let migration = match &migrating {
+        None => Migration::NotNeeded,
+        Some(Ok(_)) => Migration::Moved,
+        Some(Err(_)) if lossy => Migration::Reset,
+        Some(Err(why)) => {
+            return Err(Error::WouldReset { pid, sockets: siblings, why: why.to_string() });
+        }
+    };
+    let watched: Vec<(u64, Address)> =
+        own.iter().map(|socket| (socket.inode, socket.address.clone())).collect();
+    stop(&pidfd, &pids, &watched, limit)?;
+    drop(migrating);
+
+    let (ghosts, ghosts_left) = exorcise(&pids, served);
+    let kept: HashSet<u64> = served.iter().map(|one| one.inode).collect();
+    let beside = diag::tcp()?.into_iter().filter(|socket| {
+        !kept.contains(&socket.inode) && served.iter().any(|one| one.address == socket.address)
+    });
+    let others = beside.map(|socket| {
+        let mut pids: Vec<i32> = holders::of(&[socket.inode]).iter().map(|h| h.pid).collect();
+        pids.dedup();
+        (socket.address, pids)
+    });
+    let others = others.collect();
+    Ok(Retired { pids, addresses, siblings, migration, ghosts, ghosts_left, others })
+}
+
+/// Signals it until none of its processes holds any of the sockets.
+fn stop(
+    pidfd: &Pidfd,
+    pids: &[i32],
+    watched: &[(u64, Address)],
+    limit: Duration,
+) -> Result<(), Error> {
+    let inodes: Vec<u64> = watched.iter().map(|(inode, _)| *inode).collect();
+    let begun = Instant::now();
+    let mut told: Option<Instant> = None;
+    loop {
+        let holder =
+            pids.iter().find_map(|pid| holders::of_process(*pid, &inodes).into_iter().next());
+        let Some(holder) = holder else { return Ok(()) };
+        if begun.elapsed() >= limit {
+            let address = watched.iter().find(|(inode, _)| *inode == holder.inode);
+            let address =
+                address.map_or_else(|| Address::Unix(String::new()), |(_, at)| at.clone());
+            let waited = duration::format(limit);
+            return Err(Error::StillThere { pid: holder.pid, address, waited });
+        }
+        if told.is_none_or(|told| told.elapsed() >= AGAIN) {
+            // It may have ended just now: the next look tells.
+            let _ = pidfd.send(Signal::SIGUSR1);
+            told = Some(Instant::now());
+        }
+        let time = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&time));
+    }
+}
+
+/// Removes what is left of the listeners in epoll sets of processes that go on with their connections.
+fn exorcise(pids: &[i32], served: &[Served<'_>]) -> (usize, Option<bindonce_sys::Error>) {
+    let inodes: Vec<u64> = served.iter().map(|one| one.inode).collect();
+    let listeners: Vec<_> = served.iter().map(|one| (one.inode, one.fd.as_fd())).collect();
+    let (mut removed, mut left) = (0, None);
+    for pid in pids {
+        let found = ghosts::find(*pid, &inodes);
+        // One that has ended needs nothing.
+        let Ok(pidfd) = Pidfd::open(*pid) else { continue };
+        if found.is_empty() {
+            continue;
+        }
+        match ghosts::detach(&pidfd, &found, &listeners) {
+            Ok(count) => removed += count,
+            Err(error) => left = Some(error),
+        }
+    }
+    (removed, left)
+}
+
+/// `net.ipv4.tcp_migrate_req` is on until this is dropped; then it is what it was.
+struct Migrating {
+    path: PathBuf,
+    before: Vec<u8>,
+}
+
+impl Migrating {
+    fn begin() -> std::io::Result<Self> {
+        let path = Path::new("/proc/sys/net/ipv4/tcp_migrate_req").to_owned();
+        let before = fs::read(&path)?;
+        if before.trim_ascii() == b"0" {
+            fs::write(&path, "1")?;
+        }
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Migrating {
+    fn drop(&mut self) {
+        if self.before.trim_ascii() == b"0" {
+            // It was writable a moment ago; left on it does no harm.
+            let _ = fs::write(&self.path, &self.before);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! A program that runs: the sockets it listens on, and what its command line says.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use bindonce_core::address::Address;
+use bindonce_core::adoption::{Candidate, Unfit};
+use bindonce_core::listener::Listener;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::{diag, holders, identity, process};
+
+use super::Error;
+use super::exported::exported;
+use crate::config::{Command, Rendering, Supplied, System};
+use crate::stats;
+
+/// A program and duplicates of its listening sockets.
+#[derive(Debug)]
+pub struct Running {
+    /// The process that accepts; of a haproxy with a master the worker.
+    pub pid: i32,
+    /// Its listening sockets, in the order of their descriptors.
+    pub sockets: Vec<Socket>,
+}
+
+/// One of its sockets.
+#[derive(Debug)]
+pub struct Socket {
+    /// A duplicate.
+    pub fd: OwnedFd,
+    /// What it is.
+    pub candidate: Candidate,
+    /// Whether nobody can bind the address beside it.
+    pub exclusive: bool,
+}
+
+impl Running {
+    /// Asks the haproxy at a stats socket, in `limit` at most. Its stats sockets are left out.
+    ///
+    /// # Errors
+    /// Those of [`exported`].
+    pub fn at_stats_socket(path: &Path, limit: Duration) -> Result<Self, Error> {
+        let asked = stats::ask(path, limit);
+        let said = asked.map_err(|source| Error::StatsSocket { path: path.to_owned(), source })?;
+        let listening = listening()?;
+        let found = exported(path, limit)?;
+        let sockets = found
+            .into_iter()
+            .filter_map(|one| describe(one.fd, one.namespace.is_some(), &listening))
+            .collect();
+        Ok(Self { pid: said.pid, sockets })
+    }
+
+    /// Takes duplicates from a process and its children (a master's workers).
+    ///
+    /// # Errors
+    /// [`Error::NoProcess`]; [`Error::NotTaken`] without the right to trace it.
+    pub fn of_process(pid: i32) -> Result<Self, Error> {
+        if process::start_time(pid).is_none() {
+            return Err(Error::NoProcess { pid });
+        }
+        let listening = listening()?;
+        let inodes: Vec<u64> = listening.iter().copied().collect();
+        let mut seen = HashSet::new();
+        let mut sockets = Vec::new();
+        let mut accepts = None;
+        for member in process::family(pid) {
+            let mut held = holders::of_process(member, &inodes);
+            held.sort_by_key(|holder| holder.fd);
+            held.retain(|holder| seen.insert(holder.inode));
+            if held.is_empty() {
+                continue;
+            }
+            let taken = |number, source| Error::NotTaken { pid: member, number, source };
+            let pidfd = Pidfd::open(member).map_err(|_| Error::NoProcess { pid: member })?;
+            for holder in held {
+                let fd = pidfd.take(holder.fd).map_err(|error| taken(holder.fd, error))?;
+                sockets.extend(describe(fd, false, &listening));
+            }
+            accepts.get_or_insert(member);
+        }
+        Ok(Self { pid: accepts.unwrap_or(pid), sockets })
+    }
+
+    /// What of them is to be decided on.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        self.sockets.iter().map(|socket| socket.candidate.clone()).collect()
+    }
+}
+
+/// Inodes of everything that listens in this network namespace.
+fn listening() -> Result<BTreeSet<u64>, Error> {
+    Ok(diag::listening()?.into_iter().map(|socket| socket.inode).collect())
+}
+
+/// What a descriptor is; None for what is no bound socket.
+fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<Socket> {
+    let identity = identity::of(fd.as_fd()).ok()?;
+    let mut listener = identity.listener();
+    let mut unfit = None;
+    if let Address::Unix(path) = &identity.bound {
+        let path = without_temporary(path);
+        match diag::unix_is_at(identity.inode, Path::new(path)) {
+            Ok(true) => listener.address = Address::Unix(path.to_owned()),
+            _ => unfit = Some(Unfit::PathGone),
+        }
+    }
+    if elsewhere || !listening.contains(&identity.inode) {
+        unfit = Some(Unfit::OtherNamespace);
+    }
+    if !identity.listening {
+        unfit = Some(Unfit::NotListening);
+    }
+    let candidate = Candidate { listener, inode: identity.inode, unfit };
+    Some(Socket { fd, candidate, exclusive: identity.exclusive })
+}
+
+/// haproxy binds a path as `PATH.PID.tmp` and renames it; the kernel tells the first name.
+fn without_temporary(path: &str) -> &str {
+    let stem = path.strip_suffix(".tmp").and_then(|front| front.rsplit_once('.'));
+    match stem {
+        Some((stem, pid)) if pid.parse::<u32>().is_ok() => stem,
+        _ => path,
+    }
+}
+
+/// The haproxy command that a process runs: without what says how it was started (`-D`, `-p`, `-sf`,
+/// `-x` ...). None if it runs something else.
+pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
+    // Other programs, a supervisor for one, have the word on their command line too.
+    let name = process::name(pid)?;
+    if !name.starts_with("haproxy") && !name.starts_with("ld-linux") {
+        return None;
+    }
+    let is_haproxy = |word: &String| word.rsplit('/').next() == Some("haproxy");
+    let words = process::command(pid)?;
+    // Behind the loader of another system's libraries it is not the first word.
+    let mut words = words.into_iter().skip_while(|word| !is_haproxy(word)).peekable();
+    let mut kept: Vec<OsString> = vec![words.next()?.into()];
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-p" | "-x" | "-S" => drop(words.next()),
+            "-sf" | "-st" => while words.next_if(|pid| pid.parse::<u32>().is_ok()).is_some() {},
+            "-D" | "-db" | "-W" | "-Ws" | "-Ds" | "-q" => {}
+            _ => kept.push(word.into()),
+        }
+    }
+    Some(kept)
+}
+
+/// What `bindonce run` would claim for this command, in the place and the environment of the process.
+///
+/// # Errors
+/// [`Error::Configuration`].
+pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error> {
+    let failed = |why: String| Error::Configuration { pid, why };
+    let command = Command::parse(command.to_vec()).map_err(|error| failed(error.to_string()))?;
+    let environment = std::fs::read(format!("/proc/{pid}/environ"))
+        .map_err(|error| failed(format!("its environment cannot be read: {error}")))?;
+    let environment = environment.split(|byte| *byte == 0).filter_map(|variable| {
+        let at = variable.iter().position(|byte| *byte == b'=')?;
+        Some((variable.get(..at)?.to_vec(), variable.get(at + 1..)?.to_vec()))
+    });
+    let directory = std::fs::read_link(format!("/proc/{pid}/cwd"))
+        .map_err(|error| failed(format!("its directory cannot be read: {error}")))?;
+    let world = System::at(&command.program, directory, environment.collect());
+    let rendering = Rendering::of(&command, Supplied::default(), &world);
+    let rendering = rendering.map_err(|error| failed(error.to_string()))?;
+    Ok(rendering.bindings.into_iter().map(|binding| binding.listener).collect())
+}
+
+/// The process to tell when this one shall stop: the topmost of its ancestors that runs haproxy too.
+pub fn master_of(pid: i32) -> i32 {
+    let mut top = pid;
+    while let Some(parent) = process::parent(top).filter(|parent| command_of(*parent).is_some()) {
+        top = parent;
+    }
+    top
+}
+
+/// The systemd unit whose control group a process is in, if it is that of a service.
+pub fn belongs_to(pid: i32) -> Option<String> {
+    let text = std::fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+    let text = OsString::from_vec(text).into_string().ok()?;
+    let unit = text
+        .lines()
+        .find_map(|line| line.rsplit('/').next().filter(|name| name.ends_with(".service")));
+    unit.map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_name_leads_to_the_path() {
+        assert_eq!(without_temporary("/run/app.sock.1204.tmp"), "/run/app.sock");
+        for path in ["/run/app.sock", "/run/app.tmp", "/run/a.b.tmp", "/x.12.tmp.3"] {
+            assert_eq!(without_temporary(path), path);
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_no_haproxy_has_no_command() {
+        assert_eq!(command_of(i32::try_from(std::process::id()).expect("pid")), None);
+    }
+}

@@ -1,0 +1,231 @@
+//! The way in from a haproxy that runs already: `adopt`, `run`, `adopt --retire`, under load.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+
+use bindonce_load::{Load, Plan};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, listening, skip,
+};
+
+/// A plain haproxy, started as people start it, and load on it.
+struct Plain {
+    process: Process,
+    address: SocketAddr,
+    load: Load,
+    scene: Scene,
+}
+
+impl Plain {
+    /// None, with the reason told, where the test cannot have a network of its own.
+    fn start(program: &Path, mode: &[&str], bind: &str, expose: bool) -> Option<Self> {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            skip("needs root, to move connections between sockets of a network of its own");
+            return None;
+        }
+        let (address, peers) = (scene.address(), scene.address());
+        let expose = if expose { " expose-fd listeners" } else { "" };
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("a host name");
+        let text = "global\n    nbthread 4\n".to_owned()
+            + &config(address, 1).replace(
+                &format!("bind {address}"),
+                &format!("bind {address} {bind}\n    bind {}", scene.path("app.sock").display()),
+            )
+            + &format!(
+                "peers others\n    peer {} {peers}\nglobal\n    stats socket {} level admin{expose}\n",
+                host.trim(),
+                scene.path("admin.sock").display()
+            );
+        let file = scene.write("haproxy.cfg", &text);
+        let mut process = Process::start(scene.command(program).args(mode).arg("-f").arg(file));
+        eventually("haproxy to listen", || {
+            assert!(process.is_running(), "{}", process.story());
+            (!listening(address).is_empty()).then_some(())
+        });
+        let mut plan = Plan::new(address);
+        plan.clients = 10;
+        plan.rate = Some(1000);
+        let load = plan.start().expect("load");
+        assert!(load.wait_for(20, DEADLINE), "no answers");
+        Some(Self { process, address, load, scene })
+    }
+
+    fn adopt(&self, arguments: &[&str]) -> Value {
+        let said = self.scene.run("adopt", &[arguments, &["--json"]].concat()).ok();
+        serde_json::from_str(&said).expect("JSON")
+    }
+
+    /// The whole walk, from the plain haproxy to the second reload. Gives what `adopt` and
+    /// `adopt --retire` said.
+    fn walk(mut self, program: &Path, from: &[&str]) -> (Value, Value) {
+        let scene = &self.scene;
+        let broker = scene.broker();
+        let adopted = self.adopt(from);
+        let inode = adopted["adopted"][0]["inode"].as_u64().expect("an inode");
+        // Peers and the stats socket, which `run` leaves to haproxy, stay where they are.
+        assert_eq!(adopted["left"].as_array().map(Vec::len), Some(2), "{adopted:#}");
+        let pid = self.process.pid().to_string();
+        assert_eq!(adopted["retire"].to_string(), pid);
+        let retire = ["--pid", pid.as_str(), "--retire"];
+        let early = self.scene.run("adopt", &retire).fails(1);
+        assert!(early.contains("nothing else serves") && early.contains("hint:"), "{early}");
+
+        let file = scene.path("haproxy.cfg");
+        let haproxy = Haproxy::start(scene, program, &file);
+        let retired = self.adopt(&retire);
+        // One socket on the address is left, and it is the one that was adopted.
+        assert_eq!(inodes(self.address), [inode], "{retired:#}");
+        self.process.wait_exit();
+        for generation in [2, 3] {
+            fs::write(
+                &file,
+                fs::read_to_string(&file).expect("it").replace(
+                    &format!("x-generation {}", generation - 1),
+                    &format!("x-generation {generation}"),
+                ),
+            )
+            .expect("the file");
+            haproxy.reload(scene).ok();
+            assert_eq!(inodes(self.address), [inode]);
+        }
+        assert!(self.load.wait_for(20, DEADLINE), "no more answers");
+        let report = self.load.stop();
+        assert_nothing_lost(&report);
+        println!("{report}");
+        let sysctl = fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
+        if let Ok(value) = sysctl {
+            assert_eq!(value.trim(), "0", "left as it was");
+        }
+        drop(haproxy);
+        drop(broker);
+        (adopted, retired)
+    }
+}
+
+/// The sockets on an address, by the kernel's own list.
+fn inodes(address: SocketAddr) -> Vec<u64> {
+    listening(address).into_iter().map(|socket| socket.inode).collect()
+}
+
+fn by_the_stats_socket(program: &Path) {
+    let Some(plain) = Plain::start(program, &["-db"], "shards by-thread", true) else { return };
+    let socket = plain.scene.path("admin.sock").display().to_string();
+    let (adopted, retired) = plain.walk(program, &["--stats-socket", &socket]);
+    assert_eq!(adopted["adopted"][0]["siblings"].as_array().map(Vec::len), Some(3), "{adopted:#}");
+    assert_eq!(adopted["adopted"][0]["exclusive"], false);
+    assert_eq!((&retired["closed_beside"], &retired["migration"]), (&json!(3), &json!("moved")));
+    assert_eq!(retired["others"], json!([]));
+    assert_eq!(retired["ghosts_left"], Value::Null);
+}
+
+#[test]
+fn by_the_stats_socket_from_the_haproxy_of_this_system() {
+    let Some(program) = Haproxy::system() else { return };
+    by_the_stats_socket(&program);
+}
+
+#[test]
+fn by_the_stats_socket_from_3_0() {
+    let Some(program) = Haproxy::fetched("3.0") else { return };
+    by_the_stats_socket(&program);
+}
+
+#[test]
+fn by_the_stats_socket_from_3_2() {
+    let Some(program) = Haproxy::fetched("3.2") else { return };
+    by_the_stats_socket(&program);
+}
+
+#[test]
+fn by_pid_from_a_master_with_a_worker() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(plain) = Plain::start(&program, &["-W", "-db"], "", false) else { return };
+    // What it does not expose it does not hand out.
+    let socket = plain.scene.path("admin.sock").display().to_string();
+    let said = plain.scene.run("adopt", &["--stats-socket", &socket]).fails(1);
+    assert!(said.contains("expose-fd listeners"), "{said}");
+    let pid = plain.process.pid().to_string();
+    let (adopted, retired) = plain.walk(&program, &["--pid", &pid]);
+    assert_eq!(adopted["adopted"].as_array().map(Vec::len), Some(2), "{adopted:#}");
+    assert_eq!(retired["migration"], "not needed", "{retired:#}");
+}
+
+#[test]
+fn a_dry_run_and_a_mistake_change_nothing() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(plain) = Plain::start(&program, &["-db"], "", true) else { return };
+    let _broker = plain.scene.broker();
+    let socket = plain.scene.path("admin.sock").display().to_string();
+    let before = listening(plain.address);
+    let said = plain.scene.run("adopt", &["--stats-socket", &socket, "--dry-run"]).ok();
+    assert!(said.contains("would adopt") && said.contains("joinable"), "{said}");
+    let pid = plain.process.pid().to_string();
+    let said = plain.scene.run("adopt", &["--pid", &pid, "127.0.0.1:1"]).fails(1);
+    assert!(said.contains("not there"), "{said}");
+    let said = plain.scene.run("adopt", &["--pid", &pid, "--retire"]).fails(1);
+    assert!(said.contains("adopt them first"), "{said}");
+    let own = std::process::id().to_string();
+    let said = plain.scene.run("adopt", &["--pid", &own, "--retire"]).fails(1);
+    assert!(said.contains("adopt them first"), "{said}");
+    assert_eq!(plain.scene.run("list", &[]).ok(), "no listener is held\n");
+    assert_eq!(listening(plain.address), before);
+    // By name, one address under a name of its own; a second time it is the same socket.
+    let named = format!("web={}", plain.address);
+    for _ in 0..2 {
+        plain.scene.run("adopt", &["--stats-socket", &socket, &named]).ok();
+        let listed = plain.scene.wire().call("list", &json!([]));
+        assert_eq!(listed["listeners"].as_array().map(Vec::len), Some(1), "{listed}");
+        assert_eq!(
+            (&listed["listeners"][0]["name"], &listed["listeners"][0]["inode"]),
+            (&json!("web"), &json!(before[0].inode))
+        );
+    }
+    assert_nothing_lost(&plain.load.stop());
+}
+
+#[test]
+fn what_waits_in_a_socket_that_closes_is_moved_and_answered() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(plain) = Plain::start(&program, &["-db"], "shards by-thread backlog 100", true) else {
+        return;
+    };
+    let Plain { mut process, address, load, scene } = plain;
+    assert_nothing_lost(&load.stop());
+    process.terminate();
+    // One that is at its limit accepts nothing more.
+    let file = scene.path("haproxy.cfg");
+    let text = fs::read_to_string(&file).expect("the file");
+    fs::write(&file, text.replace("maxconn 500", "maxconn 3")).expect("the file");
+    let mut process = Process::start(scene.command(&program).arg("-db").arg("-f").arg(&file));
+    eventually("haproxy to listen", || (inodes(address).len() == 4).then_some(()));
+    let half = |text: &str| {
+        let mut stream = TcpStream::connect(address).expect("connecting");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(text.as_bytes()).expect("a request");
+        stream
+    };
+    let kept: Vec<TcpStream> = (0..3).map(|_| half("GET / HTTP/1.1\r\n")).collect();
+    let queued = || listening(address).iter().map(|socket| socket.waiting).sum::<u32>();
+    eventually("three connections to be accepted", || (queued() == 0).then_some(()));
+    let waiting: Vec<TcpStream> = (0..24).map(|_| half("GET / HTTP/1.0\r\n\r\n")).collect();
+    assert!(queued() > 12, "they wait: {:?}", listening(address));
+
+    let _broker = scene.broker();
+    fs::write(&file, text).expect("the file");
+    let pid = process.pid().to_string();
+    scene.run("adopt", &["--pid", &pid]).ok();
+    let _haproxy = Haproxy::start(&scene, &program, &file);
+    scene.run("adopt", &["--pid", &pid, "--retire"]).ok();
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer, not a reset");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    drop(kept);
+    process.wait_exit();
+}
