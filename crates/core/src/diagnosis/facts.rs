@@ -176,6 +176,8 @@ pub struct Generation {
     pub pid: i32,
     /// Where it is in its life.
     pub life: Life,
+    /// The names of the listeners that it uses.
+    pub listeners: Vec<String>,
     /// Since when.
     pub since: Option<Timestamp>,
 }

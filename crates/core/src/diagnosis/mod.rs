@@ -132,6 +132,19 @@ impl Look {
         self.generations.iter().find(|generation| generation.pid == pid)
     }
 
+    /// The generation that serves a listener by the broker's word and whose process is none that is seen: it runs
+    /// in another container, and what it does cannot be told from here.
+    pub(crate) fn serving_elsewhere(&self, socket: &Socket) -> Option<&Generation> {
+        let held = self.held.iter().find(|held| held.inode == socket.inode)?;
+        let seen = |pid: i32| {
+            self.processes.get(&pid).is_some_and(Process::is_haproxy)
+                || self.holders(socket.inode).any(|one| one.pid == pid || one.parent == pid)
+        };
+        self.generations.iter().find(|one| {
+            one.life == Life::Serving && one.listeners.contains(&held.name) && !seen(one.pid)
+        })
+    }
+
     /// Whether a generation of the broker's is starting, or has just changed: then a handover is under way, in which
     /// for some milliseconds nobody accepts. One that starts for very long is stuck, and no excuse.
     pub(crate) fn handover_under_way(&self, pids: &[i32]) -> bool {

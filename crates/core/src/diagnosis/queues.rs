@@ -27,6 +27,7 @@ pub(super) fn unserved(look: &Look, before: Option<&Look>, found: &mut Vec<Findi
         // own servers and those of other pid namespaces show no holder: there only time tells.
         let certain = !holders.is_empty()
             && !hung
+            && look.serving_elsewhere(socket).is_none()
             && (socket.queue.used == 0
                 || holders.iter().any(|one| one.is_haproxy() || matches!(one.state, 'T' | 't')));
         let waited = socket.queue.used > 0
@@ -139,6 +140,17 @@ fn unserved_of(
     } else if let Some(proxy) = proxies.first() {
         ("haproxy holds the socket and does not ask for connections: paused (SIGTTOU), told to stop, or at a limit (maxconn, a rate) that its stats socket would tell".to_owned(),
          vec![format!("kill -TTIN {}   # resumes a paused one; nothing happens to one that is not", proxy.pid)])
+    } else if let Some(known) = look.serving_elsewhere(socket) {
+        (
+            format!(
+                "{} generation {} serves it, whose process is in another container and takes none",
+                known.service, known.id
+            ),
+            vec![format!(
+                "bindonce doctor {}   # in the container of its supervisor, which sees it",
+                known.service
+            )],
+        )
     } else if let Some(held) = held {
         (
             format!("the broker keeps the listener {:?} and no service accepts on it", held.name),
@@ -161,6 +173,7 @@ fn unserved_of(
     };
     let serious = waits || !proxies.is_empty() || !stopped.is_empty();
     let generation = holders.iter().find_map(|process| look.generation(process.pid));
+    let generation = generation.or_else(|| look.serving_elsewhere(socket));
     Finding {
         kind: Kind::Unserved,
         severity: if serious { Severity::Error } else { Severity::Warning },

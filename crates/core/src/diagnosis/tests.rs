@@ -153,6 +153,7 @@ fn stale_is_the_older_on_one_socket() {
         id,
         pid,
         life,
+        listeners: Vec::new(),
         since: Some(Timestamp(NOW - 40)),
     };
     let mut handover = host.clone();
@@ -232,6 +233,26 @@ fn a_listener_without_a_service_is_unserved() {
     let found = only(&host, Kind::Unserved);
     assert_eq!(found.severity, Severity::Warning);
     assert!(found.remedy[0].contains("bindonce release web"), "{:?}", found.remedy);
+
+    // Unless the broker knows of one that serves in another container: then only time tells.
+    host.generations = vec![Generation {
+        service: "edge".to_owned(),
+        id: 7,
+        pid: 9,
+        life: Life::Serving,
+        listeners: vec!["web".to_owned()],
+        since: None,
+    }];
+    assert_eq!(twice(&host), []);
+    host.sockets[0].queue.used = 3;
+    host.sockets[0].waiting = Some(Duration::from_secs(4));
+    let found = only(&host, Kind::Unserved);
+    assert_eq!(found.service.as_deref(), Some("edge"));
+    assert!(found.cause.contains("edge generation 7 serves it"), "{}", found.cause);
+    // A haproxy that is seen and does not hold the socket is no excuse.
+    host.sockets[0].queue.used = 0;
+    host.processes.insert(9, haproxy(9, 1, &[]));
+    assert_eq!(only(&host, Kind::Unserved).severity, Severity::Warning);
 }
 
 #[test]
@@ -358,6 +379,7 @@ fn what_haproxy_bound_by_itself_is_foreign() {
         id: 3,
         pid: 7,
         life: Life::Serving,
+        listeners: Vec::new(),
         since: None,
     }];
     let found = only(&host, Kind::Foreign);

@@ -79,6 +79,7 @@ fn add(status: &StatusResult, look: &mut Look) {
                 State::Serving => Life::Serving,
                 _ => Life::Draining,
             },
+            listeners: one.listeners.clone(),
             since: Timestamp::parse(&one.since),
         }));
     }
