@@ -10,6 +10,7 @@
 mod harness;
 
 mod adopt;
+mod containers;
 mod corpus;
 mod demo;
 mod doctor;

@@ -1,0 +1,71 @@
+//! deploy/container under a real container engine, and deploy/kubernetes against Kubernetes' own schemas
+//! (tests/measure/container.py with a few rounds of it, tests/manifests.py).
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::{bindonce, root, skip};
+
+/// What a script printed; none if it was skipped, with the reason told.
+fn printed(script: &str, arguments: &[&str]) -> Option<Value> {
+    let mut command = Command::new("python3");
+    command.arg(root().join(script)).arg("--binary").arg(bindonce()).args(arguments);
+    let output = command.output().expect("python3");
+    let (text, said) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let result: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{said}"));
+    if let Some(why) = result["skipped"].as_str() {
+        skip(why);
+        return None;
+    }
+    assert!(output.status.success(), "{text}{said}");
+    Some(result)
+}
+
+/// The load generator of this build, which stands beside the binary.
+fn load() -> std::path::PathBuf {
+    bindonce().parent().unwrap_or(Path::new(".")).join("bindonce-load")
+}
+
+#[test]
+fn containers_are_replaced_under_load_and_nobody_is_refused() {
+    if !load().exists() {
+        return skip("no bindonce-load beside the binary under test");
+    }
+    let load = load();
+    let load = load.to_str().expect("a path of UTF-8");
+    let rounds = ["--haproxy", "4", "--broker", "2", "--kills", "1", "--rate", "300"];
+    let all = [&["--load", load, "--rights", "two", "--timeout", "170"], &rounds[..]].concat();
+    let Some(seen) = printed("tests/measure/container.py", &all) else { return };
+
+    let load = &seen["load"];
+    for lost in ["failed", "refused", "reset", "timed_out", "truncated", "bad_status", "stale"] {
+        assert_eq!(load[lost], 0, "{lost}: {seen:#}");
+    }
+    assert!(load["ok"].as_u64() > Some(500), "{seen:#}");
+    // One generation for each of haproxy's containers, none for the broker's; one socket throughout.
+    assert_eq!((&seen["generations"], &seen["same_socket"]), (&json!(4), &json!(true)), "{seen:#}");
+    let killed = &seen["killed"];
+    assert_eq!((&killed["refused"], &killed["same_socket"]), (&json!(0), &json!(true)), "{seen:#}");
+    assert_eq!(seen["users"]["broker"], "65532:65532 true", "{seen:#}");
+    assert_eq!(seen["users"]["haproxy"], "65532:65532 true", "{seen:#}");
+    for (what, value) in [("shell_in_broker", false), ("reloaded", true), ("held_by_seccomp", true)]
+    {
+        assert_eq!(seen[what], value, "{what}: {seen:#}");
+    }
+    assert_eq!(seen["alone"]["exit"], 0, "{seen:#}");
+    for service in ["broker", "haproxy"] {
+        assert_eq!(seen["doctor"][service][0], "healthy: nothing found", "{seen:#}");
+    }
+    // Without the capability generations run without epoll from then on, with it nothing is left behind.
+    let (plain, tracing) = (&seen["rights"]["65532"], &seen["rights"]["65532+SYS_PTRACE"]);
+    assert_eq!((&plain["ghosts_removed"], &plain["without_epoll"]), (&json!(0), &json!(true)));
+    assert!(tracing["ghosts_removed"].as_u64() > Some(0), "{seen:#}");
+    assert_eq!(tracing["without_epoll"], false, "{seen:#}");
+    let ports = &seen["low_ports"];
+    assert_eq!(ports["root that becomes 65532"], "bound", "{seen:#}");
+    assert!(ports["65532"].as_str().is_some_and(|said| said.contains("Permission denied")));
+}
