@@ -32,6 +32,7 @@ mod refused;
 mod render;
 mod rights;
 mod serve;
+mod succession;
 mod supervise;
 mod systemd;
 mod upgrade;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::Rule;
+use bindonce_core::succession;
 use tokio::sync::Notify;
 
 use crate::upgrade::Inherited;
@@ -48,6 +49,8 @@ pub struct Limits {
     pub request_time: Duration,
     /// How long a connection that uses no listener and stands for no generation may be idle.
     pub idle_time: Duration,
+    /// How long a generation that was told to retire has to say that it accepts no more.
+    pub retire_time: Duration,
     /// Descriptors that clients have sent and that are not taken yet.
     pub descriptors_in_flight: usize,
 }
@@ -62,6 +65,7 @@ impl Default for Limits {
             request_bytes: bindonce_wire::MAX_REQUEST,
             request_time: Duration::from_secs(30),
             idle_time: Duration::from_secs(600),
+            retire_time: succession::PATIENCE,
             descriptors_in_flight: 4096,
         }
     }

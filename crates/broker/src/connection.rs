@@ -19,6 +19,7 @@ use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::requests::{self, Caller, Reply};
@@ -43,6 +44,8 @@ pub(crate) enum End {
     NotRead,
     /// The kernel let no more descriptors be in flight (ETOOMANYREFS, unix(7)).
     TooManyInFlight,
+    /// The broker has given it up.
+    CutOff,
     /// Reading or writing failed.
     Failed(io::Error),
 }
@@ -87,6 +90,12 @@ pub(crate) struct Link {
     busy: Cell<bool>,
     /// A reply to it was large.
     large: Cell<bool>,
+    /// Notifications that could not be sent at once.
+    untold: RefCell<Vec<u8>>,
+    /// The connection must end.
+    cut: Cell<bool>,
+    /// Rung when one of these two has changed.
+    woken: Notify,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
     owed: RefCell<Option<String>>,
     /// It follows the events from this id on, and does nothing else any more.
@@ -116,6 +125,9 @@ impl Link {
             cap,
             busy: Cell::new(false),
             large: Cell::new(false),
+            untold: RefCell::default(),
+            cut: Cell::new(false),
+            woken: Notify::new(),
             owed: RefCell::new(None),
             following: RefCell::new(None),
             follows: Cell::new(false),
@@ -124,7 +136,8 @@ impl Link {
 
     /// Whether its request has yet to be answered by this image.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.get() && self.owed.borrow().is_none() && !self.follows.get()
+        let answers = self.busy.get() && self.owed.borrow().is_none() && !self.follows.get();
+        answers || !self.untold.borrow().is_empty()
     }
 
     /// It is a follower's once its request is answered.
@@ -135,6 +148,62 @@ impl Link {
     /// Whether it is a follower's.
     pub(crate) fn is_following(&self) -> bool {
         self.follows.get()
+    }
+
+    /// Sends a notification: at once where nothing is being sent and the peer has room, else
+    /// as soon as it can be, with the same deadline as a reply.
+    pub(crate) fn tell(&self, line: Vec<u8>) {
+        if self.follows.get() {
+            return;
+        }
+        let mut untold = self.untold.borrow_mut();
+        let mut line = line;
+        if untold.is_empty() && !self.busy.get() {
+            // Whatever fails is noticed where the connection is served.
+            let sent = self.stream.try_write(&line).unwrap_or(0);
+            line.drain(..sent);
+        }
+        if !line.is_empty() {
+            untold.append(&mut line);
+            self.woken.notify_one();
+        }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn cut(&self) {
+        self.cut.set(true);
+        self.woken.notify_one();
+    }
+
+    /// Sends the notifications that wait, or ends the connection.
+    async fn flush(&self, deadline: Duration) -> Result<(), End> {
+        let until = Instant::now() + deadline;
+        loop {
+            if self.cut.get() {
+                return Err(End::CutOff);
+            }
+            {
+                let mut untold = self.untold.borrow_mut();
+                while !untold.is_empty() {
+                    match self.stream.try_write(&untold) {
+                        Ok(sent) => drop(untold.drain(..sent)),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) => return Err(End::Failed(error)),
+                    }
+                }
+                if untold.is_empty() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                ready = timeout_at(until, self.stream.writable()) => match ready {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Err(End::Failed(error)),
+                    Err(_) => return Err(End::NotRead),
+                },
+                () = self.woken.notified() => {}
+            }
+        }
     }
 
     /// Whether what its requests and replies took is worth giving back to the system.
@@ -220,7 +289,15 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             let limits = &state.borrow().limits;
             (limits.request_time, limits.idle_time)
         };
-        let readable = link.stream.readable();
+        if let Err(end) = link.flush(deadline).await {
+            return end;
+        }
+        let readable = async {
+            tokio::select! {
+                ready = link.stream.readable() => ready.map(|()| true),
+                () = link.woken.notified() => Ok(false),
+            }
+        };
         let ready = match begun {
             None => match timeout(idle, readable).await {
                 Ok(ready) => ready,
@@ -232,12 +309,13 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
                 Err(_) => return unfinished(&link.stream, deadline).await,
             },
         };
-        let frames = match ready.and_then(|()| link.read()) {
-            Ok(Some(frames)) => frames,
-            Ok(None) => return End::Closed,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return End::Failed(error),
-        };
+        let frames =
+            match ready.and_then(|ready| if ready { link.read() } else { Ok(Some(vec![])) }) {
+                Ok(Some(frames)) => frames,
+                Ok(None) => return End::Closed,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return End::Failed(error),
+            };
         let complete = !frames.is_empty();
         link.busy.set(complete);
         for frame in frames {

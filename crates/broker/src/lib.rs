@@ -36,6 +36,7 @@ mod socket;
 mod start;
 mod state;
 mod store;
+mod succession;
 mod upgrade;
 
 pub use config::{Config, Limits, Orders};

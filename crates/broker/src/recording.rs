@@ -21,6 +21,20 @@ impl State {
         }
     }
 
+    /// Notes how far a service is, for the next broker.
+    pub(crate) fn record_service(&self, service: &manifest::Service) {
+        if let Some(store) = &self.store {
+            store.record_service(service);
+            if store.is_outdated(self.registry.len()) {
+                self.write_manifest();
+            }
+        }
+        if let Some(records) = &self.records {
+            records.record_service(service);
+            self.tidy_records();
+        }
+    }
+
     /// Notes what a claim got.
     pub(crate) fn record_all(&self, leases: &[Lease]) {
         if self.store.is_none() && self.records.is_none() {
@@ -61,6 +75,7 @@ impl State {
         manifest.header.upgrades = self.upgrade.count();
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
         manifest.header.control = self.control.as_ref().map(file);
+        (manifest.services, manifest.header.floor) = self.succession.written();
         manifest.listeners = self.registry.list().iter().map(|view| entry(view.held)).collect();
         manifest
     }

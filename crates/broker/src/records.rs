@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use bindonce_core::registry::Held;
 use bindonce_sys::identity;
-use bindonce_wire::manifest::{self, Entry, Manifest};
+use bindonce_wire::manifest::{self, Entry, Manifest, Service};
 
 use crate::recording::entry;
 use crate::socket::Socket;
@@ -58,9 +58,13 @@ pub(crate) struct Left {
     pub(crate) listeners: Vec<Entry>,
     /// It ended in order: what nobody holds any more need not be had back.
     pub(crate) in_order: bool,
+    /// The services whose order it kept.
+    pub(crate) services: Vec<Service>,
+    /// The number that those which it had forgotten did not go beyond.
+    pub(crate) floor: u64,
 }
 
-/// What a broker has left written that did not end in order, or whose listeners were in use.
+/// What a broker has left written that did not end in order, or had something to leave.
 pub(crate) fn left(socket: &Path) -> Left {
     let path = path(socket);
     let bytes = match fs::read(&path) {
@@ -75,8 +79,8 @@ pub(crate) fn left(socket: &Path) -> Left {
         }
     };
     match Manifest::decode(&bytes) {
-        Ok(Manifest { header, listeners, .. }) if header.boot == identity::boot() => {
-            Left { listeners, in_order: header.ended }
+        Ok(Manifest { header, listeners, services, .. }) if header.boot == identity::boot() => {
+            Left { listeners, in_order: header.ended, services, floor: header.floor }
         }
         Ok(_) => {
             tracing::info!(path = %path.display(), "the state file is from before the last boot");
@@ -167,6 +171,14 @@ impl Records {
         self.inner.borrow_mut().ending = true;
     }
 
+    /// Notes how far a service is.
+    pub(crate) fn record_service(&self, service: &Service) {
+        let mut text = Vec::new();
+        manifest::service(&mut text, service);
+        self.inner.borrow_mut().outdated += 1;
+        self.append(&text);
+    }
+
     /// Removes the file: nothing is held any more.
     pub(crate) fn remove(&self) {
         self.end();
@@ -233,13 +245,15 @@ impl State {
         let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
         manifest.listeners.retain(|entry| used.contains(&entry.inode));
         manifest.listeners.extend(self.missing.iter().cloned());
-        if manifest.listeners.is_empty() {
+        if manifest.listeners.is_empty() && manifest.services.is_empty() {
             records.remove();
         } else {
-            tracing::info!(
-                count = manifest.listeners.len(),
-                "listeners are in use: written down for the next broker"
-            );
+            if !manifest.listeners.is_empty() {
+                tracing::info!(
+                    count = manifest.listeners.len(),
+                    "listeners are in use: written down for the next broker"
+                );
+            }
             records.rewrite(&manifest);
             records.end();
         }

@@ -12,12 +12,12 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::policy::{Denial, Facts, Peer, Verb, Verdict};
-use bindonce_core::registry::{ConnectionId, Label, Refusal, Want};
+use bindonce_core::registry::{ConnectionId, Refusal, Want};
 use bindonce_observe::{Follower, Happening};
 use bindonce_sys::peer;
 use bindonce_wire::message::{Request, encode_error, encode_result};
-use bindonce_wire::params::{Bind, Call, Events, Join, Target};
-use bindonce_wire::result::{JoinResult, ListResult, PingResult, ReleaseResult};
+use bindonce_wire::params::{Bind, Call, Events, Target};
+use bindonce_wire::result::{ListResult, PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
 
@@ -85,8 +85,12 @@ async fn perform(
         }
         Call::Join(join) => {
             known(state, caller)?;
-            state.borrow_mut().join(caller.connection, label(caller, join));
-            encode(request, &JoinResult { joined: true })
+            let joined = state.borrow_mut().join(caller, join)?;
+            let store = state.borrow().store.clone();
+            if let Some(store) = store.filter(|_| joined.generation.is_some()) {
+                store.settled().await;
+            }
+            encode(request, &joined)
         }
         Call::Release(names) => {
             recovered(state).await;
@@ -261,17 +265,8 @@ async fn release(
     released.map_err(|refusal| answer::refused(&refusal))
 }
 
-fn label(caller: Caller, join: Join) -> Label {
-    Label {
-        service: join.service,
-        generation: join.generation,
-        pid: join.pid.unwrap_or(caller.peer.pid),
-        phase: answer::phase(join.state),
-    }
-}
-
 /// What can be seen of the caller, if the rules ask for it.
-fn facts(state: &State, caller: Caller) -> Facts {
+pub(crate) fn facts(state: &State, caller: Caller) -> Facts {
     if state.policy.needs_facts() { peer::facts(caller.peer.pid) } else { Facts::default() }
 }
 

@@ -48,6 +48,10 @@ pub(crate) struct Sorted {
     pub(crate) missing: Vec<Listener>,
     /// The control socket, if a client that connects to its path reaches it.
     pub(crate) control: Option<OwnedFd>,
+    /// Services whose order the broker before kept.
+    pub(crate) services: Vec<manifest::Service>,
+    /// The number that those which it had forgotten did not go beyond.
+    pub(crate) floor: u64,
     /// Names in the store of what is not used.
     pub(crate) stale: Vec<String>,
 }
@@ -83,7 +87,10 @@ pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
     let written = manifest.is_some();
     let file = manifest.as_ref().and_then(|manifest| manifest.header.control);
     sorted.control = controls.into_iter().find(|fd| leads_to(socket, file, fd));
-    let entries = manifest.map(|manifest| manifest.listeners).unwrap_or_default();
+    sorted.floor = manifest.as_ref().map_or(0, |manifest| manifest.header.floor);
+    let (entries, services) =
+        manifest.map(|manifest| (manifest.listeners, manifest.services)).unwrap_or_default();
+    sorted.services = services;
     let mut entries: BTreeMap<u64, Entry> =
         entries.into_iter().map(|entry| (entry.inode, entry)).collect();
     for (name, fd) in sockets {

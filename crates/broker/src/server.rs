@@ -29,7 +29,7 @@ use crate::records::Records;
 use crate::requests::Caller;
 use crate::state::State;
 use crate::upgrade::{self, Inherited, Resumed};
-use crate::{records, recovery, service, start, store};
+use crate::{records, recovery, service, start, store, succession};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -104,6 +104,7 @@ async fn serve(
                 guard::keep(&state),
                 service::run(&state),
                 store::keep(store),
+                succession::keep(&state),
                 accept(&tasks, &listener, &state, &freed),
                 upgrade::keep(&state, &listener, control, config),
                 settle(&state, config),
@@ -152,6 +153,7 @@ async fn begin(
         state.records = Some(Records::new(&control.socket));
         let left = records::left(&control.socket);
         (state.missing, state.left_in_order) = (left.listeners, left.in_order);
+        state.succession.recall(left.services, left.floor);
     }
     if state.borrow().missing.is_empty() {
         start::bind_first(state, config).await?;
@@ -329,7 +331,7 @@ fn attend(
         }
         let pid = link.caller.peer.pid;
         let cut_off = match connection::serve(&link, &state).await {
-            End::Closed => None,
+            End::Closed | End::CutOff => None,
             End::Failed(error) => {
                 tracing::debug!(pid, %error, "connection ended");
                 None

@@ -64,6 +64,7 @@ pub(crate) struct RawLimits {
     request_bytes: Option<usize>,
     request_time: Option<String>,
     idle_time: Option<String>,
+    retire_time: Option<String>,
     descriptors_in_flight: Option<usize>,
 }
 
@@ -137,6 +138,7 @@ impl RawLimits {
             )?,
             request_time: time("request_time", self.request_time, default.request_time)?,
             idle_time: time("idle_time", self.idle_time, default.idle_time)?,
+            retire_time: time("retire_time", self.retire_time, default.retire_time)?,
             descriptors_in_flight: count(
                 "descriptors_in_flight",
                 self.descriptors_in_flight,

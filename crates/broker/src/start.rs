@@ -42,6 +42,7 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
             let text = format!("{count} listeners came back from the service manager");
             state.journal.record(Happening::new(Kind::ListenerRestored, text));
         }
+        state.succession.recall(found.services, found.floor);
     }
     for listener in found.missing {
         let name = listener.label();

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::policy::{Peer, Policy, Rule};
-use bindonce_core::registry::{ConnectionId, Event, Label, ListenerId, Phase, Registry};
+use bindonce_core::registry::{ConnectionId, Event, ListenerId, Registry};
 use bindonce_core::time::Timestamp;
 use bindonce_observe::Journal;
 use bindonce_sys::limits;
@@ -19,11 +19,12 @@ use bindonce_wire::manifest::Entry;
 
 use crate::config::Limits;
 use crate::connection::{InFlight, Link};
-use crate::guard::{self, Guard};
+use crate::guard::Guard;
 use crate::records::Records;
 use crate::recovery::Gate;
 use crate::socket::Socket;
 use crate::store::Store;
+use crate::succession::Succession;
 use crate::upgrade::Upgrade;
 
 /// What one broker knows.
@@ -31,6 +32,7 @@ use crate::upgrade::Upgrade;
 pub(crate) struct State {
     pub(crate) registry: Registry<Socket>,
     pub(crate) policy: Policy,
+    pub(crate) succession: Succession,
     pub(crate) guard: Rc<Guard>,
     /// Every connection that is being served.
     pub(crate) links: BTreeMap<ConnectionId, Rc<Link>>,
@@ -78,6 +80,7 @@ impl State {
         Self {
             registry: Registry::default(),
             policy: Policy::owner_only(owner),
+            succession: Succession::default(),
             guard,
             links: BTreeMap::new(),
             upgrade: Rc::default(),
@@ -105,6 +108,7 @@ impl State {
     pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
         self.policy = self.policy.clone().with_rules(rules);
         self.in_flight.limit.set(limits.descriptors_in_flight);
+        self.succession.set_patience(limits.retire_time);
         self.limits = limits;
     }
 
@@ -122,24 +126,7 @@ impl State {
         self.links.remove(&id);
         let actions = self.registry.on(now(), Event::Gone(id));
         self.close_all(actions);
-    }
-
-    /// Says which generation a connection stands for.
-    pub(crate) fn join(&mut self, id: ConnectionId, label: Label) {
-        tracing::debug!(
-            service = %label.service, generation = label.generation, pid = label.pid,
-            phase = ?label.phase, "generation joined"
-        );
-        let serves = label.phase == Phase::Serving;
-        let who = format!("{} generation {}", label.service, label.generation);
-        let actions = self.registry.on(now(), Event::Join(id, label));
-        self.close_all(actions);
-        if serves {
-            self.registry.leased(id).for_each(|held| {
-                guard::notice(&self.journal, held, &who);
-                self.record(held);
-            });
-        }
+        self.left(id);
     }
 }
 

@@ -170,6 +170,14 @@ impl Store {
         self.push([Step::Write(text)]);
     }
 
+    /// Notes how far a service is.
+    pub(crate) fn record_service(&self, service: &manifest::Service) {
+        let mut text = Vec::new();
+        manifest::service(&mut text, service);
+        self.inner.borrow_mut().outdated += 1;
+        self.push([Step::Write(text)]);
+    }
+
     /// The mark of a listener that is in the store and in the manifest.
     fn kept(self: &Rc<Self>, held: &Held<Socket>) -> Box<Kept> {
         Box::new(Kept {

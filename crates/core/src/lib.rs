@@ -21,4 +21,5 @@ pub mod name;
 mod options;
 pub mod policy;
 pub mod registry;
+pub mod succession;
 pub mod time;

@@ -8,6 +8,7 @@
 //! {"bindonce":"manifest","version":1,"listeners":1,...}     the header
 //! {"listener":{"listen":"web=0.0.0.0:80","inode":4711,...}}
 //! {"connection":{"id":3,"descriptor":9,...}}
+//! {"service":{"name":"edge","last":7,"serving":7}}
 //! {"closed":{"inode":4711,"cookie":17}}                     later, appended
 //! ```
 //!
@@ -108,6 +109,9 @@ pub struct Header {
     /// The name under which it lies in the service manager's descriptor store, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
+    /// No generation of a service without a record gets a number up to this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub floor: u64,
     /// How many listeners follow at least.
     #[serde(default)]
     listeners: usize,
@@ -214,6 +218,37 @@ pub struct LinkLabel {
     /// Since when, in milliseconds since the Unix epoch.
     #[serde(default)]
     pub since: u64,
+    /// Where the broker keeps the order of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<LinkTurn>,
+}
+
+/// How far a generation is whose order the broker keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkTurn {
+    /// It has said that it is ready.
+    #[serde(default)]
+    pub ready: bool,
+    /// It has been told to retire.
+    #[serde(default)]
+    pub told: bool,
+}
+
+/// A service whose order the broker keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// The last number that a generation of it was given.
+    pub last: u64,
+    /// The generation that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<u64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A listener that a connection uses.
@@ -244,6 +279,8 @@ struct Record<E, L> {
     connection: Option<L>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     closed: Option<Socket>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    service: Option<Service>,
 }
 
 fn none<T>() -> Option<T> {
@@ -259,6 +296,8 @@ pub struct Manifest {
     pub listeners: Vec<Entry>,
     /// The clients that are connected.
     pub connections: Vec<Link>,
+    /// The services whose order the broker keeps.
+    pub services: Vec<Service>,
 }
 
 impl Manifest {
@@ -276,9 +315,10 @@ impl Manifest {
             descriptors: BTreeMap::new(),
             control: None,
             store: None,
+            floor: 0,
             listeners: 0,
         };
-        Self { header, listeners: Vec::new(), connections: Vec::new() }
+        Self { header, listeners: Vec::new(), connections: Vec::new(), services: Vec::new() }
     }
 
     /// The snapshot as text.
@@ -289,8 +329,12 @@ impl Manifest {
             opened(&mut text, entry);
         }
         for link in &self.connections {
-            let record = Record { listener: none::<()>(), connection: Some(link), closed: None };
+            let connection = Some(link);
+            let record = Record { listener: none::<()>(), connection, closed: None, service: None };
             line(&mut text, &record);
+        }
+        for known in &self.services {
+            service(&mut text, known);
         }
         text
     }
@@ -307,6 +351,7 @@ impl Manifest {
         let mut listeners: Vec<Option<Entry>> = Vec::new();
         let mut places: BTreeMap<u64, usize> = BTreeMap::new();
         let (mut connections, mut seen) = (Vec::new(), 0);
+        let mut services: BTreeMap<String, Service> = BTreeMap::new();
         for (index, text) in lines.enumerate() {
             let record: Record<Entry, Link> = serde_json::from_slice(text).map_err(|error| {
                 Unreadable::Record { line: index + 2, reason: error.to_string() }
@@ -327,25 +372,34 @@ impl Manifest {
                 listeners[place] = None;
             }
             connections.extend(record.connection);
+            services.extend(record.service.map(|service| (service.name.clone(), service)));
         }
         if seen < header.listeners {
             return Err(Unreadable::Incomplete { expected: header.listeners, found: seen });
         }
         let listeners = listeners.into_iter().flatten().collect();
-        Ok(Self { header, listeners, connections })
+        Ok(Self { header, listeners, connections, services: services.into_values().collect() })
     }
 }
 
 /// Appends the record that a listener is held, or is now as `entry` says.
 pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
-    let record = Record { listener: Some(entry), connection: none::<()>(), closed: None };
-    line(text, &record);
+    let listener = Some(entry);
+    line(text, &Record { listener, connection: none::<()>(), closed: None, service: None });
+}
+
+/// Appends the record of a service.
+pub fn service(text: &mut Vec<u8>, service: &Service) {
+    let service = Some(service.clone());
+    let (listener, connection) = (none::<()>(), none::<()>());
+    line(text, &Record { listener, connection, closed: None, service });
 }
 
 /// Appends the record that a listener is not held any more.
 pub fn closed(text: &mut Vec<u8>, inode: u64, cookie: u64) {
     let closed = Some(Socket { inode, cookie });
-    line(text, &Record { listener: none::<()>(), connection: none::<()>(), closed });
+    let (listener, connection) = (none::<()>(), none::<()>());
+    line(text, &Record { listener, connection, closed, service: None });
 }
 
 fn header(text: &[u8]) -> Result<Header, Unreadable> {

@@ -1,4 +1,4 @@
-//! The envelope: JSON-RPC 2.0 requests and replies.
+//! The envelope: JSON-RPC 2.0 requests and replies, and the notifications of a broker.
 //!
 //! Reading is strict where a mistake would otherwise pass unnoticed (a key that
 //! nobody knows, a key twice), and lenient where existing clients are: `jsonrpc` may be
@@ -200,6 +200,72 @@ pub fn encode_error(id: &Id, error: &RpcError) -> Vec<u8> {
         let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"internal"}}"#;
         format!("{text}\n").into_bytes()
     })
+}
+
+/// What a broker says unasked, to a connection that has joined with `handover`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notification {
+    /// The generation serves from now on: it may accept.
+    Serve(Turn),
+    /// The generation must stop accepting, and say so.
+    Retire(Turn),
+    /// One that this version does not know, which means nothing to it.
+    Unknown,
+}
+
+/// Which generation is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// The name of the service.
+    pub service: String,
+    /// The generation that is told.
+    pub generation: u64,
+    /// With `retire`: the newer one that is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<u64>,
+}
+
+impl Notification {
+    /// As a broker sends it, ending in a line end.
+    pub fn encode(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            jsonrpc: &'static str,
+            method: &'static str,
+            params: [&'a Turn; 1],
+        }
+        let (method, turn) = match self {
+            Self::Serve(turn) => ("serve", turn),
+            Self::Retire(turn) => ("retire", turn),
+            Self::Unknown => return Vec::new(),
+        };
+        // Nothing in it can fail to be written.
+        line(&Envelope { jsonrpc: "2.0", method, params: [turn] }).unwrap_or_default()
+    }
+
+    /// Reads one line, if it is a notification: it has a method and no id. None if it is a
+    /// reply.
+    pub fn decode(line: &[u8]) -> serde_json::Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Envelope<'a> {
+            #[serde(default, borrow)]
+            method: Option<std::borrow::Cow<'a, str>>,
+            #[serde(default, borrow)]
+            params: Option<&'a RawValue>,
+        }
+        let Envelope { method, params } = serde_json::from_slice(line)?;
+        let turn = || {
+            let [turn] = serde_json::from_str::<[Turn; 1]>(params.map_or("[]", RawValue::get))?;
+            Ok(turn)
+        };
+        match method.as_deref() {
+            None => Ok(None),
+            Some("serve") => turn().map(Self::Serve).map(Some),
+            Some("retire") => turn().map(Self::Retire).map(Some),
+            Some(_) => Ok(Some(Self::Unknown)),
+        }
+    }
 }
 
 fn line<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {

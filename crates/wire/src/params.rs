@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::error::RpcError;
+use crate::error::{ErrorCode, RpcError};
 use crate::message::Request;
 
 /// The methods of a broker, in the order in which help lists them.
@@ -36,7 +36,7 @@ pub enum Call {
     /// Bind or find listeners, and hand out their descriptors.
     Bind(Vec<Bind>),
     /// Say which generation of which service this connection is.
-    Join(Join),
+    Join(Joining),
     /// Close listeners, given by name or address.
     Release(Vec<String>),
     /// Tell every listener.
@@ -58,7 +58,7 @@ impl Call {
     pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
         match request.method.as_str() {
             "bind" => Ok(Self::Bind(request.params::<Elements<Bind>>()?.0)),
-            "join" => Ok(Self::Join(request.params::<One<Join>>()?.0)),
+            "join" => Ok(Self::Join(request.params::<One<Joining>>()?.0.checked()?)),
             "release" => Ok(Self::Release(request.params::<Elements<String>>()?.0)),
             "list" => request.no_params().map(|()| Self::List),
             "status" => request.no_params().map(|()| Self::Status),
@@ -242,7 +242,7 @@ impl Events {
     }
 }
 
-/// The parameter of `join`.
+/// The parameter of `join`, of a client that numbers and orders its generations itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
@@ -256,6 +256,53 @@ pub struct Join {
     pub pid: Option<u32>,
     /// Where it is in its life.
     pub state: State,
+}
+
+/// The parameter of `join` in full.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joining {
+    /// The name of the service.
+    #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
+    pub service: Name,
+    /// Which start of the service it is. With `handover` the next number if missing, or the
+    /// one that the connection has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Its process; the caller's own if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Where it is in its life. With `handover`, `serving` is a wish.
+    pub state: State,
+    /// The broker keeps the order of the service's generations, and tells this connection
+    /// when it serves and when it must retire.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub handover: bool,
+}
+
+impl Joining {
+    /// Only the broker can give a number, and only where it keeps the order.
+    fn checked(self) -> Result<Self, RpcError> {
+        if self.generation.is_some() || self.handover {
+            return Ok(self);
+        }
+        let hint = example("join").unwrap_or_default();
+        let message = "params[0]: missing field `generation`";
+        Err(RpcError::new(ErrorCode::INVALID_PARAMS, message)
+            .with_hint(format!("for example: \"params\":{hint}")))
+    }
+}
+
+impl From<Join> for Joining {
+    fn from(join: Join) -> Self {
+        let Join { service, generation, pid, state } = join;
+        Self { service, generation: Some(generation), pid, state, handover: false }
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
+fn is_false(said: &bool) -> bool {
+    !said
 }
 
 /// Where a generation is in its life, as far as the broker is told.

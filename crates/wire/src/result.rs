@@ -35,6 +35,13 @@ pub struct Bound {
 pub struct JoinResult {
     /// Always true.
     pub joined: bool,
+    /// With `handover`: the number of the generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// With `handover`: where it is in its life. `starting` where it wished to serve means that
+    /// it has to wait, `draining` that a newer one has taken its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
 }
 
 /// The result of `release`.

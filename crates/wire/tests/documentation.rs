@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bindonce_wire::batch::batches;
 use bindonce_wire::error::{ErrorCode, RpcError};
-use bindonce_wire::message::{Id, Reply, Request, encode_error};
+use bindonce_wire::message::{Id, Notification, Reply, Request, encode_error};
 use bindonce_wire::params::{Call, METHODS};
 use bindonce_wire::result::{
     BindResult, EventsResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult,
@@ -85,6 +85,20 @@ fn the_examples_are_what_the_code_reads_and_writes() {
         assert!(shown.iter().any(|shown| shown == method), "no example of {method}");
         assert!(page.contains(&format!("\n### {method}\n")), "no section on {method}");
     }
+}
+
+#[test]
+fn the_notifications_are_what_the_code_writes() {
+    let page = read("docs/protocol.md");
+    let mut seen = Vec::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("<-- ")) {
+        let Some(notification) = Notification::decode(line.as_bytes()).expect(line) else {
+            continue;
+        };
+        assert_eq!(notification.encode(), format!("{line}\n").as_bytes());
+        seen.push(matches!(notification, Notification::Serve(_)));
+    }
+    assert_eq!(seen, [true, false], "an example of each");
 }
 
 #[test]

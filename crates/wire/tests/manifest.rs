@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bindonce_wire::manifest::{
-    self, Entry, File, Link, LinkLabel, LinkLease, Manifest, Unreadable, VERSION,
+    self, Entry, File, Link, LinkLabel, LinkLease, LinkTurn, Manifest, Service, Unreadable, VERSION,
 };
 use bindonce_wire::params::State;
 use proptest::prelude::*;
@@ -41,13 +41,14 @@ prop_compose! {
     fn link()(
         (id, pid, uid, gid) in any::<(u64, u32, u32, u32)>(),
         descriptor in any::<Option<i32>>(),
-        label in any::<Option<(u64, u32, u64)>>(),
+        label in any::<Option<(u64, u32, u64, Option<(bool, bool)>)>>(),
         leases in prop::collection::vec(any::<(u64, u64)>(), 0..3),
         unread in prop::collection::vec(any::<u8>(), 0..9),
         owed in prop::option::of("[0-9]{1,3}"),
     ) -> Link {
-        let label = label.map(|(generation, pid, since)| LinkLabel {
+        let label = label.map(|(generation, pid, since, turn)| LinkLabel {
             service: "haproxy".to_owned(), generation, pid, state: State::Serving, since,
+            turn: turn.map(|(ready, told)| LinkTurn { ready, told }),
         });
         let leases =
             leases.into_iter().map(|(inode, since)| LinkLease { inode, since }).collect();
@@ -62,6 +63,8 @@ prop_compose! {
         since in any::<u64>(),
         boot in "[0-9a-f-]{0,9}",
         descriptors in prop::collection::btree_map("[a-z]{1,5}", any::<i32>(), 0..3),
+        services in prop::collection::btree_map("[a-z]{1,5}", any::<(u64, Option<u64>)>(), 0..3),
+        floor in any::<u64>(),
     ) -> Manifest {
         let mut manifest = Manifest::new("0.1.0");
         manifest.header.since = since;
@@ -71,6 +74,9 @@ prop_compose! {
             listeners.into_iter().map(|entry| (entry.inode, entry)).collect();
         manifest.listeners = by_inode.into_values().collect();
         manifest.connections = connections;
+        manifest.header.floor = floor;
+        let service = |(name, (last, serving))| Service { name, last, serving };
+        manifest.services = services.into_iter().map(service).collect();
         manifest
     }
 }
@@ -81,7 +87,7 @@ fn as_the_next_version(text: &str) -> String {
     for line in text.lines() {
         let line = line
             .replace(&format!("\"version\":{VERSION},"), &format!("\"version\":{},", VERSION + 1));
-        let line = ["listener", "connection"].iter().fold(line, |line, kind| {
+        let line = ["listener", "connection", "service"].iter().fold(line, |line, kind| {
             let inside = format!("{{\"{kind}\":{{");
             line.replace(&inside, &format!("{inside}\"colour\":[{{\"a\":null}}],"))
         });
@@ -101,6 +107,7 @@ proptest! {
         let text = manifest.encode();
         let read = Manifest::decode(&text).expect("readable");
         prop_assert_eq!(read.encode(), text);
+        prop_assert_eq!(&read.services, &manifest.services);
         prop_assert_eq!(read.listeners, manifest.listeners);
         prop_assert_eq!(read.connections, manifest.connections);
     }

@@ -2,8 +2,10 @@
 //! the refusal names the culprit.
 
 use bindonce_wire::error::{ErrorCode, RpcError};
-use bindonce_wire::message::{Id, Reply, Request, encode_error, encode_request, encode_result};
-use bindonce_wire::params::{Bind, Call, Join, State, Target};
+use bindonce_wire::message::{
+    Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
+};
+use bindonce_wire::params::{Bind, Call, Join, Joining, State, Target};
 use bindonce_wire::result::{BindResult, Bound, ListenerInfo, PingResult};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -163,7 +165,36 @@ fn what_a_client_sends_is_what_a_server_reads() {
         state: State::Draining,
     };
     let text = encode_request(&Id::from(2), "join", &[&join]).unwrap();
-    assert_eq!(call(std::str::from_utf8(&text).unwrap()), Ok(Call::Join(join)));
+    assert_eq!(call(std::str::from_utf8(&text).unwrap()), Ok(Call::Join(join.into())));
+
+    let text =
+        br#"{"method":"join","params":[{"service":"edge","state":"serving","handover":true}]}"#;
+    let handover = Joining {
+        service: "edge".parse().unwrap(),
+        generation: None,
+        pid: None,
+        state: State::Serving,
+        handover: true,
+    };
+    assert_eq!(call(std::str::from_utf8(text).unwrap()), Ok(Call::Join(handover)));
+    let text = r#"{"method":"join","params":[{"service":"edge","state":"serving"}]}"#;
+    let error = call(text).unwrap_err();
+    assert_eq!(error.code, ErrorCode::INVALID_PARAMS);
+    assert!(error.message.contains("`generation`") && error.hint().is_some(), "{error:?}");
+}
+
+#[test]
+fn a_notification_is_told_from_a_reply() {
+    let turn = Turn { service: "edge".to_owned(), generation: 7, successor: Some(8) };
+    for notification in [Notification::Retire(turn.clone()), Notification::Serve(turn)] {
+        let text = notification.encode();
+        assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(Notification::decode(&text).unwrap(), Some(notification));
+    }
+    let decode = |text: &str| Notification::decode(text.as_bytes());
+    assert_eq!(decode(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).unwrap(), None);
+    assert_eq!(decode(r#"{"method":"dance","params":[1]}"#).unwrap(), Some(Notification::Unknown));
+    assert!(decode(r#"{"method":"retire"}"#).is_err() && decode("{").is_err());
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{self, ConnectionId, Event, Label};
+use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_observe::Happening;
 use bindonce_sys::listen::UnixPath;
@@ -30,6 +31,7 @@ use crate::requests::Caller;
 use crate::restore::{Found, as_written};
 use crate::state::{State, now};
 use crate::store::Store;
+use crate::succession;
 
 /// The longest state that is read.
 const MAX_STATE: u64 = 256 << 20;
@@ -110,7 +112,7 @@ impl Inherited {
     /// Goes on with what is held and with who is connected. What cannot be taken over is
     /// named in the log, and the rest goes on.
     pub(crate) fn resume(self, state: &RefCell<State>) -> io::Result<Vec<Resumed>> {
-        let Manifest { header, listeners, connections } = self.manifest;
+        let Manifest { header, listeners, connections, services } = self.manifest;
         let mut state = state.borrow_mut();
         state.since = Timestamp(header.since);
         state.upgrade.done.set(header.upgrades);
@@ -137,12 +139,16 @@ impl Inherited {
         }
         let stored = state.store.is_some();
         state.adopt(found, stored);
+        state.succession.recall(services, header.floor);
+        let mut places = Vec::new();
         let mut links = Vec::with_capacity(connections.len());
         let mut resumed = Vec::with_capacity(connections.len());
         for written in connections {
             match link(&written, &state) {
                 Ok(link) => {
-                    links.push(read_link(&written));
+                    let read = read_link(&written);
+                    places.extend(place(&written, &read));
+                    links.push(read);
                     state.links.insert(link.caller.connection, Rc::clone(&link));
                     resumed.push((link, written.owed));
                 }
@@ -152,6 +158,7 @@ impl Inherited {
         }
         let actions = state.registry.on(now(), Event::Resume(links));
         state.close_all(actions);
+        state.succession.resume(places);
         tracing::info!(
             listeners = state.registry.len(),
             connections = resumed.len(),
@@ -198,6 +205,14 @@ fn read_link(written: &Written) -> registry::Link {
         label,
         leases: written.leases.iter().map(lease).collect(),
     }
+}
+
+/// The place of a connection's generation among those of its service.
+fn place(written: &Written, read: &registry::Link) -> Option<Place> {
+    let (label, _) = read.label.clone()?;
+    let turn = written.label.as_ref().and_then(|label| label.turn);
+    let ordered = turn.map(succession::progress);
+    Some(Place { connection: read.id, uid: read.peer.uid, label, ordered })
 }
 
 /// Answers a request for the upgrade that has been done.

@@ -1,12 +1,13 @@
 //! All that the next image must know, written down.
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 
-use bindonce_core::registry;
+use bindonce_core::registry::{self, ConnectionId};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::process;
-use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, Manifest};
+use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, LinkTurn, Manifest};
 use tokio::net::UnixListener;
 
 use crate::answer;
@@ -32,26 +33,29 @@ impl State {
         for (entry, view) in manifest.listeners.iter_mut().zip(self.registry.list()) {
             entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
         }
+        let turns: HashMap<ConnectionId, LinkTurn> = self.succession.turns().collect();
         manifest.connections = self
             .registry
             .links()
             .filter_map(|link| {
                 let same = |(other, _): &&(&Rc<Link>, _)| other.caller.connection == link.id;
                 let (open, unread) = links.iter().find(same)?;
-                Some(written(link, open, unread))
+                let turn = turns.get(&link.id).copied();
+                Some(written(link, turn, open, unread))
             })
             .collect();
         manifest
     }
 }
 
-fn written(link: registry::Link, open: &Link, unread: &[u8]) -> Written {
+fn written(link: registry::Link, turn: Option<LinkTurn>, open: &Link, unread: &[u8]) -> Written {
     let label = link.label.map(|(label, since)| LinkLabel {
         service: label.service.to_string(),
         generation: label.generation,
         pid: label.pid,
         state: answer::wire_state(label.phase),
         since: since.0,
+        turn,
     });
     let lease = |(inode, since): (u64, Timestamp)| LinkLease { inode, since: since.0 };
     Written {

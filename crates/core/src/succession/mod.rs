@@ -1,0 +1,315 @@
+//! Succession: in which order the generations of a service serve, where the broker keeps it.
+//!
+//! A generation joins, gets a number that only grows, says that it is ready, and serves when
+//! no older one does: those are told to retire, and each says when it accepts no more.
+//! [`Succession::on`] is the whole decision: events and the time go in, actions come out, and
+//! [`Succession::deadline`] says when to call again if nothing happens. It guarantees,
+//! whatever the order of events:
+//!
+//! - at most one generation of a service serves, and none is let in before the one that
+//!   served has said that it stopped, has gone, or was cut off at its deadline;
+//! - a generation that goes before it was ready has disturbed nobody;
+//! - a number is never given twice, also when a later broker goes on from the [`Record`]s;
+//! - whoever waits waits for something that has a deadline.
+//!
+//! A supervisor that orders its generations itself (haproxy's) joins with its own numbers and
+//! is merely entered; one service is ordered by one of the two.
+//!
+//! What a broker before this one wrote down counts: the generation that served then has
+//! [`ABSENCE`] to come back before another may serve.
+
+mod order;
+mod refusal;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::generation::Moment;
+use crate::name::Name;
+use crate::registry::{ConnectionId, Label, Phase};
+
+pub use refusal::Refusal;
+
+/// How long a generation that was told to retire has to say that it stopped accepting, if
+/// nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the generation that served under a broker that was killed has to come back.
+pub const ABSENCE: Duration = Duration::from_secs(3);
+
+/// The largest number that a generation may bring along from a broker that this one knows
+/// nothing of.
+pub const LARGEST_BROUGHT: u64 = 1 << 48;
+
+/// So many services that have no generation are remembered; beyond it half of them are
+/// forgotten, those that ended first, and no number that they had is given again.
+pub const REMEMBERED: usize = 1000;
+
+/// What a connection says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joining {
+    /// The service.
+    pub service: Name,
+    /// Its number; None for the next one (or the one that the connection has).
+    pub generation: Option<u64>,
+    /// Its process.
+    pub pid: u32,
+    /// Where it is in its life. Where the broker keeps the order, `Serving` is a wish.
+    pub phase: Phase,
+    /// Whether the broker keeps the order.
+    pub ordered: bool,
+}
+
+/// Who says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speaker {
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its user.
+    pub uid: u32,
+    /// Whether it may succeed generations of other users.
+    pub privileged: bool,
+}
+
+/// What is written down of a service for the next broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its name.
+    pub service: Name,
+    /// The last number that was given.
+    pub last: u64,
+    /// The generation that serves.
+    pub serving: Option<u64>,
+}
+
+/// A connection that stands for a generation, told to the next image of the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its user.
+    pub uid: u32,
+    /// What it stands for.
+    pub label: Label,
+    /// Where the broker keeps the order: how far it is. None for one of a supervisor's.
+    pub ordered: Option<Progress>,
+}
+
+/// How far a generation is, beside its phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// It has said that it is ready.
+    pub ready: bool,
+    /// It has been told to retire.
+    pub told: bool,
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A connection says which generation it stands for, or that its phase changed.
+    Join(Speaker, Joining),
+    /// A connection has ended, and with it its generation.
+    Gone(ConnectionId),
+    /// Time has passed.
+    Tick,
+    /// What the broker before this one has written down, and the largest number of the
+    /// services that it had forgotten.
+    Recall(Vec<Record>, u64),
+    /// The connections of the image of this broker before this one.
+    Resume(Vec<Place>),
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Write this down before anything else is done.
+    Record(Record),
+    /// Services were forgotten: write down anew all that [`Succession::records`] gives.
+    Rewrite,
+    /// A connection stands for this generation in this phase. The answer to who joined.
+    Enter(ConnectionId, Label),
+    /// Tell a generation that waits that it serves.
+    Serve(ConnectionId, Label),
+    /// Tell a generation to stop accepting, because this newer one is ready.
+    Retire(ConnectionId, Label, u64),
+    /// End a connection.
+    Cut(ConnectionId, Label, Cause),
+    /// The generation that served under the broker before has not come back.
+    Missed(Name, u64),
+    /// Answer that a connection may not join.
+    Refuse(ConnectionId, Refusal),
+}
+
+/// Why a connection is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was told to retire and has not said in time that it stopped accepting.
+    Overdue,
+    /// The same generation has joined on another connection.
+    Replaced,
+}
+
+/// Every service that has a generation, or is remembered.
+#[derive(Debug)]
+pub struct Succession {
+    services: BTreeMap<Name, Service>,
+    places: BTreeMap<ConnectionId, Name>,
+    /// No number up to this one is given.
+    floor: u64,
+    patience: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Service {
+    last: u64,
+    members: BTreeMap<ConnectionId, Member>,
+    /// Served under the broker before, and until when it may come back.
+    absent: Option<(u64, Moment)>,
+    /// What its record says of `last` and of who serves.
+    written: (u64, Option<u64>),
+    /// Since when it has had no generation.
+    idle: Moment,
+}
+
+#[derive(Debug)]
+struct Member {
+    uid: u32,
+    pid: u32,
+    generation: u64,
+    stage: Stage,
+    ordered: bool,
+    /// It was told to retire, and must have stopped accepting by then.
+    told: Option<Moment>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    /// Waits to be let in.
+    Ready,
+    Serving,
+    Draining,
+}
+
+impl Stage {
+    fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Starting => Self::Starting,
+            Phase::Serving => Self::Serving,
+            Phase::Draining => Self::Draining,
+        }
+    }
+}
+
+impl Member {
+    fn label(&self, service: &Name) -> Label {
+        let phase = match self.stage {
+            Stage::Starting | Stage::Ready => Phase::Starting,
+            Stage::Serving => Phase::Serving,
+            Stage::Draining => Phase::Draining,
+        };
+        Label { service: service.clone(), generation: self.generation, pid: self.pid, phase }
+    }
+}
+
+impl Default for Succession {
+    fn default() -> Self {
+        Self { services: BTreeMap::new(), places: BTreeMap::new(), floor: 0, patience: PATIENCE }
+    }
+}
+
+impl Succession {
+    /// Sets how long a generation has to stop accepting once it is told to, from the next on.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// Takes one event, and gives what must be done about it.
+    pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Join(speaker, joining) => {
+                let connection = speaker.connection;
+                if let Err(refusal) = self.join(now, speaker, joining, &mut actions) {
+                    actions.push(Action::Refuse(connection, refusal));
+                }
+            }
+            Event::Gone(connection) => self.leave(now, connection, &mut actions),
+            Event::Tick => self.tick(now, &mut actions),
+            Event::Recall(records, floor) => self.recall(now, records, floor),
+            Event::Resume(places) => self.resume(now, places),
+        }
+        actions
+    }
+
+    /// When to say that time has passed, if nothing else happens before.
+    pub fn deadline(&self) -> Option<Moment> {
+        let due = |service: &Service| {
+            let overdue = service.members.values().filter_map(Member::overdue);
+            overdue.chain(service.absent.map(|(_, until)| until)).min()
+        };
+        self.services.values().filter_map(due).min()
+    }
+
+    /// What is to be written down of every service whose order the broker keeps.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let numbered = self.services.iter().filter(|(_, service)| service.last != 0);
+        numbered.map(|(name, service)| service.record(name))
+    }
+
+    /// No number up to this one is given to a service that is not remembered.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Every connection that stands for a generation.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        self.services.iter().flat_map(|(name, service)| {
+            service.members.iter().map(|(connection, member)| Place {
+                connection: *connection,
+                uid: member.uid,
+                label: member.label(name),
+                ordered: member.ordered.then_some(Progress {
+                    ready: member.stage == Stage::Ready,
+                    told: member.told.is_some(),
+                }),
+            })
+        })
+    }
+
+    fn recall(&mut self, now: Moment, records: Vec<Record>, floor: u64) {
+        self.floor = self.floor.max(floor);
+        for Record { service: name, last, serving } in records {
+            let service = self.services.entry(name).or_default();
+            service.last = service.last.max(last);
+            service.absent = serving.map(|generation| (generation, now + ABSENCE));
+            service.written = (last, serving);
+            service.idle = now;
+        }
+    }
+
+    fn resume(&mut self, now: Moment, places: Vec<Place>) {
+        for Place { connection, uid, label, ordered } in places {
+            let Label { service: name, generation, pid, phase } = label;
+            let progress = ordered.unwrap_or_default();
+            let stage = match phase {
+                Phase::Starting if progress.ready => Stage::Ready,
+                phase => Stage::of(phase),
+            };
+            let told = progress.told.then(|| now + self.patience);
+            let member = Member { uid, pid, generation, stage, ordered: ordered.is_some(), told };
+            let service = self.services.entry(name.clone()).or_default();
+            if ordered.is_some() {
+                service.last = service.last.max(generation);
+                // It was told of as one that served, and here it is.
+                service.absent.take_if(|(absent, _)| *absent == generation);
+            }
+            service.members.insert(connection, member);
+            self.places.insert(connection, name);
+        }
+    }
+}
