@@ -115,6 +115,15 @@ async fn serve(
             _ = tasks.run_until(serving) => {}
             () = shutdown => {}
         }
+        // A client that has hung up may not have been heard yet, and what it used is in use no
+        // more: every task whose connection has something to say has a turn.
+        tasks
+            .run_until(async {
+                for _ in 0..2 {
+                    tokio::task::yield_now().await
+                }
+            })
+            .await;
         service::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
         record(&state, Kind::BrokerEnding, "broker ends, in order");
