@@ -235,6 +235,7 @@ def drive(machine, debs, options):
     seen["exposure"] = float(security.splitlines()[-1].split(":")[1].split()[0])
     step("install")
 
+    machine.must("sh", "-c", "echo '# The administrator was here.' >>/etc/bindonce/bindonce.toml")
     # The words at the head of the drop-in.
     machine.must("mkdir", "-p", os.path.dirname(LINK))
     machine.must("ln", "-s", DROP_IN, os.path.dirname(LINK))
@@ -270,6 +271,7 @@ def drive(machine, debs, options):
         machine.must("dpkg", "-i", debs[1])
         seen["after_repair"] = [running(machine, "bindonce.service"), running(machine, "haproxy.service")]
         machine.must("systemctl", "reload", "haproxy")
+        seen["configuration"] = "The administrator was here" in machine.must("cat", "/etc/bindonce/bindonce.toml")
         step("its repair")
     finally:
         load.stdin.close()
