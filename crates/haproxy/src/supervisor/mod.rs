@@ -12,6 +12,7 @@ mod broker;
 mod control;
 mod directory;
 mod error;
+mod files;
 mod foreign;
 mod generation;
 mod handover;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub probe: bool,
     /// What is done about ghosts.
     pub ghosts: Ghosts,
+    /// Files and directories whose change is a reload.
+    pub watch: Vec<PathBuf>,
 }
 
 /// What is done about a generation that is woken for connections of a listener that it has closed
@@ -162,6 +165,13 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
     }));
+    if !settings.watch.is_empty() {
+        // Before anything is read for the first generation.
+        let files = files::Files::watch(settings.watch.clone())?;
+        let changes = sender.clone();
+        // The supervisor's loop ends only with the process.
+        spawn(files.follow(move || drop(changes.send(Message::Changed))));
+    }
     if reaper::is_needed() {
         spawn(reaper::reap());
     }
@@ -178,6 +188,8 @@ enum Message {
     Launched(GenerationId, Box<Launched>),
     /// No process could be started, and why.
     NotLaunched(GenerationId, Error),
+    /// The files that are watched read differently.
+    Changed,
     /// A program is ready, and by what sign.
     Ready(GenerationId, &'static str),
     /// It says that it is ready, and does not go on before it is let.
@@ -374,6 +386,10 @@ impl Supervisor {
                     generation.version = Some(info.version);
                     self.ready(id, "its admin socket answers");
                 }
+            }
+            Message::Changed => {
+                tracing::info!("reload: the files that are watched have changed");
+                self.reload(None);
             }
             Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),

@@ -1,6 +1,7 @@
 //! What `bindonce run` supervises: haproxy or another program, and the options that each has.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_core::duration;
@@ -157,6 +158,22 @@ pub(super) fn service_name(kind: &Kind) -> Result<Name, InvalidName> {
     match kind {
         Kind::Haproxy(_) => "haproxy".parse(),
         Kind::Program(program) => program.name().parse().or_else(|_| "program".parse()),
+    }
+}
+
+/// What `--watch` watches.
+pub(super) fn watched(kind: &Kind, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+    match kind {
+        _ if !paths.is_empty() => Ok(paths),
+        // As haproxy sees them: it changes to the directory of -C first.
+        Kind::Haproxy(Haproxy { command, .. }) => {
+            let directory = command.directory.as_deref().unwrap_or_else(|| Path::new(""));
+            Ok(command.files.iter().map(|file| directory.join(file)).collect())
+        }
+        Kind::Program(program) => Err(usage(format!(
+            "--watch needs a PATH: which files {} reads is not known\n",
+            program.name()
+        ))),
     }
 }
 

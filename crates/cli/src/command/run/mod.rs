@@ -3,6 +3,7 @@
 mod kind;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,6 +48,10 @@ pub(crate) struct Args {
     /// What to do about generations that closed a listener and are still woken for it
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     ghosts: Ghosts,
+    /// Reload when these files, or what is in these directories, have changed; without a PATH the
+    /// files and directories of haproxy's -f
+    #[arg(long, value_name = "PATH", num_args = 0..)]
+    watch: Option<Vec<PathBuf>>,
     #[command(flatten)]
     program: kind::Options,
     /// The command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
@@ -72,6 +77,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
     let kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
+    let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
     let settings = Settings {
         socket: globals.socket_path(),
         start_broker: !globals.socket_is_given(),
@@ -85,6 +91,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             max_draining: args.max_draining,
         },
         probe: !args.no_probe,
+        watch,
         ghosts: match args.ghosts {
             Ghosts::Auto => supervisor::Ghosts::Auto,
             Ghosts::Detach => supervisor::Ghosts::Detach,
