@@ -1,4 +1,4 @@
-/* Preloaded into a haproxy under test: makes it deaf to signals, or hear them twice.
+/* Preloaded into a program under test: makes it deaf to signals, or hear them twice.
  *
  * FAULT is a list of words: "deaf:SIGNAL:COUNT" swallows the first COUNT of a
  * signal (0: every one), "twice:SIGNAL" calls its handler two times. A signal is
@@ -12,7 +12,9 @@
 
 #define SIGNALS 65
 
-static void (*handlers[SIGNALS])(int);
+typedef void (*handler_of)(int, siginfo_t *, void *);
+
+static handler_of handlers[SIGNALS];
 static long deaf[SIGNALS]; /* how many are left to swallow; negative: all */
 static int twice[SIGNALS];
 
@@ -20,29 +22,35 @@ static int (*real_sigaction(void))(int, const struct sigaction *, struct sigacti
     return (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
 }
 
-static void set(int number, void (*handler)(int)) {
+static void set(int number, void (*handler)(int), handler_of with_info) {
     struct sigaction act;
     memset(&act, 0, sizeof act);
-    act.sa_handler = handler;
     act.sa_flags = SA_RESTART;
+    if (with_info != NULL) {
+        act.sa_sigaction = with_info;
+        act.sa_flags |= SA_SIGINFO;
+    } else {
+        act.sa_handler = handler;
+    }
     real_sigaction()(number, &act, NULL);
 }
 
-static void between(int number) {
-    void (*handler)(int) = handlers[number];
+static void between(int number, siginfo_t *info, void *context) {
+    handler_of handler = handlers[number];
     if (deaf[number] != 0) {
         if (deaf[number] > 0)
             deaf[number]--;
         return;
     }
-    if (handler == NULL) { /* haproxy has left it as it was */
-        set(number, SIG_DFL);
+    if (handler == NULL) { /* the program has left it as it was */
+        set(number, SIG_DFL, NULL);
         raise(number);
         return;
     }
-    handler(number);
+    /* one that takes the number alone does not look at the others */
+    handler(number, info, context);
     if (twice[number])
-        handler(number);
+        handler(number, info, context);
 }
 
 __attribute__((constructor)) static void read_faults(void) {
@@ -55,7 +63,7 @@ __attribute__((constructor)) static void read_faults(void) {
         long count;
         if (sscanf(word, "deaf:%d:%ld", &number, &count) == 2 && number > 0 && number < SIGNALS) {
             deaf[number] = count == 0 ? -1 : count;
-            set(number, between);
+            set(number, NULL, between);
         } else if (sscanf(word, "twice:%d", &number) == 1 && number > 0 && number < SIGNALS) {
             twice[number] = 1;
         }
@@ -63,12 +71,13 @@ __attribute__((constructor)) static void read_faults(void) {
 }
 
 int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
-    if (act == NULL || number <= 0 || number >= SIGNALS || (act->sa_flags & SA_SIGINFO) ||
-        act->sa_handler == SIG_DFL || act->sa_handler == SIG_IGN || (!deaf[number] && !twice[number]))
+    if (act == NULL || number <= 0 || number >= SIGNALS || act->sa_handler == SIG_DFL ||
+        act->sa_handler == SIG_IGN || (!deaf[number] && !twice[number]))
         return real_sigaction()(number, act, old);
     struct sigaction ours = *act;
-    handlers[number] = act->sa_handler;
-    ours.sa_handler = between;
+    handlers[number] = act->sa_sigaction; /* the same place as sa_handler */
+    ours.sa_sigaction = between;
+    ours.sa_flags |= SA_SIGINFO;
     return real_sigaction()(number, &ours, old);
 }
 

@@ -1,5 +1,6 @@
 //! Real haproxies: the system's own, and those that `tests/haproxies` fetched.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,9 +8,9 @@ use std::time::{Duration, Instant};
 use bindonce_load::Report;
 use nix::sys::signal::Signal;
 
-use super::{DEADLINE, Finished, Process, Scene, finish, root, skip};
+use super::{DEADLINE, Finished, Guest, Process, Scene, finish, root, skip};
 
-/// One haproxy under a supervisor.
+/// One haproxy, or another program, under a supervisor.
 pub(crate) struct Haproxy {
     /// The running `bindonce run`.
     pub(crate) supervisor: Process,
@@ -66,9 +67,14 @@ impl Haproxy {
     /// The same without the wait.
     #[track_caller]
     pub(crate) fn begin(scene: &Scene, arguments: &[&str], program: &Path, config: &Path) -> Self {
+        Self::begin_command(scene, arguments, &Guest::Haproxy.command(program, config))
+    }
+
+    /// The same with any command.
+    #[track_caller]
+    pub(crate) fn begin_command(scene: &Scene, arguments: &[&str], words: &[OsString]) -> Self {
         let mut command = scene.bindonce("run");
-        command.args(["--name", "web"]).args(arguments).arg("--");
-        command.arg(program).arg("-f").arg(config);
+        command.args(["--name", "web"]).args(arguments).arg("--").args(words);
         Self { supervisor: Process::start(&mut command), service: "web".to_owned() }
     }
 

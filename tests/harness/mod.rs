@@ -3,6 +3,7 @@
 //! plain speaker of the protocol), and haproxy with configurations for it.
 
 mod binaries;
+mod guest;
 mod haproxy;
 mod kernel;
 mod process;
@@ -13,6 +14,7 @@ mod wire;
 use std::time::{Duration, Instant};
 
 pub(crate) use binaries::{bindonce, root, skip};
+pub(crate) use guest::Guest;
 pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config};
 pub(crate) use kernel::{descriptors, listening};
 pub(crate) use process::{Finished, Process, finish};

@@ -1,4 +1,4 @@
-//! A haproxy under load and under a supervisor, whose generations can be given
+//! A haproxy, or another program, under load and under a supervisor, whose generations can be given
 //! faults: a fifo that they wait at before they start, ears that are deaf to a signal.
 
 use std::fmt::Write as _;
@@ -17,12 +17,12 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 
-use super::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish};
+use super::{DEADLINE, Guest, Haproxy, Process, Scene, eventually, finish};
 
 /// How many clients the load has.
 const CLIENTS: usize = 4;
 
-/// What is wrong with the haproxy of one generation.
+/// What is wrong with the program of one generation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
     /// It swallows the first so many of a signal; 0: every one.
@@ -31,7 +31,7 @@ pub(crate) enum Fault {
     Twice(Signal),
     /// It waits before it starts, until [`Stage::let_start`].
     Waits,
-    /// It sleeps and never becomes haproxy.
+    /// It sleeps and never becomes the program.
     Hangs,
 }
 
@@ -42,6 +42,7 @@ pub(crate) struct Stage {
     pub(crate) broker: Process,
     pub(crate) address: SocketAddr,
     pub(crate) program: PathBuf,
+    guest: Guest,
     arguments: Vec<String>,
     pub(crate) scene: Scene,
 }
@@ -72,6 +73,12 @@ impl Stage {
         Self::start_on(Scene::new(), program, faults, arguments)
     }
 
+    /// The same with any program.
+    #[track_caller]
+    pub(crate) fn of(guest: Guest, faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Self> {
+        Self::begin(guest, Scene::new(), guest.program(), faults, arguments)
+    }
+
     /// The same, in a scene that was prepared.
     #[track_caller]
     pub(crate) fn start_on(
@@ -80,23 +87,39 @@ impl Stage {
         faults: &[(u64, &[Fault])],
         arguments: &[&str],
     ) -> Option<Self> {
-        let program = with_faults(&scene, &program?, faults);
+        Self::begin(Guest::Haproxy, scene, program, faults, arguments)
+    }
+
+    #[track_caller]
+    fn begin(
+        guest: Guest,
+        scene: Scene,
+        program: Option<PathBuf>,
+        faults: &[(u64, &[Fault])],
+        arguments: &[&str],
+    ) -> Option<Self> {
+        let program = with_faults(&scene, guest, &program?, faults);
         let broker = scene.broker();
         let address = scene.address();
-        let file = scene.write("haproxy.cfg", &config(address, 1));
-        let haproxy = Haproxy::start_with(&scene, arguments, &program, &file);
+        let file = scene.write(guest.file(), &guest.config(&scene, address, 1));
+        let mut all = guest.arguments(address);
+        all.extend(arguments.iter().map(ToString::to_string));
+        let arguments: Vec<_> = all.iter().map(String::as_str).collect();
+        let words = guest.command(&program, &file);
+        let mut haproxy = Haproxy::begin_command(&scene, &arguments, &words);
+        haproxy.wait_serving(&scene);
         let mut plan = Plan::new(address);
         plan.clients = CLIENTS;
         plan.rate = Some(400);
         let load = plan.start().expect("starting the load");
         assert!(load.wait_for(20, DEADLINE), "no answers");
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        Some(Self { load: Some(load), haproxy, broker, address, program, arguments, scene })
+        let load = Some(load);
+        Some(Self { load, haproxy, broker, address, program, guest, arguments: all, scene })
     }
 
     /// Writes a configuration that answers with this tag.
     pub(crate) fn configure(&self, tag: u64) {
-        self.scene.write("haproxy.cfg", &config(self.address, tag));
+        self.scene.write(self.guest.file(), &self.guest.config(&self.scene, self.address, tag));
     }
 
     /// Reloads with a configuration that answers with this tag, which must work; from then on
@@ -139,8 +162,8 @@ impl Stage {
     /// Starts the supervisor again, as a service manager would.
     pub(crate) fn start_supervisor(&mut self) {
         let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
-        let file = self.scene.path("haproxy.cfg");
-        self.haproxy = Haproxy::begin(&self.scene, &arguments, &self.program, &file);
+        let words = self.guest.command(&self.program, &self.scene.path(self.guest.file()));
+        self.haproxy = Haproxy::begin_command(&self.scene, &arguments, &words);
     }
 
     /// Lets a generation that waits go on.
@@ -286,8 +309,8 @@ impl Half {
     }
 }
 
-/// A program that is haproxy, with the faults of each generation.
-fn with_faults(scene: &Scene, program: &Path, faults: &[(u64, &[Fault])]) -> PathBuf {
+/// A program that is the guest, with the faults of each generation.
+fn with_faults(scene: &Scene, guest: Guest, program: &Path, faults: &[(u64, &[Fault])]) -> PathBuf {
     let mut script = "#!/bin/sh\ncase $BINDONCE_GENERATION in\n".to_owned();
     for (generation, faults) in faults {
         let mut words = Vec::new();
@@ -316,7 +339,7 @@ fn with_faults(scene: &Scene, program: &Path, faults: &[(u64, &[Fault])]) -> Pat
         script.push_str(";;\n");
     }
     writeln!(script, "esac\nexec {} \"$@\"", program.display()).expect("a string");
-    let path = scene.write("haproxy", &script);
+    let path = scene.write(guest.name(), &script);
     fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("its mode");
     path
 }

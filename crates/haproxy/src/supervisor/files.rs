@@ -44,6 +44,9 @@ impl Files {
         let changes = Changes::new().map_err(Error::system("watch files (inotify)"))?;
         let mut files = Self { paths, changes, watched: BTreeSet::new(), contents: 0 };
         files.look().map_err(Error::system("watch files (inotify)"))?;
+        for path in files.paths.iter().filter(|path| !path.exists()) {
+            tracing::warn!(path = %path.display(), "this path of --watch is not there (yet)");
+        }
         Ok(files)
     }
 
@@ -285,7 +288,11 @@ mod tests {
         local.run_until(test).await;
     }
 
-    fn deed(place: &Rc<Place>, deed: impl Fn(&Place) + 'static, wanted: u32) -> (Box<dyn Fn()>, u32) {
+    fn deed(
+        place: &Rc<Place>,
+        deed: impl Fn(&Place) + 'static,
+        wanted: u32,
+    ) -> (Box<dyn Fn()>, u32) {
         let place = Rc::clone(place);
         (Box::new(move || deed(&place)), wanted)
     }
@@ -298,7 +305,14 @@ mod tests {
             deed(&place, |p| p.write("other", "x"), 0),
             deed(&place, |p| p.write("a.cfg", "one"), 0),
             deed(&place, |p| (0..20).for_each(|n| p.write("a.cfg", &n.to_string())), 1),
-            deed(&place, |p| { p.write("new", "two"); fs::rename(p.0.join("new"), p.0.join("a.cfg")).expect("rename"); }, 2),
+            deed(
+                &place,
+                |p| {
+                    p.write("new", "two");
+                    fs::rename(p.0.join("new"), p.0.join("a.cfg")).expect("rename");
+                },
+                2,
+            ),
             deed(&place, |p| fs::remove_file(p.0.join("a.cfg")).expect("remove"), 3),
             deed(&place, |p| p.write("a.cfg", "three"), 4),
         ];

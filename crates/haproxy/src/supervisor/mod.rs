@@ -389,7 +389,7 @@ impl Supervisor {
             }
             Message::Changed => {
                 tracing::info!("reload: the files that are watched have changed");
-                self.reload(None);
+                self.reload(None, "the files that are watched have changed", None);
             }
             Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),
