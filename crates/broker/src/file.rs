@@ -187,4 +187,34 @@ mod tests {
         let error = file.rules().expect_err("unknown").to_string();
         assert!(error.contains("nobody-at-all"), "{error}");
     }
+
+    /// docs/configuration.md, which is also bindonce.toml(5): its examples are good, and no key is missing.
+    #[test]
+    fn the_documentation_knows_every_key() {
+        let page = include_str!("../../../docs/configuration.md");
+        let examples: Vec<&str> = page.split("```toml\n").skip(1).collect();
+        assert!(examples.len() >= 2);
+        for example in examples {
+            let text = example.split("```").next().expect("its text");
+            text.parse::<File>().unwrap_or_else(|error| panic!("{error}: {text}"));
+        }
+        for (section, text) in [
+            ("the file", "nothing = 1"),
+            ("a rule", "[[rule]]\nallow = ['use']\nnothing = 1"),
+            ("limits", "[limits]\nnothing = 1"),
+        ] {
+            let error = text.parse::<File>().expect_err(text).to_string();
+            let known = error.rsplit("expected one of ").next().expect("what is known");
+            let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+            assert!(keys.len() >= 5, "{error}");
+            for key in keys {
+                let said =
+                    page.contains(&format!("`{key}`")) || page.contains(&format!("`[{key}]`"));
+                assert!(
+                    said || page.contains(&format!("`[[{key}]]`")),
+                    "{section}: {key} is missing"
+                );
+            }
+        }
+    }
 }
