@@ -120,7 +120,7 @@ async fn serve(
         tasks
             .run_until(async {
                 for _ in 0..2 {
-                    tokio::task::yield_now().await
+                    tokio::task::yield_now().await;
                 }
             })
             .await;
