@@ -257,11 +257,11 @@ mod tests {
         symlink("..data/a.cfg", place.0.join("a.cfg")).expect("link");
         place.write("plain.cfg", "1");
         let top = place.0.clone();
-        assert_eq!(ways(&top.join("plain.cfg")), [top.clone()]);
+        assert_eq!(ways(&top.join("plain.cfg")), std::slice::from_ref(&top));
         assert_eq!(ways(&top.join("a.cfg")), [top.clone(), top.join("..1")]);
-        assert_eq!(ways(&top.join("none/there/x.cfg")), [top.clone()]);
+        assert_eq!(ways(&top.join("none/there/x.cfg")), std::slice::from_ref(&top));
         symlink("loop", top.join("loop")).expect("link");
-        assert_eq!(ways(&top.join("loop")), [top.clone()]);
+        assert_eq!(ways(&top.join("loop")), std::slice::from_ref(&top));
         let up = top.join("..1/../plain.cfg");
         assert_eq!(ways(&up), [top.join("..1/..")]);
     }
