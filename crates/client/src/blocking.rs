@@ -6,29 +6,24 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bindonce_sys::scm;
 use bindonce_wire::batch::MAX_FDS;
-use bindonce_wire::params::{Events, Join};
-use bindonce_wire::result::{
-    EventsResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
-};
+use bindonce_wire::message::Notification;
+use bindonce_wire::params::Join;
+use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::acceptor::wait_readable;
 use crate::claim::{Claim, Give};
 use crate::error::Error;
 use crate::lease::Lease;
-use crate::session::{Answer, DEFAULT_TIMEOUT, Session, leases, typed};
-use crate::socket;
-
-/// What fits into one message of the kernel anyway.
-pub(crate) const READ_SIZE: usize = 64 * 1024;
+use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
+use crate::transfer::{Outgoing, READ_SIZE};
+use crate::verbs::Verb;
+use crate::{socket, transfer, verbs};
 
 /// How long to wait before trying again to connect: nothing tells when a broker listens.
 pub(crate) const AGAIN: Duration = Duration::from_millis(20);
-
-/// What calls without parameters send.
-pub(crate) const NOTHING: [(); 0] = [];
 
 /// A connection to a broker. It counts as a user of every listener that it has
 /// claimed until it is dropped, so keep it as long as you serve.
@@ -124,8 +119,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
     pub fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
-        let binds: Vec<_> = claims.iter().map(|claim| &claim.0).collect();
-        self.exchange("bind", &binds, true).and_then(leases)
+        self.ask(&verbs::claim(claims))
     }
 
     /// Says which generation of which service this connection is. May be said
@@ -134,7 +128,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn join(&mut self, join: &Join) -> Result<(), Error> {
-        self.exchange("join", &[join], false).and_then(typed::<JoinResult>).map(drop)
+        self.ask(&verbs::join(join))
     }
 
     /// Closes listeners, given by name or address, all or none. Gives their names.
@@ -143,9 +137,7 @@ impl Client {
     /// [`Error::Refused`] with [`IN_USE`](crate::ErrorCode::IN_USE) while another
     /// connection uses one; see [`Error`].
     pub fn release(&mut self, listeners: &[impl AsRef<str>]) -> Result<Vec<String>, Error> {
-        let listeners: Vec<&str> = listeners.iter().map(AsRef::as_ref).collect();
-        let answer = self.exchange("release", &listeners, false)?;
-        typed::<ReleaseResult>(answer).map(|result| result.released)
+        self.ask(&verbs::release(listeners))
     }
 
     /// Every listener that the broker holds.
@@ -153,7 +145,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn list(&mut self) -> Result<ListResult, Error> {
-        self.exchange("list", &NOTHING, false).and_then(typed)
+        self.ask(&verbs::list())
     }
 
     /// The broker, its listeners and the services that use them.
@@ -161,7 +153,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn status(&mut self) -> Result<StatusResult, Error> {
-        self.exchange("status", &NOTHING, false).and_then(typed)
+        self.ask(&verbs::status())
     }
 
     /// What happened after the event with the id `since`, as far as it is remembered; 0 for
@@ -170,7 +162,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] where the caller may not see every listener; see [`Error`].
     pub fn events(&mut self, since: u64) -> Result<EventsResult, Error> {
-        self.exchange("events", &[Events { since, follow: false }], false).and_then(typed)
+        self.ask(&verbs::events(since))
     }
 
     /// Asks whether the broker is there, and its version.
@@ -178,7 +170,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn ping(&mut self) -> Result<PingResult, Error> {
-        self.exchange("ping", &NOTHING, false).and_then(typed)
+        self.ask(&verbs::ping())
     }
 
     /// Gives the broker listeners that this process holds, and uses them from then on as if it
@@ -191,11 +183,8 @@ impl Client {
     pub fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
         let mut names = Vec::with_capacity(listeners.len());
         for part in listeners.chunks(MAX_FDS) {
-            let what: Vec<_> = part.iter().map(|give| &give.what).collect();
             let fds: Vec<_> = part.iter().map(|give| give.fd).collect();
-            let answer = self.exchange_with("store", &what, &fds, false)?;
-            let result = typed::<StoreResult>(answer)?;
-            names.extend(result.listeners.into_iter().map(|listener| listener.name));
+            names.extend(self.ask_with(&verbs::store(part), &fds)?);
         }
         Ok(names)
     }
@@ -209,19 +198,41 @@ impl Client {
         method: &'static str,
         params: &P,
     ) -> Result<Value, Error> {
-        self.exchange(method, params, false).and_then(typed)
+        self.exchange(method, params, &[], false).and_then(typed)
+    }
+
+    /// From now on the broker may say something unasked.
+    pub(crate) fn expect_notifications(&mut self) {
+        self.session.expect_notifications();
+    }
+
+    /// What the broker has said unasked, without waiting for it.
+    pub(crate) fn hear(&mut self) -> Result<Option<Notification>, Error> {
+        loop {
+            if let Some(notification) = self.session.heard() {
+                return Ok(Some(notification));
+            }
+            if !wait_readable(&self.stream, Some(Instant::now())).map_err(Error::Io)? {
+                return Ok(None);
+            }
+            transfer::overhear(self.stream.as_fd(), &mut self.buffer, &mut self.session)
+                .map_err(Error::Io)??;
+        }
+    }
+
+    pub(crate) fn ask<P: Serialize, T>(&mut self, verb: &Verb<P, T>) -> Result<T, Error> {
+        self.ask_with(verb, &[])
+    }
+
+    fn ask_with<P: Serialize, T>(
+        &mut self,
+        verb: &Verb<P, T>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<T, Error> {
+        self.exchange(verb.method, &verb.params, fds, verb.binds).and_then(verb.read)
     }
 
     fn exchange<P: Serialize + ?Sized>(
-        &mut self,
-        method: &'static str,
-        params: &P,
-        binds: bool,
-    ) -> Result<Answer, Error> {
-        self.exchange_with(method, params, &[], binds)
-    }
-
-    fn exchange_with<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,
         params: &P,
@@ -229,32 +240,30 @@ impl Client {
         binds: bool,
     ) -> Result<Answer, Error> {
         let request = self.session.begin(method, params, binds)?;
-        let outcome = self.converse(&request, fds, method);
+        let outcome = self.converse(Outgoing::new(&request, fds), method);
         self.session.abandon();
         outcome
     }
 
     fn converse(
         &mut self,
-        request: &[u8],
-        fds: &[BorrowedFd<'_>],
+        mut request: Outgoing<'_>,
         method: &'static str,
     ) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.timeout;
-        self.send(request, fds, method, deadline)?;
+        while !request.push(self.stream.as_fd()).map_err(|error| self.failed(method, error))? {
+            if Instant::now() >= deadline {
+                return Err(self.timed_out(method));
+            }
+        }
         if self.receive_timeout != self.timeout {
             self.receive_within(self.timeout)?;
         }
         loop {
-            let fds = self.session.descriptors().ok_or(Error::Interrupted)?;
-            match scm::recv(self.stream.as_fd(), &mut self.buffer, fds).map_err(Error::from) {
-                Ok(0) => return Err(Error::Closed { during: method }),
-                Ok(count) => {
-                    if let Some(answer) = self.session.receive(&self.buffer[..count])? {
-                        return Ok(answer);
-                    }
-                }
-                Err(error) => return Err(self.while_doing(method, error)),
+            let fd = self.stream.as_fd();
+            let pulled = transfer::pull(fd, &mut self.buffer, &mut self.session, method);
+            if let Some(answer) = pulled.map_err(|error| self.failed(method, error))?? {
+                return Ok(answer);
             }
             // More must come; it has what is left of the time.
             let left = deadline.saturating_duration_since(Instant::now());
@@ -265,45 +274,15 @@ impl Client {
         }
     }
 
-    fn send(
-        &self,
-        request: &[u8],
-        mut fds: &[BorrowedFd<'_>],
-        method: &'static str,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let mut rest = request;
-        while !rest.is_empty() {
-            match scm::send(self.stream.as_fd(), rest, fds) {
-                Ok(count) => {
-                    rest = &rest[count..];
-                    // They went with the first byte.
-                    fds = &[];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The broker has hung up, perhaps after saying why: read that.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => return Err(self.while_doing(method, Error::Io(error))),
-            }
-            if !rest.is_empty() && Instant::now() >= deadline {
-                return Err(self.timed_out(method));
-            }
-        }
-        Ok(())
-    }
-
     fn receive_within(&mut self, timeout: Duration) -> Result<(), Error> {
         self.receive_timeout = at_least(timeout);
         self.stream.set_read_timeout(Some(self.receive_timeout)).map_err(Error::Io)
     }
 
-    fn while_doing(&self, method: &'static str, error: Error) -> Error {
-        match error {
-            Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => self.timed_out(method),
-            Error::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                Error::Closed { during: method }
-            }
-            error => error,
+    fn failed(&self, method: &'static str, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.timed_out(method),
+            _ => Error::Io(error),
         }
     }
 

@@ -73,6 +73,17 @@ pub enum Error {
         /// What the socket is.
         found: &'static str,
     },
+    /// A newer generation of the service is ready or serves: this one must not accept (any more).
+    #[error("generation {generation} of service {service} has been superseded{}",
+        .successor.map(|newer| format!(" by generation {newer}")).unwrap_or_default())]
+    Superseded {
+        /// The service.
+        service: String,
+        /// This generation.
+        generation: u64,
+        /// The newer one, where the broker has named it.
+        successor: Option<u64>,
+    },
     /// The system does not tell what a socket is, or cannot use it.
     #[error("cannot use listener {name:?} ({address})")]
     Descriptor {
@@ -119,6 +130,9 @@ impl Error {
                     .to_owned()
             }
             Self::Kind { found, .. } => format!("it was claimed as {found}: check its address"),
+            Self::Superseded { .. } => {
+                "end this process; to put its version in place again, start it anew".to_owned()
+            }
             Self::Io(_) | Self::Encode(_) | Self::Descriptor { .. } => return None,
         };
         Some(hint)

@@ -58,13 +58,17 @@ impl Lease {
 
     /// This listener, to be given back to a broker that has lost it.
     pub fn give(&self) -> Give<'_> {
+        Give::new(self.listen(), self.fd.as_fd())
+    }
+
+    /// What it was claimed as.
+    pub(crate) fn listen(&self) -> String {
         let Bound { name, address, .. } = &self.bound;
         // A listener without a name of its own is called what it was claimed as.
-        let listen = match name.parse::<Name>() {
+        match name.parse::<Name>() {
             Ok(name) => format!("{name}={address}"),
             Err(_) => name.clone(),
-        };
-        Give::new(listen, self.fd.as_fd())
+        }
     }
 
     /// The descriptor itself.

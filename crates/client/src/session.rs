@@ -7,13 +7,15 @@
 //! call fails, all that came are closed (they are owned from the system call
 //! on), and the connection is used no more, since nobody knows what follows.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bindonce_wire::RpcError;
 use bindonce_wire::batch::MAX_FDS;
-use bindonce_wire::message::{Id, Reply, encode_request};
+use bindonce_wire::message::{Id, Notification, Reply, encode_request};
 use bindonce_wire::result::{BindResult, Bound};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,6 +31,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// a hundred thousand listeners.
 pub const MAX_REPLY: usize = 64 << 20;
 
+/// The longest notification that a client reads, in bytes.
+const MAX_NOTIFICATION: usize = 64 << 10;
+
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -36,6 +41,10 @@ pub(crate) struct Session {
     partial: Vec<u8>,
     last_id: u64,
     call: Option<Call>,
+    /// Whether the broker may say something unasked, as it has been asked to.
+    overhears: bool,
+    /// What it has said, until somebody asks.
+    heard: VecDeque<Notification>,
 }
 
 /// A call that waits for its reply.
@@ -67,7 +76,37 @@ pub(crate) enum Answer {
 
 impl Session {
     pub(crate) fn new() -> Self {
-        Self { partial: Vec::new(), last_id: 0, call: None }
+        Self {
+            partial: Vec::new(),
+            last_id: 0,
+            call: None,
+            overhears: false,
+            heard: VecDeque::new(),
+        }
+    }
+
+    /// From now on the broker may say something unasked.
+    pub(crate) fn expect_notifications(&mut self) {
+        self.overhears = true;
+    }
+
+    /// What the broker has said unasked, the oldest first.
+    pub(crate) fn heard(&mut self) -> Option<Notification> {
+        self.heard.pop_front()
+    }
+
+    /// Takes bytes that have come between two calls.
+    pub(crate) fn overhear(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        if !self.overhears || self.call.is_some() {
+            return Err(Error::Protocol("something that nobody asked for".to_owned()));
+        }
+        while let Some(line) = next_line(&mut self.partial, &mut bytes, MAX_NOTIFICATION)? {
+            match notification(&line)? {
+                Some(notification) => self.heard.push_back(notification),
+                None => return Err(Error::Protocol("a reply that nobody asked for".to_owned())),
+            }
+        }
+        Ok(())
     }
 
     /// Begins a call; gives the bytes to send. Only a call that `binds` may
@@ -101,6 +140,9 @@ impl Session {
         if matches!(outcome, Ok(Some(_)) | Err(Error::Refused(_))) {
             // The connection is where it was before the call.
             self.call = None;
+            if !bytes.is_empty() {
+                self.overhear(bytes)?;
+            }
         }
         outcome
     }
@@ -115,38 +157,34 @@ impl Session {
 
     fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Answer>, Error> {
         let call = self.call.as_mut().ok_or(Error::Interrupted)?;
-        if call.reply.is_none() {
-            let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        while call.reply.is_none() {
+            let Some(line) = next_line(&mut self.partial, bytes, MAX_REPLY)? else {
                 // The text comes with the first batch at most.
                 if call.descriptors.len() > MAX_FDS {
                     return Err(call.miscounted(0));
                 }
-                if self.partial.len() + bytes.len() > MAX_REPLY {
-                    return Err(Error::Protocol(format!("longer than {MAX_REPLY} bytes")));
-                }
-                self.partial.extend_from_slice(bytes);
                 return Ok(None);
             };
-            let (last, rest) = bytes.split_at(end + 1);
-            *bytes = rest;
-            call.reply = Some(if self.partial.is_empty() {
-                call.read(last)?
-            } else {
-                let mut line = mem::take(&mut self.partial);
-                line.extend_from_slice(last);
-                call.read(&line)?
-            });
+            if self.overhears
+                && let Some(notification) = notification(&line)?
+            {
+                self.heard.push_back(notification);
+                continue;
+            }
+            call.reply = Some(call.read(&line)?);
         }
         let expected = match &call.reply {
             Some(Ok(Reading::Bound(bound))) => bound.len(),
             _ => 0,
         };
-        if bytes.iter().any(|byte| *byte != b' ') {
-            return Err(Error::Protocol("more than one line to one request".to_owned()));
-        }
-        call.spaces += bytes.len();
+        let spaces = bytes.iter().take_while(|byte| **byte == b' ').count();
+        let rest = &bytes[spaces..];
+        call.spaces += spaces;
         // Descriptors come no later than the byte that they ride on.
         let due = expected.min(MAX_FDS.saturating_mul(call.spaces + 1));
+        if !rest.is_empty() && (!self.overhears || due < expected) {
+            return Err(Error::Protocol("more than one line to one request".to_owned()));
+        }
         if call.descriptors.len() != due {
             return Err(call.miscounted(expected));
         }
@@ -154,6 +192,7 @@ impl Session {
             call.descriptors.reserve_exact(expected - due);
             return Ok(None);
         }
+        *bytes = rest;
         let descriptors = mem::take(&mut call.descriptors);
         match call.reply.take() {
             Some(Ok(Reading::Bound(bound))) => Ok(Some(Answer::Bound(bound, descriptors))),
@@ -187,6 +226,34 @@ impl Call {
     fn miscounted(&self, expected: usize) -> Error {
         Error::Descriptors { expected, received: self.descriptors.len() }
     }
+}
+
+/// The next whole line, with its end; what has come of one that is not complete is kept.
+fn next_line<'a>(
+    partial: &mut Vec<u8>,
+    bytes: &mut &'a [u8],
+    longest: usize,
+) -> Result<Option<Cow<'a, [u8]>>, Error> {
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+        if partial.len() + bytes.len() > longest {
+            return Err(Error::Protocol(format!("longer than {longest} bytes")));
+        }
+        partial.extend_from_slice(bytes);
+        *bytes = &[];
+        return Ok(None);
+    };
+    let (line, rest) = bytes.split_at(end + 1);
+    *bytes = rest;
+    if partial.is_empty() {
+        return Ok(Some(line.into()));
+    }
+    let mut whole = mem::take(partial);
+    whole.extend_from_slice(line);
+    Ok(Some(whole.into()))
+}
+
+fn notification(line: &[u8]) -> Result<Option<Notification>, Error> {
+    Notification::decode(line).map_err(|error| Error::Protocol(error.to_string()))
 }
 
 /// Reads the result of a method as what the method is known to give.

@@ -1,5 +1,6 @@
-//! The two example servers take over from each other under clients that never
-//! pause: no connection is refused, reset or left without an answer.
+//! The example servers take over from each other under clients that open a new connection for every
+//! request and never pause: none is refused, reset or left without an answer, and no client hears an older
+//! generation after a newer one.
 
 #![cfg(all(test, feature = "tokio"))]
 
@@ -9,17 +10,23 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bindonce_load::Plan;
 use bindonce_sys::process::Pidfd;
 use support::Broker;
 
-/// An example server that is killed if the test ends early.
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often one example takes over from itself.
+const RESTARTS: usize = 50;
+
+/// An example server that accepts, and is killed if the test ends early.
 struct Server {
     child: Child,
+    generation: String,
     address: SocketAddr,
 }
 
@@ -33,21 +40,26 @@ impl Server {
             .expect("cargo builds the examples before the tests");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let mut lines = output.lines();
-        let first = lines.next().expect("a line").expect("text");
-        let address = first.rsplit(' ').next().expect("a word").parse().expect("an address");
+        let first = lines.next().expect("it comes to accept").expect("text");
+        let words: Vec<&str> = first.split(' ').collect();
+        let ["generation", generation, "accepts", "on", address] = words[..] else {
+            panic!("{first}")
+        };
+        let (generation, address) = (generation.to_owned(), address.parse().expect("an address"));
         // Whatever else it says must not fill the pipe.
         thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
+        Self { child, generation, address }
     }
 
-    /// Waits for the end that another server asked for.
+    /// Waits for the end that its successor has brought about.
     fn ends(mut self) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         let pidfd = Pidfd::open(pid).expect("a child that has not been waited for");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         assert!(
             bindonce::wait_readable(&pidfd, Some(deadline)).expect("poll"),
-            "server {pid} was told to stop and did not"
+            "generation {} was told to retire and has not ended",
+            self.generation
         );
         assert!(self.child.wait().expect("wait").success());
     }
@@ -67,75 +79,75 @@ fn examples() -> PathBuf {
     path.join("examples")
 }
 
-fn ask(address: SocketAddr) -> std::io::Result<String> {
-    finish(begin(address)?)
+/// Half a request, and the answer to it once it is whole.
+fn begin(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").expect("write");
+    stream
 }
 
-fn begin(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET / HTTP/1.1\r\n")?;
-    Ok(stream)
-}
-
-fn finish(mut stream: TcpStream) -> std::io::Result<String> {
-    stream.write_all(b"\r\n")?;
+fn finish(mut stream: TcpStream) -> String {
+    stream.write_all(b"Connection: close\r\n\r\n").expect("write");
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let body = text.rsplit("\r\n").next().unwrap_or_default().trim();
-    if body.is_empty() {
-        Err(std::io::ErrorKind::UnexpectedEof.into())
-    } else {
-        Ok(body.to_owned())
-    }
+    stream.read_to_string(&mut text).expect("an answer");
+    text
 }
 
-#[test]
-fn servers_take_over_from_each_other_and_no_client_notices() {
+/// Restarts servers under load, each example once after the other, and looks what clients saw.
+fn storm(examples: impl IntoIterator<Item = &'static str>) {
     let broker = Broker::start();
-    let mut server = Server::start("std_server", &broker);
+    let mut examples = examples.into_iter();
+    let mut server = Server::start(examples.next().expect("an example"), &broker);
     let address = server.address;
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let answered = Arc::new(AtomicU64::new(0));
-    let (failed, failures) = mpsc::channel();
-    let clients: Vec<_> = (0..4)
-        .map(|_| {
-            let (stop, answered, failed) = (stop.clone(), answered.clone(), failed.clone());
-            thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    match ask(address) {
-                        Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                        Err(error) => drop(failed.send(error)),
-                    }
-                }
-            })
-        })
-        .collect();
-
-    for example in ["tokio_server", "std_server", "std_server", "tokio_server", "tokio_server"] {
-        let old = server.child.id().to_string();
-        // A request that the old server has accepted: it must finish it.
-        let mut draining = begin(address).expect("connect");
-        // It has certainly accepted it once it has answered one that came later.
-        while !ask(address).expect("an answer").ends_with(&old) {}
+    let load = Plan { clients: 8, ..Plan::new(address) }.start().expect("load");
+    for example in examples {
+        assert!(
+            load.wait_for_token(&server.generation, PATIENCE),
+            "generation {} answers nobody",
+            server.generation
+        );
         let new = Server::start(example, &broker);
         assert_eq!(new.address, address, "another socket");
-        let until = Instant::now() + Duration::from_secs(20);
-        while !ask(address).expect("an answer").ends_with(&new.child.id().to_string()) {
-            assert!(Instant::now() < until, "the new server does not answer");
-        }
-        draining.flush().expect("flush");
-        assert!(finish(draining).expect("the old server drains").ends_with(&old));
         server.ends();
         server = new;
     }
+    assert!(load.wait_for_token(&server.generation, PATIENCE), "the last answers nobody");
+    let report = load.stop();
+    assert_eq!((report.failed(), report.stale), (0, 0), "{:#}", report.to_json());
+    println!("{} connections: 0 failed, 0 stale", report.connections);
+}
 
-    stop.store(true, Ordering::Relaxed);
-    for client in clients {
-        client.join().expect("client");
+#[test]
+fn a_thread_server_restarts_fifty_times() {
+    storm(std::iter::repeat_n("std_server", RESTARTS + 1));
+}
+
+#[test]
+fn a_hyper_server_restarts_fifty_times() {
+    storm(std::iter::repeat_n("hyper_server", RESTARTS + 1));
+}
+
+#[test]
+fn an_axum_service_restarts_fifty_times() {
+    storm(std::iter::repeat_n("axum_server", RESTARTS + 1));
+}
+
+#[test]
+fn each_takes_over_from_any_other_and_finishes_what_it_has() {
+    let broker = Broker::start();
+    let mut server = Server::start("std_server", &broker);
+    for example in
+        ["hyper_server", "axum_server", "std_server", "axum_server", "hyper_server", "std_server"]
+    {
+        // A request that the old server has certainly accepted: it has answered one that came later.
+        let draining = begin(server.address);
+        let expected = format!("generation {},", server.generation);
+        assert!(finish(begin(server.address)).contains(&expected));
+        let new = Server::start(example, &broker);
+        assert!(finish(begin(new.address)).contains(&format!("generation {},", new.generation)));
+        assert!(finish(draining).contains(&expected), "the old server finishes");
+        server.ends();
+        server = new;
     }
-    let failures: Vec<_> = failures.try_iter().collect();
-    assert!(failures.is_empty(), "{} failed, the first: {:?}", failures.len(), failures[0]);
-    assert!(answered.load(Ordering::Relaxed) > 0);
 }

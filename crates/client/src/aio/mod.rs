@@ -3,29 +3,33 @@
 //! A call that is dropped before it is done leaves the connection half-way, and
 //! the next call says [`Error::Interrupted`]; its descriptors are closed.
 
+mod generation;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::time::Duration;
 
-use bindonce_sys::scm;
 use bindonce_wire::batch::MAX_FDS;
+use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
-use bindonce_wire::result::{
-    JoinResult, ListResult, PingResult, ReleaseResult, StatusResult, StoreResult,
-};
+use bindonce_wire::result::{ListResult, PingResult, StatusResult};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use crate::blocking::{AGAIN, NOTHING, READ_SIZE, at_least};
+use crate::blocking::{AGAIN, at_least};
 use crate::claim::{Claim, Give};
-use crate::error::{Error, into_io};
+use crate::error::Error;
 use crate::lease::Lease;
-use crate::session::{Answer, DEFAULT_TIMEOUT, Session, leases, typed};
-use crate::socket;
+use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
+use crate::transfer::{Outgoing, READ_SIZE};
+use crate::verbs::Verb;
+use crate::{socket, transfer, verbs};
+
+pub use generation::Generation;
 
 /// A connection to a broker. It counts as a user of every listener that it has
 /// claimed until it is dropped, so keep it as long as you serve.
@@ -113,8 +117,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
     pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
-        let binds: Vec<_> = claims.iter().map(|claim| &claim.0).collect();
-        self.exchange("bind", &binds, true).await.and_then(leases)
+        self.ask(&verbs::claim(claims)).await
     }
 
     /// Says which generation of which service this connection is. May be said
@@ -123,7 +126,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn join(&mut self, join: &Join) -> Result<(), Error> {
-        self.exchange("join", &[join], false).await.and_then(typed::<JoinResult>).map(drop)
+        self.ask(&verbs::join(join)).await
     }
 
     /// Closes listeners, given by name or address, all or none. Gives their names.
@@ -132,9 +135,7 @@ impl Client {
     /// [`Error::Refused`] with [`IN_USE`](crate::ErrorCode::IN_USE) while another
     /// connection uses one; see [`Error`].
     pub async fn release(&mut self, listeners: &[impl AsRef<str>]) -> Result<Vec<String>, Error> {
-        let listeners: Vec<&str> = listeners.iter().map(AsRef::as_ref).collect();
-        let answer = self.exchange("release", &listeners, false).await?;
-        typed::<ReleaseResult>(answer).map(|result| result.released)
+        self.ask(&verbs::release(listeners)).await
     }
 
     /// Every listener that the broker holds.
@@ -142,7 +143,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn list(&mut self) -> Result<ListResult, Error> {
-        self.exchange("list", &NOTHING, false).await.and_then(typed)
+        self.ask(&verbs::list()).await
     }
 
     /// The broker, its listeners and the services that use them.
@@ -150,7 +151,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn status(&mut self) -> Result<StatusResult, Error> {
-        self.exchange("status", &NOTHING, false).await.and_then(typed)
+        self.ask(&verbs::status()).await
     }
 
     /// Asks whether the broker is there, and its version.
@@ -158,7 +159,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn ping(&mut self) -> Result<PingResult, Error> {
-        self.exchange("ping", &NOTHING, false).await.and_then(typed)
+        self.ask(&verbs::ping()).await
     }
 
     /// Gives the broker listeners that this process holds, and uses them from then on as if it
@@ -171,11 +172,8 @@ impl Client {
     pub async fn store(&mut self, listeners: &[Give<'_>]) -> Result<Vec<String>, Error> {
         let mut names = Vec::with_capacity(listeners.len());
         for part in listeners.chunks(MAX_FDS) {
-            let what: Vec<_> = part.iter().map(|give| &give.what).collect();
             let fds: Vec<_> = part.iter().map(|give| give.fd).collect();
-            let answer = self.exchange_with("store", &what, &fds, false).await?;
-            let result = typed::<StoreResult>(answer)?;
-            names.extend(result.listeners.into_iter().map(|listener| listener.name));
+            names.extend(self.ask_with(&verbs::store(part), &fds).await?);
         }
         Ok(names)
     }
@@ -189,7 +187,7 @@ impl Client {
         method: &'static str,
         params: &P,
     ) -> Result<Value, Error> {
-        self.exchange(method, params, false).await.and_then(typed)
+        self.exchange(method, params, &[], false).await.and_then(typed)
     }
 
     /// Waits until the broker closes the connection (or breaks the protocol by
@@ -208,16 +206,36 @@ impl Client {
         }
     }
 
-    async fn exchange<P: Serialize + ?Sized>(
-        &mut self,
-        method: &'static str,
-        params: &P,
-        binds: bool,
-    ) -> Result<Answer, Error> {
-        self.exchange_with(method, params, &[], binds).await
+    /// From now on the broker may say something unasked.
+    fn expect_notifications(&mut self) {
+        self.session.expect_notifications();
     }
 
-    async fn exchange_with<P: Serialize + ?Sized>(
+    /// Waits until the broker says something unasked. Dropping this wait harms nothing.
+    async fn hear(&mut self) -> Result<Notification, Error> {
+        loop {
+            if let Some(notification) = self.session.heard() {
+                return Ok(notification);
+            }
+            let (fd, session, buffer) = (&self.stream, &mut self.session, &mut self.buffer);
+            let overhear = || transfer::overhear(fd.as_fd(), buffer, session);
+            fd.async_io(Interest::READABLE, overhear).await.map_err(Error::Io)??;
+        }
+    }
+
+    async fn ask<P: Serialize, T>(&mut self, verb: &Verb<P, T>) -> Result<T, Error> {
+        self.ask_with(verb, &[]).await
+    }
+
+    async fn ask_with<P: Serialize, T>(
+        &mut self,
+        verb: &Verb<P, T>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<T, Error> {
+        self.exchange(verb.method, &verb.params, fds, verb.binds).await.and_then(verb.read)
+    }
+
+    async fn exchange<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,
         params: &P,
@@ -226,7 +244,8 @@ impl Client {
     ) -> Result<Answer, Error> {
         let request = self.session.begin(method, params, binds)?;
         let guard = Unfinished(&mut self.session);
-        let exchange = converse(&self.stream, guard.0, &mut self.buffer, (&request, fds), method);
+        let request = Outgoing::new(&request, fds);
+        let exchange = converse(&self.stream, guard.0, &mut self.buffer, request, method);
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::TimedOut { during: method, after: self.timeout }),
@@ -254,43 +273,20 @@ async fn converse(
     stream: &UnixStream,
     session: &mut Session,
     buffer: &mut [u8],
-    (request, mut fds): (&[u8], &[BorrowedFd<'_>]),
+    mut request: Outgoing<'_>,
     method: &'static str,
 ) -> Result<Answer, Error> {
-    let closed = || Error::Closed { during: method };
-    let mut rest = request;
-    while !rest.is_empty() {
-        let send = || scm::send(stream.as_fd(), rest, fds);
-        match stream.async_io(Interest::WRITABLE, send).await {
-            Ok(count) => {
-                rest = &rest[count..];
-                // They went with the first byte.
-                fds = &[];
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The broker has hung up, perhaps after saying why: read that.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
-            Err(error) => return Err(Error::Io(error)),
+    loop {
+        let send = || request.push(stream.as_fd());
+        if stream.async_io(Interest::WRITABLE, send).await.map_err(Error::Io)? {
+            break;
         }
     }
     loop {
-        let fds = session.descriptors().ok_or(Error::Interrupted)?;
-        let receive = || match scm::recv(stream.as_fd(), buffer, fds) {
-            // Not an error of the system, so it passes through as a value.
-            Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
-            Err(error) => Err(into_io(&error)),
-            Ok(count) => Ok(Ok(count)),
-        };
-        match stream.async_io(Interest::READABLE, receive).await {
-            Ok(Ok(0)) => return Err(closed()),
-            Ok(Ok(count)) => {
-                if let Some(answer) = session.receive(&buffer[..count])? {
-                    return Ok(answer);
-                }
-            }
-            Ok(Err(error)) => return Err(error),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(closed()),
-            Err(error) => return Err(Error::Io(error)),
+        let receive = || transfer::pull(stream.as_fd(), buffer, session, method);
+        let received = stream.async_io(Interest::READABLE, receive).await;
+        if let Some(answer) = received.map_err(Error::Io)?? {
+            return Ok(answer);
         }
     }
 }

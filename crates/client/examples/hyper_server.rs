@@ -1,0 +1,66 @@
+//! A server on tokio and hyper, of which each start takes over from the one before: no client is
+//! refused, and never do two of them accept.
+//!
+//! ```sh
+//! bindonce serve &
+//! cargo run --features tokio --example hyper_server -- web=127.0.0.1:8080 &
+//! curl http://127.0.0.1:8080/
+//! cargo run --features tokio --example hyper_server -- web=127.0.0.1:8080    # takes over
+//! ```
+//!
+//! The same as `std_server` and `axum_server`, and each takes over from any other.
+
+#![allow(missing_docs)]
+#![forbid(unsafe_code)]
+
+#[path = "graceful/mod.rs"]
+mod graceful;
+
+use std::convert::Infallible;
+use std::error::Error;
+
+use bindonce::aio::Generation;
+use hyper::Response;
+use hyper::service::service_fn;
+use tokio::task::LocalSet;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    LocalSet::new().run_until(run()).await
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    let claim = std::env::args().nth(1).ok_or("usage: hyper_server [NAME=]ADDRESS")?;
+    let mut generation = Generation::join(&"example".parse()?).await?;
+    let lease = generation.claim(&[claim.into()]).await?.pop().ok_or("a claim gives a lease")?;
+    let bound = lease.bound().to_owned();
+    let listener = lease.into_tokio_tcp_listener()?;
+
+    // Returns when the one before accepts no more.
+    generation.ready().await?;
+    let number = generation.number();
+    println!("generation {number} accepts on {bound}");
+    let mut connections = graceful::Connections::new();
+    loop {
+        tokio::select! {
+            biased;
+            retired = generation.retired() => { retired?; break }
+            accepted = listener.accept() => {
+                connections.serve(accepted?.0, service_fn(move |_| async move {
+                    let body = format!("generation {number}, pid {}\n", std::process::id());
+                    let mut response = Response::new(body);
+                    response.headers_mut().insert("x-generation", number.into());
+                    Ok::<_, Infallible>(response)
+                }));
+            }
+        }
+    }
+
+    // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
+    // which waits for this word, accepts from it.
+    drop(listener);
+    generation.stopped().await?;
+    connections.finish().await;
+    generation.drained();
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! A generation of a service, for tokio.
+
+use std::path::{Path, PathBuf};
+
+use bindonce_core::name::Name;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::Client;
+use crate::claim::Claim;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::session::DEFAULT_TIMEOUT;
+use crate::socket::default_socket;
+use crate::standing::{ATTEMPT, FAREWELL, Standing, after, is_over};
+use crate::verbs;
+
+/// This process as one generation of a service whose order the broker keeps: what
+/// [`bindonce::Generation`](crate::Generation) is, awaited.
+///
+/// ```no_run
+/// # async fn answer(_: tokio::net::TcpStream) {}
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut generation = bindonce::aio::Generation::join(&"edge".parse()?).await?;
+/// let lease = generation.claim(&["web=0.0.0.0:8080".into()]).await?.remove(0);
+/// let listener = lease.into_tokio_tcp_listener()?;
+/// let mut connections = tokio::task::JoinSet::new();
+/// generation.ready().await?;
+/// loop {
+///     tokio::select! {
+///         retired = generation.retired() => { retired?; break }
+///         accepted = listener.accept() => { connections.spawn(answer(accepted?.0)); }
+///         Some(_) = connections.join_next() => {}
+///     }
+/// }
+/// drop(listener);
+/// generation.stopped().await?;
+/// connections.join_all().await;
+/// generation.drained();
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Nothing happens behind the caller's back: no task is spawned, and the connection is looked at
+/// only in calls of this type. (While it connects, one of the runtime's blocking threads is used.) So have [`retired`](Self::retired)
+/// awaited as long as the process serves: that is also what finds the next broker when this
+/// one is lost.
+#[derive(Debug)]
+pub struct Generation {
+    path: PathBuf,
+    /// None while there is no broker.
+    client: Option<Client>,
+    standing: Standing,
+    /// When to try again to find a broker.
+    again: Instant,
+}
+
+impl Generation {
+    /// Becomes the next generation of a service, at the broker's
+    /// [default path](crate::default_socket).
+    ///
+    /// # Errors
+    /// As [`join_at`](Self::join_at).
+    pub async fn join(service: &Name) -> Result<Self, Error> {
+        Self::join_at(&default_socket(), service).await
+    }
+
+    /// Becomes the next generation of a service.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
+    /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
+    pub async fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
+        let mut standing = Standing::new(service);
+        let client = enter(Client::connect(path).await?, &mut standing).await?;
+        let again = Instant::now();
+        Ok(Self { path: path.to_owned(), client: Some(client), standing, again })
+    }
+
+    /// The service.
+    pub fn service(&self) -> &Name {
+        self.standing.service()
+    }
+
+    /// The number of this generation: larger than that of any before, also of those under
+    /// earlier brokers.
+    pub fn number(&self) -> u64 {
+        self.standing.number()
+    }
+
+    /// Claims listeners, all or none, as [`Client::claim`] does. Listeners that this creates are
+    /// closed again if this generation ends before it has served.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the broker's reason. After any error of the connection the
+    /// call may be made again; see [`Error`].
+    pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
+        let timed_out = Error::TimedOut { during: "claim", after: DEFAULT_TIMEOUT };
+        let until = Instant::now() + DEFAULT_TIMEOUT;
+        while self.client.is_none() {
+            match timeout_at(until, self.find_again()).await {
+                Ok(found) => found?,
+                Err(_) => return Err(timed_out),
+            }
+        }
+        let Some(client) = &mut self.client else { return Err(timed_out) };
+        let leases = client.claim(&Standing::claims(claims)).await;
+        let leases = leases.inspect_err(|error| self.failed(error))?;
+        self.standing.keep(&leases)?;
+        Ok(leases)
+    }
+
+    /// Says that this generation is ready, and waits until it may accept: until the older one
+    /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
+    /// (5 seconds) has passed. From then on what was claimed is there to stay. If this wait is
+    /// dropped, the readiness stays said, and the call may be made again.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`] if a newer generation is ready; see [`Error`].
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        self.standing.wish_to_serve();
+        self.say().await?;
+        while !self.standing.may_serve()? {
+            self.news().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a newer generation is ready, and this one must stop accepting. Dropping this
+    /// wait harms nothing.
+    ///
+    /// # Errors
+    /// Those of the next broker, where this one was lost and the next does not take this generation
+    /// ([`Error::Refused`]). The process may serve on, and the next call tries again; see [`Error`].
+    pub async fn retired(&mut self) -> Result<(), Error> {
+        while !self.standing.is_retired() {
+            self.news().await?;
+        }
+        Ok(())
+    }
+
+    /// Says that this process accepts no more and never will again, whether it was told to or
+    /// not: every listener has been dropped. The newer generation is let in at this.
+    ///
+    /// # Errors
+    /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
+    /// and that none is found is no error: nobody waits for this generation then.
+    pub async fn stopped(&mut self) -> Result<(), Error> {
+        self.standing.stop();
+        let until = Instant::now() + FAREWELL;
+        self.say().await?;
+        while self.client.is_none() {
+            match timeout_at(until, self.find_again()).await {
+                Ok(found) => found?,
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends this generation: what was connected is finished. The same as dropping it.
+    pub fn drained(self) {
+        drop(self);
+    }
+
+    /// Says to the broker where this generation is, if there is a broker.
+    async fn say(&mut self) -> Result<(), Error> {
+        let Some(client) = &mut self.client else { return Ok(()) };
+        let joining = self.standing.joining();
+        let told = client.ask(&verbs::enter(&joining)).await;
+        match told.and_then(|result| self.standing.joined(&result)) {
+            Err(error) if is_over(&error) => {
+                self.failed(&error);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Waits until the broker says something or is lost; or looks for the next one.
+    async fn news(&mut self) -> Result<(), Error> {
+        let Some(client) = &mut self.client else { return self.find_again().await };
+        match client.hear().await {
+            Ok(notification) => self.standing.heard(&notification),
+            Err(error) => self.failed(&error),
+        }
+        Ok(())
+    }
+
+    /// Tries once to reach the next broker, when it is time. Dropping this harms nothing.
+    async fn find_again(&mut self) -> Result<(), Error> {
+        sleep_until(self.again).await;
+        let attempt = async {
+            let mut client = Client::connect_within(&self.path, ATTEMPT).await?;
+            client.store(&self.standing.give()).await?;
+            let mut client = enter(client, &mut self.standing).await?;
+            client.set_timeout(DEFAULT_TIMEOUT);
+            Ok(client)
+        };
+        match attempt.await {
+            Ok(client) => self.client = Some(client),
+            Err(error) => {
+                let (wait, error) = after(error);
+                self.again = Instant::now() + wait;
+                return error.map_or(Ok(()), Err);
+            }
+        }
+        Ok(())
+    }
+
+    /// After an error: the connection may be of no use any more.
+    fn failed(&mut self, error: &Error) {
+        if is_over(error) {
+            self.client = None;
+            self.again = Instant::now();
+        }
+    }
+}
+
+/// Takes its place in the order.
+async fn enter(mut client: Client, standing: &mut Standing) -> Result<Client, Error> {
+    client.expect_notifications();
+    let result = client.ask(&verbs::enter(&standing.joining())).await?;
+    standing.joined(&result)?;
+    Ok(client)
+}

@@ -1,0 +1,313 @@
+//! A generation of a service, for programs that wait with blocking calls or with poll(2).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bindonce_core::name::Name;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::acceptor::wait_readable;
+use crate::blocking::Client;
+use crate::claim::Claim;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::session::DEFAULT_TIMEOUT;
+use crate::socket::default_socket;
+use crate::standing::{ATTEMPT, FAREWELL, Standing, after, is_over};
+use crate::verbs;
+
+/// This process as one generation of a service whose order the broker keeps.
+///
+/// The life of one, each step a call:
+///
+/// 1. [`join`](Self::join): it gets a [number](Self::number) that only grows.
+/// 2. [`claim`](Self::claim): the listeners, and whatever else the start takes. If it fails
+///    here, drop it: nobody was disturbed, and a listener that it created goes with it.
+/// 3. [`ready`](Self::ready): the older generation is told to retire. This returns when that
+///    one accepts no more: from here on this process accepts, alone.
+/// 4. [`retired`](Self::retired): waits until a newer one is ready.
+/// 5. Stop accepting (drop every listener), then say so: [`stopped`](Self::stopped). The newer one
+///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
+/// 6. Finish what is connected, then [`drained`](Self::drained).
+///
+/// If the process ends at any point, or drops this, the broker takes that for the end of the
+/// generation.
+///
+/// ```no_run
+/// use bindonce::{Accepted, Generation};
+/// # fn answer(_: std::net::TcpStream) {}
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut generation = Generation::join(&"edge".parse()?)?;
+/// let lease = generation.claim(&["web=0.0.0.0:8080".into()])?.remove(0);
+/// let acceptor = lease.into_tcp_acceptor()?;
+/// generation.ready(None)?;
+/// loop {
+///     match acceptor.accept_or_stop(&generation, None)? {
+///         Accepted::Connection(stream, _) => answer(stream),
+///         Accepted::Stopped if generation.has_retired()? => break,
+///         Accepted::Stopped => {}
+///     }
+/// }
+/// drop(acceptor);
+/// generation.stopped()?;
+/// // ... finish what is connected ...
+/// generation.drained();
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # No thread, and what follows from it
+/// Nothing happens behind the caller's back: the connection is looked at only in calls of this
+/// type. So wait for its descriptor ([`AsFd`]) beside your listeners, or have a thread of your own
+/// wait in [`retired`](Self::retired). The descriptor becomes readable when there is something to
+/// do, and [`has_retired`](Self::has_retired) does it, without waiting.
+///
+/// # When the broker is lost
+/// An upgrade of the broker in place is not noticed. If the broker is killed or restarted, this process
+/// serves on; the calls above connect to the next broker as soon as one answers, give back the
+/// listeners (of which this keeps descriptors for the purpose, until `stopped`) and take the same place in
+/// the order again, with the same number. An attempt takes a second at most.
+#[derive(Debug)]
+pub struct Generation {
+    path: PathBuf,
+    /// None while there is no broker.
+    client: Option<Client>,
+    standing: Standing,
+    /// Readable when there is something to do that the connection does not tell of: when it is
+    /// time to try again to connect, and once this is retired.
+    due: OwnedFd,
+}
+
+impl Generation {
+    /// Becomes the next generation of a service, at the broker's
+    /// [default path](crate::default_socket).
+    ///
+    /// # Errors
+    /// As [`join_at`](Self::join_at).
+    pub fn join(service: &Name) -> Result<Self, Error> {
+        Self::join_at(&default_socket(), service)
+    }
+
+    /// Becomes the next generation of a service.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
+    /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
+    pub fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
+        let due = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
+            .map_err(|error| Error::Io(error.into()))?;
+        let mut standing = Standing::new(service);
+        let client = enter(Client::connect(path)?, &mut standing)?;
+        Ok(Self { path: path.to_owned(), client: Some(client), standing, due })
+    }
+
+    /// The service.
+    pub fn service(&self) -> &Name {
+        self.standing.service()
+    }
+
+    /// The number of this generation: larger than that of any before, also of those under
+    /// earlier brokers.
+    pub fn number(&self) -> u64 {
+        self.standing.number()
+    }
+
+    /// Claims listeners, all or none, as [`Client::claim`] does. Listeners that this creates are
+    /// closed again if this generation ends before it has served.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the broker's reason. After any error of the connection the
+    /// call may be made again; see [`Error`].
+    pub fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
+        let until = Instant::now() + DEFAULT_TIMEOUT;
+        while self.client.is_none() {
+            self.look()?;
+            if self.client.is_none() && !wait_readable(&self.due, Some(until)).map_err(Error::Io)? {
+                return Err(timed_out("claim"));
+            }
+        }
+        let Some(client) = &mut self.client else { return Err(timed_out("claim")) };
+        let leases = client.claim(&Standing::claims(claims));
+        let leases = leases.inspect_err(|error| self.failed(error))?;
+        self.standing.keep(&leases)?;
+        self.look()?;
+        Ok(leases)
+    }
+
+    /// Says that this generation is ready, and waits until it may accept: until the older one
+    /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
+    /// (5 seconds) has passed. From then on what was claimed is there to stay.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`] if a newer generation is ready; [`Error::TimedOut`] when the deadline passes, after
+    /// which the call may be made again; see [`Error`].
+    pub fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
+        self.standing.wish_to_serve();
+        self.say()?;
+        loop {
+            // Before the wait: what came together with a reply does not make the connection readable.
+            self.look()?;
+            if self.standing.may_serve()? {
+                return Ok(());
+            }
+            if !wait_readable(&self.doorbell(), deadline).map_err(Error::Io)? {
+                return Err(timed_out("ready"));
+            }
+        }
+    }
+
+    /// Waits until a newer generation is ready, and this one must stop accepting; false if the
+    /// deadline passes before.
+    ///
+    /// # Errors
+    /// Those of the next broker, where this one was lost and the next does not take this generation
+    /// ([`Error::Refused`]). The process may serve on, and the next call tries again; see [`Error`].
+    pub fn retired(&mut self, deadline: Option<Instant>) -> Result<bool, Error> {
+        loop {
+            if self.has_retired()? {
+                return Ok(true);
+            }
+            if !wait_readable(&self.doorbell(), deadline).map_err(Error::Io)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Whether a newer generation is ready, and this one must stop accepting. Does not wait,
+    /// except that an attempt to reach the next broker may take a second.
+    ///
+    /// # Errors
+    /// As [`retired`](Self::retired).
+    pub fn has_retired(&mut self) -> Result<bool, Error> {
+        if !self.standing.is_retired() {
+            self.look()?;
+        }
+        Ok(self.standing.is_retired())
+    }
+
+    /// Says that this process accepts no more and never will again, whether it was told to or
+    /// not: every listener has been dropped. The newer generation is let in at this.
+    ///
+    /// # Errors
+    /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
+    /// and that none is found is no error: nobody waits for this generation then.
+    pub fn stopped(&mut self) -> Result<(), Error> {
+        self.standing.stop();
+        let until = Instant::now() + FAREWELL;
+        self.say()?;
+        while self.client.is_none()
+            && wait_readable(&self.due, Some(until)).map_err(Error::Io)?
+            && Instant::now() < until
+        {
+            self.look()?;
+        }
+        // From now on there is always something to do: to end.
+        self.ring(Duration::ZERO)
+    }
+
+    /// Ends this generation: what was connected is finished. The same as dropping it.
+    pub fn drained(self) {
+        drop(self);
+    }
+
+    /// Says to the broker where this generation is, if there is a broker.
+    fn say(&mut self) -> Result<(), Error> {
+        let Some(client) = &mut self.client else { return Ok(()) };
+        let told = client.ask(&verbs::enter(&self.standing.joining()));
+        match told.and_then(|result| self.standing.joined(&result)) {
+            Err(error) if is_over(&error) => {
+                self.failed(&error);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Looks at what the broker has said, or for the next broker if it is time. After every call on
+    /// the connection, which may have read more than the reply.
+    fn look(&mut self) -> Result<(), Error> {
+        if let Some(client) = &mut self.client {
+            loop {
+                match client.hear() {
+                    Ok(Some(notification)) => self.standing.heard(&notification),
+                    Ok(None) => break,
+                    Err(_) => {
+                        // The next look is for the next broker.
+                        self.client = None;
+                        return self.ring(Duration::ZERO);
+                    }
+                }
+            }
+        } else if wait_readable(&self.due, Some(Instant::now())).map_err(Error::Io)? {
+            match self.find_again() {
+                Ok(client) => self.client = Some(client),
+                Err(error) => {
+                    let (wait, error) = after(error);
+                    self.ring(wait)?;
+                    return error.map_or(Ok(()), Err);
+                }
+            }
+        }
+        if self.standing.is_retired() { self.ring(Duration::ZERO) } else { Ok(()) }
+    }
+
+    fn find_again(&mut self) -> Result<Client, Error> {
+        let mut client = Client::connect_within(&self.path, ATTEMPT)?;
+        client.store(&self.standing.give())?;
+        let mut client = enter(client, &mut self.standing)?;
+        client.set_timeout(DEFAULT_TIMEOUT)?;
+        Ok(client)
+    }
+
+    /// After an error: the connection may be of no use any more.
+    fn failed(&mut self, error: &Error) {
+        if is_over(error) && self.client.take().is_some() {
+            // If the clock cannot be set, the next call that waits says so.
+            let _ = self.ring(Duration::ZERO);
+        }
+    }
+
+    /// What is readable when there is something to do.
+    fn doorbell(&self) -> BorrowedFd<'_> {
+        match &self.client {
+            Some(client) if !self.standing.is_retired() => client.as_fd(),
+            _ => self.due.as_fd(),
+        }
+    }
+
+    /// Makes `due` readable after this time, and for good.
+    fn ring(&self, after: Duration) -> Result<(), Error> {
+        // A time of zero would disarm it.
+        let after = after.max(Duration::from_nanos(1));
+        let it_value = Timespec::try_from(after).map_err(|_| timed_out("reconnect"))?;
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval, it_value };
+        timerfd_settime(&self.due, TimerfdTimerFlags::empty(), &once)
+            .map(drop)
+            .map_err(|error| Error::Io(error.into()))
+    }
+}
+
+/// Readable when there is something to do: [`Generation::has_retired`] does it. Ask for the
+/// descriptor anew each time, because it is another one while there is no broker.
+impl AsFd for Generation {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.doorbell()
+    }
+}
+
+/// Takes its place in the order.
+fn enter(mut client: Client, standing: &mut Standing) -> Result<Client, Error> {
+    client.expect_notifications();
+    let result = client.ask(&verbs::enter(&standing.joining()))?;
+    standing.joined(&result)?;
+    Ok(client)
+}
+
+fn timed_out(during: &'static str) -> Error {
+    Error::TimedOut { during, after: DEFAULT_TIMEOUT }
+}

@@ -1,0 +1,209 @@
+//! Where a generation stands, without its connection: what it says to the broker and what it
+//! hears. The blocking and the tokio generation share it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use bindonce_core::name::Name;
+use bindonce_wire::message::Notification;
+use bindonce_wire::params::{Joining, State};
+use bindonce_wire::result::JoinResult;
+
+use crate::claim::{Claim, Give};
+use crate::error::Error;
+use crate::lease::Lease;
+
+/// How long one attempt to reach the next broker may take.
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(1);
+
+/// Between two attempts, while no broker answers: nothing tells when one listens.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Between two attempts once a broker has answered and refused.
+const REFUSED_AGAIN: Duration = Duration::from_secs(5);
+
+/// How long it is tried to tell a broker that is gone that this generation has stopped. The
+/// next one waits no longer for it either.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Where a generation stands.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    service: Name,
+    number: Option<u64>,
+    wish: State,
+    serves: bool,
+    retired: bool,
+    successor: Option<u64>,
+    /// What is given back to a broker that follows one that was lost.
+    held: Vec<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    listen: String,
+    inode: u64,
+    fd: OwnedFd,
+}
+
+impl Standing {
+    pub(crate) fn new(service: &Name) -> Self {
+        Self {
+            service: service.clone(),
+            number: None,
+            wish: State::Starting,
+            serves: false,
+            retired: false,
+            successor: None,
+            held: Vec::new(),
+        }
+    }
+
+    pub(crate) fn service(&self) -> &Name {
+        &self.service
+    }
+
+    /// The number; 0 before it has joined, which nobody gets to see.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.unwrap_or(0)
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// What it says to the broker now.
+    pub(crate) fn joining(&self) -> Joining {
+        Joining {
+            service: self.service.clone(),
+            generation: self.number,
+            pid: Some(std::process::id()),
+            state: self.wish,
+            handover: true,
+        }
+    }
+
+    /// From now on it is ready.
+    pub(crate) fn wish_to_serve(&mut self) {
+        if self.wish == State::Starting {
+            self.wish = State::Serving;
+        }
+    }
+
+    /// From now on it accepts no more, and holds nothing.
+    pub(crate) fn stop(&mut self) {
+        self.wish = State::Draining;
+        self.retired = true;
+        self.held.clear();
+    }
+
+    /// What the broker answers to it.
+    pub(crate) fn joined(&mut self, result: &JoinResult) -> Result<(), Error> {
+        let JoinResult { generation: Some(number), state: Some(state), .. } = result else {
+            return Err(Error::Protocol("no number of a generation in the reply".to_owned()));
+        };
+        self.number = Some(*number);
+        self.serves |= *state == State::Serving;
+        self.retired |= *state == State::Draining;
+        Ok(())
+    }
+
+    /// What the broker says unasked.
+    pub(crate) fn heard(&mut self, notification: &Notification) {
+        match notification {
+            Notification::Serve(turn) if Some(turn.generation) == self.number => self.serves = true,
+            Notification::Retire(turn) if Some(turn.generation) == self.number => {
+                self.retired = true;
+                self.successor = turn.successor;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it may accept: not yet, yes, or never.
+    pub(crate) fn may_serve(&self) -> Result<bool, Error> {
+        if self.retired {
+            return Err(Error::Superseded {
+                service: self.service.to_string(),
+                generation: self.number(),
+                successor: self.successor,
+            });
+        }
+        Ok(self.serves)
+    }
+
+    /// What it claims goes with it if it never serves.
+    pub(crate) fn claims(claims: &[Claim]) -> Vec<Claim> {
+        claims.iter().cloned().map(Claim::tentative).collect()
+    }
+
+    /// Keeps what is needed to give these back.
+    pub(crate) fn keep(&mut self, leases: &[Lease]) -> Result<(), Error> {
+        for lease in leases {
+            if self.held.iter().any(|held| held.inode == lease.inode()) {
+                continue;
+            }
+            let fd = lease.as_fd().try_clone_to_owned().map_err(Error::Io)?;
+            self.held.push(Held { listen: lease.listen(), inode: lease.inode(), fd });
+        }
+        Ok(())
+    }
+
+    /// What the next broker gets back.
+    pub(crate) fn give(&self) -> Vec<Give<'_>> {
+        self.held.iter().map(|held| Give::new(held.listen.as_str(), held.fd.as_fd())).collect()
+    }
+}
+
+/// What an error on the way to the next broker means: when to try again, and whether it is
+/// worth telling.
+pub(crate) fn after(error: Error) -> (Duration, Option<Error>) {
+    match error {
+        Error::Connect { .. } | Error::Closed { .. } | Error::Interrupted => (AGAIN, None),
+        Error::TimedOut { .. } | Error::Io(_) => (ATTEMPT, None),
+        error => (REFUSED_AGAIN, Some(error)),
+    }
+}
+
+/// Whether the connection goes on after this error.
+pub(crate) fn is_over(error: &Error) -> bool {
+    !matches!(error, Error::Refused(_) | Error::Kind { .. } | Error::Descriptor { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bindonce_wire::message::Turn;
+
+    fn result(number: u64, state: State) -> JoinResult {
+        JoinResult { joined: true, generation: Some(number), state: Some(state) }
+    }
+
+    fn turn(generation: u64, successor: Option<u64>) -> Turn {
+        Turn { service: "edge".to_owned(), generation, successor }
+    }
+
+    #[test]
+    fn it_serves_when_it_is_told_and_never_once_it_is_superseded() {
+        let mut standing = Standing::new(&"edge".parse().expect("name"));
+        assert_eq!(standing.joining().generation, None);
+        standing.joined(&result(7, State::Starting)).expect("joined");
+        assert_eq!((standing.joining().generation, standing.number()), (Some(7), 7));
+        standing.wish_to_serve();
+        standing.joined(&result(7, State::Starting)).expect("joined");
+        assert!(!standing.may_serve().expect("not superseded"));
+        standing.heard(&Notification::Serve(turn(8, None)));
+        assert!(!standing.may_serve().expect("it is another's"));
+        standing.heard(&Notification::Serve(turn(7, None)));
+        assert!(standing.may_serve().expect("served"));
+        standing.heard(&Notification::Retire(turn(7, Some(9))));
+        let error = standing.may_serve().expect_err("superseded");
+        assert!(matches!(error, Error::Superseded { generation: 7, successor: Some(9), .. }));
+        // It stays what it says after it has stopped, and a late readiness does not undo it.
+        standing.stop();
+        standing.wish_to_serve();
+        assert_eq!(standing.joining().state, State::Draining);
+        let old = JoinResult { joined: true, generation: None, state: None };
+        assert!(matches!(standing.joined(&old), Err(Error::Protocol(_))));
+    }
+}

@@ -1,0 +1,84 @@
+//! One attempt to send or to receive on a connection that may not be ready, as both clients do
+//! it: what an end or an error of the system means for the call in hand.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use bindonce_sys::scm;
+
+use crate::error::{Error, into_io};
+use crate::session::{Answer, Session};
+
+/// What fits into one message of the kernel anyway.
+pub(crate) const READ_SIZE: usize = 64 * 1024;
+
+/// A request on its way.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'a> {
+    rest: &'a [u8],
+    fds: &'a [BorrowedFd<'a>],
+}
+
+impl<'a> Outgoing<'a> {
+    pub(crate) fn new(request: &'a [u8], fds: &'a [BorrowedFd<'a>]) -> Self {
+        Self { rest: request, fds }
+    }
+
+    /// Sends what there is room for; whether that is all of it.
+    pub(crate) fn push(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        match scm::send(socket, self.rest, self.fds) {
+            Ok(count) => {
+                self.rest = &self.rest[count..];
+                // They went with the first byte.
+                self.fds = &[];
+                Ok(self.rest.is_empty())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            // The broker has hung up, perhaps after saying why: read that.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Receives one message of the reply to `method`. The outer error is the system's, of which
+/// `WouldBlock` means to wait.
+pub(crate) fn pull(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    session: &mut Session,
+    method: &'static str,
+) -> io::Result<Result<Option<Answer>, Error>> {
+    let Some(fds) = session.descriptors() else { return Ok(Err(Error::Interrupted)) };
+    match scm::recv(socket, buffer, fds) {
+        Ok(0) => Ok(Err(Error::Closed { during: method })),
+        Ok(count) => Ok(session.receive(&buffer[..count])),
+        // Not an error of the system, so it passes through as a value.
+        Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
+        Err(error) => match into_io(&error) {
+            error if error.kind() == io::ErrorKind::ConnectionReset => {
+                Ok(Err(Error::Closed { during: method }))
+            }
+            error => Err(error),
+        },
+    }
+}
+
+/// Receives what the broker says unasked, between two calls. The outer error is the system's.
+pub(crate) fn overhear(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    session: &mut Session,
+) -> io::Result<Result<(), Error>> {
+    let closed = Err(Error::Closed { during: "a wait" });
+    // Descriptors come with no notification: those that do are closed here.
+    match scm::recv(socket, buffer, &mut Vec::new()) {
+        Ok(0) => Ok(closed),
+        Ok(count) => Ok(session.overhear(&buffer[..count])),
+        Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
+        Err(error) => match into_io(&error) {
+            error if error.kind() == io::ErrorKind::ConnectionReset => Ok(closed),
+            error => Err(error),
+        },
+    }
+}
