@@ -154,7 +154,7 @@ impl Generation {
             if self.standing.may_serve()? {
                 return Ok(());
             }
-            if !wait_readable(&self.doorbell(), deadline).map_err(Error::Io)? {
+            if !wait_readable(self.doorbell(), deadline).map_err(Error::Io)? {
                 return Err(timed_out("ready"));
             }
         }
@@ -171,7 +171,7 @@ impl Generation {
             if self.has_retired()? {
                 return Ok(true);
             }
-            if !wait_readable(&self.doorbell(), deadline).map_err(Error::Io)? {
+            if !wait_readable(self.doorbell(), deadline).map_err(Error::Io)? {
                 return Ok(false);
             }
         }
