@@ -11,7 +11,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
 use bindonce_observe::{Happening, Journal};
-use bindonce_sys::{Errno, limits, memory, peer};
+use bindonce_sys::{Errno, limits, peer};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::{UnixListener, UnixStream};
@@ -365,7 +365,7 @@ fn attend(
         let large = link.was_large();
         drop(link);
         if large {
-            memory::return_freed();
+            service::shrink();
         }
         freed.notify_one();
     });

@@ -25,11 +25,17 @@ pub(crate) fn tell(state: &str) {
 /// `bindonce run` does, and waits for its word: READY=1, once, in the manner of sd_notify(3).
 const STARTER: &str = "BINDONCE_READY";
 
+/// Lets go of what the start or something large has needed and serving does not.
+pub(crate) fn shrink() {
+    memory::return_freed();
+    if let Err(error) = memory::forget_code() {
+        tracing::debug!(%error, "code that is not needed stays resident");
+    }
+}
+
 /// Says that the broker serves.
 pub(crate) fn ready(state: &RefCell<State>) {
-    if let Err(error) = memory::forget_startup_code() {
-        tracing::debug!(%error, "the code of the start stays resident");
-    }
+    shrink();
     if let Some(starter) = std::env::var_os(STARTER) {
         // It may have gone, or have heard it from an earlier image of this process.
         let _ = notify::send_to(&starter, "READY=1");

@@ -35,11 +35,11 @@ pub fn return_freed() {
 
 /// Lets go of the program's code that is resident, its own and that of its libraries: what
 /// is needed again comes back from the page cache, a page at a time. For a process that stays for
-/// months after a start that needed far more code than serving does.
+/// months, after something that needed far more code than serving does.
 ///
 /// # Errors
 /// Those of reading /proc/self/maps and of madvise(2).
-pub fn forget_startup_code() -> io::Result<()> {
+pub fn forget_code() -> io::Result<()> {
     for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
         let Some((start, end)) = code(line) else { continue };
         let start = std::ptr::with_exposed_provenance_mut(start);
@@ -69,7 +69,7 @@ fn code(line: &str) -> Option<(usize, usize)> {
 mod tests {
     #[test]
     fn code_that_was_forgotten_still_runs() {
-        super::forget_startup_code().expect("madvise");
+        super::forget_code().expect("madvise");
         let vdso = "7ffd0000-7ffd2000 r-xp 00000000 00:00 0 [vdso]";
         assert_eq!(super::code(vdso), None);
         let data = "1000-3000 rw-p 00000000 fe:00 12 /usr/bin/x";
