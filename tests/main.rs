@@ -14,6 +14,7 @@ mod containers;
 mod corpus;
 mod demo;
 mod doctor;
+mod documentation;
 mod events;
 mod exec;
 mod faults;
