@@ -91,6 +91,12 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "builds a release; it is the same harness as tests/handover.rs",
     ),
     ("README.md", "./tests/run", "is what runs this test"),
+    ("docs/library.md", "cargo doc", "builds pages; the examples in them are run as tests"),
+    (
+        "docs/programs.md",
+        "bindonce run --listen site=0.0.0.0:80",
+        "needs nginx; tests/programs.rs runs it so",
+    ),
     ("docs/architecture.md", "haproxy", "is a floor in a drawing"),
     ("*", "./deploy/deb", "the package has tests of its own (tests/package.rs)"),
     ("*", "apt install", "the package has tests of its own (tests/package.rs)"),
