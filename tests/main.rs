@@ -25,6 +25,7 @@ mod killed;
 mod leaks;
 mod lingering;
 mod many;
+mod metrics;
 mod package;
 mod privileges;
 mod programs;

@@ -141,7 +141,10 @@ impl State {
                     self.record_all(&leases);
                     self.forget_bound(&leases);
                     let created = leases.iter().filter(|lease| lease.created);
+                    let before = self.unsettled.len();
                     self.unsettled.extend(created.map(|lease| lease.listener));
+                    let created = self.unsettled.len() - before;
+                    self.counts.borrow_mut().granted(leases.len(), created);
                     outcome = Ok(leases);
                 }
                 Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),

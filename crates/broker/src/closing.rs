@@ -61,6 +61,7 @@ impl State {
                 closed.push((why, listener));
             }
         }
+        self.counts.borrow_mut().closed += closed.len() as u64;
         for group in closed.chunk_by(|one, other| one.0 == other.0) {
             match group {
                 [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bindonce_core::listener::Wanted;
+use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Rule;
 use bindonce_core::succession;
 use tokio::sync::Notify;
@@ -78,6 +78,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// What to bind at the start, before anybody can connect; all or nothing.
     pub listen: Vec<Wanted>,
+    /// Where metrics are exported too, beside the UNIX socket that always is.
+    pub metrics: Option<Listener>,
     /// The configuration file, to be read again when that is ordered.
     pub file: Option<PathBuf>,
     /// Who may do what; without any, root and the broker's own user everything.
@@ -96,6 +98,7 @@ impl Config {
         Self {
             socket: socket.into(),
             listen: Vec::new(),
+            metrics: None,
             file: None,
             rules: Vec::new(),
             limits: Limits::default(),

@@ -24,6 +24,7 @@ mod file;
 mod giving;
 mod guard;
 mod intruder;
+mod metrics;
 mod recording;
 mod records;
 mod recovery;

@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use bindonce_core::registry::Held;
+use bindonce_core::registry::{Held, Holder};
 use bindonce_sys::identity;
 use bindonce_wire::manifest::{self, Entry, Manifest, Service};
 
@@ -241,7 +241,10 @@ impl State {
         let mut manifest = self.manifest();
         manifest.header.ended = true;
         let views = self.registry.list();
-        let used = views.iter().filter(|view| !view.held.tentative && !view.holders.is_empty());
+        // The broker's own metrics end with it.
+        let other = |holder: &Holder| holder.peer.pid != std::process::id();
+        let used =
+            views.iter().filter(|view| !view.held.tentative && view.holders.iter().any(other));
         let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
         manifest.listeners.retain(|entry| used.contains(&entry.inode));
         manifest.listeners.extend(self.missing.iter().cloned());

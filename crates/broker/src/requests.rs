@@ -58,7 +58,10 @@ pub(crate) async fn answer(state: &RefCell<State>, link: &Rc<Link>, frame: &[u8]
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
     };
     let mut descriptors = Vec::new();
-    let text = match perform(state, link, &request, &mut descriptors).await {
+    let done = perform(state, link, &request, &mut descriptors).await;
+    let failure = done.as_ref().err().map(|error| error.code);
+    state.borrow().counts.borrow_mut().request(&request.method, failure);
+    let text = match done {
         Ok(text) => text,
         Err(error) => {
             tracing::debug!(

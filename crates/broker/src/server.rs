@@ -29,7 +29,7 @@ use crate::records::Records;
 use crate::requests::Caller;
 use crate::state::State;
 use crate::upgrade::{self, Inherited, Resumed};
-use crate::{records, recovery, service, start, store, succession};
+use crate::{metrics, records, recovery, service, start, store, succession};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -109,6 +109,7 @@ async fn serve(
                 upgrade::keep(&state, &listener, control, config),
                 settle(&state, config),
                 reread(&state, config),
+                metrics::keep(&state, config),
             )
         };
         tokio::select! {

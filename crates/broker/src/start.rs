@@ -64,10 +64,12 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
 /// Binds what the configuration says. A listener that was restored is changed to what the
 /// configuration says now.
 pub(crate) async fn bind_first(state: &RefCell<State>, config: &Config) -> Result<(), Error> {
-    if config.listen.is_empty() {
+    let metrics = config.metrics.iter().map(|listener| Wanted::Listen(listener.clone().into()));
+    let wanted: Vec<Wanted> = config.listen.iter().cloned().chain(metrics).collect();
+    if wanted.is_empty() {
         return Ok(());
     }
-    claim(state, config.listen.clone()).await.map_err(|error| {
+    claim(state, wanted).await.map_err(|error| {
         let hint = error.hint().map(str::to_owned);
         Error::Listen { message: error.message, hint }
     })

@@ -20,6 +20,7 @@ use bindonce_wire::manifest::Entry;
 use crate::config::Limits;
 use crate::connection::{InFlight, Link};
 use crate::guard::Guard;
+use crate::metrics::Counts;
 use crate::records::Records;
 use crate::recovery::Gate;
 use crate::socket::Socket;
@@ -39,6 +40,8 @@ pub(crate) struct State {
     pub(crate) upgrade: Rc<Upgrade>,
     /// Where listeners are written down for the broker after this one; none with a `store`.
     pub(crate) records: Option<Rc<Records>>,
+    /// What has been counted, for metrics.
+    pub(crate) counts: RefCell<Counts>,
     /// What has happened.
     pub(crate) journal: Rc<Journal>,
     /// Listeners of the broker before that have not been had back.
@@ -85,6 +88,7 @@ impl State {
             links: BTreeMap::new(),
             upgrade: Rc::default(),
             records: None,
+            counts: RefCell::default(),
             journal,
             missing: Vec::new(),
             left_in_order: false,

@@ -141,6 +141,16 @@ impl Journal {
         self.counts.borrow().get(&kind).copied().unwrap_or(0)
     }
 
+    /// How often something of each kind has happened since then, of those that have.
+    pub fn counts(&self) -> Vec<(Kind, u64)> {
+        self.counts.borrow().iter().map(|(kind, count)| (*kind, *count)).collect()
+    }
+
+    /// How many follow it.
+    pub fn followers(&self) -> usize {
+        self.followers.get()
+    }
+
     /// Ends when something is recorded after this call.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.bell.notified()

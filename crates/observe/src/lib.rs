@@ -1,5 +1,5 @@
 //! What a broker and a supervisor tell of themselves while they run: the last things that
-//! happened ([`Journal`]).
+//! happened ([`Journal`]), and metrics ([`openmetrics`], [`scrape`]).
 //!
 //! Both use it in the same way, from their one thread. Nothing here can fail towards its
 //! user: a disk that is full or a reader that does not read costs what was to be told, and
@@ -8,9 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod follow;
+mod itself;
 mod journal;
 mod kept;
+pub mod openmetrics;
+pub mod scrape;
 
 pub use follow::{Follower, follow};
+pub use itself::itself;
 pub use journal::{Happening, Journal};
 pub use kept::read;

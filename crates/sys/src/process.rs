@@ -4,10 +4,12 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use rustix::time::{ClockId, clock_gettime};
 
 /// When the process started, in clock ticks since boot (field 22 of
 /// /proc/PID/stat, proc_pid_stat(5)). Together with the pid it names one process
@@ -74,6 +76,25 @@ pub fn family(pid: i32) -> Vec<i32> {
 /// Those of kill(2); `ESRCH` if no process of the group is left.
 pub fn signal_group(leader: i32, signal: Signal) -> io::Result<()> {
     Ok(nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), signal)?)
+}
+
+/// How long ago the process started, to a hundredth of a second; None if there is no such process.
+pub fn age(pid: i32) -> Option<Duration> {
+    let ticks = start_time(pid)?;
+    let hertz = rustix::param::clock_ticks_per_second().max(1);
+    let started = Duration::from_millis(ticks.saturating_mul(1000) / hertz);
+    Some(since_zero(ClockId::Boottime).saturating_sub(started))
+}
+
+/// The CPU time of this process, all its threads together.
+pub fn own_cpu_time() -> Duration {
+    since_zero(ClockId::ProcessCPUTime)
+}
+
+fn since_zero(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
+    let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), nanos)
 }
 
 /// Resident memory in bytes (/proc/PID/statm). None if there is no such process.

@@ -49,6 +49,30 @@ impl ErrorCode {
     pub const UPGRADE_FAILED: Self = Self(-32012);
 }
 
+impl ErrorCode {
+    /// What it says in one word, for metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::PARSE | Self::INVALID_REQUEST | Self::METHOD_NOT_FOUND | Self::INVALID_PARAMS => {
+                "invalid"
+            }
+            Self::TOO_LARGE => "too-large",
+            Self::DENIED => "denied",
+            Self::CONFLICT => "conflict",
+            Self::OVERLAP => "overlap",
+            Self::BIND_FAILED => "bind-failed",
+            Self::NOT_FOUND => "not-found",
+            Self::IN_USE => "in-use",
+            Self::LIMIT => "limit",
+            Self::TIMED_OUT => "timed-out",
+            Self::RELOAD_FAILED => "reload-failed",
+            Self::NOT_ALONE => "not-alone",
+            Self::UPGRADE_FAILED => "upgrade-failed",
+            _ => "internal",
+        }
+    }
+}
+
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

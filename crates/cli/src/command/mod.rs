@@ -27,6 +27,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::time::Timestamp;
 
+use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
+use bindonce_core::listener::Listener;
+
 use crate::Globals;
 
 /// What to do.
@@ -73,6 +77,17 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Demo(args) => demo::run(args, globals),
         Command::Events(args) => events::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
+    }
+}
+
+/// Reads what `--metrics` says: a listener that takes connections.
+pub(crate) fn metrics_listener(text: &str) -> Result<Listener, String> {
+    let listener: Listener = text.parse().map_err(|error: Invalid| error.to_string())?;
+    match listener.address {
+        Address::Tcp(_) | Address::Unix(_) | Address::Abstract(_) => Ok(listener),
+        Address::Udp(_) => {
+            Err("metrics are scraped over a connection: give a TCP address or a UNIX path".into())
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_broker::{Config, File, Orders};
-use bindonce_core::listener::Wanted;
+use bindonce_core::listener::{Listener, Wanted};
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::watch::Watch;
@@ -24,6 +24,10 @@ pub(crate) struct Args {
     /// Bind this at the start; may be given many times
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<Wanted>,
+    /// Export metrics on this listener too: an address of TCP or a UNIX path. They always are on
+    /// SOCKET.metrics, beside the control socket
+    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
+    metrics: Option<Listener>,
     /// Leave the session of whoever starts it, so as to outlive them
     #[arg(long, hide = true)]
     new_session: bool,
@@ -45,6 +49,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     config.limits = file.limits;
     config.file = args.config;
     config.listen.extend(args.listen);
+    config.metrics = args.metrics;
     config.inherited = inherited;
     let orders = config.orders.clone();
     // An earlier image of this process has given its privileges up already.
@@ -89,7 +94,7 @@ fn become_account(
         Wanted::Listen(spec) => Some(&spec.first),
         Wanted::Named(_) => None,
     });
-    keep.extend(privileges::needed(listeners));
+    keep.extend(privileges::needed(listeners.chain(&config.metrics)));
     keep.sort_unstable();
     keep.dedup();
     privileges::drop_to(account, &keep)

@@ -162,7 +162,7 @@ impl Directory {
     /// Removes everything that only a running supervisor needs.
     pub(super) fn clear(&self) -> io::Result<()> {
         self.keep_configurations(&[])?;
-        for name in ["control.sock", "pid"] {
+        for name in ["control.sock", "metrics.sock", "pid"] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
@@ -174,6 +174,11 @@ impl Directory {
     /// Where events are kept, for the next supervisor too.
     pub(super) fn events(&self) -> PathBuf {
         self.path.join(EVENTS)
+    }
+
+    /// Where metrics are scraped.
+    pub(super) fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.sock")
     }
 
     /// Where the state is saved.

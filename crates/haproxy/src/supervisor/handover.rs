@@ -47,6 +47,7 @@ impl Supervisor {
         self.save();
         tracing::info!(generation = id.0, pid, "ready: {how}");
         self.record(id, event::Kind::GenerationReady, how);
+        self.measured.ready = Some(Instant::now());
         self.feed(Event::Ready(id, handover));
     }
 

@@ -19,6 +19,7 @@ mod handover;
 mod kind;
 mod lease;
 mod listeners;
+mod metrics;
 mod output;
 mod perform;
 mod process;
@@ -94,6 +95,8 @@ pub struct Settings {
     pub ghosts: Ghosts,
     /// Files and directories whose change is a reload.
     pub watch: Vec<PathBuf>,
+    /// Where metrics are exported too, beside the UNIX socket that always is.
+    pub metrics: Option<Listener>,
 }
 
 /// What is done about a generation that is woken for connections of a listener that it has closed
@@ -175,6 +178,8 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
     if reaper::is_needed() {
         spawn(reaper::reap());
     }
+    let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
+    spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
     let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender, journal)?;
     supervisor.take_over(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
@@ -200,6 +205,8 @@ enum Message {
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
     Asked(Ask),
+    /// Somebody wants the metrics.
+    Scraped(oneshot::Sender<String>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
     /// What came of removing its ghosts.
@@ -253,6 +260,7 @@ struct Supervisor {
     /// The last signal that was not the normal course.
     last_warning: Option<(GenerationId, timeline::Reason)>,
     counts: report::Counts,
+    measured: metrics::Measured,
     ending: Option<Ending>,
 }
 
@@ -311,6 +319,7 @@ impl Supervisor {
             journal,
             last_warning: None,
             counts: report::Counts::default(),
+            measured: metrics::Measured::default(),
             ending: None,
         })
     }
@@ -408,6 +417,8 @@ impl Supervisor {
             Message::Detached(id, detached) => self.detached(id, detached),
             Message::Foreign(id, addresses) => self.found_foreign(id, &addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
+            // Who has gone away meanwhile misses nothing.
+            Message::Scraped(reply) => drop(reply.send(self.metrics())),
             Message::Asked(Ask::Status(reply)) => self.tell_status(reply),
             Message::Asked(Ask::Ping(reply)) => self.tell_alive(reply),
         }

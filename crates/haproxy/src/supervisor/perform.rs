@@ -1,7 +1,7 @@
 //! Performing what the timeline says.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::event;
 use bindonce_core::generation::{
@@ -71,6 +71,9 @@ impl Supervisor {
         self.save();
         if self.timeline.serving().is_some() {
             self.announcer.reloading();
+        }
+        if configuration == Configuration::Fresh {
+            self.measured.begun = Some(Instant::now());
         }
         let known = match configuration {
             Configuration::Fresh => None,
@@ -178,6 +181,7 @@ impl Supervisor {
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");
             self.record(id, event::Kind::GenerationServing, "serving");
+            self.measured.serves();
             self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();

@@ -53,6 +53,7 @@ impl Supervisor {
         match outcome {
             Outcome::Serving { id, ended, alone } => {
                 self.counts.reloads += 1;
+                self.measured.ended((!alone).then_some("not-alone"));
                 let ended: Vec<_> = ended.iter().map(|id| id.0).collect();
                 if !ended.is_empty() {
                     tracing::warn!(generation = id.0, ?ended, "older generations had to be ended");
@@ -80,6 +81,7 @@ impl Supervisor {
                 let first = story.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {kept}: {first}");
                 let cause = cause(*failure);
+                self.measured.ended(Some(cause));
                 self.record(*id, event::Kind::ReloadFailed, format!("{cause}; {kept}: {story}"));
                 let hint = self.failure.hint.as_deref();
                 let text = format!("{story}\n{kept}");

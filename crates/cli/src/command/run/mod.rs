@@ -52,6 +52,10 @@ pub(crate) struct Args {
     /// files and directories of haproxy's -f
     #[arg(long, value_name = "PATH", num_args = 0..)]
     watch: Option<Vec<PathBuf>>,
+    /// Export metrics on this listener of the broker too: an address of TCP or a UNIX path. They
+    /// always are on SERVICE.d/metrics.sock beside the broker's socket
+    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
+    metrics: Option<Listener>,
     #[command(flatten)]
     program: kind::Options,
     /// The command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
@@ -98,6 +102,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             Ghosts::Noepoll => supervisor::Ghosts::NoEpoll,
             Ghosts::Ignore => supervisor::Ghosts::Ignore,
         },
+        metrics: args.metrics,
     };
     logging::start(globals);
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;

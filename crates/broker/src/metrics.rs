@@ -1,0 +1,311 @@
+//! What a broker exports for Prometheus: itself, its listeners, and what was asked of it.
+//! docs/operations.md lists every family.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::future::ready;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bindonce_core::address::Address;
+use bindonce_core::event::Kind;
+use bindonce_core::listener::{Listener, Options, Wanted};
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::{View, Want};
+use bindonce_observe::openmetrics::{Family, Page};
+use bindonce_observe::{itself, scrape};
+use bindonce_sys::diag;
+use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::queue::{self, Queue};
+use bindonce_wire::ErrorCode;
+use bindonce_wire::params::METHODS;
+
+use crate::answer::{self, VERSION};
+use crate::config::Config;
+use crate::socket::Socket;
+use crate::state::State;
+
+/// Who may connect is decided by the file: its owner and its group.
+const MODE: u32 = 0o660;
+
+const UPGRADES: Family = Family::counter(
+    "bindonce_broker_upgrades",
+    "Times this process became another binary in place.",
+);
+const CONNECTIONS: Family =
+    Family::gauge("bindonce_broker_connections", "Clients that are connected.");
+const CONNECTIONS_MAX: Family =
+    Family::gauge("bindonce_broker_connections_limit", "Clients that may be connected.");
+const REQUESTS: Family =
+    Family::counter("bindonce_broker_requests", "Requests, by method and what came of them.");
+const CLAIMED: Family = Family::counter(
+    "bindonce_broker_claims_granted",
+    "Listeners handed out, one for each descriptor.",
+);
+const LISTENERS: Family = Family::gauge("bindonce_listeners", "Listeners that are held.");
+const MISSING: Family = Family::gauge(
+    "bindonce_listeners_missing",
+    "Listeners of an earlier broker that were not had back.",
+);
+const OPENED: Family = Family::counter("bindonce_listeners_opened", "Listeners that were bound.");
+const CLOSED: Family = Family::counter("bindonce_listeners_closed", "Listeners that were closed.");
+const QUEUE: Family =
+    Family::gauge("bindonce_listener_accept_queue", "Connections that wait to be accepted.");
+const QUEUE_MAX: Family = Family::gauge(
+    "bindonce_listener_accept_queue_limit",
+    "Connections that may wait to be accepted.",
+);
+const DROPS: Family = Family::counter(
+    "bindonce_listener_drops",
+    "What the kernel dropped on this socket: connection attempts without room in the queue, or datagrams.",
+);
+const LISTENING: Family =
+    Family::gauge("bindonce_listener_listening", "Whether the socket is in the LISTEN state.");
+const REPAIRS: Family = Family::counter(
+    "bindonce_listener_repairs",
+    "Times it had left LISTEN and was made to listen again.",
+);
+const HOLDERS: Family =
+    Family::gauge("bindonce_listener_holders", "Connections that have a lease on it.");
+const DENIALS: Family =
+    Family::counter("bindonce_broker_denials", "Requests that the rules did not allow.");
+const LIMITS: Family = Family::counter(
+    "bindonce_broker_limits_reached",
+    "Times a limit kept somebody from something.",
+);
+const EVENTS: Family = Family::counter("bindonce_events", "What happened, by kind.");
+const FOLLOWERS: Family =
+    Family::gauge("bindonce_event_followers", "Clients that follow the events.");
+
+/// What is counted and stands nowhere else.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    requests: BTreeMap<(&'static str, &'static str), u64>,
+    granted: u64,
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+}
+
+impl Counts {
+    /// A request was answered.
+    pub(crate) fn request(&mut self, method: &str, failure: Option<ErrorCode>) {
+        let known = METHODS.into_iter().find(|known| *known == method);
+        let result = failure.map_or("ok", ErrorCode::word);
+        *self.requests.entry((known.unwrap_or("other"), result)).or_default() += 1;
+    }
+
+    /// A claim was granted.
+    pub(crate) fn granted(&mut self, listeners: usize, created: usize) {
+        self.granted += listeners as u64;
+        self.opened += created as u64;
+    }
+}
+
+/// Where the broker on this control socket always exports its metrics.
+pub(crate) fn socket(control: &Path) -> PathBuf {
+    let mut path = control.to_owned().into_os_string();
+    path.push(".metrics");
+    path.into()
+}
+
+/// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,
+/// and on the listener of the configuration. Neither keeps the broker from anything.
+pub(crate) async fn keep(state: &Rc<RefCell<State>>, config: &Config) {
+    tokio::join!(beside(state), on_listener(state, config));
+}
+
+/// The file of the UNIX socket, removed at the end.
+struct File(Option<UnixPath>);
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = listen::unlink_if_ours(path)
+        {
+            tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");
+        }
+    }
+}
+
+async fn beside(state: &Rc<RefCell<State>>) {
+    let path = socket(&state.borrow().socket);
+    let Some(text) = path.to_str() else { return };
+    let options = Options { mode: Some(MODE), ..Options::default() };
+    let opened = Address::unix(text)
+        .and_then(|address| Listener::new(None, address, options))
+        .map_err(|error| error.to_string())
+        .and_then(|listener| listen::open(&listener).map_err(|error| error.to_string()));
+    match opened {
+        Ok(opened) => {
+            let _file = File(opened.path);
+            export(state, opened.fd, false).await;
+        }
+        Err(error) => {
+            tracing::warn!(socket = %path.display(), error, "no metrics beside the control socket");
+        }
+    }
+}
+
+/// Claims the listener as any client would, and uses it as long as the broker runs.
+async fn on_listener(state: &Rc<RefCell<State>>, config: &Config) {
+    let Some(listener) = &config.metrics else { return };
+    let gate = Rc::clone(&state.borrow().gate);
+    gate.pass().await;
+    let wanted = Wanted::Listen(listener.clone().into());
+    let want = Want { wanted, tentative: false, change: true };
+    let claimed = {
+        let mut state = state.borrow_mut();
+        let uid = nix::unistd::geteuid().as_raw();
+        let own = state.connect(Peer { pid: std::process::id(), uid, gid: 0 });
+        state.claim(own, vec![want])
+    };
+    let leases = match claimed {
+        Ok(leases) => leases,
+        Err(denied) => {
+            let error = answer::claim_failed(denied).await;
+            tracing::error!(
+                %listener, %error, hint = error.hint(), "no metrics on the listener of --metrics"
+            );
+            return;
+        }
+    };
+    let socket = leases.first().and_then(|lease| {
+        let state = state.borrow();
+        state.registry.held(lease.listener)?.opened.handle.fd.try_clone().ok()
+    });
+    if let Some(socket) = socket {
+        export(state, socket, matches!(listener.address, Address::Tcp(_))).await;
+    }
+}
+
+async fn export(state: &Rc<RefCell<State>>, socket: OwnedFd, is_tcp: bool) {
+    let of = Rc::clone(state);
+    if let Err(error) = scrape::serve(socket, is_tcp, move || ready(of.borrow().metrics())).await {
+        tracing::warn!(%error, "metrics cannot be served");
+    }
+}
+
+/// What is told of one listener.
+struct Row {
+    name: String,
+    queue: Option<Queue>,
+    drops: Option<u32>,
+    listening: Option<bool>,
+    repairs: u64,
+    holders: usize,
+}
+
+impl State {
+    /// Everything, as it is now.
+    fn metrics(&self) -> String {
+        let mut page = Page::new(&[]);
+        itself(&mut page, VERSION);
+        page.single(&UPGRADES, self.upgrade.count());
+        page.single(&CONNECTIONS, self.registry.connections());
+        page.single(&CONNECTIONS_MAX, self.limits.connections);
+        let counts = self.counts.borrow();
+        let mut requests = page.family(&REQUESTS);
+        for ((method, result), count) in &counts.requests {
+            requests.sample(&[("method", method), ("result", result)], *count);
+        }
+        page.single(&CLAIMED, counts.granted);
+        page.single(&DENIALS, self.journal.count(Kind::Denied));
+        page.single(&LIMITS, self.journal.count(Kind::LimitReached));
+        page.single(&LISTENERS, self.registry.len());
+        page.single(&MISSING, self.missing.len());
+        page.single(&OPENED, counts.opened);
+        page.single(&CLOSED, counts.closed);
+        listeners(&mut page, &self.rows());
+        let mut events = page.family(&EVENTS);
+        for (kind, count) in self.journal.counts() {
+            events.sample(&[("kind", kind.word())], count);
+        }
+        page.single(&FOLLOWERS, self.journal.followers());
+        page.finish()
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let views = self.registry.list();
+        let books = Books::of(&views);
+        views.iter().map(|view| books.row(view)).collect()
+    }
+}
+
+/// Each family as a whole, as the format wants it.
+fn listeners(page: &mut Page, rows: &[Row]) {
+    let mut each = |family: &Family, value: &dyn Fn(&Row) -> Option<u64>| {
+        let mut samples = page.family(family);
+        for row in rows {
+            if let Some(value) = value(row) {
+                samples.sample(&[("listener", &row.name)], value);
+            }
+        }
+    };
+    each(&QUEUE, &|row| row.queue.map(|queue| queue.len.into()));
+    each(&QUEUE_MAX, &|row| row.queue.map(|queue| queue.limit.into()));
+    each(&DROPS, &|row| row.drops.map(u64::from));
+    each(&LISTENING, &|row| row.listening.map(u64::from));
+    each(&REPAIRS, &|row| Some(row.repairs));
+    each(&HOLDERS, &|row| Some(row.holders as u64));
+}
+
+/// The kernel's books of this network namespace by inode: one look at each instead of calls for
+/// each socket.
+#[derive(Default)]
+struct Books {
+    stream: HashMap<u64, (Queue, u32)>,
+    datagram: HashMap<u64, u32>,
+    unix: HashMap<u64, Queue>,
+}
+
+impl Books {
+    /// Those that these listeners stand in. A book that cannot be read tells nothing.
+    fn of(views: &[View<'_, Socket>]) -> Self {
+        let (mut tcp, mut udp, mut unix) = (false, false, false);
+        for view in views {
+            match view.held.listener.address {
+                Address::Tcp(_) => tcp = true,
+                Address::Udp(_) => udp = true,
+                Address::Unix(_) | Address::Abstract(_) => unix = true,
+            }
+        }
+        let read = |wanted: bool, book: fn() -> Result<Vec<diag::Socket>, bindonce_sys::Error>| {
+            let sockets = if wanted { book().unwrap_or_default() } else { Vec::new() };
+            sockets.into_iter()
+        };
+        Self {
+            stream: read(tcp, diag::tcp).map(|s| (s.inode, (s.queue, s.drops))).collect(),
+            datagram: read(udp, diag::udp).map(|s| (s.inode, s.drops)).collect(),
+            unix: read(unix, diag::unix).map(|s| (s.inode, s.queue)).collect(),
+        }
+    }
+
+    fn row(&self, view: &View<'_, Socket>) -> Row {
+        let (listener, opened) = (&view.held.listener, &view.held.opened);
+        let fd = opened.handle.fd.as_fd();
+        let (queue, drops, listening) = match listener.address {
+            Address::Tcp(_) => match self.stream.get(&opened.inode) {
+                Some((queue, drops)) => (Some(*queue), Some(*drops), Some(true)),
+                // Of another network namespace, or not listening any more.
+                None => {
+                    let queue = queue::accept_queue(fd).ok();
+                    (queue, None, Some(queue.is_some()))
+                }
+            },
+            Address::Udp(_) => (None, self.datagram.get(&opened.inode).copied(), None),
+            Address::Unix(_) | Address::Abstract(_) => {
+                let queue = self.unix.get(&opened.inode).copied();
+                (queue, None, Some(queue::is_listening(fd)))
+            }
+        };
+        Row {
+            name: listener.label(),
+            queue,
+            drops,
+            listening,
+            repairs: opened.handle.care.repaired(),
+            holders: view.holders.len(),
+        }
+    }
+}

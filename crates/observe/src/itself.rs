@@ -1,0 +1,46 @@
+//! What every process tells of itself, under the names that all exporters use for it.
+
+use std::fs;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bindonce_sys::{limits, process};
+
+use crate::openmetrics::{Family, Page};
+
+const BUILD: Family = Family::info("bindonce_build", "The version of this process.");
+const CPU: Family =
+    Family::counter("process_cpu_seconds", "CPU time of this process.").unit("seconds");
+const RESIDENT: Family =
+    Family::gauge("process_resident_memory_bytes", "Memory of this process that is resident.")
+        .unit("bytes");
+const FDS: Family = Family::gauge("process_open_fds", "Open descriptors of this process.");
+const MAX_FDS: Family =
+    Family::gauge("process_max_fds", "Descriptors that this process may have open.");
+const STARTED: Family =
+    Family::gauge("process_start_time_seconds", "When this process started, since the Unix epoch.")
+        .unit("seconds");
+
+/// Writes it.
+pub fn itself(page: &mut Page, version: &str) {
+    let pid = i32::try_from(std::process::id()).unwrap_or_default();
+    page.family(&BUILD).sample(&[("version", version)], 1_u64);
+    page.single(&CPU, process::own_cpu_time());
+    if let Some(bytes) = process::memory(pid) {
+        page.single(&RESIDENT, bytes);
+    }
+    let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    // The directory itself was open while it was read.
+    page.single(&FDS, open.saturating_sub(1));
+    page.single(&MAX_FDS, limits::nofile().0);
+    page.single(&STARTED, started(pid));
+}
+
+/// Looked up once: what is computed from the clock would differ a little each time.
+fn started(pid: i32) -> Duration {
+    static KNOWN: OnceLock<Duration> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(process::age(pid).unwrap_or_default())
+    })
+}
