@@ -232,6 +232,23 @@ Exit codes:
   1  It does not, or nothing serves
   2  Wrong usage";
 
+/// `bindonce adopt`.
+pub(crate) const ADOPT: &str = "\
+Examples:
+  bindonce adopt --dry-run --stats-socket /run/haproxy/admin.sock
+      What would be taken, and what stays joinable
+  bindonce adopt --stats-socket /run/haproxy/admin.sock
+      The broker has the sockets; haproxy goes on accepting on them
+  bindonce adopt --pid 812 web=0.0.0.0:80
+      One listener of a program, under a name
+  bindonce adopt --retire --pid 812
+      Ends that haproxy, once another serves on the same sockets
+
+Exit codes:
+  0  Done, or with --dry-run: it could be done
+  1  Not done, and what to do
+  2  Wrong usage";
+
 /// `bindonce demo`.
 pub(crate) const DEMO: &str = "\
 Examples:

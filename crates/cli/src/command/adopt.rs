@@ -28,6 +28,7 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// taken that `bindonce run` would claim for the configuration that it runs with. Then start the
 /// next one with `bindonce run`, and end the old one with --retire.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::ADOPT)]
 pub(crate) struct Args {
     /// Ask haproxy at its stats socket (level admin, expose-fd listeners)
     #[arg(long, value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
