@@ -69,3 +69,13 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     assert_eq!(ports["root that becomes 65532"], "bound", "{seen:#}");
     assert!(ports["65532"].as_str().is_some_and(|said| said.contains("Permission denied")));
 }
+
+#[test]
+fn manifests_fit_kubernetes_and_this_binary() {
+    let Some(seen) = printed("tests/manifests.py", &[]) else { return };
+
+    assert_eq!(seen["wrong"], json!([]), "{seen:#}");
+    // Three objects against the oldest version and the newest; two containers, five probes and a hook.
+    assert_eq!(seen["checked"].as_array().map(Vec::len), Some(6), "{seen:#}");
+    assert_eq!(seen["commands"], 8, "{seen:#}");
+}
