@@ -60,6 +60,14 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     for service in ["broker", "haproxy"] {
         assert_eq!(seen["doctor"][service][0], "healthy: nothing found", "{seen:#}");
     }
+    // A volume that changes as a ConfigMap does: reloaded twice, and once told that it is broken.
+    let watched = &seen["watched"];
+    assert_eq!(watched["seconds"].as_array().map(Vec::len), Some(2), "{seen:#}");
+    assert_eq!(watched["broken_is_told"], true, "{seen:#}");
+    assert!(watched["ok"].as_u64() > Some(100), "{seen:#}");
+    for lost in ["failed", "refused", "stale"] {
+        assert_eq!(watched[lost], 0, "{lost}: {seen:#}");
+    }
     // Without the capability generations run without epoll from then on, with it nothing is left behind.
     let (plain, tracing) = (&seen["rights"]["65532"], &seen["rights"]["65532+SYS_PTRACE"]);
     assert_eq!((&plain["ghosts_removed"], &plain["without_epoll"]), (&json!(0), &json!(true)));

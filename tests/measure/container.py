@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """deploy/container for real: the compose file under a container engine of its own, under load, while haproxy's
-container and the broker's are replaced; then what an engine's default seccomp profile and capabilities allow.
+container and the broker's are replaced, and a volume with its configuration changes; then what an engine's default
+seccomp profile and capabilities allow.
 
     tests/measure/container.py [--binary PATH] [--load PATH] [--haproxy 20] [--broker 5] [--kills 2] [--rights all]
 
@@ -195,9 +196,20 @@ class Pod:
         return done.stdout + done.stderr
 
 
-def replaced_under_load(pod, options, result):
+def begin_load(pod, options):
     pod.compose("--profile", "load", "run", "--detach", "--name", "load", "client",
                 "--clients", str(options["clients"]), "--rate", str(options["rate"]), "--duration", "20m", "--json")
+
+
+def end_load():
+    docker("stop", "--time", "20", "load")
+    report = json.loads(docker("logs", "load").splitlines()[-1])
+    docker("rm", "load")
+    return report
+
+
+def replaced_under_load(pod, options, result):
+    begin_load(pod, options)
     eventually("load", lambda: pod.listener()["queue"] is not None)
     inode, first = pod.listener()["inode"], pod.status()["supervisors"][0]["generations"][-1]["generation"]
     seen = {"inodes": [], "pid_seen_by_broker": set()}
@@ -219,9 +231,7 @@ def replaced_under_load(pod, options, result):
     for _ in range(options["broker"] - brokers):
         broker()
     last = pod.status()["supervisors"][0]["generations"][-1]["generation"]
-    docker("stop", "--time", "20", "load")
-    report = json.loads(docker("logs", "load").splitlines()[-1])
-    docker("rm", "load")
+    report = end_load()
     keep = ("connections", "ok", "failed", "refused", "reset", "timed_out", "truncated", "bad_status", "stale", "seconds", "samples")
     result["load"] = {key: report[key] for key in keep}
     result["load"]["longest_wait_ms"] = round(report["answer"]["max_ms"] + report["connect"]["max_ms"])
@@ -233,29 +243,72 @@ def replaced_under_load(pod, options, result):
 
 def killed_under_load(pod, options, result):
     """kill -9 of either container: what haproxy was answering is lost, but nobody is refused."""
-    pod.compose("--profile", "load", "run", "--detach", "--name", "load", "client",
-                "--clients", str(options["clients"]), "--rate", str(options["rate"]), "--duration", "20m", "--json")
+    begin_load(pod, options)
     inode = pod.listener()["inode"]
     for _ in range(options["kills"]):
         pod.kill("broker")
         eventually("the listener to be had back",
                    lambda: any(one["inode"] == inode for one in json.loads(pod.bindonce("broker", "list", "--json").stdout)["listeners"]))
         pod.kill("haproxy")
-    docker("stop", "--time", "20", "load")
-    report = json.loads(docker("logs", "load").splitlines()[-1])
-    docker("rm", "load")
+    report = end_load()
     result["killed"] = {key: report[key] for key in ("connections", "ok", "failed", "refused", "reset", "truncated", "timed_out")}
     result["killed"]["same_socket"] = pod.listener()["inode"] == inode
 
 
-def watched(pod, result):
-    """A reload by hand and, where `run` has --watch, by the files alone."""
+def reloaded(pod, result):
     before = pod.status()["supervisors"][0]["generations"][-1]["generation"]
     said = pod.bindonce("haproxy", "reload").stdout
     log = pod.log("haproxy")
     result["reload"] = said.strip()
     result["held_by_seccomp"] = "it has bound everything, and is held" in log
     result["reloaded"] = pod.status()["supervisors"][0]["generations"][-1]["generation"] == before + 1
+
+
+WATCHED = """
+services:
+  haproxy:
+    command: [run, --watch, --drain-timeout=25s, --, haproxy, -f, /etc/haproxy/haproxy.cfg]
+    volumes: ["./configmap:/etc/haproxy:ro"]
+"""
+
+
+def publish(volume, version, text):
+    """As the kubelet brings a ConfigMap into a pod: a new directory, and the link to it replaced in one step."""
+    (volume / version).mkdir(parents=True)
+    (volume / version / "haproxy.cfg").write_text(text)
+    (volume / "..data_tmp").symlink_to(version)
+    older = (volume / "..data").resolve() if (volume / "..data").exists() else None
+    (volume / "..data_tmp").rename(volume / "..data")
+    if older:
+        shutil.rmtree(older)
+
+
+def watched(pod, options, result):
+    """haproxy under `run --watch` with its configuration in a volume that changes: a good one, a broken one, a good one."""
+    text, volume = (pod.directory / "haproxy/haproxy.cfg").read_text(), pod.directory / "configmap"
+    publish(volume, "..1", text)
+    (volume / "haproxy.cfg").symlink_to("..data/haproxy.cfg")
+    (pod.directory / "watched.yaml").write_text(WATCHED)
+    pod.command += ["-f", pod.directory / "watched.yaml"]
+    pod.replace("haproxy")
+    begin_load(pod, options)
+    generations = lambda: pod.status()["supervisors"][0]["generations"]
+    serving = lambda: [one["generation"] for one in generations() if one["state"] == "serving"]
+    first = serving()[0]
+    result["watched"] = {"seconds": []}
+    for version in (2, 4):
+        begun = time.monotonic()
+        publish(volume, f"..{version}", f"{text}# Version {version}\n")
+        wanted = [first + (1 if version == 2 else 3)]
+        eventually("the generation with it", lambda: serving() == wanted)
+        result["watched"]["seconds"].append(round(time.monotonic() - begun, 2))
+        if version == 2:
+            publish(volume, "..3", "no-such-word\n")
+            told = f"generation {first + 1} serves on"
+            eventually("the broken one to be told", lambda: told in pod.log("haproxy"))
+            result["watched"]["broken_is_told"] = "no-such-word" in pod.log("haproxy") and serving() == [first + 1]
+    report = end_load()
+    result["watched"].update({key: report[key] for key in ("ok", "failed", "refused", "stale")})
 
 
 GHOSTLY = """
@@ -294,8 +347,9 @@ def rights(pod, options, result):
         volume = f"rights{len(result['rights'])}"
         docker("run", "--detach", "--name", "net", *network, "--entrypoint", "sleep", "bindonce-haproxy", "infinity")
         shared = ["--network", "container:net", "--volume", f"{volume}:/run/bindonce"]
-        # The broker takes orders of its own user alone.
-        docker("run", "--detach", "--name", "holder", *shared, *CONFINED, "--user", f"{user}:{user}", "bindonce", "serve")
+        # The broker takes orders of its own user alone. Root needs its default capabilities to write where 65532 may.
+        confined = CONFINED if user != "0" else ["--read-only"]
+        docker("run", "--detach", "--name", "holder", *shared, *confined, "--user", f"{user}:{user}", "bindonce", "serve")
         eventually("the broker", lambda: run("docker", "exec", "holder", "/usr/bin/bindonce", "--socket", SOCKET, "ping", check=False).returncode == 0)
         docker("run", "--detach", "--name", "proxy", *shared, *arguments, "--env", f"BINDONCE_SOCKET={SOCKET}",
                "--volume", f"{configuration}:/etc/haproxy:ro", "bindonce-haproxy")
@@ -397,9 +451,10 @@ def inner(work):
         replaced_under_load(pod, options, result)
         if options["kills"]:
             killed_under_load(pod, options, result)
-        watched(pod, result)
+        reloaded(pod, result)
         result["doctor"] = {name: pod.bindonce(name, "doctor", check=False).stdout.splitlines() for name in ("broker", "haproxy")}
         result["logs"] = {name: [line for line in pod.log(name).splitlines() if " ERROR " in line][-5:] for name in ("broker", "haproxy")}
+        watched(pod, options, result)
         pod.compose("down", "--timeout", "30")
         alone(pod, result)
         if options["rights"] != "none":
@@ -440,8 +495,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     result = outer(options)
     print(json.dumps(result, indent=2))
-    load = result.get("load", {})
-    sys.exit(1 if result.get("error") or load.get("failed") or load.get("stale") else 0)
+    loads = [result.get(name, {}) for name in ("load", "watched")]
+    sys.exit(1 if result.get("error") or any(load.get("failed") or load.get("stale") for load in loads) else 0)
 
 
 if __name__ == "__main__":
