@@ -34,7 +34,8 @@ const CONNECTIONS: usize = 16;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
 /// Serves pages on a listening TCP or UNIX socket that does not block, until the task is
-/// ended. Call it within a [`tokio::task::LocalSet`]. `page` is called for each request.
+/// ended. Call it within a [`tokio::task::LocalSet`]. `page` is called for each request; one that
+/// is empty or does not come in time is answered with 503.
 ///
 /// # Errors
 /// If the socket is neither, or cannot be watched.
@@ -98,7 +99,11 @@ where
         Err(_) => Asked::TooLate,
     };
     let (status, text) = match asked {
-        Asked::Page | Asked::Head => ("200 OK", page().await),
+        Asked::Page | Asked::Head => match timeout(REPLY, page()).await {
+            Ok(text) if !text.is_empty() => ("200 OK", text),
+            // Whoever makes the page has not begun or has ended.
+            _ => ("503 Service Unavailable", "not now: ask again\n".to_owned()),
+        },
         Asked::Elsewhere => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
         Asked::OtherMethod => ("405 Method Not Allowed", "ask with GET\n".to_owned()),
         Asked::Nonsense => ("400 Bad Request", "this is no request of HTTP/1\n".to_owned()),
@@ -217,6 +222,10 @@ mod tests {
 
     /// The reply to what is sent in these parts.
     fn exchange(parts: &[&str]) -> String {
+        exchange_for(parts, "page\n# EOF\n")
+    }
+
+    fn exchange_for(parts: &[&str], page: &'static str) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let (mut client, server) = tokio::io::duplex(64 * 1024);
@@ -230,11 +239,17 @@ mod tests {
                 drop(client);
                 reply
             };
-            let serve = converse(server, || async { "page\n# EOF\n".to_owned() });
+            let serve = converse(server, || async { page.to_owned() });
             let (reply, served) = tokio::join!(talk, serve);
             served.expect("served");
             reply
         })
+    }
+
+    #[test]
+    fn no_page_is_no_success() {
+        let reply = exchange_for(&["GET /metrics HTTP/1.1\r\n\r\n"], "");
+        assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
     }
 
     #[test]
