@@ -48,6 +48,7 @@ pub mod shim;
 pub mod signals;
 pub mod spawn;
 pub mod survey;
+pub mod terminal;
 pub mod tree;
 pub mod upgrade;
 #[cfg(feature = "tokio")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bindonce_core::duration;
-use ratatui::crossterm::terminal;
+use bindonce_sys::terminal;
 
 use super::{Snapshot, list};
 
@@ -27,7 +27,7 @@ pub(super) fn run(socket: &Path, json: bool, interval: Duration) -> anyhow::Resu
         } else if screen {
             let header = format!("every {}, Ctrl-C ends", duration::format(interval));
             let text = format!("bindonce status  {}  {header}\n\n{}", now(), text(&snapshot));
-            frame(&text, terminal::size().unwrap_or(SIZE), first)
+            frame(&text, terminal::size(io::stdout()).unwrap_or(SIZE), first)
         } else {
             format!("--- {}\n{}", now(), text(&snapshot))
         };
