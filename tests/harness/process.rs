@@ -3,12 +3,15 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{DEADLINE, eventually};
+
+/// How long output is read after the end of a process whose children go on.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// A running child. Dropping it kills it by its pid and waits for it.
 pub(crate) struct Process {
@@ -77,6 +80,17 @@ impl Process {
         panic!("does not end\n{}", self.story())
     }
 
+    /// Reads its last words, which may still be on their way when it has ended: to the end of its
+    /// output, or for a while where a child of it lives on and keeps that open.
+    fn hear_out(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while let Ok(line) =
+            self.lines.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
+            self.seen.push(line);
+        }
+    }
+
     /// Asks it to end, as a service manager does, and waits for it.
     #[track_caller]
     pub(crate) fn terminate(&mut self) -> ExitStatus {
@@ -97,6 +111,9 @@ impl Process {
 
     /// What it is and everything that it has said, for messages of failed tests.
     pub(crate) fn story(&mut self) -> String {
+        if !self.is_running() {
+            self.hear_out();
+        }
         self.seen.extend(self.lines.try_iter());
         format!("{}\n  | {}", self.name, self.seen.join("\n  | "))
     }
