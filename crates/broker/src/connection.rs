@@ -20,6 +20,7 @@ use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::requests::{self, Caller, Reply};
@@ -238,7 +239,7 @@ impl Link {
     }
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
-    fn read(&self) -> io::Result<Option<Vec<Frame>>> {
+    fn read(&self) -> io::Result<Option<Taken>> {
         // One for all connections: nothing of it is needed once it is cut into frames.
         thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
         BUFFER.with_borrow_mut(|buffer| {
@@ -274,12 +275,21 @@ impl Link {
             while let Some(frame) = scanner.next(&mut input) {
                 frames.push(frame);
             }
-            Ok((count != 0).then_some(frames))
+            Ok((count != 0).then_some(Taken { frames, more: count == buffer.len() }))
         })
     }
 }
 
-/// Serves a connection to its end.
+/// What one read gave.
+#[derive(Debug, Default)]
+struct Taken {
+    frames: Vec<Frame>,
+    /// It filled the buffer, so more has come already.
+    more: bool,
+}
+
+/// Serves a connection to its end. One that has sent much gives way to the others after each
+/// request and each read: none of them waits for more than one of its steps.
 pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
     let in_progress = || link.scanner.borrow().in_progress();
     // Since when the request in progress has been in progress.
@@ -309,16 +319,17 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
                 Err(_) => return unfinished(&link.stream, deadline).await,
             },
         };
-        let frames =
-            match ready.and_then(|ready| if ready { link.read() } else { Ok(Some(vec![])) }) {
-                Ok(Some(frames)) => frames,
-                Ok(None) => return End::Closed,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return End::Failed(error),
-            };
+        let read = |ready| if ready { link.read() } else { Ok(Some(Taken::default())) };
+        let Taken { frames, more } = match ready.and_then(read) {
+            Ok(Some(taken)) => taken,
+            Ok(None) => return End::Closed,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return End::Failed(error),
+        };
         let complete = !frames.is_empty();
         link.busy.set(complete);
-        for frame in frames {
+        let last = frames.len().saturating_sub(1);
+        for (index, frame) in frames.into_iter().enumerate() {
             let reply = match frame {
                 // In a box: most connections are idle, and the way to an answer is long.
                 Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
@@ -346,6 +357,12 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
                     Err(error) => End::Failed(error),
                 };
             }
+            if index < last {
+                yield_now().await;
+            }
+        }
+        if more {
+            yield_now().await;
         }
         if complete {
             link.busy.set(false);

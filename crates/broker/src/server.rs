@@ -263,6 +263,8 @@ async fn accept(
                 if let Some(link) = admit(stream, state) {
                     attend(tasks, link, None, state, freed);
                 }
+                // Many who connect at once do not keep those who are connected from their turn.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 // The connection stays in the queue, so the socket stays readable:
