@@ -29,6 +29,7 @@ mod metrics;
 mod package;
 mod privileges;
 mod programs;
+mod prometheus;
 mod protocol;
 mod recovery;
 mod refused;
