@@ -26,6 +26,9 @@ use super::listeners::Held;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
+/// The same where no older generation can be asked: then no answer shows that whoever might accept
+/// has run meanwhile, and on a busy machine a process may well not run for some milliseconds.
+const STILL_UNASKED: Duration = Duration::from_millis(25);
 /// Between two samples.
 const SAMPLE: Duration = Duration::from_millis(1);
 /// How long an older generation may take to answer; it is asked again at each sample.
@@ -68,6 +71,7 @@ impl Proof {
             })
             .collect();
         let mut queues: Vec<_> = self.listeners.into_iter().map(Queue::new).collect();
+        let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
         let mut report = Instant::now() + PAUSE_AGAIN;
         let mut ticks = Ticks::every(SAMPLE)?;
         loop {
@@ -88,7 +92,7 @@ impl Proof {
                 // must not wait for an answer that is older than the question.
                 let since =
                     counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
-                let until = since + STILL;
+                let until = since + still_for;
                 if until <= now && counts.iter().all(|count| count.stood(since, until)) {
                     // One that did not run all this time, on a busy machine, has taken nothing
                     // either. Its answer shows that it has run; and haproxy takes what it finds
