@@ -93,7 +93,9 @@ impl Haproxy {
         }
     }
 
-    /// The number and pid of the generation that serves now, as the broker knows it.
+    /// The number and pid of the generation that serves now, as the broker knows it; none in the
+    /// moment of a handover in which it has heard of the newer one and not yet of the older one,
+    /// which speak on connections of their own.
     pub(crate) fn serving(&self, scene: &Scene) -> Option<(u64, i32)> {
         let status = scene.wire().call("status", &serde_json::json!([]));
         let services = status["services"].as_array()?;
@@ -103,8 +105,7 @@ impl Haproxy {
             .iter()
             .filter(|generation| generation["state"] == "serving")
             .collect();
-        assert!(serving.len() <= 1, "two generations serve: {status:#}");
-        let serving = serving.first()?;
+        let [serving] = serving[..] else { return None };
         let pid = i32::try_from(serving["pid"].as_i64()?).ok()?;
         Some((serving["generation"].as_u64()?, pid))
     }

@@ -25,8 +25,10 @@ use tokio::net::UnixDatagram;
 use super::{Error, Message, Supervisor, broker};
 use crate::program::Readiness;
 
-/// Between a check that failed and the next.
-const CHECK_AGAIN: Duration = Duration::from_millis(100);
+/// Between a check that failed and the next: at first, doubling, and in the end. Until a check succeeds
+/// the new generation and the older one both accept.
+const CHECK_AGAIN: Duration = Duration::from_millis(10);
+const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
 
 /// The longest message that is read whole; what is longer is no READY=1 of a sane program.
 const LONGEST: usize = 4096;
@@ -148,6 +150,7 @@ async fn checked(
     command: &OsStr,
     environment: &[(&'static str, String)],
 ) -> Result<&'static str, Error> {
+    let mut wait = CHECK_AGAIN;
     loop {
         let mut launch = Launch::new("sh");
         launch.args = vec!["-c".into(), command.to_owned()];
@@ -163,7 +166,8 @@ async fn checked(
         if exit.is_some_and(bindonce_sys::process::Exit::success) {
             return Ok("its check succeeds");
         }
-        tokio::time::sleep(CHECK_AGAIN).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(CHECK_AGAIN_LAST);
     }
 }
 
