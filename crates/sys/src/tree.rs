@@ -9,8 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::process::{Pidfd, Stat};
 
@@ -28,13 +27,8 @@ pub fn signal(leader: i32, signal: Signal) -> usize {
 }
 
 /// Stops (SIGSTOP) or kills (SIGKILL) the tree, also processes that are made while this is done.
-/// Gives how many processes got the signal. The first process and its group get it at once, before
-/// the others are looked for.
+/// Gives how many processes got the signal.
 pub fn signal_all(leader: i32, signal: Signal) -> usize {
-    if Stat::of(leader).is_some_and(|stat| stat.group == leader) {
-        // The group is its own for as long as it is not reaped; whoever is missed is found below.
-        let _ = killpg(Pid::from_raw(leader), signal);
-    }
     let mut done = BTreeSet::new();
     // A process that has the signal makes no other: the tree is complete when a look finds
     // nothing new.
