@@ -11,13 +11,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bindonce_core::registry::{Held, Holder};
+use bindonce_sys::files::{self, Durability};
 use bindonce_sys::identity;
 use bindonce_wire::manifest::{self, Entry, Manifest, Service};
 
@@ -107,7 +107,7 @@ impl Records {
     pub(crate) fn rewrite(&self, manifest: &Manifest) {
         let mut inner = self.inner.borrow_mut();
         inner.outdated = 0;
-        inner.file = match replace(&self.path, &manifest.encode()) {
+        inner.file = match files::replace(&self.path, &manifest.encode(), Durability::System) {
             Ok(file) => Some(file),
             Err(error) => {
                 tracing::error!(
@@ -188,27 +188,6 @@ impl Records {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the state file");
         }
     }
-}
-
-/// Writes beside it, syncs, renames, syncs the directory.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut temporary = path.to_owned().into_os_string();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    // Only the holder of the lock comes here, so what is there was left by a crash.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
-    Ok(file)
 }
 
 /// A listener that is in the state file, until this is dropped.

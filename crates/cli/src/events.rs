@@ -120,8 +120,8 @@ pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
     recent
 }
 
-/// Follows all of them, also those that come later, from the events in `last` on. Ends when
-/// the receiver is dropped.
+/// Follows all of them, also those that come later, from the events in `last` on. Its threads last
+/// as long as the process: a command follows once, and ends.
 pub(crate) fn follow(
     socket: &Path,
     only: Option<Name>,
@@ -146,7 +146,7 @@ pub(crate) fn follow(
     receiver
 }
 
-/// Follows one of them over its restarts, until nobody wants to know.
+/// Follows one of them over its restarts, until an event comes that nobody wants to know.
 fn follow_one(place: &Place, mut since: u64, sender: &Sender<Told>) {
     loop {
         for event in Follower::connect(&place.socket, since).into_iter().flatten().flatten() {

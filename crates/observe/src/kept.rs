@@ -8,11 +8,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::event::{REMEMBERED, Ring};
+use bindonce_sys::files::{self, Durability};
 use bindonce_wire::event::Event;
 
 /// The longest file that is read: many times what is ever written.
@@ -81,7 +81,7 @@ impl Kept {
             text.extend_from_slice(&line);
             self.lines += 1;
         }
-        match replace(&self.path, &text) {
+        match files::replace(&self.path, &text, Durability::Process) {
             Ok(file) => {
                 if self.failed.take().is_some() {
                     tracing::info!(path = %self.path.display(), "events are kept again");
@@ -161,23 +161,6 @@ fn line(event: &Event) -> io::Result<Vec<u8>> {
 
 fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
-}
-
-/// Writes beside it and renames: a reader sees the old or the new one.
-fn replace(path: &Path, text: &[u8]) -> io::Result<File> {
-    let mut temporary = path.to_owned().into_os_string();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    // Its owner holds a lock, so what is there was left by a crash.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(text)?;
-    fs::rename(&temporary, path)?;
-    Ok(file)
 }
 
 #[cfg(test)]

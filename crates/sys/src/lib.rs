@@ -25,6 +25,7 @@
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod diag;
+pub mod files;
 pub mod ghosts;
 pub mod guard;
 pub mod hold;

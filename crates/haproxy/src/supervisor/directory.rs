@@ -6,13 +6,14 @@
 //! is readable by its owner alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_sys::files::{self, Durability};
 use bindonce_sys::lock::LockFile;
 use serde::{Deserialize, Serialize};
 
@@ -198,13 +199,7 @@ impl Directory {
 
     /// Saves the state, in one step: a reader sees the old or the new one.
     pub(super) fn save(&self, saved: &Saved) -> io::Result<()> {
-        let path = self.state();
-        let temporary = self.path.join("state.json.new");
-        let mut options = File::options();
-        let mut file =
-            options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(saved)?)?;
-        fs::rename(temporary, path)
+        files::replace(&self.state(), &serde_json::to_vec(saved)?, Durability::Process).map(drop)
     }
 }
 
