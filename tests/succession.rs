@@ -30,6 +30,18 @@ fn serve(generation: u64) -> Value {
     json!({"jsonrpc": "2.0", "method": "serve", "params": params})
 }
 
+fn stay(generation: u64) -> Value {
+    let params = json!([{"service": "edge", "generation": generation}]);
+    json!({"jsonrpc": "2.0", "method": "stay", "params": params})
+}
+
+/// Says that a generation has stopped to make room for a newer one.
+fn obey(wire: &mut Wire, generation: u64, successor: u64) -> Value {
+    let params = json!([{"service": "edge", "generation": generation, "state": "draining",
+        "handover": true, "successor": successor}]);
+    wire.call("join", &params)
+}
+
 /// The generations of `edge` as `status` shows them: number and state.
 fn shown(scene: &Scene) -> Vec<(u64, String)> {
     let status = scene.wire().call("status", &json!([]));
@@ -85,6 +97,26 @@ fn a_newer_generation_serves_when_the_older_one_has_stopped() {
 
     let text = scene.run("status", &[]).ok();
     assert!(text.contains("edge") && text.contains("haproxy"), "{text}");
+}
+
+#[test]
+fn a_newer_generation_that_dies_before_it_is_let_in_changes_nothing() {
+    let scene = Scene::new();
+    let mut broker = scene.broker();
+    let (mut old, new) = handover(&scene);
+    assert_eq!(old.reply(), retire(1, 2));
+    drop(new);
+    assert_eq!(old.reply(), stay(1));
+    let line = broker.wait_line("told to stay");
+    assert!(line.contains("edge") && line.contains("generation=1"), "{line}");
+    // It had stopped already, for a generation that is not there any more: it serves on.
+    assert_eq!(obey(&mut old, 1, 2), answer(1, "serving"));
+    assert_eq!(shown(&scene), [(1, "serving".into())]);
+    let mut third = scene.wire();
+    assert_eq!(say(&mut third, None, "serving"), answer(3, "starting"));
+    assert_eq!(old.reply(), retire(1, 3));
+    assert_eq!(obey(&mut old, 1, 3), answer(1, "draining"));
+    assert_eq!(third.reply(), serve(3));
 }
 
 #[test]

@@ -77,11 +77,6 @@ impl Succession {
         let records = services.into_iter().filter_map(record).collect();
         self.on(Event::Recall(records, floor));
     }
-
-    /// Goes on with the connections of the image before.
-    pub(crate) fn resume(&mut self, places: Vec<Place>) {
-        self.on(Event::Resume(places));
-    }
 }
 
 /// A record as the manifest has it.
@@ -120,10 +115,10 @@ pub(crate) async fn keep(state: &RefCell<State>) {
 impl State {
     /// Says which generation a connection stands for; gives the answer.
     pub(crate) fn join(&mut self, caller: Caller, said: Said) -> Result<JoinResult, RpcError> {
-        let Said { service, generation, pid, state, handover } = said;
+        let Said { service, generation, pid, state, handover, successor } = said;
         let pid = pid.unwrap_or(caller.peer.pid);
         let phase = answer::phase(state);
-        let joining = Joining { service, generation, pid, phase, ordered: handover };
+        let joining = Joining { service, generation, pid, phase, ordered: handover, successor };
         let connection = caller.connection;
         let admin = self.policy.judge(caller.peer, &facts(self, caller), Verb::Admin, None);
         let privileged = caller.peer.uid == 0 || admin == Verdict::Allow;
@@ -146,6 +141,12 @@ impl State {
             generation: told.map(|label| label.generation),
             state: told.map(|label| answer::wire_state(label.phase)),
         })
+    }
+
+    /// Goes on with the generations of the image before.
+    pub(crate) fn resume(&mut self, places: Vec<Place>) {
+        let actions = self.succession.on(Event::Resume(places));
+        let _ = self.succeed(actions);
     }
 
     /// A connection has ended, and with it its generation.
@@ -181,6 +182,13 @@ impl State {
                         successor, "generation told to retire"
                     );
                     self.tell(connection, &Notification::Retire(turn(&label, Some(successor))));
+                }
+                Action::Stay(connection, label) => {
+                    tracing::info!(
+                        service = %label.service, generation = label.generation, pid = label.pid,
+                        "generation told to stay: the newer one has gone before it was let in"
+                    );
+                    self.tell(connection, &Notification::Stay(turn(&label, None)));
                 }
                 Action::Cut(connection, label, cause) => self.cut(connection, &label, cause),
                 Action::Missed(service, generation) => tracing::warn!(

@@ -22,6 +22,7 @@ use std::error::Error;
 use axum::Router;
 use axum::routing::get;
 use bindonce::aio::Generation;
+use bindonce::{Claim, Stopped};
 use hyper_util::service::TowerToHyperService;
 use tokio::task::LocalSet;
 
@@ -32,33 +33,39 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: axum_server [NAME=]ADDRESS")?;
+    let claim = [Claim::from(claim)];
     let mut generation = Generation::join(&"example".parse()?).await?;
-    let lease = generation.claim(&[claim.into()]).await?.pop().ok_or("a claim gives a lease")?;
-    let bound = lease.bound().to_owned();
-    let listener = lease.into_tokio_tcp_listener()?;
     let number = generation.number();
     let answer = format!("generation {number}, pid {}\n", std::process::id());
     let answer = async move || ([("x-generation", number.to_string())], answer);
     let app = Router::new().route("/", get(answer));
-
-    // Returns when the one before accepts no more.
-    generation.ready().await?;
-    println!("generation {number} accepts on {bound}");
     let mut connections = graceful::Connections::new();
     loop {
-        tokio::select! {
-            biased;
-            retired = generation.retired() => { retired?; break }
-            accepted = listener.accept() => {
-                connections.serve(accepted?.0, TowerToHyperService::new(app.clone()));
+        let lease = generation.claim(&claim).await?.pop().ok_or("a claim gives a lease")?;
+        let bound = lease.bound().to_owned();
+        let listener = lease.into_tokio_tcp_listener()?;
+        // Returns when the one before accepts no more.
+        generation.ready().await?;
+        println!("generation {number} accepts on {bound}");
+        loop {
+            tokio::select! {
+                biased;
+                retired = generation.retired() => { retired?; break }
+                accepted = listener.accept() => {
+                    connections.serve(accepted?.0, TowerToHyperService::new(app.clone()));
+                }
             }
         }
-    }
 
-    // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
-    // which waits for this word, accepts from it.
-    drop(listener);
-    generation.stopped().await?;
+        // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
+        // which waits for this word, accepts from it.
+        drop(listener);
+        match generation.stopped().await? {
+            Stopped::ForGood => break,
+            // The next one has died before it was let in: this one serves on.
+            Stopped::InVain => {}
+        }
+    }
     connections.finish().await;
     generation.drained();
     Ok(())

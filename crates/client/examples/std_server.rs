@@ -23,41 +23,47 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use bindonce::{Accepted, Generation};
+use bindonce::{Accepted, Claim, Generation, Stopped};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: std_server [NAME=]ADDRESS")?;
+    let claim = [Claim::from(claim)];
     let mut generation = Generation::join(&"example".parse()?)?;
-    let lease = generation.claim(&[claim.into()])?.pop().ok_or("a claim gives a lease")?;
-    let bound = lease.bound().to_owned();
-    let acceptor = lease.into_tcp_acceptor()?;
     let response: Arc<[u8]> = answer::response(&generation).into();
-
-    // Returns when the one before accepts no more.
-    generation.ready(None)?;
-    println!("generation {} accepts on {bound}", generation.number());
     let mut connections: Vec<JoinHandle<()>> = Vec::new();
     loop {
-        match acceptor.accept_or_stop(&generation, None)? {
-            Accepted::Connection(stream, _) => {
-                let response = Arc::clone(&response);
-                connections.retain(|thread| !thread.is_finished());
-                connections.push(thread::spawn(move || {
-                    if let Err(error) = serve(stream, &response) {
-                        eprintln!("a client left: {error}");
-                    }
-                }));
+        let lease = generation.claim(&claim)?.pop().ok_or("a claim gives a lease")?;
+        let bound = lease.bound().to_owned();
+        let acceptor = lease.into_tcp_acceptor()?;
+        // Returns when the one before accepts no more.
+        generation.ready(None)?;
+        println!("generation {} accepts on {bound}", generation.number());
+        loop {
+            match acceptor.accept_or_stop(&generation, None)? {
+                Accepted::Connection(stream, _) => {
+                    let response = Arc::clone(&response);
+                    connections.retain(|thread| !thread.is_finished());
+                    connections.push(thread::spawn(move || {
+                        if let Err(error) = serve(stream, &response) {
+                            eprintln!("a client left: {error}");
+                        }
+                    }));
+                }
+                // The broker has said something, or was lost: this hears it.
+                Accepted::Stopped if generation.has_retired()? => break,
+                Accepted::Stopped => {}
             }
-            // The broker has said something, or was lost: this hears it.
-            Accepted::Stopped if generation.has_retired()? => break,
-            Accepted::Stopped => {}
+        }
+
+        // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
+        // which waits for this word, accepts from it.
+        drop(acceptor);
+        match generation.stopped()? {
+            Stopped::ForGood => break,
+            // The next one has died before it was let in: this one serves on.
+            Stopped::InVain => {}
         }
     }
-
-    // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
-    // which waits for this word, accepts from it.
-    drop(acceptor);
-    generation.stopped()?;
     for connection in connections {
         connection.join().map_err(|_| "a connection's thread panicked")?;
     }

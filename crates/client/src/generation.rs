@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::lease::Lease;
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
-use crate::standing::{ATTEMPT, FAREWELL, Standing, after, is_over};
+use crate::standing::{ATTEMPT, FAREWELL, Standing, Stopped, after, is_over};
 use crate::verbs;
 
 /// This process as one generation of a service whose order the broker keeps.
@@ -32,28 +32,35 @@ use crate::verbs;
 /// 4. [`retired`](Self::retired): waits until a newer one is ready.
 /// 5. Stop accepting (drop every listener), then say so: [`stopped`](Self::stopped). The newer one
 ///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
+///    Should the newer one have died meanwhile, this returns [`Stopped::InVain`]: claim the
+///    listeners again and serve on.
 /// 6. Finish what is connected, then [`drained`](Self::drained).
 ///
 /// If the process ends at any point, or drops this, the broker takes that for the end of the
 /// generation.
 ///
 /// ```no_run
-/// use bindonce::{Accepted, Generation};
+/// use bindonce::{Accepted, Generation, Stopped};
 /// # fn answer(_: std::net::TcpStream) {}
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut generation = Generation::join(&"edge".parse()?)?;
-/// let lease = generation.claim(&["web=0.0.0.0:8080".into()])?.remove(0);
-/// let acceptor = lease.into_tcp_acceptor()?;
-/// generation.ready(None)?;
 /// loop {
-///     match acceptor.accept_or_stop(&generation, None)? {
-///         Accepted::Connection(stream, _) => answer(stream),
-///         Accepted::Stopped if generation.has_retired()? => break,
-///         Accepted::Stopped => {}
+///     let lease = generation.claim(&["web=0.0.0.0:8080".into()])?.remove(0);
+///     let acceptor = lease.into_tcp_acceptor()?;
+///     generation.ready(None)?;
+///     loop {
+///         match acceptor.accept_or_stop(&generation, None)? {
+///             Accepted::Connection(stream, _) => answer(stream),
+///             Accepted::Stopped if generation.has_retired()? => break,
+///             Accepted::Stopped => {}
+///         }
+///     }
+///     drop(acceptor);
+///     match generation.stopped()? {
+///         Stopped::ForGood => break,
+///         Stopped::InVain => {} // the newer one has died: serve on
 ///     }
 /// }
-/// drop(acceptor);
-/// generation.stopped()?;
 /// // ... finish what is connected ...
 /// generation.drained();
 /// # Ok(())
@@ -189,13 +196,14 @@ impl Generation {
         Ok(self.standing.is_retired())
     }
 
-    /// Says that this process accepts no more and never will again, whether it was told to or
-    /// not: every listener has been dropped. The newer generation is let in at this.
+    /// Says that this process accepts no more, whether it was told to or not: every listener has
+    /// been dropped. The newer generation is let in at this, and it is [`Stopped::ForGood`]; if
+    /// that one has gone meanwhile, it was [`Stopped::InVain`].
     ///
     /// # Errors
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
     /// and that none is found is no error: nobody waits for this generation then.
-    pub fn stopped(&mut self) -> Result<(), Error> {
+    pub fn stopped(&mut self) -> Result<Stopped, Error> {
         self.standing.stop();
         let until = Instant::now() + FAREWELL;
         self.say()?;
@@ -205,8 +213,15 @@ impl Generation {
         {
             self.look()?;
         }
-        // From now on there is always something to do: to end.
-        self.ring(Duration::ZERO)
+        let stopped = self.standing.stopped();
+        if stopped == Stopped::ForGood {
+            // From now on there is always something to do: to end.
+            self.ring(Duration::ZERO)?;
+        } else {
+            // What came with the answer does not make the connection readable.
+            self.look()?;
+        }
+        Ok(stopped)
     }
 
     /// Ends this generation: what was connected is finished. The same as dropping it.

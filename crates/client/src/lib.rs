@@ -61,3 +61,4 @@ pub use generation::Generation;
 pub use lease::Lease;
 pub use session::{DEFAULT_TIMEOUT, MAX_REPLY};
 pub use socket::default_socket;
+pub use standing::Stopped;

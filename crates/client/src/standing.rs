@@ -26,6 +26,18 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// next one waits no longer for it either.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 
+/// What has come of a generation's having stopped.
+#[must_use = "a generation that has stopped in vain may serve on"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// This generation accepts nothing any more: it finishes what is connected, and ends.
+    ForGood,
+    /// The newer one that was ready has gone before it was let in, and no other waits. This
+    /// generation is the one that serves, as before: it claims its listeners again, the same
+    /// sockets, and goes on. (To end all the same, drop the generation.)
+    InVain,
+}
+
 /// Where a generation stands.
 #[derive(Debug)]
 pub(crate) struct Standing {
@@ -34,6 +46,9 @@ pub(crate) struct Standing {
     wish: State,
     serves: bool,
     retired: bool,
+    /// It has stopped for good.
+    over: bool,
+    /// The newer one, if the broker has named it.
     successor: Option<u64>,
     /// What is given back to a broker that follows one that was lost.
     held: Vec<Held>,
@@ -54,6 +69,7 @@ impl Standing {
             wish: State::Starting,
             serves: false,
             retired: false,
+            over: false,
             successor: None,
             held: Vec::new(),
         }
@@ -80,6 +96,8 @@ impl Standing {
             pid: Some(std::process::id()),
             state: self.wish,
             handover: true,
+            // Once it has stopped for good it makes room for whoever comes.
+            successor: self.successor.filter(|_| self.wish == State::Draining && !self.over),
         }
     }
 
@@ -90,11 +108,21 @@ impl Standing {
         }
     }
 
-    /// From now on it accepts no more, and holds nothing.
+    /// It accepts no more.
     pub(crate) fn stop(&mut self) {
         self.wish = State::Draining;
         self.retired = true;
+    }
+
+    /// What has come of having stopped, now that the broker has answered, or no broker has been
+    /// found: then nobody waits, and whoever comes must not.
+    pub(crate) fn stopped(&mut self) -> Stopped {
+        if self.wish == State::Serving {
+            return Stopped::InVain;
+        }
+        self.over = true;
         self.held.clear();
+        Stopped::ForGood
     }
 
     /// What the broker answers to it.
@@ -103,8 +131,17 @@ impl Standing {
             return Err(Error::Protocol("no number of a generation in the reply".to_owned()));
         };
         self.number = Some(*number);
-        self.serves |= *state == State::Serving;
-        self.retired |= *state == State::Draining;
+        match state {
+            State::Starting => {}
+            State::Serving => {
+                self.serves = true;
+                if self.wish == State::Draining {
+                    // The newer one that it stopped for has gone.
+                    self.stay(State::Serving);
+                }
+            }
+            State::Draining => self.retired = true,
+        }
         Ok(())
     }
 
@@ -112,12 +149,25 @@ impl Standing {
     pub(crate) fn heard(&mut self, notification: &Notification) {
         match notification {
             Notification::Serve(turn) if Some(turn.generation) == self.number => self.serves = true,
+            // Once it has stopped, the answer to that tells.
+            Notification::Stay(turn)
+                if Some(turn.generation) == self.number && self.wish != State::Draining =>
+            {
+                self.stay(self.wish);
+            }
             Notification::Retire(turn) if Some(turn.generation) == self.number => {
                 self.retired = true;
                 self.successor = turn.successor;
             }
             _ => {}
         }
+    }
+
+    /// It need not retire.
+    fn stay(&mut self, wish: State) {
+        self.wish = wish;
+        self.retired = false;
+        self.successor = None;
     }
 
     /// Whether it may accept: not yet, yes, or never.
@@ -184,6 +234,38 @@ mod tests {
     }
 
     #[test]
+    fn it_serves_on_if_the_newer_one_has_gone() {
+        let mut standing = Standing::new(&"edge".parse().expect("name"));
+        standing.joined(&result(7, State::Starting)).expect("joined");
+        // Overtaken before it was ready, and not for long.
+        standing.heard(&Notification::Retire(turn(7, Some(8))));
+        standing.heard(&Notification::Stay(turn(7, None)));
+        assert!(!standing.is_retired() && !standing.may_serve().expect("not superseded"));
+        standing.wish_to_serve();
+        standing.joined(&result(7, State::Serving)).expect("joined");
+        standing.heard(&Notification::Retire(turn(7, Some(9))));
+        // That it is ready, said again, undoes nothing.
+        standing.joined(&result(7, State::Serving)).expect("joined");
+        assert!(standing.is_retired());
+        standing.stop();
+        // The word to stay crosses what it says: the answer counts.
+        standing.heard(&Notification::Stay(turn(7, None)));
+        standing.joined(&result(7, State::Serving)).expect("joined");
+        assert_eq!(standing.stopped(), Stopped::InVain);
+        assert!(!standing.is_retired() && standing.may_serve().expect("it serves on"));
+        assert_eq!(
+            (standing.joining().state, standing.joining().successor),
+            (State::Serving, None)
+        );
+        // Who stops of its own accord does not depend on others.
+        standing.stop();
+        assert_eq!(
+            (standing.joining().state, standing.joining().successor),
+            (State::Draining, None)
+        );
+    }
+
+    #[test]
     fn it_serves_when_it_is_told_and_never_once_it_is_superseded() {
         let mut standing = Standing::new(&"edge".parse().expect("name"));
         assert_eq!(standing.joining().generation, None);
@@ -202,7 +284,13 @@ mod tests {
         // It stays what it says after it has stopped, and a late readiness does not undo it.
         standing.stop();
         standing.wish_to_serve();
-        assert_eq!(standing.joining().state, State::Draining);
+        assert_eq!(
+            (standing.joining().state, standing.joining().successor),
+            (State::Draining, Some(9))
+        );
+        standing.joined(&result(7, State::Draining)).expect("joined");
+        assert_eq!(standing.stopped(), Stopped::ForGood);
+        assert_eq!(standing.joining().successor, None, "whatever becomes of that one");
         let old = JoinResult { joined: true, generation: None, state: None };
         assert!(matches!(standing.joined(&old), Err(Error::Protocol(_))));
     }

@@ -210,6 +210,8 @@ pub enum Notification {
     Serve(Turn),
     /// The generation must stop accepting, and say so.
     Retire(Turn),
+    /// The generation need not retire after all: the newer one has gone before it was let in.
+    Stay(Turn),
     /// One that this version does not know, which means nothing to it.
     Unknown,
 }
@@ -238,6 +240,7 @@ impl Notification {
         let (method, turn) = match self {
             Self::Serve(turn) => ("serve", turn),
             Self::Retire(turn) => ("retire", turn),
+            Self::Stay(turn) => ("stay", turn),
             Self::Unknown => return Vec::new(),
         };
         // Nothing in it can fail to be written.
@@ -263,6 +266,7 @@ impl Notification {
             None => Ok(None),
             Some("serve") => turn().map(Self::Serve).map(Some),
             Some("retire") => turn().map(Self::Retire).map(Some),
+            Some("stay") => turn().map(Self::Stay).map(Some),
             Some(_) => Ok(Some(Self::Unknown)),
         }
     }

@@ -278,6 +278,10 @@ pub struct Joining {
     /// when it serves and when it must retire.
     #[serde(default, skip_serializing_if = "is_false")]
     pub handover: bool,
+    /// With `handover` and `draining`: the newer generation that it has made room for. Should
+    /// that one be gone, and no other wait, it serves on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<u64>,
 }
 
 impl Joining {
@@ -296,7 +300,8 @@ impl Joining {
 impl From<Join> for Joining {
     fn from(join: Join) -> Self {
         let Join { service, generation, pid, state } = join;
-        Self { service, generation: Some(generation), pid, state, handover: false }
+        let generation = Some(generation);
+        Self { service, generation, pid, state, handover: false, successor: None }
     }
 }
 

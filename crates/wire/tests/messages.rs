@@ -175,6 +175,7 @@ fn what_a_client_sends_is_what_a_server_reads() {
         pid: None,
         state: State::Serving,
         handover: true,
+        successor: None,
     };
     assert_eq!(call(std::str::from_utf8(text).unwrap()), Ok(Call::Join(handover)));
     let text = r#"{"method":"join","params":[{"service":"edge","state":"serving"}]}"#;

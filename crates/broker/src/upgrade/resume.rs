@@ -158,7 +158,7 @@ impl Inherited {
         }
         let actions = state.registry.on(now(), Event::Resume(links));
         state.close_all(actions);
-        state.succession.resume(places);
+        state.resume(places);
         tracing::info!(
             listeners = state.registry.len(),
             connections = resumed.len(),

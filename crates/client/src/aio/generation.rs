@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::lease::Lease;
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
-use crate::standing::{ATTEMPT, FAREWELL, Standing, after, is_over};
+use crate::standing::{ATTEMPT, FAREWELL, Standing, Stopped, after, is_over};
 use crate::verbs;
 
 /// This process as one generation of a service whose order the broker keeps: what
@@ -21,19 +21,24 @@ use crate::verbs;
 /// # async fn answer(_: tokio::net::TcpStream) {}
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut generation = bindonce::aio::Generation::join(&"edge".parse()?).await?;
-/// let lease = generation.claim(&["web=0.0.0.0:8080".into()]).await?.remove(0);
-/// let listener = lease.into_tokio_tcp_listener()?;
 /// let mut connections = tokio::task::JoinSet::new();
-/// generation.ready().await?;
 /// loop {
-///     tokio::select! {
-///         retired = generation.retired() => { retired?; break }
-///         accepted = listener.accept() => { connections.spawn(answer(accepted?.0)); }
-///         Some(_) = connections.join_next() => {}
+///     let lease = generation.claim(&["web=0.0.0.0:8080".into()]).await?.remove(0);
+///     let listener = lease.into_tokio_tcp_listener()?;
+///     generation.ready().await?;
+///     loop {
+///         tokio::select! {
+///             retired = generation.retired() => { retired?; break }
+///             accepted = listener.accept() => { connections.spawn(answer(accepted?.0)); }
+///             Some(_) = connections.join_next() => {}
+///         }
+///     }
+///     drop(listener);
+///     match generation.stopped().await? {
+///         bindonce::Stopped::ForGood => break,
+///         bindonce::Stopped::InVain => {} // the newer one has died: serve on
 ///     }
 /// }
-/// drop(listener);
-/// generation.stopped().await?;
 /// connections.join_all().await;
 /// generation.drained();
 /// # Ok(())
@@ -138,23 +143,24 @@ impl Generation {
         Ok(())
     }
 
-    /// Says that this process accepts no more and never will again, whether it was told to or
-    /// not: every listener has been dropped. The newer generation is let in at this.
+    /// Says that this process accepts no more, whether it was told to or not: every listener has
+    /// been dropped. The newer generation is let in at this, and it is [`Stopped::ForGood`]; if
+    /// that one has gone meanwhile, it was [`Stopped::InVain`].
     ///
     /// # Errors
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
     /// and that none is found is no error: nobody waits for this generation then.
-    pub async fn stopped(&mut self) -> Result<(), Error> {
+    pub async fn stopped(&mut self) -> Result<Stopped, Error> {
         self.standing.stop();
         let until = Instant::now() + FAREWELL;
         self.say().await?;
         while self.client.is_none() {
             match timeout_at(until, self.find_again()).await {
                 Ok(found) => found?,
-                Err(_) => return Ok(()),
+                Err(_) => break,
             }
         }
-        Ok(())
+        Ok(self.standing.stopped())
     }
 
     /// Ends this generation: what was connected is finished. The same as dropping it.

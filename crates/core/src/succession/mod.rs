@@ -8,7 +8,8 @@
 //!
 //! - at most one generation of a service serves, and none is let in before the one that
 //!   served has said that it stopped, has gone, or was cut off at its deadline;
-//! - a generation that goes before it was ready has disturbed nobody;
+//! - a generation that goes before it was let in has disturbed nobody: where older ones were told
+//!   to retire for its sake and have not stopped yet, they are told to stay;
 //! - a number is never given twice, also when a later broker goes on from the [`Record`]s;
 //! - whoever waits waits for something that has a deadline.
 //!
@@ -61,6 +62,9 @@ pub struct Joining {
     pub phase: Phase,
     /// Whether the broker keeps the order.
     pub ordered: bool,
+    /// With `Draining`: it has stopped to make room for this newer one. Should that one be gone,
+    /// the generation serves on. None where it stops whatever the others do.
+    pub successor: Option<u64>,
 }
 
 /// Who says it.
@@ -136,6 +140,9 @@ pub enum Action {
     Serve(ConnectionId, Label),
     /// Tell a generation to stop accepting, because this newer one is ready.
     Retire(ConnectionId, Label, u64),
+    /// Tell a generation that it need not retire after all: the newer one has gone before it
+    /// was let in.
+    Stay(ConnectionId, Label),
     /// End a connection.
     Cut(ConnectionId, Label, Cause),
     /// The generation that served under the broker before has not come back.
@@ -241,7 +248,7 @@ impl Succession {
             Event::Gone(connection) => self.leave(now, connection, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
             Event::Recall(records, floor) => self.recall(now, records, floor),
-            Event::Resume(places) => self.resume(now, places),
+            Event::Resume(places) => self.resume(now, places, &mut actions),
         }
         actions
     }
@@ -292,7 +299,7 @@ impl Succession {
         }
     }
 
-    fn resume(&mut self, now: Moment, places: Vec<Place>) {
+    fn resume(&mut self, now: Moment, places: Vec<Place>, actions: &mut Vec<Action>) {
         for Place { connection, uid, label, ordered } in places {
             let Label { service: name, generation, pid, phase } = label;
             let progress = ordered.unwrap_or_default();
@@ -310,6 +317,11 @@ impl Succession {
             }
             service.members.insert(connection, member);
             self.places.insert(connection, name);
+        }
+        // A connection of the image before may be missing.
+        for (name, service) in &mut self.services {
+            service.advance(name, now + self.patience, None, actions);
+            service.write_down(name, actions);
         }
     }
 }

@@ -33,31 +33,45 @@ impl Service {
         self.members.values().any(|member| newer(member) && member.stage != Stage::Starting)
     }
 
-    /// Tells the older ones to retire once a newer one is ready, and lets the newest in when
-    /// nobody serves. The `caller` hears of it in the answer to its request.
-    fn advance(
+    /// The newest generation that serves or waits to be let in.
+    fn newest(&self) -> Option<u64> {
+        let waits_or_serves = |member: &&Member| {
+            member.ordered && matches!(member.stage, Stage::Ready | Stage::Serving)
+        };
+        self.members.values().filter(waits_or_serves).map(|member| member.generation).max()
+    }
+
+    /// Tells the older ones to retire once a newer one is ready, or to stay if that one has
+    /// gone, and lets the newest in when nobody serves. The `caller` hears of it in the answer
+    /// to its request.
+    pub(super) fn advance(
         &mut self,
         name: &Name,
         until: Moment,
         caller: Option<ConnectionId>,
         actions: &mut Vec<Action>,
     ) {
-        let waits_or_serves = |member: &&Member| {
-            member.ordered && matches!(member.stage, Stage::Ready | Stage::Serving)
-        };
-        let newest = self.members.values().filter(waits_or_serves).map(|member| member.generation);
-        let Some(newest) = newest.max() else { return };
+        let newest = self.newest();
         let mut serves = self.absent.is_some();
-        for (connection, member) in &mut self.members {
-            let older = member.ordered && member.generation < newest;
-            if older && member.stage != Stage::Draining && member.told.is_none() {
-                member.told = Some(until);
-                actions.push(Action::Retire(*connection, member.label(name), newest));
+        let undecided =
+            |(_, member): &(_, &mut Member)| member.ordered && member.stage != Stage::Draining;
+        for (connection, member) in self.members.iter_mut().filter(undecided) {
+            let newer = newest.filter(|newest| member.generation < *newest);
+            match (newer, member.told) {
+                (Some(newer), None) => {
+                    member.told = Some(until);
+                    actions.push(Action::Retire(*connection, member.label(name), newer));
+                }
+                (None, Some(_)) => {
+                    member.told = None;
+                    actions.push(Action::Stay(*connection, member.label(name)));
+                }
+                _ => {}
             }
-            serves |= member.ordered && member.stage == Stage::Serving;
+            serves |= member.stage == Stage::Serving;
         }
         let mut waiting = self.members.iter_mut().filter(|(_, member)| {
-            member.ordered && member.generation == newest && member.stage == Stage::Ready
+            member.ordered && Some(member.generation) == newest && member.stage == Stage::Ready
         });
         if let Some((connection, member)) = waiting.next()
             && !serves
@@ -71,7 +85,7 @@ impl Service {
     }
 
     /// Has what is new written down before anything else is done.
-    fn write_down(&mut self, name: &Name, actions: &mut Vec<Action>) {
+    pub(super) fn write_down(&mut self, name: &Name, actions: &mut Vec<Action>) {
         let now = (self.last, self.serving());
         if self.last != 0 && self.written != now {
             self.written = now;
@@ -90,7 +104,7 @@ impl Succession {
     ) -> Result<(), Refusal> {
         let connection = speaker.connection;
         self.check(speaker, &joining)?;
-        let Joining { service: name, generation, pid, phase, ordered } = joining;
+        let Joining { service: name, generation, pid, phase, ordered, successor } = joining;
         if self.places.get(&connection).is_some_and(|place| *place != name) {
             self.leave(now, connection, actions);
         }
@@ -119,11 +133,16 @@ impl Succession {
             member.told = before.as_ref().and_then(|before| before.told);
             let stage = before.map(|before| before.stage);
             let served = service.absent.take_if(|(absent, _)| *absent == member.generation);
+            let served = served.is_some() || stage == Some(Stage::Serving);
+            let newest = service.newest();
+            // It has made room for one that has gone, and nobody else waits: it serves on.
+            let stays = served && successor.is_some() && newest <= Some(member.generation);
             member.stage = match (phase, stage) {
+                (Phase::Draining, _) if stays => Stage::Serving,
                 (Phase::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
                 (_, Some(Stage::Serving)) => Stage::Serving,
                 // It served under the broker before.
-                (Phase::Serving, _) if served.is_some() => Stage::Serving,
+                (Phase::Serving, _) if served => Stage::Serving,
                 _ if member.told.is_some() => Stage::Draining,
                 _ if service.has_successor(member.generation) => Stage::Draining,
                 (Phase::Serving, _) => Stage::Ready,

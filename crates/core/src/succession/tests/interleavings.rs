@@ -1,5 +1,5 @@
-//! Stories one by one, and random interleavings of everything that can happen against a small
-//! model of processes that do as they are told (or do not).
+//! Random interleavings of everything that can happen, against a small model of processes that do
+//! as they are told (or do not).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,216 +7,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOW: Moment = Moment::ZERO;
-
-fn name(text: &str) -> Name {
-    text.parse().expect("a name")
-}
-
-fn speaker(connection: u64, uid: u32) -> Speaker {
-    Speaker { connection: ConnectionId(connection), uid, privileged: uid == 0 }
-}
-
-fn joining(generation: Option<u64>, phase: Phase, ordered: bool) -> Joining {
-    Joining { service: name("edge"), generation, pid: 9, phase, ordered }
-}
-
-fn join(connection: u64, generation: impl Into<Option<u64>>, phase: Phase) -> Event {
-    Event::Join(speaker(connection, 7), joining(generation.into(), phase, true))
-}
-
-/// What a connection is told in the answer to its joining.
-fn entered(actions: &[Action], connection: u64) -> Option<(u64, Phase)> {
-    actions.iter().rev().find_map(|action| match action {
-        Action::Enter(at, label) if at.0 == connection => Some((label.generation, label.phase)),
-        _ => None,
-    })
-}
-
-fn retired(actions: &[Action]) -> Vec<u64> {
-    let told = actions.iter().filter_map(|action| match action {
-        Action::Retire(connection, ..) => Some(connection.0),
-        _ => None,
-    });
-    told.collect()
-}
-
-fn served(actions: &[Action]) -> Vec<u64> {
-    let told = actions.iter().filter_map(|action| match action {
-        Action::Serve(connection, _) => Some(connection.0),
-        _ => None,
-    });
-    told.collect()
-}
-
-/// A service whose generation 1 serves on connection 1.
-fn serving() -> Succession {
-    let mut succession = Succession::default();
-    succession.on(NOW, join(1, None, Phase::Starting));
-    let actions = succession.on(NOW, join(1, None, Phase::Serving));
-    assert_eq!(entered(&actions, 1), Some((1, Phase::Serving)), "{actions:?}");
-    assert_eq!(served(&actions), [], "it hears it in the answer");
-    succession
-}
-
-#[test]
-fn the_newer_one_serves_when_the_older_one_has_stopped() {
-    let mut succession = serving();
-    let actions = succession.on(NOW, join(2, None, Phase::Starting));
-    assert_eq!(entered(&actions, 2), Some((2, Phase::Starting)));
-    assert_eq!(retired(&actions), [], "it is not ready yet");
-    let actions = succession.on(NOW, join(2, None, Phase::Serving));
-    assert_eq!(entered(&actions, 2), Some((2, Phase::Starting)), "it waits");
-    assert_eq!(retired(&actions), [1]);
-    assert_eq!(succession.deadline(), Some(PATIENCE));
-    let actions = succession.on(NOW, join(1, 1, Phase::Draining));
-    assert_eq!(served(&actions), [2]);
-    assert_eq!(succession.deadline(), None);
-    let record = Record { service: name("edge"), last: 2, serving: Some(2) };
-    assert_eq!(actions[0], Action::Record(record), "written down before anybody acts on it");
-}
-
-#[test]
-fn the_end_of_a_connection_is_the_end_of_its_generation() {
-    let mut succession = serving();
-    succession.on(NOW, join(2, None, Phase::Serving));
-    let actions = succession.on(NOW, Event::Gone(ConnectionId(1)));
-    assert_eq!(served(&actions), [2]);
-    // Its number is not given again, and one that goes before it was ready disturbs nobody.
-    let actions = succession.on(NOW, join(3, None, Phase::Starting));
-    assert_eq!(entered(&actions, 3), Some((3, Phase::Starting)));
-    assert_eq!(succession.on(NOW, Event::Gone(ConnectionId(3))), []);
-    assert_eq!(entered(&succession.on(NOW, join(4, None, Phase::Starting)), 4).expect("in").0, 4);
-}
-
-#[test]
-fn who_does_not_stop_in_time_is_cut_off_and_finds_its_place_taken() {
-    let mut succession = serving();
-    succession.on(NOW, join(2, None, Phase::Serving));
-    assert_eq!(succession.on(PATIENCE / 2, Event::Tick), []);
-    let actions = succession.on(PATIENCE, Event::Tick);
-    let cut = |action: &Action| matches!(action, Action::Cut(ConnectionId(1), _, Cause::Overdue));
-    assert!(actions.iter().any(cut), "{actions:?}");
-    assert_eq!(served(&actions), [2]);
-    let actions = succession.on(PATIENCE, join(3, 1, Phase::Serving));
-    assert_eq!(entered(&actions, 3), Some((1, Phase::Draining)));
-}
-
-#[test]
-fn one_that_is_overtaken_before_it_was_ready_never_serves() {
-    let mut succession = serving();
-    succession.on(NOW, join(2, None, Phase::Starting));
-    let actions = succession.on(NOW, join(3, None, Phase::Serving));
-    assert_eq!(retired(&actions), [1, 2]);
-    let actions = succession.on(NOW, join(2, 2, Phase::Serving));
-    assert_eq!(entered(&actions, 2), Some((2, Phase::Draining)));
-    assert_eq!(served(&succession.on(NOW, join(1, 1, Phase::Draining))), [3]);
-}
-
-#[test]
-fn under_the_next_broker_the_one_that_served_is_waited_for() {
-    let records = |serving| vec![Record { service: name("edge"), last: 2, serving }];
-    let mut succession = Succession::default();
-    succession.on(NOW, Event::Recall(records(Some(1)), 0));
-    let actions = succession.on(NOW, join(8, 2, Phase::Serving));
-    assert_eq!(entered(&actions, 8), Some((2, Phase::Starting)), "1 may still accept");
-    let actions = succession.on(NOW, join(9, 1, Phase::Serving));
-    assert_eq!(entered(&actions, 9), Some((1, Phase::Serving)));
-    assert_eq!(retired(&actions), [9]);
-    assert_eq!(served(&succession.on(NOW, join(9, 1, Phase::Draining))), [8]);
-    // One that does not come back is not waited for for ever.
-    let mut succession = Succession::default();
-    succession.on(NOW, Event::Recall(records(Some(1)), 0));
-    succession.on(NOW, join(8, None, Phase::Serving));
-    let actions = succession.on(succession.deadline().expect("a deadline"), Event::Tick);
-    assert!(actions.contains(&Action::Missed(name("edge"), 1)));
-    assert_eq!(served(&actions), [8]);
-    assert_eq!(entered(&succession.on(NOW, join(9, None, Phase::Starting)), 9).expect("in").0, 4);
-}
-
-#[test]
-fn the_same_generation_on_another_connection_takes_its_own_place() {
-    let mut succession = serving();
-    let actions = succession.on(NOW, join(2, 1, Phase::Serving));
-    let cut = |action: &Action| matches!(action, Action::Cut(ConnectionId(1), _, Cause::Replaced));
-    assert!(actions.iter().any(cut), "{actions:?}");
-    assert_eq!(entered(&actions, 2), Some((1, Phase::Serving)));
-    assert_eq!(succession.on(NOW, Event::Gone(ConnectionId(1))), [], "it was cut off already");
-}
-
-#[test]
-fn a_service_belongs_to_a_user_and_to_one_way_of_ordering() {
-    let refused = |succession: &mut Succession, speaker, joining| {
-        let before: Vec<Place> = succession.places().collect();
-        let actions = succession.on(NOW, Event::Join(speaker, joining));
-        assert_eq!(succession.places().collect::<Vec<_>>(), before, "it changes nothing");
-        let [Action::Refuse(at, refusal)] = &actions[..] else { panic!("{actions:?}") };
-        assert_eq!(*at, speaker.connection);
-        assert!(!refusal.hint().is_empty());
-        refusal.clone()
-    };
-    let mut succession = serving();
-    let next = || joining(None, Phase::Starting, true);
-    let other = refused(&mut succession, speaker(2, 8), next());
-    assert!(matches!(other, Refusal::OtherUser { uid: 7, .. }));
-    let plain = joining(Some(5), Phase::Serving, false);
-    let mixed = refused(&mut succession, speaker(2, 7), plain.clone());
-    assert!(matches!(mixed, Refusal::Ordered { .. }));
-    let fixed = refused(&mut succession, speaker(1, 7), joining(Some(2), Phase::Serving, true));
-    assert!(matches!(fixed, Refusal::Fixed { generation: 1, .. }));
-    let elsewhere = Joining { service: name("other"), ..next() };
-    let fixed = refused(&mut succession, speaker(1, 7), elsewhere);
-    assert!(matches!(fixed, Refusal::Fixed { .. }));
-    for number in [0, LARGEST_BROUGHT + 1] {
-        let wrong = joining(Some(number), Phase::Starting, true);
-        let refusal = refused(&mut succession, speaker(2, 7), wrong);
-        assert!(matches!(refusal, Refusal::Number { .. }));
-    }
-    let root = succession.on(NOW, Event::Join(speaker(3, 0), next()));
-    assert_eq!(entered(&root, 3), Some((2, Phase::Starting)));
-
-    let mut succession = Succession::default();
-    let actions = succession.on(NOW, Event::Join(speaker(1, 7), plain.clone()));
-    assert_eq!(actions.len(), 1, "a supervisor's is merely entered: {actions:?}");
-    let mixed = refused(&mut succession, speaker(2, 7), next());
-    assert!(matches!(mixed, Refusal::Supervised { generation: 5, .. }));
-    // Two connections of a supervisor may say the same, and one may say something else later.
-    succession.on(NOW, Event::Join(speaker(2, 7), plain));
-    let elsewhere = Joining { service: name("other"), ..joining(Some(9), Phase::Draining, false) };
-    let actions = succession.on(NOW, Event::Join(speaker(2, 7), elsewhere));
-    assert_eq!(entered(&actions, 2), Some((9, Phase::Draining)));
-    assert_eq!(succession.records().count(), 0);
-}
-
-#[test]
-fn services_that_ended_are_forgotten_and_their_numbers_are_not_given_again() {
-    let mut succession = Succession::default();
-    let mut rewrites = 0;
-    let newcomer = |n: usize| Joining {
-        service: name(&format!("s{n}")),
-        ..joining(None, Phase::Starting, true)
-    };
-    for n in 0..=REMEMBERED + 1 {
-        let now = Moment::from_millis(n as u64);
-        for _ in 0..2 {
-            let actions = succession.on(now, Event::Join(speaker(1, 7), newcomer(n)));
-            rewrites += actions.iter().filter(|action| **action == Action::Rewrite).count();
-            succession.on(now, Event::Gone(ConnectionId(1)));
-        }
-    }
-    assert_eq!(rewrites, 1);
-    assert!(succession.records().count() <= REMEMBERED);
-    let again = succession.on(NOW, Event::Join(speaker(1, 7), newcomer(0)));
-    assert!(entered(&again, 1).expect("in").0 > 2, "{again:?}");
-}
-
 /// One step of a random story. Indexes choose among the processes that live then.
 #[derive(Debug, Clone)]
 enum Step {
     Start,
     Ready(usize),
-    /// A process that was told to stop accepting does.
+    /// A process that was told to stop accepting does, also if it was told to stay meanwhile
+    /// and has not read that yet.
     Obey(usize),
+    /// It reads that it is to stay.
+    Read(usize),
     /// It stops without having been told.
     Stop(usize),
     Die(usize),
@@ -237,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => Just(Step::Start),
         6 => index().prop_map(Step::Ready),
         8 => index().prop_map(Step::Obey),
+        2 => index().prop_map(Step::Read),
         1 => index().prop_map(Step::Stop),
         3 => index().prop_map(Step::Die),
         3 => index().prop_map(Step::Reconnect),
@@ -251,7 +52,8 @@ struct Process {
     connection: Option<u64>,
     wish: Phase,
     was_ready: bool,
-    told: bool,
+    /// The newer one that it was told to retire for, as far as it knows.
+    told: Option<u64>,
     accepts: bool,
     /// The broker has given it up: what it does is not the broker's word any more.
     given_up: bool,
@@ -277,6 +79,19 @@ impl World {
         self.processes.values_mut().find(|process| process.connection == Some(connection.0))
     }
 
+    /// The generation that the broker shows as serving.
+    fn serving(&self) -> Option<u64> {
+        let mut shown = self.shown.values();
+        shown.find(|label| label.phase == Phase::Serving).map(|label| label.generation)
+    }
+
+    /// Whether the broker has told a generation to retire and holds on to it.
+    fn is_told(&self, number: u64) -> Option<bool> {
+        let mut places = self.succession.places();
+        let place = places.find(|place| place.label.generation == number)?;
+        place.ordered.map(|progress| progress.told)
+    }
+
     fn connect(&mut self) -> u64 {
         self.connections += 1;
         self.connections
@@ -300,11 +115,13 @@ impl World {
                         process.accepts = true;
                     }
                 }
-                Action::Retire(connection, ..) => {
+                Action::Retire(connection, _, successor) => {
                     if let Some(process) = self.by_connection(*connection) {
-                        process.told = true;
+                        process.told = Some(*successor);
                     }
                 }
+                // It has not read it before it does.
+                Action::Stay(..) => {}
                 Action::Cut(connection, _, cause) => {
                     self.shown.remove(&connection.0);
                     if let Some(process) = self.by_connection(*connection) {
@@ -335,13 +152,21 @@ impl World {
     fn says(&mut self, number: u64) -> Vec<Action> {
         let process = self.processes.get_mut(&number).expect("it lives");
         let Some(connection) = process.connection else { return Vec::new() };
-        let event = join(connection, number, process.wish);
+        let event = match process.told {
+            Some(successor) if process.wish == Phase::Draining => {
+                obeys(connection, number, successor)
+            }
+            _ => join(connection, number, process.wish),
+        };
         let actions = self.event(event);
         let answer = entered(&actions, connection).expect("an answer");
         assert_eq!(answer.0, number);
         let process = self.processes.get_mut(&number).expect("it lives");
         match answer.1 {
-            Phase::Serving => process.accepts = true,
+            Phase::Serving => {
+                process.accepts = true;
+                process.wish = Phase::Serving;
+            }
             Phase::Draining => {
                 process.accepts = false;
                 process.wish = Phase::Draining;
@@ -393,7 +218,7 @@ proptest! {
                         connection: Some(connection),
                         wish: Phase::Starting,
                         was_ready: false,
-                        told: false,
+                        told: None,
                         accepts: false,
                         given_up: false,
                     });
@@ -401,7 +226,7 @@ proptest! {
                 Step::Ready(index) => {
                     let Some(number) = world.pick(index) else { continue };
                     let process = world.processes.get_mut(&number).expect("it lives");
-                    if process.wish == Phase::Starting && !process.told {
+                    if process.wish == Phase::Starting && process.told.is_none() {
                         process.wish = Phase::Serving;
                         process.was_ready |= process.connection.is_some();
                         world.says(number);
@@ -410,17 +235,28 @@ proptest! {
                 Step::Obey(index) | Step::Stop(index) => {
                     let Some(number) = world.pick(index) else { continue };
                     let process = world.processes.get_mut(&number).expect("it lives");
-                    if process.told || matches!(step, Step::Stop(_)) {
+                    if matches!(step, Step::Stop(_)) {
+                        process.told = None;
+                    }
+                    if process.told.is_some() || matches!(step, Step::Stop(_)) {
                         process.accepts = false;
                         process.wish = Phase::Draining;
                         world.says(number);
                     }
                 }
+                Step::Read(index) => {
+                    let Some(number) = world.pick(index) else { continue };
+                    let told = world.is_told(number);
+                    let process = world.processes.get_mut(&number).expect("it lives");
+                    process.told = process.told.filter(|_| told != Some(false));
+                }
                 Step::Die(index) => {
                     let Some(number) = world.pick(index) else { continue };
                     let process = world.processes.remove(&number).expect("it lives");
                     if let Some(connection) = process.connection {
-                        world.shown.remove(&connection);
+                        let label = world.shown.remove(&connection);
+                        let was_let_in = label.is_some_and(|label| label.phase != Phase::Starting);
+                        let before = world.serving();
                         let actions = world.event(Event::Gone(ConnectionId(connection)));
                         let touched = |action: &Action| {
                             !matches!(action, Action::Record(_) | Action::Missed(..))
@@ -428,6 +264,10 @@ proptest! {
                         prop_assert!(
                             process.was_ready || !actions.iter().any(touched),
                             "invariant 3: {actions:?}"
+                        );
+                        prop_assert!(
+                            was_let_in || before.is_none() || world.serving() == before,
+                            "invariant 3, once it was ready: {actions:?}"
                         );
                     }
                 }
@@ -477,6 +317,16 @@ proptest! {
                 place.ordered.is_some_and(|progress| progress.ready && !progress.told)
             });
             prop_assert!(!waits || world.succession.deadline().is_some(), "invariant 5");
+            let places: Vec<Place> = world.succession.places().collect();
+            for place in places.iter().filter(|place| place.label.phase != Phase::Draining) {
+                let newer = |other: &&Place| {
+                    let ready = other.ordered.is_some_and(|progress| progress.ready);
+                    other.label.generation > place.label.generation
+                        && (ready || other.label.phase == Phase::Serving)
+                };
+                let told = place.ordered.is_some_and(|progress| progress.told);
+                prop_assert_eq!(told, places.iter().find(newer).is_some(), "for a newer one only");
+            }
             for record in world.succession.records() {
                 prop_assert_eq!(world.disk.get(&record.service), Some(&record), "written down");
             }
