@@ -23,9 +23,10 @@ PORT = 8080
 BINARIES = os.environ.get("BINDONCE_MEASURE_BINARIES")
 
 
-def isolate():
+def isolate(alone=False):
     """Starts this script again in a network namespace of its own, where every
-    port is free and nothing else is reached."""
+    port is free and nothing else is reached; with `alone`, in a pid namespace
+    too, so that no other process is seen: a host of its own."""
     if os.environ.get("BINDONCE_MEASURE") == "isolated":
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return
@@ -35,7 +36,8 @@ def isolate():
         packages = ["--package", "bindonce-cli", "--package", "bindonce-load"]
         subprocess.run(["cargo", "build", "--quiet", "--release", *packages], cwd=ROOT, check=True)
     os.environ["BINDONCE_MEASURE"] = "isolated"
-    os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+    more = ["--pid", "--fork", "--kill-child", "--mount-proc"] if alone else []
+    os.execvp("unshare", ["unshare", "--net", *more, sys.executable, *sys.argv])
 
 
 def binary(name):
@@ -99,7 +101,11 @@ def unblock():
 
 
 class Stage(contextlib.ExitStack):
-    """A directory, a broker, and perhaps haproxy."""
+    """A directory, perhaps a broker, and perhaps haproxy."""
+
+    def __init__(self, broker=True):
+        super().__init__()
+        self.with_broker = broker
 
     def __enter__(self):
         super().__enter__()
@@ -107,8 +113,9 @@ class Stage(contextlib.ExitStack):
         self.socket = self.directory / "broker.sock"
         self.file = self.directory / "haproxy.cfg"
         self.environment = {**os.environ, "BINDONCE_SOCKET": str(self.socket)}
-        self.broker = self.start("broker", [binary("bindonce"), "serve"])
-        wait_for("the broker", lambda: self.bindonce("list").returncode == 0)
+        if self.with_broker:
+            self.broker = self.start("broker", [binary("bindonce"), "serve"])
+            wait_for("the broker", lambda: self.bindonce("list").returncode == 0)
         return self
 
     def start(self, name, command, **options):
@@ -137,6 +144,13 @@ class Stage(contextlib.ExitStack):
         command = [binary("bindonce"), "run", *options, "--", str(haproxy), "-f", str(self.file)]
         self.supervisor = self.start("run", command)
         wait_for("haproxy to serve", self.serving)
+
+    def doctor(self, *target):
+        """What `bindonce doctor --json` says, with its exit code."""
+        said = self.bindonce("doctor", "--json", *target)
+        if said.returncode not in (0, 3):
+            raise SystemExit(f"doctor: exit code {said.returncode}: {said.stderr}")
+        return said.returncode, json.loads(said.stdout)
 
     def with_faults(self, haproxy, faults):
         """A program that is haproxy, preloaded with tests/harness/faults.c in the
@@ -189,6 +203,22 @@ class Stage(contextlib.ExitStack):
     def over(self, load):
         """Waits for a load to end by itself and gives its report."""
         return json.loads(load.communicate(timeout=300)[0])
+
+
+def ask(host="localhost", port=PORT):
+    """The status line of an answer on a new connection, or what went wrong, and the tag of the
+    configuration that answered."""
+    answer = b""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            client.sendall(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            while part := client.recv(4096):
+                answer += part
+    except OSError as error:
+        return str(error), None
+    status, *lines = answer.decode(errors="replace").split("\r\n")
+    tags = [line.split(": ", 1)[1] for line in lines if line.lower().startswith("x-generation: ")]
+    return status, tags[0] if tags else None
 
 
 def half_a_request(port=PORT):

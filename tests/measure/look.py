@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""What `bindonce doctor` costs on a busy host: haproxies under bindonce with 200 listeners and 20,000
+established connections, the clients of which are on the same host, among 300 processes. Time and
+memory, when all is well and when there is a finding, for which it looks twice. There are as many services
+as it takes for each haproxy to stay below the limit of descriptors.
+
+    tests/measure/look.py [--times 20] [--listeners 200] [--connections 20000] [--processes 300] [--only VERSION]
+
+Time is from the start of the command to its end, and wants a quiet machine; processor time does not. Memory is the most that was resident (VmHWM), read while
+the command waits for its report to be taken: all that is left to do then is to end.
+"""
+
+import argparse
+import array
+import fcntl
+import math
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+import termios
+import time
+
+from stage import Stage, config, haproxies, isolate, ms, spread, wait_for
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--times", type=int, default=20)
+parser.add_argument("--listeners", type=int, default=200)
+parser.add_argument("--connections", type=int, default=20000)
+parser.add_argument("--processes", type=int, default=300)
+parser.add_argument("--only", default="", help="only versions that begin with this")
+arguments = parser.parse_args()
+isolate(alone=True)
+
+FIRST = 20000
+PIPE = 4096
+
+
+def connect(stage, ports, count):
+    """A process that has so many connections to these ports, until the stage is over."""
+    ready, over = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(over[1])
+        clients = [socket.create_connection(("127.0.0.1", ports[number % len(ports)]), 10) for number in range(count)]
+        os.write(ready[1], b"!")
+        os.read(over[0], 1)
+        os._exit(len(clients) != count)
+    os.close(ready[1])
+    stage.callback(os.waitpid, pid, 0)
+    stage.callback(os.close, over[1])
+    if os.read(ready[0], 1) != b"!":
+        raise SystemExit("not all connections could be made")
+    for end in (ready[0], over[0]):
+        os.close(end)
+
+
+def serve(stage, haproxy, name, ports, connections):
+    """A service with these ports that has so many connections."""
+    text = config(1, listeners=ports).replace("maxconn 1000", f"maxconn {connections + 100}")
+    file = stage.directory / f"{name}.cfg"
+    file.write_text(text.replace("timeout client 30s", "timeout client 30m"))
+    stage.start(name, stage.command("run", "--name", name, "--", haproxy, "-f", file))
+    serving = stage.command("ping", "--name", name, "--serving")
+    wait_for(f"{name} to serve", lambda: subprocess.run(serving, env=stage.environment, capture_output=True).returncode == 0)
+    connect(stage, ports, connections)
+
+
+def fill(stage):
+    """Further processes, up to the number that was asked for; each has ten sockets of its own."""
+    count = lambda: sum(1 for entry in os.scandir("/proc") if entry.name.isdigit())
+    while count() < arguments.processes:
+        pairs = [end for _ in range(5) for end in socket.socketpair()]
+        stage.start("sleep", ["sleep", "infinity"], pass_fds=[end.fileno() for end in pairs])
+        for end in pairs:
+            end.close()
+    return count()
+
+
+def resident(stage):
+    """The most memory that one run had resident, in MiB."""
+    ours, its = os.pipe()
+    fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE)
+    with subprocess.Popen(stage.command("doctor", "--json"), stdout=its, env=stage.environment) as process:
+        os.close(its)
+
+        def full():
+            waits = array.array("i", [0])
+            fcntl.ioctl(ours, termios.FIONREAD, waits)
+            return waits[0] >= PIPE
+        wait_for("the report to fill the pipe", full)
+        lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        with open(ours, "rb") as report:
+            report.read()
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["VmHWM"].split()[0]) / 1024
+
+
+def measure(stage, what):
+    times = []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(arguments.times):
+        begun = time.monotonic()
+        code = subprocess.run(stage.command("doctor"), stdout=subprocess.DEVNULL, env=stage.environment).returncode
+        times.append(time.monotonic() - begun)
+        assert code in (0, 3), code
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    memory = max(resident(stage) for _ in range(arguments.times))
+    _, report = stage.doctor()
+    found = [one["kind"] for one in report["findings"] if one["severity"] != "note"]
+    print(f"    {what} (findings: {found or 'none'}): {spread(times)}; {ms(used / arguments.times)} of "
+          f"processor time each; at most {memory:.1f} MiB resident", flush=True)
+
+
+# haproxy wants two descriptors for each connection that it may have.
+_, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+services = math.ceil(arguments.connections * 2.2 / limit)
+for version, haproxy in haproxies(arguments.only):
+    with Stage() as stage:
+        ports = range(FIRST, FIRST + arguments.listeners)
+        for number in range(services):
+            serve(stage, haproxy, f"s{number}", ports[number::services], arguments.connections // services)
+        processes = fill(stage)
+        established = subprocess.run(["ss", "-Htn", "state", "established", "sport", ">=", f":{FIRST}", "and", "sport", "<",
+                                      f":{FIRST + arguments.listeners}"], capture_output=True, text=True, check=True)
+        count = len(established.stdout.splitlines())
+        print(f"haproxy {version}: {arguments.listeners} listeners of {services} services, {count} established connections, "
+              f"{processes} processes; {arguments.times} times each", flush=True)
+        measure(stage, "all is well")
+        assert stage.bindonce("bind", "nobody=127.0.0.1:10999").returncode == 0
+        measure(stage, "with a listener that nobody serves")
