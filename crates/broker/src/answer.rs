@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use bindonce_core::policy::Denial;
-use bindonce_core::registry::{Held, Holder, Phase, Refusal, View};
+use bindonce_core::registry::{Generation, Held, Holder, Phase, Refusal, View};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::{Errno, diag, queue};
 use bindonce_wire::message::Id;
@@ -86,34 +86,24 @@ pub(crate) fn list(state: &State, may_see: impl Fn(&Listener) -> bool) -> Vec<Li
 
 /// Everything about the broker.
 pub(crate) fn status(state: &State, may_see: impl Fn(&Listener) -> bool) -> StatusResult {
-    let services = state.registry.services().into_iter().map(|service| ServiceInfo {
-        name: service.name.to_string(),
-        generations: service
-            .generations
-            .into_iter()
-            .map(|generation| GenerationInfo {
-                generation: generation.generation,
-                pid: generation.pid,
-                state: wire_state(generation.phase),
-                since: generation.since.to_string(),
-                listeners: generation.listeners,
-            })
-            .collect(),
+    let services = state.registry.services().into_iter().map(|service| {
+        let generations = service.generations.into_iter().map(generation);
+        ServiceInfo::new(service.name.to_string(), generations.collect())
     });
-    StatusResult {
-        broker: BrokerInfo {
-            pid: std::process::id(),
-            version: VERSION.to_owned(),
-            since: state.since.to_string(),
-            upgrades: state.upgrade.count(),
-            socket: state.socket.display().to_string(),
-            listeners: state.registry.len(),
-            connections: state.registry.connections(),
-            descriptor_limit: state.descriptor_limit,
-        },
-        listeners: list(state, may_see),
-        services: services.collect(),
-    }
+    let (since, socket) = (state.since.to_string(), state.socket.display().to_string());
+    let mut broker = BrokerInfo::new(std::process::id(), VERSION, since, socket);
+    broker.upgrades = state.upgrade.count();
+    broker.listeners = state.registry.len();
+    broker.connections = state.registry.connections();
+    broker.descriptor_limit = state.descriptor_limit;
+    StatusResult::new(broker, list(state, may_see), services.collect())
+}
+
+fn generation(generation: Generation) -> GenerationInfo {
+    let Generation { generation, pid, phase, since, listeners } = generation;
+    let mut info = GenerationInfo::new(generation, pid, wire_state(phase), since.to_string());
+    info.listeners = listeners;
+    info
 }
 
 fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
@@ -125,23 +115,24 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
         Address::Udp(_) => None,
         Address::Unix(_) | Address::Abstract(_) => unix.get(&opened.inode).copied(),
     };
-    ListenerInfo {
-        name: listener.label(),
-        address: listener.address.to_string(),
-        bound: opened.bound.to_string(),
-        options: said(&listener.options),
-        backlog: Some(opened.backlog).filter(|_| listener.address.listens()),
-        queue,
-        listening: !listener.address.listens() || queue::is_listening(fd),
-        inode: opened.inode,
-        cookie: opened.cookie,
-        exclusive: opened.exclusive && options::is_exclusive(fd),
-        repaired: opened.handle.care.repaired(),
-        changed: guard::changes(view.held).iter().map(changed).collect(),
-        since: view.held.since.to_string(),
-        tentative: view.held.tentative,
-        holders: view.holders.iter().map(holder).collect(),
-    }
+    let mut info = ListenerInfo::new(
+        listener.label(),
+        listener.address.to_string(),
+        opened.bound.to_string(),
+        opened.inode,
+        view.held.since.to_string(),
+    );
+    info.options = said(&listener.options);
+    info.backlog = Some(opened.backlog).filter(|_| listener.address.listens());
+    info.queue = queue;
+    info.listening = !listener.address.listens() || queue::is_listening(fd);
+    info.cookie = opened.cookie;
+    info.exclusive = opened.exclusive && options::is_exclusive(fd);
+    info.repaired = opened.handle.care.repaired();
+    info.changed = guard::changes(view.held).iter().map(changed).collect();
+    info.tentative = view.held.tentative;
+    info.holders = view.holders.iter().map(holder).collect();
+    info
 }
 
 /// The queues of all UNIX listeners by inode, from one look at the kernel's
@@ -155,19 +146,16 @@ fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
 }
 
 fn changed(change: &Change) -> ChangedOption {
-    ChangedOption { option: change.option.to_owned(), was: change.was, now: change.now }
+    ChangedOption::new(change.option, change.was, change.now)
 }
 
 fn holder(holder: &Holder) -> HolderInfo {
     let label = holder.label.as_ref();
-    HolderInfo {
-        service: label.map(|label| label.service.to_string()),
-        generation: label.map(|label| label.generation),
-        pid: holder.pid(),
-        uid: holder.peer.uid,
-        state: label.map(|label| wire_state(label.phase)),
-        since: holder.since.to_string(),
-    }
+    let mut info = HolderInfo::new(holder.pid(), holder.peer.uid, holder.since.to_string());
+    info.service = label.map(|label| label.service.to_string());
+    info.generation = label.map(|label| label.generation);
+    info.state = label.map(|label| wire_state(label.phase));
+    info
 }
 
 /// The options that were said, each under its own word.

@@ -102,10 +102,7 @@ async fn perform(
         }
         Call::List => {
             allow(state, caller, Verb::List, None)?;
-            encode(
-                request,
-                &ListResult { listeners: answer::list(&state.borrow(), visible(state, caller)) },
-            )
+            encode(request, &ListResult::new(answer::list(&state.borrow(), visible(state, caller))))
         }
         Call::Status => {
             allow(state, caller, Verb::List, None)?;
@@ -114,7 +111,7 @@ async fn perform(
         Call::Events(wanted) => events(state, link, request, wanted),
         Call::Ping => {
             known(state, caller)?;
-            encode(request, &PingResult { pong: true, version: answer::VERSION.to_owned() })
+            encode(request, &PingResult::new(answer::VERSION))
         }
         Call::Store(gives) => encode(request, &giving::store(state, link, gives).await?),
         Call::Upgrade => {

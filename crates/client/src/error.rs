@@ -15,6 +15,7 @@ use bindonce_wire::RpcError;
 pub enum Error {
     /// No broker answers at the path.
     #[error("cannot connect to the broker at {}", path.display())]
+    #[non_exhaustive]
     Connect {
         /// Where the broker should be.
         path: PathBuf,
@@ -23,6 +24,7 @@ pub enum Error {
     },
     /// The broker was not done by the deadline.
     #[error("the broker did not finish `{during}` within {after:?}")]
+    #[non_exhaustive]
     TimedOut {
         /// `connect`, or the method that was called.
         during: &'static str,
@@ -31,6 +33,7 @@ pub enum Error {
     },
     /// The broker closed the connection before its reply was complete.
     #[error("the broker closed the connection during `{during}`")]
+    #[non_exhaustive]
     Closed {
         /// The method that was called.
         during: &'static str,
@@ -46,6 +49,7 @@ pub enum Error {
     Truncated,
     /// More or fewer descriptors came than the reply lists; all have been closed.
     #[error("the reply lists {expected} listeners, but {received} descriptors came")]
+    #[non_exhaustive]
     Descriptors {
         /// How many listeners the reply lists.
         expected: usize,
@@ -63,6 +67,7 @@ pub enum Error {
     Interrupted,
     /// The socket is not what the caller wants to use it as.
     #[error("listener {name:?} ({address}) is {found}, not {wanted}")]
+    #[non_exhaustive]
     Kind {
         /// The listener's name.
         name: String,
@@ -76,6 +81,7 @@ pub enum Error {
     /// A newer generation of the service is ready or serves: this one must not accept (any more).
     #[error("generation {generation} of service {service} has been superseded{}",
         .successor.map(|newer| format!(" by generation {newer}")).unwrap_or_default())]
+    #[non_exhaustive]
     Superseded {
         /// The service.
         service: String,
@@ -86,6 +92,7 @@ pub enum Error {
     },
     /// The system does not tell what a socket is, or cannot use it.
     #[error("cannot use listener {name:?} ({address})")]
+    #[non_exhaustive]
     Descriptor {
         /// The listener's name.
         name: String,

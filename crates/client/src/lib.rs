@@ -46,11 +46,12 @@ mod verbs;
 
 pub use acceptor::{Accepted, Acceptor, wait_readable};
 pub use bindonce_core::name::{InvalidName, Name};
+pub use bindonce_core::time::Timestamp;
 pub use bindonce_wire::event::Event;
 pub use bindonce_wire::params::{Join, State};
 pub use bindonce_wire::result::{
-    BrokerInfo, EventsResult, GenerationInfo, HolderInfo, ListResult, ListenerInfo, PingResult,
-    ServiceInfo, StatusResult,
+    BrokerInfo, ChangedOption, EventsResult, GenerationInfo, HolderInfo, ListResult, ListenerInfo,
+    PingResult, ServiceInfo, StatusResult,
 };
 pub use bindonce_wire::{ErrorCode, RpcError};
 pub use blocking::Client;

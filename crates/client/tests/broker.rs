@@ -132,12 +132,8 @@ fn a_connection_that_joined_is_shown_as_that_generation() {
     let broker = Broker::start();
     let mut server = client(&broker);
     one(&mut server, "web=127.0.0.1:0");
-    let join = Join {
-        service: "example".parse().expect("name"),
-        generation: 7,
-        pid: Some(std::process::id()),
-        state: State::Serving,
-    };
+    let service = "example".parse().expect("name");
+    let join = Join::new(service, 7, Some(std::process::id()), State::Serving);
     server.join(&join).expect("join");
 
     let mut observer = client(&broker);

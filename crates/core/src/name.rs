@@ -18,6 +18,7 @@ pub struct Name(String);
     "{0:?} is not a name: it begins with a letter or `_`, goes on with letters, digits, `_`, `.` \
      or `-`, and has at most 63 bytes"
 )]
+#[non_exhaustive]
 pub struct InvalidName(pub String);
 
 impl Name {

@@ -1,12 +1,13 @@
 //! Points in time as plain values, because nothing in this crate looks at a clock.
 
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 /// Milliseconds since the Unix epoch. Printed as RFC 3339 in UTC, as in
 /// `2026-03-01T07:05:09.250Z`.
-///
-/// The twenty lines of calendar below stand in for a dependency: nothing here
-/// reads dates or knows time zones.
+//
+// The twenty lines of calendar below stand in for a dependency: nothing here
+// reads dates or knows time zones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
@@ -16,6 +17,12 @@ impl fmt::Display for Timestamp {
         let (year, month, day) = civil(seconds / 86_400);
         let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(Timestamp(millis): Timestamp) -> Self {
+        Self::UNIX_EPOCH + Duration::from_millis(millis)
     }
 }
 

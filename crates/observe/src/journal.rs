@@ -100,15 +100,10 @@ impl Journal {
             text.push_str(&format!(" (and {unsaid} more of this kind before)"));
         }
         let mut ring = self.ring.borrow_mut();
-        let event = Event {
-            id: ring.last() + 1,
-            time,
-            kind: kind.word().into(),
-            service: service.or_else(|| self.service.clone()),
-            generation,
-            pid,
-            text: text.into(),
-        };
+        let mut event = Event::new(ring.last() + 1, time, kind.word(), text);
+        event.service = service.or_else(|| self.service.clone());
+        event.generation = generation;
+        event.pid = pid;
         if let Some(kept) = &mut *self.kept.borrow_mut() {
             kept.add(&event, &ring);
         }
@@ -133,7 +128,7 @@ impl Journal {
 
     /// The answer to `events`.
     pub fn answer(&self, since: u64, following: bool) -> EventsResult {
-        EventsResult { events: self.after(since), last: self.ring.borrow().last(), following }
+        EventsResult::new(self.after(since), self.ring.borrow().last(), following)
     }
 
     /// How often something of this kind has happened since this process began.

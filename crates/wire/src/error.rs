@@ -82,6 +82,7 @@ impl fmt::Display for ErrorCode {
 /// The `error` member of a reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct RpcError {
     /// What kind of error it is.
     pub code: ErrorCode,

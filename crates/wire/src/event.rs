@@ -11,6 +11,7 @@ pub const NOTIFICATION: &str = "event";
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Event {
     /// Grows with each event of a broker or a supervisor, also across its restarts.
     #[serde(default)]
@@ -18,7 +19,8 @@ pub struct Event {
     /// When, RFC 3339.
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
     pub time: Timestamp,
-    /// What, in one word that keeps its meaning (`bindonce_core::event::Kind`).
+    /// What, in one word that keeps its meaning, such as `listener-bound` (docs/operations.md
+    /// lists them; more may come).
     pub kind: Cow<'static, str>,
     /// The service that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,6 +33,19 @@ pub struct Event {
     pub pid: Option<i32>,
     /// What and why, as one line for a person.
     pub text: Box<str>,
+}
+
+impl Event {
+    /// What happened, at what time, and how it is told, of nobody in particular yet.
+    pub fn new(
+        id: u64,
+        time: Timestamp,
+        kind: impl Into<Cow<'static, str>>,
+        text: impl Into<Box<str>>,
+    ) -> Self {
+        let (kind, text) = (kind.into(), text.into());
+        Self { id, time, kind, service: None, generation: None, pid: None, text }
+    }
 }
 
 /// An event as a follower receives it: a JSON-RPC notification, ending in a line end.

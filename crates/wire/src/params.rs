@@ -245,6 +245,7 @@ impl Events {
 /// The parameter of `join`, of a client that numbers and orders its generations itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Join {
     /// The name of the service.
     #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
@@ -256,6 +257,13 @@ pub struct Join {
     pub pid: Option<u32>,
     /// Where it is in its life.
     pub state: State,
+}
+
+impl Join {
+    /// A generation, with its process if that is not the caller's own.
+    pub fn new(service: Name, generation: u64, pid: Option<u32>, state: State) -> Self {
+        Self { service, generation, pid, state }
+    }
 }
 
 /// The parameter of `join` in full.
@@ -310,7 +318,7 @@ fn is_false(said: &bool) -> bool {
     !said
 }
 
-/// Where a generation is in its life, as far as the broker is told.
+/// Where a generation is in its life, as far as the broker is told. There are these three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

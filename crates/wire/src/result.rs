@@ -1,5 +1,6 @@
 //! What the methods give. A reader ignores members that it does not know, so
-//! that a newer broker can say more.
+//! that a newer broker can say more; what the client library hands on to programs can grow
+//! for the same reason, and is made by `new`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -53,6 +54,7 @@ pub struct ReleaseResult {
 
 /// The result of `ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PingResult {
     /// Always true.
     pub pong: bool,
@@ -60,8 +62,16 @@ pub struct PingResult {
     pub version: String,
 }
 
+impl PingResult {
+    /// What a server of this version gives.
+    pub fn new(version: impl Into<String>) -> Self {
+        Self { pong: true, version: version.into() }
+    }
+}
+
 /// The result of `events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct EventsResult {
     /// What happened after `since`, oldest first, as far as it is remembered.
     pub events: Vec<Event>,
@@ -69,6 +79,13 @@ pub struct EventsResult {
     pub last: u64,
     /// Whether each further event follows as a line of its own.
     pub following: bool,
+}
+
+impl EventsResult {
+    /// What happened, the newest id, and whether what happens from now on follows.
+    pub fn new(events: Vec<Event>, last: u64, following: bool) -> Self {
+        Self { events, last, following }
+    }
 }
 
 /// The result of `store`: one entry for each listener, in the order of the request, as `bind`
@@ -92,13 +109,22 @@ pub struct UpgradeResult {
 
 /// The result of `list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ListResult {
     /// Every listener, sorted by name.
     pub listeners: Vec<ListenerInfo>,
 }
 
+impl ListResult {
+    /// Of listeners that are sorted by name.
+    pub fn new(listeners: Vec<ListenerInfo>) -> Self {
+        Self { listeners }
+    }
+}
+
 /// One listener as `list` and `status` tell it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ListenerInfo {
     /// Its name; of one that was never named, its address.
     pub name: String,
@@ -141,8 +167,32 @@ pub struct ListenerInfo {
     pub holders: Vec<HolderInfo>,
 }
 
+impl ListenerInfo {
+    /// A listener that listens, of which nothing else is known yet.
+    pub fn new(name: String, address: String, bound: String, inode: u64, since: String) -> Self {
+        Self {
+            name,
+            address,
+            bound,
+            options: Map::new(),
+            backlog: None,
+            queue: None,
+            listening: true,
+            inode,
+            cookie: 0,
+            exclusive: true,
+            repaired: 0,
+            changed: Vec::new(),
+            since,
+            tentative: false,
+            holders: Vec::new(),
+        }
+    }
+}
+
 /// A socket option that is not as the broker made the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ChangedOption {
     /// Its name in the manual pages, such as `TCP_DEFER_ACCEPT`.
     pub option: String,
@@ -152,8 +202,16 @@ pub struct ChangedOption {
     pub now: i64,
 }
 
+impl ChangedOption {
+    /// An option, its value at first, and its value now.
+    pub fn new(option: impl Into<String>, was: i64, now: i64) -> Self {
+        Self { option: option.into(), was, now }
+    }
+}
+
 /// A connection that has a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HolderInfo {
     /// The service that it said it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,8 +230,16 @@ pub struct HolderInfo {
     pub since: String,
 }
 
+impl HolderInfo {
+    /// A connection that has not joined, of this process and user.
+    pub fn new(pid: u32, uid: u32, since: String) -> Self {
+        Self { service: None, generation: None, pid, uid, state: None, since }
+    }
+}
+
 /// The result of `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StatusResult {
     /// The broker itself.
     pub broker: BrokerInfo,
@@ -183,8 +249,20 @@ pub struct StatusResult {
     pub services: Vec<ServiceInfo>,
 }
 
+impl StatusResult {
+    /// Of listeners and services that are sorted by name.
+    pub fn new(
+        broker: BrokerInfo,
+        listeners: Vec<ListenerInfo>,
+        services: Vec<ServiceInfo>,
+    ) -> Self {
+        Self { broker, listeners, services }
+    }
+}
+
 /// The broker as `status` tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct BrokerInfo {
     /// Its process.
     pub pid: u32,
@@ -205,8 +283,18 @@ pub struct BrokerInfo {
     pub descriptor_limit: u64,
 }
 
+impl BrokerInfo {
+    /// A broker that holds nothing, has no client, and was not upgraded yet.
+    pub fn new(pid: u32, version: impl Into<String>, since: String, socket: String) -> Self {
+        let version = version.into();
+        let (upgrades, listeners, connections, descriptor_limit) = (0, 0, 0, 0);
+        Self { pid, version, since, upgrades, socket, listeners, connections, descriptor_limit }
+    }
+}
+
 /// A service as `status` tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ServiceInfo {
     /// Its name.
     pub name: String,
@@ -214,8 +302,16 @@ pub struct ServiceInfo {
     pub generations: Vec<GenerationInfo>,
 }
 
+impl ServiceInfo {
+    /// A service and its generations, oldest first.
+    pub fn new(name: impl Into<String>, generations: Vec<GenerationInfo>) -> Self {
+        Self { name: name.into(), generations }
+    }
+}
+
 /// A generation as `status` tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GenerationInfo {
     /// Which start of the service it is.
     pub generation: u64,
@@ -227,6 +323,13 @@ pub struct GenerationInfo {
     pub since: String,
     /// The names of the listeners that it has.
     pub listeners: Vec<String>,
+}
+
+impl GenerationInfo {
+    /// A generation that has no listener yet.
+    pub fn new(generation: u64, pid: u32, state: State, since: String) -> Self {
+        Self { generation, pid, state, since, listeners: Vec::new() }
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.

@@ -158,12 +158,7 @@ fn what_a_client_sends_is_what_a_server_reads() {
     assert_eq!(request.id, Id::from(1));
     assert_eq!(Call::decode(&request), Ok(Call::Bind(binds)));
 
-    let join = Join {
-        service: "haproxy".parse().unwrap(),
-        generation: 7,
-        pid: Some(1234),
-        state: State::Draining,
-    };
+    let join = Join::new("haproxy".parse().unwrap(), 7, Some(1234), State::Draining);
     let text = encode_request(&Id::from(2), "join", &[&join]).unwrap();
     assert_eq!(call(std::str::from_utf8(&text).unwrap()), Ok(Call::Join(join.into())));
 

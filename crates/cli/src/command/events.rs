@@ -86,15 +86,10 @@ mod tests {
 
     #[test]
     fn a_line_says_when_who_what_and_why() {
-        let event = Event {
-            id: 7,
-            time: Timestamp(1_767_225_600_250),
-            kind: "generation-serving".into(),
-            service: Some("web".into()),
-            generation: Some(3),
-            pid: Some(812),
-            text: "serving".into(),
-        };
+        let time = Timestamp(1_767_225_600_250);
+        let mut event = Event::new(7, time, "generation-serving", "serving");
+        event.service = Some("web".into());
+        (event.generation, event.pid) = (Some(3), Some(812));
         let told = Told { source: Source::Service("web".into()), event };
         let words: Vec<_> = text(&told).split_whitespace().map(str::to_owned).collect();
         let expected =

@@ -45,7 +45,7 @@ pub(super) async fn join(
     state: State,
 ) -> Result<(), Error> {
     let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-    let join = Join { service: service.clone(), generation: id.0, pid, state };
+    let join = Join::new(service.clone(), id.0, pid, state);
     client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
 }
 

@@ -124,8 +124,7 @@ impl Keeper {
             .iter()
             .map(|held| Give::new(held.listener.to_string(), held.fd.as_fd()))
             .collect();
-        let join =
-            Join { service: service.clone(), generation, pid: u32::try_from(pid).ok(), state };
+        let join = Join::new(service.clone(), generation, u32::try_from(pid).ok(), state);
         match Client::reconnect(socket, &give, Some(&join), PATIENCE).await {
             Ok(client) => {
                 let listeners = give.len();
