@@ -99,6 +99,21 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Split,
+        Self::Stale,
+        Self::Unserved,
+        Self::Paused,
+        Self::Overflow,
+        Self::Saturated,
+        Self::Ghost,
+        Self::Limit,
+        Self::Lingering,
+        Self::NotExclusive,
+        Self::Foreign,
+    ];
+
     /// Whether the condition is normal for a moment, so that it counts only if it lasts.
     pub(super) fn may_be_momentary(self) -> bool {
         !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign)

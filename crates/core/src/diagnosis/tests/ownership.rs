@@ -1,0 +1,37 @@
+//! Sockets that others could join or that haproxy made, and limits near their end.
+
+use super::*;
+
+#[test]
+fn a_socket_that_others_can_join_is_a_note_unless_it_is_the_brokers() {
+    let mut host = look(vec![socket(":80", 1)], vec![haproxy(7, 9, &[1])]);
+    host.sockets[0].reuseport = Some(true);
+    assert_eq!(only(&host, Kind::NotExclusive).severity, Severity::Note);
+    host.held = vec![Held { exclusive: false, ..held(1) }];
+    assert_eq!(only(&host, Kind::NotExclusive).severity, Severity::Warning);
+}
+
+#[test]
+fn what_haproxy_bound_by_itself_is_foreign() {
+    let mut host = look(vec![socket(":80", 1), socket(":1024", 2)], vec![haproxy(7, 9, &[1, 2])]);
+    host.held = vec![held(1)];
+    host.generations = vec![generation(3, 7, Life::Serving)];
+    let found = only(&host, Kind::Foreign);
+    assert!(found.summary.starts_with("haproxy bound 0.0.0.0:1024 by itself"), "{}", found.summary);
+}
+
+#[test]
+fn limits_near_their_end_are_found() {
+    let mut process = haproxy(7, 9, &[1]);
+    process.descriptors = Gauge { used: 990, limit: 1024 };
+    let mut host = look(vec![socket(":80", 1)], vec![process]);
+    host.networks[0].conntrack = Some(Gauge { used: 999, limit: 1000 });
+    host.networks[0].ephemeral =
+        Some(("10.0.0.1:80".to_owned(), Gauge { used: 27_000, limit: 28_232 }));
+    host.files = Some(Gauge { used: 10, limit: 1000 });
+    let found = twice(&host);
+    let severities: Vec<_> = found.iter().map(|one| (one.kind, one.severity)).collect();
+    let expected = [Severity::Error, Severity::Warning, Severity::Warning];
+    assert_eq!(severities, expected.map(|severity| (Kind::Limit, severity)));
+    assert!(found[1].summary.starts_with("990 of 1024, 97 %"), "{}", found[1].summary);
+}
