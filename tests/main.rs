@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod faults;
 mod floors;
+mod generations;
 mod handover;
 mod inspect;
 mod killed;

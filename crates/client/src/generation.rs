@@ -245,25 +245,27 @@ impl Generation {
     /// Looks at what the broker has said, or for the next broker if it is time. After every call on
     /// the connection, which may have read more than the reply.
     fn look(&mut self) -> Result<(), Error> {
-        if let Some(client) = &mut self.client {
-            loop {
-                match client.hear() {
-                    Ok(Some(notification)) => self.standing.heard(&notification),
-                    Ok(None) => break,
-                    Err(_) => {
-                        // The next look is for the next broker.
-                        self.client = None;
-                        return self.ring(Duration::ZERO);
-                    }
-                }
-            }
-        } else if wait_readable(&self.due, Some(Instant::now())).map_err(Error::Io)? {
+        if self.client.is_none()
+            && wait_readable(&self.due, Some(Instant::now())).map_err(Error::Io)?
+        {
             match self.find_again() {
                 Ok(client) => self.client = Some(client),
                 Err(error) => {
                     let (wait, error) = after(error);
                     self.ring(wait)?;
                     return error.map_or(Ok(()), Err);
+                }
+            }
+        }
+        // Of the next broker as well: the word to retire may have come together with its reply.
+        while let Some(client) = &mut self.client {
+            match client.hear() {
+                Ok(Some(notification)) => self.standing.heard(&notification),
+                Ok(None) => break,
+                Err(_) => {
+                    // The next look is for the next broker.
+                    self.client = None;
+                    return self.ring(Duration::ZERO);
                 }
             }
         }

@@ -44,6 +44,7 @@ pub(crate) struct Standing {
     service: Name,
     number: Option<u64>,
     wish: State,
+    /// The broker has let it in, and not heard that it has stopped.
     serves: bool,
     retired: bool,
     /// It has stopped for good.
@@ -140,7 +141,10 @@ impl Standing {
                     self.stay(State::Serving);
                 }
             }
-            State::Draining => self.retired = true,
+            State::Draining => {
+                self.serves = false;
+                self.retired = true;
+            }
         }
         Ok(())
     }
@@ -172,7 +176,9 @@ impl Standing {
 
     /// Whether it may accept: not yet, yes, or never.
     pub(crate) fn may_serve(&self) -> Result<bool, Error> {
-        if self.retired {
+        // One that has been let in serves until it has said that it stopped, also if it is to
+        // retire at once.
+        if self.retired && !self.serves {
             return Err(Error::Superseded {
                 service: self.service.to_string(),
                 generation: self.number(),
@@ -279,8 +285,7 @@ mod tests {
         standing.heard(&Notification::Serve(turn(7, None)));
         assert!(standing.may_serve().expect("served"));
         standing.heard(&Notification::Retire(turn(7, Some(9))));
-        let error = standing.may_serve().expect_err("superseded");
-        assert!(matches!(error, Error::Superseded { generation: 7, successor: Some(9), .. }));
+        assert!(standing.is_retired() && standing.may_serve().expect("it has not stopped"));
         // It stays what it says after it has stopped, and a late readiness does not undo it.
         standing.stop();
         standing.wish_to_serve();
@@ -290,6 +295,8 @@ mod tests {
         );
         standing.joined(&result(7, State::Draining)).expect("joined");
         assert_eq!(standing.stopped(), Stopped::ForGood);
+        let error = standing.may_serve().expect_err("superseded");
+        assert!(matches!(error, Error::Superseded { generation: 7, successor: Some(9), .. }));
         assert_eq!(standing.joining().successor, None, "whatever becomes of that one");
         let old = JoinResult { joined: true, generation: None, state: None };
         assert!(matches!(standing.joined(&old), Err(Error::Protocol(_))));
