@@ -1,0 +1,158 @@
+//! `bindonce doctor`: each finding from the real condition, made with real
+//! processes, and nothing found where all is well.
+//!
+//! doctor looks at every network namespace, those of tests beside this one
+//! included: only what it says of the test's own counts.
+
+mod generations;
+mod ownership;
+mod queues;
+mod split;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{
+    Finished, Haproxy, Process, Scene, bindonce, config, eventually, finish, skip,
+};
+
+/// What doctor says of the test's own network, notes left out.
+fn findings(scene: &Scene) -> Vec<Value> {
+    let report = report(scene, &[]);
+    let all = report["findings"].as_array().expect("findings").clone();
+    all.into_iter().filter(|one| one["network"].is_null() && one["severity"] != "note").collect()
+}
+
+fn doctor(scene: &Scene, arguments: &[&str]) -> Finished {
+    finish(scene.bindonce("doctor").args(arguments))
+}
+
+fn report(scene: &Scene, arguments: &[&str]) -> Value {
+    let said = doctor(scene, &[&["--json"], arguments].concat());
+    serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+}
+
+/// The one finding of the kind; others are given as they are when it is missing.
+#[track_caller]
+fn expect(scene: &Scene, kind: &str) -> Value {
+    let all = findings(scene);
+    let found: Vec<_> = all.iter().filter(|one| one["kind"] == kind).collect();
+    assert_eq!(found.len(), 1, "{kind}: {all:#?}");
+    found[0].clone()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn pids(finding: &Value) -> Vec<u32> {
+    let pids = finding["pids"].as_array().expect("pids");
+    pids.iter().filter_map(|pid| u32::try_from(pid.as_u64()?).ok()).collect()
+}
+
+/// A plain haproxy, as people start it without bindonce, that answers.
+#[track_caller]
+fn plain(scene: &Scene, program: &Path, file: &Path, more: &[&str]) -> Process {
+    let mut command = scene.command(program);
+    let process = Process::start(command.arg("-db").arg("-f").arg(file).args(more));
+    wait_bound(process.pid());
+    process
+}
+
+/// Waits until a process has a listening socket registered, which is when haproxy serves.
+fn wait_bound(pid: u32) {
+    eventually("haproxy to serve", || {
+        let directory = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?;
+        let serves = directory.flatten().any(|entry| {
+            let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            info.lines().filter(|line| line.starts_with("tfd:")).count() > 1
+        });
+        serves.then_some(())
+    });
+}
+
+/// A client that has begun a request and does not end it: its haproxy cannot end.
+fn half_a_request(address: SocketAddr) -> TcpStream {
+    let mut client = TcpStream::connect(address).expect("connecting");
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").expect("half a request");
+    client
+}
+
+fn expect_any(scene: &Scene, kind: &str) -> Option<Value> {
+    findings(scene).into_iter().find(|one| one["kind"] == kind)
+}
+
+#[test]
+fn a_healthy_haproxy_gives_no_finding() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let _haproxy = plain(&scene, &program, &file, &[]);
+    assert_eq!(findings(&scene), Vec::<Value>::new());
+}
+
+#[test]
+fn an_address_where_nothing_listens_is_found_by_name() {
+    let scene = Scene::new();
+    // Other tests use the low ports in namespaces of their own.
+    let said = doctor(&scene, &["127.0.0.1:59999"]).fails(3);
+    assert!(said.starts_with("unserved 127.0.0.1:59999: nothing listens here"), "{said}");
+    let said = doctor(&scene, &["nonsense"]).fails(1);
+    assert!(said.contains("nonsense"), "{said}");
+}
+
+#[test]
+fn without_privileges_it_says_what_it_could_not_see() {
+    let Some(program) = Haproxy::system() else { return };
+    let setpriv = PathBuf::from("/usr/bin/setpriv");
+    if !nix::unistd::geteuid().is_root() || !setpriv.exists() {
+        skip("needs root and setpriv to become somebody else");
+        return;
+    }
+    let scene = Scene::new();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let _haproxy = plain(&scene, &program, &file, &[]);
+    let binary = scene.path("bindonce");
+    std::fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
+    let mut command = scene.command(setpriv);
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);
+    let said = finish(command.args(["doctor", &address.to_string(), "--json"]));
+    let report: Value = serde_json::from_str(&said.out).expect("JSON");
+    assert_eq!(report["sockets"][0]["address"], address.to_string(), "{report:#}");
+    let unseen = report["unseen"].to_string();
+    assert!(unseen.contains("run as root"), "{unseen}");
+    assert_eq!(report["healthy"], true, "{report:#}");
+}
+
+/// The goal of issue 5, on whatever machine this is: far less than a screen's patience.
+#[test]
+fn a_look_is_quick() {
+    let scene = Scene::new();
+    let listeners: Vec<_> =
+        (0..200).map(|_| TcpListener::bind(scene.address()).expect("bind")).collect();
+    let begun = Instant::now();
+    report(&scene, &[]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    drop(listeners);
+}
+
+/// The remedies are commands: nothing in the report is printed that is not text.
+#[test]
+fn a_command_line_cannot_write_to_the_terminal() {
+    let scene = Scene::new();
+    let address = scene.address();
+    let program = "import socket, sys, time\nhost, port = sys.argv[1].split(':')\n\
+        s = socket.create_server((host, int(port)))\nprint('ready', flush=True)\ns.accept()\n";
+    let mut command: Command = scene.command("python3");
+    command.args(["-c", program, &address.to_string(), "\u{1b}[2J"]);
+    let mut process = Process::start(&mut command);
+    process.wait_line("ready");
+    let said = doctor(&scene, &[&address.to_string()]).out;
+    assert!(said.contains("accepts") && !said.contains('\u{1b}'), "{said}");
+}
