@@ -1,55 +1,64 @@
-//! The supervisor and the broker killed at each step, under load: nobody is
-//! refused, never two generations accept, and the next supervisor goes on.
+//! The supervisor and the broker killed at each step, under load, with haproxy and with other programs: nobody
+//! is refused, never two generations accept, and the next supervisor goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal::SIGTTOU;
+use nix::sys::signal::Signal::{SIGHUP, SIGTTOU};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::harness::{Fault, Haproxy, Stage, eventually, finish};
+use crate::harness::{Fault, Guest, Stage, eventually, rows};
 use Fault::{Deaf, Waits};
 
 /// No client waits longer than this where nothing has to time out.
 const PROMPTLY: Duration = Duration::from_secs(1);
 
-#[track_caller]
-fn stage(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
-    Stage::start(Haproxy::system(), faults, arguments)
+rows!(
+    [haproxy: Haproxy, nginx: Nginx, activated: Activated],
+    [
+        killed_between_reloads_the_supervisor_is_not_missed,
+        killed_while_a_generation_starts_the_supervisor_takes_that_one_along,
+        killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain,
+        replaced_under_load_the_supervisor_is_the_same_process,
+        killed_between_reloads_the_broker_is_not_missed,
+    ]
+);
+
+// Without a pause that proves, the newer one is held until the older has heard its signal.
+rows!(
+    [nginx_held: Nginx, activated_held: Activated],
+    [killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves]
+);
+
+fn haproxy(faults: &[(u64, &[Fault])], arguments: &[&str]) -> Option<Stage> {
+    Stage::of(Guest::Haproxy, faults, arguments)
 }
 
-impl Stage {
-    /// The next supervisor takes over what serves, reloads, and nothing was lost.
-    #[track_caller]
-    fn goes_on(&mut self, serving: u64) {
-        self.start_supervisor();
-        let (generation, _) = self.haproxy.wait_serving(&self.scene);
-        assert_eq!(generation, serving);
-        self.haproxy.supervisor.wait_line("taken over: serving");
-        self.reload(9);
-        eventually("the older generations to be gone", || {
-            (self.scene.haproxies().len() == 1).then_some(())
-        });
+/// Nothing failed; with haproxy, whose handover is proved, neither did anybody wait, nor
+/// did an older generation answer after a newer one. Ends the load.
+#[track_caller]
+fn ends_well(mut stage: Stage, guest: Guest) {
+    match guest {
+        Guest::Haproxy => stage.answered_throughout(PROMPTLY),
+        _ => stage.nothing_failed(),
     }
 }
 
 // The supervisor.
 
-#[test]
-fn killed_between_reloads_the_supervisor_is_not_missed() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
+fn killed_between_reloads_the_supervisor_is_not_missed(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
     stage.reload(2);
     stage.kill_supervisor();
     stage.only(2);
     let said = stage.haproxy.reload(&stage.scene).fails(1);
     assert!(said.contains("bindonce run"), "{said}");
     stage.goes_on(2);
-    stage.answered_throughout(PROMPTLY);
+    ends_well(stage, guest);
 }
 
-#[test]
-fn killed_while_a_generation_starts_it_takes_that_one_along() {
-    let Some(mut stage) = stage(&[(2, &[Waits])], &[]) else { return };
+fn killed_while_a_generation_starts_the_supervisor_takes_that_one_along(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[(2, &[Waits])], &[]) else { return };
     stage.configure(2);
     let mut reload = stage.reload_beside();
     let starting = stage.wait_waiting(2);
@@ -60,13 +69,70 @@ fn killed_while_a_generation_starts_it_takes_that_one_along() {
     });
     stage.only(1);
     stage.goes_on(1);
-    stage.answered_throughout(PROMPTLY);
+    ends_well(stage, guest);
+}
+
+fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: Guest) {
+    let deaf_once = [Deaf(guest.retire_signal(), 1)];
+    let Some(mut stage) = Stage::of(guest, &[(1, &deaf_once)], &[]) else { return };
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.wait_ready(2);
+    stage.kill_supervisor();
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    // The watchdog has told the older one to stop, and lets the new one go on.
+    let begun = Instant::now();
+    eventually("the new one to answer", || {
+        let answer = stage.half_a_request().complete();
+        answer.contains("x-generation: 2").then_some(())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    stage.start_supervisor();
+    let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
+    assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
+    stage.reload(9);
+    stage.refused_nobody();
+}
+
+fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    stage.kill_supervisor();
+    stage.only(2);
+    stage.start_supervisor();
+    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
+    stage.reload(3);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    stage.wait_generations(&[(3, "serving")]);
+    ends_well(stage, guest);
+}
+
+fn replaced_under_load_the_supervisor_is_the_same_process(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.reload(2);
+    for tag in 3..6 {
+        stage.scene.run("upgrade", &["--name", "web"]).ok();
+        assert!(stage.haproxy.supervisor.is_running());
+        let (_, pid) = stage.haproxy.wait_serving(&stage.scene);
+        assert_eq!(pid, stage.pid(tag - 1), "the same generation serves");
+        stage.wait_generations(&[(1, "draining"), (tag - 1, "serving")]);
+        stage.reload(tag);
+    }
+    stage.haproxy.supervisor.signal(SIGHUP);
+    stage.wait_generations(&[(1, "draining"), (6, "serving")]);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    stage.wait_generations(&[(6, "serving")]);
+    ends_well(stage, guest);
 }
 
 #[test]
 fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
     // Deaf to SIGTTOU the older one accepts on while the new one is held.
-    let Some(mut stage) = stage(&[(1, &[Deaf(SIGTTOU, 0)])], &[]) else { return };
+    let Some(mut stage) = haproxy(&[(1, &[Deaf(SIGTTOU, 0)])], &[]) else { return };
     stage.configure(2);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("ready: it has bound");
@@ -82,13 +148,13 @@ fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
 
 #[test]
 fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
-    let Some(mut stage) = stage(&[], &["--no-probe"]) else { return };
+    let Some(mut stage) = haproxy(&[], &["--no-probe"]) else { return };
     // Nobody connects and no probe does: the proof waits, with the older one paused.
     stage.answered_throughout(PROMPTLY);
     stage.configure(2);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     stage.kill_supervisor();
     stage.only(2);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -108,24 +174,8 @@ fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
 }
 
 #[test]
-fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
-    let half = stage.half_a_request();
-    stage.reload(2);
-    stage.kill_supervisor();
-    stage.only(2);
-    stage.start_supervisor();
-    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
-    stage.reload(3);
-    let answer = half.complete();
-    assert!(answer.contains("x-generation: 1"), "{answer}");
-    stage.wait_generations(&[(3, "serving")]);
-    stage.answered_throughout(PROMPTLY);
-}
-
-#[test]
 fn killed_again_and_again_it_always_goes_on() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
+    let Some(mut stage) = haproxy(&[], &[]) else { return };
     let mut serving = 1;
     for tag in [10, 20, 30, 40] {
         stage.configure(tag);
@@ -146,29 +196,10 @@ fn killed_again_and_again_it_always_goes_on() {
     });
 }
 
-#[test]
-fn replaced_under_load_the_supervisor_is_the_same_process() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
-    let half = stage.half_a_request();
-    stage.reload(2);
-    for tag in 3..6 {
-        finish(stage.scene.bindonce("upgrade").args(["--name", "web"])).ok();
-        assert!(stage.haproxy.supervisor.is_running());
-        let (_, pid) = stage.haproxy.wait_serving(&stage.scene);
-        assert_eq!(pid, stage.pid(tag - 1), "the same generation serves");
-        stage.reload(tag);
-    }
-    let answer = half.complete();
-    assert!(answer.contains("x-generation: 1"), "{answer}");
-    stage.wait_generations(&[(5, "serving")]);
-    stage.answered_throughout(PROMPTLY);
-}
-
 // The broker.
 
-#[test]
-fn killed_between_reloads_the_broker_is_not_missed_by_clients() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
+fn killed_between_reloads_the_broker_is_not_missed(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
     stage.broker.kill();
     stage.only(1);
     stage.configure(2);
@@ -177,12 +208,15 @@ fn killed_between_reloads_the_broker_is_not_missed_by_clients() {
     assert!(said.contains("generation 1 serves on"), "{said}");
     assert!(said.contains("bindonce serve"), "the hint: {said}");
     stage.only(1);
-    stage.answered_throughout(PROMPTLY);
+    stage.broker = stage.scene.broker();
+    stage.haproxy.supervisor.wait_line("a broker is back and has our listeners");
+    stage.reload(2);
+    ends_well(stage, guest);
 }
 
 #[test]
 fn killed_while_a_generation_starts_the_broker_does_not_stop_the_handover() {
-    let Some(mut stage) = stage(&[(2, &[Waits])], &[]) else { return };
+    let Some(mut stage) = haproxy(&[(2, &[Waits])], &[]) else { return };
     stage.configure(2);
     let mut reload = stage.reload_beside();
     stage.wait_waiting(2);
@@ -197,7 +231,7 @@ fn killed_while_a_generation_starts_the_broker_does_not_stop_the_handover() {
 
 #[test]
 fn killed_while_an_older_one_drains_the_broker_changes_nothing() {
-    let Some(mut stage) = stage(&[], &[]) else { return };
+    let Some(mut stage) = haproxy(&[], &[]) else { return };
     let half = stage.half_a_request();
     stage.reload(2);
     stage.broker.kill();

@@ -5,12 +5,12 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal::{self, SIGHUP, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM};
+use nix::sys::signal::Signal::{SIGKILL, SIGQUIT, SIGSTOP, SIGTERM};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::harness::{
-    DEADLINE, Fault, Finished, Guest, Process, Scene, Stage, eventually, finish, listening,
+    DEADLINE, Fault, Finished, Guest, Process, Scene, Stage, eventually, finish, listening, rows,
 };
 use Fault::{Deaf, Hangs, Waits};
 
@@ -19,63 +19,43 @@ const PROMPTLY: Duration = Duration::from_secs(2);
 /// A generation that is not known to have stopped accepting is ended after this.
 const RETIRE: [&str; 2] = ["--retire-timeout", "1s"];
 
-/// Every row for each program.
-macro_rules! rows {
-    ($($row:ident),* $(,)?) => {
-        mod nginx {
-            $(#[test] fn $row() { super::$row(crate::harness::Guest::Nginx) })*
-        }
-        mod activated {
-            $(#[test] fn $row() { super::$row(crate::harness::Guest::Activated) })*
-        }
-    };
-}
-
 rows!(
-    fifty_reloads_lose_nothing_and_leave_nothing_stale,
-    killed_before_it_was_ready_the_new_one_disturbs_nobody,
-    killed_while_it_waits_what_served_is_started_again,
-    killed_after_it_served_it_is_started_again,
-    killed_while_it_drains_the_older_one_takes_only_its_own_connections_along,
-    a_broken_configuration_is_named_and_forgotten,
-    a_start_that_hangs_is_ended_in_time,
-    a_binary_that_is_missing_is_named,
-    a_signal_that_gets_lost_is_sent_again,
-    one_that_ignores_its_signal_is_ended_before_the_reload_returns,
-    one_that_ignores_sigterm_too_is_killed,
-    one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed,
-    one_that_is_stopped_at_the_moment_of_the_signal_is_woken,
-    one_that_somebody_else_tells_to_stop_is_replaced,
-    fifty_reloads_at_once_are_few_and_all_get_an_answer,
-    killed_between_reloads_the_supervisor_is_not_missed,
-    killed_while_a_generation_starts_the_supervisor_takes_that_one_along,
-    killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves,
-    killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain,
-    killed_between_reloads_the_broker_is_not_missed,
-    replaced_under_load_the_supervisor_is_the_same_process,
+    [nginx: Nginx, activated: Activated],
+    [
+        fifty_reloads_lose_nothing_and_leave_nothing_stale,
+        killed_before_it_was_ready_the_new_one_disturbs_nobody,
+        killed_while_it_waits_what_served_is_started_again,
+        killed_after_it_served_it_is_started_again,
+        killed_while_it_drains_the_older_one_takes_only_its_own_connections_along,
+        a_broken_configuration_is_named_and_forgotten,
+        a_start_that_hangs_is_ended_in_time,
+        a_binary_that_is_missing_is_named,
+        a_signal_that_gets_lost_is_sent_again,
+        one_that_ignores_its_signal_is_ended_before_the_reload_returns,
+        one_that_ignores_sigterm_too_is_killed,
+        one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed,
+        one_that_is_stopped_at_the_moment_of_the_signal_is_woken,
+        one_that_somebody_else_tells_to_stop_is_replaced,
+        fifty_reloads_at_once_are_few_and_all_get_an_answer,
+    ]
 );
-
-/// The signal that tells a guest to stop.
-fn retire(guest: Guest) -> Signal {
-    if guest == Guest::Nginx { SIGQUIT } else { SIGTERM }
-}
 
 /// Deaf to what tells it to stop, the older one keeps a handover waiting.
 fn deaf(guest: Guest) -> [Fault; 1] {
-    [Deaf(retire(guest), 0)]
+    [Deaf(guest.retire_signal(), 0)]
 }
 
 impl Stage {
-    /// The living processes of this guest's generations.
-    fn processes(&self, guest: Guest) -> Vec<i32> {
-        let script = format!("/{}", if guest == Guest::Nginx { "nginx" } else { "server.py" });
-        let all = self.scene.processes().into_iter();
-        all.filter(|(_, command)| {
-            let ours = command.contains("bindonce ") || command.contains("__watchdog");
-            !ours && (command.contains(&script) || command.starts_with("nginx: "))
-        })
-        .map(|(pid, _)| pid)
-        .collect()
+    /// Twenty new connections, by four clients, are answered with this tag and no other.
+    #[track_caller]
+    fn twenty(&self, tag: u64) {
+        let mut plan = bindonce_load::Plan::new(self.address);
+        (plan.clients, plan.connections) = (4, Some(20));
+        let load = plan.start().expect("load");
+        assert!(load.wait_over(DEADLINE), "no answers");
+        let report = load.stop();
+        assert_eq!((report.ok, report.tokens.len()), (20, 1), "{report}");
+        assert_eq!(report.tokens[0].token, tag.to_string(), "{report}");
     }
 }
 
@@ -93,8 +73,7 @@ fn fifty_reloads_lose_nothing_and_leave_nothing_stale(guest: Guest) {
     println!("{guest:?}: {report}");
     assert_eq!(report.failed(), 0, "{report}");
     stage.wait_generations(&[(51, "serving")]);
-    let processes = if guest == Guest::Nginx { 3 } else { 1 };
-    assert_eq!(stage.processes(guest).len(), processes);
+    assert_eq!(stage.processes().len(), guest.processes());
 }
 
 // Generations that die.
@@ -132,7 +111,7 @@ fn killed_after_it_served_it_is_started_again(guest: Guest) {
     let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
     let half = stage.half_a_request();
     stage.reload(2);
-    let first = stage.processes(guest);
+    let first = stage.processes();
     stage.signal(2, SIGKILL);
     stage.wait_generations(&[(1, "draining"), (3, "serving")]);
     stage.only(2);
@@ -144,7 +123,7 @@ fn killed_after_it_served_it_is_started_again(guest: Guest) {
     // No worker outlives the first process of its generation.
     let serving = stage.pid(3);
     eventually("the others to be gone", || {
-        let left: Vec<_> = stage.processes(guest);
+        let left: Vec<_> = stage.processes();
         left.iter().all(|pid| !first.contains(pid) || *pid == serving).then_some(())
     });
 }
@@ -206,7 +185,7 @@ fn a_binary_that_is_missing_is_named(guest: Guest) {
 // Signals that are lost or ignored.
 
 fn a_signal_that_gets_lost_is_sent_again(guest: Guest) {
-    let lost = [Deaf(retire(guest), 1)];
+    let lost = [Deaf(guest.retire_signal(), 1)];
     let Some(mut stage) = Stage::of(guest, &[(1, &lost), (2, &lost)], &[]) else { return };
     stage.reload(2);
     stage.reload(3);
@@ -229,8 +208,7 @@ fn one_that_ignores_sigterm_too_is_killed(guest: Guest) {
     assert!(said.contains("generation 1 went on accepting and had to be ended"), "{said}");
     stage.wait_generations(&[(2, "serving")]);
     stage.refused_nobody();
-    let processes = if guest == Guest::Nginx { 3 } else { 1 };
-    assert_eq!(stage.processes(guest).len(), processes, "its workers went along");
+    assert_eq!(stage.processes().len(), guest.processes(), "its workers went along");
 }
 
 fn one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed(guest: Guest) {
@@ -248,7 +226,7 @@ fn one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed(guest: Guest) {
 
 fn one_that_is_stopped_at_the_moment_of_the_signal_is_woken(guest: Guest) {
     let Some(stage) = Stage::of(guest, &[], &[]) else { return };
-    for pid in stage.processes(guest) {
+    for pid in stage.processes() {
         kill(Pid::from_raw(pid), SIGSTOP).expect("stopping it");
     }
     let said = stage.reload(2);
@@ -259,7 +237,7 @@ fn one_that_is_stopped_at_the_moment_of_the_signal_is_woken(guest: Guest) {
 fn one_that_somebody_else_tells_to_stop_is_replaced(guest: Guest) {
     let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
     let half = stage.half_a_request();
-    stage.signal(1, retire(guest));
+    stage.signal(1, guest.retire_signal());
     stage.wait_generations(&[(1, "draining"), (2, "serving")]);
     let answer = half.complete();
     assert!(answer.contains("x-generation: 1"), "{answer}");
@@ -284,136 +262,6 @@ fn fifty_reloads_at_once_are_few_and_all_get_an_answer(guest: Guest) {
     let (last, _) = stage.haproxy.serving(&stage.scene).expect("it serves");
     assert!((2..=51).contains(&last), "generation {last}");
     stage.wait_generations(&[(last, "serving")]);
-    stage.nothing_failed();
-}
-
-// The supervisor and the broker killed at each step.
-
-impl Stage {
-    /// Nothing failed. Ends the load.
-    #[track_caller]
-    fn nothing_failed(&mut self) {
-        let report = self.refused_nobody();
-        assert_eq!(report.failed(), 0, "{report}");
-    }
-
-    /// Twenty new connections, by four clients, are answered with this tag and no other.
-    #[track_caller]
-    fn twenty(&self, tag: u64) {
-        let mut plan = bindonce_load::Plan::new(self.address);
-        (plan.clients, plan.connections) = (4, Some(20));
-        let load = plan.start().expect("load");
-        assert!(load.wait_over(DEADLINE), "no answers");
-        let report = load.stop();
-        assert_eq!((report.ok, report.tokens.len()), (20, 1), "{report}");
-        assert_eq!(report.tokens[0].token, tag.to_string(), "{report}");
-    }
-
-    /// Waits until this generation is ready, and held while the older ones are told to stop.
-    #[track_caller]
-    fn wait_ready(&mut self, generation: u64) {
-        let supervisor = &mut self.haproxy.supervisor;
-        supervisor.wait_line(&format!("started generation={generation}"));
-        supervisor.wait_line("ready: ");
-    }
-
-    /// The next supervisor takes over what serves, and reloads.
-    #[track_caller]
-    fn taken_over(&mut self, serving: u64) {
-        self.start_supervisor();
-        let (generation, _) = self.haproxy.wait_serving(&self.scene);
-        assert_eq!(generation, serving, "{}", self.haproxy.supervisor.story());
-        self.haproxy.supervisor.wait_line("taken over: serving");
-        self.reload(9);
-        let all = self.generations();
-        assert!(all.iter().filter(|(_, state, _)| state == "serving").count() == 1, "{all:?}");
-    }
-}
-
-fn killed_between_reloads_the_supervisor_is_not_missed(guest: Guest) {
-    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
-    stage.reload(2);
-    stage.kill_supervisor();
-    stage.only(2);
-    stage.taken_over(2);
-    stage.nothing_failed();
-}
-
-fn killed_while_a_generation_starts_the_supervisor_takes_that_one_along(guest: Guest) {
-    let Some(mut stage) = Stage::of(guest, &[(2, &[Waits])], &[]) else { return };
-    stage.configure(2);
-    let mut reload = stage.reload_beside();
-    let starting = stage.wait_waiting(2);
-    stage.kill_supervisor();
-    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
-    eventually("the one that was starting to be ended", || {
-        kill(Pid::from_raw(starting), None).is_err().then_some(())
-    });
-    stage.only(1);
-    stage.taken_over(1);
-    stage.nothing_failed();
-}
-
-fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: Guest) {
-    let deaf_once = [Deaf(retire(guest), 1)];
-    let Some(mut stage) = Stage::of(guest, &[(1, &deaf_once)], &[]) else { return };
-    stage.configure(2);
-    let mut reload = stage.reload_beside();
-    stage.wait_ready(2);
-    stage.kill_supervisor();
-    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
-    // The watchdog has told the older one to stop, and lets the new one go on.
-    let begun = Instant::now();
-    eventually("the new one to answer", || {
-        let answer = stage.half_a_request().complete();
-        answer.contains("x-generation: 2").then_some(())
-    });
-    assert!(begun.elapsed() < PROMPTLY, "{:?}", begun.elapsed());
-    stage.start_supervisor();
-    let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
-    assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
-    stage.reload(9);
-    stage.refused_nobody();
-}
-
-fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain(guest: Guest) {
-    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
-    let half = stage.half_a_request();
-    stage.reload(2);
-    stage.kill_supervisor();
-    stage.only(2);
-    stage.start_supervisor();
-    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
-    stage.reload(3);
-    let answer = half.complete();
-    assert!(answer.contains("x-generation: 1"), "{answer}");
-    stage.wait_generations(&[(3, "serving")]);
-    stage.nothing_failed();
-}
-
-fn killed_between_reloads_the_broker_is_not_missed(guest: Guest) {
-    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
-    stage.broker.kill();
-    stage.only(1);
-    stage.broker = stage.scene.broker();
-    stage.haproxy.supervisor.wait_line("a broker is back and has our listeners");
-    stage.reload(2);
-    stage.nothing_failed();
-}
-
-fn replaced_under_load_the_supervisor_is_the_same_process(guest: Guest) {
-    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
-    let half = stage.half_a_request();
-    stage.reload(2);
-    stage.scene.run("upgrade", &["--name", "web"]).ok();
-    stage.haproxy.supervisor.wait_line("taken over: serving");
-    assert!(stage.haproxy.supervisor.is_running());
-    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
-    stage.haproxy.supervisor.signal(SIGHUP);
-    stage.wait_generations(&[(1, "draining"), (3, "serving")]);
-    let answer = half.complete();
-    assert!(answer.contains("x-generation: 1"), "{answer}");
-    stage.wait_generations(&[(3, "serving")]);
     stage.nothing_failed();
 }
 

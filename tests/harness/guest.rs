@@ -4,7 +4,22 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
+
 use super::{Haproxy, Scene, config, root, skip};
+
+/// Each row, a function of a [`Guest`], as a test for each of these guests, in a module of its name.
+macro_rules! rows {
+    ([$($module:ident: $guest:ident),*], $rows:tt) => {
+        $($crate::harness::rows!(@ $module $guest $rows);)*
+    };
+    (@ $module:ident $guest:ident [$($row:ident),* $(,)?]) => {
+        mod $module {
+            $(#[test] fn $row() { super::$row($crate::harness::Guest::$guest) })*
+        }
+    };
+}
+pub(crate) use rows;
 
 /// A program that answers every request with the tag of its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +86,29 @@ impl Guest {
             Self::Haproxy => config(address, tag),
             Self::Nginx => nginx(scene, address, tag),
             Self::Activated | Self::Ghostly => format!("{tag}\n"),
+        }
+    }
+
+    /// The signal by which it is told to stop accepting.
+    pub(crate) fn retire_signal(self) -> Signal {
+        match self {
+            Self::Haproxy => Signal::SIGUSR1,
+            Self::Nginx => Signal::SIGQUIT,
+            Self::Activated | Self::Ghostly => Signal::SIGTERM,
+        }
+    }
+
+    /// How many processes one generation has.
+    pub(crate) fn processes(self) -> usize {
+        if self == Self::Nginx { 3 } else { 1 }
+    }
+
+    /// Whether this process is one of its generations', by its command line.
+    pub(super) fn is(self, command: &str) -> bool {
+        match self {
+            Self::Haproxy => Scene::is_haproxy(command),
+            Self::Nginx => command.contains("/nginx") || command.starts_with("nginx: "),
+            Self::Activated | Self::Ghostly => command.contains("/server.py"),
         }
     }
 

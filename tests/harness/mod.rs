@@ -14,7 +14,7 @@ mod wire;
 use std::time::{Duration, Instant};
 
 pub(crate) use binaries::{bindonce, root, skip};
-pub(crate) use guest::Guest;
+pub(crate) use guest::{Guest, rows};
 pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config};
 pub(crate) use kernel::{descriptors, listening};
 pub(crate) use process::{Finished, Process, finish};

@@ -160,19 +160,18 @@ impl Scene {
 
     /// The processes of this test that run haproxy (not the supervisor), by pid.
     pub(crate) fn haproxies(&self) -> Vec<i32> {
-        let mut pids: Vec<_> = self
-            .processes()
-            .into_iter()
-            .filter(|(_, command)| {
-                let program = command.split(' ').next().unwrap_or_default();
-                let name = Path::new(program).file_name().and_then(OsStr::to_str);
-                matches!(name, Some("haproxy"))
-                    || name.is_some_and(|name| name.starts_with("ld-linux"))
-            })
-            .map(|(pid, _)| pid)
-            .collect();
+        let all = self.processes().into_iter();
+        let mut pids: Vec<_> =
+            all.filter(|(_, command)| Self::is_haproxy(command)).map(|(pid, _)| pid).collect();
         pids.sort_unstable();
         pids
+    }
+
+    /// Whether this command line is haproxy's, perhaps behind a loader.
+    pub(super) fn is_haproxy(command: &str) -> bool {
+        let program = command.split(' ').next().unwrap_or_default();
+        let name = Path::new(program).file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name == "haproxy" || name.starts_with("ld-linux"))
     }
 }
 

@@ -166,6 +166,32 @@ impl Stage {
         self.haproxy = Haproxy::begin_command(&self.scene, &arguments, &words);
     }
 
+    /// The next supervisor takes over the generation that serves, and reloads: nothing else is left.
+    #[track_caller]
+    pub(crate) fn goes_on(&mut self, serving: u64) {
+        self.start_supervisor();
+        let (generation, _) = self.haproxy.wait_serving(&self.scene);
+        assert_eq!(generation, serving, "{}", self.haproxy.supervisor.story());
+        self.haproxy.supervisor.wait_line("taken over: serving");
+        self.reload(9);
+        let all = self.generations();
+        assert_eq!(all.iter().filter(|(_, state, _)| state == "serving").count(), 1, "{all:?}");
+        eventually("the older generations to be gone", || {
+            (self.processes().len() == self.guest.processes()).then_some(())
+        });
+    }
+
+    /// The living processes of the generations.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let all = self.scene.processes().into_iter();
+        all.filter(|(_, command)| {
+            let ours = command.contains("bindonce ") || command.contains("__watchdog");
+            !ours && self.guest.is(command)
+        })
+        .map(|(pid, _)| pid)
+        .collect()
+    }
+
     /// Lets a generation that waits go on.
     pub(crate) fn let_start(&self, generation: u64) {
         fs::write(self.scene.path(&format!("wait-{generation}")), "go\n").expect("the fifo");
@@ -178,6 +204,14 @@ impl Stage {
         eventually("the new generation to be started", || {
             fs::read_to_string(&marker).ok()?.trim().parse().ok()
         })
+    }
+
+    /// Waits until this generation is ready, and held while the older ones are told to stop.
+    #[track_caller]
+    pub(crate) fn wait_ready(&mut self, generation: u64) {
+        let supervisor = &mut self.haproxy.supervisor;
+        supervisor.wait_line(&format!("started generation={generation}"));
+        supervisor.wait_line("ready: ");
     }
 
     /// Every generation that the broker knows, by number: its state and pid.
@@ -271,6 +305,13 @@ impl Stage {
         assert_eq!((report.refused, report.timed_out, report.local), (0, 0, 0), "{report}");
         assert!(report.failed() <= 2 * CLIENTS as u64, "{report}");
         report
+    }
+
+    /// Nothing failed. Ends the load.
+    #[track_caller]
+    pub(crate) fn nothing_failed(&mut self) {
+        let report = self.refused_nobody();
+        assert_eq!(report.failed(), 0, "{report}");
     }
 
     /// Waits until the load has so many more good answers.
