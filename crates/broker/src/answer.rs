@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
+use bindonce_core::name::Name;
 use bindonce_core::policy::Denial;
 use bindonce_core::registry::{Generation, Held, Holder, Phase, Refusal, View};
 use bindonce_sys::options::{self, Change};
@@ -13,7 +14,7 @@ use bindonce_wire::params::State as WireState;
 use bindonce_wire::result::{
     BrokerInfo, ChangedOption, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
 };
-use bindonce_wire::{ErrorCode, RpcError};
+use bindonce_wire::{ErrorCode, RpcError, text};
 use serde_json::{Map, Value};
 
 use crate::claiming::Denied;
@@ -25,23 +26,50 @@ use crate::state::State;
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What a reply says of an unnamed listener as far as it never changes, from the value of `name` on:
-/// one request may ask for thousands, again and again.
-pub(crate) fn describe(listener: &Listener, bound: &Address, inode: u64) -> Box<str> {
-    let json = |address: &Address| Value::from(address.to_string()).to_string();
-    let address = json(&listener.address);
-    let other = (*bound != listener.address).then(|| json(bound));
-    let bound = other.as_deref().unwrap_or(&address);
-    let keyed = !listener.options.is_empty();
-    let label = keyed.then(|| Value::from(Listener { name: None, ..listener.clone() }.label()));
-    let label = label.map(|label| label.to_string());
-    let label = label.as_deref().unwrap_or(&address);
-    let inode = inode.to_string();
-    [label, ADDRESS, &address, r#","bound":"#, bound, r#","inode":"#, &inode].concat().into()
+/// What a reply says of a listener as far as it never changes, written once: one request may ask
+/// for thousands, again and again.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// From the value of `name` on, as long as it has no name.
+    text: Vec<u8>,
+    /// Where what follows the name begins.
+    rest: usize,
 }
 
-/// What follows the name. It cannot stand within one: there its quotes are escaped.
-const ADDRESS: &str = r#","address":"#;
+impl Described {
+    /// Of a socket that is bound as the listener says.
+    pub(crate) fn new(listener: &Listener, bound: &Address, inode: u64) -> Self {
+        let address = listener.address.text();
+        let mut said = Vec::with_capacity(3 * address.len() + 48);
+        if listener.options.is_empty() {
+            text::string(&mut said, &address);
+        } else {
+            text::string(&mut said, &Listener { name: None, ..listener.clone() }.label());
+        }
+        let rest = said.len();
+        said.extend_from_slice(br#","address":"#);
+        text::string(&mut said, &address);
+        said.extend_from_slice(br#","bound":"#);
+        if *bound == listener.address {
+            text::string(&mut said, &address);
+        } else {
+            text::string(&mut said, &bound.text());
+        }
+        said.extend_from_slice(br#","inode":"#);
+        text::number(&mut said, inode);
+        Self { text: said, rest }
+    }
+
+    fn write(&self, reply: &mut Vec<u8>, name: Option<&Name>) {
+        match name {
+            Some(name) => {
+                text::string(reply, name.as_str());
+                reply.extend_from_slice(&self.text[self.rest..]);
+            }
+            None => reply.extend_from_slice(&self.text),
+        }
+    }
+}
 
 /// The reply to `bind`: what [`encode_result`] makes of a [`BindResult`] with these listeners.
 ///
@@ -56,15 +84,7 @@ pub(crate) fn bound<'a>(
     text.extend_from_slice(br#","result":{"listeners":["#);
     for (index, (held, created)) in listeners.enumerate() {
         text.extend_from_slice(if index == 0 { &br#"{"name":"#[..] } else { br#",{"name":"# });
-        let mut described: &str = &held.opened.handle.described;
-        if let Some(name) = &held.listener.name {
-            // Nothing in a name needs an escape.
-            text.push(b'"');
-            text.extend_from_slice(name.as_str().as_bytes());
-            text.push(b'"');
-            described = described.find(ADDRESS).map_or("", |end| &described[end..]);
-        }
-        text.extend_from_slice(described.as_bytes());
+        held.opened.handle.described.write(&mut text, held.listener.name.as_ref());
         let created: &[u8] = if created { br#","created":true}"# } else { br#","created":false}"# };
         text.extend_from_slice(created);
     }

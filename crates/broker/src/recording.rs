@@ -86,8 +86,8 @@ pub(crate) fn entry(held: &Held<Socket>) -> Entry {
     let opened = &held.opened;
     let file = opened.handle.path.as_ref();
     Entry {
-        listen: held.listener.to_string(),
-        bound: opened.bound.to_string(),
+        listen: held.listener.text(),
+        bound: opened.bound.text(),
         inode: opened.inode,
         cookie: opened.cookie,
         backlog: opened.backlog,

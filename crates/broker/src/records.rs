@@ -141,7 +141,7 @@ impl Records {
             }
             None => {
                 let (inode, cookie) = (held.opened.inode, held.opened.cookie);
-                *noted = Some(Box::new(Noted { records: Rc::clone(self), inode, cookie, edition }));
+                *noted = Some(Noted { records: Rc::clone(self), inode, cookie, edition });
             }
         }
         manifest::opened(text, &entry(held));
@@ -265,7 +265,7 @@ impl State {
                 Some(noted) => noted.edition = edition,
                 None => {
                     let records = Rc::clone(records);
-                    *noted = Some(Box::new(Noted { records, inode, cookie, edition }));
+                    *noted = Some(Noted { records, inode, cookie, edition });
                 }
             }
         }

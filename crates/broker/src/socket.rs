@@ -9,7 +9,7 @@ use bindonce_core::listener::Listener;
 use bindonce_core::registry::Opened;
 use bindonce_sys::listen::{self, UnixPath};
 
-use crate::answer;
+use crate::answer::Described;
 use crate::guard::Care;
 use crate::records::Noted;
 use crate::state::State;
@@ -19,15 +19,14 @@ use crate::store::Kept;
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
-    /// What a reply says of it, written once; see [`answer::describe`].
-    pub(crate) described: Box<str>,
+    pub(crate) described: Described,
     pub(crate) care: Care,
     /// Its place in the service manager's store; boxed, because most brokers have none.
     pub(crate) kept: RefCell<Option<Box<Kept>>>,
     /// Whose claim created it, for as long as it is held.
     pub(crate) owned: Option<Owned>,
     /// Its place in the state file.
-    pub(crate) noted: RefCell<Option<Box<Noted>>>,
+    pub(crate) noted: RefCell<Option<Noted>>,
     pub(crate) path: Option<UnixPath>,
 }
 
@@ -63,7 +62,7 @@ impl State {
                 noted: RefCell::new(None),
                 owned: None,
                 fd,
-                described: answer::describe(listener, &socket.bound, socket.inode),
+                described: Described::new(listener, &socket.bound, socket.inode),
                 path: socket.path,
             },
             bound: socket.bound,

@@ -56,6 +56,15 @@ impl Address {
         }
     }
 
+    /// The canonical text, as printing gives it, without the detour of formatting for what comes
+    /// by the thousand.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Tcp(SocketAddr::V4(at)) => Ipv4Text::of(at).as_str().to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether sockets of this kind listen (UDP sockets do not).
     pub fn listens(&self) -> bool {
         !matches!(self, Self::Udp(_))
@@ -183,13 +192,17 @@ impl Ipv4Text {
     }
 
     fn number(&mut self, number: u16) {
-        let mut unit =
-            [10_000, 1000, 100, 10].into_iter().find(|unit| number >= *unit).unwrap_or(1);
-        while unit > 0 {
-            // One decimal digit.
-            self.push(b'0' + u8::try_from(number / unit % 10).unwrap_or(0));
-            unit /= 10;
+        for unit in [10_000, 1000, 100, 10] {
+            if number >= unit {
+                self.digit(number / unit);
+            }
         }
+        self.digit(number);
+    }
+
+    /// The last decimal digit of a number.
+    fn digit(&mut self, number: u16) {
+        self.push(b'0' + u8::try_from(number % 10).unwrap_or(0));
     }
 
     fn push(&mut self, byte: u8) {

@@ -43,7 +43,16 @@ impl Listener {
             None if options.v6only || options.interface.is_some() || options.netns.is_some() => {
                 self.key().to_string()
             }
-            None => self.address.to_string(),
+            None => self.address.text(),
+        }
+    }
+
+    /// The one syntax, as printing gives it.
+    pub fn text(&self) -> String {
+        if self.name.is_none() && self.options.is_empty() {
+            self.address.text()
+        } else {
+            self.to_string()
         }
     }
 

@@ -30,6 +30,7 @@ use bindonce_core::listener::Listener;
 use serde::{Deserialize, Serialize};
 
 use crate::params::State;
+use crate::text;
 
 /// The version that this library writes.
 pub const VERSION: u32 = 1;
@@ -383,9 +384,34 @@ impl Manifest {
 }
 
 /// Appends the record that a listener is held, or is now as `entry` says.
+///
+/// The text is that of [`Entry`], written by hand: one claim may open thousands.
 pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
-    let listener = Some(entry);
-    line(text, &Record { listener, connection: none::<()>(), closed: None, service: None });
+    let number = |text: &mut Vec<u8>, member: &str, value: u64| {
+        text.extend_from_slice(member.as_bytes());
+        text::number(text, value);
+    };
+    text.extend_from_slice(br#"{"listener":{"listen":"#);
+    text::string(text, &entry.listen);
+    text.extend_from_slice(br#","bound":"#);
+    text::string(text, &entry.bound);
+    number(text, r#","inode":"#, entry.inode);
+    number(text, r#","cookie":"#, entry.cookie);
+    number(text, r#","backlog":"#, entry.backlog.into());
+    text.extend_from_slice(br#","exclusive":"#);
+    text::truth(text, entry.exclusive);
+    number(text, r#","since":"#, entry.since);
+    text.extend_from_slice(br#","tentative":"#);
+    text::truth(text, entry.tentative);
+    if let Some(File { dev, ino }) = entry.file {
+        number(text, r#","file":{"dev":"#, dev);
+        number(text, r#","ino":"#, ino);
+        text.push(b'}');
+    }
+    if let Some(descriptor) = entry.descriptor {
+        text.extend_from_slice(format!(r#","descriptor":{descriptor}"#).as_bytes());
+    }
+    text.extend_from_slice(b"}}\n");
 }
 
 /// Appends the record of a service.

@@ -103,6 +103,14 @@ fn text(manifest: &Manifest) -> String {
 
 proptest! {
     #[test]
+    fn a_record_is_as_serde_writes_it(entry in entry()) {
+        let mut text = Vec::new();
+        manifest::opened(&mut text, &entry);
+        let serde = serde_json::to_string(&entry).expect("JSON");
+        prop_assert_eq!(text, format!("{{\"listener\":{serde}}}\n").into_bytes());
+    }
+
+    #[test]
     fn what_is_written_is_read(manifest in manifest()) {
         let text = manifest.encode();
         let read = Manifest::decode(&text).expect("readable");

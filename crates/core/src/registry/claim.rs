@@ -54,7 +54,7 @@ impl<H> Registry<H> {
         &mut self,
         now: Timestamp,
         connection: ConnectionId,
-        wants: &[Want],
+        wants: Vec<Want>,
         actions: &mut Vec<Action<H>>,
     ) {
         let mut plan = Pending {
@@ -92,7 +92,7 @@ impl<H> Registry<H> {
         }
     }
 
-    fn plan(&mut self, plan: &mut Pending<H>, wants: &[Want]) -> Result<(), Refusal> {
+    fn plan(&mut self, plan: &mut Pending<H>, wants: Vec<Want>) -> Result<(), Refusal> {
         let count = wants.iter().fold(0_usize, |count, want| {
             count.saturating_add(match &want.wanted {
                 Wanted::Named(_) => 1,
@@ -104,21 +104,21 @@ impl<H> Registry<H> {
         }
         plan.entries.reserve_exact(count);
         plan.new.reserve(if count == 1 { 0 } else { count });
-        for want in wants {
-            match &want.wanted {
+        for Want { wanted, tentative, change } in wants {
+            match wanted {
                 Wanted::Named(name) => {
-                    let id = self.index.name(name);
+                    let id = self.index.name(&name);
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
-                    plan.entries.push((id, want.tentative));
+                    plan.entries.push((id, tentative));
                 }
                 Wanted::Listen(spec) if !spec.is_range() => {
-                    let id = self.plan_one(plan, &spec.first, want.change)?;
-                    plan.entries.push((id, want.tentative));
+                    let id = self.plan_one(plan, spec.first, change)?;
+                    plan.entries.push((id, tentative));
                 }
                 Wanted::Listen(spec) => {
                     for listener in spec.expand() {
-                        let id = self.plan_one(plan, &listener, want.change)?;
-                        plan.entries.push((id, want.tentative));
+                        let id = self.plan_one(plan, listener, change)?;
+                        plan.entries.push((id, tentative));
                     }
                 }
             }
@@ -130,7 +130,7 @@ impl<H> Registry<H> {
     fn plan_one(
         &mut self,
         plan: &mut Pending<H>,
-        asked: &Listener,
+        asked: Listener,
         change: bool,
     ) -> Result<ListenerId, Refusal> {
         let key = asked.key();
@@ -139,14 +139,14 @@ impl<H> Registry<H> {
             && let Some(owner) = self.index.name(name).filter(|owner| Some(*owner) != found)
             && let Some(who) = self.who(plan, owner)
         {
-            let (name, asked) = (name.clone(), Box::new(asked.clone()));
+            let (name, asked) = (name.clone(), Box::new(asked));
             return Err(match who {
                 Who::New(other) => Refusal::NameInRequest { name, asked, other },
                 Who::Held(held) => Refusal::Name { name, asked, held },
             });
         }
         if let Some(id) = found {
-            self.check_options(plan, id, asked, change)?;
+            self.check_options(plan, id, &asked, change)?;
             if let Some(name) = &asked.name {
                 self.adopt(plan, id, name);
             }
@@ -155,7 +155,7 @@ impl<H> Registry<H> {
         if let Some(other) = self.index.overlapping(&key)
             && let Some(who) = self.who(plan, other)
         {
-            let asked = Box::new(asked.clone());
+            let asked = Box::new(asked);
             return Err(match who {
                 Who::New(other) => Refusal::OverlapInRequest { asked, other },
                 Who::Held(held) => Refusal::Overlap { asked, held },
@@ -166,7 +166,7 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.new.push(New { listener: asked.clone(), key });
+        plan.new.push(New { listener: asked, key });
         Ok(id)
     }
 

@@ -4,19 +4,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::ListenerId;
-use crate::key::{Key, Slot, devices_meet};
+use crate::key::{Key, Slot};
 use crate::name::Name;
-
-type Device = Option<Box<str>>;
 
 /// Which listener has which key, name and place in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     keys: HashMap<Key, ListenerId>,
     names: HashMap<Name, ListenerId>,
-    /// Ordered by place, then address, then device: all that a wildcard meets
-    /// stand together.
-    slots: BTreeMap<(Slot, Device), ListenerId>,
+    /// All that a wildcard meets stand together.
+    slots: BTreeMap<Slot, ListenerId>,
     /// How many of them are wildcards: where there is none, none is looked for.
     wildcards: usize,
 }
@@ -35,29 +32,29 @@ impl Index {
     /// A listener that the kernel would not bind this one beside.
     pub(super) fn overlapping(&self, key: &Key) -> Option<ListenerId> {
         key.slots().find_map(|slot| {
-            if slot.is_wildcard() {
-                // No address sorts before `None`.
-                let start = Slot { place: slot.place.clone(), ip: None };
-                return self.meeting(&start, key.interface(), |other| other.place == slot.place);
+            if !slot.is_ip() {
+                return self.slots.get(&slot).copied();
             }
-            let wildcard = (self.wildcards > 0).then(|| slot.wildcard()).flatten();
-            self.meeting(&slot, key.interface(), |other| *other == slot).or_else(|| {
-                let wildcard = wildcard?;
-                self.meeting(&wildcard, key.interface(), |other| *other == wildcard)
-            })
+            if slot.is_wildcard() {
+                return self.meeting(&slot, &slot.first(), Slot::is_beside);
+            }
+            let covered = || self.meeting(&slot, &slot.wildcard(), Slot::is_at);
+            self.meeting(&slot, &slot.first(), Slot::is_at)
+                .or_else(|| if self.wildcards > 0 { covered() } else { None })
         })
     }
 
+    /// The first from `start` on, among those that are `near` it, that meets the slot.
     fn meeting(
         &self,
+        slot: &Slot,
         start: &Slot,
-        device: Option<&str>,
-        same: impl Fn(&Slot) -> bool,
+        near: impl Fn(&Slot, &Slot) -> bool,
     ) -> Option<ListenerId> {
         self.slots
-            .range((start.clone(), None)..)
-            .take_while(|((slot, _), _)| same(slot))
-            .find(|((_, other), _)| devices_meet(device, other.as_deref()))
+            .range(start..)
+            .take_while(|(other, _)| near(start, other))
+            .find(|(other, _)| slot.meets(other))
             .map(|(_, id)| *id)
     }
 
@@ -72,7 +69,7 @@ impl Index {
     pub(super) fn occupy(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
             let wildcard = slot.is_wildcard();
-            if self.slots.insert((slot, key.interface().map(Box::from)), id).is_none() && wildcard {
+            if self.slots.insert(slot, id).is_none() && wildcard {
                 self.wildcards += 1;
             }
         }
@@ -89,10 +86,9 @@ impl Index {
     /// Undoes [`Index::occupy`].
     pub(super) fn vacate(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
-            let place = (slot, key.interface().map(Box::from));
-            if self.slots.get(&place) == Some(&id) {
-                self.slots.remove(&place);
-                if place.0.is_wildcard() {
+            if self.slots.get(&slot) == Some(&id) {
+                self.slots.remove(&slot);
+                if slot.is_wildcard() {
                     self.wildcards -= 1;
                 }
             }
@@ -115,5 +111,71 @@ impl Index {
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
         (self.keys.len(), self.names.len(), self.slots.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::listener::Listener;
+
+    /// Few enough that they meet.
+    fn key() -> impl Strategy<Value = Key> {
+        let address = prop::sample::select(vec![
+            ":80",
+            "10.0.0.1:80",
+            "10.0.0.2:80",
+            "[::]:80",
+            "[::1]:80",
+            "[::ffff:10.0.0.1]:80",
+            "udp@:80",
+            "udp@10.0.0.1:80",
+            ":81",
+            "10.0.0.1:81",
+            "[::]:80,v6only",
+            ":0",
+            "/run/a",
+            "/run/b",
+            "abns@a",
+            "abns@b",
+        ]);
+        let scope = prop::sample::select(vec!["", ",interface=a", ",interface=b", ",netns=n"]);
+        (address, scope).prop_filter_map("a listener", |(address, scope)| {
+            Some(format!("{address}{scope}").parse::<Listener>().ok()?.key())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn finds_one_that_overlaps_exactly_if_there_is_one(
+            keys in prop::collection::vec(key(), 0..12),
+            gone in any::<u16>(),
+            asked in key(),
+        ) {
+            let mut index = Index::default();
+            let mut held: Vec<(ListenerId, Key)> = Vec::new();
+            for key in keys {
+                if index.overlapping(&key).is_none() {
+                    let id = ListenerId(held.len() as u64);
+                    index.insert(id, &key);
+                    held.push((id, key));
+                }
+            }
+            for (id, key) in &held {
+                if gone >> id.0 & 1 == 1 {
+                    index.remove(*id, key);
+                }
+            }
+            held.retain(|(id, _)| gone >> id.0 & 1 == 0);
+            match index.overlapping(&asked) {
+                Some(found) => {
+                    let other = held.iter().find(|(id, _)| *id == found).expect("it is held");
+                    prop_assert!(asked.overlaps(&other.1), "{asked} and {}", other.1);
+                }
+                None => prop_assert!(held.iter().all(|(_, other)| !asked.overlaps(other))),
+            }
+        }
     }
 }

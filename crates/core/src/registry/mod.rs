@@ -300,7 +300,7 @@ impl<H> Registry<H> {
         while self.pending.is_none()
             && let Some((id, wants)) = self.waiting.pop_front()
         {
-            self.claim(now, id, &wants, &mut actions);
+            self.claim(now, id, wants, &mut actions);
         }
         actions
     }
