@@ -26,47 +26,53 @@ use crate::state::State;
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What a reply says of a listener as far as it never changes, written once: one request may ask
-/// for thousands, again and again.
+/// The texts of a listener that never change, written once: one request may ask for thousands,
+/// again and again.
 #[derive(Debug)]
 pub(crate) struct Described {
-    /// From the value of `name` on, as long as it has no name.
-    text: Vec<u8>,
-    /// Where what follows the name begins.
+    /// Its address as asked for.
+    pub(crate) address: Box<str>,
+    /// The address that it has, if that is another.
+    bound: Option<Box<str>>,
+    /// What a reply says of it, from the value of `name` on, as long as it has no name.
+    reply: Vec<u8>,
+    /// Where in that what follows the name begins.
     rest: usize,
 }
 
 impl Described {
     /// Of a socket that is bound as the listener says.
     pub(crate) fn new(listener: &Listener, bound: &Address, inode: u64) -> Self {
-        let address = listener.address.text();
-        let mut said = Vec::with_capacity(3 * address.len() + 48);
+        let address = listener.address.text().into_boxed_str();
+        let bound = (*bound != listener.address).then(|| bound.text().into_boxed_str());
+        let mut reply = Vec::with_capacity(3 * address.len() + 48);
         if listener.options.is_empty() {
-            text::string(&mut said, &address);
+            text::string(&mut reply, &address);
         } else {
-            text::string(&mut said, &Listener { name: None, ..listener.clone() }.label());
+            text::string(&mut reply, &Listener { name: None, ..listener.clone() }.label());
         }
-        let rest = said.len();
-        said.extend_from_slice(br#","address":"#);
-        text::string(&mut said, &address);
-        said.extend_from_slice(br#","bound":"#);
-        if *bound == listener.address {
-            text::string(&mut said, &address);
-        } else {
-            text::string(&mut said, &bound.text());
-        }
-        said.extend_from_slice(br#","inode":"#);
-        text::number(&mut said, inode);
-        Self { text: said, rest }
+        let rest = reply.len();
+        reply.extend_from_slice(br#","address":"#);
+        text::string(&mut reply, &address);
+        reply.extend_from_slice(br#","bound":"#);
+        text::string(&mut reply, bound.as_deref().unwrap_or(&address));
+        reply.extend_from_slice(br#","inode":"#);
+        text::number(&mut reply, inode);
+        Self { address, bound, reply, rest }
+    }
+
+    /// The address that it has.
+    pub(crate) fn bound(&self) -> &str {
+        self.bound.as_deref().unwrap_or(&self.address)
     }
 
     fn write(&self, reply: &mut Vec<u8>, name: Option<&Name>) {
         match name {
             Some(name) => {
                 text::string(reply, name.as_str());
-                reply.extend_from_slice(&self.text[self.rest..]);
+                reply.extend_from_slice(&self.reply[self.rest..]);
             }
-            None => reply.extend_from_slice(&self.text),
+            None => reply.extend_from_slice(&self.reply),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What is written down for the broker after this one: of each listener a record, in the
 //! state file or beside the service manager's store, and all of it as one manifest.
 
+use std::borrow::Cow;
+
 use bindonce_core::registry::{Held, Lease};
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;
@@ -76,18 +78,21 @@ impl State {
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
         manifest.header.control = self.control.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();
-        manifest.listeners = self.registry.list().iter().map(|view| entry(view.held)).collect();
+        manifest.listeners =
+            self.registry.list().iter().map(|view| entry(view.held).into_owned()).collect();
         manifest
     }
 }
 
 /// What the manifest says of a listener.
-pub(crate) fn entry(held: &Held<Socket>) -> Entry {
-    let opened = &held.opened;
+pub(crate) fn entry(held: &Held<Socket>) -> Entry<Cow<'_, str>> {
+    let Held { opened, listener, .. } = held;
+    let described = &opened.handle.described;
+    let bare = listener.name.is_none() && listener.options.is_empty();
     let file = opened.handle.path.as_ref();
     Entry {
-        listen: held.listener.text(),
-        bound: opened.bound.text(),
+        listen: if bare { (&*described.address).into() } else { listener.to_string().into() },
+        bound: described.bound().into(),
         inode: opened.inode,
         cookie: opened.cookie,
         backlog: opened.backlog,

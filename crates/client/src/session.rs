@@ -17,6 +17,7 @@ use bindonce_wire::RpcError;
 use bindonce_wire::batch::MAX_FDS;
 use bindonce_wire::message::{Id, Notification, Reply, encode_request};
 use bindonce_wire::result::{BindResult, Bound};
+use memchr::memchr;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -234,7 +235,7 @@ fn next_line<'a>(
     bytes: &mut &'a [u8],
     longest: usize,
 ) -> Result<Option<Cow<'a, [u8]>>, Error> {
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
+    let Some(end) = memchr(b'\n', bytes) else {
         if partial.len() + bytes.len() > longest {
             return Err(Error::Protocol(format!("longer than {longest} bytes")));
         }

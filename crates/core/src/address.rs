@@ -123,6 +123,10 @@ impl Address {
         if text.starts_with('/') {
             return Ok((Self::unix(text)?, 0));
         }
+        // What most texts are, where there are thousands; std reads it as what follows would.
+        if let Ok(at) = text.parse::<SocketAddrV4>() {
+            return Ok((Self::Tcp(at.into()), at.port()));
+        }
         let Some((family, rest)) = text.split_once('@') else {
             let (ip, last) = parse_ip(text, text, None)?;
             return Ok((Self::Tcp(ip), last));

@@ -8,6 +8,7 @@
 //! IPv4-mapped address is the IPv4 address, a specific IPv6 address is always
 //! IPv6 only, and two different network devices or namespaces never meet.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -161,7 +162,7 @@ impl fmt::Display for Key {
 
 /// One thing in the kernel that only one socket can have. They sort by place, then address: all
 /// that a wildcard covers stand together. Small, and quick to compare: thousands are held.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Slot {
     place: Place,
     /// The bits of the IP address there; 0 is the wildcard, and what a UNIX name has.
@@ -195,6 +196,22 @@ impl Scope {
     fn boxed(self) -> Option<Box<Self>> {
         let said = self.netns.is_some() || self.device.is_some() || self.name.is_some();
         said.then(|| Box::new(self))
+    }
+}
+
+impl Ord for Slot {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_address = (self.place, self.ip).cmp(&(other.place, other.ip));
+        // Few have any, so it is looked at last.
+        by_address.then_with(|| self.scope.cmp(&other.scope))
+    }
+}
+
+impl PartialOrd for Slot {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -47,15 +47,6 @@ impl Listener {
         }
     }
 
-    /// The one syntax, as printing gives it.
-    pub fn text(&self) -> String {
-        if self.name.is_none() && self.options.is_empty() {
-            self.address.text()
-        } else {
-            self.to_string()
-        }
-    }
-
     /// The one syntax, with the last port of a range behind the address.
     fn write(&self, f: &mut fmt::Formatter<'_>, last_port: Option<u16>) -> fmt::Result {
         if let Some(name) = &self.name {

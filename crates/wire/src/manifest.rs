@@ -22,6 +22,7 @@
 //! writing only what the version before it could already do without. What a reader
 //! does not know it ignores.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bindonce_core::address::Address;
@@ -120,11 +121,11 @@ pub struct Header {
 
 /// A listener that is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct Entry<S = String> {
     /// As it was asked for: `web=0.0.0.0:80,backlog=4096`.
-    pub listen: String,
+    pub listen: S,
     /// The address that the socket has.
-    pub bound: String,
+    pub bound: S,
     /// Inode number of the socket.
     pub inode: u64,
     /// SO_COOKIE of the socket; 0 if unknown.
@@ -148,6 +149,24 @@ pub struct Entry {
     /// The number of its descriptor, for an upgrade in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptor: Option<i32>,
+}
+
+impl Entry<Cow<'_, str>> {
+    /// The same, with texts of its own.
+    pub fn into_owned(self) -> Entry {
+        Entry {
+            listen: self.listen.into_owned(),
+            bound: self.bound.into_owned(),
+            inode: self.inode,
+            cookie: self.cookie,
+            backlog: self.backlog,
+            exclusive: self.exclusive,
+            since: self.since,
+            tentative: self.tentative,
+            file: self.file,
+            descriptor: self.descriptor,
+        }
+    }
 }
 
 /// A file of the file system, by its identity.
@@ -386,15 +405,15 @@ impl Manifest {
 /// Appends the record that a listener is held, or is now as `entry` says.
 ///
 /// The text is that of [`Entry`], written by hand: one claim may open thousands.
-pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
+pub fn opened<S: AsRef<str>>(text: &mut Vec<u8>, entry: &Entry<S>) {
     let number = |text: &mut Vec<u8>, member: &str, value: u64| {
         text.extend_from_slice(member.as_bytes());
         text::number(text, value);
     };
     text.extend_from_slice(br#"{"listener":{"listen":"#);
-    text::string(text, &entry.listen);
+    text::string(text, entry.listen.as_ref());
     text.extend_from_slice(br#","bound":"#);
-    text::string(text, &entry.bound);
+    text::string(text, entry.bound.as_ref());
     number(text, r#","inode":"#, entry.inode);
     number(text, r#","cookie":"#, entry.cookie);
     number(text, r#","backlog":"#, entry.backlog.into());
