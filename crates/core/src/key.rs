@@ -8,7 +8,6 @@
 //! IPv4-mapped address is the IPv4 address, a specific IPv6 address is always
 //! IPv6 only, and two different network devices or namespaces never meet.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -122,7 +121,8 @@ impl Key {
                         IpAddr::V4(ip) => (false, ip.to_bits().into()),
                         IpAddr::V6(ip) => (true, ip.to_bits()),
                     };
-                    Slot { place: Place::port(at.port(), v6, udp), ip, scope: scope.boxed() }
+                    let place = Place::port(at.port(), v6, udp);
+                    Slot { at: At { place, ip }, scope: scope.boxed() }
                 };
                 match at.ip() {
                     IpAddr::V6(ip) if ip.is_unspecified() && !self.v6only => (
@@ -160,26 +160,45 @@ impl fmt::Display for Key {
     }
 }
 
-/// One thing in the kernel that only one socket can have. They sort by place, then address: all
-/// that a wildcard covers stand together. Small, and quick to compare: thousands are held.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One thing in the kernel that only one socket can have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Slot {
-    place: Place,
-    /// The bits of the IP address there; 0 is the wildcard, and what a UNIX name has.
-    ip: u128,
+    pub(crate) at: At,
     scope: Option<Box<Scope>>,
 }
 
-/// A port of one family and protocol, the file system, or the abstract names: as far as a wildcard reaches.
+/// An IP address at a place. They sort by place, the wildcard first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place(u32);
+pub(crate) struct At {
+    pub(crate) place: Place,
+    /// The bits of the address; 0 is the wildcard, and what a UNIX name has.
+    ip: u128,
+}
+
+impl Hash for At {
+    /// An IPv4 address in one piece: every piece costs time, and thousands are held.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match u32::try_from(self.ip) {
+            Ok(ip) => state.write_u64(u64::from(self.place.0) << 32 | u64::from(ip)),
+            Err(_) => {
+                state.write_u128(self.ip);
+                state.write_u32(self.place.0);
+            }
+        }
+    }
+}
+
+/// As far as a wildcard reaches: a port of one family and protocol. Or all paths, or all abstract
+/// names, which have no wildcard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place(u32);
 
 impl Place {
     const PATH: Self = Self(0);
     const ABSTRACT: Self = Self(1);
 
     fn port(port: u16, v6: bool, udp: bool) -> Self {
-        Self(u32::from(port) << 3 | u32::from(v6) << 2 | u32::from(udp) << 1 | 1 << 20)
+        Self(1 << 18 | u32::from(v6) << 17 | u32::from(udp) << 16 | u32::from(port))
     }
 }
 
@@ -199,77 +218,63 @@ impl Scope {
     }
 }
 
-impl Ord for Slot {
-    #[inline]
-    fn cmp(&self, other: &Self) -> Ordering {
-        let by_address = (self.place, self.ip).cmp(&(other.place, other.ip));
-        // Few have any, so it is looked at last.
-        by_address.then_with(|| self.scope.cmp(&other.scope))
-    }
-}
-
-impl PartialOrd for Slot {
-    #[inline]
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
 impl Slot {
     fn unix(place: Place, netns: Option<&str>, name: &str) -> Self {
         let scope = Scope { netns: netns.map(Box::from), device: None, name: Some(name.into()) };
-        Self { place, ip: 0, scope: scope.boxed() }
+        Self { at: At { place, ip: 0 }, scope: scope.boxed() }
+    }
+
+    /// Whether it is nothing but an address: of no device, and in the broker's own namespace.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scope.is_none()
+    }
+
+    /// Whether it meets those that are plain, where the addresses do.
+    pub(crate) fn meets_plain(&self) -> bool {
+        self.scope_meets(&None)
     }
 
     /// Whether it is an IP address, and not a UNIX name.
     pub(crate) fn is_ip(&self) -> bool {
-        self.place > Place::ABSTRACT
+        self.at.place > Place::ABSTRACT
     }
 
     /// Whether it is an IP address that covers all others of its family.
     pub(crate) fn is_wildcard(&self) -> bool {
-        self.is_ip() && self.ip == 0
+        self.is_ip() && self.at.ip == 0
     }
 
-    /// Where those with its place and address begin, whatever else they have.
-    pub(crate) fn first(&self) -> Self {
-        Self { place: self.place, ip: self.ip, scope: None }
-    }
-
-    /// Where those with its place begin: with the wildcard, if there is one.
-    pub(crate) fn wildcard(&self) -> Self {
-        Self { place: self.place, ip: 0, scope: None }
-    }
-
-    /// Whether the other has the same place.
-    pub(crate) fn is_beside(&self, other: &Self) -> bool {
-        self.place == other.place
-    }
-
-    /// Whether the other has the same place and address.
-    pub(crate) fn is_at(&self, other: &Self) -> bool {
-        self.place == other.place && self.ip == other.ip
+    /// The wildcard that covers it.
+    pub(crate) fn wildcard(&self) -> At {
+        At { ip: 0, ..self.at }
     }
 
     /// Whether the kernel lets only one of them be bound.
     pub(crate) fn meets(&self, other: &Self) -> bool {
-        self.is_beside(other)
-            && (self.ip == other.ip || self.is_wildcard() || other.is_wildcard())
-            && self.scope_meets(other)
+        self.at.place == other.at.place
+            && (self.at.ip == other.at.ip || self.is_wildcard() || other.is_wildcard())
+            && self.scope_meets(&other.scope)
     }
 
     /// Two sockets meet in the same namespace, under the same name, and unless each is bound to
     /// a device of its own.
-    fn scope_meets(&self, other: &Self) -> bool {
-        if self.scope.is_none() && other.scope.is_none() {
+    fn scope_meets(&self, other: &Option<Box<Scope>>) -> bool {
+        if self.scope.is_none() && other.is_none() {
             return true;
         }
         let nothing = Scope::default();
         let mine = self.scope.as_deref().unwrap_or(&nothing);
-        let theirs = other.scope.as_deref().unwrap_or(&nothing);
+        let theirs = other.as_deref().unwrap_or(&nothing);
         mine.netns == theirs.netns
             && mine.name == theirs.name
             && (mine.device.is_none() || theirs.device.is_none() || mine.device == theirs.device)
+    }
+}
+
+/// Where those at an address begin, in their order.
+impl From<At> for Slot {
+    fn from(at: At) -> Self {
+        Self { at, scope: None }
     }
 }
 

@@ -1,21 +1,22 @@
-//! Finding listeners by key, by name, and by what they would collide with, each
-//! in logarithmic time, so that a request for ten thousand stays linear.
+//! Finding listeners by key, by name, and by what they would collide with, each in constant or
+//! logarithmic time, so that a request for ten thousand stays linear.
 
-use std::collections::{BTreeMap, HashMap};
+mod places;
+
+use std::collections::HashMap;
 
 use super::ListenerId;
-use crate::key::{Key, Slot};
+use crate::key::Key;
 use crate::name::Name;
+
+use places::Places;
 
 /// Which listener has which key, name and place in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     keys: HashMap<Key, ListenerId>,
     names: HashMap<Name, ListenerId>,
-    /// All that a wildcard meets stand together.
-    slots: BTreeMap<Slot, ListenerId>,
-    /// How many of them are wildcards: where there is none, none is looked for.
-    wildcards: usize,
+    places: Places,
 }
 
 impl Index {
@@ -31,31 +32,7 @@ impl Index {
 
     /// A listener that the kernel would not bind this one beside.
     pub(super) fn overlapping(&self, key: &Key) -> Option<ListenerId> {
-        key.slots().find_map(|slot| {
-            if !slot.is_ip() {
-                return self.slots.get(&slot).copied();
-            }
-            if slot.is_wildcard() {
-                return self.meeting(&slot, &slot.first(), Slot::is_beside);
-            }
-            let covered = || self.meeting(&slot, &slot.wildcard(), Slot::is_at);
-            self.meeting(&slot, &slot.first(), Slot::is_at)
-                .or_else(|| if self.wildcards > 0 { covered() } else { None })
-        })
-    }
-
-    /// The first from `start` on, among those that are `near` it, that meets the slot.
-    fn meeting(
-        &self,
-        slot: &Slot,
-        start: &Slot,
-        near: impl Fn(&Slot, &Slot) -> bool,
-    ) -> Option<ListenerId> {
-        self.slots
-            .range(start..)
-            .take_while(|(other, _)| near(start, other))
-            .find(|(other, _)| slot.meets(other))
-            .map(|(_, id)| *id)
+        key.slots().find_map(|slot| self.places.meeting(&slot))
     }
 
     /// Enters a listener under its key. The caller has looked for one that overlaps.
@@ -68,10 +45,7 @@ impl Index {
     /// only once it is bound.
     pub(super) fn occupy(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
-            let wildcard = slot.is_wildcard();
-            if self.slots.insert(slot, id).is_none() && wildcard {
-                self.wildcards += 1;
-            }
+            self.places.insert(slot, id);
         }
     }
 
@@ -86,12 +60,7 @@ impl Index {
     /// Undoes [`Index::occupy`].
     pub(super) fn vacate(&mut self, id: ListenerId, key: &Key) {
         for slot in key.slots() {
-            if self.slots.get(&slot) == Some(&id) {
-                self.slots.remove(&slot);
-                if slot.is_wildcard() {
-                    self.wildcards -= 1;
-                }
-            }
+            self.places.remove(&slot, id);
         }
     }
 
@@ -110,7 +79,7 @@ impl Index {
     /// How many entries there are of each kind: keys, names, slots.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.keys.len(), self.names.len(), self.slots.len())
+        (self.keys.len(), self.names.len(), self.places.len())
     }
 }
 
