@@ -165,15 +165,6 @@ impl Error {
     }
 }
 
-impl From<bindonce_sys::Error> for Error {
-    fn from(error: bindonce_sys::Error) -> Self {
-        match error {
-            bindonce_sys::Error::Truncated => Self::Truncated,
-            error => Self::Io(into_io(&error)),
-        }
-    }
-}
-
 /// The system's error, so that `WouldBlock` can be told from the others.
 pub(crate) fn into_io(error: &bindonce_sys::Error) -> io::Error {
     error.errno().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)

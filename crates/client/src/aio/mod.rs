@@ -14,7 +14,7 @@ use std::time::Duration;
 use bindonce_wire::batch::MAX_FDS;
 use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
-use bindonce_wire::result::{ListResult, PingResult, StatusResult};
+use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::Interest;
@@ -152,6 +152,15 @@ impl Client {
     /// See [`Error`].
     pub async fn status(&mut self) -> Result<StatusResult, Error> {
         self.ask(&verbs::status()).await
+    }
+
+    /// What happened after the event with the id `since`, as far as it is remembered; 0 for all
+    /// of it. [`Follower`](crate::Follower), which blocks, tells what happens from then on.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the caller may not see every listener; see [`Error`].
+    pub async fn events(&mut self, since: u64) -> Result<EventsResult, Error> {
+        self.ask(&verbs::events(since)).await
     }
 
     /// Asks whether the broker is there, and its version.

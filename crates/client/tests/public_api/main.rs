@@ -1,0 +1,111 @@
+//! The public interface of the crate, line by line, as it was agreed: `listing.txt`. What a program that
+//! links `bindonce` can see does not change unless that file does, so a change shows in review
+//! as what it is to those programs.
+//!
+//! A line that goes or changes may break them: then the next version is another minor one
+//! (0.1 -> 0.2), or a major one from 1.0 on. A line that comes is an addition. To agree to either:
+//!
+//! ```sh
+//! BINDONCE_BLESS=1 cargo test -p bindonce --all-features --test public_api
+//! ```
+//!
+//! The listing is made from the sources, with `syn`, and not from rustdoc's JSON: that is another with
+//! each version of the compiler, and this must say the same everywhere.
+
+#![cfg(test)]
+// The lint's exception for tests covers only functions marked #[test], not what they use.
+#![allow(clippy::panic)]
+
+mod lister;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use lister::Listing;
+
+/// Public types that are complete as they are, and why.
+const COMPLETE: [(&str, &str); 5] = [
+    ("bindonce::Accepted", "a connection, or the word to stop: there is no third"),
+    ("bindonce::ErrorCode", "a number"),
+    ("bindonce::State", "the protocol has these three"),
+    ("bindonce::Stopped", "for good, or in vain"),
+    ("bindonce::Timestamp", "a number"),
+];
+
+#[test]
+fn the_public_interface_is_as_agreed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/public_api/listing.txt");
+    let found = Listing::of_this_crate().lines.into_iter().collect::<Vec<_>>().join("\n") + "\n";
+    if std::env::var_os("BINDONCE_BLESS").is_some() {
+        std::fs::write(&path, &found).expect("writing the listing");
+    }
+    let agreed = std::fs::read_to_string(&path).expect("the listing");
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    let (found, agreed) = (lines(&found), lines(&agreed));
+    let gone: Vec<_> = agreed.difference(&found).map(|line| format!("- {line}")).collect();
+    let came: Vec<_> = found.difference(&agreed).map(|line| format!("+ {line}")).collect();
+    assert!(
+        gone.is_empty() && came.is_empty(),
+        "the public interface is another than {}:\n{}\n{}\n{}hint: if that is meant, run this test with \
+         BINDONCE_BLESS=1 and commit the listing",
+        path.display(),
+        gone.join("\n"),
+        came.join("\n"),
+        if gone.is_empty() { "" } else { "what is gone or changed may break programs\n" },
+    );
+}
+
+#[test]
+fn what_can_grow_may_grow() {
+    let listing = Listing::of_this_crate();
+    let complete: BTreeSet<_> = COMPLETE.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(
+        listing.closed, complete,
+        "public types that every user may build or match in full: mark them #[non_exhaustive], or \
+         say in COMPLETE why they never grow"
+    );
+}
+
+#[test]
+fn what_is_mentioned_can_be_named() {
+    let listing = Listing::of_this_crate();
+    // serde_json has a type of that name, and that is the one.
+    let missing = listing.mentioned.difference(&listing.exported).filter(|name| *name != "Value");
+    let missing: Vec<_> = missing.collect();
+    assert!(missing.is_empty(), "public items mention types that a user cannot name: {missing:?}");
+    let unseen: Vec<_> = listing.elsewhere.intersection(&listing.exported).collect();
+    assert!(unseen.is_empty(), "not listed: `impl` blocks apart from their types: {unseen:?}");
+}
+
+#[test]
+fn handles_go_from_thread_to_thread() {
+    fn goes<T: Send + Sync + 'static>() {}
+    goes::<bindonce::Acceptor<std::net::TcpListener>>();
+    goes::<bindonce::Client>();
+    goes::<bindonce::Error>();
+    goes::<bindonce::Follower>();
+    goes::<bindonce::Generation>();
+    goes::<bindonce::Lease>();
+    goes::<bindonce::StatusResult>();
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn so_do_those_for_tokio_and_what_they_await() {
+    fn goes<T: Send>(_: &T) {}
+    fn all(
+        client: &mut bindonce::aio::Client,
+        generation: &mut bindonce::aio::Generation,
+        claims: &[bindonce::Claim],
+    ) {
+        goes(client);
+        goes(generation);
+        goes(&client.claim(claims));
+        goes(&client.status());
+        goes(&generation.claim(claims));
+        goes(&generation.ready());
+        goes(&generation.retired());
+        goes(&generation.stopped());
+    }
+    let _ = all;
+}
