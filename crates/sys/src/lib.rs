@@ -19,6 +19,7 @@
 //! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
+//! - [`terminal`] is the one that a person sits at;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
 //!   are what a daemon needs.
 

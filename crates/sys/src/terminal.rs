@@ -1,19 +1,74 @@
-//! What a terminal is like.
+//! What a terminal is like, and taking it over character by character.
 
+use std::io;
 use std::os::fd::AsFd;
+
+use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
 
 /// Its width and height in characters (ioctl_tty(2), TIOCGWINSZ); none for anything that is no
 /// terminal, or that does not know.
 pub fn size(terminal: impl AsFd) -> Option<(u16, u16)> {
-    let size = rustix::termios::tcgetwinsize(terminal).ok()?;
+    let size = termios::tcgetwinsize(terminal).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// How a terminal was set, to be set so again.
+#[derive(Debug, Clone)]
+pub struct Modes(Termios);
+
+/// Has every key come at once and as it is, also those that would be signals, and nothing echoed
+/// or changed on the way out (termios(3), cfmakeraw). Gives how it was before, for [`restore`].
+///
+/// # Errors
+/// Those of tcgetattr(3) and tcsetattr(3): `ENOTTY` for what is no terminal, `EIO` for one that
+/// is gone.
+pub fn raw(terminal: impl AsFd) -> io::Result<Modes> {
+    let before = termios::tcgetattr(&terminal)?;
+    let mut modes = before.clone();
+    modes.make_raw();
+    termios::tcsetattr(&terminal, OptionalActions::Now, &modes)?;
+    Ok(Modes(before))
+}
+
+/// Sets a terminal as it was. Keys that nobody has read are thrown away: they were meant for the
+/// program that ends, not for the shell. Does not wait for output that nobody reads.
+///
+/// # Errors
+/// As [`raw`].
+pub fn restore(terminal: impl AsFd, modes: &Modes) -> io::Result<()> {
+    termios::tcflush(&terminal, QueueSelector::IFlush)?;
+    Ok(termios::tcsetattr(&terminal, OptionalActions::Now, &modes.0)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::pty::openpty;
+    use nix::unistd::{read, write};
+
+    use super::*;
+
     #[test]
-    fn what_is_no_terminal_has_no_size() {
+    fn what_is_no_terminal_has_no_size_and_no_modes() {
         let file = std::fs::File::open("/dev/null").expect("file");
-        assert_eq!(super::size(file), None);
+        assert_eq!(size(&file), None);
+        assert_eq!(raw(&file).expect_err("no terminal").raw_os_error(), Some(25));
+    }
+
+    #[test]
+    fn keys_come_at_once_until_the_terminal_is_as_it_was() {
+        let pty = openpty(None, None).expect("a pseudo-terminal");
+        let local = |terminal: &std::os::fd::OwnedFd| {
+            let modes = termios::tcgetattr(terminal).expect("its modes");
+            modes.local_modes.contains(termios::LocalModes::ICANON | termios::LocalModes::ECHO)
+        };
+        assert!(local(&pty.slave));
+        let before = raw(&pty.slave).expect("raw");
+        assert!(!local(&pty.slave));
+        write(&pty.master, b"\x03").expect("a key");
+        let mut key = [0; 8];
+        assert_eq!(read(&pty.slave, &mut key), Ok(1));
+        assert_eq!(key[0], 3);
+        restore(&pty.slave, &before).expect("as it was");
+        assert!(local(&pty.slave));
     }
 }
