@@ -40,5 +40,6 @@ mod serve;
 mod succession;
 mod supervise;
 mod systemd;
+mod top;
 mod upgrade;
 mod watch;

@@ -9,6 +9,7 @@ mod kernel;
 mod process;
 mod scene;
 mod stage;
+mod terminal;
 mod wire;
 
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ pub(crate) use kernel::{descriptors, listening};
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
 pub(crate) use stage::{Fault, Stage};
+pub(crate) use terminal::Terminal;
 pub(crate) use wire::Wire;
 
 /// The longest that a test waits for anything that should come at once. Long,

@@ -12,12 +12,17 @@ pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
         let _ = usage.print();
         return ExitCode::from(2);
     }
-    let mut text = format!("bindonce: {error:#}\n");
+    let _ = std::io::stderr().write_all(format!("bindonce: {}", text(error)).as_bytes());
+    ExitCode::FAILURE
+}
+
+/// An error with its reasons, and its hint on a line of its own.
+pub(crate) fn text(error: &anyhow::Error) -> String {
+    let mut text = format!("{error:#}\n");
     if let Some(hint) = error.chain().find_map(hint) {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::FAILURE
+    text
 }
 
 fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {

@@ -217,6 +217,32 @@ Exit codes:
   1  No broker answers, or it does not allow this; what the supervisors tell is printed all the same
   2  Wrong usage";
 
+/// `bindonce top`.
+pub(crate) const TOP: &str = "\
+Keys:
+  j, k, arrows    Choose a service or a generation; PgUp, PgDn, g, G go far
+  r               Reload the chosen service
+  x, R            End the chosen generation that drains, after a question
+  s               Sort the listeners: by name, queue or users
+  +, -, 0         A shorter or longer time line, or one that fits
+  Tab             The next pane: services, listeners, events
+  ?, h            Help
+  q, Esc, Ctrl-C  End
+
+Examples:
+  bindonce top
+  bindonce top --interval 250ms
+      Look four times a second; events are shown at once in any case
+
+Environment:
+  NO_COLOR                  If it is set, no colours
+  LC_ALL, LC_CTYPE, LANG    Bars are drawn in ASCII unless the first that is set says UTF-8
+
+Exit codes:
+  0  Ended by a key or a signal, or the terminal is gone
+  1  There is no terminal, or it cannot be used
+  2  Wrong usage";
+
 /// `bindonce ping`.
 pub(crate) const PING: &str = "\
 Examples:

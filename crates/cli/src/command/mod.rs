@@ -19,6 +19,7 @@ pub(crate) mod serve;
 pub(crate) mod shim;
 mod status;
 mod supervisors;
+mod top;
 mod upgrade;
 
 use std::io::{self, Write as _};
@@ -49,6 +50,7 @@ pub(crate) enum Command {
     Adopt(adopt::Args),
     Release(release::Args),
     Status(status::Args),
+    Top(top::Args),
     Ping(ping::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -72,6 +74,7 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Adopt(args) => adopt::run(&args, globals),
         Command::Release(args) => release::run(args, globals),
         Command::Status(args) => status::run(args, globals),
+        Command::Top(args) => top::run(args, globals),
         Command::Ping(args) => ping::run(args, globals),
         Command::Doctor(args) => doctor::run(args, globals),
         Command::Demo(args) => demo::run(args, globals),

@@ -17,43 +17,45 @@ pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 /// What one supervisor tells, or why it tells nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Supervisor {
-    service: String,
+    pub(crate) service: String,
     #[serde(default)]
-    pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
     #[serde(default)]
-    generations: Vec<Generation>,
+    pub(crate) generations: Vec<Generation>,
     /// Why it could not be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    pub(crate) error: Option<String>,
     /// Everything else that it tells.
     #[serde(flatten)]
-    more: serde_json::Map<String, Value>,
+    pub(crate) more: serde_json::Map<String, Value>,
 }
 
+/// One generation, as its supervisor tells it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Generation {
-    generation: u64,
-    state: String,
-    pid: Option<i32>,
+pub(crate) struct Generation {
+    pub(crate) generation: u64,
+    pub(crate) state: String,
+    pub(crate) pid: Option<i32>,
     /// Seconds since its process was started.
-    age: Option<u64>,
-    version: Option<String>,
-    connections: Option<u64>,
+    pub(crate) age: Option<u64>,
+    pub(crate) version: Option<String>,
+    pub(crate) connections: Option<u64>,
     /// Resident memory in bytes.
-    memory: Option<u64>,
+    pub(crate) memory: Option<u64>,
     #[serde(default)]
-    oldest_sessions: Vec<Session>,
+    pub(crate) oldest_sessions: Vec<Session>,
     #[serde(flatten)]
-    more: serde_json::Map<String, Value>,
+    pub(crate) more: serde_json::Map<String, Value>,
 }
 
+/// A session that keeps a generation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Session {
-    source: String,
-    frontend: String,
-    server: String,
+pub(crate) struct Session {
+    pub(crate) source: String,
+    pub(crate) frontend: String,
+    pub(crate) server: String,
     /// Seconds.
-    age: u64,
+    pub(crate) age: u64,
 }
 
 /// Asks every supervisor whose broker is, or was, at `socket`.

@@ -95,7 +95,7 @@ impl Snapshot {
 }
 
 /// An error with its reasons.
-fn chain(error: &bindonce::Error) -> String {
+pub(crate) fn chain(error: &bindonce::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }

@@ -1,0 +1,232 @@
+//! The lives of generations, for the time line: when each was started, served, drained and
+//! ended. Known from events, which tell the moments, and from what is seen of those that live,
+//! for what no event is left of.
+
+use std::collections::BTreeMap;
+
+use bindonce_core::time::Timestamp;
+
+use super::seen::Service;
+use crate::events::{Source, Told};
+
+/// Ended lives that are remembered of each service.
+const ENDED: usize = 64;
+
+/// What a generation did at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It had not accepted yet.
+    Starting,
+    /// It had stopped accepting.
+    Draining,
+    /// It accepted.
+    Serving,
+    /// It failed, or died while it served.
+    Broke,
+}
+
+/// The moments of one generation's life, as far as they are known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) started: Option<Timestamp>,
+    pub(super) serving: Option<Timestamp>,
+    pub(super) draining: Option<Timestamp>,
+    pub(super) ended: Option<Timestamp>,
+    /// It did not end as it should have: it `failed` to come up, or `died` while it served.
+    pub(super) broke: Option<&'static str>,
+}
+
+impl Life {
+    /// The first moment that is known.
+    pub(super) fn begin(&self) -> Option<Timestamp> {
+        self.started.or(self.serving).or(self.draining).or(self.ended)
+    }
+
+    /// What is to be shown for the time from `from` to before `to`: of several phases in it
+    /// the one that matters most.
+    pub(super) fn phase(&self, from: Timestamp, to: Timestamp) -> Option<Phase> {
+        if self.broke.is_some() && self.ended.is_some_and(|ended| ended >= from && ended < to) {
+            return Some(Phase::Broke);
+        }
+        let never = Timestamp(u64::MAX);
+        let ended = self.ended.unwrap_or(never);
+        let draining = self.draining.unwrap_or(ended).min(ended);
+        let serving = self.serving.unwrap_or(draining).min(draining);
+        let started = self.begin().unwrap_or(never);
+        let overlaps = |begin: Timestamp, end: Timestamp| begin < end && begin < to && end > from;
+        [
+            (Phase::Serving, serving, draining),
+            (Phase::Draining, draining, ended),
+            (Phase::Starting, started, serving),
+        ]
+        .into_iter()
+        .find_map(|(phase, begin, end)| overlaps(begin, end).then_some(phase))
+    }
+}
+
+/// All that are known, by service and number.
+#[derive(Debug, Default)]
+pub(super) struct Lives(BTreeMap<String, BTreeMap<u64, Life>>);
+
+impl Lives {
+    /// The lives of a service, oldest first.
+    pub(super) fn of(&self, service: &str) -> impl DoubleEndedIterator<Item = (u64, &Life)> {
+        self.0.get(service).into_iter().flatten().map(|(number, life)| (*number, life))
+    }
+
+    /// One of them.
+    pub(super) fn get(&self, service: &str, generation: u64) -> Option<&Life> {
+        self.0.get(service)?.get(&generation)
+    }
+
+    /// An event: it knows the moment best.
+    pub(super) fn happened(&mut self, told: &Told) {
+        let event = &told.event;
+        let service = event.service.as_deref().or(match &told.source {
+            Source::Service(name) => Some(name.as_str()),
+            Source::Broker => None,
+        });
+        let (Some(service), Some(generation)) = (service, event.generation) else { return };
+        let phase = match event.kind.strip_prefix("generation-") {
+            Some("started" | "serving" | "draining" | "gone" | "failed" | "died") => {
+                &event.kind[11..]
+            }
+            _ => return,
+        };
+        let lives = self.0.entry(service.to_owned()).or_default();
+        let life = lives.entry(generation).or_default();
+        match phase {
+            "started" => life.started = Some(event.time),
+            "serving" => life.serving = Some(event.time),
+            "draining" => life.draining = Some(event.time),
+            word => {
+                life.ended = Some(event.time);
+                life.broke = ["failed", "died"].into_iter().find(|broke| *broke == word);
+            }
+        }
+        forget(lives);
+    }
+
+    /// What is seen of a service now: who lives, and that whoever is not told of has ended.
+    pub(super) fn seen(&mut self, now: Timestamp, service: &Service) {
+        let lives = self.0.entry(service.name.clone()).or_default();
+        for generation in &service.generations {
+            let life = lives.entry(generation.number).or_default();
+            life.started = life.started.or(generation.started);
+            // Who is there has not ended, whatever an older event of the same number says.
+            (life.ended, life.broke) = (None, None);
+            match generation.state.as_str() {
+                "serving" => life.serving = life.serving.or(life.started).or(Some(now)),
+                // Since when, only an event could have told.
+                "draining" => life.draining = life.draining.or(Some(now)),
+                _ => {}
+            }
+        }
+        for (number, life) in lives.iter_mut() {
+            let there = service.generations.iter().any(|known| known.number == *number);
+            if !there && life.ended.is_none() {
+                life.ended = Some(now);
+            }
+        }
+        forget(lives);
+    }
+}
+
+/// The oldest go first.
+fn forget(lives: &mut BTreeMap<u64, Life>) {
+    let mut ended = lives.values().filter(|life| life.ended.is_some()).count();
+    lives.retain(|_, life| {
+        let forgotten = life.ended.is_some() && ended > ENDED;
+        ended -= usize::from(forgotten);
+        !forgotten
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce::Event;
+
+    use super::super::seen::{Generation, Supervision};
+    use super::*;
+
+    fn told(time: u64, kind: &'static str, generation: u64) -> Told {
+        let mut event = Event::new(time, Timestamp(time), kind, kind);
+        event.service = Some("web".into());
+        event.generation = Some(generation);
+        Told { source: Source::Service("web".into()), event }
+    }
+
+    fn line(life: &Life, until: u64) -> String {
+        let cell = |at| match life.phase(Timestamp(at), Timestamp(at + 1)) {
+            None => ' ',
+            Some(Phase::Starting) => 'o',
+            Some(Phase::Serving) => '#',
+            Some(Phase::Draining) => '=',
+            Some(Phase::Broke) => 'x',
+        };
+        (0..until).map(cell).collect()
+    }
+
+    fn seen(generations: &[(u64, &str)]) -> Service {
+        let generation = |(number, state): &(u64, &str)| Generation {
+            number: *number,
+            state: (*state).to_owned(),
+            started: Some(Timestamp(1)),
+            ..Generation::default()
+        };
+        Service {
+            name: "web".to_owned(),
+            supervision: Supervision::Nobody,
+            generations: generations.iter().map(generation).collect(),
+        }
+    }
+
+    #[test]
+    fn events_make_a_time_line() {
+        let mut lives = Lives::default();
+        for (time, kind, generation) in [
+            (1, "generation-started", 1),
+            (2, "generation-ready", 1),
+            (3, "generation-serving", 1),
+            (5, "generation-started", 2),
+            (6, "generation-serving", 2),
+            (6, "generation-draining", 1),
+            (7, "reload-done", 2),
+            (8, "generation-gone", 1),
+            (9, "generation-died", 2),
+            (9, "generation-started", 3),
+            (10, "generation-failed", 3),
+        ] {
+            lives.happened(&told(time, kind, generation));
+        }
+        let lines: Vec<_> = lives.of("web").map(|(_, life)| line(life, 12)).collect();
+        assert_eq!(lines, [" oo###==    ", "     o###x  ", "         ox "]);
+        // In a cell that covers more, what matters most is shown.
+        let first = lives.get("web", 1).expect("a life");
+        assert_eq!(first.phase(Timestamp(0), Timestamp(100)), Some(Phase::Serving));
+        assert_eq!(first.phase(Timestamp(6), Timestamp(100)), Some(Phase::Draining));
+    }
+
+    #[test]
+    fn what_is_seen_fills_in_what_no_event_told() {
+        let mut lives = Lives::default();
+        lives.seen(Timestamp(5), &seen(&[(1, "serving"), (2, "starting")]));
+        lives.seen(Timestamp(7), &seen(&[(1, "draining"), (2, "serving")]));
+        lives.happened(&told(6, "generation-serving", 2));
+        lives.seen(Timestamp(9), &seen(&[(2, "serving")]));
+        let lines: Vec<_> = lives.of("web").map(|(_, life)| line(life, 12)).collect();
+        assert_eq!(lines, [" ######==   ", " ooooo######"]);
+    }
+
+    #[test]
+    fn only_so_many_of_the_dead_are_remembered() {
+        let mut lives = Lives::default();
+        lives.seen(Timestamp(1), &seen(&[(0, "serving")]));
+        for generation in 1..200 {
+            lives.happened(&told(generation, "generation-failed", generation));
+        }
+        let numbers: Vec<_> = lives.of("web").map(|(number, _)| number).collect();
+        assert_eq!(numbers.len(), ENDED + 1);
+        assert_eq!((numbers[0], numbers[1], numbers[ENDED]), (0, 200 - ENDED as u64, 199));
+    }
+}

@@ -1,0 +1,218 @@
+//! `bindonce top`: a screen of services, generations, listeners and events, with keys to reload and
+//! to retire.
+//!
+//! One thread draws and decides; the others bring the news (`sources.rs`). It draws when there
+//! is news, and at most so often that a person can follow.
+
+#[cfg(test)]
+mod fixture;
+mod keys;
+mod lives;
+mod model;
+mod screen;
+mod seen;
+mod sources;
+mod view;
+
+use std::io::{self, IsTerminal as _};
+use std::panic;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bindonce_core::duration;
+use bindonce_sys::signals::{Signal, SignalFd};
+use nix::sys::signal::raise;
+use ratatui_core::terminal::Terminal;
+
+use crate::Globals;
+use crate::command::now;
+use model::{Effect, Model};
+use screen::{Painter, Screen};
+use sources::News;
+use view::{ASCII, Setting, UNICODE};
+
+/// Between two pictures.
+const FRAME: Duration = Duration::from_millis(33);
+/// News that may wait to be taken in: a sender waits for room.
+const WAITING: usize = 64;
+
+/// Watch services, generations, listeners and events on one screen, and reload or retire by a key
+///
+/// A broker or a supervisor that goes away is said to be gone and shown again when it is back. ? shows the keys.
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[command(after_long_help = crate::help::TOP)]
+pub(crate) struct Args {
+    /// From one look to the next; events are shown at once
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
+    interval: Duration,
+}
+
+/// Shows it until a key or a signal ends it, or the terminal is gone.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let Args { interval } = args;
+    require_terminal()?;
+    let socket = globals.socket_path();
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let setting = Setting {
+        glyphs: if is_utf8(variable) { &UNICODE } else { &ASCII },
+        interval: duration::format(interval),
+    };
+    // Before any thread is there: they inherit the mask.
+    let signals = SignalFd::new(&sources::SIGNALS).context("cannot hear signals")?;
+    let (sender, news) = sync_channel(WAITING);
+    let screen = Arc::new(Screen::default());
+    leave_before_panic(Arc::clone(&screen), sender.clone());
+    let painter = Painter::new(variable("NO_COLOR").is_empty());
+    let left = Leave(&screen);
+    screen.enter().context("cannot use this terminal")?;
+    let (look, looks) = sync_channel(1);
+    sources::hear(signals, sender.clone());
+    sources::watch(&socket, interval, looks, sender.clone());
+    sources::follow(&socket, sender.clone());
+    let mut show =
+        Show { model: Model::new(now()), setting, socket: &socket, screen: &screen, sender, look };
+    let shown = show.run(painter, &news);
+    drop(left);
+    match shown {
+        // A terminal that is gone is the end as any other.
+        Err(error) if error.downcast_ref().is_some_and(is_gone) => {}
+        shown => shown?,
+    }
+    if let Some((action, _)) = &show.model.doing {
+        super::print(&format!("{} goes on; see `bindonce events`\n", action.gerund()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives the terminal back at the end, whichever it is.
+struct Leave<'a>(&'a Screen);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+fn require_terminal() -> anyhow::Result<()> {
+    let hint = "hint: use `bindonce status --watch`, or `bindonce status --json` in scripts";
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        bail!("`bindonce top` needs a terminal for its input and its output\n{hint}");
+    }
+    match std::env::var("TERM").unwrap_or_default().as_str() {
+        "" => bail!("`bindonce top` needs to know the terminal, and TERM is not set\n{hint}"),
+        "dumb" => bail!("`bindonce top` needs a terminal that can do more than TERM=dumb\n{hint}"),
+        _ => Ok(()),
+    }
+}
+
+/// What a panic says must be seen, and not be lost with the screen that it is said on.
+fn leave_before_panic(screen: Arc<Screen>, news: SyncSender<News>) {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        screen.leave();
+        before(panic);
+        // If it is full, there is somebody who will look at it, and fail as this did.
+        let _ = news.try_send(News::Panicked);
+    }));
+}
+
+/// Whether the locale says that the terminal knows more than ASCII (setlocale(3)).
+fn is_utf8(variable: impl Fn(&'static str) -> String) -> bool {
+    let values = ["LC_ALL", "LC_CTYPE", "LANG"].map(variable);
+    let locale = values.into_iter().find(|value| !value.is_empty()).unwrap_or_default();
+    let locale = locale.to_ascii_lowercase();
+    locale.ends_with("utf-8") || locale.ends_with("utf8")
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let hung_up = error.raw_os_error() == Some(nix::errno::Errno::EIO as i32);
+    hung_up || error.kind() == io::ErrorKind::BrokenPipe
+}
+
+/// What is shown, and what is needed to do what it asks for.
+struct Show<'a> {
+    model: Model,
+    setting: Setting,
+    socket: &'a Path,
+    screen: &'a Screen,
+    sender: SyncSender<News>,
+    look: SyncSender<()>,
+}
+
+impl Show<'_> {
+    fn run(&mut self, painter: Painter, news: &Receiver<News>) -> anyhow::Result<()> {
+        let mut terminal = Terminal::new(painter)?;
+        loop {
+            terminal.draw(|frame| view::draw(&self.model, &self.setting, frame.buffer_mut()))?;
+            let next = Instant::now() + FRAME;
+            let mut came = news.recv()?;
+            // All that comes before the next picture, but not for ever.
+            for _ in 0..WAITING {
+                if !self.take(came, &mut terminal)? {
+                    return Ok(());
+                }
+                came = match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(came) => came,
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                };
+            }
+        }
+    }
+
+    /// Takes in one piece of news; whether to go on.
+    fn take(&mut self, news: News, terminal: &mut Terminal<Painter>) -> anyhow::Result<bool> {
+        let effects = match news {
+            News::Input(input) => self.model.on(now(), input),
+            // Drawing looks at the size.
+            News::Resized => Vec::new(),
+            News::Continued => {
+                self.screen.enter()?;
+                vec![Effect::Redraw]
+            }
+            News::End => vec![Effect::Quit],
+            News::Panicked => bail!("a part of `bindonce top` has failed; this is a bug"),
+        };
+        for effect in effects {
+            match effect {
+                Effect::Act(action) => sources::act(self.socket, action, self.sender.clone()),
+                // One that waits already is enough.
+                Effect::Look => drop(self.look.try_send(())),
+                Effect::Redraw => terminal.clear()?,
+                Effect::Suspend => {
+                    self.screen.leave();
+                    // Where there is no shell to go to, nothing happens.
+                    raise(Signal::SIGTSTP)?;
+                    self.screen.enter()?;
+                    terminal.clear()?;
+                }
+                Effect::Quit => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_utf8;
+
+    #[test]
+    fn the_locale_tells_which_characters_there_are() {
+        let locale = |all: &'static str, lang: &'static str| {
+            is_utf8(|name| match name {
+                "LC_ALL" => all.to_owned(),
+                "LANG" => lang.to_owned(),
+                _ => String::new(),
+            })
+        };
+        assert!(locale("", "de_DE.UTF-8"));
+        assert!(locale("C.utf8", "C"));
+        assert!(!locale("C", "de_DE.UTF-8"));
+        assert!(!locale("", ""));
+    }
+}

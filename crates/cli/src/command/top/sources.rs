@@ -1,0 +1,170 @@
+//! Where the news comes from, each from a thread of its own, so that nothing that takes long keeps
+//! the screen from answering: keys and signals, what is there, what happens, and what came
+//! of an action. The threads end with the process.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bindonce_core::name::Name;
+use bindonce_sys::signals::{Signal, SignalFd};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::keys::Decoder;
+use super::model::{Action, Input};
+use super::seen::Seen;
+use crate::command::status::Snapshot;
+use crate::command::{reload, retire};
+use crate::{events, failure};
+
+/// Less would keep those who are asked from their work.
+const SHORTEST: Duration = Duration::from_millis(100);
+/// How long the rest of a key may take that begins as the key Escape does.
+const REST_OF_KEY: u16 = 50;
+/// How long to wait for a reload; it goes on if this passes.
+const RELOAD: Duration = Duration::from_secs(300);
+
+/// Signals that mean something here.
+pub(super) const SIGNALS: [Signal; 6] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
+];
+
+/// What comes.
+#[derive(Debug)]
+pub(super) enum News {
+    Input(Input),
+    /// The terminal has another size.
+    Resized,
+    /// The process was stopped, and the terminal may have been set by others since.
+    Continued,
+    /// The process is to end, or its terminal is gone.
+    End,
+    /// A thread has failed, and has said so.
+    Panicked,
+}
+
+/// Hears keys and signals.
+pub(super) fn hear(signals: SignalFd, news: SyncSender<News>) {
+    thread::spawn(move || {
+        // Nobody listens any more, or nothing can be heard.
+        let _ = listen(&signals, &news);
+        let _ = news.send(News::End);
+    });
+}
+
+fn listen(signals: &SignalFd, news: &SyncSender<News>) -> anyhow::Result<()> {
+    let keyboard = io::stdin();
+    let mut decoder = Decoder::default();
+    loop {
+        let timeout = if decoder.is_waiting() { REST_OF_KEY.into() } else { PollTimeout::NONE };
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut both = [readable(keyboard.as_fd()), readable(signals.as_fd())];
+        match poll(&mut both, timeout) {
+            Err(Errno::EINTR) => continue,
+            Ok(0) => {
+                if let Some(key) = decoder.timed_out() {
+                    news.send(News::Input(Input::Key(key)))?;
+                }
+                continue;
+            }
+            found => found?,
+        };
+        let [typed, _] = both.map(|fd| fd.any().unwrap_or(true));
+        while let Some(received) = signals.read()? {
+            news.send(match received.signo {
+                Signal::SIGWINCH => News::Resized,
+                Signal::SIGCONT => News::Continued,
+                _ => News::End,
+            })?;
+        }
+        if typed && !read_keys(keyboard.as_fd(), &mut decoder, news)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether there may be more.
+fn read_keys(
+    keyboard: BorrowedFd<'_>,
+    decoder: &mut Decoder,
+    news: &SyncSender<News>,
+) -> anyhow::Result<bool> {
+    let mut bytes = [0; 256];
+    let read = match nix::unistd::read(keyboard, &mut bytes) {
+        Err(Errno::EINTR | Errno::EAGAIN) => return Ok(true),
+        read => read?,
+    };
+    for byte in bytes.iter().take(read) {
+        if let Some(key) = decoder.byte(*byte) {
+            news.send(News::Input(Input::Key(key)))?;
+        }
+    }
+    Ok(read > 0)
+}
+
+/// Asks them all, again after each interval, and sooner when told to.
+pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: SyncSender<News>) {
+    let socket = socket.to_owned();
+    thread::spawn(move || {
+        loop {
+            let begun = Instant::now();
+            let seen = Box::new(Seen::from(Snapshot::take(&socket)));
+            if news.send(News::Input(Input::Seen(seen))).is_err() {
+                return;
+            }
+            let left = interval.max(SHORTEST).saturating_sub(begun.elapsed());
+            if now.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            // Many events at once are one reason to look.
+            thread::sleep(SHORTEST.saturating_sub(begun.elapsed()));
+        }
+    });
+}
+
+/// Tells what has happened, then each event as it comes.
+pub(super) fn follow(socket: &Path, news: SyncSender<News>) {
+    let socket = socket.to_owned();
+    thread::spawn(move || {
+        let recent = events::recent(&socket, None);
+        let happened = |events| news.send(News::Input(Input::Happened(events)));
+        if happened(recent.events).is_err() {
+            return;
+        }
+        let coming = events::follow(&socket, None, recent.last);
+        for told in &coming {
+            let together = std::iter::once(told).chain(coming.try_iter()).collect();
+            if happened(together).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Does it, as the command of that name would, and tells what came of it.
+pub(super) fn act(socket: &Path, action: Action, news: SyncSender<News>) {
+    let socket = socket.to_owned();
+    thread::spawn(move || {
+        let name = |service: &str| service.parse::<Name>().map_err(anyhow::Error::from);
+        let outcome = match &action {
+            Action::Reload { service } => {
+                name(service).and_then(|name| reload::ask(&socket, &name, RELOAD))
+            }
+            Action::Retire { service, generation } => {
+                name(service).and_then(|name| retire::ask(&socket, &name, Some(*generation)))
+            }
+        };
+        let outcome = outcome.map_err(|error| failure::text(&error));
+        // Nobody who wants to know is left if this fails.
+        let _ = news.send(News::Input(Input::Done(outcome)));
+    });
+}

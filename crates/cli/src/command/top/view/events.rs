@@ -1,0 +1,54 @@
+//! What happened, the newest last.
+
+use ratatui_core::layout::Rect;
+
+use super::pen::Pen;
+use super::{BAD, CHOSEN, FAINT, GOOD, PLAIN, WARN, title, window, words};
+use crate::command::top::model::{Model, Pane};
+use crate::events::Told;
+
+pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+    if area.height == 0 {
+        return;
+    }
+    let count = model.events.len();
+    let aside = if model.back > 0 { format!("{} newer", model.back) } else { String::new() };
+    title(pen, area, ("EVENTS", model.pane == Pane::Events), &[], &aside);
+    let at = count.saturating_sub(model.back + 1);
+    // The newest is at the bottom.
+    let height = area.height - 1;
+    let shown = if model.back == 0 {
+        count.saturating_sub(usize::from(height))..count
+    } else {
+        window(count, height, at)
+    };
+    for (number, y) in shown.zip(area.y + 1..) {
+        let chosen = model.pane == Pane::Events && model.back > 0 && number == at;
+        event(pen, Rect { y, ..area }, &model.events[number], chosen);
+    }
+}
+
+fn event(pen: &mut Pen<'_>, area: Rect, told: &Told, chosen: bool) {
+    let event = &told.event;
+    let about = match (&event.service, event.generation) {
+        (Some(service), Some(generation)) => format!("{service}/{generation}"),
+        (Some(service), None) => service.to_string(),
+        (None, _) => told.source.to_string(),
+    };
+    let style = match &*event.kind {
+        "generation-serving" | "reload-done" | "broker-back" => GOOD,
+        kind if ["failed", "died", "lost", "broken"].iter().any(|end| kind.ends_with(end)) => BAD,
+        "signal-escalated" | "unknown-acceptor" | "ghosts-left" | "rollback" | "restart" => WARN,
+        _ => PLAIN,
+    };
+    let mut cells = vec![(8, words::clock(event.time), FAINT)];
+    if area.width >= 56 {
+        cells.push((12, about, PLAIN));
+        cells.push((19, event.kind.to_string(), style));
+        cells.push((0, event.text.lines().collect::<Vec<_>>().join(" "), PLAIN));
+    } else {
+        cells.push((8, about, PLAIN));
+        cells.push((0, event.kind.to_string(), style));
+    }
+    pen.row(area.x, area.y, area.width, &cells, if chosen { CHOSEN } else { PLAIN });
+}

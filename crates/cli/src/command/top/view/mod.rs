@@ -1,0 +1,236 @@
+//! Draws a [`Model`]: header, services, listeners, events, messages, keys, each in the room that
+//! there is. A terminal that is too small shows less, from the top.
+//!
+//! No state is told by colour or by a drawn character alone, and every text is cut at its column.
+
+mod events;
+mod listeners;
+mod pen;
+mod services;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use bindonce_core::time::Timestamp;
+use ratatui_core::buffer::Buffer;
+use ratatui_core::layout::Rect;
+use ratatui_core::style::{Color, Modifier, Style};
+
+use super::model::{Message, Model};
+use pen::Pen;
+pub(super) use pen::{ASCII, Glyphs, UNICODE};
+
+/// What does not change.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    pub(super) glyphs: &'static Glyphs,
+    /// From one look to the next, as people write it.
+    pub(super) interval: String,
+}
+
+const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
+const WARN: Style = Style::new().fg(Color::Yellow);
+const GOOD: Style = Style::new().fg(Color::Green);
+const PLAIN: Style = Style::new();
+const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
+const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
+const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+
+/// Draws it all.
+pub(super) fn draw(model: &Model, setting: &Setting, buffer: &mut Buffer) {
+    let area = buffer.area;
+    let mut pen = Pen::new(buffer, setting.glyphs);
+    let Some((top, rest)) = cut(area, 1) else { return };
+    header(model, setting, &mut pen, top);
+    let (below, foot) = match cut(rest, rest.height.saturating_sub(1)) {
+        Some((body, foot)) if foot.height > 0 => (body, foot),
+        _ => return,
+    };
+    footer(model, &mut pen, foot);
+    if model.help {
+        return help(&mut pen, below);
+    }
+    let mut told = told(model, usize::from(area.width));
+    let most = usize::from(below.height / 3).max(1);
+    if told.len() > most {
+        let hidden = told.len() - (most - 1);
+        told.truncate(most - 1);
+        told.push((format!("{hidden} more lines; `bindonce events` has them"), FAINT));
+    }
+    let height = below.height.saturating_sub(u16::try_from(told.len()).unwrap_or(0));
+    let Some((body, messages)) = cut(below, height) else { return };
+    for (line, (text, style)) in (messages.y..messages.bottom()).zip(&told) {
+        pen.text(messages.x, line, messages.width, text, *style);
+    }
+    panes(model, &mut pen, body);
+}
+
+/// The first `height` lines of an area, and the rest; none if there are none at all.
+fn cut(area: Rect, height: u16) -> Option<(Rect, Rect)> {
+    let height = height.min(area.height);
+    let first = Rect { height, ..area };
+    let rest = Rect { y: area.y + height, height: area.height - height, ..area };
+    (height > 0 && area.width > 0).then_some((first, rest))
+}
+
+/// Services and listeners get what they need where there is room, events at least a quarter.
+fn panes(model: &Model, pen: &mut Pen<'_>, body: Rect) {
+    let lines = |count: usize| u16::try_from(count.max(1) + 1).unwrap_or(u16::MAX);
+    let (services, listeners) = (lines(model.rows().len()), lines(model.listeners().len()));
+    let rest = body.height - body.height / 4;
+    let services = services.min((rest / 2).max(rest.saturating_sub(listeners)));
+    let listeners = listeners.min(rest - services);
+    let Some((area, below)) = cut(body, services) else { return };
+    services::draw(model, pen, area);
+    let Some((area, below)) = cut(below, listeners) else { return };
+    listeners::draw(model, pen, area);
+    events::draw(model, pen, below);
+}
+
+fn header(model: &Model, setting: &Setting, pen: &mut Pen<'_>, area: Rect) {
+    let mut clock = format!("{}Z", words::clock(model.now));
+    if area.width >= 100 {
+        clock = format!("every {}  {clock}", setting.interval);
+    }
+    let aside = u16::try_from(clock.len()).unwrap_or(u16::MAX);
+    let roomy = area.width >= aside + 50;
+    let width = if roomy { area.width - aside - 1 } else { area.width };
+    let at = pen.text(area.x, area.y, width, "bindonce top  ", STRONG);
+    let left = width.saturating_sub(at - area.x);
+    match (&model.lost, &model.broker) {
+        (Some((since, _)), _) => {
+            let text = format!("broker does not answer since {}Z", words::clock(*since));
+            pen.text(at, area.y, left, &text, BAD);
+        }
+        (None, Some(broker)) => {
+            let since = Timestamp::parse(&broker.since).unwrap_or(model.now);
+            let up = words::since(since, model.now);
+            let text = format!(
+                "broker {} pid {}, up {up}, {}, {}",
+                broker.version,
+                broker.pid,
+                words::count(model.services.len(), "service"),
+                words::count(broker.listeners, "listener"),
+            );
+            pen.text(at, area.y, left, &text, PLAIN);
+        }
+        (None, None) => {
+            pen.text(at, area.y, left, "asking the broker", FAINT);
+        }
+    }
+    if roomy {
+        pen.text(area.right() - aside, area.y, aside, &clock, FAINT);
+    }
+}
+
+/// What stands between the panes and the keys: why the broker does not tell, what more there is of
+/// the chosen line, what is being done, and what came of it.
+fn told(model: &Model, width: usize) -> Vec<(String, Style)> {
+    let mut lines = Vec::new();
+    let mut tell = |text: &str, style: Style| {
+        let parts = text.lines().flat_map(|line| words::wrapped(line, width));
+        lines.extend(parts.map(|part| (part, style)));
+    };
+    if let Some((_, reason)) = &model.lost {
+        tell(&format!("the broker does not answer: {reason}"), FAINT);
+    }
+    if let Some(text) = services::detail(model) {
+        tell(&text, FAINT);
+    }
+    if let Some((action, since)) = &model.doing {
+        tell(&format!("{}, {}", action.gerund(), words::since(*since, model.now)), WARN);
+    }
+    match &model.message {
+        Some(Message::Told(_, text)) => tell(text, STRONG),
+        Some(Message::Failed(text)) => tell(text, BAD),
+        None => {}
+    }
+    lines
+}
+
+fn footer(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+    if let Some((service, number)) = &model.asking {
+        let text = services::question(model, service, *number);
+        pen.text(area.x, area.y, area.width, &text, WARN.add_modifier(Modifier::BOLD));
+        return;
+    }
+    let keys = [
+        ("q", "quit"),
+        ("?", "help"),
+        ("r", "reload"),
+        ("x", "retire"),
+        ("s", "sort"),
+        ("Tab", "pane"),
+        ("j/k", "choose"),
+        ("+/-", "time"),
+    ];
+    let mut x = area.x;
+    for (key, what) in keys {
+        // Whole or not at all.
+        let needed = u16::try_from(key.len() + what.len() + 3).unwrap_or(u16::MAX);
+        if area.right().saturating_sub(x) < needed - 2 {
+            break;
+        }
+        let at = pen.text(x, area.y, needed, key, STRONG);
+        pen.text(at + 1, area.y, needed, what, FAINT);
+        x += needed;
+    }
+}
+
+fn help(pen: &mut Pen<'_>, area: Rect) {
+    let glyphs = pen.glyphs;
+    let time_line = format!(
+        "time line: {} starting, {} serving, {} draining, {} failed or died",
+        glyphs.starting, glyphs.serving, glyphs.draining, glyphs.broke
+    );
+    let lines = [
+        "j k, arrows  choose a service or a generation; PgUp PgDn g G go far",
+        "Tab          services, listeners, events: where the arrows move",
+        "r            reload the chosen service: a new generation on its files as they are",
+        "x R          end the chosen generation that drains (of a service: the oldest), after y",
+        "s            sort the listeners by name, queue or users",
+        "+ - 0        a shorter or longer time line, or one that fits",
+        "Ctrl-L       draw anew; Ctrl-Z  to the shell and back with `fg`",
+        "Esc          close this, or a message; else, as q and Ctrl-C, end",
+        &time_line,
+        "A service's own line shows when any of its generations served.",
+    ];
+    for (y, text) in (area.y..area.bottom()).zip(lines) {
+        pen.text(area.x, y, area.width, text, PLAIN);
+    }
+}
+
+/// A pane's title: its name, heads of columns where they have room, and what stands on the right.
+fn title(
+    pen: &mut Pen<'_>,
+    area: Rect,
+    (name, chosen): (&str, bool),
+    heads: &[(u16, String)],
+    aside: &str,
+) {
+    let length = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
+    for x in area.x..area.right() {
+        pen.text(x, area.y, 1, pen.glyphs.rule, FAINT);
+    }
+    let style = if chosen { STRONG } else { FAINT };
+    let mut at = pen.text(area.x, area.y, area.width, name, style);
+    at = pen.text(at, area.y, area.right() - at, " ", PLAIN);
+    let right = area.right().saturating_sub(length(aside).saturating_add(1));
+    for (x, head) in heads {
+        // With a space on both sides, over the rule.
+        let begin = (area.x + x).saturating_sub(1);
+        if begin + 1 >= at && begin + length(head) + 2 <= right {
+            at = pen.text(begin, area.y, area.width, &format!(" {head} "), FAINT);
+        }
+    }
+    if !aside.is_empty() && right >= at {
+        pen.text(right, area.y, length(aside) + 1, &format!(" {aside}"), FAINT);
+    }
+}
+
+/// Which of `count` lines are shown in `height`, so that `at` is in sight.
+fn window(count: usize, height: u16, at: usize) -> std::ops::Range<usize> {
+    let height = usize::from(height).min(count);
+    let first = at.saturating_sub(height / 2).min(count - height);
+    first..first + height
+}

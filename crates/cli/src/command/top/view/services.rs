@@ -1,0 +1,225 @@
+//! The services with their generations, and when each of them served: the time line ends now.
+
+use bindonce_core::time::Timestamp;
+use ratatui_core::layout::Rect;
+use ratatui_core::style::Style;
+
+use super::pen::Pen;
+use super::{BAD, CHOSEN, FAINT, GOOD, PLAIN, STRONG, WARN, title, window, words};
+use crate::command::top::lives::{Life, Phase};
+use crate::command::top::model::{Model, Pane, Row};
+use crate::command::top::seen::{Generation, Service, Supervision};
+
+/// The columns before the time line, in a terminal of some width.
+struct Columns {
+    name: u16,
+    /// Process, age, connections, memory: as many as there is room for, from the last on.
+    shown: &'static [Column],
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Column {
+    Pid,
+    Age,
+    Connections,
+    Memory,
+}
+
+impl Column {
+    fn head(self) -> (u16, &'static str) {
+        match self {
+            Self::Pid => (7, "PID"),
+            Self::Age => (6, "AGE"),
+            Self::Connections => (5, "CONN"),
+            Self::Memory => (6, "MEM"),
+        }
+    }
+}
+
+const STATE: u16 = 8;
+
+impl Columns {
+    fn of(width: u16) -> Self {
+        use Column::{Age, Connections, Memory, Pid};
+        match width {
+            100.. => Self { name: 18, shown: &[Pid, Age, Connections, Memory] },
+            72.. => Self { name: 12, shown: &[Pid, Age, Connections, Memory] },
+            56.. => Self { name: 12, shown: &[Age, Connections] },
+            _ => Self { name: 10, shown: &[] },
+        }
+    }
+
+    /// From the beginning of the state to the time line.
+    fn middle(&self) -> u16 {
+        STATE + self.shown.iter().map(|column| column.head().0 + 1).sum::<u16>()
+    }
+}
+
+pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+    let columns = Columns::of(area.width);
+    let x = area.x + columns.name + columns.middle() + 3;
+    let line = Rect { x, width: area.right().saturating_sub(x), ..area };
+    let (from, seconds) = model.span();
+    let span = format!("last {}", words::since(Timestamp(0), Timestamp(seconds * 1000)));
+    let mut at = columns.name + STATE + 2;
+    let heads = columns.shown.iter().map(|column| {
+        let (width, head) = column.head();
+        let begin = at + width - u16::try_from(head.len()).unwrap_or(width);
+        at += width + 1;
+        (begin, head.to_owned())
+    });
+    let heads: Vec<_> = heads.collect();
+    title(pen, area, ("SERVICES", model.pane == Pane::Services), &heads, &span);
+    let rows = model.rows();
+    if rows.is_empty() && model.looked {
+        let text = "no service; start one with `bindonce run -- haproxy -f FILE`";
+        pen.text(area.x, area.y + 1, area.width, if area.height > 1 { text } else { "" }, FAINT);
+    }
+    let chosen = rows.iter().position(|row| Some(row) == model.chosen()).unwrap_or(0);
+    for (number, y) in window(rows.len(), area.height - 1, chosen).zip(area.y + 1..) {
+        let row = &rows[number];
+        let over = if number == chosen { CHOSEN } else { PLAIN };
+        let text = Rect { y, width: (line.x - area.x).saturating_sub(1).min(area.width), ..area };
+        let service = model.services.iter().find(|service| service.name == row.0);
+        let lives: Vec<&Life> = match row.1 {
+            None => model.lives.of(&row.0).map(|(_, life)| life).collect(),
+            Some(number) => model.lives.get(&row.0, number).into_iter().collect(),
+        };
+        match (service, row.1) {
+            (Some(service), None) => head(pen, text, service, &columns, over),
+            _ => generation(model, pen, text, (row, service), &columns, over),
+        }
+        time_line(pen, Rect { y, ..line }, &lives, row.1.is_none(), (from, model.now));
+    }
+}
+
+fn head(pen: &mut Pen<'_>, area: Rect, service: &Service, columns: &Columns, over: Style) {
+    let (text, style) = match &service.supervision {
+        Supervision::By { pid, program, reloads, failed } => {
+            let pid = pid.map(|pid| format!(" by {pid}")).unwrap_or_default();
+            let reloads = words::count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
+            let text = format!("{program}{pid}, {reloads}, {failed} failed");
+            (text, if *failed > 0 { WARN } else { PLAIN })
+        }
+        Supervision::Silent(_) => ("its supervisor does not answer".to_owned(), BAD),
+        Supervision::Nobody => ("has no supervisor".to_owned(), FAINT),
+    };
+    let cells = [(columns.name, service.name.clone(), STRONG), (columns.middle(), text, style)];
+    pen.row(area.x, area.y, area.width, &cells, over);
+}
+
+fn generation(
+    model: &Model,
+    pen: &mut Pen<'_>,
+    area: Rect,
+    ((name, number), service): (&Row, Option<&Service>),
+    columns: &Columns,
+    over: Style,
+) {
+    let number = number.unwrap_or_default();
+    let life = model.lives.get(name, number);
+    let known =
+        service.and_then(|service| service.generations.iter().find(|known| known.number == number));
+    let gone = Generation::default();
+    let (state, style) = match (known, life) {
+        (Some(known), _) => (known.state.as_str(), state_style(&known.state)),
+        (None, life) => {
+            life.and_then(|life| life.broke).map_or(("gone", FAINT), |broke| (broke, BAD))
+        }
+    };
+    let known = known.unwrap_or(&gone);
+    let started = known.started.or(life.and_then(Life::begin));
+    let until = life.and_then(|life| life.ended).unwrap_or(model.now);
+    let mut cells =
+        vec![(columns.name, format!("  {number}"), PLAIN), (STATE, state.to_owned(), style)];
+    cells.extend(columns.shown.iter().map(|column| {
+        let (width, _) = column.head();
+        let text = match column {
+            Column::Pid => known.pid.map(|pid| pid.to_string()),
+            Column::Age => started.map(|started| words::since(started, until)),
+            Column::Connections => known.connections.map(|count| count.to_string()),
+            Column::Memory => known.memory.map(words::bytes),
+        };
+        let text = text.unwrap_or_else(|| "-".to_owned());
+        (width, format!("{text:>0$}", usize::from(width)), PLAIN)
+    }));
+    pen.row(area.x, area.y, area.width, &cells, over);
+}
+
+fn state_style(state: &str) -> Style {
+    match state {
+        "serving" => GOOD,
+        "draining" => WARN,
+        _ => PLAIN,
+    }
+}
+
+/// One character for each part of the time. Of a service: whether any generation served.
+fn time_line(
+    pen: &mut Pen<'_>,
+    area: Rect,
+    lives: &[&Life],
+    service: bool,
+    (from, now): (Timestamp, Timestamp),
+) {
+    let cells = u64::from(area.width);
+    let length = now.0.saturating_sub(from.0);
+    let begin = |cell: u64| Timestamp(from.0 + length * cell / cells);
+    for (cell, x) in (0..cells).zip(area.x..) {
+        // The last one takes in this very moment.
+        let to = if cell + 1 == cells { Timestamp(now.0 + 1) } else { begin(cell + 1) };
+        let phases = lives.iter().filter_map(|life| life.phase(begin(cell), to));
+        let phases = phases.filter(|phase| !service || *phase >= Phase::Serving);
+        // A service that has gone on serving has not broken, whatever a start of it did.
+        let phase = if service { phases.min() } else { phases.max() };
+        let (glyph, style) = match phase {
+            Some(Phase::Starting) => (pen.glyphs.starting, PLAIN),
+            Some(Phase::Serving) => (pen.glyphs.serving, GOOD),
+            Some(Phase::Draining) => (pen.glyphs.draining, WARN),
+            Some(Phase::Broke) => (pen.glyphs.broke, BAD),
+            None => continue,
+        };
+        pen.text(x, area.y, 1, glyph, style);
+    }
+}
+
+/// What more there is to tell of the chosen line.
+pub(super) fn detail(model: &Model) -> Option<String> {
+    let service = model.service()?;
+    let (_, number) = model.chosen()?;
+    let known = service.generations.iter().find(|known| Some(known.number) == *number);
+    match (known, &service.supervision) {
+        (Some(Generation { number, kept_by, .. }), _) if !kept_by.is_empty() => {
+            let more = match kept_by.len() - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            Some(format!("generation {number} is kept by {}{more}", kept_by[0]))
+        }
+        (_, Supervision::Silent(reason)) => {
+            Some(format!("the supervisor of \"{}\" does not answer: {reason}", service.name))
+        }
+        (
+            Some(Generation { number, version: Some(version), .. }),
+            Supervision::By { program, .. },
+        ) => Some(format!("generation {number} of \"{}\" is {program} {version}", service.name)),
+        _ => None,
+    }
+}
+
+/// Whether a generation is really to be ended.
+pub(super) fn question(model: &Model, name: &str, number: u64) -> String {
+    let service = model.services.iter().find(|service| service.name == name);
+    let known =
+        service.and_then(|service| service.generations.iter().find(|known| known.number == number));
+    let lost = match known.and_then(|known| known.connections) {
+        Some(0) => String::new(),
+        Some(count) => {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            format!(", with its {}", words::count(count, "connection"))
+        }
+        None => ", with its connections".to_owned(),
+    };
+    // The keys come first: a long name must not push them out of sight.
+    format!("End it? y/n  generation {number} of \"{name}\"{lost}")
+}
