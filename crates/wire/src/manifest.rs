@@ -22,6 +22,8 @@
 //! writing only what the version before it could already do without. What a reader
 //! does not know it ignores.
 
+mod connections;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -30,8 +32,9 @@ use bindonce_core::error::Invalid;
 use bindonce_core::listener::Listener;
 use serde::{Deserialize, Serialize};
 
-use crate::params::State;
 use crate::text;
+
+pub use connections::{Link, LinkLabel, LinkLease, LinkTurn, Service};
 
 /// The version that this library writes.
 pub const VERSION: u32 = 1;
@@ -196,89 +199,9 @@ impl Entry {
     }
 }
 
-/// A client that is connected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
-    /// The broker's number for it.
-    pub id: u64,
-    /// The number of its descriptor, for an upgrade in place.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub descriptor: Option<i32>,
-    /// The process that connected.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-    /// Which generation it says it stands for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<LinkLabel>,
-    /// What it uses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub leases: Vec<LinkLease>,
-    /// Bytes of a request that was not complete yet.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unread: Vec<u8>,
-    /// The id, as JSON text, of its request for the upgrade, which the next image answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owed: Option<String>,
-}
-
-/// Which generation a connection stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkLabel {
-    /// Name of the service.
-    pub service: String,
-    /// Number of the generation.
-    pub generation: u64,
-    /// Its process.
-    pub pid: u32,
-    /// Where it is in its life.
-    pub state: State,
-    /// Since when, in milliseconds since the Unix epoch.
-    #[serde(default)]
-    pub since: u64,
-    /// Where the broker keeps the order of the service.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub turn: Option<LinkTurn>,
-}
-
-/// How far a generation is whose order the broker keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkTurn {
-    /// It has said that it is ready.
-    #[serde(default)]
-    pub ready: bool,
-    /// It has been told to retire.
-    #[serde(default)]
-    pub told: bool,
-}
-
-/// A service whose order the broker keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
-    /// Its name.
-    pub name: String,
-    /// The last number that a generation of it was given.
-    pub last: u64,
-    /// The generation that serves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serving: Option<u64>,
-}
-
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
 fn is_zero(count: &u64) -> bool {
     *count == 0
-}
-
-/// A listener that a connection uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkLease {
-    /// Inode number of the listener's socket.
-    pub inode: u64,
-    /// Since when, in milliseconds since the Unix epoch.
-    #[serde(default)]
-    pub since: u64,
 }
 
 /// Which socket a record is about.

@@ -8,6 +8,7 @@
 
 mod admin;
 mod announce;
+mod asked;
 mod broker;
 mod control;
 mod directory;
@@ -30,6 +31,7 @@ mod report;
 mod retire;
 mod server_state;
 mod sessions;
+mod settings;
 mod start;
 mod take_over;
 pub mod upgrade;
@@ -46,12 +48,10 @@ use std::time::Instant;
 
 use bindonce_core::event;
 use bindonce_core::generation::{self as timeline, Caller, Ending, Event, GenerationId, Timeline};
-use bindonce_core::listener::Listener;
-use bindonce_core::name::Name;
 use bindonce_observe::{Happening, Journal};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
-use bindonce_sys::signals::{Received, Signal, SignalFd};
+use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -72,46 +72,7 @@ use watchdog::Watchdog;
 pub use directory::{control_socket, events_file, service_directory};
 pub use error::Error;
 pub use kind::{Haproxy, Kind};
-
-/// What a supervisor is told on its command line.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The broker's control socket.
-    pub socket: PathBuf,
-    /// Whether a broker is started when none answers there.
-    pub start_broker: bool,
-    /// The name of the service.
-    pub service: Name,
-    /// What is supervised.
-    pub kind: Kind,
-    /// `--listen NAME=ADDR`, ranges expanded. A program other than haproxy gets these and no others;
-    /// each has a name.
-    pub listeners: Vec<Listener>,
-    /// Time limits, and how many generations may drain.
-    pub timing: timeline::Settings,
-    /// Whether a handover connects to listeners where no client waits.
-    pub probe: bool,
-    /// What is done about ghosts.
-    pub ghosts: Ghosts,
-    /// Files and directories whose change is a reload.
-    pub watch: Vec<PathBuf>,
-    /// Where metrics are exported too, beside the UNIX socket that always is.
-    pub metrics: Option<Listener>,
-}
-
-/// What is done about a generation that is woken for connections of a listener that it has closed
-/// (a ghost: epoll watches the socket, which others hold open).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ghosts {
-    /// Remove it from its epoll sets; where the kernel refuses, start haproxy without epoll.
-    Auto,
-    /// Remove it from its epoll sets, or say so.
-    Detach,
-    /// Start every haproxy without epoll (`-de`).
-    NoEpoll,
-    /// Nothing.
-    Ignore,
-}
+pub use settings::{Ghosts, Settings};
 
 /// How a supervisor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -424,62 +385,9 @@ impl Supervisor {
         }
     }
 
-    fn reload(
-        &mut self,
-        reply: Option<oneshot::Sender<control::Answer>>,
-        why: &str,
-        pid: Option<i32>,
-    ) {
-        self.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
-        self.next_caller += 1;
-        let caller = Caller(self.next_caller);
-        if let Some(reply) = reply {
-            self.callers.insert(caller, reply);
-        }
-        self.feed(Event::Reload(caller));
-    }
-
-    fn signal(&mut self, signal: Received) {
-        let Received { signo, pid, uid, .. } = signal;
-        match signo {
-            Signal::SIGHUP | Signal::SIGUSR2 => {
-                tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
-                self.reload(None, signo.as_str(), Some(pid));
-            }
-            Signal::SIGTERM | Signal::SIGINT => {
-                tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
-                let text = format!("shutdown asked for: {}", signo.as_str());
-                self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(pid));
-                self.announcer.stopping();
-                self.feed(Event::Shutdown);
-            }
-            _ if self.settings.kind.haproxy().is_none() => {
-                tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
-            }
-            // haproxy's readiness; in master-worker mode a worker sends it.
-            _ => match self.generation_of(pid) {
-                Some(id) => self.ready(id, "it has bound everything"),
-                None => tracing::warn!(
-                    sender = pid,
-                    uid,
-                    "SIGUSR1 ignored: it is how haproxy says that it is ready, and this sender is \
-                     no generation of ours; to reload, send SIGHUP or run `bindonce reload`"
-                ),
-            },
-        }
-    }
-
     /// Records what happens to a generation, in the words of the log.
     fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
         let pid = self.generations.get(&id).map(Generation::pid);
         self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
-    }
-
-    /// The generation that a process belongs to.
-    fn generation_of(&self, pid: i32) -> Option<GenerationId> {
-        let parent = bindonce_sys::process::parent(pid);
-        let is =
-            |generation: &Generation| generation.pid() == pid || Some(generation.pid()) == parent;
-        self.generations.iter().find(|(_, generation)| is(generation)).map(|(id, _)| *id)
     }
 }

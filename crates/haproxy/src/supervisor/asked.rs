@@ -1,0 +1,68 @@
+//! What the supervisor is asked for: reloads, whoever wants them, and signals. A SIGUSR1 is haproxy's
+//! word that it is ready, and counts only from a generation.
+
+use bindonce_core::event;
+use bindonce_core::generation::{Caller, Event, GenerationId};
+use bindonce_observe::Happening;
+use bindonce_sys::signals::{Received, Signal};
+use tokio::sync::oneshot;
+
+use super::generation::Generation;
+use super::{Supervisor, control};
+
+impl Supervisor {
+    /// Wants a reload, with the reason, and for whom it is answered.
+    pub(super) fn reload(
+        &mut self,
+        reply: Option<oneshot::Sender<control::Answer>>,
+        why: &str,
+        pid: Option<i32>,
+    ) {
+        self.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
+        self.next_caller += 1;
+        let caller = Caller(self.next_caller);
+        if let Some(reply) = reply {
+            self.callers.insert(caller, reply);
+        }
+        self.feed(Event::Reload(caller));
+    }
+
+    /// Does what a signal to the supervisor asks for.
+    pub(super) fn signal(&mut self, signal: Received) {
+        let Received { signo, pid, uid, .. } = signal;
+        match signo {
+            Signal::SIGHUP | Signal::SIGUSR2 => {
+                tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
+                self.reload(None, signo.as_str(), Some(pid));
+            }
+            Signal::SIGTERM | Signal::SIGINT => {
+                tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
+                let text = format!("shutdown asked for: {}", signo.as_str());
+                self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(pid));
+                self.announcer.stopping();
+                self.feed(Event::Shutdown);
+            }
+            _ if self.settings.kind.haproxy().is_none() => {
+                tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
+            }
+            // haproxy's readiness; in master-worker mode a worker sends it.
+            _ => match self.generation_of(pid) {
+                Some(id) => self.ready(id, "it has bound everything"),
+                None => tracing::warn!(
+                    sender = pid,
+                    uid,
+                    "SIGUSR1 ignored: it is how haproxy says that it is ready, and this sender is \
+                     no generation of ours; to reload, send SIGHUP or run `bindonce reload`"
+                ),
+            },
+        }
+    }
+
+    /// The generation that a process belongs to.
+    fn generation_of(&self, pid: i32) -> Option<GenerationId> {
+        let parent = bindonce_sys::process::parent(pid);
+        let is =
+            |generation: &Generation| generation.pid() == pid || Some(generation.pid()) == parent;
+        self.generations.iter().find(|(_, generation)| is(generation)).map(|(id, _)| *id)
+    }
+}

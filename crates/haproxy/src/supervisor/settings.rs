@@ -1,0 +1,49 @@
+//! What a supervisor is told, once and for its whole life.
+
+use std::path::PathBuf;
+
+use bindonce_core::generation as timeline;
+use bindonce_core::listener::Listener;
+use bindonce_core::name::Name;
+
+use super::Kind;
+
+/// What a supervisor is told on its command line.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker's control socket.
+    pub socket: PathBuf,
+    /// Whether a broker is started when none answers there.
+    pub start_broker: bool,
+    /// The name of the service.
+    pub service: Name,
+    /// What is supervised.
+    pub kind: Kind,
+    /// `--listen NAME=ADDR`, ranges expanded. A program other than haproxy gets these and no others;
+    /// each has a name.
+    pub listeners: Vec<Listener>,
+    /// Time limits, and how many generations may drain.
+    pub timing: timeline::Settings,
+    /// Whether a handover connects to listeners where no client waits.
+    pub probe: bool,
+    /// What is done about ghosts.
+    pub ghosts: Ghosts,
+    /// Files and directories whose change is a reload.
+    pub watch: Vec<PathBuf>,
+    /// Where metrics are exported too, beside the UNIX socket that always is.
+    pub metrics: Option<Listener>,
+}
+
+/// What is done about a generation that is woken for connections of a listener that it has closed
+/// (a ghost: epoll watches the socket, which others hold open).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ghosts {
+    /// Remove it from its epoll sets; where the kernel refuses, start haproxy without epoll.
+    Auto,
+    /// Remove it from its epoll sets, or say so.
+    Detach,
+    /// Start every haproxy without epoll (`-de`).
+    NoEpoll,
+    /// Nothing.
+    Ignore,
+}
