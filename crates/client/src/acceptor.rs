@@ -10,6 +10,24 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A listener whose `accept` waits, although its socket is non-blocking. Several
 /// processes and threads may wait on one socket; one of them gets each connection.
+///
+/// ```
+/// use std::net::{TcpListener, TcpStream};
+/// use std::time::{Duration, Instant};
+///
+/// # fn main() -> std::io::Result<()> {
+/// // Stands in for `lease.into_tcp_acceptor()`.
+/// let listener = TcpListener::bind("127.0.0.1:0")?;
+/// listener.set_nonblocking(true)?;
+/// let address = listener.local_addr()?;
+/// let acceptor = bindonce::Acceptor::new(listener);
+///
+/// let client = TcpStream::connect(address)?;
+/// let (_, peer) = acceptor.accept(Some(Instant::now() + Duration::from_secs(5)))?;
+/// assert_eq!(peer, client.local_addr()?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Acceptor<L> {
     listener: L,
@@ -20,7 +38,8 @@ pub struct Acceptor<L> {
 pub enum Accepted<S, A> {
     /// A connection and its peer's address.
     Connection(S, A),
-    /// The other descriptor became readable.
+    /// The descriptor that was given as `stop` is readable. Of a [`Generation`](crate::Generation) that
+    /// means: call [`has_retired`](crate::Generation::has_retired).
     Stopped,
 }
 
@@ -74,7 +93,7 @@ impl<L: AsFd> Acceptor<L> {
 }
 
 impl Acceptor<TcpListener> {
-    /// Waits for a connection.
+    /// Waits for a connection; for ever if `deadline` is none.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s,
@@ -83,8 +102,8 @@ impl Acceptor<TcpListener> {
         expect(self.wait(None, deadline, TcpListener::accept)?)
     }
 
-    /// Waits for a connection, or for `stop` to become readable (a signalfd, a
-    /// pipe); the latter goes first.
+    /// Waits for a connection, or for `stop` to become readable (a
+    /// [`Generation`](crate::Generation), a signalfd, a pipe); the latter goes first.
     ///
     /// # Errors
     /// As [`accept`](Self::accept).
@@ -120,7 +139,7 @@ impl Acceptor<UnixListener> {
 }
 
 /// Waits until a socket has a connection or a datagram; says whether it has one
-/// (`true`) or the deadline passed (`false`). Another holder of a shared socket
+/// (`true`) or the deadline passed (`false`). With no deadline it waits for ever. Another holder of a shared socket
 /// may still be faster, so be prepared for `WouldBlock` afterwards.
 ///
 /// # Errors

@@ -27,6 +27,9 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 
 /// A connection to a broker. It counts as a user of every listener that it has
 /// claimed until it is dropped, so keep it as long as you serve.
+///
+/// A server that is to take over from an earlier start of itself is better served by
+/// [`Generation`](crate::Generation), which has a connection of its own.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
@@ -57,7 +60,8 @@ impl Client {
     }
 
     /// Connects to the broker that follows one that was lost: as soon as one answers, gives
-    /// back what this process holds, and says what it stands for. Tries for as long as `patience`.
+    /// back what this process holds ([`Lease::give`]), and says what it stands for. Tries for as long
+    /// as `patience`.
     ///
     /// # Errors
     /// That of the last attempt.
@@ -122,8 +126,9 @@ impl Client {
         self.ask(&verbs::claim(claims))
     }
 
-    /// Says which generation of which service this connection is. May be said
-    /// again when the process or the state changes.
+    /// Says which generation of which service this connection is, for a supervisor that numbers and
+    /// orders its generations itself; where the broker is to do that, use
+    /// [`Generation`](crate::Generation). May be said again when the process or the state changes.
     ///
     /// # Errors
     /// See [`Error`].
@@ -189,10 +194,12 @@ impl Client {
         Ok(names)
     }
 
-    /// Calls any method that gives no descriptors; `params` is an array.
+    /// Calls any method of the protocol (docs/protocol.md) that gives no descriptors, and gives its
+    /// `result`. `params` is an array.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) where the
+    /// broker does not have it; see [`Error`].
     pub fn call<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,

@@ -8,6 +8,22 @@ use bindonce_wire::params::Bind;
 
 /// One thing to claim. A claim of an address finds the listener that the broker
 /// holds for it, or binds it; one range of ports gives a lease for each port.
+///
+/// ```
+/// use bindonce::Claim;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let claims: [Claim; 4] = [
+///     "web=0.0.0.0:80,backlog=4096".into(),
+///     "unix@/run/app.sock,mode=0660".into(),
+///     Claim::tcp("[::1]:8443".parse()?),
+///     // Closed again with this process, unless somebody confirms it.
+///     Claim::listen(":8000-8010").tentative(),
+/// ];
+/// # Ok(())
+/// # }
+/// ```
+/// A text that is no claim is refused by the broker, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim(pub(crate) Bind);
 
@@ -24,7 +40,7 @@ impl Claim {
         Self(Bind::name(name.as_str()))
     }
 
-    /// A TCP listener on an address.
+    /// A TCP listener on an address; port 0 lets the system choose one ([`Lease::bound`](crate::Lease::bound) tells).
     pub fn tcp(address: SocketAddr) -> Self {
         Self(Bind::listen(address.to_string()))
     }
@@ -55,7 +71,8 @@ impl Claim {
     }
 }
 
-/// A listener that this process holds, to be given (back) to a broker with `store`.
+/// A listener that this process holds, to be given (back) to a broker with
+/// [`Client::store`](crate::Client::store). [`Lease::give`](crate::Lease::give) makes one.
 #[derive(Debug, Clone)]
 pub struct Give<'a> {
     pub(crate) what: bindonce_wire::params::Give,

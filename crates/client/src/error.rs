@@ -8,8 +8,20 @@ use bindonce_wire::RpcError;
 
 /// Why a call failed. After [`Error::Refused`] and the two about a single lease
 /// the connection goes on to serve; after any other it does not, and the
-/// next call says [`Error::Interrupted`]. The text does not repeat the
-/// [`source`](std::error::Error::source): print the whole chain.
+/// next call says [`Error::Interrupted`]: connect again. (A [`Generation`](crate::Generation) does that
+/// by itself.) The text does not repeat the [`source`](std::error::Error::source): print the whole chain.
+///
+/// ```
+/// use std::error::Error as _;
+///
+/// let path = std::path::Path::new("/nonexistent/bindonce.sock");
+/// let error = bindonce::Client::connect(path).expect_err("no broker there");
+/// eprintln!("error: {error}: {}", error.source().expect("the system's word"));
+/// if let Some(hint) = error.hint() {
+///     eprintln!("hint: {hint}");
+/// }
+/// assert!(error.is_absence());
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

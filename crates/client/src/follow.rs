@@ -22,6 +22,16 @@ const METHOD: &str = "events";
 /// The events of a broker or of a supervisor: those that are remembered, then each as it
 /// happens. As an iterator it waits for the next, and ends when the other side has gone; a
 /// new follower that is given the last id then goes on without a gap, whoever answers.
+///
+/// ```no_run
+/// # fn main() -> Result<(), bindonce::Error> {
+/// for event in bindonce::Follower::connect(&bindonce::default_socket(), 0)? {
+///     let event = event?;
+///     println!("{} {}: {}", event.time, event.kind, event.text);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Follower {
     stream: BufReader<UnixStream>,

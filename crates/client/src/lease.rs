@@ -51,12 +51,14 @@ impl Lease {
         self.bound.created
     }
 
-    /// The inode number of the socket, the same in every process that has it.
+    /// The inode number of the socket, the same in every process that has it, and in `ss -e`.
     pub fn inode(&self) -> u64 {
         self.bound.inode
     }
 
-    /// This listener, to be given back to a broker that has lost it.
+    /// This listener, to be given back ([`Client::reconnect`](crate::Client::reconnect)) to the broker that follows
+    /// one that was killed. Once a lease has become a listener, keep [`Give::new`] of the listener's
+    /// descriptor and of what was claimed instead; a [`Generation`](crate::Generation) does all that itself.
     pub fn give(&self) -> Give<'_> {
         Give::new(self.listen(), self.fd.as_fd())
     }

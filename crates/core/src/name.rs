@@ -8,7 +8,8 @@ pub const MAX_LEN: usize = 63;
 
 /// A name for a listener or a service: `[A-Za-z_][A-Za-z0-9_.-]*`, at most
 /// [`MAX_LEN`] bytes. It can stand in a path, in an environment variable (after
-/// [`Name::variable`]) and in systemd's colon-separated `LISTEN_FDNAMES`.
+/// [`Name::variable`]) and in systemd's colon-separated `LISTEN_FDNAMES`. Made by `parse`:
+/// `"edge".parse::<Name>()`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 

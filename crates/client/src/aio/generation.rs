@@ -49,6 +49,9 @@ use crate::verbs;
 /// only in calls of this type. (While it connects, one of the runtime's blocking threads is used.) So have [`retired`](Self::retired)
 /// awaited as long as the process serves: that is also what finds the next broker when this
 /// one is lost.
+///
+/// Each call may be dropped before it is done and made again; at worst the next one connects anew,
+/// and takes the same place.
 #[derive(Debug)]
 pub struct Generation {
     path: PathBuf,

@@ -33,6 +33,16 @@ pub use generation::Generation;
 
 /// A connection to a broker. It counts as a user of every listener that it has
 /// claimed until it is dropped, so keep it as long as you serve.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), bindonce::Error> {
+/// let mut client = bindonce::aio::Client::connect(&bindonce::default_socket()).await?;
+/// let lease = client.claim(&["web=0.0.0.0:8080".into()]).await?.remove(0);
+/// let listener = lease.into_tokio_tcp_listener()?;
+/// let (stream, peer) = listener.accept().await.map_err(bindonce::Error::Io)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
@@ -66,7 +76,7 @@ impl Client {
     }
 
     /// Connects to the broker that follows one that was lost: as soon as one answers, gives
-    /// back what this process holds, and says what it stands for. Tries for as long as `patience`.
+    /// back what this process holds ([`Lease::give`]), and says what it stands for. Tries for as long as `patience`.
     ///
     /// # Errors
     /// That of the last attempt.
@@ -120,7 +130,8 @@ impl Client {
         self.ask(&verbs::claim(claims)).await
     }
 
-    /// Says which generation of which service this connection is. May be said
+    /// Says which generation of which service this connection is, for a supervisor that numbers and
+    /// orders its generations itself; where the broker is to do that, use [`Generation`]. May be said
     /// again when the process or the state changes.
     ///
     /// # Errors
@@ -187,10 +198,12 @@ impl Client {
         Ok(names)
     }
 
-    /// Calls any method that gives no descriptors; `params` is an array.
+    /// Calls any method of the protocol (docs/protocol.md) that gives no descriptors, and gives its
+    /// `result`. `params` is an array.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// [`Error::Refused`] with [`METHOD_NOT_FOUND`](crate::ErrorCode::METHOD_NOT_FOUND) where the
+    /// broker does not have it; see [`Error`].
     pub async fn call<P: Serialize + ?Sized>(
         &mut self,
         method: &'static str,
