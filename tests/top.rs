@@ -110,6 +110,17 @@ fn the_terminal_is_given_back_whatever_ends_it() {
 }
 
 #[test]
+fn a_window_that_hangs_does_not_keep_it() {
+    let scene = Scene::new();
+    let mut terminal = Terminal::start(&top(&scene));
+    terminal.wait_text("no service; start one");
+    terminal.hold();
+    terminal.signal(Signal::SIGTERM);
+    assert_eq!(terminal.wait_exit_unread().code(), Some(0));
+    assert!(terminal.is_cooked());
+}
+
+#[test]
 fn what_cannot_show_it_is_told_what_can() {
     let scene = Scene::new();
     let said = scene.run("top", &[]).fails(1);

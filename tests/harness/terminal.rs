@@ -11,10 +11,10 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{self, LocalFlags};
+use nix::sys::termios::{self, FlowArg, LocalFlags};
 use nix::unistd::Pid;
 
-use super::DEADLINE;
+use super::{DEADLINE, eventually};
 
 /// Milliseconds from one look at whether the program has ended to the next.
 const LOOK: u16 = 20;
@@ -70,6 +70,11 @@ impl Terminal {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("signalling it");
     }
 
+    /// Takes nothing any more, as after Ctrl-S: the next write(2) to it waits.
+    pub(crate) fn hold(&self) {
+        termios::tcflow(self.line.as_fd(), FlowArg::TCOOFF).expect("holding it");
+    }
+
     /// Takes in what the program writes within a moment; whether it has written anything.
     fn read(&mut self) -> bool {
         let Some(person) = &mut self.person else { return false };
@@ -100,6 +105,13 @@ impl Terminal {
     #[track_caller]
     pub(crate) fn wait_text(&mut self, needle: &str) {
         self.wait(needle, |text| text.contains(needle));
+    }
+
+    /// Waits for the program to end while nobody reads what it writes.
+    #[track_caller]
+    pub(crate) fn wait_exit_unread(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        eventually("the program to end", || child.try_wait().expect("waiting"))
     }
 
     /// Waits for the program to end, and takes in its last words.

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
+use rustix::termios::{self, Action, OptionalActions, QueueSelector, Termios};
 
 /// Its width and height in characters (ioctl_tty(2), TIOCGWINSZ); none for anything that is no
 /// terminal, or that does not know.
@@ -40,6 +40,16 @@ pub fn restore(terminal: impl AsFd, modes: &Modes) -> io::Result<()> {
     Ok(termios::tcsetattr(&terminal, OptionalActions::Now, &modes.0)?)
 }
 
+/// Throws away what was written and nobody has read, and lets go on what was held up by Ctrl-S: so
+/// whoever waits in write(2) for a window that hangs waits no longer.
+///
+/// # Errors
+/// Those of tcflow(3) and tcflush(3), as [`raw`].
+pub fn discard_output(terminal: impl AsFd) -> io::Result<()> {
+    termios::tcflow(&terminal, Action::OOn)?;
+    Ok(termios::tcflush(&terminal, QueueSelector::OFlush)?)
+}
+
 #[cfg(test)]
 mod tests {
     use nix::pty::openpty;
@@ -70,5 +80,17 @@ mod tests {
         assert_eq!(key[0], 3);
         restore(&pty.slave, &before).expect("as it was");
         assert!(local(&pty.slave));
+    }
+
+    #[test]
+    fn output_that_nobody_reads_can_be_thrown_away() {
+        let pty = openpty(None, None).expect("a pseudo-terminal");
+        raw(&pty.slave).expect("raw");
+        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&pty.slave, flags).expect("non-blocking");
+        let fill = || while write(&pty.slave, &[b'x'; 4096]).is_ok() {};
+        fill();
+        discard_output(&pty.slave).expect("room");
+        assert!(write(&pty.slave, b"y").is_ok());
     }
 }

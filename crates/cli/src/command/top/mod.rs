@@ -30,13 +30,15 @@ use ratatui_core::terminal::Terminal;
 
 use crate::Globals;
 use crate::command::now;
-use model::{Effect, Model};
+use model::{Effect, Input, Model};
 use screen::{Painter, Screen};
 use sources::News;
 use view::{ASCII, Setting, UNICODE};
 
 /// Between two pictures.
 const FRAME: Duration = Duration::from_millis(33);
+/// How long what is shown as time may stand still, when those who are asked do not answer.
+const TICK: Duration = Duration::from_secs(1);
 /// News that may wait to be taken in: a sender waits for room.
 const WAITING: usize = 64;
 
@@ -149,7 +151,10 @@ impl Show<'_> {
         loop {
             terminal.draw(|frame| view::draw(&self.model, &self.setting, frame.buffer_mut()))?;
             let next = Instant::now() + FRAME;
-            let mut came = news.recv()?;
+            let mut came = match news.recv_timeout(TICK) {
+                Err(RecvTimeoutError::Timeout) => News::Input(Input::Time),
+                came => came?,
+            };
             // All that comes before the next picture, but not for ever.
             for _ in 0..WAITING {
                 if !self.take(came, &mut terminal)? {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::name::Name;
 use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::terminal;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -27,6 +28,9 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const REST_OF_KEY: u16 = 50;
 /// How long to wait for a reload; it goes on if this passes.
 const RELOAD: Duration = Duration::from_secs(300);
+
+/// From being told to end until what the terminal does not take is thrown away, and again.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// Signals that mean something here.
 pub(super) const SIGNALS: [Signal; 6] = [
@@ -52,13 +56,23 @@ pub(super) enum News {
     Panicked,
 }
 
-/// Hears keys and signals.
+/// Hears keys and signals, until it is to end.
 pub(super) fn hear(signals: SignalFd, news: SyncSender<News>) {
     thread::spawn(move || {
-        // Nobody listens any more, or nothing can be heard.
+        // Whatever keeps it from hearing more is the end too.
         let _ = listen(&signals, &news);
+        thread::spawn(insist);
         let _ = news.send(News::End);
     });
+}
+
+/// Sees to it that the end comes, also while the terminal takes nothing any more: what waits to be
+/// shown is thrown away until the process has ended.
+fn insist() {
+    loop {
+        thread::sleep(ENDING);
+        let _ = terminal::discard_output(io::stdout());
+    }
 }
 
 fn listen(signals: &SignalFd, news: &SyncSender<News>) -> anyhow::Result<()> {
@@ -83,7 +97,7 @@ fn listen(signals: &SignalFd, news: &SyncSender<News>) -> anyhow::Result<()> {
             news.send(match received.signo {
                 Signal::SIGWINCH => News::Resized,
                 Signal::SIGCONT => News::Continued,
-                _ => News::End,
+                _ => return Ok(()),
             })?;
         }
         if typed && !read_keys(keyboard.as_fd(), &mut decoder, news)? {

@@ -32,6 +32,8 @@ const LONGEST_UNASKED: usize = 3;
 #[derive(Debug)]
 pub(super) enum Input {
     Key(Key),
+    /// Nothing for a while.
+    Time,
     /// They were all asked.
     Seen(Box<Seen>),
     /// Events, oldest first.
@@ -151,6 +153,7 @@ impl Model {
         self.now = now;
         match input {
             Input::Key(key) => self.key(key),
+            Input::Time => Vec::new(),
             Input::Seen(seen) => {
                 self.see(*seen);
                 Vec::new()
