@@ -225,20 +225,22 @@ impl State {
         if open.saturating_add(need as u64).saturating_add(SPARE) > limit {
             return Err((Vec::new(), Denied::Limit { need, open, limit }));
         }
-        let mut opened = Vec::with_capacity(need);
-        for listener in listeners {
-            match listen::open(&listener) {
-                Ok(socket) => {
-                    let mut socket = self.opened(&listener, socket);
-                    *self.owned.borrow_mut().entry(uid).or_default() += 1;
-                    let counts = Rc::clone(&self.owned);
-                    socket.handle.owned = Some(Owned { uid, counts });
-                    opened.push(socket);
-                }
-                Err(error) => return Err((opened, Denied::NotOpened(Box::new(listener), error))),
-            }
+        let (sockets, outcome) = listen::open_all(&listeners);
+        *self.owned.borrow_mut().entry(uid).or_default() += sockets.len();
+        let opened: Vec<Opened<Socket>> = sockets
+            .into_iter()
+            .zip(&listeners)
+            .map(|(socket, listener)| {
+                let mut socket = self.opened(listener, socket);
+                let counts = Rc::clone(&self.owned);
+                socket.handle.owned = Some(Owned { uid, counts });
+                socket
+            })
+            .collect();
+        match (outcome, listeners.into_iter().nth(opened.len())) {
+            (Err(error), Some(failed)) => Err((opened, Denied::NotOpened(Box::new(failed), error))),
+            _ => Ok(opened),
         }
-        Ok(opened)
     }
 
     /// Changes sockets in place, all or none; gives the backlog of each.

@@ -8,6 +8,7 @@
 //! set, one way or the other, so that the system's default does not decide.
 
 mod change;
+mod many;
 mod netns;
 mod unix;
 
@@ -21,6 +22,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::error::{Error, errno_of};
 
 pub use change::{Before, change};
+pub use many::open_all;
 pub use netns::within as within_netns;
 pub(crate) use netns::within_open;
 pub(crate) use unix::padded;
