@@ -1,24 +1,29 @@
 #!/usr/bin/env python3
 """What `bindonce doctor` costs on a busy host: haproxies under bindonce with 200 listeners and 20,000
-established connections, the clients of which are on the same host, among 300 processes. Time and
-memory, when all is well and when there is a finding, for which it looks twice. There are as many services
-as it takes for each haproxy to stay below the limit of descriptors.
+established connections, among 300 processes. Time and memory, when all is well and when there is a
+finding, for which it looks twice. There are as many services as it takes for each haproxy to stay
+below the limit of descriptors.
 
     tests/measure/look.py [--times 20] [--listeners 200] [--connections 20000] [--processes 300] [--only VERSION]
+        [--clients-too]
 
-Time is from the start of the command to its end, and wants a quiet machine; processor time does not. Memory is the most that was resident (VmHWM), read while
-the command waits for its report to be taken: all that is left to do then is to end.
+The clients are in the same network and in another pid namespace, as on other hosts: doctor does not see their
+processes, unless they are to be seen too. Time is from the start of the command to its end, and wants a quiet
+machine; processor time does not. Memory is the most that was resident (VmHWM), read while the command waits
+for its report to be taken: all that is left to do then is to end.
 """
 
 import argparse
 import array
 import fcntl
+import json
 import math
 import os
 import pathlib
 import resource
 import socket
 import subprocess
+import sys
 import termios
 import time
 
@@ -30,30 +35,74 @@ parser.add_argument("--listeners", type=int, default=200)
 parser.add_argument("--connections", type=int, default=20000)
 parser.add_argument("--processes", type=int, default=300)
 parser.add_argument("--only", default="", help="only versions that begin with this")
+parser.add_argument("--clients-too", action="store_true", help="let doctor see the clients' processes")
 arguments = parser.parse_args()
-isolate(alone=True)
+isolate()
 
 FIRST = 20000
 PIPE = 4096
+# Where clients are asked for: the number of a socket, in the environment of what measures.
+ASK = "BINDONCE_MEASURE_CLIENTS"
+
+
+class Clients:
+    """A process that has so many connections to these ports, one after the other, until it is told to end."""
+
+    def __init__(self, ports, count):
+        (ready, its_ready), (its_over, self.over) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.over)
+            addresses = [("127.0.0.1", ports[number % len(ports)]) for number in range(count)]
+            clients = [socket.create_connection(address, 10) for address in addresses]
+            os.write(its_ready, b"!")
+            os.read(its_over, 1)
+            os._exit(len(clients) != count)
+        os.close(its_ready)
+        os.close(its_over)
+        connected = os.read(ready, 1)
+        os.close(ready)
+        if not connected:
+            raise SystemExit("not all connections could be made")
+
+    def end(self):
+        os.close(self.over)
+        os.waitpid(self.pid, 0)
+
+
+def beside():
+    """Starts this script again in a pid namespace of its own, and has its clients meanwhile: a line asks for some,
+    or for none to be left."""
+    ours, its = socket.socketpair()
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv]
+    environment = {**os.environ, ASK: str(its.fileno())}
+    measuring = subprocess.Popen(alone, pass_fds=[its.fileno()], env=environment)
+    its.close()
+    clients = []
+    for line in ours.makefile("r"):
+        ports, count = json.loads(line)
+        if count:
+            clients.append(Clients(ports, count))
+        while clients and not count:
+            clients.pop().end()
+        ours.sendall(b"!")
+    sys.exit(measuring.wait())
 
 
 def connect(stage, ports, count):
-    """A process that has so many connections to these ports, until the stage is over."""
-    ready, over = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(over[1])
-        clients = [socket.create_connection(("127.0.0.1", ports[number % len(ports)]), 10) for number in range(count)]
-        os.write(ready[1], b"!")
-        os.read(over[0], 1)
-        os._exit(len(clients) != count)
-    os.close(ready[1])
-    stage.callback(os.waitpid, pid, 0)
-    stage.callback(os.close, over[1])
-    if os.read(ready[0], 1) != b"!":
-        raise SystemExit("not all connections could be made")
-    for end in (ready[0], over[0]):
-        os.close(end)
+    """So many connections to these ports, until the stage is over."""
+    if arguments.clients_too:
+        stage.callback(Clients(ports, count).end)
+        return
+    ask(ports, count)
+    stage.callback(ask, [], 0)
+
+
+def ask(ports, count):
+    """Has the clients beside connect, or end."""
+    clients.sendall(json.dumps([list(ports), count]).encode() + b"\n")
+    if not clients.recv(1):
+        raise SystemExit("the clients have ended")
 
 
 def serve(stage, haproxy, name, ports, connections):
@@ -114,6 +163,9 @@ def measure(stage, what):
           f"processor time each; at most {memory:.1f} MiB resident", flush=True)
 
 
+if ASK not in os.environ:
+    beside()
+clients = socket.socket(fileno=int(os.environ[ASK]))
 # haproxy wants two descriptors for each connection that it may have.
 _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -124,9 +176,9 @@ for version, haproxy in haproxies(arguments.only):
         for number in range(services):
             serve(stage, haproxy, f"s{number}", ports[number::services], arguments.connections // services)
         processes = fill(stage)
-        established = subprocess.run(["ss", "-Htn", "state", "established", "sport", ">=", f":{FIRST}", "and", "sport", "<",
-                                      f":{FIRST + arguments.listeners}"], capture_output=True, text=True, check=True)
-        count = len(established.stdout.splitlines())
+        # Those of haproxy, whose port is a listener's; the clients' ends are as many again.
+        shown = ["ss", "-Htn", "state", "established", "sport", ">=", f":{FIRST}", "and", "sport", "<", f":{ports.stop}"]
+        count = len(subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines())
         print(f"haproxy {version}: {arguments.listeners} listeners of {services} services, {count} established connections, "
               f"{processes} processes; {arguments.times} times each", flush=True)
         measure(stage, "all is well")
