@@ -5,6 +5,7 @@
 //! included: only what it says of the test's own counts.
 
 mod generations;
+mod limits;
 mod ownership;
 mod queues;
 mod split;

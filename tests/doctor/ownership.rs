@@ -1,25 +1,7 @@
-//! Sockets that others could join or that haproxy bound itself, and a limit of the system.
+//! Sockets that others could join, or that haproxy bound itself.
 
 use super::{expect, pids, plain, report, text};
-use crate::harness::{Haproxy, Process, Scene, config};
-
-#[test]
-fn a_limit_of_descriptors_is_found() {
-    let scene = Scene::new();
-    let address = scene.address().to_string();
-    let program = "import socket, os, resource, sys, time\n\
-        host, port = sys.argv[1].split(':')\n\
-        s = socket.create_server((host, int(port)))\n\
-        resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))\n\
-        [os.dup(0) for _ in range(9 - len(os.listdir('/proc/self/fd')) + 1)]\n\
-        print('ready', flush=True)\n\
-        s.accept()\n";
-    let mut process = Process::start(scene.command("python3").args(["-c", program, &address]));
-    process.wait_line("ready");
-    let found = expect(&scene, "limit");
-    assert_eq!(pids(&found), [process.pid()]);
-    assert!(text(&found["summary"]).contains("of 10, "), "{found:#}");
-}
+use crate::harness::{Haproxy, Scene, config};
 
 #[test]
 fn a_socket_that_haproxy_binds_itself_is_foreign() {
@@ -49,4 +31,27 @@ fn not_exclusive_is_a_note_for_a_plain_haproxy() {
     let all = report["findings"].as_array().expect("findings");
     let note = all.iter().find(|one| one["kind"] == "not-exclusive" && one["network"].is_null());
     assert_eq!(note.expect("a note")["severity"], "note", "{all:#?}");
+}
+
+/// It stays joinable: clearing SO_REUSEPORT after bind does not help.
+#[test]
+fn a_listener_that_was_adopted_is_not_exclusive() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let stats = scene.path("admin.sock");
+    let expose = format!("stats socket {} level admin expose-fd listeners\n", stats.display());
+    let text_of =
+        config(address, 1).replace("maxconn 500\n", &("maxconn 500\n    ".to_owned() + &expose));
+    let file = scene.write("haproxy.cfg", &text_of);
+    let haproxy = plain(&scene, &program, &file, &[]);
+    scene.run("adopt", &["--stats-socket", &stats.display().to_string()]).ok();
+    let found = expect(&scene, "not-exclusive");
+    assert_eq!(
+        (&found["severity"], &found["address"]),
+        (&"warning".into(), &address.to_string().into())
+    );
+    assert!(pids(&found).contains(&haproxy.pid()), "{found:#}");
+    assert!(text(&found["cause"]).contains("taken over"), "{found:#}");
 }
