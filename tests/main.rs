@@ -27,6 +27,7 @@ mod leaks;
 mod lingering;
 mod many;
 mod metrics;
+mod migrating;
 mod package;
 mod privileges;
 mod programs;
