@@ -55,7 +55,7 @@ pub(crate) struct Args {
 
 /// Shows it until a key or a signal ends it, or the terminal is gone.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { interval } = args;
+    let interval = args.interval.max(sources::SHORTEST);
     require_terminal()?;
     let socket = globals.socket_path();
     let variable = |name| std::env::var(name).unwrap_or_default();

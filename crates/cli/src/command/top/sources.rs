@@ -23,7 +23,7 @@ use crate::command::{reload, retire};
 use crate::{events, failure};
 
 /// Less would keep those who are asked from their work.
-const SHORTEST: Duration = Duration::from_millis(100);
+pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the rest of a key may take that begins as the key Escape does.
 const REST_OF_KEY: u16 = 50;
 /// How long to wait for a reload; it goes on if this passes.
@@ -125,7 +125,7 @@ fn read_keys(
     Ok(read > 0)
 }
 
-/// Asks them all, again after each interval, and sooner when told to.
+/// Asks them all, again after each interval, which is at least [`SHORTEST`], and sooner when told to.
 pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: SyncSender<News>) {
     let socket = socket.to_owned();
     thread::spawn(move || {
@@ -135,7 +135,7 @@ pub(super) fn watch(socket: &Path, interval: Duration, now: Receiver<()>, news: 
             if news.send(News::Input(Input::Seen(seen))).is_err() {
                 return;
             }
-            let left = interval.max(SHORTEST).saturating_sub(begun.elapsed());
+            let left = interval.saturating_sub(begun.elapsed());
             if now.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
