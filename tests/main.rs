@@ -28,6 +28,7 @@ mod lingering;
 mod many;
 mod metrics;
 mod migrating;
+mod namespaces;
 mod package;
 mod privileges;
 mod programs;
