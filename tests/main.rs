@@ -42,6 +42,7 @@ mod serve;
 mod succession;
 mod supervise;
 mod systemd;
+mod takeovers;
 mod top;
 mod upgrade;
 mod watch;
