@@ -150,7 +150,7 @@ fn takeovers_lose_nothing_while_the_broker_is_upgraded_and_killed() {
     println!("{report}");
     assert_eq!(inodes(), before, "another socket");
     let status = scene.run("status", &[]).ok();
-    assert!(status.contains(&format!("generation {}", server.number)), "{status}");
+    assert!(status.contains(&format!("edge/{} pid", server.number)), "{status}");
     // One more, which nobody serves after: the last one ends for its sake.
     let last = Generation::join_at(&scene.socket(), &"edge".parse().expect("a name"));
     let mut last = last.expect("join");
