@@ -3,7 +3,7 @@
 time, under load, with clients that keep each replaced generation draining for a while. Under bindonce, and
 as people do without it.
 
-    tests/measure/healthy.py [--runs 1000] [--every 1.0] [--only VERSION] [--ways under,plain,master]
+    tests/measure/healthy.py [--runs 1000] [--every 1.0] [--only VERSION] [--ways under,unheard,plain,master]
 
 Every finding but a note is false here, and printed whole. A run is one call of doctor. Exits with 1 if
 there was a false finding, or if a reload or a request failed under bindonce. The haproxies of
@@ -13,6 +13,7 @@ tests/haproxies have no master: it starts itself again without the loader that t
 import argparse
 import collections
 import json
+import os
 import random
 import signal
 import statistics
@@ -27,7 +28,8 @@ parser.add_argument("--runs", type=int, default=1000)
 parser.add_argument("--every", type=float, default=1.0, help="seconds between two reloads")
 parser.add_argument("--pause", type=float, default=0.1, help="seconds at most between two runs of doctor")
 parser.add_argument("--rate", type=int, default=200, help="new connections a second")
-parser.add_argument("--ways", default="under,plain,master")
+parser.add_argument("--ways", default="under,unheard,plain,master")
+parser.add_argument("--descriptors", type=int, default=0, help="so many thousand of other processes, which make a look long")
 parser.add_argument("--only", default="", help="only versions that begin with this")
 arguments = parser.parse_args()
 isolate(alone=True)
@@ -43,6 +45,8 @@ class Way:
 
     # Signals that had no effect.
     lost = 0
+    # More arguments for doctor.
+    arguments = ()
 
 
 class Under(Way):
@@ -59,6 +63,13 @@ class Under(Way):
         code, said, _ = self.stage.reload()
         if code != 0:
             raise SystemExit(f"a reload failed: {said}")
+
+
+class Unheard(Under):
+    """The same, with doctor as on a host where the broker's socket is elsewhere."""
+
+    words = "under bindonce, `bindonce reload`, the broker not found by doctor"
+    arguments = ("--socket", "/nowhere/bindonce.sock")
 
 
 class Plain(Way):
@@ -96,7 +107,7 @@ class Master(Way):
             self.process.send_signal(signal.SIGUSR2)
 
 
-WAYS = {"under": Under, "plain": Plain, "master": Master}
+WAYS = {"under": Under, "unheard": Unheard, "plain": Plain, "master": Master}
 
 
 def answered(number, patience=30):
@@ -146,10 +157,21 @@ def fetched(haproxy):
     return haproxy.startswith(str(ROOT))
 
 
+def pad(stage):
+    """Other processes, a thousand descriptors each, all of which doctor has to look at."""
+    with open("/dev/null") as null:
+        copies = [os.dup(null.fileno()) for _ in range(1000 if arguments.descriptors else 0)]
+        for _ in range(arguments.descriptors):
+            stage.start("sleep", ["sleep", "infinity"], pass_fds=copies)
+        for copy in copies:
+            os.close(copy)
+
+
 def measure(way, haproxy):
     """Prints one row; gives how many findings were false, and whether bindonce failed somebody."""
     with Stage(broker=way.broker) as stage:
         stage.file.write_text(config(1))
+        pad(stage)
         reloads = Reloads(stage, way(stage, haproxy))
         load = stage.load(4, rate=arguments.rate)
         reloads.start()
@@ -159,7 +181,7 @@ def measure(way, haproxy):
         for run in range(1, arguments.runs + 1):
             if reloads.failed:
                 break
-            _, report = stage.doctor()
+            _, report = stage.doctor(*way.arguments)
             took.append(report["milliseconds"])
             # At any moment of a reload.
             time.sleep(pauses.uniform(0, arguments.pause))
@@ -180,8 +202,8 @@ def measure(way, haproxy):
             about = [one for one in report["sockets"] if one["address"] == finding["address"]]
             print(f"          sockets: {json.dumps(about)}\n          processes: {json.dumps(report['processes'])}", flush=True)
         if reloads.failed:
-            print(f"    FAILED: {reloads.failed!r}\n{stage.said('run' if way is Under else 'haproxy')[-2000:]}", flush=True)
-        return len(false), bool(reloads.failed) or (way is Under and seen["failed"] + seen["stale"] > 0)
+            print(f"    FAILED: {reloads.failed!r}\n{stage.said('run' if issubclass(way, Under) else 'haproxy')[-2000:]}", flush=True)
+        return len(false), bool(reloads.failed) or (issubclass(way, Under) and seen["failed"] + seen["stale"] > 0)
 
 
 bad = 0

@@ -19,6 +19,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 pub use accepting::Accepting;
@@ -69,6 +70,16 @@ pub fn look_again(look: &Look) -> Option<Duration> {
         Some(age) => Some((YOUNG - age).max(INTERVAL)),
         None => Some(INTERVAL),
     }
+}
+
+/// Whom to see again before a look counts: those who hold a listener from which nobody was seen to
+/// accept. To look at every process takes a while, and a handover meanwhile is missed if the older
+/// generation is looked at after it and the newer one before.
+#[must_use]
+pub fn see_again(look: &Look) -> BTreeSet<i32> {
+    let mut found = Vec::new();
+    queues::unserved(look, None, &mut found);
+    found.iter().flat_map(|finding| look.holders_of(finding)).map(|process| process.pid).collect()
 }
 
 /// The findings of one look; the one before gives rates.

@@ -129,8 +129,9 @@ fn unserved_of(
     } else if hung {
         (
             format!(
-                "{} asks for connections and takes none: it hangs",
-                text::processes(look, holders)
+                "{0} ask{1} for connections and take{1} none: it hangs",
+                text::processes(look, holders),
+                text::s(holders.len() as u64),
             ),
             vec![format!(
                 "cat /proc/{}/stack /proc/{}/wchan   # where it hangs; then restart it",
@@ -162,8 +163,10 @@ fn unserved_of(
     } else {
         (
             format!(
-                "{} holds the socket and does not ask for connections",
-                text::processes(look, holders)
+                "{} hold{} the socket and do{} not ask for connections",
+                text::processes(look, holders),
+                text::s(holders.len() as u64),
+                if holders.len() == 1 { "es" } else { "" },
             ),
             vec![format!(
                 "ps -o pid,ppid,stat,wchan:20,args -p {}   # restart it if it should serve",

@@ -67,6 +67,11 @@ impl Namespaces {
         found
     }
 
+    /// The namespace of a process, also of one that has begun since.
+    pub fn of_process(&self, pid: i32) -> Option<u64> {
+        self.of.get(&pid).copied().or_else(|| id(Path::new(&format!("/proc/{pid}/ns/net"))))
+    }
+
     fn add(&mut self, id: u64, name: Option<String>, path: PathBuf) {
         match self.all.iter_mut().find(|known| known.id == id) {
             Some(known) => known.name = known.name.take().or(name),

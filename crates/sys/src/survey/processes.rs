@@ -1,6 +1,6 @@
 //! What every process has to do with a set of sockets.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -113,6 +113,27 @@ impl Processes {
         });
         found.all.sort_by_key(|process| process.pid);
         found
+    }
+
+    /// Looks again at some processes and their children, and for the first time at those that have begun
+    /// since. A survey takes a while, in which a socket can pass from a process that is looked at too late
+    /// to one that was looked at too early, or is younger than the list of all.
+    pub fn see_again(
+        &mut self,
+        pids: &BTreeSet<i32>,
+        wanted: &HashSet<u64>,
+        named: impl Fn(&str) -> bool,
+    ) {
+        let meant = |pid: i32, parent: i32| pids.contains(&pid) || pids.contains(&parent);
+        let mut again = numbered(Path::new("/proc")).unwrap_or_default();
+        again.retain(|pid| self.family.get(pid).is_none_or(|(parent, _)| meant(*pid, *parent)));
+        // Whoever has ended since holds nothing any more.
+        self.all.retain(|process| !meant(process.pid, process.parent));
+        let sockfs = descriptors::socket_device().unwrap_or_default();
+        for pid in again {
+            self.look_at(pid, wanted, sockfs, &named);
+        }
+        self.all.sort_by_key(|process| process.pid);
     }
 
     fn add(&mut self, part: Self) {
@@ -277,5 +298,28 @@ mod tests {
         assert_eq!(this.registrations[0].events & 1, 1);
         assert!(this.descriptors > 3 && this.memory > 100_000 && this.descriptor_limit > Some(0));
         assert!(seen.family.contains_key(&1));
+    }
+
+    #[test]
+    fn what_changes_hands_after_the_survey_is_seen_again() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let inode = fs::metadata(format!("/proc/self/fd/{}", listener.as_raw_fd()));
+        let wanted = HashSet::from([inode.expect("inode").ino()]);
+        let own = std::process::id().cast_signed();
+        let mut seen = Processes::survey(&wanted, |_| false);
+        let mut sleep = std::process::Command::new("sleep");
+        let mut heir = sleep.arg("1000").stdin(OwnedFd::from(listener)).spawn().expect("sleep");
+        drop(sleep); // It has the listener too.
+        let pid = heir.id().cast_signed();
+        // Both have the socket until the child has become another program.
+        while process::name(pid).as_deref() != Some("sleep") {
+            std::thread::yield_now();
+        }
+        seen.see_again(&BTreeSet::from([own]), &wanted, |_| false);
+        let holders: Vec<_> = seen.all.iter().map(|process| process.pid).collect();
+        heir.kill().and_then(|()| heir.wait()).expect("ending it");
+        assert!(holders.contains(&pid) && !holders.contains(&own), "{holders:?}");
+        seen.see_again(&BTreeSet::from([pid]), &wanted, |_| false);
+        assert!(seen.all.iter().all(|process| process.pid != pid), "it has ended");
     }
 }

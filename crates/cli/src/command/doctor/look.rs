@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bindonce_core::address::Address;
-use bindonce_core::diagnosis::{Connections, Finding, Gauge, Kind, Look, Mode, Network, Socket};
+use bindonce_core::diagnosis::{
+    self, Connections, Finding, Gauge, Kind, Look, Mode, Network, Socket,
+};
 use bindonce_sys::diag::{self, Connection};
 use bindonce_sys::survey::{self, Namespace, Namespaces, Processes};
 
@@ -35,18 +37,18 @@ impl Observer {
         self.namespaces = Namespaces::find();
         self.networks(&mut look)?;
         let wanted: HashSet<u64> = look.sockets.iter().map(|socket| socket.inode).collect();
-        let processes = Processes::survey(&wanted, process::is_haproxy);
+        let mut processes = Processes::survey(&wanted, process::is_haproxy);
+        self.describe(&processes, &mut look);
+        let unsure = diagnosis::see_again(&look);
+        if !unsure.is_empty() {
+            processes.see_again(&unsure, &wanted, process::is_haproxy);
+            self.describe(&processes, &mut look);
+        }
         if processes.hidden > 0 {
             look.unseen.push(format!(
                 "{} processes of other users: which sockets they hold, and whether they accept (run as root)",
                 processes.hidden
             ));
-        }
-        let boot = process::boot_time();
-        for seen in &processes.all {
-            let mut process = process::describe(seen, &processes.family, boot);
-            process.network = self.namespaces.of.get(&seen.pid).copied();
-            look.processes.insert(process.pid, process);
         }
         let unheld =
             look.sockets.iter().filter(|socket| look.holders(socket.inode).next().is_none());
@@ -63,6 +65,17 @@ impl Observer {
         haproxy::ask(&mut look, &processes);
         look.files = survey::open_files().map(gauge);
         Ok(look)
+    }
+
+    /// Puts what was seen of the processes into the look.
+    fn describe(&self, processes: &Processes, look: &mut Look) {
+        let boot = process::boot_time();
+        look.processes.clear();
+        for seen in &processes.all {
+            let mut process = process::describe(seen, &processes.family, boot);
+            process.network = self.namespaces.of_process(seen.pid);
+            look.processes.insert(process.pid, process);
+        }
     }
 
     fn networks(&self, look: &mut Look) -> anyhow::Result<()> {

@@ -74,6 +74,30 @@ fn a_listener_without_a_service_is_unserved() {
 }
 
 #[test]
+fn who_holds_a_listener_that_nobody_accepts_from_is_seen_again() {
+    let healthy = look(vec![socket(":80", 1)], vec![haproxy(10, 5, &[1])]);
+    assert_eq!(see_again(&healthy), BTreeSet::new());
+    // As in a reload: the broker and the supervisor, and no generation that has the socket.
+    let keeps = |pid| Process {
+        program: "bindonce".to_owned(),
+        watches: Vec::new(),
+        ..haproxy(pid, 5, &[1])
+    };
+    let between = look(vec![socket(":80", 1)], vec![keeps(5), keeps(6), haproxy(7, 0, &[])]);
+    assert_eq!(see_again(&between), BTreeSet::from([5, 6]));
+    assert!(
+        only(&between, Kind::Unserved)
+            .cause
+            .starts_with("pid 5 (bindonce, started 09:25) and pid 6 ")
+    );
+    assert!(
+        only(&between, Kind::Unserved)
+            .cause
+            .ends_with("hold the socket and do not ask for connections")
+    );
+}
+
+#[test]
 fn paused_is_bound_and_answers_nobody() {
     let mut host = look(vec![socket(":80", 1)], vec![haproxy(7, 9, &[1])]);
     host.sockets[0].mode = Mode::Bound;
