@@ -123,8 +123,9 @@ impl Generation {
         self.standing.number()
     }
 
-    /// Claims listeners, all or none, as [`Client::claim`] does. Listeners that this creates are
-    /// closed again if this generation ends before it has served.
+    /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
+    /// again gives the same socket. Listeners that this creates are closed again if this generation
+    /// ends before it has served.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason. After any error of the connection the
@@ -147,11 +148,12 @@ impl Generation {
 
     /// Says that this generation is ready, and waits until it may accept: until the older one
     /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
-    /// (5 seconds) has passed. From then on what was claimed is there to stay.
+    /// (5 seconds) has passed. From then on what was claimed is there to stay. With no deadline it waits for
+    /// as long as that takes; one that serves already is told so at once.
     ///
     /// # Errors
     /// [`Error::Superseded`] if a newer generation is ready; [`Error::TimedOut`] when the deadline passes, after
-    /// which the call may be made again; see [`Error`].
+    /// which the call may be made again, or the process may just end: the older one serves on. See [`Error`].
     pub fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
         self.standing.wish_to_serve();
         self.say()?;

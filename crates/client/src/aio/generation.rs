@@ -95,8 +95,9 @@ impl Generation {
         self.standing.number()
     }
 
-    /// Claims listeners, all or none, as [`Client::claim`] does. Listeners that this creates are
-    /// closed again if this generation ends before it has served.
+    /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
+    /// again gives the same socket. Listeners that this creates are closed again if this generation
+    /// ends before it has served.
     ///
     /// # Errors
     /// [`Error::Refused`] with the broker's reason. After any error of the connection the
@@ -119,8 +120,9 @@ impl Generation {
 
     /// Says that this generation is ready, and waits until it may accept: until the older one
     /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
-    /// (5 seconds) has passed. From then on what was claimed is there to stay. If this wait is
-    /// dropped, the readiness stays said, and the call may be made again.
+    /// (5 seconds) has passed. From then on what was claimed is there to stay. One that serves already is
+    /// told so at once. If this wait is dropped, the readiness stays said, and the call may be made again, or
+    /// the process may just end: the older one serves on.
     ///
     /// # Errors
     /// [`Error::Superseded`] if a newer generation is ready; see [`Error`].
