@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{doctor, expect, findings, half_a_request, pids, plain, report, text, wait_bound};
-use crate::harness::{Haproxy, Process, Scene, bindonce, config, eventually, finish, skip};
+use crate::harness::{Haproxy, Process, Scene, bindonce, config, eventually, finish, root, skip};
 
 /// The seed case: a generation that missed its signal, then a second one.
 #[test]
@@ -42,6 +42,28 @@ fn split_names_the_pids_and_their_share() {
     finish(scene.command("sh").args(["-c", remedy])).ok();
     eventually("the older to end", || (scene.haproxies().len() == 1).then_some(()));
     assert_eq!(findings(&scene), Vec::<Value>::new());
+}
+
+/// As it is measured (tests/measure/seed.py), once: signals that are really lost, requests that really fail,
+/// and a remedy that helps.
+#[test]
+fn the_seed_case_is_named_and_cured() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return skip("needs root, for a host of its own");
+    }
+    let binaries = scene.path("binaries");
+    std::fs::create_dir(&binaries).expect("a directory");
+    std::os::unix::fs::symlink(bindonce(), binaries.join("bindonce")).expect("a link");
+    let version = finish(scene.command(program).arg("-v")).ok();
+    let version = version.split_whitespace().nth(2).and_then(|word| word.split('-').next());
+    let mut measure = scene.command(root().join("tests/measure/seed.py"));
+    measure.env("BINDONCE_MEASURE_BINARIES", &binaries).args(["--runs", "1", "--reloads", "3"]);
+    measure.args(["--every", "0.2", "--only", version.expect("a version")]);
+    let said = finish(&mut measure).ok();
+    assert_eq!(said.matches("doctor right in 1 of 1 runs").count(), 2, "{said}");
+    assert!(said.contains(" 2 processes: ") && said.contains(" 3 processes: "), "{said}");
 }
 
 #[test]
