@@ -65,6 +65,16 @@ fn plain(scene: &Scene, program: &Path, file: &Path, more: &[&str]) -> Process {
     process
 }
 
+/// A plain haproxy with one listener that serves, in a place of its own.
+fn served() -> Option<(Scene, SocketAddr, Process)> {
+    let program = Haproxy::system()?;
+    let scene = Scene::new();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let haproxy = plain(&scene, &program, &file, &[]);
+    Some((scene, address, haproxy))
+}
+
 /// Waits until a process has a listening socket registered, which is when haproxy serves.
 fn wait_bound(pid: u32) {
     eventually("haproxy to serve", || {
@@ -90,10 +100,7 @@ fn expect_any(scene: &Scene, kind: &str) -> Option<Value> {
 
 #[test]
 fn a_healthy_haproxy_gives_no_finding() {
-    let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
-    let _haproxy = plain(&scene, &program, &file, &[]);
+    let Some((scene, _address, _haproxy)) = served() else { return };
     assert_eq!(findings(&scene), Vec::<Value>::new());
 }
 
@@ -109,16 +116,12 @@ fn an_address_where_nothing_listens_is_found_by_name() {
 
 #[test]
 fn without_privileges_it_says_what_it_could_not_see() {
-    let Some(program) = Haproxy::system() else { return };
     let setpriv = PathBuf::from("/usr/bin/setpriv");
     if !nix::unistd::geteuid().is_root() || !setpriv.exists() {
         skip("needs root and setpriv to become somebody else");
         return;
     }
-    let scene = Scene::new();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = plain(&scene, &program, &file, &[]);
+    let Some((scene, address, _haproxy)) = served() else { return };
     let binary = scene.path("bindonce");
     std::fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
     let mut command = scene.command(setpriv);

@@ -1,6 +1,6 @@
 //! Sockets that others could join, or that haproxy bound itself.
 
-use super::{expect, pids, plain, report, text};
+use super::{expect, pids, plain, report, served, text};
 use crate::harness::{Haproxy, Scene, config};
 
 #[test]
@@ -22,11 +22,7 @@ fn host_name() -> String {
 
 #[test]
 fn not_exclusive_is_a_note_for_a_plain_haproxy() {
-    let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let _haproxy = plain(&scene, &program, &file, &[]);
+    let Some((scene, address, _haproxy)) = served() else { return };
     let report = report(&scene, &[&address.to_string()]);
     let all = report["findings"].as_array().expect("findings");
     let note = all.iter().find(|one| one["kind"] == "not-exclusive" && one["network"].is_null());

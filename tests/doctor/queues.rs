@@ -4,8 +4,8 @@ use std::net::TcpStream;
 
 use nix::sys::signal::Signal;
 
-use super::{expect, expect_any, findings, pids, plain, text};
-use crate::harness::{Haproxy, Process, Scene, config, eventually, finish, skip};
+use super::{expect, expect_any, findings, pids, served, text};
+use crate::harness::{Process, Scene, eventually, finish, skip};
 
 /// Whether every thread of a process is stopped.
 fn all_stopped(pid: u32) -> bool {
@@ -25,11 +25,7 @@ fn tells_of_bound_sockets() -> bool {
 
 #[test]
 fn a_stopped_haproxy_is_unserved_with_its_queue() {
-    let Some(program) = Haproxy::system() else { return };
-    let scene = Scene::new();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = plain(&scene, &program, &file, &[]);
+    let Some((scene, address, haproxy)) = served() else { return };
     haproxy.signal(Signal::SIGSTOP);
     eventually("every thread to stop", || all_stopped(haproxy.pid()).then_some(()));
     let _clients: Vec<_> =
@@ -60,15 +56,11 @@ fn a_listener_without_a_service_is_unserved() {
 
 #[test]
 fn paused_is_found_and_the_remedy_helps() {
-    let Some(program) = Haproxy::system() else { return };
     if !tells_of_bound_sockets() {
         skip("Linux before 6.8 does not tell of sockets that are bound and do not listen");
         return;
     }
-    let scene = Scene::new();
-    let address = scene.address();
-    let file = scene.write("haproxy.cfg", &config(address, 1));
-    let haproxy = plain(&scene, &program, &file, &[]);
+    let Some((scene, address, haproxy)) = served() else { return };
     haproxy.signal(Signal::SIGTTOU);
     let found = eventually("the pause", || expect_any(&scene, "paused"));
     assert_eq!(
