@@ -180,8 +180,8 @@ fn other_clients_of_multibinder_find_their_sockets_at_the_broker() {
     let mut holder = multibinder(&scene, &program, address);
     let inode = eventually("a listener", || listening(address).first().map(|socket| socket.inode));
     let _broker = scene.broker();
-    let (pid, claim) = (holder.pid().to_string(), format!("web={address},"));
-    let fill_in = [("$(pidof -x multibinder)", &*pid), ("web=0.0.0.0:80,", &*claim)];
+    let (pid, claim) = (holder.pid().to_string(), format!("web={address}"));
+    let fill_in = [("$(pidof -x multibinder)", &*pid), ("web=0.0.0.0:80", &*claim)];
     for line in commands("From multibinder", 1, &fill_in) {
         finish(&mut shell(&scene, &line)).ok();
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Scene, Wire, finish, root, skip};
+use crate::harness::{DEADLINE, Scene, Wire, finish, listening, root, skip};
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
@@ -240,8 +240,8 @@ fn multibinders_request_gets_text_and_descriptor_in_one_message() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let address = scene.address();
-    let ask = |wire: &mut Wire| {
-        let params = json!([{"address": "127.0.0.1", "port": address.port(), "backlog": 100}]);
+    let ask = |wire: &mut Wire, backlog: u32| {
+        let params = json!([{"address": "127.0.0.1", "port": address.port(), "backlog": backlog}]);
         let request = json!({"jsonrpc": "2.0", "method": "bind", "params": params});
         wire.send(request.to_string().as_bytes());
         let (text, descriptors) = wire.message().expect("a reply");
@@ -251,13 +251,21 @@ fn multibinders_request_gets_text_and_descriptor_in_one_message() {
         let descriptor = wire.take(1).remove(0);
         nix::sys::stat::fstat(&descriptor).expect("fstat").st_ino
     };
-    let first = ask(&mut scene.wire());
+    let first = ask(&mut scene.wire(), 100);
     let mut wire = scene.wire();
     assert_eq!(
-        (ask(&mut wire), ask(&mut wire)),
+        (ask(&mut wire, 100), ask(&mut wire, 10240)),
         (first, first),
-        "a repeated bind gives the same socket"
+        "a repeated bind gives the same socket, whatever its backlog"
     );
+    assert_eq!(listening(address)[0].limit, 100, "that of the first");
+    // Who has a word for it may change it; in the one syntax it is a claim that must hold.
+    let params =
+        json!([{"address": "127.0.0.1", "port": address.port(), "backlog": 50, "change": true}]);
+    wire.call("bind", &params);
+    assert_eq!(listening(address)[0].limit, 50);
+    let other = scene.wire().error("bind", &json!([{"listen": format!("{address},backlog=60")}]));
+    assert_eq!(other["code"], -32003, "{other}");
 }
 
 /// Runs a client of tests/clients in another language against a broker.

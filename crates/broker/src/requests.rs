@@ -159,7 +159,7 @@ async fn bind(
     let mut wants = Vec::with_capacity(elements.len());
     for (index, element) in elements.into_iter().enumerate() {
         let Bind { target, tentative, change } = element;
-        let wanted = wanted(target).await.map_err(|mut error| {
+        let wanted = wanted(state, target, change).await.map_err(|mut error| {
             error.message = format!("params[{index}]: {}", error.message);
             error
         })?;
@@ -192,7 +192,7 @@ async fn bind(
 }
 
 /// What an element of `bind` asks for.
-async fn wanted(target: Target) -> Result<Wanted, RpcError> {
+async fn wanted(state: &RefCell<State>, target: Target, change: bool) -> Result<Wanted, RpcError> {
     match target {
         Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
         Target::Name { name } => {
@@ -203,7 +203,12 @@ async fn wanted(target: Target) -> Result<Wanted, RpcError> {
             let at = SocketAddr::new(ip(&address, port).await?, port);
             let options = Options { backlog, ..Options::default() };
             let listener = Listener::new(None, Address::Tcp(at), options);
-            Ok(Wanted::Listen(listener.map_err(|error| invalid(&error))?.into()))
+            let mut listener = listener.map_err(|error| invalid(&error))?;
+            // Its clients always say one, and multibinder heeds it when it binds.
+            if !change && state.borrow().registry.by_key(&listener).is_some() {
+                listener.options.backlog = None;
+            }
+            Ok(Wanted::Listen(listener.into()))
         }
     }
 }
