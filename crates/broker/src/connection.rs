@@ -7,13 +7,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_observe::{Follower, follow};
-use bindonce_sys::{Errno, scm};
-use bindonce_wire::batch::Transmission;
+use bindonce_sys::scm;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
@@ -23,7 +22,8 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::requests::{self, Caller, Reply};
+use crate::requests::{self, Caller};
+use crate::sending::{Sending, send};
 use crate::state::State;
 
 /// Most requests are far shorter; longer ones take more than one read.
@@ -409,69 +409,4 @@ async fn unfinished(stream: &UnixStream, deadline: Duration) -> End {
         Ok(()) => End::Unfinished,
         Err(end) => end,
     }
-}
-
-/// Sends a reply as a whole, or ends the connection.
-pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
-    Sending::new(reply).finish(stream, deadline).await
-}
-
-/// A reply that is being sent.
-struct Sending {
-    transmission: Transmission,
-    descriptors: Vec<Rc<OwnedFd>>,
-}
-
-impl Sending {
-    fn new(reply: Reply) -> Self {
-        let Reply { text, descriptors } = reply;
-        Self { transmission: Transmission::new(text, descriptors.len()), descriptors }
-    }
-
-    /// Sends what the peer has room for; true when that is all of it.
-    fn push(&mut self, stream: &UnixStream) -> Result<bool, End> {
-        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
-        while let Some((bytes, batch)) = self.transmission.next() {
-            fds.clear();
-            fds.extend(self.descriptors[batch].iter().map(|fd| fd.as_fd()));
-            let sent = stream.try_io(Interest::WRITABLE, || scm::send(stream.as_fd(), bytes, &fds));
-            match sent {
-                Ok(count) => self.transmission.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => {
-                    return Err(too_many(stream, &self.transmission));
-                }
-                Err(error) => return Err(End::Failed(error)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Sends the rest, as the peer makes room, until the deadline.
-    async fn finish(mut self, stream: &UnixStream, deadline: Duration) -> Result<(), End> {
-        let until = Instant::now() + deadline;
-        while !self.push(stream)? {
-            match timeout_at(until, stream.writable()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(End::Failed(error)),
-                Err(_) => return Err(End::NotRead),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Descriptors that others have not received yet fill the broker's limit. Says
-/// so if nothing of the reply is out yet; the leases end with the connection.
-fn too_many(stream: &UnixStream, transmission: &Transmission) -> End {
-    if transmission.descriptors_sent() == 0 {
-        let message = "too many descriptors are on their way to clients that have not read them";
-        let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(
-            "connect and ask again; raising the broker's RLIMIT_NOFILE raises this limit as well",
-        );
-        // The peer waits for this reply, so there is room for it; if not, the
-        // end of the connection tells the same.
-        let _ = stream.try_write(&encode_error(&Id::Null, &error));
-    }
-    End::TooManyInFlight
 }

@@ -30,6 +30,7 @@ mod records;
 mod recovery;
 mod requests;
 mod restore;
+mod sending;
 mod server;
 mod service;
 mod settings;

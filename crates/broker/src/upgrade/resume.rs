@@ -24,11 +24,12 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{NAME, VARIABLE};
 use crate::answer;
-use crate::connection::{self, Link};
+use crate::connection::Link;
 use crate::control::Control;
 use crate::error::Error;
 use crate::requests::Caller;
 use crate::restore::{Found, as_written};
+use crate::sending;
 use crate::state::{State, now};
 use crate::store::Store;
 use crate::succession;
@@ -226,6 +227,6 @@ pub(crate) async fn answer(link: &Link, owed: &str, deadline: Duration) {
     let result = UpgradeResult { upgraded: true, pid: std::process::id(), version };
     if let Ok(text) = encode_result(&id, &result) {
         // A client that has gone meanwhile is noticed when its next request is read.
-        let _ = connection::send(&link.stream, text.into(), deadline).await;
+        let _ = sending::send(&link.stream, text.into(), deadline).await;
     }
 }
