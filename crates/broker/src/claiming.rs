@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
@@ -225,11 +226,12 @@ impl State {
         if open.saturating_add(need as u64).saturating_add(SPARE) > limit {
             return Err((Vec::new(), Denied::Limit { need, open, limit }));
         }
+        let listeners = Arc::new(listeners);
         let (sockets, outcome) = listen::open_all(&listeners);
         *self.owned.borrow_mut().entry(uid).or_default() += sockets.len();
         let opened: Vec<Opened<Socket>> = sockets
             .into_iter()
-            .zip(&listeners)
+            .zip(&*listeners)
             .map(|(socket, listener)| {
                 let mut socket = self.opened(listener, socket);
                 let counts = Rc::clone(&self.owned);
@@ -237,8 +239,10 @@ impl State {
                 socket
             })
             .collect();
-        match (outcome, listeners.into_iter().nth(opened.len())) {
-            (Err(error), Some(failed)) => Err((opened, Denied::NotOpened(Box::new(failed), error))),
+        match (outcome, listeners.get(opened.len())) {
+            (Err(error), Some(failed)) => {
+                Err((opened, Denied::NotOpened(Box::new(failed.clone()), error)))
+            }
             _ => Ok(opened),
         }
     }

@@ -1,7 +1,7 @@
 //! Opens many listeners, on more than one core where that pays.
 
-use std::panic::resume_unwind;
-use std::sync::LazyLock;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use bindonce_core::address::Address;
@@ -16,50 +16,46 @@ const SHARE: usize = 250;
 /// More threads than these would only wait for each other in the kernel.
 const THREADS: usize = 4;
 
+/// So many are opened in one go. When all have been begun, nobody waits for more than that.
+const PIECE: usize = 32;
+
 /// What opening in order came to: those before the first that failed, and why that one did.
 type Outcome = (Vec<Opened>, Result<(), Error>);
 
 /// Opens listeners, in order. Nearly all of the time is the kernel's, several microseconds a
-/// listener, so hundreds of IP addresses are shared out to threads, which end before this does.
+/// listener, so other threads help with hundreds of IP addresses. This one waits for
+/// none of them that has not begun: on a busy machine it opens most of them itself.
 ///
 /// Gives those before the first that failed, and why that one did. Nothing behind it stays open.
-pub fn open_all(listeners: &[Listener]) -> Outcome {
-    let mut shares = listeners.chunks(share(listeners));
-    let first = shares.next().unwrap_or_default();
-    thread::scope(|scope| {
-        let start =
-            |share| (share, thread::Builder::new().spawn_scoped(scope, move || open_each(share)));
-        let others: Vec<_> = shares.map(start).collect();
-        let (mut opened, mut outcome) = open_each(first);
-        opened.reserve_exact(if outcome.is_ok() { listeners.len() - opened.len() } else { 0 });
-        for (share, thread) in others {
-            let (theirs, how) = match thread {
-                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                // No thread can be had: then it is done here.
-                Err(_) if outcome.is_ok() => open_each(share),
-                Err(_) => continue,
-            };
-            if outcome.is_ok() {
-                opened.extend(theirs);
-                outcome = how;
-            }
-        }
-        (opened, outcome)
-    })
+pub fn open_all(listeners: &Arc<Vec<Listener>>) -> Outcome {
+    let helpers = helpers(listeners);
+    if helpers == 0 {
+        return open_each(listeners);
+    }
+    let pieces = listeners.len().div_ceil(PIECE);
+    let state = State { next: 0, running: 0, done: Vec::with_capacity(pieces) };
+    let listeners = Arc::clone(listeners);
+    let work = Arc::new(Work { listeners, state: Mutex::new(state), idle: Condvar::new() });
+    for _ in 0..helpers {
+        let theirs = Arc::clone(&work);
+        // Without one it only takes longer.
+        let _ = thread::Builder::new().name("open".to_owned()).spawn(move || theirs.help());
+    }
+    work.help();
+    work.outcome()
 }
 
-/// How many listeners each thread opens; all, where they are few or have files, which somebody
+/// How many threads help: none where the listeners are few, or have files, which somebody
 /// would have to remove behind a failure.
-fn share(listeners: &[Listener]) -> usize {
+fn helpers(listeners: &[Listener]) -> usize {
     static CORES: LazyLock<usize> =
         LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
-    let all = listeners.len().max(1);
-    if all < 2 * SHARE
-        || listeners.iter().any(|listener| matches!(listener.address, Address::Unix(_)))
-    {
-        return all;
+    let has_file = |listener: &Listener| matches!(listener.address, Address::Unix(_));
+    let shares = listeners.len() / SHARE;
+    if shares < 2 || listeners.iter().any(has_file) {
+        return 0;
     }
-    all.div_ceil((*CORES).min(THREADS).min(all / SHARE))
+    CORES.min(THREADS).min(shares) - 1
 }
 
 fn open_each(listeners: &[Listener]) -> Outcome {
@@ -73,6 +69,76 @@ fn open_each(listeners: &[Listener]) -> Outcome {
     (opened, Ok(()))
 }
 
+/// What several threads open together.
+#[derive(Debug)]
+struct Work {
+    listeners: Arc<Vec<Listener>>,
+    state: Mutex<State>,
+    /// Told when nobody works on a piece any more.
+    idle: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The first listener that nobody has begun with.
+    next: usize,
+    /// How many pieces are being worked on.
+    running: usize,
+    /// Where each finished piece began, and what it came to.
+    done: Vec<(usize, Outcome)>,
+}
+
+impl Work {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on pieces until all have been begun, or one has failed: then those before it have.
+    fn help(&self) {
+        while let Some(piece) = self.begin() {
+            let begun = piece.start;
+            let outcome = open_each(&self.listeners[piece]);
+            let mut state = self.state();
+            if outcome.1.is_err() {
+                state.next = self.listeners.len();
+            }
+            state.done.push((begun, outcome));
+            state.running -= 1;
+            if state.running == 0 {
+                self.idle.notify_one();
+            }
+        }
+    }
+
+    fn begin(&self) -> Option<Range<usize>> {
+        let mut state = self.state();
+        let piece = state.next..self.listeners.len().min(state.next + PIECE);
+        if piece.is_empty() {
+            return None;
+        }
+        state.next = piece.end;
+        state.running += 1;
+        Some(piece)
+    }
+
+    /// Waits for the pieces that others have begun, and puts all together.
+    fn outcome(&self) -> Outcome {
+        let running = |state: &mut State| state.running > 0;
+        let waited = self.idle.wait_while(self.state(), running);
+        let mut done = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).done);
+        done.sort_unstable_by_key(|(begun, _)| *begun);
+        let mut all = Vec::with_capacity(self.listeners.len());
+        for (_, (opened, outcome)) in done {
+            all.extend(opened);
+            if outcome.is_err() {
+                return (all, outcome);
+            }
+        }
+        (all, Ok(()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -80,9 +146,9 @@ mod tests {
     use super::*;
     use crate::limits;
 
-    fn loopback(port: u16, count: usize) -> Vec<Listener> {
+    fn loopback(port: u16, count: usize) -> Arc<Vec<Listener>> {
         let listener = |n: usize| format!("127.78.{}.{}:{port}", n / 250, n % 250 + 1);
-        (0..count).map(|n| listener(n).parse().expect("listener")).collect()
+        Arc::new((0..count).map(|n| listener(n).parse().expect("listener")).collect())
     }
 
     fn free_port() -> u16 {
@@ -97,7 +163,9 @@ mod tests {
         let (opened, outcome) = open_all(&listeners);
         outcome.expect("all are free");
         assert_eq!(opened.len(), listeners.len());
-        assert!(opened.iter().zip(&listeners).all(|(opened, asked)| opened.bound == asked.address));
+        assert!(
+            opened.iter().zip(&*listeners).all(|(opened, asked)| opened.bound == asked.address)
+        );
     }
 
     #[test]
