@@ -1,9 +1,12 @@
 //! The supervisor and the broker killed at each step, under load, with haproxy and with other programs: nobody
 //! is refused, never two generations accept, and the next supervisor goes on.
 
+use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal::{SIGHUP, SIGTTOU};
+use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTTOU};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -94,6 +97,37 @@ fn killed_while_the_new_one_waits_the_supervisor_leaves_one_that_serves(guest: G
     stage.refused_nobody();
 }
 
+#[test]
+fn killed_before_the_older_one_has_closed_its_listener_the_new_one_waits_for_it() {
+    let Some(mut stage) = Stage::of(Guest::Activated, &[], &[]) else { return };
+    // It hears nothing, and could go on to accept at any time.
+    let older = Pid::from_raw(stage.pid(1));
+    kill(older, SIGSTOP).expect("a signal to it");
+    stage.configure(2);
+    let mut reload = stage.reload_beside();
+    stage.wait_ready(2);
+    let newer = stage.pid(2);
+    eventually("the new one to be stopped", || {
+        let stat = fs::read_to_string(format!("/proc/{newer}/stat")).ok()?;
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T")).then_some(())
+    });
+    stage.kill_supervisor();
+    let mut client = TcpStream::connect(stage.address).expect("connecting");
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    client.write_all(request).expect("a request");
+    client.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+    let early = client.read(&mut [0]).expect_err("no answer yet");
+    assert_eq!(early.kind(), ErrorKind::WouldBlock, "{early}");
+    kill(older, SIGCONT).expect("a signal to it");
+    client.set_read_timeout(None).expect("no timeout");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("the answer");
+    assert!(answer.contains("x-generation: 2"), "{answer}");
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    stage.goes_on(2);
+    stage.refused_nobody();
+}
+
 fn killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain(guest: Guest) {
     let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
     let half = stage.half_a_request();
@@ -144,6 +178,7 @@ fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
     let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
     assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
     stage.reload(9);
+    stage.answered_throughout(PROMPTLY);
 }
 
 #[test]
@@ -166,7 +201,7 @@ fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
     stage.configure(9);
     let mut reload = stage.reload_beside();
     eventually("the reload to end", || {
-        std::net::TcpStream::connect(stage.address).ok();
+        TcpStream::connect(stage.address).ok();
         (!reload.is_running()).then_some(())
     });
     assert!(reload.wait_exit().success(), "{}", reload.story());

@@ -1,7 +1,7 @@
 //! The steps of a handover as they are done: readiness, the proof that nobody accepts, and what
 //! a stop leaves behind. Whether a generation has stopped is in [`super::watching`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -39,9 +39,18 @@ impl Supervisor {
         // Before the first signal: whatever becomes of us now, somebody will serve.
         let within = self.settings.timing.retire_timeout + GRACE;
         let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());
+        let generations = older.iter().filter_map(|id| self.generations.get(id));
+        let listeners: BTreeSet<_> =
+            generations.flat_map(|older| older.listeners.iter().map(|held| held.inode)).collect();
         let older = older.iter().filter_map(named).collect();
         let retire = self.settings.kind.retire();
-        let duty = Named::of(pid).map(|newer| Duty::Finish { within, retire, newer, older });
+        let duty = Named::of(pid).map(|newer| Duty::Finish {
+            within,
+            retire,
+            newer,
+            older,
+            listeners: listeners.into_iter().collect(),
+        });
         self.tell_watchdog(&duty.unwrap_or(Duty::None));
         // Should we die now it goes on: the next supervisor must not take it for one that starts.
         self.save();

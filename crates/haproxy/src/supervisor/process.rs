@@ -1,7 +1,7 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -82,9 +82,10 @@ impl Supervisor {
     /// Waits for a new generation to say that it is ready, and holds it there. Where the kernel does
     /// not let us, its signal arrives as any other, and it is stopped as soon as we hear of it.
     fn hold(&self, id: GenerationId, shim: OwnedFd) {
-        let sender = self.sender.clone();
+        let (sender, watchdog) = (self.sender.clone(), Rc::clone(&self.watchdog));
         super::spawn(async move {
             let Some(listener) = spawn::receive_hold(shim).await else { return };
+            watchdog.borrow().share(listener.as_fd());
             let hold = match Hold::new(listener) {
                 Ok(hold) => Rc::new(hold),
                 Err(error) => return tracing::warn!(generation = id.0, %error, "it is not held"),

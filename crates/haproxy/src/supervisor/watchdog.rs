@@ -6,13 +6,16 @@
 //! a socket that ends with the supervisor, and what is to be done then:
 //!
 //! - a generation that was only starting is ended: the older one serves on;
-//! - one that had taken over is continued and the older ones are told to stop.
+//! - one that was taking over goes on, as soon as the older ones, which are told to stop, have
+//!   closed their listeners.
 //!
-//! The same is done when a pause lasts longer than the supervisor said it might.
+//! The same is done when a pause lasts longer than the supervisor said it might. A new generation
+//! that is held at its readiness stays so meanwhile: this process has a copy of the hold,
+//! which the death of the supervisor does not release.
 //! Processes are named by pid and start time, so that nobody else's is ever signalled.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +23,8 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
-use bindonce_sys::tree;
+use bindonce_sys::{holders, scm, tree};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
@@ -30,6 +34,16 @@ pub const SUBCOMMAND: &str = "__watchdog";
 
 /// How long the supervisor waits for the watchdog to take a message.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a new generation waits for older ones that were told to stop to close their listeners:
+/// one that does not must not keep the service away for longer.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// How often is looked whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// The line that a hold comes with.
+const HOLD: &str = "hold\n";
 
 /// A process, as the supervisor and the watchdog name it to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +59,15 @@ pub(super) enum Duty {
     None,
     /// End a generation that was starting.
     End(Named),
-    /// Continue the new one and tell the older ones to stop; also after this time.
-    Finish { within: Duration, retire: Signal, newer: Named, older: Vec<Named> },
+    /// Tell the older ones to stop, and continue the new one; also after this time.
+    Finish {
+        within: Duration,
+        retire: Signal,
+        newer: Named,
+        older: Vec<Named>,
+        /// Inode numbers of what the older ones listen on.
+        listeners: Vec<u64>,
+    },
 }
 
 impl Named {
@@ -62,6 +83,14 @@ impl Named {
             // It can only have ended meanwhile.
             let _ = pidfd.send(signal);
         }
+    }
+
+    /// Whether it has a descriptor of one of these listeners, as far as can be seen.
+    fn listens(self, listeners: &[u64]) -> bool {
+        process::start_time(self.pid) == Some(self.start_time)
+            && process::family(self.pid)
+                .into_iter()
+                .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
     }
 
     /// The same to all that has come from it.
@@ -89,9 +118,10 @@ impl Duty {
         match self {
             Self::None => "none\n".to_owned(),
             Self::End(newer) => format!("end {newer}\n"),
-            Self::Finish { within, retire, newer, older } => {
+            Self::Finish { within, retire, newer, older, listeners } => {
                 let older: String = older.iter().map(|older| format!(" {older}")).collect();
-                format!("finish {} {retire} {newer}{older}\n", within.as_millis())
+                let inodes: String = listeners.iter().map(|inode| format!(" {inode}")).collect();
+                format!("finish {} {retire} {newer}{older}{inodes}\n", within.as_millis())
             }
         }
     }
@@ -101,16 +131,21 @@ impl Duty {
         match words.next()? {
             "none" => Some(Self::None),
             "end" => Some(Self::End(Named::read(words.next()?)?)),
-            "finish" => Some(Self::Finish {
-                within: Duration::from_millis(words.next()?.parse().ok()?),
-                retire: words.next()?.parse().ok()?,
-                newer: Named::read(words.next()?)?,
-                older: words.map(Named::read).collect::<Option<_>>()?,
-            }),
+            "finish" => {
+                let within = Duration::from_millis(words.next()?.parse().ok()?);
+                let (retire, newer) = (words.next()?.parse().ok()?, Named::read(words.next()?)?);
+                // Only the name of a process has a colon.
+                let (older, inodes): (Vec<_>, Vec<_>) = words.partition(|word| word.contains(':'));
+                let older = older.into_iter().map(Named::read).collect::<Option<_>>()?;
+                let inodes = inodes.into_iter().map(str::parse);
+                let listeners = inodes.collect::<Result<_, _>>().ok()?;
+                Some(Self::Finish { within, retire, newer, older, listeners })
+            }
             _ => None,
         }
     }
 
+    /// Does it. What is held goes on behind this, at the earliest.
     fn perform(self) {
         match self {
             Self::None => {}
@@ -118,10 +153,16 @@ impl Duty {
                 eprintln!("bindonce: the supervisor is gone: ending {newer}, which was starting");
                 newer.signal_tree(Signal::SIGKILL);
             }
-            Self::Finish { retire, newer, older, .. } => {
+            Self::Finish { retire, newer, older, listeners, .. } => {
                 eprintln!("bindonce: the supervisor is gone or stuck: finishing its handover");
-                newer.signal_tree(Signal::SIGCONT);
                 older.iter().for_each(|older| older.signal(retire));
+                let until = Instant::now() + CLOSING;
+                let open = |older: &Named| older.listens(&listeners);
+                while older.iter().any(open) && Instant::now() < until {
+                    // The kernel tells nobody that a process has closed something.
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                newer.signal_tree(Signal::SIGCONT);
             }
         }
     }
@@ -167,6 +208,15 @@ impl Watchdog {
             Err(error) => tracing::error!(%error, "handovers go on without a watchdog"),
         }
     }
+
+    /// Gives it a copy of the hold of the generation that starts. It has it until it is
+    /// told to do nothing.
+    pub(super) fn share(&self, hold: BorrowedFd<'_>) {
+        // In one piece: the socket takes so little whenever it takes anything.
+        if let Err(error) = scm::send(self.socket.as_fd(), HOLD.as_bytes(), &[hold]) {
+            tracing::warn!(%error, "should we die before it serves, the new generation is not held");
+        }
+    }
 }
 
 impl Drop for Watchdog {
@@ -181,36 +231,80 @@ impl Drop for Watchdog {
 pub fn run() {
     // A supervisor's own log must not end us.
     let _ = bindonce_sys::signals::reset();
-    let stdin = std::io::stdin();
-    let Ok(socket) = stdin.as_fd().try_clone_to_owned() else { return };
-    let mut lines = BufReader::new(UnixStream::from(socket));
+    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
+    let mut inbox = Inbox { socket, text: Vec::new(), descriptors: Vec::new() };
     let mut duty = Duty::None;
     let mut until: Option<Instant> = None;
-    let mut line = String::new();
+    let mut held: Option<OwnedFd> = None;
     loop {
-        if let Some(at) = until {
-            let left = at.saturating_duration_since(Instant::now());
-            // Rounded up: at least until then.
-            let left = left.as_millis().saturating_add(1);
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut socket = [PollFd::new(lines.get_ref().as_fd(), PollFlags::POLLIN)];
-            if lines.buffer().is_empty() && matches!(poll(&mut socket, left), Ok(0)) {
+        match inbox.next(until) {
+            Next::Line(line) if line == HOLD => held = inbox.descriptors.pop(),
+            Next::Line(line) => {
+                // What it does not understand comes from no supervisor of this version.
+                duty = Duty::read(&line).unwrap_or(Duty::None);
+                until = match &duty {
+                    Duty::Finish { within, .. } => Some(Instant::now() + *within),
+                    Duty::None | Duty::End(_) => None,
+                };
+                if duty == Duty::None {
+                    held = None;
+                }
+            }
+            Next::Late => {
                 std::mem::replace(&mut duty, Duty::None).perform();
-                until = None;
-                continue;
+                (until, held) = (None, None);
+            }
+            Next::End => {
+                duty.perform();
+                return drop(held);
             }
         }
-        line.clear();
-        match lines.read_line(&mut line) {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return duty.perform(),
+    }
+}
+
+/// What comes from the supervisor.
+struct Inbox {
+    socket: OwnedFd,
+    text: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+enum Next {
+    /// With its end.
+    Line(String),
+    /// Nothing has come until then.
+    Late,
+    /// The supervisor is gone.
+    End,
+}
+
+impl Inbox {
+    fn next(&mut self, until: Option<Instant>) -> Next {
+        loop {
+            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let line = self.text.drain(..=end).collect();
+                return Next::Line(String::from_utf8(line).unwrap_or_default());
+            }
+            let left = until.map_or(PollTimeout::NONE, |until| {
+                let left = until.saturating_duration_since(Instant::now());
+                // Rounded up: at least until then.
+                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+            });
+            let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut socket, left) {
+                Ok(0) => return Next::Late,
+                Err(Errno::EINTR) => continue,
+                Ok(_) | Err(_) => {}
+            }
+            let mut buffer = [0; 4096];
+            match scm::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
+                Ok(0) => return Next::End,
+                Ok(count) => self.text.extend_from_slice(&buffer[..count]),
+                // Only the copy of a hold was lost.
+                Err(bindonce_sys::Error::Truncated) => {}
+                Err(_) => return Next::End,
+            }
         }
-        // What it does not understand comes from no supervisor of this version.
-        duty = Duty::read(&line).unwrap_or(Duty::None);
-        until = match &duty {
-            Duty::Finish { within, .. } => Some(Instant::now() + *within),
-            Duty::None | Duty::End(_) => None,
-        };
     }
 }
 
@@ -223,17 +317,32 @@ mod tests {
         let one = Named { pid: 7, start_time: 99 };
         let two = Named { pid: 8, start_time: 100 };
         let within = Duration::from_millis(15_000);
+        let finish = |retire, older, listeners| Duty::Finish {
+            within,
+            retire,
+            newer: two,
+            older,
+            listeners,
+        };
         for duty in [
             Duty::None,
             Duty::End(one),
-            Duty::Finish { within, retire: Signal::SIGUSR1, newer: two, older: vec![one] },
-            Duty::Finish { within, retire: Signal::SIGQUIT, newer: two, older: vec![one, two] },
+            finish(Signal::SIGUSR1, vec![one], vec![]),
+            finish(Signal::SIGQUIT, vec![one, two], vec![4711, 4712]),
+            finish(Signal::SIGQUIT, vec![], vec![1]),
         ] {
             assert_eq!(Duty::read(&duty.write()), Some(duty));
         }
-        for bad in
-            ["", "finish", "finish 1", "end 7", "finish 1 SIGUSR1 7:9 x", "finish 1 7 7:9", "other"]
-        {
+        for bad in [
+            "",
+            "finish",
+            "finish 1",
+            "end 7",
+            "finish 1 SIGUSR1 7:9 x",
+            "finish 1 SIGUSR1 7:9 8:x",
+            "finish 1 7 7:9",
+            "other",
+        ] {
             assert_eq!(Duty::read(bad), None, "{bad:?}");
         }
     }
