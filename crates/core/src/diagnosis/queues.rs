@@ -160,6 +160,19 @@ fn unserved_of(
                 held.name
             )],
         )
+    } else if holders.iter().all(|process| process.program == "bindonce") {
+        let path = holders.iter().find_map(|process| control_socket(&process.command));
+        let option = path.map(|path| format!(" --socket {path}")).unwrap_or_default();
+        (
+            format!(
+                "{} keep{} the listener and no service accepts on it; the broker was not asked",
+                text::processes(look, holders),
+                text::s(holders.len() as u64)
+            ),
+            vec![format!(
+                "bindonce doctor{option}   # asks the broker, which knows what should serve"
+            )],
+        )
     } else {
         (
             format!(
@@ -196,6 +209,20 @@ fn unserved_of(
         cause,
         remedy,
     }
+}
+
+/// The control socket on a command line of ours; none where it is the environment's or the default.
+fn control_socket(command: &[String]) -> Option<&str> {
+    let mut words = command.iter().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        if word == "--socket" {
+            return words.next().map(String::as_str);
+        }
+        if let Some(path) = word.strip_prefix("--socket=") {
+            return Some(path);
+        }
+    }
+    None
 }
 
 /// When the queue will be full, from how it grew between two looks.

@@ -139,10 +139,11 @@ fn checked(look: &Look, spent: Duration) -> String {
     addresses.dedup();
     let holders = look.processes.values().filter(|process| !process.holds.is_empty()).count();
     format!(
-        "checked {}, {}, {} that hold them, {}, {} of haproxy, {}; in {} ms",
+        "checked {}, {}, {} that hold{} them, {}, {} of haproxy, {}; in {} ms",
         count(addresses.len(), "address", "addresses"),
         count(sockets, "socket", "sockets"),
         count(holders, "process", "processes"),
+        if holders == 1 { "s" } else { "" },
         count(look.networks.len(), "network namespace", "network namespaces"),
         count(look.haproxies.len(), "stats socket", "stats sockets"),
         if look.broker.is_some() { "the broker" } else { "no broker" },

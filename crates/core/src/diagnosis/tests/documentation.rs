@@ -97,6 +97,17 @@ fn kept() -> Facts {
     seen_twice(host)
 }
 
+/// The same, where doctor looked for the broker at another socket.
+fn unasked() -> Facts {
+    let mut facts = kept();
+    for look in facts.earlier.iter_mut().chain([&mut facts.now]) {
+        look.held.clear();
+        let broker = look.processes.get_mut(&700).expect("the broker");
+        broker.command.extend(["--socket", "/srv/b.sock"].map(str::to_owned));
+    }
+    facts
+}
+
 fn paused() -> Look {
     let mut host = look(vec![socket("10.0.0.1:443", 1)], vec![haproxy(1204, 16, &[1])]);
     host.sockets[0].mode = Mode::Bound;
@@ -184,7 +195,7 @@ fn examples(kind: Kind) -> Vec<Facts> {
     match kind {
         Kind::Split => vec![seen_twice(split())],
         Kind::Stale => vec![seen_twice(stale())],
-        Kind::Unserved => vec![stopped(), hung(), not_asking(), kept()],
+        Kind::Unserved => vec![stopped(), hung(), not_asking(), kept(), unasked()],
         Kind::Paused => vec![seen_twice(paused())],
         Kind::Overflow => vec![overflow()],
         Kind::Saturated => vec![

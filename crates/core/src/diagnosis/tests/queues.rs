@@ -74,6 +74,31 @@ fn a_listener_without_a_service_is_unserved() {
 }
 
 #[test]
+fn whoever_holds_a_listener_and_does_not_ask_is_named() {
+    let holds = |program: &str, pid| Process {
+        program: program.to_owned(),
+        command: vec![program.to_owned()],
+        watches: Vec::new(),
+        ..haproxy(pid, 5, &[1])
+    };
+    let host = look(vec![socket(":80", 1)], vec![holds("server", 5), holds("server", 6)]);
+    let found = only(&host, Kind::Unserved);
+    assert!(found.cause.starts_with("pid 5 (server, started 09:25) and pid 6 "), "{}", found.cause);
+    assert!(found.cause.ends_with(" hold the socket and do not ask for connections"));
+    // A broker that does not listen where it was looked for, and its supervisor.
+    let mut run = holds("bindonce", 6);
+    run.command.extend(["run", "--socket", "/a/b.sock", "--", "x"].map(str::to_owned));
+    let host = look(vec![socket(":80", 1)], vec![holds("bindonce", 5), run]);
+    let found = only(&host, Kind::Unserved);
+    assert!(found.cause.ends_with("the broker was not asked"), "{}", found.cause);
+    assert!(
+        found.remedy[0].starts_with("bindonce doctor --socket /a/b.sock "),
+        "{:?}",
+        found.remedy
+    );
+}
+
+#[test]
 fn who_holds_a_listener_that_nobody_accepts_from_is_seen_again() {
     let healthy = look(vec![socket(":80", 1)], vec![haproxy(10, 5, &[1])]);
     assert_eq!(see_again(&healthy), BTreeSet::new());
@@ -85,16 +110,6 @@ fn who_holds_a_listener_that_nobody_accepts_from_is_seen_again() {
     };
     let between = look(vec![socket(":80", 1)], vec![keeps(5), keeps(6), haproxy(7, 0, &[])]);
     assert_eq!(see_again(&between), BTreeSet::from([5, 6]));
-    assert!(
-        only(&between, Kind::Unserved)
-            .cause
-            .starts_with("pid 5 (bindonce, started 09:25) and pid 6 ")
-    );
-    assert!(
-        only(&between, Kind::Unserved)
-            .cause
-            .ends_with("hold the socket and do not ask for connections")
-    );
 }
 
 #[test]
