@@ -106,7 +106,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "",
         "the package has tests of its own, in a system of its own (tests/package.rs)",
     ),
-    ("docs/migrating.md", "", "tests/migrating.rs runs each walk"),
+    ("docs/migrating.md", "", "tests/migrating.rs and tests/systemd.rs run each walk"),
     ("docs/sidecar.md", "docker", "needs an engine and images; the sidecar has tests of its own"),
     ("docs/sidecar.md", "cargo build", "builds a release"),
     (

@@ -3,7 +3,8 @@
 //! beginning to the end.
 //!
 //! Only paths and addresses are put in, and what `systemctl` is asked: the sockets are of
-//! systemd-socket-activate, which passes them as systemd does and goes.
+//! systemd-socket-activate, which passes them as systemd does and goes. Under a real systemd
+//! tests/systemd.rs walks.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! Broker and supervisor under a real systemd, as PID 1 of namespaces of its own: what the
-//! unit files promise (tests/measure/systemd.py, a few rounds of it).
+//! unit files promise, and the ways in of docs/migrating.md (tests/measure/systemd.py, a few rounds of it).
 
 use std::process::Command;
 
@@ -35,7 +35,32 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
     assert!(result["exposure"].as_f64().is_some_and(|exposure| exposure <= 2.0), "{text}");
     match &result["supervisor"] {
         Value::Null => skip("no haproxy to supervise"),
-        seen => the_supervisors_unit_keeps_its_promises(seen),
+        seen => {
+            the_supervisors_unit_keeps_its_promises(seen);
+            the_ways_in_lose_nothing(&result["walked"]);
+        }
+    }
+}
+
+/// The commands of docs/migrating.md for a haproxy.service and for one with a socket unit.
+fn the_ways_in_lose_nothing(walked: &Value) {
+    // The old unit, and the one that serves in its place or the one that had the socket.
+    for (walk, states) in
+        [("service", ["inactive", "active"]), ("sockets", ["inactive", "inactive"])]
+    {
+        let seen = &walked[walk];
+        assert_eq!(seen["commands_failed"], json!([]), "{walked:#}");
+        assert_eq!(
+            (&seen["failed"], &seen["same_socket"]),
+            (&json!([]), &json!(true)),
+            "{walked:#}"
+        );
+        assert!(seen["answers"].as_u64() > Some(40), "{walked:#}");
+        assert_eq!(
+            (&seen["states"], &seen["enabled"]),
+            (&json!(states), &json!("disabled")),
+            "{walked:#}"
+        );
     }
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
 moments with no client connected, and every listener comes back as the same socket. Then the
-supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop.
+supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; and the ways in
+of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load.
 
     tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH]
 
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -42,6 +44,7 @@ def outer(options):
         shutil.copy(options.binary, f"{shared}/bindonce")
         shutil.copytree(ROOT / "deploy/systemd", f"{shared}/units")
         shutil.copy(__file__, f"{shared}/systemd.py")
+        shutil.copy(ROOT / "docs/migrating.md", shared)
         pathlib.Path(shared, "options").write_text(json.dumps(vars(options)))
         # Mount, pid, uts, ipc and network namespaces; gone with their PID 1.
         inside = ["unshare", "-pfmuin", "--kill-child", "--mount-proc", sys.executable, __file__, "--inner", shared]
@@ -159,6 +162,102 @@ def supervisor():
     verify = subprocess.run(["systemd-analyze", "verify", "/etc/systemd/system/bindonce.service", "/etc/systemd/system/bindonce.socket",
                              f"/etc/systemd/system/{HAPROXY}"], capture_output=True, text=True)
     seen["verify"] = [line for line in verify.stderr.splitlines() if "bindonce" in line]
+    return seen
+
+
+PLAIN = "[Service]\nType=notify\nExecStart={haproxy} -Ws -f {shared}/haproxy.cfg\nKillMode=mixed\nRestart=always\n"
+ACTIVATED = "[Service]\nExecStart={haproxy} -db -f {shared}/haproxy.cfg\nKillMode=mixed\n"
+
+
+class Clients:
+    """One connection after the other; what they met."""
+
+    def __init__(self):
+        self.answers, self.failed, self.goes_on = 0, [], True
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while self.goes_on:
+            try:
+                assert answered() == "one", "another answer"
+                self.answers += 1
+            except (OSError, AssertionError) as error:
+                self.failed.append(repr(error))
+            time.sleep(0.002)
+
+    def __enter__(self):
+        self.thread.start()
+        eventually("answers", lambda: self.answers > 20 or self.failed)
+        return self
+
+    def __exit__(self, *_):
+        before = self.answers
+        eventually("more answers", lambda: self.answers > before + 20 or self.failed)
+        self.goes_on = False
+        self.thread.join()
+
+
+def walk(heading, put_in):
+    """Runs the commands that docs/migrating.md shows under a heading; gives what goes on running, and who failed."""
+    page = pathlib.Path(SHARED, "migrating.md").read_text()
+    block = page.split(f"# {heading}\n", 1)[1].split("```sh\n", 1)[1].split("```", 1)[0]
+    environment = {**os.environ, "BINDONCE_SOCKET": CONTROL, "PATH": f"/run/bin:{os.environ['PATH']}:/usr/sbin"}
+    supervisor, failed = None, []
+    for line in block.splitlines():
+        for this, that in put_in.items():
+            line = line.replace(this, that)
+        if line.startswith("bindonce run"):
+            with open(f"{SHARED}/supervisor", "ab") as log:
+                supervisor = subprocess.Popen(["sh", "-c", f"exec {line}"], env=environment, stdout=log, stderr=log)
+            ping = ["bindonce", "ping", "--name", "haproxy", "--serving"]
+            eventually("it to serve", lambda: subprocess.run(ping, env=environment, capture_output=True).returncode == 0)
+            continue
+        done = subprocess.run(["sh", "-ec", line], env=environment, capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            failed.append(f"{line}: {done.stderr[-500:]}")
+    return supervisor, failed
+
+
+def inodes():
+    shown = subprocess.run(["ss", "-Hltne", f"sport = :{PORT}"], capture_output=True, text=True, check=True).stdout
+    return sorted({word for line in shown.splitlines() for word in line.split() if word.startswith("ino:")})
+
+
+def walked(haproxy):
+    """The ways in from a haproxy.service, and from one with a socket unit."""
+    units, seen = pathlib.Path("/etc/systemd/system"), {}
+    put_in = {"/etc/haproxy/haproxy.cfg": f"{SHARED}/haproxy.cfg", "bind 0.0.0.0:80": f"bind 127.0.0.1:{PORT}"}
+    install = "[Install]\nWantedBy=multi-user.target\n"
+    configure("one")
+    released = lambda: call("release", [f"127.0.0.1:{PORT}"])
+    eventually("the listener to go", released)
+    (units / "haproxy.service").write_text(PLAIN.format(haproxy=haproxy, shared=SHARED) + install)
+    systemctl("daemon-reload")
+    systemctl("enable", "--now", "haproxy.service")
+    with Clients() as clients:
+        before = inodes()
+        _, failed = walk("When systemd runs it", put_in)
+        eventually("the old one to end", lambda: show("ActiveState", "haproxy.service") != "active")
+    seen["service"] = {"commands_failed": failed, "failed": clients.failed[:5], "answers": clients.answers, "same_socket": inodes() == before,
+                       "states": [show("ActiveState", unit) for unit in ("haproxy.service", HAPROXY)],
+                       "enabled": systemctl("is-enabled", "haproxy.service")}
+    systemctl("stop", HAPROXY)
+    eventually("the listener to go", released)
+    text = pathlib.Path(SHARED, "haproxy.cfg").read_text()
+    pathlib.Path(SHARED, "haproxy.cfg").write_text(text.replace(f"bind 127.0.0.1:{PORT}", "bind fd@3"))
+    (units / "haproxy.socket").write_text(f"[Socket]\nListenStream=127.0.0.1:{PORT}\n[Install]\nWantedBy=sockets.target\n")
+    (units / "haproxy.service").write_text(ACTIVATED.format(haproxy=haproxy, shared=SHARED) + install)
+    systemctl("daemon-reload")
+    systemctl("enable", "--now", "haproxy.socket")
+    with Clients() as clients:
+        before = inodes()
+        supervisor, failed = walk("From systemd's sockets", put_in)
+        eventually("the old one to end", lambda: show("ActiveState", "haproxy.service") != "active")
+    seen["sockets"] = {"commands_failed": failed, "failed": clients.failed[:5], "answers": clients.answers, "same_socket": inodes() == before,
+                       "states": [show("ActiveState", unit) for unit in ("haproxy.service", "haproxy.socket")],
+                       "enabled": systemctl("is-enabled", "haproxy.socket")}
+    supervisor.terminate()
+    supervisor.wait(timeout=30)
     return seen
 
 
@@ -306,6 +405,7 @@ def driver():
     result["exposure"] = float(security.stdout.strip().splitlines()[-1].split(":")[1].split()[0])
     if options["haproxy"]:
         result["supervisor"] = supervisor()
+        result["walked"] = walked(options["haproxy"])
     systemctl("stop", "bindonce.service", "bindonce.socket")
     result["stopped"] = not duplicates() and "127.0.0.1:5001" not in subprocess.run(
         ["ss", "-Hltn"], capture_output=True, text=True).stdout
