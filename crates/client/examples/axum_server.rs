@@ -66,7 +66,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             Stopped::InVain => {}
         }
     }
-    connections.finish().await;
+    generation.drain(connections.finish()).await;
     generation.drained();
     Ok(())
 }

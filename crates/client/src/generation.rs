@@ -34,7 +34,9 @@ use crate::verbs;
 ///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
 ///    Should the newer one have died meanwhile, this returns [`Stopped::InVain`]: claim the
 ///    listeners again and serve on.
-/// 6. Finish what is connected, then [`drained`](Self::drained).
+/// 6. Finish what is connected, then [`drained`](Self::drained). Should the broker be lost meanwhile, the
+///    next one knows of this generation once the descriptor has become readable and
+///    [`has_retired`](Self::has_retired) has been called.
 ///
 /// If the process ends at any point, or drops this, the broker takes that for the end of the
 /// generation.
@@ -192,7 +194,7 @@ impl Generation {
     /// # Errors
     /// As [`retired`](Self::retired).
     pub fn has_retired(&mut self) -> Result<bool, Error> {
-        if !self.standing.is_retired() {
+        if !self.is_to_stop() {
             self.look()?;
         }
         Ok(self.standing.is_retired())
@@ -216,13 +218,8 @@ impl Generation {
             self.look()?;
         }
         let stopped = self.standing.stopped();
-        if stopped == Stopped::ForGood {
-            // From now on there is always something to do: to end.
-            self.ring(Duration::ZERO)?;
-        } else {
-            // What came with the answer does not make the connection readable.
-            self.look()?;
-        }
+        // What came with the answer does not make the connection readable.
+        self.look()?;
         Ok(stopped)
     }
 
@@ -271,7 +268,7 @@ impl Generation {
                 }
             }
         }
-        if self.standing.is_retired() { self.ring(Duration::ZERO) } else { Ok(()) }
+        if self.is_to_stop() { self.ring(Duration::ZERO) } else { Ok(()) }
     }
 
     fn find_again(&mut self) -> Result<Client, Error> {
@@ -290,10 +287,15 @@ impl Generation {
         }
     }
 
+    /// Whether it was told to retire and has not said that it stopped.
+    fn is_to_stop(&self) -> bool {
+        self.standing.is_retired() && !self.standing.is_over()
+    }
+
     /// What is readable when there is something to do.
     fn doorbell(&self) -> BorrowedFd<'_> {
         match &self.client {
-            Some(client) if !self.standing.is_retired() => client.as_fd(),
+            Some(client) if !self.is_to_stop() => client.as_fd(),
             _ => self.due.as_fd(),
         }
     }

@@ -89,6 +89,11 @@ impl Standing {
         self.retired
     }
 
+    /// Whether it has stopped for good, and drains.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// What it says to the broker now.
     pub(crate) fn joining(&self) -> Joining {
         Joining {

@@ -1,5 +1,6 @@
 //! A generation of a service, for tokio.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use bindonce_core::name::Name;
@@ -39,7 +40,7 @@ use crate::verbs;
 ///         bindonce::Stopped::InVain => {} // the newer one has died: serve on
 ///     }
 /// }
-/// connections.join_all().await;
+/// generation.drain(connections.join_all()).await;
 /// generation.drained();
 /// # Ok(())
 /// # }
@@ -166,6 +167,22 @@ impl Generation {
             }
         }
         Ok(self.standing.stopped())
+    }
+
+    /// Awaits `work`, which finishes what is connected, and meanwhile keeps this generation's place: should
+    /// the broker be lost, the next one, and its `status`, know of a generation that drains.
+    pub async fn drain<W: Future>(&mut self, work: W) -> W::Output {
+        tokio::select! {
+            output = work => output,
+            never = self.keep() => match never {},
+        }
+    }
+
+    async fn keep(&mut self) -> Infallible {
+        loop {
+            // A broker that refuses is asked again later; nothing else depends on it any more.
+            let _ = self.news().await;
+        }
     }
 
     /// Ends this generation: what was connected is finished. The same as dropping it.
