@@ -3,7 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 
 use super::{expect, findings, pids, text};
-use crate::harness::{Process, Scene, finish, skip};
+use crate::harness::{Process, Scene, bindonce, finish, skip};
 
 #[test]
 fn a_limit_of_descriptors_is_found() {
@@ -41,6 +41,16 @@ fn local_ports_for_one_destination_are_found_and_the_remedy_helps() {
         (text(&found["summary"]), &found["severity"]),
         (summary.as_str(), &"warning".into())
     );
+    // From another network, which finds this one by a process in it: the limit concerns one of two
+    // addresses.
+    let _resident = Process::start(scene.command("sleep").arg("60"));
+    let seen_from_outside = |address: &str| {
+        let mut command = scene.command("unshare");
+        let said = finish(command.arg("--net").arg(bindonce()).args(["doctor", address])).out;
+        said.contains("local ports for connections to")
+    };
+    assert!(seen_from_outside(&address.to_string()));
+    assert!(!seen_from_outside("127.0.0.1:59999"));
     let remedy = text(&found["remedy"][0]);
     finish(scene.command("sh").args(["-c", remedy])).ok();
     assert!(findings(&scene).iter().all(|one| one["kind"] != "limit"));

@@ -127,8 +127,8 @@ impl Look {
         self.networks.iter().find(|network| network.id == socket.network)
     }
 
-    /// Its name, if it is not the observer's own.
-    pub(crate) fn network_name(&self, socket: &Socket) -> Option<String> {
+    /// The name of a socket's network namespace, if it is not the observer's own.
+    pub fn network_name(&self, socket: &Socket) -> Option<String> {
         self.network(socket)?.name.clone()
     }
 

@@ -43,7 +43,8 @@ impl Target {
         }
     }
 
-    /// Whether a finding is about it. Limits of the whole system concern everything.
+    /// Whether a finding is about it. Limits of the whole system concern everything, those of a
+    /// network namespace what is in it.
     pub(super) fn concerns(&self, finding: &Finding, look: &Look) -> bool {
         let mut sockets = look.sockets.iter().filter(|socket| self.has(socket));
         let ours = |pid: &i32| match self {
@@ -61,7 +62,11 @@ impl Target {
         }
         match &finding.address {
             Some(_) => sockets.any(|socket| finding.concerns(&socket.address)),
-            None => finding.culprits.is_empty() || finding.culprits.iter().any(ours),
+            None if finding.culprits.is_empty() => {
+                finding.network.is_none()
+                    || sockets.any(|socket| look.network_name(socket) == finding.network)
+            }
+            None => finding.culprits.iter().any(ours),
         }
     }
 
