@@ -153,7 +153,11 @@ impl Observer {
     /// Asks what only a finding needs: how long a queue has waited, and what keeps those
     /// that drain.
     pub(super) fn ask_more(&self, look: &mut Look, found: &[Finding]) {
-        let queues = found.iter().any(|finding| finding.kind == Kind::Unserved);
+        // The kernel tells it with every connection of the namespace, or not at all.
+        let queues = found.iter().filter(|finding| finding.kind == Kind::Unserved).any(|finding| {
+            let waits = |one: &Socket| one.queue.used > 0 && finding.concerns(&one.address);
+            look.sockets.iter().any(waits)
+        });
         let mut draining: HashMap<u64, i32> = HashMap::new();
         for finding in found.iter().filter(|finding| finding.kind == Kind::Lingering) {
             for pid in &finding.culprits {
