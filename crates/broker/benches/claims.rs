@@ -13,8 +13,11 @@
 //!   setsockopt(SO_REUSEADDR), bind and listen over the same 1,000 addresses.
 //!
 //! The broker and the raw peer are processes of their own (this binary again).
-//! Rounds of both kinds alternate; the medians are compared. It always exits 0
-//! when it could measure: what a missed goal means is for a person to judge.
+//! Rounds of both kinds alternate; the medians are compared. A round trip costs three times as much
+//! where each end has to wake a core for the other, and the scheduler decides that anew
+//! for each pair of processes: so for single claims both ends are kept on one core, and then
+//! each on its own. It always exits 0 when it could measure: what a missed goal means is
+//! for a person to judge.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
@@ -35,6 +38,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
     sockopt::ReuseAddr,
 };
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Listeners in one request.
 const MANY: usize = 1000;
@@ -109,6 +114,11 @@ impl Peer {
         Ok(Self { child, directory, socket })
     }
 
+    /// Keeps it on these cores.
+    fn place(&self, cores: &CpuSet) -> Outcome<()> {
+        place(Some(Pid::from_child(&self.child)), cores)
+    }
+
     /// Tries until it listens.
     fn connect<T, E: Error + 'static>(
         &self,
@@ -134,22 +144,24 @@ impl Drop for Peer {
     }
 }
 
+/// Keeps a process's first thread on these cores; with None the calling thread.
+fn place(process: Option<Pid>, cores: &CpuSet) -> Outcome<()> {
+    Ok(sched_setaffinity(process, cores)?)
+}
+
+fn only(core: usize) -> CpuSet {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    cores
+}
+
 fn measure() -> Outcome<()> {
     limits::raise_nofile()?;
     let (raw_peer, broker) = (Peer::start("raw")?, Peer::start("broker")?);
     let raw = raw_peer.connect(|path| UnixStream::connect(path))?;
     let mut client = broker.connect(Client::connect)?;
 
-    let mut trips = Pair::default();
-    let one = [Claim::from("one=127.0.0.1:0")];
-    client.claim(&one)?;
-    for _ in 0..ROUNDS {
-        trips.raw(|| (0..TRIPS).try_for_each(|_| fetch(&raw, b"1", 1).map(drop)))?;
-        trips.ours(|| {
-            (0..TRIPS).try_for_each(|_| client.claim(&one).map(drop).map_err(Into::into))
-        })?;
-    }
-    trips.print("one claim on an open connection", TRIPS, |raw| raw.mul_f64(2.5), "2.5 x");
+    measure_single(&[&raw_peer, &broker], &raw, &mut client)?;
 
     let addresses = addresses()?;
     let claims: Vec<Claim> = addresses.iter().copied().map(Claim::tcp).collect();
@@ -177,6 +189,31 @@ fn measure() -> Outcome<()> {
     known.print("1,000 known listeners in one request", 1, goal, "2 x + 1 ms");
     new.print("1,000 new listeners in one request", 1, |raw| raw.mul_f64(1.5), "1.5 x");
     Ok(())
+}
+
+/// Claims of one known listener, beside round trips with the raw peer.
+fn measure_single(peers: &[&Peer], raw: &UnixStream, client: &mut Client) -> Outcome<()> {
+    let one = [Claim::from("one=127.0.0.1:0")];
+    client.claim(&one)?;
+    let all = sched_getaffinity(None)?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core));
+    let (first, second) = (cores.next().ok_or("a core")?, cores.next());
+    let apart = second.map(|second| (second, "each end on a core of its own"));
+    for (theirs, where_) in [(first, "both ends on one core")].into_iter().chain(apart) {
+        place(None, &only(first))?;
+        peers.iter().try_for_each(|peer| peer.place(&only(theirs)))?;
+        let mut trips = Pair::default();
+        for _ in 0..ROUNDS {
+            trips.raw(|| (0..TRIPS).try_for_each(|_| fetch(raw, b"1", 1).map(drop)))?;
+            trips.ours(|| {
+                (0..TRIPS).try_for_each(|_| client.claim(&one).map(drop).map_err(Into::into))
+            })?;
+        }
+        let what = format!("one claim on an open connection, {where_}");
+        trips.print(&what, TRIPS, |raw| raw.mul_f64(2.5), "2.5 x");
+    }
+    place(None, &all)?;
+    peers.iter().try_for_each(|peer| peer.place(&all))
 }
 
 /// Asks the raw peer for descriptors and receives them.
