@@ -27,6 +27,7 @@ type Outcome = (Vec<Opened>, Result<(), Error>);
 /// none of them that has not begun: on a busy machine it opens most of them itself.
 ///
 /// Gives those before the first that failed, and why that one did. Nothing behind it stays open.
+/// Fewer without an error means that a thread has panicked.
 pub fn open_all(listeners: &Arc<Vec<Listener>>) -> Outcome {
     let helpers = helpers(listeners);
     if helpers == 0 {
@@ -97,6 +98,7 @@ impl Work {
     /// Works on pieces until all have been begun, or one has failed: then those before it have.
     fn help(&self) {
         while let Some(piece) = self.begin() {
+            let _running = Running(self);
             let begun = piece.start;
             let outcome = open_each(&self.listeners[piece]);
             let mut state = self.state();
@@ -104,10 +106,6 @@ impl Work {
                 state.next = self.listeners.len();
             }
             state.done.push((begun, outcome));
-            state.running -= 1;
-            if state.running == 0 {
-                self.idle.notify_one();
-            }
         }
     }
 
@@ -129,13 +127,31 @@ impl Work {
         let mut done = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).done);
         done.sort_unstable_by_key(|(begun, _)| *begun);
         let mut all = Vec::with_capacity(self.listeners.len());
-        for (_, (opened, outcome)) in done {
+        for (begun, (opened, outcome)) in done {
+            // What a thread that panicked has begun is missing: nothing behind it has its place.
+            if begun != all.len() {
+                break;
+            }
             all.extend(opened);
             if outcome.is_err() {
                 return (all, outcome);
             }
         }
         (all, Ok(()))
+    }
+}
+
+/// A piece that is being worked on, until it is finished or its thread panics: nobody may wait for
+/// it in vain.
+struct Running<'a>(&'a Work);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.running -= 1;
+        if state.running == 0 {
+            self.0.idle.notify_one();
+        }
     }
 }
 
@@ -184,5 +200,25 @@ mod tests {
             outcome.expect("none is left");
             assert_eq!(opened.len(), listeners.len());
         }
+    }
+
+    #[test]
+    fn a_thread_that_panics_keeps_nobody_waiting_and_misplaces_nothing() {
+        let listeners = loopback(free_port(), 2 * PIECE);
+        let state = State { next: 0, running: 0, done: Vec::new() };
+        let work = Work { listeners, state: Mutex::new(state), idle: Condvar::new() };
+        let panicked = thread::scope(|scope| {
+            let fail = || {
+                work.begin().expect("a piece");
+                let _running = Running(&work);
+                std::panic::resume_unwind(Box::new("as a panic does"));
+            };
+            scope.spawn(fail).join().is_err()
+        });
+        work.help();
+        let (opened, outcome) = work.outcome();
+        assert!(panicked && outcome.is_ok());
+        // The second piece was opened, and would stand in the first one's place.
+        assert_eq!(opened.len(), 0);
     }
 }
