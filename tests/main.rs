@@ -12,6 +12,7 @@ mod harness;
 mod adopt;
 mod containers;
 mod corpus;
+mod deadlines;
 mod demo;
 mod doctor;
 mod documentation;

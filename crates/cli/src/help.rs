@@ -41,6 +41,7 @@ Signals:
   SIGTERM, SIGINT  End; listeners are closed unless systemd or a consumer keeps them
   SIGHUP           Read rules and limits of --config again
   SIGUSR1          Upgrade to the binary that is installed now, in place
+  SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
 
 Examples:
   bindonce serve --listen web=0.0.0.0:80 --listen tls=[::]:443,backlog=4096
@@ -58,6 +59,7 @@ pub(crate) const RUN: &str = "\
 Signals:
   SIGHUP, SIGUSR2  Reload; the outcome is in the log
   SIGTERM, SIGINT  Retire every generation and end when they are drained; a second one ends at once
+  SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
 
 Examples:
   bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg

@@ -8,6 +8,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd as Inner};
 
 pub use nix::sys::signal::Signal;
 
+/// What stops a process by default: Ctrl-Z, and a background process that reads from or writes to its
+/// terminal (signal(7)). haproxy sends SIGTTOU and SIGTTIN to the pids of its `-sf` too. A daemon that
+/// was stopped by one of them would stay so until SIGCONT, and answer nobody.
+pub const JOB_CONTROL: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
 /// One signal, as it was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use bindonce_broker::{Config, File, Orders};
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_sys::privileges::{self, Account, Capability};
-use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 
 use crate::{Globals, logging};
@@ -60,8 +60,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
 
     // Before the runtime, so that every thread has them blocked.
-    let signals = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
-    let signals = SignalFd::new(&signals).context("cannot take over signals")?;
+    let mut taken = signals::JOB_CONTROL.to_vec();
+    taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
+    let signals = SignalFd::new(&taken).context("cannot take over signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -1,5 +1,6 @@
 //! What the supervisor is asked for: reloads, whoever wants them, and signals. A SIGUSR1 is haproxy's
-//! word that it is ready, and counts only from a generation.
+//! word that it is ready, and counts only from a generation. SIGTTOU is its request that older ones
+//! let go of an address that it cannot bind, SIGTTIN that they take it back: it has given up.
 
 use bindonce_core::event;
 use bindonce_core::generation::{Caller, Event, GenerationId};
@@ -42,6 +43,14 @@ impl Supervisor {
                 self.announcer.stopping();
                 self.feed(Event::Shutdown);
             }
+            Signal::SIGTTOU | Signal::SIGTTIN if self.wants_an_address(pid, signo) => {}
+            Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU => tracing::warn!(
+                signal = signo.as_str(),
+                sender = pid,
+                uid,
+                "signal ignored: a supervisor that is stopped answers nobody; to end it and its \
+                 generations, send SIGTERM"
+            ),
             _ if self.settings.kind.haproxy().is_none() => {
                 tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
             }
@@ -56,6 +65,25 @@ impl Supervisor {
                 ),
             },
         }
+    }
+
+    /// A starting haproxy cannot bind an address of its own: SIGTTOU asks every pid of its `-sf` to
+    /// let go of it, about 100 times a second for two seconds. SIGTTIN follows when it has given up, and
+    /// then its exit. False if the sender is no generation.
+    fn wants_an_address(&mut self, pid: i32, signal: Signal) -> bool {
+        let haproxy = self.settings.kind.haproxy().is_some();
+        let Some(id) = self.generation_of(pid).filter(|_| haproxy) else { return false };
+        let Some(generation) = self.generations.get_mut(&id) else { return false };
+        let earlier = generation.wants_address.replace(signal);
+        if earlier == Some(signal) {
+            return true;
+        }
+        let text = match signal {
+            Signal::SIGTTOU => "cannot bind an address; it asks the older haproxy to let go of it",
+            _ => "has given up on the address that it cannot bind",
+        };
+        tracing::warn!(generation = id.0, sender = pid, "{text}");
+        true
     }
 
     /// The generation that a process belongs to.

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use bindonce_core::generation::State;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Pidfd;
+use bindonce_sys::signals::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -31,6 +32,9 @@ pub(super) struct Generation {
     /// It is inside the system call by which it says that it is ready, and accepts nothing until
     /// this is let go.
     pub(super) hold: Option<Rc<Hold>>,
+    /// It cannot bind an address: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN
+    /// (it has given up) that it sent.
+    pub(super) wants_address: Option<Signal>,
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
     /// It has served: what it was given is confirmed.

@@ -51,7 +51,7 @@ use bindonce_core::generation::{self as timeline, Caller, Ending, Event, Generat
 use bindonce_observe::{Happening, Journal};
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
-use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -100,14 +100,10 @@ fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> tokio::task::Jo
 
 async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Blocked before any thread exists, so that none of them is interrupted.
-    let signals = SignalFd::new(&[
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-    ])
-    .map_err(Error::system("take signals over"))?;
+    let mut taken = signals::JOB_CONTROL.to_vec();
+    taken.extend([Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
+    taken.extend([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
     let directory = Directory::open(&settings.socket, &settings.service)?;
     let saved = directory.load()?;
     let mut left = Inheritance::take(&saved)?;

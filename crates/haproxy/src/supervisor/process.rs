@@ -170,6 +170,7 @@ impl Supervisor {
             stderr: copy,
             started: process.started,
             hold: None,
+            wants_address: None,
             ready: false,
             served: false,
             connections: None,
