@@ -2,11 +2,11 @@
 //! hostile; and the clients in other languages.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Scene, Wire, finish, listening, root, skip};
+use crate::harness::{Scene, Wire, allow, finish, listening, root, skip};
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
@@ -198,7 +198,8 @@ fn one_slow_client_delays_nobody() {
     for _ in 0..100 {
         scene.wire().call("ping", &json!([]));
     }
-    assert!(begun.elapsed().as_secs() < 2, "a hundred pings took {:?}", begun.elapsed());
+    let (took, most) = (begun.elapsed(), allow(Duration::from_secs(2)));
+    assert!(took < most, "a hundred pings took {took:?}, at most {most:?}");
 }
 
 #[test]
@@ -281,9 +282,7 @@ fn foreign(interpreter: &str, places: &[&str], script: &str) {
     command.env("MULTIBINDER_SOCK", scene.socket()).env("BINDONCE_SOCKET", scene.socket());
     command.arg(root().join("tests/clients").join(script));
     command.arg(scene.socket()).arg(address.ip().to_string()).arg(address.port().to_string());
-    let begun = Instant::now();
     finish(&mut command).ok();
-    assert!(begun.elapsed() < DEADLINE);
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::fs;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -54,10 +53,8 @@ fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew
     first.kill();
 
     let mut second = next(&scene);
-    // At once: the claim waits until the broker has back what it can have.
-    let begun = Instant::now();
+    // The claim waits until the broker has recovered what it can.
     let (again, _more) = scene.wire().bind(&wanted);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(inodes(&again), inodes(&entries), "{}", second.story());
     assert!(again.iter().all(|entry| entry["created"] == false));
     assert_eq!(again[3]["bound"], entries[3]["bound"]);
@@ -90,14 +87,15 @@ fn a_client_gives_back_what_it_holds() {
     eventually("the next broker", || Wire::try_connect(&scene.socket()));
 
     let mut wire = scene.wire();
-    let begun = Instant::now();
     // The name and the options are those that were written down.
     let reply = store(&mut wire, &[&address.to_string()], &fds);
     let listener = &reply["result"]["listeners"][0];
     assert_eq!((&listener["name"], &listener["inode"]), (&json!("web"), &entries[0]["inode"]));
     let (again, _) = scene.wire().bind(&["web"]);
     assert_eq!(again[0]["inode"], entries[0]["inode"]);
-    assert!(begun.elapsed() < Duration::from_secs(2), "nothing is missing any more");
+    // Nothing is missing any more: the broker does not wait for others.
+    let recovered = second.wait_line("listeners of the broker before had=");
+    assert!(recovered.contains("lost=0"), "{recovered}");
     // It has a lease, and a second time changes nothing.
     let busy = scene.wire().error("release", &json!(["web"]));
     assert_eq!(busy["code"], -32007, "{busy}");
@@ -144,10 +142,10 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     // What is closed by the time that the next one starts is not waited for, and bound anew.
     assert!(second.terminate().success(), "{}", second.story());
     drop((fds, more));
-    let begun = Instant::now();
     let mut third = serve();
     let (anew, _) = scene.wire().bind(&["web"]);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let recovered = third.wait_line("listeners of the broker before had=");
+    assert!(recovered.contains("lost=0"), "{recovered}");
     assert_ne!(anew[0]["inode"], entries[0]["inode"]);
     let none = scene.wire().error("bind", &json!([{"name": "app"}]));
     assert_eq!(none["code"], -32006, "{none}");

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{JoinHandle, spawn};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bindonce::{Accepted, Claim, Error, Generation, Stopped, aio};
 use bindonce_load::Plan;
@@ -100,7 +100,7 @@ async fn on_tokio(path: &Path, claim: &[Claim], accepts: &Sender<u64>) -> Result
 /// Answers one request. Whether the client got it is for the load to say.
 fn answer(mut stream: TcpStream, number: u64) {
     let mut exchange = || -> io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
         let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
         while !head.windows(4).any(|window| window == b"\r\n\r\n") {
             match stream.read(&mut buffer)? {

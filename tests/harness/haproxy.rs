@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bindonce_load::Report;
 use nix::sys::signal::Signal;
 
-use super::{DEADLINE, Finished, Guest, Process, Scene, finish, root, skip};
+use super::{DEADLINE, Finished, Guest, Process, Scene, allow, finish, root, skip};
 
 /// One haproxy, or another program, under a supervisor.
 pub(crate) struct Haproxy {
@@ -123,7 +123,7 @@ impl Drop for Haproxy {
         let supervisor = &mut self.supervisor;
         // The second signal ends what still drains.
         for _ in 0..2 {
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + allow(Duration::from_secs(5));
             if supervisor.is_running() {
                 supervisor.signal(Signal::SIGTERM);
             }

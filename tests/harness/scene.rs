@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Finished, Process, Wire, bindonce, eventually, finish};
+use super::{DEADLINE, Finished, Process, Wire, bindonce, eventually, finish};
 
 /// The variable that marks every process of a test; its value is the test's directory.
 const MARK: &str = "BINDONCE_TEST";
@@ -32,6 +32,7 @@ impl Scene {
     /// A new place. The calling thread, and all that it starts, moves to a new
     /// network namespace with only a loopback device, if it may.
     pub(crate) fn new() -> Self {
+        super::patience::measure();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: the path of a UNIX socket has at most 107 bytes.
@@ -178,7 +179,7 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         // What was told to end may need a moment.
-        let patience = Instant::now() + Duration::from_secs(5);
+        let patience = Instant::now() + DEADLINE;
         let mut left = self.processes();
         while !left.is_empty() && !std::thread::panicking() && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(10));

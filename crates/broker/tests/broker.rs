@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_broker::Error;
 use bindonce_sys::queue;
+use rustix::net::RecvFlags;
 use serde_json::{Value, json};
 use support::{Client, Scene, assert_descriptors, open_descriptors, run};
 
@@ -333,7 +334,7 @@ fn what_cannot_be_bound_at_the_start_leaves_nothing() {
 fn slow_peers_delay_nobody_and_are_cut_off() {
     let scene = Scene::new();
     let mut config = scene.config();
-    config.limits.request_time = Duration::from_millis(300);
+    config.limits.request_time = Duration::from_secs(2);
     let broker = scene.start(config);
     let before = broker.descriptors(0);
 
@@ -353,12 +354,13 @@ fn slow_peers_delay_nobody_and_are_cut_off() {
             break;
         }
     }
-    // Others are served meanwhile.
-    let start = Instant::now();
+    // Others are served before either is cut off.
     for _ in 0..20 {
         assert_eq!(broker.client().call("ping", &json!([]))["result"]["pong"], true);
     }
-    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let early = rustix::net::recv(&unfinished.stream, &mut [0u8][..], flags);
+    assert_eq!(early.expect_err("no reply yet"), rustix::io::Errno::AGAIN);
 
     let reply = unfinished.reply().expect("a reply");
     assert_eq!((&reply["error"]["code"], &reply["id"]), (&json!(-32009), &Value::Null));

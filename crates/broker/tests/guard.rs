@@ -50,8 +50,8 @@ fn a_listener_that_a_consumer_ends_listens_again() {
     }
     away.sort_unstable();
     println!("away: p50 {:?}, p99 {:?}, longest {:?}", away[150], away[296], away[299]);
-    // The goal is 1 ms at p99 on a quiet machine (tests/measure/guard.py); tests run beside others.
-    assert!(away[150] < Duration::from_millis(5), "{:?}", away[150]);
+    // How soon is measured by tests/measure/guard.py; here, that nobody waits for a timer.
+    assert!(away[150] < Duration::from_millis(100), "{:?}", away[150]);
 
     let held = listener(&mut client, "web");
     assert_eq!((&held["repaired"], &held["listening"]), (&json!(300), &json!(true)));
