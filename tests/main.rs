@@ -27,6 +27,7 @@ mod killed;
 mod leaks;
 mod lingering;
 mod many;
+mod masters;
 mod metrics;
 mod migrating;
 mod namespaces;

@@ -61,12 +61,23 @@ impl Stat {
     }
 }
 
-/// A process and the children that it has now, as a master has workers (proc_pid_task(5)).
+/// A process and all that descend from it now, as a master has workers, the first one in front
+/// (proc_pid_task(5)). One whose parent has ended is not among them.
 pub fn family(pid: i32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let children = fs::read_to_string(path).unwrap_or_default();
-    let children = children.split_ascii_whitespace().filter_map(|child| child.parse().ok());
-    std::iter::once(pid).chain(children).collect()
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        next += 1;
+        // Each thread has the children that it made.
+        for thread in fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+            // A pid that is used again while this runs must not make it run in circles.
+            let new: Vec<i32> = children.filter(|child| !found.contains(child)).collect();
+            found.extend(new);
+        }
+    }
+    found
 }
 
 /// Sends a signal to every process of a group, for a program that was started as the leader of one
@@ -255,6 +266,34 @@ mod tests {
         for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
             assert_eq!(Stat::read(9, bad), None);
         }
+    }
+
+    #[test]
+    fn children_of_children_and_of_other_threads_are_family() {
+        use std::io::{BufRead as _, BufReader};
+        use std::process::{Command, Stdio};
+        // The thread ends with the child, not before it: else another one would have it.
+        std::thread::spawn(|| {
+            let mut child = Command::new("sh")
+                .args(["-c", "sh -c 'echo $$; read end; exit 0'; exit 0"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("sh");
+            let mut line = String::new();
+            let out = child.stdout.take().expect("stdout");
+            BufReader::new(out).read_line(&mut line).expect("a line");
+            let (child_pid, grandchild) =
+                (child.id().cast_signed(), line.trim().parse().expect("a pid"));
+            let all = family(std::process::id().cast_signed());
+            assert!(all.contains(&child_pid) && all.contains(&grandchild), "{all:?}");
+            assert_eq!(family(child_pid), [child_pid, grandchild]);
+            drop(child.stdin.take());
+            child.wait().expect("its end");
+            assert_eq!(family(grandchild), [grandchild]);
+        })
+        .join()
+        .expect("the thread");
     }
 
     #[test]

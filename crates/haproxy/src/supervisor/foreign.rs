@@ -16,9 +16,11 @@ impl Supervisor {
         let pid = generation.pid();
         let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
         let admin = format!("unix@{}", self.directory.admin(id).display());
-        let sender = self.sender.clone();
+        let (sender, kind) = (self.sender.clone(), self.settings.kind.clone());
         super::spawn(async move {
-            let found = tokio::task::spawn_blocking(move || listening(pid, &known, &admin)).await;
+            // In master-worker mode the worker has them, not the first process.
+            let look = move || listening(&kind.processes(pid), &known, &admin);
+            let found = tokio::task::spawn_blocking(look).await;
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
         });
@@ -63,13 +65,13 @@ impl Supervisor {
     }
 }
 
-/// The addresses that a process listens on, but for the sockets in `known` and the one at `admin`.
-fn listening(pid: i32, known: &BTreeSet<u64>, admin: &str) -> BTreeSet<String> {
+/// The addresses that these processes listen on, but for the sockets in `known` and the one at `admin`.
+fn listening(pids: &[i32], known: &BTreeSet<u64>, admin: &str) -> BTreeSet<String> {
     let all = diag::listening().unwrap_or_default();
     let others: Vec<_> = all.into_iter().filter(|socket| !known.contains(&socket.inode)).collect();
     let inodes: Vec<_> = others.iter().map(|socket| socket.inode).collect();
-    let held = holders::of_process(pid, &inodes);
-    let held: BTreeSet<_> = held.into_iter().map(|holder| holder.inode).collect();
+    let held = pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
+    let held: BTreeSet<_> = held.map(|holder| holder.inode).collect();
     let own = others.into_iter().filter(|socket| held.contains(&socket.inode));
     // A UNIX socket keeps the temporary name that it was bound under: only its front counts.
     let addresses = own.map(|socket| socket.address.to_string());

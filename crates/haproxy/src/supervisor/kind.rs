@@ -65,8 +65,8 @@ impl Kind {
         }
     }
 
-    /// The living processes of a generation whose first process is this one. haproxy has at most a
-    /// master and its workers; of a program all that has come from it counts.
+    /// The living processes of a generation whose first process is this one: of haproxy all that
+    /// descend from it (a master, its workers, theirs); of a program also those whose parent has ended.
     pub(super) fn processes(&self, pid: i32) -> Vec<i32> {
         match self {
             Self::Haproxy(_) => process::family(pid),
