@@ -31,6 +31,7 @@ mod masters;
 mod metrics;
 mod migrating;
 mod namespaces;
+mod outcome;
 mod package;
 mod privileges;
 mod programs;

@@ -55,6 +55,7 @@ pub mod tree;
 pub mod upgrade;
 #[cfg(feature = "tokio")]
 pub mod watch;
+pub mod whole;
 
 mod error;
 mod netlink;

@@ -56,6 +56,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let exit = haproxy(&command, &rendering, sockets.take())?;
     drop(sockets);
     match exit {
+        // Some versions say so only when they start (3.5).
+        Exit::Code(0) if !rendering.may_listen() && !command.master_worker => bail!(
+            "No enabled listener found (check for 'bind' directives): haproxy does not start on this"
+        ),
         Exit::Code(0) => Ok(ExitCode::SUCCESS),
         Exit::Code(_) => Ok(ExitCode::FAILURE),
         Exit::Signal(signal) => bail!("signal {signal} ended `haproxy -c`"),

@@ -24,6 +24,10 @@ pub(crate) struct Args {
     /// How long to wait; the reload goes on if this passes
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     timeout: Duration,
+    /// Take over also with a configuration that has nothing for clients to connect to, and close
+    /// every listener that serves
+    #[arg(long)]
+    allow_empty: bool,
 }
 
 /// What the supervisor answers.
@@ -32,23 +36,37 @@ struct Reloaded {
     generation: u64,
     pid: Option<i32>,
     ended: Vec<u64>,
+    #[serde(default)]
+    left: Vec<String>,
+    #[serde(default)]
+    none_kept: bool,
 }
 
 /// Asks the supervisor of the service, and tells what it answers.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { name, timeout } = args;
-    print(&ask(&globals.socket_path(), &name, timeout)?)?;
+    let Args { name, timeout, allow_empty } = args;
+    print(&ask(&globals.socket_path(), &name, timeout, allow_empty)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Has it reloaded, and says what serves then.
-pub(crate) fn ask(socket: &Path, name: &Name, timeout: Duration) -> anyhow::Result<String> {
+pub(crate) fn ask(
+    socket: &Path,
+    name: &Name,
+    timeout: Duration,
+    allow_empty: bool,
+) -> anyhow::Result<String> {
     let path = control_socket(socket, name);
     let mut client = Client::connect(&path).with_context(|| {
         format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
     })?;
     client.set_timeout(timeout)?;
-    let answer = match client.call("reload", &serde_json::json!([])) {
+    // Nothing where it says nothing: an older supervisor takes no parameters.
+    let wanted = match allow_empty {
+        true => serde_json::json!({ "allow_empty": true }),
+        false => serde_json::json!([]),
+    };
+    let answer = match client.call("reload", &wanted) {
         Ok(answer) => answer,
         Err(error) => match error.refusal() {
             // haproxy's own words come first, as they are.
@@ -65,7 +83,7 @@ pub(crate) fn ask(socket: &Path, name: &Name, timeout: Duration) -> anyhow::Resu
             ),
         },
     };
-    let Reloaded { generation, pid, ended } = serde_json::from_value(answer)?;
+    let Reloaded { generation, pid, ended, left, none_kept } = serde_json::from_value(answer)?;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
     if !ended.is_empty() {
@@ -73,6 +91,12 @@ pub(crate) fn ask(socket: &Path, name: &Name, timeout: Duration) -> anyhow::Resu
         text.push_str(&format!(
             "generation {} went on accepting and had to be ended; its connections are lost\n",
             ended.join(", ")
+        ));
+    }
+    if none_kept {
+        text.push_str(&format!(
+            "none of the listeners that served before is in the configuration any more: {}\n",
+            left.join(", ")
         ));
     }
     Ok(text)

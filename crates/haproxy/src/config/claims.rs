@@ -36,7 +36,12 @@ impl Walk<'_> {
         let mut earlier = Earlier::new();
         for line in &section.lines {
             match idle {
-                Some(reason) => self.leave_line(line, &section, line.text.clone(), reason),
+                Some(reason) => {
+                    self.leave_line(line, &section, line.text.clone(), reason);
+                    if let Some(left) = self.out.left_alone.last_mut() {
+                        left.listens = false;
+                    }
+                }
                 None => self.bind_line(line, &section, &mut earlier)?,
             }
         }
@@ -56,6 +61,7 @@ impl Walk<'_> {
             text,
             reason,
             descriptor: false,
+            listens: true,
         });
     }
 

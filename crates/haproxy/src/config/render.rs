@@ -70,6 +70,8 @@ pub struct LeftAlone {
     pub reason: &'static str,
     /// It is a descriptor that haproxy would have to inherit.
     pub descriptor: bool,
+    /// haproxy listens there: false where it passes over the line.
+    pub listens: bool,
 }
 
 /// A variable of the environment that the rendered copy reads.
@@ -140,6 +142,23 @@ impl Rendering {
             Some((variable.name.clone(), value))
         };
         self.variables.iter().filter_map(value).collect()
+    }
+
+    /// Whether haproxy has something to listen on for certain, before anything of ours is added: an
+    /// address that it gets from the broker, or an admin socket of the user's. Else only haproxy knows
+    /// (peers, QUIC), and refuses to start where it finds nothing.
+    pub fn surely_listens(&self) -> bool {
+        !self.bindings.is_empty() || self.has_stats_socket()
+    }
+
+    /// Whether haproxy may have something to listen on: where not, it refuses to start.
+    pub fn may_listen(&self) -> bool {
+        !self.bindings.is_empty() || self.left_alone.iter().any(|left| left.listens)
+    }
+
+    /// Whether the user's configuration has an admin socket, which alone is enough for haproxy.
+    pub fn has_stats_socket(&self) -> bool {
+        self.left_alone.iter().any(|left| left.text.starts_with("stats socket "))
     }
 
     /// Checks that the configuration uses no descriptor but those of its bindings.

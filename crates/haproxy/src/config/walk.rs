@@ -369,6 +369,7 @@ impl<'a> Walk<'a> {
             place: place.clone(),
             section: self.section.label.clone(),
             descriptor: text.starts_with("stats socket fd@"),
+            listens: self.section.kind != Kind::Defaults,
             text,
             reason,
         });

@@ -7,6 +7,12 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bindonce_sys::whole::{self, Unread};
+
+/// How long a file that is being written is waited for.
+const WRITTEN: Duration = Duration::from_secs(2);
 
 /// Environment variables by name.
 pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -53,6 +59,7 @@ pub struct System {
     program: OsString,
     directory: PathBuf,
     environment: Environment,
+    again: bool,
 }
 
 impl System {
@@ -61,12 +68,18 @@ impl System {
     pub fn new(program: &OsStr) -> io::Result<Self> {
         let environment =
             std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
-        Ok(Self { program: program.to_owned(), directory: std::env::current_dir()?, environment })
+        Ok(Self::at(program, std::env::current_dir()?, environment))
     }
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        Self { program: program.to_owned(), directory, environment }
+        Self { program: program.to_owned(), directory, environment, again: false }
+    }
+
+    /// The same, where this process has read the configuration before: a pipe without a name has
+    /// nothing more to give, and is refused.
+    pub fn again(self) -> Self {
+        Self { again: true, ..self }
     }
 }
 
@@ -80,7 +93,18 @@ impl World for System {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
+        if self.again && whole::is_unnamed_pipe(path) {
+            return Err(io::Error::other(
+                "it is a pipe, which was read when the service began and gives nothing a second time; \
+                 to reload, start the service with -f and a file",
+            ));
+        }
+        whole::read(path, WRITTEN).map_err(|unread| match unread {
+            Unread::System(error) => error,
+            unread => io::Error::other(format!(
+                "{unread}; reload when it is complete, or write a new file and rename it into place"
+            )),
+        })
     }
 
     fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>> {

@@ -34,7 +34,7 @@ const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "
 #[derive(Debug)]
 pub(super) enum Ask {
     /// Serve the files as they are now; asked for by this process.
-    Reload(oneshot::Sender<Answer>, i32),
+    Reload { allow_empty: bool, reply: oneshot::Sender<Answer>, pid: i32 },
     /// End this generation, or the oldest one that drains; asked for by this process.
     Retire(Option<u64>, oneshot::Sender<Answer>, i32),
     /// Tell that the loop goes round, and which generation serves.
@@ -186,12 +186,12 @@ fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
 async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {
     let (reply, answer) = oneshot::channel();
     let method = request.method.as_str();
-    if method != "retire" && METHODS.contains(&method) {
+    if !matches!(method, "retire" | "reload") && METHODS.contains(&method) {
         request.no_params()?;
     }
     match method {
         "ping" => ask(Ask::Ping(reply)),
-        "reload" => ask(Ask::Reload(reply, pid)),
+        "reload" => ask(Ask::Reload { allow_empty: allow_empty(request)?, reply, pid }),
         "retire" => ask(Ask::Retire(generation(request)?, reply, pid)),
         "status" => ask(Ask::Status(reply)),
         "upgrade" => ask(Ask::Upgrade(reply)),
@@ -199,6 +199,19 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer 
     }
     let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");
     answer.await.map_err(|_| gone())?
+}
+
+/// The one member of `reload`'s parameters: whether nothing may be left to listen on.
+fn allow_empty(request: &Request<'_>) -> Result<bool, RpcError> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wanted {
+        allow_empty: bool,
+    }
+    match request.no_params() {
+        Ok(()) => Ok(false),
+        Err(_) => Ok(request.params::<Wanted>()?.allow_empty),
+    }
 }
 
 /// The one parameter of `retire`: a generation, or none.

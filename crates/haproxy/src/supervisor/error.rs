@@ -63,6 +63,15 @@ pub enum Error {
     /// The configuration cannot be used.
     #[error(transparent)]
     Configuration(#[from] config::Error),
+    /// A reload would leave nobody who accepts.
+    #[error(
+        "the configuration has nothing for clients to connect to, and {} serve{} now: {}",
+        count(.served), if .served.len() == 1 { "s" } else { "" }, few(.served)
+    )]
+    NothingLeft {
+        /// The listeners that serve.
+        served: Vec<String>,
+    },
     /// A variable of a program cannot be filled in.
     #[error(transparent)]
     Variable(#[from] crate::program::Wrong),
@@ -96,6 +105,11 @@ impl Error {
             }
             Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
             Self::Sys(error) => error.hint(),
+            Self::NothingLeft { .. } => Some(
+                "the file may have been half-written: reload again; if it is meant, \
+                 `bindonce reload --allow-empty` closes them all"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -106,5 +120,22 @@ impl Error {
             Some(hint) => format!("{self}\nhint: {hint}"),
             None => self.to_string(),
         }
+    }
+}
+
+fn count(listeners: &[String]) -> String {
+    match listeners.len() {
+        1 => "1 listener".to_owned(),
+        count => format!("{count} listeners"),
+    }
+}
+
+/// The first few, and how many more.
+fn few(listeners: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<_> = listeners.iter().take(SHOWN).map(String::as_str).collect();
+    match listeners.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

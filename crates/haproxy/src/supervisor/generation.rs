@@ -15,6 +15,7 @@ use super::admin::Admin;
 use super::lease::Told;
 use super::listeners::Held;
 use super::output::Tail;
+use super::report::Story;
 use super::version::Version;
 
 /// A process that serves, is about to, or has served.
@@ -37,6 +38,8 @@ pub(super) struct Generation {
     pub(super) wants_address: Option<Signal>,
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
+    /// Why it was ended by us before it took over.
+    pub(super) refused: Option<Story>,
     /// It has served: what it was given is confirmed.
     pub(super) served: bool,
     /// Connections left, once it drains.

@@ -14,6 +14,7 @@ use nix::libc::EPERM;
 
 use super::generation::Generation;
 use super::proof::Proof;
+use super::report::Story;
 use super::watchdog::{Duty, Named};
 use super::{Error, Ghosts, Haproxy, Kind, Message, Settings, Supervisor};
 
@@ -28,6 +29,9 @@ impl Supervisor {
             return;
         }
         let pid = generation.pid();
+        if let Err(error) = self.compare_with_served(id) {
+            return self.refuse(id, Story { text: error.to_string(), hint: error.hint() });
+        }
         let older = self.timeline.accepting(id);
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
         let handover = match &self.settings.kind {

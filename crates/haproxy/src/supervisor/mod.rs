@@ -24,6 +24,7 @@ mod metrics;
 mod output;
 mod perform;
 mod process;
+mod promise;
 mod proof;
 mod readiness;
 mod reaper;
@@ -195,6 +196,14 @@ struct Supervisor {
     confirmed: Option<oneshot::Receiver<()>>,
     /// Why the last generation that failed did so.
     failure: Story,
+    /// This process has read the configuration before.
+    read_before: bool,
+    /// Somebody who waits for the next reload allows that nothing is left to listen on.
+    allow_empty: bool,
+    /// The generation that may have nothing to listen on.
+    may_be_empty: Option<GenerationId>,
+    /// What the newest generation leaves of what served before it.
+    kept: promise::Kept,
     proof: Option<AbortHandle>,
     watchdog: Rc<RefCell<Watchdog>>,
     /// The version of the binary, where no admin socket tells it.
@@ -261,6 +270,10 @@ impl Supervisor {
             retiring: Vec::new(),
             confirmed: None,
             failure: Story::default(),
+            read_before: saved.inherited.is_some(),
+            allow_empty: false,
+            may_be_empty: None,
+            kept: promise::Kept::default(),
             proof: None,
             watchdog: Rc::new(RefCell::new(Watchdog::start()?)),
             version,
@@ -359,7 +372,8 @@ impl Supervisor {
             }
             Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),
-            Message::Asked(Ask::Reload(reply, pid)) => {
+            Message::Asked(Ask::Reload { allow_empty, reply, pid }) => {
+                self.allow_empty |= allow_empty;
                 self.reload(Some(reply), "a client asked for it", Some(pid));
             }
             Message::Asked(Ask::Retire(id, reply, pid)) => self.retire(id, reply, pid),

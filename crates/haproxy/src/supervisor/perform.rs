@@ -12,7 +12,7 @@ use bindonce_sys::tree;
 
 use super::watchdog::{Duty, Named};
 use super::{Message, Supervisor};
-use super::{server_state, start};
+use super::{promise, server_state, start};
 
 /// How long the answer to a reload waits for the broker to know of it.
 const CONFIRMED: Duration = Duration::from_secs(1);
@@ -79,6 +79,12 @@ impl Supervisor {
             Configuration::Fresh => None,
             Configuration::Of(of) => self.configurations.get(&of).cloned(),
         };
+        let again = std::mem::replace(&mut self.read_before, true);
+        let mut served = self.served();
+        if configuration == Configuration::Fresh && std::mem::take(&mut self.allow_empty) {
+            self.may_be_empty = Some(id);
+            served.clear();
+        }
         let settings = Rc::clone(&self.settings);
         let directory = Rc::clone(&self.directory);
         let sender = self.sender.clone();
@@ -89,8 +95,13 @@ impl Supervisor {
         let task = super::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
-                None => start::prepare(&settings, &directory, id).await.map(Rc::new),
+                None => start::prepare(&settings, &directory, id, again).await.map(Rc::new),
             };
+            let prepared = prepared.and_then(|prepared| {
+                let rendering = prepared.rendering();
+                rendering.map_or(Ok(()), |r| promise::keeps_something(r, served))?;
+                Ok(prepared)
+            });
             let launched = match prepared {
                 Ok(prepared) => {
                     if let (Some(serving), Some(rendering)) = (serving, prepared.rendering()) {

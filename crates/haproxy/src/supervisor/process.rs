@@ -172,6 +172,7 @@ impl Supervisor {
             hold: None,
             wants_address: None,
             ready: false,
+            refused: None,
             served: false,
             connections: None,
             states,
@@ -220,7 +221,7 @@ impl Supervisor {
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            self.failure = Story { text, hint: None };
+            self.failure = generation.refused.clone().unwrap_or(Story { text, hint: None });
         }
         self.feed(Event::Exited(id));
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::generation::Generation;
+use super::promise::Kept;
 use super::{Supervisor, control, sessions};
 
 /// How long a draining generation may take to tell its sessions.
@@ -67,7 +68,10 @@ impl Supervisor {
                 };
                 self.record(*id, event::Kind::ReloadDone, text);
                 let pid = self.generations.get(id).map(Generation::pid);
-                Ok(json!({ "generation": id.0, "pid": pid, "ended": ended }))
+                let Kept { left, none } = std::mem::take(&mut self.kept);
+                Ok(json!({
+                    "generation": id.0, "pid": pid, "ended": ended, "left": left, "none_kept": none,
+                }))
             }
             Outcome::Failed(id, failure) => {
                 self.counts.failures += 1;

@@ -166,6 +166,8 @@ impl Supervisor {
             Some(connection) => Admin::resume(connection, ready),
             // A generation that was told to stop accepts no new connection here.
             None if saved.state == "draining" => return (None, None),
+            // It was started without one: see `Rendering::surely_listens`.
+            None if !self.directory.admin(id).exists() => return (None, None),
             None => Admin::connect(self.directory.admin(id), ready),
         };
         match tokio::time::timeout(ANSWER, answer).await {

@@ -171,7 +171,7 @@ pub(super) fn act(socket: &Path, action: Action, news: SyncSender<News>) {
         let name = |service: &str| service.parse::<Name>().map_err(anyhow::Error::from);
         let outcome = match &action {
             Action::Reload { service } => {
-                name(service).and_then(|name| reload::ask(&socket, &name, RELOAD))
+                name(service).and_then(|name| reload::ask(&socket, &name, RELOAD, false))
             }
             Action::Retire { service, generation } => {
                 name(service).and_then(|name| retire::ask(&socket, &name, Some(*generation)))

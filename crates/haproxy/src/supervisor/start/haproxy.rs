@@ -39,6 +39,9 @@ pub(in crate::supervisor) struct Rendered {
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,
     paths: PathMap,
+    /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
+    /// listen on: where only haproxy can say whether there is anything, it is left out.
+    admin: bool,
 }
 
 impl Rendered {
@@ -57,11 +60,13 @@ pub(super) async fn render(
     kind: &Haproxy,
     directory: &Directory,
     id: GenerationId,
+    again: bool,
 ) -> Result<Rendered, Error> {
     let (command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let read = tokio::task::spawn_blocking(move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
+        let world = if again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;
         rendering.self_contained()?;
@@ -75,7 +80,8 @@ pub(super) async fn render(
     let path = directory.make_configuration(id).map_err(write)?;
     let write = Error::system("write the rendered configuration");
     let mut files = rendering.write_to(&path).map_err(write)?;
-    if kind.admin {
+    let admin = kind.admin && rendering.surely_listens();
+    if admin {
         let admin = path.join("bindonce-admin.cfg");
         let mut options = std::fs::File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
@@ -86,7 +92,7 @@ pub(super) async fn render(
         files.insert(0, admin);
     }
     let paths = rendering.path_map(&path);
-    Ok(Rendered { rendering, files, paths })
+    Ok(Rendered { rendering, files, paths, admin })
 }
 
 /// How haproxy is started on the copies, with these listeners.
@@ -100,7 +106,7 @@ pub(super) fn order(
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(kind.command.program.clone());
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
-    let admin = kind.admin.then(|| directory.admin(id));
+    let admin = rendered.admin.then(|| directory.admin(id));
     if let Some(path) = &admin {
         descriptors.push(listen_for_admin(path)?);
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
@@ -119,7 +125,7 @@ pub(super) fn order(
     if how.no_epoll {
         launch.args.push("-de".into());
     }
-    if how.older_alive || !kind.admin {
+    if how.older_alive || !rendered.admin {
         // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
         // given to it, so that it can pause nobody.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);

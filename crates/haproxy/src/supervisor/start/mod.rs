@@ -79,16 +79,17 @@ pub(super) struct How {
     pub(super) no_epoll: bool,
 }
 
-/// Makes ready what generation `id` is started on: for haproxy, reads the user's files and writes
-/// the copies.
+/// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
+/// `again`, and writes the copies.
 pub(super) async fn prepare(
     settings: &Settings,
     directory: &Directory,
     id: GenerationId,
+    again: bool,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
-            haproxy::render(settings, kind, directory, id).await.map(Prepared::Haproxy)
+            haproxy::render(settings, kind, directory, id, again).await.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
     }

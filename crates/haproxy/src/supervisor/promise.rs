@@ -1,0 +1,75 @@
+//! What a new generation must keep of the promise that exit 0 of `reload` is, before the older one is
+//! touched for it: that somebody serves afterwards.
+
+use std::collections::BTreeSet;
+
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::tree;
+
+use super::report::Story;
+use super::{Error, Supervisor};
+use crate::config::Rendering;
+
+/// What the newest generation leaves of the listeners of the one that serves.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    /// The listeners that it does not have.
+    pub(super) left: Vec<String>,
+    /// It has none of them.
+    pub(super) none: bool,
+}
+
+impl Supervisor {
+    /// Ends a generation that is not to take over, for this reason.
+    pub(super) fn refuse(&mut self, id: GenerationId, story: Story) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.refused = Some(story);
+        // Held or not: it has served nobody, and must not.
+        tree::signal_all(generation.pid(), Number::SIGKILL);
+    }
+
+    /// The listeners that serve now.
+    pub(super) fn served(&self) -> Vec<String> {
+        let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
+        let listeners = serving.into_iter().flat_map(|generation| &generation.listeners);
+        listeners.map(|held| held.label.clone()).collect()
+    }
+
+    /// Compares a generation that is ready with the one that serves. Why it must not take over, if it
+    /// must not.
+    pub(super) fn compare_with_served(&mut self, id: GenerationId) -> Result<(), Error> {
+        let served = self.served();
+        let Some(generation) = self.generations.get(&id) else { return Ok(()) };
+        let has: BTreeSet<_> = generation.listeners.iter().map(|held| &held.label).collect();
+        let left: Vec<_> = served.iter().filter(|label| !has.contains(label)).cloned().collect();
+        if has.is_empty() && self.may_be_empty != Some(id) {
+            nobody_would_accept(served)?;
+        }
+        let none = !left.is_empty() && left.len() == self.served().len();
+        if none {
+            tracing::warn!(
+                generation = id.0,
+                listeners = left.join(" "),
+                "the configuration names none of the listeners that served: they will be closed"
+            );
+        }
+        self.kept = Kept { left, none };
+        Ok(())
+    }
+}
+
+/// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve.
+pub(super) fn keeps_something(rendering: &Rendering, served: Vec<String>) -> Result<(), Error> {
+    match rendering.bindings.is_empty() && rendering.has_stats_socket() {
+        true => nobody_would_accept(served),
+        false => Ok(()),
+    }
+}
+
+fn nobody_would_accept(served: Vec<String>) -> Result<(), Error> {
+    match served.is_empty() {
+        true => Ok(()),
+        false => Err(Error::NothingLeft { served }),
+    }
+}

@@ -1,0 +1,233 @@
+//! Reading a file whole, while somebody may be writing it.
+//!
+//! A file that is rewritten in place is empty, then half there, until its writer closes it. The kernel
+//! tells whether anybody has it open for writing: a read lease (fcntl(2), F_SETLEASE) is refused then.
+//! Where no lease is to be had (another user's file without CAP_LEASE, some network file systems), a
+//! file that changed in the last [`QUIET`] counts as being written.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+/// How long a file must not have changed where only that can tell.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// Symbolic links on one way, as path_resolution(7) limits them.
+const LINKS: usize = 40;
+
+/// F_SETSIG of linux/fcntl.h: the signal that says that a lease is in somebody's way.
+const F_SETSIG: libc::c_int = 10;
+
+/// Why a file was not read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unread {
+    /// It is still being written.
+    #[error("it is being written{}, and was not complete within {:?}", by(.writers), .within)]
+    BeingWritten {
+        /// The processes that have it open for writing, as far as they may be seen.
+        writers: Vec<i32>,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// The system refused.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+fn by(writers: &[i32]) -> String {
+    match writers {
+        [] => String::new(),
+        [pid] => format!(" by pid {pid}"),
+        pids => {
+            let pids: Vec<_> = pids.iter().map(i32::to_string).collect();
+            format!(" by pids {}", pids.join(", "))
+        }
+    }
+}
+
+/// Reads a file as it is when nobody is writing it; waits for that, `within` at most. What is no
+/// regular file (a pipe, a device) is read to its end.
+///
+/// # Errors
+/// [`Unread`].
+pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
+    let deadline = Instant::now() + within;
+    let mut changes = None;
+    loop {
+        // Watched before it is looked at again, so that its close is not missed.
+        let mut file = File::open(path)?;
+        let before = file.metadata()?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        let whole = !before.is_file()
+            || (!being_written(&file, &before) && is_same(&before, &file.metadata()?, &text));
+        if whole {
+            return Ok(text);
+        }
+        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|t| !t.is_zero())
+        else {
+            return Err(Unread::BeingWritten { writers: writers(&before), within });
+        };
+        match &changes {
+            None => changes = Some(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)),
+            Some(inotify) => wait(inotify.as_ref().ok(), left.min(QUIET)),
+        }
+        if let Some(Ok(inotify)) = &changes {
+            // Gone, or replaced by another: that is found when it is opened.
+            let _ = inotify.add_watch(
+                path,
+                AddWatchFlags::IN_CLOSE_WRITE
+                    | AddWatchFlags::IN_ATTRIB
+                    | AddWatchFlags::IN_MOVE_SELF,
+            );
+        }
+    }
+}
+
+/// Waits for a change, or for `limit`: not every change is told (mmap(2), network file systems).
+fn wait(inotify: Option<&Inotify>, limit: Duration) {
+    let limit = PollTimeout::try_from(limit.max(Duration::from_millis(1)));
+    let limit = limit.unwrap_or(PollTimeout::ZERO);
+    match inotify {
+        Some(inotify) => {
+            let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], limit);
+            let _ = inotify.read_events();
+        }
+        None => drop(poll(&mut [], limit)),
+    }
+}
+
+/// Whether anybody has it open for writing; where the kernel does not say, whether it has just changed.
+fn being_written(file: &File, before: &Metadata) -> bool {
+    let set = |command, value: libc::c_int| {
+        // SAFETY: both commands take an int, and the descriptor is open.
+        Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, value) })
+    };
+    // Whoever opens it for writing while we have the lease makes the kernel send this signal, which
+    // does nothing by default, and waits for the few microseconds.
+    let leased = set(F_SETSIG, libc::SIGURG)
+        .and_then(|_| set(libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));
+    match leased {
+        Ok(_) => {
+            let _ = set(libc::F_SETLEASE, libc::c_int::from(libc::F_UNLCK as i16));
+            false
+        }
+        Err(Errno::EAGAIN) => true,
+        Err(_) => {
+            let changed = before.modified().map(|at| SystemTime::now().duration_since(at));
+            // A time to come is another clock's: the second look compares.
+            matches!(changed, Ok(Ok(ago)) if ago < QUIET)
+        }
+    }
+}
+
+/// Whether nothing was written while it was read.
+fn is_same(before: &Metadata, after: &Metadata, text: &[u8]) -> bool {
+    let times = |m: &Metadata| (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    times(before) == times(after) && after.len() == text.len() as u64
+}
+
+/// The processes that have this file open for writing.
+fn writers(file: &Metadata) -> Vec<i32> {
+    let numbers = |path: &Path| -> Vec<i32> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    };
+    let same = |other: &Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
+    let writes = |process: &Path, fd: i32| {
+        let open = fs::metadata(process.join(format!("fd/{fd}")));
+        let info = || fs::read_to_string(process.join(format!("fdinfo/{fd}"))).ok();
+        open.is_ok_and(|open| same(&open))
+            && info().is_some_and(|info| {
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+                let flags = flags.and_then(|text| i32::from_str_radix(text.trim(), 8).ok());
+                flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
+            })
+    };
+    let mut pids = numbers(Path::new("/proc"));
+    pids.retain(|pid| {
+        let process = Path::new("/proc").join(pid.to_string());
+        numbers(&process.join("fd")).into_iter().any(|fd| writes(&process, fd))
+    });
+    pids
+}
+
+/// Whether this file is a pipe without a name, as of a shell's `<(...)` and `|`: what was read from it
+/// once is not there again.
+pub fn is_unnamed_pipe(path: &Path) -> bool {
+    // Not opened: that could wait for a writer, and a reader would be seen by one.
+    let mut at = path.to_owned();
+    for _ in 0..LINKS {
+        let Ok(target) = fs::read_link(&at) else { return false };
+        if target.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") {
+            return true;
+        }
+        // An absolute target replaces it all.
+        at.pop();
+        at.push(target);
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::thread;
+
+    use super::*;
+    use crate::testing::Directory;
+
+    #[test]
+    fn a_file_that_is_being_written_is_waited_for() {
+        let directory = Directory::new("whole");
+        let path = directory.path().join("file");
+        fs::write(&path, "old").expect("write");
+        assert_eq!(read(&path, Duration::ZERO).expect("read"), b"old");
+        let mut file = File::create(&path).expect("truncate");
+        let reader = {
+            let path = path.clone();
+            thread::spawn(move || read(&path, Duration::from_secs(30)))
+        };
+        for part in ["first ", "second ", "third"] {
+            thread::sleep(Duration::from_millis(30));
+            file.write_all(part.as_bytes()).expect("write");
+        }
+        drop(file);
+        let text = reader.join().expect("the thread").expect("read");
+        assert_eq!(text, b"first second third");
+    }
+
+    #[test]
+    fn one_that_stays_open_is_refused_with_its_writer() {
+        let directory = Directory::new("held");
+        let path = directory.path().join("file");
+        let _file = File::create(&path).expect("create");
+        let within = Duration::from_millis(50);
+        let Err(Unread::BeingWritten { writers, .. }) = read(&path, within) else {
+            panic!("read");
+        };
+        assert_eq!(writers, [std::process::id().cast_signed()]);
+        // Another that takes its place is read.
+        fs::write(directory.path().join("new"), "new").expect("write");
+        fs::rename(directory.path().join("new"), &path).expect("rename");
+        assert_eq!(read(&path, within).expect("read"), b"new");
+    }
+
+    #[test]
+    fn a_pipe_without_a_name_is_known() {
+        let (reader, _writer) = io::pipe().expect("pipe");
+        let path = format!("/dev/fd/{}", reader.as_raw_fd());
+        assert!(is_unnamed_pipe(Path::new(&path)));
+        assert!(!is_unnamed_pipe(Path::new("/dev/null")));
+        assert!(!is_unnamed_pipe(Path::new("/none/there")));
+    }
+}
