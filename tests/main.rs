@@ -10,6 +10,7 @@
 mod harness;
 
 mod adopt;
+mod boundary;
 mod containers;
 mod corpus;
 mod deadlines;

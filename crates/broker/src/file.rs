@@ -6,7 +6,7 @@
 //! capabilities = ["net_raw"]
 //!
 //! [[rule]]                       # with any rule, only what a rule allows is allowed
-//! user = "www-data"              # or uid; group or gid; exe; unit; cgroup: all that are said
+//! user = "www-data"              # or uid; group or gid: all that are said  
 //! allow = ["bind", "release"]    # bind, use, list, release, store, admin
 //! addresses = ["*:8000-8999"]    # all, if left out
 //!
@@ -156,6 +156,10 @@ mod tests {
             ("listen = [':80', 'localhost:80']", "listen[1]"),
             ("[[rule]]\nallow = ['bind']", "rule[0]: it says of nobody"),
             ("[[rule]]\nuid = 1\nallow = []", "`allow` is empty"),
+            ("[[rule]]\nuid = 4294967295\nallow = ['use']", "4294967295"),
+            ("[[rule]]\nuid = 1\nexe = '/bin/a'\nallow = ['use']", "`exe` gives no right"),
+            ("[[rule]]\nunit = 'a.service'\nallow = ['use']", "SupplementaryGroups="),
+            ("[[rule]]\ncgroup = '/a/*'\nallow = ['use']", "say `user` or `group`"),
             ("[[rule]]\nuid = 1\nallow = ['everything']", "everything"),
             ("[[rule]]\nuid = 1\nuser = 'root'\nallow = ['use']", "not both"),
             ("[[rule]]\nuid = 1\nallow = ['use']\naddresses = ['80']", "\"80\""),
@@ -175,7 +179,7 @@ mod tests {
     fn rules_and_limits_are_read() {
         let file: File =
             "[[rule]]\nuser = 'root'\nallow = ['bind', 'admin']\naddresses = ['*:80']\n\
-                          [[rule]]\ngid = 7\nexe = '/usr/sbin/haproxy'\nallow = ['use']\n\
+                          [[rule]]\ngid = 7\nuid = 8\nallow = ['use']\n\
                           [limits]\nconnections = 10\nidle_time = '5m'\n"
                 .parse()
                 .expect("good");

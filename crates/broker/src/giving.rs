@@ -24,8 +24,9 @@ use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::answer;
 use crate::connection::Link;
-use crate::requests::{allow, invalid};
+use crate::requests::invalid;
 use crate::restore::{Found, as_written};
+use crate::rights::allow;
 use crate::state::{State, now};
 
 /// Takes listeners, all or none.
@@ -48,7 +49,7 @@ pub(crate) async fn store(
     let mut sockets = Vec::with_capacity(received.len());
     for (give, fd) in gives.into_iter().zip(received) {
         let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
-        allow(state, link.caller, Verb::Store, Some(&asked.clone().into()))?;
+        allow(state, &link.caller, Verb::Store, Some(&asked.clone().into()))?;
         sockets.push((asked, fd));
     }
     let (found, wants) = sort(&state.borrow(), sockets)?;

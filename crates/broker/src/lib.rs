@@ -30,6 +30,7 @@ mod records;
 mod recovery;
 mod requests;
 mod restore;
+mod rights;
 mod sending;
 mod server;
 mod service;

@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
-use bindonce_core::event::Kind;
-use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
-use bindonce_core::name::Name;
-use bindonce_core::policy::{Denial, Facts, Peer, Verb, Verdict};
+use bindonce_core::listener::{Listener, Options, Wanted};
+use bindonce_core::policy::{Peer, Verb};
 use bindonce_core::registry::{ConnectionId, Refusal, Want};
-use bindonce_observe::{Follower, Happening};
-use bindonce_sys::peer;
+use bindonce_observe::Follower;
 use bindonce_wire::message::{Request, encode_error, encode_result};
 use bindonce_wire::params::{Bind, Call, Events, Target};
 use bindonce_wire::result::{ListResult, PingResult, ReleaseResult};
@@ -24,6 +21,7 @@ use serde::Serialize;
 use crate::answer;
 use crate::connection::Link;
 use crate::giving;
+use crate::rights::{allow, allow_all, allow_claim, allow_named, known, visible};
 use crate::state::State;
 use crate::upgrade;
 
@@ -43,16 +41,18 @@ impl From<Vec<u8>> for Reply {
     }
 }
 
-/// Somebody who asks.
-#[derive(Debug, Clone, Copy)]
+/// Somebody who asks, as it was when it connected.
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) connection: ConnectionId,
     pub(crate) peer: Peer,
+    /// Its supplementary groups.
+    pub(crate) groups: Rc<[u32]>,
 }
 
 /// Answers one frame.
 pub(crate) async fn answer(state: &RefCell<State>, link: &Rc<Link>, frame: &[u8]) -> Reply {
-    let caller = link.caller;
+    let caller = &link.caller;
     let request = match Request::decode(frame) {
         Ok(request) => request,
         Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
@@ -80,7 +80,7 @@ async fn perform(
     request: &Request<'_>,
     descriptors: &mut Vec<Rc<OwnedFd>>,
 ) -> Result<Vec<u8>, RpcError> {
-    let caller = link.caller;
+    let caller = &link.caller;
     match Call::decode(request)? {
         Call::Bind(elements) => {
             recovered(state).await;
@@ -132,7 +132,7 @@ fn events(
     request: &Request<'_>,
     wanted: Events,
 ) -> Result<Vec<u8>, RpcError> {
-    allow_all(state, link.caller, Verb::List)?;
+    allow_all(state, &link.caller, Verb::List)?;
     let journal = Rc::clone(&state.borrow().journal);
     let answer = journal.answer(wanted.since, wanted.follow);
     let text = encode(request, &answer)?;
@@ -151,7 +151,7 @@ async fn recovered(state: &RefCell<State>) {
 
 async fn bind(
     state: &RefCell<State>,
-    caller: Caller,
+    caller: &Caller,
     request: &Request<'_>,
     elements: Vec<Bind>,
     descriptors: &mut Vec<Rc<OwnedFd>>,
@@ -245,7 +245,7 @@ async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
 
 async fn release(
     state: &RefCell<State>,
-    caller: Caller,
+    caller: &Caller,
     names: &[String],
 ) -> Result<Vec<String>, RpcError> {
     let mut wanted = Vec::with_capacity(names.len());
@@ -268,103 +268,6 @@ async fn release(
         released = state.borrow_mut().release(caller.connection, wanted.clone());
     }
     released.map_err(|refusal| answer::refused(&refusal))
-}
-
-/// What can be seen of the caller, if the rules ask for it.
-pub(crate) fn facts(state: &State, caller: Caller) -> Facts {
-    if state.policy.needs_facts() { peer::facts(caller.peer.pid) } else { Facts::default() }
-}
-
-/// Whether the caller may do this, to these listeners where some are meant.
-pub(crate) fn allow(
-    state: &RefCell<State>,
-    caller: Caller,
-    verb: Verb,
-    subject: Option<&ListenSpec>,
-) -> Result<(), RpcError> {
-    let state = state.borrow();
-    let facts = facts(&state, caller);
-    let verdict = state.policy.judge(caller.peer, &facts, verb, subject);
-    verdict.into_result().map_err(|denial| denied(&state, &denial, &facts))
-}
-
-/// Whether the caller may do this to every listener, whichever there may be.
-fn allow_all(state: &RefCell<State>, caller: Caller, verb: Verb) -> Result<(), RpcError> {
-    let state = state.borrow();
-    let facts = facts(&state, caller);
-    let verdict = state.policy.judge_all(caller.peer, &facts, verb);
-    verdict.into_result().map_err(|denial| denied(&state, &denial, &facts))
-}
-
-/// Whether the caller may do this to the listener of a name. If there is none, whoever may do
-/// it to any listener hears so.
-fn allow_named(
-    state: &RefCell<State>,
-    caller: Caller,
-    verb: Verb,
-    name: &Name,
-) -> Result<(), RpcError> {
-    let held = {
-        let state = state.borrow();
-        state.registry.by_name(name).map(|held| ListenSpec::from(held.listener.clone()))
-    };
-    allow(state, caller, verb, held.as_ref())
-}
-
-/// Whether the caller may have these: who may bind them may use them, and what is held
-/// already takes no more than the right to use it.
-fn allow_claim(
-    state: &RefCell<State>,
-    caller: Caller,
-    spec: &ListenSpec,
-    change: bool,
-) -> Result<(), RpcError> {
-    let state = state.borrow();
-    let facts = facts(&state, caller);
-    let judge = |verb| state.policy.judge(caller.peer, &facts, verb, Some(spec));
-    let Verdict::Deny(denial) = judge(Verb::Bind) else { return Ok(()) };
-    let held = || spec.expand().all(|listener| state.registry.by_key(&listener).is_some());
-    if !change && judge(Verb::Use) == Verdict::Allow && held() {
-        return Ok(());
-    }
-    Err(denied(&state, &denial, &facts))
-}
-
-/// Whether the caller may do anything at all.
-fn known(state: &RefCell<State>, caller: Caller) -> Result<(), RpcError> {
-    let may = {
-        let state = state.borrow();
-        state.policy.knows(caller.peer, &facts(&state, caller))
-    };
-    if may { Ok(()) } else { allow(state, caller, Verb::List, None) }
-}
-
-/// Which listeners the caller may see.
-fn visible(state: &RefCell<State>, caller: Caller) -> impl Fn(&Listener) -> bool {
-    let state = state.borrow();
-    let (policy, facts) = (state.policy.clone(), facts(&state, caller));
-    move |listener| {
-        let spec = ListenSpec::from(listener.clone());
-        policy.judge(caller.peer, &facts, Verb::List, Some(&spec)) == Verdict::Allow
-    }
-}
-
-/// The log hears all of it, the caller what concerns it.
-fn denied(state: &State, denial: &Denial, facts: &Facts) -> RpcError {
-    let Facts { groups, exe, cgroup } = facts;
-    tracing::warn!(
-        uid = denial.peer.uid,
-        gid = denial.peer.gid,
-        pid = denial.peer.pid,
-        ?groups,
-        exe,
-        cgroup,
-        needed = denial.rule_needed(),
-        "denied: {denial}"
-    );
-    let happening = Happening::new(Kind::Denied, denial.to_string());
-    state.journal.record(happening.pid(i32::try_from(denial.peer.pid).ok()));
-    answer::denied(denial)
 }
 
 fn encode<T: Serialize>(request: &Request<'_>, result: &T) -> Result<Vec<u8>, RpcError> {

@@ -321,7 +321,12 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
         return None;
     }
     let connection = state.connect(peer);
-    let link = Link::new(stream, Caller { connection, peer }, &[], &state);
+    let link = Link::new(
+        stream,
+        Caller { connection, peer, groups: credentials.groups.into() },
+        &[],
+        &state,
+    );
     state.links.insert(connection, Rc::clone(&link));
     Some(link)
 }

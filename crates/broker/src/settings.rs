@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bindonce_core::duration;
-use bindonce_core::policy::{InvalidPattern, Rule, UnknownVerb, Who};
+use bindonce_core::policy::{InvalidPattern, Peer, Rule, UnknownVerb, Who};
 use nix::unistd::{Group, User};
 use serde::Deserialize;
 
@@ -76,10 +76,22 @@ impl RawRule {
         if self.group.is_some() && self.gid.is_some() {
             return Err("say `group` or `gid`, not both".into());
         }
-        let Self { user, group, uid, gid, exe, unit, cgroup, .. } = self;
-        let who = Who { uid, gid, exe, unit, cgroup };
+        for (said, key) in [(&self.exe, "exe"), (&self.unit, "unit"), (&self.cgroup, "cgroup")] {
+            if said.is_some() {
+                return Err(format!(
+                    "`{key}` gives no right any more, because it can change while a connection \
+                     stays: let the program run with a user or a group of its own (User=, \
+                     SupplementaryGroups= in its unit), and say `user` or `group`"
+                ));
+            }
+        }
+        let Self { user, group, uid, gid, .. } = self;
+        let who = Who { uid, gid };
         if who == Who::default() && user.is_none() && group.is_none() {
-            return Err("it says of nobody: add user, uid, group, gid, exe, unit or cgroup".into());
+            return Err("it says of nobody: add user, uid, group or gid".into());
+        }
+        if [uid, gid].contains(&Some(Peer::UNKNOWN)) {
+            return Err(format!("no user and no group has the number {}", Peer::UNKNOWN));
         }
         if self.allow.is_empty() {
             return Err("`allow` is empty: name bind, use, list, release, store or admin".into());

@@ -24,7 +24,7 @@ use tokio::time::timeout_at;
 
 use crate::answer;
 use crate::guard;
-use crate::requests::{Caller, facts};
+use crate::requests::Caller;
 use crate::state::{State, now};
 
 /// The succession of every service, and when to look at it again.
@@ -114,13 +114,13 @@ pub(crate) async fn keep(state: &RefCell<State>) {
 
 impl State {
     /// Says which generation a connection stands for; gives the answer.
-    pub(crate) fn join(&mut self, caller: Caller, said: Said) -> Result<JoinResult, RpcError> {
+    pub(crate) fn join(&mut self, caller: &Caller, said: Said) -> Result<JoinResult, RpcError> {
         let Said { service, generation, pid, state, handover, successor } = said;
         let pid = pid.unwrap_or(caller.peer.pid);
         let phase = answer::phase(state);
         let joining = Joining { service, generation, pid, phase, ordered: handover, successor };
         let connection = caller.connection;
-        let admin = self.policy.judge(caller.peer, &facts(self, caller), Verb::Admin, None);
+        let admin = self.policy.judge(caller.peer, &caller.groups, Verb::Admin, None);
         let privileged = caller.peer.uid == 0 || admin == Verdict::Allow;
         let speaker = succession::Speaker { connection, uid: caller.peer.uid, privileged };
         let actions = self.succession.on(Event::Join(speaker, joining));

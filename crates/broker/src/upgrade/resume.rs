@@ -185,7 +185,9 @@ fn peer(written: &Written) -> Peer {
 fn link(written: &Written, state: &State) -> io::Result<Rc<Link>> {
     let fd: OwnedFd = inherit::take(written.descriptor.unwrap_or(-1))?;
     let stream = UnixStream::from_std(fd.into())?;
-    let caller = Caller { connection: ConnectionId(written.id), peer: peer(written) };
+    // The kernel still has what is not written down.
+    let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
+    let caller = Caller { connection: ConnectionId(written.id), peer: peer(written), groups };
     Ok(Link::new(stream, caller, &written.unread, state))
 }
 

@@ -1,5 +1,7 @@
-//! Who may do what, decided from the credentials that the kernel vouches for
-//! (SO_PEERCRED, unix(7)) and from what can be seen of the process that connected.
+//! Who may do what, decided from the credentials that the kernel bound to the connection when
+//! it was made: user and group (SO_PEERCRED, unix(7)) and supplementary groups
+//! (SO_PEERGROUPS). Nothing that is looked up by process id: that number may be another
+//! process's by the time of a request, and a process may execute another file.
 //!
 //! Without rules, root and the user the broker runs as may do everything, everybody else
 //! nothing. With rules, only what a rule allows is allowed, to whom it is allowed, root
@@ -14,7 +16,7 @@ use std::str::FromStr;
 use crate::listener::ListenSpec;
 
 pub use pattern::{InvalidPattern, Pattern};
-pub use rule::{Facts, Rule, Who};
+pub use rule::{Rule, Who};
 
 /// Who is at the other end of a connection, as it was when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,8 +29,17 @@ pub struct Peer {
     pub gid: u32,
 }
 
+impl Peer {
+    /// The id of a user or group that has none in the broker's user namespace. No user has it
+    /// (it is `(uid_t) -1`), and no rule allows it anything.
+    pub const UNKNOWN: u32 = u32::MAX;
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.uid == Self::UNKNOWN {
+            return write!(f, "a user of another user namespace (pid {})", self.pid);
+        }
         write!(f, "uid {} (pid {})", self.uid, self.pid)
     }
 }
@@ -163,23 +174,18 @@ impl Policy {
         Self { rules, ..self }
     }
 
-    /// Whether a rule asks for more than the kernel's credentials, so that [`Facts`] matter.
-    pub fn needs_facts(&self) -> bool {
-        self.rules.iter().any(Rule::needs_facts)
-    }
-
     /// Whether `peer` may do `verb`, to `subject` where some listeners are meant, else to any.
     pub fn judge(
         &self,
         peer: Peer,
-        facts: &Facts,
+        groups: &[u32],
         verb: Verb,
         subject: Option<&ListenSpec>,
     ) -> Verdict {
         let allowed = if self.rules.is_empty() {
-            peer.uid == 0 || peer.uid == self.owner
+            peer.uid == 0 || (peer.uid == self.owner && self.owner != Peer::UNKNOWN)
         } else {
-            self.rules.iter().any(|rule| rule.allows(peer, facts, verb, subject))
+            self.rules.iter().any(|rule| rule.allows(peer, groups, verb, subject))
         };
         if allowed {
             return Verdict::Allow;
@@ -190,9 +196,9 @@ impl Policy {
 
     /// Whether `peer` may do `verb` to every listener, whichever there may be: no rule that
     /// names addresses allows that.
-    pub fn judge_all(&self, peer: Peer, facts: &Facts, verb: Verb) -> Verdict {
-        let verdict = self.judge(peer, facts, verb, None);
-        let all = |rule: &Rule| rule.addresses.is_empty() && rule.allows(peer, facts, verb, None);
+    pub fn judge_all(&self, peer: Peer, groups: &[u32], verb: Verb) -> Verdict {
+        let verdict = self.judge(peer, groups, verb, None);
+        let all = |rule: &Rule| rule.addresses.is_empty() && rule.allows(peer, groups, verb, None);
         if self.rules.is_empty() || self.rules.iter().any(all) {
             return verdict;
         }
@@ -200,8 +206,8 @@ impl Policy {
     }
 
     /// Whether `peer` may do anything at all.
-    pub fn knows(&self, peer: Peer, facts: &Facts) -> bool {
-        Verb::ALL.into_iter().any(|verb| self.judge(peer, facts, verb, None) == Verdict::Allow)
+    pub fn knows(&self, peer: Peer, groups: &[u32]) -> bool {
+        Verb::ALL.into_iter().any(|verb| self.judge(peer, groups, verb, None) == Verdict::Allow)
     }
 }
 
@@ -222,12 +228,12 @@ mod tests {
         let policy = Policy::owner_only(100);
         let subject = spec(":80");
         for verb in Verb::ALL {
-            for (uid, allowed) in [(0, true), (100, true), (1, false), (u32::MAX, false)] {
-                let verdict = policy.judge(peer(uid), &Facts::default(), verb, Some(&subject));
+            for (uid, allowed) in [(0, true), (100, true), (1, false), (Peer::UNKNOWN, false)] {
+                let verdict = policy.judge(peer(uid), &[], verb, Some(&subject));
                 assert_eq!(verdict == Verdict::Allow, allowed, "{verb} {uid}");
             }
         }
-        let denied = policy.judge(peer(5), &Facts::default(), Verb::Bind, Some(&subject));
+        let denied = policy.judge(peer(5), &[], Verb::Bind, Some(&subject));
         let denial = denied.into_result().expect_err("denied");
         let text = "uid 5 (pid 7) may not bind 0.0.0.0:80: only root and uid 100 may";
         assert_eq!(denial.to_string(), text);
@@ -241,20 +247,17 @@ mod tests {
             addresses: addresses.iter().map(|text| text.parse().expect("pattern")).collect(),
         };
         let www = Who { uid: Some(33), ..Who::default() };
-        let haproxy = Who {
-            gid: Some(90),
-            exe: Some("/usr/sbin/haproxy".into()),
-            unit: Some("haproxy.service".into()),
-            ..Who::default()
-        };
+        let haproxy = Who { uid: Some(9), gid: Some(90) };
+        let unknown = Who { uid: Some(Peer::UNKNOWN), ..Who::default() };
         let policy = Policy::owner_only(100).with_rules(vec![
             rule(www, &[Verb::Bind, Verb::Release], &["*:8000-8999", "/run/www/*"]),
             rule(haproxy, &[Verb::Use, Verb::List], &[]),
+            rule(unknown, &Verb::ALL, &[]),
+            rule(Who::default(), &Verb::ALL, &[]),
         ]);
-        assert!(policy.needs_facts());
-        let none = Facts::default();
-        let may = |uid, facts: &Facts, verb, text: &str| {
-            policy.judge(peer(uid), facts, verb, Some(&spec(text))) == Verdict::Allow
+        let none: [u32; 0] = [];
+        let may = |uid, groups: &[u32], verb, text: &str| {
+            policy.judge(peer(uid), groups, verb, Some(&spec(text))) == Verdict::Allow
         };
         assert!(may(33, &none, Verb::Bind, ":8080") && may(33, &none, Verb::Bind, ":8000-8999"));
         assert!(may(33, &none, Verb::Use, ":8080"), "who may bind may use");
@@ -263,24 +266,15 @@ mod tests {
         assert!(!may(33, &none, Verb::List, ":8080") && !may(33, &none, Verb::Store, ":8080"));
         // Nobody else, not even root and the owner.
         assert!(!may(0, &none, Verb::Bind, ":8080") && !may(100, &none, Verb::Admin, ":8080"));
+        // Who has no id here is nobody, whatever a rule says; a rule that says nobody allows nobody.
+        assert!(!may(Peer::UNKNOWN, &none, Verb::Use, ":1"));
         // Every condition of a rule must hold.
-        let facts = Facts {
-            groups: vec![5, 90],
-            exe: Some("/usr/sbin/haproxy".into()),
-            cgroup: Some("/system.slice/haproxy.service".into()),
-        };
-        assert!(may(9, &facts, Verb::Use, ":1") && !may(9, &facts, Verb::Bind, ":1"));
-        for less in [
-            Facts { groups: vec![5], ..facts.clone() },
-            Facts { exe: Some("/tmp/haproxy".into()), ..facts.clone() },
-            Facts { exe: None, ..facts.clone() },
-            Facts { cgroup: Some("/user.slice/haproxy.service/x".into()), ..facts.clone() },
-        ] {
-            assert!(!may(9, &less, Verb::Use, ":1"), "{less:?}");
-        }
+        let groups = [5, 90];
+        assert!(may(9, &groups, Verb::Use, ":1") && !may(9, &groups, Verb::Bind, ":1"));
+        assert!(!may(9, &[5], Verb::Use, ":1") && !may(8, &groups, Verb::Use, ":1"));
         assert!(policy.knows(peer(33), &none) && !policy.knows(peer(0), &none));
         // To every listener only by a rule without addresses.
-        assert_eq!(policy.judge_all(peer(9), &facts, Verb::List), Verdict::Allow);
+        assert_eq!(policy.judge_all(peer(9), &groups, Verb::List), Verdict::Allow);
         assert_eq!(policy.judge(peer(33), &none, Verb::Release, None), Verdict::Allow);
         assert_ne!(policy.judge_all(peer(33), &none, Verb::Release), Verdict::Allow);
         assert_ne!(policy.judge_all(peer(9), &none, Verb::List), Verdict::Allow);

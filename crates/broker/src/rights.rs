@@ -1,0 +1,104 @@
+//! Whether a caller may do what it asks, by the rules as they are now.
+//!
+//! Everything here is computed from what is in memory, so it comes before whatever costs more.
+
+use std::cell::RefCell;
+
+use bindonce_core::event::Kind;
+use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_core::name::Name;
+use bindonce_core::policy::{Denial, Verb, Verdict};
+use bindonce_observe::Happening;
+use bindonce_wire::RpcError;
+
+use crate::answer;
+use crate::requests::Caller;
+use crate::state::State;
+
+/// Whether the caller may do this, to these listeners where some are meant.
+pub(crate) fn allow(
+    state: &RefCell<State>,
+    caller: &Caller,
+    verb: Verb,
+    subject: Option<&ListenSpec>,
+) -> Result<(), RpcError> {
+    let state = state.borrow();
+    let verdict = state.policy.judge(caller.peer, &caller.groups, verb, subject);
+    verdict.into_result().map_err(|denial| denied(&state, caller, &denial))
+}
+
+/// Whether the caller may do this to every listener, whichever there may be.
+pub(crate) fn allow_all(
+    state: &RefCell<State>,
+    caller: &Caller,
+    verb: Verb,
+) -> Result<(), RpcError> {
+    let state = state.borrow();
+    let verdict = state.policy.judge_all(caller.peer, &caller.groups, verb);
+    verdict.into_result().map_err(|denial| denied(&state, caller, &denial))
+}
+
+/// Whether the caller may do this to the listener of a name. If there is none, whoever may do
+/// it to any listener hears so.
+pub(crate) fn allow_named(
+    state: &RefCell<State>,
+    caller: &Caller,
+    verb: Verb,
+    name: &Name,
+) -> Result<(), RpcError> {
+    let held = {
+        let state = state.borrow();
+        state.registry.by_name(name).map(|held| ListenSpec::from(held.listener.clone()))
+    };
+    allow(state, caller, verb, held.as_ref())
+}
+
+/// Whether the caller may have these: who may bind them may use them, and what is held
+/// already takes no more than the right to use it.
+pub(crate) fn allow_claim(
+    state: &RefCell<State>,
+    caller: &Caller,
+    spec: &ListenSpec,
+    change: bool,
+) -> Result<(), RpcError> {
+    let state = state.borrow();
+    let judge = |verb| state.policy.judge(caller.peer, &caller.groups, verb, Some(spec));
+    let Verdict::Deny(denial) = judge(Verb::Bind) else { return Ok(()) };
+    let held = || spec.expand().all(|listener| state.registry.by_key(&listener).is_some());
+    if !change && judge(Verb::Use) == Verdict::Allow && held() {
+        return Ok(());
+    }
+    Err(denied(&state, caller, &denial))
+}
+
+/// Whether the caller may do anything at all.
+pub(crate) fn known(state: &RefCell<State>, caller: &Caller) -> Result<(), RpcError> {
+    let may = state.borrow().policy.knows(caller.peer, &caller.groups);
+    if may { Ok(()) } else { allow(state, caller, Verb::List, None) }
+}
+
+/// Which listeners the caller may see.
+pub(crate) fn visible(state: &RefCell<State>, caller: &Caller) -> impl Fn(&Listener) -> bool {
+    let policy = state.borrow().policy.clone();
+    let caller = caller.clone();
+    move |listener| {
+        let spec = ListenSpec::from(listener.clone());
+        let verdict = policy.judge(caller.peer, &caller.groups, Verb::List, Some(&spec));
+        verdict == Verdict::Allow
+    }
+}
+
+/// The log hears all of it, the caller what concerns it.
+fn denied(state: &State, caller: &Caller, denial: &Denial) -> RpcError {
+    tracing::warn!(
+        uid = denial.peer.uid,
+        gid = denial.peer.gid,
+        pid = denial.peer.pid,
+        groups = ?caller.groups,
+        needed = denial.rule_needed(),
+        "denied: {denial}"
+    );
+    let happening = Happening::new(Kind::Denied, denial.to_string());
+    state.journal.record(happening.pid(i32::try_from(denial.peer.pid).ok()));
+    answer::denied(denial)
+}
