@@ -1,9 +1,9 @@
 //! The one place that tells a person what went wrong.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use bindonce_haproxy::{adopt, supervisor};
+use bindonce_sys::log;
 
 /// Prints an error with its hint and gives the exit code: 2 for wrong usage, else 1.
 pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
@@ -12,7 +12,7 @@ pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
         let _ = usage.print();
         return ExitCode::from(2);
     }
-    let _ = std::io::stderr().write_all(format!("bindonce: {}", text(error)).as_bytes());
+    log::write(format!("bindonce: {}", text(error)).as_bytes());
     ExitCode::FAILURE
 }
 

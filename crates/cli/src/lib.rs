@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bindonce_haproxy::supervisor::{upgrade, watchdog};
-use bindonce_sys::spawn;
+use bindonce_sys::{log, spawn};
 use clap::{CommandFactory as _, Parser};
 
 use logging::{LogFormat, LogLevel};
@@ -92,10 +92,12 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     let cli = Cli::parse();
-    match command::run(cli.command, &cli.globals) {
+    let code = match command::run(cli.command, &cli.globals) {
         Ok(code) => code,
         Err(error) => failure::print(&error),
-    }
+    };
+    log::finish(log::LAST_WORDS);
+    code
 }
 
 #[cfg(test)]

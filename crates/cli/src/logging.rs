@@ -1,8 +1,12 @@
-//! Log lines on standard error: for people on a terminal, JSON for machines.
+//! Log lines on standard error: for people on a terminal, JSON for machines. No line waits for a
+//! reader ([`bindonce_sys::log`]).
 
-use std::io::IsTerminal as _;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
+use bindonce_core::time::Timestamp;
+use bindonce_sys::log;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::Writer;
@@ -50,10 +54,26 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Begins to log. Called by the commands that run on: a one-shot command prints
-/// its result, and an error if there is one.
+/// Begins to log, from the call of [`log::start`] on; what is said before is kept until then. Called
+/// by the commands that run on: a one-shot command prints its result, and an error if there is one.
 pub(crate) fn start(globals: &Globals) {
-    let lines = fmt::layer().with_writer(std::io::stderr).with_timer(Rfc3339).with_target(false);
+    log::keep(match globals.log_format {
+        LogFormat::Human => |dropped| format!("{} WARN {}\n", now(), lost(dropped)),
+        LogFormat::Json => |dropped| {
+            let (at, text) = (now(), lost(dropped));
+            format!("{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"{text}\"}}\n")
+        },
+    });
+    std::panic::set_hook(Box::new(|panic| {
+        let trace = Backtrace::capture();
+        let trace = if trace.status() == BacktraceStatus::Captured {
+            format!("{trace}\n")
+        } else {
+            String::new()
+        };
+        log::write(format!("{} ERROR {panic}\n{trace}", now()).as_bytes());
+    }));
+    let lines = fmt::layer().with_writer(|| Line).with_timer(Rfc3339).with_target(false);
     let registry = tracing_subscriber::registry().with(globals.log_level.0.clone());
     match globals.log_format {
         LogFormat::Human => {
@@ -65,14 +85,35 @@ pub(crate) fn start(globals: &Globals) {
     }
 }
 
+fn lost(dropped: u64) -> String {
+    format!("{dropped} lines of the log were dropped: standard error was not read")
+}
+
+/// Where the lines go. Each comes in one piece.
+struct Line;
+
+impl io::Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        log::write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// RFC 3339 in UTC with milliseconds.
 struct Rfc3339;
 
+fn now() -> Timestamp {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 impl FormatTime for Rfc3339 {
     fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
-        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        write!(writer, "{}", bindonce_core::time::Timestamp(millis))
+        write!(writer, "{}", now())
     }
 }
 

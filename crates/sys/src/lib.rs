@@ -20,9 +20,11 @@
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
+//! - [`aside`] and [`log`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
 //!   are what a daemon needs.
 
+pub mod aside;
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod diag;
@@ -36,6 +38,7 @@ pub mod inherit;
 pub mod limits;
 pub mod listen;
 pub mod lock;
+pub mod log;
 pub mod memory;
 pub mod network;
 pub mod notify;

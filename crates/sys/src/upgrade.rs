@@ -134,6 +134,8 @@ fn execute(
     let word = |word: OsString| CString::new(word.into_vec());
     let arguments = env::args_os().map(word).collect::<Result<Vec<_>, _>>()?;
     let path = CString::new(binary.as_os_str().as_bytes())?;
+    // The thread that writes the log ends with this image.
+    crate::log::finish(crate::log::LAST_WORDS);
     Ok(nix::unistd::execve(&path, &arguments, &environment)?)
 }
 

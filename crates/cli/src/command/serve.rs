@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bindonce_broker::{Config, File, Orders};
 use bindonce_core::listener::{Listener, Wanted};
+use bindonce_sys::log;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
@@ -63,6 +64,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let signals = SignalFd::new(&taken).context("cannot take over signals")?;
+    log::start().context("cannot start the thread that writes the log")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {

@@ -3,10 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use bindonce_sys::log;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
 
@@ -83,7 +83,7 @@ pub(super) async fn pass_on(stderr: OwnedFd, names: Names, tail: Tail) -> std::i
         let text = names.of_the_user(&line);
         tail.push(&text);
         // Nobody may be listening; haproxy must not be held up by that.
-        let _ = std::io::stderr().lock().write_all(&text);
+        log::write(&text);
     }
 }
 

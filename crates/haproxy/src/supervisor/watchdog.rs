@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
-use bindonce_sys::{holders, scm, tree};
+use bindonce_sys::{holders, log, scm, tree};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -150,11 +150,11 @@ impl Duty {
         match self {
             Self::None => {}
             Self::End(newer) => {
-                eprintln!("bindonce: the supervisor is gone: ending {newer}, which was starting");
                 newer.signal_tree(Signal::SIGKILL);
+                say(&format!("the supervisor is gone: ended {newer}, which was starting"));
             }
             Self::Finish { retire, newer, older, listeners, .. } => {
-                eprintln!("bindonce: the supervisor is gone or stuck: finishing its handover");
+                say("the supervisor is gone or stuck: finishing its handover");
                 older.iter().for_each(|older| older.signal(retire));
                 let until = Instant::now() + CLOSING;
                 let open = |older: &Named| older.listens(&listeners);
@@ -227,8 +227,22 @@ impl Drop for Watchdog {
     }
 }
 
+/// Says something on standard error, which nobody may be reading: what is to be done next does not
+/// wait for that.
+fn say(text: &str) {
+    log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));
+    // Without a thread the last words are lost, and nothing else.
+    let _ = log::start();
+    log::write(format!("bindonce: {text}\n").as_bytes());
+}
+
 /// The watchdog's side: reads duties from standard input until it ends.
 pub fn run() {
+    work();
+    log::finish(log::LAST_WORDS);
+}
+
+fn work() {
     // A supervisor's own log must not end us.
     let _ = bindonce_sys::signals::reset();
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };

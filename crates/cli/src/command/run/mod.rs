@@ -12,6 +12,7 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
 use bindonce_haproxy::supervisor::{self, Ended, Settings};
+use bindonce_sys::log;
 
 use crate::{Globals, logging};
 
@@ -105,6 +106,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         metrics: args.metrics,
     };
     logging::start(globals);
+    log::start().context("cannot start the thread that writes the log")?;
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
     // Two threads for what may block, and always the same: each new one would leave memory of the
     // allocator behind.

@@ -1,0 +1,247 @@
+//! Standard error of a process that must go on deciding when nobody reads it: a pipe that is full, a
+//! terminal that was stopped with Ctrl-S, a log service that hangs.
+//!
+//! write(2) to it would wait until somebody reads, and O_NONBLOCK is a property of the open file,
+//! which others share. So what is said goes into a buffer, and a thread that does nothing else writes
+//! it. Lines that find the buffer full are dropped and counted; the count is said as soon as there is
+//! room again.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::aside;
+
+/// How much is kept for a reader that does not read, about a thousand lines.
+const ROOM: usize = 128 * 1024;
+
+/// What one write takes at most: so much a pipe takes in one piece (pipe(7), PIPE_BUF), so that
+/// lines of two processes do not mix.
+const PIECE: usize = 4096;
+
+/// Room beyond [`ROOM`] for the line that says how many were dropped.
+const NOTICE: usize = 512;
+
+/// The line that says how many lines were dropped, with its end.
+pub type Notice = fn(u64) -> String;
+
+/// How long the last words of a process may take ([`finish`]).
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// From now on [`write`] keeps what it is given, until [`start`] is called.
+pub fn keep(notice: Notice) {
+    let _ = LOG.get_or_init(|| Log::new(None, notice));
+}
+
+/// Starts the thread that writes what [`keep`] keeps. Not before this process has given up the
+/// privileges that it does not need: those are the thread's own.
+///
+/// # Errors
+/// Those of fcntl(2) and pthread_create(3).
+pub fn start() -> io::Result<()> {
+    match LOG.get() {
+        Some(log) => log.start(),
+        None => Ok(()),
+    }
+}
+
+/// Says whole lines on standard error. It does not wait if [`keep`] was called.
+pub fn write(text: &[u8]) {
+    match LOG.get() {
+        Some(log) => log.write(text),
+        // Without a reader there is nobody to tell.
+        None => drop(io::Write::write_all(&mut io::stderr(), text)),
+    }
+}
+
+/// Waits until everything is written, but for no longer than `patience`.
+pub fn finish(patience: Duration) {
+    if let Some(log) = LOG.get() {
+        // If there is no thread to write it, it is lost.
+        let _ = log.start();
+        log.finish(patience);
+    }
+}
+
+#[derive(Debug)]
+struct Log(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to write.
+    more: Condvar,
+    /// Everything is written.
+    done: Condvar,
+    notice: Notice,
+    /// Where to; None is standard error.
+    to: Option<OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    text: Vec<u8>,
+    /// Lines that found no room.
+    dropped: u64,
+    started: bool,
+    /// The thread is writing what it has taken out of `text`.
+    writing: bool,
+}
+
+impl Log {
+    fn new(to: Option<OwnedFd>, notice: Notice) -> Self {
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            more: Condvar::new(),
+            done: Condvar::new(),
+            notice,
+            to,
+        }))
+    }
+
+    fn start(&self) -> io::Result<()> {
+        let mut state = self.0.lock();
+        if state.started {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.0);
+        aside::start("log", move || shared.pass_on())?;
+        state.started = true;
+        Ok(())
+    }
+
+    fn write(&self, text: &[u8]) {
+        let mut state = self.0.lock();
+        if state.text.len() + text.len() > ROOM {
+            let lines = text.split_inclusive(|byte| *byte == b'\n').count();
+            state.dropped = state.dropped.saturating_add(lines.try_into().unwrap_or(u64::MAX));
+            return;
+        }
+        if state.text.is_empty() && state.text.capacity() > PIECE {
+            state.text = Vec::new();
+        }
+        state.text.extend_from_slice(text);
+        drop(state);
+        self.0.more.notify_one();
+    }
+
+    fn finish(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut state = self.0.lock();
+        while !state.text.is_empty() || state.writing {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.0.done.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that is done under the lock leaves it half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes for as long as the process lives. Its own buffer is all the memory that it needs: an
+    /// allocation here would get this thread an arena of its own (malloc(3)).
+    fn pass_on(&self) {
+        let mut piece = [0; PIECE];
+        loop {
+            let length = self.take(&mut piece);
+            self.put(piece.get(..length).unwrap_or_default());
+        }
+    }
+
+    /// Waits for something to write, and takes as many whole lines as one write may have.
+    fn take(&self, piece: &mut [u8; PIECE]) -> usize {
+        let mut state = self.lock();
+        state.writing = false;
+        while state.text.is_empty() {
+            self.done.notify_all();
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let ready = state.text.get(..PIECE).unwrap_or(&state.text);
+        let length = match ready.iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => end + 1,
+            None => ready.len(),
+        };
+        piece[..length].copy_from_slice(&ready[..length]);
+        state.text.drain(..length);
+        state.writing = true;
+        if state.dropped > 0 {
+            let notice = (self.notice)(std::mem::take(&mut state.dropped));
+            state.text.extend(notice.bytes().take(NOTICE));
+        }
+        length
+    }
+
+    fn put(&self, mut text: &[u8]) {
+        let stderr = io::stderr();
+        let to = self.to.as_ref().map_or(stderr.as_fd(), OwnedFd::as_fd);
+        while !text.is_empty() {
+            match rustix::io::write(to, text) {
+                Ok(written) => text = text.get(written..).unwrap_or_default(),
+                Err(rustix::io::Errno::INTR) => {}
+                // Somebody who shares it has made it non-blocking.
+                Err(rustix::io::Errno::AGAIN) => {
+                    let _ = poll(&mut [PollFd::new(&to, PollFlags::OUT)], None);
+                }
+                // The reader is gone.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn notice(dropped: u64) -> String {
+        format!("{dropped} dropped\n")
+    }
+
+    const LINES: u64 = 20_000;
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let log = Log::new(Some(writer.into()), notice);
+        log.write(b"before the thread\n");
+        log.start().expect("a thread");
+        for number in 0..LINES {
+            log.write(format!("line {number}\n").as_bytes());
+        }
+        let begun = Instant::now();
+        log.finish(Duration::from_millis(10));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        // The reader reads again, until the line that says what was dropped has come.
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        while !text.contains(" dropped\n") {
+            let read = reader.read(&mut buffer).expect("a read");
+            text.push_str(std::str::from_utf8(&buffer[..read]).expect("whole characters"));
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.first(), Some(&"before the thread"));
+        let kept = lines.iter().filter(|line| line.starts_with("line ")).count();
+        let dropped = lines.iter().find_map(|line| line.strip_suffix(" dropped"));
+        let dropped: u64 = dropped.expect("the count").parse().expect("a number");
+        let expected = (0..kept as u64).map(|number| format!("line {number}"));
+        assert!(lines[1..].iter().zip(expected).all(|(line, expected)| **line == expected));
+        assert_eq!(kept as u64 + dropped, LINES);
+        log.write(b"after\n");
+        log.finish(Duration::from_secs(10));
+        let read = reader.read(&mut buffer).expect("a read");
+        assert!(buffer[..read].ends_with(b"after\n"));
+    }
+}
