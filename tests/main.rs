@@ -48,5 +48,6 @@ mod supervise;
 mod systemd;
 mod takeovers;
 mod top;
+mod trust;
 mod upgrade;
 mod watch;

@@ -17,6 +17,7 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::lock::LockFile;
+use bindonce_sys::trusted;
 
 use crate::error::Error;
 
@@ -44,6 +45,7 @@ impl Control {
             std::path::absolute(socket).map_err(failed("find the absolute path of", socket))?;
         if let Some(directory) = socket.parent() {
             create_directory(directory).map_err(failed("create the directory", directory))?;
+            check_directory(directory)?;
         }
         let lock_path = lock_path(&socket);
         let lock = LockFile::try_acquire(&lock_path).map_err(failed("lock", &lock_path))?;
@@ -132,6 +134,27 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
     // The umask may have taken bits away.
     fs::set_permissions(directory, fs::Permissions::from_mode(DIRECTORY_MODE))
+}
+
+/// What lies in the directory is believed at the next start (the state file), and paths in it are
+/// replaced. So root keeps nothing where another user could swap it.
+fn check_directory(directory: &Path) -> Result<(), Error> {
+    let failed = |source| Error::File { doing: "look at", path: directory.to_owned(), source };
+    let owner = nix::unistd::geteuid();
+    match trusted::directory(directory, owner.as_raw()).map_err(failed)? {
+        Err(untrusted) if owner.is_root() => {
+            Err(Error::Directory { path: directory.to_owned(), untrusted })
+        }
+        Err(untrusted) => {
+            tracing::warn!(
+                directory = %directory.display(),
+                "{untrusted}: other users of this host could take the control socket's place; \
+                 choose --socket in a directory of your own"
+            );
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 fn write_pid(lock: &LockFile) -> io::Result<()> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bindonce_sys::trusted::Untrusted;
+
 /// Why a broker cannot start, or had to stop. [`Error::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,6 +42,14 @@ pub enum Error {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Another user could replace what the broker keeps beside its control socket.
+    #[error("root's broker cannot keep its files in {}: {untrusted}", .path.display())]
+    Directory {
+        /// The directory of the control socket.
+        path: PathBuf,
+        /// Who could.
+        untrusted: Untrusted,
     },
     /// A configuration file says something that cannot be.
     #[error("the configuration{} is not understood: {reason}", path_text(.path.as_deref()))]
@@ -88,6 +98,11 @@ impl Error {
                 "run the broker as a user that may write there, or choose another path with --socket"
                     .to_owned(),
             ),
+            Self::Directory { untrusted, .. } => Some(format!(
+                "start the broker of that user instead, or give this one a path with --socket that only \
+                 root can change (`namei -l {}` shows what is on the way)",
+                untrusted.path.display()
+            )),
             Self::SocketPath { .. }
             | Self::Configuration { .. }
             | Self::File { .. }

@@ -73,13 +73,8 @@ fn places(socket: &Path, only: Option<&Name>) -> Vec<Place> {
         let file = bindonce_broker::events_file(socket);
         places.push(Place { source: Source::Broker, socket: socket.to_owned(), file });
     }
-    let entries = socket.parent().and_then(|directory| std::fs::read_dir(directory).ok());
-    for entry in entries.into_iter().flatten().flatten() {
-        let file_name = entry.file_name();
-        let name = file_name.to_str().and_then(|name| name.strip_suffix(".d")?.parse().ok());
-        let Some(name) = name.filter(|name: &Name| only.is_none_or(|only| only == name)) else {
-            continue;
-        };
+    let named = |name: &Name| only.is_none_or(|only| only == name);
+    for name in supervisor::services(socket).into_iter().filter(named) {
         let control = supervisor::control_socket(socket, &name);
         let file = supervisor::events_file(socket, &name);
         if control.exists() || file.exists() {

@@ -22,7 +22,7 @@
 //! - [`terminal`] is the one that a person sits at;
 //! - [`aside`] and [`log`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
-//!   are what a daemon needs.
+//!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
 pub mod aside;
 #[cfg(feature = "tokio")]
@@ -55,6 +55,7 @@ pub mod spawn;
 pub mod survey;
 pub mod terminal;
 pub mod tree;
+pub mod trusted;
 pub mod upgrade;
 #[cfg(feature = "tokio")]
 pub mod watch;

@@ -1,6 +1,7 @@
 //! `bindonce serve`: the broker, in the foreground, until SIGTERM or SIGINT.
 
 use std::fs;
+use std::io;
 use std::os::unix;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_sys::log;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{self, Signal, SignalFd};
+use bindonce_sys::trusted;
 use bindonce_sys::watch::Watch;
 
 use crate::{Globals, logging};
@@ -89,9 +91,11 @@ fn become_account(
     if let Some(directory) = config.socket.parent()
         && !directory.is_dir()
     {
-        fs::create_dir_all(directory)
-            .and_then(|()| unix::fs::chown(directory, Some(account.uid), Some(account.gid)))
-            .with_context(|| format!("cannot create the directory {}", directory.display()))?;
+        let given = fs::create_dir_all(directory)
+            .and_then(|()| trusted::directory(directory, 0))
+            .and_then(|trusted| trusted.map_err(io::Error::other))
+            .and_then(|()| unix::fs::lchown(directory, Some(account.uid), Some(account.gid)));
+        given.with_context(|| format!("cannot make the directory {}", directory.display()))?;
     }
     let listeners = config.listen.iter().filter_map(|wanted| match wanted {
         Wanted::Listen(spec) => Some(&spec.first),

@@ -1,11 +1,12 @@
 //! The supervisors' half of `bindonce status`: asked at the control sockets beside the broker's.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bindonce::Client;
 use bindonce_core::duration;
+use bindonce_haproxy::supervisor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -60,17 +61,12 @@ pub(crate) struct Session {
 
 /// Asks every supervisor whose broker is, or was, at `socket`.
 pub(crate) fn all(socket: &Path) -> Vec<Supervisor> {
-    let Some(directory) = socket.parent() else { return Vec::new() };
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut services: Vec<(String, PathBuf)> = entries
-        .filter_map(|entry| {
-            let name = entry.file_name().to_str()?.strip_suffix(".d")?.to_owned();
-            let control = entry.path().join("control.sock");
-            control.exists().then_some((name, control))
-        })
-        .collect();
-    services.sort();
-    services.into_iter().map(|(service, control)| ask(service, &control)).collect()
+    let places = supervisor::services(socket).into_iter().map(|service| {
+        let control = supervisor::control_socket(socket, &service);
+        (service.to_string(), control)
+    });
+    let running = places.filter(|(_, control)| control.exists());
+    running.map(|(service, control)| ask(service, &control)).collect()
 }
 
 fn ask(service: String, control: &Path) -> Supervisor {

@@ -1,4 +1,4 @@
-//! What a service keeps on disk: `SERVICE.d/` beside the broker's socket.
+//! What a service keeps on disk, in the directory that [`super::place`] chooses.
 //!
 //! Its control socket, the private admin socket and the rendered configuration
 //! of each generation, a lock that makes the supervisor the only one, and the
@@ -18,24 +18,10 @@ use bindonce_sys::lock::LockFile;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-
-/// The directory of a service whose broker listens on `socket`.
-pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
-    socket.with_file_name(format!("{service}.d"))
-}
-
-/// The control socket of a service whose broker listens on `socket`.
-pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
-    service_directory(socket, service).join("control.sock")
-}
-
-/// Where the supervisor of a service whose broker listens on `socket` keeps its events.
-pub fn events_file(socket: &Path, service: &Name) -> PathBuf {
-    service_directory(socket, service).join(EVENTS)
-}
+use super::place::{self, Place, service_directory};
 
 /// The file of events, kept for the next supervisor too.
-const EVENTS: &str = "events.jsonl";
+pub(super) const EVENTS: &str = "events.jsonl";
 
 /// The directory of a service, held by this supervisor alone.
 #[derive(Debug)]
@@ -100,9 +86,21 @@ pub(super) struct Inherited {
 impl Directory {
     /// Opens the directory, making it if need be, and locks it.
     pub(super) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
-        let path = service_directory(socket, service);
+        let beside = service_directory(socket, service);
+        let Place { path, untrusted } = place::make(socket, service)
+            .map_err(|source| Error::Directory { path: beside, source })?;
         let failed = |source| Error::Directory { path: path.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+        match untrusted {
+            Some(why) if path.parent() == socket.parent() => tracing::warn!(
+                path = %path.display(),
+                "{why}: other users of this host could replace what this service executes; choose \
+                 --socket in a directory of your own, or set XDG_RUNTIME_DIR"
+            ),
+            Some(why) => {
+                tracing::info!(path = %path.display(), "{why}: files of this service lie elsewhere")
+            }
+            None => {}
+        }
         let lock = LockFile::try_acquire(&path.join("lock")).map_err(failed)?;
         let Some(lock) = lock else {
             let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();

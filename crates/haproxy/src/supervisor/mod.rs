@@ -23,6 +23,7 @@ mod listeners;
 mod metrics;
 mod output;
 mod perform;
+mod place;
 mod process;
 mod promise;
 mod proof;
@@ -70,9 +71,9 @@ use take_over::Inheritance;
 use version::Version;
 use watchdog::Watchdog;
 
-pub use directory::{control_socket, events_file, service_directory};
 pub use error::Error;
 pub use kind::{Haproxy, Kind};
+pub use place::{control_socket, events_file, service_directory, services};
 pub use settings::{Ghosts, Settings};
 
 /// How a supervisor ended.

@@ -1,0 +1,185 @@
+//! Whether anybody else could replace what lies in a directory.
+//!
+//! A process with rights must not keep what it executes, obeys or overwrites where another user can
+//! swap a directory or plant a symbolic link. A directory is trusted if it and everything on the way to it
+//! belongs to root or to one user, and nobody else may write there. Once that is so nobody but
+//! these two can make it different, so the path can be used as it is from then on.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
+
+/// As many as the kernel follows (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// Why a directory is not trusted: the first place on the way to it that somebody else controls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untrusted {
+    /// The directory or the symbolic link.
+    pub path: PathBuf,
+    /// Who owns it.
+    pub owner: u32,
+    /// Its permissions.
+    pub mode: u32,
+    /// The owner is the reason, not who may write.
+    pub foreign: bool,
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.foreign {
+            true => write!(f, "{path} belongs to user {}", self.owner),
+            false => write!(f, "others may write to {path} (mode {:04o})", self.mode),
+        }
+    }
+}
+
+impl std::error::Error for Untrusted {}
+
+/// Checks a directory and everything on the way to it, for the user `uid`. Symbolic links of
+/// root or of that user are followed, and checked likewise. A directory with the sticky bit may be writable for
+/// all: nobody removes or renames there what is another user's.
+///
+/// # Errors
+/// Those of the system calls: the directory must be there.
+pub fn directory(path: &Path, uid: u32) -> io::Result<Result<(), Untrusted>> {
+    let path = std::path::absolute(path)?;
+    let mut pending: VecDeque<OsString> = parts(&path).collect();
+    let (mut at, mut here) = (open_root()?, PathBuf::from("/"));
+    let mut links = 0;
+    loop {
+        if let Err(untrusted) = check(&fstat(&at)?, &here, uid) {
+            return Ok(Err(untrusted));
+        }
+        let Some(part) = pending.pop_front() else { return Ok(Ok(())) };
+        let there = here.join(&part);
+        let stat = statat(&at, &part, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            at = openat(
+                &at,
+                &part,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            here = if part == ".." {
+                here.parent().unwrap_or(Path::new("/")).to_owned()
+            } else {
+                there
+            };
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(rustix::io::Errno::LOOP.into());
+        }
+        if !is_one_of_ours(&stat, uid) {
+            return Ok(Err(untrusted(&stat, &there, true)));
+        }
+        let target =
+            PathBuf::from(OsString::from_vec(readlinkat(&at, &part, Vec::new())?.into_bytes()));
+        if target.is_absolute() {
+            (at, here) = (open_root()?, PathBuf::from("/"));
+        }
+        for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
+            pending.push_front(part);
+        }
+    }
+}
+
+fn open_root() -> io::Result<OwnedFd> {
+    Ok(openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn parts(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+fn is_one_of_ours(stat: &Stat, uid: u32) -> bool {
+    stat.st_uid == 0 || stat.st_uid == uid
+}
+
+fn check(stat: &Stat, path: &Path, uid: u32) -> Result<(), Untrusted> {
+    if !is_one_of_ours(stat, uid) {
+        return Err(untrusted(stat, path, true));
+    }
+    let mode = stat.st_mode;
+    // The group root has no members but root; an access list shows in the group's bits.
+    let others_write = mode & 0o002 != 0 || (mode & 0o020 != 0 && stat.st_gid != 0);
+    let sticky = mode & 0o1000 != 0;
+    if others_write && !sticky { Err(untrusted(stat, path, false)) } else { Ok(()) }
+}
+
+fn untrusted(stat: &Stat, path: &Path, foreign: bool) -> Untrusted {
+    Untrusted { path: path.to_owned(), owner: stat.st_uid, mode: stat.st_mode & 0o7777, foreign }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+    use super::*;
+    use crate::testing;
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+
+    #[test]
+    fn whoever_may_write_on_the_way_makes_it_untrusted() {
+        let scene = testing::Directory::new("trusted");
+        let uid = rustix::process::geteuid().as_raw();
+        let (outer, inner) = (scene.path().join("outer"), scene.path().join("outer/inner"));
+        fs::create_dir_all(&inner).expect("mkdir");
+        mode(&outer, 0o755);
+        let check = |path: &Path| directory(path, uid).expect("it is there");
+        assert_eq!(check(&inner), Ok(()));
+        // For another user than its owner it is not.
+        if uid != 0 {
+            assert!(directory(&inner, uid + 1).expect("it is there").is_err());
+        }
+        for (bits, trusted) in [(0o775, uid == 0), (0o777, false), (0o1777, true), (0o755, true)] {
+            mode(&outer, bits);
+            assert_eq!(check(&inner).is_ok(), trusted, "{bits:o}");
+            assert_eq!(check(&outer).is_ok(), trusted, "{bits:o}");
+        }
+        let link = scene.path().join("link");
+        symlink("outer/../outer/inner", &link).expect("symlink");
+        assert_eq!(check(&link), Ok(()));
+        mode(&outer, 0o777);
+        let said = check(&link).expect_err("writable for all");
+        assert_eq!((&said.path, said.mode), (&outer, 0o777));
+        assert!(said.to_string().contains("(mode 0777)"), "{said}");
+        assert!(directory(&scene.path().join("none"), uid).is_err());
+    }
+
+    #[test]
+    fn what_belongs_to_another_user_is_untrusted() {
+        let uid = rustix::process::geteuid().as_raw();
+        if uid != 0 {
+            return println!("skipped: needs root to give a directory away");
+        }
+        let scene = testing::Directory::new("trusted-owner");
+        let (theirs, link) = (scene.path().join("theirs"), scene.path().join("link"));
+        fs::create_dir(&theirs).expect("mkdir");
+        chown(&theirs, Some(65_533), None).expect("chown");
+        let said = directory(&theirs, uid).expect("it is there").expect_err("theirs");
+        assert!(said.to_string().ends_with("belongs to user 65533"), "{said}");
+        assert_eq!(directory(&theirs, 65_533).expect("it is there"), Ok(()));
+        // A link that they may point elsewhere at any time.
+        symlink("/", &link).expect("symlink");
+        std::os::unix::fs::lchown(&link, Some(65_533), None).expect("lchown");
+        assert!(directory(&link, uid).expect("it is there").is_err());
+    }
+}

@@ -1,0 +1,177 @@
+//! Directories that another user could change: a broker's user tries to become root by the supervisor,
+//! and anybody by a directory that all may write.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use nix::unistd::geteuid;
+use serde_json::json;
+
+use crate::harness::{
+    Finished, Haproxy, Process, Scene, Wire, bindonce, config, eventually, finish, skip,
+};
+
+const OTHER: u32 = 65_533;
+
+/// A broker's directory that is not root's, and what root's supervisor was tempted with in it.
+struct Trap {
+    scene: Scene,
+    socket: PathBuf,
+    victim: PathBuf,
+    sleeper: Child,
+    /// Where the supervisor keeps its files instead.
+    private: Option<PathBuf>,
+}
+
+impl Trap {
+    /// In a directory with this owner and mode.
+    fn new(owner: u32, mode: u32) -> Option<Self> {
+        if !geteuid().is_root() {
+            skip("needs root, for which the trap is laid");
+            return None;
+        }
+        let scene = Scene::new();
+        let directory = scene.path("b");
+        fs::create_dir(&directory).expect("mkdir");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).expect("chmod");
+        chown(&directory, Some(owner), Some(owner)).expect("chown");
+        let victim = scene.write("victim", "precious\n");
+        let sleeper = scene.command("sleep").arg("60").spawn().expect("sleep");
+        Some(Self { socket: directory.join("broker.sock"), scene, victim, sleeper, private: None })
+    }
+
+    fn service(&self) -> PathBuf {
+        self.socket.with_file_name("haproxy.d")
+    }
+
+    /// SERVICE.d as the other user makes it: a pid file that leads to root's file, and a state that names
+    /// root's process as one to be ended.
+    fn lay(&self) {
+        let path = self.service();
+        fs::create_dir(&path).expect("mkdir");
+        symlink(&self.victim, path.join("pid")).expect("symlink");
+        let pid = self.sleeper.id();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        let fields: Vec<_> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        let state = json!({"next": 5, "generations": [{"id": 4, "pid": pid, "state": "starting",
+            "start_time": fields[19].parse::<u64>().expect("a number")}]});
+        fs::write(path.join("state.json"), state.to_string()).expect("write");
+        for entry in fs::read_dir(&path).expect("read").map(|entry| entry.expect("entry").path()) {
+            lchown(entry, Some(OTHER), Some(OTHER)).expect("chown");
+        }
+        chown(path, Some(OTHER), Some(OTHER)).expect("chown");
+    }
+
+    fn broker(&self, user: u32) -> Process {
+        let mut command = self.scene.command("setpriv");
+        command.args([
+            format!("--reuid={user}"),
+            format!("--regid={user}"),
+            "--clear-groups".into(),
+        ]);
+        let binary = self.scene.path("bindonce");
+        fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
+        command.arg(binary).args(["serve", "--socket"]).arg(&self.socket);
+        let mut broker = Process::start(&mut command);
+        broker.wait_line("broker serves");
+        eventually("the broker", || Wire::try_connect(&self.socket));
+        broker
+    }
+
+    fn run(&self, verb: &str) -> Finished {
+        let mut command = self.scene.command(bindonce());
+        finish(command.arg("--socket").arg(&self.socket).arg(verb))
+    }
+
+    /// Root's supervisor; it serves.
+    fn supervisor(&mut self, program: &Path) -> Process {
+        let file = self.scene.path("haproxy.cfg");
+        if !file.exists() {
+            fs::write(&file, config(self.scene.address(), 1)).expect("write");
+        }
+        let mut command = self.scene.command(bindonce());
+        command
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(["run", "--"])
+            .arg(program)
+            .arg("-f")
+            .arg(file);
+        let mut supervisor = Process::start(&mut command);
+        let line = supervisor.wait_line("files of this service lie elsewhere");
+        let private = PathBuf::from(line.rsplit("path=").next().expect("a path").trim());
+        self.private = Some(private);
+        supervisor.wait_line("serving");
+        supervisor
+    }
+
+    /// Nothing of root's has been touched.
+    fn harmless(&mut self) {
+        assert_eq!(fs::read_to_string(&self.victim).expect("the file"), "precious\n");
+        assert!(self.sleeper.try_wait().expect("wait").is_none(), "root's process was ended");
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        self.sleeper.kill().and_then(|()| self.sleeper.wait()).ok();
+        if let Some(directory) = self.private.as_deref().and_then(Path::parent) {
+            fs::remove_dir_all(directory).ok();
+            directory.parent().map(fs::remove_dir);
+        }
+    }
+}
+
+#[test]
+fn the_brokers_user_cannot_swap_what_roots_supervisor_executes() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(mut trap) = Trap::new(OTHER, 0o755) else { return };
+    let _broker = trap.broker(OTHER);
+    let mut supervisor = trap.supervisor(&program);
+    let link = fs::read_link(trap.service()).expect("a link for people");
+    assert_eq!(Some(link.as_path()), trap.private.as_deref());
+    assert!(link.starts_with("/run/bindonce-services") && link.join("state.json").exists());
+    let said = trap.run("reload").ok();
+    assert!(said.contains("generation 2 serves"), "{said}");
+
+    // The link is all that the broker's user can take away; nobody is led by it.
+    fs::remove_file(trap.service()).expect("the link");
+    trap.lay();
+    let said = trap.run("reload").ok();
+    assert!(said.contains("generation 3 serves"), "{said}");
+    assert!(trap.run("status").ok().contains("service haproxy, supervisor pid"));
+    supervisor.terminate();
+    let mut supervisor = trap.supervisor(&program);
+    trap.harmless();
+    supervisor.terminate();
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_not_used_in_one_that_all_may_write() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(mut trap) = Trap::new(0, 0o1777) else { return };
+    trap.lay();
+    let _broker = trap.broker(0);
+    let mut supervisor = trap.supervisor(&program);
+    assert!(trap.run("reload").ok().contains("generation 2 serves"));
+    trap.harmless();
+    supervisor.terminate();
+}
+
+#[test]
+fn roots_broker_keeps_nothing_where_others_could_replace_it() {
+    for (owner, mode, why) in
+        [(OTHER, 0o755, "belongs to user 65533"), (0, 0o777, "others may write to")]
+    {
+        let Some(trap) = Trap::new(owner, mode) else { return };
+        let said = trap.run("serve").fails(1);
+        assert!(said.contains(why) && said.contains("namei -l"), "{said}");
+        assert!(!trap.socket.exists());
+        // A broker of that user is its own affair; of any other it says what could happen.
+        let mut broker = trap.broker(OTHER);
+        broker.terminate();
+        assert_eq!(broker.story().contains("take the control socket's place"), owner != OTHER);
+    }
+}
