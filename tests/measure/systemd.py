@@ -401,8 +401,9 @@ def driver():
     eventually("the watchdog to end it", lambda: int(show("MainPID") or 0) not in (0, pid))
     healed = eventually("the broker after the watchdog", listeners)
     result["watchdog_kept"] = all(healed[name]["inode"] == entry["inode"] for name, entry in after.items() if name not in ("l0", "app"))
-    security = subprocess.run(["systemd-analyze", "security", "bindonce.service", "--no-pager"], capture_output=True, text=True)
-    result["exposure"] = float(security.stdout.strip().splitlines()[-1].split(":")[1].split()[0])
+    for key, unit in [("exposure", "bindonce.service"), ("exposure_haproxy", HAPROXY)]:
+        security = subprocess.run(["systemd-analyze", "security", unit, "--no-pager"], capture_output=True, text=True)
+        result[key] = float(security.stdout.strip().splitlines()[-1].split(":")[1].split()[0])
     if options["haproxy"]:
         result["supervisor"] = supervisor()
         result["walked"] = walked(options["haproxy"])

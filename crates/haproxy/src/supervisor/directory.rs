@@ -97,7 +97,7 @@ impl Directory {
                  --socket in a directory of your own, or set XDG_RUNTIME_DIR"
             ),
             Some(why) => {
-                tracing::info!(path = %path.display(), "{why}: files of this service lie elsewhere")
+                tracing::info!(path = %path.display(), "{why}: files of this service lie elsewhere");
             }
             None => {}
         }
