@@ -2,8 +2,7 @@
 //!
 //! A lock file beside it (PATH.lock) is held for the whole life of a broker, so
 //! that two never serve one path, and the socket of a dead one is replaced by
-//! exactly one. The socket itself appears ready (bound under a temporary name,
-//! given its mode, listening, then renamed into place: `bindonce_sys::listen`).
+//! exactly one. The socket itself listens only once it has its mode (`bindonce_sys::listen`).
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};

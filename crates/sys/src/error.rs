@@ -238,6 +238,11 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
         (Errno::ENOENT | Errno::ENOTDIR, _) => {
             "the directory does not exist: create it first".to_owned()
         }
+        (Errno::ELOOP, _) => {
+            "a symbolic link is followed only where nobody but root and this user can change it: give \
+             the path without it"
+                .to_owned()
+        }
         (Errno::EMFILE, _) => nofile_hint(),
         (Errno::EAFNOSUPPORT, _) => {
             "this system has no IPv6: use an IPv4 address, or enable it".to_owned()

@@ -20,7 +20,7 @@ use crate::queue::is_listening;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Where it is bound. Of a UNIX path this is the path that bind(2) was given, which a
-    /// rename has replaced since if the broker made it.
+    /// rename may have replaced since.
     pub bound: Address,
     /// The socket's inode.
     pub inode: u64,

@@ -2,14 +2,15 @@
 //! the same protocol as the broker's (docs/protocol.md).
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bindonce_core::address::Address;
+use bindonce_core::listener::{Listener, Options};
 use bindonce_observe::{Follower, Journal, follow};
-use bindonce_sys::peer;
+use bindonce_sys::{listen, peer};
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Id, Request};
 use bindonce_wire::params::Events;
@@ -52,17 +53,12 @@ pub(super) type Answer = Result<serde_json::Value, RpcError>;
 /// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
 /// socket that is there belongs to a supervisor that is gone.
 pub(super) fn bind(path: &Path) -> Result<OwnedFd, Error> {
-    let temporary = path.with_extension("new");
+    let odd = |error: &dyn std::fmt::Display| std::io::Error::other(error.to_string());
     let bound = || {
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
-        std::fs::set_permissions(&temporary, PermissionsExt::from_mode(0o600))?;
-        std::fs::rename(&temporary, path)?;
-        listener.set_nonblocking(true)?;
-        Ok(OwnedFd::from(listener))
+        let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(|e| odd(&e))?;
+        let options = Options { mode: Some(0o600), ..Options::default() };
+        let listener = Listener::new(None, address, options).map_err(|e| odd(&e))?;
+        Ok(listen::open(&listener).map_err(|e| odd(&e))?.fd)
     };
     bound().map_err(Error::system("bind the service's control socket"))
 }

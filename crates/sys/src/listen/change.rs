@@ -1,18 +1,16 @@
 //! Changes what can be changed of a socket that is bound: nobody who has it
 //! notices, and no connection is lost.
 
-use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::BorrowedFd;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use socket2::SockRef;
 
-use super::unix::{Owner, UnixPath};
+use super::node::{Node, UnixPath};
+use super::unix::Owner;
 use crate::error::{Error, errno_of};
 
 /// How a socket was before [`change`], so that it can be so again.
@@ -61,7 +59,7 @@ impl Before {
         if self.freebind {
             let _ = set_freebind(socket, &listener.address, false);
         }
-        if let Some(file) = path.and_then(|path| File::open(path).ok()) {
+        if let Some(file) = path.and_then(|path| Node::ours(path).ok()) {
             if let Some((user, group)) = self.owner {
                 let _ = file.set_owner(Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
             }
@@ -109,7 +107,7 @@ fn attempt(
     let asked = Listener { options: wanted.clone(), ..listener.clone() };
     let owner = Owner::find(&asked)?;
     let gone = || fail("lstat")(Errno::ENOENT.into());
-    let file = File::open(path.ok_or_else(gone)?).map_err(fail("open"))?;
+    let file = Node::ours(path.ok_or_else(gone)?).map_err(fail("open"))?;
     if owner_differs {
         file.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
         before.owner = Some((file.uid, file.gid));
@@ -120,39 +118,6 @@ fn attempt(
         before.mode = Some(file.mode);
     }
     Ok(())
-}
-
-/// The file of a UNIX listener, held so that no other can take its place meanwhile.
-struct File {
-    fd: OwnedFd,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-}
-
-impl File {
-    /// The file at the path, if it is the one that we put there.
-    fn open(ours: &UnixPath) -> std::io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(CWD, &ours.path, flags, Mode::empty())?;
-        let found = rustix::fs::fstat(&fd)?;
-        if (found.st_dev, found.st_ino) != (ours.dev, ours.ino) {
-            return Err(Errno::ENOENT.into());
-        }
-        Ok(Self { fd, mode: found.st_mode & 0o777, uid: found.st_uid, gid: found.st_gid })
-    }
-
-    fn set_mode(&self, mode: u32) -> std::io::Result<()> {
-        // The way to the file of an O_PATH descriptor (open(2)).
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-    }
-
-    fn set_owner(&self, user: Option<Uid>, group: Option<Gid>) -> std::io::Result<()> {
-        let user = user.map(|user| rustix::fs::Uid::from_raw(user.as_raw()));
-        let group = group.map(|group| rustix::fs::Gid::from_raw(group.as_raw()));
-        Ok(rustix::fs::chownat(self.fd.as_fd(), "", user, group, AtFlags::EMPTY_PATH)?)
-    }
 }
 
 fn listen(socket: BorrowedFd<'_>, backlog: u32) -> std::io::Result<()> {
@@ -175,6 +140,8 @@ fn is_v6(address: &Address) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;

@@ -8,8 +8,11 @@
 //! set, one way or the other, so that the system's default does not decide.
 
 mod change;
+mod confined;
+mod directory;
 mod many;
 mod netns;
+mod node;
 mod unix;
 
 use std::net::SocketAddr;
@@ -25,8 +28,8 @@ pub use change::{Before, change};
 pub use many::open_all;
 pub use netns::within as within_netns;
 pub(crate) use netns::within_open;
+pub use node::{UnixPath, unlink_if_ours};
 pub(crate) use unix::padded;
-pub use unix::{UnixPath, unlink_if_ours};
 
 /// The kernel clamps a backlog to the somaxconn of the socket's own network
 /// namespace (listen(2)), so asking for the most is asking for somaxconn.
@@ -81,7 +84,7 @@ fn open_here(listener: &Listener) -> Result<Opened, Error> {
             (socket, Address::Udp(real), None)
         }
         Address::Unix(path) => {
-            let (socket, path) = unix::path(listener, path, backlog(listener))?;
+            let (socket, path) = unix::path(listener, path.as_ref(), backlog(listener))?;
             (socket, listener.address.clone(), Some(path))
         }
         Address::Abstract(name) => {

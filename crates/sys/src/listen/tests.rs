@@ -1,15 +1,19 @@
 //! Real sockets on loopback and in temporary directories.
 
+use std::fs::{Permissions, hard_link};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::FdFlags;
+use socket2::SockRef;
 
 use super::*;
 use crate::testing::Directory;
@@ -217,6 +221,145 @@ fn a_live_path_is_never_taken_and_a_dead_one_is_replaced() {
     let unknown = open(&listener(&text)).expect_err("no such user");
     assert!(unknown.to_string().contains("bindonce-nobody"), "{unknown}");
     assert_eq!(directory.entries(), ["app.sock"]);
+}
+
+#[test]
+fn the_name_of_a_socket_is_its_path_wherever_that_is() {
+    let directory = Directory::new("name");
+    for (sub, mode) in [("own", 0o755), ("shared", 0o777), ("shared/below", 0o777)] {
+        let sub = directory.path().join(sub);
+        std::fs::create_dir(&sub).expect("directory");
+        std::fs::set_permissions(&sub, Permissions::from_mode(mode)).expect("mode");
+        let path = sub.join("app.sock");
+        for round in 0..2 {
+            // The second time over what the first left.
+            let held = opened(&format!("{},mode=0640", at(&path)));
+            let name = SockRef::from(&held.fd).local_addr().expect("name");
+            assert_eq!(name.as_pathname(), Some(&*path), "round {round}");
+            assert_eq!(path.metadata().expect("stat").mode() & 0o7777, 0o640);
+            let entries = std::fs::read_dir(&sub).expect("entries").flatten();
+            assert_eq!(entries.filter(|entry| entry.file_name() != "below").count(), 1);
+        }
+    }
+}
+
+/// Runs `work` while another thread exchanges two files all the time.
+fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let flag = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _done = Done(&flag);
+        scope.spawn(|| {
+            while !flag.load(Ordering::Relaxed) {
+                let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
+            }
+        });
+        work();
+    });
+}
+
+/// Whoever owns the directory puts a link to a file of root's, or that very file, in the place of
+/// the new socket.
+#[test]
+fn a_file_that_takes_the_place_of_a_new_socket_is_left_alone() {
+    let directory = Directory::new("swap");
+    let (secret, path) = (directory.path().join("secret"), directory.path().join("app"));
+    std::fs::write(&secret, "root only").expect("secret");
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("mode");
+    let other = directory.path().join("other");
+    let wanted = listener(&format!("{},mode=0666", at(&path)));
+    let mut met = 0;
+    while_exchanged(&other, &path, || {
+        for round in 0..400 {
+            for left in [&path, &other] {
+                let _ = std::fs::remove_file(left);
+            }
+            let make = if round % 2 == 0 { symlink::<&Path, &Path> } else { hard_link };
+            make(&secret, &other).expect("in the way");
+            met += usize::from(open(&wanted).is_err());
+            let mode = secret.metadata().expect("stat").mode() & 0o777;
+            assert_eq!(mode, 0o600, "round {round}");
+        }
+    });
+    assert!(met > 0, "the exchange never met a new socket");
+}
+
+#[test]
+fn a_directory_that_is_exchanged_leads_nothing_elsewhere() {
+    let directory = Directory::new("lead");
+    let (theirs, target) = (directory.path().join("theirs"), directory.path().join("target"));
+    for new in [&theirs, &target, &theirs.join("sub")] {
+        std::fs::create_dir(new).expect("directory");
+    }
+    // Anybody may write here, and so put another directory in the place of `sub`.
+    std::fs::set_permissions(&theirs, Permissions::from_mode(0o777)).expect("mode");
+    let (sub, link) = (theirs.join("sub"), theirs.join("link"));
+    symlink(&target, &link).expect("link");
+    let refused = open(&listener(&at(&link.join("app")))).expect_err("somebody's link");
+    assert_eq!(refused.errno(), Some(Errno::ELOOP as i32));
+    assert!(refused.hint().expect("hint").contains("without it"), "{refused}");
+
+    let wanted = listener(&format!("{},mode=0666", at(&sub.join("app"))));
+    let (mut bound, mut refused) = (0, 0);
+    while_exchanged(&sub, &link, || {
+        for _ in 0..400 {
+            match open(&wanted) {
+                Ok(held) => {
+                    bound += 1;
+                    let _ = unlink_if_ours(&held.path.expect("path"));
+                }
+                Err(_) => refused += 1,
+            }
+            assert!(!target.join("app").exists(), "a socket was made through the link");
+        }
+    });
+    assert!(bound > 0 && refused > 0, "{bound} bound, {refused} refused");
+}
+
+/// What was ours is not looked for, and removed, in another directory.
+#[test]
+fn a_file_is_removed_only_where_it_was_made() {
+    let directory = Directory::new("remove");
+    let (theirs, target) = (directory.path().join("theirs"), directory.path().join("target"));
+    for new in [&theirs, &target, &theirs.join("sub")] {
+        std::fs::create_dir(new).expect("directory");
+    }
+    std::fs::set_permissions(&theirs, Permissions::from_mode(0o777)).expect("mode");
+    let (sub, link) = (theirs.join("sub"), theirs.join("link"));
+    symlink(&target, &link).expect("link");
+    let precious = target.join("app");
+    std::fs::write(&precious, "root's").expect("write");
+    let wanted = listener(&at(&sub.join("app")));
+    while_exchanged(&sub, &link, || {
+        for _ in 0..400 {
+            if let Ok(Opened { path: Some(ours), .. }) = open(&wanted) {
+                let _ = unlink_if_ours(&ours);
+            }
+        }
+    });
+    assert!(precious.exists(), "another directory's file was removed");
+}
+
+#[test]
+fn a_link_that_only_root_and_this_user_can_change_is_followed() {
+    let directory = Directory::new("link");
+    let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+    std::fs::create_dir(&real).expect("directory");
+    symlink(
+        "../".to_owned() + &directory.path().file_name().expect("name").to_string_lossy() + "/real",
+        &link,
+    )
+    .expect("link");
+    let held = opened(&at(&link.join("app")));
+    UnixStream::connect(real.join("app")).expect("connect");
+    // A file that takes the name of the directory is not removed in its stead.
+    assert!(unlink_if_ours(&held.path.expect("path")).expect("unlink"));
+    assert!(!real.join("app").exists());
 }
 
 #[test]

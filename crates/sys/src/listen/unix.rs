@@ -1,27 +1,28 @@
 //! UNIX listeners: paths that appear ready or not at all, and abstract names.
 //!
-//! A path is bound under a temporary name in the same directory, given its
-//! mode and owner, made to listen, and only then renamed into place: whoever
-//! finds the path can connect. A path that a live socket answers on is never taken;
-//! one whose socket is dead is replaced without an instant at which it is missing.
-//! Without `mode=` the umask of the process decides who may connect.
+//! A socket is bound to its path itself, because that is the name that getsockname(2) gives for
+//! ever. It is given its mode and owner, by its file's descriptor, and only then does it
+//! listen: until then a client is refused, as it was by the dead socket that stood there before. A
+//! path that a live socket answers on is never taken. Without `mode=` the umask of the process
+//! decides who may connect.
+//!
+//! The directory may belong to a user who is hostile. `directory.rs` and `confined.rs` keep the file in
+//! that directory, and `node.rs` keeps what is done to the file to that file.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use bindonce_core::listener::Listener;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
-use rustix::fs::{AtFlags, CWD, RenameFlags};
+use rustix::fs::AtFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::confined;
+use super::directory::Directory;
+use super::node::{Life, Node, UnixPath};
 use crate::error::{Error, errno_of};
 
 /// `sun_path` holds this many bytes (unix(7)); haproxy pads abstract names to it.
@@ -29,32 +30,6 @@ const SUN_PATH: usize = 108;
 
 /// How often to try again when the path changes while we look at it.
 const ATTEMPTS: usize = 16;
-
-/// The file of a UNIX listener, known by its inode, so that it is removed only
-/// while it is still the one that we put there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnixPath {
-    /// Where it was put.
-    pub path: PathBuf,
-    /// Device of the file.
-    pub dev: u64,
-    /// Inode of the file (not of the socket).
-    pub ino: u64,
-}
-
-/// Removes the file if it is still ours; true if it did. Nobody can connect
-/// afterwards, so call it when the listener is closed for good.
-///
-/// # Errors
-/// Those of lstat(2) and unlink(2); a file that is gone is no error.
-pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
-    match identity(&ours.path) {
-        Ok(found) if found == (ours.dev, ours.ino) => fs::remove_file(&ours.path).map(|()| true),
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
 
 /// A listening socket in the abstract name space. As in haproxy, the name is
 /// padded with NULs to the whole of `sun_path` (haproxy manual, `abns@`), so
@@ -82,151 +57,78 @@ pub(crate) fn padded(name: &str) -> io::Result<SockAddr> {
 /// A listening socket on a path.
 pub(super) fn path(
     listener: &Listener,
-    path: &str,
+    path: &Path,
     backlog: i32,
 ) -> Result<(Socket, UnixPath), Error> {
     let fail = |operation| failure(listener, operation);
-    let options = &listener.options;
     let owner = Owner::find(listener)?;
-    let path = Path::new(path);
     let socket = stream(listener)?;
+    let (directory, name) = Directory::of(path).map_err(fail("open"))?;
+    bind(listener, &socket, &directory, path, name)?;
 
-    let temporary = bind_temporary(&socket, path).map_err(fail("bind"))?;
-    // Not listening yet: until the mode and owner are right a connection is refused.
-    if let Some(mode) = options.mode {
-        fs::set_permissions(&temporary.0, fs::Permissions::from_mode(mode))
-            .map_err(fail("chmod"))?;
-    }
-    if owner.is_said() {
-        std::os::unix::fs::lchown(
-            &temporary.0,
-            owner.user.map(Uid::as_raw),
-            owner.group.map(Gid::as_raw),
-        )
-        .map_err(fail("chown"))?;
-    }
-    socket.listen(backlog).map_err(fail("listen"))?;
-    let (dev, ino) = identity(&temporary.0).map_err(fail("lstat"))?;
-    put_in_place(listener, &temporary.0, path)?;
-    Ok((socket, UnixPath { path: path.to_owned(), dev, ino }))
-}
-
-/// A name that is removed again unless it was renamed into place. (Then it is
-/// gone, or names the dead socket that was replaced.)
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Nothing to do about a failure, and the usual one is that it is gone.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn bind_temporary(socket: &Socket, path: &Path) -> io::Result<Temporary> {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let directory = path.parent().ok_or(Errno::EISDIR)?;
-    if path.file_name().is_none() {
-        return Err(Errno::EISDIR.into());
-    }
-    // The short way to a directory whose own path leaves no room in sun_path.
-    let handle = rustix::fs::open(
-        directory,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    for _ in 0..ATTEMPTS {
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let suffix = format!("{:x}-{count:x}", process::id());
-        // The name stays in the kernel's books (`ss -lx`), so it says what it is for.
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{suffix}"));
-        let mut temporary = PathBuf::from(temporary);
-        let address = if fits(&temporary) {
-            SockAddr::unix(&temporary)?
-        } else {
-            let name = format!(".{suffix}");
-            temporary = directory.join(&name);
-            SockAddr::unix(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))?
-        };
-        match socket.bind(&address) {
-            Ok(()) => return Ok(Temporary(temporary)),
-            // Left by a process that died with our pid: leave it, take the next name.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            Err(error) => return Err(error),
+    let mut node = None;
+    let mut ready = || {
+        let node = node.insert(Node::open(&directory, name).map_err(fail("open"))?);
+        // Whoever may write in the directory may have put another file there.
+        if !node.is_socket || node.life().map_err(fail("connect"))? != Life::Bound {
+            return Err(fail("bind")(Errno::EADDRINUSE.into()));
         }
+        // Not listening yet: until the mode and owner are right a connection is refused.
+        if owner.is_said() {
+            node.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
+        }
+        // chown(2) may take bits of the mode away, so the mode comes last.
+        if let Some(mode) = listener.options.mode {
+            node.set_mode(mode).map_err(fail("chmod"))?;
+        }
+        socket.listen(backlog).map_err(fail("listen"))?;
+        // Until now it looked dead, and another process may have replaced it.
+        if !node.is_at(&directory, name) {
+            return Err(fail("bind")(Errno::EADDRINUSE.into()));
+        }
+        Ok(UnixPath { path: path.to_owned(), dev: node.dev, ino: node.ino })
+    };
+    let ready = ready();
+    if ready.is_err() && node.is_none_or(|node| node.is_at(&directory, name)) {
+        // Nothing to do about a failure, and the usual one is that it is gone.
+        let _ = rustix::fs::unlinkat(&directory.fd, name, AtFlags::empty());
     }
-    Err(Errno::EADDRINUSE.into())
+    ready.map(|at| (socket, at))
 }
 
-/// Whether a path and the NUL behind it fit into `sun_path`.
-fn fits(path: &Path) -> bool {
-    path.as_os_str().len() < SUN_PATH
-}
-
-/// Renames `temporary` to `path`, over nothing or over a dead socket.
-fn put_in_place(listener: &Listener, temporary: &Path, path: &Path) -> Result<(), Error> {
+/// Binds, in place of a dead socket where one is in the way.
+fn bind(
+    listener: &Listener,
+    socket: &Socket,
+    directory: &Directory,
+    path: &Path,
+    name: &OsStr,
+) -> Result<(), Error> {
     let fail = |operation| failure(listener, operation);
     for _ in 0..ATTEMPTS {
-        match rename(temporary, path, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EEXIST) => {}
-            // A file system without renameat2's flags: the check below and a plain rename.
-            Err(Errno::EINVAL | Errno::ENOSYS) => {
-                if dead_socket(listener, path)?.is_none() && path.symlink_metadata().is_ok() {
-                    continue;
-                }
-                return fs::rename(temporary, path).map_err(fail("rename"));
-            }
-            Err(errno) => return Err(fail("rename")(errno.into())),
-        }
-        let Some(dead) = dead_socket(listener, path)? else {
-            continue;
+        let bound = if directory.pinned {
+            SockAddr::unix(path).and_then(|address| socket.bind(&address))
+        } else {
+            confined::bind(socket, directory, path)
         };
-        // Swap, then look at what came out: if another process put a live socket
-        // there in between, it gets its place back.
-        match rename(temporary, path, RenameFlags::EXCHANGE) {
-            Ok(()) if identity(temporary).is_ok_and(|out| out == dead) => return Ok(()),
-            Ok(()) => rename(temporary, path, RenameFlags::EXCHANGE)
-                .map_err(|errno| fail("rename")(errno.into()))?,
-            Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(fail("rename")(errno.into())),
+        match bound {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map_err(fail("bind")),
         }
+        let node = match Node::open(directory, name) {
+            Ok(node) => node,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(fail("open")(error)),
+        };
+        if !node.is_socket {
+            return Err(Error::NotASocket { path: path.to_owned() });
+        }
+        if node.life().map_err(fail("connect"))? == Life::Alive {
+            return Err(Error::PathInUse { path: path.to_owned() });
+        }
+        node.remove_dead(directory, name).map_err(fail("unlink"))?;
     }
     Err(Error::PathInUse { path: path.to_owned() })
-}
-
-/// Which file stands at `path`, if it is a socket that nobody listens on; None
-/// if nothing stands there any more.
-fn dead_socket(listener: &Listener, path: &Path) -> Result<Option<(u64, u64)>, Error> {
-    let found = match path.symlink_metadata() {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failure(listener, "lstat")(error)),
-    };
-    if !found.file_type().is_socket() {
-        return Err(Error::NotASocket { path: path.to_owned() });
-    }
-    let probe = stream(listener)?;
-    let address = SockAddr::unix(path).map_err(failure(listener, "connect"))?;
-    match probe.connect(&address).map_err(|error| errno_of(&error)) {
-        Err(Errno::ECONNREFUSED) => Ok(Some((found.dev(), found.ino()))),
-        Err(Errno::ENOENT) => Ok(None),
-        // EAGAIN is a full queue and EPROTOTYPE a socket of another type: both alive.
-        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => {
-            Err(Error::PathInUse { path: path.to_owned() })
-        }
-        Err(errno) => Err(failure(listener, "connect")(errno.into())),
-    }
-}
-
-fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<(), Errno> {
-    rustix::fs::renameat_with(CWD, from, CWD, to, flags)
-        .map_err(|error| Errno::from_raw(error.raw_os_error()))
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let found = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok((found.st_dev, found.st_ino))
 }
 
 fn stream(listener: &Listener) -> Result<Socket, Error> {

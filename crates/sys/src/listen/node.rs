@@ -1,0 +1,184 @@
+//! The file of a UNIX socket, held by a descriptor: what is done to it is done to this file, whatever
+//! its name leads to by then.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{ffi::OsStr, process};
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::directory::Directory;
+use crate::error::errno_of;
+
+/// How often to take another name for what is moved aside.
+const ATTEMPTS: usize = 16;
+
+/// The file of a UNIX listener, known by its inode, so that it is removed only
+/// while it is still the one that we put there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixPath {
+    /// Where it was put.
+    pub path: PathBuf,
+    /// Device of the file.
+    pub dev: u64,
+    /// Inode of the file (not of the socket).
+    pub ino: u64,
+}
+
+/// Removes the file if it is still ours; true if it did. Nobody can connect
+/// afterwards, so call it when the listener is closed for good.
+///
+/// # Errors
+/// Those of the system calls on the way; a file that is gone is no error.
+pub fn unlink_if_ours(ours: &UnixPath) -> io::Result<bool> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let removed = Directory::of(&ours.path).and_then(|(directory, name)| {
+        let node = Node::open(&directory, name)?;
+        let ours = node.is(ours);
+        if ours {
+            rustix::fs::unlinkat(&directory.fd, name, AtFlags::empty())?;
+        }
+        Ok(ours)
+    });
+    match removed {
+        Err(error) if gone(&error) => Ok(false),
+        removed => removed,
+    }
+}
+
+/// Who has a socket's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Nobody listens on it.
+    Dead,
+    /// A stream socket is bound to it that does not listen yet, or not any more.
+    Bound,
+    /// A socket receives there.
+    Alive,
+}
+
+/// A file, by a descriptor that cannot read or write it (O_PATH).
+pub(super) struct Node {
+    fd: OwnedFd,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) is_socket: bool,
+}
+
+impl Node {
+    /// The file of this name; a symbolic link itself.
+    pub(super) fn open(directory: &Directory, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&directory.fd, name, flags, Mode::empty())?;
+        let found = rustix::fs::fstat(&fd)?;
+        Ok(Self {
+            dev: found.st_dev,
+            ino: found.st_ino,
+            mode: found.st_mode & 0o7777,
+            uid: found.st_uid,
+            gid: found.st_gid,
+            is_socket: FileType::from_raw_mode(found.st_mode) == FileType::Socket,
+            fd,
+        })
+    }
+
+    /// The file at a path, if it is the one that we put there.
+    pub(super) fn ours(ours: &UnixPath) -> io::Result<Self> {
+        let (directory, name) = Directory::of(&ours.path)?;
+        let node = Self::open(&directory, name)?;
+        if node.is(ours) { Ok(node) } else { Err(Errno::ENOENT.into()) }
+    }
+
+    pub(super) fn is(&self, ours: &UnixPath) -> bool {
+        (self.dev, self.ino) == (ours.dev, ours.ino)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+
+    /// Whether the name leads to this file.
+    pub(super) fn is_at(&self, directory: &Directory, name: &OsStr) -> bool {
+        Self::open(directory, name).is_ok_and(|there| there.same(self))
+    }
+
+    /// The way to the file of an O_PATH descriptor (open(2), proc_pid_fd(5)).
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+    }
+
+    pub(super) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(mode))
+    }
+
+    pub(super) fn set_owner(&self, user: Option<Uid>, group: Option<Gid>) -> io::Result<()> {
+        let user = user.map(|user| rustix::fs::Uid::from_raw(user.as_raw()));
+        let group = group.map(|group| rustix::fs::Gid::from_raw(group.as_raw()));
+        Ok(rustix::fs::chownat(self.fd.as_fd(), "", user, group, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Who has it, by what the kernel answers to a stream and to a datagram socket that connect
+    /// to this very file. A socket of the other type is named (EPROTOTYPE), and refused is only
+    /// who finds none that listens (unix(7)).
+    pub(super) fn life(&self) -> io::Result<Life> {
+        match connect(Type::STREAM, &self.path()) {
+            Err(Errno::ECONNREFUSED) => {}
+            // A full queue (EAGAIN), or a socket of another type.
+            Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => return Ok(Life::Alive),
+            Err(errno) => return Err(errno.into()),
+        }
+        match connect(Type::DGRAM, &self.path()) {
+            Err(Errno::EPROTOTYPE) => Ok(Life::Bound),
+            Err(Errno::ECONNREFUSED) => Ok(Life::Dead),
+            Ok(()) => Ok(Life::Alive),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Removes this dead socket, and nothing else that has taken its name or has come to life
+    /// meanwhile: it is moved aside, looked at again, and put back if it is not what it was.
+    pub(super) fn remove_dead(&self, directory: &Directory, name: &OsStr) -> io::Result<()> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let at = &directory.fd;
+        for _ in 0..ATTEMPTS {
+            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let aside = format!(".bindonce-{:x}-{count:x}", process::id());
+            let moved = rustix::fs::renameat_with(at, name, at, &aside, RenameFlags::NOREPLACE);
+            match moved {
+                Ok(()) => {}
+                Err(rustix::io::Errno::EXIST) => continue,
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
+                // A file system without renameat2's flags.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                    return Ok(rustix::fs::unlinkat(at, name, AtFlags::empty())?);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            let found = Self::open(directory, OsStr::new(&aside))?;
+            if found.same(self) && matches!(self.life(), Ok(Life::Dead | Life::Bound)) {
+                return Ok(rustix::fs::unlinkat(at, &aside, AtFlags::empty())?);
+            }
+            rustix::fs::renameat_with(at, &aside, at, name, RenameFlags::NOREPLACE)?;
+            return Ok(());
+        }
+        Err(Errno::EEXIST.into())
+    }
+}
+
+fn connect(kind: Type, path: &Path) -> Result<(), Errno> {
+    let attempt = || {
+        Socket::new_raw(Domain::UNIX, kind.nonblocking().cloexec(), None)?
+            .connect(&SockAddr::unix(path)?)
+    };
+    attempt().map_err(|error| errno_of(&error))
+}
