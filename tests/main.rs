@@ -11,6 +11,7 @@ mod harness;
 
 mod adopt;
 mod boundary;
+mod check;
 mod containers;
 mod corpus;
 mod deadlines;

@@ -3,7 +3,7 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] [tied=PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
@@ -56,6 +56,9 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
+    /// The kernel ends it (SIGKILL) when the thread that starts it ends, however that comes about
+    /// (PR_SET_PDEATHSIG(2const)).
+    pub tied: bool,
     /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
     /// SIGPIPE ignored, since whoever reads its standard error may be gone first; and with
     /// LISTEN_PID set to its own pid, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
@@ -93,6 +96,7 @@ impl Launch {
             cwd: None,
             descriptors: Vec::new(),
             hold: None,
+            tied: false,
             service: false,
             stdout: Stdio::inherit(),
             stderr: Stdio::inherit(),
@@ -131,6 +135,7 @@ impl Launch {
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
             .args(self.hold.map(|pid| pid.to_string()))
+            .args(self.tied.then(|| format!("{}{}", shim::TIED, std::process::id())))
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)

@@ -5,8 +5,8 @@
 //! haproxy's own rules for words, quotes, variables and conditions, collects
 //! what every `bind` line names, and writes a copy of each file in which only
 //! the address word of such a line is replaced by a descriptor. Lines keep their
-//! numbers, so haproxy's messages need nothing but the path put back, which
-//! [`PathMap`] does.
+//! numbers; [`Messages`] puts the user's paths, addresses and quoted lines back
+//! into what haproxy says.
 //!
 //! Everything here is a function of its arguments: files, environment, host
 //! names and conditions come through [`World`]; [`System`] is the real one.
@@ -19,6 +19,7 @@ mod conditions;
 mod default_path;
 mod error;
 mod listeners;
+mod messages;
 mod options;
 mod paths;
 pub mod reader;
@@ -31,6 +32,9 @@ mod world;
 
 pub use command::Command;
 pub use error::{Error, Place};
-pub use paths::PathMap;
-pub use render::{Binding, LeftAlone, RenderedFile, Rendering, ServerState, Supplied, Variable};
+pub use messages::Messages;
+use paths::PathMap;
+pub use render::{
+    Binding, Change, LeftAlone, RenderedFile, Rendering, ServerState, Supplied, Variable,
+};
 pub use world::{Environment, Family, System, World};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Which rendered file stands for which of the user's files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PathMap {
+pub(super) struct PathMap {
     /// Rendered path and user's path, the longest rendered path first, so that
     /// no path is taken for the beginning of a longer one.
     pairs: Vec<(Vec<u8>, Vec<u8>)>,
@@ -13,7 +13,7 @@ pub struct PathMap {
 
 impl PathMap {
     /// A map from pairs of (rendered path, user's path).
-    pub fn new<I: IntoIterator<Item = (PathBuf, PathBuf)>>(pairs: I) -> Self {
+    pub(super) fn new<I: IntoIterator<Item = (PathBuf, PathBuf)>>(pairs: I) -> Self {
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
         let mut pairs: Vec<_> =
             pairs.into_iter().map(|(copy, user)| (bytes(&copy), bytes(&user))).collect();
@@ -24,7 +24,7 @@ impl PathMap {
 
     /// Rewrites the rendered paths in `text` (haproxy's output, whole lines) to
     /// the user's paths; every other byte stays.
-    pub fn user_place(&self, text: &[u8]) -> Vec<u8> {
+    pub(super) fn user_place(&self, text: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(text.len());
         let mut at = 0;
         while at < text.len() {

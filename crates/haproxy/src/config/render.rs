@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use bindonce_core::name::Name;
 use super::command::Command;
 use super::walk::Walk;
 use super::world::World;
-use super::{Error, PathMap, Place};
+use super::{Error, Place};
 
 /// What the caller adds to the user's configuration.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,6 +38,17 @@ pub struct RenderedFile {
     pub injected: bool,
     /// The text of the copy.
     pub text: Vec<u8>,
+    /// Where it differs from the user's file, in order.
+    pub changes: Vec<Change>,
+}
+
+/// A place at which a copy differs from the user's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The bytes of the copy.
+    pub range: Range<usize>,
+    /// What stands there in the user's file.
+    pub was: Box<[u8]>,
 }
 
 /// A listener that haproxy gets from the broker.
@@ -80,7 +92,7 @@ pub struct Variable {
     /// Its name.
     pub name: String,
     /// The bindings that it stands for, by index: one, or a whole range of ports.
-    pub bindings: std::ops::Range<usize>,
+    pub bindings: Range<usize>,
     /// True when the value is `fd@3,fd@4,...` instead of one number: a variable for
     /// each port of a long range would make haproxy's start quadratic in it.
     pub list: bool,
@@ -174,14 +186,6 @@ impl Rendering {
                 Err(Error::ForeignDescriptor { place: left.place.clone(), text: left.text.clone() })
             }
         }
-    }
-
-    /// The map that puts the user's paths back into haproxy's messages, when the
-    /// copies are in `directory`.
-    pub fn path_map(&self, directory: &Path) -> PathMap {
-        PathMap::new(
-            self.files.iter().map(|file| (directory.join(&file.name), file.user_path.clone())),
-        )
     }
 
     /// Writes the copies into `directory`, which exists, readable by their owner

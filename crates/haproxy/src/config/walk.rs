@@ -14,7 +14,7 @@ use super::default_path::DefaultPath;
 use super::listeners::{Met, Names, Supply, mark};
 use super::options::Said;
 use super::reader::{self, Word, printable};
-use super::render::{LeftAlone, RenderedFile, Rendering, Supplied};
+use super::render::{Change, LeftAlone, RenderedFile, Rendering, Supplied};
 use super::sections::{Kind, Proxy, Section};
 use super::server_state::ServerStates;
 use super::world::{Environment, World};
@@ -124,7 +124,7 @@ impl<'a> Walk<'a> {
         }
         self.keep_through_resets()?;
         for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
-            file.text = edited(&file.text, edits);
+            (file.text, file.changes) = edited(&file.text, edits);
         }
         self.out.unused = self.supply.unused();
         self.out.server_states = self.server_states.files(&self.directory);
@@ -167,6 +167,7 @@ impl<'a> Walk<'a> {
             name: format!("{:03}-{}", self.out.files.len(), base.to_string_lossy()),
             injected,
             text,
+            changes: Vec::new(),
         });
         self.edits.push(Vec::new());
     }
@@ -376,18 +377,21 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The text with its edits, which do not overlap.
-fn edited(text: &[u8], mut edits: Vec<Edit>) -> Vec<u8> {
+/// The text with its edits, which do not overlap, and where each of them is in it.
+fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
     edits.sort_by_key(|edit| edit.range.start);
     let mut out = Vec::with_capacity(text.len());
+    let mut changes = Vec::with_capacity(edits.len());
     let mut at = 0;
     for edit in edits {
         out.extend_from_slice(&text[at..edit.range.start]);
+        let start = out.len();
         out.extend(edit.text);
         at = edit.range.end;
+        changes.push(Change { range: start..out.len(), was: text[edit.range].into() });
     }
     out.extend_from_slice(&text[at..]);
-    out
+    (out, changes)
 }
 
 /// Whether a line that cannot be taken apart begins like a bind line.

@@ -20,11 +20,12 @@ use super::directory::{Inherited, Saved, SavedGeneration};
 use super::generation::Generation;
 use super::lease::Keeper;
 use super::listeners::Held;
-use super::output::{self, Names, Tail};
+use super::output::{self, Tail};
 use super::report::{Story, milliseconds};
 use super::start::Launched;
 use super::watchdog::Duty;
 use super::{Ended, Message, Supervisor, broker};
+use crate::config::Messages;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
 /// its standard error open.
@@ -34,8 +35,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub(super) struct Process {
     pub(super) pidfd: Pidfd,
     pub(super) admin: Option<Admin>,
-    /// The reading end of its standard error, and the user's names for what comes through it.
-    pub(super) stderr: Option<(OwnedFd, Names)>,
+    /// The reading end of its standard error, and what translates what comes through it.
+    pub(super) stderr: Option<(OwnedFd, Messages)>,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) lease: Option<bindonce::aio::Client>,
     pub(super) started: SystemTime,
@@ -53,7 +54,7 @@ impl Supervisor {
         let process = Process {
             pidfd: launched.pidfd,
             admin,
-            stderr: launched.stderr.map(|stderr| (stderr, launched.names)),
+            stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
             listeners: launched.listeners,
             lease: Some(launched.lease),
             started: SystemTime::now(),
@@ -122,9 +123,9 @@ impl Supervisor {
         let ended = Watch::new(&*pidfd).inspect_err(|_| drop(pidfd.send(Number::SIGKILL)))?;
         let tail = Tail::default();
         let mut copy = None;
-        let words = process.stderr.map(|(stderr, names)| {
+        let words = process.stderr.map(|(stderr, messages)| {
             copy = stderr.try_clone().ok();
-            super::spawn(output::pass_on(stderr, names, tail.clone()))
+            super::spawn(output::pass_on(stderr, messages, tail.clone()))
         });
         let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
         let is_program = self.settings.kind.program().is_some();

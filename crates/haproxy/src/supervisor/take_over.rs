@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 use super::admin::{Admin, Info};
 use super::directory::{Saved, SavedGeneration};
 use super::listeners::Held;
-use super::output::Names;
 use super::process::Process;
 use super::{Error, Supervisor, broker};
+use crate::config::Messages;
 
 /// How long a generation that was found may take to answer on its admin socket.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -134,7 +134,7 @@ impl Supervisor {
         let process = Process {
             pidfd,
             admin,
-            stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, Names::default())),
+            stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, Messages::default())),
             listeners,
             lease,
             started: UNIX_EPOCH + Duration::from_millis(saved.since),

@@ -2,6 +2,7 @@
 //! haproxy that is installed.
 
 mod golden;
+mod messages;
 mod properties;
 mod support;
 mod words;

@@ -12,10 +12,9 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::spawn::Launch;
 
 use super::{How, Order, copies};
-use crate::config::{PathMap, Rendering, Supplied, System};
+use crate::config::{Messages, Rendering, Supplied, System};
 use crate::supervisor::directory::Directory;
 use crate::supervisor::listeners::Held;
-use crate::supervisor::output::Names;
 use crate::supervisor::{Error, Haproxy, Settings};
 
 /// The variable that carries the number of the admin socket's descriptor.
@@ -35,10 +34,9 @@ const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
 /// A configuration that was read and rendered.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Rendered {
-    pub(super) rendering: Rendering,
+    pub(super) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,
-    paths: PathMap,
     /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
     /// listen on: where only haproxy can say whether there is anything, it is left out.
     admin: bool,
@@ -91,8 +89,7 @@ pub(super) async fn render(
             .map_err(Error::system("write the rendered configuration"))?;
         files.insert(0, admin);
     }
-    let paths = rendering.path_map(&path);
-    Ok(Rendered { rendering, files, paths, admin })
+    Ok(Rendered { rendering: Rc::new(rendering), files, admin })
 }
 
 /// How haproxy is started on the copies, with these listeners.
@@ -114,8 +111,6 @@ pub(super) fn order(
     let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
     descriptors.extend(copies(listeners)?);
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
-    let texts = rendered.rendering.bindings.iter().map(|binding| binding.text.clone());
-    let addresses = numbers.iter().copied().zip(texts).collect();
     let environment = rendered.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
     // Their variables are in the environment already: some stand for several descriptors.
@@ -132,8 +127,9 @@ pub(super) fn order(
         launch.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
-    let names = Names { paths: rendered.paths.clone(), addresses };
-    Ok(Order { launch, names, admin, notifications: None })
+    let copies = &rendered.files[usize::from(rendered.admin)..];
+    let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
+    Ok(Order { launch, messages, admin, notifications: None })
 }
 
 /// A claim that was refused, with the line of the user's that wants the address.

@@ -21,10 +21,9 @@ use bindonce_sys::spawn::Launch;
 
 use super::directory::Directory;
 use super::listeners::Held;
-use super::output::Names;
 use super::readiness::Notifications;
 use super::{Error, Kind, Settings, broker};
-use crate::config::Rendering;
+use crate::config::{Messages, Rendering};
 
 /// What systemd says to the supervisor, and to nothing that it starts.
 pub(super) const OURS_ALONE: [&str; 6] = [
@@ -60,7 +59,7 @@ pub(super) struct Launched {
     pub(super) stderr: Option<OwnedFd>,
     /// Where the descriptor comes from that holds it at its readiness signal.
     pub(super) shim: Option<OwnedFd>,
-    pub(super) names: Names,
+    pub(super) messages: Messages,
     pub(super) prepared: Rc<Prepared>,
     pub(super) listeners: Vec<Rc<Held>>,
     /// The connection to the broker that holds the leases of this generation.
@@ -127,7 +126,7 @@ pub(super) async fn launch(
         pidfd: started.pidfd,
         stderr: started.stderr,
         shim: started.shim,
-        names: order.names,
+        messages: order.messages,
         prepared,
         listeners,
         lease,
@@ -139,7 +138,7 @@ pub(super) async fn launch(
 /// What is to be started, and what belongs to it.
 struct Order {
     launch: Launch,
-    names: Names,
+    messages: Messages,
     admin: Option<PathBuf>,
     notifications: Option<Notifications>,
 }

@@ -9,9 +9,9 @@ use bindonce_sys::inherit;
 use bindonce_sys::spawn::Launch;
 
 use super::{Order, copies};
+use crate::config::Messages;
 use crate::program::{Numbers, Program, Readiness};
 use crate::supervisor::listeners::Held;
-use crate::supervisor::output::Names;
 use crate::supervisor::readiness::Notifications;
 use crate::supervisor::{Error, Settings};
 
@@ -50,5 +50,5 @@ pub(super) fn order(
     }
     let copies = copies(listeners)?;
     launch.descriptors = copies.into_iter().map(|fd| (String::new(), fd)).collect();
-    Ok(Order { launch, names: Names::default(), admin: None, notifications })
+    Ok(Order { launch, messages: Messages::default(), admin: None, notifications })
 }

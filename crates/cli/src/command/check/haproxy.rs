@@ -1,0 +1,199 @@
+//! Runs `haproxy -c`: on copies in memory, with a deadline, and never longer than this process.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use bindonce_haproxy::config::{Command, Messages, Rendering};
+use bindonce_sys::inherit;
+use bindonce_sys::process::{self, Exit, Pidfd};
+use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::spawn::{Launch, Started};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// How a check came to its end.
+pub(super) enum End {
+    /// haproxy has answered.
+    Exit(Exit),
+    /// haproxy had not answered in time, and was ended.
+    Late,
+    /// This process got a signal, and haproxy was ended.
+    Signal(Signal),
+}
+
+/// Checks the rendering with these descriptors, and passes on what haproxy says of it.
+pub(super) fn check(
+    command: &Command,
+    rendering: &Rc<Rendering>,
+    descriptors: Vec<OwnedFd>,
+    signals: &SignalFd,
+    deadline: Instant,
+) -> anyhow::Result<End> {
+    let (started, messages) = start(command, rendering, descriptors)?;
+    let Started { pidfd, stderr, .. } = started;
+    let mut words = stderr.map(|stderr| Words::new(stderr, messages)).transpose()?;
+    let end = loop {
+        let open = words.as_ref().filter(|words| !words.ended).map(|words| words.pipe.as_fd());
+        match wait(&pidfd, signals, open, deadline).context("cannot wait for haproxy")? {
+            Event::Deadline => break End::Late,
+            Event::Signal => {
+                if let Some(signal) = signals.read().context("cannot read a signal")? {
+                    break End::Signal(signal.signo);
+                }
+            }
+            Event::Words => words.as_mut().map_or(Ok(()), Words::pass_on)?,
+            Event::Ended => {
+                if let Some(exit) = pidfd.try_wait().context("cannot wait for haproxy")? {
+                    break End::Exit(exit);
+                }
+            }
+        }
+    };
+    if !matches!(end, End::Exit(_)) {
+        // Not reaped yet, so the group is its own; with all that a wrapper around it started.
+        process::signal_group(pidfd.pid(), Signal::SIGKILL).context("cannot end haproxy")?;
+    }
+    if let Some(words) = &mut words {
+        // What it said last may still be in the pipe.
+        words.pass_on()?;
+        words.end();
+    }
+    Ok(end)
+}
+
+fn start(
+    command: &Command,
+    rendering: &Rc<Rendering>,
+    mut descriptors: Vec<OwnedFd>,
+) -> anyhow::Result<(Started, Messages)> {
+    let numbers: Vec<RawFd> = (inherit::FIRST..).take(descriptors.len()).collect();
+    let mut files = Vec::new();
+    for file in &rendering.files {
+        let number = inherit::FIRST + RawFd::try_from(descriptors.len())?;
+        files.push(PathBuf::from(format!("/dev/fd/{number}")));
+        descriptors.push(in_memory(&file.text).context("cannot keep the copy in memory")?);
+    }
+    let mut launch = Launch::new(command.program.clone());
+    launch.args.push("-c".into());
+    launch.args.extend(command.arguments_on(&files));
+    let environment = rendering.environment(&numbers);
+    launch.env = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    launch.env_remove = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
+        .map(OsString::from)
+        .to_vec();
+    launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd)).collect();
+    launch.stderr = Stdio::piped();
+    // It has the sockets: were it left behind, they would stay bound.
+    launch.tied = true;
+    let messages = Messages::new(Rc::clone(rendering), &files, inherit::FIRST);
+    Ok((launch.start()?, messages))
+}
+
+/// A file without a name, which goes away with its last descriptor.
+fn in_memory(text: &[u8]) -> std::io::Result<OwnedFd> {
+    let file = memfd_create("haproxy.cfg", MFdFlags::MFD_CLOEXEC)?;
+    let mut file = File::from(file);
+    file.write_all(text)?;
+    Ok(file.into())
+}
+
+enum Event {
+    Signal,
+    Words,
+    Ended,
+    Deadline,
+}
+
+/// Waits for the next event.
+fn wait(
+    child: &Pidfd,
+    signals: &SignalFd,
+    words: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> std::io::Result<Event> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Event::Deadline);
+        }
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(child.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(words.map(|words| PollFd::new(words, PollFlags::POLLIN)));
+        match poll(&mut fds, left) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| fd.any() == Some(true));
+        if ready(0) {
+            return Ok(Event::Signal);
+        }
+        if ready(2) {
+            return Ok(Event::Words);
+        }
+        if ready(1) {
+            return Ok(Event::Ended);
+        }
+    }
+}
+
+/// haproxy's standard error, read without waiting.
+struct Words {
+    pipe: File,
+    ended: bool,
+    /// The beginning of a line whose end has not come.
+    line: Vec<u8>,
+    messages: Messages,
+}
+
+impl Words {
+    fn new(pipe: OwnedFd, messages: Messages) -> anyhow::Result<Self> {
+        let set = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        set.context("cannot read haproxy's words")?;
+        Ok(Self { pipe: pipe.into(), ended: false, line: Vec::new(), messages })
+    }
+
+    /// Passes on the whole lines of what is there.
+    fn pass_on(&mut self) -> anyhow::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => {
+                    self.ended = true;
+                    return Ok(());
+                }
+                Ok(read) => self.line.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("cannot read haproxy's words"),
+            }
+            while let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {
+                let rest = self.line.split_off(end + 1);
+                let line = std::mem::replace(&mut self.line, rest);
+                self.print(&line);
+            }
+        }
+    }
+
+    /// Passes on a last line without an end.
+    fn end(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        self.print(&line);
+    }
+
+    fn print(&mut self, line: &[u8]) {
+        // Nobody may be listening; the exit code tells it too.
+        let _ = std::io::stderr().write_all(&self.messages.of_the_user(line));
+    }
+}

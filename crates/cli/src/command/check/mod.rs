@@ -1,0 +1,145 @@
+//! `bindonce check -- haproxy -f FILE`: `haproxy -c` on the rendered copy, with the
+//! descriptors that `run` would give it.
+//!
+//! It leaves nothing behind, however it ends: listeners that did not exist are claimed
+//! tentatively and end with the connection, the copies are files in memory, and haproxy
+//! ends with this process. Where no broker runs and none was named, the sockets are opened
+//! here and closed again.
+
+mod haproxy;
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bindonce::{Claim, Client};
+use bindonce_core::duration;
+use bindonce_core::listener::Wanted;
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::process::Exit;
+use bindonce_sys::signals::{Signal, SignalFd};
+use bindonce_sys::{limits, spawn};
+
+use self::haproxy::End;
+use crate::Globals;
+
+/// Check a haproxy configuration with the real sockets; nothing stays bound
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::CHECK)]
+pub(crate) struct Args {
+    /// A listener for `fd@${NAME}` in the configuration; may be given again
+    #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
+    listen: Vec<Wanted>,
+    /// How long haproxy may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    timeout: Duration,
+    /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
+    #[arg(last = true, required = true, value_name = "HAPROXY")]
+    command: Vec<OsString>,
+}
+
+/// Checks. haproxy's own words tell what is wrong; the exit code is 0 or 1.
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    // `check -- haproxy -c -f FILE` says what it means twice.
+    let command = Command::parse(args.command.into_iter().filter(|word| word != "-c"))?;
+    spawn::find(&command.program)?;
+    let listeners = super::run::named(args.listen)?;
+    let supplied = Supplied { listeners: &listeners, keep: &[] };
+    let world = System::new(&command.program).context("cannot tell the current directory")?;
+    let rendering = Rc::new(Rendering::of(&command, supplied, &world)?);
+    rendering.self_contained()?;
+    let needed = 2 * (rendering.bindings.len() + rendering.files.len());
+    limits::make_room(needed).context("cannot raise the open-files limit")?;
+
+    // Leases and opened paths live until haproxy has answered.
+    let mut sockets = Sockets::of(&rendering, globals)?;
+    let descriptors = sockets.take();
+    let deadline = Instant::now() + args.timeout;
+    let end = haproxy::check(&command, &rendering, descriptors, &sockets.signals, deadline)?;
+    drop(sockets);
+    match end {
+        // Some versions say so only when they start (3.5).
+        End::Exit(Exit::Code(0)) if !rendering.may_listen() && !command.master_worker => bail!(
+            "No enabled listener found (check for 'bind' directives): haproxy does not start on this"
+        ),
+        End::Exit(Exit::Code(0)) => Ok(ExitCode::SUCCESS),
+        End::Exit(Exit::Code(_)) => Ok(ExitCode::FAILURE),
+        End::Exit(Exit::Signal(signal)) => bail!("signal {signal} ended `haproxy -c`"),
+        End::Signal(signal) => bail!("{signal} ended the check; nothing stays bound"),
+        End::Late => bail!(
+            "`haproxy -c` gave no answer within {} and was ended: the configuration is not checked. \
+             Give it more time with --timeout, or try `haproxy -c` by itself: haproxy 3.2's does not end \
+             with some acme and ocsp-update configurations",
+            duration::format(args.timeout)
+        ),
+    }
+}
+
+/// The descriptors of all bindings, in order, and what keeps them bound.
+struct Sockets {
+    /// Signals that end the check: once something is bound here, it is taken away first.
+    signals: SignalFd,
+    descriptors: Vec<OwnedFd>,
+    /// Paths of sockets that were opened here.
+    paths: Vec<UnixPath>,
+    /// The connection with the leases.
+    _broker: Option<Client>,
+}
+
+impl Sockets {
+    fn of(rendering: &Rendering, globals: &Globals) -> anyhow::Result<Self> {
+        let mut client = match Client::connect(&globals.socket_path()) {
+            Err(bindonce::Error::Connect { .. }) if !globals.socket_is_given() => {
+                return Self::open(rendering);
+            }
+            client => client?,
+        };
+        let claims: Vec<Claim> = rendering
+            .bindings
+            .iter()
+            .map(|binding| Claim::listen(binding.listener.to_string()).tentative())
+            .collect();
+        let leases = if claims.is_empty() { Vec::new() } else { client.claim(&claims)? };
+        Ok(Self {
+            signals: ending_signals()?,
+            descriptors: leases.into_iter().map(bindonce::Lease::into_fd).collect(),
+            paths: Vec::new(),
+            _broker: Some(client),
+        })
+    }
+
+    fn open(rendering: &Rendering) -> anyhow::Result<Self> {
+        let signals = ending_signals()?;
+        let mut sockets =
+            Self { signals, descriptors: Vec::new(), paths: Vec::new(), _broker: None };
+        for binding in &rendering.bindings {
+            let opened = listen::open(&binding.listener)
+                .with_context(|| format!("{}: {}", binding.place, binding.text))?;
+            sockets.descriptors.push(opened.fd);
+            sockets.paths.extend(opened.path);
+        }
+        Ok(sockets)
+    }
+
+    fn take(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+}
+
+fn ending_signals() -> anyhow::Result<SignalFd> {
+    SignalFd::new(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+        .context("cannot take signals over")
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            // Somebody else's file by now, or gone: either is fine.
+            let _ = listen::unlink_if_ours(path);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! haproxy's messages, said of the user's files instead of the copies.
+//!
+//! A copy has the lines of the user's file, but `fd@NUMBER` where that has an
+//! address. So a message is given back the path, the address, and, where haproxy
+//! quotes a line with a mark under one of its bytes, the user's line with the mark
+//! where it belongs. All else stays as it is.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::reader;
+use super::render::{Binding, Change, RenderedFile, Rendering};
+use super::{PathMap, Place};
+
+/// How many bytes of a line haproxy quotes.
+const WIDTH: usize = 80;
+
+/// Translates what one haproxy says, line by line.
+#[derive(Debug, Clone, Default)]
+pub struct Messages {
+    rendering: Rc<Rendering>,
+    /// The paths of the copies, in the order of the rendering's files.
+    copies: Vec<Vec<u8>>,
+    paths: PathMap,
+    /// The number of the first binding's descriptor; those of the others follow it.
+    first: RawFd,
+    quoting: Option<Quoting>,
+}
+
+/// A quoted line is expected: what haproxy will print, and what to print instead.
+#[derive(Debug, Clone)]
+struct Quoting {
+    line: Option<(Vec<u8>, Vec<u8>)>,
+    mark: (usize, usize),
+}
+
+impl Messages {
+    /// For a haproxy that was started on `copies` of the rendering's files, where the
+    /// descriptor of `bindings[i]` has the number `first + i`.
+    pub fn new(rendering: Rc<Rendering>, copies: &[PathBuf], first: RawFd) -> Self {
+        let users = rendering.files.iter().map(|file| file.user_path.clone());
+        let paths = PathMap::new(copies.iter().cloned().zip(users));
+        let copies = copies.iter().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
+        Self { copies: copies.collect(), rendering, paths, first, quoting: None }
+    }
+
+    /// The same line (with its line feed, if it has one) about the user's files.
+    pub fn of_the_user(&mut self, line: &[u8]) -> Vec<u8> {
+        if let Some(quoting) = self.quoting.take()
+            && let Some((text, next)) = quoting.take(line)
+        {
+            self.quoting = next;
+            return text;
+        }
+        let changed = self.changed_line(line);
+        let line = match &changed {
+            Some(changed) => {
+                let (line, quoting) = changed.head(line);
+                self.quoting = quoting;
+                line
+            }
+            None => line.to_vec(),
+        };
+        self.addresses(&self.paths.user_place(&line), changed.as_ref())
+    }
+
+    /// Puts addresses in the place of descriptors. A message names them in quotes, with
+    /// `bind` before or inside; without it only where it is about their line.
+    fn addresses(&self, line: &[u8], changed: Option<&ChangedLine>) -> Vec<u8> {
+        let mut out = Vec::with_capacity(line.len());
+        let mut rest = line;
+        while let Some(at) = rest.iter().position(|&byte| matches!(byte, b'\'' | b'[' | b' ')) {
+            let (before, from) = rest.split_at(at + 1);
+            out.extend_from_slice(before);
+            rest = from;
+            let named = |bindings: &[&Binding]| {
+                let place = bindings.first().map(|binding| &binding.place);
+                let about = changed.is_some_and(|changed| place == Some(&changed.place));
+                let bind = out.ends_with(b"bind ") || out.ends_with(b"bind '");
+                bind || about && out.ends_with(b"'")
+            };
+            if let Some((bindings, length)) = self.list(from)
+                && named(&bindings)
+            {
+                let texts: Vec<_> =
+                    bindings.iter().map(|binding| binding.text.as_bytes()).collect();
+                out.extend(texts.join(&b','));
+                rest = &from[length..];
+            } else if out.ends_with(b"[")
+                && let Some((binding, length)) = self.number(from, b"fd ")
+                && from[length..].starts_with(b"]")
+            {
+                out.extend_from_slice(binding.text.as_bytes());
+                rest = &from[length..];
+            }
+        }
+        out.extend_from_slice(rest);
+        out
+    }
+
+    /// The bindings of `fd@4,fd@5,...` at the beginning of `text`, and its length. A range
+    /// of ports is one address of the user's.
+    fn list(&self, text: &[u8]) -> Option<(Vec<&Binding>, usize)> {
+        let mut bindings: Vec<&Binding> = Vec::new();
+        let mut at = 0;
+        loop {
+            let (binding, length) = self.number(&text[at..], b"fd@")?;
+            at += length;
+            let same = |last: &&Binding| last.place == binding.place && last.text == binding.text;
+            if !bindings.last().is_some_and(same) {
+                bindings.push(binding);
+            }
+            match text.get(at) {
+                Some(b',') => at += 1,
+                Some(b'\'' | b' ' | b']' | b')' | b'\n' | b'.') | None => {
+                    return Some((bindings, at));
+                }
+                Some(_) => return None,
+            }
+        }
+    }
+
+    /// The binding whose number follows `before` at the beginning of `text`.
+    fn number(&self, text: &[u8], before: &[u8]) -> Option<(&Binding, usize)> {
+        let digits = text.strip_prefix(before)?;
+        let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let number: RawFd = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        Some((self.rendering.bindings.get(index)?, before.len() + length))
+    }
+
+    /// The line of a copy that a message is about, if it is not the user's.
+    fn changed_line(&self, message: &[u8]) -> Option<ChangedLine> {
+        let mut found: Option<(usize, &RenderedFile, usize)> = None;
+        for (file, copy) in self.rendering.files.iter().zip(&self.copies) {
+            let start = [b"[", copy.as_slice(), b":"].concat();
+            let Some(at) = find(message, &start) else { continue };
+            let digits = &message[at + start.len()..];
+            let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let number: usize = std::str::from_utf8(&digits[..length]).ok()?.parse().ok()?;
+            if digits.get(length) == Some(&b']') && found.is_none_or(|(first, ..)| at < first) {
+                found = Some((at, file, number));
+            }
+        }
+        let (_, file, number) = found?;
+        let mut line = ChangedLine::of(file, number)?;
+        line.grown = self.grown(&line.place);
+        Some(line)
+    }
+
+    /// How many bytes longer the line's address is than the descriptors in its place, both
+    /// without quotes.
+    fn grown(&self, place: &Place) -> isize {
+        let mut sum = 0;
+        let mut last: Option<&Binding> = None;
+        for (binding, number) in self.rendering.bindings.iter().zip(self.first..) {
+            if binding.place != *place {
+                continue;
+            }
+            let same = last.is_some_and(|last| last.text == binding.text);
+            let text = if same { 0 } else { binding.text.len() };
+            sum +=
+                text.cast_signed() - format!("fd@{number}").len().cast_signed() - isize::from(same);
+            last = Some(binding);
+        }
+        sum
+    }
+}
+
+impl Quoting {
+    /// What to print for a line of haproxy's, if it is the one expected.
+    fn take(self, line: &[u8]) -> Option<(Vec<u8>, Option<Self>)> {
+        let text = line.strip_suffix(b"\n").unwrap_or(line).strip_prefix(b"  ")?;
+        let Some((copy, users)) = self.line else {
+            let spaces = self.mark.0;
+            let mark = text.strip_suffix(b"^")?;
+            return (mark.len() == spaces && mark.iter().all(|&byte| byte == b' '))
+                .then(|| ([b"  ".as_slice(), &vec![b' '; self.mark.1], b"^\n"].concat(), None));
+        };
+        (text == copy).then(|| {
+            let next = Self { line: None, mark: self.mark };
+            ([b"  ".as_slice(), &users, b"\n"].concat(), Some(next))
+        })
+    }
+}
+
+/// A line that differs between a copy and the user's file.
+struct ChangedLine {
+    place: Place,
+    copy: Vec<u8>,
+    users: Vec<u8>,
+    /// The changes of this line, their ranges from its start.
+    changes: Vec<Change>,
+    grown: isize,
+}
+
+impl ChangedLine {
+    fn of(file: &RenderedFile, number: usize) -> Option<Self> {
+        let range = reader::lines(&file.text).nth(number.checked_sub(1)?)?;
+        let copy = file.text[range.clone()].to_vec();
+        let inside =
+            |change: &&Change| range.start <= change.range.start && change.range.end <= range.end;
+        let changes: Vec<Change> = file
+            .changes
+            .iter()
+            .filter(inside)
+            .map(|change| Change {
+                range: change.range.start - range.start..change.range.end - range.start,
+                was: change.was.clone(),
+            })
+            .collect();
+        if changes.is_empty() {
+            return None;
+        }
+        let mut users = Vec::new();
+        let mut at = 0;
+        for change in &changes {
+            users.extend_from_slice(&copy[at..change.range.start]);
+            users.extend_from_slice(&change.was);
+            at = change.range.end;
+        }
+        users.extend_from_slice(&copy[at..]);
+        let place = Place { file: file.user_path.clone(), line: number };
+        Some(Self { place, copy, users, changes, grown: 0 })
+    }
+
+    /// Where a byte of the copy is in the user's line.
+    fn users_byte(&self, at: usize) -> usize {
+        let mut shift = 0;
+        for change in &self.changes {
+            if at < change.range.start {
+                break;
+            }
+            if at < change.range.end {
+                let inside = (at - change.range.start).min(change.was.len().saturating_sub(1));
+                return (change.range.start + inside).saturating_add_signed(shift);
+            }
+            shift += change.was.len().cast_signed() - change.range.len().cast_signed();
+        }
+        at.saturating_add_signed(shift)
+    }
+
+    /// The first line of a message about this line with the position put right, and what to
+    /// do with the quote that may follow.
+    fn head(&self, message: &[u8]) -> (Vec<u8>, Option<Quoting>) {
+        const POSITION: &[u8] = b" position ";
+        let unchanged = || (message.to_vec(), None);
+        let Some(at) = find(message, POSITION).map(|at| at + POSITION.len()) else {
+            return unchanged();
+        };
+        let digits = message[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let number = std::str::from_utf8(&message[at..at + digits]).ok();
+        let Some(said) = number.and_then(|number| number.parse::<usize>().ok()?.checked_sub(1))
+        else {
+            return unchanged();
+        };
+        let (position, quoting) = if find(message, b"too many words").is_some() {
+            // This one counts in the line without quotes and with variables expanded.
+            (said.saturating_add_signed(self.grown), None)
+        } else {
+            let position = self.argument(message).unwrap_or_else(|| self.users_byte(said));
+            (position, self.quoting(said, position))
+        };
+        let number = (position + 1).to_string();
+        ([&message[..at], number.as_bytes(), &message[at + digits..]].concat(), quoting)
+    }
+
+    /// The start of the word of "argument number N". haproxy is not exact about an empty one
+    /// where an earlier word of the line is in quotes, and ours are.
+    fn argument(&self, message: &[u8]) -> Option<usize> {
+        const NUMBER: &[u8] = b"argument number ";
+        let text = &message[find(message, NUMBER)? + NUMBER.len()..];
+        let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let number: usize = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
+        // Only where words begin matters, not what is in them.
+        let words = reader::words(&self.users, &|_| Some(b"x".to_vec())).ok()?;
+        words.get(number).map(|word| word.source.start)
+    }
+
+    fn quoting(&self, said: usize, position: usize) -> Option<Quoting> {
+        let (copy, before) = excerpt(&self.copy, said)?;
+        let (users, after) = excerpt(&self.users, position)?;
+        Some(Quoting { line: Some((copy, users)), mark: (before, after) })
+    }
+}
+
+/// What haproxy quotes of a line of which it marks one byte, and where the mark is in it:
+/// 80 bytes at most, with dots where something is left out.
+fn excerpt(line: &[u8], position: usize) -> Option<(Vec<u8>, usize)> {
+    let indent = line.iter().take_while(|byte| matches!(byte, b' ' | b'\t'..=b'\r')).count();
+    let line = &line[indent..];
+    let position = position.checked_sub(indent)?;
+    let plain = |&byte: &u8| match byte {
+        b' ' | b'\t'..=b'\r' => b' ',
+        b'!'..=b'~' => byte,
+        _ => b'?',
+    };
+    if position < WIDTH {
+        return Some((line.iter().take(WIDTH).map(plain).collect(), position));
+    }
+    let left_out = position - WIDTH / 2;
+    let shown = line.get(left_out + 3..)?.iter().take(WIDTH - 6).map(plain);
+    let text = b"...".iter().copied().chain(shown).chain(*b"...").collect();
+    Some((text, WIDTH / 2))
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}

@@ -1,0 +1,145 @@
+//! `bindonce check`: haproxy's own words about the user's files, and nothing left behind,
+//! however it ends.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Haproxy, Process, Scene, bindonce, eventually, finish, listening};
+
+const DEFAULTS: &str = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n";
+
+/// Lines that some haproxy has something to say about, and names the address or quotes the line.
+fn faults() -> Vec<String> {
+    let words: String = (0..70).map(|n| format!(" name x{n}")).collect();
+    let lines = [
+        "bind 127.0.0.1:8080 ssl",
+        "bind 127.0.0.1:8080 id 7\n    bind 127.0.0.1:8081 id 7",
+        "bind 127.0.0.1:8080,127.0.0.1:8081 foo",
+        "bind 127.0.0.1:8080-8085 foo\n    bind 127.0.0.1:8090-8095,127.0.0.1:8099 ssl",
+        "bind 127.0.0.1:8080 \"\" ssl",
+        "bind 127.0.0.1:8080 name \"a long name that goes on for much longer than the eighty bytes of a quote\" \"\" ssl",
+        "bind 127.0.0.1:8080 proto h3",
+        "bind 127.0.0.1:8080 thread 63-64\n    bind 127.0.0.1:8081 thread 9/1",
+        "bind 127.0.0.1:8080 ssl crt /nosuch.pem\n    bind abns@x ssl ca-file /nosuch.pem",
+        "bind 127.0.0.1:8080 process 1/1-64 nosuch",
+        "bind 127.0.0.1:8081 user nosuch\n    use_backend nosuch",
+        "bind \"127.0.0.1:${NOT_SET-8080}\" foo",
+        "bind 127.0.0.1:8080 interface",
+    ];
+    let mut all: Vec<_> = lines.map(str::to_owned).to_vec();
+    all.push(format!("bind 127.0.0.1:8080,127.0.0.1:8081{words}"));
+    all
+}
+
+/// What was said, without pids.
+fn without_pids(said: &str) -> String {
+    let mut out = String::new();
+    for line in said.lines() {
+        match line.split_once('(').zip(line.split_once(") : ")) {
+            Some(((level, _), (_, rest))) if line.starts_with('[') => {
+                out += &format!("{} {rest}\n", level.trim_end());
+            }
+            _ => out += &format!("{line}\n"),
+        }
+    }
+    out
+}
+
+#[test]
+fn the_words_are_those_of_haproxy_on_the_users_file() {
+    let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
+    let haproxies: Vec<PathBuf> = Haproxy::system().into_iter().chain(fetched).collect();
+    for program in &haproxies {
+        // Ports as they stand above: in a network of the test's own.
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return;
+        }
+        let _broker = scene.broker();
+        for lines in faults() {
+            let file = scene.write("f.cfg", &format!("{DEFAULTS}frontend f\n    {lines}\n"));
+            let mut plain = scene.command(program);
+            let plain = plain.arg("-c").arg("-f").arg(&file).output().expect("haproxy");
+            let mut ours = scene.bindonce("check");
+            let ours = ours.arg("--").arg(program).arg("-f").arg(&file).output().expect("check");
+            let text = |bytes: &[u8]| without_pids(&String::from_utf8_lossy(bytes));
+            assert_eq!(text(&ours.stderr), text(&plain.stderr), "{program:?} {lines}");
+            assert_eq!(text(&ours.stdout), text(&plain.stdout), "{program:?} {lines}");
+            assert_eq!(ours.status.success(), plain.status.success(), "{program:?} {lines}");
+        }
+    }
+}
+
+/// A haproxy that does not end, as some do in `-c`; what it was started with is in `pid`.
+fn endless(scene: &Scene) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let pid = scene.path("pid");
+    let text = format!(
+        "#!/bin/sh\necho still here >&2\necho $$ >{0}.new\nmv {0}.new {0}\nexec sleep 600\n",
+        pid.display()
+    );
+    let path = scene.write("endless", &text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    path
+}
+
+fn wait_started(scene: &Scene) -> i32 {
+    eventually("the haproxy that does not end to start", || {
+        std::fs::read_to_string(scene.path("pid")).ok()?.trim().parse().ok()
+    })
+}
+
+fn is_gone(pid: i32) -> Option<()> {
+    (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+}
+
+#[test]
+fn nothing_stays_bound_when_a_signal_ends_it() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGKILL] {
+        for broker in [false, true] {
+            let scene = Scene::new();
+            let _broker = broker.then(|| scene.broker());
+            let address = scene.address();
+            let path = scene.path("app.sock");
+            let text =
+                format!("frontend f\n    bind {address}\n    bind unix@{}\n", path.display());
+            let file = scene.write("f.cfg", &text);
+            let mut command = scene.command(bindonce());
+            command.arg("check");
+            if broker {
+                command.arg("--socket").arg(scene.socket());
+            } else {
+                command.env_remove("BINDONCE_SOCKET").env("XDG_RUNTIME_DIR", scene.path("none"));
+            }
+            command.arg("--").arg(endless(&scene)).arg("-f").arg(&file);
+            let mut check = Process::start(&mut command);
+            let haproxy = wait_started(&scene);
+            assert!(!listening(address).is_empty(), "the check has bound nothing");
+            check.signal(signal);
+            eventually("the check to end", || (!check.is_running()).then_some(()));
+            eventually("its haproxy to be gone", || is_gone(haproxy));
+            eventually("its socket to be closed", || listening(address).is_empty().then_some(()));
+            if signal != Signal::SIGKILL {
+                assert!(!path.exists(), "{signal} broker {broker}: the path stays");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_haproxy_that_does_not_end_has_a_deadline() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("f.cfg", &format!("frontend f\n    bind {address}\n"));
+    let mut command = scene.bindonce("check");
+    command.args(["--timeout", "300ms", "--"]).arg(endless(&scene)).arg("-f").arg(&file);
+    let said = finish(&mut command).fails(1);
+    for part in ["still here", "300ms", "--timeout", "not checked"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    let haproxy = wait_started(&scene);
+    eventually("its haproxy to be gone", || is_gone(haproxy));
+    eventually("its socket to be closed", || listening(address).is_empty().then_some(()));
+}
