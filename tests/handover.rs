@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{
-    DEADLINE, Haproxy, Scene, assert_nothing_lost, config, eventually, listening,
+    DEADLINE, Haproxy, Scene, Stage, assert_nothing_lost, config, eventually, listening,
 };
 
 const RELOADS: u64 = 10;
@@ -96,10 +96,25 @@ fn signals_reload_too() {
         haproxy.supervisor.signal(signal);
         assert!(load.wait_for_token(tag, DEADLINE), "{signal} does not reload");
     }
-    // Readiness belongs to haproxy: from anyone else it changes nothing.
-    haproxy.supervisor.signal(Signal::SIGUSR1);
-    assert!(load.wait_for(50, DEADLINE));
     assert_nothing_lost(&load.stop());
+}
+
+/// The stop signal of haproxy's container images. A request in progress is answered, however often it is sent.
+#[test]
+fn sigusr1_from_anybody_but_a_generation_is_a_soft_stop() {
+    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
+    let half = stage.half_a_request();
+    stage.nothing_failed();
+    for _ in 0..3 {
+        stage.haproxy.supervisor.signal(Signal::SIGUSR1);
+    }
+    stage.haproxy.supervisor.wait_line("shutdown asked for");
+    stage.haproxy.supervisor.wait_line("stopped accepting");
+    stage.haproxy.supervisor.signal(Signal::SIGUSR1);
+    let answer = half.complete();
+    assert!(answer.contains("x-generation: 1"), "{answer}");
+    let supervisor = &mut stage.haproxy.supervisor;
+    assert_eq!(supervisor.wait_exit().code(), Some(0), "{}", supervisor.story());
 }
 
 #[test]

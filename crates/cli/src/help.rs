@@ -59,6 +59,7 @@ pub(crate) const RUN: &str = "\
 Signals:
   SIGHUP, SIGUSR2  Reload; the outcome is in the log
   SIGTERM, SIGINT  Retire every generation and end when they are drained; a second one ends at once
+  SIGUSR1          For haproxy: the same as a first SIGTERM, as haproxy's own soft stop
   SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
 
 Examples:

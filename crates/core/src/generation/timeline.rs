@@ -226,6 +226,11 @@ impl Timeline {
         }
     }
 
+    /// It was told to end: every generation drains, and none is started any more.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutdown
+    }
+
     fn shut_down(&mut self, now: Moment, out: &mut Vec<Action>) {
         let again = std::mem::replace(&mut self.shutdown, true);
         self.restart = None;

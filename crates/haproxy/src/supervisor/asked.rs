@@ -1,5 +1,5 @@
-//! What the supervisor is asked for: reloads, whoever wants them, and signals. A SIGUSR1 is haproxy's
-//! word that it is ready, and counts only from a generation. SIGTTOU is its request that older ones
+//! What the supervisor is asked for: reloads, whoever wants them, and signals. A SIGUSR1 from a
+//! generation is haproxy's word that it is ready, from anybody else a soft stop. SIGTTOU is its request that older ones
 //! let go of an address that it cannot bind, SIGTTIN that they take it back: it has given up.
 
 use bindonce_core::event;
@@ -36,13 +36,7 @@ impl Supervisor {
                 tracing::info!(signal = signo.as_str(), sender = pid, "reload asked for");
                 self.reload(None, signo.as_str(), Some(pid));
             }
-            Signal::SIGTERM | Signal::SIGINT => {
-                tracing::info!(signal = signo.as_str(), sender = pid, "shutdown asked for");
-                let text = format!("shutdown asked for: {}", signo.as_str());
-                self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(pid));
-                self.announcer.stopping();
-                self.feed(Event::Shutdown);
-            }
+            Signal::SIGTERM | Signal::SIGINT => self.shut_down(signo, pid),
             Signal::SIGTTOU | Signal::SIGTTIN if self.wants_an_address(pid, signo) => {}
             Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU => tracing::warn!(
                 signal = signo.as_str(),
@@ -54,17 +48,37 @@ impl Supervisor {
             _ if self.settings.kind.haproxy().is_none() => {
                 tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
             }
-            // haproxy's readiness; in master-worker mode a worker sends it.
+            // haproxy's readiness; in master-worker mode a worker sends it. From anybody else it is a
+            // soft stop, as it is to haproxy: container images have it as their stop signal.
             _ => match self.generation_of(pid) {
                 Some(id) => self.ready(id, "it has bound everything"),
-                None => tracing::warn!(
+                None if self.may_be_a_dead_worker(pid) => tracing::warn!(
                     sender = pid,
                     uid,
-                    "SIGUSR1 ignored: it is how haproxy says that it is ready, and this sender is \
-                     no generation of ours; to reload, send SIGHUP or run `bindonce reload`"
+                    "SIGUSR1 ignored: its sender is gone, and may have been a worker of the haproxy \
+                     that is starting; to end the service, send SIGTERM"
                 ),
+                // Again it changes nothing: only a second SIGTERM ends what drains.
+                None if self.timeline.is_shutting_down() => {}
+                None => self.shut_down(signo, pid),
             },
         }
+    }
+
+    fn shut_down(&mut self, signal: Signal, sender: i32) {
+        tracing::info!(signal = signal.as_str(), sender, "shutdown asked for");
+        let text = format!("shutdown asked for: {}", signal.as_str());
+        self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(sender));
+        self.announcer.stopping();
+        self.feed(Event::Shutdown);
+    }
+
+    /// Whether a sender that is unknown could be a worker of a nested master, which tells that it is
+    /// ready and may have died since: then nothing shows whose it was.
+    fn may_be_a_dead_worker(&self, pid: i32) -> bool {
+        let nested = self.settings.kind.haproxy().is_some_and(|it| it.command.master_worker);
+        let starting = self.generations.values().any(|generation| !generation.ready);
+        nested && starting && bindonce_sys::process::parent(pid).is_none()
     }
 
     /// A starting haproxy cannot bind an address of its own: SIGTTOU asks every pid of its `-sf` to
