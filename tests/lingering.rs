@@ -220,27 +220,6 @@ fn stick_tables_reach_the_next_generation_with_haproxy_3_2() {
 }
 
 #[test]
-fn a_listener_that_is_no_longer_wanted_is_released_with_its_last_generation() {
-    let Some(mut stage) = Stage::start(Haproxy::system(), &[], &[]) else { return };
-    let second = stage.scene.address();
-    let both = config(stage.address, 2).replace("bind ", &format!("bind {second},"));
-    stage.scene.write("haproxy.cfg", &both);
-    stage.haproxy.reload(&stage.scene).ok();
-    stage.only(2);
-    assert_eq!(stage.bound().len(), 2, "{:?}", stage.bound());
-    let half = stage.half_a_request();
-    stage.reload(3);
-    stage.wait_generations(&[(2, "draining"), (3, "serving")]);
-    assert_eq!(stage.bound().len(), 2, "the draining one has it: {:?}", stage.bound());
-    half.complete();
-    eventually("the listener to be released", || {
-        (stage.bound() == [stage.address.to_string()]).then_some(())
-    });
-    assert!(listening(second).is_empty());
-    stage.answered_throughout(Duration::from_secs(1));
-}
-
-#[test]
 fn a_host_that_only_the_newest_configuration_knows_is_known_at_once() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();

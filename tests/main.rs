@@ -27,6 +27,7 @@ mod handover;
 mod inspect;
 mod killed;
 mod leaks;
+mod left;
 mod lingering;
 mod many;
 mod masters;

@@ -206,6 +206,17 @@ pub struct Held {
     pub listening: bool,
     /// The backlog that was asked for, if one was.
     pub backlog: Option<u64>,
+    /// Who has a lease on it, so that it cannot be released.
+    pub users: Vec<User>,
+}
+
+/// Somebody who has a lease on a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its process.
+    pub pid: u32,
+    /// The service and the generation that it said it is.
+    pub generation: Option<(String, u64)>,
 }
 
 /// What a haproxy says of itself.

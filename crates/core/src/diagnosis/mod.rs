@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use accepting::Accepting;
 pub use facts::{
     Connections, Facts, Gauge, Generation, Haproxy, Held, Life, Look, Mode, Network, Process,
-    Proxy, Socket, Watch,
+    Proxy, Socket, User, Watch,
 };
 pub use finding::{Finding, Kind, Severity, Value};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::accepting::Accepting;
-use super::facts::{Look, Mode, Process, Socket};
+use super::facts::{Held, Look, Mode, Process, Socket, User};
 use super::finding::{Finding, Kind, Severity};
 use super::text;
 
@@ -83,6 +83,28 @@ fn full(look: &Look, pids: &[i32]) -> bool {
     })
 }
 
+/// The broker keeps it. Who has a lease on it must end before it can be released.
+fn kept_by_broker(held: &Held) -> (String, Vec<String>) {
+    let name = &held.name;
+    let kept = format!("the broker keeps the listener {name:?} and no service accepts on it");
+    match held.users.first() {
+        None => {
+            let start = "bindonce run -- haproxy -f FILE   # start what serves it, or";
+            (kept, vec![format!("{start}: bindonce release {name}")])
+        }
+        Some(User { generation: Some((service, id)), .. }) => (
+            format!("{kept}; {service} generation {id} still has it"),
+            vec![format!(
+                "bindonce retire --name {service} {id}   # ends it, if it drains; then: bindonce release {name}"
+            )],
+        ),
+        Some(User { pid, generation: None }) => (
+            format!("{kept}; pid {pid} has claimed it"),
+            vec![format!("kill {pid}   # ends its claim; then: bindonce release {name}")],
+        ),
+    }
+}
+
 fn unserved_of(
     look: &Look,
     before: Option<&Look>,
@@ -153,13 +175,7 @@ fn unserved_of(
             )],
         )
     } else if let Some(held) = held {
-        (
-            format!("the broker keeps the listener {:?} and no service accepts on it", held.name),
-            vec![format!(
-                "bindonce run -- haproxy -f FILE   # start what serves it, or: bindonce release {}",
-                held.name
-            )],
-        )
+        kept_by_broker(held)
     } else if holders.iter().all(|process| process.program == "bindonce") {
         let path = holders.iter().find_map(|process| control_socket(&process.command));
         let option = path.map(|path| format!(" --socket {path}")).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! One generation as the supervisor sees it: a process and what it was given.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::admin::Admin;
-use super::lease::Told;
+use super::lease::News;
 use super::listeners::Held;
 use super::output::Tail;
 use super::report::Story;
@@ -40,12 +41,14 @@ pub(super) struct Generation {
     pub(super) ready: bool,
     /// Why it was ended by us before it took over.
     pub(super) refused: Option<Story>,
+    /// It has closed its listeners, and is woken for none of them.
+    pub(super) closed: bool,
     /// It has served: what it was given is confirmed.
     pub(super) served: bool,
     /// Connections left, once it drains.
     pub(super) connections: Option<u64>,
     /// Tells the broker what this generation does now; its end is the end of the leases.
-    pub(super) states: mpsc::UnboundedSender<Told>,
+    pub(super) states: mpsc::UnboundedSender<News>,
     /// Asks it whether it has stopped, and then how many connections are left.
     pub(super) watch: Option<AbortHandle>,
 }
@@ -73,8 +76,32 @@ impl Generation {
         };
         let (done, taken) = oneshot::channel();
         // The task that takes it lives as long as this generation.
-        let _ = self.states.send((state, done));
+        let _ = self.states.send(News::State(state, done));
         taken
+    }
+
+    /// The inodes of its listeners.
+    pub(super) fn inodes(&self) -> Vec<u64> {
+        self.listeners.iter().map(|held| held.inode).collect()
+    }
+
+    /// Lets go of the listeners that are not among these, and of its leases with them. What it returns
+    /// ends when the broker knows; none if there is nothing to let go of.
+    pub(super) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<oneshot::Receiver<()>> {
+        let before = self.listeners.len();
+        self.listeners.retain(|held| inodes.contains(&held.inode));
+        (self.listeners.len() < before).then(|| {
+            let (done, known) = oneshot::channel();
+            let _ = self.states.send(News::Has(self.listeners.clone(), done));
+            known
+        })
+    }
+
+    /// Ends its leases; what it returns ends when the broker knows.
+    pub(super) fn leave(&self) -> oneshot::Receiver<()> {
+        let (done, known) = oneshot::channel();
+        let _ = self.states.send(News::Gone(done));
+        known
     }
 }
 

@@ -128,7 +128,7 @@ impl Supervisor {
         tracing::info!(generation = id.0, pid, "stopped accepting");
         self.record(id, event::Kind::GenerationDraining, "stopped accepting");
         if matches!(self.settings.ghosts, Ghosts::Ignore) {
-            return;
+            return drop(self.sender.send(Message::Closed(id)));
         }
         let listeners = generation.listeners.clone();
         let pidfd = Rc::clone(&generation.pidfd);
@@ -138,7 +138,7 @@ impl Supervisor {
             let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
             let found = find(Rc::clone(&settings), pid, inodes.clone()).await;
             if found.is_empty() {
-                return;
+                return drop(sender.send(Message::Closed(id)));
             }
             let ours = listeners
                 .iter()
@@ -175,6 +175,7 @@ impl Supervisor {
                 Err(_) => return,
             };
             let _ = sender.send(message);
+            let _ = sender.send(Message::Closed(id));
         });
     }
 

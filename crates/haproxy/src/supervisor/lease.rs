@@ -22,8 +22,18 @@ use super::listeners::Held;
 /// How long one attempt to find the next broker goes on; then the log says so again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What this generation does now, and where to say that the broker knows.
-pub(super) type Told = (State, oneshot::Sender<()>);
+/// How long the broker may take to end the leases of a connection that ends.
+const ENDED: Duration = Duration::from_secs(1);
+
+/// What the broker is to know of a generation, and where to say that it does.
+pub(super) enum News {
+    /// What it does now.
+    State(State, oneshot::Sender<()>),
+    /// It drains, and of its listeners it has these: the leases of all are given back.
+    Has(Vec<Rc<Held>>, oneshot::Sender<()>),
+    /// It is gone.
+    Gone(oneshot::Sender<()>),
+}
 
 /// What all generations of a service share about the broker.
 #[derive(Debug)]
@@ -62,9 +72,9 @@ impl Keeper {
     /// Tells the broker what the generation does, and finds it again when it is lost. Ends with the
     /// generation, and so do the leases.
     pub(super) async fn keep(
-        self,
+        mut self,
         mut lease: Option<Client>,
-        mut told: mpsc::UnboundedReceiver<Told>,
+        mut told: mpsc::UnboundedReceiver<News>,
     ) {
         let mut state = State::Starting;
         loop {
@@ -82,8 +92,24 @@ impl Keeper {
             tokio::select! {
                 biased;
                 news = told.recv() => {
-                    let Some((now, _done)) = news else { return };
-                    state = now;
+                    // Whoever waits for the broker to know hears of it at the end of this.
+                    let _done = match news {
+                        None => return,
+                        Some(News::Gone(_done)) => return end(lease).await,
+                        Some(News::State(now, done)) => {
+                            state = now;
+                            done
+                        }
+                        Some(News::Has(listeners, done)) => {
+                            self.listeners = listeners;
+                            // Leases end with their connection, and another has none.
+                            if lease.is_some() {
+                                end(lease.take()).await;
+                                lease = self.connect_anew().await;
+                            }
+                            done
+                        }
+                    };
                     let Some(client) = &mut lease else { continue };
                     let Shared { service, .. } = &*self.shared;
                     let joined = broker::join(client, service, self.id, Some(self.pid), state).await;
@@ -95,6 +121,12 @@ impl Keeper {
                 () = lost => lease = self.find_again(state).await,
             }
         }
+    }
+
+    async fn connect_anew(&self) -> Option<Client> {
+        let connected = broker::connect(&self.shared.socket).await;
+        // Else it is lost, and is found again.
+        connected.ok()
     }
 
     /// Waits for the next broker and gives it back what this generation holds.
@@ -154,5 +186,14 @@ impl Keeper {
                 None
             }
         }
+    }
+}
+
+/// Ends a connection, and waits until the broker has ended its leases: it closes its end then.
+async fn end(lease: Option<Client>) {
+    if let Some(client) = lease
+        && rustix::net::shutdown(client.as_fd(), rustix::net::Shutdown::Write).is_ok()
+    {
+        let _ = tokio::time::timeout(ENDED, client.closed()).await;
     }
 }

@@ -36,6 +36,7 @@ mod sessions;
 mod settings;
 mod start;
 mod take_over;
+mod unused;
 pub mod upgrade;
 mod version;
 pub mod watchdog;
@@ -168,6 +169,12 @@ enum Message {
     Scraped(oneshot::Sender<String>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
+    /// It has closed its listeners, and its ghosts were removed as far as they could be.
+    Closed(GenerationId),
+    /// The broker knows that leases have ended.
+    GivenBack,
+    /// These listeners are used, and stay.
+    NotReleased(BTreeSet<String>),
     /// What came of removing its ghosts.
     Detached(GenerationId, Detached),
     /// What haproxy has bound by itself.
@@ -386,6 +393,9 @@ impl Supervisor {
                 }
                 self.feed(Event::Connections(id, connections));
             }
+            Message::Closed(id) => self.closed(id),
+            Message::GivenBack => self.release_unused(),
+            Message::NotReleased(kept) => self.ours.extend(kept),
             Message::Detached(id, detached) => self.detached(id, detached),
             Message::Foreign(id, addresses) => self.found_foreign(id, &addresses),
             Message::Proved(proved) => self.upgrade_now(proved),

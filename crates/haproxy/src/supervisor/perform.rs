@@ -196,6 +196,7 @@ impl Supervisor {
             self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();
+        self.give_back();
         self.watch_serving(id);
         self.look_for_foreign(id);
     }

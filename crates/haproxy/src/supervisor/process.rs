@@ -1,13 +1,11 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
-use bindonce_observe::Happening;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::Signal as Number;
@@ -24,7 +22,7 @@ use super::output::{self, Tail};
 use super::report::{Story, milliseconds};
 use super::start::Launched;
 use super::watchdog::Duty;
-use super::{Ended, Message, Supervisor, broker};
+use super::{Ended, Message, Supervisor};
 use crate::config::Messages;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
@@ -174,6 +172,7 @@ impl Supervisor {
             wants_address: None,
             ready: false,
             refused: None,
+            closed: false,
             served: false,
             connections: None,
             states,
@@ -234,14 +233,10 @@ impl Supervisor {
 
     /// A generation is gone: its connection to the broker goes with it, and so do its leases.
     pub(super) fn gone(&mut self, id: GenerationId) {
-        if let Some(generation) = self.generations.remove(&id) {
-            if generation.served {
-                self.release_unused(&generation);
-            } else {
-                // What was bound for it ended with its connection to the broker.
-                self.forget(&generation);
-            }
+        if let Some(mut generation) = self.generations.remove(&id) {
+            self.leases_end(&mut generation);
         }
+        self.give_back();
         self.directory.remove_admin(id);
         self.retired(id);
         self.save();
@@ -258,59 +253,6 @@ impl Supervisor {
         if let Err(error) = self.directory.keep_configurations(&keep) {
             tracing::warn!(%error, "old rendered configurations could not be removed");
         }
-    }
-
-    /// Listeners of a generation that never served were tentative.
-    fn forget(&mut self, gone: &Generation) {
-        let others: BTreeSet<_> =
-            self.generations.values().flat_map(|g| &g.listeners).map(|held| &held.label).collect();
-        let created = gone.listeners.iter().filter(|held| held.created);
-        for held in created.filter(|held| !others.contains(&held.label)) {
-            self.ours.remove(&held.label);
-        }
-    }
-
-    /// Gives back the listeners that exist because of this service and that its configuration
-    /// names no more.
-    fn release_unused(&mut self, gone: &Generation) {
-        let Some(serving) = self.timeline.serving().and_then(|id| self.generations.get(&id)) else {
-            // Clients wait in their queues for whatever serves next.
-            return;
-        };
-        let used = |label: &str| {
-            let mut all = self.generations.values().flat_map(|g| &g.listeners);
-            serving.listeners.iter().any(|held| held.label == label)
-                || all.any(|held| held.label == label)
-        };
-        let unused: Vec<_> = gone
-            .listeners
-            .iter()
-            .map(|held| held.label.clone())
-            .filter(|label| self.ours.contains(label) && !used(label))
-            .collect();
-        if unused.is_empty() {
-            return;
-        }
-        self.ours.retain(|label| !unused.contains(label));
-        let (socket, journal) = (self.settings.socket.clone(), Rc::clone(&self.journal));
-        super::spawn(async move {
-            let released = async {
-                let mut client = broker::connect(&socket).await?;
-                client.release(&unused).await.map_err(|error| super::Error::Claim(Box::new(error)))
-            };
-            match released.await {
-                Ok(released) => {
-                    let listeners = released.join(" ");
-                    tracing::info!(listeners, "released: the configuration names them no more");
-                    let text = format!("the configuration names them no more: {listeners}");
-                    journal.record(Happening::new(event::Kind::ListenerReleased, text));
-                }
-                Err(error) => tracing::warn!(
-                    listeners = unused.join(" "),
-                    "not released: {error}; when nobody uses them, run `bindonce release`"
-                ),
-            }
-        });
     }
 
     /// Saves what the next supervisor must know.

@@ -78,6 +78,7 @@ impl Supervisor {
         let kind = self.settings.kind.clone();
         let Some(generation) = self.generations.get_mut(&id) else { return };
         drop(generation.tell(State::Draining));
+        generation.closed = false;
         let admin = generation.admin.clone();
         let pid = generation.pid();
         let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();

@@ -4,8 +4,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
-use bindonce::{Client, State, StatusResult};
-use bindonce_core::diagnosis::{Generation, Held, Life, Look};
+use bindonce::{Client, HolderInfo, State, StatusResult};
+use bindonce_core::diagnosis::{Generation, Held, Life, Look, User};
 use bindonce_core::time::Timestamp;
 
 /// How long it may take to answer; one that hangs must not hide everything else.
@@ -56,6 +56,11 @@ pub(super) fn tell(
     }
 }
 
+fn user(holder: &HolderInfo) -> User {
+    let generation = holder.service.clone().zip(holder.generation);
+    User { pid: holder.pid, generation }
+}
+
 fn add(status: &StatusResult, look: &mut Look) {
     look.broker = i32::try_from(status.broker.pid).ok();
     look.held = status
@@ -67,6 +72,7 @@ fn add(status: &StatusResult, look: &mut Look) {
             exclusive: listener.exclusive,
             listening: listener.listening,
             backlog: listener.options.get("backlog").and_then(serde_json::Value::as_u64),
+            users: listener.holders.iter().map(user).collect(),
         })
         .collect();
     for service in &status.services {

@@ -68,7 +68,8 @@ fn look(sockets: Vec<Socket>, processes: Vec<Process>) -> Look {
 
 /// What the broker says of a listener called web.
 fn held(inode: u64) -> Held {
-    Held { inode, name: "web".to_owned(), exclusive: true, listening: true, backlog: None }
+    let (exclusive, listening, backlog, users) = (true, true, None, Vec::new());
+    Held { inode, name: "web".to_owned(), exclusive, listening, backlog, users }
 }
 
 /// What the broker says of a generation of the service edge.

@@ -59,6 +59,16 @@ fn a_listener_without_a_service_is_unserved() {
     assert_eq!(found.severity, Severity::Warning);
     assert!(found.remedy[0].contains("bindonce release web"), "{:?}", found.remedy);
 
+    // What is used cannot be released: who uses it ends first.
+    for (generation, remedy) in
+        [(Some(("edge".to_owned(), 3)), "bindonce retire --name edge 3"), (None, "kill 40")]
+    {
+        host.held[0].users = vec![User { pid: 40, generation }];
+        let found = only(&host, Kind::Unserved);
+        assert!(found.remedy[0].starts_with(remedy), "{:?}", found.remedy);
+    }
+    host.held[0].users.clear();
+
     // Unless the broker knows of one that serves in another container: then only time tells.
     host.generations = vec![generation(7, 9, Life::Serving)];
     assert_eq!(twice(&host), []);

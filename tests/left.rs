@@ -1,0 +1,146 @@
+//! A listener that left the configuration: closed as soon as nobody accepts from it any more, however
+//! long older generations drain, and bound anew where an older configuration comes back.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::harness::{Haproxy, Scene, Wire, config, eventually, listening};
+
+/// Half a request; the generation that has it drains until it is complete.
+struct Half(TcpStream);
+
+impl Half {
+    #[track_caller]
+    fn to(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).expect("connecting");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n").expect("a half");
+        Self(stream)
+    }
+
+    #[track_caller]
+    fn complete(mut self) -> String {
+        self.0.write_all(b"\r\n").expect("the rest");
+        let mut text = String::new();
+        self.0.read_to_string(&mut text).expect("an answer");
+        text
+    }
+}
+
+/// Generations of the service by state, as the supervisor knows them.
+fn states(scene: &Scene) -> Vec<(u64, String)> {
+    let mut wire = Wire::try_connect(&scene.path("web.d/control.sock")).expect("a supervisor");
+    let status = wire.call("status", &json!([]));
+    let found = status["generations"].as_array().cloned().unwrap_or_default();
+    let state =
+        |g: &serde_json::Value| Some((g["generation"].as_u64()?, g["state"].as_str()?.to_owned()));
+    found.iter().filter_map(state).collect()
+}
+
+fn names(scene: &Scene) -> Vec<String> {
+    let listed = scene.wire().call("list", &json!([]));
+    let all = listed["listeners"].as_array().cloned().unwrap_or_default();
+    all.iter().filter_map(|one| Some(one["address"].as_str()?.to_owned())).collect()
+}
+
+fn with_others(address: SocketAddr, others: &[String], tag: u64) -> String {
+    let binds: String = others.iter().map(|other| format!("    bind {other}\n")).collect();
+    config(address, tag).replace("    http-request", &format!("{binds}    http-request"))
+}
+
+/// Its listeners are closed, and clients are refused, while both older generations drain.
+fn closed_while_older_ones_drain(program: Option<PathBuf>) {
+    let Some(program) = program else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let path = scene.path("other.sock");
+    let name = format!("left-{}", std::process::id());
+    let others = [other.to_string(), path.display().to_string(), format!("abns@{name}")];
+    let file = scene.write("haproxy.cfg", &with_others(address, &others, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let first = Half::to(other);
+    scene.write("haproxy.cfg", &with_others(address, &others, 2));
+    haproxy.reload(&scene).ok();
+    let second = Half::to(other);
+    scene.write("haproxy.cfg", &config(address, 3));
+    haproxy.reload(&scene).ok();
+    eventually("the listeners to be closed", || (names(&scene).len() == 1).then_some(()));
+    assert_eq!(listening(other), []);
+    assert!(TcpStream::connect(other).is_err(), "a client waits where nobody accepts");
+    assert!(UnixStream::connect(&path).is_err(), "a client waits where nobody accepts");
+    let abstract_name = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+    assert!(UnixStream::connect_addr(&abstract_name).is_err());
+    let draining = |id: u64| (id, "draining".to_owned());
+    let expected = [draining(1), draining(2), (3, "serving".to_owned())];
+    assert_eq!(states(&scene), expected, "both drain all the while");
+    // They answer what they have, and the next generation may want the address again.
+    scene.write("haproxy.cfg", &with_others(address, &others, 4));
+    haproxy.reload(&scene).ok();
+    assert!(Half::to(other).complete().contains("x-generation: 4"));
+    assert!(first.complete().contains("x-generation: 1"));
+    assert!(second.complete().contains("x-generation: 2"));
+    eventually("the older ones to be gone", || (states(&scene).len() == 1).then_some(()));
+    assert_eq!(names(&scene).len(), 4);
+    assert!(Path::new(&path).exists());
+}
+
+#[test]
+fn a_listener_that_left_is_closed_while_older_generations_drain() {
+    closed_while_older_ones_drain(Haproxy::system());
+}
+
+#[test]
+fn a_listener_that_left_is_closed_with_haproxy_3_0() {
+    closed_while_older_ones_drain(Haproxy::fetched("3.0"));
+}
+
+#[test]
+fn a_listener_that_left_is_closed_with_haproxy_3_2() {
+    closed_while_older_ones_drain(Haproxy::fetched("3.2"));
+}
+
+#[test]
+fn the_next_supervisor_does_not_bind_it_again() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let half = Half::to(other);
+    scene.write("haproxy.cfg", &config(address, 2));
+    haproxy.reload(&scene).ok();
+    eventually("the listener to be closed", || listening(other).is_empty().then_some(()));
+    haproxy.supervisor.kill();
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    assert_eq!(listening(other), []);
+    assert_eq!(names(&scene), [address.to_string()]);
+    haproxy.reload(&scene).ok();
+    assert_eq!(names(&scene), [address.to_string()]);
+    assert!(half.complete().contains("x-generation: 1"));
+}
+
+#[test]
+fn a_listener_that_somebody_else_uses_stays() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let mut user = scene.wire();
+    user.call("bind", &json!([{ "listen": other.to_string() }]));
+    scene.write("haproxy.cfg", &config(address, 2));
+    haproxy.reload(&scene).ok();
+    eventually("the older one to be gone", || (states(&scene).len() == 1).then_some(()));
+    assert_eq!(names(&scene).len(), 2);
+    // The next occasion on which something is given back finds it free.
+    drop(user);
+    haproxy.reload(&scene).ok();
+    eventually("the listener to be closed", || (names(&scene).len() == 1).then_some(()));
+}
