@@ -4,12 +4,16 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 use crate::harness::{Haproxy, Process, Scene, config, eventually, finish};
 
@@ -159,4 +163,192 @@ fn what_was_said_before_somebody_reads_standard_error_is_heard_then() {
     let reading = std::thread::spawn(move || lines.count());
     supervisor.end();
     reading.join().expect("the rest of the log");
+}
+
+#[test]
+fn a_fault_that_is_sent_ends_a_broker_and_a_supervisor_at_once() {
+    let Some(program) = Haproxy::system() else { return };
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT] {
+        let scene = Scene::new();
+        let mut broker = scene.broker();
+        let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        for process in [&mut broker, &mut haproxy.supervisor] {
+            process.signal(signal);
+            assert_eq!(process.wait_exit().signal(), Some(signal as i32));
+        }
+        for pid in scene.haproxies() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("ending it");
+        }
+    }
+}
+
+/// The watchdog of this supervisor.
+fn watchdog(haproxy: &Haproxy) -> Pid {
+    let pid = haproxy.supervisor.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.expect("its children");
+    let is_one = |pid: &&str| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        command.is_ok_and(|command| command.contains("__watchdog"))
+    };
+    let found = children.split_whitespace().find(is_one).expect("a watchdog");
+    Pid::from_raw(found.parse().expect("a pid"))
+}
+
+#[test]
+fn a_watchdog_that_is_stopped_is_replaced_and_holds_up_no_end() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let first = watchdog(&haproxy);
+    kill(first, Signal::SIGSTOP).expect("stopping it");
+    haproxy.reload(&scene).ok();
+    haproxy.supervisor.wait_line("starting another");
+    let second = watchdog(&haproxy);
+    assert_ne!(first, second);
+    kill(second, Signal::SIGSTOP).expect("stopping it");
+    assert_eq!(haproxy.supervisor.terminate().code(), Some(0));
+}
+
+/// One thing that a supervisor, or a broker, may wait for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stall {
+    /// The configuration is a pipe into which nobody writes.
+    Configuration,
+    /// The haproxy that is asked about a condition does not answer.
+    Condition,
+    /// The new haproxy never becomes haproxy.
+    Exec,
+    /// The broker does not answer.
+    Broker,
+}
+
+/// haproxy as a script, which hangs where a file says so.
+fn hanging(scene: &Scene, program: &Path) -> PathBuf {
+    let path = scene.path("haproxy");
+    let script = format!(
+        "#!/bin/sh\n\
+         case \"$*\" in -cc*) [ -e {stall}-condition ] && exec sleep 1000;; \
+         *) [ -e {stall}-exec ] && exec sleep 1000;; esac\n\
+         exec {program} \"$@\"\n",
+        stall = scene.path("stall").display(),
+        program = program.display(),
+    );
+    fs::write(&path, script).expect("a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+    path
+}
+
+/// Each wait is stalled in turn, twice: what is wanted is refused with a reason in time; meanwhile
+/// everybody is answered; afterwards a reload works, a dead haproxy is restarted, and the end comes.
+fn goes_on_while_it_stalls(stall: Stall, reason: &str) {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let text = format!(".if feature(EPOLL)\n.endif\n{}", config(scene.address(), 1));
+    let file = scene.write("haproxy.cfg", &text);
+    let program = hanging(&scene, &program);
+    let mut haproxy = Haproxy::start_with(&scene, &["--ready-timeout", "2s"], &program, &file);
+    let marker = scene.path(if stall == Stall::Exec { "stall-exec" } else { "stall-condition" });
+    for _ in 0..2 {
+        match stall {
+            Stall::Configuration => {
+                fs::remove_file(&file).expect("removing it");
+                mkfifo(&file, Mode::from_bits_truncate(0o600)).expect("a fifo");
+            }
+            Stall::Condition | Stall::Exec => fs::write(&marker, "").expect("a file"),
+            Stall::Broker => broker.signal(Signal::SIGSTOP),
+        }
+        let mut reload = Process::start(scene.bindonce("reload").args(["--name", "web"]));
+        finish(scene.bindonce("ping").args(["--name", "web", "--serving"])).ok();
+        assert!(reload.is_running(), "{}", reload.story());
+        assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+        let said = reload.story();
+        assert!(said.contains(reason), "{said}");
+        assert!(said.contains("generation 1 serves on"), "{said}");
+        match stall {
+            Stall::Configuration => fs::remove_file(&file).expect("removing it"),
+            Stall::Condition | Stall::Exec => fs::remove_file(&marker).expect("removing it"),
+            Stall::Broker => broker.signal(Signal::SIGCONT),
+        }
+        scene.write("haproxy.cfg", &text);
+    }
+    haproxy.reload(&scene).ok();
+    let (generation, pid) = haproxy.wait_serving(&scene);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
+    eventually("another one to serve", || {
+        haproxy.serving(&scene).filter(|(next, _)| *next > generation)
+    });
+    assert_eq!(haproxy.supervisor.terminate().code(), Some(0));
+    let left = scene.processes();
+    let slept: Vec<_> = left.iter().filter(|(_, command)| command.contains("sleep")).collect();
+    assert!(slept.is_empty(), "{slept:?}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_abandoned() {
+    goes_on_while_it_stalls(Stall::Configuration, "within 2s: still reading the configuration");
+}
+
+#[test]
+fn a_haproxy_that_does_not_judge_a_condition_is_abandoned() {
+    goes_on_while_it_stalls(Stall::Condition, "within 2s: still reading the configuration");
+}
+
+#[test]
+fn a_binary_that_is_slow_to_exec_is_abandoned() {
+    goes_on_while_it_stalls(Stall::Exec, "was not ready within 2s");
+}
+
+#[test]
+fn a_broker_that_does_not_answer_is_abandoned() {
+    goes_on_while_it_stalls(Stall::Broker, "within 2s: still asking the broker");
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let mut deaf = Vec::new();
+    for (socket, method) in
+        [(scene.socket(), "status"), (scene.path("web.d/control.sock"), "status")]
+    {
+        let mut client = UnixStream::connect(socket).expect("connecting");
+        client.set_nonblocking(true).expect("a flag");
+        let request = format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{method}\"}}\n");
+        // Until even the requests are read no more.
+        while client.write(request.as_bytes()).is_ok() {}
+        deaf.push(client);
+    }
+    finish(scene.bindonce("ping").args(["--name", "web"])).ok();
+    finish(&mut scene.bindonce("ping")).ok();
+    haproxy.reload(&scene).ok();
+    assert_eq!(haproxy.supervisor.terminate().code(), Some(0));
+    drop((deaf, broker));
+}
+
+#[test]
+fn a_broker_whose_configuration_cannot_be_read_again_answers_and_keeps_its_rules() {
+    let scene = Scene::new();
+    let file = scene.write("broker.toml", "[limits]\nconnections = 100\n");
+    let mut command = scene.bindonce("serve");
+    let mut broker = Process::start(command.arg("--config").arg(&file));
+    broker.wait_line("broker serves");
+    fs::remove_file(&file).expect("removing it");
+    mkfifo(&file, Mode::from_bits_truncate(0o600)).expect("a fifo");
+    broker.signal(Signal::SIGHUP);
+    broker.wait_line("told to read the configuration again");
+    finish(&mut scene.bindonce("ping")).ok();
+    broker.wait_line("the rules and limits stay as they were");
+    fs::remove_file(&file).expect("removing it");
+    scene.write("broker.toml", "[limits]\nconnections = 200\n");
+    broker.signal(Signal::SIGHUP);
+    broker.wait_line("rules and limits read again");
+    assert_eq!(broker.terminate().code(), Some(0));
 }

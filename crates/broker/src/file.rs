@@ -14,18 +14,23 @@
 //! connections = 4096
 //! ```
 
-use std::fs;
+use std::io;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::Rule;
 use bindonce_sys::privileges::Capability;
+use bindonce_sys::whole::{self, Unread};
 use serde::Deserialize;
 
 use crate::Error;
 use crate::config::Limits;
 use crate::settings::{RawLimits, RawRule, WrittenRule};
+
+/// How long a file that is being written is waited for.
+const WRITTEN: Duration = Duration::from_secs(2);
 
 /// What a configuration file says. Nothing of it has been looked up on this system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -83,11 +88,12 @@ impl File {
     /// something that cannot be.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let doing = "read the configuration";
-        let text = fs::read_to_string(path).map_err(|source| Error::File {
-            doing,
-            path: path.to_owned(),
-            source,
+        let failed = |source| Error::File { doing, path: path.to_owned(), source };
+        let text = whole::read(path, WRITTEN).map_err(|unread| match unread {
+            Unread::System(error) => failed(error),
+            unread => failed(io::Error::other(unread.to_string())),
         })?;
+        let text = String::from_utf8(text).map_err(|error| failed(io::Error::other(error)))?;
         text.parse().map_err(|error| match error {
             Error::Configuration { reason, .. } => {
                 Error::Configuration { path: Some(path.to_owned()), reason }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
 use bindonce_observe::{Happening, Journal};
-use bindonce_sys::{Errno, limits, peer};
+use bindonce_sys::{Errno, aside, limits, peer};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::{UnixListener, UnixStream};
@@ -33,6 +33,9 @@ use crate::{metrics, records, recovery, service, start, store, succession};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long reading the configuration again may take, users and groups looked up.
+const READ: Duration = Duration::from_secs(15);
 
 /// Serves until `shutdown` is ready. On a current-thread runtime with I/O and
 /// time enabled.
@@ -208,7 +211,12 @@ async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
             tracing::info!("told to read the configuration again, but there is none");
             continue;
         };
-        match File::read(path).and_then(|file| Ok((file.rules()?, file.limits))) {
+        let from = path.clone();
+        let read = move || File::read(&from).and_then(|file| Ok((file.rules()?, file.limits)));
+        let read = aside::within(READ, read).await.unwrap_or_else(|source| {
+            Err(Error::File { doing: "read the configuration", path: path.clone(), source })
+        });
+        match read {
             Ok((rules, limits)) => {
                 let count = rules.len();
                 state.borrow_mut().regulate(rules, limits);

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bindonce_haproxy::supervisor::{upgrade, watchdog};
-use bindonce_sys::{log, spawn};
+use bindonce_sys::{log, signals, spawn};
 use clap::{CommandFactory as _, Parser};
 
 use logging::{LogFormat, LogLevel};
@@ -70,6 +70,9 @@ pub fn command() -> clap::Command {
 
 /// Does what the command line says, and gives the exit code.
 pub fn main() -> ExitCode {
+    // Rust's handler tells a stack that has overflowed from other faults; but it swallows the first
+    // SIGSEGV or SIGBUS that is sent with kill(2), and a process that must end goes on.
+    signals::die_of_faults();
     // What bindonce starts of itself, and nobody else does: as little as possible is in the way.
     let mut words = std::env::args_os().skip(1);
     match words.next() {

@@ -2,7 +2,11 @@
 //! signals reach only the descriptor that they are read from ([`crate::signals`]).
 
 use std::io;
+#[cfg(feature = "tokio")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
+#[cfg(feature = "tokio")]
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
@@ -17,4 +21,71 @@ pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Joi
     let started = Builder::new().name(name.to_owned()).spawn(work);
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     started
+}
+
+/// How many threads may be at work for [`within`] at the same time. Those that are stalled stay.
+#[cfg(feature = "tokio")]
+const THREADS: usize = 64;
+
+#[cfg(feature = "tokio")]
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+/// Does something that may stall (a file system that does not answer, a name server) on a thread
+/// of its own, and waits for its result. What is not done in time is abandoned: the thread stays
+/// until the system call returns, and nobody waits for it, the end of the process included.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if it was abandoned; with the text that too many are stalled, if 64
+/// are at work; those of pthread_create(3).
+#[cfg(feature = "tokio")]
+pub async fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    struct Place;
+    impl Drop for Place {
+        fn drop(&mut self) {
+            AT_WORK.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    if AT_WORK.fetch_add(1, Ordering::Relaxed) >= THREADS {
+        drop(Place);
+        let text = format!("{THREADS} earlier reads are stalled: does a file system not answer?");
+        return Err(io::Error::other(text));
+    }
+    let place = Place;
+    let (send, done) = tokio::sync::oneshot::channel();
+    start("aside", move || {
+        // Whoever wanted it may not wait any more.
+        let _ = send.send(work());
+        drop(place);
+    })?;
+    match tokio::time::timeout(limit, done).await {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(_)) => Err(io::Error::other("it panicked")),
+        Err(_) => {
+            let text = format!("not done within {}", bindonce_core::duration::format(limit));
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
+    }
+}
+
+#[cfg(all(test, feature = "tokio"))]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_stalls_is_abandoned_and_the_rest_goes_on() {
+        let limit = Duration::from_millis(10);
+        let mut ends = Vec::new();
+        for _ in 0..8 {
+            let (end, ended) = mpsc::channel::<()>();
+            ends.push(end);
+            let stalled = within(limit, move || ended.recv()).await;
+            assert_eq!(stalled.expect_err("abandoned").kind(), io::ErrorKind::TimedOut);
+        }
+        assert_eq!(within(Duration::from_secs(60), || 7).await.expect("done"), 7);
+    }
 }

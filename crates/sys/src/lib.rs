@@ -20,11 +20,12 @@
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
-//! - [`aside`] and [`log`] keep what may wait away from the thread that decides;
+//! - [`aside`], [`ask`], [`log`] and [`whole`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
 pub mod aside;
+pub mod ask;
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod diag;

@@ -45,6 +45,19 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
     }
 }
 
+/// About how much was sent and is not read yet, in bytes, with what the kernel needs besides
+/// (SIOCOUTQ, unix(7)): 0 only if everything was read.
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes: nix::libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int to where it is told.
+    let done = unsafe { nix::libc::ioctl(socket.as_raw_fd(), nix::libc::TIOCOUTQ, &raw mut bytes) };
+    nix::errno::Errno::result(done)?;
+    Ok(u64::try_from(bytes).unwrap_or_default())
+}
+
 /// Receives bytes into `buffer` and appends the descriptors that came with
 /// them to `fds`; gives the number of bytes, 0 at the end of the stream.
 ///

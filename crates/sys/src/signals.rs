@@ -77,6 +77,16 @@ pub fn ignore(signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives SIGSEGV and SIGBUS their defaults: they end the process, whoever has sent them.
+pub fn die_of_faults() {
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: SIG_DFL is no handler, so no code can run in a signal's context.
+        let set = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+        // It fails for no signal that there is; and then the handler stays.
+        let _ = set;
+    }
+}
+
 /// Gives every standard signal its default disposition and unblocks all, as a
 /// program expects at its start: both are inherited through exec, and a
 /// supervisor blocks signals that its children must see.

@@ -5,10 +5,10 @@
 //! Where no lease is to be had (another user's file without CAP_LEASE, some network file systems), a
 //! file that changed in the last [`QUIET`] counts as being written.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +19,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 /// How long a file must not have changed where only that can tell.
 const QUIET: Duration = Duration::from_millis(20);
+
+/// How much is read of one file. No configuration is larger, and a device may have no end.
+const LARGEST: u64 = 256 << 20;
+
+/// How long a pipe or a device may be silent.
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 /// Symbolic links on one way, as path_resolution(7) limits them.
 const LINKS: usize = 40;
@@ -38,6 +44,18 @@ pub enum Unread {
         /// How long it was waited for.
         within: Duration,
     },
+    /// It is a pipe or a device, and nothing comes out of it.
+    #[error("it is no regular file, and nothing came out of it within {within:?}")]
+    Silent {
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// It is larger than anything that is read here.
+    #[error("it has more than {largest} MiB")]
+    TooLarge {
+        /// In MiB.
+        largest: u64,
+    },
     /// The system refused.
     #[error(transparent)]
     System(#[from] io::Error),
@@ -54,8 +72,17 @@ fn by(writers: &[i32]) -> String {
     }
 }
 
+/// Opens a file to read it, and waits for nobody: neither for a pipe's writer, nor for a lease.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
 /// Reads a file as it is when nobody is writing it; waits for that, `within` at most. What is no
-/// regular file (a pipe, a device) is read to its end.
+/// regular file (a pipe, a device) is read to its end, as long as it is not silent for
+/// [`SILENCE`].
 ///
 /// # Errors
 /// [`Unread`].
@@ -64,10 +91,9 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
     let mut changes = None;
     loop {
         // Watched before it is looked at again, so that its close is not missed.
-        let mut file = File::open(path)?;
+        let file = open(path)?;
         let before = file.metadata()?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text)?;
+        let text = read_to_end(&file, SILENCE)?;
         let whole = !before.is_file()
             || (!being_written(&file, &before) && is_same(&before, &file.metadata()?, &text));
         if whole {
@@ -89,6 +115,44 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
                     | AddWatchFlags::IN_ATTRIB
                     | AddWatchFlags::IN_MOVE_SELF,
             );
+        }
+    }
+}
+
+/// Reads what was opened with [`open`], whatever it is. A pipe or a device may be silent for so long.
+fn read_to_end(file: &File, silence: Duration) -> Result<Vec<u8>, Unread> {
+    let mut text = Vec::new();
+    let mut rest = file.take(LARGEST + 1);
+    loop {
+        // Some devices wait in read(2), O_NONBLOCK or not.
+        let ready = wait_for(file, silence);
+        match rest.read_to_end(&mut text) {
+            Ok(_) if text.len() as u64 > LARGEST => {
+                return Err(Unread::TooLarge { largest: LARGEST >> 20 });
+            }
+            // A pipe that nobody has opened for writing yet is at its end, too.
+            Ok(_) if ready => return Ok(text),
+            Ok(_) => return Err(Unread::Silent { within: silence }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Unread::Silent { within: silence });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until something can be read, or the end; false if that takes too long. A regular file is
+/// always ready.
+fn wait_for(file: &File, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) => return false,
+            Err(Errno::EINTR) if !left.is_zero() => {}
+            Ok(_) | Err(_) => return true,
         }
     }
 }
@@ -220,6 +284,27 @@ mod tests {
         fs::write(directory.path().join("new"), "new").expect("write");
         fs::rename(directory.path().join("new"), &path).expect("rename");
         assert_eq!(read(&path, within).expect("read"), b"new");
+    }
+
+    #[test]
+    fn what_never_comes_is_not_waited_for_and_what_has_no_end_not_read() {
+        let directory = Directory::new("fifo");
+        let path = directory.path().join("fifo");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&path, mode).expect("a fifo");
+        let short = Duration::from_millis(20);
+        let silent = |file: &File| matches!(read_to_end(file, short), Err(Unread::Silent { .. }));
+        let reader = open(&path).expect("without a writer");
+        assert!(silent(&reader));
+        let mut writer = File::options().write(true).open(&path).expect("a writer");
+        assert!(silent(&reader));
+        writer.write_all(b"half ").expect("write");
+        assert!(silent(&reader), "its writer is still there");
+        writer.write_all(b"all").expect("write");
+        drop(writer);
+        assert_eq!(read_to_end(&reader, short).expect("the rest"), b"all");
+        let zero = open(Path::new("/dev/zero")).expect("open");
+        assert!(matches!(read_to_end(&zero, short), Err(Unread::TooLarge { .. })));
     }
 
     #[test]

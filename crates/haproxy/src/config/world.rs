@@ -9,7 +9,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bindonce_sys::ask;
 use bindonce_sys::whole::{self, Unread};
+
+/// How long haproxy may take to judge a condition; it needs some ten milliseconds.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How long a file that is being written is waited for.
 const WRITTEN: Duration = Duration::from_secs(2);
@@ -101,9 +105,10 @@ impl World for System {
         }
         whole::read(path, WRITTEN).map_err(|unread| match unread {
             Unread::System(error) => error,
-            unread => io::Error::other(format!(
+            unread @ Unread::BeingWritten { .. } => io::Error::other(format!(
                 "{unread}; reload when it is complete, or write a new file and rename it into place"
             )),
+            unread => io::Error::other(unread.to_string()),
         })
     }
 
@@ -136,18 +141,19 @@ impl World for System {
     }
 
     fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool> {
-        let output = std::process::Command::new(&self.program)
+        let mut command = std::process::Command::new(&self.program);
+        command
             .arg("-cc")
             .arg(OsStr::from_bytes(expression))
             .env_clear()
             .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
-            .current_dir(&self.directory)
-            .output()?;
+            .current_dir(&self.directory);
+        let answer = ask::answer(command, ANSWER)?;
         // 0: holds, 1: does not; both without a word. Anything else is a complaint.
-        match output.status.code() {
+        match answer.status.code() {
             Some(0) => Ok(true),
-            Some(1) if output.stderr.is_empty() => Ok(false),
-            _ => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            Some(1) if answer.stderr.is_empty() => Ok(false),
+            _ => Err(io::Error::other(answer.complaint())),
         }
     }
 

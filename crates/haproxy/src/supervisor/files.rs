@@ -16,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_sys::changes::{Changes, Directory};
+use bindonce_sys::{aside, whole};
 use tokio::time::Instant;
 
 use super::Error;
@@ -24,6 +25,8 @@ use super::Error;
 const QUIET: Duration = Duration::from_millis(100);
 /// Or after so long, if changes never end.
 const LATEST: Duration = Duration::from_secs(2);
+/// How long a look at all of them may take before that is told.
+const LOOKS: Duration = Duration::from_secs(10);
 /// Symbolic links on one way, as path_resolution(7) limits them.
 const LINKS: usize = 40;
 /// How deep directories are looked into.
@@ -57,12 +60,28 @@ impl Files {
                 return tracing::error!("files are not watched any more: {error}");
             }
             let before = self.contents;
-            let looked = tokio::task::spawn_blocking(move || {
+            let (send, mut done) = tokio::sync::oneshot::channel();
+            let started = aside::start("watch", move || {
                 let looked = self.look();
-                (self, looked)
+                let _ = send.send((self, looked));
             });
-            // The runtime is being shut down.
-            let Ok((files, looked)) = looked.await else { return };
+            if let Err(error) = started {
+                return tracing::error!("files are not watched any more: {error}");
+            }
+            let looked = match tokio::time::timeout(LOOKS, &mut done).await {
+                Ok(looked) => looked,
+                // Nothing else waits for it, and until it is done nothing can be compared.
+                Err(_) => {
+                    tracing::error!(
+                        "the files that are watched cannot be read: does a file system not answer? \
+                         `bindonce reload` still reloads"
+                    );
+                    done.await
+                }
+            };
+            let Ok((files, looked)) = looked else {
+                return tracing::error!("files are not watched any more: reading them panicked");
+            };
             self = files;
             if let Err(error) = looked {
                 tracing::error!("some files are not watched: {error}");
@@ -197,7 +216,7 @@ fn entries(directory: &Path) -> BTreeSet<PathBuf> {
 }
 
 fn read(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
-    let mut file = fs::File::open(path)?;
+    let mut file = whole::open(path)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = file.read(&mut buffer)?;

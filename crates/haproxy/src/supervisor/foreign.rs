@@ -1,13 +1,17 @@
 //! What haproxy, or another program, has bound by itself: found after each start, told once for each address.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
-use bindonce_sys::{diag, holders};
+use bindonce_sys::{aside, diag, holders};
 
 use super::{Message, Supervisor};
+
+/// How long a look at /proc and the kernel's sockets may take.
+const LOOKS: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Looks for sockets that a generation listens on and that are not from the broker.
@@ -20,7 +24,7 @@ impl Supervisor {
         super::spawn(async move {
             // In master-worker mode the worker has them, not the first process.
             let look = move || listening(&kind.processes(pid), &known, &admin);
-            let found = tokio::task::spawn_blocking(look).await;
+            let found = aside::within(LOOKS, look).await;
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
         });

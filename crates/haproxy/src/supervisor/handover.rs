@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, Handover};
+use bindonce_sys::aside;
 use bindonce_sys::ghosts::{self, Ghost};
 use bindonce_sys::process::Pidfd;
 use nix::libc::EPERM;
@@ -17,6 +18,9 @@ use super::proof::Proof;
 use super::report::Story;
 use super::watchdog::{Duty, Named};
 use super::{Error, Ghosts, Haproxy, Kind, Message, Settings, Supervisor};
+
+/// How long looking for ghosts, or removing them, may take.
+const LOOKS: Duration = Duration::from_secs(10);
 
 /// How much longer than it should a pause may last before the watchdog ends it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -146,7 +150,7 @@ impl Supervisor {
                 .map(|held| Ok((held.inode, held.fd.try_clone()?)))
                 .collect::<std::io::Result<Vec<_>>>();
             let ghosts = found.clone();
-            let removed = tokio::task::spawn_blocking(move || {
+            let removed = aside::within(LOOKS, move || {
                 let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
                 let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
                 let mut removed = 0;
@@ -171,8 +175,9 @@ impl Supervisor {
                     tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
                     Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
                 }
-                // The runtime is being shut down.
-                Err(_) => return,
+                Err(error) => {
+                    return tracing::warn!(generation = id.0, pid, %error, "ghosts not removed");
+                }
             };
             let _ = sender.send(message);
             let _ = sender.send(Message::Closed(id));
@@ -227,5 +232,5 @@ pub(super) struct Detached {
 async fn find(settings: Rc<Settings>, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
     let processes = settings.kind.processes(pid);
     let find = move || processes.iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
-    tokio::task::spawn_blocking(find).await.unwrap_or_default()
+    aside::within(LOOKS, find).await.unwrap_or_default()
 }

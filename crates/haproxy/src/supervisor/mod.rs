@@ -191,7 +191,7 @@ struct Supervisor {
     epoch: Instant,
     sender: mpsc::UnboundedSender<Message>,
     /// Generations that are being started and have no process yet.
-    starting: HashMap<GenerationId, AbortHandle>,
+    starting: HashMap<GenerationId, start::Starting>,
     generations: BTreeMap<GenerationId, Generation>,
     /// Configurations that may be started again.
     configurations: BTreeMap<GenerationId, Rc<Prepared>>,

@@ -10,6 +10,7 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
 
+use super::report::Story;
 use super::watchdog::{Duty, Named};
 use super::{Message, Supervisor};
 use super::{promise, server_state, start};
@@ -92,6 +93,8 @@ impl Supervisor {
         let watchdog = Rc::clone(&self.watchdog);
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
+        let step = start::Step::default();
+        let now = step.clone();
         let task = super::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
@@ -105,6 +108,7 @@ impl Supervisor {
             let launched = match prepared {
                 Ok(prepared) => {
                     if let (Some(serving), Some(rendering)) = (serving, prepared.rendering()) {
+                        now.set("asking the serving haproxy for the state of its servers");
                         server_state::carry(rendering, &serving).await;
                     }
                     let how = start::How { older_alive, no_epoll };
@@ -115,7 +119,7 @@ impl Supervisor {
                             watchdog.borrow_mut().tell(&duty);
                         }
                     };
-                    start::launch(&settings, &directory, id, prepared, how, tell).await
+                    start::launch(&settings, &directory, id, prepared, how, &now, tell).await
                 }
                 Err(error) => Err(error),
             };
@@ -126,7 +130,7 @@ impl Supervisor {
             };
             let _ = sender.send(message);
         });
-        self.starting.insert(id, task.abort_handle());
+        self.starting.insert(id, start::Starting { task: task.abort_handle(), step });
     }
 
     fn send_signal(&mut self, id: GenerationId, signal: Signal, reason: Reason) {
@@ -139,9 +143,10 @@ impl Supervisor {
             Signal::Terminate => Number::SIGTERM,
             Signal::Kill => Number::SIGKILL,
         };
-        if let Some(task) = self.starting.remove(&id) {
+        if let Some(starting) = self.starting.remove(&id) {
             // There is no process yet; should one be on its way to us, it is ended on arrival.
-            task.abort();
+            starting.task.abort();
+            self.called_off(id, reason, &starting.step);
             return self.later(Event::StartFailed(id));
         }
         let Some(generation) = self.generations.get_mut(&id) else { return };
@@ -181,6 +186,22 @@ impl Supervisor {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
         }
+    }
+
+    /// A start was given up before there was a process.
+    fn called_off(&mut self, id: GenerationId, reason: Reason, step: &start::Step) {
+        let doing = step.get();
+        let text = match reason {
+            Reason::NotReady => format!(
+                "generation {id} was not started within {}: still {doing}",
+                bindonce_core::duration::format(self.settings.timing.ready_timeout)
+            ),
+            _ => format!("the start of generation {id} was called off while {doing}"),
+        };
+        tracing::error!(generation = id.0, "{text}");
+        self.record(id, event::Kind::GenerationFailed, text.as_str());
+        let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
+        self.failure = Story { text, hint: (reason == Reason::NotReady).then(|| hint.to_owned()) };
     }
 
     fn serving(&mut self, id: GenerationId) {

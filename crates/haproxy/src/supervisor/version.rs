@@ -3,7 +3,12 @@
 use std::ffi::OsStr;
 use std::fmt;
 
+use bindonce_sys::ask;
+
 use super::Error;
+
+/// How long a binary may take to tell its version.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Major, minor and patch level; a development version counts as patch level 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,11 +36,13 @@ impl Version {
         Self { major: next(), minor: next(), patch: next() }
     }
 
-    /// Asks a haproxy binary (`-v`).
+    /// Asks a haproxy binary (`-v`), which may take [`ANSWER`].
     pub(super) fn of(program: &OsStr) -> Result<Self, Error> {
-        let output = std::process::Command::new(program).arg("-v").output();
-        let output = output.map_err(Error::system("ask haproxy for its version"))?;
-        let text = String::from_utf8_lossy(&output.stdout);
+        let mut command = std::process::Command::new(program);
+        command.arg("-v");
+        let answer = ask::answer(command, ANSWER);
+        let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
+        let text = String::from_utf8_lossy(&answer.stdout);
         // `HAProxy version 2.6.12-1+deb12u4 2026/10/17`; before 2.0 it said `HA-Proxy`.
         Ok(Self::read(text.split_whitespace().nth(2).unwrap_or_default()))
     }

@@ -35,6 +35,9 @@ pub const SUBCOMMAND: &str = "__watchdog";
 /// How long the supervisor waits for the watchdog to take a message.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the supervisor waits for the end of a watchdog that it needs no more.
+const ENDING: Duration = Duration::from_millis(100);
+
 /// How long a new generation waits for older ones that were told to stop to close their listeners:
 /// one that does not must not keep the service away for longer.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -168,11 +171,13 @@ impl Duty {
     }
 }
 
-/// The supervisor's side.
+/// The supervisor's side. It never waits for a watchdog that does not read: that one is replaced.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     socket: UnixStream,
     child: Child,
+    /// Since when it has not read what it was told.
+    unread: Option<Instant>,
 }
 
 impl Watchdog {
@@ -189,16 +194,20 @@ impl Watchdog {
             .process_group(0)
             .spawn()
             .map_err(failed())?;
-        Ok(Self { socket, child })
+        Ok(Self { socket, child, unread: None })
     }
 
-    /// Tells what is to be done if we die now. A watchdog that has died itself is replaced.
+    /// Tells what is to be done if we die now. A watchdog that has died itself, that is stopped or
+    /// does not read, is replaced.
     pub(super) fn tell(&mut self, duty: &Duty) {
         let line = duty.write();
-        if self.socket.write_all(line.as_bytes()).is_ok() {
+        if !self.is_stuck() && self.socket.write_all(line.as_bytes()).is_ok() {
             return;
         }
-        tracing::warn!(pid = self.child.id(), "the watchdog is gone; starting another");
+        tracing::warn!(
+            pid = self.child.id(),
+            "the watchdog is gone, stopped or does not read; starting another"
+        );
         match Self::start() {
             Ok(new) => {
                 drop(std::mem::replace(self, new));
@@ -207,6 +216,27 @@ impl Watchdog {
             }
             Err(error) => tracing::error!(%error, "handovers go on without a watchdog"),
         }
+    }
+
+    /// Whether it is stopped (SIGSTOP), or has left something unread for longer than [`PATIENCE`].
+    fn is_stuck(&mut self) -> bool {
+        let unread = scm::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
+        let since = *self.unread.get_or_insert_with(Instant::now);
+        if !unread {
+            self.unread = None;
+        }
+        let pid = i32::try_from(self.child.id()).unwrap_or_default();
+        (unread && since.elapsed() > PATIENCE) || process::is_stopped(pid)
+    }
+
+    /// Waits for it to have ended, but for no longer than [`ENDING`].
+    fn has_ended(&mut self) -> bool {
+        let pid = i32::try_from(self.child.id()).unwrap_or_default();
+        let limit = PollTimeout::try_from(ENDING).unwrap_or(PollTimeout::ZERO);
+        if let Ok(pidfd) = Pidfd::open(pid) {
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit);
+        }
+        self.child.try_wait().is_ok_and(|ended| ended.is_some())
     }
 
     /// Gives it a copy of the hold of the generation that starts. It has it until it is
@@ -221,9 +251,13 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        // It ends with the socket; here it is only reaped.
+        // It ends with the socket; one that is stopped, or has much to do, does not. A process that
+        // does not even end when it is killed stays a zombie until we end.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        let _ = self.child.wait();
+        if !self.has_ended() {
+            let _ = self.child.kill();
+            self.has_ended();
+        }
     }
 }
 

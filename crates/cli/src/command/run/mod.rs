@@ -117,7 +117,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         .build();
     let runtime = runtime.context("cannot start the runtime")?;
     let local = tokio::task::LocalSet::new();
-    match runtime.block_on(local.run_until(supervisor::run(settings)))? {
+    let ended = runtime.block_on(local.run_until(supervisor::run(settings)));
+    // What is stalled is not waited for.
+    drop(local);
+    runtime.shutdown_background();
+    match ended? {
         Ended::Shutdown => Ok(ExitCode::SUCCESS),
         Ended::NeverServed(story) => bail!("the first generation failed: {story}"),
     }

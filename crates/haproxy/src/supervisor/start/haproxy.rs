@@ -9,6 +9,7 @@ use std::rc::Rc;
 use bindonce_core::address::Address;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::{Listener, Options};
+use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
 use super::{How, Order, copies};
@@ -62,7 +63,8 @@ pub(super) async fn render(
 ) -> Result<Rendered, Error> {
     let (command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
-    let read = tokio::task::spawn_blocking(move || -> Result<Rendering, Error> {
+    let limit = settings.timing.ready_timeout;
+    let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let world = if again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
@@ -72,7 +74,7 @@ pub(super) async fn render(
     });
     let rendering = match read.await {
         Ok(rendering) => rendering?,
-        Err(error) => return Err(Error::system("read the configuration")(error.into())),
+        Err(error) => return Err(Error::system("read the configuration")(error)),
     };
     let write = Error::system("write the rendered configuration");
     let path = directory.make_configuration(id).map_err(write)?;

@@ -9,6 +9,7 @@
 mod haproxy;
 mod program;
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -18,6 +19,8 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::Listener;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
+
+use tokio::task::AbortHandle;
 
 use super::directory::Directory;
 use super::listeners::Held;
@@ -78,6 +81,32 @@ pub(super) struct How {
     pub(super) no_epoll: bool,
 }
 
+/// A start that has no process yet.
+pub(super) struct Starting {
+    pub(super) task: AbortHandle,
+    pub(super) step: Step,
+}
+
+/// What a start is doing now, for whoever waits for it in vain.
+#[derive(Debug, Clone)]
+pub(super) struct Step(Rc<Cell<&'static str>>);
+
+impl Default for Step {
+    fn default() -> Self {
+        Self(Rc::new(Cell::new("reading the configuration")))
+    }
+}
+
+impl Step {
+    pub(super) fn set(&self, doing: &'static str) {
+        self.0.set(doing);
+    }
+
+    pub(super) fn get(&self) -> &'static str {
+        self.0.get()
+    }
+}
+
 /// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
 /// `again`, and writes the copies.
 pub(super) async fn prepare(
@@ -101,8 +130,10 @@ pub(super) async fn launch(
     id: GenerationId,
     prepared: Rc<Prepared>,
     how: How,
+    step: &Step,
     tell: impl FnOnce(i32),
 ) -> Result<Launched, Error> {
+    step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     let listeners = claim(&mut lease, settings, prepared.rendering()).await?;

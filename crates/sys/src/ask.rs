@@ -1,0 +1,195 @@
+//! Runs a program for its answer: what it printed, and how it ended. It has a deadline, and so has
+//! what it starts: all of it is in a process group of its own, which is killed when the time is up.
+
+use std::io::{self, Read as _};
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use crate::process::{self, Pidfd};
+use crate::signals::{self, Signal};
+
+/// How much of an answer is kept; the rest is read and forgotten.
+const LONGEST: usize = 1 << 20;
+
+/// What a program answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Answer {
+    /// Why it failed, for a person, and never empty: what it said on standard error, or how it ended.
+    pub fn complaint(&self) -> String {
+        let said = String::from_utf8_lossy(&self.stderr).trim().to_owned();
+        if !said.is_empty() {
+            return said;
+        }
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("it ended with exit code {code} and said nothing"),
+            (None, Some(number)) => {
+                let name = Signal::try_from(number).map_or("a signal", Signal::as_str);
+                format!("it was ended by {name} and said nothing")
+            }
+            (None, None) => "it ended and said nothing".to_owned(),
+        }
+    }
+}
+
+/// Runs `command` to its end, which must come `within` that time: with /dev/null as standard input and
+/// every signal as at the start of a program. It ends with the thread that called this.
+///
+/// # Errors
+/// Why it could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
+pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
+    let until = Instant::now() + within;
+    let (out_reader, out_writer) = io::pipe()?;
+    let (error_reader, error_writer) = io::pipe()?;
+    command.stdin(Stdio::null()).stdout(out_writer).stderr(error_writer).process_group(0);
+    let parent = Pid::this();
+    // SAFETY: between fork and exec it only calls sigaction(2), sigprocmask(2), prctl(2) and
+    // getppid(2), which are async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            signals::reset()?;
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // It may have ended before it could be bound to.
+            if Pid::parent() == parent { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        })
+    };
+    let mut child = Running(command.spawn()?);
+    // With it go our copies of the writing ends: only then does their end show.
+    drop(command);
+    let ended = Pidfd::open(child.0.id().cast_signed())?;
+    let late = || {
+        let text = format!(
+            "it did not end within {} and was killed",
+            bindonce_core::duration::format(within)
+        );
+        io::Error::new(io::ErrorKind::TimedOut, text)
+    };
+    let (mut stdout, mut stderr) = (Some(out_reader), Some(error_reader));
+    let (mut out, mut errors) = (Vec::new(), Vec::new());
+    // What it has started may hold its output open for longer than it lives, and is no part of it.
+    let mut over = false;
+    while !over {
+        // One that is closed is never ready before the end.
+        let fds = [
+            ended.as_fd(),
+            stdout.as_ref().map_or(ended.as_fd(), AsFd::as_fd),
+            stderr.as_ref().map_or(ended.as_fd(), AsFd::as_fd),
+        ];
+        let mut watched = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut watched, timeout) {
+            Ok(0) => return Err(late()),
+            Err(nix::errno::Errno::EINTR) => continue,
+            done => drop(done?),
+        }
+        let [end, out_ready, error_ready] = watched.map(|fd| fd.any().unwrap_or_default());
+        over = end;
+        for (pipe, text, ready) in
+            [(&mut stdout, &mut out, out_ready), (&mut stderr, &mut errors, error_ready)]
+        {
+            if ready && take(pipe, text)? == 0 {
+                *pipe = None;
+            }
+        }
+    }
+    // What it said last is in the pipes.
+    for (pipe, text) in [(&mut stdout, &mut out), (&mut stderr, &mut errors)] {
+        while let Some(reader) = &pipe {
+            let mut fd = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fd, PollTimeout::ZERO)? == 0 || take(pipe, text)? == 0 {
+                *pipe = None;
+            }
+        }
+    }
+    Ok(Answer { status: child.0.wait()?, stdout: out, stderr: errors })
+}
+
+/// Reads what is there into `text`, as far as that has room.
+fn take(pipe: &mut Option<io::PipeReader>, text: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    let Some(reader) = pipe else { return Ok(0) };
+    let read = reader.read(&mut buffer)?;
+    let room = LONGEST.saturating_sub(text.len()).min(read);
+    text.extend_from_slice(buffer.get(..room).unwrap_or_default());
+    Ok(read)
+}
+
+/// A program that is ended with all that it has started, however this is left.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Gone already, but for what it may have left behind.
+        let _ = process::signal_group(self.0.id().cast_signed(), Signal::SIGKILL);
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script);
+        command
+    }
+
+    #[test]
+    fn what_it_says_and_how_it_ends_is_told() {
+        let said = answer(shell("echo out; echo err >&2; exit 3"), LONG).expect("an answer");
+        assert_eq!((said.status.code(), &said.stdout[..]), (Some(3), &b"out\n"[..]));
+        assert_eq!(said.complaint(), "err");
+        let killed = answer(shell("kill -KILL $$"), LONG).expect("an answer");
+        assert_eq!(killed.complaint(), "it was ended by SIGKILL and said nothing");
+        let silent = answer(shell("exit 2"), LONG).expect("an answer");
+        assert_eq!(silent.complaint(), "it ended with exit code 2 and said nothing");
+        let much = answer(shell("head -c 3000000 /dev/zero; echo end >&2"), LONG).expect("much");
+        assert_eq!((much.stdout.len(), much.complaint()), (LONGEST, "end".to_owned()));
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_killed_with_all_that_it_has_started() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let mut command = shell("sleep 1000 & exec sleep 1000");
+        // Both have it until they end.
+        let theirs = writer.try_clone().expect("a copy");
+        // SAFETY: it only calls dup(2) between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                std::mem::forget(rustix::io::dup(&theirs)?);
+                Ok(())
+            })
+        };
+        drop(writer);
+        let late = answer(command, Duration::from_millis(200)).expect_err("killed");
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let mut left = Vec::new();
+        { reader }.read_to_end(&mut left).expect("the end: nobody is left");
+    }
+
+    #[test]
+    fn what_is_left_behind_is_not_waited_for() {
+        let begun = Instant::now();
+        let said = answer(shell("sleep 1000 & echo done"), LONG).expect("an answer");
+        assert_eq!(said.stdout, b"done\n");
+        assert!(begun.elapsed() < LONG);
+    }
+}
