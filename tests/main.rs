@@ -51,5 +51,6 @@ mod systemd;
 mod takeovers;
 mod top;
 mod trust;
+mod untrusted;
 mod upgrade;
 mod watch;

@@ -3,6 +3,7 @@
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener, Options};
+use bindonce_core::text::printable;
 use bindonce_sys::{diag, holders, listen, process};
 
 /// The processes that have a socket in the way of `listener`, as `pid 12
@@ -31,7 +32,7 @@ pub(crate) fn who_has(listener: &Listener) -> Option<String> {
 /// A process, as `pid 12 (nginx)`.
 pub(crate) fn named(pid: &i32) -> String {
     match process::command(*pid).unwrap_or_default().first() {
-        Some(command) => format!("pid {pid} ({command})"),
+        Some(command) => format!("pid {pid} ({})", printable(command)),
         None => format!("pid {pid}"),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bindonce_core::text::printable_lines;
 use bindonce_haproxy::{adopt, supervisor};
 use bindonce_sys::log;
 
@@ -22,7 +23,8 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
     if let Some(hint) = error.chain().find_map(hint) {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    text
+    // Reasons may quote what a peer or another process has said.
+    printable_lines(&text).into_owned()
 }
 
 fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {

@@ -22,4 +22,5 @@ mod options;
 pub mod policy;
 pub mod registry;
 pub mod succession;
+pub mod text;
 pub mod time;

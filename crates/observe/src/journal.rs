@@ -1,5 +1,6 @@
 //! The journal: records what happens, remembers the last of it, and wakes who follows.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::event::{Flood, Kind, REMEMBERED, Ring};
+use bindonce_core::text::printable;
 use bindonce_core::time::Timestamp;
 use bindonce_wire::event::Event;
 use bindonce_wire::result::EventsResult;
@@ -159,7 +161,7 @@ impl Journal {
     }
 }
 
-/// At most [`LONGEST`] bytes without a line end.
+/// At most [`LONGEST`] bytes of it, on one line that moves no cursor.
 fn one_line(mut text: String) -> String {
     if text.len() > LONGEST {
         let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
@@ -169,7 +171,10 @@ fn one_line(mut text: String) -> String {
     if text.contains('\n') {
         text = text.lines().map(str::trim_end).collect::<Vec<_>>().join(" | ");
     }
-    text
+    match printable(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(shown) => shown,
+    }
 }
 
 /// The time of day.
@@ -195,6 +200,7 @@ mod tests {
     #[test]
     fn a_text_is_one_short_line() {
         assert_eq!(one_line("a\nb\r\n".to_owned()), "a | b");
+        assert_eq!(one_line("a\x1b[2J".to_owned()), "a\\u{1b}[2J");
         let long = one_line("ä".repeat(LONGEST));
         assert!(long.len() <= LONGEST + 3 && long.ends_with("ä..."), "{long}");
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use bindonce_core::text::printable;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
@@ -120,14 +121,22 @@ pub fn memory(pid: i32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// The short name of a program, as `ps -o comm` shows it (proc_pid_comm(5)). None
-/// if there is no such process.
+/// The short name of a program, as `ps -o comm` shows it (proc_pid_comm(5)), fit to be shown: a
+/// process chooses it. None if there is no such process.
 pub fn name(pid: i32) -> Option<String> {
     let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    Some(String::from_utf8_lossy(comm.trim_ascii_end()).into_owned())
+    let comm = String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned();
+    Some(printable(&comm).into_owned())
 }
 
-/// The command line, an element for each argument; empty for a zombie or a
+/// The command line fit to be shown: on one line, whatever the process has put there. Empty for a
+/// zombie, a kernel thread, and where there is no such process.
+pub fn shown(pid: i32) -> String {
+    let words = command(pid).unwrap_or_default();
+    printable(&words.join(" ")).into_owned()
+}
+
+/// The command line, an element for each argument, as it is; [`shown`] is for people. Empty for a zombie or a
 /// kernel thread. None if there is no such process.
 pub fn command(pid: i32) -> Option<Vec<String>> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -28,7 +28,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if json {
         let listeners: Vec<_> = leases.iter().map(entry).collect();
         let result = serde_json::json!({ "listeners": listeners });
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+        super::print_json(&serde_json::to_string_pretty(&result)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();

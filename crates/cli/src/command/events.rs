@@ -57,12 +57,11 @@ fn print(told: &Told, json: bool) -> anyhow::Result<()> {
         #[serde(flatten)]
         event: &'a Event,
     }
-    let line = if json {
-        serde_json::to_string(&Line { from: told.source.to_string(), event: &told.event })?
-    } else {
-        text(told)
-    };
-    super::print(&(line + "\n"))
+    if json {
+        let line = Line { from: told.source.to_string(), event: &told.event };
+        return super::print_json(&serde_json::to_string(&line)?);
+    }
+    super::print(&(text(told) + "\n"))
 }
 
 /// One event for people: when, who tells it, about whom, what, and why.

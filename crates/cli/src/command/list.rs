@@ -22,7 +22,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+        super::print_json(&serde_json::to_string_pretty(&result)?)?;
     } else if result.listeners.is_empty() {
         super::print("no listener is held\n")?;
     } else {

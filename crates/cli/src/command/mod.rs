@@ -26,6 +26,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bindonce_core::text::{is_obeyed, printable_lines};
 use bindonce_core::time::Timestamp;
 
 use bindonce_core::address::Address;
@@ -94,16 +95,50 @@ pub(crate) fn metrics_listener(text: &str) -> Result<Listener, String> {
     }
 }
 
-/// Writes a result to standard output. A reader that has closed it has read enough.
+/// Writes a result to standard output, and nothing that a terminal would obey. A reader that has
+/// closed it has read enough.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
+    match io::stdout().write_all(printable_lines(text).as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
+}
+
+/// The same of a value in JSON, which stays the same value. serde_json escapes what is below a
+/// space; a terminal obeys some characters above as well.
+pub(crate) fn print_json(text: &str) -> anyhow::Result<()> {
+    print(&(json_printable(text) + "\n"))
+}
+
+fn json_printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\n' || !is_obeyed(c) {
+            out.push(c);
+        } else {
+            // All of them are in the first plane: one unit of UTF-16.
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    out
 }
 
 /// The time now, for those who tell when.
 pub(crate) fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json_printable;
+
+    #[test]
+    fn json_for_a_terminal_is_the_same_value() {
+        let value = serde_json::json!({"command": "\u{9b}2J\x1b[0m\u{202e}\x7fé\n"});
+        let text = json_printable(&serde_json::to_string_pretty(&value).expect("text"));
+        assert!(!text.replace('\n', "").contains(char::is_control), "{text:?}");
+        let read: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(read, value);
+    }
 }

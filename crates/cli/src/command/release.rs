@@ -26,7 +26,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let released = Client::connect(&globals.socket_path())?.release(&names)?;
     if json {
         let result = serde_json::json!({ "released": released });
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+        super::print_json(&serde_json::to_string_pretty(&result)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let text: String = released.iter().map(|name| format!("{name} released\n")).collect();

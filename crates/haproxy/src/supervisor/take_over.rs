@@ -247,7 +247,7 @@ impl Supervisor {
         holders
             .into_iter()
             .filter(|pid| !is_ours(*pid) && Some(*pid) != self.broker.pid.get())
-            .map(|pid| (pid, process::command(pid).unwrap_or_default().join(" ")))
+            .map(|pid| (pid, process::shown(pid)))
             .collect()
     }
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use bindonce_core::text::printable;
+
 use super::descriptors::{self, Descriptors};
 use super::{numbered, waits};
 use crate::process;
@@ -168,12 +170,12 @@ impl Processes {
             || full
             || named(&stat.name)
         {
-            self.all.push(describe(pid, stat, descriptors, limit));
+            self.all.push(describe(pid, &stat, descriptors, limit));
         }
     }
 }
 
-fn describe(pid: i32, stat: Stat, found: Descriptors, limit: Option<u64>) -> Process {
+fn describe(pid: i32, stat: &Stat, found: Descriptors, limit: Option<u64>) -> Process {
     let Descriptors { count, sockets, holds, registrations, uring, epoll } = found;
     let waits = if holds.is_empty() { waits::Waits::default() } else { waits::of(pid) };
     let waited = holds.iter().filter(|(_, number)| waits.on.contains(number));
@@ -182,7 +184,7 @@ fn describe(pid: i32, stat: Stat, found: Descriptors, limit: Option<u64>) -> Pro
     Process {
         pid,
         parent: stat.parent,
-        name: stat.name,
+        name: printable(&stat.name).into_owned(),
         command: process::command(pid).unwrap_or_default(),
         state: stat.state,
         started: stat.started,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bindonce_core::diagnosis::{Accepting, Finding, Look, Mode, Process, Severity, Socket, Value};
+use bindonce_core::text::printable;
 use serde_json::{Map, json};
 
 use super::target::Target;
@@ -62,7 +63,7 @@ fn finding(look: &Look, one: &Finding) -> serde_json::Value {
         "also": one.also.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "service": one.service,
         "pids": one.culprits,
-        "commands": one.culprits.iter().filter_map(|pid| Some(look.processes.get(pid)?.command.join(" "))).collect::<Vec<_>>(),
+        "commands": one.culprits.iter().filter_map(|pid| Some(command(look.processes.get(pid)?))).collect::<Vec<_>>(),
         "summary": one.summary,
         "evidence": numbers,
         "cause": one.cause,
@@ -101,12 +102,17 @@ fn socket(look: &Look, one: &Socket) -> serde_json::Value {
     })
 }
 
+/// The command line, which a reader may print as it is.
+fn command(process: &Process) -> String {
+    printable(&process.command.join(" ")).into_owned()
+}
+
 fn process(look: &Look, one: &Process) -> serde_json::Value {
     let generation = look.generations.iter().find(|known| known.pid == one.pid);
     json!({
         "pid": one.pid,
         "program": one.program,
-        "command": one.command.join(" "),
+        "command": command(one),
         "started": one.started.to_string(),
         "state": one.state.to_string(),
         "memory": one.memory,

@@ -47,7 +47,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let examined = Examination::of(target.as_deref(), globals.socket_path())?;
     if json {
         let value = examined.json();
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&value)?))?;
+        super::print_json(&serde_json::to_string_pretty(&value)?)?;
     } else {
         super::print(&examined.text())?;
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bindonce_core::diagnosis::{Accepting, Finding, Look, Mode, Process, Severity, Socket};
+use bindonce_core::text::printable;
 
 use super::target::Target;
 
@@ -94,17 +95,12 @@ fn one(text: &mut String, look: &Look, finding: &Finding) {
 
 fn command(process: &Process) -> String {
     let words = process.command.join(" ");
-    let command = if words.is_empty() { &process.program } else { &words };
-    let mut shown: String = command.chars().take(WIDE).map(printable).collect();
+    let command = printable(if words.is_empty() { &process.program } else { &words });
+    let mut shown: String = command.chars().take(WIDE).collect();
     if command.chars().count() > WIDE {
         shown.push_str(" ...");
     }
     shown
-}
-
-/// A command line is anybody's text: nothing in it may move the cursor.
-fn printable(c: char) -> char {
-    if c.is_control() { '?' } else { c }
 }
 
 /// A socket with those who hold it, and who of them accepts.

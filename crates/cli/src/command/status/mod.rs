@@ -39,7 +39,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
     let snapshot = Snapshot::take(&socket);
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&snapshot.json()?)?))?;
+        super::print_json(&serde_json::to_string_pretty(&snapshot.json()?)?)?;
     } else {
         super::print(&snapshot.text())?;
     }

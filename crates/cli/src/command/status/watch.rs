@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bindonce_core::duration;
+use bindonce_core::text::printable_lines;
 use bindonce_sys::terminal;
 
 use super::{Snapshot, list};
@@ -44,7 +45,8 @@ pub(super) fn run(socket: &Path, json: bool, interval: Duration) -> anyhow::Resu
 
 fn text(snapshot: &Snapshot) -> String {
     let missing = snapshot.no_broker().map(|line| line + "\n").unwrap_or_default();
-    missing + &snapshot.text()
+    // Before the frame's own sequences are put around it.
+    printable_lines(&(missing + &snapshot.text())).into_owned()
 }
 
 /// One object in one line; what keeps the broker from telling is in `error`.

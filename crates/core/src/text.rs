@@ -1,0 +1,62 @@
+//! Text of others, made fit to be shown.
+//!
+//! A command line, a process's name, a path or what a client sends may hold anything: line
+//! ends that make a line of a log look like two, and sequences that a terminal obeys. What
+//! is shown to a person goes through [`printable`].
+
+use std::borrow::Cow;
+
+/// The text on one line, each character that would not be printed as itself as `\n` or `\u{1b}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, is_obeyed)
+}
+
+/// The same of a text of several lines: line feeds stay.
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c != '\n' && is_obeyed(c))
+}
+
+fn escaped(text: &str, unfit: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let Some(first) = text.find(&unfit) else { return Cow::Borrowed(text) };
+    let (before, rest) = text.split_at(first);
+    let mut out = String::with_capacity(text.len() + 16);
+    out.push_str(before);
+    for c in rest.chars() {
+        if unfit(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Whether a terminal does something for it, instead of showing it: control characters, the
+/// separators of lines and paragraphs, and marks that turn the direction of what follows.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_shown_moves_the_cursor() {
+        for (text, shown) in [
+            ("nginx: worker", "nginx: worker"),
+            ("", ""),
+            ("größe ✓", "größe ✓"),
+            ("\x1b]0;OWNED\x07\x1b[2J\r\nok", "\\u{1b}]0;OWNED\\u{7}\\u{1b}[2J\\r\\nok"),
+            ("a\tb\x7f", "a\\tb\\u{7f}"),
+            // The one-character form of ESC [, and a turn to the left.
+            ("\u{9b}2J", "\\u{9b}2J"),
+            ("a\u{202e}b\u{2028}", "a\\u{202e}b\\u{2028}"),
+        ] {
+            assert_eq!(printable(text), shown);
+            assert!(!printable(text).contains(char::is_control));
+        }
+        assert_eq!(printable_lines("a\nb\x1b\r\n"), "a\nb\\u{1b}\\r\n");
+    }
+}
