@@ -37,6 +37,7 @@ mod namespaces;
 mod outcome;
 mod package;
 mod privileges;
+mod problems;
 mod programs;
 mod prometheus;
 mod protocol;

@@ -48,6 +48,10 @@ const MISSING: Family = Family::gauge(
     "bindonce_listeners_missing",
     "Listeners of an earlier broker that were not had back.",
 );
+const PROBLEMS: Family = Family::gauge(
+    "bindonce_broker_problems",
+    "What the broker should do and cannot: listeners that are not bound, state that is not written.",
+);
 const OPENED: Family = Family::counter("bindonce_listeners_opened", "Listeners that were bound.");
 const CLOSED: Family = Family::counter("bindonce_listeners_closed", "Listeners that were closed.");
 const QUEUE: Family =
@@ -214,6 +218,7 @@ impl State {
         page.single(&LIMITS, self.journal.count(Kind::LimitReached));
         page.single(&LISTENERS, self.registry.len());
         page.single(&MISSING, self.missing.len());
+        page.single(&PROBLEMS, self.problems().len());
         page.single(&OPENED, counts.opened);
         page.single(&CLOSED, counts.closed);
         listeners(&mut page, &self.rows());

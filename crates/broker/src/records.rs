@@ -8,6 +8,9 @@
 //! out a new listener comes after its record. Appended records are not synced: they must outlive this process, which the
 //! kernel's cache does; after a crash of the system there is no socket to ask back, and
 //! the next broker sees by the boot that the file is about nothing.
+//!
+//! A file that cannot be written (a full disk) is written anew as a whole, with the next change and
+//! again and again until it can be; meanwhile `status`, `list`, `doctor` and the metrics say so.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -15,11 +18,15 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use bindonce_core::registry::{Held, Holder};
 use bindonce_sys::files::{self, Durability};
 use bindonce_sys::identity;
 use bindonce_wire::manifest::{self, Entry, Manifest, Service};
+use bindonce_wire::result::Problem;
+use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::recording::entry;
 use crate::socket::Socket;
@@ -28,11 +35,21 @@ use crate::state::State;
 /// So many outdated records are carried along before the file is written anew.
 const OUTDATED: usize = 1024;
 
+/// When to try again to write a file that could not be written, from the first time on, and at most.
+const AGAIN: Duration = Duration::from_secs(1);
+const AT_MOST: Duration = Duration::from_secs(30);
+
+/// Between two attempts that changes bring about: at least this, and this many times what one took.
+const BETWEEN: Duration = Duration::from_millis(50);
+const TIMES: u32 = 10;
+
 /// The state file of one broker.
 #[derive(Debug)]
 pub(crate) struct Records {
     path: PathBuf,
     inner: RefCell<Inner>,
+    /// Rung when it could not be written.
+    failing: Notify,
 }
 
 #[derive(Debug)]
@@ -42,6 +59,15 @@ struct Inner {
     outdated: usize,
     /// The broker ends or goes on as another image: what is written stays.
     ending: bool,
+    /// Why it is not written, and when that was tried last.
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    error: String,
+    /// When a change may try again.
+    ready: Instant,
 }
 
 /// The state file of the broker on this control socket.
@@ -99,25 +125,50 @@ pub(crate) fn left(socket: &Path) -> Left {
 impl Records {
     /// The state file of the broker on this control socket, not written yet.
     pub(crate) fn new(socket: &Path) -> Rc<Self> {
-        let inner = Inner { file: None, outdated: 0, ending: false };
-        Rc::new(Self { path: path(socket), inner: RefCell::new(inner) })
+        let inner = Inner { file: None, outdated: 0, ending: false, failed: None };
+        let failing = Notify::new();
+        Rc::new(Self { path: path(socket), inner: RefCell::new(inner), failing })
     }
 
     /// Replaces the file.
     pub(crate) fn rewrite(&self, manifest: &Manifest) {
+        let begun = Instant::now();
+        let written = files::replace(&self.path, &manifest.encode(), Durability::System);
         let mut inner = self.inner.borrow_mut();
         inner.outdated = 0;
-        inner.file = match files::replace(&self.path, &manifest.encode(), Durability::System) {
-            Ok(file) => Some(file),
-            Err(error) => {
-                tracing::error!(
-                    path = %self.path.display(), %error,
-                    hint = "make room, or run the broker as a user that may write there",
-                    "cannot write the state file: after a crash listeners are not asked back"
-                );
-                None
+        match written {
+            Ok(file) => {
+                inner.file = Some(file);
+                if inner.failed.take().is_some() {
+                    tracing::info!(path = %self.path.display(), "the state file is written again");
+                }
             }
-        };
+            Err(error) => self.failed(&mut inner, &error, begun.elapsed()),
+        }
+    }
+
+    fn failed(&self, inner: &mut Inner, error: &io::Error, took: Duration) {
+        inner.file = None;
+        if inner.failed.is_none() {
+            tracing::error!(
+                path = %self.path.display(), %error, hint = HINT,
+                "cannot write the state file: after a crash listeners are not asked back"
+            );
+        }
+        let ready = Instant::now() + BETWEEN.max(took * TIMES);
+        inner.failed = Some(Failed { error: error.to_string(), ready });
+        self.failing.notify_one();
+    }
+
+    /// What is wrong with it, if it is not written.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        let inner = self.inner.borrow();
+        let error = &inner.failed.as_ref()?.error;
+        let path = self.path.display().to_string();
+        let message = format!(
+            "cannot write the state file {path}: {error}; after a crash the newest listeners are lost"
+        );
+        Some(Problem::new("state-not-written", path, message, Some(HINT.to_owned())))
     }
 
     /// Notes that listeners are held, or that something about them is new.
@@ -152,18 +203,18 @@ impl Records {
         if let Some(file) = &mut inner.file
             && let Err(error) = file.write_all(text)
         {
-            tracing::error!(
-                path = %self.path.display(), %error, "cannot write the state file any more"
-            );
             // Half a record may be in it: it must be written anew before anything follows.
-            inner.file = None;
-            inner.outdated = usize::MAX / 2;
+            self.failed(&mut inner, &error, Duration::ZERO);
         }
     }
 
     /// Whether it should be written anew.
     fn is_outdated(&self, listeners: usize) -> bool {
-        self.inner.borrow().outdated > listeners + OUTDATED
+        let inner = self.inner.borrow();
+        match &inner.failed {
+            Some(failed) => !inner.ending && Instant::now() >= failed.ready,
+            None => inner.outdated > listeners + OUTDATED,
+        }
     }
 
     /// What is written stays from now on.
@@ -186,6 +237,24 @@ impl Records {
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the state file");
+        }
+    }
+}
+
+const HINT: &str = "make room, or run the broker as a user that may write there: it is tried again until it can be written";
+
+/// Tries again to write a state file that could not be written, for as long as the broker runs.
+pub(crate) async fn keep(state: &RefCell<State>) {
+    let Some(records) = state.borrow().records.clone() else { return };
+    loop {
+        records.failing.notified().await;
+        let mut pause = AGAIN;
+        while records.inner.borrow().failed.is_some() {
+            sleep(pause).await;
+            pause = (pause * 2).min(AT_MOST);
+            if records.inner.borrow().failed.is_some() {
+                state.borrow().rewrite_records();
+            }
         }
     }
 }

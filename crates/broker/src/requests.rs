@@ -21,7 +21,8 @@ use serde::Serialize;
 use crate::answer;
 use crate::connection::Link;
 use crate::giving;
-use crate::rights::{allow, allow_all, allow_claim, allow_named, known, visible};
+use crate::rights::{allow, allow_all, allow_claim, allow_named, known, problems, visible};
+use crate::start;
 use crate::state::State;
 use crate::upgrade;
 
@@ -98,15 +99,21 @@ async fn perform(
         Call::Release(names) => {
             recovered(state).await;
             let released = release(state, caller, &names).await?;
+            start::bind_rest(state).await;
             encode(request, &ReleaseResult { released })
         }
         Call::List => {
             allow(state, caller, Verb::List, None)?;
-            encode(request, &ListResult::new(answer::list(&state.borrow(), visible(state, caller))))
+            let listeners = answer::list(&state.borrow(), visible(state, caller));
+            let mut result = ListResult::new(listeners);
+            result.problems = problems(state, caller);
+            encode(request, &result)
         }
         Call::Status => {
             allow(state, caller, Verb::List, None)?;
-            encode(request, &answer::status(&state.borrow(), visible(state, caller)))
+            let mut result = answer::status(&state.borrow(), visible(state, caller));
+            result.problems = problems(state, caller);
+            encode(request, &result)
         }
         Call::Events(wanted) => events(state, link, request, wanted),
         Call::Ping => {

@@ -10,6 +10,7 @@ use bindonce_core::name::Name;
 use bindonce_core::policy::{Denial, Verb, Verdict};
 use bindonce_observe::Happening;
 use bindonce_wire::RpcError;
+use bindonce_wire::result::Problem;
 
 use crate::answer;
 use crate::requests::Caller;
@@ -85,6 +86,15 @@ pub(crate) fn visible(state: &RefCell<State>, caller: &Caller) -> impl Fn(&Liste
         let spec = ListenSpec::from(listener.clone());
         let verdict = policy.judge(caller.peer, &caller.groups, Verb::List, Some(&spec));
         verdict == Verdict::Allow
+    }
+}
+
+/// What the broker cannot do, for a caller who may see every listener.
+pub(crate) fn problems(state: &RefCell<State>, caller: &Caller) -> Vec<Problem> {
+    let state = state.borrow();
+    match state.policy.judge_all(caller.peer, &caller.groups, Verb::List) {
+        Verdict::Allow => state.problems(),
+        Verdict::Deny(_) => Vec::new(),
     }
 }
 

@@ -110,7 +110,8 @@ async fn serve(
                 succession::keep(&state),
                 accept(&tasks, &listener, &state, &freed),
                 upgrade::keep(&state, &listener, control, config),
-                settle(&state, config),
+                settle(&state, config, resumes),
+                records::keep(&state),
                 reread(&state, config),
                 metrics::keep(&state, config),
             )
@@ -191,13 +192,18 @@ async fn begin(
 }
 
 /// Gets back what the broker before has left to others, and says that all is ready.
-async fn settle(state: &Rc<RefCell<State>>, config: &Config) {
-    if !state.borrow().missing.is_empty() && state.borrow().gate.is_shut() {
+async fn settle(state: &Rc<RefCell<State>>, config: &Config, resumes: bool) {
+    let recovers = !state.borrow().missing.is_empty() && state.borrow().gate.is_shut();
+    if recovers {
         recovery::run(state).await;
-        // What was had back is in use, so a broker that ended here would do harm.
+    }
+    if recovers || resumes {
+        // Clients are connected, so a broker that ended here would do harm.
         if let Err(error) = start::bind_first(state, config).await {
             tracing::error!(%error, hint = error.hint(), "cannot bind what the configuration says");
         }
+    }
+    if recovers {
         state.borrow().gate.open();
     }
     service::ready(state);
@@ -207,6 +213,7 @@ async fn settle(state: &Rc<RefCell<State>>, config: &Config) {
 async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
     loop {
         config.orders.reread.notified().await;
+        start::bind_rest(state).await;
         let Some(path) = &config.file else {
             tracing::info!("told to read the configuration again, but there is none");
             continue;

@@ -12,6 +12,7 @@ use bindonce_core::registry::Want;
 use bindonce_observe::Happening;
 use bindonce_sys::notify;
 use bindonce_wire::RpcError;
+use bindonce_wire::result::Problem;
 
 use crate::answer;
 use crate::config::Config;
@@ -61,18 +62,69 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
     Ok(Restored { control: found.control.map(UnixListener::from), stale: found.stale })
 }
 
+/// A listener of the configuration that could not be bound.
+#[derive(Debug)]
+pub(crate) struct NotBound {
+    wanted: Wanted,
+    message: String,
+    hint: Option<String>,
+}
+
 /// Binds what the configuration says. A listener that was restored is changed to what the
 /// configuration says now.
+///
+/// # Errors
+/// All or nothing, where nothing is held yet. A broker that holds something must not end: each is bound that
+/// can be, and what cannot is kept in [`State::not_bound`].
 pub(crate) async fn bind_first(state: &RefCell<State>, config: &Config) -> Result<(), Error> {
     let metrics = config.metrics.iter().map(|listener| Wanted::Listen(listener.clone().into()));
     let wanted: Vec<Wanted> = config.listen.iter().cloned().chain(metrics).collect();
     if wanted.is_empty() {
         return Ok(());
     }
-    claim(state, wanted).await.map_err(|error| {
+    let Err(error) = claim(state, wanted.clone()).await else { return Ok(()) };
+    let holds_nothing = {
+        let state = state.borrow();
+        state.registry.is_empty() && state.missing.is_empty()
+    };
+    if holds_nothing {
         let hint = error.hint().map(str::to_owned);
-        Error::Listen { message: error.message, hint }
-    })
+        return Err(Error::Listen { message: error.message, hint });
+    }
+    bind_each(state, wanted).await;
+    Ok(())
+}
+
+/// Tries again to bind what could not be bound.
+pub(crate) async fn bind_rest(state: &RefCell<State>) {
+    let rest = std::mem::take(&mut state.borrow_mut().not_bound);
+    bind_each(state, rest.into_iter().map(|not_bound| not_bound.wanted).collect()).await;
+}
+
+async fn bind_each(state: &RefCell<State>, wanted: Vec<Wanted>) {
+    for wanted in wanted {
+        let Err(error) = claim(state, vec![wanted.clone()]).await else { continue };
+        tracing::error!(
+            listener = %wanted, %error, hint = error.hint(),
+            "a listener of the configuration is not bound: the broker goes on with what it holds"
+        );
+        let hint = error.hint().unwrap_or("free its address and its name").to_owned();
+        let hint = format!("{hint}; it is tried again with each `bindonce release` and on SIGHUP");
+        let not_bound = NotBound { wanted, message: error.message, hint: Some(hint) };
+        state.borrow_mut().not_bound.push(not_bound);
+    }
+}
+
+impl State {
+    /// What the broker should do and cannot.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let not_bound = self.not_bound.iter().map(|NotBound { wanted, message, hint }| {
+            let message = format!("{wanted} of the configuration is not bound: {message}");
+            Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
+        });
+        let records = self.records.iter().filter_map(|records| records.problem());
+        not_bound.chain(records).collect()
+    }
 }
 
 /// A claim of the broker's own, which leaves no lease behind.

@@ -24,6 +24,7 @@ use crate::metrics::Counts;
 use crate::records::Records;
 use crate::recovery::Gate;
 use crate::socket::Socket;
+use crate::start::NotBound;
 use crate::store::Store;
 use crate::succession::Succession;
 use crate::upgrade::Upgrade;
@@ -46,6 +47,8 @@ pub(crate) struct State {
     pub(crate) journal: Rc<Journal>,
     /// Listeners of the broker before that have not been had back.
     pub(crate) missing: Vec<Entry>,
+    /// Listeners of the configuration that could not be bound.
+    pub(crate) not_bound: Vec<NotBound>,
     /// It ended in order: what nobody holds any more is not missing.
     pub(crate) left_in_order: bool,
     pub(crate) gate: Rc<Gate>,
@@ -91,6 +94,7 @@ impl State {
             counts: RefCell::default(),
             journal,
             missing: Vec::new(),
+            not_bound: Vec::new(),
             left_in_order: false,
             gate: Rc::default(),
             limits: Limits::default(),

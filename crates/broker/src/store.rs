@@ -252,6 +252,10 @@ impl Inner {
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?step, "the descriptor store does not take this");
+                    if matches!(step, Step::Write(_)) {
+                        // The manifest lacks it: it is written anew with the next change.
+                        self.outdated = usize::MAX / 2;
+                    }
                 }
                 Ok(()) => {
                     if let Step::Swap { file, length, name } = step {

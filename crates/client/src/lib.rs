@@ -128,7 +128,7 @@ pub use bindonce_wire::event::Event;
 pub use bindonce_wire::params::{Join, State};
 pub use bindonce_wire::result::{
     BrokerInfo, ChangedOption, EventsResult, GenerationInfo, HolderInfo, ListResult, ListenerInfo,
-    PingResult, ServiceInfo, StatusResult,
+    PingResult, Problem, ServiceInfo, StatusResult,
 };
 pub use bindonce_wire::{ErrorCode, RpcError};
 pub use blocking::Client;

@@ -30,11 +30,15 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
     }
     let mut options = OpenOptions::new();
     let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    if durability == Durability::System {
-        file.sync_all()?;
+    let written = file.write_all(bytes).and_then(|()| match durability {
+        Durability::System => file.sync_all(),
+        Durability::Process => Ok(()),
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
+        // Half of it on a full disk would take the room that the next attempt needs.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
     }
-    fs::rename(&temporary, path)?;
     if durability == Durability::System
         && let Some(directory) = path.parent()
     {

@@ -113,12 +113,42 @@ pub struct UpgradeResult {
 pub struct ListResult {
     /// Every listener, sorted by name.
     pub listeners: Vec<ListenerInfo>,
+    /// What the broker cannot do, for those who may list every listener.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 impl ListResult {
     /// Of listeners that are sorted by name.
     pub fn new(listeners: Vec<ListenerInfo>) -> Self {
-        Self { listeners }
+        Self { listeners, problems: Vec::new() }
+    }
+}
+
+/// Something that the broker should do and cannot, for as long as that is so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Problem {
+    /// `listener-not-bound` or `state-not-written`; there may be more.
+    pub kind: String,
+    /// What it is about: the listener as the configuration has it, or a path.
+    pub subject: String,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// Of this kind, about this, with what happened and what to do about it.
+    pub fn new(
+        kind: impl Into<String>,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Self {
+        Self { kind: kind.into(), subject: subject.into(), message: message.into(), hint }
     }
 }
 
@@ -247,6 +277,9 @@ pub struct StatusResult {
     pub listeners: Vec<ListenerInfo>,
     /// Every service that has joined and is still connected, sorted by name.
     pub services: Vec<ServiceInfo>,
+    /// What the broker cannot do, for those who may list every listener.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 impl StatusResult {
@@ -256,7 +289,7 @@ impl StatusResult {
         listeners: Vec<ListenerInfo>,
         services: Vec<ServiceInfo>,
     ) -> Self {
-        Self { broker, listeners, services }
+        Self { broker, listeners, services, problems: Vec::new() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use bindonce::{Client, HolderInfo, ListenerInfo};
+use bindonce::{Client, HolderInfo, ListenerInfo, Problem};
 use serde_json::Value;
 
 use crate::Globals;
@@ -24,9 +24,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if json {
         super::print_json(&serde_json::to_string_pretty(&result)?)?;
     } else if result.listeners.is_empty() {
-        super::print("no listener is held\n")?;
+        super::print(&format!("no listener is held\n{}", problems(&result.problems)))?;
     } else {
-        super::print(&table(&result.listeners))?;
+        super::print(&format!("{}{}", table(&result.listeners), problems(&result.problems)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -37,6 +37,19 @@ pub(crate) fn table(listeners: &[ListenerInfo]) -> String {
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(listeners.iter().map(row));
     columns(&rows)
+}
+
+/// What the broker cannot do, below a table.
+pub(crate) fn problems(problems: &[Problem]) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        // Writing to a String does not fail.
+        let _ = write!(text, "\nproblem: {}\n", problem.message);
+        if let Some(hint) = &problem.hint {
+            let _ = writeln!(text, "  hint: {hint}");
+        }
+    }
+    text
 }
 
 fn row(listener: &ListenerInfo) -> [String; 7] {

@@ -32,6 +32,8 @@ pub struct Look {
     pub changing: Vec<String>,
     /// What the broker says of the sockets that it holds.
     pub held: Vec<Held>,
+    /// What the broker says that it cannot do.
+    pub problems: Vec<Problem>,
     /// The pid of the broker, if one answers.
     pub broker: Option<i32>,
     /// What each haproxy says of itself on its stats socket.
@@ -217,6 +219,19 @@ pub struct User {
     pub pid: u32,
     /// The service and the generation that it said it is.
     pub generation: Option<(String, u64)>,
+}
+
+/// Something that the broker should do and cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `listener-not-bound`, `state-not-written`, or one that this version does not know.
+    pub kind: String,
+    /// A listener or a path.
+    pub subject: String,
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
 
 /// What a haproxy says of itself.

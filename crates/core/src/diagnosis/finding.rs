@@ -96,11 +96,13 @@ pub enum Kind {
     NotExclusive,
     /// A socket that haproxy bound by itself under a supervisor.
     Foreign,
+    /// Something that the broker should do and cannot.
+    Broker,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Split,
         Self::Stale,
         Self::Unserved,
@@ -112,11 +114,12 @@ impl Kind {
         Self::Lingering,
         Self::NotExclusive,
         Self::Foreign,
+        Self::Broker,
     ];
 
     /// Whether the condition is normal for a moment, so that it counts only if it lasts.
     pub(super) fn may_be_momentary(self) -> bool {
-        !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign)
+        !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign | Self::Broker)
     }
 }
 
@@ -134,6 +137,7 @@ impl fmt::Display for Kind {
             Self::Lingering => "lingering",
             Self::NotExclusive => "not-exclusive",
             Self::Foreign => "foreign",
+            Self::Broker => "broker",
         })
     }
 }

@@ -7,6 +7,7 @@
 //! them; [`look_again`] says when the second is due.
 
 mod accepting;
+mod broker;
 mod facts;
 mod finding;
 mod generations;
@@ -24,8 +25,8 @@ use std::time::Duration;
 
 pub use accepting::Accepting;
 pub use facts::{
-    Connections, Facts, Gauge, Generation, Haproxy, Held, Life, Look, Mode, Network, Process,
-    Proxy, Socket, User, Watch,
+    Connections, Facts, Gauge, Generation, Haproxy, Held, Life, Look, Mode, Network, Problem,
+    Process, Proxy, Socket, User, Watch,
 };
 pub use finding::{Finding, Kind, Severity, Value};
 
@@ -96,6 +97,7 @@ fn examine(look: &Look, before: Option<&Look>) -> Vec<Finding> {
     limits::limits(look, &mut found);
     ownership::not_exclusive(look, &mut found);
     ownership::foreign(look, &mut found);
+    broker::problems(look, &mut found);
     merged(found)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bindonce::{Client, HolderInfo, State, StatusResult};
-use bindonce_core::diagnosis::{Generation, Held, Life, Look, User};
+use bindonce_core::diagnosis::{Generation, Held, Life, Look, Problem, User};
 use bindonce_core::time::Timestamp;
 
 /// How long it may take to answer; one that hangs must not hide everything else.
@@ -73,6 +73,16 @@ fn add(status: &StatusResult, look: &mut Look) {
             listening: listener.listening,
             backlog: listener.options.get("backlog").and_then(serde_json::Value::as_u64),
             users: listener.holders.iter().map(user).collect(),
+        })
+        .collect();
+    look.problems = status
+        .problems
+        .iter()
+        .map(|one| Problem {
+            kind: one.kind.clone(),
+            subject: one.subject.clone(),
+            message: one.message.clone(),
+            hint: one.hint.clone(),
         })
         .collect();
     for service in &status.services {

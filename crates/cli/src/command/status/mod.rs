@@ -119,6 +119,7 @@ pub(crate) fn text(status: &StatusResult) -> String {
         // Writing to a String does not fail.
         let _ = write!(text, "\n{}", list::table(&status.listeners));
     }
+    text += &list::problems(&status.problems);
     let header = ["SERVICE", "GENERATION", "PID", "STATE", "LISTENERS", "SINCE"];
     let mut rows = vec![header.map(str::to_owned)];
     for service in &status.services {

@@ -190,6 +190,36 @@ fn foreign() -> Look {
     host
 }
 
+fn broker() -> Look {
+    let problem = |kind: &str, subject: &str, message: &str, hint: &str| Problem {
+        kind: kind.to_owned(),
+        subject: subject.to_owned(),
+        message: message.to_owned(),
+        hint: Some(hint.to_owned()),
+    };
+    let mut host = look(vec![socket("10.0.0.1:443", 1)], vec![haproxy(1618, 10, &[1])]);
+    host.held = vec![held(1)];
+    host.problems = vec![
+        problem(
+            "listener-not-bound",
+            "web=127.0.0.1:8082",
+            "web=127.0.0.1:8082 of the configuration is not bound: the name \"web\" belongs to \
+             127.0.0.1:8080",
+            "choose another name, or release \"web\" first; it is tried again with each `bindonce \
+             release` and on SIGHUP",
+        ),
+        problem(
+            "state-not-written",
+            "/run/bindonce/bindonce.sock.state",
+            "cannot write the state file /run/bindonce/bindonce.sock.state: No space left on device (os \
+             error 28); after a crash the newest listeners are lost",
+            "make room, or run the broker as a user that may write there: it is tried again until it \
+             can be written",
+        ),
+    ];
+    host
+}
+
 /// Hosts with a finding of the kind, each with a cause of its own.
 fn examples(kind: Kind) -> Vec<Facts> {
     match kind {
@@ -208,6 +238,7 @@ fn examples(kind: Kind) -> Vec<Facts> {
         Kind::Lingering => vec![seen_twice(lingering())],
         Kind::NotExclusive => vec![seen_twice(not_exclusive())],
         Kind::Foreign => vec![seen_twice(foreign())],
+        Kind::Broker => vec![seen_twice(broker())],
     }
 }
 

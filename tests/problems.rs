@@ -1,0 +1,139 @@
+//! What a broker cannot do while it holds listeners: it says so until it can, and goes on.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Process, Scene, Wire, bindonce, eventually, finish};
+
+fn problems(scene: &Scene) -> Vec<Value> {
+    let list = scene.wire().call("list", &json!([]));
+    list["problems"].as_array().cloned().unwrap_or_default()
+}
+
+fn base36(number: u64) -> String {
+    match number {
+        0..36 => char::from_digit(number as u32, 36).expect("a digit").to_string(),
+        _ => base36(number / 36) + &base36(number % 36),
+    }
+}
+
+#[test]
+fn a_broker_that_holds_something_starts_whatever_its_configuration_says() {
+    let scene = Scene::new();
+    let (held, taken, free) = (scene.address(), scene.address(), scene.address());
+    let config = format!("listen = ['web={taken}', 'other={free}']\n");
+    let config = scene.write("bindonce.toml", &config).display().to_string();
+    let occupied = TcpListener::bind(taken).expect("an address that is taken");
+    // Without a socket that would close with it, it does not start, and nothing is bound.
+    let refused = scene.run("serve", &["--config", &config]);
+    let said = refused.fails(1);
+    assert!(said.contains(&taken.to_string()), "{said}");
+    TcpListener::bind(free).expect("nothing is bound");
+
+    // As a service manager passes what it has kept.
+    let kept = TcpListener::bind(held).expect("a socket");
+    fcntl(&kept, FcntlArg::F_SETFD(FdFlag::empty())).expect("inherited");
+    let number = kept.as_raw_fd();
+    let inode = fs::metadata(format!("/proc/self/fd/{number}")).expect("stat").ino();
+    let script = format!(
+        "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={} exec \"$@\" 3<&{number}",
+        base36(inode)
+    );
+    let mut command = scene.command("bash");
+    command.args(["-c", &script, "serve"]).arg(bindonce());
+    command.arg("serve").arg("--socket").arg(scene.socket()).args(["--config", &config]);
+    let mut broker = Process::start(&mut command);
+    scene.wait_broker(&mut broker);
+    drop(kept);
+    TcpStream::connect(held).expect("what it holds is kept");
+    TcpStream::connect(free).expect("what can be bound is bound");
+    let said = problems(&scene);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["kind"], "listener-not-bound");
+    assert_eq!(said[0]["subject"], format!("web={taken}"));
+    for verb in ["list", "status"] {
+        let text = scene.run(verb, &[]).ok();
+        assert!(text.contains(&format!("web={taken} of the configuration is not bound")), "{text}");
+    }
+    let doctor = finish(scene.bindonce("doctor").args(["--json"]));
+    assert!(doctor.out.contains("\"kind\": \"broker\""), "{}", doctor.out);
+
+    drop(occupied);
+    broker.signal(Signal::SIGHUP);
+    eventually("the listener to be bound", || TcpStream::connect(taken).ok());
+    assert_eq!(problems(&scene), [] as [Value; 0]);
+    broker.terminate();
+}
+
+#[test]
+fn a_listener_that_was_moved_is_bound_when_the_old_one_is_released() {
+    let scene = Scene::new();
+    let (old, new) = (scene.address(), scene.address());
+    let config = scene.write("bindonce.toml", &format!("listen = ['web={old}']\n"));
+    let serve = || {
+        let mut command = scene.bindonce("serve");
+        command.arg("--config").arg(&config);
+        Process::start(&mut command)
+    };
+    let mut first = serve();
+    scene.wait_broker(&mut first);
+    let (_, fds) = scene.wire().bind(&["web"]);
+    first.kill();
+    fs::write(&config, format!("listen = ['web={new}']\n")).expect("an ordinary edit");
+    let mut second = serve();
+    eventually("the next broker", || {
+        Wire::try_connect(&scene.socket())?;
+        (!problems(&scene).is_empty()).then_some(())
+    });
+    drop(fds);
+    TcpStream::connect(old).expect("the old one is held");
+    scene.run("release", &["web"]).ok();
+    TcpStream::connect(new).expect("the new one is bound");
+    assert_eq!(problems(&scene), [] as [Value; 0]);
+    second.terminate();
+}
+
+/// As on a full disk: the file may not grow, and then it may.
+#[test]
+fn a_state_file_that_could_not_be_written_is_written_as_soon_as_it_can_be() {
+    let scene = Scene::new();
+    let mut command = scene.command("sh");
+    // In blocks of 512 bytes; a write beyond it fails with EFBIG.
+    command.args(["-c", "trap '' XFSZ; ulimit -S -f 8; exec \"$@\"", "serve"]).arg(bindonce());
+    command.arg("serve").arg("--socket").arg(scene.socket());
+    let mut first = Process::start(&mut command);
+    scene.wait_broker(&mut first);
+    let mut wire = scene.wire();
+    let mut wanted = Vec::new();
+    while problems(&scene).is_empty() {
+        assert!(wanted.len() < 100, "the state file is never too long: {}", first.story());
+        wanted.push(scene.address().to_string());
+        wire.bind(&[wanted.last().expect("an address")]);
+    }
+    let said = problems(&scene);
+    assert_eq!(said[0]["kind"], "state-not-written", "{said:?}");
+    let state = fs::read_to_string(scene.path("broker.sock.state")).expect("the state file");
+    assert!(!state.contains(wanted.last().expect("an address")));
+
+    let limit = nix::sys::resource::RLIM_INFINITY;
+    let pid = first.pid().to_string();
+    finish(scene.command("prlimit").args(["--pid", &pid, &format!("--fsize={limit}:{limit}")]))
+        .ok();
+    // Nobody asks for anything: it is tried again all the same.
+    eventually("the state file", || {
+        let state = fs::read_to_string(scene.path("broker.sock.state")).ok()?;
+        wanted.iter().all(|address| state.contains(address)).then_some(())
+    });
+    assert_eq!(problems(&scene), [] as [Value; 0]);
+    first.kill();
+    let mut second = scene.broker();
+    let (again, _) = scene.wire().bind(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(again.iter().all(|entry| entry["created"] == false), "{again:?}");
+    second.terminate();
+}
