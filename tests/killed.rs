@@ -22,6 +22,7 @@ rows!(
         killed_between_reloads_the_supervisor_is_not_missed,
         killed_while_a_generation_starts_the_supervisor_takes_that_one_along,
         killed_while_an_older_one_drains_the_next_supervisor_lets_it_drain,
+        killed_with_its_state_damaged_the_next_supervisor_finds_the_generations,
         replaced_under_load_the_supervisor_is_the_same_process,
         killed_between_reloads_the_broker_is_not_missed,
     ]
@@ -231,6 +232,43 @@ fn killed_again_and_again_it_always_goes_on() {
     eventually("the older generations to be gone", || {
         (stage.scene.haproxies().len() == 1).then_some(())
     });
+}
+
+fn killed_with_its_state_damaged_the_next_supervisor_finds_the_generations(guest: Guest) {
+    let Some(mut stage) = Stage::of(guest, &[], &[]) else { return };
+    let state = stage.scene.path("web.d/state.json");
+    stage.reload(2);
+    for (serving, damage) in [(2, "empty"), (3, "cut off"), (4, "next"), (5, "a directory")] {
+        let pid = stage.pid(serving);
+        stage.kill_supervisor();
+        let good = fs::read_to_string(&state).expect("the state");
+        match damage {
+            "empty" => fs::write(&state, "").expect("writing"),
+            "cut off" => fs::write(&state, &good[..good.len() - 20]).expect("writing"),
+            "next" => {
+                let next = format!("\"next\":{}", serving + 1);
+                let bad = good.replace(&next, "\"next\":18446744073709551615");
+                assert_ne!(good, bad);
+                fs::write(&state, bad).expect("writing");
+            }
+            _ => {
+                fs::remove_file(&state).expect("removing");
+                fs::create_dir(&state).expect("a directory");
+            }
+        }
+        stage.start_supervisor();
+        stage.haproxy.supervisor.wait_line("going on with what /proc and the broker tell");
+        assert_eq!(stage.haproxy.wait_serving(&stage.scene), (serving, pid), "{damage}");
+        stage.only(serving);
+        stage.reload(serving + 1);
+        stage.wait_generations(&[(serving + 1, "serving")]);
+    }
+    let aside = fs::read_dir(stage.scene.path("web.d")).expect("the directory");
+    let aside = aside.filter(|e| {
+        e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().starts_with("state.json.bad-"))
+    });
+    assert_eq!(aside.count(), 4);
+    ends_well(stage, guest);
 }
 
 // The broker.

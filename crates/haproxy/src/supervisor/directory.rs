@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
@@ -19,6 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::place::{self, Place, service_directory};
+use super::report::milliseconds;
+
+/// No generation ever has a higher number: as many as a JSON number can tell apart.
+pub(super) const LAST_ID: u64 = 1 << 53;
 
 /// The file of events, kept for the next supervisor too.
 pub(super) const EVENTS: &str = "events.jsonl";
@@ -185,14 +190,42 @@ impl Directory {
         self.path.join("state.json")
     }
 
-    /// The state that the last supervisor saved; none is the same as an empty one.
-    pub(super) fn load(&self) -> Result<Saved, Error> {
-        match read(&self.state()) {
+    /// The state that the last supervisor saved; none is the same as an empty one. What cannot be read
+    /// is moved aside, for whoever wants to know what happened to it: None then.
+    pub(super) fn load(&self) -> Option<Saved> {
+        let path = self.state();
+        let error = match read(&path) {
             Err(Error::Directory { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(Saved::default())
+                return Some(Saved::default());
             }
-            read => read,
+            Ok(saved) => return Some(saved),
+            Err(error) => error,
+        };
+        let aside = path.with_extension(format!("json.bad-{}", milliseconds(SystemTime::now())));
+        match fs::rename(&path, &aside) {
+            Ok(()) => tracing::error!(
+                moved_to = %aside.display(),
+                "{error}; going on with what /proc and the broker tell"
+            ),
+            Err(rename) => tracing::error!(
+                "{error}; going on with what /proc and the broker tell; it cannot be moved aside: {rename}"
+            ),
         }
+        None
+    }
+
+    /// The newest generation whose rendered configuration is here; 0 if none is.
+    pub(super) fn newest_configuration(&self) -> u64 {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let ids = entries.filter_map(|entry| {
+            entry.file_name().to_str()?.strip_prefix("generation-")?.parse().ok()
+        });
+        ids.filter(|id| *id <= LAST_ID).max().unwrap_or_default()
+    }
+
+    /// Where all of it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Saves the state, in one step: a reader sees the old or the new one.
@@ -205,5 +238,11 @@ impl Directory {
 pub(super) fn read(path: &Path) -> Result<Saved, Error> {
     let failed = |source| Error::Directory { path: path.to_owned(), source };
     let text = fs::read(path).map_err(failed)?;
-    serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    let saved: Saved = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    // Times and numbers that cannot be were not written by a supervisor.
+    let numbers = saved.generations.iter().flat_map(|g| [g.id, g.configuration, g.since]);
+    match numbers.chain([saved.next]).find(|number| *number > LAST_ID) {
+        Some(number) => Err(failed(io::Error::other(format!("{number} cannot be in it")))),
+        None => Ok(saved),
+    }
 }

@@ -15,6 +15,7 @@ mod directory;
 mod error;
 mod files;
 mod foreign;
+mod found;
 mod generation;
 mod handover;
 mod kind;
@@ -108,11 +109,16 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
     taken.extend([Signal::SIGTERM, Signal::SIGINT]);
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
     let directory = Directory::open(&settings.socket, &settings.service)?;
-    let saved = directory.load()?;
+    let saved = directory.load();
+    let is_known = saved.is_some();
+    let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
     broker::ensure(&settings.socket, settings.start_broker, &journal).await?;
+    if !is_known {
+        saved = found::look(&settings, &directory, &journal).await?;
+    }
     let (sender, inbox) = mpsc::unbounded_channel();
     let control = match left.control.take() {
         Some(control) => control,
