@@ -35,6 +35,7 @@ mod metrics;
 mod migrating;
 mod namespaces;
 mod outcome;
+mod overlaps;
 mod package;
 mod privileges;
 mod problems;

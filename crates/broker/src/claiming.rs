@@ -2,17 +2,19 @@
 //! or none.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{Action, Change, ConnectionId, Event, Lease, Opened, Refusal, Want};
+use bindonce_core::registry::{
+    Action, Change, ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want,
+};
 use bindonce_observe::Happening;
 use bindonce_sys::listen;
 
-use crate::closing::LOGGED_ONE_BY_ONE;
+use crate::closing::{self, LOGGED_ONE_BY_ONE};
 use crate::socket::{Owned, Socket};
 use crate::state::{State, now};
 
@@ -117,8 +119,8 @@ impl State {
         let mut actions = VecDeque::from(self.registry.on(now(), Event::Claim(id, wants)));
         while let Some(action) = actions.pop_front() {
             match action {
-                Action::Open(_, listeners) => {
-                    let event = match self.open(id, listeners) {
+                Action::Open(_, listeners, overlaps) => {
+                    let event = match self.open(id, listeners, &overlaps) {
                         Ok(opened) => Event::Opened(opened),
                         Err((opened, denied)) => {
                             failure = Some(denied);
@@ -207,6 +209,7 @@ impl State {
         &self,
         id: ConnectionId,
         listeners: Vec<Listener>,
+        overlaps: &[Overlap],
     ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
         let need = listeners.len();
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
@@ -227,7 +230,13 @@ impl State {
             return Err((Vec::new(), Denied::Limit { need, open, limit }));
         }
         let listeners = Arc::new(listeners);
-        let (sockets, outcome) = listen::open_all(&listeners);
+        let (sockets, failure) = if overlaps.is_empty() {
+            let (sockets, outcome) = listen::open_all(&listeners);
+            let failed = sockets.len();
+            (sockets, outcome.err().map(|error| (failed, error)))
+        } else {
+            self.open_beside(&listeners, overlaps)
+        };
         *self.owned.borrow_mut().entry(uid).or_default() += sockets.len();
         let opened: Vec<Opened<Socket>> = sockets
             .into_iter()
@@ -239,12 +248,54 @@ impl State {
                 socket
             })
             .collect();
-        match (outcome, listeners.get(opened.len())) {
-            (Err(error), Some(failed)) => {
+        match failure.and_then(|(failed, error)| Some((listeners.get(failed)?, error))) {
+            Some((failed, error)) => {
                 Err((opened, Denied::NotOpened(Box::new(failed.clone()), error)))
             }
-            _ => Ok(opened),
+            None => Ok(opened),
         }
+    }
+
+    /// Opens listeners of which some overlap others, the most general first. All, or those
+    /// before the first that is not open, and which one failed.
+    fn open_beside(
+        &self,
+        listeners: &[Listener],
+        overlaps: &[Overlap],
+    ) -> (Vec<listen::Opened>, Option<(usize, bindonce_sys::Error)>) {
+        let mut order: Vec<usize> = (0..listeners.len()).collect();
+        order.sort_by_key(|index| listeners[*index].key().specificity());
+        let mut opened: Vec<Option<listen::Opened>> = listeners.iter().map(|_| None).collect();
+        let mut failure = None;
+        for index in order {
+            let from = overlaps.partition_point(|overlap| overlap.new < index);
+            let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
+            let fds: Vec<BorrowedFd<'_>> = others
+                .filter_map(|overlap| match overlap.other {
+                    Neighbour::New(other) => opened[other].as_ref().map(|it| it.fd.as_fd()),
+                    Neighbour::Held(id) => Some(self.registry.held(id)?.opened.handle.fd.as_fd()),
+                })
+                .collect();
+            let outcome = if fds.is_empty() {
+                listen::open(&listeners[index])
+            } else {
+                listen::open_beside(&listeners[index], &fds)
+            };
+            match outcome {
+                Ok(socket) => opened[index] = Some(socket),
+                Err(error) => {
+                    failure = Some((index, error));
+                    break;
+                }
+            }
+        }
+        let Some((index, error)) = failure else {
+            return (opened.into_iter().flatten().collect(), None);
+        };
+        // Behind a hole nothing has its place.
+        let before: Vec<_> = opened.iter_mut().map_while(Option::take).collect();
+        opened.iter().flatten().for_each(|socket| closing::unlink(socket.path.as_ref()));
+        (before, Some((index, error)))
     }
 
     /// Changes sockets in place, all or none; gives the backlog of each.
@@ -282,12 +333,31 @@ impl State {
         Ok(backlogs)
     }
 
+    /// Opens a socket for a listener that was held before, beside what it overlaps.
+    pub(crate) fn open_again(
+        &self,
+        listener: &Listener,
+    ) -> Result<listen::Opened, bindonce_sys::Error> {
+        let others = self.neighbours(listener);
+        if others.is_empty() {
+            return listen::open(listener);
+        }
+        let fds: Vec<BorrowedFd<'_>> = others.iter().map(|fd| fd.as_fd()).collect();
+        listen::open_beside(listener, &fds)
+    }
+
+    /// The sockets of held listeners that overlap this one.
+    pub(crate) fn neighbours(&self, listener: &Listener) -> Vec<Rc<OwnedFd>> {
+        let ids = self.registry.neighbours(listener).into_iter();
+        ids.filter_map(|id| Some(Rc::clone(&self.registry.held(id)?.opened.handle.fd))).collect()
+    }
+
     /// Opens a listener anew, because its socket is beyond repair. Gives the inode
     /// of the new one; None if there is no such listener.
     pub(crate) fn replace(&mut self, inode: u64) -> Result<Option<u64>, bindonce_sys::Error> {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(None) };
         let listener = held.listener.clone();
-        let opened = self.opened(&listener, listen::open(&listener)?);
+        let opened = self.opened(&listener, self.open_again(&listener)?);
         opened.handle.care.begin(&opened.handle.fd, &listener.address);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));

@@ -4,7 +4,7 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{Action, Closing, ConnectionId, Event, Refusal};
 use bindonce_observe::Happening;
-use bindonce_sys::listen;
+use bindonce_sys::listen::{self, UnixPath};
 
 use crate::socket::Socket;
 use crate::state::{State, now};
@@ -44,7 +44,7 @@ impl State {
         }
         for held in std::mem::take(&mut self.registry).into_held() {
             if self.store.is_none() && !used.contains(&held.opened.inode) {
-                unlink(&held.opened.handle);
+                unlink(held.opened.handle.path.as_ref());
             }
         }
     }
@@ -57,7 +57,7 @@ impl State {
         let mut closed: Vec<(Closing, Listener)> = Vec::new();
         for action in actions {
             if let Action::Close(socket, listener, why) = action {
-                unlink(&socket);
+                unlink(socket.path.as_ref());
                 closed.push((why, listener));
             }
         }
@@ -96,8 +96,9 @@ fn reason(why: Closing) -> &'static str {
     }
 }
 
-fn unlink(socket: &Socket) {
-    if let Some(path) = &socket.path
+/// Removes the file of a UNIX listener that is closed for good.
+pub(crate) fn unlink(path: Option<&UnixPath>) {
+    if let Some(path) = path
         && let Err(error) = listen::unlink_if_ours(path)
     {
         tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");

@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
+use bindonce_core::listener::Listener;
 use bindonce_core::registry::Held;
 use bindonce_observe::{Happening, Journal};
 use bindonce_sys::guard::{self, Health};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::watch::Watch;
-use bindonce_sys::{holders, queue};
+use bindonce_sys::{holders, listen, queue};
 use tokio::time::{sleep, timeout};
 
 use crate::intruder;
@@ -153,7 +154,20 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
         let Some((_, held)) = state.registry.by_inode(inode) else { return };
         let fd = held.opened.handle.fd.as_fd();
         let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
-        let health = guard::repair(fd, &held.opened.bound, backlog);
+        let place = Listener { address: held.opened.bound.clone(), ..held.listener.clone() };
+        let others = state.neighbours(&place);
+        let others: Vec<_> = others.iter().map(|fd| fd.as_fd()).collect();
+        let health = listen::repair_beside(fd, &place, backlog, &others);
+        if let Ok((Health::Repaired, false)) = &health {
+            tracing::warn!(
+                listener = held.listener.label(),
+                inode,
+                hint = "restart what uses it when you can: CAP_NET_ADMIN would have avoided it",
+                "other processes of this user could join the listener since it was made to listen \
+                 again"
+            );
+        }
+        let health = health.map(|(health, _)| health);
         let mut broken = state.guard.broken.borrow_mut();
         match &health {
             Ok(Health::Listening) => {

@@ -29,7 +29,7 @@ use bindonce_core::time::Timestamp;
 use bindonce_observe::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
-use bindonce_sys::{diag, holders, identity, listen};
+use bindonce_sys::{diag, holders, identity};
 use bindonce_wire::manifest::Entry;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -225,7 +225,8 @@ async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
         let name = listener.label();
         // Where port 0 was asked for, the port that it had.
         let place = Listener { address: bound, ..listener.clone() };
-        match listen::open(&place) {
+        let again = state.borrow().open_again(&place);
+        match again {
             Ok(socket) => {
                 tracing::warn!(listener = name, "listener bound anew: nobody had its socket");
                 let text = format!("{name} bound anew: nobody had its socket");

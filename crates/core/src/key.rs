@@ -90,10 +90,56 @@ impl Key {
         Self { address: bound.clone(), v6only: self.v6only, rest }
     }
 
-    /// Whether the kernel would refuse to bind one while the other is bound.
-    /// Two equal keys overlap, except at port 0.
+    /// Whether the kernel would refuse to bind one while the other is bound, unless both are
+    /// bound for that. Two equal keys overlap, except at port 0.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.slots().any(|mine| other.slots().any(|theirs| mine.meets(&theirs)))
+    }
+
+    /// Whether both would be asked for by the same connections, so that they can never stand
+    /// beside each other. Two that overlap otherwise can: the kernel takes the more specific one
+    /// (compute_score() in net/ipv4/inet_hashtables.c).
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.place().is_some_and(|mine| other.place() == Some(mine))
+    }
+
+    /// What it is asked for by first: for a dual-stack wildcard IPv6, since an IPv4 socket goes
+    /// before it.
+    pub(crate) fn place(&self) -> Option<Slot> {
+        self.slots().next()
+    }
+
+    /// Of a wildcard for both families, the same for IPv6 alone.
+    pub fn narrowed(&self) -> Option<Self> {
+        self.is_dual().then(|| Self { v6only: true, ..self.clone() })
+    }
+
+    /// Of a wildcard for both families, that of IPv4 at the same port.
+    pub(crate) fn ipv4_wildcard(&self) -> Option<Self> {
+        let port = self.address.port().filter(|_| self.is_dual())?;
+        let at = (Ipv4Addr::UNSPECIFIED, port).into();
+        let address = match self.address {
+            Address::Udp(_) => Address::Udp(at),
+            _ => Address::Tcp(at),
+        };
+        Some(Self { address, ..self.clone() })
+    }
+
+    /// The order in which those that overlap are best bound: the kernel lets a more specific one
+    /// join others without a privilege, and the wildcard of both families not.
+    pub fn specificity(&self) -> u8 {
+        let wildcard = self.address.ip().is_some_and(|at| at.ip().to_canonical().is_unspecified());
+        match (self.is_dual(), wildcard) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => 2,
+        }
+    }
+
+    /// Whether it is a wildcard for both families.
+    pub fn is_dual(&self) -> bool {
+        let dual = |at: std::net::SocketAddr| at.is_ipv6() && at.ip().is_unspecified();
+        !self.v6only && self.address.ip().is_some_and(dual)
     }
 
     /// The network device it is bound to.
@@ -111,7 +157,7 @@ impl Key {
             Address::Tcp(at) | Address::Udp(at) if at.port() == 0 => (None, None),
             Address::Tcp(at) | Address::Udp(at) => {
                 let udp = matches!(self.address, Address::Udp(_));
-                let slot = |ip: IpAddr| {
+                let slot = |ip: IpAddr, through_v6: bool| {
                     let scope = Scope {
                         netns: self.netns().map(Box::from),
                         device: self.interface().map(Box::from),
@@ -122,14 +168,15 @@ impl Key {
                         IpAddr::V6(ip) => (true, ip.to_bits()),
                     };
                     let place = Place::port(at.port(), v6, udp);
+                    let place = if through_v6 { place.through_v6() } else { place };
                     Slot { at: At { place, ip }, scope: scope.boxed() }
                 };
                 match at.ip() {
                     IpAddr::V6(ip) if ip.is_unspecified() && !self.v6only => (
-                        Some(slot(Ipv6Addr::UNSPECIFIED.into())),
-                        Some(slot(Ipv4Addr::UNSPECIFIED.into())),
+                        Some(slot(Ipv6Addr::UNSPECIFIED.into(), false)),
+                        Some(slot(Ipv4Addr::UNSPECIFIED.into(), true)),
                     ),
-                    ip => (Some(slot(ip.to_canonical())), None),
+                    ip => (Some(slot(ip.to_canonical(), false)), None),
                 }
             }
             // A path is the same in every network namespace.
@@ -189,16 +236,34 @@ impl Hash for At {
 }
 
 /// As far as a wildcard reaches: a port of one family and protocol. Or all paths, or all abstract
-/// names, which have no wildcard.
+/// names, which have no wildcard. What an IPv6 wildcard has of IPv4 stands apart: it is the last
+/// that IPv4 connections come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Place(u32);
 
 impl Place {
     const PATH: Self = Self(0);
     const ABSTRACT: Self = Self(1);
+    const THROUGH_V6: u32 = 1 << 19;
 
     fn port(port: u16, v6: bool, udp: bool) -> Self {
         Self(1 << 18 | u32::from(v6) << 17 | u32::from(udp) << 16 | u32::from(port))
+    }
+
+    /// IPv4 of a socket for both families.
+    fn through_v6(self) -> Self {
+        Self(self.0 | Self::THROUGH_V6)
+    }
+
+    /// The other place that IPv4 connections to this one come to; None for those of IPv6.
+    pub(crate) fn other_ipv4(self) -> Option<Self> {
+        let ipv4 = self > Self::ABSTRACT && self.0 & 1 << 17 == 0;
+        ipv4.then_some(Self(self.0 ^ Self::THROUGH_V6))
+    }
+
+    /// What both places of IPv4 have in common.
+    fn family(self) -> u32 {
+        self.0 & !Self::THROUGH_V6
     }
 }
 
@@ -244,14 +309,20 @@ impl Slot {
         self.is_ip() && self.at.ip == 0
     }
 
-    /// The wildcard that covers it.
-    pub(crate) fn wildcard(&self) -> At {
-        At { ip: 0, ..self.at }
+    /// The wildcards that cover it: that of its place, and the one of both families.
+    pub(crate) fn wildcards(&self) -> impl Iterator<Item = At> + use<> {
+        self.places().map(At::first)
+    }
+
+    /// Where all that it can meet stand: its place, and the other one of IPv4.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        let place = self.at.place;
+        std::iter::once(place).chain(place.other_ipv4())
     }
 
     /// Whether the kernel lets only one of them be bound.
     pub(crate) fn meets(&self, other: &Self) -> bool {
-        self.at.place == other.at.place
+        self.at.place.family() == other.at.place.family()
             && (self.at.ip == other.at.ip || self.is_wildcard() || other.is_wildcard())
             && self.scope_meets(&other.scope)
     }
@@ -268,6 +339,13 @@ impl Slot {
         mine.netns == theirs.netns
             && mine.name == theirs.name
             && (mine.device.is_none() || theirs.device.is_none() || mine.device == theirs.device)
+    }
+}
+
+impl At {
+    /// The wildcard of a place, the first of those there.
+    pub(crate) fn first(place: Place) -> Self {
+        Self { place, ip: 0 }
     }
 }
 
@@ -317,6 +395,29 @@ mod tests {
             assert_eq!(key(one).overlaps(&key(other)), overlap, "{one} and {other}");
             assert_eq!(key(other).overlaps(&key(one)), overlap, "{other} and {one}");
         }
+    }
+
+    #[test]
+    fn two_that_the_same_connections_ask_for_are_one_place() {
+        for (one, other, same) in [
+            (":80", "10.0.0.1:80", false),
+            ("[::]:80", ":80", false),
+            ("[::]:80", "[::1]:80", false),
+            ("[::]:80", "[::]:80,v6only", true),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80", true),
+            ("[::ffff:0.0.0.0]:80", ":80", true),
+            (":80,interface=eth0", ":80", false),
+            (":80", ":80", true),
+            (":0", ":0", false),
+            ("/run/a", "/run/a", true),
+        ] {
+            assert_eq!(key(one).is_same_place(&key(other)), same, "{one} and {other}");
+            assert_eq!(key(other).is_same_place(&key(one)), same, "{other} and {one}");
+        }
+        let ipv4 = key("udp@[::]:53,interface=a").ipv4_wildcard();
+        assert_eq!(ipv4, Some(key("udp@:53,interface=a")));
+        assert_eq!(key("[::]:80").narrowed(), Some(key("[::]:80,v6only")));
+        assert_eq!(key("[::1]:80").narrowed(), None);
     }
 
     #[test]

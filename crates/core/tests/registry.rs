@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Label, Opened, Phase, Registry, Want,
+    Action, Closing, ConnectionId, Event, Holder, Label, Neighbour, Opened, Overlap, Phase,
+    Registry, Want,
 };
 use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
@@ -81,6 +82,8 @@ struct World {
     /// The connection behind each of the clients, if it is there.
     clients: BTreeMap<u8, ConnectionId>,
     connections: u64,
+    /// All that each connection has asked for.
+    wants: BTreeMap<ConnectionId, Vec<Want>>,
     outstanding: VecDeque<Outstanding>,
     opened: u32,
     closed: BTreeSet<u32>,
@@ -111,6 +114,10 @@ impl World {
             .iter()
             .map(|view| (view.held.opened.handle, view.holders.len()))
             .collect();
+        if let Event::Claim(id, wants) = &event {
+            // It may be decided later, when an earlier one is.
+            self.wants.entry(*id).or_default().extend(wants.iter().cloned());
+        }
         let releaser = match &event {
             Event::Release(id, _) => Some(*id),
             _ => None,
@@ -118,8 +125,9 @@ impl World {
         let actions = self.registry.on(Timestamp(self.now), event);
         for action in &actions {
             match action {
-                Action::Open(id, listeners) => {
+                Action::Open(id, listeners, overlaps) => {
                     prop_assert!(live.contains(id));
+                    self.all_overlaps(*id, listeners, overlaps)?;
                     self.outstanding.push_back(Outstanding::Open(listeners.clone()));
                     prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
                 }
@@ -148,6 +156,65 @@ impl World {
             }
         }
         Ok(actions)
+    }
+
+    /// The held listeners that one element of a claim is about, by handle.
+    fn asks_for(&self, want: &Want) -> Vec<u32> {
+        let handle = |held: &bindonce_core::registry::Held<u32>| held.opened.handle;
+        match &want.wanted {
+            Wanted::Named(name) => self.registry.by_name(name).map(handle).into_iter().collect(),
+            Wanted::Listen(spec) => {
+                // Beside a wildcard of IPv4 that of both families may be for IPv6 alone.
+                let narrowed = |one: &Listener| {
+                    let options = Options { v6only: true, ..one.options.clone() };
+                    self.registry.by_key(&Listener { options, ..one.clone() })
+                };
+                let find = |one: Listener| self.registry.by_key(&one).or_else(|| narrowed(&one));
+                spec.expand().filter_map(|one| find(one).map(handle)).collect()
+            }
+        }
+    }
+
+    /// 1: whatever is opened beside something that it overlaps is told of with it, and is its
+    /// owner's: of the same request, or of the same service.
+    fn all_overlaps(
+        &self,
+        id: ConnectionId,
+        new: &[Listener],
+        told: &[Overlap],
+    ) -> Result<(), TestCaseError> {
+        let views = self.registry.list();
+        let asked: Vec<u32> = self.wants[&id].iter().flat_map(|want| self.asks_for(want)).collect();
+        for (index, listener) in new.iter().enumerate() {
+            let key = listener.key();
+            for (other, beside) in new.iter().enumerate() {
+                let overlap = Overlap { new: index, other: Neighbour::New(other) };
+                let overlaps = index != other && key.overlaps(&beside.key());
+                prop_assert_eq!(told.contains(&overlap), overlaps, "{} and {}", key, beside);
+            }
+            for view in &views {
+                let held = view.held.listener.key().bound(&view.held.opened.bound);
+                let overlap = Overlap { new: index, other: Neighbour::Held(view.id) };
+                prop_assert_eq!(
+                    told.contains(&overlap),
+                    key.overlaps(&held),
+                    "{} and {}",
+                    key,
+                    held
+                );
+                if key.overlaps(&held) {
+                    let service = self.registry.caller(id).and_then(|(_, label)| label).cloned();
+                    let same = |holder: &Holder| {
+                        let theirs = holder.label.as_ref().map(|label| &label.service);
+                        theirs.is_some() && theirs == service.as_ref().map(|label| &label.service)
+                    };
+                    // Where nobody has it, the last who had it counts, which is not told.
+                    let ours = view.holders.iter().all(same);
+                    prop_assert!(asked.contains(&view.held.opened.handle) || ours);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
@@ -194,8 +261,11 @@ impl World {
         let first = self.opened - opened_count;
         self.on(event)?;
         if let Some(Outstanding::Change(_)) = self.outstanding.front() {
+            let held: BTreeSet<u32> =
+                self.registry.list().iter().map(|view| view.held.opened.handle).collect();
+            let new = first + 1..=self.opened;
             self.in_hand =
-                (first + 1..=self.opened).filter(|it| !self.closed.contains(it)).collect();
+                new.filter(|it| !self.closed.contains(it) && !held.contains(it)).collect();
         }
         Ok(())
     }
@@ -219,15 +289,14 @@ impl World {
         prop_assert!(in_hand.is_disjoint(&self.closed));
         let count = handles.len() + in_hand.len() + self.closed.len();
         prop_assert_eq!(count, self.opened as usize);
-        // 1: no two sockets that the kernel would not let stand beside each other,
-        // and no name twice.
+        // 1: no two sockets for the same connections, and no name twice.
         let keys: Vec<_> = held
             .iter()
             .map(|view| view.held.listener.key().bound(&view.held.opened.bound))
             .collect();
         for (index, key) in keys.iter().enumerate() {
             for other in &keys[..index] {
-                prop_assert!(!key.overlaps(other), "{key} and {other}");
+                prop_assert!(!key.is_same_place(other), "{key} and {other}");
             }
         }
         let names: Vec<_> =
@@ -270,7 +339,7 @@ impl World {
             Step::Answer(fail_at) => self.answer(*fail_at)?,
             Step::Join(client, phase) => {
                 let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
-                let service = "edge".parse().expect("name");
+                let service = ["edge", "web"][usize::from(client % 2)].parse().expect("name");
                 let label =
                     Label { service, generation: u64::from(*client), pid: 2, phase: *phase };
                 self.on(Event::Join(id, label))?;

@@ -23,6 +23,15 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// A socket could be opened beside those that it overlaps only so that other processes of
+    /// this user could join them.
+    #[error(
+        "cannot listen on {address} beside the sockets of its port that it overlaps: others could join them"
+    )]
+    NotExclusive {
+        /// The address that was asked for.
+        address: Address,
+    },
     /// Somebody accepts connections on this UNIX path.
     #[error("cannot listen on {path}: a live socket answers there")]
     PathInUse {
@@ -101,7 +110,7 @@ impl Error {
             | Self::Netns { errno, .. }
             | Self::Exec { errno, .. }
             | Self::Call { errno, .. } => Some(*errno as i32),
-            Self::PathInUse { .. } => Some(Errno::EADDRINUSE as i32),
+            Self::PathInUse { .. } | Self::NotExclusive { .. } => Some(Errno::EADDRINUSE as i32),
             Self::DescriptorLimit { .. } => Some(Errno::EMFILE as i32),
             _ => None,
         }
@@ -116,6 +125,12 @@ impl Error {
             Self::PathInUse { path } => format!(
                 "stop the program that listens on {}, or choose another path",
                 path.display()
+            ),
+            Self::NotExclusive { address } => format!(
+                "write `v6only` on it, or give the broker CAP_NET_ADMIN, or stop what uses port {}, \
+                 release it (`bindonce release`) and start again: the wildcard of both families \
+                 is then bound first",
+                address.port().unwrap_or(0)
             ),
             Self::NotASocket { path } => {
                 format!("move {} away, or choose another path", path.display())

@@ -1,6 +1,7 @@
 //! A connection that puts one entry into an accept queue and is gone.
 
 use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use bindonce_core::address::Address;
@@ -37,6 +38,19 @@ pub fn connect_and_reset(to: &Address) -> io::Result<()> {
     Ok(())
 }
 
+/// The IPv6 addresses of this network, from /proc/net/if_inet6; none where there is no IPv6.
+pub fn local_ipv6() -> Vec<SocketAddrV6> {
+    let text = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let address = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let ip = Ipv6Addr::from_bits(u128::from_str_radix(fields.next()?, 16).ok()?);
+        let device = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let scope = if ip.is_unicast_link_local() { device } else { 0 };
+        Some(SocketAddrV6::new(ip, 0, 0, scope))
+    };
+    text.lines().filter_map(address).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -55,5 +69,13 @@ mod tests {
         }
         listener.accept().expect("accept");
         assert_eq!(accept_queue(listener.as_fd()).expect("queue").len, 2);
+    }
+
+    #[test]
+    fn the_addresses_of_this_network_are_found() {
+        let found = local_ipv6();
+        // Where there is no IPv6 there is none.
+        let there = std::net::TcpListener::bind("[::1]:0").is_ok();
+        assert_eq!(found.iter().any(|at| at.ip().is_loopback()), there, "{found:?}");
     }
 }

@@ -32,13 +32,14 @@ impl<H> Registry<H> {
         let name = listener.name.as_ref().and_then(|name| self.index.name(name));
         let id = name
             .or_else(|| self.index.key(&key))
-            .or_else(|| self.index.overlapping(&key))
-            .or_else(|| self.index.overlapping(&key.bound(bound)))?;
+            .or_else(|| self.index.same_place(&key))
+            .or_else(|| self.index.same_place(&key.bound(bound)))?;
         self.held.get(&id).map(|held| &held.listener)
     }
 
     /// Enters what is held already. What cannot stand beside the rest (its name,
-    /// its key or its place is taken) is given back to be closed.
+    /// its key or its place is taken) is given back to be closed. Those that overlap are bound
+    /// both, and so are held both.
     pub(super) fn enter(&mut self, adoptions: Vec<Adoption<H>>, actions: &mut Vec<Action<H>>) {
         for Adoption { listener, opened, since, tentative } in adoptions {
             let key = listener.key();
@@ -46,8 +47,8 @@ impl<H> Registry<H> {
             let name_taken =
                 listener.name.as_ref().is_some_and(|name| self.index.name(name).is_some());
             let taken = self.index.key(&key).is_some()
-                || self.index.overlapping(&key).is_some()
-                || self.index.overlapping(&bound).is_some();
+                || self.index.same_place(&key).is_some()
+                || self.index.same_place(&bound).is_some();
             if name_taken || taken {
                 actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
                 continue;
@@ -143,11 +144,14 @@ mod tests {
             adoption(2, "any=127.0.0.1:0", "127.0.0.1:4000"),
             // Its name, its address, and an address that the second really has.
             adoption(3, "web=0.0.0.0:81", "0.0.0.0:81"),
-            adoption(4, "10.0.0.1:80", "10.0.0.1:80"),
+            adoption(4, "[::ffff:0.0.0.0]:80", "0.0.0.0:80"),
             adoption(5, "127.0.0.1:4000", "127.0.0.1:4000"),
+            // What is bound beside the first is held beside it.
+            adoption(6, "10.0.0.1:80", "10.0.0.1:80"),
+            adoption(7, "[::]:80", "[::]:80"),
         ]);
         assert_eq!(closed, [3, 4, 5]);
-        assert_eq!(registry.len(), 2);
+        assert_eq!(registry.len(), 4);
         for wanted in ["web", ":80", "any", "any=127.0.0.1:0"] {
             let actions = claim(&mut registry, wanted);
             assert!(matches!(actions[..], [Action::Grant(..)]), "{wanted}: {actions:?}");

@@ -7,6 +7,7 @@
 
 use std::collections::btree_map::Entry;
 
+use super::beside::{Crowd, Overlap, overlap};
 use super::{
     Action, Change, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal,
     Registry, Want,
@@ -26,13 +27,17 @@ pub(super) struct Pending<H> {
     /// The sockets of the new listeners, from when they are open.
     pub(super) opened: Vec<Opened<H>>,
     /// What the claim asks for, in order, and whether tentatively.
-    entries: Vec<(ListenerId, bool)>,
+    pub(super) entries: Vec<(ListenerId, bool)>,
     /// Listeners that were held unnamed and get a name by this claim.
     named: Vec<(ListenerId, Name)>,
     /// Held listeners that the claim will get; nobody can release them meanwhile.
     pinned: Vec<ListenerId>,
     /// Held listeners that get other options by this claim.
     pub(super) changes: Vec<Change>,
+    /// What overlaps, while the claim is planned.
+    pub(super) crowd: Crowd,
+    /// New listeners that are opened beside others which they overlap.
+    pub(super) overlaps: Vec<Overlap>,
     /// The client has gone meanwhile.
     gone: bool,
 }
@@ -40,12 +45,23 @@ pub(super) struct Pending<H> {
 #[derive(Debug)]
 pub(super) struct New {
     pub(super) listener: Listener,
-    key: Key,
+    pub(super) key: Key,
 }
 
 impl<H> Pending<H> {
     pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
-        self.new.get(usize::try_from(id.0.checked_sub(self.base)?).ok()?)
+        self.new.get(self.place(id)?)
+    }
+
+    pub(super) fn planned_mut(&mut self, id: ListenerId) -> Option<&mut New> {
+        let place = self.place(id)?;
+        self.new.get_mut(place)
+    }
+
+    /// Where a new listener stands among them.
+    pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
+        let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;
+        (place < self.new.len()).then_some(place)
     }
 }
 
@@ -66,9 +82,11 @@ impl<H> Registry<H> {
             named: Vec::new(),
             pinned: Vec::new(),
             changes: Vec::new(),
+            crowd: Crowd::default(),
+            overlaps: Vec::new(),
             gone: false,
         };
-        let planned = self.plan(&mut plan, wants);
+        let planned = self.plan(&mut plan, wants).and_then(|()| self.check_beside(&mut plan));
         self.next = plan.base + plan.new.len() as u64;
         match planned {
             Err(refusal) => {
@@ -85,7 +103,7 @@ impl<H> Registry<H> {
                     Action::Change(connection, plan.changes.clone())
                 } else {
                     let listeners = plan.new.iter().map(|new| new.listener.clone()).collect();
-                    Action::Open(connection, listeners)
+                    Action::Open(connection, listeners, std::mem::take(&mut plan.overlaps))
                 });
                 self.pending = Some(plan);
             }
@@ -134,7 +152,13 @@ impl<H> Registry<H> {
         change: bool,
     ) -> Result<ListenerId, Refusal> {
         let key = asked.key();
-        let found = self.index.key(&key);
+        let found = self.index.key(&key).or_else(|| {
+            let narrow = self.index.key(&key.narrowed()?)?;
+            self.held.contains_key(&narrow).then(|| {
+                plan.crowd.narrow.push((asked.clone(), narrow));
+                narrow
+            })
+        });
         if let Some(name) = &asked.name
             && let Some(owner) = self.index.name(name).filter(|owner| Some(*owner) != found)
             && let Some(who) = self.who(plan, owner)
@@ -152,16 +176,15 @@ impl<H> Registry<H> {
             }
             return Ok(id);
         }
-        if let Some(other) = self.index.overlapping(&key)
+        if let Some(other) = self.index.same_place(&key)
             && let Some(who) = self.who(plan, other)
         {
-            let asked = Box::new(asked);
-            return Err(match who {
-                Who::New(other) => Refusal::OverlapInRequest { asked, other },
-                Who::Held(held) => Refusal::Overlap { asked, held },
-            });
+            return Err(overlap(asked, who));
         }
         let id = ListenerId(plan.base + plan.new.len() as u64);
+        if self.index.is_met(&key) {
+            plan.crowd.new.push(id);
+        }
         self.index.insert(id, &key);
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);

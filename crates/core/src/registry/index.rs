@@ -35,7 +35,34 @@ impl Index {
         key.slots().find_map(|slot| self.places.meeting(&slot))
     }
 
-    /// Enters a listener under its key. The caller has looked for one that overlaps.
+    /// Whether there is one that the kernel would not bind this one beside.
+    pub(super) fn is_met(&self, key: &Key) -> bool {
+        key.slots().any(|slot| self.places.is_met(&slot))
+    }
+
+    /// The listener that the same connections would ask for: never a second one.
+    pub(super) fn same_place(&self, key: &Key) -> Option<ListenerId> {
+        self.places.at(&key.place()?)
+    }
+
+    /// All that overlap one of these and stand beside it, in pairs, each once and in their order.
+    pub(super) fn neighbours<'a>(
+        &self,
+        of: impl IntoIterator<Item = (ListenerId, &'a Key)>,
+    ) -> Vec<(ListenerId, ListenerId)> {
+        let slots = of.into_iter().flat_map(|(id, key)| key.slots().map(move |slot| (id, slot)));
+        let mut pairs = Vec::new();
+        self.places.all_meeting(slots, |id, other| {
+            if id != other {
+                pairs.push((id, other));
+            }
+        });
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
+    }
+
+    /// Enters a listener under its key. The caller has looked for one at the same place.
     pub(super) fn insert(&mut self, id: ListenerId, key: &Key) {
         self.keys.insert(key.clone(), id);
         self.occupy(id, key);
@@ -118,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn finds_one_that_overlaps_exactly_if_there_is_one(
+        fn finds_all_that_overlap_and_the_one_at_the_same_place(
             keys in prop::collection::vec(key(), 0..12),
             gone in any::<u16>(),
             asked in key(),
@@ -126,7 +153,7 @@ mod tests {
             let mut index = Index::default();
             let mut held: Vec<(ListenerId, Key)> = Vec::new();
             for key in keys {
-                if index.overlapping(&key).is_none() {
+                if index.same_place(&key).is_none() && index.key(&key).is_none() {
                     let id = ListenerId(held.len() as u64);
                     index.insert(id, &key);
                     held.push((id, key));
@@ -138,13 +165,17 @@ mod tests {
                 }
             }
             held.retain(|(id, _)| gone >> id.0 & 1 == 0);
-            match index.overlapping(&asked) {
-                Some(found) => {
-                    let other = held.iter().find(|(id, _)| *id == found).expect("it is held");
-                    prop_assert!(asked.overlaps(&other.1), "{asked} and {}", other.1);
-                }
-                None => prop_assert!(held.iter().all(|(_, other)| !asked.overlaps(other))),
-            }
+            let mut meeting: Vec<ListenerId> =
+                held.iter().filter(|(_, other)| asked.overlaps(other)).map(|(id, _)| *id).collect();
+            prop_assert_eq!(index.is_met(&asked), !meeting.is_empty());
+            let found = index.overlapping(&asked);
+            prop_assert!(found.map_or(meeting.is_empty(), |id| meeting.contains(&id)));
+            let same = held.iter().find(|(_, other)| asked.is_same_place(other));
+            prop_assert_eq!(index.same_place(&asked), same.map(|(id, _)| *id));
+            let me = ListenerId(u64::MAX);
+            let all = index.neighbours([(me, &asked)]).into_iter();
+            meeting.sort_unstable();
+            prop_assert_eq!(all.map(|(_, id)| id).collect::<Vec<_>>(), meeting);
         }
     }
 }

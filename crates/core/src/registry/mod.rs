@@ -7,7 +7,7 @@
 //! It guarantees, whatever the order of events:
 //!
 //! - an address is bound at most once: a claim of a held address gets the held
-//!   listener, one that the kernel would refuse beside it is refused by name;
+//!   listener, and one that overlaps another is refused by name, unless both are one owner's;
 //! - a claim is all or nothing: refused, or failed to open, it leaves no trace;
 //! - a listener is closed only by an explicit release while nobody else uses it
 //!   (or, claimed tentatively and never confirmed, with its last lease);
@@ -18,6 +18,7 @@
 //! is held), for one listener or ten thousand.
 
 mod adopt;
+mod beside;
 mod change;
 mod claim;
 mod index;
@@ -38,6 +39,7 @@ use claim::Pending;
 use index::Index;
 
 pub use adopt::Adoption;
+pub use beside::{Neighbour, Overlap};
 pub use refusal::{HeldBy, Refusal};
 pub use resume::Link;
 pub use view::{Generation, Holder, Service, View};
@@ -148,9 +150,10 @@ pub enum Event<H> {
 /// What the shell must do, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<H> {
-    /// Open these sockets and answer with [`Event::Opened`] or [`Event::OpenFailed`].
-    /// At most one of these is outstanding; claims that come meanwhile wait.
-    Open(ConnectionId, Vec<Listener>),
+    /// Open these sockets, those that overlap others beside them, and answer with
+    /// [`Event::Opened`] or [`Event::OpenFailed`]. At most one of these is outstanding; claims
+    /// that come meanwhile wait.
+    Open(ConnectionId, Vec<Listener>, Vec<Overlap>),
     /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
     /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
     Change(ConnectionId, Vec<Change>),
@@ -202,6 +205,8 @@ pub struct Held<H> {
     pub tentative: bool,
     /// How many connections have a lease on it, or are about to get one.
     leases: usize,
+    /// The service and the user whose lease was the last to end, where nobody has it now.
+    last_user: Option<Box<(Name, u32)>>,
     /// How often its name, its options or `tentative` has changed.
     edition: u32,
 }
@@ -209,7 +214,7 @@ pub struct Held<H> {
 impl<H> Held<H> {
     /// Nobody uses it yet.
     fn new(listener: Listener, opened: Opened<H>, since: Timestamp, tentative: bool) -> Self {
-        Self { opened, listener, since, tentative, leases: 0, edition: 0 }
+        Self { opened, listener, since, tentative, leases: 0, last_user: None, edition: 0 }
     }
 
     /// Another number whenever its name, its options or whether it is tentative has changed: what was

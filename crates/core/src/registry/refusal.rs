@@ -83,7 +83,7 @@ pub enum Refusal {
         /// What was asked for first.
         other: Box<Listener>,
     },
-    /// The kernel would not bind it beside a listener that is held.
+    /// It overlaps a listener that is held by another owner, or is the same address.
     #[error("{asked} overlaps {held}")]
     Overlap {
         /// What was asked for.
@@ -91,7 +91,7 @@ pub enum Refusal {
         /// The listener in its way.
         held: Box<HeldBy>,
     },
-    /// Two addresses of one request cannot both be bound.
+    /// Two parts of one request are the same address for the kernel.
     #[error("{asked} overlaps {other}, in the same request")]
     OverlapInRequest {
         /// What was asked for second.
@@ -165,10 +165,11 @@ impl Refusal {
                  and start again"
             }
             Self::Overlap { .. } => {
-                "listen on the address that is held, or release that listener first \
-                 (`bindonce release`); the kernel cannot bind both"
+                "the more specific one would take connections from the other, so only one owner may \
+                 have both: ask for both in one request or in one service, or release that \
+                 listener first (`bindonce release`)"
             }
-            Self::OverlapInRequest { .. } => "drop one of the two: the kernel cannot bind both",
+            Self::OverlapInRequest { .. } => "drop one of the two: both are the same address",
             Self::NotFound { .. } => "`bindonce list` shows what is held",
             Self::InUse { .. } => {
                 "stop those processes first; a lease ends when its connection to the broker closes"

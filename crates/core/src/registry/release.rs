@@ -91,9 +91,11 @@ impl<H> Registry<H> {
         self.waiting.retain(|(waiting, _)| *waiting != id);
         self.abandon_pending(id);
         // In a fixed order, so that logs and tests read alike.
+        let user = connection.label.map(|(label, _)| (label.service, connection.peer.uid));
         for id in connection.leases.into_keys() {
             if let Some(held) = self.held.get_mut(&id) {
                 held.leases -= 1;
+                held.last_user = user.clone().filter(|_| held.leases == 0).map(Box::new);
             }
             self.close_unconfirmed(id, actions);
         }

@@ -54,7 +54,7 @@ impl Shell {
 
     fn claim(&mut self, id: ConnectionId, wants: &[Want]) -> Result<Vec<(u32, bool)>, Refusal> {
         let mut actions = self.on(Event::Claim(id, wants.to_vec()));
-        if let Some(Action::Open(_, listeners)) = actions.first() {
+        if let Some(Action::Open(_, listeners, _)) = actions.first() {
             let opened = self.open(&listeners.clone());
             actions = self.on(Event::Opened(opened));
         }
@@ -118,7 +118,7 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     let wants =
         [changing(":80,backlog=128,freebind"), changing(":81"), changing("/run/a,mode=0660")];
     let actions = shell.on(Event::Claim(TWO, wants.to_vec()));
-    let [Action::Open(TWO, listeners)] = &actions[..] else { panic!("{actions:?}") };
+    let [Action::Open(TWO, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let opened = shell.open(&listeners.clone());
     let actions = shell.on(Event::Opened(opened));
     let [Action::Change(TWO, changes)] = &actions[..] else { panic!("{actions:?}") };
@@ -189,7 +189,7 @@ fn refusals_name_both_sides() {
             "unix@/run/a,mode=0660 asks for mode=0660, but unix@/run/a, held since \
              1970-01-01T00:00:04.000Z, has mode=0600",
         ),
-        (vec![":70", "127.0.0.1:70"], "127.0.0.1:70 overlaps 0.0.0.0:70, in the same request"),
+        (vec!["[::]:70", "[::]:70,v6only"], "[::]:70,v6only overlaps [::]:70, in the same request"),
         (
             vec!["x=:70", "x=:71"],
             "the name \"x\" cannot stand for both x=0.0.0.0:70 and x=0.0.0.0:71, in the same request",
@@ -211,6 +211,98 @@ fn refusals_name_both_sides() {
     ] {
         assert_eq!(shell.refused(&wants), text);
     }
+}
+
+#[test]
+fn one_owner_may_have_a_wildcard_and_what_it_covers() {
+    let mut shell = Shell::new();
+    let overlaps = |shell: &mut Shell, id, wants: &[&str]| {
+        let wants = wants.iter().map(|text| want(text)).collect();
+        let actions = shell.on(Event::Claim(id, wants));
+        let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
+        let opened = shell.open(&listeners.clone());
+        shell.on(Event::Opened(opened));
+        overlaps.clone()
+    };
+    let new = |new, other| Overlap { new, other: Neighbour::New(other) };
+    let held = |new, other| Overlap { new, other: Neighbour::Held(ListenerId(other)) };
+    assert_eq!(overlaps(&mut shell, ONE, &["127.0.0.1:80", ":80"]), [new(0, 1), new(1, 0)]);
+    // Whoever asks for one alone would take connections from the other.
+    assert!(shell.refused(&["127.0.0.2:80"]).contains("overlaps 0.0.0.0:80, held"));
+    assert!(shell.refused(&["127.0.0.1:80", "[::]:80"]).contains("overlaps 0.0.0.0:80, held"));
+    // Who asks for both has both already.
+    let told = overlaps(&mut shell, TWO, &["127.0.0.2:80", ":80"]);
+    assert_eq!(told, [held(0, 1)]);
+    // Not only those that are found first count.
+    let mut other = Shell::new();
+    overlaps(&mut other, ONE, &["10.0.0.1:80"]);
+    overlaps(&mut other, TWO, &["10.0.0.2:80"]);
+    assert!(other.refused(&[":80", "10.0.0.2:80"]).contains("overlaps 10.0.0.1:80, held"));
+    assert_eq!(
+        overlaps(&mut other, ONE, &[":80", "10.0.0.2:80", "10.0.0.1:80"]),
+        [held(0, 0), held(0, 1)]
+    );
+}
+
+#[test]
+fn a_service_may_claim_what_overlaps_its_older_generation() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    let label = |service: &str, generation| Label {
+        service: service.parse().expect("name"),
+        generation,
+        pid: 99,
+        phase: Phase::Serving,
+    };
+    shell.on(Event::Join(TWO, label("edge", 2)));
+    assert!(shell.refused(&["127.0.0.1:80"]).contains("overlaps"), "nobody's is not the service's");
+    shell.on(Event::Join(ONE, label("web", 1)));
+    assert!(shell.refused(&["127.0.0.1:80"]).contains("overlaps"), "another service's");
+    shell.on(Event::Join(ONE, label("edge", 1)));
+    assert_eq!(shell.claim(TWO, &[want("127.0.0.1:80")]), Ok(vec![(2, true)]));
+    let three = ConnectionId(3);
+    shell.on(Event::Connected(three, Peer { uid: 1, ..PEER }));
+    shell.on(Event::Join(three, label("edge", 3)));
+    let refused = shell.claim(three, &[want("127.0.0.2:80")]);
+    assert!(matches!(refused, Err(Refusal::Overlap { .. })), "another user's: {refused:?}");
+    // What nobody has any more is the service's that had it last.
+    let (four, five) = (ConnectionId(4), ConnectionId(5));
+    for (id, service) in [(four, "web"), (five, "edge")] {
+        shell.on(Event::Connected(id, PEER));
+        shell.on(Event::Join(id, label(service, 4)));
+    }
+    for id in [ONE, TWO] {
+        shell.on(Event::Gone(id));
+    }
+    assert!(shell.claim(four, &[want("127.0.0.2:80")]).is_err());
+    assert_eq!(shell.claim(five, &[want("127.0.0.2:80")]), Ok(vec![(3, true)]));
+}
+
+#[test]
+fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    let both = [want(":80"), want("[::]:80")];
+    let actions = shell.on(Event::Claim(ONE, both.to_vec()));
+    let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((listeners[0].to_string().as_str(), &overlaps[..]), ("[::]:80,v6only", &[][..]));
+    let opened = shell.open(&listeners.clone());
+    shell.on(Event::Opened(opened));
+    assert_eq!(shell.claim(TWO, &both), Ok(vec![(1, false), (2, false)]));
+    // Alone it would have to have IPv4.
+    assert!(shell.refused(&["[::]:80"]).starts_with("[::]:80 overlaps [::]:80,v6only, held"));
+    // Both new, or the IPv6 one first: it has IPv4 where no other socket does.
+    for wants in [vec!["[::]:81", ":81"], vec![":82", "[::]:82"]] {
+        let wants = wants.into_iter().map(want).collect();
+        let actions = shell.on(Event::Claim(ONE, wants));
+        let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
+        assert!(listeners.iter().all(|listener| !listener.options.v6only));
+        assert_eq!(overlaps.len(), 2);
+        let opened = shell.open(&listeners.clone());
+        shell.on(Event::Opened(opened));
+    }
+    shell.claim(ONE, &[want("[::]:83")]).expect("claim");
+    assert_eq!(shell.claim(ONE, &[want(":83"), want("[::]:83")]), Ok(vec![(8, true), (7, false)]));
 }
 
 #[test]
@@ -265,7 +357,7 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
 fn claims_wait_while_one_is_opened() {
     let mut shell = Shell::new();
     let first = shell.on(Event::Claim(ONE, vec![want(":80")]));
-    let [Action::Open(ONE, listeners)] = &first[..] else { panic!("{first:?}") };
+    let [Action::Open(ONE, listeners, _)] = &first[..] else { panic!("{first:?}") };
     let listeners = listeners.clone();
     assert_eq!(shell.on(Event::Claim(TWO, vec![want(":80")])), []);
     let opened = shell.open(&listeners);
@@ -293,7 +385,9 @@ fn the_edition_tells_whether_what_was_written_down_is_still_true() {
     shell.claim(ONE, &[tentative("127.0.0.1:80")]).expect("new");
     let mut last = edition(&shell);
     let mut changed = |shell: &Shell| std::mem::replace(&mut last, edition(shell)) != last;
-    shell.claim(TWO, &[tentative(":80"), tentative("127.0.0.1:80")]).expect_err("overlap");
+    shell
+        .claim(TWO, &[tentative(":80"), tentative("other=:81"), tentative("other=:82")])
+        .expect_err("overlap");
     shell.claim(TWO, &[tentative("127.0.0.1:80")]).expect("known");
     assert!(!changed(&shell), "nothing new");
     shell.claim(TWO, &[tentative("web=127.0.0.1:80")]).expect("named");

@@ -54,6 +54,8 @@ pub(super) struct BindLine {
     pub(super) text: String,
     pub(super) pieces: Vec<Piece>,
     pub(super) said: Said,
+    /// All words behind the address.
+    pub(super) options: Vec<Vec<u8>>,
     /// Words that share their bytes with the address word: those before and after it.
     before: Vec<Vec<u8>>,
     after: Vec<Vec<u8>>,
@@ -114,6 +116,7 @@ pub(super) fn read(
         text: printable(&line[word.source.clone()]),
         pieces,
         said: Said::read(words[2..].iter().map(|word| word.value.as_slice())),
+        options: words[2..].iter().map(|word| word.value.clone()).collect(),
         before: shared(&words[..1]),
         after: shared(&words[2..]),
     })
@@ -145,11 +148,21 @@ impl BindLine {
     }
 
     /// The listeners of one piece: none, one, or one for each port.
-    pub(super) fn listeners(&self, piece: &Piece, defaults: &Said) -> Result<Vec<Listener>, Error> {
+    pub(super) fn listeners(
+        &self,
+        piece: &Piece,
+        defaults: &Said,
+        world: &dyn World,
+    ) -> Result<Vec<Listener>, Error> {
         let Part::Listen(first, last) = &piece.part else {
             return Ok(Vec::new());
         };
-        let said = self.said.or(defaults);
+        let mut said = self.said.or(defaults);
+        let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
+        if wildcard && !said.v4v6 && !said.v6only {
+            // haproxy then leaves it to the system.
+            said.v6only = world.is_ipv6_only(said.namespace.as_deref());
+        }
         let ports = match first.port() {
             Some(port) => port..=*last,
             None => 0..=0,

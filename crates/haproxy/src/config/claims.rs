@@ -19,9 +19,19 @@ const PORTS_PER_VARIABLE: usize = 8192;
 /// How many words haproxy takes on a line.
 const MAX_WORDS: usize = 64;
 
-/// Addresses of one section by first key and last port: the word that stands for
-/// them, and their bindings.
-type Earlier = HashMap<(Key, u16), (String, Range<usize>)>;
+/// Addresses of one section, by first key and last port.
+type Earlier = HashMap<(Key, u16), Bound>;
+
+/// What an earlier line of the section has bound.
+struct Bound {
+    /// The word that stands for it.
+    word: String,
+    bindings: Range<usize>,
+    /// The words behind the address on that line.
+    options: Vec<Vec<u8>>,
+    /// The line is for some threads.
+    threads: bool,
+}
 
 impl Walk<'_> {
     /// Everything that a section says is known now.
@@ -85,27 +95,21 @@ impl Walk<'_> {
                     }
                     let first = self.out.bindings.len();
                     self.claim(vec![listener], variable, false, line, piece, section)?;
-                    if line.said.threads {
-                        let bindings = first..self.out.bindings.len();
-                        earlier.insert(key, (String::new(), bindings));
-                    }
+                    earlier.insert(key, self.bound(String::new(), first, line));
                 }
                 Part::Listen(_, last) => {
-                    let mut listeners = line.listeners(piece, &defaults)?;
+                    let mut listeners = line.listeners(piece, &defaults, self.world)?;
                     for listener in &mut listeners {
                         self.supply.name(listener);
                     }
                     let key = (listeners[0].key(), *last);
                     if self.shares(&key, line, earlier) {
-                        words.extend(earlier.get(&key).map(|(word, _)| word.clone()));
+                        words.extend(earlier.get(&key).map(|bound| bound.word.clone()));
                         continue;
                     }
                     let first = self.out.bindings.len();
                     let word = self.claim_piece(listeners, line, piece, section)?;
-                    if line.said.threads {
-                        let bindings = first..self.out.bindings.len();
-                        earlier.insert(key, (word.clone(), bindings));
-                    }
+                    earlier.insert(key, self.bound(word.clone(), first, line));
                     words.push(word);
                 }
             }
@@ -116,11 +120,19 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Lines for different threads on one address are one socket, which haproxy
-    /// duplicates for them (seen with 2.6.12, 3.0 and 3.2). Whether that is the
-    /// case here; the bindings then know the line.
+    fn bound(&self, word: String, first: usize, line: &BindLine) -> Bound {
+        let bindings = first..self.out.bindings.len();
+        Bound { word, bindings, options: line.options.clone(), threads: line.said.threads }
+    }
+
+    /// Lines of a section on one address are one socket, which haproxy duplicates for them (seen
+    /// with 2.6.12, 3.0 and 3.2), where they are for different threads, or say the same, so that
+    /// it does not matter which has a connection. Whether that is the case here; the bindings
+    /// then know the line.
     fn shares(&mut self, key: &(Key, u16), line: &BindLine, earlier: &Earlier) -> bool {
-        let Some((_, bindings)) = earlier.get(key).filter(|_| line.said.threads) else {
+        let same =
+            |bound: &&Bound| line.said.threads && bound.threads || line.options == bound.options;
+        let Some(Bound { bindings, .. }) = earlier.get(key).filter(same) else {
             return false;
         };
         for binding in &mut self.out.bindings[bindings.clone()] {
@@ -136,7 +148,13 @@ impl Walk<'_> {
         piece: &Piece,
         section: &Section,
     ) -> Result<(), Error> {
-        if !line.said.threads {
+        let earlier = section.lines.iter().take_while(|other| other.place != line.place);
+        let has_it = |other: &BindLine| {
+            let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n) if n == number);
+            other.options == line.options && other.pieces.iter().any(names)
+        };
+        // As in `shares`.
+        if !line.said.threads && !earlier.into_iter().any(has_it) {
             self.met.add_foreign(number, &line.place)?;
         }
         let reason = if number.is_empty() {

@@ -134,10 +134,11 @@ pub enum Error {
         /// How many more words haproxy takes.
         room: usize,
     },
-    /// Two lines want the same address, or one that covers the other.
+    /// Two lines want the same address.
     #[error(
-        "{second}: {second_address} is already bound at {first} ({first_address}): one socket \
-         serves one bind line; remove one of the two, or bind two addresses that do not overlap"
+        "{second}: {second_address} is already bound at {first} ({first_address}): haproxy alone \
+         would bind both and split connections between them at random, and one socket serves one \
+         bind line; remove one of the two, or bind another address"
     )]
     Duplicate {
         /// The line that comes first.

@@ -93,10 +93,11 @@ impl Met {
         }
     }
 
-    /// Adds a listener.
+    /// Adds a listener. A wildcard and an address that it covers stand beside each other: the
+    /// more specific one has the connection, in haproxy alone too.
     ///
     /// # Errors
-    /// [`Error::Duplicate`] with both places when an earlier one has the address.
+    /// [`Error::Duplicate`] with both places when an earlier one has the same address.
     pub(super) fn add(&mut self, listener: &Listener, place: &Place) -> Result<(), Error> {
         let key = listener.key();
         let common = match listener.address.port() {
@@ -105,7 +106,7 @@ impl Met {
         };
         let others = self.by_place.entry(common).or_default();
         if let Some((_, first, address)) =
-            others.iter().find(|(other, ..)| *other == key || other.overlaps(&key))
+            others.iter().find(|(other, ..)| *other == key || other.is_same_place(&key))
         {
             return Err(Error::Duplicate {
                 first: first.clone(),

@@ -18,6 +18,8 @@ const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a file that is being written is waited for.
 const WRITTEN: Duration = Duration::from_secs(2);
 
+use bindonce_sys::listen;
+
 /// Environment variables by name.
 pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -52,6 +54,12 @@ pub trait World {
 
     /// Whether a `.if` expression holds for this haproxy in this environment.
     fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool>;
+
+    /// Whether an IPv6 wildcard is for IPv6 alone where nothing is said (net.ipv6.bindv6only), in
+    /// this network namespace.
+    fn is_ipv6_only(&self, _namespace: Option<&str>) -> bool {
+        false
+    }
 
     /// The name of this host, which haproxy takes for the local peer.
     fn host_name(&self) -> String;
@@ -88,6 +96,18 @@ impl System {
 }
 
 impl World for System {
+    fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {
+        let read = || {
+            let value = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only");
+            value.is_ok_and(|value| value.trim() == "1")
+        };
+        match namespace {
+            None => read(),
+            // Where there is none, opening the socket says so.
+            Some(name) => listen::within_netns(name, read).unwrap_or(false),
+        }
+    }
+
     fn directory(&self) -> PathBuf {
         self.directory.clone()
     }

@@ -14,6 +14,7 @@ use bindonce_sys::process::Pidfd;
 use nix::libc::EPERM;
 
 use super::generation::Generation;
+use super::listeners::tcp_addresses;
 use super::proof::Proof;
 use super::report::Story;
 use super::watchdog::{Duty, Named};
@@ -85,13 +86,15 @@ impl Supervisor {
     pub(super) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
         let older: BTreeMap<_, _> =
             older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
+        let every = self.generations.values().flat_map(|generation| &generation.listeners);
+        let taken = tcp_addresses(every);
         let mut all: Vec<_> = older.values().flat_map(|generation| &generation.listeners).collect();
         if self.settings.kind.program().is_some() {
             // An older one may be gone by now. Each listener that can be watched must stand still;
             // of the others the closed descriptors tell.
             all = self.generations.get(&newer).into_iter().flat_map(|g| &g.listeners).collect();
             let probe = self.settings.probe;
-            all.retain(|held| held.has_queue() && (!probe || held.probe_target().is_some()));
+            all.retain(|held| held.has_queue() && (!probe || held.probe_target(&taken).is_some()));
             if all.is_empty() {
                 return self.later(Event::Proved);
             }
@@ -105,6 +108,7 @@ impl Supervisor {
             listeners: listeners.into_values().collect(),
             older: admins,
             probe: self.settings.probe,
+            taken,
         };
         let sender = self.sender.clone();
         let task = super::spawn(async move {

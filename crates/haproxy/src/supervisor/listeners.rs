@@ -1,12 +1,13 @@
 //! The listeners that a generation was given, as the supervisor keeps them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bindonce::Lease;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_sys::probe;
 
 use super::version::Version;
 
@@ -62,26 +63,88 @@ impl Held {
     }
 
     /// Where to connect in order to put something into its queue; none where a connection from
-    /// here would not arrive.
-    pub(super) fn probe_target(&self) -> Option<Address> {
+    /// here would not arrive. `taken` is where all sockets of the service are bound: of several
+    /// that an address reaches, the most specific one has the connection.
+    pub(super) fn probe_target(&self, taken: &[SocketAddr]) -> Option<Address> {
         let options = &self.listener.options;
         if options.netns.is_some() || options.interface.is_some() || options.transparent {
             return None;
         }
         match &self.bound {
-            Address::Tcp(address) => Some(Address::Tcp(reachable(*address))),
+            Address::Tcp(address) => {
+                reachable(*address, options.v6only, taken, probe::local_ipv6).map(Address::Tcp)
+            }
             Address::Unix(path) => Some(Address::Unix(path.clone())),
             Address::Udp(_) | Address::Abstract(_) => None,
         }
     }
 }
 
-/// The loopback address in place of a wildcard.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+/// Where the TCP sockets among these are bound.
+pub(super) fn tcp_addresses<'a>(all: impl Iterator<Item = &'a Rc<Held>>) -> Vec<SocketAddr> {
+    let tcp = |held: &Rc<Held>| match held.bound {
+        Address::Tcp(address) => Some(address),
+        _ => None,
     };
-    SocketAddr::new(ip, address.port())
+    all.filter_map(tcp).collect()
+}
+
+/// The address itself; in place of a wildcard a local one that no other socket has.
+fn reachable(
+    address: SocketAddr,
+    v6only: bool,
+    taken: &[SocketAddr],
+    local_ipv6: impl Fn() -> Vec<SocketAddrV6>,
+) -> Option<SocketAddr> {
+    if !address.ip().is_unspecified() {
+        return Some(address);
+    }
+    let port = address.port();
+    let is_taken = |ip: IpAddr| taken.iter().any(|at| at.ip() == ip && at.port() == port);
+    // All of 127.0.0.0/8 is local (RFC 1122, 3.2.1.3).
+    let ipv4 = || {
+        let near = (1..=254).map(|last| IpAddr::from([127, 0, 0, last]));
+        near.into_iter().find(|ip| !is_taken(*ip)).map(|ip| SocketAddr::new(ip, port))
+    };
+    if address.is_ipv4() {
+        return ipv4();
+    }
+    let loopback = IpAddr::from(Ipv6Addr::LOCALHOST);
+    if !is_taken(loopback) {
+        return Some(SocketAddr::new(loopback, port));
+    }
+    if !v6only && !is_taken(Ipv4Addr::UNSPECIFIED.into()) {
+        return ipv4();
+    }
+    let other = local_ipv6().into_iter().find(|at| !is_taken(IpAddr::from(*at.ip())))?;
+    Some(SocketAddrV6::new(*other.ip(), port, 0, other.scope_id()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_goes_where_no_more_specific_socket_has_it() {
+        let all = || {
+            vec!["[::1]:0", "[fe80::1%3]:0"].into_iter().map(|at| at.parse().expect(at)).collect()
+        };
+        let target = |address: &str, v6only, taken: &[&str]| {
+            let taken: Vec<_> = taken.iter().map(|at| at.parse().expect(at)).collect();
+            let found = reachable(address.parse().expect(address), v6only, &taken, all);
+            found.map(|at| at.to_string())
+        };
+        for (address, v6only, taken, expected) in [
+            ("10.0.0.1:80", false, &["0.0.0.0:80"][..], Some("10.0.0.1:80")),
+            ("0.0.0.0:80", false, &["127.0.0.1:81"], Some("127.0.0.1:80")),
+            ("0.0.0.0:80", false, &["127.0.0.1:80", "127.0.0.2:80"], Some("127.0.0.3:80")),
+            ("[::]:80", false, &["0.0.0.0:80"], Some("[::1]:80")),
+            ("[::]:80", false, &["[::1]:80", "127.0.0.1:80"], Some("127.0.0.2:80")),
+            ("[::]:80", false, &["[::1]:80", "0.0.0.0:80"], Some("[fe80::1%3]:80")),
+            ("[::]:80", true, &["[::1]:80"], Some("[fe80::1%3]:80")),
+            ("[::]:80", true, &["[::1]:80", "[fe80::1%3]:80"], None),
+        ] {
+            assert_eq!(target(address, v6only, taken).as_deref(), expected, "{address} {taken:?}");
+        }
+    }
 }

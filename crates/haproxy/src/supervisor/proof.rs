@@ -11,10 +11,12 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bindonce_core::address::Address;
 use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
 use bindonce_sys::watch::Ticks;
 use bindonce_sys::{probe, queue};
@@ -45,6 +47,8 @@ pub(super) struct Proof {
     pub(super) older: BTreeMap<GenerationId, Admin>,
     /// Whether to connect where no client waits.
     pub(super) probe: bool,
+    /// Where all TCP sockets of the service are bound.
+    pub(super) taken: Vec<SocketAddr>,
 }
 
 /// What the watch has cost, for the log.
@@ -70,7 +74,9 @@ impl Proof {
                 count
             })
             .collect();
-        let mut queues: Vec<_> = self.listeners.into_iter().map(Queue::new).collect();
+        let target = |held: &Rc<Held>| held.probe_target(&self.taken).filter(|_| self.probe);
+        let queue = |held: Rc<Held>| Queue::new(target(&held), held);
+        let mut queues: Vec<_> = self.listeners.into_iter().map(queue).collect();
         let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
         let mut report = Instant::now() + PAUSE_AGAIN;
         let mut ticks = Ticks::every(SAMPLE)?;
@@ -78,7 +84,7 @@ impl Proof {
             tokio::select! {
                 tick = ticks.tick() => {
                     tick?;
-                    queues.iter_mut().for_each(|queue| queue.sample(self.probe));
+                    queues.iter_mut().for_each(Queue::sample);
                     for count in &counts {
                         count.ask.notify_one();
                     }
@@ -136,6 +142,8 @@ fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation 
 /// One accept queue over time.
 struct Queue {
     listener: Rc<Held>,
+    /// Where a probe gets into it.
+    target: Option<Address>,
     length: u32,
     /// Since when it is not empty and has not been seen to shrink.
     still: Option<Instant>,
@@ -146,14 +154,14 @@ struct Queue {
 }
 
 impl Queue {
-    fn new(listener: Rc<Held>) -> Self {
-        Self { listener, length: 0, still: None, shrank: None, probes: 0, probed: None }
+    fn new(target: Option<Address>, listener: Rc<Held>) -> Self {
+        Self { listener, target, length: 0, still: None, shrank: None, probes: 0, probed: None }
     }
 
     /// Looks at the queue; where nobody waits in it, lets a probe wait there.
-    fn sample(&mut self, probe: bool) {
+    fn sample(&mut self) {
         self.look();
-        if self.length == 0 && probe && self.probe() {
+        if self.length == 0 && self.probe() {
             // A connection is in the queue when connect(2) returns: it stands still from now on.
             self.look();
         }
@@ -179,7 +187,7 @@ impl Queue {
     /// Whether a connection was made.
     fn probe(&mut self) -> bool {
         let wait = if self.probes < MANY_PROBES { Duration::ZERO } else { PROBE_AGAIN };
-        let Some(target) = self.listener.probe_target() else {
+        let Some(target) = &self.target else {
             return false;
         };
         let now = Instant::now();
@@ -187,7 +195,7 @@ impl Queue {
             return false;
         }
         self.probed = Some(now);
-        match probe::connect_and_reset(&target) {
+        match probe::connect_and_reset(target) {
             Ok(()) => {
                 self.probes += 1;
                 // Whoever takes it before the next look is seen all the same.

@@ -3,10 +3,11 @@
 //! What it guarantees of every socket: close-on-exec, non-blocking, and
 //! exclusive. TCP gets SO_REUSEADDR, so that connections in TIME_WAIT do not
 //! block a restart; UDP does not, because there it would let others share the
-//! port. Nothing ever gets SO_REUSEPORT: a process that tries to bind an address
+//! port. Nothing keeps SO_REUSEPORT (what overlaps has it while it is bound, see `beside`): a process that tries to bind an address
 //! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
 //! set, one way or the other, so that the system's default does not decide.
 
+mod beside;
 mod change;
 mod confined;
 mod directory;
@@ -24,6 +25,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, errno_of};
 
+pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
 pub use many::open_all;
 pub use netns::within as within_netns;
@@ -58,12 +60,13 @@ pub struct Opened {
 /// the call, the address and the kernel's answer.
 pub fn open(listener: &Listener) -> Result<Opened, Error> {
     match &listener.options.netns {
-        None => open_here(listener),
-        Some(name) => within_netns(name, || open_here(listener))?,
+        None => open_here(listener, false),
+        Some(name) => within_netns(name, || open_here(listener, false))?,
     }
 }
 
-fn open_here(listener: &Listener) -> Result<Opened, Error> {
+/// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again.
+fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
     let fail = |operation| {
         move |error: std::io::Error| Error::Listen {
             operation,
@@ -73,13 +76,13 @@ fn open_here(listener: &Listener) -> Result<Opened, Error> {
     };
     let (socket, bound, path) = match &listener.address {
         Address::Tcp(at) => {
-            let socket = inet(listener, *at, Type::STREAM, Protocol::TCP)?;
+            let socket = inet(listener, *at, Type::STREAM, Protocol::TCP, shared)?;
             socket.listen(backlog(listener)).map_err(fail("listen"))?;
             let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
             (socket, Address::Tcp(real), None)
         }
         Address::Udp(at) => {
-            let socket = inet(listener, *at, Type::DGRAM, Protocol::UDP)?;
+            let socket = inet(listener, *at, Type::DGRAM, Protocol::UDP, shared)?;
             let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
             (socket, Address::Udp(real), None)
         }
@@ -111,6 +114,7 @@ fn inet(
     at: SocketAddr,
     kind: Type,
     protocol: Protocol,
+    shared: bool,
 ) -> Result<Socket, Error> {
     let fail = |operation| {
         move |error: std::io::Error| Error::Listen {
@@ -125,6 +129,9 @@ fn inet(
             .map_err(fail("socket"))?;
     if protocol == Protocol::TCP {
         socket.set_reuse_address(true).map_err(fail("setsockopt(SO_REUSEADDR)"))?;
+    }
+    if shared {
+        socket.set_reuse_port(true).map_err(fail("setsockopt(SO_REUSEPORT)"))?;
     }
     if at.is_ipv6() {
         socket.set_only_v6(options.v6only).map_err(fail("setsockopt(IPV6_V6ONLY)"))?;

@@ -8,7 +8,9 @@
 
 mod haproxy;
 
+use std::collections::HashMap;
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -16,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bindonce::{Claim, Client};
+use bindonce_core::address::Address;
 use bindonce_core::duration;
-use bindonce_core::listener::Wanted;
+use bindonce_core::listener::{Key, Listener, Options, Wanted};
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
@@ -98,15 +101,24 @@ impl Sockets {
             }
             client => client?,
         };
-        let claims: Vec<Claim> = rendering
-            .bindings
-            .iter()
-            .map(|binding| Claim::listen(binding.listener.to_string()).tentative())
+        let overlapping = overlapping(rendering);
+        let claims: Vec<Claim> = std::iter::zip(&rendering.bindings, &overlapping)
+            .filter(|(_, overlaps)| !**overlaps)
+            .map(|(binding, _)| Claim::listen(binding.listener.to_string()).tentative())
             .collect();
         let leases = if claims.is_empty() { Vec::new() } else { client.claim(&claims)? };
+        let mut leases = leases.into_iter().map(bindonce::Lease::into_fd);
+        let mut descriptors = Vec::with_capacity(overlapping.len());
+        for (binding, overlaps) in std::iter::zip(&rendering.bindings, overlapping) {
+            let leased = if overlaps { None } else { leases.next() };
+            descriptors.push(match leased {
+                Some(fd) => fd,
+                None => listen::open(&stand_in(&binding.listener))?.fd,
+            });
+        }
         Ok(Self {
             signals: ending_signals()?,
-            descriptors: leases.into_iter().map(bindonce::Lease::into_fd).collect(),
+            descriptors,
             paths: Vec::new(),
             _broker: Some(client),
         })
@@ -116,8 +128,9 @@ impl Sockets {
         let signals = ending_signals()?;
         let mut sockets =
             Self { signals, descriptors: Vec::new(), paths: Vec::new(), _broker: None };
-        for binding in &rendering.bindings {
-            let opened = listen::open(&binding.listener)
+        for (binding, overlaps) in std::iter::zip(&rendering.bindings, overlapping(rendering)) {
+            let stand_in = overlaps.then(|| stand_in(&binding.listener));
+            let opened = listen::open(stand_in.as_ref().unwrap_or(&binding.listener))
                 .with_context(|| format!("{}: {}", binding.place, binding.text))?;
             sockets.descriptors.push(opened.fd);
             sockets.paths.extend(opened.path);
@@ -128,6 +141,45 @@ impl Sockets {
     fn take(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.descriptors)
     }
+}
+
+/// Which bindings overlap others of the configuration, as `127.0.0.1:80` and `*:80` do. A more specific
+/// one would take connections from what serves as soon as it listened.
+fn overlapping(rendering: &Rendering) -> Vec<bool> {
+    let mut at_port: HashMap<u16, Vec<(u8, usize, Key)>> = HashMap::new();
+    for (index, binding) in rendering.bindings.iter().enumerate() {
+        if let Some(port) = binding.listener.address.port() {
+            let key = binding.listener.key();
+            at_port.entry(port).or_default().push((key.specificity(), index, key));
+        }
+    }
+    let mut overlapping = vec![false; rendering.bindings.len()];
+    for mut there in at_port.into_values() {
+        there.sort_unstable_by_key(|(specificity, index, _)| (*specificity, *index));
+        for (place, (_, index, key)) in there.iter().enumerate() {
+            // Specific ones meet only wildcards, of which there are few.
+            let before = there[..place].iter().take_while(|(specificity, ..)| *specificity < 2);
+            for (_, other, _) in before.filter(|(_, _, other)| other.overlaps(key)) {
+                overlapping[*index] = true;
+                overlapping[*other] = true;
+            }
+        }
+    }
+    overlapping
+}
+
+/// A socket of the same kind at a free port, which is all that `haproxy -c` looks at.
+fn stand_in(listener: &Listener) -> Listener {
+    let free = |at: SocketAddr| match at {
+        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+    };
+    let address = match &listener.address {
+        Address::Tcp(at) => Address::Tcp(free(*at)),
+        Address::Udp(at) => Address::Udp(free(*at)),
+        other => other.clone(),
+    };
+    Listener { name: None, address, options: Options::default() }
 }
 
 fn ending_signals() -> anyhow::Result<SignalFd> {

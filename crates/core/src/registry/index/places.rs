@@ -23,7 +23,54 @@ pub(super) struct Places {
 impl Places {
     /// A listener that the kernel would not bind this slot's beside.
     pub(super) fn meeting(&self, slot: &Slot) -> Option<ListenerId> {
-        self.meeting_plain(slot).or_else(|| self.meeting_scoped(slot))
+        self.meeting_plain(slot).or_else(|| self.meeting_scoped(slot).next())
+    }
+
+    /// Whether there is one that the kernel would not bind this slot's beside.
+    pub(super) fn is_met(&self, slot: &Slot) -> bool {
+        if slot.is_wildcard() && slot.meets_plain() {
+            let met = slot.places().any(|place| self.at_place.contains_key(&place));
+            return met || self.meeting_scoped(slot).next().is_some();
+        }
+        self.meeting(slot).is_some()
+    }
+
+    /// The one that has exactly this slot.
+    pub(super) fn at(&self, slot: &Slot) -> Option<ListenerId> {
+        let found = if slot.is_plain() { self.plain.get(&slot.at) } else { self.scoped.get(slot) };
+        found.copied()
+    }
+
+    /// All that meet one of these slots, each as the number given with the slot and its own.
+    pub(super) fn all_meeting<T: Copy>(
+        &self,
+        slots: impl IntoIterator<Item = (T, Slot)>,
+        mut found: impl FnMut(T, ListenerId),
+    ) {
+        let mut wildcards: HashMap<Place, Vec<T>> = HashMap::new();
+        for (whose, slot) in slots {
+            self.meeting_scoped(&slot).for_each(|id| found(whose, id));
+            if !slot.is_ip() || !slot.meets_plain() {
+                continue;
+            }
+            if slot.is_wildcard() {
+                slot.places().for_each(|place| wildcards.entry(place).or_default().push(whose));
+            } else {
+                self.plain_over(&slot).for_each(|id| found(whose, id));
+            }
+        }
+        if wildcards.keys().any(|place| self.at_place.contains_key(place)) {
+            for (at, id) in &self.plain {
+                let there = wildcards.get(&at.place).into_iter().flatten();
+                there.for_each(|whose| found(*whose, *id));
+            }
+        }
+    }
+
+    /// Those at the address of one that is no wildcard, and the wildcards over it.
+    fn plain_over(&self, slot: &Slot) -> impl Iterator<Item = ListenerId> {
+        let over = (self.wildcards > 0).then(|| slot.wildcards()).into_iter().flatten();
+        std::iter::once(slot.at).chain(over).filter_map(|at| self.plain.get(&at).copied())
     }
 
     fn meeting_plain(&self, slot: &Slot) -> Option<ListenerId> {
@@ -31,32 +78,36 @@ impl Places {
             return None;
         }
         if !slot.is_wildcard() {
-            let covered = || (self.wildcards > 0).then(|| self.plain.get(&slot.wildcard()))?;
-            return self.plain.get(&slot.at).or_else(covered).copied();
+            return self.plain_over(slot).next();
         }
-        self.at_place.get(&slot.at.place)?;
-        // There is one, so the request ends here, and may take the time to name the first.
-        let there = self.plain.iter().filter(|(at, _)| at.place == slot.at.place);
+        let places = || slot.places().filter(|place| self.at_place.contains_key(place));
+        places().next()?;
+        // There is one, and it takes time to name the first.
+        let there = self.plain.iter().filter(|(at, _)| places().any(|place| place == at.place));
         there.min_by_key(|(at, _)| **at).map(|(_, id)| *id)
     }
 
-    fn meeting_scoped(&self, slot: &Slot) -> Option<ListenerId> {
-        if self.scoped.is_empty() {
-            return None;
-        }
-        if !slot.is_ip() {
-            return self.scoped.get(slot).copied();
-        }
+    fn meeting_scoped(&self, slot: &Slot) -> impl Iterator<Item = ListenerId> {
+        let some = !self.scoped.is_empty();
+        let name = (some && !slot.is_ip()).then(|| self.scoped.get(slot).copied()).flatten();
+        let places = (some && slot.is_ip()).then(|| slot.places()).into_iter().flatten();
+        let beside = places.flat_map(move |place| self.scoped_at(slot, place));
+        name.into_iter().chain(beside)
+    }
+
+    /// Those of one place that meet a slot.
+    fn scoped_at(&self, slot: &Slot, place: Place) -> impl Iterator<Item = ListenerId> {
         let from = |start: At| self.scoped.range(Slot::from(start)..);
-        let meeting = |(other, id): (&Slot, &ListenerId)| slot.meets(other).then_some(*id);
-        if slot.is_wildcard() {
-            let beside = |(other, _): &(&Slot, _)| other.at.place == slot.at.place;
-            return from(slot.at).take_while(beside).find_map(meeting);
-        }
-        let at = |start: At| {
-            from(start).take_while(move |(other, _)| other.at == start).find_map(meeting)
-        };
-        at(slot.at).or_else(|| if self.wildcards > 0 { at(slot.wildcard()) } else { None })
+        let first = At::first(place);
+        let all =
+            slot.is_wildcard().then(|| from(first).take_while(move |(o, _)| o.at.place == place));
+        let exact = !slot.is_wildcard() && slot.at.place == place;
+        let at = exact.then(|| from(slot.at).take_while(move |(o, _)| o.at == slot.at));
+        let over = (!slot.is_wildcard() && self.wildcards > 0)
+            .then(|| from(first).take_while(move |(o, _)| o.at == first));
+        let near = all.into_iter().flatten();
+        let near = near.chain(at.into_iter().flatten()).chain(over.into_iter().flatten());
+        near.filter(|(other, _)| slot.meets(other)).map(|(_, id)| *id)
     }
 
     /// Enters what a listener occupies. The caller has looked whether it meets another.

@@ -1,0 +1,135 @@
+//! Listeners that overlap: a wildcard and a specific address of its port, or the wildcards of
+//! both families.
+//!
+//! The kernel gives a connection to the more specific one, so whoever gets that takes
+//! connections from the other. Therefore only one owner may have both: a claim that asks for
+//! both, or a service whose generations have the other, or had it last. Everybody else is refused.
+
+use std::collections::HashSet;
+
+use super::claim::{Pending, Who};
+use super::{ConnectionId, ListenerId, Refusal, Registry};
+use crate::listener::Listener;
+use crate::name::Name;
+
+/// A listener that is to be opened beside another that it overlaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overlap {
+    /// Its place among those that are to be opened.
+    pub new: usize,
+    /// The other.
+    pub other: Neighbour,
+}
+
+/// A listener that a new one overlaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Neighbour {
+    /// One that is to be opened too, by its place among them.
+    New(usize),
+    /// One that is held.
+    Held(ListenerId),
+}
+
+/// What was found on the way, and is decided when the whole request is known.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    /// New ones that overlap something.
+    pub(super) new: Vec<ListenerId>,
+    /// Wildcards of both families that were asked for, of which those of IPv6 alone are held.
+    pub(super) narrow: Vec<(Listener, ListenerId)>,
+}
+
+impl<H> Registry<H> {
+    /// Held listeners that overlap one that is to be bound.
+    pub fn neighbours(&self, listener: &Listener) -> Vec<ListenerId> {
+        let (key, none) = (listener.key(), ListenerId(u64::MAX));
+        let pairs = self.index.neighbours([(none, &key)]).into_iter();
+        let own = self.index.same_place(&key);
+        let others = pairs.map(|(_, id)| id).filter(|id| Some(*id) != own);
+        others.filter(|id| self.held.contains_key(id)).collect()
+    }
+
+    /// Decides which listeners of a planned claim may overlap what they overlap, and enters
+    /// those pairs in the plan.
+    pub(super) fn check_beside(&mut self, plan: &mut Pending<H>) -> Result<(), Refusal> {
+        let crowd = std::mem::take(&mut plan.crowd);
+        if crowd.new.is_empty() && crowd.narrow.is_empty() {
+            return Ok(());
+        }
+        let asked: HashSet<ListenerId> = plan.entries.iter().map(|(id, _)| *id).collect();
+        for (listener, id) in crowd.narrow {
+            let ipv4 = listener.key().ipv4_wildcard().and_then(|key| self.index.key(&key));
+            if !ipv4.is_some_and(|id| asked.contains(&id))
+                && let Some(who) = self.who(plan, id)
+            {
+                return Err(overlap(listener, who));
+            }
+        }
+        for id in &crowd.new {
+            self.narrow(plan, *id, &asked);
+        }
+        let new = crowd.new.iter().filter_map(|id| Some((*id, &plan.planned(*id)?.key)));
+        for (id, other) in self.index.neighbours(new) {
+            let Some(asked_for) = plan.planned(id).map(|new| new.listener.clone()) else {
+                continue;
+            };
+            let other_new = plan.place(other);
+            if other_new.is_none()
+                && !asked.contains(&other)
+                && !self.is_of_service(plan.connection, other)
+                && let Some(who) = self.who(plan, other)
+            {
+                return Err(overlap(asked_for, who));
+            }
+            let Some(new) = plan.place(id) else { continue };
+            let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);
+            plan.overlaps.push(Overlap { new, other: neighbour });
+            // The one that was entered first met nothing then.
+            plan.overlaps
+                .extend(other_new.map(|other| Overlap { new: other, other: Neighbour::New(new) }));
+        }
+        plan.overlaps.sort_unstable();
+        plan.overlaps.dedup();
+        Ok(())
+    }
+
+    /// A wildcard of both families beside that of IPv4 which is held and stays: no IPv4
+    /// connection would come to it, and without IPv4 it overlaps nothing. (The other way round,
+    /// or with both new, it has IPv4 as soon as the other is gone.)
+    fn narrow(&mut self, plan: &mut Pending<H>, id: ListenerId, asked: &HashSet<ListenerId>) {
+        let Some(key) = plan.planned(id).map(|new| new.key.clone()) else { return };
+        let held = key.ipv4_wildcard().and_then(|ipv4| self.index.key(&ipv4));
+        if let Some(narrowed) = key.narrowed()
+            && held.is_some_and(|id| self.held.contains_key(&id) && asked.contains(&id))
+            && let Some(new) = plan.planned_mut(id)
+        {
+            self.index.remove(id, &key);
+            self.index.insert(id, &narrowed);
+            new.listener.options.v6only = true;
+            new.key = narrowed;
+        }
+    }
+
+    /// Whether all who use a listener, or else the last who did, are the same service as a
+    /// connection.
+    fn is_of_service(&self, id: ConnectionId, listener: ListenerId) -> bool {
+        let Some((peer, Some(label))) = self.caller(id) else { return false };
+        let ours = |service: &Name, uid| *service == label.service && uid == peer.uid;
+        let mut holders = self.holders(listener).peekable();
+        if holders.peek().is_none() {
+            let last = self.held.get(&listener).and_then(|held| held.last_user.as_deref());
+            return last.is_some_and(|(service, uid)| ours(service, *uid));
+        }
+        holders.all(|(_, holder)| {
+            holder.label.is_some_and(|other| ours(&other.service, holder.peer.uid))
+        })
+    }
+}
+
+pub(super) fn overlap(asked: Listener, who: Who) -> Refusal {
+    let asked = Box::new(asked);
+    match who {
+        Who::New(other) => Refusal::OverlapInRequest { asked, other },
+        Who::Held(held) => Refusal::Overlap { asked, held },
+    }
+}
