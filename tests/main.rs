@@ -12,6 +12,7 @@ mod harness;
 mod adopt;
 mod boundary;
 mod check;
+mod compared;
 mod containers;
 mod corpus;
 mod deadlines;

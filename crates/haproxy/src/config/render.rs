@@ -173,6 +173,21 @@ impl Rendering {
         self.left_alone.iter().any(|left| left.text.starts_with("stats socket "))
     }
 
+    /// The bind line that may stand for an address and was not claimed: haproxy takes a branch that we
+    /// did not take, or expands it in another way.
+    pub fn unclaimed_bind(&self, address: &str) -> Option<Place> {
+        self.files.iter().find_map(|file| {
+            let text = String::from_utf8_lossy(&file.text);
+            let names = |line: &str| {
+                let mut words = line.split_ascii_whitespace();
+                let bind = matches!(words.next(), Some("bind" | "dgram-bind"));
+                bind && words.next().is_some_and(|word| may_stand_for(word, address))
+            };
+            let line = text.lines().position(names)? + 1;
+            Some(Place { file: file.user_path.clone(), line })
+        })
+    }
+
     /// Checks that the configuration uses no descriptor but those of its bindings.
     /// Under a supervisor haproxy inherits no other, and a number that the user
     /// wrote would name one of ours.
@@ -205,5 +220,60 @@ impl Rendering {
             paths.push(path);
         }
         Ok(paths)
+    }
+}
+
+/// Whether the address word of a bind line may stand for a socket that the kernel shows. What is a
+/// variable may be anything.
+fn may_stand_for(word: &str, address: &str) -> bool {
+    let word = word.trim_matches('"');
+    let datagram = |text: &str| text.starts_with("udp") || text.starts_with("quic");
+    word.split(',').filter(|piece| !piece.starts_with("fd@")).any(|piece| {
+        let name = piece.rsplit_once('@').map_or(piece, |(_, name)| name);
+        match (address.strip_prefix("unix@"), address.strip_prefix("abns@")) {
+            _ if name.is_empty() => false,
+            (Some(path), _) => {
+                let is_path = name.contains('/') || piece.starts_with("unix@");
+                piece.contains('$') || is_path && path.contains(name)
+            }
+            (_, Some(own)) => piece.contains('$') || own == name,
+            _ if datagram(piece) != datagram(address) => false,
+            _ if name.contains('/') => false,
+            _ => {
+                let port = |text: &str| text.rsplit(':').next()?.parse::<u16>().ok();
+                let ports = name.rsplit(':').next().unwrap_or(name);
+                let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+                match (first.parse::<u16>(), last.parse::<u16>(), port(address)) {
+                    (Ok(first), Ok(last), Some(port)) => (first..=last).contains(&port),
+                    _ => name.contains('$'),
+                }
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_line_may_stand_for_what_it_names() {
+        for (word, address, expected) in [
+            (":8080", "0.0.0.0:8080", true),
+            ("127.0.0.1:8080-8082,:90", "127.0.0.1:8081", true),
+            (":8080", "127.0.0.1:8081", false),
+            ("\"${HOST}:${PORT}\"", "127.0.0.1:8081", true),
+            ("\"${HOST}:90\"", "127.0.0.1:8081", false),
+            ("\"${X-127.0.0.1:8081}\"", "127.0.0.1:8081", true),
+            ("\"fd@${BINDONCE_127_0_0_1_8081}\"", "127.0.0.1:8081", false),
+            ("quic4@:443", "udp4@0.0.0.0:443", true),
+            (":443", "udp4@0.0.0.0:443", false),
+            ("/run/a.sock", "unix@/run/a.sock.812.tmp", true),
+            ("unix@b.sock", "unix@/run/b.sock", true),
+            ("abns@name", "abns@name", true),
+            (":80", "unix@/run/a", false),
+        ] {
+            assert_eq!(may_stand_for(word, address), expected, "{word} {address}");
+        }
     }
 }

@@ -8,26 +8,37 @@ use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::{aside, diag, holders};
 
+use super::generation::Generation;
 use super::{Message, Supervisor};
 
 /// How long a look at /proc and the kernel's sockets may take.
-const LOOKS: Duration = Duration::from_secs(10);
+pub(super) const LOOKS: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Looks for sockets that a generation listens on and that are not from the broker.
     pub(super) fn look_for_foreign(&self, id: GenerationId) {
         let Some(generation) = self.generations.get(&id) else { return };
-        let pid = generation.pid();
-        let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
-        let admin = format!("unix@{}", self.directory.admin(id).display());
-        let (sender, kind) = (self.sender.clone(), self.settings.kind.clone());
+        let look = self.look_at_own(generation, id);
+        let sender = self.sender.clone();
         super::spawn(async move {
-            // In master-worker mode the worker has them, not the first process.
-            let look = move || listening(&kind.processes(pid), &known, &admin);
             let found = aside::within(LOOKS, look).await;
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
         });
+    }
+
+    /// What finds the addresses that a generation listens on by itself.
+    pub(super) fn look_at_own(
+        &self,
+        generation: &Generation,
+        id: GenerationId,
+    ) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
+        let pid = generation.pid();
+        let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        let admin = format!("unix@{}", self.directory.admin(id).display());
+        let kind = self.settings.kind.clone();
+        // In master-worker mode the worker has them, not the first process.
+        move || listening(&kind.processes(pid), &known, &admin)
     }
 
     /// Tells what was found, once for each address.
@@ -83,7 +94,7 @@ fn listening(pids: &[i32], known: &BTreeSet<u64>, admin: &str) -> BTreeSet<Strin
 }
 
 /// Whether a line of the configuration stands for a socket that the kernel shows.
-fn names(line: &str, address: &str) -> bool {
+pub(super) fn names(line: &str, address: &str) -> bool {
     let word = line.rsplit(' ').next().unwrap_or(line);
     match address.strip_prefix("unix@") {
         // It keeps the temporary name that it was bound under.

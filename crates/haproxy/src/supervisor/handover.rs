@@ -33,10 +33,23 @@ impl Supervisor {
         if std::mem::replace(&mut generation.ready, true) {
             return;
         }
-        let pid = generation.pid();
         if let Err(error) = self.compare_with_served(id) {
-            return self.refuse(id, Story { text: error.to_string(), hint: error.hint() });
+            return self.refuse(
+                id,
+                Story { text: error.to_string(), hint: error.hint(), ..Story::default() },
+            );
         }
+        let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
+        let first = self.timeline.accepting(id).is_empty();
+        // One that is not held accepts already, beside an older one: nothing may delay the handover.
+        if !((held || first) && self.compare(id, how, first)) {
+            self.take_over_now(id, how);
+        }
+    }
+
+    /// Begins the handover to a generation that is ready.
+    pub(super) fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
+        let Some(pid) = self.generations.get(&id).map(Generation::pid) else { return };
         let older = self.timeline.accepting(id);
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
         let handover = match &self.settings.kind {
@@ -84,6 +97,7 @@ impl Supervisor {
 
     /// Begins to watch the accept queues of the older generations' listeners.
     pub(super) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
+        self.proving = Some(newer);
         let older: BTreeMap<_, _> =
             older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
         let every = self.generations.values().flat_map(|generation| &generation.listeners);

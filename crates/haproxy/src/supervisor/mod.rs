@@ -10,6 +10,7 @@ mod admin;
 mod announce;
 mod asked;
 mod broker;
+mod compare;
 mod control;
 mod directory;
 mod error;
@@ -167,6 +168,10 @@ enum Message {
     Held(GenerationId, Rc<Hold>),
     /// The admin socket answered for the first time.
     Answers(GenerationId, Info),
+    /// What a generation that is ready has bound, and how it was known to be ready.
+    Compared(GenerationId, &'static str, compare::Seen),
+    /// Which of its listeners the generation that is to take over does not listen on.
+    Listens(GenerationId, Vec<usize>),
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
@@ -219,6 +224,8 @@ struct Supervisor {
     /// What the newest generation leaves of what served before it.
     kept: promise::Kept,
     proof: Option<AbortHandle>,
+    /// The generation that takes over if that succeeds.
+    proving: Option<GenerationId>,
     watchdog: Rc<RefCell<Watchdog>>,
     /// The version of the binary, where no admin socket tells it.
     version: Option<Version>,
@@ -289,6 +296,7 @@ impl Supervisor {
             may_be_empty: None,
             kept: promise::Kept::default(),
             proof: None,
+            proving: None,
             watchdog: Rc::new(RefCell::new(Watchdog::start()?)),
             version,
             broker,
@@ -365,13 +373,16 @@ impl Supervisor {
 
     fn take(&mut self, message: Message) {
         match message {
+            Message::Event(Event::Proved) => self.proved(),
             Message::Event(event) => self.feed(event),
+            Message::Compared(id, how, seen) => self.compared(id, how, &seen),
+            Message::Listens(id, deaf) => self.listens(id, &deaf),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starting.remove(&id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
-                self.failure = Story { text, hint: error.hint() };
+                self.failure = Story { text, hint: error.hint(), ..Story::default() };
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {

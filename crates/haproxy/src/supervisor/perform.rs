@@ -27,6 +27,7 @@ impl Supervisor {
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
             Action::Prove { newer, older } => self.prove(newer, &older),
             Action::EndProof => {
+                self.proving = None;
                 if let Some(proof) = self.proof.take() {
                     proof.abort();
                 }
@@ -201,7 +202,11 @@ impl Supervisor {
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
         let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        self.failure = Story { text, hint: (reason == Reason::NotReady).then(|| hint.to_owned()) };
+        self.failure = Story {
+            text,
+            hint: (reason == Reason::NotReady).then(|| hint.to_owned()),
+            ..Story::default()
+        };
     }
 
     fn serving(&mut self, id: GenerationId) {

@@ -63,7 +63,7 @@ impl Supervisor {
         if let Err(error) = self.take_on(id, process) {
             let name = self.settings.kind.name();
             let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-            self.failure = Story { text, hint: None };
+            self.failure = Story { text, hint: None, ..Story::default() };
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
@@ -221,7 +221,11 @@ impl Supervisor {
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            self.failure = generation.refused.clone().unwrap_or(Story { text, hint: None });
+            self.failure = generation.refused.clone().unwrap_or(Story {
+                text,
+                hint: None,
+                ..Story::default()
+            });
         }
         self.feed(Event::Exited(id));
     }

@@ -24,7 +24,7 @@ impl Supervisor {
     /// Ends a generation that is not to take over, for this reason.
     pub(super) fn refuse(&mut self, id: GenerationId, story: Story) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        generation.refused = Some(story);
+        generation.refused = Some(Story { ours: true, ..story });
         // Held or not: it has served nobody, and must not.
         tree::signal_all(generation.pid(), Number::SIGKILL);
     }

@@ -36,6 +36,8 @@ pub(super) struct Story {
     pub(super) text: String,
     /// What to do about it, where there is more to say than to correct the configuration.
     pub(super) hint: Option<String>,
+    /// It was ended by us, for this reason.
+    pub(super) ours: bool,
 }
 
 impl Story {
@@ -103,6 +105,7 @@ impl Supervisor {
 
     fn failure_story(&self, id: GenerationId, failure: Failure) -> String {
         match failure {
+            _ if self.failure.ours => self.failure.text.clone(),
             Failure::NotStarted | Failure::Exited => self.failure.text.clone(),
             Failure::NotReady => format!(
                 "generation {id} was not ready within {}; raise --ready-timeout if it needs longer\n{}",

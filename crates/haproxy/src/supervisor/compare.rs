@@ -1,0 +1,208 @@
+//! Compares what a generation of haproxy really listens on with what was claimed for it: a listener
+//! that it passes over would keep clients waiting for ever, and an address of a `bind` line that it has
+//! bound by itself is not protected. Either means that we read the configuration in another way than
+//! haproxy does, and fails the start.
+//!
+//! What it has bound is seen before anything older is touched. Which descriptors it listens on only it
+//! can tell (`show fd`), as soon as it goes on: in a reload the older generations are still paused then,
+//! and resume if it is ended.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId};
+use bindonce_observe::Happening;
+use bindonce_sys::inherit;
+use bindonce_sys::signals::Signal as Number;
+
+use super::admin::Admin;
+use super::foreign::{self, LOOKS};
+use super::report::Story;
+use super::{Message, Supervisor};
+
+/// How long haproxy may take to tell what it listens on; what it does not tell is not held against it.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Up to so many descriptors are asked for one by one, more all at once: that answer has its
+/// connections too.
+const ONE_BY_ONE: usize = 32;
+
+/// What was seen of a generation.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Addresses that it has bound by itself.
+    own: BTreeSet<String>,
+    /// Which of its listeners it does not listen on.
+    deaf: Vec<usize>,
+}
+
+impl Supervisor {
+    /// Whether the start of a generation depends on what it listens on: not where it was started anew
+    /// on a configuration that was compared before.
+    fn is_compared(&self, id: GenerationId) -> bool {
+        self.settings.kind.haproxy().is_some() && self.timeline.configuration_of(id) == Some(id)
+    }
+
+    /// Looks at what a generation that is ready has bound; `answers` if it can be asked already. False
+    /// if there is nothing to wait for.
+    pub(super) fn compare(&self, id: GenerationId, how: &'static str, answers: bool) -> bool {
+        let Some(generation) = self.generations.get(&id).filter(|_| self.is_compared(id)) else {
+            return false;
+        };
+        let look = self.look_at_own(generation, id);
+        let admin = generation.admin.clone().filter(|_| answers);
+        let count = generation.listeners.len();
+        let sender = self.sender.clone();
+        super::spawn(async move {
+            let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
+            let deaf = match admin {
+                Some(admin) => deaf(&admin, count).await,
+                None => Vec::new(),
+            };
+            let _ = sender.send(Message::Compared(id, how, Seen { own, deaf }));
+        });
+        true
+    }
+
+    /// What was seen: the start goes on, or ends here.
+    pub(super) fn compared(&mut self, id: GenerationId, how: &'static str, seen: &Seen) {
+        let refused = self.generations.get(&id).is_none_or(|g| g.refused.is_some());
+        if refused {
+            return;
+        }
+        let text = self.unclaimed(id, &seen.own).or_else(|| self.passed_over(id, &seen.deaf));
+        match text {
+            Some(text) => self.reads_otherwise(id, text),
+            None => self.take_over_now(id, how),
+        }
+    }
+
+    /// Nobody accepts. The new generation goes on, and before the older ones are told to stop for good
+    /// it must say that it listens on what it was given.
+    pub(super) fn proved(&mut self) {
+        let compared = self.proving.filter(|id| self.is_compared(*id));
+        let newer = compared.and_then(|id| Some((id, self.generations.get_mut(&id)?)));
+        let asked = newer.and_then(|(id, newer)| {
+            let admin = newer.admin.clone()?;
+            if newer.hold.is_some() {
+                newer.let_go_on();
+            } else {
+                newer.pidfd.send(Number::SIGCONT).ok()?;
+            }
+            Some((id, admin, newer.listeners.len()))
+        });
+        let Some((id, admin, count)) = asked else { return self.feed(Event::Proved) };
+        let sender = self.sender.clone();
+        super::spawn(async move {
+            let deaf = deaf(&admin, count).await;
+            let _ = sender.send(Message::Listens(id, deaf));
+        });
+    }
+
+    /// A generation that goes on has said which of its listeners it passes over.
+    pub(super) fn listens(&mut self, id: GenerationId, deaf: &[usize]) {
+        if self.proving != Some(id) {
+            return; // It has died, or the service is being shut down.
+        }
+        match self.passed_over(id, deaf) {
+            Some(text) => self.reads_otherwise(id, text),
+            None => self.feed(Event::Proved),
+        }
+    }
+
+    fn reads_otherwise(&mut self, id: GenerationId, text: String) {
+        let pid = self.generations.get(&id).map(super::generation::Generation::pid);
+        tracing::error!(generation = id.0, pid, "{text}");
+        self.journal.record(
+            Happening::new(event::Kind::GenerationFailed, text.clone()).generation(id.0).pid(pid),
+        );
+        let hint = "haproxy reads this configuration in another way than bindonce: see `bindonce render` \
+                    for what was claimed; a condition or a variable of a bind line is the likeliest \
+                    cause, please report it";
+        self.refuse(id, Story { text, hint: Some(hint.to_owned()), ..Story::default() });
+    }
+
+    /// An address that a bind line names and that haproxy has bound by itself.
+    fn unclaimed(&self, id: GenerationId, own: &BTreeSet<String>) -> Option<String> {
+        let prepared = self.configurations.get(&id)?;
+        let rendering = prepared.rendering()?;
+        let left = |address: &str| {
+            let mut lines = rendering.left_alone.iter();
+            lines.any(|line| foreign::names(&line.text, address))
+        };
+        let (address, place) = own
+            .iter()
+            .filter(|address| !left(address))
+            .find_map(|address| Some((address, rendering.unclaimed_bind(address)?)))?;
+        Some(format!(
+            "haproxy has bound {address} by itself, of the bind line {place}, which was not claimed"
+        ))
+    }
+
+    /// Listeners that haproxy was given and does not listen on.
+    fn passed_over(&self, id: GenerationId, deaf: &[usize]) -> Option<String> {
+        let rendering = self.configurations.get(&id)?.rendering()?;
+        let mut places = deaf.iter().filter_map(|index| rendering.bindings.get(*index));
+        let first = places.next()?;
+        let more = match deaf.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        Some(format!(
+            "haproxy does not listen on {} of {}{more}, which was claimed for it",
+            first.listener.address, first.place
+        ))
+    }
+}
+
+/// Asks haproxy which of its descriptors for `count` listeners it does not know. They follow that of
+/// the admin socket. Whatever it does not answer counts as known.
+async fn deaf(admin: &Admin, count: usize) -> Vec<usize> {
+    let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
+    let mut deaf = Vec::new();
+    if count > ONE_BY_ONE {
+        let Ok(all) = admin.ask("show fd", ANSWER).await else { return deaf };
+        let known: BTreeSet<_> = all.lines().filter_map(number).collect();
+        // None at all: it does not have the command.
+        deaf.extend(
+            (0..count).filter(|index| !known.is_empty() && !known.contains(&(first + index))),
+        );
+        return deaf;
+    }
+    // That of the admin socket shows that it has the command, and what an answer looks like.
+    let look = async |fd: usize| {
+        let answer = admin.ask(format!("show fd {fd}"), ANSWER).await.ok()?;
+        Some(answer.lines().any(|line| number(line) == Some(fd)))
+    };
+    if look(first - 1).await != Some(true) {
+        return deaf;
+    }
+    for index in 0..count {
+        match look(first + index).await {
+            Some(true) => {}
+            Some(false) => deaf.push(index),
+            None => return Vec::new(),
+        }
+    }
+    deaf
+}
+
+/// The descriptor of a line `    7 : st=0x000023(...) ...`.
+fn number(line: &str) -> Option<usize> {
+    let (number, state) = line.split_once(':')?;
+    state.trim_start().starts_with("st=").then(|| number.trim().parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_show_fd_prints() {
+        let line = "      7 : st=0x000023(cl heopi W:sRa R:sRA) ref=0 iocb=0x56(sock_accept_iocb) l.st=RDY fe=a";
+        assert_eq!(number(line), Some(7));
+        for other in ["", "Unknown command", "  7 : x", "Running: 3", "x : st=1"] {
+            assert_eq!(number(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What haproxy really listens on is compared with what was claimed for it after every start. Here
+//! haproxy finds a variable that bindonce does not, and takes another branch.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Haproxy, Scene, config, eventually, listening};
+
+/// A haproxy that sets a variable for itself.
+fn other_minded(scene: &Scene, program: &Path) -> PathBuf {
+    let text = format!("#!/bin/sh\nBRANCH=b\nexport BRANCH\nexec {} \"$@\"\n", program.display());
+    let path = scene.write("haproxy", &text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    path
+}
+
+/// The configuration with more lines, whose conditions come out otherwise.
+fn with(address: SocketAddr, lines: &str, tag: u64) -> String {
+    config(address, tag).replace("    http-request", &format!("{lines}    http-request"))
+}
+
+#[track_caller]
+fn serves(address: SocketAddr, tag: u64) {
+    let mut stream = TcpStream::connect(address).expect("connecting");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
+}
+
+/// Lines whose address haproxy binds by itself, and lines whose address it passes over; `@` stands
+/// for an address.
+const OWN: [&str; 2] = [
+    ".if streq(\"$BRANCH\",b)\n    bind @\n.endif\n",
+    ".if defined(BRANCH)\n    bind \"${NONE-@}\"\n.endif\n",
+];
+const PASSED_OVER: &str = ".if !streq(\"$BRANCH\",b)\n    bind @\n.endif\n";
+
+fn compared(program: Option<PathBuf>) {
+    let Some(program) = program else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let program = other_minded(&scene, &program);
+    let abstract_name = format!("abns@compared-{}", std::process::id());
+    let path = scene.path("other.sock").display().to_string();
+    let places = [other.to_string(), path, abstract_name];
+    // A service does not begin with it.
+    for lines in [OWN[0], PASSED_OVER] {
+        let text = with(address, &lines.replace('@', &other.to_string()), 1);
+        let file = scene.write("haproxy.cfg", &text);
+        let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
+        assert_eq!(haproxy.supervisor.wait_exit().code(), Some(1));
+        let story = haproxy.supervisor.story();
+        assert!(story.contains(&other.to_string()), "{story}");
+    }
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    for place in &places {
+        for lines in OWN {
+            scene.write("haproxy.cfg", &with(address, &lines.replace('@', place), 2));
+            let said = haproxy.reload(&scene).fails(1);
+            assert!(said.contains("by itself, of the bind line"), "{place}: {said}");
+            assert!(said.contains(place.trim_start_matches("abns@")), "{place}: {said}");
+            assert!(said.contains("haproxy.cfg:11"), "{place}: {said}");
+            assert!(said.contains("generation 3 serves on"), "{place}: {said}");
+            serves(address, 1);
+        }
+        scene.write("haproxy.cfg", &with(address, &PASSED_OVER.replace('@', place), 2));
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains("haproxy does not listen on"), "{place}: {said}");
+        assert!(said.contains("haproxy.cfg:11"), "{place}: {said}");
+        serves(address, 1);
+    }
+    assert_eq!(listening(other), [], "nothing of it stays bound");
+    eventually("what failed to be gone", || (scene.haproxies().len() == 1).then_some(()));
+    // Where both read the same it takes over.
+    let text = with(address, &format!("    bind {}\n", places.join(",")), 3);
+    scene.write("haproxy.cfg", &text);
+    haproxy.reload(&scene).ok();
+    serves(address, 3);
+}
+
+#[test]
+fn what_haproxy_listens_on_is_compared_with_what_was_claimed() {
+    compared(Haproxy::system());
+}
+
+#[test]
+fn what_haproxy_3_0_listens_on_is_compared() {
+    compared(Haproxy::fetched("3.0"));
+}
+
+#[test]
+fn what_haproxy_3_2_listens_on_is_compared() {
+    compared(Haproxy::fetched("3.2"));
+}
+
+#[test]
+fn many_listeners_are_compared_too() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return;
+    }
+    let _broker = scene.broker();
+    let address = scene.address();
+    let program = other_minded(&scene, &program);
+    let range = "    bind 127.0.0.1:20000-20099\n";
+    let file = scene.write("haproxy.cfg", &with(address, range, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let lines = PASSED_OVER.replace('@', "127.0.0.1:21000-21001");
+    scene.write("haproxy.cfg", &with(address, &format!("{range}{lines}"), 2));
+    let said = haproxy.reload(&scene).fails(1);
+    assert!(said.contains("does not listen on 127.0.0.1:21000"), "{said}");
+    assert!(said.contains("and 1 more"), "{said}");
+    serves(address, 1);
+}
