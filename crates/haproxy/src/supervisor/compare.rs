@@ -8,6 +8,7 @@
 //! and resume if it is ended.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event;
@@ -15,11 +16,13 @@ use bindonce_core::generation::{Event, GenerationId};
 use bindonce_observe::Happening;
 use bindonce_sys::inherit;
 use bindonce_sys::signals::Signal as Number;
+use tokio::sync::oneshot;
 
 use super::admin::Admin;
 use super::foreign::{self, LOOKS};
 use super::report::Story;
 use super::{Message, Supervisor};
+use crate::config::Rendering;
 
 /// How long haproxy may take to tell what it listens on; what it does not tell is not held against it.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -27,11 +30,18 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// connections too.
 const ONE_BY_ONE: usize = 32;
 
+/// What to do about it.
+pub(super) const HINT: &str = "haproxy reads this configuration in another way than bindonce: \
+    `bindonce render` shows what was claimed; a condition or a variable of a bind line is the likeliest \
+    cause, please report it";
+
 /// What was seen of a generation.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// Addresses that it has bound by itself.
     own: BTreeSet<String>,
+    /// It was asked what it listens on.
+    asked: bool,
     /// Which of its listeners it does not listen on.
     deaf: Vec<usize>,
 }
@@ -55,11 +65,12 @@ impl Supervisor {
         let sender = self.sender.clone();
         super::spawn(async move {
             let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
+            let asked = admin.is_some();
             let deaf = match admin {
                 Some(admin) => deaf(&admin, count).await,
                 None => Vec::new(),
             };
-            let _ = sender.send(Message::Compared(id, how, Seen { own, deaf }));
+            let _ = sender.send(Message::Compared(id, how, Seen { own, asked, deaf }));
         });
         true
     }
@@ -73,7 +84,12 @@ impl Supervisor {
         let text = self.unclaimed(id, &seen.own).or_else(|| self.passed_over(id, &seen.deaf));
         match text {
             Some(text) => self.reads_otherwise(id, text),
-            None => self.take_over_now(id, how),
+            None => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.listens = seen.asked;
+                }
+                self.take_over_now(id, how);
+            }
         }
     }
 
@@ -106,7 +122,12 @@ impl Supervisor {
         }
         match self.passed_over(id, deaf) {
             Some(text) => self.reads_otherwise(id, text),
-            None => self.feed(Event::Proved),
+            None => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.listens = true;
+                }
+                self.feed(Event::Proved);
+            }
         }
     }
 
@@ -116,10 +137,7 @@ impl Supervisor {
         self.journal.record(
             Happening::new(event::Kind::GenerationFailed, text.clone()).generation(id.0).pid(pid),
         );
-        let hint = "haproxy reads this configuration in another way than bindonce: see `bindonce render` \
-                    for what was claimed; a condition or a variable of a bind line is the likeliest \
-                    cause, please report it";
-        self.refuse(id, Story { text, hint: Some(hint.to_owned()), ..Story::default() });
+        self.refuse(id, Story { text, hint: Some(HINT.to_owned()), ..Story::default() });
     }
 
     /// An address that a bind line names and that haproxy has bound by itself.
@@ -141,23 +159,53 @@ impl Supervisor {
 
     /// Listeners that haproxy was given and does not listen on.
     fn passed_over(&self, id: GenerationId, deaf: &[usize]) -> Option<String> {
-        let rendering = self.configurations.get(&id)?.rendering()?;
-        let mut places = deaf.iter().filter_map(|index| rendering.bindings.get(*index));
-        let first = places.next()?;
-        let more = match deaf.len() {
-            1 => String::new(),
-            count => format!(" and {} more", count - 1),
-        };
-        Some(format!(
-            "haproxy does not listen on {} of {}{more}, which was claimed for it",
-            first.listener.address, first.place
-        ))
+        passed_over(self.configurations.get(&id)?.rendering()?, deaf)
+    }
+
+    /// Asks a generation that serves, where it could not be asked before older ones were told to stop
+    /// for good: what the answer to the reload must say, if anything.
+    pub(super) fn ask_late(&self, id: GenerationId) -> Option<oneshot::Receiver<Option<String>>> {
+        let generation =
+            self.generations.get(&id).filter(|g| !g.listens && self.is_compared(id))?;
+        let (admin, count) = (generation.admin.clone()?, generation.listeners.len());
+        let (prepared, journal) =
+            (self.configurations.get(&id).cloned()?, Rc::clone(&self.journal));
+        let (tell, told) = oneshot::channel();
+        super::spawn(async move {
+            let deaf = deaf(&admin, count).await;
+            let text = prepared.rendering().and_then(|rendering| passed_over(rendering, &deaf));
+            if let Some(text) = &text {
+                tracing::error!(generation = id.0, "{text}");
+                let happening = Happening::new(event::Kind::ReloadFailed, text.clone());
+                journal.record(happening.generation(id.0));
+            }
+            // Whoever waited may have gone away.
+            let _ = tell.send(text);
+        });
+        Some(told)
     }
 }
 
+fn passed_over(rendering: &Rendering, deaf: &[usize]) -> Option<String> {
+    let mut places = deaf.iter().filter_map(|index| rendering.bindings.get(*index));
+    let first = places.next()?;
+    let more = match deaf.len() {
+        1 => String::new(),
+        count => format!(" and {} more", count - 1),
+    };
+    Some(format!(
+        "haproxy does not listen on {} of {}{more}, which was claimed for it",
+        first.listener.address, first.place
+    ))
+}
+
 /// Asks haproxy which of its descriptors for `count` listeners it does not know. They follow that of
-/// the admin socket. Whatever it does not answer counts as known.
+/// the admin socket. Whatever it does not answer in time counts as known.
 async fn deaf(admin: &Admin, count: usize) -> Vec<usize> {
+    tokio::time::timeout(ANSWER, ask(admin, count)).await.unwrap_or_default()
+}
+
+async fn ask(admin: &Admin, count: usize) -> Vec<usize> {
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
     let mut deaf = Vec::new();
     if count > ONE_BY_ONE {

@@ -41,6 +41,8 @@ pub(super) struct Generation {
     pub(super) ready: bool,
     /// Why it was ended by us before it took over.
     pub(super) refused: Option<Story>,
+    /// It has said that it listens on all that was claimed for it.
+    pub(super) listens: bool,
     /// It has closed its listeners, and is woken for none of them.
     pub(super) closed: bool,
     /// It has served: what it was given is confirmed.

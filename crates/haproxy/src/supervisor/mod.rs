@@ -226,6 +226,8 @@ struct Supervisor {
     proof: Option<AbortHandle>,
     /// The generation that takes over if that succeeds.
     proving: Option<GenerationId>,
+    /// What the generation that serves says of its listeners, where it is asked only now.
+    late: Option<oneshot::Receiver<Option<String>>>,
     watchdog: Rc<RefCell<Watchdog>>,
     /// The version of the binary, where no admin socket tells it.
     version: Option<Version>,
@@ -297,6 +299,7 @@ impl Supervisor {
             kept: promise::Kept::default(),
             proof: None,
             proving: None,
+            late: None,
             watchdog: Rc::new(RefCell::new(Watchdog::start()?)),
             version,
             broker,

@@ -9,11 +9,12 @@ use bindonce_core::generation::{
 };
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
+use bindonce_wire::{ErrorCode, RpcError};
 
 use super::report::Story;
 use super::watchdog::{Duty, Named};
 use super::{Message, Supervisor};
-use super::{promise, server_state, start};
+use super::{compare, promise, server_state, start};
 
 /// How long the answer to a reload waits for the broker to know of it.
 const CONFIRMED: Duration = Duration::from_secs(1);
@@ -222,6 +223,7 @@ impl Supervisor {
             self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();
+        self.late = self.ask_late(id);
         self.give_back();
         self.watch_serving(id);
         self.look_for_foreign(id);
@@ -237,12 +239,21 @@ impl Supervisor {
             self.announcer.troubled(&status);
         }
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.callers.remove(id)).collect();
-        let confirmed = self.confirmed.take();
+        let (confirmed, late) = (self.confirmed.take(), self.late.take());
         super::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
                 let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
             }
+            let late = match late {
+                Some(late) => late.await.ok().flatten(),
+                None => None,
+            };
+            let answer = late.filter(|_| answer.is_ok()).map_or(answer, |text| {
+                let text =
+                    format!("{text}\nit serves all the same: no older generation could resume");
+                Err(RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(compare::HINT))
+            });
             for reply in waiting {
                 // Whoever asked may have gone away.
                 let _ = reply.send(answer.clone());

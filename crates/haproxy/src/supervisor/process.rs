@@ -172,6 +172,7 @@ impl Supervisor {
             wants_address: None,
             ready: false,
             refused: None,
+            listens: false,
             closed: false,
             served: false,
             connections: None,
