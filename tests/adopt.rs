@@ -237,3 +237,55 @@ fn what_waits_in_a_socket_that_closes_is_moved_and_answered() {
     drop(kept);
     process.wait_exit();
 }
+
+/// Another user's process that is called haproxy: it holds a listener, and says who asks it about a
+/// condition.
+#[test]
+fn a_process_of_another_user_is_asked_with_that_user_s_rights() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    if !nix::unistd::geteuid().is_root() {
+        return skip("running something as another user needs root");
+    }
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let place = scene.path("theirs");
+    fs::create_dir(&place).expect("a directory");
+    for (path, mode) in [(scene.path(""), 0o755), (place.clone(), 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+    }
+    let address = scene.address();
+    let program = place.join("haproxy");
+    let asked = place.join("asked");
+    let script = format!(
+        "#!/bin/sh\ncase \"$1\" in -cc) id -u >{}; exit 0;; esac\nsleep 1000 & wait\n",
+        asked.display()
+    );
+    fs::write(&program, script).expect("a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let file = place.join("haproxy.cfg");
+    let text = format!(".if feature(X)\n.endif\nfrontend f\n    bind {address}\n");
+    fs::write(&file, text).expect("a configuration");
+    let listener = std::net::TcpListener::bind(address).expect("a listener");
+    let mut command = scene.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    command.arg("-f").arg(&file).process_group(0);
+    command.stdin(std::os::fd::OwnedFd::from(listener)).stdout(std::process::Stdio::null());
+    let mut child = command.spawn().expect("their process");
+    drop(command);
+    let pid = child.id();
+    eventually("it to be called haproxy", || {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name.trim() == "haproxy").then_some(())
+    });
+    let said = scene.run("adopt", &["--pid", &pid.to_string(), "--dry-run"]);
+    nix::sys::signal::killpg(
+        nix::unistd::Pid::from_raw(pid.cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .expect("ending it");
+    child.wait().expect("its end");
+    let said = said.ok();
+    assert!(said.contains(&address.to_string()), "{said}");
+    assert_eq!(fs::read_to_string(&asked).expect("who asked").trim(), "65534");
+}

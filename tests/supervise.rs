@@ -232,3 +232,41 @@ fn a_template_of_multibinder_runs() {
     let _haproxy = Haproxy::start(&scene, &program, &file);
     assert_eq!(listening(address).len(), 1);
 }
+
+#[test]
+fn what_a_service_manager_says_reaches_nothing_that_is_started() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let names = ["LISTEN_PIDFDID", "LISTEN_FDNAMES", "MAINPID", "WATCHDOG_PID", "FDSTORE"];
+    let named = |environment: &str| {
+        let lines = environment.split(['\0', '\n']).filter_map(|line| line.split_once('='));
+        let ours = lines.filter(|(name, value)| names.contains(name) && *value == "77");
+        ours.map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut run = scene.bindonce("run");
+    run.args(["--name", "web", "--"]).arg(program).arg("-f").arg(file);
+    let supervisor = Process::start(run.envs(names.map(|name| (name, "77"))));
+    let mut haproxy = Haproxy { supervisor, service: "web".to_owned() };
+    let (_, pid) = haproxy.wait_serving(&scene);
+    let environment = fs::read(format!("/proc/{pid}/environ")).expect("its environment");
+    assert_eq!(named(&String::from_utf8_lossy(&environment)), [""; 0]);
+    // A program, and the check of its readiness.
+    let (theirs, checks) = (scene.path("program.env"), scene.path("check.env"));
+    let check = format!("env >{}.new && mv {0}.new {0}", checks.display());
+    let script = format!("env >{}; exec sleep 1000", theirs.display());
+    let mut run = scene.bindonce("run");
+    run.args(["--name", "sleep", "--listen", &format!("a={}", scene.address())]);
+    run.args(["--ready-check", &check, "--", "sh", "-c", &script]);
+    let supervisor = Process::start(run.envs(names.map(|name| (name, "77"))));
+    let mut program = Haproxy { supervisor, service: "sleep".to_owned() };
+    program.wait_serving(&scene);
+    for path in [theirs, checks] {
+        assert_eq!(named(&fs::read_to_string(path).expect("an environment")), [""; 0]);
+    }
+    let mut exec = scene.bindonce("exec");
+    exec.args(["--listen", &format!("b={}", scene.address()), "--", "env"]);
+    let said = finish(exec.env("LISTEN_PIDFDID", "77").env("LISTEN_PID", "1")).ok();
+    assert!(!said.contains("LISTEN_PIDFDID") && said.contains("LISTEN_FDS=1"), "{said}");
+}

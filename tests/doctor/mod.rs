@@ -147,3 +147,24 @@ fn a_command_line_cannot_write_to_the_terminal() {
     let said = doctor(&scene, &[&address.to_string()]).out;
     assert!(said.contains("accepts") && !said.contains('\u{1b}'), "{said}");
 }
+
+/// Any user may run something that is called haproxy and name any file: doctor opens no pipe and no
+/// device for it.
+#[test]
+fn a_file_that_never_ends_or_never_begins_is_left_alone() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let fifo = scene.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+    let program = scene.path("haproxy");
+    std::fs::copy("/bin/sh", &program).expect("a copy");
+    for file in [fifo.as_path(), std::path::Path::new("/dev/zero")] {
+        let mut command = scene.command(&program);
+        let theirs = Process::start(command.args(["-c", "kill -STOP $$", "-f"]).arg(file));
+        eventually("it to be called haproxy", || {
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", theirs.pid())).ok()?;
+            (name.trim() == "haproxy").then_some(())
+        });
+        scene.run("doctor", &[]).ok();
+    }
+}

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bindonce_sys::whole;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::config::reader;
@@ -131,6 +132,10 @@ fn proxy(columns: &[&str], line: &str) -> Option<Proxy> {
     Some(Proxy { name, sessions: number("scur"), limit, queued: number("qcur") })
 }
 
+/// How many files of a directory are looked into, and how large each may be.
+const FILES: usize = 1000;
+const LARGEST: u64 = 16 << 20;
+
 /// The stats sockets of a haproxy with this command line that runs in `directory`: those that its
 /// configuration names, and the private one of a generation under bindonce. Paths
 /// that hold a variable are left out.
@@ -146,7 +151,7 @@ pub fn sockets_of(command: &[String], directory: &Path) -> Vec<PathBuf> {
             continue;
         };
         let files = match std::fs::read_dir(&path) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Ok(entries) => entries.take(FILES).flatten().map(|entry| entry.path()).collect(),
             Err(_) => vec![path],
         };
         for file in files {
@@ -167,7 +172,8 @@ fn private(file: &Path) -> Option<PathBuf> {
 }
 
 fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
-    let text = std::fs::read(file).unwrap_or_default();
+    // Any user of this host may run something that is called haproxy, and name any file.
+    let text = whole::regular(file, LARGEST).unwrap_or_default();
     let mut found = Vec::new();
     for line in reader::lines(&text) {
         let Some(line) =

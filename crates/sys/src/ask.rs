@@ -45,16 +45,70 @@ impl Answer {
     }
 }
 
+/// As whom a program is run that somebody else has named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id; supplementary groups it has none.
+    pub gid: u32,
+}
+
+impl User {
+    /// Who has started a process: its real user and group (proc_pid_status(5)), whatever rights the
+    /// program has gained since.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let real = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        match (real("Uid:"), real("Gid:")) {
+            (Some(uid), Some(gid)) => Ok(Self { uid, gid }),
+            _ => Err(io::Error::other("its user cannot be read")),
+        }
+    }
+
+    /// Whether this process is run by the same user.
+    pub fn is_ours(self) -> bool {
+        self.uid == nix::unistd::getuid().as_raw() && self.uid == nix::unistd::geteuid().as_raw()
+    }
+}
+
+/// As [`answer`], as another user: in a session of its own, so that it cannot reach our terminal.
+/// Our own user changes nothing.
+///
+/// # Errors
+/// As [`answer`]; `EPERM` if this process may not become that user.
+pub fn answer_as(mut command: Command, user: User, within: Duration) -> io::Result<Answer> {
+    if user.is_ours() {
+        return answer(command, within);
+    }
+    command.gid(user.gid).uid(user.uid);
+    // SAFETY: it only calls setsid(2) between fork and exec.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+    run(command, within)
+}
+
 /// Runs `command` to its end, which must come `within` that time: with /dev/null as standard input and
 /// every signal as at the start of a program. It ends with the thread that called this.
 ///
 /// # Errors
 /// Why it could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
 pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
+    command.process_group(0);
+    run(command, within)
+}
+
+/// Runs what is to lead a process group of its own.
+fn run(mut command: Command, within: Duration) -> io::Result<Answer> {
     let until = Instant::now() + within;
     let (out_reader, out_writer) = io::pipe()?;
     let (error_reader, error_writer) = io::pipe()?;
-    command.stdin(Stdio::null()).stdout(out_writer).stderr(error_writer).process_group(0);
+    command.stdin(Stdio::null()).stdout(out_writer).stderr(error_writer);
     let parent = Pid::this();
     // SAFETY: between fork and exec it only calls sigaction(2), sigprocmask(2), prctl(2) and
     // getppid(2), which are async-signal-safe, and allocates nothing.
@@ -183,6 +237,20 @@ mod tests {
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
         let mut left = Vec::new();
         { reader }.read_to_end(&mut left).expect("the end: nobody is left");
+    }
+
+    #[test]
+    fn another_user_s_program_has_that_user_s_rights_and_no_terminal() {
+        assert!(User::of(std::process::id().cast_signed()).expect("we").is_ours());
+        let nobody = User { uid: 65534, gid: 65534 };
+        let script = "id -u; id -g; id -G; sh -c 'exec 3</dev/tty' 2>/dev/null || echo none";
+        let said = answer_as(shell(script), nobody, LONG);
+        if !nix::unistd::geteuid().is_root() {
+            assert_eq!(said.expect_err("no right").kind(), io::ErrorKind::PermissionDenied);
+            return;
+        }
+        let said = String::from_utf8(said.expect("an answer").stdout).expect("text");
+        assert_eq!(said, "65534\n65534\n65534\nnone\n");
     }
 
     #[test]

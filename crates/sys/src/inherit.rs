@@ -20,6 +20,22 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use crate::error::{Error, errno_of};
 use crate::{limits, spawn};
 
+/// What a service manager says to the process that it has started, and to nothing that this one
+/// starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
+pub const SERVICE_MANAGER: [&str; 11] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+    "MAINPIDFDID",
+    "SYSTEMD_EXEC_PID",
+];
+
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
 

@@ -80,6 +80,25 @@ pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
+/// Reads a regular file of `most` bytes at most, that any user of this host may have named. Nothing
+/// else is opened: what opening or reading a pipe or a device does is for its owner to want.
+///
+/// # Errors
+/// Those of the system calls, and for whatever is not such a file.
+pub fn regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let fits = |metadata: &Metadata| match metadata.is_file() && metadata.len() <= most {
+        true => Ok(()),
+        false => Err(io::Error::other("it is no regular file, or a very large one")),
+    };
+    fits(&fs::metadata(path)?)?;
+    let file = open(path)?;
+    // It may be another one by now.
+    fits(&file.metadata()?)?;
+    let mut text = Vec::new();
+    file.take(most).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 /// Reads a file as it is when nobody is writing it; waits for that, `within` at most. What is no
 /// regular file (a pipe, a device) is read to its end, as long as it is not silent for
 /// [`SILENCE`].

@@ -68,6 +68,8 @@ pub(crate) fn run(args: Args, globals: &crate::Globals) -> anyhow::Result<ExitCo
             None => UNNAMED,
         })
         .collect();
+    // It is the service manager's word for other descriptors.
+    command.env_remove("LISTEN_PIDFDID");
     command.env("LISTEN_FDS", leases.len().to_string());
     command.env("LISTEN_PID", process::id().to_string());
     command.env("LISTEN_FDNAMES", told.join(":"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bindonce_core::address::Address;
 use bindonce_core::adoption::{Candidate, Unfit};
 use bindonce_core::listener::Listener;
+use bindonce_sys::ask::User;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{diag, holders, identity, process};
 
@@ -154,11 +155,15 @@ pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
 
 /// What `bindonce run` would claim for this command, in the place and the environment of the process.
 ///
+/// Whoever has started it has chosen the program, its arguments and its environment: whatever is
+/// executed of them has the rights of that user, and not ours.
+///
 /// # Errors
 /// [`Error::Configuration`].
 pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error> {
     let failed = |why: String| Error::Configuration { pid, why };
     let command = Command::parse(command.to_vec()).map_err(|error| failed(error.to_string()))?;
+    let begun = process::start_time(pid);
     let environment = std::fs::read(format!("/proc/{pid}/environ"))
         .map_err(|error| failed(format!("its environment cannot be read: {error}")))?;
     let environment = environment.split(|byte| *byte == 0).filter_map(|variable| {
@@ -167,7 +172,11 @@ pub fn configured(pid: i32, command: &[OsString]) -> Result<Vec<Listener>, Error
     });
     let directory = std::fs::read_link(format!("/proc/{pid}/cwd"))
         .map_err(|error| failed(format!("its directory cannot be read: {error}")))?;
-    let world = System::at(&command.program, directory, environment.collect());
+    let user = User::of(pid).map_err(|error| failed(error.to_string()))?;
+    if process::start_time(pid) != begun {
+        return Err(failed("it has ended".to_owned()));
+    }
+    let world = System::at(&command.program, directory, environment.collect()).of_user(user);
     let rendering = Rendering::of(&command, Supplied::default(), &world);
     let rendering = rendering.map_err(|error| failed(error.to_string()))?;
     Ok(rendering.bindings.into_iter().map(|binding| binding.listener).collect())

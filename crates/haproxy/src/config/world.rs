@@ -9,8 +9,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bindonce_sys::ask;
+use bindonce_sys::ask::{self, User};
 use bindonce_sys::whole::{self, Unread};
+
+/// How large a file of another user's configuration may be.
+const LARGEST: u64 = 256 << 20;
 
 /// How long haproxy may take to judge a condition; it needs some ten milliseconds.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
@@ -72,6 +75,8 @@ pub struct System {
     directory: PathBuf,
     environment: Environment,
     again: bool,
+    /// Whose rights haproxy is asked with, where it is not started by us.
+    user: Option<User>,
 }
 
 impl System {
@@ -85,7 +90,13 @@ impl System {
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        Self { program: program.to_owned(), directory, environment, again: false }
+        Self { program: program.to_owned(), directory, environment, again: false, user: None }
+    }
+
+    /// The same, where this user has chosen the program and the environment: conditions are put to it
+    /// with the rights of that user and no others.
+    pub fn of_user(self, user: User) -> Self {
+        Self { user: Some(user), ..self }
     }
 
     /// The same, where this process has read the configuration before: a pipe without a name has
@@ -122,6 +133,10 @@ impl World for System {
                 "it is a pipe, which was read when the service began and gives nothing a second time; \
                  to reload, start the service with -f and a file",
             ));
+        }
+        if self.user.is_some_and(|user| !user.is_ours()) {
+            // Who has named it may not open every device, and we may.
+            return whole::regular(path, LARGEST);
         }
         whole::read(path, WRITTEN).map_err(|unread| match unread {
             Unread::System(error) => error,
@@ -168,7 +183,10 @@ impl World for System {
             .env_clear()
             .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
             .current_dir(&self.directory);
-        let answer = ask::answer(command, ANSWER)?;
+        let answer = match self.user {
+            Some(user) => ask::answer_as(command, user, ANSWER)?,
+            None => ask::answer(command, ANSWER)?,
+        };
         // 0: holds, 1: does not; both without a word. Anything else is a complaint.
         match answer.status.code() {
             Some(0) => Ok(true),

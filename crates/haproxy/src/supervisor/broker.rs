@@ -24,7 +24,7 @@ use tokio::net::UnixDatagram as Datagram;
 use super::{Error, start};
 
 /// The variable by which a broker is told where to say that it is ready.
-const STARTER: &str = "BINDONCE_READY";
+pub(super) const STARTER: &str = "BINDONCE_READY";
 
 /// How long a broker that was just started may take until it listens.
 const BROKER_UP: Duration = Duration::from_secs(10);
@@ -73,7 +73,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     // The broker says READY=1 here when it listens.
     let notify = notify_socket().map_err(Error::system("make a socket for the broker's word"))?;
     let mut command = Command::new("/proc/self/exe");
-    for name in start::OURS_ALONE {
+    for name in start::not_theirs() {
         command.env_remove(name);
     }
     let child = command

@@ -154,7 +154,7 @@ async fn checked(
     loop {
         let mut launch = Launch::new("sh");
         launch.args = vec!["-c".into(), command.to_owned()];
-        launch.env_remove = super::start::OURS_ALONE.map(Into::into).to_vec();
+        launch.env_remove = super::start::not_theirs();
         let environment = environment.iter();
         launch.env.extend(environment.map(|(name, value)| ((*name).into(), value.into())));
         launch.service = true;

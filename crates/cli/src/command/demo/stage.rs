@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use bindonce_core::address::Address;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::signals::{Signal, SignalFd};
-use bindonce_sys::{diag, network, survey};
+use bindonce_sys::{diag, inherit, network, survey};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::schedule::READY;
@@ -93,7 +93,8 @@ impl Stage {
     ) -> anyhow::Result<u32> {
         let log = self.log(name)?;
         let mut command = Command::new(program);
-        for ours in ["BINDONCE_SOCKET", "MULTIBINDER_SOCK", "NOTIFY_SOCKET", "LISTEN_FDS"] {
+        let ours = ["BINDONCE_SOCKET", "MULTIBINDER_SOCK"].into_iter();
+        for ours in ours.chain(inherit::SERVICE_MANAGER) {
             command.env_remove(ours);
         }
         command.args(words).process_group(0).current_dir(&self.directory);

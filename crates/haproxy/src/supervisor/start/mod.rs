@@ -17,6 +17,7 @@ use std::rc::Rc;
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::Listener;
+use bindonce_sys::inherit;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
 
@@ -28,15 +29,10 @@ use super::readiness::Notifications;
 use super::{Error, Kind, Settings, broker};
 use crate::config::{Messages, Rendering};
 
-/// What systemd says to the supervisor, and to nothing that it starts.
-pub(super) const OURS_ALONE: [&str; 6] = [
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-];
+/// Variables that are for the supervisor, or for a broker that it starts, alone.
+pub(super) fn not_theirs() -> Vec<std::ffi::OsString> {
+    inherit::SERVICE_MANAGER.into_iter().chain([broker::STARTER]).map(Into::into).collect()
+}
 
 /// What a generation is started on; more than one may be.
 #[derive(Debug)]
@@ -145,7 +141,7 @@ pub(super) async fn launch(
         // Each kind prepares its own.
         (Kind::Haproxy(_), Prepared::Program) => return Err(Error::NotPrepared),
     };
-    order.launch.env_remove = OURS_ALONE.map(Into::into).to_vec();
+    order.launch.env_remove = not_theirs();
     let ours = [
         ("BINDONCE_SERVICE".into(), settings.service.as_str().into()),
         ("BINDONCE_GENERATION".into(), id.0.to_string().into()),
