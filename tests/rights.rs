@@ -1,7 +1,11 @@
 //! Who may do what is in the configuration, is judged at each request, and changes with SIGHUP.
 
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Process, Scene, Wire, eventually, finish};
 
@@ -83,4 +87,63 @@ fn limits_are_errors_to_those_who_reach_them() {
     // Those that use nothing are closed when idle; the holder stays.
     assert!(long.message().is_none());
     holder.call("ping", &json!([]));
+}
+
+fn store(wire: &mut Wire, listen: &str, fd: &OwnedFd) -> Value {
+    let request =
+        json!({"jsonrpc": "2.0", "id": 9, "method": "store", "params": [{"listen": listen}]});
+    wire.send_with(request.to_string().as_bytes(), &[fd.try_clone().expect("a copy")]);
+    wire.reply()
+}
+
+/// What a socket is decides who may store it, not what is said of it.
+#[test]
+fn store_is_judged_by_the_socket_itself() {
+    let scene = Scene::new();
+    let (secret, mine) = (scene.address(), scene.address());
+    let uid = nix::unistd::geteuid();
+    let config = scene.write(
+        "bindonce.toml",
+        &format!(
+            "listen = ['secret={secret}']\n[limits]\nlisteners_per_user = 4\n\
+             [[rule]]\nuid = {uid}\nallow = ['use', 'list']\n\
+             [[rule]]\nuid = {uid}\nallow = ['store']\naddresses = ['127.0.0.1:{}', '127.0.0.1:9000-9999', '0.0.0.0/0:7000']\n",
+            mine.port()
+        ),
+    );
+    let mut broker = Process::start(scene.bindonce("serve").arg("--config").arg(config));
+    scene.wait_broker(&mut broker);
+    let mut wire = scene.wire();
+    let (_, fds) = wire.bind(&["secret"]);
+    let refused = store(&mut scene.wire(), &mine.to_string(), &fds[0]);
+    assert_eq!(refused["error"]["code"], -32003, "{refused}");
+    let refused = store(&mut scene.wire(), &secret.to_string(), &fds[0]);
+    assert_eq!(refused["error"]["code"], -32002, "{refused}");
+
+    let mut holder = scene.wire();
+    let mut kept = Vec::new();
+    let mut told = Vec::new();
+    for port in 9001..9006 {
+        let socket = TcpListener::bind(("127.0.0.1", port)).expect("a socket");
+        let socket = OwnedFd::from(socket);
+        told.push(store(&mut holder, &format!("127.0.0.1:{port}"), &socket));
+        kept.push(socket);
+    }
+    let refused = told.iter().filter(|reply| reply["error"]["code"] == -32008);
+    assert_eq!(refused.count(), 2, "`secret` and three more are allowed: {told:?}");
+    // What the broker holds already counts no second time.
+    let again = store(&mut scene.wire(), "127.0.0.1:9001", &kept[0]);
+    assert!(again["result"].is_object(), "{again}");
+
+    if scene.is_isolated() {
+        let elsewhere = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own");
+            OwnedFd::from(TcpListener::bind("0.0.0.0:7000").expect("a socket"))
+        });
+        let socket = elsewhere.join().expect("a socket");
+        let refused = store(&mut scene.wire(), "0.0.0.0:7000", &socket);
+        let message = refused["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains("another network namespace"), "{refused}");
+    }
+    broker.terminate();
 }

@@ -15,7 +15,7 @@ use bindonce_observe::Happening;
 use bindonce_sys::listen;
 
 use crate::closing::{self, LOGGED_ONE_BY_ONE};
-use crate::socket::{Owned, Socket};
+use crate::socket::Socket;
 use crate::state::{State, now};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
@@ -204,6 +204,27 @@ impl State {
         }
     }
 
+    /// Whether so many more listeners of a user's are within all limits.
+    pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
+        let owned = self.owned.borrow().get(&uid).copied().unwrap_or(0);
+        for (limit, most, has) in [
+            ("listeners", self.limits.listeners, self.registry.len()),
+            ("listeners_per_user", self.limits.listeners_per_user, owned),
+        ] {
+            if has.saturating_add(need) > most && need != 0 {
+                return Err(Denied::TooMany { limit, most });
+            }
+        }
+        let open = self.other_descriptors
+            + self.registry.len() as u64
+            + self.registry.connections() as u64;
+        let limit = self.descriptor_limit;
+        if open.saturating_add(need as u64).saturating_add(SPARE) > limit && need != 0 {
+            return Err(Denied::Limit { need, open, limit });
+        }
+        Ok(())
+    }
+
     #[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
     fn open(
         &self,
@@ -211,24 +232,8 @@ impl State {
         listeners: Vec<Listener>,
         overlaps: &[Overlap],
     ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
-        let need = listeners.len();
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
-        let owned = self.owned.borrow().get(&uid).copied().unwrap_or(0);
-        for (limit, most, has) in [
-            ("listeners", self.limits.listeners, self.registry.len()),
-            ("listeners_per_user", self.limits.listeners_per_user, owned),
-        ] {
-            if has.saturating_add(need) > most {
-                return Err((Vec::new(), Denied::TooMany { limit, most }));
-            }
-        }
-        let open = self.other_descriptors
-            + self.registry.len() as u64
-            + self.registry.connections() as u64;
-        let limit = self.descriptor_limit;
-        if open.saturating_add(need as u64).saturating_add(SPARE) > limit {
-            return Err((Vec::new(), Denied::Limit { need, open, limit }));
-        }
+        self.room(uid, listeners.len()).map_err(|denied| (Vec::new(), denied))?;
         let listeners = Arc::new(listeners);
         let (sockets, failure) = if overlaps.is_empty() {
             let (sockets, outcome) = listen::open_all(&listeners);
@@ -237,14 +242,12 @@ impl State {
         } else {
             self.open_beside(&listeners, overlaps)
         };
-        *self.owned.borrow_mut().entry(uid).or_default() += sockets.len();
         let opened: Vec<Opened<Socket>> = sockets
             .into_iter()
             .zip(&*listeners)
             .map(|(socket, listener)| {
                 let mut socket = self.opened(listener, socket);
-                let counts = Rc::clone(&self.owned);
-                socket.handle.owned = Some(Owned { uid, counts });
+                socket.handle.owned = Some(self.owned(uid));
                 socket
             })
             .collect();

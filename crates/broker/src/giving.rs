@@ -1,7 +1,8 @@
 //! `store`: a client gives the broker sockets that it holds.
 //!
 //! What comes is believed only as far as the kernel confirms it: each descriptor must be a
-//! bound socket on the address that it is said to be, and listen. One that the broker
+//! bound socket on the address that it is said to be, listen, and belong to the network namespace
+//! that is said; rights and limits are those for what it is. One that the broker
 //! holds already is merely leased; one that is missing after a crash comes back under the
 //! name and with the options that were written down; any other is held from now on, unless
 //! its name or its address is taken.
@@ -52,10 +53,22 @@ pub(crate) async fn store(
         allow(state, &link.caller, Verb::Store, Some(&asked.clone().into()))?;
         sockets.push((asked, fd));
     }
-    let (found, wants) = sort(&state.borrow(), sockets)?;
+    let sorted = sort(&state.borrow(), sockets)?;
+    // What the sockets are decides, not what was said of them.
+    for want in &sorted.wants {
+        if let Wanted::Listen(spec) = &want.wanted {
+            allow(state, &link.caller, Verb::Store, Some(spec))?;
+        }
+    }
+    let uid = link.caller.peer.uid;
+    let room = state.borrow().room(uid, sorted.new);
+    if let Err(denied) = room {
+        return Err(answer::claim_failed(denied).await);
+    }
+    let Sorted { found, wants, .. } = sorted;
     let claimed = {
         let mut state = state.borrow_mut();
-        state.had_back(found);
+        state.had_back(found, Some(uid));
         state.claim(link.caller.connection, wants)
     };
     let gate = Rc::clone(&state.borrow().gate);
@@ -82,18 +95,26 @@ pub(crate) async fn store(
     Ok(StoreResult { listeners: bound.collect() })
 }
 
+/// What came, sorted.
+struct Sorted {
+    /// What the broker does not hold.
+    found: Vec<Found>,
+    /// What the caller uses from now on.
+    wants: Vec<Want>,
+    /// How many of `found` no broker has held before.
+    new: usize,
+}
+
 /// What is new to the broker, and what the caller uses from now on.
-fn sort(
-    state: &State,
-    sockets: Vec<(Listener, OwnedFd)>,
-) -> Result<(Vec<Found>, Vec<Want>), RpcError> {
+fn sort(state: &State, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
     let views = state.registry.list();
-    let held: HashMap<u64, &Listener> =
-        views.iter().map(|view| (view.held.opened.inode, &view.held.listener)).collect();
+    let held: HashMap<u64, _> =
+        views.iter().map(|view| (view.held.opened.inode, view.held)).collect();
     let missing: HashMap<u64, _> = state.missing.iter().map(|entry| (entry.inode, entry)).collect();
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     let mut wants = Vec::with_capacity(sockets.len());
+    let mut new = 0;
     for (asked, fd) in sockets {
         let refuse = |reason: String| {
             let message = format!("the descriptor for {asked} is not taken: {reason}");
@@ -104,14 +125,28 @@ fn sort(
         let socket = identity::of(fd.as_fd())
             .map_err(|error| refuse(format!("it is no bound socket: {error}")))?;
         let inode = socket.inode;
-        let listener = if let Some(listener) = held.get(&inode) {
-            (*listener).clone()
+        let same = held.get(&inode).filter(|held| held.opened.cookie == socket.cookie);
+        let listener = if let Some(held) = same {
+            let (is, at) = (&held.listener.address, &held.opened.bound);
+            if asked.address != *is && asked.address != *at {
+                return Err(refuse(format!("it is the socket of {}", held.listener)));
+            }
+            held.listener.clone()
         } else {
-            let new = match missing.get(&inode) {
+            let found_here = match missing.get(&inode) {
                 Some(entry) => as_written(entry, &socket, fd).map_err(refuse)?,
-                None => as_said(&asked, &socket, fd).map_err(refuse)?,
+                None => {
+                    network(&asked, &socket).map_err(refuse)?;
+                    new += usize::from(!seen.contains(&inode));
+                    as_said(&asked, &socket, fd).map_err(refuse)?
+                }
             };
-            let listener = new.listener.clone();
+            if asked.address != found_here.listener.address
+                && asked.address != found_here.socket.bound
+            {
+                return Err(refuse(format!("it is the socket of {}", found_here.listener)));
+            }
+            let listener = found_here.listener.clone();
             let key = listener.key();
             let other = missing.values().find(|entry| {
                 entry.inode != inode && entry.listener().is_ok_and(|other| other.key() == key)
@@ -123,7 +158,7 @@ fn sort(
                 )));
             }
             if seen.insert(inode) {
-                found.push(new);
+                found.push(found_here);
             }
             listener
         };
@@ -135,7 +170,7 @@ fn sort(
     }
     drop(views);
     check_free(state, &found)?;
-    Ok((found, wants))
+    Ok(Sorted { found, wants, new })
 }
 
 /// Whether all of these can stand beside what is held.
@@ -153,6 +188,30 @@ fn check_free(state: &State, found: &[Found]) -> Result<(), RpcError> {
         }
     }
     Ok(())
+}
+
+/// Whether a socket belongs to the network namespace that the listener says.
+fn network(asked: &Listener, socket: &Identity) -> Result<(), String> {
+    let here = match &asked.options.netns {
+        None => Ok(identity::network()),
+        Some(name) => listen::within_netns(name, identity::network),
+    };
+    let here = here.map_err(|error| error.to_string())?;
+    let same = match (socket.network, here) {
+        (Some(its), Some(here)) => its == here,
+        // A kernel that does not tell. Its books are those of one namespace.
+        _ => {
+            let listening = match &asked.options.netns {
+                None => diag::listening(),
+                Some(name) => {
+                    listen::within_netns(name, diag::listening).and_then(std::convert::identity)
+                }
+            };
+            let listening = listening.map_err(|error| error.to_string())?;
+            listening.iter().any(|one| one.inode == socket.inode)
+        }
+    };
+    if same { Ok(()) } else { Err("it belongs to another network namespace".to_owned()) }
 }
 
 /// A socket of which nothing is known but what the caller says and the kernel confirms.

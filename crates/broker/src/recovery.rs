@@ -187,7 +187,7 @@ async fn take(state: &Rc<RefCell<State>>) {
         entries.iter().filter_map(from).collect::<Vec<Found>>()
     });
     let taken = taken.await.unwrap_or_default();
-    state.borrow_mut().had_back(taken);
+    state.borrow_mut().had_back(taken, None);
 }
 
 fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
@@ -235,7 +235,7 @@ async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
                 let found = Found { listener, socket, exclusive: true, since, tentative: false };
                 let mut state = state.borrow_mut();
                 state.missing.retain(|missing| missing.inode != entry.inode);
-                state.had_back(vec![found]);
+                state.had_back(vec![found], None);
             }
             Err(error) => tracing::debug!(listener = name, %error, "cannot be bound anew"),
         }
@@ -245,8 +245,8 @@ async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
 }
 
 impl State {
-    /// Enters listeners that were missing.
-    pub(crate) fn had_back(&mut self, found: Vec<Found>) {
+    /// Enters listeners that were missing. They count as those of the user who has given them.
+    pub(crate) fn had_back(&mut self, found: Vec<Found>, giver: Option<u32>) {
         let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
         if inodes.is_empty() {
             return;
@@ -255,7 +255,7 @@ impl State {
         let restored: Vec<_> = found.iter().map(|found| found.listener.label()).collect();
         let text = format!("{} listeners are held again: {}", restored.len(), restored.join(" "));
         self.journal.record(Happening::new(Kind::ListenerRestored, text));
-        self.adopt(found, false);
+        self.adopt(found, false, giver);
         for inode in inodes {
             if let Some((_, held)) = self.registry.by_inode(inode) {
                 self.record(held);

@@ -198,12 +198,13 @@ fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
 
 impl State {
     /// Enters listeners that are held already. `stored`: they came from the service
-    /// manager's store, where they still are.
-    pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool) {
+    /// manager's store, where they still are. They count as those of the user `giver`.
+    pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);
         for Found { listener, socket, exclusive, since, tentative } in found {
-            let opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            opened.handle.owned = giver.map(|uid| self.owned(uid));
             opened.handle.care.begin(&opened.handle.fd, &listener.address);
             adoptions.push(Adoption { listener, opened, since, tentative });
         }

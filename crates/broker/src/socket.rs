@@ -46,6 +46,12 @@ impl Drop for Owned {
 }
 
 impl State {
+    /// One more listener in a user's count.
+    pub(crate) fn owned(&self, uid: u32) -> Owned {
+        *self.owned.borrow_mut().entry(uid).or_default() += 1;
+        Owned { uid, counts: Rc::clone(&self.owned) }
+    }
+
     /// A socket as the registry has it; [`Care::begin`] is left to do.
     pub(crate) fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
         let backlog = match listener.options.backlog {

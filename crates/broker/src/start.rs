@@ -38,7 +38,7 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
         let mut state = state.borrow_mut();
         state.store = Store::new(None).map_err(runtime)?;
         let count = found.listeners.len();
-        state.adopt(found.listeners, true);
+        state.adopt(found.listeners, true, None);
         if count != 0 {
             let text = format!("{count} listeners came back from the service manager");
             state.journal.record(Happening::new(Kind::ListenerRestored, text));

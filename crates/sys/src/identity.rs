@@ -4,14 +4,15 @@
 //! is believed by nothing but this.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
+use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketType, sockopt as get};
-use socket2::SockRef;
+use socket2::{Protocol, SockRef};
 
 use crate::options;
 use crate::queue::is_listening;
@@ -26,6 +27,9 @@ pub struct Identity {
     pub inode: u64,
     /// The socket's cookie (SO_COOKIE).
     pub cookie: u64,
+    /// The network namespace that it belongs to (SO_NETNS_COOKIE); none where the kernel does not tell (before
+    /// Linux 5.14).
+    pub network: Option<u64>,
     /// Whether it listens (a datagram socket: is bound).
     pub listening: bool,
     /// Whether nobody else can bind the address beside it.
@@ -42,6 +46,15 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     let kind = get::socket_type(socket)?;
     let name = SockRef::from(&socket).local_addr()?;
     let odd = || io::Error::from(io::ErrorKind::InvalidInput);
+    let protocol = SockRef::from(&socket).protocol()?;
+    // A stream may be of SCTP, a datagram of ICMP.
+    let known = match kind {
+        SocketType::STREAM => [Protocol::TCP, Protocol::MPTCP],
+        _ => [Protocol::UDP; 2],
+    };
+    if name.as_socket().is_some() && !protocol.is_some_and(|it| known.contains(&it)) {
+        return Err(odd());
+    }
     let bound = match (name.as_socket(), kind) {
         (Some(at), SocketType::STREAM) => Address::Tcp(at),
         (Some(at), SocketType::DGRAM) => Address::Udp(at),
@@ -65,6 +78,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     Ok(Identity {
         inode: rustix::fs::fstat(socket)?.st_ino,
         cookie: get::socket_cookie(socket)?,
+        network: network_of(socket),
         listening: !bound.listens() || is_listening(socket),
         exclusive: options::is_exclusive(socket),
         options: seen(socket, &bound)?,
@@ -124,6 +138,29 @@ fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
         options.freebind = reference.freebind_v4()?;
     }
     Ok(options)
+}
+
+/// The network namespace that sockets of this thread belong to, as in [`Identity::network`].
+pub fn network() -> Option<u64> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).ok()?;
+    network_of(socket.as_fd())
+}
+
+fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut cookie: u64 = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`, and the
+    // descriptor is open.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (done == 0).then_some(cookie)
 }
 
 /// The path that a UNIX socket was bound under, of another process or this one, is no proof: this is

@@ -139,7 +139,7 @@ impl Inherited {
             }
         }
         let stored = state.store.is_some();
-        state.adopt(found, stored);
+        state.adopt(found, stored, None);
         state.succession.recall(services, header.floor);
         let mut places = Vec::new();
         let mut links = Vec::with_capacity(connections.len());
