@@ -104,7 +104,7 @@ fn ping_tells_who_answers_and_whether_anything_serves() {
     assert!(said.starts_with("broker ") && said.ends_with(" answers\n"), "{said}");
     scene.run("ping", &["--serving"]).fails(2);
     let said = scene.run("ping", &["--name", "web"]).fails(1);
-    assert!(said.contains("the supervisor of \"web\" does not answer"), "{said}");
+    assert!(said.contains("service \"web\" has no supervisor"), "{said}");
     // A supervisor whose haproxy never comes up is alive all the same, and not ready.
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let slow = scene.write("haproxy", "#!/bin/sh\nexec sleep 60\n");

@@ -10,6 +10,7 @@
 mod harness;
 
 mod adopt;
+mod advice;
 mod boundary;
 mod check;
 mod compared;

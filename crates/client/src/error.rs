@@ -141,9 +141,7 @@ impl Error {
                 "connect again; the broker's log says why it closed".to_owned()
             }
             Self::Refused(error) => return error.hint().map(str::to_owned),
-            Self::Truncated => "this process may open too few files: raise its RLIMIT_NOFILE \
-                                (ulimit -n, LimitNOFILE=)"
-                .to_owned(),
+            Self::Truncated => bindonce_sys::limits::reached(),
             Self::Descriptors { .. } | Self::Protocol(_) => {
                 "is it a bindonce broker that listens there? `bindonce status` tells its version"
                     .to_owned()

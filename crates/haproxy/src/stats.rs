@@ -70,13 +70,40 @@ pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
             Ok(0) => break,
             Ok(length) => answer.extend_from_slice(part.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(timed_out(error)),
         }
         if answer.len() as u64 > LONGEST {
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
     read(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether a master's CLI (haproxy's `-S`) answers at this path instead of a worker's stats socket.
+/// The answer must begin within `limit`.
+///
+/// # Errors
+/// What the system says of the connection; `TimedOut`.
+pub fn is_master(path: &Path, limit: Duration) -> io::Result<bool> {
+    let mut stream = connect(path)?;
+    stream.set_write_timeout(Some(limit))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(b"show proc\n")?;
+    // Only a master knows the command (management guide, section 9.4.1, `show proc`).
+    let mut head = [0; 6];
+    match stream.read_exact(&mut head) {
+        Ok(()) => Ok(&head == b"#<PID>"),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(timed_out(error)),
+    }
+}
+
+/// A timeout of a socket is told as EAGAIN.
+fn timed_out(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => error,
+    }
 }
 
 /// Connects without waiting: where the queue is full, nobody takes the connection anyway.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bindonce_core::address::Address;
 use nix::errno::Errno;
 
-use crate::{holders, process};
+use crate::{holders, limits, process};
 
 /// A failed operation of this crate. The text says what was being done to
 /// what; [`Error::hint`] says what a person can do next.
@@ -155,7 +155,7 @@ impl Error {
                 "raise the open-files limit of the receiving process (ulimit -n, LimitNOFILE=)"
                     .to_owned()
             }
-            Self::Call { errno: Errno::EMFILE, .. } => nofile_hint(),
+            Self::Call { errno: Errno::EMFILE, .. } => limits::reached(),
             Self::DescriptorLimit { needed, .. } => format!(
                 "raise the hard limit to {needed} or more (ulimit -Hn, LimitNOFILE= in the unit, \
                  --ulimit nofile= of a container)"
@@ -193,9 +193,14 @@ fn looks_like_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/')
 }
 
-fn nofile_hint() -> String {
-    "the open-files limit of this process is reached: raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE=)"
-        .to_owned()
+/// How an address is bound before the host has it. haproxy has no keyword `freebind`.
+fn not_here_hint(address: &Address) -> String {
+    let version = if address.ip().is_some_and(|at| at.is_ipv6()) { "ipv6" } else { "ipv4" };
+    format!(
+        "no interface has this address: add it, or listen before it is there, by `transparent` on a \
+         bind line of haproxy, by --listen NAME={address},freebind (`freebind` after the address \
+         wherever bindonce is given one), or by net.{version}.ip_nonlocal_bind=1 for the whole host"
+    )
 }
 
 /// Names who has the address, as far as this user may see it.
@@ -225,10 +230,7 @@ fn occupied_hint(address: &Address) -> String {
 fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<String> {
     let hint = match (errno, operation) {
         (Errno::EADDRINUSE, _) => occupied_hint(address),
-        (Errno::EADDRNOTAVAIL, _) => {
-            "no interface has this address: add it, or say `freebind` to listen before it exists"
-                .to_owned()
-        }
+        (Errno::EADDRNOTAVAIL, _) => not_here_hint(address),
         (Errno::EACCES, "bind") => match address {
             Address::Tcp(_) | Address::Udp(_) => {
                 "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
@@ -258,7 +260,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
              the path without it"
                 .to_owned()
         }
-        (Errno::EMFILE, _) => nofile_hint(),
+        (Errno::EMFILE, _) => limits::reached(),
         (Errno::EAFNOSUPPORT, _) => {
             "this system has no IPv6: use an IPv4 address, or enable it".to_owned()
         }

@@ -6,6 +6,7 @@ use std::io;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::Error;
+use crate::process;
 
 /// What Linux had as somaxconn until 5.4, for systems without a readable /proc.
 const SOMAXCONN_OLD: u32 = 128;
@@ -14,6 +15,18 @@ const SOMAXCONN_OLD: u32 = 128;
 pub fn nofile() -> (u64, u64) {
     let limit = getrlimit(Resource::Nofile);
     (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// What to do where this process may open no more. It says whose limit it is: another process may show it.
+pub fn reached() -> String {
+    let pid = std::process::id();
+    let name = process::name(pid.cast_signed()).unwrap_or_default();
+    let (limit, _) = nofile();
+    format!(
+        "pid {pid} ({name}) has reached its soft limit of {limit} open files: start it with a higher one \
+         (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container); generations that drain \
+         hold descriptors too, and `bindonce retire` ends the oldest"
+    )
 }
 
 /// Raises the soft limit on open descriptors to the hard one; gives the soft

@@ -12,6 +12,7 @@ use bindonce_haproxy::supervisor::control_socket;
 use serde::Deserialize;
 
 use super::print;
+use super::supervisors::missing;
 use crate::Globals;
 
 /// Ask whether the broker, or the supervisor of a service, answers; for health checks
@@ -50,7 +51,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let path = control_socket(&globals.socket_path(), &name);
     let asked = Client::connect_within(&path, timeout)
         .and_then(|mut client| client.call("ping", &[0; 0]))
-        .with_context(|| format!("the supervisor of \"{name}\" does not answer"))?;
+        .map_err(|error| missing(&name, error))?;
     let Pong { version, serving: generation } = serde_json::from_value(asked)?;
     let serves = match generation {
         Some(generation) => format!("generation {generation} serves"),

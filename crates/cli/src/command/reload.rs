@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
@@ -12,6 +12,7 @@ use bindonce_haproxy::supervisor::control_socket;
 use serde::Deserialize;
 
 use super::print;
+use super::supervisors::missing;
 use crate::Globals;
 
 /// Start a new generation and wait until it serves and no older one accepts
@@ -57,9 +58,7 @@ pub(crate) fn ask(
     allow_empty: bool,
 ) -> anyhow::Result<String> {
     let path = control_socket(socket, name);
-    let mut client = Client::connect(&path).with_context(|| {
-        format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
-    })?;
+    let mut client = Client::connect(&path).map_err(|error| missing(name, error))?;
     client.set_timeout(timeout)?;
     // Nothing where it says nothing: an older supervisor takes no parameters.
     let wanted = match allow_empty {

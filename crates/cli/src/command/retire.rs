@@ -11,6 +11,7 @@ use bindonce_haproxy::supervisor::control_socket;
 use serde::Deserialize;
 
 use super::print;
+use super::supervisors::missing;
 use crate::Globals;
 
 /// From SIGTERM to SIGKILL it is a second.
@@ -48,12 +49,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 
 /// Has it ended, and says so.
 pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow::Result<String> {
-    let mut client =
-        Client::connect_within(&control_socket(socket, name), PATIENCE).with_context(|| {
-            format!(
-                "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`"
-            )
-        })?;
+    let mut client = Client::connect_within(&control_socket(socket, name), PATIENCE)
+        .map_err(|error| missing(name, error))?;
     let params: Vec<u64> = generation.into_iter().collect();
     let answer = match client.call("retire", &params) {
         Ok(answer) => answer,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bindonce::Client;
 use bindonce_core::duration;
+use bindonce_core::name::Name;
 use bindonce_haproxy::supervisor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,6 +58,22 @@ pub(crate) struct Session {
     pub(crate) server: String,
     /// Seconds.
     pub(crate) age: u64,
+}
+
+/// Why the supervisor of a service cannot be asked. What could not be connected to is no broker, and
+/// the error must not say so.
+pub(crate) fn missing(name: &Name, error: bindonce::Error) -> anyhow::Error {
+    match &error {
+        bindonce::Error::Connect { .. } if error.is_absence() => anyhow::anyhow!(
+            "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`"
+        ),
+        bindonce::Error::Connect { path, source, .. } => anyhow::anyhow!(
+            "the supervisor of \"{name}\" cannot be asked at {}: {source}",
+            path.display()
+        ),
+        _ => anyhow::Error::new(error)
+            .context(format!("the supervisor of \"{name}\" does not answer")),
+    }
 }
 
 /// Asks every supervisor whose broker is, or was, at `socket`.

@@ -17,8 +17,13 @@ pub(super) fn not_exclusive(look: &Look, found: &mut Vec<Finding>) {
     let sockets: Vec<&Socket> = look.sockets.iter().filter(joinable).collect();
     let is_held = |socket: &&&Socket| look.held.iter().any(|held| held.inode == socket.inode);
     for socket in sockets.iter().filter(is_held) {
-        found.push(finding(look, socket, Severity::Warning, 1,
-            "it was taken over from a process that bound it with SO_REUSEPORT, and clearing the option does not help".to_owned()));
+        let cause = match setter(look, socket) {
+            Some(program) => format!(
+                "{program} has set SO_REUSEPORT on it, and binds sockets of its own beside it: those are not handed over, and connections that wait in them are reset when it stops"
+            ),
+            None => "it was taken over from a process that bound it with SO_REUSEPORT, and clearing the option does not help".to_owned(),
+        };
+        found.push(finding(look, socket, Severity::Warning, 1, cause));
     }
     let plain: Vec<&Socket> = sockets.iter().filter(|socket| !is_held(socket)).copied().collect();
     if let Some(first) = plain.first() {
@@ -50,11 +55,31 @@ fn finding(
         ),
         evidence: vec![("sockets", count.into()), ("inode", socket.inode.into())],
         cause,
-        remedy: vec![
-            "# bindonce run -- haproxy -f FILE binds each address once and without SO_REUSEPORT"
-                .to_owned(),
-        ],
+        remedy: vec![match setter(look, socket) {
+            Some(program) => format!(
+                "# take SO_REUSEPORT out of the configuration of {program} (nginx: `reuseport` of the listen line): all its workers accept from one socket as well"
+            ),
+            None => {
+                "# bindonce run -- haproxy -f FILE binds each address once and without SO_REUSEPORT"
+                    .to_owned()
+            }
+        }],
     }
+}
+
+/// The program other than haproxy that has set SO_REUSEPORT on a socket: one that holds it, and has
+/// another for the same address.
+fn setter<'a>(look: &'a Look, socket: &Socket) -> Option<&'a str> {
+    let beside: Vec<u64> = look
+        .sockets
+        .iter()
+        .filter(|other| other.inode != socket.inode && other.address == socket.address)
+        .map(|other| other.inode)
+        .collect();
+    let of_it = |process: &&Process| {
+        !process.is_haproxy() && process.holds.iter().any(|inode| beside.contains(inode))
+    };
+    look.holders(socket.inode).find(of_it).map(|process| process.program.as_str())
 }
 
 /// Sockets of a generation that the broker does not hold: each reload binds them anew.

@@ -92,6 +92,16 @@ pub enum Error {
         /// How long was waited, for people.
         waited: String,
     },
+    /// What answers there has no listeners of its own.
+    #[error(
+        "{} is the CLI of a haproxy master (-S): the workers have the listening sockets, and a master \
+         gives none away",
+        path.display()
+    )]
+    Master {
+        /// The path of the socket.
+        path: PathBuf,
+    },
     /// A look at the system failed.
     #[error(transparent)]
     System(#[from] bindonce_sys::Error),
@@ -131,6 +141,11 @@ impl Error {
             Self::WouldReset { .. } => {
                 "run it as root on Linux 5.14 or later (net.ipv4.tcp_migrate_req); --lossy goes on \
                  all the same, and resets them"
+                    .to_owned()
+            }
+            Self::Master { .. } => {
+                "give the `stats socket` of its configuration (with `level admin` and \
+                 `expose-fd listeners`), or --pid with the pid of the master"
                     .to_owned()
             }
             Self::StillThere { pid, .. } => {

@@ -43,10 +43,14 @@ impl Running {
     /// Asks the haproxy at a stats socket, in `limit` at most. Its stats sockets are left out.
     ///
     /// # Errors
-    /// Those of [`exported`].
+    /// [`Error::Master`]; those of [`exported`].
     pub fn at_stats_socket(path: &Path, limit: Duration) -> Result<Self, Error> {
+        let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
+        if stats::is_master(path, limit).map_err(failed)? {
+            return Err(Error::Master { path: path.to_owned() });
+        }
         let asked = stats::ask(path, limit);
-        let said = asked.map_err(|source| Error::StatsSocket { path: path.to_owned(), source })?;
+        let said = asked.map_err(failed)?;
         let listening = listening()?;
         let found = exported(path, limit)?;
         let sockets = found

@@ -52,7 +52,10 @@ pub enum Error {
     )]
     NoProgram,
     /// No `-f`.
-    #[error("the haproxy command names no configuration: add -f FILE")]
+    #[error(
+        "the haproxy command names no configuration: add -f FILE (a script that starts haproxy must \
+         pass its arguments on, as `exec haproxy \"$@\"` does: haproxy is given a copy of FILE)"
+    )]
     NoFiles,
     /// A file or directory could not be read.
     #[error("cannot read {path}: {source}", path = .path.display())]

@@ -33,7 +33,7 @@ const BROKER_UP: Duration = Duration::from_secs(10);
 pub(super) async fn connect(socket: &Path) -> Result<Client, Error> {
     Client::connect(socket)
         .await
-        .map_err(|source| Error::NoBroker { socket: socket.to_owned(), source: Box::new(source) })
+        .map_err(|source| Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) })
 }
 
 /// Tells the broker whose connection this is and what it does now.
@@ -56,7 +56,7 @@ pub(super) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) ->
         Ok(mut client) => match client.ping().await {
             Ok(_) => return Ok(()),
             // It is just ending.
-            Err(source) => Error::NoBroker { socket: socket.to_owned(), source: Box::new(source) },
+            Err(source) => Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) },
         },
         Err(missing) => missing,
     };

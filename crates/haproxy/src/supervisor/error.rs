@@ -32,12 +32,12 @@ pub enum Error {
         pid: Option<i32>,
     },
     /// The broker cannot be reached.
-    #[error("no broker at {socket}: {source}", socket = .socket.display())]
+    #[error("no broker answers at {}{}", socket.display(), why_not(.why))]
     NoBroker {
         /// Its control socket.
         socket: PathBuf,
-        /// Why.
-        source: Box<bindonce::Error>,
+        /// Why. Not a source: the message has it.
+        why: Box<bindonce::Error>,
     },
     /// A broker was started and did not come up.
     #[error("a broker was started for {socket} and did not come up: {story}", socket = .socket.display())]
@@ -105,6 +105,9 @@ impl Error {
             }
             Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
             Self::Sys(error) => error.hint(),
+            Self::System { source, .. } if source.raw_os_error() == Some(nix::libc::EMFILE) => {
+                Some(bindonce_sys::limits::reached())
+            }
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \
                  `bindonce reload --allow-empty` closes them all"
@@ -120,6 +123,14 @@ impl Error {
             Some(hint) => format!("{self}\nhint: {hint}"),
             None => self.to_string(),
         }
+    }
+}
+
+/// Why nobody answers, without the path, which the message has.
+fn why_not(error: &bindonce::Error) -> String {
+    match error {
+        bindonce::Error::Connect { source, .. } => format!(": {source}"),
+        other => format!(": {other}"),
     }
 }
 

@@ -38,7 +38,7 @@ impl Supervisor {
         let admin = format!("unix@{}", self.directory.admin(id).display());
         let kind = self.settings.kind.clone();
         // In master-worker mode the worker has them, not the first process.
-        move || listening(&kind.processes(pid), &known, &admin)
+        move || listening(&kind.processes(pid), &known, Some(&admin))
     }
 
     /// Tells what was found, once for each address.
@@ -54,6 +54,10 @@ impl Supervisor {
                 left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
             let (place, text, reason) = match line {
                 Some(line) => (line.place.to_string(), line.text.clone(), line.reason),
+                None if left_alone.is_none() => {
+                    let reason = "on a descriptor that it was not given";
+                    ("its own configuration".to_owned(), address.clone(), reason)
+                }
                 None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
             };
             if !lines.insert(text.clone()) || self.foreign.contains(&text) {
@@ -81,7 +85,11 @@ impl Supervisor {
 }
 
 /// The addresses that these processes listen on, but for the sockets in `known` and the one at `admin`.
-fn listening(pids: &[i32], known: &BTreeSet<u64>, admin: &str) -> BTreeSet<String> {
+pub(super) fn listening(
+    pids: &[i32],
+    known: &BTreeSet<u64>,
+    admin: Option<&str>,
+) -> BTreeSet<String> {
     let all = diag::listening().unwrap_or_default();
     let others: Vec<_> = all.into_iter().filter(|socket| !known.contains(&socket.inode)).collect();
     let inodes: Vec<_> = others.iter().map(|socket| socket.inode).collect();
@@ -90,7 +98,7 @@ fn listening(pids: &[i32], known: &BTreeSet<u64>, admin: &str) -> BTreeSet<Strin
     let own = others.into_iter().filter(|socket| held.contains(&socket.inode));
     // A UNIX socket keeps the temporary name that it was bound under: only its front counts.
     let addresses = own.map(|socket| socket.address.to_string());
-    addresses.filter(|address| !address.starts_with(admin)).collect()
+    addresses.filter(|at| admin.is_none_or(|admin| !at.starts_with(admin))).collect()
 }
 
 /// Whether a line of the configuration stands for a socket that the kernel shows.

@@ -1,5 +1,6 @@
 //! Processes of generations: taken on, watched, saved for the next supervisor, and let go.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -288,16 +289,40 @@ impl Supervisor {
         }
     }
 
+    /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.
+    fn say_what_stays(&self) {
+        if !self.ours.is_empty() {
+            let listeners = some_of(&self.ours);
+            tracing::info!(
+                "the broker keeps the addresses bound, and clients wait there until something serves \
+                 them again; to free them: bindonce release {listeners}"
+            );
+        }
+    }
+
     pub(super) fn end(self, ending: bindonce_core::generation::Ending) -> Ended {
         if let Err(error) = self.directory.clear() {
             tracing::warn!(%error, "the service's directory could not be cleared");
         }
         match ending {
-            bindonce_core::generation::Ending::Shutdown => Ended::Shutdown,
+            bindonce_core::generation::Ending::Shutdown => {
+                self.say_what_stays();
+                Ended::Shutdown
+            }
             bindonce_core::generation::Ending::NeverServed => {
                 Ended::NeverServed(self.failure.whole())
             }
         }
+    }
+}
+
+/// The first few names, and how many more.
+fn some_of(names: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(" "),
+        more => format!("{} ... ({more} more)", shown.join(" ")),
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_observe::Happening;
-use bindonce_sys::{holders, process};
+use bindonce_sys::{aside, holders, process};
 
 use super::admin::{Admin, NoAnswer};
-use super::{Kind, Message, Supervisor};
+use super::{Kind, Message, Supervisor, foreign};
 
 /// Between two looks at a generation that was told to stop: at first, and later.
 const STOP_LOOK: Duration = Duration::from_millis(2);
@@ -22,6 +22,8 @@ const STOP_LOOK_LATER: Duration = Duration::from_millis(10);
 /// Between two looks at one that drains: at first, and later.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
 const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
+/// How long a look at what a program listens on may take.
+const ELSEWHERE: Duration = Duration::from_secs(10);
 /// Between two looks at the one that serves.
 const SERVING_LOOK: Duration = Duration::from_secs(1);
 /// How long an answer of the admin socket may take.
@@ -61,7 +63,16 @@ impl Supervisor {
                     }
                 },
             }
-            let text = "somebody else has told this generation to stop; starting another";
+            let text = match listens_elsewhere(kind, pid, &inodes).await {
+                Some(addresses) => format!(
+                    "this program has closed the sockets that it was given and listens on {addresses} by \
+                     itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
+                     --variable), or give its address to --listen; starting another"
+                ),
+                None => "this generation has stopped, and not because the supervisor told it to; \
+                         starting another"
+                    .to_owned(),
+            };
             tracing::error!(generation = id.0, pid, "{text}");
             let happening = Happening::new(event::Kind::GenerationStopped, text);
             journal.record(happening.generation(id.0).pid(pid));
@@ -167,4 +178,14 @@ fn hold(kind: &Kind, pid: i32, inodes: &[u64]) -> std::io::Result<bool> {
         }
     };
     Ok(seen(process::family(pid))? || seen(kind.processes(pid))?)
+}
+
+/// What a program listens on besides these sockets; nothing of haproxy, which tells itself whether it stops.
+async fn listens_elsewhere(kind: Kind, pid: i32, inodes: &[u64]) -> Option<String> {
+    kind.program()?;
+    let known = inodes.iter().copied().collect();
+    let look = move || foreign::listening(&kind.processes(pid), &known, None);
+    let found = aside::within(ELSEWHERE, look).await.unwrap_or_default();
+    let addresses: Vec<_> = found.into_iter().take(4).collect();
+    (!addresses.is_empty()).then(|| addresses.join(", "))
 }

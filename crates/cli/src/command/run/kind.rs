@@ -108,8 +108,10 @@ impl Options {
         }
         if listeners.is_empty() {
             return Err(usage(format!(
-                "{} gets its sockets from --listen NAME=ADDR, and there is none; if it is haproxy, \
-                 say --kind haproxy\n",
+                "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it is haproxy \
+                 under another name, say --kind haproxy and give its -f FILE; of a script that starts \
+                 haproxy give the command that is in it, as in `-- haproxy -f FILE`, or let the script \
+                 end with `exec haproxy \"$@\"`, and write `--kind haproxy -- {0} -f FILE`\n",
                 first.display()
             )));
         }

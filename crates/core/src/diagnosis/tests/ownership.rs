@@ -8,7 +8,25 @@ fn a_socket_that_others_can_join_is_a_note_unless_it_is_the_brokers() {
     host.sockets[0].reuseport = Some(true);
     assert_eq!(only(&host, Kind::NotExclusive).severity, Severity::Note);
     host.held = vec![Held { exclusive: false, ..held(1) }];
-    assert_eq!(only(&host, Kind::NotExclusive).severity, Severity::Warning);
+    let found = only(&host, Kind::NotExclusive);
+    assert_eq!(found.severity, Severity::Warning);
+    assert!(found.cause.contains("taken over"), "{}", found.cause);
+}
+
+#[test]
+fn a_program_that_shares_its_port_with_itself_gets_advice_of_its_own() {
+    let nginx = Process { program: "nginx".to_owned(), ..haproxy(7, 9, &[1, 2, 3]) };
+    let mut host = look(vec![socket(":80", 1), socket(":80", 2), socket(":80", 3)], vec![nginx]);
+    for socket in &mut host.sockets {
+        socket.reuseport = Some(true);
+    }
+    host.held = vec![Held { exclusive: false, ..held(1) }];
+    for found in twice(&host) {
+        assert_eq!(found.kind, Kind::NotExclusive);
+        assert!(!found.cause.contains("taken over"), "{}", found.cause);
+        assert!(found.remedy[0].contains("configuration of nginx"), "{:?}", found.remedy);
+        assert!(!found.remedy[0].contains("haproxy"), "{:?}", found.remedy);
+    }
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! What is said when something is in the way: whose it is, and advice that helps when it is followed.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Haproxy, Process, Scene, config, eventually, finish};
+
+#[test]
+fn an_address_of_another_host_gets_advice_that_haproxy_knows() {
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return;
+    }
+    let _broker = scene.broker();
+    let said = scene.run("bind", &["10.9.9.9:8080"]).fails(1);
+    for part in ["`transparent`", "--listen NAME=10.9.9.9:8080,freebind", "ip_nonlocal_bind"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    // Followed with haproxy: what the hint says serves.
+    let Some(program) = Haproxy::system() else { return };
+    let text = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n\
+                frontend f\n    bind 10.9.9.9:8080\n";
+    let file = scene.write("f.cfg", text);
+    Haproxy::start_with(&scene, &["--listen", "vip=10.9.9.9:8080,freebind"], &program, &file);
+}
+
+#[test]
+fn a_missing_broker_is_named_once() {
+    let scene = Scene::new();
+    let file = scene.write("f.cfg", &config(scene.address(), 1));
+    let mut run = scene.bindonce("run");
+    let said = finish(run.args(["--name", "web", "--", "haproxy", "-f"]).arg(&file)).fails(1);
+    let path = scene.socket().display().to_string();
+    let error = said.lines().find(|line| line.starts_with("bindonce: ")).expect(&said);
+    assert_eq!(error.matches(&path).count(), 1, "{said}");
+    assert!(!error.contains("connect to the broker"), "{said}");
+    // Nor is a supervisor that does not run a broker.
+    let _broker = scene.broker();
+    for (verb, arguments) in
+        [("reload", ["--name", "web"]), ("retire", ["--name", "web"]), ("ping", ["--name", "web"])]
+    {
+        let said = scene.run(verb, &arguments).fails(1);
+        assert!(said.contains("service \"web\" has no supervisor"), "{said}");
+        assert!(!said.contains("broker") && !said.contains("bindonce serve"), "{said}");
+    }
+}
+
+#[test]
+fn too_many_open_files_names_whose_limit_it_is() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return;
+    }
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("f.cfg", &config(address, 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let pid = haproxy.supervisor.pid();
+    let mut limit = scene.command("prlimit");
+    finish(limit.args(["--pid", &pid.to_string(), "--nofile=60:4096"])).ok();
+    let text = config(address, 2) + "frontend more\n    bind 127.0.0.1:20000-20099\n";
+    scene.write("f.cfg", &text);
+    let said = haproxy.reload(&scene).fails(1);
+    for part in [&format!("pid {pid}"), "soft limit of 60", "bindonce retire"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn the_end_of_a_supervisor_says_what_stays_bound() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("f.cfg", &config(scene.address(), 1));
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    haproxy.supervisor.signal(Signal::SIGTERM);
+    let line = haproxy.supervisor.wait_line("bindonce release");
+    haproxy.supervisor.wait_exit();
+    let name = line.rsplit(' ').next().expect("a name");
+    // Followed.
+    scene.run("release", &[name]).ok();
+    assert_eq!(scene.run("list", &[]).ok(), "no listener is held\n");
+}
+
+#[test]
+fn the_cli_of_a_master_is_told_from_a_stats_socket() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let path = scene.path("master.sock");
+    let file = scene.write("f.cfg", &config(scene.address(), 1));
+    let mut command = scene.command(&program);
+    command.args(["-W", "-db", "-S"]).arg(&path).arg("-f").arg(&file);
+    let mut master = Process::start(&mut command);
+    let pid = master.pid().to_string();
+    eventually("the master's CLI", || path.exists().then_some(()));
+    let mut adopt = scene.bindonce("adopt");
+    let said = finish(adopt.args(["--dry-run", "--stats-socket"]).arg(&path)).fails(1);
+    assert!(said.contains("CLI of a haproxy master") && said.contains("--pid"), "{said}");
+    // Followed.
+    if nix::unistd::geteuid().is_root() {
+        eventually("its worker", || {
+            let said = finish(scene.bindonce("adopt").args(["--dry-run", "--pid", &pid]));
+            (said.code == Some(0)).then_some(())
+        });
+    }
+    master.signal(Signal::SIGTERM);
+    master.wait_exit();
+}
+
+#[test]
+fn a_script_that_starts_haproxy_works_as_the_advice_says() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("f.cfg", &config(scene.address(), 1));
+    let script = format!("#!/bin/sh\nexec {} \"$@\"\n", program.display());
+    let script = scene.write("start-it", &script);
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("chmod");
+    let said = finish(scene.bindonce("run").arg("--").arg(&script)).fails(2);
+    let advice = format!("`--kind haproxy -- {} -f FILE`", script.display());
+    assert!(said.contains("exec haproxy \"$@\"") && said.contains(&advice), "{said}");
+    // Followed.
+    let mut haproxy = Haproxy::start_with(&scene, &["--kind", "haproxy"], &script, &file);
+    haproxy.reload(&scene).ok();
+    haproxy.wait_serving(&scene);
+}
+
+#[test]
+fn a_program_that_listens_elsewhere_is_told_so() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (given, taken) = (scene.address(), scene.address());
+    let text = format!(
+        "import os, socket, time\nos.closerange(3, 64)\ns = socket.socket()\n\
+         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\ns.bind(('{}', {}))\ns.listen()\ntime.sleep(600)\n",
+        taken.ip(),
+        taken.port()
+    );
+    let script = scene.write("elsewhere.py", &text);
+    let mut command = scene.bindonce("run");
+    command.args(["--name", "py", "--ready-delay", "500ms", "--listen"]);
+    command.arg(format!("web={given}")).args(["--", "python3"]).arg(&script);
+    let mut run = Process::start(&mut command);
+    let line = run.wait_line("by itself, where bindonce protects nothing");
+    assert!(line.contains(&taken.to_string()) && line.contains("--listen"), "{line}");
+    assert!(!line.contains("told"), "{line}");
+    // It drains for as long as it likes; a second signal ends it.
+    run.signal(Signal::SIGTERM);
+    run.wait_line("shutdown asked for");
+    run.signal(Signal::SIGTERM);
+    run.wait_exit();
+}
