@@ -1,8 +1,11 @@
 //! Thousands of listeners: all of them, or none and the limit by its name.
 
+use std::io::Write as _;
+use std::net::TcpStream;
+
 use serde_json::json;
 
-use crate::harness::{Process, Scene, bindonce, finish, skip};
+use crate::harness::{Haproxy, Process, Scene, bindonce, config, finish, skip};
 
 /// `bindonce serve` under a limit of open files.
 fn broker_with_limit(scene: &Scene, files: u32) -> Process {
@@ -50,4 +53,44 @@ fn with_the_limit_too_low_it_is_named_and_nothing_is_bound() {
     assert!(broker.is_running());
     scene.wire().bind(&["127.0.0.1:20000"]);
     assert_eq!(count(), 1, "the broker works on");
+}
+
+/// A supervisor that may have two descriptors for each listener and some more, but not three.
+#[test]
+fn a_reload_needs_each_listener_twice_and_a_start_once() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return;
+    }
+    let _broker = scene.broker();
+    let address = scene.address();
+    const LISTENERS: usize = 600;
+    const LIMIT: usize = 2 * LISTENERS + 120;
+    let text = |tag: u64| {
+        config(address, tag)
+            .replace("maxconn 500", "maxconn 50")
+            .replace("    http-request", "    bind 127.0.0.1:20000-20598\n    http-request")
+    };
+    let file = scene.write("haproxy.cfg", &text(1));
+    let mut command = scene.command("sh");
+    let script = format!("ulimit -n {LIMIT}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script]).arg(bindonce()).args(["run", "--socket"]).arg(scene.socket());
+    command.args(["--name", "web", "--"]).args([program.as_os_str(), "-f".as_ref(), file.as_ref()]);
+    let supervisor = Process::start(&mut command);
+    let mut haproxy = Haproxy { supervisor, service: "web".to_owned() };
+    haproxy.wait_serving(&scene);
+    haproxy.supervisor.wait_line("a reload needs about");
+    let pid = haproxy.supervisor.pid();
+    let open = || std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
+    let mut halves = Vec::new();
+    for tag in 2..6 {
+        let mut half = TcpStream::connect(address).expect("connecting");
+        half.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
+        halves.push(half);
+        scene.write("haproxy.cfg", &text(tag));
+        haproxy.reload(&scene).ok();
+    }
+    // However many generations drain, they share them.
+    assert!(open() < LISTENERS + 120, "{} descriptors", open());
 }

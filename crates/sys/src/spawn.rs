@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -51,8 +52,8 @@ pub struct Launch {
     /// Where it starts; None is the directory of this process.
     pub cwd: Option<PathBuf>,
     /// Descriptors, from 3 up in this order, each with the variable that says its number; no
-    /// variable is set where that is empty.
-    pub descriptors: Vec<(String, OwnedFd)>,
+    /// variable is set where that is empty. Whoever shares them needs no copies for it.
+    pub descriptors: Vec<(String, Arc<OwnedFd>)>,
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
@@ -205,7 +206,7 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn hand_over(socket: &OwnedFd, descriptors: &[(String, OwnedFd)]) -> Result<(), Error> {
+fn hand_over(socket: &OwnedFd, descriptors: &[(String, Arc<OwnedFd>)]) -> Result<(), Error> {
     let deadline = Instant::now() + HANDOVER;
     let mut text = Vec::new();
     for (name, _) in descriptors {

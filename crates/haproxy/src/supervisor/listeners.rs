@@ -1,8 +1,10 @@
 //! The listeners that a generation was given, as the supervisor keeps them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce::Lease;
 use bindonce_core::address::Address;
@@ -15,7 +17,8 @@ use super::version::Version;
 #[derive(Debug)]
 pub(super) struct Held {
     /// Our descriptor of it: for looking at its queue, never for accepting.
-    pub(super) fd: OwnedFd,
+    /// All generations that have it share one.
+    pub(super) fd: Arc<OwnedFd>,
     /// Its name on the wire.
     pub(super) label: String,
     /// What was claimed.
@@ -33,16 +36,22 @@ pub(super) fn read(text: &str) -> Option<Listener> {
     text.parse::<ListenSpec>().ok().map(|spec| spec.first)
 }
 
+/// The descriptors of the sockets that older generations have, by inode.
+pub(super) type Known = HashMap<u64, Arc<OwnedFd>>;
+
 impl Held {
-    /// What a lease gave for `listener`.
-    pub(super) fn new(lease: Lease, listener: &Listener) -> Rc<Self> {
+    /// What a lease gave for `listener`; of a socket that is known already its descriptor there is kept,
+    /// and the new one closed.
+    pub(super) fn new(lease: Lease, listener: &Listener, known: &Known) -> Rc<Self> {
+        let inode = lease.inode();
+        let fd = |lease: Lease| Arc::new(lease.into_fd());
         Rc::new(Self {
             label: lease.name().to_owned(),
             listener: listener.clone(),
             bound: lease.bound().parse().unwrap_or_else(|_| listener.address.clone()),
-            inode: lease.inode(),
+            inode,
             created: lease.created(),
-            fd: lease.into_fd(),
+            fd: known.get(&inode).cloned().unwrap_or_else(|| fd(lease)),
         })
     }
 

@@ -95,6 +95,7 @@ impl Supervisor {
         let watchdog = Rc::clone(&self.watchdog);
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
+        let descriptors = self.descriptors();
         let step = start::Step::default();
         let now = step.clone();
         let task = super::spawn(async move {
@@ -113,7 +114,7 @@ impl Supervisor {
                         now.set("asking the serving haproxy for the state of its servers");
                         server_state::carry(rendering, &serving).await;
                     }
-                    let how = start::How { older_alive, no_epoll };
+                    let how = start::How { older_alive, no_epoll, known: descriptors };
                     // Until it has taken over, our death must not leave it beside the older one.
                     let tell = |pid| {
                         if older_alive {

@@ -68,6 +68,7 @@ impl Supervisor {
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
+        warn_of_limit(listeners);
         self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
         if !created.is_empty() {
             self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
@@ -335,4 +336,21 @@ fn end_quietly(pidfd: Pidfd) {
             let _ = pidfd.try_wait();
         }
     });
+}
+
+/// A reload has each listener twice for a moment: once of the older generation, and once as the broker
+/// gives it.
+fn warn_of_limit(listeners: usize) {
+    /// What a supervisor has open besides: connections, pipes, admin sockets.
+    const BESIDES: u64 = 256;
+    let (limit, _) = bindonce_sys::limits::nofile();
+    let needed = 2 * listeners as u64 + BESIDES;
+    if needed > limit {
+        tracing::warn!(
+            listeners,
+            limit,
+            "a reload needs about {needed} descriptors, and RLIMIT_NOFILE allows this supervisor \
+             fewer: raise its hard limit (LimitNOFILE=, `ulimit -Hn`) and start it again"
+        );
+    }
 }

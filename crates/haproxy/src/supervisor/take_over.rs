@@ -199,7 +199,9 @@ impl Supervisor {
             }
             let leases =
                 lease.claim(&claims).await.map_err(|error| Error::Claim(Box::new(error)))?;
-            let held = leases.into_iter().zip(&wanted).map(|(lease, l)| Held::new(lease, l));
+            let known = self.descriptors();
+            let held = leases.into_iter().zip(&wanted);
+            let held = held.map(|(lease, listener)| Held::new(lease, listener, &known));
             Ok::<_, Error>((held.collect(), lease))
         };
         match claim.await {

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce::ErrorCode;
@@ -14,6 +15,7 @@ use bindonce_observe::{Happening, Journal};
 use tokio::sync::oneshot;
 
 use super::generation::Generation;
+use super::listeners::Known;
 use super::{Message, Supervisor, broker};
 
 /// How long the broker may take to know that leases have ended.
@@ -81,6 +83,12 @@ impl Supervisor {
         let unused: Vec<_> =
             created.map(|held| held.label.clone()).filter(|label| !used.contains(label)).collect();
         self.ours.retain(|label| !unused.contains(label));
+    }
+
+    /// The descriptors of all listeners that generations have, by inode.
+    pub(super) fn descriptors(&self) -> Known {
+        let all = self.generations.values().flat_map(|generation| &generation.listeners);
+        all.map(|held| (held.inode, Arc::clone(&held.fd))).collect()
     }
 
     /// The names of the listeners that some generation has.

@@ -38,7 +38,7 @@ impl Haunted {
         let mut launch = Launch::new(std::env::current_exe().expect("path"));
         launch.args = vec!["child".into(), "ghost".into(), kind.into()];
         launch.stdout = Stdio::piped();
-        launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup"))];
+        launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup").into())];
         let mut started = launch.start().expect("start");
         let pipe = std::fs::File::from(started.stdout.take().expect("piped"));
         let mut line = String::new();
@@ -142,7 +142,7 @@ fn of_haproxy() {
     let inode = rustix::fs::fstat(&listener).expect("fstat").st_ino;
     let mut launch = Launch::new("haproxy");
     launch.args = vec!["-db".into(), "-f".into(), file.clone().into()];
-    launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup"))];
+    launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup").into())];
     let started = launch.start().expect("start");
     let client = TcpStream::connect(at).expect("connect");
     let (relayed, _) = server.accept().expect("haproxy connects");

@@ -216,7 +216,7 @@ fn haproxy() {
         launch.args = ["-db", "-f", file.to_str().expect("path"), "-sf", &pid().to_string()]
             .map(Into::into)
             .to_vec();
-        launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup"))];
+        launch.descriptors = vec![("L".to_owned(), listener.try_clone().expect("dup").into())];
         let scene = Scene::new(launch).await;
         let Some(scene) = scene else { return };
         assert_eq!(scene.called().await, Some(scene.started.pid));

@@ -64,7 +64,7 @@ fn finds_everything() {
         "echo $WEB $API $COLOUR $PWD $$ \"[$HOME]\"; for n in $WEB $API 0; do readlink /proc/self/fd/$n; done; \
          ls /proc/self/fd | wc -l; echo done >&2; exit 7",
     );
-    launch.descriptors = vec![("WEB".to_owned(), first), ("API".to_owned(), second)];
+    launch.descriptors = vec![("WEB".to_owned(), first.into()), ("API".to_owned(), second.into())];
     launch.env = vec![("COLOUR".into(), "blue".into())];
     launch.env_remove = vec!["HOME".into()];
     launch.cwd = Some("/proc".into());
@@ -85,7 +85,7 @@ fn service() {
         "echo $$ $LISTEN_PID $LISTEN_FDS; cut -d' ' -f6 /proc/$$/stat; grep SigIgn /proc/$$/status",
     );
     launch.service = true;
-    launch.descriptors = vec![(String::new(), socket)];
+    launch.descriptors = vec![(String::new(), socket.into())];
     // What is given wins over what is taken away.
     launch.env = vec![("LISTEN_FDS".into(), "1".into())];
     launch.env_remove = vec!["LISTEN_FDS".into(), "LISTEN_PID".into()];
@@ -160,7 +160,7 @@ fn many_descriptors() {
     launch.descriptors = sockets
         .into_iter()
         .enumerate()
-        .map(|(n, (fd, _))| (if n == 300 { String::new() } else { format!("V{n}") }, fd))
+        .map(|(n, (fd, _))| (if n == 300 { String::new() } else { format!("V{n}") }, fd.into()))
         .collect();
     let (stdout, stderr, exit) = finish(launch.start().expect("start"));
     assert!(exit.success(), "{stderr}");
@@ -178,7 +178,7 @@ fn not_found() {
     let mut launch = Launch::new("bindonce-no-such-program");
     launch.stdout = Stdio::piped();
     launch.stderr = Stdio::piped();
-    launch.descriptors = vec![("A".to_owned(), socket().0)];
+    launch.descriptors = vec![("A".to_owned(), socket().0.into())];
     let (_, stderr, exit) = finish(launch.start().expect("start"));
     assert_eq!(exit, Exit::Code(127));
     assert!(stderr.contains("cannot execute bindonce-no-such-program: ENOENT"), "{stderr}");
@@ -187,7 +187,7 @@ fn not_found() {
 fn dead_shim() {
     let mut launch = shell("true");
     launch.env = vec![("TEST_SHIM_DIES".into(), "1".into())];
-    launch.descriptors = (0..1000).map(|n| (format!("V{n}"), socket().0)).collect();
+    launch.descriptors = (0..1000).map(|n| (format!("V{n}"), socket().0.into())).collect();
     let (_, _, exit) = finish(launch.start().expect("start"));
     assert_eq!(exit, Exit::Code(9));
 }

@@ -90,7 +90,7 @@ fn start(
     launch.env_remove = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"]
         .map(OsString::from)
         .to_vec();
-    launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd)).collect();
+    launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd.into())).collect();
     launch.stderr = Stdio::piped();
     // It has the sockets: were it left behind, they would stay bound.
     launch.tied = true;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::address::Address;
 use bindonce_core::generation::GenerationId;
@@ -12,7 +13,7 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, Order, copies};
+use super::{How, Order, passed};
 use crate::config::{Messages, Rendering, Supplied, System};
 use crate::supervisor::directory::Directory;
 use crate::supervisor::listeners::Held;
@@ -100,23 +101,23 @@ pub(super) fn order(
     rendered: &Rendered,
     directory: &Directory,
     id: GenerationId,
-    how: How,
+    how: &How,
     listeners: &[Rc<Held>],
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(kind.command.program.clone());
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let admin = rendered.admin.then(|| directory.admin(id));
     if let Some(path) = &admin {
-        descriptors.push(listen_for_admin(path)?);
+        descriptors.push((String::new(), Arc::new(listen_for_admin(path)?)));
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
     let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
-    descriptors.extend(copies(listeners)?);
+    // Their variables are in the environment already: some stand for several descriptors.
+    descriptors.extend(passed(listeners));
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
     let environment = rendered.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
-    // Their variables are in the environment already: some stand for several descriptors.
-    launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd)).collect();
+    launch.descriptors = descriptors;
     launch.args = kind.command.arguments_on(&rendered.files);
     launch.args.push("-db".into());
     if how.no_epoll {

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
@@ -24,7 +25,7 @@ use bindonce_sys::spawn::Launch;
 use tokio::task::AbortHandle;
 
 use super::directory::Directory;
-use super::listeners::Held;
+use super::listeners::{Held, Known};
 use super::readiness::Notifications;
 use super::{Error, Kind, Settings, broker};
 use crate::config::{Messages, Rendering};
@@ -69,12 +70,14 @@ pub(super) struct Launched {
 }
 
 /// What a start depends on besides its configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct How {
     /// An older generation is alive, so haproxy is given `-sf`.
     pub(super) older_alive: bool,
     /// haproxy must not use epoll, where its ghosts could not be removed.
     pub(super) no_epoll: bool,
+    /// The descriptors of listeners that other generations have: none is had twice.
+    pub(super) known: Known,
 }
 
 /// A start that has no process yet.
@@ -132,10 +135,10 @@ pub(super) async fn launch(
     step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
-    let listeners = claim(&mut lease, settings, prepared.rendering()).await?;
+    let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(kind), Prepared::Haproxy(rendered)) => {
-            haproxy::order(kind, rendered, directory, id, how, &listeners)?
+            haproxy::order(kind, rendered, directory, id, &how, &listeners)?
         }
         (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
         // Each kind prepares its own.
@@ -174,6 +177,7 @@ async fn claim(
     lease: &mut bindonce::aio::Client,
     settings: &Settings,
     rendering: Option<&Rendering>,
+    known: &Known,
 ) -> Result<Vec<Rc<Held>>, Error> {
     let wanted: Vec<&Listener> = match rendering {
         Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
@@ -190,11 +194,11 @@ async fn claim(
         Some(rendering) => haproxy::refused(error, rendering),
         None => Error::Claim(Box::new(error)),
     })?;
-    Ok(leases.into_iter().zip(wanted).map(|(lease, listener)| Held::new(lease, listener)).collect())
+    let held = leases.into_iter().zip(wanted);
+    Ok(held.map(|(lease, listener)| Held::new(lease, listener, known)).collect())
 }
 
-/// Copies of the listeners' descriptors, to be given away.
-fn copies(listeners: &[Rc<Held>]) -> Result<Vec<OwnedFd>, Error> {
-    let copies: Result<Vec<_>, _> = listeners.iter().map(|held| held.fd.try_clone()).collect();
-    copies.map_err(Error::system("copy a listener's descriptor"))
+/// The listeners' descriptors, to be passed on.
+fn passed(listeners: &[Rc<Held>]) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
+    listeners.iter().map(|held| (String::new(), Arc::clone(&held.fd)))
 }

@@ -8,7 +8,7 @@ use bindonce_core::name::Name;
 use bindonce_sys::inherit;
 use bindonce_sys::spawn::Launch;
 
-use super::{Order, copies};
+use super::{Order, passed};
 use crate::config::Messages;
 use crate::program::{Numbers, Program, Readiness};
 use crate::supervisor::listeners::Held;
@@ -48,7 +48,6 @@ pub(super) fn order(
     if let Some(notifications) = &notifications {
         set("NOTIFY_SOCKET", notifications.address().to_owned());
     }
-    let copies = copies(listeners)?;
-    launch.descriptors = copies.into_iter().map(|fd| (String::new(), fd)).collect();
+    launch.descriptors = passed(listeners).collect();
     Ok(Order { launch, messages: Messages::default(), admin: None, notifications })
 }
