@@ -1,6 +1,8 @@
 //! What the registry says, in the words of the wire.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
@@ -19,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::claiming::Denied;
 use crate::guard;
-use crate::intruder;
+use crate::inquiry::{Inquiry, Question};
 use crate::socket::Socket;
 use crate::state::State;
 
@@ -259,9 +261,9 @@ pub(crate) fn denied(denial: &Denial) -> RpcError {
     })
 }
 
-/// A claim got nothing. If another process has the address, the error says which;
-/// finding out reads all of /proc, so it happens beside the broker's own thread.
-pub(crate) async fn claim_failed(failure: Denied) -> RpcError {
+/// A claim got nothing. If another process has the address, the error says which, if that is
+/// known in time.
+pub(crate) async fn claim_failed(state: &RefCell<State>, failure: Denied) -> RpcError {
     match failure {
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
@@ -274,12 +276,19 @@ pub(crate) async fn claim_failed(failure: Denied) -> RpcError {
                 "release some, or raise {limit} in [limits] of its configuration"
             ))
         }
-        Denied::NotOpened(listener, error) => not_opened(*listener, error).await,
+        Denied::NotOpened(listener, error) => {
+            let inquiry = Rc::clone(&state.borrow().inquiry);
+            not_opened(&inquiry, listener, error).await
+        }
         Denied::NotChanged(listener, error) => not_changed(&listener, &error),
     }
 }
 
-async fn not_opened(listener: Listener, error: bindonce_sys::Error) -> RpcError {
+async fn not_opened(
+    inquiry: &Inquiry,
+    listener: Box<Listener>,
+    error: bindonce_sys::Error,
+) -> RpcError {
     if error.is_descriptor_limit() {
         let answer = RpcError::new(ErrorCode::LIMIT, error.to_string());
         return answer.with("address", listener.address.to_string()).with_hint(raise_limit());
@@ -291,16 +300,15 @@ async fn not_opened(listener: Listener, error: bindonce_sys::Error) -> RpcError 
         answer = answer.with("errno", errno);
     }
     let mut hint = error.hint();
-    if errno == Some(Errno::EADDRINUSE as i32) {
-        let found = tokio::task::spawn_blocking(move || intruder::who_has(&listener)).await;
-        if let Ok(Some(who)) = found {
-            answer.message = format!("{}, held by {who}", answer.message);
-            hint = Some(
-                "stop that process, or have it started through bindonce so that it shares the \
-                 listener"
-                    .to_owned(),
-            );
-        }
+    if errno == Some(Errno::EADDRINUSE as i32)
+        && let Some(who) = inquiry.ask(Question::InTheWay(listener)).await
+    {
+        answer.message = format!("{}, held by {who}", answer.message);
+        hint = Some(
+            "stop that process, or have it started through bindonce so that it shares the \
+             listener"
+                .to_owned(),
+        );
     }
     match hint {
         Some(hint) => answer.with_hint(hint),

@@ -63,7 +63,7 @@ pub(crate) async fn store(
     let uid = link.caller.peer.uid;
     let room = state.borrow().room(uid, sorted.new);
     if let Err(denied) = room {
-        return Err(answer::claim_failed(denied).await);
+        return Err(answer::claim_failed(state, denied).await);
     }
     let Sorted { found, wants, .. } = sorted;
     let claimed = {
@@ -75,7 +75,7 @@ pub(crate) async fn store(
     gate.given.notify_one();
     let leases = match claimed {
         Ok(leases) => leases,
-        Err(failure) => return Err(answer::claim_failed(failure).await),
+        Err(failure) => return Err(answer::claim_failed(state, failure).await),
     };
     let store = state.borrow().store.clone();
     if let Some(store) = store {

@@ -2,15 +2,15 @@
 //!
 //! Whoever has a descriptor of a listener can end its LISTEN state for everybody.
 //! The kernel tells at once ([`bindonce_sys::guard`]), and the listener is made to
-//! listen again before anything else happens on this thread; who may have done it is
-//! looked up afterwards, beside it, because that reads all of /proc. A UNIX path
+//! listen again, some at a time, with a turn for everybody else in between. Who may have done it
+//! is asked afterwards ([`crate::inquiry`]), once for all that have fallen meanwhile. A UNIX path
 //! whose socket was shut down gets a new socket, since nothing repairs the old one.
 //!
 //! Options that somebody set on a shared socket hold for all that share it. They are
 //! reported and left as they are: a generation that sets them means them.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,17 +23,20 @@ use bindonce_observe::{Happening, Journal};
 use bindonce_sys::guard::{self, Health};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::watch::Watch;
-use bindonce_sys::{holders, listen, queue};
+use bindonce_sys::{listen, queue};
+use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use crate::intruder;
+use crate::closing::LOGGED_ONE_BY_ONE;
+use crate::inquiry::Question;
 use crate::socket::Socket;
 use crate::state::State;
 
 /// How often to try again with a listener that cannot be made to listen now.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A listener that is ended again and again gets one line in the log each time this has passed.
+/// The log is told of repairs each time this has passed.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What watches all listeners of one broker.
@@ -42,12 +45,21 @@ pub(crate) struct Guard {
     kernel: guard::Guard,
     /// Inodes of listeners that do not listen and could not be helped so far.
     broken: RefCell<BTreeSet<u64>>,
+    /// Inodes of those that were made to listen again, and how often, since the log was told.
+    untold: RefCell<BTreeMap<u64, u64>>,
+    /// Rung when there is something to tell.
+    bell: Notify,
 }
 
 impl Guard {
     /// One that watches nothing yet.
     pub(crate) fn new() -> std::io::Result<Rc<Self>> {
-        Ok(Rc::new(Self { kernel: guard::Guard::new()?, broken: RefCell::default() }))
+        Ok(Rc::new(Self {
+            kernel: guard::Guard::new()?,
+            broken: RefCell::default(),
+            untold: RefCell::default(),
+            bell: Notify::new(),
+        }))
     }
 
     /// For a listener that is not watched yet.
@@ -57,7 +69,6 @@ impl Guard {
             watched: OnceCell::new(),
             inode,
             repaired: Cell::new(0),
-            told: Cell::new(None),
             noticed: RefCell::default(),
         }
     }
@@ -72,8 +83,6 @@ pub(crate) struct Care {
     inode: u64,
     /// How often it was made to listen again.
     repaired: Cell<u64>,
-    /// How often the log has been told, while somebody looks into it.
-    told: Cell<Option<u64>>,
     /// Changed options that the log has been told of.
     noticed: RefCell<Vec<Change>>,
 }
@@ -116,6 +125,10 @@ impl Drop for Care {
 
 /// Keeps every listener listening, for as long as the broker runs.
 pub(crate) async fn keep(state: &Rc<RefCell<State>>) {
+    tokio::join!(watch(state), report(state));
+}
+
+async fn watch(state: &Rc<RefCell<State>>) {
     let guard = Rc::clone(&state.borrow().guard);
     let watch = match Watch::new(&guard.kernel) {
         Ok(watch) => watch,
@@ -133,6 +146,8 @@ pub(crate) async fn keep(state: &Rc<RefCell<State>>) {
             look_after(state, *inode);
         }
         if !fallen.is_empty() {
+            // Whoever ends them again and again keeps nobody else from its turn.
+            yield_now().await;
             continue;
         }
         if guard.broken.borrow().is_empty() {
@@ -175,7 +190,7 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
             }
             Ok(Health::Repaired) => {
                 broken.remove(&inode);
-                held.opened.handle.care.count();
+                held.opened.handle.care.count(inode);
             }
             Ok(Health::ShutDown) if !matches!(held.listener.address, Address::Unix(_)) => {
                 tracing::error!(
@@ -203,9 +218,8 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
         health
     };
     match health {
-        Ok(Health::Repaired) => investigate(state, inode),
         Ok(Health::ShutDown) => put_another(state, inode),
-        Ok(Health::Listening) | Err(_) => {}
+        Ok(Health::Listening | Health::Repaired) | Err(_) => {}
     }
 }
 
@@ -224,9 +238,7 @@ fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
                     hint = "reload those who have it: they hear nothing on the old socket",
                     "listener was shut down by somebody who shares it; a new socket has its path"
                 );
-                held.opened.handle.care.count();
-                drop(state_ref);
-                investigate(state, new);
+                held.opened.handle.care.count(new);
             }
         }
         Ok(None) => {}
@@ -244,70 +256,60 @@ fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
 }
 
 impl Care {
-    fn count(&self) {
+    fn count(&self, inode: u64) {
         self.repaired.set(self.repaired.get() + 1);
+        *self.guard.untold.borrow_mut().entry(inode).or_default() += 1;
+        self.guard.bell.notify_one();
     }
 }
 
-/// Looks for the likely culprit and tells the log, once in a while for a
-/// listener that does not come to rest.
-fn investigate(state: &Rc<RefCell<State>>, inode: u64) {
-    if let Some((_, held)) = state.borrow().registry.by_inode(inode)
-        && held.opened.handle.care.told.get().is_none()
-    {
-        held.opened.handle.care.told.set(Some(held.opened.handle.care.repaired.get() - 1));
-        let state = Rc::clone(state);
-        tokio::task::spawn_local(async move {
-            while tell(&state, inode).await {
-                sleep(QUIET).await;
-            }
-        });
+/// Tells the log of repairs, and who shares those listeners.
+async fn report(state: &RefCell<State>) {
+    let guard = Rc::clone(&state.borrow().guard);
+    loop {
+        guard.bell.notified().await;
+        let untold = guard.untold.take();
+        if untold.is_empty() {
+            continue;
+        }
+        let inquiry = Rc::clone(&state.borrow().inquiry);
+        // A few are enough to find out who it is.
+        let some = untold.keys().take(LOGGED_ONE_BY_ONE).copied().collect();
+        let sharing = inquiry.ask(Question::Sharing(some)).await;
+        let sharing = sharing.unwrap_or_else(|| "nobody who is known".to_owned());
+        tell(&state.borrow(), &untold, &sharing);
+        sleep(QUIET).await;
     }
 }
 
-/// Tells of the repairs since the last time. False if there were none.
-async fn tell(state: &RefCell<State>, inode: u64) -> bool {
-    let times = {
-        let state = state.borrow();
-        let Some((_, held)) = state.registry.by_inode(inode) else { return false };
-        let care = &held.opened.handle.care;
-        let times = care.repaired.get() - care.told.get().unwrap_or(0);
-        care.told.set((times != 0).then(|| care.repaired.get()));
-        times
-    };
-    if times == 0 {
-        return false;
+fn tell(state: &State, untold: &BTreeMap<u64, u64>, sharing: &str) {
+    const HINT: &str = "one of those who share it disconnected it or shut it down (haproxy does on \
+                        SIGTTOU with a socket that came by -x): clients that waited in its queue \
+                        were reset";
+    let times: u64 = untold.values().sum();
+    let held = |inode: &u64| state.registry.by_inode(*inode).map(|(_, held)| held);
+    if untold.len() > LOGGED_ONE_BY_ONE {
+        let (count, first) = (untold.len(), untold.keys().find_map(held));
+        let first = first.map(|held| held.listener.label());
+        let text = "listeners had left LISTEN and were made to listen again";
+        tracing::warn!(count, times, first, shared_by = sharing, hint = HINT, "{text}");
+        let text = format!("{count} {text}, {times} times; shared by {sharing}");
+        state.journal.record(Happening::new(Kind::ListenerRepaired, text));
+        return;
     }
-    let found = tokio::task::spawn_blocking(move || suspects(inode)).await;
-    let suspects = found.unwrap_or_default();
-    let state = state.borrow();
-    let Some((_, held)) = state.registry.by_inode(inode) else { return false };
-    tracing::warn!(
-        listener = held.listener.label(), address = %held.opened.bound, inode, times,
-        shared_by = suspects.as_str(),
-        hint = "one of those who share it disconnected it or shut it down (haproxy does on SIGTTOU \
-                with a socket that came by -x): clients that waited in its queue were reset",
-        "listener had left LISTEN and was made to listen again"
-    );
-    let text = format!(
-        "{} had left LISTEN and was made to listen again, {times} times; shared by {suspects}",
-        held.listener.label()
-    );
-    state.journal.record(Happening::new(Kind::ListenerRepaired, text));
-    true
-}
-
-/// Who else has a socket, as `pid 12 (haproxy)`.
-fn suspects(inode: u64) -> String {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut pids: Vec<i32> = holders::of(&[inode]).iter().map(|holder| holder.pid).collect();
-    pids.dedup();
-    pids.retain(|pid| *pid != own);
-    if pids.is_empty() {
-        return "nobody who can be seen (any more)".to_owned();
+    for (inode, times) in untold {
+        let Some(held) = held(inode) else { continue };
+        let label = held.listener.label();
+        tracing::warn!(
+            listener = label, address = %held.opened.bound, inode, times,
+            shared_by = sharing, hint = HINT,
+            "listener had left LISTEN and was made to listen again"
+        );
+        let text = format!(
+            "{label} had left LISTEN and was made to listen again, {times} times; shared by {sharing}"
+        );
+        state.journal.record(Happening::new(Kind::ListenerRepaired, text));
     }
-    let named: Vec<String> = pids.iter().take(8).map(intruder::named).collect();
-    named.join(", ")
 }
 
 /// What of a listener's socket somebody has changed.

@@ -23,7 +23,7 @@ mod error;
 mod file;
 mod giving;
 mod guard;
-mod intruder;
+mod inquiry;
 mod metrics;
 mod recording;
 mod records;

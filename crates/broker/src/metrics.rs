@@ -167,7 +167,7 @@ async fn on_listener(state: &Rc<RefCell<State>>, config: &Config) {
     let leases = match claimed {
         Ok(leases) => leases,
         Err(denied) => {
-            let error = answer::claim_failed(denied).await;
+            let error = answer::claim_failed(state, denied).await;
             tracing::error!(
                 %listener, %error, hint = error.hint(), "no metrics on the listener of --metrics"
             );

@@ -29,12 +29,12 @@ use bindonce_core::time::Timestamp;
 use bindonce_observe::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
-use bindonce_sys::{diag, holders, identity};
+use bindonce_sys::{aside, diag, holders, identity};
 use bindonce_wire::manifest::Entry;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::intruder;
+use crate::inquiry;
 use crate::restore::{Found, as_written};
 use crate::state::State;
 
@@ -43,6 +43,9 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// How long claims wait for all of this.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a look at all of /proc may take.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Opens when the broker holds all that it can have back.
 #[derive(Debug, Default)]
@@ -107,7 +110,7 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
     for entry in &state.missing {
         let pids: Vec<String> = held
             .get(&entry.inode)
-            .map(|holders| holders.iter().map(|holder| intruder::named(&holder.pid)).collect())
+            .map(|holders| holders.iter().map(|holder| inquiry::named(&holder.pid)).collect())
             .unwrap_or_default();
         let held_by =
             if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") };
@@ -140,7 +143,7 @@ async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     // It reads all of /proc, so it happens beside this thread.
-    let found = tokio::task::spawn_blocking(move || holders::of(&inodes)).await.unwrap_or_default();
+    let found = aside::within(LOOK, move || holders::of(&inodes)).await.unwrap_or_default();
     let mut held: BTreeMap<u64, Vec<Holder>> = BTreeMap::new();
     for holder in found.into_iter().filter(|holder| holder.pid != own) {
         let holders = held.entry(holder.inode).or_default();
@@ -154,8 +157,7 @@ async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
 /// Forgets what nobody holds any more; gives how many. The kernel's list of listening sockets
 /// tells, which has those of other pid namespaces too.
 async fn forget_closed(state: &Rc<RefCell<State>>) -> usize {
-    let listening = tokio::task::spawn_blocking(diag::listening).await;
-    let Ok(Ok(listening)) = listening else { return 0 };
+    let Ok(Ok(listening)) = aside::within(LOOK, diag::listening).await else { return 0 };
     let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
     // Those of another network namespace are not on this list.
     let elsewhere =
@@ -180,7 +182,7 @@ async fn take(state: &Rc<RefCell<State>>) {
     let held = look(state).await;
     let entries: Vec<Entry> =
         state.borrow().missing.iter().filter(|entry| !entry.tentative).cloned().collect();
-    let taken = tokio::task::spawn_blocking(move || {
+    let taken = aside::within(LOOK, move || {
         let from = |entry: &Entry| {
             held.get(&entry.inode)?.iter().find_map(|holder| from_process(entry, *holder))
         };

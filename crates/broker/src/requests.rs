@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
@@ -25,9 +24,6 @@ use crate::rights::{allow, allow_all, allow_claim, allow_named, known, problems,
 use crate::start;
 use crate::state::State;
 use crate::upgrade;
-
-/// How long the lookup of a host name may take.
-const LOOKUP: Duration = Duration::from_secs(5);
 
 /// A reply: its text, which ends in a line end, and the descriptors that go with it.
 #[derive(Debug)]
@@ -166,7 +162,7 @@ async fn bind(
     let mut wants = Vec::with_capacity(elements.len());
     for (index, element) in elements.into_iter().enumerate() {
         let Bind { target, tentative, change } = element;
-        let wanted = wanted(state, target, change).await.map_err(|mut error| {
+        let wanted = wanted(state, target, change).map_err(|mut error| {
             error.message = format!("params[{index}]: {}", error.message);
             error
         })?;
@@ -179,7 +175,7 @@ async fn bind(
     let claimed = state.borrow_mut().claim_unsettled(caller.connection, wants);
     let leases = match claimed {
         Ok(leases) => leases,
-        Err(failure) => return Err(answer::claim_failed(failure).await),
+        Err(failure) => return Err(answer::claim_failed(state, failure).await),
     };
     if leases.iter().any(|lease| lease.created) {
         let store = state.borrow().store.clone();
@@ -199,7 +195,7 @@ async fn bind(
 }
 
 /// What an element of `bind` asks for.
-async fn wanted(state: &RefCell<State>, target: Target, change: bool) -> Result<Wanted, RpcError> {
+fn wanted(state: &RefCell<State>, target: Target, change: bool) -> Result<Wanted, RpcError> {
     match target {
         Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
         Target::Name { name } => {
@@ -207,7 +203,7 @@ async fn wanted(state: &RefCell<State>, target: Target, change: bool) -> Result<
             Ok(Wanted::Named(name))
         }
         Target::Tcp { address, port, backlog } => {
-            let at = SocketAddr::new(ip(&address, port).await?, port);
+            let at = SocketAddr::new(ip(&address)?, port);
             let options = Options { backlog, ..Options::default() };
             let listener = Listener::new(None, Address::Tcp(at), options);
             let mut listener = listener.map_err(|error| invalid(&error))?;
@@ -220,33 +216,20 @@ async fn wanted(state: &RefCell<State>, target: Target, change: bool) -> Result<
     }
 }
 
-/// The address that multibinder's client names, which may be a host name.
-async fn ip(address: &str, port: u16) -> Result<IpAddr, RpcError> {
-    if address.is_empty() || address == "*" {
-        return Ok(Ipv4Addr::UNSPECIFIED.into());
-    }
+/// The address that multibinder's client names. Names of hosts are not looked up: that takes as
+/// long as a name server likes, and who answers would decide what is bound.
+fn ip(address: &str) -> Result<IpAddr, RpcError> {
     let bare = address.strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
-    if let Ok(ip) = bare.unwrap_or(address).parse() {
-        return Ok(ip);
-    }
-    let failed = |why: &str| {
-        let shown: String = address.chars().take(120).collect();
-        RpcError::new(
-            ErrorCode::INVALID_PARAMS,
-            format!("cannot look up the host {shown:?}: {why}"),
-        )
-        .with_hint("give the address as a number, such as 127.0.0.1 or ::1")
-    };
-    // 253 is the longest name that DNS can have.
-    if address.len() > 253 {
-        return Err(failed("the name is too long"));
-    }
-    match tokio::time::timeout(LOOKUP, tokio::net::lookup_host((address, port))).await {
-        Ok(Ok(mut found)) => {
-            found.next().map(|at| at.ip()).ok_or_else(|| failed("it has no address"))
-        }
-        Ok(Err(error)) => Err(failed(&error.to_string())),
-        Err(_) => Err(failed("no answer within 5 s")),
+    match bare.unwrap_or(address) {
+        "" | "*" => Ok(Ipv4Addr::UNSPECIFIED.into()),
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        text => text.parse().map_err(|_| {
+            let shown: String = address.chars().take(120).collect();
+            let message =
+                format!("{shown:?} is no IP address, and names of hosts are not looked up");
+            RpcError::new(ErrorCode::INVALID_PARAMS, message)
+                .with_hint("give the address as a number, such as 127.0.0.1 or ::1")
+        }),
     }
 }
 

@@ -357,6 +357,7 @@ fn attend(
 ) {
     let (state, freed) = (Rc::clone(state), Rc::clone(freed));
     tasks.spawn_local(async move {
+        let lost = Lost { link: &link, state: &state, freed: &freed };
         if let Some(owed) = owed {
             let deadline = state.borrow().limits.request_time;
             upgrade::answer(&link, &owed, deadline).await;
@@ -386,12 +387,31 @@ fn attend(
         state.borrow_mut().disconnect(link.caller.connection);
         state.borrow().upgrade.calmer();
         let large = link.was_large();
+        drop(lost);
         drop(link);
         if large {
             service::shrink();
         }
         freed.notify_one();
     });
+}
+
+/// A connection whose task panics ends like any other: nothing of it stays behind.
+struct Lost<'a> {
+    link: &'a Link,
+    state: &'a RefCell<State>,
+    freed: &'a Notify,
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(mut state) = self.state.try_borrow_mut()
+        {
+            state.disconnect(self.link.caller.connection);
+            self.freed.notify_one();
+        }
+    }
 }
 
 fn is_shortage(error: &io::Error) -> bool {

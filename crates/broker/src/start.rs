@@ -140,6 +140,6 @@ async fn claim(state: &RefCell<State>, wanted: Vec<Wanted>) -> Result<(), RpcErr
     };
     match claimed {
         Ok(_) => Ok(()),
-        Err(failure) => Err(answer::claim_failed(failure).await),
+        Err(failure) => Err(answer::claim_failed(state, failure).await),
     }
 }

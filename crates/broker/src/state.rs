@@ -20,6 +20,7 @@ use bindonce_wire::manifest::Entry;
 use crate::config::Limits;
 use crate::connection::{InFlight, Link};
 use crate::guard::Guard;
+use crate::inquiry::Inquiry;
 use crate::metrics::Counts;
 use crate::records::Records;
 use crate::recovery::Gate;
@@ -39,6 +40,8 @@ pub(crate) struct State {
     /// Every connection that is being served.
     pub(crate) links: BTreeMap<ConnectionId, Rc<Link>>,
     pub(crate) upgrade: Rc<Upgrade>,
+    /// Who has an address, for messages.
+    pub(crate) inquiry: Rc<Inquiry>,
     /// Where listeners are written down for the broker after this one; none with a `store`.
     pub(crate) records: Option<Rc<Records>>,
     /// What has been counted, for metrics.
@@ -90,6 +93,7 @@ impl State {
             guard,
             links: BTreeMap::new(),
             upgrade: Rc::default(),
+            inquiry: Rc::default(),
             records: None,
             counts: RefCell::default(),
             journal,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bindonce_core::address::Address;
 use nix::errno::Errno;
 
-use crate::{holders, limits, process};
+use crate::limits;
 
 /// A failed operation of this crate. The text says what was being done to
 /// what; [`Error::hint`] says what a person can do next.
@@ -203,22 +203,8 @@ fn not_here_hint(address: &Address) -> String {
     )
 }
 
-/// Names who has the address, as far as this user may see it.
+/// How to find out who has the address. Looking for it here would read all of /proc.
 fn occupied_hint(address: &Address) -> String {
-    let holders: Vec<String> = holders::occupants(address)
-        .into_iter()
-        .take(3)
-        .map(|pid| {
-            let name = process::name(pid).unwrap_or_else(|| "a process".to_owned());
-            format!("{name} (pid {pid})")
-        })
-        .collect();
-    if !holders.is_empty() {
-        return format!(
-            "{} holds it: stop it, or let it get the address from bindonce",
-            holders.join(", ")
-        );
-    }
     let ask = match address {
         Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),
         Address::Udp(at) => format!("ss -lunp 'sport = :{}'", at.port()),

@@ -8,10 +8,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bindonce_core::address::Address;
-
-use crate::diag;
-
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Holder {
@@ -47,40 +43,6 @@ pub fn holds(pid: i32, inodes: &[u64]) -> io::Result<bool> {
         Ok(_) => Ok(!of_process(pid, inodes).is_empty()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
         Err(_) => Ok(false),
-    }
-}
-
-/// Who listens where `address` could not be bound: each process once, lowest
-/// pid first. For TCP and UDP that is the same port on the same address, or on
-/// the wildcard, or on any address if `address` is the wildcard.
-pub fn occupants(address: &Address) -> Vec<i32> {
-    let sockets = match address {
-        Address::Tcp(_) => diag::tcp(),
-        Address::Udp(_) => diag::udp(),
-        Address::Unix(_) | Address::Abstract(_) => diag::unix(),
-    };
-    let inodes: Vec<u64> = sockets
-        .unwrap_or_default()
-        .iter()
-        .filter(|socket| overlap(address, &socket.address))
-        .map(|socket| socket.inode)
-        .collect();
-    if inodes.is_empty() {
-        return Vec::new();
-    }
-    let mut pids: Vec<i32> = of(&inodes).iter().map(|holder| holder.pid).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids
-}
-
-fn overlap(wanted: &Address, held: &Address) -> bool {
-    match (wanted, held) {
-        (Address::Tcp(wanted), Address::Tcp(held)) | (Address::Udp(wanted), Address::Udp(held)) => {
-            let any = wanted.ip().is_unspecified() || held.ip().is_unspecified();
-            wanted.port() == held.port() && (any || wanted.ip() == held.ip())
-        }
-        (wanted, held) => wanted == held,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 
 use crate::error::Error;
 use crate::process;
@@ -41,6 +41,16 @@ pub fn raise_nofile() -> io::Result<u64> {
     }
     Ok(nofile().0)
 }
+
+/// Lets every other thread of the host run before the one that calls this, for good: it does what
+/// nobody is served by. Without effect where that is refused.
+pub fn give_way() {
+    // Of a thread, not of the process, as sched(7) has it of Linux.
+    let _ = setpriority_process(None, LOW);
+}
+
+/// Low, and still more than nothing on a host that is never idle.
+const LOW: i32 = 10;
 
 /// Descriptors that a small program has open besides those that it is given.
 const OWN: u64 = 16;
