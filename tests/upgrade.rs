@@ -1,7 +1,8 @@
 //! The broker becomes another binary in place: same pid, same sockets, same connections.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -82,13 +83,21 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     };
     fs::remove_file(&binary).expect("removing");
     refused("cannot be started");
-    install(&scene.write("broken", "#!/bin/sh\nexit 3\n"));
-    refused("exit code 3");
+    // A script, which is no file that takes the place of a process.
+    install(&scene.write("script", "#!/bin/sh\nexit 0\n"));
+    refused("exit code");
+    install(Path::new("/bin/false"));
+    refused("exit code 1");
     install(&scene.write("garbage", "\x7fELF"));
     refused("cannot be started");
-    // An older one does not know what it is asked.
-    install(&scene.write("old", "#!/bin/sh\necho \"unrecognized subcommand '$1'\" >&2\nexit 2\n"));
-    refused("exit code 2");
+    // It ends well, and has read nothing.
+    fs::remove_file(&binary).expect("removing");
+    symlink("/bin/true", &binary).expect("a link");
+    refused("does not answer with what it has read");
+    fs::remove_file(&binary).expect("removing");
+    fs::create_dir(&binary).expect("a directory");
+    refused("it is no file");
+    fs::remove_dir(&binary).expect("removing");
     // The new one is good, but not the configuration: it would not start.
     install(bindonce());
     fs::write(&config, "lisen = []\n").expect("writing");
@@ -100,4 +109,35 @@ fn a_binary_that_cannot_go_on_changes_nothing_and_the_caller_is_told() {
     fs::write(&config, "listen = []\n").expect("writing");
     scene.run("upgrade", &[]).ok();
     assert_eq!(broker(&mut wire)["upgrades"], 1);
+}
+
+/// Between its proof and the exec another file takes the binary's place.
+#[test]
+fn what_has_proved_itself_is_what_is_executed() {
+    let scene = Scene::new();
+    let (binary, evil) = (scene.path("bindonce"), scene.path("evil"));
+    let install = |source: &Path, at: &Path| {
+        fs::copy(source, at).expect("copying");
+        fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("its mode");
+    };
+    install(bindonce(), &binary);
+    install(Path::new("/bin/false"), &evil);
+    let mut command = scene.command(&binary);
+    command.arg("serve").arg("--socket").arg(scene.socket());
+    let mut process = Process::start(&mut command);
+    scene.wait_broker(&mut process);
+    let mut wire = scene.wire();
+    wire.bind(&[&scene.address().to_string()]);
+    // Between the two it waits, for 6 s at most, for a client that does not read its replies.
+    let (mut upgrading, mut slow) = (scene.wire(), scene.wire());
+    slow.send("{\"method\":\"status\"}\n".repeat(2000).as_bytes());
+    upgrading.send(b"{\"method\":\"upgrade\"}\n");
+    process.wait_line("has proved itself");
+    fs::rename(&evil, &binary).expect("exchanged");
+    drop(slow);
+    assert!(upgrading.reply()["result"]["upgraded"].as_bool().expect("an answer"));
+    assert_eq!(broker(&mut scene.wire())["upgrades"], 1, "{}", process.story());
+    let comm = fs::read_to_string(format!("/proc/{}/comm", process.pid())).expect("its name");
+    assert_eq!(comm.trim_end(), "bindonce");
+    process.terminate();
 }

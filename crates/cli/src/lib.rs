@@ -83,8 +83,9 @@ pub fn main() -> ExitCode {
         }
         Some(word) if word == upgrade::CHECK => {
             let path = PathBuf::from(words.next().unwrap_or_default());
-            let checked = upgrade::check(&path);
-            return checked.map_or_else(|e| failure::print(&e.into()), |()| ExitCode::SUCCESS);
+            let checked = upgrade::check(&path).map_err(anyhow::Error::from);
+            let told = checked.and_then(|answer| command::print(&answer));
+            return told.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }
         Some(word) if word == bindonce_broker::CHECK => {
             let words = std::iter::once("bindonce".into()).chain(words);

@@ -2,23 +2,200 @@
 //! and every descriptor that it chooses to keep.
 //!
 //! exec(2) cannot be taken back, so the new binary is asked first, in a child, whether it
-//! can go on from what it will find ([`prove`]). Until [`become_binary`] succeeds, nothing
-//! has changed.
+//! can go on from what it will find ([`Installed::prove`]): it answers with what it has read. Until
+//! [`Installed::take_over`] succeeds, nothing has changed. The file is opened once, so that the one
+//! that was asked is the one that is executed.
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+/// The variable with the word that an answer begins with, so that no answer is an old one.
+const WORD: &str = "BINDONCE_PROOF";
+
+/// The longest answer that is read.
+#[cfg(feature = "tokio")]
+const ANSWER: u64 = 256;
+
+/// What a binary answers that has read a state of these bytes, with so many entries: empty where nobody
+/// has asked for it.
+pub fn answer(entries: usize, state: &[u8]) -> String {
+    let word = env::var(WORD).unwrap_or_default();
+    if word.is_empty() { word } else { proof(&word, entries, state) }
+}
+
+fn proof(word: &str, entries: usize, state: &[u8]) -> String {
+    // FNV-1a: it shows that the bytes were read, and keeps no secret.
+    let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let sum = state.iter().fold(0xcbf2_9ce4_8422_2325, add);
+    format!("{word} {entries} {sum:016x}")
+}
+
+/// Gives this process the name of its program, which it does not have after an exec by descriptor: then it is
+/// the descriptor's number (ps(1), `comm`).
+pub fn take_name() {
+    let binary = started_from().unwrap_or_default();
+    let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    if let Ok(name) = CString::new(name) {
+        // It is only a name.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+}
+
 /// The binary that is installed now where the running one was started from.
-///
-/// # Errors
-/// Those of readlink(2).
-pub fn installed() -> io::Result<PathBuf> {
+#[derive(Debug)]
+pub struct Installed {
+    path: PathBuf,
+    fd: OwnedFd,
+    /// Changes with the file's content.
+    edition: Edition,
+}
+
+/// Size, and when the content was changed last.
+type Edition = (i64, i64, u64);
+
+impl Installed {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// For a person, what is wrong with it.
+    pub fn open() -> Result<Self, String> {
+        let path =
+            started_from().map_err(|error| format!("cannot tell where the binary is: {error}"))?;
+        let open = || -> io::Result<(OwnedFd, Edition)> {
+            let fd = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            let edition = edition(&fd)?;
+            Ok((fd, edition))
+        };
+        match open() {
+            Ok((fd, edition)) => Ok(Self { path, fd, edition }),
+            Err(error) => Err(format!("{} cannot be started: {error}", path.display())),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs it with these arguments and `state` as its standard input, for as long as `patience`. Its
+    /// standard output must be what [`answer`] gives, for so many entries of the state.
+    ///
+    /// # Errors
+    /// Why it is not up to it, for a person: it cannot be started, did not exit with 0 in time, or did not
+    /// answer with what it should have read.
+    #[cfg(feature = "tokio")]
+    pub async fn prove(
+        &self,
+        arguments: Vec<OsString>,
+        entries: usize,
+        state: &[u8],
+        patience: std::time::Duration,
+    ) -> Result<(), String> {
+        use std::io::{Read as _, Seek as _, Write as _};
+        use std::os::unix::process::CommandExt as _;
+        use std::process::{Command, Stdio};
+
+        use crate::memory;
+        use crate::process::Pidfd;
+        use crate::signals::Signal;
+        use crate::watch::Watch;
+
+        let path = self.path.display();
+        let word = format!("bindonce-{}", memory::unique());
+        let mut input = memory::file("bindonce-upgrade")
+            .and_then(|mut file| file.write_all(state).map(|()| file))
+            .map_err(|error| format!("cannot write the state: {error}"))?;
+        input.rewind().map_err(|error| format!("cannot write the state: {error}"))?;
+        let (said, output) = io::pipe().map_err(|error| format!("no pipe: {error}"))?;
+        let child = Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+            .arg0(&self.path)
+            .args(arguments)
+            .env(WORD, &word)
+            .stdin(input)
+            .stdout(Stdio::from(output))
+            .spawn()
+            .map_err(|error| format!("{path} cannot be started: {error}"))?;
+        let proof_of = async {
+            let pidfd = Pidfd::open(i32::try_from(child.id()).unwrap_or_default())?;
+            let ended = Watch::new(&pidfd)?;
+            let late = match tokio::time::timeout(patience, ended.readable()).await {
+                Ok(readable) => {
+                    readable?;
+                    false
+                }
+                Err(_) => {
+                    pidfd.send(Signal::SIGKILL)?;
+                    ended.readable().await?;
+                    true
+                }
+            };
+            pidfd.try_wait().map(|exit| exit.filter(|_| !late))
+        };
+        match proof_of.await {
+            Ok(Some(exit)) if exit.success() => {}
+            Ok(exit) => {
+                let how = match exit {
+                    Some(exit) => exit.to_string(),
+                    None => format!("no answer in {} s", patience.as_secs()),
+                };
+                return Err(format!("{path} does not read the state of this one: {how}"));
+            }
+            Err(error) => return Err(format!("{path} could not be asked: {error}")),
+        }
+        // What it has started may have the pipe still, so this does not wait for an end.
+        rustix::io::ioctl_fionbio(&said, true).map_err(|error| error.to_string())?;
+        let mut text = Vec::new();
+        let _ = said.take(ANSWER).read_to_end(&mut text);
+        if text.trim_ascii_end() != proof(&word, entries, state).as_bytes() {
+            return Err(format!("{path} does not answer with what it has read: it is no bindonce"));
+        }
+        Ok(())
+    }
+
+    /// Executes it in place of this process with the same arguments, and with the same
+    /// environment but for `variables`: one with a value is set, one without is taken away.
+    /// The signal mask stays as it is, so that a signal sent meanwhile waits for the new image. (std's own
+    /// `exec` resets the mask.) Returns only if it fails, with the reason.
+    pub fn take_over(&self, variables: &[(&str, Option<OsString>)]) -> io::Error {
+        match self.execute(variables) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn execute(
+        &self,
+        variables: &[(&str, Option<OsString>)],
+    ) -> io::Result<std::convert::Infallible> {
+        if edition(&self.fd)? != self.edition {
+            return Err(io::Error::other("it was written to after it had proved itself"));
+        }
+        let named = |name: &OsStr| variables.iter().any(|(other, _)| OsStr::new(other) == name);
+        let kept = env::vars_os().filter(|(name, _)| !named(name));
+        let set = variables
+            .iter()
+            .filter_map(|(name, value)| Some((OsString::from(name), value.clone()?)));
+        let pair = |(mut name, value): (OsString, OsString)| {
+            name.push("=");
+            name.push(value);
+            CString::new(name.into_vec())
+        };
+        let environment = kept.chain(set).map(pair).collect::<Result<Vec<_>, _>>()?;
+        let word = |word: OsString| CString::new(word.into_vec());
+        let arguments = env::args_os().map(word).collect::<Result<Vec<_>, _>>()?;
+        Ok(nix::unistd::fexecve(&self.fd, &arguments, &environment)?)
+    }
+}
+
+/// Where the running binary was started from.
+fn started_from() -> io::Result<PathBuf> {
     let binary = std::fs::read_link("/proc/self/exe")?;
     // The kernel says so of a file that was replaced.
     Ok(match binary.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
@@ -27,56 +204,12 @@ pub fn installed() -> io::Result<PathBuf> {
     })
 }
 
-/// Runs `binary` with these arguments, `state` as its standard input, and as long as `patience`.
-///
-/// # Errors
-/// Why it is not up to it, for a person: it cannot be started, or did not exit with 0 in time.
-#[cfg(feature = "tokio")]
-pub async fn prove(
-    binary: &Path,
-    arguments: Vec<OsString>,
-    state: Option<std::fs::File>,
-    patience: std::time::Duration,
-) -> Result<(), String> {
-    use std::process::{Command, Stdio};
-
-    use crate::process::Pidfd;
-    use crate::signals::Signal;
-    use crate::watch::Watch;
-
-    let child = Command::new(binary)
-        .args(arguments)
-        .stdin(state.map_or_else(Stdio::null, Stdio::from))
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("{} cannot be started: {error}", binary.display()))?;
-    let proof = async {
-        let pidfd = Pidfd::open(i32::try_from(child.id()).unwrap_or_default())?;
-        let ended = Watch::new(&pidfd)?;
-        let late = match tokio::time::timeout(patience, ended.readable()).await {
-            Ok(readable) => {
-                readable?;
-                false
-            }
-            Err(_) => {
-                pidfd.send(Signal::SIGKILL)?;
-                ended.readable().await?;
-                true
-            }
-        };
-        pidfd.try_wait().map(|exit| exit.filter(|_| !late))
-    };
-    match proof.await {
-        Ok(Some(exit)) if exit.success() => Ok(()),
-        Ok(exit) => {
-            let how = match exit {
-                Some(exit) => exit.to_string(),
-                None => format!("no answer in {} s", patience.as_secs()),
-            };
-            Err(format!("{} does not read the state of this one: {how}", binary.display()))
-        }
-        Err(error) => Err(format!("{} could not be asked: {error}", binary.display())),
+fn edition(fd: &OwnedFd) -> io::Result<Edition> {
+    let found = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is no file"));
     }
+    Ok((found.st_size, found.st_mtime, found.st_mtime_nsec))
 }
 
 /// Descriptors that are left open over an exec of this process, until this is dropped.
@@ -106,39 +239,6 @@ impl Drop for Left<'_> {
     }
 }
 
-/// Executes `binary` in place of this process with the same arguments, and with the same
-/// environment but for `variables`: one with a value is set, one without is taken away.
-/// The signal mask stays as it is, so that a signal sent meanwhile waits for the new image. (std's own
-/// `exec` resets the mask.) Returns only if it fails, with the reason.
-pub fn become_binary(binary: &Path, variables: &[(&str, Option<OsString>)]) -> io::Error {
-    match execute(binary, variables) {
-        Ok(never) => match never {},
-        Err(error) => error,
-    }
-}
-
-fn execute(
-    binary: &Path,
-    variables: &[(&str, Option<OsString>)],
-) -> io::Result<std::convert::Infallible> {
-    let named = |name: &OsStr| variables.iter().any(|(other, _)| OsStr::new(other) == name);
-    let kept = env::vars_os().filter(|(name, _)| !named(name));
-    let set =
-        variables.iter().filter_map(|(name, value)| Some((OsString::from(name), value.clone()?)));
-    let pair = |(mut name, value): (OsString, OsString)| {
-        name.push("=");
-        name.push(value);
-        CString::new(name.into_vec())
-    };
-    let environment = kept.chain(set).map(pair).collect::<Result<Vec<_>, _>>()?;
-    let word = |word: OsString| CString::new(word.into_vec());
-    let arguments = env::args_os().map(word).collect::<Result<Vec<_>, _>>()?;
-    let path = CString::new(binary.as_os_str().as_bytes())?;
-    // The thread that writes the log ends with this image.
-    crate::log::finish(crate::log::LAST_WORDS);
-    Ok(nix::unistd::execve(&path, &arguments, &environment)?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -158,9 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_binary_changes_nothing_and_is_an_error() {
-        let error = become_binary(Path::new("/nonexistent/bindonce"), &[("A", None)]);
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(installed().expect("this test's binary").is_file());
+    fn an_answer_is_about_the_word_the_entries_and_the_bytes() {
+        let one = proof("a", 1, b"state");
+        assert_eq!(one, proof("a", 1, b"state"));
+        for other in [proof("b", 1, b"state"), proof("a", 2, b"state"), proof("a", 1, b"stat")] {
+            assert_ne!(one, other);
+        }
+        assert_eq!(answer(1, b"state"), "", "nobody has asked");
+        assert!(Installed::open().expect("this test's binary").path().is_file());
     }
 }

@@ -19,13 +19,13 @@ use std::fs::File;
 use std::io::{self, Seek as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_observe::Happening;
-use bindonce_sys::{memory, upgrade as system};
+use bindonce_sys::memory;
+use bindonce_sys::upgrade::{self as system, Installed};
 use bindonce_wire::manifest::Manifest;
 use bindonce_wire::message::Id;
 use bindonce_wire::{ErrorCode, RpcError};
@@ -126,19 +126,17 @@ pub(crate) async fn keep(
 async fn attempt(state: &Rc<RefCell<State>>, listener: &UnixListener, control: &Control) -> String {
     let gate = Rc::clone(&state.borrow().gate);
     gate.pass().await;
-    let binary = match system::installed() {
+    let binary = match Installed::open() {
         Ok(binary) => binary,
-        Err(error) => return format!("cannot tell where the binary is: {error}"),
+        Err(story) => return story,
     };
     let proof = state.borrow().snapshot(&[], listener, control);
-    let file = match memory_file(&proof) {
-        Ok(file) => file,
-        Err(error) => return format!("cannot write the state: {error}"),
-    };
     let arguments = std::iter::once(OsString::from(CHECK)).chain(std::env::args_os().skip(1));
-    if let Err(story) = system::prove(&binary, arguments.collect(), Some(file), PROOF).await {
+    let (entries, bytes) = (proof.listeners.len(), proof.encode());
+    if let Err(story) = binary.prove(arguments.collect(), entries, &bytes, PROOF).await {
         return story;
     }
+    tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
     calm(state).await;
     let store = state.borrow().store.clone();
     if let Some(store) = store {
@@ -161,7 +159,7 @@ async fn calm(state: &Rc<RefCell<State>>) {
 /// From here to the exec nothing else runs, so what is written down stays true.
 fn become_binary(
     state: &State,
-    binary: &Path,
+    binary: &Installed,
     listener: &UnixListener,
     control: &Control,
 ) -> String {
@@ -189,14 +187,14 @@ fn become_binary(
             PASSED.iter().map(|name| (*name, None)).collect();
         variables.push((VARIABLE, Some(file.as_raw_fd().to_string().into())));
         tracing::info!(
-            binary = %binary.display(), listeners = held.len(), connections = links.len(),
+            binary = %binary.path().display(), listeners = held.len(), connections = links.len(),
             "becoming the binary that is installed now"
         );
-        Err::<(), _>(system::become_binary(binary, &variables))
+        Err::<(), _>(binary.take_over(&variables))
     });
     match result {
         Ok(()) => "it came back from the exec".to_owned(),
-        Err(error) => format!("{} cannot be executed: {error}", binary.display()),
+        Err(error) => format!("{} cannot be executed: {error}", binary.path().display()),
     }
 }
 

@@ -16,7 +16,7 @@ use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_observe::Happening;
 use bindonce_sys::listen::UnixPath;
-use bindonce_sys::{identity, inherit, process};
+use bindonce_sys::{identity, inherit, process, upgrade};
 use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
 use bindonce_wire::message::{Id, encode_result};
 use bindonce_wire::result::UpgradeResult;
@@ -58,31 +58,34 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
         return Ok(None);
     }
     let unreadable = |error: io::Error| Error::State { reason: error.to_string() };
-    let manifest = read(&mut File::from(inherit::take(number).map_err(unreadable)?))?;
+    let (manifest, _) = read(&mut File::from(inherit::take(number).map_err(unreadable)?))?;
+    upgrade::take_name();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     let own = (std::process::id(), process::start_time(own).unwrap_or_default());
     Ok((manifest.header.process == Some(own)).then_some(Inherited { manifest }))
 }
 
-/// Reads a state that another image may leave to this one, to prove that it can.
+/// Reads a state that another image may leave to this one, to prove that it can. Gives what that
+/// one is answered, on standard output.
 ///
 /// # Errors
 /// [`Error::State`] with what is wrong with it.
-pub fn check(state: &mut File) -> Result<(), Error> {
-    let manifest = read(state)?;
+pub fn check(state: &mut File) -> Result<String, Error> {
+    let (manifest, bytes) = read(state)?;
     for entry in &manifest.listeners {
         let parsed = entry.listener().and_then(|_| entry.bound());
         parsed.map_err(|error| Error::State { reason: error.to_string() })?;
     }
-    Ok(())
+    Ok(upgrade::answer(manifest.listeners.len(), &bytes))
 }
 
-fn read(file: &mut File) -> Result<Manifest, Error> {
+fn read(file: &mut File) -> Result<(Manifest, Vec<u8>), Error> {
     let mut bytes = Vec::new();
     file.rewind()
         .and_then(|()| file.take(MAX_STATE).read_to_end(&mut bytes))
         .map_err(|error| Error::State { reason: error.to_string() })?;
-    Manifest::decode(&bytes).map_err(|error| Error::State { reason: error.to_string() })
+    let manifest = Manifest::decode(&bytes);
+    Ok((manifest.map_err(|error| Error::State { reason: error.to_string() })?, bytes))
 }
 
 /// A connection that goes on, and the id of the upgrade that it has asked for.

@@ -128,7 +128,7 @@ pub(crate) fn check(cli: crate::Cli) -> anyhow::Result<()> {
         account(&file)?;
     }
     let mut state = fs::File::open("/proc/self/fd/0").context("cannot open the state")?;
-    Ok(bindonce_broker::check(&mut state)?)
+    super::print(&bindonce_broker::check(&mut state)?)
 }
 
 /// Ready when a signal asks the broker to end.

@@ -237,8 +237,13 @@ impl Directory {
 /// Reads a saved state.
 pub(super) fn read(path: &Path) -> Result<Saved, Error> {
     let failed = |source| Error::Directory { path: path.to_owned(), source };
-    let text = fs::read(path).map_err(failed)?;
-    let saved: Saved = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
+    parse(path, &fs::read(path).map_err(failed)?)
+}
+
+/// Reads a saved state that is at `path`.
+pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
+    let failed = |source| Error::Directory { path: path.to_owned(), source };
+    let saved: Saved = serde_json::from_slice(text).map_err(|error| failed(error.into()))?;
     // Times and numbers that cannot be were not written by a supervisor.
     let numbers = saved.generations.iter().flat_map(|g| [g.id, g.configuration, g.since]);
     match numbers.chain([saved.next]).find(|number| *number > LAST_ID) {

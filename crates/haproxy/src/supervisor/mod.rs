@@ -47,7 +47,6 @@ mod watching;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -191,7 +190,7 @@ enum Message {
     /// What haproxy has bound by itself.
     Foreign(GenerationId, BTreeSet<String>),
     /// The binary that is installed now reads our state, or does not.
-    Proved(Result<PathBuf, String>),
+    Proved(Result<bindonce_sys::upgrade::Installed, String>),
 }
 
 struct Supervisor {

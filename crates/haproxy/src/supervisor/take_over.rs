@@ -53,6 +53,7 @@ impl Inheritance {
         let me = i32::try_from(std::process::id()).unwrap_or_default();
         let start_time = process::start_time(me).unwrap_or_default();
         let Some(left) = saved.inherited.as_ref() else { return Ok(Self::default()) };
+        bindonce_sys::upgrade::take_name();
         if (left.pid, left.start_time) != (me, start_time) {
             return Ok(Self::default());
         }

@@ -5,17 +5,16 @@
 //! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_observe::Happening;
-use bindonce_sys::upgrade;
+use bindonce_sys::upgrade::{self, Installed};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
 use super::control::Answer;
-use super::directory::Inherited;
+use super::directory::{Inherited, Saved};
 use super::{Message, Supervisor};
 
 /// The hidden subcommand that proves that a binary reads the state.
@@ -29,12 +28,15 @@ const PROOF: Duration = Duration::from_secs(5);
 /// How long each admin connection may take to fall silent.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Reads a saved state, for [`CHECK`].
+/// Reads a saved state, for [`CHECK`]. Gives what is answered on standard output.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(path: &std::path::Path) -> Result<(), super::Error> {
-    super::directory::read(path).map(drop)
+pub fn check(path: &std::path::Path) -> Result<String, super::Error> {
+    let failed = |source| super::Error::Directory { path: path.to_owned(), source };
+    let text = std::fs::read(path).map_err(failed)?;
+    let saved = super::directory::parse(path, &text)?;
+    Ok(upgrade::answer(saved.generations.len(), &text))
 }
 
 impl Supervisor {
@@ -52,7 +54,7 @@ impl Supervisor {
             return;
         }
         self.upgrading = true;
-        let state = self.directory.state();
+        let saved = self.saved(None);
         let sender = self.sender.clone();
         let admins: Vec<_> = self
             .generations
@@ -66,7 +68,7 @@ impl Supervisor {
             })
             .collect();
         super::spawn(async move {
-            let proved = prove(state).await;
+            let proved = prove(&saved).await;
             for admin in admins {
                 // Answered, or so late that the next image will not ask it either.
                 let _ = admin.info(QUIET).await;
@@ -76,7 +78,7 @@ impl Supervisor {
     }
 
     /// The new binary has proved itself, or has not: becomes it.
-    pub(super) fn upgrade_now(&mut self, proved: Result<PathBuf, String>) {
+    pub(super) fn upgrade_now(&mut self, proved: Result<Installed, String>) {
         self.upgrading = false;
         let Some(reply) = self.upgrade.take() else { return };
         let error = match proved {
@@ -97,7 +99,7 @@ impl Supervisor {
     }
 
     /// Executes the binary; returns only if that fails, with the reason.
-    fn become_binary(&mut self, binary: &std::path::Path) -> String {
+    fn become_binary(&mut self, binary: &Installed) -> String {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let start_time = bindonce_sys::process::start_time(pid).unwrap_or_default();
         let mut inherited = Inherited { pid, start_time, ..Inherited::default() };
@@ -126,13 +128,13 @@ impl Supervisor {
         let saved = self.saved(Some(inherited));
         let error = match self.directory.save(&saved) {
             Ok(()) => {
-                tracing::info!(binary = %binary.display(), "becoming the new binary");
-                upgrade::become_binary(binary, &NOT_OURS.map(|name| (name, None)))
+                tracing::info!(binary = %binary.path().display(), "becoming the new binary");
+                binary.take_over(&NOT_OURS.map(|name| (name, None)))
             }
             Err(error) => error,
         };
         self.upgrades -= 1;
-        format!("{} cannot take over: {error}", binary.display())
+        format!("{} cannot take over: {error}", binary.path().display())
     }
 }
 
@@ -141,10 +143,12 @@ fn failed(story: &str) -> RpcError {
         .with_hint("install a working binary where the running one was started from")
 }
 
-/// Finds the binary that is installed now, and lets it prove in a child that it reads the state.
-async fn prove(state: PathBuf) -> Result<PathBuf, String> {
-    let binary = upgrade::installed().map_err(|error| error.to_string())?;
-    let arguments = vec![CHECK.into(), state.into_os_string()];
-    upgrade::prove(&binary, arguments, None, PROOF).await?;
+/// Opens the binary that is installed now, and lets it prove in a child that it reads the state.
+async fn prove(saved: &Saved) -> Result<Installed, String> {
+    let binary = Installed::open()?;
+    let state = serde_json::to_vec(saved).map_err(|error| error.to_string())?;
+    // Its standard input.
+    let arguments = vec![CHECK.into(), "/proc/self/fd/0".into()];
+    binary.prove(arguments, saved.generations.len(), &state, PROOF).await?;
     Ok(binary)
 }
