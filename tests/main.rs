@@ -11,6 +11,7 @@ mod harness;
 
 mod adopt;
 mod advice;
+mod astray;
 mod boundary;
 mod check;
 mod compared;

@@ -7,12 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bindonce_core::event::Kind;
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::registry::{
-    Action, Change, ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want,
+    Action, Change, ConnectionId, Event, Held, Lease, Neighbour, Opened, Overlap, Refusal, View,
+    Want,
 };
 use bindonce_observe::Happening;
-use bindonce_sys::listen;
+use bindonce_sys::Errno;
+use bindonce_sys::listen::{self, Astray, can_go_astray};
+use bindonce_wire::result::Problem;
 
 use crate::closing::{self, LOGGED_ONE_BY_ONE};
 use crate::socket::Socket;
@@ -113,6 +116,10 @@ impl State {
         id: ConnectionId,
         wants: Vec<Want>,
     ) -> Result<Vec<Lease>, Denied> {
+        if let Err(denied) = self.find_again(&wants) {
+            self.journal.record(self.by(id, denied.happening()));
+            return Err(denied);
+        }
         let mut outcome = Ok(Vec::new());
         let mut failure = None;
         let mut rest = Vec::new();
@@ -163,6 +170,63 @@ impl State {
             self.journal.record(self.by(id, denied.happening()));
         }
         outcome
+    }
+
+    /// Binds anew those of the listeners asked for whose sockets lead nowhere: what has the old
+    /// ones drains with them.
+    fn find_again(&mut self, wants: &[Want]) -> Result<(), Denied> {
+        for want in wants {
+            let inodes: Vec<u64> = match &want.wanted {
+                Wanted::Named(name) => {
+                    self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
+                }
+                Wanted::Listen(spec) if can_go_astray(&spec.first) => {
+                    let held = |one| self.registry.by_key(&one).filter(is_astray).map(inode);
+                    spec.expand().filter_map(held).collect()
+                }
+                Wanted::Listen(_) => continue,
+            };
+            for inode in inodes {
+                self.find_one_again(inode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_one_again(&mut self, inode: u64) -> Result<(), Denied> {
+        let Some((_, held)) = self.registry.by_inode(inode) else { return Ok(()) };
+        let (listener, why) = (held.listener.clone(), astray(held));
+        let why = why.map(|why| why.to_string()).unwrap_or_default();
+        match self.replace(inode) {
+            Ok(new) => {
+                let listener = listener.label();
+                tracing::warn!(listener, why, was = inode, inode = new, "listener bound anew");
+                let text = format!("{listener} bound anew: {why}");
+                self.journal.record(Happening::new(Kind::ListenerBound, text));
+                Ok(())
+            }
+            // haproxy alone does without it, and serves the rest.
+            Err(error) if error.errno() == Some(Errno::ENODEV as i32) => {
+                tracing::error!(
+                    listener = listener.label(), why, %error,
+                    "listener is not reached, and cannot be bound anew yet"
+                );
+                Ok(())
+            }
+            Err(error) => Err(Denied::NotOpened(Box::new(listener), error)),
+        }
+    }
+
+    /// Held listeners whose sockets lead nowhere, for those who can ask for them again.
+    pub(crate) fn astray(&self) -> Vec<Problem> {
+        let views = self.registry.list();
+        let problem = |view: &View<'_, Socket>| {
+            let (label, why) = (view.held.listener.label(), astray(view.held)?);
+            let message = format!("{label} listens, but no client reaches it: {why}");
+            let hint = "reload what uses it, or claim it again: it is then bound anew";
+            Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+        };
+        views.iter().filter_map(problem).collect()
     }
 
     /// Tells of the listeners that a claim has created: each of a few, or how
@@ -370,4 +434,21 @@ impl State {
         }
         Ok(Some(inode))
     }
+}
+
+/// Why no client reaches a held listener, if none does.
+fn astray(held: &Held<Socket>) -> Option<Astray> {
+    if !can_go_astray(&held.listener) {
+        return None;
+    }
+    let socket = &held.opened.handle;
+    listen::astray(socket.fd.as_fd(), &held.listener, socket.path.as_ref())
+}
+
+fn is_astray(held: &&Held<Socket>) -> bool {
+    astray(held).is_some()
+}
+
+fn inode(held: &Held<Socket>) -> u64 {
+    held.opened.inode
 }

@@ -123,7 +123,7 @@ impl State {
             Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
         });
         let records = self.records.iter().filter_map(|records| records.problem());
-        not_bound.chain(records).collect()
+        not_bound.chain(records).chain(self.astray()).collect()
     }
 }
 

@@ -35,6 +35,9 @@ const fn known(name: &'static str, level: c_int, option: c_int, was: i64) -> Kno
     Known { name, level, option, was }
 }
 
+/// As in asm-generic/socket.h.
+const SO_NETNS_COOKIE: c_int = 71;
+
 /// Those of every socket; 0 in a new one (socket(7)).
 const ALL: [Known; 5] = [
     known("SO_KEEPALIVE", libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0),
@@ -87,6 +90,15 @@ pub fn is_exclusive(socket: BorrowedFd<'_>) -> bool {
     number(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or(0) == 0
 }
 
+/// The cookie of the network namespace that a socket belongs to (SO_NETNS_COOKIE), never used twice;
+/// None before Linux 5.14.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut value = 0_u64;
+    let room = size_of_val(&value);
+    let length = get(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut value).cast(), room)?;
+    (length == room).then_some(value)
+}
+
 /// An option whose value is an int.
 fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<i64> {
     let mut value: c_int = 0;
@@ -117,7 +129,7 @@ fn get(
     room: usize,
 ) -> Option<usize> {
     let mut length = socklen_t::try_from(room).ok()?;
-    // SAFETY: `value` is writable for `length` bytes (both callers with room point it at a value of
+    // SAFETY: `value` is writable for `length` bytes (all callers with room point it at a value of
     // that size, whose every bit pattern is valid; without room the kernel does not touch it), and
     // the kernel writes no more than that.
     let result =

@@ -5,10 +5,12 @@ use super::finding::{Finding, Kind, Severity};
 
 pub(super) fn problems(look: &Look, found: &mut Vec<Finding>) {
     found.extend(look.problems.iter().map(|problem| {
-        let unbound = problem.kind == "listener-not-bound";
+        // Clients suffer now.
+        let unserved =
+            ["listener-not-bound", "listener-unreachable"].contains(&problem.kind.as_str());
         Finding {
             kind: Kind::Broker,
-            severity: if unbound { Severity::Error } else { Severity::Warning },
+            severity: if unserved { Severity::Error } else { Severity::Warning },
             network: None,
             address: None,
             also: Vec::new(),

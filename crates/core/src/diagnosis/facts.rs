@@ -224,7 +224,7 @@ pub struct User {
 /// Something that the broker should do and cannot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// `listener-not-bound`, `state-not-written`, or one that this version does not know.
+    /// `listener-not-bound`, `listener-unreachable`, `state-not-written`, or one that this version does not know.
     pub kind: String,
     /// A listener or a path.
     pub subject: String,

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bindonce::Lease;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
-use bindonce_sys::probe;
+use bindonce_sys::{diag, probe};
 
 use super::version::Version;
 
@@ -83,7 +84,11 @@ impl Held {
             Address::Tcp(address) => {
                 reachable(*address, options.v6only, taken, probe::local_ipv6).map(Address::Tcp)
             }
-            Address::Unix(path) => Some(Address::Unix(path.clone())),
+            // Another socket may have the path by now.
+            Address::Unix(path) => {
+                let leads_here = diag::unix_is_at(self.inode, Path::new(path));
+                leads_here.unwrap_or(true).then(|| self.bound.clone())
+            }
             Address::Udp(_) | Address::Abstract(_) => None,
         }
     }

@@ -7,6 +7,7 @@
 //! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
 //! set, one way or the other, so that the system's default does not decide.
 
+mod astray;
 mod beside;
 mod change;
 mod confined;
@@ -25,6 +26,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, errno_of};
 
+pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
 pub use many::open_all;

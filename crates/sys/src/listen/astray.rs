@@ -1,0 +1,142 @@
+//! Whether clients still reach a socket where its listener says it is.
+//!
+//! A socket is bound to a file, to the number of a device, and to a network namespace, not to
+//! their names. When the name belongs to another one the socket listens on, and nobody reaches it
+//! by that name. (An address that leaves the host and comes back is no such name: the
+//! socket is reached again.)
+
+use std::fmt;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::fs::AtFlags;
+use socket2::{Domain, Socket, Type};
+
+use super::{UnixPath, within_netns};
+use crate::options::netns_cookie;
+
+/// Why a socket is not reached by its listener's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Astray {
+    /// Nothing stands at the path.
+    PathGone(PathBuf),
+    /// Another file stands at the path.
+    PathTaken(PathBuf),
+    /// The device is gone; if there is one of this name, it is another.
+    Device(String),
+    /// The network namespace of this name is another one.
+    Namespace(String),
+    /// There is no network namespace of this name.
+    NamespaceGone(String),
+}
+
+impl fmt::Display for Astray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PathGone(path) => write!(f, "{} is gone", path.display()),
+            Self::PathTaken(path) => write!(f, "{} is another file now", path.display()),
+            Self::Device(name) => {
+                write!(f, "the device {name} that it was bound to has been deleted or renamed")
+            }
+            Self::Namespace(name) => write!(f, "the network namespace {name} is another one now"),
+            Self::NamespaceGone(name) => write!(f, "there is no network namespace {name} any more"),
+        }
+    }
+}
+
+/// Whether this can be asked of a listener at all; for nearly all nothing need be asked.
+pub fn can_go_astray(listener: &Listener) -> bool {
+    matches!(listener.address, Address::Unix(_))
+        || listener.options.interface.is_some()
+        || listener.options.netns.is_some()
+}
+
+/// Why clients do not reach the socket of `listener` any more, where that can be told. No system
+/// call unless [`can_go_astray`].
+pub fn astray(
+    socket: BorrowedFd<'_>,
+    listener: &Listener,
+    path: Option<&UnixPath>,
+) -> Option<Astray> {
+    let namespace = listener.options.netns.as_deref().and_then(|name| namespace(socket, name));
+    namespace
+        .or_else(|| listener.options.interface.as_deref().and_then(|name| device(socket, name)))
+        .or_else(|| path.and_then(file))
+}
+
+fn file(ours: &UnixPath) -> Option<Astray> {
+    match rustix::fs::statat(rustix::fs::CWD, &ours.path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if (found.st_dev, found.st_ino) == (ours.dev, ours.ino) => None,
+        Ok(_) => Some(Astray::PathTaken(ours.path.clone())),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+            Some(Astray::PathGone(ours.path.clone()))
+        }
+        // Not to be looked at is not to be gone.
+        Err(_) => None,
+    }
+}
+
+/// The kernel keeps the number of the device, and gives the name that belongs to it now.
+fn device(socket: BorrowedFd<'_>, name: &str) -> Option<Astray> {
+    let gone = || Some(Astray::Device(name.to_owned()));
+    match getsockopt(&socket, sockopt::BindToDevice) {
+        Ok(found) if found.as_encoded_bytes() == name.as_bytes() => None,
+        Ok(_) | Err(Errno::ENODEV) => gone(),
+        Err(_) => None,
+    }
+}
+
+fn namespace(socket: BorrowedFd<'_>, name: &str) -> Option<Astray> {
+    let ours = netns_cookie(socket)?;
+    let there = within_netns(name, || {
+        let probe = Socket::new(Domain::UNIX, Type::STREAM, None).ok()?;
+        netns_cookie(probe.as_fd())
+    });
+    match there {
+        Ok(Some(there)) if there != ours => Some(Astray::Namespace(name.to_owned())),
+        Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {
+            Some(Astray::NamespaceGone(name.to_owned()))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::listen::open;
+    use crate::testing::Directory;
+
+    #[test]
+    fn a_path_is_ours_until_another_file_stands_there() {
+        let directory = Directory::new("astray");
+        let path = directory.path().join("a");
+        let listener: Listener = format!("unix@{}", path.display()).parse().expect("address");
+        let opened = open(&listener).expect("open");
+        let why = || astray(opened.fd.as_fd(), &listener, opened.path.as_ref());
+        assert_eq!(why(), None);
+        fs::rename(&path, directory.path().join("b")).expect("rename");
+        assert_eq!(why(), Some(Astray::PathGone(path.clone())));
+        let other = open(&listener).expect("another");
+        assert_eq!(why(), Some(Astray::PathTaken(path.clone())));
+        drop(other);
+        fs::rename(directory.path().join("b"), &path).expect("back");
+        assert_eq!(why(), None);
+    }
+
+    #[test]
+    fn a_plain_address_is_never_asked_about() {
+        let plain: Listener = "127.0.0.1:0".parse().expect("address");
+        assert!(!can_go_astray(&plain));
+        for text in ["/run/a", "127.0.0.1:0,interface=lo", "abns@a,netns=blue"] {
+            assert!(can_go_astray(&text.parse().expect(text)), "{text}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Held sockets that lead nowhere: the path, the device or the network namespace that they were
+//! bound to belongs to another one now. `list` and `doctor` say so, and a reload binds anew.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::{Haproxy, Process, Scene, eventually, finish, skip};
+
+fn config(bind: &str) -> String {
+    format!(
+        "defaults\n mode http\n timeout connect 1s\n timeout client 5s\n timeout server 5s\n\
+         frontend f\n bind {bind}\n http-request return status 200 content-type text/plain string <here>\n"
+    )
+}
+
+fn ip(arguments: &str) {
+    finish(Command::new("ip").args(arguments.split(' '))).ok();
+}
+
+/// Another network, which lives as long as this.
+struct Network(Process);
+
+impl Network {
+    fn new(scene: &Scene) -> Self {
+        let mut command = scene.command("unshare");
+        let process = Process::start(command.args(["--net", "sleep", "infinity"]));
+        let network = Self(process);
+        let own = fs::read_link("/proc/thread-self/ns/net").expect("our network");
+        eventually("a network of its own", || {
+            let other = fs::read_link(format!("/proc/{}/ns/net", network.0.pid())).ok()?;
+            (other != own).then_some(())
+        });
+        network
+    }
+
+    fn run(&self, script: &str) -> String {
+        let pid = self.0.pid();
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{pid}/ns/net"))
+            .args(["timeout", "5", "bash", "-c", script]);
+        let out = command.output().expect("nsenter");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// What a client there gets from an address.
+    fn ask(&self, address: &str) -> String {
+        let answer = self.run(&format!(
+            "exec 3<>/dev/tcp/{address}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        ));
+        answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned()
+    }
+}
+
+/// `list` and `doctor` say of a listener that no client reaches it, and why.
+#[track_caller]
+fn is_told(scene: &Scene, why: &str) {
+    let listed = scene.run("list", &[]).ok();
+    assert!(listed.contains("no client reaches it") && listed.contains(why), "{listed}");
+    let said = scene.run("doctor", &[]).fails(3);
+    assert!(said.contains("no client reaches it") && said.contains(why), "{said}");
+}
+
+#[track_caller]
+fn is_well(scene: &Scene) {
+    let listed = scene.run("list", &[]).ok();
+    assert!(!listed.contains("problem"), "{listed}");
+}
+
+/// The network device of the test, whose other end is in another network.
+fn device(network: &Network) {
+    ip(&format!("link add bo0 type veth peer name bo1 netns {}", network.0.pid()));
+    ip("address add 10.77.0.1/24 dev bo0");
+    ip("link set bo0 up");
+    network.run("ip address add 10.77.0.2/24 dev bo1; ip link set bo1 up");
+    eventually("the link to be up", || {
+        let state = fs::read_to_string("/sys/class/net/bo0/operstate");
+        let up = finish(Command::new("ip").args(["-o", "link", "show", "bo0"]))
+            .ok()
+            .contains("state UP");
+        (up || state.is_ok_and(|state| state.trim() == "up")).then_some(())
+    });
+}
+
+#[test]
+fn a_device_that_is_made_anew_gets_its_listener_at_the_next_reload() {
+    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
+    if !scene.is_isolated() {
+        return skip("it takes a network namespace");
+    }
+    let network = Network::new(&scene);
+    device(&network);
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config("0.0.0.0:8080 interface bo0"));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    is_well(&scene);
+
+    ip("link delete bo0");
+    device(&network);
+    assert_eq!(network.ask("10.77.0.1"), "");
+    is_told(&scene, "the device bo0 that it was bound to has been deleted or renamed");
+    haproxy.reload(&scene).ok();
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    is_well(&scene);
+
+    // Without the device the rest of the configuration is still reloaded.
+    ip("link delete bo0");
+    haproxy.reload(&scene).ok();
+    assert!(haproxy.serving(&scene).is_some());
+    is_told(&scene, "bo0");
+}
+
+#[test]
+fn an_address_that_leaves_and_comes_back_needs_nothing() {
+    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
+    if !scene.is_isolated() {
+        return skip("it takes a network namespace");
+    }
+    let network = Network::new(&scene);
+    device(&network);
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config("10.77.0.1:8080"));
+    let _haproxy = Haproxy::start(&scene, &program, &file);
+    ip("link delete bo0");
+    device(&network);
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    is_well(&scene);
+}
+
+fn ask_path(path: &Path) -> String {
+    let answer = UnixStream::connect(path).and_then(|mut stream| {
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    });
+    match answer {
+        Ok(answer) => answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned(),
+        Err(error) => error.kind().to_string(),
+    }
+}
+
+#[test]
+fn a_unix_path_that_is_removed_or_replaced_is_bound_anew_at_the_next_reload() {
+    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
+    let _broker = scene.broker();
+    let directory = scene.path("sockets");
+    fs::create_dir(&directory).expect("a directory");
+    let path = directory.join("web.sock");
+    let file = scene.write("haproxy.cfg", &config(&format!("unix@{}", path.display())));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    assert_eq!(ask_path(&path), "<here>");
+    is_well(&scene);
+
+    fs::remove_file(&path).expect("remove");
+    is_told(&scene, "is gone");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask_path(&path), "<here>", "removed");
+
+    fs::remove_dir_all(&directory).expect("remove");
+    fs::create_dir(&directory).expect("a directory made anew");
+    is_told(&scene, "is gone");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask_path(&path), "<here>", "its directory made anew");
+
+    fs::remove_file(&path).expect("remove");
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("another's, which is dead"));
+    is_told(&scene, "is another file now");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask_path(&path), "<here>", "replaced by a dead one");
+
+    // What is alive, or no socket, is not touched, and the reload says so.
+    fs::remove_file(&path).expect("remove");
+    fs::write(&path, "mine").expect("a file");
+    let said = haproxy.reload(&scene).fails(1);
+    assert!(said.contains("it exists and is not a socket"), "{said}");
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "mine");
+}
+
+#[test]
+fn a_network_namespace_that_is_made_anew_is_found_again() {
+    let (Some(program), scene) = (Haproxy::system(), Scene::new()) else { return };
+    if !scene.is_isolated() {
+        return skip("it takes a network namespace");
+    }
+    let name = format!("bo-{}", std::process::id());
+    let make = || {
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {name} link set lo up"));
+    };
+    make();
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(&format!("127.0.0.1:8080 namespace {name}")));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let ask = || {
+        let script =
+            "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let mut command = Command::new("ip");
+        let out =
+            command.args(["netns", "exec", &name, "timeout", "5", "bash", "-c", script]).output();
+        let answer = String::from_utf8_lossy(&out.expect("ip").stdout).into_owned();
+        answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(ask(), "<here>");
+    is_well(&scene);
+    ip(&format!("netns delete {name}"));
+    make();
+    assert_eq!(ask(), "");
+    is_told(&scene, "is another one now");
+    haproxy.reload(&scene).ok();
+    assert_eq!(ask(), "<here>");
+    is_well(&scene);
+    ip(&format!("netns delete {name}"));
+}
