@@ -318,7 +318,7 @@ fn take_away(stage: Stage) {
 }
 
 #[test]
-fn a_full_run_directory_fails_the_reload_and_nothing_else() {
+fn a_full_run_directory_fails_a_reload_and_no_restart() {
     let Some(mut stage) = on_a_small_disk() else { return };
     let ballast = stage.scene.path("web.d/ballast");
     let mut file = fs::File::create(&ballast).expect("a file");
@@ -328,15 +328,26 @@ fn a_full_run_directory_fails_the_reload_and_nothing_else() {
     assert!(said.contains("generation 1 serves on"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
+    // What dies is started again all the same, also by a supervisor that has found it.
+    stage.answered_throughout(PROMPTLY);
+    stage.configure(1);
+    stage.signal(1, SIGKILL);
+    stage.wait_generations(&[(3, "serving")]);
+    stage.only(1);
+    stage.kill_supervisor();
+    stage.start_supervisor();
+    stage.wait_generations(&[(3, "serving")]);
+    stage.signal(3, SIGKILL);
+    stage.wait_generations(&[(4, "serving")]);
+    stage.only(1);
     drop(file);
     fs::remove_file(&ballast).expect("making room");
     stage.reload(3);
-    stage.answered_throughout(PROMPTLY);
     take_away(stage);
 }
 
 #[test]
-fn a_read_only_run_directory_fails_the_reload_and_nothing_else() {
+fn a_read_only_run_directory_fails_a_reload_and_no_restart() {
     use nix::mount::{MsFlags, mount, umount2};
     let Some(mut stage) = on_a_small_disk() else { return };
     let place = stage.scene.path("web.d");
@@ -350,9 +361,12 @@ fn a_read_only_run_directory_fails_the_reload_and_nothing_else() {
     assert!(said.contains("generation 1 serves on"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
+    stage.answered_throughout(PROMPTLY);
+    stage.signal(1, SIGKILL);
+    stage.wait_generations(&[(3, "serving")]);
+    stage.only(1);
     umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("making it writable");
     stage.reload(3);
-    stage.answered_throughout(PROMPTLY);
     take_away(stage);
 }
 

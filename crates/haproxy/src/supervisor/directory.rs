@@ -16,9 +16,11 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_sys::files::{self, Durability};
 use bindonce_sys::lock::LockFile;
+use bindonce_sys::process;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::elsewhere::Elsewhere;
 use super::place::{self, Place, service_directory};
 use super::report::milliseconds;
 
@@ -32,6 +34,8 @@ pub(super) const EVENTS: &str = "events.jsonl";
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
+    /// Used while this one takes no files.
+    elsewhere: Elsewhere,
     /// Kept for its lock.
     _lock: LockFile,
 }
@@ -88,6 +92,14 @@ pub(super) struct Inherited {
     pub(super) stderr: BTreeMap<u64, i32>,
 }
 
+impl Saved {
+    /// Whether it names no generation, or one that lives.
+    pub(super) fn may_be_the_last(&self) -> bool {
+        let lives = |g: &SavedGeneration| process::start_time(g.pid) == Some(g.start_time);
+        self.generations.is_empty() || self.generations.iter().any(lives)
+    }
+}
+
 impl Directory {
     /// Opens the directory, making it if need be, and locks it.
     pub(super) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
@@ -113,15 +125,23 @@ impl Directory {
             return Err(Error::AlreadySupervised { service: service.clone(), pid });
         };
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, elsewhere: Elsewhere::default(), _lock: lock })
     }
 
     pub(super) fn control(&self) -> PathBuf {
         self.path.join("control.sock")
     }
 
+    /// Where the admin socket of a generation is.
     pub(super) fn admin(&self, id: GenerationId) -> PathBuf {
-        self.path.join(format!("admin-{id}.sock"))
+        let name = format!("admin-{id}.sock");
+        let elsewhere = self.elsewhere.get().map(|path| path.join(&name));
+        elsewhere.filter(|path| path.exists()).unwrap_or_else(|| self.path.join(name))
+    }
+
+    /// Where it is to be bound if it cannot be in this directory.
+    pub(super) fn admin_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Ok(self.elsewhere.make()?.join(format!("admin-{id}.sock")))
     }
 
     /// Where the rendered configuration of a generation is.
@@ -131,7 +151,15 @@ impl Directory {
 
     /// Makes the directory for a generation's configuration.
     pub(super) fn make_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
-        let path = self.configuration(id);
+        Self::make(self.configuration(id))
+    }
+
+    /// The same where it cannot be written here.
+    pub(super) fn make_configuration_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Self::make(self.elsewhere.make()?.join(format!("generation-{id}")))
+    }
+
+    fn make(path: PathBuf) -> io::Result<PathBuf> {
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             done => done?,
@@ -150,21 +178,25 @@ impl Directory {
 
     /// Removes every rendered configuration but those in `keep`.
     pub(super) fn keep_configurations(&self, keep: &[GenerationId]) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_prefix("generation-"));
-            if let Some(Ok(id)) = id.map(str::parse)
-                && !keep.contains(&GenerationId(id))
-            {
-                fs::remove_dir_all(entry.path())?;
+        for directory in self.elsewhere.get().into_iter().chain([self.path.clone()]) {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let id = name.to_str().and_then(|name| name.strip_prefix("generation-"));
+                if let Some(Ok(id)) = id.map(str::parse)
+                    && !keep.contains(&GenerationId(id))
+                {
+                    fs::remove_dir_all(entry.path())?;
+                }
             }
         }
+        self.elsewhere.tidy();
         Ok(())
     }
 
     /// Removes everything that only a running supervisor needs.
     pub(super) fn clear(&self) -> io::Result<()> {
+        self.elsewhere.clear();
         self.keep_configurations(&[])?;
         for name in ["control.sock", "metrics.sock", "pid"] {
             match fs::remove_file(self.path.join(name)) {

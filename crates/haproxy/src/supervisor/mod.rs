@@ -13,6 +13,7 @@ mod broker;
 mod compare;
 mod control;
 mod directory;
+mod elsewhere;
 mod error;
 mod files;
 mod foreign;
@@ -110,14 +111,17 @@ async fn begin(settings: Settings) -> Result<Ended, Error> {
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
     let directory = Directory::open(&settings.socket, &settings.service)?;
     let saved = directory.load();
-    let is_known = saved.is_some();
+    // One that names only processes that are gone may be older than the last start: a directory that
+    // was full took no newer one.
+    let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
     broker::ensure(&settings.socket, settings.start_broker, &journal).await?;
     if !is_known {
-        saved = found::look(&settings, &directory, &journal).await?;
+        let found = found::look(&settings, &directory, &journal).await?;
+        saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
     }
     let (sender, inbox) = mpsc::unbounded_channel();
     let control = match left.control.take() {

@@ -92,6 +92,7 @@ impl Supervisor {
         let directory = Rc::clone(&self.directory);
         let sender = self.sender.clone();
         let no_epoll = self.no_epoll;
+        let alone = self.timeline.serving().is_none();
         let watchdog = Rc::clone(&self.watchdog);
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
@@ -101,7 +102,10 @@ impl Supervisor {
         let task = super::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
-                None => start::prepare(&settings, &directory, id, again).await.map(Rc::new),
+                None => {
+                    let how = start::Reading { again, alone };
+                    start::prepare(&settings, &directory, id, how).await.map(Rc::new)
+                }
             };
             let prepared = prepared.and_then(|prepared| {
                 let rendering = prepared.rendering();
@@ -114,7 +118,7 @@ impl Supervisor {
                         now.set("asking the serving haproxy for the state of its servers");
                         server_state::carry(rendering, &serving).await;
                     }
-                    let how = start::How { older_alive, no_epoll, known: descriptors };
+                    let how = start::How { older_alive, no_epoll, alone, known: descriptors };
                     // Until it has taken over, our death must not leave it beside the older one.
                     let tell = |pid| {
                         if older_alive {

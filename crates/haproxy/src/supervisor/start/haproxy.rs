@@ -1,9 +1,9 @@
 //! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, Order, passed};
+use super::{How, Order, Reading, passed};
 use crate::config::{Messages, Rendering, Supplied, System};
 use crate::supervisor::directory::Directory;
+use crate::supervisor::elsewhere;
 use crate::supervisor::listeners::Held;
 use crate::supervisor::{Error, Haproxy, Settings};
 
@@ -60,14 +61,14 @@ pub(super) async fn render(
     kind: &Haproxy,
     directory: &Directory,
     id: GenerationId,
-    again: bool,
+    how: Reading,
 ) -> Result<Rendered, Error> {
     let (command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
-        let world = if again { world.again() } else { world };
+        let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;
         rendering.self_contained()?;
@@ -77,22 +78,29 @@ pub(super) async fn render(
         Ok(rendering) => rendering?,
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
-    let write = Error::system("write the rendered configuration");
-    let path = directory.make_configuration(id).map_err(write)?;
-    let write = Error::system("write the rendered configuration");
-    let mut files = rendering.write_to(&path).map_err(write)?;
     let admin = kind.admin && rendering.surely_listens();
+    let write = |path: io::Result<PathBuf>| write(&rendering, &path?, admin);
+    let files = match write(directory.make_configuration(id)) {
+        Err(error) if how.alone && elsewhere::is_refusal(&error) => {
+            write(directory.make_configuration_elsewhere(id))
+        }
+        done => done,
+    };
+    let files = files.map_err(Error::system("write the rendered configuration"))?;
+    Ok(Rendered { rendering: Rc::new(rendering), files, admin })
+}
+
+/// Writes the copies into a directory, with that of the admin socket first; gives their paths.
+fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<PathBuf>> {
+    let mut files = rendering.write_to(path)?;
     if admin {
         let admin = path.join("bindonce-admin.cfg");
         let mut options = std::fs::File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        options
-            .open(&admin)
-            .and_then(|mut file| file.write_all(ADMIN_CONFIGURATION.as_bytes()))
-            .map_err(Error::system("write the rendered configuration"))?;
+        options.open(&admin)?.write_all(ADMIN_CONFIGURATION.as_bytes())?;
         files.insert(0, admin);
     }
-    Ok(Rendered { rendering: Rc::new(rendering), files, admin })
+    Ok(files)
 }
 
 /// How haproxy is started on the copies, with these listeners.
@@ -106,9 +114,17 @@ pub(super) fn order(
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(kind.command.program.clone());
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
-    let admin = rendered.admin.then(|| directory.admin(id));
-    if let Some(path) = &admin {
-        descriptors.push((String::new(), Arc::new(listen_for_admin(path)?)));
+    let mut admin = rendered.admin.then(|| directory.admin(id));
+    if let Some(path) = &mut admin {
+        let fd = match listen_for_admin(path) {
+            Err(error) if how.alone && elsewhere::is_refusal(&refused_with(&error)) => {
+                let other = directory.admin_elsewhere(id);
+                *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
+                listen_for_admin(path)?
+            }
+            done => done?,
+        };
+        descriptors.push((String::new(), Arc::new(fd)));
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
     let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
@@ -155,8 +171,13 @@ pub(super) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
     }
 }
 
+/// What the system answered.
+fn refused_with(error: &bindonce_sys::Error) -> io::Error {
+    error.errno().map_or_else(|| io::Error::other("no answer"), io::Error::from_raw_os_error)
+}
+
 /// Binds a generation's admin socket: the supervisor's own, not the broker's.
-fn listen_for_admin(path: &std::path::Path) -> Result<OwnedFd, Error> {
+fn listen_for_admin(path: &Path) -> Result<OwnedFd, bindonce_sys::Error> {
     let options = Options { mode: Some(0o600), ..Options::default() };
     let text = path.to_string_lossy().into_owned();
     let listener = Listener { name: None, address: Address::Unix(text), options };

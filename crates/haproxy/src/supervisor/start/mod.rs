@@ -78,6 +78,17 @@ pub(super) struct How {
     pub(super) no_epoll: bool,
     /// The descriptors of listeners that other generations have: none is had twice.
     pub(super) known: Known,
+    /// Nobody serves: this start must work where a reload would rather fail.
+    pub(super) alone: bool,
+}
+
+/// How a configuration is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    /// It was read by this process before.
+    pub(super) again: bool,
+    /// As in [`How`].
+    pub(super) alone: bool,
 }
 
 /// A start that has no process yet.
@@ -112,11 +123,11 @@ pub(super) async fn prepare(
     settings: &Settings,
     directory: &Directory,
     id: GenerationId,
-    again: bool,
+    how: Reading,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
-            haproxy::render(settings, kind, directory, id, again).await.map(Prepared::Haproxy)
+            haproxy::render(settings, kind, directory, id, how).await.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
     }
