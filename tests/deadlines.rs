@@ -127,7 +127,10 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
         scene.run("reload", &["--name", "web"]).ok();
     }
     // It dies, and another is started.
-    let old = scene.haproxies()[0];
+    let old = eventually("the older ones to be gone", || match scene.haproxies()[..] {
+        [only] => Some(only),
+        _ => None,
+    });
     kill(Pid::from_raw(old), Signal::SIGKILL).expect("a signal");
     eventually("another to serve", || {
         (!scene.haproxies().contains(&old) && ping().code == Some(0)).then_some(())
