@@ -7,6 +7,8 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::{Haproxy, Scene, Wire, config, eventually, listening};
@@ -143,4 +145,35 @@ fn a_listener_that_somebody_else_uses_stays() {
     drop(user);
     haproxy.reload(&scene).ok();
     eventually("the listener to be closed", || (names(&scene).len() == 1).then_some(()));
+}
+
+#[test]
+fn an_older_configuration_that_comes_back_has_its_listeners_again() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let file = scene.write("haproxy.cfg", &with_others(address, &[other.to_string()], 1));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    // Only what has served for a while has worked.
+    eventually("it to have worked", || {
+        let mut wire = Wire::try_connect(&scene.path("web.d/control.sock"))?;
+        let status = wire.call("status", &json!([]));
+        (status["generations"][0]["age"].as_u64()? > 10).then_some(())
+    });
+    scene.write("haproxy.cfg", &config(address, 2));
+    haproxy.reload(&scene).ok();
+    eventually("the listener to be closed", || listening(other).is_empty().then_some(()));
+    let mut last = 0;
+    for _ in 0..3 {
+        let (generation, pid) =
+            eventually("one more to serve", || haproxy.serving(&scene).filter(|s| s.0 > last));
+        last = generation;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing it");
+    }
+    eventually("the older configuration to serve", || {
+        (listening(other).len() == 1 && haproxy.serving(&scene)?.0 > last).then_some(())
+    });
+    assert!(Half::to(other).complete().contains("x-generation: 1"));
+    assert_eq!(names(&scene).len(), 2);
 }

@@ -354,7 +354,7 @@ fn descriptors_and_variables_are_what_was_asked_for() {
     let mut supervisor = Process::start(command.args(["--", "sh", "-c", script]));
     eventually("the program to have said it, and to serve", || {
         let story = supervisor.story();
-        let said = story.contains("said 2 web:admin-a 3 4 3;4; 4 sh-1\n");
+        let said = story.contains("said 2 web:admin-a 3 4 3;4; 4 sh-1");
         (said && story.contains("serving")).then_some(())
     });
     assert!(supervisor.terminate().success(), "{}", supervisor.story());
