@@ -235,6 +235,8 @@ impl State {
         let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
         let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
         let caller = self.registry.caller(id);
+        let uid = caller.map_or(0, |(peer, _)| peer.uid);
+        let Some(left_out) = self.worth_a_line(uid, "opened") else { return };
         let pid = caller.map(|(peer, label)| label.map_or(peer.pid, |label| label.pid));
         let label = caller.and_then(|(_, label)| label);
         let service = label.map(|label| label.service.as_str());
@@ -250,6 +252,7 @@ impl State {
                 service,
                 generation,
                 pid,
+                left_out,
                 "listeners opened"
             );
             let (count, first, last) = (created.len(), name(first), name(last));
@@ -261,7 +264,7 @@ impl State {
             tracing::info!(
                 listener = held.listener.label(), address = %held.listener.address,
                 bound = %held.opened.bound, inode = held.opened.inode, tentative = held.tentative,
-                service, generation, pid, "listener opened"
+                service, generation, pid, left_out, "listener opened"
             );
             let text = format!("{} bound to {}", held.listener.label(), held.opened.bound);
             self.journal.record(self.by(id, Happening::new(Kind::ListenerBound, text)));

@@ -54,33 +54,40 @@ impl State {
     /// Closes the sockets of every `Close`; other actions have been dealt with. A
     /// few get a line each in the log, many that end for one reason get one line.
     pub(crate) fn close_all(&self, actions: Vec<Action<Socket>>) {
-        let mut closed: Vec<(Closing, Listener)> = Vec::new();
+        let mut closed: Vec<(Closing, Listener, u32)> = Vec::new();
         for action in actions {
             if let Action::Close(socket, listener, why) = action {
                 unlink(socket.path.as_ref());
-                closed.push((why, listener));
+                let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
+                closed.push((why, listener, uid));
             }
         }
         self.counts.borrow_mut().closed += closed.len() as u64;
         for group in closed.chunk_by(|one, other| one.0 == other.0) {
             match group {
-                [(why, first), .., (_, last)] if group.len() > LOGGED_ONE_BY_ONE => {
+                [(why, first, uid), .., (_, last, _)] if group.len() > LOGGED_ONE_BY_ONE => {
                     let (first, last) = (first.label(), last.label());
                     let (count, why) = (group.len(), reason(*why));
-                    tracing::info!(first, last, count, why, "listeners closed");
+                    let Some(left_out) = self.worth_a_line(*uid, "closed") else { continue };
+                    tracing::info!(first, last, count, why, left_out, "listeners closed");
                     let text = format!("{count} listeners closed, {first} to {last}: {why}");
                     self.journal.record(Happening::new(Kind::ListenerReleased, text));
                 }
-                few => few.iter().for_each(|(why, listener)| self.closed(*why, listener)),
+                few => {
+                    few.iter().for_each(|(why, listener, uid)| self.closed(*why, listener, *uid));
+                }
             }
         }
     }
 
-    fn closed(&self, why: Closing, listener: &Listener) {
+    fn closed(&self, why: Closing, listener: &Listener, uid: u32) {
+        let Some(left_out) = self.worth_a_line(uid, "closed") else { return };
         let (listener, reason) = (listener.label(), reason(why));
         match why {
-            Closing::Replaced => tracing::warn!(listener, why = reason, "listener closed"),
-            _ => tracing::info!(listener, why = reason, "listener closed"),
+            Closing::Replaced => {
+                tracing::warn!(listener, why = reason, left_out, "listener closed");
+            }
+            _ => tracing::info!(listener, why = reason, left_out, "listener closed"),
         }
         let text = format!("{listener} closed: {reason}");
         self.journal.record(Happening::new(Kind::ListenerReleased, text));

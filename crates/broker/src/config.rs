@@ -39,6 +39,11 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections of one user.
     pub connections_per_user: usize,
+    /// Open connections of all users that no rule allows anything.
+    pub connections_without_rights: usize,
+    /// Bytes that are kept for clients: requests that are not finished or not answered yet, replies
+    /// that are not read yet. A user may have half.
+    pub buffered_bytes: usize,
     /// Listeners that are held.
     pub listeners: usize,
     /// Listeners that claims of one user have created.
@@ -60,6 +65,8 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_user: 2048,
+            connections_without_rights: 64,
+            buffered_bytes: 8 << 20,
             listeners: 200_000,
             listeners_per_user: 150_000,
             request_bytes: bindonce_wire::MAX_REQUEST,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bindonce_observe::{Follower, follow};
 use bindonce_sys::scm;
 use bindonce_wire::framing::{Frame, Scanner};
-use bindonce_wire::message::{Id, encode_error};
+use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::budgets::Share;
 use crate::requests::{self, Caller};
 use crate::sending::{Sending, send};
 use crate::state::State;
@@ -45,6 +46,8 @@ pub(crate) enum End {
     NotRead,
     /// The kernel let no more descriptors be in flight (ETOOMANYREFS, unix(7)).
     TooManyInFlight,
+    /// More would have to be kept for the peer than there is room for.
+    TooMuch,
     /// The broker has given it up.
     CutOff,
     /// Reading or writing failed.
@@ -87,6 +90,10 @@ pub(crate) struct Link {
     in_flight: Rc<InFlight>,
     /// The longest request, in bytes.
     cap: usize,
+    /// What is kept for it in memory.
+    share: Share,
+    /// No rule allowed the peer anything when it connected.
+    pub(crate) stranger: bool,
     /// A request is being answered.
     busy: Cell<bool>,
     /// A reply to it was large.
@@ -113,6 +120,8 @@ impl Link {
         state: &State,
     ) -> Rc<Self> {
         let cap = state.limits.request_bytes;
+        let share = Share::new(state, caller.peer.uid);
+        let stranger = !state.policy.knows(caller.peer, &caller.groups);
         let mut scanner = Scanner::new(cap);
         let mut input = unread;
         // Less than a request, so no frame comes of it.
@@ -124,6 +133,8 @@ impl Link {
             received: RefCell::default(),
             in_flight: Rc::clone(&state.in_flight),
             cap,
+            share,
+            stranger,
             busy: Cell::new(false),
             large: Cell::new(false),
             untold: RefCell::default(),
@@ -205,6 +216,14 @@ impl Link {
                 () = self.woken.notified() => {}
             }
         }
+    }
+
+    /// Counts what is kept of its requests, beside those that wait to be answered. False if there
+    /// is no room for it.
+    fn keep(&self, waiting: usize) -> bool {
+        let kept = self.scanner.borrow().kept() + waiting;
+        self.large.set(self.large.get() || kept >= LARGE);
+        self.share.keep(kept)
     }
 
     /// Whether what its requests and replies took is worth giving back to the system.
@@ -326,6 +345,10 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return End::Failed(error),
         };
+        let waiting: usize = frames.iter().map(Frame::memory).sum();
+        if !link.keep(waiting) {
+            return too_much(link, &frames);
+        }
         let complete = !frames.is_empty();
         link.busy.set(complete);
         let last = frames.len().saturating_sub(1);
@@ -341,6 +364,9 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             // Before anything else has a turn, whatever has become of the reply.
             state.borrow_mut().settle();
             let sent = match sent {
+                Ok(false) if !link.share.keep_one(waiting + sending.memory()) => {
+                    return End::TooMuch;
+                }
                 Ok(false) => sending.finish(&link.stream, deadline).await,
                 done => done.map(drop),
             };
@@ -364,6 +390,8 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
         if more {
             yield_now().await;
         }
+        // What is kept is less now.
+        link.keep(0);
         if complete {
             link.busy.set(false);
             state.borrow().upgrade.calmer();
@@ -379,6 +407,23 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             (true, _) => Some(Instant::now()),
         };
     }
+}
+
+/// There is no room for what has been read. The last word; where the peer has no room for it, the
+/// end of the connection tells as much.
+fn too_much(link: &Link, frames: &[Frame]) -> End {
+    let message =
+        "more requests wait, or are not finished, than the broker keeps for one user or for all";
+    let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(
+        "finish one before the next, on fewer connections, or raise buffered_bytes in [limits] of \
+         the broker's configuration",
+    );
+    let id = frames.iter().find_map(|frame| match frame {
+        Frame::Request(text) => Request::decode(text).ok().map(|request| request.id),
+        _ => None,
+    });
+    let _ = link.stream.try_write(&encode_error(&id.unwrap_or(Id::Null), &error));
+    End::TooMuch
 }
 
 /// The reply to what is no request.

@@ -9,6 +9,8 @@
 //! user = "www-data"              # or uid; group or gid: all that are said  
 //! allow = ["bind", "release"]    # bind, use, list, release, store, admin
 //! addresses = ["*:8000-8999"]    # all, if left out
+//! names = ["web", "app-*"]       # what it may call listeners; nothing, if left out
+//! services = ["app"]             # what it may join; nothing, if left out
 //!
 //! [limits]
 //! connections = 4096
@@ -169,8 +171,11 @@ mod tests {
             ("[[rule]]\nuid = 1\nallow = ['everything']", "everything"),
             ("[[rule]]\nuid = 1\nuser = 'root'\nallow = ['use']", "not both"),
             ("[[rule]]\nuid = 1\nallow = ['use']\naddresses = ['80']", "\"80\""),
+            ("[[rule]]\nuid = 1\nallow = ['use']\nservices = ['a b']", "services: \"a b\""),
+            ("[[rule]]\nuid = 1\nallow = ['use']\nnames = ['*a']", "names: \"*a\""),
             ("[limits]\nconnections = 0", "limits.connections"),
             ("[limits]\nrequest_bytes = 2000000", "1048576"),
+            ("[limits]\nbuffered_bytes = 4096", "limits.buffered_bytes"),
             ("[limits]\nidle_time = 'soon'", "limits.idle_time"),
             ("[limits]\nidle = 1", "idle"),
         ] {

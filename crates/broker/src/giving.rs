@@ -27,7 +27,7 @@ use crate::answer;
 use crate::connection::Link;
 use crate::requests::invalid;
 use crate::restore::{Found, as_written};
-use crate::rights::allow;
+use crate::rights::{allow, allow_name};
 use crate::state::{State, now};
 
 /// Takes listeners, all or none.
@@ -50,7 +50,9 @@ pub(crate) async fn store(
     let mut sockets = Vec::with_capacity(received.len());
     for (give, fd) in gives.into_iter().zip(received) {
         let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
-        allow(state, &link.caller, Verb::Store, Some(&asked.clone().into()))?;
+        let spec = asked.clone().into();
+        allow(state, &link.caller, Verb::Store, Some(&spec))?;
+        allow_name(state, &link.caller, &spec)?;
         sockets.push((asked, fd));
     }
     let sorted = sort(&state.borrow(), sockets)?;

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod budgets;
 mod claiming;
 mod closing;
 mod config;

@@ -20,7 +20,9 @@ use serde::Serialize;
 use crate::answer;
 use crate::connection::Link;
 use crate::giving;
-use crate::rights::{allow, allow_all, allow_claim, allow_named, known, problems, visible};
+use crate::rights::{
+    allow, allow_all, allow_claim, allow_name, allow_named, known, problems, visible,
+};
 use crate::start;
 use crate::state::State;
 use crate::upgrade;
@@ -168,7 +170,10 @@ async fn bind(
         })?;
         match &wanted {
             Wanted::Named(name) => allow_named(state, caller, Verb::Use, name)?,
-            Wanted::Listen(spec) => allow_claim(state, caller, spec, change)?,
+            Wanted::Listen(spec) => {
+                allow_claim(state, caller, spec, change)?;
+                allow_name(state, caller, spec)?;
+            }
         }
         wants.push(Want { wanted, tentative, change });
     }

@@ -24,6 +24,7 @@ pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) 
 
 /// A reply that is being sent.
 pub(crate) struct Sending {
+    length: usize,
     transmission: Transmission,
     descriptors: Vec<Rc<OwnedFd>>,
 }
@@ -31,7 +32,13 @@ pub(crate) struct Sending {
 impl Sending {
     pub(crate) fn new(reply: Reply) -> Self {
         let Reply { text, descriptors } = reply;
-        Self { transmission: Transmission::new(text, descriptors.len()), descriptors }
+        let length = text.capacity() + descriptors.len() * size_of::<Rc<OwnedFd>>();
+        Self { length, transmission: Transmission::new(text, descriptors.len()), descriptors }
+    }
+
+    /// How much memory it takes, about.
+    pub(crate) fn memory(&self) -> usize {
+        self.length
     }
 
     /// Sends what the peer has room for; true when that is all of it.

@@ -316,15 +316,24 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
     let mut state = state.borrow_mut();
     let limits = &state.limits;
     let same = state.links.values().filter(|link| link.caller.peer.uid == peer.uid);
-    let reached = if state.links.len() >= limits.connections {
-        Some(("connections", limits.connections))
+    let strangers = state.links.values().filter(|link| link.stranger);
+    let stranger = !state.policy.knows(peer, &credentials.groups);
+    let spared = state.policy.owns_names(peer.uid);
+    // Some are kept for those who have to put things right.
+    let most = limits.connections - if spared { 0 } else { limits.connections / 8 };
+    let reached = if stranger && strangers.count() >= limits.connections_without_rights {
+        Some(("connections_without_rights", limits.connections_without_rights))
+    } else if state.links.len() >= most {
+        Some(("connections", most))
     } else if same.count() >= limits.connections_per_user {
         Some(("connections_per_user", limits.connections_per_user))
     } else {
         None
     };
     if let Some((limit, most)) = reached {
-        tracing::warn!(pid, uid = peer.uid, limit, most, "connection refused");
+        if let Some(left_out) = state.told.refused(peer.uid, "connection") {
+            tracing::warn!(pid, uid = peer.uid, limit, most, left_out, "connection refused");
+        }
         let text = format!("connection of uid {} refused: {limit} = {most}", peer.uid);
         let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
         state.journal.record(happening);
@@ -375,12 +384,18 @@ fn attend(
             }
             End::Unfinished => Some("cut off: a request was not finished in time"),
             End::NotRead => Some("cut off: its reply was not read in time"),
+            End::TooMuch => {
+                Some("cut off: more is kept for its user than the limit buffered_bytes allows")
+            }
             End::TooManyInFlight => {
                 Some("cut off: too many descriptors wait to be received by clients")
             }
         };
         if let Some(text) = cut_off {
-            tracing::warn!(pid, "{text}");
+            let uid = link.caller.peer.uid;
+            if let Some(left_out) = state.borrow().told.refused(uid, "cut off") {
+                tracing::warn!(pid, uid, left_out, "{text}");
+            }
             let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
             state.borrow().journal.record(happening);
         }

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use bindonce_core::duration;
-use bindonce_core::policy::{InvalidPattern, Peer, Rule, UnknownVerb, Who};
+use bindonce_core::policy::{InvalidNames, InvalidPattern, Names, Peer, Rule, UnknownVerb, Who};
 use nix::unistd::{Group, User};
 use serde::Deserialize;
 
 use crate::config::Limits;
+
+/// A user has half, and a request of the greatest length must fit, with room to grow.
+const LEAST_BUFFERED: usize = 4 * bindonce_wire::MAX_REQUEST;
 
 /// A rule as it stands in the file: its user and group have not been looked up yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,10 @@ pub(crate) struct RawRule {
     allow: Vec<String>,
     #[serde(default)]
     addresses: Vec<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    services: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -59,6 +66,8 @@ pub(crate) struct RawRule {
 pub(crate) struct RawLimits {
     connections: Option<usize>,
     connections_per_user: Option<usize>,
+    connections_without_rights: Option<usize>,
+    buffered_bytes: Option<usize>,
     listeners: Option<usize>,
     listeners_per_user: Option<usize>,
     request_bytes: Option<usize>,
@@ -101,8 +110,16 @@ impl RawRule {
         let pattern = |text: &String| {
             text.parse().map_err(|error: InvalidPattern| format!("addresses: {error}"))
         };
+        let names = |key: &str, texts: &[String]| -> Result<Vec<Names>, String> {
+            let read = |text: &String| {
+                text.parse().map_err(|error: InvalidNames| format!("{key}: {error}"))
+            };
+            texts.iter().map(read).collect()
+        };
         let rule = Rule {
             who,
+            names: names("names", &self.names)?,
+            services: names("services", &self.services)?,
             allow: self.allow.iter().map(verb).collect::<Result<_, String>>()?,
             addresses: self.addresses.iter().map(pattern).collect::<Result<_, String>>()?,
         };
@@ -135,6 +152,19 @@ impl RawLimits {
                 default.connections_per_user,
                 many,
             )?,
+            connections_without_rights: count(
+                "connections_without_rights",
+                self.connections_without_rights,
+                default.connections_without_rights,
+                many,
+            )?,
+            buffered_bytes: match self.buffered_bytes {
+                None => default.buffered_bytes,
+                Some(bytes) if bytes >= LEAST_BUFFERED => bytes,
+                Some(bytes) => {
+                    return Err(format!("buffered_bytes: {bytes} is less than {LEAST_BUFFERED}"));
+                }
+            },
             listeners: count("listeners", self.listeners, default.listeners, many)?,
             listeners_per_user: count(
                 "listeners_per_user",

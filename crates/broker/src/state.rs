@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bindonce_core::budget::Budget;
 use bindonce_core::policy::{Peer, Policy, Rule};
 use bindonce_core::registry::{ConnectionId, Event, ListenerId, Registry};
 use bindonce_core::time::Timestamp;
@@ -17,6 +18,7 @@ use bindonce_sys::limits;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::Entry;
 
+use crate::budgets::Told;
 use crate::config::Limits;
 use crate::connection::{InFlight, Link};
 use crate::guard::Guard;
@@ -57,6 +59,10 @@ pub(crate) struct State {
     pub(crate) gate: Rc<Gate>,
     pub(crate) limits: Limits,
     pub(crate) in_flight: Rc<InFlight>,
+    /// What is kept for clients.
+    pub(crate) budget: Rc<RefCell<Budget>>,
+    /// What the log has been told.
+    pub(crate) told: Told,
     /// How many listeners claims of each user have created.
     pub(crate) owned: Rc<RefCell<HashMap<u32, usize>>>,
     /// Where listeners outlive this process; none without a service manager.
@@ -103,6 +109,8 @@ impl State {
             gate: Rc::default(),
             limits: Limits::default(),
             in_flight: Rc::default(),
+            budget: Rc::default(),
+            told: Told::default(),
             owned: Rc::default(),
             store: None,
             socket,
@@ -120,6 +128,7 @@ impl State {
     pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
         self.policy = self.policy.clone().with_rules(rules);
         self.in_flight.limit.set(limits.descriptors_in_flight);
+        self.budget.borrow_mut().set_limit(limits.buffered_bytes);
         self.succession.set_patience(limits.retire_time);
         self.limits = limits;
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bindonce_core::event::Kind;
 use bindonce_core::generation::Moment;
+use bindonce_core::name::Name;
 use bindonce_core::policy::{Verb, Verdict};
 use bindonce_core::registry::{ConnectionId, Event as Entered, Label, Phase};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place, Progress, Record};
@@ -25,6 +26,7 @@ use tokio::time::timeout_at;
 use crate::answer;
 use crate::guard;
 use crate::requests::Caller;
+use crate::rights::allow_service;
 use crate::state::{State, now};
 
 /// The succession of every service, and when to look at it again.
@@ -53,6 +55,11 @@ impl Succession {
     /// How long a generation has to stop accepting once it is told to.
     pub(crate) fn set_patience(&mut self, patience: std::time::Duration) {
         self.inner.set_patience(patience);
+    }
+
+    /// Whether generations are there: then a join is refused to all but their user, and root.
+    pub(crate) fn is_joined(&self, service: &Name) -> bool {
+        self.inner.is_joined(service)
     }
 
     /// What the next broker must know, and the number that it must not go below.
@@ -116,17 +123,22 @@ impl State {
     /// Says which generation a connection stands for; gives the answer.
     pub(crate) fn join(&mut self, caller: &Caller, said: Said) -> Result<JoinResult, RpcError> {
         let Said { service, generation, pid, state, handover, successor } = said;
+        allow_service(self, caller, &service)?;
         let pid = pid.unwrap_or(caller.peer.pid);
         let phase = answer::phase(state);
         let joining = Joining { service, generation, pid, phase, ordered: handover, successor };
         let connection = caller.connection;
         let admin = self.policy.judge(caller.peer, &caller.groups, Verb::Admin, None);
-        let privileged = caller.peer.uid == 0 || admin == Verdict::Allow;
-        let speaker = succession::Speaker { connection, uid: caller.peer.uid, privileged };
+        let takes_back = self.policy.owns_names(caller.peer.uid);
+        let privileged = takes_back || admin == Verdict::Allow;
+        let speaker =
+            succession::Speaker { connection, uid: caller.peer.uid, privileged, takes_back };
         let actions = self.succession.on(Event::Join(speaker, joining));
         if let Some(refusal) = self.succeed(actions) {
-            let pid = caller.peer.pid;
-            tracing::warn!(pid, uid = caller.peer.uid, "may not join: {refusal}");
+            let (pid, uid) = (caller.peer.pid, caller.peer.uid);
+            if let Some(left_out) = self.told.refused(uid, "join") {
+                tracing::warn!(pid, uid, left_out, "may not join: {refusal}");
+            }
             let code = match refusal {
                 succession::Refusal::OtherUser { .. } => ErrorCode::DENIED,
                 succession::Refusal::Number { .. } => ErrorCode::INVALID_PARAMS,
@@ -233,6 +245,11 @@ impl State {
                 %service, generation, pid,
                 hint = "it may still accept: `bindonce doctor` tells; end it if it does",
                 "cut off: it was told to retire and has not said in time that it stopped accepting"
+            ),
+            Cause::TakenBack => tracing::warn!(
+                %service, generation, pid,
+                hint = "it may still accept: `bindonce doctor` tells; end it if it does",
+                "cut off: root or the broker's user has taken the name of the service back"
             ),
             Cause::Replaced => tracing::info!(
                 %service, generation, pid, "generation connected anew: its old connection ends"

@@ -200,11 +200,16 @@ impl Flood {
     /// Whether one that happens now, in milliseconds, passes; if so, with how many before it
     /// that did not.
     pub fn on(&mut self, now: u64) -> Option<u64> {
+        self.up_to(Self::PASS, now)
+    }
+
+    /// As [`Flood::on`], with so many in a period.
+    pub fn up_to(&mut self, most: u32, now: u64) -> Option<u64> {
         // A clock that was set back begins a new period as well.
         if self.begun.is_none_or(|begun| now < begun || now - begun >= Self::PERIOD) {
             (self.begun, self.passed) = (Some(now), 0);
         }
-        if self.passed >= Self::PASS {
+        if self.passed >= most {
             self.held += 1;
             return None;
         }

@@ -10,6 +10,7 @@
 
 pub mod address;
 pub mod adoption;
+pub mod budget;
 pub mod diagnosis;
 pub mod duration;
 pub mod error;

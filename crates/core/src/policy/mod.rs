@@ -14,9 +14,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::listener::ListenSpec;
+use crate::name::Name;
 
 pub use pattern::{InvalidPattern, Pattern};
-pub use rule::{Rule, Who};
+pub use rule::{InvalidNames, Names, Rule, Who};
 
 /// Who is at the other end of a connection, as it was when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -205,6 +206,24 @@ impl Policy {
         Verdict::Deny(Box::new(Denial { peer, verb, subject: None, owner: None }))
     }
 
+    /// Whether names are this user's to take back from whoever has them: root and the user the
+    /// broker runs as.
+    pub fn owns_names(&self, uid: u32) -> bool {
+        uid == 0 || (uid == self.owner && uid != Peer::UNKNOWN)
+    }
+
+    /// Whether `peer` may give a listener this name.
+    pub fn may_name(&self, peer: Peer, groups: &[u32], name: &Name) -> bool {
+        let allows = |rule: &Rule| rule.allows_name(peer, groups, |rule| &rule.names, name);
+        self.owns_names(peer.uid) || self.rules.iter().any(allows)
+    }
+
+    /// Whether `peer` may join this service, whoever has it.
+    pub fn may_join(&self, peer: Peer, groups: &[u32], service: &Name) -> bool {
+        let allows = |rule: &Rule| rule.allows_name(peer, groups, |rule| &rule.services, service);
+        self.owns_names(peer.uid) || self.rules.iter().any(allows)
+    }
+
     /// Whether `peer` may do anything at all.
     pub fn knows(&self, peer: Peer, groups: &[u32]) -> bool {
         Verb::ALL.into_iter().any(|verb| self.judge(peer, groups, verb, None) == Verdict::Allow)
@@ -245,6 +264,8 @@ mod tests {
             who,
             allow: allow.to_vec(),
             addresses: addresses.iter().map(|text| text.parse().expect("pattern")).collect(),
+            names: Vec::new(),
+            services: Vec::new(),
         };
         let www = Who { uid: Some(33), ..Who::default() };
         let haproxy = Who { uid: Some(9), gid: Some(90) };
@@ -283,5 +304,32 @@ mod tests {
         assert!(denial.to_string().ends_with("no rule allows it"), "{denial}");
         let needed = r#"[[rule]] uid = 5 allow = ["bind"] addresses = ["0.0.0.0:80-82"]"#;
         assert_eq!(denial.rule_needed(), needed);
+    }
+
+    #[test]
+    fn a_name_is_for_whom_a_rule_says_it_and_for_root_and_the_owner() {
+        let names =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().expect("names")).collect();
+        let rule = Rule {
+            who: Who { uid: Some(33), ..Who::default() },
+            allow: vec![Verb::Bind],
+            addresses: Vec::new(),
+            names: names(&["web", "app-*"]),
+            services: names(&["*"]),
+        };
+        let other = Rule { names: Vec::new(), services: Vec::new(), ..rule.clone() };
+        let other = Rule { who: Who { uid: Some(34), ..Who::default() }, ..other };
+        let policy = Policy::owner_only(100).with_rules(vec![rule, other]);
+        let named = |uid, name: &str| policy.may_name(peer(uid), &[], &name.parse().expect(name));
+        let joins = |uid, name: &str| policy.may_join(peer(uid), &[], &name.parse().expect(name));
+        assert!(named(33, "web") && named(33, "app-1") && !named(33, "web2") && !named(33, "ap"));
+        assert!(joins(33, "haproxy"));
+        for (uid, may) in [(0, true), (100, true), (34, false), (5, false), (Peer::UNKNOWN, false)]
+        {
+            assert_eq!((named(uid, "web"), joins(uid, "haproxy")), (may, may), "{uid}");
+        }
+        for bad in ["", "a b", "*a", "a*b", "1-*", "-*"] {
+            assert!(bad.parse::<Names>().is_err(), "{bad}");
+        }
     }
 }

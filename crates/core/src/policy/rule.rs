@@ -1,8 +1,11 @@
 //! One rule: to whom, what, and on which addresses.
 
+use std::str::FromStr;
+
 use super::{Pattern, Peer, Verb};
 use crate::address::Address;
 use crate::listener::ListenSpec;
+use crate::name::Name;
 
 /// Conditions on who asks. All that are said must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +25,41 @@ impl Who {
     }
 }
 
+/// A set of names of listeners or services: a name, the beginning of some (`app-*`), or all (`*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    start: String,
+    open: bool,
+}
+
+/// A text that is no set of names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no set of names: write a name, or the beginning of some and `*`")]
+pub struct InvalidNames(pub String);
+
+impl Names {
+    /// Whether a name is in the set.
+    pub fn contains(&self, name: &Name) -> bool {
+        let name = name.as_str();
+        if self.open { name.starts_with(&self.start) } else { name == self.start }
+    }
+}
+
+impl FromStr for Names {
+    type Err = InvalidNames;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNames> {
+        let (start, open) = match text.strip_suffix('*') {
+            Some(start) => (start, true),
+            None => (text, false),
+        };
+        if (open && start.is_empty()) || start.parse::<Name>().is_ok() {
+            return Ok(Self { start: start.to_owned(), open });
+        }
+        Err(InvalidNames(text.chars().take(120).collect()))
+    }
+}
+
 /// Allows some verbs to some processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -31,9 +69,24 @@ pub struct Rule {
     pub allow: Vec<Verb>,
     /// On which addresses; none means on all.
     pub addresses: Vec<Pattern>,
+    /// Which names it may give to listeners; none means none.
+    pub names: Vec<Names>,
+    /// Which services it may join, beside those of its own user; none means none.
+    pub services: Vec<Names>,
 }
 
 impl Rule {
+    /// Whether it allows `peer` to use a name, out of one of its lists.
+    pub(super) fn allows_name(
+        &self,
+        peer: Peer,
+        groups: &[u32],
+        list: fn(&Self) -> &[Names],
+        name: &Name,
+    ) -> bool {
+        self.who.is(peer, groups) && list(self).iter().any(|names| names.contains(name))
+    }
+
     pub(super) fn allows(
         &self,
         peer: Peer,

@@ -76,6 +76,9 @@ pub struct Speaker {
     pub uid: u32,
     /// Whether it may succeed generations of other users.
     pub privileged: bool,
+    /// Whether names are its to take back: generations of other users (but root's) that are in its
+    /// way are ended.
+    pub takes_back: bool,
 }
 
 /// What is written down of a service for the next broker.
@@ -158,6 +161,8 @@ pub enum Cause {
     Overdue,
     /// The same generation has joined on another connection.
     Replaced,
+    /// Root or the broker's user has taken the service's name back.
+    TakenBack,
 }
 
 /// Every service that has a generation, or is remembered.
@@ -266,6 +271,11 @@ impl Succession {
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let numbered = self.services.iter().filter(|(_, service)| service.last != 0);
         numbered.map(|(name, service)| service.record(name))
+    }
+
+    /// Whether generations are there: then a join is refused to all but their user, and root.
+    pub fn is_joined(&self, service: &Name) -> bool {
+        self.services.get(service).is_some_and(|service| !service.members.is_empty())
     }
 
     /// No number up to this one is given to a service that is not remembered.

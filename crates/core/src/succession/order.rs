@@ -15,6 +15,12 @@ impl Member {
     }
 }
 
+/// Whether a generation keeps one to whom names belong from joining, and so loses its place.
+fn in_the_way(member: &Member, speaker: Speaker, ordered: bool) -> bool {
+    let other = member.uid != speaker.uid && member.uid != 0;
+    speaker.takes_back && other && member.ordered != ordered
+}
+
 impl Service {
     pub(super) fn record(&self, name: &Name) -> Record {
         Record { service: name.clone(), last: self.last, serving: self.serving() }
@@ -84,6 +90,26 @@ impl Service {
         }
     }
 
+    /// Ends the generations whose name is taken back; gives their connections.
+    fn take_back(
+        &mut self,
+        name: &Name,
+        speaker: Speaker,
+        ordered: bool,
+        actions: &mut Vec<Action>,
+    ) -> Vec<ConnectionId> {
+        let members = self.members.iter();
+        let ended = members.filter(|(_, member)| in_the_way(member, speaker, ordered));
+        let ended: Vec<ConnectionId> = ended.map(|(connection, _)| *connection).collect();
+        for connection in &ended {
+            let Some(mut member) = self.members.remove(connection) else { continue };
+            member.stage = Stage::Draining;
+            actions.push(Action::Enter(*connection, member.label(name)));
+            actions.push(Action::Cut(*connection, member.label(name), Cause::TakenBack));
+        }
+        ended
+    }
+
     /// Has what is new written down before anything else is done.
     pub(super) fn write_down(&mut self, name: &Name, actions: &mut Vec<Action>) {
         let now = (self.last, self.serving());
@@ -111,6 +137,9 @@ impl Succession {
         let until = now + self.patience;
         self.places.insert(connection, name.clone());
         let service = self.services.entry(name.clone()).or_default();
+        for connection in service.take_back(&name, speaker, ordered, actions) {
+            self.places.remove(&connection);
+        }
         let here = service.members.remove(&connection);
         let mut member = Member {
             uid: speaker.uid,
@@ -178,6 +207,9 @@ impl Succession {
                 }
             } else if member.uid != speaker.uid && !speaker.privileged {
                 return Err(Refusal::OtherUser { service, uid: member.uid, generation, pid });
+            }
+            if in_the_way(member, speaker, joining.ordered) {
+                continue;
             }
             if member.ordered && !joining.ordered {
                 return Err(Refusal::Ordered { service, generation, pid });

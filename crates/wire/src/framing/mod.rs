@@ -47,6 +47,14 @@ pub enum Frame {
     TooLarge,
 }
 
+impl Frame {
+    /// How much memory it takes, about.
+    pub fn memory(&self) -> usize {
+        let text = if let Self::Request(text) = self { text.capacity() } else { 0 };
+        text + size_of::<Self>() + 16
+    }
+}
+
 /// Why a byte cannot stand where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -151,6 +159,11 @@ impl Scanner {
     /// deadline, so that a client that stops in the middle is told so.
     pub fn in_progress(&self) -> bool {
         matches!(self.mode, Mode::Request { .. })
+    }
+
+    /// How many bytes of memory it keeps of what has been read.
+    pub fn kept(&self) -> usize {
+        self.buffer.capacity() + self.replay.capacity()
     }
 
     /// The bytes of the request that has begun, to be read anew by another reader; empty

@@ -11,7 +11,12 @@ fn name(text: &str) -> Name {
 }
 
 fn speaker(connection: u64, uid: u32) -> Speaker {
-    Speaker { connection: ConnectionId(connection), uid, privileged: uid == 0 }
+    Speaker {
+        connection: ConnectionId(connection),
+        uid,
+        privileged: uid == 0,
+        takes_back: uid == 0,
+    }
 }
 
 fn joining(generation: Option<u64>, phase: Phase, ordered: bool) -> Joining {

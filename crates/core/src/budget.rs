@@ -1,0 +1,78 @@
+//! What clients have a server keep for them, in bytes: for all together, and for each user.
+//!
+//! A user has half of the limit at most, so no single one takes what is for all.
+
+use std::collections::BTreeMap;
+
+/// How much is kept, and for whom.
+#[derive(Debug, Clone, Default)]
+pub struct Budget {
+    limit: usize,
+    all: usize,
+    users: BTreeMap<u32, usize>,
+}
+
+impl Budget {
+    /// Sets the limit for all together; what is kept already stays.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// One holder of this user has `now` where it had `was`. False if that is more than there is
+    /// room for: then the holder must go, and say so with a `now` of 0. Less is always right.
+    pub fn change(&mut self, uid: u32, was: usize, now: usize) -> bool {
+        let user = self.users.entry(uid).or_default();
+        *user = user.saturating_sub(was).saturating_add(now);
+        self.all = self.all.saturating_sub(was).saturating_add(now);
+        let fits = *user <= self.limit / 2 && self.all <= self.limit;
+        if *user == 0 {
+            self.users.remove(&uid);
+        }
+        fits || now <= was
+    }
+
+    /// Whether this user has nothing kept but so much: one holder may be larger than its share.
+    pub fn is_only(&self, uid: u32, bytes: usize) -> bool {
+        self.users.get(&uid).is_none_or(|user| *user <= bytes)
+    }
+
+    /// What is kept for all together.
+    pub fn all(&self) -> usize {
+        self.all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Holders that do as they are told never have more than the limit, a user never more
+        /// than half of it, and nothing stays counted when all have gone.
+        #[test]
+        fn nobody_has_more_than_there_is(steps in proptest::collection::vec((0_u32..4, 0_usize..6, 0_usize..70), 0..200)) {
+            let mut budget = Budget::default();
+            budget.set_limit(100);
+            let mut holders: BTreeMap<(u32, usize), usize> = BTreeMap::new();
+            for (uid, holder, now) in steps {
+                let was = holders.insert((uid, holder), now).unwrap_or(0);
+                if !budget.change(uid, was, now) {
+                    budget.change(uid, now, 0);
+                    holders.remove(&(uid, holder));
+                }
+                let of = |wanted: u32| -> usize {
+                    holders.iter().filter(|((uid, _), _)| *uid == wanted).map(|(_, kept)| *kept).sum()
+                };
+                prop_assert!((0..4).all(|uid| of(uid) <= 50));
+                prop_assert_eq!(budget.all(), holders.values().sum::<usize>());
+                prop_assert!(budget.all() <= 100);
+            }
+            for ((uid, _), kept) in holders {
+                budget.change(uid, kept, 0);
+            }
+            prop_assert_eq!((budget.all(), budget.users.len()), (0, 0));
+        }
+    }
+}
