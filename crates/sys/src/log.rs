@@ -4,7 +4,8 @@
 //! write(2) to it would wait until somebody reads, and O_NONBLOCK is a property of the open file,
 //! which others share. So what is said goes into a buffer, and a thread that does nothing else writes
 //! it. Lines that find the buffer full are dropped and counted; the count is said as soon as there is
-//! room again.
+//! room again. Where the system lets no thread be made (a limit on pids), what a reader has room for at
+//! once is written directly, and the rest waits for the next line.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -40,13 +41,9 @@ pub fn keep(notice: Notice) {
 
 /// Starts the thread that writes what [`keep`] keeps. Not before this process has given up the
 /// privileges that it does not need: those are the thread's own.
-///
-/// # Errors
-/// Those of fcntl(2) and pthread_create(3).
-pub fn start() -> io::Result<()> {
-    match LOG.get() {
-        Some(log) => log.start(),
-        None => Ok(()),
+pub fn start() {
+    if let Some(log) = LOG.get() {
+        log.start();
     }
 }
 
@@ -62,8 +59,7 @@ pub fn write(text: &[u8]) {
 /// Waits until everything is written, but for no longer than `patience`.
 pub fn finish(patience: Duration) {
     if let Some(log) = LOG.get() {
-        // If there is no thread to write it, it is lost.
-        let _ = log.start();
+        log.start();
         log.finish(patience);
     }
 }
@@ -89,6 +85,8 @@ struct State {
     /// Lines that found no room.
     dropped: u64,
     started: bool,
+    /// The thread could not be started: tried again with each line.
+    alone: bool,
     /// The thread is writing what it has taken out of `text`.
     writing: bool,
 }
@@ -104,15 +102,16 @@ impl Log {
         }))
     }
 
-    fn start(&self) -> io::Result<()> {
+    fn start(&self) {
         let mut state = self.0.lock();
         if state.started {
-            return Ok(());
+            return;
         }
         let shared = Arc::clone(&self.0);
-        aside::start("log", move || shared.pass_on())?;
-        state.started = true;
-        Ok(())
+        state.started = aside::start("log", move || shared.pass_on()).is_ok();
+        state.alone = !state.started;
+        drop(state);
+        self.0.write_ready();
     }
 
     fn write(&self, text: &[u8]) {
@@ -126,8 +125,12 @@ impl Log {
             state.text = Vec::new();
         }
         state.text.extend_from_slice(text);
+        let alone = state.alone;
         drop(state);
         self.0.more.notify_one();
+        if alone {
+            self.start();
+        }
     }
 
     fn finish(&self, patience: Duration) {
@@ -157,6 +160,30 @@ impl Shared {
         loop {
             let length = self.take(&mut piece);
             self.put(piece.get(..length).unwrap_or_default());
+        }
+    }
+
+    /// Without a thread: writes what there is room for now.
+    fn write_ready(&self) {
+        let mut piece = [0; PIECE];
+        loop {
+            let state = self.lock();
+            if !state.alone || state.text.is_empty() {
+                return;
+            }
+            drop(state);
+            let stderr = io::stderr();
+            let to = self.to.as_ref().map_or(stderr.as_fd(), OwnedFd::as_fd);
+            let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+            // A pipe that is writable has room for a piece (pipe(7)).
+            if !poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], Some(&now))
+                .is_ok_and(|ready| ready > 0)
+            {
+                return;
+            }
+            let length = self.take(&mut piece);
+            self.put(piece.get(..length).unwrap_or_default());
+            self.lock().writing = false;
         }
     }
 
@@ -218,7 +245,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let log = Log::new(Some(writer.into()), notice);
         log.write(b"before the thread\n");
-        log.start().expect("a thread");
+        log.start();
         for number in 0..LINES {
             log.write(format!("line {number}\n").as_bytes());
         }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let signals = SignalFd::new(&taken).context("cannot take over signals")?;
-    log::start().context("cannot start the thread that writes the log")?;
+    log::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {

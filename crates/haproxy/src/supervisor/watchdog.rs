@@ -266,7 +266,7 @@ impl Drop for Watchdog {
 fn say(text: &str) {
     log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));
     // Without a thread the last words are lost, and nothing else.
-    let _ = log::start();
+    log::start();
     log::write(format!("bindonce: {text}\n").as_bytes());
 }
 

@@ -106,7 +106,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         metrics: args.metrics,
     };
     logging::start(globals);
-    log::start().context("cannot start the thread that writes the log")?;
+    log::start();
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
     // Two threads for what may block, and always the same: each new one would leave memory of the
     // allocator behind.
