@@ -58,3 +58,22 @@ fn a_rendered_configuration_is_one_that_haproxy_takes() {
         finish(scene.bindonce("check").arg("--").arg(&haproxy).arg("-f").arg(&broken)).fails(1);
     assert!(said.contains(&format!("{}:3", broken.display())), "{said}");
 }
+
+/// What only haproxy knows, with each haproxy that there is: the claims are those of that haproxy.
+#[test]
+fn the_haproxy_of_the_command_decides() {
+    let scene = Scene::new();
+    let text = ".if version_atleast(3.1)\nfrontend new\n    bind 127.0.0.1:8081\n.else\nfrontend old\n    \
+                bind 127.0.0.1:8082\n.endif\nfrontend f\n    bind \"127.0.0.1:${P-8083}\"\nglobal\n    setenv P 8084\n";
+    let file = scene.write("haproxy.cfg", text);
+    for (version, ahead) in [("3.0", false), ("3.2", true)] {
+        let Some(haproxy) = Haproxy::fetched(version) else { continue };
+        let mut render = scene.bindonce("render");
+        let said = finish(render.args(["--explain", "--"]).arg(&haproxy).arg("-f").arg(&file)).ok();
+        let (branch, variable) = if ahead { (":8081", ":8084") } else { (":8082", ":8083") };
+        assert!(said.contains(branch) && said.contains(variable), "{version}: {said}");
+    }
+    let mut render = scene.bindonce("render");
+    let said = finish(render.args(["--", "/nonexistent/haproxy", "-f"]).arg(&file)).fails(1);
+    assert!(said.contains("/nonexistent/haproxy does not answer"), "{said}");
+}

@@ -123,6 +123,8 @@ Examples:
       What is changed for haproxy
   bindonce render --explain /etc/haproxy
       What becomes of each address in a directory of files
+  bindonce render --explain -- /opt/haproxy/sbin/haproxy -L lb1 -f /etc/haproxy/haproxy.cfg
+      The same as that haproxy would read it, with these options
 
 Exit codes:
   0  Printed

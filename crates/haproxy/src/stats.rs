@@ -209,7 +209,8 @@ fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
             continue;
         };
         // A variable has no value here: the line is passed over.
-        let words = reader::words(line, &|_| Some(b"$".to_vec())).unwrap_or_default();
+        let words = reader::words(line, reader::Unset::default(), &|_| Some(b"$".to_vec()))
+            .unwrap_or_default();
         if let [_, socket, path, ..] = words.as_slice()
             && socket.value == b"socket"
             && let Ok(path) = std::str::from_utf8(&path.value)

@@ -87,10 +87,25 @@ pub fn answer_as(mut command: Command, user: User, within: Duration) -> io::Resu
     if user.is_ours() {
         return answer(command, within);
     }
-    command.gid(user.gid).uid(user.uid);
-    // SAFETY: it only calls setsid(2) between fork and exec.
-    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
-    run(command, within)
+    become_user(&mut command, user);
+    run(command, Stdio::null(), within)
+}
+
+/// As [`answer`] or [`answer_as`], with a file as its standard input.
+///
+/// # Errors
+/// As theirs.
+pub fn answer_on(
+    mut command: Command,
+    input: std::fs::File,
+    user: Option<User>,
+    within: Duration,
+) -> io::Result<Answer> {
+    match user.filter(|user| !user.is_ours()) {
+        Some(user) => become_user(&mut command, user),
+        None => drop(command.process_group(0)),
+    }
+    run(command, input.into(), within)
 }
 
 /// Runs `command` to its end, which must come `within` that time: with /dev/null as standard input and
@@ -100,15 +115,21 @@ pub fn answer_as(mut command: Command, user: User, within: Duration) -> io::Resu
 /// Why it could not be started; [`io::ErrorKind::TimedOut`] if it was killed.
 pub fn answer(mut command: Command, within: Duration) -> io::Result<Answer> {
     command.process_group(0);
-    run(command, within)
+    run(command, Stdio::null(), within)
+}
+
+fn become_user(command: &mut Command, user: User) {
+    command.gid(user.gid).uid(user.uid);
+    // SAFETY: it only calls setsid(2) between fork and exec.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
 }
 
 /// Runs what is to lead a process group of its own.
-fn run(mut command: Command, within: Duration) -> io::Result<Answer> {
+fn run(mut command: Command, input: Stdio, within: Duration) -> io::Result<Answer> {
     let until = Instant::now() + within;
     let (out_reader, out_writer) = io::pipe()?;
     let (error_reader, error_writer) = io::pipe()?;
-    command.stdin(Stdio::null()).stdout(out_writer).stderr(error_writer);
+    command.stdin(input).stdout(out_writer).stderr(error_writer);
     let parent = Pid::this();
     // SAFETY: between fork and exec it only calls sigaction(2), sigprocmask(2), prctl(2) and
     // getppid(2), which are async-signal-safe, and allocates nothing.
@@ -251,6 +272,20 @@ mod tests {
         }
         let said = String::from_utf8(said.expect("an answer").stdout).expect("text");
         assert_eq!(said, "65534\n65534\n65534\nnone\n");
+    }
+
+    #[test]
+    fn a_file_is_its_input_for_another_user_too() {
+        use std::io::{Seek as _, Write as _};
+        let users = [None, Some(User { uid: 65534, gid: 65534 })];
+        for user in users.into_iter().filter(|user| user.is_none() || nix::unistd::geteuid().is_root()) {
+            let file = nix::sys::memfd::memfd_create("ask", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+            let mut file = std::fs::File::from(file.expect("a file"));
+            file.write_all(b"text").expect("write");
+            file.rewind().expect("rewind");
+            let said = answer_on(shell("cat; cat /dev/stdin"), file, user, LONG).expect("an answer");
+            assert_eq!(said.stdout, b"texttext", "{user:?} {}", said.complaint());
+        }
     }
 
     #[test]

@@ -5,14 +5,23 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use bindonce_haproxy::config::reader;
-use bindonce_haproxy::config::{Command, Environment, Error, Family, Rendering, Supplied, World};
+use bindonce_haproxy::config::reader::{self, Unset};
+use bindonce_haproxy::config::{
+    Answers, Command, Environment, Error, Family, Questions, Rendering, Supplied, World,
+};
 
 /// Renders one file, as it is and as a template. Its copy has the same lines under the same numbers,
 /// each binding has a variable, and rendered once more it binds nothing by an address.
 pub fn configuration(data: &[u8]) {
-    for path in ["a.cfg", "a.cfg.erb"] {
-        let Ok(rendering) = render(path, data, variables()) else { continue };
+    let haproxies = [
+        ("a.cfg", Unset::Empty, false),
+        ("a.cfg", Unset::Joined, true),
+        ("a.cfg", Unset::NoWord, true),
+        ("a.cfg.erb", Unset::Empty, false),
+    ];
+    for (path, unset, discovery) in haproxies {
+        let answers = Answers { unset, discovery, ..Answers::default() };
+        let Ok(rendering) = render(path, data, variables(), &answers) else { continue };
         let copy = rendering.files.first().map(|file| file.text.clone()).unwrap_or_default();
         assert_eq!(reader::lines(&copy).count(), reader::lines(data).count(), "lines of the copy");
         let covered = rendering.variables.iter().flat_map(|variable| variable.bindings.clone());
@@ -26,14 +35,21 @@ pub fn configuration(data: &[u8]) {
         for (name, value) in rendering.environment(&numbers) {
             environment.insert(name.into_bytes(), value.into_bytes());
         }
-        let again = render("a.cfg", &copy, environment).expect("the copy of a good one is good");
+        let again =
+            render("a.cfg", &copy, environment, &answers).expect("the copy of a good one is good");
         assert_eq!(again.bindings, [], "the copy binds nothing by itself");
     }
 }
 
-fn render(path: &str, text: &[u8], environment: Environment) -> Result<Rendering, Error> {
+fn render(
+    path: &str,
+    text: &[u8],
+    environment: Environment,
+    answers: &Answers,
+) -> Result<Rendering, Error> {
     let command = Command::parse(["haproxy", "-f", path])?;
-    Rendering::of(&command, Supplied::default(), &One { text: text.to_vec(), environment })
+    let world = One { text: text.to_vec(), environment, answers: answers.clone() };
+    Rendering::of(&command, Supplied::default(), &world)
 }
 
 fn variables() -> Environment {
@@ -45,6 +61,7 @@ fn variables() -> Environment {
 struct One {
     text: Vec<u8>,
     environment: Environment,
+    answers: Answers,
 }
 
 impl World for One {
@@ -71,8 +88,9 @@ impl World for One {
         })
     }
 
-    fn condition(&self, expression: &[u8], _: &Environment) -> io::Result<bool> {
-        Ok(expression.len().is_multiple_of(2))
+    fn ask(&self, questions: &Questions, _: &[OsString]) -> io::Result<Answers> {
+        let answer = |term: &Vec<u8>| (term.clone(), Ok(term.len().is_multiple_of(2)));
+        Ok(Answers { terms: questions.terms.iter().map(answer).collect(), ..self.answers.clone() })
     }
 
     fn host_name(&self) -> String {

@@ -1,7 +1,7 @@
 //! `bindonce render FILE...`: the copy of a configuration that haproxy is started
 //! on, or what becomes of each of its addresses.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::io::Write as _;
@@ -28,18 +28,26 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
     /// Configuration files, or directories of *.cfg files, in haproxy's order
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "command", conflicts_with = "command", value_name = "FILE")]
     files: Vec<OsString>,
+    /// The haproxy command instead, as for `run`: its options and its version can matter for what it
+    /// reads. Without it the haproxy in PATH is asked
+    #[arg(last = true, value_name = "HAPROXY")]
+    command: Vec<OsString>,
 }
 
 /// Prints the copy or the table.
 pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
-    let program = OsStr::new("haproxy");
-    let words = [program, OsStr::new("--")].into_iter().map(OsStr::to_owned);
-    let command = Command::parse(words.chain(args.files))?;
+    let words = |files| ["haproxy", "--"].map(OsString::from).into_iter().chain::<Vec<_>>(files);
+    let command = if args.command.iter().any(|word| word == "-f" || word == "--") {
+        Command::parse(args.command)?
+    } else {
+        // Files alone, which may stand behind a -- too.
+        Command::parse(words(if args.files.is_empty() { args.command } else { args.files }))?
+    };
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };
-    let world = System::new(program).context("cannot tell the current directory")?;
+    let world = System::new(&command.program).context("cannot tell the current directory")?;
     let rendering = Rendering::of(&command, supplied, &world)?;
     if args.explain {
         super::print(&table(&rendering))?;
@@ -126,7 +134,7 @@ mod tests {
         let wanted = listen.iter().map(|text| text.parse().expect("listen")).collect();
         let listeners = super::super::run::named(wanted).expect("named");
         let supplied = Supplied { listeners: &listeners, keep: &[] };
-        let world = System::new(OsStr::new("haproxy")).expect("world");
+        let world = System::new("haproxy".as_ref()).expect("world");
         let rendering = Rendering::of(&command, supplied, &world).expect("rendering");
         std::fs::remove_dir_all(folder).expect("remove");
         rendering

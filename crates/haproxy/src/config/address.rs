@@ -73,6 +73,9 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
     if text.is_empty() {
         return bad("it is empty (is a variable of the environment missing?)");
     }
+    if let Some(rest) = text.strip_prefix("quic+") {
+        return quic(rest, context);
+    }
     let by_line = if context.datagram { Kind::Datagram } else { Kind::Stream };
     let (mut kind, text) = if let Some(rest) = text.strip_prefix("stream+") {
         (Kind::Stream, rest)
@@ -99,7 +102,7 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
                 "uxst" => (Net::Path, Some(Kind::Stream)),
                 "uxdg" => (Net::Path, Some(Kind::Datagram)),
                 "abns" => (Net::Abstract, None),
-                "fd" => return Ok(Target::Descriptor(rest.as_bytes().to_vec())),
+                "fd" | "sockpair" => return Ok(Target::Descriptor(rest.as_bytes().to_vec())),
                 _ => return other_family(prefix, text, context),
             };
             kind = forced.unwrap_or(kind);
@@ -130,13 +133,23 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
     }
 }
 
+const QUIC: &str = "QUIC needs sockets of haproxy's own, one for each thread";
+
+/// What follows `quic+` (2.8 and later): any way to write an address, or a descriptor.
+fn quic(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
+    if context.datagram {
+        return Err(Problem::Bad("a dgram-bind line takes datagram sockets only".to_owned()));
+    }
+    match rest.strip_prefix("fd@") {
+        Some(number) => Ok(Target::Descriptor(number.as_bytes().to_vec())),
+        None => Ok(Target::Alone(QUIC)),
+    }
+}
+
 /// Prefixes that name something only haproxy can set up.
 fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Target, Problem> {
     Ok(Target::Alone(match prefix {
-        "quic4" | "quic6" | "quic" | "quic+fd" => {
-            "QUIC needs sockets of haproxy's own, one for each thread"
-        }
-        "sockpair" => "a socket pair is private to haproxy's own processes",
+        "quic4" | "quic6" | "quic" => QUIC,
         "rhttp" | "rev" => {
             "reverse HTTP takes connections from a server, there is no address to bind"
         }
@@ -191,11 +204,15 @@ fn ip(
 /// refuses it; a slip of the pen is better named than bound.)
 fn ports_of(ports: &str) -> Result<(u16, u16), Problem> {
     let number = |text: &str| match text.parse::<u16>() {
-        Ok(port) if port > 0 && !text.starts_with('+') => Ok(port),
+        Ok(port) if port > 0 => Ok(port),
         _ => Err(Problem::Bad(format!("{text:?} is not a port from 1 to 65535"))),
     };
+    if ports.starts_with('+') {
+        return Err(Problem::Bad(format!("{ports:?} does not begin with a digit")));
+    }
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    let (low, high) = (number(first)?, number(last)?);
+    // strtol() takes spaces and a sign in front of the second.
+    let (low, high) = (number(first)?, number(last.trim_ascii_start())?);
     if low > high {
         return Err(Problem::Bad(format!(
             "{ports:?} is not a range of ports: write the lower one first"
@@ -234,7 +251,8 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
     }
     // The characters that haproxy lets a host name have.
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if bracketed || !inner.chars().all(valid) || inner.len() > 255 {
+    let too_long = inner.len() > if bracketed { 45 } else { 255 };
+    if too_long || !inner.chars().all(valid) || inner.split('.').any(|label| label.len() > 63) {
         return Err(Problem::Bad(format!("{host:?} is neither an address nor a host name")));
     }
     match (context.resolve)(inner, family) {
@@ -297,6 +315,13 @@ mod tests {
             ("uxst@/run/a", "unix@/run/a"),
             ("abns@web", "abns@web"),
             ("fd@3", "fd 3"),
+            ("stream+fd@3", "fd 3"),
+            ("quic+fd@3", "fd 3"),
+            ("sockpair@3", "fd 3"),
+            (":8080-+8082", "0.0.0.0:8080-8082"),
+            (":8080-\t 8082", "0.0.0.0:8080-8082"),
+            ("[localhost]:80", "127.0.0.1:80"),
+            ("[10.0.0.1]:80", "10.0.0.1:80"),
         ] {
             assert_eq!(printed(text, false), expected, "{text}");
         }
@@ -304,6 +329,7 @@ mod tests {
             (":514", "udp4@0.0.0.0:514"),
             ("udp@10.0.0.1:514", "udp4@10.0.0.1:514"),
             ("udp6@:514", "udp6@[::]:514"),
+            ("dgram+:514", "udp4@0.0.0.0:514"),
         ] {
             assert_eq!(printed(text, true), expected, "{text}");
         }
@@ -311,9 +337,16 @@ mod tests {
 
     #[test]
     fn what_only_haproxy_can_bind_is_left_to_it() {
-        for text in
-            ["quic4@:443", "quic6@:443", "sockpair@4", "rhttp@s", "mptcp@:80", "abnsz@a", "x@:80"]
-        {
+        for text in [
+            "quic4@:443",
+            "quic6@:443",
+            "quic+127.0.0.1:443",
+            "quic+ipv6@:443",
+            "rhttp@s",
+            "mptcp@:80",
+            "abnsz@a",
+            "x@:80",
+        ] {
             assert!(printed(text, false).starts_with("alone: "), "{text}");
         }
         for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x"] {
@@ -337,6 +370,10 @@ mod tests {
             ":80-",
             ":80x",
             ":+80",
+            ":80-++81",
+            ": 80",
+            "[*]:80",
+            "[a/b]:80",
             "[::1:80",
             "[]:80",
             "10.0.0.1]:80",

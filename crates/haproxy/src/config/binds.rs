@@ -1,5 +1,6 @@
 //! One `bind` line: what its address word names, and the word that replaces it.
 
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -10,7 +11,8 @@ use super::address::{self, Context, Problem, Target};
 use super::listeners::MARK;
 use super::options::Said;
 use super::reader::{Word, escape_into, expand, printable, quoted};
-use super::world::{Environment, World};
+use super::state::State;
+use super::world::{Family, World};
 use super::{Error, Place};
 
 /// One address of a line, between commas.
@@ -64,7 +66,9 @@ pub(super) struct BindLine {
 /// What reading a line takes from outside it.
 pub(super) struct Surroundings<'a> {
     pub(super) world: &'a dyn World,
-    pub(super) environment: &'a Environment,
+    pub(super) state: &'a State,
+    /// Host names are asked of getaddrinfo().
+    pub(super) getaddrinfo: bool,
     pub(super) directory: &'a Path,
     pub(super) prefix: &'a [u8],
 }
@@ -78,8 +82,15 @@ pub(super) fn read(
     around: &Surroundings<'_>,
 ) -> Result<BindLine, Error> {
     let word = &words[1];
-    let variable = |name: &[u8]| around.environment.get(name).cloned();
-    let resolve = |host: &str, family| around.world.resolve(host, family);
+    let variable = |name: &[u8]| around.state.get(name).cloned();
+    let resolve = |host: &str, family| match (around.getaddrinfo, family) {
+        (true, family) => around.world.resolve(host, family),
+        // gethostbyname() knows IPv4 alone.
+        (false, None | Some(Family::V4)) => around.world.resolve(host, Some(Family::V4)),
+        (false, Some(Family::V6)) => {
+            Err(io::Error::other("without getaddrinfo haproxy finds IPv4 addresses only"))
+        }
+    };
     let context = Context {
         datagram: words[0].value == b"dgram-bind",
         prefix: around.prefix,
@@ -87,12 +98,13 @@ pub(super) fn read(
         resolve: &resolve,
     };
     let mut pieces = Vec::new();
-    for text in word.value.split(|&byte| byte == b',') {
+    // haproxy passes over one comma at the end; any other empty item is an error.
+    let list = match word.value.strip_suffix(b",") {
+        Some(list) if !list.is_empty() => list,
+        _ => &word.value,
+    };
+    for text in list.split(|&byte| byte == b',') {
         let expanded = expand(text, &variable);
-        // haproxy passes over a comma at the end, but not over one at the beginning.
-        if text.is_empty() && !pieces.is_empty() {
-            continue;
-        }
         let part = part(&expanded, &context).map_err(|problem| match problem {
             Problem::Bad(reason) => {
                 Error::BadAddress { place: place.clone(), word: printable(text), reason }
@@ -135,7 +147,14 @@ fn part(expanded: &[u8], context: &Context<'_>) -> Result<Part, Problem> {
         Target::Listen(address, last) => Part::Listen(address, last),
         Target::Alone(reason) => Part::Alone(reason),
         Target::Descriptor(number) => match &number[..] {
-            [MARK, name @ .., MARK] => Part::Supplied(String::from_utf8_lossy(name).into_owned()),
+            [MARK, name @ .., MARK] if expanded.starts_with(b"fd@") => {
+                Part::Supplied(String::from_utf8_lossy(name).into_owned())
+            }
+            [.., MARK] => {
+                return Err(Problem::Bad(
+                    "a listener of --listen is written as fd@${NAME}".to_owned(),
+                ));
+            }
             _ => Part::Foreign(String::from_utf8_lossy(&number).into_owned()),
         },
     })

@@ -226,8 +226,11 @@ impl Walk<'_> {
     /// haproxy would remove them with all others.
     pub(super) fn keep_through_resets(&mut self) -> Result<(), Error> {
         for reset in &self.resets {
-            let later = self.out.variables[reset.variables..].iter().map(|v| v.name.as_str());
-            let kept: Vec<&str> = later.chain(self.keep.iter().copied()).collect();
+            // In a first pass it removes those of the lines before it too.
+            let first_pass = self.answers.is_some_and(|answers| answers.discovery);
+            let from = if first_pass { 0 } else { reset.variables };
+            let later = self.out.variables[from..].iter().map(|v| v.name.as_str());
+            let kept: Vec<&str> = later.chain(self.keep.iter().map(String::as_str)).collect();
             if reset.words + kept.len() > MAX_WORDS {
                 return Err(Error::TooManyToKeep {
                     place: reset.place.clone(),

@@ -6,6 +6,7 @@
 //! out, since haproxy is started on rendered copies of them.
 
 use std::ffi::{OsStr, OsString};
+use std::iter::Peekable;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,7 @@ impl Command {
         I: IntoIterator,
         I::Item: Into<OsString>,
     {
-        let mut words = words.into_iter().map(Into::into);
+        let mut words = words.into_iter().map(Into::into).peekable();
         let program = words.next().ok_or(Error::NoProgram)?;
         let mut command = Self {
             program,
@@ -88,7 +89,7 @@ impl Command {
     fn take(
         &mut self,
         word: OsString,
-        rest: &mut dyn Iterator<Item = OsString>,
+        rest: &mut Peekable<impl Iterator<Item = OsString>>,
     ) -> Result<(), Error> {
         let Some(flag) = word.as_bytes().strip_prefix(b"-") else {
             return Err(Error::UnknownArgument { argument: word });
@@ -96,7 +97,12 @@ impl Command {
         match flag {
             b"-" => self.files.extend(rest.map(PathBuf::from)),
             [b'v', ..] | [b'd', b'K', ..] | [b'h', ..] => return Err(refused(word, EXITS)),
-            [b'd', ..] | [b'V' | b'q', ..] => self.arguments.push(word),
+            // Since 3.2 the sources to trace may be the next word.
+            b"dt" => {
+                self.arguments.push(word);
+                self.arguments.extend(rest.next_if(|next| !next.as_bytes().starts_with(b"-")));
+            }
+            [b'd' | b'V' | b'q' | b'4', ..] => self.arguments.push(word),
             [b'c', ..] => return Err(refused(word, CHECK)),
             [b'D', ..] => return Err(refused(word, DAEMON)),
             [b'W', ..] => {
@@ -158,6 +164,8 @@ mod tests {
         assert_eq!(command.directory.as_deref(), Some(Path::new("/srv")));
         assert_eq!(command.local_peer.as_deref(), Some(OsStr::new("me")));
         assert!(command.master_worker);
+        let traced = parse("haproxy -4 -dt h1 -dt -f a").expect("good").arguments;
+        assert_eq!(traced, ["-4", "-dt", "h1", "-dt"]);
         let arguments = parse("haproxy -q -f a").expect("good").arguments_on(["/run/1/a.cfg"]);
         assert_eq!(arguments, ["-q", "-f", "/run/1/a.cfg"]);
     }

@@ -86,13 +86,25 @@ pub enum Error {
         reason: &'static str,
     },
     /// haproxy could not say whether a condition holds.
-    #[error("{place}: cannot evaluate the condition {condition:?}: {source}")]
+    #[error("{place}: haproxy cannot evaluate the condition {condition:?}: {reason}")]
     Condition {
         /// Where it stands.
         place: Place,
         /// The expression.
         condition: String,
-        /// What haproxy or the system said.
+        /// What haproxy said.
+        reason: String,
+    },
+    /// haproxy had to be asked how it reads the configuration, and has not answered.
+    #[error(
+        "this configuration depends on what only haproxy knows (conditions, its own variables, \
+         variables that are not set, late global sections), and {program} does not answer: {source}",
+        program = .program.display()
+    )]
+    Unanswered {
+        /// The haproxy of the command.
+        program: OsString,
+        /// What happened.
         source: io::Error,
     },
     /// An address that haproxy would not take either.

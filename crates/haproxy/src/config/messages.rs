@@ -274,7 +274,8 @@ impl ChangedLine {
         let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let number: usize = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
         // Only where words begin matters, not what is in them.
-        let words = reader::words(&self.users, &|_| Some(b"x".to_vec())).ok()?;
+        let words =
+            reader::words(&self.users, reader::Unset::default(), &|_| Some(b"x".to_vec())).ok()?;
         words.get(number).map(|word| word.source.start)
     }
 

@@ -9,23 +9,28 @@
 //! into what haproxy says.
 //!
 //! Everything here is a function of its arguments: files, environment, host
-//! names and conditions come through [`World`]; [`System`] is the real one.
+//! names and what only haproxy knows come through [`World`]; [`System`] is the real one.
 
 mod address;
+mod ask;
 mod binds;
 mod claims;
 pub mod command;
 mod conditions;
 mod default_path;
 mod error;
+mod expression;
+mod files;
 mod listeners;
 mod messages;
 mod options;
 mod paths;
+mod questions;
 pub mod reader;
 mod render;
 mod sections;
 mod server_state;
+mod state;
 pub mod templates;
 mod walk;
 mod world;
@@ -34,6 +39,7 @@ pub use command::Command;
 pub use error::{Error, Place};
 pub use messages::Messages;
 use paths::PathMap;
+pub use questions::{Answers, Questions};
 pub use render::{
     Binding, Change, LeftAlone, RenderedFile, Rendering, ServerState, Supplied, Variable,
 };

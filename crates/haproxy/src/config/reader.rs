@@ -2,11 +2,26 @@
 //!
 //! The rules stand in section 2.2 and 2.3 of haproxy's configuration manual
 //! ("Quoting and escaping", "Environment variables"), and where the manual is
-//! silent they are what haproxy 2.6 was seen to do. Every word remembers the
-//! bytes of the line it came from, so that one word can be replaced and all
-//! other bytes stay as they are.
+//! silent they are what haproxy 2.6, 3.0 and 3.2 were seen to do and what the
+//! source of 3.5-dev5 says. Where they differ, [`Unset`] says how. Every word
+//! remembers the bytes of the line it came from, so that one word can be
+//! replaced and all other bytes stay as they are.
 
 use std::ops::Range;
+
+/// What becomes of a variable that leaves nothing between its quotes. haproxy has
+/// changed this twice, in its stable branches too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unset {
+    /// A word that is empty, and so the last one that counts (2.4 to 2.6.12).
+    #[default]
+    Empty,
+    /// A variable that is not set takes the closing quote and the spaces behind it along: what
+    /// follows belongs to the same word (3.0 to 3.2, and late patch levels of 2.6 and 2.8).
+    Joined,
+    /// An empty word, except that `"${NAME[*]}"` makes no word at all (3.3 and later).
+    NoWord,
+}
 
 /// One word of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,30 +63,68 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
+/// A line, taken apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Its words.
+    pub words: Vec<Word>,
+    /// The variables in it, each with the bytes that it was written in.
+    pub variables: Vec<Range<usize>>,
+    /// The words may be others by another rule for variables that leave nothing.
+    pub depends: bool,
+}
+
+/// The words of a line, as [`take_apart`] gives them.
+///
+/// # Errors
+/// [`Fault`] where haproxy stops with an error of its own.
+pub fn words(
+    line: &[u8],
+    unset: Unset,
+    variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
+) -> Result<Vec<Word>, Fault> {
+    take_apart(line, unset, variable).map(|line| line.words)
+}
+
 /// Takes a line apart. `variable` gives the value of a variable; names that
 /// begin with a dot are haproxy's pseudo-variables (`.FILE`, `.LINE`,
 /// `.SECTION`).
 ///
 /// # Errors
 /// [`Fault`] where haproxy stops with an error of its own.
-pub fn words(line: &[u8], variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<Vec<Word>, Fault> {
-    let mut scanner =
-        Scanner { line, at: 0, words: Vec::new(), value: Vec::new(), first_of_token: 0, token: 0 };
+pub fn take_apart(
+    line: &[u8],
+    unset: Unset,
+    variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>,
+) -> Result<Line, Fault> {
+    let mut scanner = Scanner {
+        line,
+        unset,
+        at: 0,
+        taken: Line::default(),
+        value: Vec::new(),
+        open: false,
+        first_of_token: 0,
+        token: 0,
+    };
     scanner.skip_space();
     // A line in brackets opens a scope, which says nothing about listeners.
     if scanner.peek(0) == Some(b'[') {
-        return Ok(Vec::new());
+        return Ok(Line::default());
     }
     scanner.token = scanner.at;
     scanner.run(variable)?;
-    Ok(scanner.words)
+    Ok(scanner.taken)
 }
 
 struct Scanner<'a> {
     line: &'a [u8],
+    unset: Unset,
     at: usize,
-    words: Vec<Word>,
+    taken: Line,
     value: Vec<u8>,
+    /// Something has made a word of `value`, even if it is empty.
+    open: bool,
     /// Index of the first word of the current token.
     first_of_token: usize,
     /// Where the current token begins.
@@ -90,38 +143,52 @@ impl Scanner<'_> {
         }
     }
 
+    /// Ends the word here, if there is one. By the older rules a space ends a word wherever it stands.
     fn end_word(&mut self) {
+        if self.unset == Unset::NoWord && !self.open {
+            return;
+        }
+        self.open = false;
         let mut value = std::mem::take(&mut self.value);
         // An escaped \x00 ends the word: it is a C string.
         if let Some(end) = value.iter().position(|&byte| byte == 0) {
             value.truncate(end);
         }
-        self.words.push(Word { value, source: self.token..self.at });
+        self.taken.words.push(Word { value, source: self.token..self.at });
     }
 
     fn end_token(&mut self) {
         let end = self.at;
-        for word in &mut self.words[self.first_of_token..] {
+        for word in &mut self.taken.words[self.first_of_token..] {
             word.source.end = end;
         }
-        self.first_of_token = self.words.len();
+        self.first_of_token = self.taken.words.len();
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.value.push(byte);
+        self.open = true;
     }
 
     fn run(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<(), Fault> {
+        // Where the open quote of each kind stands.
         let mut single = None;
         let mut double = None;
+        // Nothing has come out of the quotes that were opened last.
+        let mut bare = false;
         // A carriage return ends the line wherever it stands, even in quotes.
         while let Some(byte) = self.peek(0).filter(|byte| !matches!(byte, b'\n' | b'\r')) {
             let quoted = single.is_some() || double.is_some();
+            let before = self.value.len();
             match byte {
                 b'#' if !quoted => break,
                 b'"' if single.is_none() => {
-                    double = if double.is_some() { None } else { Some(self.at) };
-                    self.at += 1;
+                    self.quote(&mut double, &mut bare);
+                    continue;
                 }
                 b'\'' if double.is_none() => {
-                    single = if single.is_some() { None } else { Some(self.at) };
-                    self.at += 1;
+                    self.quote(&mut single, &mut bare);
+                    continue;
                 }
                 b'\\' if single.is_none() => self.escape(double.is_some())?,
                 _ if is_space(byte) && !quoted => {
@@ -130,12 +197,21 @@ impl Scanner<'_> {
                     self.skip_space();
                     self.token = self.at;
                 }
-                b'$' if double.is_some() => self.variable(variable)?,
+                b'$' if double.is_some() => match self.variable(variable)? {
+                    Left::Words => bare = false,
+                    Left::Unset if self.unset == Unset::Joined && self.peek(0) == Some(b'"') => {
+                        self.at += 1;
+                        double = None;
+                        self.skip_space();
+                    }
+                    Left::Something | Left::Unset => {}
+                },
                 _ => {
-                    self.value.push(byte);
+                    self.push(byte);
                     self.at += 1;
                 }
             }
+            bare &= self.value.len() == before;
         }
         // An empty word at the very end does not count.
         if !self.value.is_empty() {
@@ -146,6 +222,17 @@ impl Scanner<'_> {
             None => Ok(()),
             Some(position) => Err(Fault { reason: "unmatched quote", position }),
         }
+    }
+
+    /// Opens or closes quotes of one kind. Two quotes with nothing between make a word.
+    fn quote(&mut self, open: &mut Option<usize>, bare: &mut bool) {
+        if open.take().is_some() {
+            self.open |= *bare;
+        } else {
+            *open = Some(self.at);
+            *bare = true;
+        }
+        self.at += 1;
     }
 
     fn escape(&mut self, in_double: bool) -> Result<(), Fault> {
@@ -169,12 +256,12 @@ impl Scanner<'_> {
             }
             _ => (b'\\', 1),
         };
-        self.value.push(byte);
+        self.push(byte);
         self.at += length;
         Ok(())
     }
 
-    fn variable(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<(), Fault> {
+    fn variable(&mut self, variable: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Result<Left, Fault> {
         let dollar = self.at;
         let fault = |reason, position| Err(Fault { reason, position });
         self.at += 1;
@@ -188,8 +275,10 @@ impl Scanner<'_> {
         while self.peek(0).is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_') {
             self.at += 1;
         }
-        let name = &self.line[start..self.at];
-        if name[0] == b'.' && !matches!(name, b".LINE" | b".FILE" | b".SECTION") {
+        let line = self.line;
+        let name = &line[start..self.at];
+        let pseudo = name[0] == b'.';
+        if pseudo && !matches!(name, b".LINE" | b".FILE" | b".SECTION") {
             return fault("unknown pseudo-variable", start);
         }
         let mut value = variable(name);
@@ -214,9 +303,23 @@ impl Scanner<'_> {
             }
             self.at += 1;
         }
-        debug_assert!(self.at > dollar);
+        self.taken.variables.push(dollar..self.at);
+        let left = match (&value, expand) {
+            (Some(_), false) => Left::Something,
+            (None, false) => Left::Unset,
+            (None, true) if self.unset == Unset::Joined => Left::Unset,
+            (_, true) => Left::Words,
+        };
+        let edges = value.as_ref().map(|value| [value.first().copied(), value.last().copied()]);
+        self.taken.depends |= match edges {
+            // Spaces at its edges, or nothing at all.
+            Some(edges) => expand && edges.iter().any(|byte| byte.is_none_or(is_space)),
+            None => expand || self.peek(0) == Some(b'"'),
+        };
         self.put(&value.unwrap_or_default(), expand);
-        Ok(())
+        self.open |= matches!(left, Left::Unset);
+        // Before the first section `.SECTION` has no value, and is not taken for one that is not set.
+        Ok(if pseudo && matches!(left, Left::Unset) { Left::Something } else { left })
     }
 
     /// Appends the value of a variable, as one word or as the words in it.
@@ -229,10 +332,20 @@ impl Scanner<'_> {
                     bytes.next();
                 }
             } else {
-                self.value.push(byte);
+                self.push(byte);
             }
         }
     }
+}
+
+/// What a variable has left in its word.
+enum Left {
+    /// Its value, which may be empty.
+    Something,
+    /// The words in its value, of which there may be none.
+    Words,
+    /// It is not set.
+    Unset,
 }
 
 /// Expands the variables of an address, which haproxy does once more when it

@@ -10,7 +10,9 @@ use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
 use super::command::Command;
-use super::walk::Walk;
+use super::files;
+use super::questions::Answers;
+use super::walk::{Stopped, Walk};
 use super::world::World;
 use super::{Error, Place};
 
@@ -119,6 +121,8 @@ pub struct Rendering {
     pub bindings: Vec<Binding>,
     /// What to set, in order.
     pub variables: Vec<Variable>,
+    /// Further variables to set, with their values.
+    pub constants: Vec<(String, String)>,
     /// What haproxy binds by itself.
     pub left_alone: Vec<LeftAlone>,
     /// Names of `--listen` that nothing in the configuration uses.
@@ -135,7 +139,30 @@ impl Rendering {
     /// listeners, two bind lines on one address, and templates that say more than
     /// `bind_tcp`. All other mistakes are left for haproxy to name.
     pub fn of(command: &Command, supplied: Supplied<'_>, world: &dyn World) -> Result<Self, Error> {
-        Walk::new(command, &supplied, world)?.run()
+        let sources = files::read(command, world)?;
+        let mut answers: Option<Answers> = None;
+        // What only haproxy knows shows as the lines are read. One question is the rule; each
+        // further one is about terms that nothing before could have shown.
+        loop {
+            let walk = Walk::new(command, &supplied, world, &sources, answers.as_ref())?;
+            let questions = match walk.run() {
+                Ok(rendering) => return Ok(rendering),
+                Err(Stopped::Error(error)) => return Err(error),
+                Err(Stopped::Asks(questions)) => questions,
+            };
+            let told = world.ask(&questions, &command.arguments);
+            let told = told
+                .map_err(|source| Error::Unanswered { program: command.program.clone(), source })?;
+            match &mut answers {
+                None => answers = Some(told),
+                // Nothing new: it would be asked for ever.
+                Some(known) if !told.adds_to(known) => {
+                    let source = io::Error::other("it does not say whether a condition holds");
+                    return Err(Error::Unanswered { program: command.program.clone(), source });
+                }
+                Some(known) => known.terms.extend(told.terms),
+            }
+        }
     }
 
     /// The variables to start haproxy with, when the descriptor of `bindings[i]`
@@ -153,7 +180,7 @@ impl Rendering {
             }
             Some((variable.name.clone(), value))
         };
-        self.variables.iter().filter_map(value).collect()
+        self.variables.iter().filter_map(value).chain(self.constants.iter().cloned()).collect()
     }
 
     /// Whether haproxy has something to listen on for certain, before anything of ours is added: an

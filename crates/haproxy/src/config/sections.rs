@@ -22,7 +22,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The kind of section that a keyword opens, if it opens one (2.6 to 3.3).
+    /// The kind of section that a keyword opens, if it opens one (2.6 to 3.5-dev5).
     pub(super) fn of(keyword: &[u8]) -> Option<Self> {
         Some(match keyword {
             b"global" => Self::Global,
@@ -30,9 +30,9 @@ impl Kind {
             b"frontend" | b"listen" | b"backend" => Self::Proxy,
             b"peers" => Self::Peers,
             b"log-forward" => Self::LogForward,
-            b"acme" | b"cache" | b"crt-store" | b"fcgi-app" | b"http-errors" | b"log-profile"
-            | b"mailers" | b"namespace_list" | b"program" | b"resolvers" | b"ring" | b"traces"
-            | b"userlist" => Self::Other,
+            b"acme" | b"cache" | b"crt-store" | b"fcgi-app" | b"healthcheck" | b"http-errors"
+            | b"log-profile" | b"mailers" | b"namespace_list" | b"program" | b"resolvers"
+            | b"ring" | b"traces" | b"userlist" => Self::Other,
             _ => return None,
         })
     }

@@ -1,24 +1,32 @@
 //! Going through the files as haproxy does, line by line, with the state that
 //! lines leave behind for those after them: environment, conditions, sections
 //! and their defaults, `unix-bind` and `default-path`.
+//!
+//! From 3.1 on haproxy does it twice: a first pass takes nothing but a few keywords of
+//! all global sections, and what they have set is there for every line of the second.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::binds::{self, Surroundings};
 use super::command::Command;
-use super::conditions::{self, Blocks};
+use super::conditions::Blocks;
 use super::default_path::DefaultPath;
+use super::expression::{self, Value};
+use super::files::{self, Source};
 use super::listeners::{Met, Names, Supply, mark};
 use super::options::Said;
-use super::reader::{self, Word, printable};
+use super::questions::{Answers, Questions};
+use super::reader::{self, Line, Unset, Word, printable};
 use super::render::{Change, LeftAlone, RenderedFile, Rendering, Supplied};
 use super::sections::{Kind, Proxy, Section};
 use super::server_state::ServerStates;
+use super::state::{Done, State};
 use super::world::{Environment, World};
-use super::{Error, Place, templates};
+use super::{Error, Place};
 
 /// A change to one file: the bytes there give way to others.
 pub(super) struct Edit {
@@ -26,7 +34,8 @@ pub(super) struct Edit {
     pub(super) text: Vec<u8>,
 }
 
-/// A `resetenv` line: the variables made after it have to be named on it.
+/// A `resetenv` line: the variables made after it have to be named on it, and in haproxy's first
+/// pass all others too.
 pub(super) struct Reset {
     pub(super) place: Place,
     pub(super) file: usize,
@@ -35,13 +44,29 @@ pub(super) struct Reset {
     pub(super) variables: usize,
 }
 
+/// Why reading has ended early.
+pub(super) enum Stopped {
+    Error(Error),
+    /// haproxy has to be asked first; then everything is read once more.
+    Asks(Questions),
+}
+
 pub(super) struct Walk<'a> {
     pub(super) world: &'a dyn World,
     pub(super) command: &'a Command,
-    pub(super) keep: &'a [&'a str],
+    pub(super) sources: &'a [Source],
+    /// What haproxy has said; none as long as nothing had to be asked.
+    pub(super) answers: Option<&'a Answers>,
+    pub(super) keep: Vec<String>,
     pub(super) directory: PathBuf,
-    pub(super) environment: Environment,
-    pub(super) local_peer: String,
+    pub(super) state: State,
+    /// The environment that haproxy begins with.
+    initial: Environment,
+    /// This is haproxy's first pass.
+    first_pass: bool,
+    asks: Cell<bool>,
+    /// Terms of conditions that haproxy has not been asked about.
+    terms: RefCell<BTreeSet<Vec<u8>>>,
     pub(super) prefix: Option<Vec<u8>>,
     pub(super) unix: Said,
     pub(super) path: DefaultPath,
@@ -60,8 +85,10 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     pub(super) fn new(
         command: &'a Command,
-        supplied: &Supplied<'a>,
+        supplied: &Supplied<'_>,
         world: &'a dyn World,
+        sources: &'a [Source],
+        answers: Option<&'a Answers>,
     ) -> Result<Self, Error> {
         let supply = Supply::new(supplied.listeners)?;
         let mut names = Names::default();
@@ -70,7 +97,6 @@ impl<'a> Walk<'a> {
             Some(name) => name.to_string_lossy().into_owned(),
             None => world.host_name(),
         };
-        environment.insert(b"HAPROXY_LOCALPEER".to_vec(), local_peer.clone().into_bytes());
         for variable in supply.variables() {
             names.reserve(variable);
             environment.insert(variable.as_bytes().to_vec(), mark(variable));
@@ -78,17 +104,22 @@ impl<'a> Walk<'a> {
         for variable in supplied.keep {
             names.reserve(variable);
         }
-        let mut directory = world.directory();
-        if let Some(change) = &command.directory {
-            directory.push(change);
+        if let Some(version) = answers.and_then(|answers| answers.variable(STARTUP_VERSION)) {
+            environment.entry(STARTUP_VERSION.into()).or_insert_with(|| version.to_vec());
         }
+        let state = State::new(environment, local_peer, answers.is_some());
         Ok(Self {
             world,
             command,
-            keep: supplied.keep,
-            directory,
-            environment,
-            local_peer,
+            sources,
+            answers,
+            keep: supplied.keep.iter().map(|&name| name.to_owned()).collect(),
+            directory: files::directory(command, world),
+            initial: state.environment.clone(),
+            state,
+            first_pass: false,
+            asks: Cell::new(false),
+            terms: RefCell::default(),
             prefix: None,
             unix: Said::default(),
             path: DefaultPath::default(),
@@ -106,23 +137,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads everything.
-    pub(super) fn run(mut self) -> Result<Rendering, Error> {
-        for path in self.paths()? {
-            let read = self.world.read(&self.directory.join(&path));
-            let mut text = read.map_err(|source| Error::Read { path: path.clone(), source })?;
-            if templates::is_template(&path) {
-                text = templates::addresses(&path, &text)?;
-            }
-            if let Some(text) = self.path.start_of(&path) {
-                self.add_file(&path, text, true);
-            }
-            self.add_file(&path, text, false);
-            self.file(&path)?;
+    pub(super) fn run(mut self) -> Result<Rendering, Stopped> {
+        let read = self.read();
+        if self.must_ask() {
+            return Err(Stopped::Asks(self.questions()));
         }
-        if self.out.files.is_empty() {
-            return Err(Error::NoFiles);
-        }
-        self.keep_through_resets()?;
+        read.map_err(Stopped::Error)?;
+        self.keep_through_resets().map_err(Stopped::Error)?;
         for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
             (file.text, file.changes) = edited(&file.text, edits);
         }
@@ -131,33 +152,86 @@ impl<'a> Walk<'a> {
         Ok(self.out)
     }
 
-    /// The files in haproxy's order: what a directory stands for is every `*.cfg`
-    /// in it, without hidden ones, in the order of their bytes (haproxy stays in
-    /// the C locale).
-    fn paths(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut paths = Vec::new();
-        for path in &self.command.files {
-            let listed = self.world.list(&self.directory.join(path));
-            let listed = listed.map_err(|source| Error::Read { path: path.clone(), source })?;
-            let Some(mut names) = listed else {
-                paths.push(path.clone());
-                continue;
-            };
-            // haproxy looks for the first ".cfg" in the name and wants it at the end.
-            names.retain(|name| {
-                let name = name.as_bytes();
-                let first = name.windows(4).position(|part| part == b".cfg");
-                !name.starts_with(b".") && first.is_some_and(|at| at + 4 == name.len())
-            });
-            names.sort();
-            for name in names {
-                let mut full = path.as_os_str().to_owned();
-                full.push("/");
-                full.push(name);
-                paths.push(full.into());
+    fn read(&mut self) -> Result<(), Error> {
+        self.begin();
+        if self.answers.is_some_and(|answers| answers.discovery) {
+            self.first_pass = true;
+            for source in self.sources {
+                self.file(&source.path, &source.text)?;
+            }
+            self.first_pass = false;
+            self.between_passes();
+        }
+        for source in self.sources {
+            if let Some(text) = self.path.start_of(&source.path) {
+                self.add_file(&source.path, text, true);
+            }
+            self.add_file(&source.path, source.text.clone(), false);
+            self.file(&source.path, &source.text)?;
+        }
+        if self.out.files.is_empty() { Err(Error::NoFiles) } else { Ok(()) }
+    }
+
+    /// Sets what haproxy sets before it reads the files, in each pass.
+    fn begin(&mut self) {
+        let Some(answers) = self.answers else { return };
+        for (name, value) in &answers.variables {
+            match (name.as_str(), value) {
+                // These have times of their own.
+                (STARTUP_VERSION | CFGFILES | "HAPROXY_LOCALPEER" | "HAPROXY_MWORKER", _) => {}
+                (name, Some(value)) => self.state.set(name, value.clone()),
+                (name, None) => drop(self.state.environment.remove(name.as_bytes())),
             }
         }
-        Ok(paths)
+    }
+
+    /// What haproxy does between its passes: a worker begins with the environment of before, and
+    /// any other process knows all its files from now on.
+    fn between_passes(&mut self) {
+        if self.command.master_worker || self.state.master_worker {
+            self.state.environment.clone_from(&self.initial);
+            self.state.set("HAPROXY_MWORKER", b"1".to_vec());
+        } else {
+            self.state.set(CFGFILES, files::listed(self.sources));
+        }
+        self.state.name_local_peer();
+        self.begin();
+    }
+
+    fn must_ask(&self) -> bool {
+        self.asks.get() || self.state.marks().unknown || !self.terms.borrow().is_empty()
+    }
+
+    /// Everything that there is to ask, as far as it can be seen from here.
+    fn questions(&self) -> Questions {
+        let mut questions = Questions { terms: self.terms.take(), ..Questions::default() };
+        for source in self.sources {
+            questions.names.extend(super::questions::names(&source.text));
+            if self.answers.is_none() {
+                let place = Place { file: source.path.clone(), line: 0 };
+                for line in reader::lines(&source.text).map(|range| &source.text[range]) {
+                    questions.terms.extend(self.terms_of(line, &place));
+                }
+            }
+        }
+        questions
+    }
+
+    /// The terms of a condition that haproxy would have to decide, in the environment of now.
+    fn terms_of(&self, line: &[u8], place: &Place) -> BTreeSet<Vec<u8>> {
+        let line = line.trim_ascii_start();
+        if line.starts_with(b".if") || line.starts_with(b".elif") {
+            let words = reader::words(line, self.unset(), &|name| self.variable(name, place));
+            let expression = expression_of(&words.unwrap_or_default());
+            if let Value::Asks(terms) = expression::evaluate(&expression, &self.state, &|_| None) {
+                return terms;
+            }
+        }
+        BTreeSet::new()
+    }
+
+    fn unset(&self) -> Unset {
+        self.answers.map(|answers| answers.unset).unwrap_or_default()
     }
 
     fn add_file(&mut self, path: &Path, text: Vec<u8>, injected: bool) {
@@ -172,18 +246,18 @@ impl<'a> Walk<'a> {
         self.edits.push(Vec::new());
     }
 
-    /// Reads the file that was added last.
-    fn file(&mut self, path: &Path) -> Result<(), Error> {
-        let file = self.out.files.len() - 1;
-        let text = self.out.files[file].text.clone();
+    /// Reads one file, the one that was added last unless this is the first pass.
+    fn file(&mut self, path: &Path, text: &[u8]) -> Result<(), Error> {
         let mut blocks = Blocks::default();
         self.section = Section::default();
-        for (index, line) in reader::lines(&text).enumerate() {
+        for (index, line) in reader::lines(text).enumerate() {
             let place = Place { file: path.to_owned(), line: index + 1 };
             let (offset, line) = (line.start, &text[line]);
-            let words = match reader::words(line, &|name| self.variable(name, &place)) {
-                Ok(words) => words,
-                Err(fault) if is_bind(line) && !blocks.masked() => {
+            let before = self.state.marks();
+            let taken = reader::take_apart(line, self.unset(), &|name| self.variable(name, &place));
+            let taken = match taken {
+                Ok(taken) => taken,
+                Err(fault) if is_bind(line) && !blocks.masked() && !self.first_pass => {
                     return Err(Error::Syntax {
                         place,
                         reason: fault.reason,
@@ -194,6 +268,16 @@ impl<'a> Walk<'a> {
                 // haproxy refuses the file for this line, in better words than ours.
                 Err(_) => continue,
             };
+            if matters(&taken, line, blocks.masked()) {
+                self.asks.set(self.asks.get() || (taken.depends && self.answers.is_none()));
+            } else {
+                self.state.restore(before);
+            }
+            if self.must_ask() {
+                return Ok(());
+            }
+            self.name_files(&taken, line, offset, path);
+            let words = taken.words;
             let Some(first) = words.first().filter(|word| !word.value.is_empty()) else {
                 continue;
             };
@@ -203,14 +287,14 @@ impl<'a> Walk<'a> {
                 self.line(&words, line, offset, &place)?;
             }
         }
-        if blocks.is_open() {
-            let line = reader::lines(&text).count();
+        if blocks.is_open() && !self.must_ask() {
+            let line = reader::lines(text).count();
             return Err(Error::Nesting {
                 place: Place { file: path.to_owned(), line },
                 reason: ".if without .endif",
             });
         }
-        self.end_section()
+        if self.first_pass { Ok(()) } else { self.end_section() }
     }
 
     fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
@@ -218,23 +302,69 @@ impl<'a> Walk<'a> {
             b".FILE" => Some(place.file.as_os_str().as_bytes().to_vec()),
             b".LINE" => Some(place.line.to_string().into_bytes()),
             b".SECTION" => Some(self.section.name.clone()),
-            _ => self.environment.get(name).cloned(),
+            _ => self.state.get(name).cloned(),
+        }
+    }
+
+    /// Puts the user's files in place of what stands for haproxy's: it reads copies.
+    fn name_files(&mut self, taken: &Line, line: &[u8], offset: usize, path: &Path) {
+        if self.first_pass {
+            return;
+        }
+        for range in &taken.variables {
+            let written = &line[range.clone()];
+            let name = written[1..].strip_prefix(b"{").unwrap_or(&written[1..]);
+            let value = if name.starts_with(b".FILE") {
+                path.as_os_str().as_bytes().to_vec()
+            } else if name.starts_with(CFGFILES.as_bytes()) && self.answers.is_some() {
+                match self.state.get(CFGFILES.as_bytes()) {
+                    Some(value) if *value == files::listed(self.sources) => value.clone(),
+                    _ => continue,
+                }
+            } else {
+                continue;
+            };
+            // Words of it would be words no more.
+            if !written.ends_with(b"[*]}") || !value.iter().any(u8::is_ascii_whitespace) {
+                let mut text = Vec::new();
+                reader::escape_into(&mut text, &value);
+                self.edit(offset + range.start..offset + range.end, text);
+            }
+        }
+        self.name_files_later(line, offset);
+    }
+
+    /// `env(HAPROXY_CFGFILES)` is looked at while haproxy runs, and it is haproxy that sets it.
+    fn name_files_later(&mut self, line: &[u8], offset: usize) {
+        const CALL: &[u8] = b"env(HAPROXY_CFGFILES)";
+        let mut from = 0;
+        while let Some(at) = line[from..].windows(CALL.len()).position(|window| window == CALL) {
+            let start = offset + from + at + b"env(".len();
+            from += at + CALL.len();
+            self.edit(start..start + CFGFILES.len(), OUR_CFGFILES.as_bytes().to_vec());
+            if self.out.constants.is_empty() {
+                let value = String::from_utf8_lossy(&files::listed(self.sources)).into_owned();
+                self.out.constants.push((OUR_CFGFILES.to_owned(), value));
+                self.keep.push(OUR_CFGFILES.to_owned());
+            }
         }
     }
 
     fn block(&self, words: &[Word], blocks: &mut Blocks, place: &Place) -> Result<(), Error> {
         let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
         let evaluate = || {
-            // haproxy puts the words together again, each space one.
-            let expression = values[1..].join(&b' ');
-            match conditions::evaluate(&expression, &self.environment) {
-                Some(value) => Ok(value),
-                None => self.world.condition(&expression, &self.environment).map_err(|source| {
-                    Error::Condition {
-                        place: place.clone(),
-                        condition: printable(&expression),
-                        source,
-                    }
+            let expression = expression_of(words);
+            let told = |term: &[u8]| self.answers?.terms.get(term).cloned();
+            match expression::evaluate(&expression, &self.state, &told) {
+                Value::Known(value) => Ok(value),
+                Value::Asks(terms) => {
+                    self.terms.borrow_mut().extend(terms);
+                    Ok(false)
+                }
+                Value::Refused(reason) => Err(Error::Condition {
+                    place: place.clone(),
+                    condition: printable(&expression),
+                    reason,
                 }),
             }
         };
@@ -253,8 +383,16 @@ impl<'a> Walk<'a> {
     ) -> Result<(), Error> {
         let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
         if let Some(kind) = Kind::of(values[0]) {
-            self.end_section()?;
+            if !self.first_pass {
+                self.end_section()?;
+            }
             self.section = Section::open(kind, &values, &self.defaults, &self.last_defaults);
+            return Ok(());
+        }
+        if self.first_pass {
+            if self.section.kind == Kind::Global {
+                self.global(words, &values, offset, place);
+            }
             return Ok(());
         }
         match (self.section.kind, values[0]) {
@@ -269,7 +407,8 @@ impl<'a> Walk<'a> {
             {
                 let around = Surroundings {
                     world: self.world,
-                    environment: &self.environment,
+                    state: &self.state,
+                    getaddrinfo: self.uses_getaddrinfo(),
                     directory: &self.directory,
                     prefix: self.prefix.as_deref().unwrap_or_default(),
                 };
@@ -277,7 +416,7 @@ impl<'a> Walk<'a> {
                 self.section.lines.push(bind);
             }
             (Kind::Peers, b"peer" | b"server")
-                if values.get(1) == Some(&self.local_peer.as_bytes()) =>
+                if values.get(1) == Some(&self.state.local_peer()) =>
             {
                 self.section.local_peer = true;
                 if values[0] == b"peer" {
@@ -285,33 +424,42 @@ impl<'a> Walk<'a> {
                     self.leave(words.get(2), line, place, reason);
                 }
             }
+            (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
+                self.section.keyword(&values);
+                let text = format!("server {}", printable(values[2]));
+                self.left_alone(text, place, "a descriptor from outside", true);
+            }
             _ => self.section.keyword(&values),
         }
         Ok(())
     }
 
+    /// Whether haproxy asks getaddrinfo() for host names here.
+    fn uses_getaddrinfo(&self) -> bool {
+        let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
+        !self.command.arguments.iter().any(disabled)
+            && self.state.enabled(b"GETADDRINFO") != Some(false)
+    }
+
     fn global(&mut self, words: &[Word], values: &[&[u8]], offset: usize, place: &Place) {
         let value = |index: usize| values.get(index).copied().unwrap_or_default();
+        if values[0] == b"localpeer" && self.command.local_peer.is_some() {
+            return;
+        }
+        let looked = self.state.marks().looked;
+        let done = self.state.global(values, self.first_pass);
+        let late = match done {
+            Done::Environment => looked,
+            Done::Reset => looked || !self.out.variables.is_empty(),
+            Done::Nothing | Done::Other => false,
+        };
+        // It matters whether haproxy has done this already when it comes to the lines before.
+        self.asks.set(self.asks.get() || (late && self.answers.is_none()));
+        if self.first_pass {
+            return;
+        }
         match values[0] {
-            b"setenv" | b"presetenv" if !value(2).is_empty() => {
-                let (name, value) = (value(1).to_vec(), value(2).to_vec());
-                if values[0] == b"setenv" {
-                    self.environment.insert(name, value);
-                } else {
-                    self.environment.entry(name).or_insert(value);
-                }
-            }
-            b"unsetenv" => {
-                for name in &values[1..] {
-                    self.environment.remove(*name);
-                }
-            }
             b"resetenv" => {
-                let kept = |name: &Vec<u8>, value: &Vec<u8>| {
-                    values[1..].contains(&name.as_slice())
-                        || *value == mark(&String::from_utf8_lossy(name))
-                };
-                self.environment.retain(|name, value| kept(name, value));
                 let end = words.last().map_or(0, |word| word.source.end);
                 self.resets.push(Reset {
                     place: place.clone(),
@@ -320,10 +468,6 @@ impl<'a> Walk<'a> {
                     words: words.len(),
                     variables: self.out.variables.len(),
                 });
-            }
-            b"localpeer" if self.command.local_peer.is_none() => {
-                self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
-                self.environment.insert(b"HAPROXY_LOCALPEER".to_vec(), value(1).to_vec());
             }
             b"unix-bind" => {
                 for pair in values[1..].chunks(2) {
@@ -341,7 +485,8 @@ impl<'a> Walk<'a> {
             b"stats" if value(1) == b"socket" => {
                 let reason = "an admin socket belongs to one generation; the newest has it";
                 let text = format!("stats socket {}", printable(value(2)));
-                self.left_alone(text, place, reason);
+                let descriptor = value(2).split(|&byte| byte == b',').any(is_descriptor);
+                self.left_alone(text, place, reason, descriptor);
             }
             b"default-path" => {
                 let file = place.file.clone();
@@ -362,28 +507,31 @@ impl<'a> Walk<'a> {
 
     fn leave(&mut self, word: Option<&Word>, line: &[u8], place: &Place, reason: &'static str) {
         let text = word.map_or(String::new(), |word| printable(&line[word.source.clone()]));
-        self.left_alone(text, place, reason);
+        self.left_alone(text, place, reason, false);
     }
 
-    fn left_alone(&mut self, text: String, place: &Place, reason: &'static str) {
+    fn left_alone(&mut self, text: String, place: &Place, reason: &'static str, descriptor: bool) {
         self.out.left_alone.push(LeftAlone {
             place: place.clone(),
             section: self.section.label.clone(),
-            descriptor: text.starts_with("stats socket fd@"),
-            listens: self.section.kind != Kind::Defaults,
+            listens: self.section.kind != Kind::Defaults && !text.starts_with("server "),
             text,
             reason,
+            descriptor,
         });
     }
 }
 
-/// The text with its edits, which do not overlap, and where each of them is in it.
+/// The text with its edits, and where each of them is in it. One that lies within another is passed over.
 fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
-    edits.sort_by_key(|edit| edit.range.start);
+    edits.sort_by_key(|edit| (edit.range.start, std::cmp::Reverse(edit.range.end)));
     let mut out = Vec::with_capacity(text.len());
     let mut changes = Vec::with_capacity(edits.len());
     let mut at = 0;
     for edit in edits {
+        if edit.range.start < at {
+            continue;
+        }
         out.extend_from_slice(&text[at..edit.range.start]);
         let start = out.len();
         out.extend(edit.text);
@@ -398,4 +546,66 @@ fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
 fn is_bind(line: &[u8]) -> bool {
     let line = line.trim_ascii_start();
     line.starts_with(b"bind") || line.starts_with(b"dgram-bind")
+}
+
+/// The version of the haproxy that was started first, which haproxy never overwrites.
+const STARTUP_VERSION: &str = "HAPROXY_STARTUP_VERSION";
+
+/// haproxy's list of its files: for the first time at the end of a pass.
+const CFGFILES: &str = "HAPROXY_CFGFILES";
+
+/// The same list, with the user's files.
+const OUR_CFGFILES: &str = "BINDONCE_CFGFILES";
+
+/// Keywords whose words matter here.
+const KEYWORDS: [&[u8]; 24] = [
+    b"backlog",
+    b"bind",
+    b"default-bind",
+    b"default-path",
+    b"dgram-bind",
+    b"disabled",
+    b"enabled",
+    b"load-server-state-from-file",
+    b"localpeer",
+    b"master-worker",
+    b"peer",
+    b"presetenv",
+    b"resetenv",
+    b"server",
+    b"server-state-base",
+    b"server-state-file",
+    b"server-state-file-name",
+    b"server-template",
+    b"setenv",
+    b"ssl-server-verify",
+    b"stats",
+    b"unix-bind",
+    b"unsetenv",
+    b"nogetaddrinfo",
+];
+
+/// Whether it matters here what the words of a line are.
+fn matters(taken: &Line, line: &[u8], masked: bool) -> bool {
+    let Some(first) = taken.words.first() else { return taken.depends };
+    // It may turn out to be anything.
+    let made = line.get(first.source.clone()).is_none_or(|written| written.contains(&b'$'));
+    let keyword = KEYWORDS.contains(&first.value.as_slice()) || Kind::of(&first.value).is_some();
+    let names_files = taken.variables.iter().any(|range| {
+        line[range.clone()].windows(CFGFILES.len()).any(|window| window == CFGFILES.as_bytes())
+    });
+    made || first.value.starts_with(b".") || (!masked && (keyword || names_files))
+}
+
+/// The expression behind `.if`: haproxy puts the words together again, each space one.
+fn expression_of(words: &[Word]) -> Vec<u8> {
+    let values: Vec<&[u8]> = words.iter().skip(1).map(|word| word.value.as_slice()).collect();
+    values.join(&b' ')
+}
+
+/// Whether an address is the number of a descriptor.
+fn is_descriptor(address: &[u8]) -> bool {
+    let heads: [&[u8]; 3] = [b"stream+", b"dgram+", b"quic+"];
+    let bare = heads.iter().find_map(|head| address.strip_prefix(*head)).unwrap_or(address);
+    bare.starts_with(b"fd@") || bare.starts_with(b"sockpair@")
 }

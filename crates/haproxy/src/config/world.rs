@@ -1,27 +1,26 @@
 //! What reading a configuration needs from outside: files, environment, host
-//! names, and haproxy's own opinion on a condition.
+//! names, and what only haproxy knows.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bindonce_sys::ask::{self, User};
+use bindonce_sys::ask::User;
 use bindonce_sys::whole::{self, Unread};
 
 /// How large a file of another user's configuration may be.
 const LARGEST: u64 = 256 << 20;
 
-/// How long haproxy may take to judge a condition; it needs some ten milliseconds.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
-
 /// How long a file that is being written is waited for.
 const WRITTEN: Duration = Duration::from_secs(2);
 
 use bindonce_sys::listen;
+use super::ask;
+use super::questions::{Answers, Questions};
 
 /// Environment variables by name.
 pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -55,8 +54,8 @@ pub trait World {
     /// getaddrinfo gives.
     fn resolve(&self, host: &str, family: Option<Family>) -> io::Result<IpAddr>;
 
-    /// Whether a `.if` expression holds for this haproxy in this environment.
-    fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool>;
+    /// What the haproxy that will run says, with those of its arguments that matter.
+    fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers>;
 
     /// Whether an IPv6 wildcard is for IPv6 alone where nothing is said (net.ipv6.bindv6only), in
     /// this network namespace.
@@ -80,12 +79,24 @@ pub struct System {
 }
 
 impl System {
-    /// The system as this process sees it; conditions are put to `program` with
-    /// `-cc`. Fails when the current directory is gone.
+    /// The system as this process sees it; what only haproxy knows is asked of
+    /// `program`. Fails when the current directory is gone.
     pub fn new(program: &OsStr) -> io::Result<Self> {
         let environment =
             std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
         Ok(Self::at(program, std::env::current_dir()?, environment))
+    }
+
+    /// The same, for a haproxy that is started without these variables, and with those.
+    #[must_use]
+    pub fn with(mut self, without: &[&str], more: &[(&str, &str)]) -> Self {
+        for name in without {
+            self.environment.remove(name.as_bytes());
+        }
+        for (name, value) in more {
+            self.environment.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
+        }
+        self
     }
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
@@ -93,7 +104,7 @@ impl System {
         Self { program: program.to_owned(), directory, environment, again: false, user: None }
     }
 
-    /// The same, where this user has chosen the program and the environment: conditions are put to it
+    /// The same, where this user has chosen the program and the environment: questions are put to it
     /// with the rights of that user and no others.
     pub fn of_user(self, user: User) -> Self {
         Self { user: Some(user), ..self }
@@ -175,24 +186,15 @@ impl World for System {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address of that family"))
     }
 
-    fn condition(&self, expression: &[u8], environment: &Environment) -> io::Result<bool> {
-        let mut command = std::process::Command::new(&self.program);
-        command
-            .arg("-cc")
-            .arg(OsStr::from_bytes(expression))
-            .env_clear()
-            .envs(environment.iter().map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
-            .current_dir(&self.directory);
-        let answer = match self.user {
-            Some(user) => ask::answer_as(command, user, ANSWER)?,
-            None => ask::answer(command, ANSWER)?,
+    fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers> {
+        let whose = ask::Whose {
+            program: &self.program,
+            arguments,
+            directory: &self.directory,
+            environment: &self.environment,
+            user: self.user,
         };
-        // 0: holds, 1: does not; both without a word. Anything else is a complaint.
-        match answer.status.code() {
-            Some(0) => Ok(true),
-            Some(1) if answer.stderr.is_empty() => Ok(false),
-            _ => Err(io::Error::other(answer.complaint())),
-        }
+        ask::ask(&whose, questions)
     }
 
     fn host_name(&self) -> String {

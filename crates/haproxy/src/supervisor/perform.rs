@@ -103,7 +103,7 @@ impl Supervisor {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
                 None => {
-                    let how = start::Reading { again, alone };
+                    let how = start::Reading { again, alone, no_epoll };
                     start::prepare(&settings, &directory, id, how).await.map(Rc::new)
                 }
             };

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use bindonce_haproxy::config::{
-    Command, Environment, Error, Family, Rendering, Supplied, World, reader,
+    Answers, Command, Environment, Error, Family, Questions, Rendering, Supplied, World,
+    reader::{self, Unset},
 };
 use proptest::prelude::*;
 
@@ -15,6 +16,7 @@ use proptest::prelude::*;
 struct One {
     text: Vec<u8>,
     environment: Environment,
+    answers: Answers,
 }
 
 impl World for One {
@@ -38,8 +40,9 @@ impl World for One {
         Ok(IpAddr::from([192, 0, 2, 1]))
     }
 
-    fn condition(&self, expression: &[u8], _: &Environment) -> io::Result<bool> {
-        Ok(expression.len().is_multiple_of(2))
+    fn ask(&self, questions: &Questions, _: &[OsString]) -> io::Result<Answers> {
+        let answer = |term: &Vec<u8>| (term.clone(), Ok(term.len().is_multiple_of(2)));
+        Ok(Answers { terms: questions.terms.iter().map(answer).collect(), ..self.answers.clone() })
     }
 
     fn host_name(&self) -> String {
@@ -47,9 +50,21 @@ impl World for One {
     }
 }
 
-fn render(text: &[u8], environment: Environment) -> Result<Rendering, Error> {
+fn render(text: &[u8], environment: Environment, answers: &Answers) -> Result<Rendering, Error> {
     let command = Command::parse(["haproxy", "-f", "conf/a.cfg"])?;
-    Rendering::of(&command, Supplied::default(), &One { text: text.to_vec(), environment })
+    let world = One { text: text.to_vec(), environment, answers: answers.clone() };
+    Rendering::of(&command, Supplied::default(), &world)
+}
+
+/// What haproxies of any kind say.
+fn answers() -> impl Strategy<Value = Answers> {
+    let unset = prop::sample::select(vec![Unset::Empty, Unset::Joined, Unset::NoWord]);
+    (unset, any::<bool>()).prop_map(|(unset, discovery)| Answers {
+        unset,
+        discovery,
+        variables: [("HAPROXY_BRANCH".to_owned(), Some(b"3.2".to_vec()))].into(),
+        ..Answers::default()
+    })
 }
 
 fn variables() -> Environment {
@@ -80,6 +95,13 @@ fn line() -> impl Strategy<Value = String> {
         ".endif",
         "  stats socket /run/s",
         "  \"${LINE[*]}\" maxconn 5",
+        "  bind \"${NO[*]}\" :7301",
+        "  bind \"$NO\" :7302 \"${NO}\" interface lo",
+        "  bind :7303\"${NO}\" v6only",
+        "  log-tag \"${.FILE} %[env(HAPROXY_CFGFILES)]\"",
+        ".if streq(\"$HAPROXY_BRANCH\",3.2)",
+        ".elif feature(X) && enabled(EPOLL)",
+        "  noepoll",
         "  bind \"unclosed",
         "  mode http\r",
         "# bind :1",
@@ -119,17 +141,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn no_bytes_make_rendering_panic(text: Vec<u8>, head in "(frontend a\n|peers p\n|global\n)?") {
-        let _ = render(&[head.as_bytes(), &text].concat(), variables());
+    fn no_bytes_make_rendering_panic(text: Vec<u8>, head in "(frontend a\n|peers p\n|global\n)?", answers in answers()) {
+        let _ = render(&[head.as_bytes(), &text].concat(), variables(), &answers);
     }
 
     #[test]
     fn only_lines_with_addresses_change_and_none_moves(
         lines in prop::collection::vec(line(), 0..14),
         end: bool,
+        answers in answers(),
     ) {
         let text = lines.join("\n") + if end { "\n" } else { "" };
-        let Ok(rendering) = render(text.as_bytes(), variables()) else { return Ok(()) };
+        let Ok(rendering) = render(text.as_bytes(), variables(), &answers) else { return Ok(()) };
         let copy = &rendering.files[0].text;
         let claimed: BTreeSet<usize> = rendering
             .bindings
@@ -142,7 +165,8 @@ proptest! {
         prop_assert_eq!(before.len(), after.len());
         for (index, (before, after)) in before.iter().zip(&after).enumerate() {
             let word = before.trim_ascii_start();
-            let ours = word.starts_with(b"default-path") || word.starts_with(b"resetenv");
+            let ours = ["default-path", "resetenv", "log-tag"];
+            let ours = ours.iter().any(|keyword| word.starts_with(keyword.as_bytes()));
             let is_claimed = claimed.contains(&(index + 1));
             prop_assert!(before == after || ours || is_claimed, "line {}", index + 1);
             prop_assert!(before != after || !is_claimed, "line {}", index + 1);
@@ -158,7 +182,7 @@ proptest! {
         for (name, value) in rendering.environment(&numbers) {
             environment.insert(name.into_bytes(), value.into_bytes());
         }
-        let again = render(copy, environment).expect("the copy of a good configuration is good");
+        let again = render(copy, environment, &answers).expect("the copy of a good configuration is good");
         prop_assert_eq!(again.bindings, vec![]);
     }
 }

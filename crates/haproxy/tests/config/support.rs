@@ -13,7 +13,8 @@ use std::process;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_haproxy::config::{
-    Command, Environment, Error, Family, Rendering, Supplied, System, World, templates,
+    Answers, Command, Environment, Error, Family, Questions, Rendering, Supplied, System, World,
+    reader::Unset, templates,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -27,6 +28,8 @@ pub(crate) struct Case {
     environment: Environment,
     hosts: BTreeMap<String, IpAddr>,
     conditions: BTreeMap<String, bool>,
+    /// What else haproxy says: `unset`, `discovery`, and its variables.
+    haproxy: BTreeMap<String, String>,
 }
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -73,6 +76,7 @@ impl Case {
                 .into_iter()
                 .map(|(value, expression)| (expression, value == "yes"))
                 .collect(),
+            haproxy: pairs("haproxy", '=').into_iter().collect(),
             folder,
         }
     }
@@ -123,10 +127,26 @@ impl World for Case {
         found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host"))
     }
 
-    fn condition(&self, expression: &[u8], _: &Environment) -> io::Result<bool> {
-        let expression = String::from_utf8_lossy(expression).into_owned();
-        let found = self.conditions.get(&expression).copied();
-        found.ok_or_else(|| io::Error::other("haproxy cannot parse it"))
+    fn ask(&self, questions: &Questions, _: &[OsString]) -> io::Result<Answers> {
+        let answer = |term: &Vec<u8>| {
+            let text = String::from_utf8_lossy(term).into_owned();
+            let found = self.conditions.get(&text).copied();
+            (term.clone(), found.ok_or_else(|| "haproxy cannot parse it".to_owned()))
+        };
+        let known = |name: &String| {
+            let value = self.haproxy.get(name.as_str()).map(|value| value.clone().into_bytes());
+            (name.clone(), value)
+        };
+        Ok(Answers {
+            unset: match self.haproxy.get("unset").map(String::as_str) {
+                Some("joined") => Unset::Joined,
+                Some("no word") => Unset::NoWord,
+                _ => Unset::Empty,
+            },
+            discovery: self.haproxy.contains_key("discovery"),
+            variables: questions.names.iter().map(known).collect(),
+            terms: questions.terms.iter().map(answer).collect(),
+        })
     }
 
     fn host_name(&self) -> String {
@@ -140,6 +160,14 @@ pub(crate) fn haproxy() -> Option<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::split_paths(&paths).collect();
     places.push("/usr/sbin".into());
     places.into_iter().map(|place| place.join("haproxy")).find(|path| path.is_file())
+}
+
+/// All haproxies that there are: of this system, and those that tests/haproxies has fetched.
+pub(crate) fn haproxies() -> Vec<PathBuf> {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/haproxies");
+    let fetched = ["3.0", "3.2"].map(|version| fetched.join(version).join("haproxy"));
+    let more = std::env::var_os("BINDONCE_HAPROXY").map(PathBuf::from);
+    haproxy().into_iter().chain(fetched).chain(more).filter(|path| path.is_file()).collect()
 }
 
 /// A folder under the system's temporary one that goes away with the value.

@@ -45,6 +45,9 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
+/// What a service manager says to us, and to nothing that is started here.
+const OURS_ALONE: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
 /// Checks. haproxy's own words tell what is wrong; the exit code is 0 or 1.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // `check -- haproxy -c -f FILE` says what it means twice.
@@ -53,6 +56,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;
+    let world = world.with(&OURS_ALONE, &[]);
     let rendering = Rc::new(Rendering::of(&command, supplied, &world)?);
     rendering.self_contained()?;
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());

@@ -14,7 +14,11 @@ fn environment(name: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn read(line: &str) -> Vec<String> {
-    words(line.as_bytes(), &environment)
+    read_by(Unset::Empty, line)
+}
+
+fn read_by(unset: Unset, line: &str) -> Vec<String> {
+    words(line.as_bytes(), unset, &environment)
         .expect(line)
         .into_iter()
         .map(|word| String::from_utf8(word.value).expect("utf-8"))
@@ -50,6 +54,37 @@ fn words_come_apart_as_in_haproxy() {
 }
 
 #[test]
+fn variables_that_leave_nothing_follow_the_version() {
+    for (line, empty, joined, no_word) in [
+        (r#"a "${NO[*]}" b"#, &["a", "", "b"][..], &["a", "b"][..], &["a", "b"][..]),
+        (r#"a "$NO" b"#, &["a", "", "b"], &["a", "b"], &["a", "", "b"]),
+        (r#"a:80"$NO" b c"#, &["a:80", "b", "c"], &["a:80b", "c"], &["a:80", "b", "c"]),
+        (r#"a "${EMPTY[*]}" b"#, &["a", "", "b"], &["a", "", "b"], &["a", "b"]),
+        (r#"a "$EMPTY" b"#, &["a", "", "b"], &["a", "", "b"], &["a", "", "b"]),
+        (r#"a "" b"#, &["a", "", "b"], &["a", "", "b"], &["a", "", "b"]),
+        (
+            r#"a "${LIST[*]}" d"#,
+            &["a", "", "a", "b", "c", "d"],
+            &["a", "", "a", "b", "c", "d"],
+            &["a", "a", "b", "c", "d"],
+        ),
+        (r#"a "${NO}x" b"#, &["a", "x", "b"], &["a", "x", "b"], &["a", "x", "b"]),
+        (r#"a "${NO-}" b"#, &["a", "", "b"], &["a", "", "b"], &["a", "", "b"]),
+        (r#""$NO" a"#, &["", "a"], &["a"], &["", "a"]),
+        (r#""${NO[*]}" a"#, &["", "a"], &["a"], &["a"]),
+        (r#"a "${NO[*]}" "${NO[*]}" b"#, &["a", "", "", "b"], &["a", "b"], &["a", "b"]),
+        (r#"a """${NO[*]}" b"#, &["a", "", "b"], &["a", "b"], &["a", "", "b"]),
+        (r#"a "${NO[*]}"c b"#, &["a", "c", "b"], &["a", "c", "b"], &["a", "c", "b"]),
+    ] {
+        assert_eq!(read_by(Unset::Empty, line), empty, "{line}");
+        assert_eq!(read_by(Unset::Joined, line), joined, "{line}");
+        assert_eq!(read_by(Unset::NoWord, line), no_word, "{line}");
+        let taken = take_apart(line.as_bytes(), Unset::Empty, &environment).expect(line);
+        assert!(taken.depends || (empty == joined && joined == no_word), "{line}");
+    }
+}
+
+#[test]
 fn faults_say_where() {
     for (line, reason, position) in [
         ("a \"b", "unmatched quote", 2),
@@ -61,7 +96,7 @@ fn faults_say_where() {
         ("a \"${.NOPE}\"", "pseudo", 5),
         ("a \"${LIST[1]}\"", "expansion", 9),
     ] {
-        let fault = words(line.as_bytes(), &environment).expect_err(line);
+        let fault = words(line.as_bytes(), Unset::Empty, &environment).expect_err(line);
         assert!(fault.reason.contains(reason), "{line}: {fault:?}");
         assert_eq!(fault.position, position, "{line}: {fault:?}");
     }
@@ -70,7 +105,7 @@ fn faults_say_where() {
 #[test]
 fn a_word_knows_its_bytes() {
     let line = br#"  bind  "$IP":80 "${LIST[*]}"x#y"#;
-    let sources: Vec<_> = words(line, &environment)
+    let sources: Vec<_> = words(line, Unset::Empty, &environment)
         .expect("good")
         .into_iter()
         .map(|word| &line[word.source])
@@ -106,14 +141,14 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes: Vec<u8>) {
         for line in lines(&bytes) {
-            let _ = words(&bytes[line], &environment);
+            let _ = words(&bytes[line], Unset::Empty, &environment);
         }
         let _ = expand(&bytes, &environment);
     }
 
     #[test]
     fn hostile_lines_neither(line in r#"[ab$\{\}\[\]*"' \\x#.-]{0,40}"#) {
-        if let Ok(words) = words(line.as_bytes(), &environment) {
+        if let Ok(words) = words(line.as_bytes(), Unset::Empty, &environment) {
             for word in words {
                 prop_assert!(word.source.end <= line.len() && word.source.start <= word.source.end);
             }
@@ -125,7 +160,7 @@ proptest! {
     fn a_quoted_word_reads_back(value in "[^\\x00]{1,30}") {
         let line = quoted(value.as_bytes());
         prop_assert!(!line.contains(&b'\n'));
-        let read = words(&line, &environment).expect("quoted");
+        let read = words(&line, Unset::Empty, &environment).expect("quoted");
         prop_assert_eq!(read.len(), 1);
         prop_assert_eq!(&read[0].value, value.as_bytes());
     }

@@ -13,7 +13,7 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, Order, Reading, passed};
+use super::{How, OURS_ALONE, Order, Reading, passed};
 use crate::config::{Messages, Rendering, Supplied, System};
 use crate::supervisor::directory::Directory;
 use crate::supervisor::elsewhere;
@@ -63,11 +63,16 @@ pub(super) async fn render(
     id: GenerationId,
     how: Reading,
 ) -> Result<Rendered, Error> {
-    let (command, listeners) = (kind.command.clone(), settings.listeners.clone());
+    let (mut command, listeners) = (kind.command.clone(), settings.listeners.clone());
+    // Conditions can depend on each of these.
+    command.arguments.extend(how.no_epoll.then(|| "-de".into()));
+    let (service, generation) = (settings.service.to_string(), id.0.to_string());
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
+        let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
+        let world = world.with(&OURS_ALONE, &ours);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;

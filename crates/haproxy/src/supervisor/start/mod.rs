@@ -89,6 +89,8 @@ pub(super) struct Reading {
     pub(super) again: bool,
     /// As in [`How`].
     pub(super) alone: bool,
+    /// As in [`How`]: a condition can depend on it.
+    pub(super) no_epoll: bool,
 }
 
 /// A start that has no process yet.

@@ -1,0 +1,84 @@
+//! The files of a command, read once each: one may be a pipe.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use super::command::Command;
+use super::world::World;
+use super::{Error, templates};
+
+/// One of the user's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source {
+    /// As haproxy would have named it from the user's command line.
+    pub(super) path: PathBuf,
+    /// Its text; that of a template as the configuration that it stands for.
+    pub(super) text: Vec<u8>,
+}
+
+/// Where haproxy runs.
+pub(super) fn directory(command: &Command, world: &dyn World) -> PathBuf {
+    let mut directory = world.directory();
+    if let Some(change) = &command.directory {
+        directory.push(change);
+    }
+    directory
+}
+
+/// Reads the files in haproxy's order.
+///
+/// # Errors
+/// [`Error::Read`], and what is wrong in a template.
+pub(super) fn read(command: &Command, world: &dyn World) -> Result<Vec<Source>, Error> {
+    let directory = directory(command, world);
+    let mut sources = Vec::new();
+    for path in paths(command, world, &directory)? {
+        let read = world.read(&directory.join(&path));
+        let mut text = read.map_err(|source| Error::Read { path: path.clone(), source })?;
+        if templates::is_template(&path) {
+            text = templates::addresses(&path, &text)?;
+        }
+        sources.push(Source { path, text });
+    }
+    Ok(sources)
+}
+
+/// As haproxy lists files in `HAPROXY_CFGFILES`.
+pub(super) fn listed(sources: &[Source]) -> Vec<u8> {
+    let paths: Vec<&[u8]> =
+        sources.iter().map(|source| source.path.as_os_str().as_bytes()).collect();
+    paths.join(&b';')
+}
+
+/// The files in haproxy's order: what a directory stands for is every `*.cfg`
+/// in it, without hidden ones, in the order of their bytes (haproxy stays in
+/// the C locale).
+fn paths(
+    command: &Command,
+    world: &dyn World,
+    directory: &std::path::Path,
+) -> Result<Vec<PathBuf>, Error> {
+    let mut paths = Vec::new();
+    for path in &command.files {
+        let listed = world.list(&directory.join(path));
+        let listed = listed.map_err(|source| Error::Read { path: path.clone(), source })?;
+        let Some(mut names) = listed else {
+            paths.push(path.clone());
+            continue;
+        };
+        // haproxy looks for the first ".cfg" in the name and wants it at the end.
+        names.retain(|name| {
+            let name = name.as_bytes();
+            let first = name.windows(4).position(|part| part == b".cfg");
+            !name.starts_with(b".") && first.is_some_and(|at| at + 4 == name.len())
+        });
+        names.sort();
+        for name in names {
+            let mut full = path.as_os_str().to_owned();
+            full.push("/");
+            full.push(name);
+            paths.push(full.into());
+        }
+    }
+    Ok(paths)
+}

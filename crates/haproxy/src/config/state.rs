@@ -1,0 +1,165 @@
+//! What lines of `global` leave behind for everything that haproxy reads after them.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use super::listeners::mark;
+use super::world::Environment;
+
+/// The state at a line.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    pub(super) environment: Environment,
+    local_peer: String,
+    /// `master-worker` has been seen.
+    pub(super) master_worker: bool,
+    /// Names of `enabled()` that keywords have decided.
+    switches: BTreeMap<&'static [u8], bool>,
+    /// haproxy has been asked what it sets by itself.
+    known: bool,
+    marks: Cell<Marks>,
+}
+
+/// What has been looked at so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// The environment, or the name of the local peer.
+    pub(super) looked: bool,
+    /// A variable that only haproxy knows, before it was asked.
+    pub(super) unknown: bool,
+}
+
+/// Keywords that switch off what `enabled()` tells, and whether haproxy takes them in its first
+/// pass over global sections already.
+const SWITCHES: [(&[u8], &[u8], bool); 8] = [
+    (b"noepoll", b"EPOLL", true),
+    (b"nopoll", b"POLL", true),
+    (b"nokqueue", b"KQUEUE", true),
+    (b"noevports", b"EVPORTS", true),
+    (b"nosplice", b"SPLICE", false),
+    (b"nogetaddrinfo", b"GETADDRINFO", false),
+    (b"noreuseport", b"REUSEPORT", false),
+    (b"tune.disable-fast-forward", b"FAST-FORWARD", false),
+];
+
+/// What a line of `global` has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It does not concern the state.
+    Nothing,
+    /// It has changed the environment.
+    Environment,
+    /// It has removed all variables but those that it names.
+    Reset,
+    /// It has changed something else.
+    Other,
+}
+
+impl State {
+    /// `known` says that the environment has what haproxy itself sets.
+    pub(super) fn new(environment: Environment, local_peer: String, known: bool) -> Self {
+        let mut state = Self { environment, local_peer, known, ..Self::default() };
+        state.name_local_peer();
+        state
+    }
+
+    /// The value of a variable.
+    pub(super) fn get(&self, name: &[u8]) -> Option<&Vec<u8>> {
+        let haproxys = name.starts_with(b"HAPROXY_") && name != b"HAPROXY_LOCALPEER";
+        self.mark(Marks { looked: true, unknown: haproxys && !self.known });
+        self.environment.get(name)
+    }
+
+    /// The name of the local peer.
+    pub(super) fn local_peer(&self) -> &[u8] {
+        self.mark(Marks { looked: true, unknown: false });
+        self.local_peer.as_bytes()
+    }
+
+    fn mark(&self, marks: Marks) {
+        let before = self.marks.get();
+        self.marks.set(Marks {
+            looked: before.looked || marks.looked,
+            unknown: before.unknown || marks.unknown,
+        });
+    }
+
+    pub(super) fn marks(&self) -> Marks {
+        self.marks.get()
+    }
+
+    /// Forgets what a line has looked at that turned out not to matter.
+    pub(super) fn restore(&self, marks: Marks) {
+        self.marks.set(marks);
+    }
+
+    /// What keywords make of a name of `enabled()`.
+    pub(super) fn enabled(&self, name: &[u8]) -> Option<bool> {
+        self.switches.get(name).copied()
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) {
+        self.environment.insert(name.as_bytes().to_vec(), value);
+    }
+
+    /// Sets `HAPROXY_LOCALPEER`, as haproxy does before it reads.
+    pub(super) fn name_local_peer(&mut self) {
+        self.set("HAPROXY_LOCALPEER", self.local_peer.clone().into_bytes());
+    }
+
+    /// Takes a line of `global`, in haproxy's first pass over all of them or when it reads for good.
+    /// `localpeer` has no effect beside `-L`, which is the caller's to know.
+    pub(super) fn global(&mut self, words: &[&[u8]], first_pass: bool) -> Done {
+        let value = |index: usize| words.get(index).copied().unwrap_or_default();
+        let names = words.get(1..).unwrap_or_default();
+        match words[0] {
+            b"setenv" | b"presetenv" if !value(2).is_empty() => {
+                let (name, value) = (value(1).to_vec(), value(2).to_vec());
+                if words[0] == b"setenv" {
+                    self.environment.insert(name, value);
+                } else {
+                    self.environment.entry(name).or_insert(value);
+                }
+                Done::Environment
+            }
+            b"unsetenv" => {
+                for name in names.iter().take_while(|name| !name.is_empty()) {
+                    self.environment.remove(*name);
+                }
+                Done::Environment
+            }
+            b"resetenv" => {
+                let end = names.iter().position(|name| name.is_empty()).unwrap_or(names.len());
+                let kept = |name: &Vec<u8>, value: &Vec<u8>| {
+                    names[..end].contains(&name.as_slice())
+                        || *value == mark(&String::from_utf8_lossy(name))
+                };
+                self.environment.retain(|name, value| kept(name, value));
+                Done::Reset
+            }
+            b"localpeer" => {
+                self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
+                self.name_local_peer();
+                Done::Environment
+            }
+            b"master-worker" => {
+                self.master_worker = true;
+                Done::Other
+            }
+            b"ssl-server-verify" if !first_pass => {
+                self.switches.insert(b"SERVER-SSL-VERIFY-NONE", value(1) == b"none");
+                Done::Other
+            }
+            keyword => {
+                let found = SWITCHES.iter().find(|(word, ..)| *word == keyword);
+                match found {
+                    Some((_, name, early)) if *early || !first_pass => {
+                        self.switches.insert(name, false);
+                        Done::Other
+                    }
+                    _ => Done::Nothing,
+                }
+            }
+        }
+    }
+}
