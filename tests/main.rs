@@ -15,6 +15,7 @@ mod astray;
 mod boundary;
 mod check;
 mod compared;
+mod configurations;
 mod containers;
 mod corpus;
 mod deadlines;

@@ -237,7 +237,10 @@ def supervised(bindonce, haproxy, file, environment, where):
             said += (more or b"").decode(errors="replace")
             serving = re.search(r"serving generation=\d+ pid=(\d+)", said)
             if serving:
-                return 0, listening(int(serving[1]), where), said
+                try:
+                    return 0, listening(int(serving[1]), where), said
+                except subprocess.CalledProcessError as error:
+                    return None, None, f"{said}\nit has ended: {error.stderr}"
             if more == b"":
                 return run.wait(PATIENCE), None, said
         return None, None, said

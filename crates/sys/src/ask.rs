@@ -278,12 +278,15 @@ mod tests {
     fn a_file_is_its_input_for_another_user_too() {
         use std::io::{Seek as _, Write as _};
         let users = [None, Some(User { uid: 65534, gid: 65534 })];
-        for user in users.into_iter().filter(|user| user.is_none() || nix::unistd::geteuid().is_root()) {
+        for user in
+            users.into_iter().filter(|user| user.is_none() || nix::unistd::geteuid().is_root())
+        {
             let file = nix::sys::memfd::memfd_create("ask", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
             let mut file = std::fs::File::from(file.expect("a file"));
             file.write_all(b"text").expect("write");
             file.rewind().expect("rewind");
-            let said = answer_on(shell("cat; cat /dev/stdin"), file, user, LONG).expect("an answer");
+            let said =
+                answer_on(shell("cat; cat /dev/stdin"), file, user, LONG).expect("an answer");
             assert_eq!(said.stdout, b"texttext", "{user:?} {}", said.complaint());
         }
     }

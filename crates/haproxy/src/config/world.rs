@@ -18,9 +18,9 @@ const LARGEST: u64 = 256 << 20;
 /// How long a file that is being written is waited for.
 const WRITTEN: Duration = Duration::from_secs(2);
 
-use bindonce_sys::listen;
 use super::ask;
 use super::questions::{Answers, Questions};
+use bindonce_sys::listen;
 
 /// Environment variables by name.
 pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -89,9 +89,9 @@ impl System {
 
     /// The same, for a haproxy that is started without these variables, and with those.
     #[must_use]
-    pub fn with(mut self, without: &[&str], more: &[(&str, &str)]) -> Self {
+    pub fn with(mut self, without: &[OsString], more: &[(&str, &str)]) -> Self {
         for name in without {
-            self.environment.remove(name.as_bytes());
+            self.environment.remove(name.as_encoded_bytes());
         }
         for (name, value) in more {
             self.environment.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());

@@ -87,7 +87,7 @@ fn start(
     launch.args.extend(command.arguments_on(&files));
     let environment = rendering.environment(&numbers);
     launch.env = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-    launch.env_remove = super::OURS_ALONE.map(OsString::from).to_vec();
+    launch.env_remove = inherit::SERVICE_MANAGER.map(OsString::from).to_vec();
     launch.descriptors = descriptors.into_iter().map(|fd| (String::new(), fd.into())).collect();
     launch.stderr = Stdio::piped();
     // It has the sockets: were it left behind, they would stay bound.

@@ -25,7 +25,7 @@ use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
-use bindonce_sys::{limits, spawn};
+use bindonce_sys::{inherit, limits, spawn};
 
 use self::haproxy::End;
 use crate::Globals;
@@ -45,9 +45,6 @@ pub(crate) struct Args {
     command: Vec<OsString>,
 }
 
-/// What a service manager says to us, and to nothing that is started here.
-const OURS_ALONE: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
-
 /// Checks. haproxy's own words tell what is wrong; the exit code is 0 or 1.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // `check -- haproxy -c -f FILE` says what it means twice.
@@ -56,7 +53,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;
-    let world = world.with(&OURS_ALONE, &[]);
+    let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]);
     let rendering = Rc::new(Rendering::of(&command, supplied, &world)?);
     rendering.self_contained()?;
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());

@@ -13,7 +13,7 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, OURS_ALONE, Order, Reading, passed};
+use super::{How, Order, Reading, not_theirs, passed};
 use crate::config::{Messages, Rendering, Supplied, System};
 use crate::supervisor::directory::Directory;
 use crate::supervisor::elsewhere;
@@ -72,7 +72,7 @@ pub(super) async fn render(
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
-        let world = world.with(&OURS_ALONE, &ours);
+        let world = world.with(&not_theirs(), &ours);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;
