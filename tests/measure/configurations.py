@@ -119,7 +119,7 @@ class Generator:
             "unsetenv LATE", "unsetenv EARLY HOST", "resetenv PATH HOST", "resetenv", "localpeer other", "noepoll", "nopoll",
             "nosplice", "noreuseport", "nogetaddrinfo", "ssl-server-verify none", "maxconn 200",
             f"stats socket {self.where}/stats{self.port()}.sock", f"unix-bind prefix {self.where}/p mode 600",
-            'setenv "${NOT[*]}" A B' if self.often(0.2) else "setenv EARLY z", 'setenv LATE "$HAPROXY_BRANCH"', "master-worker" if self.often(0.1) else "maxconn 300")
+            'setenv "${NOT[*]}" A B' if self.often(0.2) else "setenv EARLY z", 'setenv LATE "$HAPROXY_BRANCH"', "maxconn 300")
 
     def settings(self):
         lines = lambda: [self.setting() for _ in range(self.random.randrange(1, 3))]
