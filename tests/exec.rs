@@ -1,6 +1,6 @@
 //! `bindonce exec`: a program of the systemd convention gets its sockets.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::TcpStream;
 
 use crate::harness::{Process, Scene, finish, listening};
@@ -72,4 +72,50 @@ fn a_listener_already_held_is_claimed_by_name_alone() {
     let unknown =
         finish(scene.bindonce("exec").args(["--listen", "nobody", "--", "true"])).fails(1);
     assert!(unknown.contains("nobody"), "{unknown}");
+}
+
+/// Waits in accept(2) for one connection, as simple servers do.
+const SIMPLE: &str = "import socket
+s = socket.socket(fileno=3)
+print('waits', flush=True)
+c, _ = s.accept()
+c.recv(999)
+c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nhello')
+";
+
+#[test]
+fn a_program_that_waits_in_accept_is_given_a_listener_that_blocks() {
+    let scene = Scene::new();
+    let mut broker = scene.broker();
+    let address = scene.address();
+    let exec = |options: &str| {
+        let mut command = scene.bindonce("exec");
+        command.args(["--listen", &format!("web={address}{options}"), "--"]);
+        command.args(["python3", "-c", SIMPLE]);
+        command
+    };
+    let said = finish(&mut exec("")).fails(1);
+    assert!(said.contains("BlockingIOError"), "{said}");
+    // The flag is the socket's: a listener that is held has one or the other.
+    let said = finish(&mut exec(",blocking")).fails(1);
+    assert!(said.contains("asks for blocking") && said.contains("has no blocking"), "{said}");
+    scene.run("release", &["web"]).ok();
+    for round in 0..2 {
+        let mut program = Process::start(&mut exec(",blocking"));
+        program.wait_line("waits");
+        let mut client = TcpStream::connect(address).expect("connecting");
+        client.write_all(b"a request").expect("writing");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("reading");
+        assert!(answer.ends_with("hello"), "{answer}");
+        assert!(program.wait_exit().success());
+        let listed = scene.run("list", &[]).ok();
+        assert!(listed.contains("blocking") && !listed.contains("O_NONBLOCK"), "{listed}");
+        if round == 0 {
+            // A broker that is replaced, and one that binds anew, keep the option.
+            scene.run("upgrade", &[]).ok();
+            broker.kill();
+            broker = scene.broker();
+        }
+    }
 }

@@ -197,6 +197,7 @@ fn said(options: &Options) -> Map<String, Value> {
         ("netns", text(&options.netns)),
         ("transparent", flag(options.transparent)),
         ("freebind", flag(options.freebind)),
+        ("blocking", flag(options.blocking)),
         ("mode", options.mode.map(|mode| format!("{mode:04o}").into())),
         ("user", text(&options.user)),
         ("group", text(&options.group)),

@@ -315,7 +315,7 @@ fn tell(state: &State, untold: &BTreeMap<u64, u64>, sharing: &str) {
 /// What of a listener's socket somebody has changed.
 pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
     let fd = held.opened.handle.fd.as_fd();
-    let mut changes = options::changed(fd, &held.listener.address);
+    let mut changes = options::changed(fd, &held.listener);
     // Whoever calls listen(2) sets the backlog for all. In another network namespace the
     // kernel's own limit may be another.
     if matches!(held.listener.address, Address::Tcp(_))

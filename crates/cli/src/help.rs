@@ -110,6 +110,8 @@ Examples:
       The socket is descriptor 3; LISTEN_FDS=1, LISTEN_FDNAMES=web, web=3
   bindonce exec --listen web -- ./server
       The same, of a listener that the broker holds already
+  bindonce exec --listen web=127.0.0.1:8080,blocking -- ./simple-server
+      For a program that waits in accept(2): sockets are non-blocking unless this is said
 
 Exit codes:
   1  The broker refused, or the program could not be started

@@ -62,7 +62,7 @@ impl Claim {
 
     /// Should the listener be held with other options than this claim says, then the broker
     /// changes them on the socket, for everybody who has it, instead of refusing: the backlog,
-    /// `transparent`, `freebind`, and mode, user and group of a UNIX path. What would need
+    /// `transparent`, `freebind`, `blocking`, and mode, user and group of a UNIX path. What would need
     /// another socket (`interface=`, `v6only`) is refused all the same.
     #[must_use]
     pub fn changing(mut self) -> Self {

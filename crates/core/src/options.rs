@@ -2,7 +2,7 @@
 //!
 //! What each means to the kernel stands in socket(7), ip(7), ipv6(7) and
 //! unix(7); the words are those of haproxy's `bind` line, except `freebind`
-//! (haproxy's `transparent` sets it too), `interface=` and `netns=` (haproxy's
+//! (haproxy's `transparent` sets it too), `blocking`, `interface=` and `netns=` (haproxy's
 //! `namespace`), which take their value after `=` here.
 
 use std::fmt;
@@ -27,6 +27,8 @@ pub struct Options {
     pub transparent: bool,
     /// Bind an address that does not exist yet (IP_FREEBIND).
     pub freebind: bool,
+    /// accept(2) waits for a connection (no O_NONBLOCK): for programs that block in it.
+    pub blocking: bool,
     /// Network namespace by its name under /run/netns.
     pub netns: Option<String>,
     /// Permission bits of a UNIX path, as in `mode=0660`.
@@ -143,7 +145,7 @@ impl Options {
             return shape("contradicts the other: v6only is IPv6 alone, v4v6 both");
         }
         said.push(name);
-        let flag = matches!(name, "v6only" | "v4v6" | "transparent" | "freebind");
+        let flag = matches!(name, "v6only" | "v4v6" | "transparent" | "freebind" | "blocking");
         let value = match value {
             None if !flag => return shape("needs a value, as in backlog=4096"),
             Some(_) if flag => return shape("takes no value"),
@@ -159,6 +161,7 @@ impl Options {
             "v6only" => self.v6only = true,
             "transparent" => self.transparent = true,
             "freebind" => self.freebind = true,
+            "blocking" => self.blocking = true,
             "interface" => self.interface = Some(value.to_owned()),
             "netns" => self.netns = Some(value.to_owned()),
             "mode" => {
@@ -173,13 +176,14 @@ impl Options {
     }
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "backlog",
     "v6only",
     "v4v6",
     "interface",
     "transparent",
     "freebind",
+    "blocking",
     "netns",
     "mode",
     "user",
@@ -228,6 +232,7 @@ impl fmt::Display for Options {
         put(self.backlog.is_some(), format_args!("backlog={}", self.backlog.unwrap_or(0)))?;
         put(self.transparent, format_args!("transparent"))?;
         put(self.freebind, format_args!("freebind"))?;
+        put(self.blocking, format_args!("blocking"))?;
         put(self.mode.is_some(), format_args!("mode={:04o}", self.mode.unwrap_or(0)))?;
         put(self.user.is_some(), format_args!("user={}", text(&self.user)))?;
         put(self.group.is_some(), format_args!("group={}", text(&self.group)))
@@ -269,6 +274,7 @@ mod tests {
             ("backlog=+1", "not a value"),
             ("backlog=4294967296", "not a value"),
             ("v6only=1", "takes no value"),
+            ("blocking=1", "takes no value"),
             ("v6only,v4v6", "contradicts"),
             ("backlog=1,backlog=1", "twice"),
             ("mode=0999", "octal"),

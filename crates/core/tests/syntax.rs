@@ -33,12 +33,23 @@ fn options() -> impl Strategy<Value = Options> {
     (
         (option::of(1..=i32::MAX as u32), any::<bool>(), option::of(word), any::<bool>()),
         (any::<bool>(), option::of(word), option::of(0..=0o777_u32), option::of(word)),
-        option::of(word),
+        (option::of(word), any::<bool>()),
     )
-        .prop_map(|(first, second, group)| {
+        .prop_map(|(first, second, (group, blocking))| {
             let (backlog, v6only, interface, transparent) = first;
             let (freebind, netns, mode, user) = second;
-            Options { backlog, v6only, interface, transparent, freebind, netns, mode, user, group }
+            Options {
+                backlog,
+                v6only,
+                interface,
+                transparent,
+                freebind,
+                blocking,
+                netns,
+                mode,
+                user,
+                group,
+            }
         })
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::{mem, ptr};
 
 use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
 use nix::libc::{self, c_int, c_void, socklen_t};
 use rustix::fs::{OFlags, fcntl_getfl};
 
@@ -60,9 +61,10 @@ const TCP: [Known; 7] = [
     // Not TCP_QUICKACK: each start of haproxy clears it, and it belongs to a connection anyway.
 ];
 
-/// What of a socket at `address` is not as it was made, in a fixed order. About
+/// What of the socket of `listener` is not as it was made, in a fixed order. About
 /// fifteen short system calls.
-pub fn changed(socket: BorrowedFd<'_>, address: &Address) -> Vec<Change> {
+pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
+    let address = &listener.address;
     let tcp: &[Known] = if matches!(address, Address::Tcp(_)) { &TCP } else { &[] };
     let mut found = Vec::new();
     let mut note = |option, was, now: Option<i64>| {
@@ -76,7 +78,11 @@ pub fn changed(socket: BorrowedFd<'_>, address: &Address) -> Vec<Change> {
     note("SO_LINGER", -1, linger(socket));
     note("SO_ATTACH_FILTER", 0, filter(socket));
     let blocking = fcntl_getfl(socket).map(|flags| !flags.contains(OFlags::NONBLOCK));
-    note("O_NONBLOCK", 1, blocking.ok().map(|blocking| i64::from(!blocking)));
+    note(
+        "O_NONBLOCK",
+        i64::from(!listener.options.blocking),
+        blocking.ok().map(|blocking| i64::from(!blocking)),
+    );
     if matches!(address, Address::Udp(_)) {
         // A connected socket receives from its peer alone.
         let connected = rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some());
@@ -144,7 +150,6 @@ mod tests {
     use std::os::fd::AsFd;
     use std::time::Duration;
 
-    use bindonce_core::listener::Listener;
     use socket2::SockRef;
 
     use super::*;
@@ -159,13 +164,15 @@ mod tests {
             "127.0.0.1:0",
             "[::1]:0",
             "127.0.0.1:0,freebind,backlog=7",
+            "127.0.0.1:0,blocking",
+            "udp@127.0.0.1:0,blocking",
             "udp@127.0.0.1:0",
-            &format!("unix@{},mode=0600", path.display()),
+            &format!("unix@{},mode=0600,blocking", path.display()),
             "abns@bindonce-options-test",
         ] {
             let listener: Listener = text.parse().expect(text);
             let opened = listen::open(&listener).expect(text);
-            assert_eq!(changed(opened.fd.as_fd(), &listener.address), [], "{text}");
+            assert_eq!(changed(opened.fd.as_fd(), &listener), [], "{text}");
             assert!(is_exclusive(opened.fd.as_fd()));
         }
     }
@@ -180,7 +187,7 @@ mod tests {
         socket.set_tcp_nodelay(true).expect("TCP_NODELAY");
         socket.set_reuse_port(true).expect("SO_REUSEPORT");
         socket.set_nonblocking(false).expect("O_NONBLOCK");
-        let changes = changed(opened.fd.as_fd(), &listener.address);
+        let changes = changed(opened.fd.as_fd(), &listener);
         let told: Vec<(&str, i64, i64)> =
             changes.iter().map(|change| (change.option, change.was, change.now)).collect();
         let expected = [
@@ -200,7 +207,7 @@ mod tests {
         let opened = listen::open(&listener).expect("open");
         let peer: std::net::SocketAddr = "127.0.0.1:9".parse().expect("address");
         SockRef::from(&opened.fd).connect(&peer.into()).expect("connect");
-        let changes = changed(opened.fd.as_fd(), &listener.address);
+        let changes = changed(opened.fd.as_fd(), &listener);
         assert_eq!(changes, [Change { option: "connect", was: 0, now: 1 }]);
     }
 }

@@ -84,6 +84,7 @@ fn overlaid(has: &Options, asked: &Options) -> Options {
         backlog: asked.backlog.or(has.backlog),
         transparent: asked.transparent || has.transparent,
         freebind: asked.freebind || has.freebind,
+        blocking: asked.blocking || has.blocking,
         mode: asked.mode.or(has.mode),
         user: asked.user.clone().or_else(|| has.user.clone()),
         group: asked.group.clone().or_else(|| has.group.clone()),
@@ -127,6 +128,7 @@ fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(S
     }
     flag("transparent", asked.transparent, has.transparent)
         .or_else(|| flag("freebind", asked.freebind, has.freebind))
+        .or_else(|| flag("blocking", asked.blocking, has.blocking))
         .or_else(|| text("user", &asked.user, &has.user))
         .or_else(|| text("group", &asked.group, &has.group))
 }

@@ -177,6 +177,7 @@ impl Supply {
         mine.backlog = mine.backlog.or(theirs.backlog);
         mine.transparent |= theirs.transparent;
         mine.freebind |= theirs.freebind;
+        mine.blocking |= theirs.blocking;
         mine.mode = mine.mode.or(theirs.mode);
         mine.user = mine.user.take().or_else(|| theirs.user.clone());
         mine.group = mine.group.take().or_else(|| theirs.group.clone());

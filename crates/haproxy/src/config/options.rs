@@ -157,6 +157,7 @@ impl Said {
             interface: self.interface.clone().filter(|_| ip.is_some()),
             transparent: self.transparent && ip.is_some(),
             freebind: false,
+            blocking: false,
             netns: self.namespace.clone().filter(|_| !is_path),
             mode: self.mode.filter(|_| is_path),
             user: path(&self.user),

@@ -20,12 +20,13 @@ pub struct Before {
     backlog: Option<u32>,
     transparent: bool,
     freebind: bool,
+    blocking: bool,
     mode: Option<u32>,
     owner: Option<(u32, u32)>,
 }
 
 /// Gives the socket of `listener` those of `wanted` that differ from its options: the backlog
-/// (by listen(2) again), `transparent`, `freebind`, and mode, user and group of a UNIX path.
+/// (by listen(2) again), `transparent`, `freebind`, `blocking`, and mode, user and group of a UNIX path.
 /// What belongs to the key of a listener is left alone. `backlog` is the one in effect.
 ///
 /// # Errors
@@ -58,6 +59,9 @@ impl Before {
         }
         if self.freebind {
             let _ = set_freebind(socket, &listener.address, false);
+        }
+        if self.blocking {
+            let _ = SockRef::from(&socket).set_nonblocking(true);
         }
         if let Some(file) = path.and_then(|path| Node::ours(path).ok()) {
             if let Some((user, group)) = self.owner {
@@ -98,6 +102,10 @@ fn attempt(
     if wanted.freebind && !has.freebind {
         set_freebind(socket, &listener.address, true).map_err(fail("setsockopt(IP_FREEBIND)"))?;
         before.freebind = true;
+    }
+    if wanted.blocking && !has.blocking {
+        SockRef::from(&socket).set_nonblocking(false).map_err(fail("fcntl(O_NONBLOCK)"))?;
+        before.blocking = true;
     }
     let owner_differs = wanted.user != has.user || wanted.group != has.group;
     let mode = wanted.mode.filter(|mode| Some(*mode) != has.mode);
@@ -159,13 +167,15 @@ mod tests {
         let opened = open(&listener).expect("open");
         let fd = opened.fd.as_fd();
         let limit = || accept_queue(fd).expect("queue").limit;
-        let before =
-            change(fd, None, &listener, 5, &options("backlog=9,freebind")).expect("change");
+        let before = change(fd, None, &listener, 5, &options("backlog=9,freebind,blocking"))
+            .expect("change");
         assert_eq!(limit(), 9);
         assert!(SockRef::from(&fd).freebind_v4().expect("freebind"));
+        assert!(!SockRef::from(&fd).nonblocking().expect("O_NONBLOCK"));
         before.undo(fd, None, &listener);
         assert_eq!(limit(), 5);
         assert!(!SockRef::from(&fd).freebind_v4().expect("freebind"));
+        assert!(SockRef::from(&fd).nonblocking().expect("O_NONBLOCK"));
     }
 
     #[test]

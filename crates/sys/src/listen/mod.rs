@@ -1,6 +1,6 @@
 //! Creates the one kernel socket of a listener.
 //!
-//! What it guarantees of every socket: close-on-exec, non-blocking, and
+//! What it guarantees of every socket: close-on-exec, non-blocking unless it is said otherwise, and
 //! exclusive. TCP gets SO_REUSEADDR, so that connections in TIME_WAIT do not
 //! block a restart; UDP does not, because there it would let others share the
 //! port. Nothing keeps SO_REUSEPORT (what overlaps has it while it is bound, see `beside`): a process that tries to bind an address
@@ -97,6 +97,9 @@ fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
             (socket, listener.address.clone(), None)
         }
     };
+    if listener.options.blocking {
+        socket.set_nonblocking(false).map_err(fail("fcntl(O_NONBLOCK)"))?;
+    }
     let inode = rustix::fs::fstat(&socket).map_err(|e| fail("fstat")(e.into()))?.st_ino;
     let cookie = socket.cookie().map_err(fail("getsockopt(SO_COOKIE)"))?;
     Ok(Opened { fd: socket.into(), bound, inode, cookie, path })
