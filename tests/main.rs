@@ -45,6 +45,7 @@ mod privileges;
 mod problems;
 mod programs;
 mod prometheus;
+mod proof;
 mod protocol;
 mod recovery;
 mod refused;

@@ -1,6 +1,14 @@
 //! haproxy with a master of its own (`-W`): the worker accepts, not the process that was started.
 
-use crate::harness::{Haproxy, Scene, config};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use bindonce_load::Plan;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
 
 #[test]
 fn what_the_worker_of_a_master_binds_by_itself_is_told() {
@@ -15,4 +23,94 @@ fn what_the_worker_of_a_master_binds_by_itself_is_told() {
     let _broker = scene.broker();
     let mut haproxy = Haproxy::start(&scene, &program, &file);
     haproxy.supervisor.wait_line("has bound this by itself");
+}
+
+/// A service whose haproxy has a master of its own, and clients.
+struct Nested {
+    haproxy: Haproxy,
+    address: SocketAddr,
+    _broker: Process,
+    scene: Scene,
+}
+
+impl Nested {
+    fn start() -> Option<Self> {
+        let program = Haproxy::system()?;
+        let scene = Scene::new();
+        let address = scene.address();
+        let file = scene.write("haproxy.cfg", &Self::config(address, 1));
+        let broker = scene.broker();
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        Some(Self { haproxy, address, _broker: broker, scene })
+    }
+
+    fn config(address: SocketAddr, tag: u64) -> String {
+        config(address, tag).replace("global\n", "global\n    master-worker\n")
+    }
+
+    fn configure(&self, tag: u64) {
+        self.scene.write("haproxy.cfg", &Self::config(self.address, tag));
+    }
+
+    #[track_caller]
+    fn serving(&mut self) -> (u64, Pid) {
+        let (generation, pid) = self.haproxy.wait_serving(&self.scene);
+        (generation, Pid::from_raw(pid))
+    }
+
+    /// Reloads, and nobody but the new generation answers.
+    #[track_caller]
+    fn reload(&self, tag: u64) {
+        self.configure(tag);
+        self.haproxy.reload(&self.scene).ok();
+        let mut plan = Plan::new(self.address);
+        (plan.clients, plan.connections) = (4, Some(60));
+        let load = plan.start().expect("load");
+        assert!(load.wait_over(DEADLINE), "no answers");
+        let report = load.stop();
+        let tags: Vec<_> = report.tokens.iter().map(|token| token.token.as_str()).collect();
+        assert_eq!(tags, [tag.to_string()], "{report}");
+    }
+}
+
+#[test]
+fn a_reload_of_haproxys_own_master_becomes_one_of_ours() {
+    let Some(mut nested) = Nested::start() else { return };
+    let (_, master) = nested.serving();
+    nested.configure(2);
+    // A master of 2.6.12 that has just started loses the signal: it says when it heard it.
+    eventually("the master to reload", || {
+        kill(master, Signal::SIGUSR2).expect("the master");
+        std::thread::sleep(Duration::from_millis(200));
+        let story = nested.haproxy.supervisor.story();
+        (story.matches("New worker").count() > 1).then_some(())
+    });
+    eventually("another generation serves", || {
+        nested.haproxy.serving(&nested.scene).filter(|(generation, _)| *generation > 1)
+    });
+    let story = nested.haproxy.supervisor.story();
+    assert!(story.contains("haproxy's own master was told to reload"), "{story}");
+    for tag in [3, 4] {
+        nested.reload(tag);
+    }
+}
+
+#[test]
+fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
+    let Some(mut nested) = Nested::start() else { return };
+    let (_, master) = nested.serving();
+    let mut half = TcpStream::connect(nested.address).expect("connect");
+    half.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
+    // It is being served when a later one has been.
+    let mut whole = TcpStream::connect(nested.address).expect("connect");
+    whole.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
+    whole.read_to_string(&mut String::new()).expect("an answer");
+    nested.reload(2);
+    kill(master, Signal::SIGUSR2).expect("the master");
+    nested.haproxy.supervisor.wait_line("it had closed its listeners and has them again");
+    nested.reload(3);
+    half.write_all(b"Host: x\r\nConnection: close\r\n\r\n").expect("the rest");
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("x-generation: 1\r\n"), "{answer}");
 }

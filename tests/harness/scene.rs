@@ -34,11 +34,17 @@ impl Scene {
     pub(crate) fn new() -> Self {
         super::patience::measure();
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // Short: the path of a UNIX socket has at most 107 bytes.
-        let name = format!("bindonce-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir(&directory).expect("a directory for the test");
+        let directory = loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            // Short: the path of a UNIX socket has at most 107 bytes.
+            let name = format!("bindonce-{}-{number}", std::process::id());
+            let directory = std::env::temp_dir().join(name);
+            match fs::create_dir(&directory) {
+                // A test that was killed has left it, and its pid is ours now.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => break made.map(|()| directory).expect("a directory for the test"),
+            }
+        };
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("its mode");
         let isolated = unshare(CloneFlags::CLONE_NEWNET).is_ok();
         if isolated {

@@ -105,6 +105,22 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
     (length == room).then_some(value)
 }
 
+/// For how long the kernel keeps a connection that has sent nothing away from the accept queue; 0 if it
+/// does not (TCP_DEFER_ACCEPT, tcp(7)).
+pub(crate) fn defer_accept(socket: BorrowedFd<'_>) -> c_int {
+    let seconds = number(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    seconds.and_then(|seconds| seconds.try_into().ok()).unwrap_or(0)
+}
+
+/// Sets it.
+pub(crate) fn set_defer_accept(socket: BorrowedFd<'_>, seconds: c_int) {
+    let length = size_of::<c_int>() as socklen_t;
+    let (value, option) = ((&raw const seconds).cast(), libc::TCP_DEFER_ACCEPT);
+    // SAFETY: `value` points at an int that lives until the call returns, and `length` is its size.
+    // Only a socket that is not TCP refuses, and then there is nothing to set.
+    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length) };
+}
+
 /// An option whose value is an int.
 fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<i64> {
     let mut value: c_int = 0;

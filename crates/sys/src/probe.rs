@@ -1,41 +1,152 @@
 //! A connection that puts one entry into an accept queue and is gone.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
+use nix::errno::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::error::Error;
 use crate::listen::padded;
+use crate::{diag, options};
 
-/// Connects to a listener on this host and resets the connection at once. The
-/// entry stays in the accept queue until somebody accepts it, and they find a
-/// connection that has already ended (tcp(7), unix(7)).
-///
-/// On loopback the handshake is complete when connect(2) returns, so nothing is
-/// waited for.
+/// A connection to a listener on this host, which is reset when this is dropped. The entry stays in
+/// the accept queue until somebody accepts it, and they find a connection that has already
+/// ended (tcp(7), unix(7)).
+#[derive(Debug)]
+pub struct Probe {
+    socket: Socket,
+    complete: bool,
+}
+
+impl Probe {
+    /// Connects to the listener behind `listener`, a descriptor of it, at `to`.
+    ///
+    /// On loopback the handshake is complete when connect(2) returns, so nothing is waited for. A
+    /// listener with TCP_DEFER_ACCEPT lets no connection into its queue that has sent nothing: the
+    /// option is lifted for the time of this call. (A byte would do too, and whoever accepts the
+    /// probe would read it and perhaps pass it on.)
+    ///
+    /// # Errors
+    /// `EADDRNOTAVAIL` if the address is not of this host, so that a connection would go to another
+    /// one; else those of socket(2) and connect(2). A datagram address is `Unsupported`.
+    pub fn begin(to: &Address, listener: BorrowedFd<'_>) -> io::Result<Self> {
+        let address = match to {
+            Address::Tcp(address) if !is_local(*address) => {
+                return Err(Errno::EADDRNOTAVAIL.into());
+            }
+            Address::Tcp(address) => SockAddr::from(*address),
+            Address::Unix(path) => SockAddr::unix(path)?,
+            Address::Abstract(name) => padded(name)?,
+            Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        let is_tcp = matches!(to, Address::Tcp(_));
+        if is_tcp {
+            // Closing sends a reset: nothing is left behind in TIME_WAIT.
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        let _lifted = is_tcp.then(|| Deferred::lift(listener));
+        match socket.connect(&address) {
+            Ok(()) => Ok(Self { socket, complete: true }),
+            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
+                Ok(Self { socket, complete: false })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the connection is made: then it is in the queue, or was. On a busy machine the kernel
+    /// may need a moment; where a firewall drops it, this stays false.
+    pub fn is_complete(&mut self) -> bool {
+        self.complete = self.complete || self.socket.peer_addr().is_ok();
+        self.complete
+    }
+}
+
+/// TCP_DEFER_ACCEPT of a listener, put back when this is dropped.
+struct Deferred<'a> {
+    listener: BorrowedFd<'a>,
+    seconds: i32,
+}
+
+impl<'a> Deferred<'a> {
+    /// None if the listener defers nothing.
+    fn lift(listener: BorrowedFd<'a>) -> Option<Self> {
+        let seconds = options::defer_accept(listener);
+        (seconds > 0).then(|| {
+            options::set_defer_accept(listener, 0);
+            Self { listener, seconds }
+        })
+    }
+}
+
+impl Drop for Deferred<'_> {
+    fn drop(&mut self) {
+        // The kernel keeps a number of retransmissions and gives seconds: what it gave means the same.
+        options::set_defer_accept(self.listener, self.seconds);
+    }
+}
+
+/// Whether a connection to `to` comes to the listener with this inode, and not to another one that the
+/// kernel prefers: a more specific address beside a wildcard, one of the same address, another
+/// file at the path. For an address without such a choice this is true.
 ///
 /// # Errors
-/// Those of socket(2) and connect(2); a datagram address is `Unsupported`.
-pub fn connect_and_reset(to: &Address) -> io::Result<()> {
-    let address = match to {
-        Address::Tcp(address) => SockAddr::from(*address),
-        Address::Unix(path) => SockAddr::unix(path)?,
-        Address::Abstract(name) => padded(name)?,
-        Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
+/// As [`diag::listening`].
+pub fn comes_to(to: &Address, inode: u64) -> Result<bool, Error> {
+    match to {
+        Address::Tcp(to) => {
+            let all = diag::tcp()?;
+            let Some(ours) = all.iter().find(|socket| socket.inode == inode) else {
+                return Ok(false);
+            };
+            let others = all.iter().filter(|socket| socket.inode != inode);
+            Ok(!others.into_iter().any(|other| preferred(*to, other, ours)))
+        }
+        Address::Unix(path) => diag::unix_is_at(inode, path.as_ref()),
+        Address::Udp(_) | Address::Abstract(_) => Ok(true),
+    }
+}
+
+/// Whether the kernel might give a connection to `to` to the listener `other` rather than to `ours`.
+fn preferred(to: SocketAddr, other: &diag::Socket, ours: &diag::Socket) -> bool {
+    let (Address::Tcp(theirs), Address::Tcp(own)) = (&other.address, &ours.address) else {
+        return false;
     };
-    let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&address) {
-        Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => return Err(error),
-        _ => {}
+    if theirs.port() != to.port() {
+        return false;
     }
-    if let Address::Tcp(_) = to {
-        // Closing sends a reset: nothing is left behind in TIME_WAIT.
-        socket.set_linger(Some(Duration::ZERO))?;
+    let exact = |address: &SocketAddr| address.ip().to_canonical() == to.ip().to_canonical();
+    if exact(theirs) {
+        return true;
     }
-    Ok(())
+    // Another wildcard: IPv4 knows both families and prefers its own.
+    let same_family = theirs.is_ipv4() == to.is_ipv4();
+    let takes = theirs.ip().is_unspecified() && (same_family || to.is_ipv4());
+    let worse = exact(own) || (own.is_ipv4() == to.is_ipv4() && !same_family);
+    takes && (!worse || other.interface.is_some())
+}
+
+/// Whether an address is of this host: the kernel sends from it to itself.
+fn is_local(address: SocketAddr) -> bool {
+    if address.ip().is_loopback() {
+        return true;
+    }
+    let from: SocketAddr = match address {
+        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    // Connecting a datagram socket only looks up the route: nothing is sent.
+    let source = UdpSocket::bind(from).and_then(|socket| {
+        socket.connect(address)?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address.ip())
 }
 
 /// The IPv6 addresses of this network, from /proc/net/if_inet6; none where there is no IPv6.
@@ -53,18 +164,24 @@ pub fn local_ipv6() -> Vec<SocketAddrV6> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::TcpListener;
     use std::os::fd::AsFd;
 
     use super::*;
     use crate::queue::accept_queue;
 
+    fn probe(address: &Address, listener: &TcpListener) {
+        let mut probe = Probe::begin(address, listener.as_fd()).expect("connect");
+        assert!(probe.is_complete());
+    }
+
     #[test]
     fn the_entry_stays_until_it_is_accepted() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = Address::Tcp(listener.local_addr().expect("address"));
         for length in 1..4 {
-            connect_and_reset(&address).expect("connect");
+            probe(&address, &listener);
             assert_eq!(accept_queue(listener.as_fd()).expect("queue").len, length);
         }
         listener.accept().expect("accept");
@@ -77,5 +194,62 @@ mod tests {
         // Where there is no IPv6 there is none.
         let there = std::net::TcpListener::bind("[::1]:0").is_ok();
         assert_eq!(found.iter().any(|at| at.ip().is_loopback()), there, "{found:?}");
+    }
+
+    #[test]
+    fn a_listener_that_defers_gets_the_entry_without_a_byte_and_defers_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = Address::Tcp(listener.local_addr().expect("address"));
+        for seconds in [1, 3, 30, 100] {
+            options::set_defer_accept(listener.as_fd(), seconds);
+            let before = options::defer_accept(listener.as_fd());
+            assert!(before > 0);
+            probe(&address, &listener);
+            assert_eq!(accept_queue(listener.as_fd()).expect("queue").len, 1);
+            assert_eq!(options::defer_accept(listener.as_fd()), before);
+            let (mut accepted, _) = listener.accept().expect("accept");
+            assert!(accepted.read(&mut [0]).is_err(), "it was reset, and sent nothing");
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_not_connected_to() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let there = Address::Tcp(([192, 0, 2, 1], 80).into());
+        let error = Probe::begin(&there, listener.as_fd()).expect_err("not of this host");
+        assert_eq!(error.raw_os_error(), Some(Errno::EADDRNOTAVAIL as i32));
+        for address in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
+            assert!(is_local(address.parse().expect("address")), "{address}");
+        }
+    }
+
+    #[test]
+    fn the_listener_that_the_kernel_prefers_is_known() {
+        let socket = |address: &str, interface: Option<&str>| diag::Socket {
+            address: Address::Tcp(address.parse().expect("address")),
+            inode: 0,
+            cookie: 0,
+            queue: crate::queue::Queue::default(),
+            uid: None,
+            interface: interface.map(str::to_owned),
+            v6only: None,
+            drops: 0,
+        };
+        for (to, other, interface, ours, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", None, "0.0.0.0:80", true),
+            ("127.0.0.2:80", "127.0.0.1:80", None, "0.0.0.0:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", None, "0.0.0.0:80", false),
+            ("127.0.0.1:80", "0.0.0.0:80", None, "127.0.0.1:80", false),
+            ("127.0.0.1:80", "0.0.0.0:80", Some("lo"), "127.0.0.1:80", true),
+            ("127.0.0.1:80", "[::]:80", None, "0.0.0.0:80", false),
+            ("127.0.0.1:80", "0.0.0.0:80", None, "[::]:80", true),
+            ("[::1]:80", "0.0.0.0:80", None, "[::]:80", false),
+            ("[::1]:80", "[::1]:80", None, "[::]:80", true),
+            ("127.0.0.1:80", "127.0.0.1:80", None, "127.0.0.1:80", true),
+        ] {
+            let to = to.parse().expect("address");
+            let (other, ours) = (socket(other, interface), socket(ours, None));
+            assert_eq!(preferred(to, &other, &ours), expected, "{to} {other:?} {ours:?}");
+        }
     }
 }

@@ -26,7 +26,8 @@ impl Timeline {
             _ => {}
         }
         if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
-            life.phase = Phase::Stopping { since: now, again: now + SOFT_STOP_AGAIN, proved };
+            let again = now + SOFT_STOP_AGAIN;
+            life.phase = Phase::Stopping { since: now, again, proved, says: false };
             out.push(Action::Signal { id, signal: Signal::SoftStop, reason });
             out.push(Action::WatchStop(id));
         }
@@ -45,6 +46,29 @@ impl Timeline {
         }
         life.phase = Phase::Draining { until: now + drain };
         out.push(Action::Detach(id));
+    }
+
+    /// It says that it was told to stop.
+    pub(super) fn says_stopping(&mut self, id: GenerationId) {
+        if let Some(Phase::Stopping { says, .. }) =
+            self.lives.get_mut(&id).map(|life| &mut life.phase)
+        {
+            *says = true;
+        }
+    }
+
+    /// It had closed its listeners and has them again: it is told to stop anew, and whatever is in
+    /// progress waits for it too.
+    pub(super) fn listens_again(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        if let Phase::Draining { .. } = life.phase {
+            let again = now + SOFT_STOP_AGAIN;
+            life.phase = Phase::Stopping { since: now, again, proved: false, says: false };
+            let (signal, reason) = (Signal::SoftStop, Reason::ListensAgain);
+            out.push(Action::Signal { id, signal, reason });
+            out.push(Action::WatchStop(id));
+            self.wait_for_another(id, out);
+        }
     }
 
     pub(super) fn connections(&mut self, id: GenerationId, left: u64, out: &mut Vec<Action>) {
@@ -106,8 +130,8 @@ impl Timeline {
         for (id, phase) in due {
             match phase {
                 Phase::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
-                Phase::Stopping { since, proved, .. } => {
-                    self.stop_is_due(now, id, since, proved, out);
+                Phase::Stopping { since, proved, says, .. } => {
+                    self.stop_is_due(now, id, since, (proved, says), out);
                 }
                 Phase::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
                 Phase::Ending { .. } | Phase::Killed { .. } => {
@@ -117,28 +141,35 @@ impl Timeline {
             }
         }
         self.pause_is_due(now, out);
+        self.hold_is_due(now, out);
         self.proof_is_due(now, out);
     }
 
-    /// A soft stop was not confirmed: signal again, or end it. Also one that is proved not to accept
-    /// must confirm: a proof is only as good as the moment it was made in.
+    /// A soft stop is not complete: signal again, or end it. Also one that is proved not to accept
+    /// must say that it stops: a proof is only as good as the moment it was made in. When it has said so,
+    /// it may close its listeners later (`grace`), as long as its connections may last.
     fn stop_is_due(
         &mut self,
         now: Moment,
         id: GenerationId,
         since: Moment,
-        proved: bool,
+        (proved, says): (bool, bool),
         out: &mut Vec<Action>,
     ) {
-        let until = since + self.settings.retire_timeout;
+        let until = match proved && says {
+            true => since + self.settings.drain_timeout,
+            false => since + self.settings.retire_timeout,
+        };
         if now >= until {
             self.operation.note_ended(id);
             let reason = if proved { Reason::NotConfirmed } else { Reason::StillAccepts };
             self.terminate(now, id, reason, out);
         } else if let Some(life) = self.lives.get_mut(&id) {
             let again = (now + SOFT_STOP_AGAIN).min(until);
-            life.phase = Phase::Stopping { since, again, proved };
-            out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
+            life.phase = Phase::Stopping { since, again, proved, says };
+            if !(proved && says) {
+                out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
+            }
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::life::Phase;
 use super::timeline::Timeline;
 use super::{
-    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, QUEUES_STILL, Reason,
-    SILENCE_CONTINUE, SILENCE_KILL, Signal, TERM_TO_KILL,
+    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, PAUSED_TO_CLOSED,
+    QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal, TERM_TO_KILL,
 };
 
 /// What a service is doing now; one thing at a time.
@@ -32,6 +32,8 @@ pub(super) struct Stopping {
     pub(super) ended: Vec<GenerationId>,
     /// Whether the accept queues must stand still in the end.
     pub(super) prove: bool,
+    /// Until when the new generation waits at most, where the older ones are known to be paused.
+    pub(super) held: Option<Moment>,
 }
 
 /// A handover behind a pause, until it is proved that nobody accepts.
@@ -66,8 +68,9 @@ impl Operation {
         match self {
             Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
             Self::Proving { until, .. } => Some(*until),
+            Self::Stopping(stopping) => stopping.held,
             // These wait under the deadlines of the generations themselves.
-            Self::None | Self::Starting { .. } | Self::Stopping(_) => None,
+            Self::None | Self::Starting { .. } => None,
         }
     }
 
@@ -134,6 +137,64 @@ impl Timeline {
         } else if let Operation::Proving { stopping, .. } = &self.operation {
             let stopping = stopping.clone();
             self.finish_proving(now, stopping, true, out);
+        }
+    }
+
+    /// Nobody accepts where that is to be seen. The rest must be shown by the older generations' own
+    /// stop, and must not keep the clients of all listeners waiting.
+    pub(super) fn proved_in_part(&mut self, now: Moment, all_paused: bool, out: &mut Vec<Action>) {
+        if let Operation::Proving { stopping, .. } = &self.operation {
+            // Each older one has closed its listeners.
+            let stopping = stopping.clone();
+            return self.finish_proving(now, stopping, true, out);
+        }
+        let Some(pausing) = self.pausing().cloned() else { return };
+        out.push(Action::EndProof);
+        if !all_paused {
+            // Nothing is proved: better that they accept until they have closed than that nobody does.
+            self.resume_older(&pausing, Reason::Handover, out);
+        }
+        for &id in &pausing.older {
+            self.soft_stop(now, id, false, Reason::Handover, out);
+        }
+        let Pausing { newer, older, ended, .. } = pausing;
+        let older = older.into_iter().collect();
+        let held = all_paused.then_some(now + PAUSED_TO_CLOSED);
+        self.operation = Operation::Stopping(Stopping { newer, older, ended, prove: false, held });
+    }
+
+    /// The older generations are known to be paused, and have not closed their listeners in the time
+    /// for which clients may wait.
+    pub(super) fn hold_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let Operation::Stopping(stopping) = &mut self.operation else { return };
+        if stopping.held.is_none_or(|until| now < until) {
+            return;
+        }
+        stopping.held = None;
+        let id = stopping.newer;
+        if self.waits(id) {
+            let (signal, reason) = (Signal::Continue, Reason::Handover);
+            out.push(Action::Signal { id, signal, reason });
+            self.serve(now, id, out);
+        }
+    }
+
+    /// One more older generation may accept: what is in progress ends only when it does not.
+    pub(super) fn wait_for_another(&mut self, id: GenerationId, out: &mut Vec<Action>) {
+        match &mut self.operation {
+            Operation::Pausing(pausing) => drop(pausing.older.insert(id)),
+            Operation::Stopping(stopping) if !stopping.older.contains(&id) => {
+                stopping.older.push(id);
+            }
+            Operation::Proving { stopping, .. } => {
+                let mut stopping = stopping.clone();
+                if !stopping.older.contains(&id) {
+                    stopping.older.push(id);
+                }
+                out.push(Action::EndProof);
+                self.operation = Operation::Stopping(stopping);
+            }
+            Operation::None | Operation::Starting { .. } | Operation::Stopping(_) => {}
         }
     }
 
@@ -231,7 +292,8 @@ impl Timeline {
             // A queue that never had anybody in it proves nothing: each older one must confirm.
             out.push(Action::EndProof);
             let older = pausing.older.iter().copied().collect();
-            self.operation = Operation::Stopping(Stopping { newer, older, ended, prove: false });
+            let (prove, held) = (false, None);
+            self.operation = Operation::Stopping(Stopping { newer, older, ended, prove, held });
         }
         for &id in &pausing.older {
             self.soft_stop(now, id, moving, Reason::Handover, out);
@@ -317,12 +379,11 @@ impl Timeline {
             out.push(Action::EndProof);
         }
         if let Operation::Pausing(pausing) = operation {
-            self.resume_older(&pausing, out);
+            self.resume_older(&pausing, Reason::NewerDied, out);
         }
     }
 
-    fn resume_older(&self, pausing: &Pausing, out: &mut Vec<Action>) {
-        let reason = Reason::NewerDied;
+    fn resume_older(&self, pausing: &Pausing, reason: Reason, out: &mut Vec<Action>) {
         for &id in &pausing.older {
             let phase = self.lives.get(&id).map(|life| &life.phase);
             if let Some(Phase::Serving { .. }) = phase {

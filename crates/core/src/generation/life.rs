@@ -22,8 +22,8 @@ pub(super) enum Phase {
     /// Accepts.
     Serving { since: Moment },
     /// Told to stop for good, and may still accept: unless `proved`, by the accept queues. Looked
-    /// at again, and signalled again, at `again`.
-    Stopping { since: Moment, again: Moment, proved: bool },
+    /// at again, and signalled again, at `again`. `says`: it says that it was told.
+    Stopping { since: Moment, again: Moment, proved: bool, says: bool },
     /// Has closed its listeners.
     Draining { until: Moment },
     /// Told to exit at once (SIGTERM), and until then may accept if it did before.

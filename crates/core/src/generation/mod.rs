@@ -76,6 +76,9 @@ pub const SOFT_STOP_AGAIN: Duration = Duration::from_millis(250);
 /// How long, after every older generation has confirmed its stop, a handover waits for the accept
 /// queues to stand still. Without clients and probes they never do.
 pub const QUEUES_STILL: Duration = Duration::from_millis(500);
+/// How long the new generation waits for older ones that are known to be paused to close their
+/// listeners, where the accept queues do not show it: clients of all listeners wait meanwhile.
+pub const PAUSED_TO_CLOSED: Duration = Duration::from_millis(40);
 /// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
 /// have stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
@@ -110,12 +113,11 @@ pub enum Handover {
     /// prove that nobody accepts, then the new one is continued. haproxy 2.6.12 and later on fd@.
     Pause,
     /// The new one waits where it said that it is ready, the older ones are told to stop (SIGUSR1),
-    /// and when each has confirmed it the new one goes on. Where a pause is not possible.
+    /// and when each has closed its listeners the accept queues must stand still too: a process that
+    /// nobody knows of may hold a copy, and closed descriptors do not show a call that still waits for a
+    /// connection. Then the new one goes on. Where a pause is not possible; an older generation
+    /// that was told to stop cannot resume.
     StopFirst,
-    /// The same, and once each has confirmed it the accept queues must stand still too, for a
-    /// program whose descriptors do not show a call that still waits for a connection. An older
-    /// generation that was told to stop cannot resume.
-    StopAndProve,
     /// The older ones are told to stop, and each confirms it, while the new one accepts already.
     /// Where it cannot be made to wait.
     SoftStop,
@@ -157,8 +159,21 @@ pub enum Event {
     Proved,
     /// While [`Action::Prove`] is under way: not proved so far. Sent at least every [`PAUSE_AGAIN`].
     Unproved(Observation),
-    /// A generation has confirmed that it has closed its listeners for good.
+    /// While [`Action::Prove`] is under way: nobody accepts from any queue that a connection reaches,
+    /// and nobody waits in the others, so that these show nothing.
+    ProvedInPart {
+        /// Each older generation has a listener whose queue stands still: all that it has are paused
+        /// by the same signal.
+        all_paused: bool,
+    },
+    /// A generation says that it was told to stop. It may not have closed its listeners: `grace`
+    /// delays that.
+    Stopping(GenerationId),
+    /// A generation has closed its listeners for good: none of its processes has one.
     Stopped(GenerationId),
+    /// A generation that had closed its listeners has them again: its own master was told to reload
+    /// and has started another worker with them.
+    Listens(GenerationId),
     /// How many connections a draining generation still serves.
     Connections(GenerationId, u64),
     /// Somebody wants a replaced generation to end now. Nothing happens to any other.
@@ -261,6 +276,8 @@ pub enum Reason {
     Silent,
     /// It was not ready in time.
     NotReady,
+    /// It had stopped and listens again.
+    ListensAgain,
     /// It did not stop accepting in time.
     StillAccepts,
     /// It was proved not to accept, and did not confirm that it stops for good.

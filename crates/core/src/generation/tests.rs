@@ -1,7 +1,8 @@
 //! The life of generations, by example; random interleavings are in `interleavings`.
 
 mod interleavings;
-mod stop_and_prove;
+mod own_stop;
+mod stop_first;
 
 use std::time::Duration;
 
@@ -192,7 +193,8 @@ fn where_nothing_can_be_paused_the_newer_waits_until_the_older_has_stopped() {
     let actions = story.on(Event::Ready(TWO, Handover::StopFirst));
     assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::SoftStop)]);
     assert_eq!(story.timeline.serving(), None);
-    let actions = story.on(Event::Stopped(ONE));
+    assert_eq!(signals(&story.on(Event::Stopped(ONE))), []);
+    let actions = story.on(Event::Proved);
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert!(actions.contains(&Action::Serving(TWO)));
     assert_eq!(answers(&actions), [serves(TWO)]);

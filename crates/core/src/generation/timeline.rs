@@ -94,7 +94,10 @@ impl Timeline {
             Event::Exited(id) => self.ended(now, id, None, &mut out),
             Event::Proved => self.proved(now, &mut out),
             Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
+            Event::ProvedInPart { all_paused } => self.proved_in_part(now, all_paused, &mut out),
+            Event::Stopping(id) => self.says_stopping(id),
             Event::Stopped(id) => self.stopped(now, id, &mut out),
+            Event::Listens(id) => self.listens_again(now, id, &mut out),
             Event::Connections(id, left) => self.connections(id, left, &mut out),
             Event::Retire(id) => self.retire(now, id, &mut out),
             Event::Tick => {}
@@ -164,9 +167,9 @@ impl Timeline {
                 self.answer(Outcome::Serving { id, ended: Vec::new(), alone: true }, out);
             }
             Handover::Pause => self.pause(now, id, older, out),
-            Handover::StopFirst | Handover::StopAndProve | Handover::SoftStop => {
+            Handover::StopFirst | Handover::SoftStop => {
                 match (how, self.lives.get_mut(&id)) {
-                    (Handover::StopFirst | Handover::StopAndProve, Some(life)) => {
+                    (Handover::StopFirst, Some(life)) => {
                         life.phase = Phase::Waiting;
                         let (signal, reason) = (Signal::Stop, Reason::Handover);
                         out.push(Action::Signal { id, signal, reason });
@@ -176,8 +179,8 @@ impl Timeline {
                 for &old in &older {
                     self.soft_stop(now, old, false, Reason::Handover, out);
                 }
-                let prove = how == Handover::StopAndProve;
-                let stopping = Stopping { newer: id, older, ended: Vec::new(), prove };
+                let prove = how == Handover::StopFirst;
+                let stopping = Stopping { newer: id, older, ended: Vec::new(), prove, held: None };
                 self.operation = Operation::Stopping(stopping);
             }
         }

@@ -55,8 +55,12 @@ pub(super) enum NoAnswer {
 pub(super) struct Info {
     /// haproxy's version.
     pub(super) version: Version,
-    /// Whether it was told to stop.
+    /// The process that answers: in master-worker mode a worker, not the process that was started.
+    pub(super) pid: Option<i32>,
+    /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
     pub(super) stopping: bool,
+    /// How many listeners it has open, where it says so; a worker counts its line to the master.
+    pub(super) listeners: Option<u64>,
     /// Connections now, this one not counted.
     pub(super) connections: u64,
     /// Connections accepted since the start.
@@ -180,6 +184,8 @@ impl Info {
             let number = || value.trim().parse().unwrap_or_default();
             match name {
                 "Version" => info.version = Version::read(value),
+                "Pid" => info.pid = value.trim().parse().ok(),
+                "Listeners" => info.listeners = value.trim().parse().ok(),
                 "Stopping" => info.stopping = value.trim() != "0",
                 "CurrConns" => info.connections = number(),
                 "CumConns" => info.accepted = number(),
@@ -196,11 +202,12 @@ mod tests {
 
     #[test]
     fn reads_what_show_info_prints() {
-        let text =
-            "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nStopping: 1\nCurrConns: 3\nCumConns: 812\n";
+        let text = "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nPid: 77\nStopping: 1\n\
+             Listeners: 2\nCurrConns: 3\nCumConns: 812\n";
         let info = Info::read(text);
         assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
         assert!(info.stopping);
+        assert_eq!((info.pid, info.listeners), (Some(77), Some(2)));
         assert_eq!((info.connections, info.accepted), (3, 812));
         assert_eq!(Info::read("garbage"), Info::default());
     }

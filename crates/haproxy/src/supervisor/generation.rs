@@ -25,6 +25,8 @@ pub(super) struct Generation {
     pub(super) admin: Option<Admin>,
     /// Known when its admin socket has answered.
     pub(super) version: Option<Version>,
+    /// The process that answers on its admin socket, once it has.
+    pub(super) answers: Option<i32>,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) tail: Tail,
     /// A copy of the reading end of its standard error, for the next image of this process.

@@ -15,10 +15,10 @@ use nix::libc::EPERM;
 
 use super::generation::Generation;
 use super::listeners::tcp_addresses;
-use super::proof::Proof;
+use super::proof::{Older, Proof};
 use super::report::Story;
 use super::watchdog::{Duty, Named};
-use super::{Error, Ghosts, Haproxy, Kind, Message, Settings, Supervisor};
+use super::{Error, Ghosts, Kind, Message, Settings, Supervisor};
 
 /// How long looking for ghosts, or removing them, may take.
 const LOOKS: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ impl Supervisor {
         let older = self.timeline.accepting(id);
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
         let handover = match &self.settings.kind {
-            Kind::Program(_) => Handover::StopAndProve,
+            Kind::Program(_) => Handover::StopFirst,
             Kind::Haproxy(_) if self.can_pause(&older) => Handover::Pause,
             Kind::Haproxy(_) if held => Handover::StopFirst,
             Kind::Haproxy(_) => Handover::SoftStop,
@@ -90,37 +90,35 @@ impl Supervisor {
             let version = generation.version.or(self.version).unwrap_or_default();
             !generation.listeners.is_empty()
                 && generation.listeners.iter().all(|held| held.can_pause(version))
+                && !self.settings.kind.is_master(generation.pid(), generation.answers)
         };
-        let master_worker = |haproxy: &Haproxy| haproxy.command.master_worker;
-        !self.settings.kind.haproxy().is_some_and(master_worker) && older.iter().all(pauses)
+        older.iter().all(pauses)
     }
 
     /// Begins to watch the accept queues of the older generations' listeners.
     pub(super) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
         self.proving = Some(newer);
-        let older: BTreeMap<_, _> =
-            older.iter().filter_map(|id| Some((*id, self.generations.get(id)?))).collect();
-        let every = self.generations.values().flat_map(|generation| &generation.listeners);
-        let taken = tcp_addresses(every);
-        let mut all: Vec<_> = older.values().flat_map(|generation| &generation.listeners).collect();
-        if self.settings.kind.program().is_some() {
-            // An older one may be gone by now. Each listener that can be watched must stand still;
-            // of the others the closed descriptors tell.
-            all = self.generations.get(&newer).into_iter().flat_map(|g| &g.listeners).collect();
-            let probe = self.settings.probe;
-            all.retain(|held| held.has_queue() && (!probe || held.probe_target(&taken).is_some()));
-            if all.is_empty() {
-                return self.later(Event::Proved);
+        let taken =
+            tcp_addresses(self.generations.values().flat_map(|generation| &generation.listeners));
+        let find = |id: &GenerationId| Some((*id, self.generations.get(id)?));
+        let older: Vec<_> = older.iter().filter_map(find).collect();
+        let mut listeners = BTreeMap::new();
+        let of_older = older.iter().flat_map(|(_, generation)| &generation.listeners);
+        // An older one may be gone by now: what the new one has of the same counts too.
+        let newer_has = self.generations.get(&newer).into_iter().flat_map(|g| &g.listeners);
+        for held in of_older.chain(newer_has.filter(|held| !held.created)) {
+            if held.has_queue() {
+                listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
             }
         }
-        let mut listeners = BTreeMap::new();
-        for held in all {
-            listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
-        }
-        let admins = older.iter().filter_map(|(id, g)| Some((*id, g.admin.clone()?))).collect();
+        let older = older.into_iter().map(|(id, generation)| Older {
+            id,
+            admin: generation.admin.clone(),
+            inodes: generation.listeners.iter().map(|held| held.inode).collect(),
+        });
         let proof = Proof {
+            older: older.collect(),
             listeners: listeners.into_values().collect(),
-            older: admins,
             probe: self.settings.probe,
             taken,
         };
@@ -130,11 +128,12 @@ impl Supervisor {
             let watched = proof.watch(|event| drop(sender.send(Message::Event(event)))).await;
             let took = begun.elapsed();
             match watched {
-                Ok(cost) => tracing::debug!(
+                Ok(shown) => tracing::debug!(
                     generation = newer.0,
-                    probes = cost.probes,
+                    probes = shown.probes,
+                    unseen = shown.unseen,
                     ?took,
-                    "nobody accepts any more"
+                    "nobody accepts any more, as far as the queues show it"
                 ),
                 Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
             }

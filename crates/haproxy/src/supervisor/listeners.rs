@@ -72,24 +72,28 @@ impl Held {
         !matches!(self.bound, Address::Udp(_))
     }
 
-    /// Where to connect in order to put something into its queue; none where a connection from
-    /// here would not arrive. `taken` is where all sockets of the service are bound: of several
+    /// Where to connect in order to put something into its queue, the best first. Whether a connection
+    /// arrives there is seen only when it does. `taken` is where all sockets of the service are bound: of several
     /// that an address reaches, the most specific one has the connection.
-    pub(super) fn probe_target(&self, taken: &[SocketAddr]) -> Option<Address> {
-        let options = &self.listener.options;
-        if options.netns.is_some() || options.interface.is_some() || options.transparent {
-            return None;
-        }
+    pub(super) fn probe_targets(&self, taken: &[SocketAddr]) -> Vec<Address> {
         match &self.bound {
+            // Of another network namespace.
+            _ if self.listener.options.netns.is_some() => Vec::new(),
             Address::Tcp(address) => {
-                reachable(*address, options.v6only, taken, probe::local_ipv6).map(Address::Tcp)
+                let v6only = self.listener.options.v6only;
+                let best = reachable(*address, v6only, taken, probe::local_ipv6);
+                // For a host where a process that is no generation has the first one.
+                let far = SocketAddr::from(([127, 255, 255, 254], address.port()));
+                let any = address.ip().is_unspecified() && (address.is_ipv4() || !v6only);
+                best.into_iter().chain(any.then_some(far)).map(Address::Tcp).collect()
             }
             // Another socket may have the path by now.
             Address::Unix(path) => {
                 let leads_here = diag::unix_is_at(self.inode, Path::new(path));
-                leads_here.unwrap_or(true).then(|| self.bound.clone())
+                leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
             }
-            Address::Udp(_) | Address::Abstract(_) => None,
+            Address::Abstract(_) => vec![self.bound.clone()],
+            Address::Udp(_) => Vec::new(),
         }
     }
 }

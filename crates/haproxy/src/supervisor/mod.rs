@@ -15,6 +15,7 @@ mod control;
 mod directory;
 mod elsewhere;
 mod error;
+mod family;
 mod files;
 mod foreign;
 mod found;
@@ -179,6 +180,9 @@ enum Message {
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
     Asked(Ask),
+    /// Another process than us has told the generation that serves to stop, or its own master to
+    /// reload: how.
+    Leaves(GenerationId, &'static str),
     /// Somebody wants the metrics.
     Scraped(oneshot::Sender<String>),
     /// How many connections a draining generation has left.
@@ -394,6 +398,7 @@ impl Supervisor {
             Message::Answers(id, info) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.version = Some(info.version);
+                    generation.answers = info.pid;
                     self.ready(id, "its admin socket answers");
                 }
             }
@@ -401,6 +406,7 @@ impl Supervisor {
                 tracing::info!("reload: the files that are watched have changed");
                 self.reload(None, "the files that are watched have changed", None);
             }
+            Message::Leaves(id, how) => self.leaves(id, how),
             Message::Ready(id, how) => self.ready(id, how),
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Asked(Ask::Reload { allow_empty, reply, pid }) => {

@@ -161,15 +161,6 @@ impl Supervisor {
         let held = generation.hold.is_some();
         let is_program = self.settings.kind.program().is_some();
         let sent = match signal {
-            // Every process of a program may accept, and none may outlive its generation.
-            Signal::Stop | Signal::Kill if is_program => {
-                tree::signal_all(pid, number);
-                Ok(())
-            }
-            Signal::Continue if is_program => {
-                tree::signal(pid, number);
-                Ok(())
-            }
             // One that somebody has stopped would not hear it.
             Signal::SoftStop if is_program && reason == Reason::Again => {
                 let sent = generation.pidfd.send(number);
@@ -181,9 +172,13 @@ impl Supervisor {
             Signal::Continue if held => return generation.let_go_on(),
             // It has accepted nothing, and heeds no other signal there.
             Signal::Terminate if held => generation.pidfd.send(Number::SIGKILL),
-            // In master-worker mode the workers must not outlive the master.
-            Signal::Kill => {
+            // Every process of it may accept, and none may outlive its generation.
+            Signal::Stop | Signal::Kill => {
                 tree::signal_all(pid, number);
+                Ok(())
+            }
+            Signal::Continue => {
+                tree::signal(pid, number);
                 Ok(())
             }
             _ => generation.pidfd.send(number),

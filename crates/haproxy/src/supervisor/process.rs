@@ -166,6 +166,7 @@ impl Supervisor {
             pidfd,
             admin: process.admin,
             version: None,
+            answers: None,
             listeners: process.listeners,
             tail,
             stderr: copy,

@@ -255,7 +255,13 @@ impl Supervisor {
             Reason::NewerDied => "the generation that was to take over died",
             Reason::Silent => "it does not answer while the service is paused for it",
             Reason::NotReady => "it was not ready in time (--ready-timeout)",
-            Reason::StillAccepts => "it did not stop accepting in time (--retire-timeout)",
+            Reason::ListensAgain => {
+                "it had closed its listeners and has them again: its own master was reloaded"
+            }
+            Reason::StillAccepts => {
+                "it did not close its listeners in time (--retire-timeout, which must be longer than \
+                 `grace` of haproxy)"
+            }
             Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",

@@ -144,7 +144,8 @@ impl Supervisor {
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.ready = true;
             generation.served = true;
-            generation.version = info.map(|info| info.version);
+            generation.version = info.as_ref().map(|info| info.version);
+            generation.answers = info.and_then(|info| info.pid);
         }
         tracing::info!(generation = id.0, pid, "taken over: {state}");
         self.record(id, event::Kind::TakenOver, format!("taken over: {state}"));

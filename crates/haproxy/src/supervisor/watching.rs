@@ -1,9 +1,9 @@
 //! Whether a generation still listens, as long as it serves; whether it has stopped, once it was
 //! told to; and what is left of it then.
 //!
-//! haproxy is asked, on the admin connection that it was given. Of any other program, and of a
-//! haproxy without that connection, the descriptors tell: it has stopped when none of its
-//! processes has one of a listener.
+//! haproxy is asked, on the admin connection that it was given, and then the descriptors must tell
+//! the same: it has stopped when none of its processes has one of a listener. Of any other
+//! program, and of a haproxy without that connection, the descriptors alone tell.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,9 +11,10 @@ use std::time::Duration;
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_observe::Happening;
-use bindonce_sys::{aside, holders, process};
+use bindonce_sys::aside;
 
-use super::admin::{Admin, NoAnswer};
+use super::admin::{Admin, Info, NoAnswer};
+use super::family::{Family, Seen};
 use super::{Kind, Message, Supervisor, foreign};
 
 /// Between two looks at a generation that was told to stop: at first, and later.
@@ -30,40 +31,52 @@ const SERVING_LOOK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    /// Asks the serving generation now and then whether somebody else has told it to stop: then
-    /// nobody would accept, and another must be started.
+    /// Asks the serving generation now and then whether another process has told it to stop, or its
+    /// own master to reload: then another must be started.
     pub(super) fn watch_serving(&mut self, id: GenerationId) {
         let (sender, journal) = (self.sender.clone(), Rc::clone(&self.journal));
         let kind = self.settings.kind.clone();
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        let admin = generation.admin.clone();
-        if admin.is_none() && kind.haproxy().is_some() {
+        let mut admin = generation.admin.clone();
+        let family = Family::of(&kind, id, generation);
+        if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
             return;
         }
-        let pid = generation.pid();
-        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
         let task = super::spawn(async move {
-            match admin {
-                Some(admin) => loop {
-                    tokio::time::sleep(SERVING_LOOK).await;
-                    match admin.info(ANSWER).await {
-                        Ok(info) if info.stopping => break,
+            let leaves = |how| drop(sender.send(Message::Leaves(id, how)));
+            let mut known = family.workers();
+            let mut said = false;
+            loop {
+                tokio::time::sleep(SERVING_LOOK).await;
+                let mut told = None;
+                match &admin {
+                    Some(asked) => match asked.info(ANSWER).await {
+                        Ok(info) if info.stopping => told = Some(info),
                         Ok(info) => drop(sender.send(Message::Left(id, info.connections))),
                         Err(NoAnswer::InTime) => {}
+                        Err(NoAnswer::Closed) if family.has_master => admin = None,
                         Err(NoAnswer::Closed) => return,
+                    },
+                    // The first process has them from the start, and closes them when it stops.
+                    None if !family.has_master && family.has(family.pid) => continue,
+                    None => {}
+                }
+                if family.has_master {
+                    let workers = family.workers();
+                    if workers.difference(&known).any(|pid| family.has(*pid)) {
+                        leaves("haproxy's own master was told to reload");
                     }
-                },
-                // The first process has them from the start, and closes them when it stops.
-                None => loop {
-                    tokio::time::sleep(SERVING_LOOK).await;
-                    if holders::holds(pid, &inodes).is_ok_and(|holds| !holds)
-                        && hold(&kind, pid, &inodes).is_ok_and(|hold| !hold)
-                    {
-                        break;
-                    }
-                },
+                    known = workers;
+                }
+                let may_have_closed = told.is_some() || admin.is_none();
+                if may_have_closed && matches!(family.look(told.as_ref()), Seen::Closed) {
+                    break;
+                }
+                if told.is_some() && !std::mem::replace(&mut said, true) && !family.has_master {
+                    leaves("another process has told this generation to stop");
+                }
             }
-            let text = match listens_elsewhere(kind, pid, &inodes).await {
+            let text = match listens_elsewhere(kind, family.pid, family.inodes()).await {
                 Some(addresses) => format!(
                     "this program has closed the sockets that it was given and listens on {addresses} by \
                      itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
@@ -73,14 +86,24 @@ impl Supervisor {
                          starting another"
                     .to_owned(),
             };
-            tracing::error!(generation = id.0, pid, "{text}");
+            tracing::error!(generation = id.0, pid = family.pid, "{text}");
             let happening = Happening::new(event::Kind::GenerationStopped, text);
-            journal.record(happening.generation(id.0).pid(pid));
+            journal.record(happening.generation(id.0).pid(family.pid));
             let _ = sender.send(Message::Event(Event::Stopped(id)));
         });
         if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
             earlier.abort();
         }
+    }
+
+    /// The generation that serves will not do so for long, or another worker of it does: the files as
+    /// they are now are served by a generation of ours, which takes over in order.
+    pub(super) fn leaves(&mut self, id: GenerationId, how: &'static str) {
+        if self.timeline.serving() != Some(id) {
+            return;
+        }
+        tracing::warn!(generation = id.0, "{how}: reloading, since only that replaces it in order");
+        self.reload(None, how, None);
     }
 
     /// Begins to ask a generation whether it has stopped, and then what is left.
@@ -91,27 +114,34 @@ impl Supervisor {
         drop(generation.tell(State::Draining));
         generation.closed = false;
         let admin = generation.admin.clone();
-        let pid = generation.pid();
-        let inodes: Vec<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        let family = Family::of(&kind, id, generation);
         if let Some(earlier) = generation.watch.take() {
             earlier.abort();
         }
         let task = super::spawn(async move {
             let tell = |message| drop(sender.send(message));
-            let admin = match admin {
-                Some(admin) if stopped_says_admin(&admin).await => Some(admin),
-                _ => {
-                    stopped_say_descriptors(&kind, id, pid, &inodes).await;
-                    None
+            let told = match &admin {
+                Some(admin) => {
+                    said_closed(&family, admin, || tell(Message::Event(Event::Stopping(id)))).await
                 }
+                None => None,
             };
+            closed(&family, told.as_ref()).await;
             tell(Message::Event(Event::Stopped(id)));
-            let Some(admin) = admin else { return };
+            let mut admin = admin.filter(|_| told.is_some());
             for look in 0u32.. {
-                match admin.info(ANSWER).await {
-                    Ok(info) => tell(Message::Left(id, info.connections)),
-                    Err(NoAnswer::InTime) => {}
-                    Err(NoAnswer::Closed) => return,
+                match &admin {
+                    Some(asked) => match asked.info(ANSWER).await {
+                        Ok(info) => tell(Message::Left(id, info.connections)),
+                        Err(NoAnswer::InTime) => {}
+                        Err(NoAnswer::Closed) => admin = None,
+                    },
+                    // Only a master can get what it has closed again.
+                    None if !family.has_master => return,
+                    None => {}
+                }
+                if family.has_master && matches!(family.look(told.as_ref()), Seen::Open) {
+                    return tell(Message::Event(Event::Listens(id)));
                 }
                 let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
                 tokio::time::sleep(wait).await;
@@ -122,62 +152,46 @@ impl Supervisor {
     }
 }
 
-/// Waits until haproxy says that it is stopping; false if its connection ends first.
-async fn stopped_says_admin(admin: &Admin) -> bool {
+/// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it
+/// stops; none if its connection ends first.
+async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Option<Info> {
+    let mut said = false;
     loop {
         match admin.info(ANSWER).await {
-            Ok(info) if info.stopping => return true,
-            Ok(_) | Err(NoAnswer::InTime) => tokio::time::sleep(STOP_LOOK_LATER).await,
-            Err(NoAnswer::Closed) => return false,
+            Ok(info) => {
+                if info.stopping && !std::mem::replace(&mut said, true) {
+                    stopping();
+                }
+                if family.says_closed(&info) {
+                    return Some(info);
+                }
+            }
+            Err(NoAnswer::InTime) => {}
+            Err(NoAnswer::Closed) => return None,
         }
+        tokio::time::sleep(STOP_LOOK_LATER).await;
     }
 }
 
-/// Waits until no process of the generation has a descriptor of these listeners.
-async fn stopped_say_descriptors(kind: &Kind, id: GenerationId, pid: i32, inodes: &[u64]) {
+/// Waits until no process of the generation has a descriptor of its listeners.
+async fn closed(family: &Family, told: Option<&Info>) {
     for look in 0u32.. {
-        match hold(kind, pid, inodes) {
-            Ok(false) => return,
-            Ok(true) => {}
+        match family.look(told) {
+            Seen::Closed => return,
+            Seen::Open => {}
             // Nothing will ever be known.
-            Err(error) if kind.program().is_some() => {
+            Seen::Hidden(error) => {
                 return tracing::warn!(
-                    generation = id.0,
-                    pid,
+                    generation = family.id.0,
+                    pid = family.pid,
                     "whether it has closed its listeners is not to be seen ({error}); their \
                      accept queues alone must tell: run as root with CAP_SYS_PTRACE"
                 );
             }
-            Err(_) => return,
         }
         let wait = if look < 20 { STOP_LOOK } else { STOP_LOOK_LATER };
         tokio::time::sleep(wait).await;
     }
-}
-
-/// Whether any process of the generation has a descriptor of these listeners.
-///
-/// # Errors
-/// If no process is seen to, and the descriptors of some may not be read.
-fn hold(kind: &Kind, pid: i32, inodes: &[u64]) -> std::io::Result<bool> {
-    // The first process and its children are quickly looked at. Only if they have none are all
-    // others looked for.
-    let seen = |pids: Vec<i32>| {
-        let mut all = pids.iter().map(|pid| holders::holds(*pid, inodes));
-        let mut refused = None;
-        let holds = all.any(|holds| match holds {
-            Ok(holds) => holds,
-            Err(error) => {
-                refused = Some(error);
-                false
-            }
-        });
-        match refused {
-            Some(error) if !holds => Err(error),
-            _ => Ok(holds),
-        }
-    };
-    Ok(seen(process::family(pid))? || seen(kind.processes(pid))?)
 }
 
 /// What a program listens on besides these sockets; nothing of haproxy, which tells itself whether it stops.

@@ -385,7 +385,7 @@ fn an_abstract_name_is_padded_as_haproxy_pads_it() {
     let told = diag::unix().expect("sock_diag");
     let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
     assert_eq!((&mine.address, mine.queue.len, mine.cookie), (&held.bound, 1, held.cookie));
-    crate::probe::connect_and_reset(&held.bound).expect("probe");
+    drop(crate::probe::Probe::begin(&held.bound, held.fd.as_fd()).expect("probe"));
     assert_eq!(queue::accept_queue(held.fd.as_fd()).expect("queue").len, 2);
     drop(client);
 }

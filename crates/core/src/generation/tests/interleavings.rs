@@ -17,7 +17,10 @@ enum Step {
     Exited(usize),
     Proved,
     Unproved { moving: bool, accepting: usize, silent: usize },
+    ProvedInPart(bool),
+    Stopping(usize),
     Stopped(usize),
+    Listens(usize),
     Connections(usize, u64),
     Retire(usize),
     Pass(u64),
@@ -25,12 +28,7 @@ enum Step {
 }
 
 fn handover() -> impl Strategy<Value = Handover> {
-    prop_oneof![
-        Just(Handover::Pause),
-        Just(Handover::StopFirst),
-        Just(Handover::StopAndProve),
-        Just(Handover::SoftStop),
-    ]
+    prop_oneof![Just(Handover::Pause), Just(Handover::StopFirst), Just(Handover::SoftStop),]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -42,7 +40,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Proved),
         3 => (any::<bool>(), 0..6usize, 0..6usize)
             .prop_map(|(moving, accepting, silent)| Step::Unproved { moving, accepting, silent }),
+        3 => any::<bool>().prop_map(Step::ProvedInPart),
+        2 => (0..6usize).prop_map(Step::Stopping),
         4 => (0..6usize).prop_map(Step::Stopped),
+        2 => (0..6usize).prop_map(Step::Listens),
         2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
         1 => (0..6usize).prop_map(Step::Retire),
         4 => (0..7000u64).prop_map(Step::Pass),
@@ -146,7 +147,10 @@ proptest! {
                         silent: pick(silent).into_iter().collect(),
                     }))
                 }
+                Step::ProvedInPart(all_paused) => Some(Event::ProvedInPart { all_paused }),
+                Step::Stopping(i) => pick(i).map(Event::Stopping),
                 Step::Stopped(i) => pick(i).map(Event::Stopped),
+                Step::Listens(i) => pick(i).map(Event::Listens),
                 Step::Connections(i, n) => pick(i).map(|id| Event::Connections(id, n)),
                 Step::Retire(i) => pick(i).map(|id| {
                     retired = true;

@@ -7,7 +7,7 @@ use super::*;
 fn stopping() -> Story {
     let mut story = Story::serving();
     story.on(Event::Reload(Caller(1)));
-    let actions = story.on(Event::Ready(TWO, Handover::StopAndProve));
+    let actions = story.on(Event::Ready(TWO, Handover::StopFirst));
     assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::SoftStop)]);
     assert_eq!(answers(&actions), []);
     story
