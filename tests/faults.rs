@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTOU, SIGUSR1};
 
-use crate::harness::{Fault, Finished, Haproxy, Stage, eventually, finish, listening};
+use crate::harness::{Fault, Finished, Haproxy, Stage, Stranger, eventually, finish, listening};
 use Fault::{Deaf, Hangs, Twice, Waits};
 
 /// No client waits longer than this where nothing has to time out.
@@ -68,14 +68,16 @@ fn killed_when_it_was_ready_the_older_one_serves_on() {
 
 #[test]
 fn killed_while_the_older_one_is_paused_it_is_resumed() {
-    let Some(mut stage) = stage(&[], &["--no-probe"]) else { return };
-    // Nobody connects and no probe does: the proof waits, with the older one paused.
+    let Some(mut stage) = stage(&[], &[]) else { return };
     stage.answered_throughout(PROMPTLY);
     stage.configure(2);
+    // The proof waits, with the older one paused.
+    let stranger = Stranger::at(&stage);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
     stage.signal(2, SIGKILL);
     assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    drop(stranger);
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
 }

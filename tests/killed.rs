@@ -10,7 +10,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTTOU};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::harness::{Fault, Guest, Stage, allow, eventually, rows};
+use crate::harness::{Fault, Guest, Stage, Stranger, allow, eventually, rows};
 use Fault::{Deaf, Waits};
 
 /// No client waits longer than this where nothing has to time out.
@@ -185,14 +185,16 @@ fn killed_between_ready_and_the_older_ones_stop_it_leaves_one_that_serves() {
 
 #[test]
 fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
-    let Some(mut stage) = haproxy(&[], &["--no-probe"]) else { return };
-    // Nobody connects and no probe does: the proof waits, with the older one paused.
+    let Some(mut stage) = haproxy(&[], &[]) else { return };
     stage.answered_throughout(PROMPTLY);
     stage.configure(2);
+    // The proof waits, with the older one paused.
+    let stranger = Stranger::at(&stage);
     let mut reload = stage.reload_beside();
     stage.haproxy.supervisor.wait_line("Paused frontend");
     let begun = Instant::now();
     stage.kill_supervisor();
+    drop(stranger);
     stage.only(2);
     let (took, most) = (begun.elapsed(), allow(Duration::from_secs(2)));
     assert!(took < most, "it took {took:?}, at most {most:?}");
@@ -200,15 +202,7 @@ fn killed_while_the_service_is_paused_it_is_continued_within_a_second() {
     stage.start_supervisor();
     let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
     assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
-    // Without a probe the proof needs somebody who connects: `only` is too late for that.
-    stage.configure(9);
-    let mut reload = stage.reload_beside();
-    eventually("the reload to end", || {
-        TcpStream::connect(stage.address).ok();
-        (!reload.is_running()).then_some(())
-    });
-    assert!(reload.wait_exit().success(), "{}", reload.story());
-    stage.only(9);
+    stage.reload(9);
 }
 
 #[test]

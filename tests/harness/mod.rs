@@ -10,6 +10,7 @@ mod patience;
 mod process;
 mod scene;
 mod stage;
+mod stranger;
 mod terminal;
 mod wire;
 
@@ -23,6 +24,7 @@ pub(crate) use patience::allow;
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
 pub(crate) use stage::{Fault, Stage};
+pub(crate) use stranger::Stranger;
 pub(crate) use terminal::Terminal;
 pub(crate) use wire::Wire;
 
