@@ -7,7 +7,7 @@ use bindonce_load::Plan;
 use serde_json::json;
 
 use crate::harness::{
-    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, listening,
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish, listening,
 };
 
 /// A running haproxy, and load that must not notice anything. Ended in this order.
@@ -78,6 +78,32 @@ fn a_configuration_error() {
     let place = format!("{}:{line}", stage.scene.path("haproxy.cfg").display());
     assert!(said.contains(&place) && said.contains("no-such-word"), "{place} is not in:\n{said}");
     eventually("the new listener to be closed", || listening(other).is_empty().then_some(()));
+    stage.unharmed();
+}
+
+/// Each generation would have a master, and each master a copy of the program.
+#[test]
+fn a_program_section_under_a_master() {
+    let Some(stage) = stage() else { return };
+    let ran = stage.scene.path("ran");
+    let program = format!("program side\n    command /bin/touch {}\n", ran.display());
+    let text = config(stage.address, 9) + &program + "global\n    master-worker\n";
+    let line = text.lines().position(|line| line == "program side").expect("the section") + 1;
+    let told = |said: &str| {
+        for part in [&*format!("haproxy.cfg:{line}: "), "program side", "a service of its own"] {
+            assert!(said.contains(part), "{part} is not in:\n{said}");
+        }
+    };
+    told(&stage.refuse(&text));
+    let file = stage.scene.path("haproxy.cfg");
+    let haproxy = Haproxy::system().expect("haproxy");
+    for (command, options) in
+        [("check", &[][..]), ("render", &["--explain"]), ("run", &["--name", "other"])]
+    {
+        let mut command = stage.scene.bindonce(command);
+        told(&finish(command.args(options).arg("--").arg(&haproxy).arg("-f").arg(&file)).fails(1));
+    }
+    assert!(!ran.exists(), "the program has been run");
     stage.unharmed();
 }
 

@@ -176,6 +176,18 @@ pub enum Error {
         /// The address as written.
         text: String,
     },
+    /// A `program` section that a nested master would run.
+    #[error(
+        "{place}: the section {section:?} cannot be run here: each generation has a master of its own, \
+         so every reload would start one more copy of the program; run the program as a service of its \
+         own (a systemd unit, another container) and remove the section"
+    )]
+    Program {
+        /// As a person names it: `program api`.
+        section: String,
+        /// Where it stands.
+        place: Place,
+    },
     /// A template says more than `bind_tcp`.
     #[error(
         "{place}: only <%= bind_tcp('IP', PORT) %> can stand in a template, not: {text}; run \

@@ -71,6 +71,8 @@ pub(super) struct Walk<'a> {
     pub(super) unix: Said,
     pub(super) path: DefaultPath,
     pub(super) section: Section,
+    /// The first `program` section.
+    program: Option<(String, Place)>,
     pub(super) defaults: BTreeMap<Vec<u8>, Proxy>,
     pub(super) last_defaults: Proxy,
     pub(super) supply: Supply,
@@ -124,6 +126,7 @@ impl<'a> Walk<'a> {
             unix: Said::default(),
             path: DefaultPath::default(),
             section: Section::default(),
+            program: None,
             defaults: BTreeMap::new(),
             last_defaults: Proxy::default(),
             supply,
@@ -169,7 +172,21 @@ impl<'a> Walk<'a> {
             self.add_file(&source.path, source.text.clone(), false);
             self.file(&source.path, &source.text)?;
         }
+        self.no_programs()?;
         if self.out.files.is_empty() { Err(Error::NoFiles) } else { Ok(()) }
+    }
+
+    /// Each generation has a master of its own, which would run one more copy of each program and live as
+    /// long as it. Without a master haproxy itself refuses the section.
+    fn no_programs(&mut self) -> Result<(), Error> {
+        match self.program.take().filter(|_| self.has_master()) {
+            Some((section, place)) => Err(Error::Program { section, place }),
+            None => Ok(()),
+        }
+    }
+
+    fn has_master(&self) -> bool {
+        self.command.master_worker || self.state.master_worker
     }
 
     /// Sets what haproxy sets before it reads the files, in each pass.
@@ -188,7 +205,7 @@ impl<'a> Walk<'a> {
     /// What haproxy does between its passes: a worker begins with the environment of before, and
     /// any other process knows all its files from now on.
     fn between_passes(&mut self) {
-        if self.command.master_worker || self.state.master_worker {
+        if self.has_master() {
             self.state.environment.clone_from(&self.initial);
             self.state.set("HAPROXY_MWORKER", b"1".to_vec());
         } else {
@@ -387,6 +404,9 @@ impl<'a> Walk<'a> {
                 self.end_section()?;
             }
             self.section = Section::open(kind, &values, &self.defaults, &self.last_defaults);
+            if values[0] == b"program" {
+                self.program.get_or_insert_with(|| (self.section.label.clone(), place.clone()));
+            }
             return Ok(());
         }
         if self.first_pass {
