@@ -234,7 +234,7 @@ fn hanging(scene: &Scene, program: &Path) -> PathBuf {
     let path = scene.path("haproxy");
     let script = format!(
         "#!/bin/sh\n\
-         case \"$*\" in -cc*) [ -e {stall}-condition ] && exec sleep 1000;; \
+         case \" $* \" in *\" -c \"*) [ -e {stall}-condition ] && exec sleep 1000;; \
          *) [ -e {stall}-exec ] && exec sleep 1000;; esac\n\
          exec {program} \"$@\"\n",
         stall = scene.path("stall").display(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener, Options};
+use bindonce_core::text::printable;
 use bindonce_sys::{aside, diag, holders, limits, listen, process};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
@@ -174,7 +175,7 @@ fn in_the_way(listener: &Listener) -> Option<Vec<u64>> {
 /// A process, as `pid 12 (nginx)`.
 pub(crate) fn named(pid: &i32) -> String {
     match process::command(*pid).unwrap_or_default().first() {
-        Some(command) => format!("pid {pid} ({command})"),
+        Some(command) => format!("pid {pid} ({})", printable(command)),
         None => format!("pid {pid}"),
     }
 }
