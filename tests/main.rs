@@ -9,6 +9,7 @@
 
 mod harness;
 
+mod addresses;
 mod adopt;
 mod advice;
 mod astray;

@@ -102,11 +102,11 @@ impl Address {
         Ok(Self::Unix(canonical))
     }
 
-    /// An abstract UNIX name: 1 to 107 bytes, without a comma or control characters.
+    /// An abstract UNIX name: at most 107 bytes, without a comma or control characters. The empty
+    /// one is a name as any other, since names are padded with NULs.
     pub fn abstract_name(name: &str) -> Result<Self, Invalid> {
         let why = match unwritable(name) {
             Some(why) => why,
-            None if name.is_empty() => "the name is empty",
             None if name.len() > MAX_PATH => "the kernel takes at most 107 bytes",
             None => return Ok(Self::Abstract(name.to_owned())),
         };
@@ -324,6 +324,7 @@ mod tests {
             ("unix@//run/./a=b.sock", "unix@/run/a=b.sock"),
             ("uxst@/run/a b", "unix@/run/a b"),
             ("abns@haproxy/master@1", "abns@haproxy/master@1"),
+            ("abns@", "abns@"),
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), canonical, "{text}");
@@ -355,7 +356,6 @@ mod tests {
             ("/run/.", "directory"),
             ("/run/../x", "without .."),
             ("unix@/a,b", "comma"),
-            ("abns@", "empty"),
             ("abns@a\0b", "control"),
             ("[fe80::1%2]:80", "not an IP address"),
         ] {

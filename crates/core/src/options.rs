@@ -103,9 +103,9 @@ impl Options {
             _ => {}
         }
         if let Some(mode) = self.mode
-            && mode > 0o777
+            && mode > 0o7777
         {
-            return refuse("mode", &format!("{mode:o}"), "octal permission bits, at most 0777");
+            return refuse("mode", &format!("{mode:o}"), "octal permission bits, at most 7777");
         }
         // IFNAMSIZ is 16 with its NUL; the kernel's dev_valid_name gives the rest.
         if let Some(device) = &self.interface
@@ -165,7 +165,7 @@ impl Options {
             "interface" => self.interface = Some(value.to_owned()),
             "netns" => self.netns = Some(value.to_owned()),
             "mode" => {
-                self.mode = Some(number(value, 8, "octal permission bits, at most 0777")?);
+                self.mode = Some(number(value, 8, "octal permission bits, at most 7777")?);
             }
             "user" => self.user = Some(value.to_owned()),
             "group" => self.group = Some(value.to_owned()),
@@ -278,7 +278,7 @@ mod tests {
             ("v6only,v4v6", "contradicts"),
             ("backlog=1,backlog=1", "twice"),
             ("mode=0999", "octal"),
-            ("mode=1777", "octal"),
+            ("mode=17777", "octal"),
             ("interface=abcdefghijklmnop", "15 bytes"),
             ("netns=..", "ip netns"),
             ("user=a b", "a name or"),

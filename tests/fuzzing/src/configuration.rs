@@ -93,6 +93,10 @@ impl World for One {
         Ok(Answers { terms: questions.terms.iter().map(answer).collect(), ..self.answers.clone() })
     }
 
+    fn has_device(&self, _: &str) -> bool {
+        true
+    }
+
     fn host_name(&self) -> String {
         "host".to_owned()
     }

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use bindonce_core::address::Address;
 
@@ -48,9 +48,17 @@ pub(super) struct Context<'a> {
     pub(super) prefix: &'a [u8],
     /// Where haproxy runs: relative UNIX paths begin here.
     pub(super) directory: &'a Path,
+    /// Where a directory really is.
+    pub(super) resolved: &'a dyn Fn(&Path) -> io::Result<PathBuf>,
     /// The resolver.
     pub(super) resolve: &'a dyn Fn(&str, Option<Family>) -> io::Result<IpAddr>,
 }
+
+/// What haproxy takes of a UNIX path: `sun_path` less the NUL and the room for `.PID.tmp` (2.6 to 3.5).
+const LONGEST_PATH: usize = 97;
+
+/// Why a path that is not UTF-8 is haproxy's own.
+const NOT_TEXT: &str = "its name is not UTF-8, which the broker's protocol cannot carry";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -68,7 +76,16 @@ enum Net {
 pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem> {
     let bad = |reason: &str| Err(Problem::Bad(reason.to_owned()));
     let Ok(text) = std::str::from_utf8(text) else {
-        return bad("it is not UTF-8");
+        // The protocol of the broker is text, and a path in it must be the path that is meant.
+        let name = String::from_utf8_lossy(text);
+        return match read(name.as_bytes(), context)? {
+            Target::Listen(Address::Unix(_), _) => Ok(Target::Alone(NOT_TEXT)),
+            Target::Listen(Address::Abstract(_), _) => bad(
+                "its name is not UTF-8, which the broker's protocol cannot carry: choose a name of text",
+            ),
+            Target::Listen(..) => bad("it is not UTF-8"),
+            other => Ok(other),
+        };
     };
     if text.is_empty() {
         return bad("it is empty (is a variable of the environment missing?)");
@@ -162,19 +179,38 @@ fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Targe
 }
 
 fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
-    let Ok(prefix) = std::str::from_utf8(context.prefix) else {
-        return Err(Problem::Bad("the prefix of unix-bind is not UTF-8".to_owned()));
-    };
     // haproxy puts the prefix in front as it is, with no slash between.
-    let text = format!("{prefix}{rest}");
-    let absolute = context.directory.join(&text);
+    if context.prefix.len() + rest.len() > LONGEST_PATH {
+        return Err(Problem::Bad(format!(
+            "haproxy takes a path of at most {LONGEST_PATH} bytes, with the prefix of unix-bind"
+        )));
+    }
+    let Ok(prefix) = std::str::from_utf8(context.prefix) else {
+        return Ok(Target::Alone(NOT_TEXT));
+    };
+    let mut absolute = context.directory.join(format!("{prefix}{rest}"));
+    if absolute.components().any(|part| part == Component::ParentDir) {
+        absolute = without_parents(&absolute, context)?;
+    }
     let Some(absolute) = absolute.to_str() else {
-        return Err(Problem::Bad("it is not UTF-8".to_owned()));
+        return Ok(Target::Alone(NOT_TEXT));
     };
     match Address::unix(absolute) {
         Ok(address) => Ok(Target::Listen(address, 0)),
         Err(why) => Err(Problem::Bad(why.to_string())),
     }
+}
+
+/// The same path without `..`, which means what the file system makes of it: behind a symbolic link
+/// it is not the directory above in the text.
+fn without_parents(path: &Path, context: &Context<'_>) -> Result<PathBuf, Problem> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Problem::Bad("it names a directory".to_owned()));
+    };
+    let found = (context.resolved)(directory);
+    let found = found
+        .map_err(|error| Problem::Bad(format!("its directory {}: {error}", directory.display())))?;
+    Ok(found.join(name))
 }
 
 fn ip(
@@ -273,8 +309,14 @@ mod tests {
             "localhost" => Ok("127.0.0.1".parse().expect("ip")),
             _ => Err(io::Error::other("no such host")),
         };
-        let context =
-            Context { datagram, prefix: b"", directory: Path::new("/srv"), resolve: &resolve };
+        let resolved = |_: &Path| Err(io::ErrorKind::NotFound.into());
+        let context = Context {
+            datagram,
+            prefix: b"",
+            directory: Path::new("/srv"),
+            resolved: &resolved,
+            resolve: &resolve,
+        };
         read(text.as_bytes(), &context)
     }
 
@@ -314,6 +356,7 @@ mod tests {
             ("unix@a.sock", "unix@/srv/a.sock"),
             ("uxst@/run/a", "unix@/run/a"),
             ("abns@web", "abns@web"),
+            ("abns@", "abns@"),
             ("fd@3", "fd 3"),
             ("stream+fd@3", "fd 3"),
             ("quic+fd@3", "fd 3"),
@@ -383,7 +426,6 @@ mod tests {
             "udp4@:80",
             "dgram+:80",
             "unix@",
-            "abns@",
             "ipv4@::1:80",
             "fe80::1%eth0:80",
         ] {

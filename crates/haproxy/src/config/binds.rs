@@ -63,6 +63,10 @@ pub(super) struct BindLine {
     after: Vec<Vec<u8>>,
 }
 
+/// Why an address of an `interface` that is not there is haproxy's own. (2.6 to 3.5 warn and go on.)
+const NO_DEVICE: &str =
+    "its interface does not exist: haproxy warns, and listens on every interface";
+
 /// What reading a line takes from outside it.
 pub(super) struct Surroundings<'a> {
     pub(super) world: &'a dyn World,
@@ -83,6 +87,7 @@ pub(super) fn read(
 ) -> Result<BindLine, Error> {
     let word = &words[1];
     let variable = |name: &[u8]| around.state.get(name).cloned();
+    let resolved = |directory: &Path| around.world.resolved(directory);
     let resolve = |host: &str, family| match (around.getaddrinfo, family) {
         (true, family) => around.world.resolve(host, family),
         // gethostbyname() knows IPv4 alone.
@@ -95,6 +100,7 @@ pub(super) fn read(
         datagram: words[0].value == b"dgram-bind",
         prefix: around.prefix,
         directory: around.directory,
+        resolved: &resolved,
         resolve: &resolve,
     };
     let mut pieces = Vec::new();
@@ -115,6 +121,17 @@ pub(super) fn read(
         })?;
         pieces.push(Piece { text: text.to_vec(), part });
     }
+    let said = Said::read(words[2..].iter().map(|word| word.value.as_slice()));
+    // In another network namespace haproxy alone can look.
+    if let (Some(device), None) = (&said.interface, &said.namespace)
+        && !around.world.has_device(device)
+    {
+        for piece in &mut pieces {
+            if matches!(&piece.part, Part::Listen(address, _) if address.ip().is_some()) {
+                piece.part = Part::Alone(NO_DEVICE);
+            }
+        }
+    }
     let shared = |words: &[Word]| -> Vec<Vec<u8>> {
         words
             .iter()
@@ -127,7 +144,7 @@ pub(super) fn read(
         source: offset + word.source.start..offset + word.source.end,
         text: printable(&line[word.source.clone()]),
         pieces,
-        said: Said::read(words[2..].iter().map(|word| word.value.as_slice())),
+        said,
         options: words[2..].iter().map(|word| word.value.clone()).collect(),
         before: shared(&words[..1]),
         after: shared(&words[2..]),

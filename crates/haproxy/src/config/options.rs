@@ -113,7 +113,8 @@ impl Said {
         match word {
             // haproxy's 0 is its default, for backlog and mode both.
             b"backlog" => self.backlog = number(value, 10).filter(|&n| n > 0),
-            b"mode" => self.mode = number(value, 8).filter(|&n| n > 0),
+            // chmod(2) passes over higher bits.
+            b"mode" => self.mode = number(value, 8).filter(|&n| n > 0).map(|n| n & 0o7777),
             b"v6only" => self.v6only = true,
             b"v4v6" => self.v4v6 = true,
             b"transparent" => self.transparent = true,

@@ -39,6 +39,16 @@ pub trait World {
     /// The directory in which haproxy is started: absolute, before `-C`.
     fn directory(&self) -> PathBuf;
 
+    /// The directory that a path leads to, without symbolic links and `..`.
+    fn resolved(&self, directory: &Path) -> io::Result<PathBuf> {
+        directory.canonicalize()
+    }
+
+    /// Whether there is a network device of this name, in the network namespace of haproxy.
+    fn has_device(&self, name: &str) -> bool {
+        nix::net::if_::if_nametoindex(name).is_ok()
+    }
+
     /// The environment that haproxy is started with.
     fn environment(&self) -> Environment;
 

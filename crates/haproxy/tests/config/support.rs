@@ -149,6 +149,10 @@ impl World for Case {
         })
     }
 
+    fn has_device(&self, _: &str) -> bool {
+        true
+    }
+
     fn host_name(&self) -> String {
         "thishost".to_owned()
     }

@@ -21,7 +21,7 @@ use bindonce::{Claim, Client};
 use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, Listener, Options, Wanted};
-use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Binding, Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -107,7 +107,11 @@ impl Sockets {
             .filter(|(_, overlaps)| !**overlaps)
             .map(|(binding, _)| Claim::listen(binding.listener.to_string()).tentative())
             .collect();
-        let leases = if claims.is_empty() { Vec::new() } else { client.claim(&claims)? };
+        let leases = if claims.is_empty() {
+            Vec::new()
+        } else {
+            client.claim(&claims).map_err(|error| at_its_line(error, rendering))?
+        };
         let mut leases = leases.into_iter().map(bindonce::Lease::into_fd);
         let mut descriptors = Vec::with_capacity(overlapping.len());
         for (binding, overlaps) in std::iter::zip(&rendering.bindings, overlapping) {
@@ -181,6 +185,21 @@ fn stand_in(listener: &Listener) -> Listener {
         other => other.clone(),
     };
     Listener { name: None, address, options: Options::default() }
+}
+
+/// A claim that was refused, with the line that wants the address.
+fn at_its_line(error: bindonce::Error, rendering: &Rendering) -> anyhow::Error {
+    let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
+    let wants = |binding: &&Binding| {
+        address.is_some_and(|address| binding.listener.address.to_string() == address)
+    };
+    match rendering.bindings.iter().find(wants) {
+        Some(binding) => {
+            let line = format!("{}: {}", binding.place, binding.section);
+            anyhow::Error::new(error).context(line)
+        }
+        None => error.into(),
+    }
 }
 
 fn ending_signals() -> anyhow::Result<SignalFd> {

@@ -1,0 +1,131 @@
+//! Addresses that plain haproxy takes, however odd: it listens on them under bindonce too, and
+//! goes on after a reload.
+
+use std::ffi::OsStr;
+use std::net::TcpStream;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Haproxy, Scene, finish};
+
+fn answer(mut stream: impl std::io::Read + std::io::Write) -> String {
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+fn haproxies() -> Vec<PathBuf> {
+    let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
+    Haproxy::system().into_iter().chain(fetched).collect()
+}
+
+fn config(binds: &[String]) -> String {
+    format!(
+        "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n\
+         frontend f\n{}    http-request return status 200 content-type text/plain string one\n",
+        binds.iter().map(|bind| format!("    bind {bind}\n")).collect::<String>()
+    )
+}
+
+#[test]
+fn unix_names_that_haproxy_takes_are_served() {
+    for program in haproxies() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let at = |name: &str| scene.path(name).display().to_string();
+        std::fs::create_dir_all(scene.path("deep/er")).expect("directories");
+        symlink(scene.path("deep/er"), scene.path("link")).expect("link");
+        let abstract_name = format!("{}{}", std::process::id(), "x".repeat(90));
+        let binds = [
+            format!("unix@{}", at("deep/../up.sock")),
+            // Behind the link it is deep, not the directory of the test.
+            format!("unix@{}", at("link/../behind.sock")),
+            format!("unix@{}", at("link/linked.sock")),
+            format!("{} mode 4755", at("mode.sock")),
+            format!("unix@{}", at("bytes-\\xe9.sock")),
+            format!("abns@{abstract_name}"),
+        ];
+        let file = scene.write("f.cfg", &config(&binds));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let ask = || {
+            let bytes = scene.path("").join(OsStr::from_bytes(b"bytes-\xe9.sock"));
+            let named = ["up.sock", "deep/behind.sock", "deep/er/linked.sock", "mode.sock"];
+            let named = named.map(|name| scene.path(name));
+            for path in named.iter().map(PathBuf::as_path).chain([bytes.as_path()]) {
+                let stream = UnixStream::connect(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+                assert!(answer(stream).ends_with("one"), "{path:?}");
+            }
+            let mode = Path::new(&named[3]).metadata().expect("stat").mode();
+            assert_eq!(mode & 0o7777, 0o4755);
+            let mut name = abstract_name.clone().into_bytes();
+            name.resize(107, 0);
+            let address = SocketAddr::from_abstract_name(&name).expect("address");
+            let stream = UnixStream::connect_addr(&address).expect("the abstract name");
+            assert!(answer(stream).ends_with("one"));
+        };
+        ask();
+        haproxy.reload(&scene).ok();
+        ask();
+    }
+}
+
+#[test]
+fn the_empty_abstract_name_is_a_name() {
+    for program in haproxies() {
+        // It is one for all of a network.
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return;
+        }
+        let _broker = scene.broker();
+        let file = scene.write("f.cfg", &config(&["abns@".to_owned()]));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        haproxy.reload(&scene).ok();
+        let address = SocketAddr::from_abstract_name([0; 107]).expect("address");
+        let stream = UnixStream::connect_addr(&address).expect("the empty name");
+        assert!(answer(stream).ends_with("one"));
+        assert!(scene.run("list", &[]).ok().contains("abns@"), "not of the broker");
+    }
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_left_to_haproxy_which_listens() {
+    for program in haproxies() {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return;
+        }
+        let _broker = scene.broker();
+        let address = scene.address();
+        let file = scene.write("f.cfg", &config(&[format!("{address} interface nosuch0")]));
+        let explained = finish(scene.bindonce("render").arg("--explain").arg(&file)).ok();
+        assert!(explained.contains("its interface does not exist"), "{explained}");
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        haproxy.supervisor.wait_line("its interface does not exist");
+        haproxy.reload(&scene).ok();
+        assert!(answer(TcpStream::connect(address).expect("connect")).ends_with("one"));
+    }
+}
+
+#[test]
+fn what_haproxy_refuses_is_refused() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    for (bind, reason) in [
+        (format!("unix@/{}", "y".repeat(97)), "at most 97 bytes"),
+        (format!("unix@{}", scene.path("none/../a.sock").display()), "No such file or directory"),
+        (format!("unix@{}", scene.path("none/a.sock").display()), "does not exist"),
+        ("abns@a\\xe9".to_owned(), "choose a name of text"),
+        (format!("abns@{}", "x".repeat(108)), "107"),
+    ] {
+        let file = scene.write("f.cfg", &config(std::slice::from_ref(&bind)));
+        let said =
+            finish(scene.bindonce("check").arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
+        assert!(said.contains(reason) && said.contains("f.cfg:7"), "{bind}: {said}");
+    }
+}
