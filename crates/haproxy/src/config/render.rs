@@ -125,6 +125,9 @@ pub struct Rendering {
     pub constants: Vec<(String, String)>,
     /// What haproxy binds by itself.
     pub left_alone: Vec<LeftAlone>,
+    /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
+    /// generation cannot bind the same.
+    pub no_reuse_port: bool,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,
     /// The server-state files that it loads, the global one first; none if it loads none.

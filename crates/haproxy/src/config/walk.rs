@@ -150,6 +150,9 @@ impl<'a> Walk<'a> {
         for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
             (file.text, file.changes) = edited(&file.text, edits);
         }
+        let without = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dR");
+        self.out.no_reuse_port = self.command.arguments.iter().any(without)
+            || self.state.enabled(b"REUSEPORT") == Some(false);
         self.out.unused = self.supply.unused();
         self.out.server_states = self.server_states.files(&self.directory);
         Ok(self.out)

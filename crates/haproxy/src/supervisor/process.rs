@@ -225,11 +225,16 @@ impl Supervisor {
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            self.failure = generation.refused.clone().unwrap_or(Story {
-                text,
-                hint: None,
-                ..Story::default()
+            // It asked in vain: nobody pauses for it but at a handover.
+            let hint = generation.wants_address.map(|_| {
+                format!(
+                    "an address that haproxy binds by itself is taken, by the generation that serves \
+                     or by another program. {}",
+                    super::foreign::UNSHARE
+                )
             });
+            self.failure =
+                generation.refused.clone().unwrap_or(Story { text, hint, ..Story::default() });
         }
         self.feed(Event::Exited(id));
     }
