@@ -1,7 +1,7 @@
 //! What reading a configuration needs from outside: files, environment, host
 //! names, and what only haproxy knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
@@ -86,6 +86,8 @@ pub struct System {
     again: bool,
     /// Whose rights haproxy is asked with, where it is not started by us.
     user: Option<User>,
+    /// Devices of listeners that are held.
+    devices: BTreeSet<String>,
 }
 
 impl System {
@@ -111,7 +113,8 @@ impl System {
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        Self { program: program.to_owned(), directory, environment, again: false, user: None }
+        let (program, devices) = (program.to_owned(), BTreeSet::new());
+        Self { program, directory, environment, again: false, user: None, devices }
     }
 
     /// The same, where this user has chosen the program and the environment: questions are put to it
@@ -125,9 +128,20 @@ impl System {
     pub fn again(self) -> Self {
         Self { again: true, ..self }
     }
+
+    /// The same, where listeners on these devices are held: an address on one of them is the broker's
+    /// even while the device is gone, because haproxy could not bind it beside the listener.
+    #[must_use]
+    pub fn holding(self, devices: BTreeSet<String>) -> Self {
+        Self { devices, ..self }
+    }
 }
 
 impl World for System {
+    fn has_device(&self, name: &str) -> bool {
+        self.devices.contains(name) || nix::net::if_::if_nametoindex(name).is_ok()
+    }
+
     fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {
         let read = || {
             let value = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only");

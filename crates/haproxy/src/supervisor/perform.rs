@@ -83,6 +83,8 @@ impl Supervisor {
             Configuration::Of(of) => self.configurations.get(&of).cloned(),
         };
         let again = std::mem::replace(&mut self.read_before, true);
+        let held = self.generations.values().flat_map(|generation| &generation.listeners);
+        let devices = held.filter_map(|held| held.listener.options.interface.clone()).collect();
         let mut served = self.served();
         if configuration == Configuration::Fresh && std::mem::take(&mut self.allow_empty) {
             self.may_be_empty = Some(id);
@@ -103,7 +105,7 @@ impl Supervisor {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
                 None => {
-                    let how = start::Reading { again, alone, no_epoll };
+                    let how = start::Reading { again, alone, no_epoll, devices };
                     start::prepare(&settings, &directory, id, how).await.map(Rc::new)
                 }
             };

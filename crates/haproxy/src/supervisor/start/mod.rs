@@ -10,6 +10,7 @@ mod haproxy;
 mod program;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -83,7 +84,7 @@ pub(super) struct How {
 }
 
 /// How a configuration is read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Reading {
     /// It was read by this process before.
     pub(super) again: bool,
@@ -91,6 +92,8 @@ pub(super) struct Reading {
     pub(super) alone: bool,
     /// As in [`How`]: a condition can depend on it.
     pub(super) no_epoll: bool,
+    /// Devices of listeners that generations have.
+    pub(super) devices: BTreeSet<String>,
 }
 
 /// A start that has no process yet.
