@@ -175,3 +175,17 @@ fn roots_broker_keeps_nothing_where_others_could_replace_it() {
         assert_eq!(broker.story().contains("take the control socket's place"), owner != OTHER);
     }
 }
+
+#[test]
+fn a_socket_may_be_named_from_the_current_directory() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut command = scene.command(bindonce());
+    command.current_dir(scene.path("")).args(["--socket", "broker.sock", "run", "--"]);
+    let mut supervisor = Process::start(command.arg(program).arg("-f").arg(file));
+    supervisor.wait_line("serving");
+    assert!(scene.run("reload", &[]).ok().contains("generation 2 serves"));
+    supervisor.terminate();
+}

@@ -103,6 +103,9 @@ impl Saved {
 impl Directory {
     /// Opens the directory, making it if need be, and locks it.
     pub(super) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
+        // It may have been given from the current directory, and a UNIX socket is bound by a whole path.
+        let socket = &std::path::absolute(socket)
+            .map_err(|source| Error::Directory { path: socket.to_owned(), source })?;
         let beside = service_directory(socket, service);
         let Place { path, untrusted } = place::make(socket, service)
             .map_err(|source| Error::Directory { path: beside, source })?;
