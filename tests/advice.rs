@@ -95,13 +95,13 @@ fn the_cli_of_a_master_is_told_from_a_stats_socket() {
     command.args(["-W", "-db", "-S"]).arg(&path).arg("-f").arg(&file);
     let mut master = Process::start(&mut command);
     let pid = master.pid().to_string();
-    // A master executes itself once more at its start, and its socket is another then.
+    // A master executes itself once more at its start: until then its socket is absent, or nobody listens on it.
     let said = eventually("the master's CLI", || {
         let mut adopt = scene.bindonce("adopt");
         let said = finish(adopt.args(["--dry-run", "--stats-socket"]).arg(&path)).fails(1);
-        (!said.contains("Connection refused")).then_some(said)
+        said.contains("CLI of a haproxy master").then_some(said)
     });
-    assert!(said.contains("CLI of a haproxy master") && said.contains("--pid"), "{said}");
+    assert!(said.contains("--pid"), "{said}");
     // Followed.
     if nix::unistd::geteuid().is_root() {
         eventually("its worker", || {
