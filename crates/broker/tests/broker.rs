@@ -159,14 +159,20 @@ fn a_claim_is_all_or_nothing_and_names_who_is_in_the_way() {
     let before = broker.descriptors(0);
     let mut client = broker.client();
     let path = scene.path("a.sock");
-    let (code, message, data) = client.refused(
-        "bind",
-        &json!([{"listen": "127.0.0.1:0"}, {"listen": path}, {"listen": taken.to_string()}]),
-    );
-    assert_eq!((code, &data["errno"]), (-32005, &json!(98)), "{message}");
-    assert_eq!(data["address"], taken.to_string());
-    assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
-    assert!(data["hint"].is_string());
+    let wanted =
+        json!([{"listen": "127.0.0.1:0"}, {"listen": path}, {"listen": taken.to_string()}]);
+    // The holder is named when it was found in time: not always, on a busy machine.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (code, message, data) = client.refused("bind", &wanted);
+        assert_eq!((code, &data["errno"]), (-32005, &json!(98)), "{message}");
+        assert_eq!(data["address"], taken.to_string());
+        assert!(data["hint"].is_string());
+        if message.contains(&format!("pid {}", std::process::id())) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the holder is not named: {message}");
+    }
     assert_eq!(client.call("list", &json!([]))["result"]["listeners"], json!([]));
     assert!(!path.exists());
     drop(client);
