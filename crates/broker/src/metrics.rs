@@ -14,7 +14,7 @@ use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{View, Want};
 use bindonce_observe::openmetrics::{Family, Page};
-use bindonce_observe::{itself, scrape};
+use bindonce_observe::{events, scrape, self_metrics};
 use bindonce_sys::diag;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::queue::{self, Queue};
@@ -78,7 +78,6 @@ const LIMITS: Family = Family::counter(
     "bindonce_broker_limits_reached",
     "Times a limit kept somebody from something.",
 );
-const EVENTS: Family = Family::counter("bindonce_events", "What happened, by kind.");
 const FOLLOWERS: Family =
     Family::gauge("bindonce_event_followers", "Clients that follow the events.");
 
@@ -203,16 +202,16 @@ struct Row {
 impl State {
     /// Everything, as it is now.
     fn metrics(&self) -> String {
-        let mut page = Page::new(&[]);
-        itself(&mut page, VERSION);
+        let mut page = Page::default();
+        self_metrics(&mut page, VERSION);
         page.single(&UPGRADES, self.upgrade.count());
         page.single(&CONNECTIONS, self.registry.connections());
         page.single(&CONNECTIONS_MAX, self.limits.connections);
         let counts = self.counts.borrow();
-        let mut requests = page.family(&REQUESTS);
-        for ((method, result), count) in &counts.requests {
-            requests.sample(&[("method", method), ("result", result)], *count);
-        }
+        let requests = counts.requests.iter().map(|((method, result), count)| {
+            ([("method", (*method).to_owned()), ("result", (*result).to_owned())], *count)
+        });
+        page.family(&REQUESTS, requests);
         page.single(&CLAIMED, counts.granted);
         page.single(&DENIALS, self.journal.count(Kind::Denied));
         page.single(&LIMITS, self.journal.count(Kind::LimitReached));
@@ -222,10 +221,7 @@ impl State {
         page.single(&OPENED, counts.opened);
         page.single(&CLOSED, counts.closed);
         listeners(&mut page, &self.rows());
-        let mut events = page.family(&EVENTS);
-        for (kind, count) in self.journal.counts() {
-            events.sample(&[("kind", kind.word())], count);
-        }
+        events(&mut page, &self.journal);
         page.single(&FOLLOWERS, self.journal.followers());
         page.finish()
     }
@@ -240,12 +236,9 @@ impl State {
 /// Each family as a whole, as the format wants it.
 fn listeners(page: &mut Page, rows: &[Row]) {
     let mut each = |family: &Family, value: &dyn Fn(&Row) -> Option<u64>| {
-        let mut samples = page.family(family);
-        for row in rows {
-            if let Some(value) = value(row) {
-                samples.sample(&[("listener", &row.name)], value);
-            }
-        }
+        let samples =
+            rows.iter().filter_map(|row| Some(([("listener", row.name.clone())], value(row)?)));
+        page.family(family, samples);
     };
     each(&QUEUE, &|row| row.queue.map(|queue| queue.len.into()));
     each(&QUEUE_MAX, &|row| row.queue.map(|queue| queue.limit.into()));

@@ -8,13 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod follow;
-mod itself;
 mod journal;
 mod kept;
 pub mod openmetrics;
 pub mod scrape;
+mod self_metrics;
 
 pub use follow::{Follower, follow};
-pub use itself::itself;
 pub use journal::{Happening, Journal};
 pub use kept::read;
+pub use self_metrics::{events, self_metrics};

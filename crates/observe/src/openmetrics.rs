@@ -1,231 +1,176 @@
-//! The text that Prometheus and its kind read: OpenMetrics 1.0, and nothing of it that is not
-//! needed. <https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md>
+//! A page of metrics in OpenMetrics 1.0, written by `prometheus-client`.
 //!
-//! What is exported is declared as constants ([`Family`]); a [`Page`] writes one family after
-//! the other. A family without a sample is written with its type and help all the same, so that
-//! whoever looks at a page sees what there can be.
+//! What is exported is declared as constants ([`Family`]). At each scrape a process fills a [`Page`] from its
+//! own state, one family after the other, so nothing has to be kept up to date in between. A family
+//! without a sample is written with its type and help all the same: a page shows everything that there can
+//! be, in the same order each time. (The library's own families are hash maps, and an empty one is left
+//! out; hence these samples go through its `Collector`.)
 
-use std::fmt::{self, Write as _};
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 
 /// What a page is, for the header of HTTP.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// What the samples of a family are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-}
 
 /// A family of samples with one name.
 #[derive(Debug, Clone, Copy)]
 pub struct Family {
     name: &'static str,
-    unit: &'static str,
     help: &'static str,
-    of: Type,
+    kind: MetricType,
 }
 
+/// Each takes the name with its unit, if it has one: `_seconds` or `_bytes` at its end.
 impl Family {
     /// What only grows. Its samples end in `_total`, which `name` does not.
     pub const fn counter(name: &'static str, help: &'static str) -> Self {
-        Self { name, unit: "", help, of: Type::Counter }
+        Self { name, help, kind: MetricType::Counter }
     }
 
     /// What goes up and down.
     pub const fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self { name, unit: "", help, of: Type::Gauge }
+        Self { name, help, kind: MetricType::Gauge }
     }
 
-    /// How often something had which size.
+    /// How often something took how long.
     pub const fn histogram(name: &'static str, help: &'static str) -> Self {
-        Self { name, unit: "", help, of: Type::Histogram }
+        Self { name, help, kind: MetricType::Histogram }
     }
 
-    /// Text about what else is told, as labels. Its sample ends in `_info`, which `name` does not.
+    /// Text about the other metrics, as labels. Its sample ends in `_info`, which `name` does not.
     pub const fn info(name: &'static str, help: &'static str) -> Self {
-        Self { name, unit: "", help, of: Type::Info }
-    }
-
-    /// Says the unit, in which the name must end: `seconds` or `bytes`.
-    #[must_use]
-    pub const fn unit(self, unit: &'static str) -> Self {
-        Self { unit, ..self }
+        Self { name, help, kind: MetricType::Info }
     }
 }
 
+/// The labels of one sample.
+pub type Labels<const N: usize> = [(&'static str, String); N];
+
 /// A page that is being written.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Page {
     text: String,
-    /// On every sample: `service="web"`, or nothing.
-    everywhere: String,
+    /// On every sample.
+    common: Vec<(Cow<'static, str>, Cow<'static, str>)>,
 }
 
 impl Page {
-    /// An empty one. These labels are on every sample.
-    pub fn new(everywhere: &[(&str, &str)]) -> Self {
-        let mut page = Self { text: String::new(), everywhere: String::new() };
-        let mut labels = String::new();
-        for (name, value) in everywhere {
-            label(&mut labels, name, value);
-        }
-        page.everywhere = labels;
-        page
+    /// An empty page, with this label on every sample.
+    pub fn with_label(name: &'static str, value: &str) -> Self {
+        Self { text: String::new(), common: vec![(name.into(), value.to_owned().into())] }
     }
 
-    /// Begins a family.
-    pub fn family(&mut self, family: &Family) -> Samples<'_> {
-        let Family { name, unit, help, of } = family;
-        let of_word = match of {
-            Type::Counter => "counter",
-            Type::Gauge => "gauge",
-            Type::Histogram => "histogram",
-            Type::Info => "info",
-        };
+    /// Writes a family. No two of its samples may have the same labels.
+    pub fn family<const N: usize, V: Into<Value>>(
+        &mut self,
+        family: &Family,
+        samples: impl IntoIterator<Item = (Labels<N>, V)>,
+    ) {
+        let samples = samples.into_iter().map(|(labels, value)| (labels, value.into())).collect();
+        let mut registry = Registry::with_labels(self.common.iter().cloned());
+        registry.register_collector(Box::new(Samples { family: *family, samples }));
         // Writing to a String does not fail.
-        let _ = writeln!(self.text, "# TYPE {name} {of_word}");
-        if !unit.is_empty() {
-            let _ = writeln!(self.text, "# UNIT {name} {unit}");
-        }
-        let _ = writeln!(self.text, "# HELP {name} {help}");
-        let suffix = match of {
-            Type::Counter => "_total",
-            Type::Info => "_info",
-            Type::Gauge | Type::Histogram => "",
-        };
-        Samples { page: self, name, suffix }
+        let _ = encode_registry(&mut self.text, &registry);
     }
 
-    /// A family with one sample that has no label of its own.
-    pub fn single(&mut self, family: &Family, value: impl Into<Number>) {
-        self.family(family).sample(&[], value);
+    /// Writes a family with one sample that has no label of its own.
+    pub fn single(&mut self, family: &Family, value: impl Into<Value>) {
+        self.family(family, [([], value)]);
     }
 
-    /// The whole.
+    /// The whole page.
     pub fn finish(mut self) -> String {
-        self.text.push_str("# EOF\n");
+        // Writing to a String does not fail.
+        let _ = encode_eof(&mut self.text);
         self.text
     }
 }
 
-/// The samples of the family that was begun last.
+/// All samples of one family.
 #[derive(Debug)]
-pub struct Samples<'a> {
-    page: &'a mut Page,
-    name: &'static str,
-    suffix: &'static str,
+struct Samples<const N: usize> {
+    family: Family,
+    samples: Vec<(Labels<N>, Value)>,
 }
 
-impl Samples<'_> {
-    /// Writes one. No two of a family may have the same labels.
-    pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Into<Number>) {
-        self.line(self.suffix, labels, value.into());
-    }
-
-    /// Writes a histogram.
-    pub fn histogram(&mut self, histogram: &Histogram) {
-        let mut count = 0;
-        for (bound, of) in BOUNDS.iter().zip(histogram.counts) {
-            count += of;
-            let bound = Number::Float(*bound).to_string();
-            self.line("_bucket", &[("le", &bound)], Number::Whole(count));
-        }
-        self.line("_bucket", &[("le", "+Inf")], Number::Whole(histogram.count));
-        self.line("_count", &[], Number::Whole(histogram.count));
-        self.line("_sum", &[], Number::Float(histogram.sum.as_secs_f64()));
-    }
-
-    fn line(&mut self, suffix: &str, labels: &[(&str, &str)], value: Number) {
-        let Page { text, everywhere } = &mut *self.page;
-        text.push_str(self.name);
-        text.push_str(suffix);
-        if !labels.is_empty() || !everywhere.is_empty() {
-            text.push('{');
-            text.push_str(everywhere);
-            for (name, value) in labels {
-                label(text, name, value);
+impl<const N: usize> Collector for Samples<N> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Family { name, help, kind } = self.family;
+        // The library adds the unit to the name.
+        let (name, unit) = match name.rsplit_once('_') {
+            Some((name, "seconds")) => (name, Some(&Unit::Seconds)),
+            Some((name, "bytes")) => (name, Some(&Unit::Bytes)),
+            _ => (name, None),
+        };
+        let mut family = encoder.encode_descriptor(name, help, unit, kind)?;
+        for (labels, value) in &self.samples {
+            if matches!(kind, MetricType::Info) {
+                family.encode_info(labels)?;
+                continue;
             }
-            text.push('}');
+            let mut sample = family.encode_family(labels)?;
+            match (kind, value) {
+                (MetricType::Counter, Value::Whole(count)) => {
+                    sample.encode_counter::<NoLabelSet, _, u64>(count, None)?;
+                }
+                (MetricType::Counter, Value::Float(sum)) => {
+                    sample.encode_counter::<NoLabelSet, _, f64>(sum, None)?;
+                }
+                (_, Value::Whole(number)) => sample.encode_gauge(number)?,
+                (_, Value::Float(measure)) => sample.encode_gauge(measure)?,
+                (_, Value::Durations(Durations(histogram))) => histogram.encode(sample)?,
+            }
         }
-        // Writing to a String does not fail.
-        let _ = writeln!(text, " {value}");
+        Ok(())
     }
-}
-
-/// Adds `name="value"`, after a comma unless it is the first.
-fn label(text: &mut String, name: &str, value: &str) {
-    if !text.is_empty() && !text.ends_with('{') {
-        text.push(',');
-    }
-    text.push_str(name);
-    text.push_str("=\"");
-    for c in value.chars() {
-        match c {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            c => text.push(c),
-        }
-    }
-    text.push('"');
 }
 
 /// The value of a sample.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Number {
+#[derive(Debug, Clone)]
+pub enum Value {
     /// A count.
     Whole(u64),
     /// A measure.
     Float(f64),
+    /// A histogram.
+    Durations(Durations),
 }
 
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Whole(number) => number.fmt(f),
-            // With a point, as the specification wants the bounds of a histogram written.
-            Self::Float(number) => write!(f, "{number:?}"),
-        }
-    }
-}
-
-impl From<u64> for Number {
+impl From<u64> for Value {
     fn from(number: u64) -> Self {
         Self::Whole(number)
     }
 }
 
-impl From<u32> for Number {
-    fn from(number: u32) -> Self {
-        Self::Whole(number.into())
-    }
-}
-
-impl From<usize> for Number {
+impl From<usize> for Value {
     fn from(number: usize) -> Self {
         Self::Whole(number as u64)
     }
 }
 
-impl From<bool> for Number {
+impl From<bool> for Value {
     fn from(yes: bool) -> Self {
         Self::Whole(yes.into())
     }
 }
 
-impl From<f64> for Number {
-    fn from(number: f64) -> Self {
-        Self::Float(number)
+impl From<Duration> for Value {
+    fn from(duration: Duration) -> Self {
+        Self::Float(duration.as_secs_f64())
     }
 }
 
-impl From<Duration> for Number {
-    fn from(duration: Duration) -> Self {
-        Self::Float(duration.as_secs_f64())
+impl From<&Durations> for Value {
+    fn from(durations: &Durations) -> Self {
+        Self::Durations(durations.clone())
     }
 }
 
@@ -234,24 +179,19 @@ impl From<Duration> for Number {
 const BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// How long something took, each time.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Histogram {
-    /// Those up to each bound and above the one before.
-    counts: [u64; BOUNDS.len()],
-    count: u64,
-    sum: Duration,
+#[derive(Debug, Clone)]
+pub struct Durations(Histogram);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self(Histogram::new(BOUNDS))
+    }
 }
 
-impl Histogram {
+impl Durations {
     /// Adds one.
-    pub fn add(&mut self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound);
-        if let Some(count) = bucket.and_then(|bucket| self.counts.get_mut(bucket)) {
-            *count += 1;
-        }
-        self.count += 1;
-        self.sum = self.sum.saturating_add(took);
+    pub fn add(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
     }
 }
 
@@ -260,56 +200,71 @@ mod tests {
     use super::*;
 
     const QUEUE: Family = Family::gauge("b_queue", "Connections that wait.");
+    const LIMIT: Family = Family::gauge("b_limit", "Connections that may wait.");
     const RELOADS: Family = Family::counter("b_reloads", "Reloads.");
-    const TOOK: Family = Family::histogram("b_seconds", "How long.").unit("seconds");
+    const TOOK: Family = Family::histogram("b_took_seconds", "How long.");
+    const MEMORY: Family = Family::gauge("b_memory_bytes", "How much.");
     const BUILD: Family = Family::info("b_build", "Of what.");
 
     #[test]
-    fn a_page_is_as_the_specification_says() {
-        let mut page = Page::new(&[("service", "web")]);
-        let mut queue = page.family(&QUEUE);
-        queue.sample(&[("listener", "a\"b\\c\nd")], 3_u32);
-        queue.sample(&[("listener", "x"), ("netns", "blue")], true);
+    fn a_page_has_every_family_in_order_with_the_common_label_first() {
+        let mut page = Page::with_label("service", "web");
+        let samples = [("a\"b\\c\nd", 3_u64), ("x", 0)];
+        page.family(&QUEUE, samples.map(|(name, value)| ([("listener", name.to_owned())], value)));
+        page.family::<1, u64>(&LIMIT, []);
         page.single(&RELOADS, 7_u64);
-        let mut took = Histogram::default();
+        let took = Durations::default();
         for millis in [5, 6, 700, 40_000] {
             took.add(Duration::from_millis(millis));
         }
-        page.family(&TOOK).histogram(&took);
-        page.family(&BUILD).sample(&[("version", "1")], 1_u64);
+        page.single(&TOOK, &took);
+        page.single(&MEMORY, 4096_u64);
+        page.family(&BUILD, [([("version", "1".to_owned())], 1_u64)]);
         let text = page.finish();
-        let expected = "\
+        assert_eq!(
+            text,
+            r#"# HELP b_queue Connections that wait.
 # TYPE b_queue gauge
-# HELP b_queue Connections that wait.
-b_queue{service=\"web\",listener=\"a\\\"b\\\\c\\nd\"} 3
-b_queue{service=\"web\",listener=\"x\",netns=\"blue\"} 1
-# TYPE b_reloads counter
+b_queue{service="web",listener="a\"b\\c\nd"} 3
+b_queue{service="web",listener="x"} 0
+# HELP b_limit Connections that may wait.
+# TYPE b_limit gauge
 # HELP b_reloads Reloads.
-b_reloads_total{service=\"web\"} 7
-# TYPE b_seconds histogram
-# UNIT b_seconds seconds
-# HELP b_seconds How long.
-b_seconds_bucket{service=\"web\",le=\"0.005\"} 1
-b_seconds_bucket{service=\"web\",le=\"0.01\"} 2
-";
-        assert!(text.starts_with(expected), "{text}");
-        for line in [
-            "b_seconds_bucket{service=\"web\",le=\"0.5\"} 2",
-            "b_seconds_bucket{service=\"web\",le=\"1.0\"} 3",
-            "b_seconds_bucket{service=\"web\",le=\"30.0\"} 3",
-            "b_seconds_bucket{service=\"web\",le=\"+Inf\"} 4",
-            "b_seconds_count{service=\"web\"} 4",
-            "b_seconds_sum{service=\"web\"} 40.711",
-            "b_build_info{service=\"web\",version=\"1\"} 1",
-        ] {
-            assert!(text.lines().any(|is| is == line), "{line}\n{text}");
-        }
-        assert!(text.ends_with("# EOF\n"));
+# TYPE b_reloads counter
+b_reloads_total{service="web"} 7
+# HELP b_took_seconds How long.
+# TYPE b_took_seconds histogram
+# UNIT b_took_seconds seconds
+b_took_seconds_sum{service="web"} 40.711
+b_took_seconds_count{service="web"} 4
+b_took_seconds_bucket{service="web",le="0.005"} 1
+b_took_seconds_bucket{service="web",le="0.01"} 2
+b_took_seconds_bucket{service="web",le="0.025"} 2
+b_took_seconds_bucket{service="web",le="0.05"} 2
+b_took_seconds_bucket{service="web",le="0.1"} 2
+b_took_seconds_bucket{service="web",le="0.25"} 2
+b_took_seconds_bucket{service="web",le="0.5"} 2
+b_took_seconds_bucket{service="web",le="1.0"} 3
+b_took_seconds_bucket{service="web",le="2.5"} 3
+b_took_seconds_bucket{service="web",le="5.0"} 3
+b_took_seconds_bucket{service="web",le="10.0"} 3
+b_took_seconds_bucket{service="web",le="30.0"} 3
+b_took_seconds_bucket{service="web",le="+Inf"} 4
+# HELP b_memory_bytes How much.
+# TYPE b_memory_bytes gauge
+# UNIT b_memory_bytes bytes
+b_memory_bytes{service="web"} 4096
+# HELP b_build Of what.
+# TYPE b_build info
+b_build_info{service="web",version="1"} 1
+# EOF
+"#
+        );
     }
 
     #[test]
     fn without_labels_there_are_no_braces() {
-        let mut page = Page::new(&[]);
+        let mut page = Page::default();
         page.single(&RELOADS, 0_u64);
         assert!(page.finish().contains("\nb_reloads_total 0\n"));
     }

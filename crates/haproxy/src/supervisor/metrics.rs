@@ -17,11 +17,12 @@ use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::State;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_observe::openmetrics::{Family, Histogram, Page};
-use bindonce_observe::{itself, scrape};
+use bindonce_observe::openmetrics::{Durations, Family, Page, Value};
+use bindonce_observe::{events, scrape, self_metrics};
 use bindonce_sys::process;
 use tokio::sync::{mpsc, oneshot};
 
+use super::generation::Generation;
 use super::report::milliseconds;
 use super::{Error, Message, Supervisor, broker};
 
@@ -39,8 +40,7 @@ const SERVING: Family = Family::gauge(
 const AGE: Family = Family::gauge(
     "bindonce_generation_age_seconds",
     "Since the process of a generation was started.",
-)
-.unit("seconds");
+);
 const CONNECTIONS: Family = Family::gauge(
     "bindonce_generation_connections",
     "Connections of a generation, as haproxy counts them; of one that drains, those that are left.",
@@ -48,8 +48,7 @@ const CONNECTIONS: Family = Family::gauge(
 const MEMORY: Family = Family::gauge(
     "bindonce_generation_resident_memory_bytes",
     "Memory of the first process of a generation that is resident.",
-)
-.unit("bytes");
+);
 const LISTENERS: Family =
     Family::gauge("bindonce_generation_listeners", "Listeners that a generation was given.");
 const RELOADS: Family =
@@ -59,17 +58,15 @@ const FAILURES: Family =
 const RELOAD_TIME: Family = Family::histogram(
     "bindonce_reload_duration_seconds",
     "From the beginning of a reload, once none before it is in progress, to its end.",
-)
-.unit("seconds");
+);
 const HANDOVER_TIME: Family = Family::histogram(
     "bindonce_handover_duration_seconds",
     "From the readiness of a generation until it serves alone; with a pause new connections wait in the queue for this long.",
-).unit("seconds");
+);
 const LAST_RELOAD: Family = Family::gauge(
     "bindonce_last_reload_timestamp_seconds",
     "When the last reload ended, since the Unix epoch.",
-)
-.unit("seconds");
+);
 const LAST_SUCCESSFUL: Family =
     Family::gauge("bindonce_last_reload_successful", "Whether the last reload ended well.");
 const DEATHS: Family =
@@ -100,7 +97,6 @@ const BROKER_UP: Family = Family::gauge(
 );
 const BROKER_LOSSES: Family =
     Family::counter("bindonce_broker_losses", "Times the broker was lost.");
-const EVENTS: Family = Family::counter("bindonce_events", "What happened, by kind.");
 
 /// What is counted for metrics alone.
 #[derive(Debug, Default)]
@@ -109,8 +105,8 @@ pub(super) struct Measured {
     pub(super) begun: Option<Instant>,
     /// When the generation that takes over was ready.
     pub(super) ready: Option<Instant>,
-    reload_time: Histogram,
-    handover_time: Histogram,
+    reload_time: Durations,
+    handover_time: Durations,
     failures: BTreeMap<&'static str, u64>,
     last: Option<(SystemTime, bool)>,
 }
@@ -138,8 +134,8 @@ impl Measured {
 impl Supervisor {
     /// Everything, as it is now.
     pub(super) fn metrics(&self) -> String {
-        let mut page = Page::new(&[("service", self.settings.service.as_str())]);
-        itself(&mut page, env!("CARGO_PKG_VERSION"));
+        let mut page = Page::with_label("service", self.settings.service.as_str());
+        self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
         self.generations_of(&mut page);
         self.reloads_of(&mut page);
         let count = |kind| self.journal.count(kind);
@@ -153,64 +149,52 @@ impl Supervisor {
         page.single(&UPGRADES, self.upgrades);
         page.single(&BROKER_UP, !self.broker.lost.get());
         page.single(&BROKER_LOSSES, count(event::Kind::BrokerLost));
-        let mut events = page.family(&EVENTS);
-        for (kind, count) in self.journal.counts() {
-            events.sample(&[("kind", kind.word())], count);
-        }
+        events(&mut page, &self.journal);
         page.finish()
     }
 
     fn generations_of(&self, page: &mut Page) {
         let known: Vec<_> = self.timeline.generations().collect();
-        let mut states = page.family(&GENERATIONS);
-        for state in [State::Starting, State::Serving, State::Draining] {
+        let states = [State::Starting, State::Serving, State::Draining].map(|state| {
             let count = known.iter().filter(|(_, is)| *is == state).count();
-            states.sample(&[("state", &state.to_string())], count);
-        }
+            ([("state", state.to_string())], count)
+        });
+        page.family(&GENERATIONS, states);
         page.single(&SERVING, self.timeline.serving().map_or(0, |id| id.0));
         let running: Vec<_> = known
             .iter()
             .filter_map(|(id, state)| {
-                let generation = self.generations.get(id)?;
-                Some((id.to_string(), state.to_string(), generation))
+                let labels = [("generation", id.to_string()), ("state", state.to_string())];
+                Some((labels, self.generations.get(id)?))
             })
             .collect();
-        let mut age = page.family(&AGE);
-        for (id, state, generation) in &running {
-            let since = generation.started.elapsed().unwrap_or_default();
-            age.sample(&[("generation", id), ("state", state)], since);
-        }
-        let mut connections = page.family(&CONNECTIONS);
-        for (id, state, generation) in &running {
-            if let Some(count) = generation.connections {
-                connections.sample(&[("generation", id), ("state", state)], count);
-            }
-        }
-        let mut memory = page.family(&MEMORY);
-        for (id, state, generation) in &running {
-            if let Some(bytes) = process::memory(generation.pid()) {
-                memory.sample(&[("generation", id), ("state", state)], bytes);
-            }
-        }
-        let mut listeners = page.family(&LISTENERS);
-        for (id, state, generation) in &running {
-            let count = generation.listeners.len();
-            listeners.sample(&[("generation", id), ("state", state)], count);
-        }
+        let mut each = |family: &Family, value: &dyn Fn(&Generation) -> Option<Value>| {
+            let samples = running
+                .iter()
+                .filter_map(|(labels, generation)| Some((labels.clone(), value(generation)?)));
+            page.family(family, samples);
+        };
+        each(&AGE, &|generation| Some(generation.started.elapsed().unwrap_or_default().into()));
+        each(&CONNECTIONS, &|generation| Some(generation.connections?.into()));
+        each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));
+        each(&LISTENERS, &|generation| Some(generation.listeners.len().into()));
     }
 
     fn reloads_of(&self, page: &mut Page) {
         let measured = &self.measured;
-        let mut reloads = page.family(&RELOADS);
         let failed: u64 = measured.failures.values().sum();
-        reloads.sample(&[("result", "served")], self.journal.count(event::Kind::ReloadDone));
-        reloads.sample(&[("result", "failed")], failed);
-        let mut failures = page.family(&FAILURES);
-        for (cause, count) in &measured.failures {
-            failures.sample(&[("cause", cause)], *count);
-        }
-        page.family(&RELOAD_TIME).histogram(&measured.reload_time);
-        page.family(&HANDOVER_TIME).histogram(&measured.handover_time);
+        let reloads = [("served", self.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
+        page.family(
+            &RELOADS,
+            reloads.map(|(result, count)| ([("result", result.to_owned())], count)),
+        );
+        let failures = measured.failures.iter();
+        page.family(
+            &FAILURES,
+            failures.map(|(cause, count)| ([("cause", (*cause).to_owned())], *count)),
+        );
+        page.single(&RELOAD_TIME, &measured.reload_time);
+        page.single(&HANDOVER_TIME, &measured.handover_time);
         if let Some((at, well)) = measured.last {
             page.single(&LAST_RELOAD, Duration::from_millis(milliseconds(at)));
             page.single(&LAST_SUCCESSFUL, well);

@@ -1,4 +1,5 @@
-//! What every process tells of itself, under the names that all exporters use for it.
+//! What both daemons export in the same way: the process itself, under the names that all exporters use
+//! for it, and the events of its journal.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -6,25 +7,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bindonce_sys::{limits, process};
 
+use crate::Journal;
 use crate::openmetrics::{Family, Page};
 
 const BUILD: Family = Family::info("bindonce_build", "The version of this process.");
-const CPU: Family =
-    Family::counter("process_cpu_seconds", "CPU time of this process.").unit("seconds");
+const CPU: Family = Family::counter("process_cpu_seconds", "CPU time of this process.");
 const RESIDENT: Family =
-    Family::gauge("process_resident_memory_bytes", "Memory of this process that is resident.")
-        .unit("bytes");
+    Family::gauge("process_resident_memory_bytes", "Memory of this process that is resident.");
 const FDS: Family = Family::gauge("process_open_fds", "Open descriptors of this process.");
 const MAX_FDS: Family =
     Family::gauge("process_max_fds", "Descriptors that this process may have open.");
 const STARTED: Family =
-    Family::gauge("process_start_time_seconds", "When this process started, since the Unix epoch.")
-        .unit("seconds");
+    Family::gauge("process_start_time_seconds", "When this process started, since the Unix epoch.");
+const EVENTS: Family = Family::counter("bindonce_events", "What happened, by kind.");
 
-/// Writes it.
-pub fn itself(page: &mut Page, version: &str) {
+/// Writes the metrics of this process.
+pub fn self_metrics(page: &mut Page, version: &str) {
     let pid = i32::try_from(std::process::id()).unwrap_or_default();
-    page.family(&BUILD).sample(&[("version", version)], 1_u64);
+    page.family(&BUILD, [([("version", version.to_owned())], 1_u64)]);
     page.single(&CPU, process::own_cpu_time());
     if let Some(bytes) = process::memory(pid) {
         page.single(&RESIDENT, bytes);
@@ -34,6 +34,12 @@ pub fn itself(page: &mut Page, version: &str) {
     page.single(&FDS, open.saturating_sub(1));
     page.single(&MAX_FDS, limits::nofile().0);
     page.single(&STARTED, started(pid));
+}
+
+/// Writes how often each kind of event has happened since this process began.
+pub fn events(page: &mut Page, journal: &Journal) {
+    let counts = journal.counts().into_iter();
+    page.family(&EVENTS, counts.map(|(kind, count)| ([("kind", kind.word().to_owned())], count)));
 }
 
 /// Looked up once: what is computed from the clock would differ a little each time.
