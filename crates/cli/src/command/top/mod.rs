@@ -26,14 +26,13 @@ use anyhow::{Context as _, bail};
 use bindonce_core::duration;
 use bindonce_sys::signals::{Signal, SignalFd};
 use nix::sys::signal::raise;
-use ratatui_core::terminal::Terminal;
 
 use crate::Globals;
 use crate::command::now;
 use model::{Effect, Input, Model};
 use screen::{Painter, Screen};
 use sources::News;
-use view::{ASCII, Setting, UNICODE};
+use view::{ASCII, Canvas, Setting, UNICODE};
 
 /// Between two pictures.
 const FRAME: Duration = Duration::from_millis(33);
@@ -146,10 +145,11 @@ struct Show<'a> {
 }
 
 impl Show<'_> {
-    fn run(&mut self, painter: Painter, news: &Receiver<News>) -> anyhow::Result<()> {
-        let mut terminal = Terminal::new(painter)?;
+    fn run(&mut self, mut painter: Painter, news: &Receiver<News>) -> anyhow::Result<()> {
         loop {
-            terminal.draw(|frame| view::draw(&self.model, &self.setting, frame.buffer_mut()))?;
+            let mut canvas = Canvas::new(screen::size(), self.setting.glyphs);
+            view::draw(&self.model, &self.setting, &mut canvas);
+            painter.paint(&canvas)?;
             let next = Instant::now() + FRAME;
             let mut came = match news.recv_timeout(TICK) {
                 Err(RecvTimeoutError::Timeout) => News::Input(Input::Time),
@@ -157,7 +157,7 @@ impl Show<'_> {
             };
             // All that comes before the next picture, but not for ever.
             for _ in 0..WAITING {
-                if !self.take(came, &mut terminal)? {
+                if !self.take(came, &mut painter)? {
                     return Ok(());
                 }
                 came = match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
@@ -170,7 +170,7 @@ impl Show<'_> {
     }
 
     /// Takes in one piece of news; whether to go on.
-    fn take(&mut self, news: News, terminal: &mut Terminal<Painter>) -> anyhow::Result<bool> {
+    fn take(&mut self, news: News, painter: &mut Painter) -> anyhow::Result<bool> {
         let effects = match news {
             News::Input(input) => self.model.on(now(), input),
             // Drawing looks at the size.
@@ -187,13 +187,13 @@ impl Show<'_> {
                 Effect::Act(action) => sources::act(self.socket, action, self.sender.clone()),
                 // One that waits already is enough.
                 Effect::Look => drop(self.look.try_send(())),
-                Effect::Redraw => terminal.clear()?,
+                Effect::Redraw => painter.clear(),
                 Effect::Suspend => {
                     self.screen.leave();
                     // Where there is no shell to go to, nothing happens.
                     raise(Signal::SIGTSTP)?;
                     self.screen.enter()?;
-                    terminal.clear()?;
+                    painter.clear();
                 }
                 Effect::Quit => return Ok(false),
             }

@@ -3,17 +3,15 @@
 //! The other screen of the terminal is used, so what was there before is there afterwards. Control
 //! sequences are those of ECMA-48 and the few of xterm's that every terminal of today knows.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, PoisonError};
 
 use bindonce_sys::terminal::{self, Modes};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ratatui_core::backend::{Backend, ClearType, WindowSize};
-use ratatui_core::buffer::Cell;
-use ratatui_core::layout::{Position, Size};
-use ratatui_core::style::{Color, Modifier};
+
+use super::view::{Canvas, Cell, PLAIN, Style};
 
 /// The other screen, marks around what is pasted, no cursor, nothing on it.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?2004h\x1b[?25l\x1b[m\x1b[H\x1b[2J";
@@ -65,152 +63,126 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What ratatui paints with: cells that have changed become text and control sequences, written in
-/// one piece.
+/// The size of the terminal in characters.
+pub(super) fn size() -> (u16, u16) {
+    terminal::size(io::stdout()).unwrap_or(SIZE)
+}
+
+/// Paints canvases on the terminal: of each, the lines that differ from the one before, in one write.
 #[derive(Debug)]
 pub(super) struct Painter {
     colours: bool,
-    out: Vec<u8>,
+    /// The lines on the terminal; none if that is not known.
+    shown: Vec<String>,
 }
 
 impl Painter {
     pub(super) fn new(colours: bool) -> Self {
-        Self { colours, out: Vec::new() }
+        Self { colours, shown: Vec::new() }
+    }
+
+    /// Paints every line the next time.
+    pub(super) fn clear(&mut self) {
+        self.shown.clear();
+    }
+
+    /// Paints what has changed.
+    pub(super) fn paint(&mut self, canvas: &Canvas) -> io::Result<()> {
+        write(self.changes(canvas).as_bytes())
+    }
+
+    fn changes(&mut self, canvas: &Canvas) -> String {
+        let lines: Vec<_> = (1..).zip(canvas.lines()).map(|(y, line)| self.line(y, line)).collect();
+        let mut changes = String::new();
+        if self.shown.len() != lines.len() {
+            changes.push_str("\x1b[m\x1b[2J");
+            self.shown.clear();
+        }
+        for (number, line) in lines.iter().enumerate() {
+            if self.shown.get(number) != Some(line) {
+                changes.push_str(line);
+            }
+        }
+        self.shown = lines;
+        changes
+    }
+
+    /// One line as the terminal is to take it, from its beginning on.
+    fn line(&self, y: u32, cells: &[Cell]) -> String {
+        let mut line = format!("\x1b[{y};1H");
+        let mut style = PLAIN;
+        for (x, cell) in (1..).zip(cells) {
+            if cell.style != style {
+                style = cell.style;
+                line.push_str(&self.rendition(style));
+            }
+            match cell.character {
+                Some(character) => line.push(character),
+                // What follows something wide is put where it belongs, whatever the terminal takes it for.
+                None => line.push_str(&format!("\x1b[{y};{}H", x + 1)),
+            }
+        }
+        if style != PLAIN {
+            line.push_str("\x1b[m");
+        }
+        line
     }
 
     /// Select Graphic Rendition, from nothing.
-    fn style(&mut self, cell: &Cell) -> io::Result<()> {
-        self.out.extend(b"\x1b[0");
-        for (modifier, code) in [(Modifier::BOLD, 1), (Modifier::DIM, 2), (Modifier::REVERSED, 7)] {
-            if cell.modifier.contains(modifier) {
-                write!(self.out, ";{code}")?;
-            }
-        }
-        let colour = match cell.fg {
-            Color::Red => Some(31),
-            Color::Green => Some(32),
-            Color::Yellow => Some(33),
-            // No other is used.
-            _ => None,
-        };
-        if let Some(code) = colour.filter(|_| self.colours) {
-            write!(self.out, ";{code}")?;
-        }
-        self.out.push(b'm');
-        Ok(())
-    }
-}
-
-impl Backend for Painter {
-    type Error = io::Error;
-
-    fn draw<'a, I>(&mut self, content: I) -> io::Result<()>
-    where
-        I: Iterator<Item = (u16, u16, &'a Cell)>,
-    {
-        let mut last: Option<(u16, u16, &Cell)> = None;
-        for (x, y, cell) in content {
-            let behind = last.is_some_and(|(at, line, before)| {
-                // One that is wider has moved the cursor further.
-                line == y && at + 1 == x && before.symbol().is_ascii()
-            });
-            if !behind {
-                write!(self.out, "\x1b[{};{}H", u32::from(y) + 1, u32::from(x) + 1)?;
-            }
-            let same = last.is_some_and(|(_, _, before)| {
-                before.fg == cell.fg && before.modifier == cell.modifier
-            });
-            if !same {
-                self.style(cell)?;
-            }
-            self.out.extend(cell.symbol().as_bytes());
-            last = Some((x, y, cell));
-        }
-        if last.is_some() {
-            self.out.extend(b"\x1b[m");
-        }
-        Ok(())
-    }
-
-    /// It is hidden all the time.
-    fn hide_cursor(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn show_cursor(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Nobody looks at where it is.
-    fn get_cursor_position(&mut self) -> io::Result<Position> {
-        Ok(Position::ORIGIN)
-    }
-
-    fn set_cursor_position<P: Into<Position>>(&mut self, _: P) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn clear(&mut self) -> io::Result<()> {
-        self.out.extend(b"\x1b[m\x1b[2J");
-        Ok(())
-    }
-
-    fn clear_region(&mut self, _: ClearType) -> io::Result<()> {
-        // Of a whole screen, nothing but all of it is ever cleared.
-        self.clear()
-    }
-
-    fn size(&self) -> io::Result<Size> {
-        Ok(terminal::size(io::stdout()).unwrap_or(SIZE).into())
-    }
-
-    fn window_size(&mut self) -> io::Result<WindowSize> {
-        Ok(WindowSize { columns_rows: self.size()?, pixels: Size::default() })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let written = write(&self.out);
-        self.out.clear();
-        written
+    fn rendition(&self, style: Style) -> String {
+        let colour = style.colour.filter(|_| self.colours);
+        let codes = [
+            style.bold.then_some(1),
+            style.dim.then_some(2),
+            style.reversed.then_some(7),
+            colour.map(|colour| colour as u8),
+        ];
+        let codes = codes.into_iter().flatten().map(|code| format!(";{code}"));
+        format!("\x1b[0{}m", codes.collect::<String>())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ratatui_core::buffer::Buffer;
-    use ratatui_core::layout::Rect;
-    use ratatui_core::style::Style;
-
     use super::*;
+    use crate::command::top::view::{BAD, UNICODE};
+
+    fn canvas(text: &str, style: Style) -> Canvas {
+        let mut canvas = Canvas::new((12, 2), &UNICODE);
+        canvas.text(1, 1, 11, text, style);
+        canvas
+    }
 
     fn painted(colours: bool, text: &str, style: Style) -> String {
-        let mut buffer = Buffer::empty(Rect::new(0, 0, 20, 2));
-        buffer.set_string(1, 1, text, style);
-        let blank = Buffer::empty(buffer.area);
         let mut painter = Painter::new(colours);
-        painter.draw(blank.diff(&buffer).into_iter()).expect("bytes");
-        String::from_utf8(painter.out).expect("text")
+        painter.changes(&canvas("", PLAIN));
+        painter.changes(&canvas(text, style))
     }
 
     #[test]
-    fn what_has_changed_becomes_text_where_it_is() {
-        let style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
-        assert_eq!(painted(true, "ab", style), "\x1b[2;2H\x1b[0;1;31mab\x1b[m");
-        assert_eq!(painted(false, "ab", style), "\x1b[2;2H\x1b[0;1mab\x1b[m");
-        assert_eq!(painted(true, "", style), "");
-        // What follows something wide is put where it belongs, whatever the terminal takes it for.
-        assert_eq!(
-            painted(true, "\u{6f22}b", Style::new()),
-            "\x1b[2;2H\x1b[0m\u{6f22}\x1b[2;4Hb\x1b[m"
-        );
+    fn a_line_that_has_changed_is_painted_anew() {
+        assert_eq!(painted(true, "ab", BAD), "\x1b[2;1H \x1b[0;1;31mab\x1b[0m         ");
+        assert_eq!(painted(false, "ab", BAD), "\x1b[2;1H \x1b[0;1mab\x1b[0m         ");
+        assert_eq!(painted(true, "", BAD), "");
+        assert_eq!(painted(true, "\u{6f22}b", PLAIN), "\x1b[2;1H \u{6f22}\x1b[2;4Hb        ");
+    }
+
+    #[test]
+    fn all_is_painted_at_first_after_another_height_and_when_asked() {
+        let mut painter = Painter::new(true);
+        let two = canvas("ab", PLAIN);
+        let whole = painter.changes(&two);
+        assert_eq!(whole, "\x1b[m\x1b[2J\x1b[1;1H            \x1b[2;1H ab         ");
+        assert_eq!(painter.changes(&two), "");
+        painter.changes(&Canvas::new((12, 3), &UNICODE));
+        assert_eq!(painter.changes(&two), whole);
+        painter.clear();
+        assert_eq!(painter.changes(&two), whole);
     }
 
     #[test]
     fn no_control_character_reaches_the_terminal() {
         let hostile = "a\x1b[2Jb\x07\r\n\u{9b}31m\u{202e}c\0\x7f";
-        let painted = painted(true, hostile, Style::new());
-        let text = painted.strip_prefix("\x1b[2;2H\x1b[0m").expect("its place");
-        let text = text.strip_suffix("\x1b[m").expect("its end");
-        assert_eq!(text, "a[2Jb31mc");
+        assert_eq!(painted(true, hostile, PLAIN), "\x1b[2;1H a[2Jb31mc  ");
     }
 }

@@ -1,19 +1,17 @@
 //! What happened, the newest last.
 
-use ratatui_core::layout::Rect;
-
-use super::pen::Pen;
-use super::{BAD, CHOSEN, FAINT, GOOD, PLAIN, WARN, title, window, words};
+use super::canvas::{Area, Canvas};
+use super::{BAD, FAINT, GOOD, PLAIN, WARN, title, window, words};
 use crate::command::top::model::{Model, Pane};
 use crate::events::Told;
 
-pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     if area.height == 0 {
         return;
     }
     let count = model.events.len();
     let aside = if model.back > 0 { format!("{} newer", model.back) } else { String::new() };
-    title(pen, area, ("EVENTS", model.pane == Pane::Events), &[], &aside);
+    title(canvas, area, ("EVENTS", model.pane == Pane::Events), &[], &aside);
     let at = count.saturating_sub(model.back + 1);
     // The newest is at the bottom.
     let height = area.height - 1;
@@ -24,11 +22,11 @@ pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
     };
     for (number, y) in shown.zip(area.y + 1..) {
         let chosen = model.pane == Pane::Events && model.back > 0 && number == at;
-        event(pen, Rect { y, ..area }, &model.events[number], chosen);
+        event(canvas, Area { y, ..area }, &model.events[number], chosen);
     }
 }
 
-fn event(pen: &mut Pen<'_>, area: Rect, told: &Told, chosen: bool) {
+fn event(canvas: &mut Canvas, area: Area, told: &Told, chosen: bool) {
     let event = &told.event;
     let about = match (&event.service, event.generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation}"),
@@ -50,5 +48,5 @@ fn event(pen: &mut Pen<'_>, area: Rect, told: &Told, chosen: bool) {
         cells.push((8, about, PLAIN));
         cells.push((0, event.kind.to_string(), style));
     }
-    pen.row(area.x, area.y, area.width, &cells, if chosen { CHOSEN } else { PLAIN });
+    canvas.row(area, &cells, chosen);
 }

@@ -1,11 +1,9 @@
 //! The listeners, and how full their accept queues are.
 
 use bindonce::{HolderInfo, ListenerInfo};
-use ratatui_core::layout::Rect;
-use ratatui_core::style::Style;
 
-use super::pen::{Cell, Pen};
-use super::{BAD, CHOSEN, FAINT, GOOD, PLAIN, WARN, title, window, words};
+use super::canvas::{Area, Canvas, Column, Style};
+use super::{BAD, FAINT, GOOD, PLAIN, WARN, title, window, words};
 use crate::command::top::model::{Model, Pane, fullness};
 
 /// Characters of a bar.
@@ -13,7 +11,7 @@ const BAR: u16 = 10;
 /// Of how many wait, and how many may.
 const NUMBERS: u16 = 11;
 
-pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     let listeners = model.listeners();
     let stale = model.lost.as_ref().map(|(since, _)| words::clock(*since));
     let aside = match &stale {
@@ -32,16 +30,16 @@ pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
         heads.push((queue + BAR + 1 + NUMBERS + 1, "USED BY".to_owned()));
     }
     let pane = ("LISTENERS", model.pane == Pane::Listeners);
-    title(pen, area, pane, &heads, &aside);
+    title(canvas, area, pane, &heads, &aside);
     let y = area.y + 1;
     if listeners.is_empty() && y < area.bottom() && (model.looked || stale.is_some()) {
         let text = if stale.is_some() { "not known" } else { "none is held" };
-        pen.text(area.x, y, area.width, text, FAINT);
+        canvas.text(area.x, y, area.width, text, FAINT);
     }
     for (number, y) in shown.zip(y..) {
-        let cells = cells(pen, listeners[number], area.width, stale.is_some());
+        let cells = cells(canvas, listeners[number], area.width, stale.is_some());
         let chosen = model.pane == Pane::Listeners && number == model.listener;
-        pen.row(area.x, y, area.width, &cells, if chosen { CHOSEN } else { PLAIN });
+        canvas.row(Area { y, ..area }, &cells, chosen);
     }
 }
 
@@ -54,7 +52,7 @@ fn columns(width: u16) -> (u16, u16) {
     }
 }
 
-fn cells(pen: &Pen<'_>, listener: &ListenerInfo, width: u16, stale: bool) -> Vec<Cell> {
+fn cells(canvas: &Canvas, listener: &ListenerInfo, width: u16, stale: bool) -> Vec<Column> {
     let style = |style: Style| if stale { FAINT } else { style };
     let (name, address) = columns(width);
     // One that was never named is called by its address: that is told once.
@@ -72,7 +70,7 @@ fn cells(pen: &Pen<'_>, listener: &ListenerInfo, width: u16, stale: bool) -> Vec
         half if half >= 0.5 => WARN,
         _ => GOOD,
     };
-    cells.push((BAR, bar(pen, fullness), style(colour)));
+    cells.push((BAR, bar(canvas, fullness), style(colour)));
     let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let queue = match (listener.queue, listener.backlog) {
         (None, None) => String::new(),
@@ -85,12 +83,12 @@ fn cells(pen: &Pen<'_>, listener: &ListenerInfo, width: u16, stale: bool) -> Vec
 }
 
 /// Any connection that waits shows.
-fn bar(pen: &Pen<'_>, fullness: f64) -> String {
+fn bar(canvas: &Canvas, fullness: f64) -> String {
     if fullness < 0.0 {
         return String::new();
     }
     let full = (0..BAR).filter(|cell| fullness * f64::from(BAR) > f64::from(*cell)).count();
-    pen.glyphs.full.repeat(full) + &pen.glyphs.empty.repeat(usize::from(BAR) - full)
+    canvas.glyphs.full.repeat(full) + &canvas.glyphs.empty.repeat(usize::from(BAR) - full)
 }
 
 /// What is unusual, then who uses it.

@@ -3,22 +3,19 @@
 //!
 //! No state is told by colour or by a drawn character alone, and every text is cut at its column.
 
+mod canvas;
 mod events;
 mod listeners;
-mod pen;
 mod services;
 #[cfg(test)]
 mod tests;
 mod words;
 
 use bindonce_core::time::Timestamp;
-use ratatui_core::buffer::Buffer;
-use ratatui_core::layout::Rect;
-use ratatui_core::style::{Color, Modifier, Style};
 
 use super::model::{Message, Model};
-use pen::Pen;
-pub(super) use pen::{ASCII, Glyphs, UNICODE};
+pub(super) use canvas::{ASCII, Canvas, Cell, Glyphs, PLAIN, Style, UNICODE};
+use canvas::{Area, Colour};
 
 /// What does not change.
 #[derive(Debug, Clone)]
@@ -28,27 +25,24 @@ pub(super) struct Setting {
     pub(super) interval: String,
 }
 
-const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
-const WARN: Style = Style::new().fg(Color::Yellow);
-const GOOD: Style = Style::new().fg(Color::Green);
-const PLAIN: Style = Style::new();
-const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
-const FAINT: Style = Style::new().add_modifier(Modifier::DIM);
-const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+const STRONG: Style = Style { bold: true, ..PLAIN };
+const FAINT: Style = Style { dim: true, ..PLAIN };
+const GOOD: Style = Style { colour: Some(Colour::Green), ..PLAIN };
+const WARN: Style = Style { colour: Some(Colour::Yellow), ..PLAIN };
+pub(super) const BAD: Style = Style { colour: Some(Colour::Red), ..STRONG };
 
 /// Draws it all.
-pub(super) fn draw(model: &Model, setting: &Setting, buffer: &mut Buffer) {
-    let area = buffer.area;
-    let mut pen = Pen::new(buffer, setting.glyphs);
+pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
+    let area = canvas.area();
     let Some((top, rest)) = cut(area, 1) else { return };
-    header(model, setting, &mut pen, top);
+    header(model, setting, canvas, top);
     let (below, foot) = match cut(rest, rest.height.saturating_sub(1)) {
         Some((body, foot)) if foot.height > 0 => (body, foot),
         _ => return,
     };
-    footer(model, &mut pen, foot);
+    footer(model, canvas, foot);
     if model.help {
-        return help(&mut pen, below);
+        return help(canvas, below);
     }
     let mut told = told(model, usize::from(area.width));
     let most = usize::from(below.height / 3).max(1);
@@ -60,34 +54,34 @@ pub(super) fn draw(model: &Model, setting: &Setting, buffer: &mut Buffer) {
     let height = below.height.saturating_sub(u16::try_from(told.len()).unwrap_or(0));
     let Some((body, messages)) = cut(below, height) else { return };
     for (line, (text, style)) in (messages.y..messages.bottom()).zip(&told) {
-        pen.text(messages.x, line, messages.width, text, *style);
+        canvas.text(messages.x, line, messages.width, text, *style);
     }
-    panes(model, &mut pen, body);
+    panes(model, canvas, body);
 }
 
 /// The first `height` lines of an area, and the rest; none if there are none at all.
-fn cut(area: Rect, height: u16) -> Option<(Rect, Rect)> {
+fn cut(area: Area, height: u16) -> Option<(Area, Area)> {
     let height = height.min(area.height);
-    let first = Rect { height, ..area };
-    let rest = Rect { y: area.y + height, height: area.height - height, ..area };
+    let first = Area { height, ..area };
+    let rest = Area { y: area.y + height, height: area.height - height, ..area };
     (height > 0 && area.width > 0).then_some((first, rest))
 }
 
 /// Services and listeners get what they need where there is room, events at least a quarter.
-fn panes(model: &Model, pen: &mut Pen<'_>, body: Rect) {
+fn panes(model: &Model, canvas: &mut Canvas, body: Area) {
     let lines = |count: usize| u16::try_from(count.max(1) + 1).unwrap_or(u16::MAX);
     let (services, listeners) = (lines(model.rows().len()), lines(model.listeners().len()));
     let rest = body.height - body.height / 4;
     let services = services.min((rest / 2).max(rest.saturating_sub(listeners)));
     let listeners = listeners.min(rest - services);
     let Some((area, below)) = cut(body, services) else { return };
-    services::draw(model, pen, area);
+    services::draw(model, canvas, area);
     let Some((area, below)) = cut(below, listeners) else { return };
-    listeners::draw(model, pen, area);
-    events::draw(model, pen, below);
+    listeners::draw(model, canvas, area);
+    events::draw(model, canvas, below);
 }
 
-fn header(model: &Model, setting: &Setting, pen: &mut Pen<'_>, area: Rect) {
+fn header(model: &Model, setting: &Setting, canvas: &mut Canvas, area: Area) {
     let mut clock = format!("{}Z", words::clock(model.now));
     if area.width >= 100 {
         clock = format!("every {}  {clock}", setting.interval);
@@ -95,12 +89,12 @@ fn header(model: &Model, setting: &Setting, pen: &mut Pen<'_>, area: Rect) {
     let aside = u16::try_from(clock.len()).unwrap_or(u16::MAX);
     let roomy = area.width >= aside + 50;
     let width = if roomy { area.width - aside - 1 } else { area.width };
-    let at = pen.text(area.x, area.y, width, "bindonce top  ", STRONG);
+    let at = canvas.text(area.x, area.y, width, "bindonce top  ", STRONG);
     let left = width.saturating_sub(at - area.x);
     match (&model.lost, &model.broker) {
         (Some((since, _)), _) => {
             let text = format!("broker does not answer since {}Z", words::clock(*since));
-            pen.text(at, area.y, left, &text, BAD);
+            canvas.text(at, area.y, left, &text, BAD);
         }
         (None, Some(broker)) => {
             let since = Timestamp::parse(&broker.since).unwrap_or(model.now);
@@ -112,14 +106,14 @@ fn header(model: &Model, setting: &Setting, pen: &mut Pen<'_>, area: Rect) {
                 words::count(model.services.len(), "service"),
                 words::count(broker.listeners, "listener"),
             );
-            pen.text(at, area.y, left, &text, PLAIN);
+            canvas.text(at, area.y, left, &text, PLAIN);
         }
         (None, None) => {
-            pen.text(at, area.y, left, "asking the broker", FAINT);
+            canvas.text(at, area.y, left, "asking the broker", FAINT);
         }
     }
     if roomy {
-        pen.text(area.right() - aside, area.y, aside, &clock, FAINT);
+        canvas.text(area.right() - aside, area.y, aside, &clock, FAINT);
     }
 }
 
@@ -148,10 +142,10 @@ fn told(model: &Model, width: usize) -> Vec<(String, Style)> {
     lines
 }
 
-fn footer(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+fn footer(model: &Model, canvas: &mut Canvas, area: Area) {
     if let Some((service, number)) = &model.asking {
         let text = services::question(model, service, *number);
-        pen.text(area.x, area.y, area.width, &text, WARN.add_modifier(Modifier::BOLD));
+        canvas.text(area.x, area.y, area.width, &text, Style { bold: true, ..WARN });
         return;
     }
     let keys = [
@@ -171,14 +165,14 @@ fn footer(model: &Model, pen: &mut Pen<'_>, area: Rect) {
         if area.right().saturating_sub(x) < needed - 2 {
             break;
         }
-        let at = pen.text(x, area.y, needed, key, STRONG);
-        pen.text(at + 1, area.y, needed, what, FAINT);
+        let at = canvas.text(x, area.y, needed, key, STRONG);
+        canvas.text(at + 1, area.y, needed, what, FAINT);
         x += needed;
     }
 }
 
-fn help(pen: &mut Pen<'_>, area: Rect) {
-    let glyphs = pen.glyphs;
+fn help(canvas: &mut Canvas, area: Area) {
+    let glyphs = canvas.glyphs;
     let time_line = format!(
         "time line: {} starting, {} serving, {} draining, {} failed or died",
         glyphs.starting, glyphs.serving, glyphs.draining, glyphs.broke
@@ -196,35 +190,35 @@ fn help(pen: &mut Pen<'_>, area: Rect) {
         "A service's own line shows when any of its generations served.",
     ];
     for (y, text) in (area.y..area.bottom()).zip(lines) {
-        pen.text(area.x, y, area.width, text, PLAIN);
+        canvas.text(area.x, y, area.width, text, PLAIN);
     }
 }
 
 /// A pane's title: its name, heads of columns where they have room, and what stands on the right.
 fn title(
-    pen: &mut Pen<'_>,
-    area: Rect,
+    canvas: &mut Canvas,
+    area: Area,
     (name, chosen): (&str, bool),
     heads: &[(u16, String)],
     aside: &str,
 ) {
     let length = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
     for x in area.x..area.right() {
-        pen.text(x, area.y, 1, pen.glyphs.rule, FAINT);
+        canvas.text(x, area.y, 1, canvas.glyphs.rule, FAINT);
     }
     let style = if chosen { STRONG } else { FAINT };
-    let mut at = pen.text(area.x, area.y, area.width, name, style);
-    at = pen.text(at, area.y, area.right() - at, " ", PLAIN);
+    let mut at = canvas.text(area.x, area.y, area.width, name, style);
+    at = canvas.text(at, area.y, area.right() - at, " ", PLAIN);
     let right = area.right().saturating_sub(length(aside).saturating_add(1));
     for (x, head) in heads {
         // With a space on both sides, over the rule.
         let begin = (area.x + x).saturating_sub(1);
         if begin + 1 >= at && begin + length(head) + 2 <= right {
-            at = pen.text(begin, area.y, area.width, &format!(" {head} "), FAINT);
+            at = canvas.text(begin, area.y, area.width, &format!(" {head} "), FAINT);
         }
     }
     if !aside.is_empty() && right >= at {
-        pen.text(right, area.y, length(aside) + 1, &format!(" {aside}"), FAINT);
+        canvas.text(right, area.y, length(aside) + 1, &format!(" {aside}"), FAINT);
     }
 }
 

@@ -1,11 +1,9 @@
 //! The services with their generations, and when each of them served: the time line ends now.
 
 use bindonce_core::time::Timestamp;
-use ratatui_core::layout::Rect;
-use ratatui_core::style::Style;
 
-use super::pen::Pen;
-use super::{BAD, CHOSEN, FAINT, GOOD, PLAIN, STRONG, WARN, title, window, words};
+use super::canvas::{Area, Canvas, Style};
+use super::{BAD, FAINT, GOOD, PLAIN, STRONG, WARN, title, window, words};
 use crate::command::top::lives::{Life, Phase};
 use crate::command::top::model::{Model, Pane, Row};
 use crate::command::top::seen::{Generation, Service, Supervision};
@@ -55,10 +53,10 @@ impl Columns {
     }
 }
 
-pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
+pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     let columns = Columns::of(area.width);
     let x = area.x + columns.name + columns.middle() + 3;
-    let line = Rect { x, width: area.right().saturating_sub(x), ..area };
+    let line = Area { x, width: area.right().saturating_sub(x), ..area };
     let (from, seconds) = model.span();
     let span = format!("last {}", words::since(Timestamp(0), Timestamp(seconds * 1000)));
     let mut at = columns.name + STATE + 2;
@@ -69,31 +67,31 @@ pub(super) fn draw(model: &Model, pen: &mut Pen<'_>, area: Rect) {
         (begin, head.to_owned())
     });
     let heads: Vec<_> = heads.collect();
-    title(pen, area, ("SERVICES", model.pane == Pane::Services), &heads, &span);
+    title(canvas, area, ("SERVICES", model.pane == Pane::Services), &heads, &span);
     let rows = model.rows();
     if rows.is_empty() && model.looked {
         let text = "no service; start one with `bindonce run -- haproxy -f FILE`";
-        pen.text(area.x, area.y + 1, area.width, if area.height > 1 { text } else { "" }, FAINT);
+        canvas.text(area.x, area.y + 1, area.width, if area.height > 1 { text } else { "" }, FAINT);
     }
     let chosen = rows.iter().position(|row| Some(row) == model.chosen()).unwrap_or(0);
     for (number, y) in window(rows.len(), area.height - 1, chosen).zip(area.y + 1..) {
         let row = &rows[number];
-        let over = if number == chosen { CHOSEN } else { PLAIN };
-        let text = Rect { y, width: (line.x - area.x).saturating_sub(1).min(area.width), ..area };
+        let chosen = number == chosen;
+        let text = Area { y, width: (line.x - area.x).saturating_sub(1).min(area.width), ..area };
         let service = model.services.iter().find(|service| service.name == row.0);
         let lives: Vec<&Life> = match row.1 {
             None => model.lives.of(&row.0).map(|(_, life)| life).collect(),
             Some(number) => model.lives.get(&row.0, number).into_iter().collect(),
         };
         match (service, row.1) {
-            (Some(service), None) => head(pen, text, service, &columns, over),
-            _ => generation(model, pen, text, (row, service), &columns, over),
+            (Some(service), None) => head(canvas, text, service, &columns, chosen),
+            _ => generation(model, canvas, text, (row, service), &columns, chosen),
         }
-        time_line(pen, Rect { y, ..line }, &lives, row.1.is_none(), (from, model.now));
+        time_line(canvas, Area { y, ..line }, &lives, row.1.is_none(), (from, model.now));
     }
 }
 
-fn head(pen: &mut Pen<'_>, area: Rect, service: &Service, columns: &Columns, over: Style) {
+fn head(canvas: &mut Canvas, area: Area, service: &Service, columns: &Columns, chosen: bool) {
     let (text, style) = match &service.supervision {
         Supervision::By { pid, program, reloads, failed } => {
             let pid = pid.map(|pid| format!(" by {pid}")).unwrap_or_default();
@@ -105,16 +103,16 @@ fn head(pen: &mut Pen<'_>, area: Rect, service: &Service, columns: &Columns, ove
         Supervision::Nobody => ("has no supervisor".to_owned(), FAINT),
     };
     let cells = [(columns.name, service.name.clone(), STRONG), (columns.middle(), text, style)];
-    pen.row(area.x, area.y, area.width, &cells, over);
+    canvas.row(area, &cells, chosen);
 }
 
 fn generation(
     model: &Model,
-    pen: &mut Pen<'_>,
-    area: Rect,
+    canvas: &mut Canvas,
+    area: Area,
     ((name, number), service): (&Row, Option<&Service>),
     columns: &Columns,
-    over: Style,
+    chosen: bool,
 ) {
     let number = number.unwrap_or_default();
     let life = model.lives.get(name, number);
@@ -143,7 +141,7 @@ fn generation(
         let text = text.unwrap_or_else(|| "-".to_owned());
         (width, format!("{text:>0$}", usize::from(width)), PLAIN)
     }));
-    pen.row(area.x, area.y, area.width, &cells, over);
+    canvas.row(area, &cells, chosen);
 }
 
 fn state_style(state: &str) -> Style {
@@ -156,8 +154,8 @@ fn state_style(state: &str) -> Style {
 
 /// One character for each part of the time. Of a service: whether any generation served.
 fn time_line(
-    pen: &mut Pen<'_>,
-    area: Rect,
+    canvas: &mut Canvas,
+    area: Area,
     lives: &[&Life],
     service: bool,
     (from, now): (Timestamp, Timestamp),
@@ -173,13 +171,13 @@ fn time_line(
         // A service that has gone on serving has not broken, whatever a start of it did.
         let phase = if service { phases.min() } else { phases.max() };
         let (glyph, style) = match phase {
-            Some(Phase::Starting) => (pen.glyphs.starting, PLAIN),
-            Some(Phase::Serving) => (pen.glyphs.serving, GOOD),
-            Some(Phase::Draining) => (pen.glyphs.draining, WARN),
-            Some(Phase::Broke) => (pen.glyphs.broke, BAD),
+            Some(Phase::Starting) => (canvas.glyphs.starting, PLAIN),
+            Some(Phase::Serving) => (canvas.glyphs.serving, GOOD),
+            Some(Phase::Draining) => (canvas.glyphs.draining, WARN),
+            Some(Phase::Broke) => (canvas.glyphs.broke, BAD),
             None => continue,
         };
-        pen.text(x, area.y, 1, glyph, style);
+        canvas.text(x, area.y, 1, glyph, style);
     }
 }
 

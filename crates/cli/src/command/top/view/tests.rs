@@ -1,8 +1,5 @@
 //! Screens as a terminal would show them.
 
-use ratatui_core::backend::TestBackend;
-use ratatui_core::terminal::Terminal;
-
 use super::*;
 use crate::command::top::fixture::{
     NOW, generation, listener, lost, reloaded, seen, service, told,
@@ -13,10 +10,10 @@ use crate::command::top::seen::Supervision;
 
 fn screen(model: &Model, width: u16, height: u16, glyphs: &'static Glyphs) -> String {
     let setting = Setting { glyphs, interval: "1s".to_owned() };
-    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-    terminal.draw(|frame| draw(model, &setting, frame.buffer_mut())).expect("drawing");
-    let shown = terminal.backend().to_string();
-    let lines = shown.lines().map(|line| line.trim_matches('"').trim_end());
+    let mut canvas = Canvas::new((width, height), glyphs);
+    draw(model, &setting, &mut canvas);
+    let text = |line: &[Cell]| line.iter().filter_map(|cell| cell.character).collect::<String>();
+    let lines = canvas.lines().map(|line| text(line).trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")
 }
 
