@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::life::Phase;
+use super::life::{Life, Phase};
 use super::timeline::Timeline;
 use super::{
-    Action, GenerationId, Moment, Observation, Outcome, PAUSE_AGAIN, PAUSED_TO_CLOSED,
-    QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal, TERM_TO_KILL,
+    Action, GenerationId, KILLED_TO_GONE, Moment, OBSERVED_AGAIN, Observation, Outcome,
+    PAUSE_AGAIN, PAUSED_TO_CLOSED, QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal,
+    TERM_TO_KILL,
 };
 
 /// What a service is doing now; one thing at a time.
@@ -47,6 +48,10 @@ pub(super) struct Pausing {
     /// Since when each silent one is silent while nobody accepts.
     silent: BTreeMap<GenerationId, Moment>,
     ended: Vec<GenerationId>,
+    /// Until when those that are ended may take to be gone.
+    gone_by: Moment,
+    /// Every older generation is ended, and what is observed from then on is the queues' last word.
+    alone: bool,
 }
 
 impl Operation {
@@ -118,6 +123,8 @@ impl Timeline {
             latest: None,
             silent: BTreeMap::new(),
             ended: Vec::new(),
+            gone_by: now,
+            alone: false,
         });
     }
 
@@ -272,8 +279,9 @@ impl Timeline {
         let suspects = self.suspects(pausing);
         if !suspects.is_empty() {
             if let Some(pausing) = self.pausing() {
-                pausing.until = now + TERM_TO_KILL + PAUSE_AGAIN * 5;
+                pausing.until = now + TERM_TO_KILL + OBSERVED_AGAIN;
                 pausing.again = now + PAUSE_AGAIN;
+                pausing.gone_by = now + TERM_TO_KILL + KILLED_TO_GONE;
             }
             for id in suspects {
                 self.operation.note_ended(id);
@@ -282,6 +290,21 @@ impl Timeline {
             return;
         }
         let moving = pausing.latest.as_ref().is_some_and(|seen| seen.moving);
+        let still_there = |id: &GenerationId| self.lives.get(id).is_some_and(Life::is_being_ended);
+        let in_time = now < pausing.gone_by;
+        let ending = in_time && pausing.older.iter().any(still_there);
+        let unseen = in_time && pausing.alone && pausing.latest.is_none();
+        if unseen || (moving && (ending || !pausing.alone)) {
+            // A process that was sent SIGKILL accepts until the kernel has ended it, which a busy
+            // machine does late. What was observed until then accuses nobody else.
+            if let Some(pausing) = self.pausing() {
+                pausing.until = now + OBSERVED_AGAIN;
+                pausing.again = now + PAUSE_AGAIN;
+                pausing.alone = !ending;
+                pausing.latest = None;
+            }
+            return;
+        }
         let (newer, ended) = (pausing.newer, pausing.ended.clone());
         if moving {
             // Every older generation is ended, so there is a stranger at the queue.

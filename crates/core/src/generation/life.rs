@@ -44,6 +44,14 @@ impl Life {
         }
     }
 
+    /// Whether it was told to exit at once, and accepted before.
+    pub(super) fn is_being_ended(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Ending { accepts: true, .. } | Phase::Killed { accepts: true, .. }
+        )
+    }
+
     /// It was proved not to accept while it was being ended.
     pub(super) fn accepts_no_more(&mut self) {
         if let Phase::Ending { accepts, .. } | Phase::Killed { accepts, .. } = &mut self.phase {

@@ -86,6 +86,11 @@ pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
 pub const SILENCE_KILL: Duration = Duration::from_millis(1000);
 /// From SIGTERM to SIGKILL.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
+/// How long a process that was sent SIGKILL may take to be gone before a queue that still shrinks
+/// accuses another one.
+pub const KILLED_TO_GONE: Duration = Duration::from_secs(5);
+/// How long the accept queues are watched anew when the last older generation is ended.
+pub const OBSERVED_AGAIN: Duration = Duration::from_millis(500);
 /// The first wait before a crashed generation is started again; doubles at each further crash.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// One that has served for this long before it died waits no longer than at its first crash.

@@ -142,7 +142,46 @@ fn a_stranger_that_accepts_is_told_when_no_older_generation_is_left() {
     assert_eq!(answers(&actions), []);
     story.on(Event::Exited(ONE));
     story.on(moving());
-    let actions = story.pass(Duration::from_secs(5));
+    let mut actions = story.pass(Duration::from_secs(2));
+    assert_eq!(answers(&actions), [], "it was seen before all were gone, for all that is known");
+    story.on(moving());
+    actions.extend(story.pass(Duration::from_secs(1)));
+    let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: false };
+    assert_eq!(answers(&actions), [outcome]);
+}
+
+#[test]
+fn one_that_the_kernel_ends_late_is_not_taken_for_a_stranger() {
+    let mut story = Story::serving();
+    story.on(Event::Reload(Caller(1)));
+    story.on(Event::Ready(TWO, Handover::Pause));
+    let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
+    story.on(moving());
+    story.pass(Duration::from_secs(5));
+    // It is deaf to SIGTERM too, and takes two seconds to die of SIGKILL.
+    let mut actions = Vec::new();
+    for _ in 0..30 {
+        actions.extend(story.pass(100 * MS));
+        actions.extend(story.on(moving()));
+    }
+    assert_eq!(answers(&actions), []);
+    story.on(Event::Exited(ONE));
+    let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: true };
+    assert_eq!(answers(&story.on(Event::Proved)), [outcome]);
+}
+
+#[test]
+fn one_that_the_kernel_never_ends_does_not_keep_clients_waiting_for_ever() {
+    let mut story = Story::serving();
+    story.on(Event::Reload(Caller(1)));
+    story.on(Event::Ready(TWO, Handover::Pause));
+    let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
+    story.on(moving());
+    let mut actions = story.pass(Duration::from_secs(5));
+    for _ in 0..80 {
+        actions.extend(story.on(moving()));
+        actions.extend(story.pass(100 * MS));
+    }
     let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: false };
     assert_eq!(answers(&actions), [outcome]);
 }
