@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 
 use super::Error;
@@ -100,6 +101,7 @@ impl Walk<'_> {
                 Part::Listen(_, last) => {
                     let mut listeners = line.listeners(piece, &defaults, self.world)?;
                     for listener in &mut listeners {
+                        self.stay_here(listener);
                         self.supply.name(listener);
                     }
                     let key = (listeners[0].key(), *last);
@@ -118,6 +120,15 @@ impl Walk<'_> {
             self.edit(line.source.clone(), line.replacement(words));
         }
         Ok(())
+    }
+
+    /// Before 3.0 haproxy passes over `namespace` where a name is abstract.
+    fn stay_here(&self, listener: &mut Listener) {
+        let elsewhere = listener.options.netns.is_some();
+        let name = matches!(listener.address, Address::Abstract(_));
+        if elsewhere && name && !self.holds(b"version_atleast(3.0)") {
+            listener.options.netns = None;
+        }
     }
 
     fn bound(&self, word: String, first: usize, line: &BindLine) -> Bound {

@@ -370,12 +370,28 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Whether a term of conditions holds; false until haproxy has been asked.
+    pub(super) fn holds(&self, term: &[u8]) -> bool {
+        match self.told(term) {
+            Some(Ok(holds)) => holds,
+            Some(Err(_)) => false,
+            None => {
+                self.terms.borrow_mut().insert(term.to_vec());
+                false
+            }
+        }
+    }
+
+    /// What haproxy has said of a term.
+    fn told(&self, term: &[u8]) -> Option<Result<bool, String>> {
+        self.answers?.terms.get(term).cloned()
+    }
+
     fn block(&self, words: &[Word], blocks: &mut Blocks, place: &Place) -> Result<(), Error> {
         let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
         let evaluate = || {
             let expression = expression_of(words);
-            let told = |term: &[u8]| self.answers?.terms.get(term).cloned();
-            match expression::evaluate(&expression, &self.state, &told) {
+            match expression::evaluate(&expression, &self.state, &|term| self.told(term)) {
                 Value::Known(value) => Ok(value),
                 Value::Asks(terms) => {
                     self.terms.borrow_mut().extend(terms);

@@ -125,6 +125,8 @@ pub(super) fn listening(
 /// Whether a line of the configuration stands for a socket that the kernel shows.
 pub(super) fn names(line: &str, address: &str) -> bool {
     let word = line.rsplit(' ').next().unwrap_or(line);
+    // The kernel shows a name with and without padding alike.
+    let word = &word.replacen("abnsz@", "abns@", 1);
     match address.strip_prefix("unix@") {
         // It keeps the temporary name that it was bound under.
         Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(word)),
@@ -158,6 +160,8 @@ mod tests {
     fn a_socket_finds_its_line() {
         assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
         assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
+        assert!(names("abnsz@web", "abns@web"));
+        assert!(!names("abnsz@web", "abns@other"));
         assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));
         assert!(!names("stats socket /run/h/admin.sock", "unix@/run/other"));
     }
