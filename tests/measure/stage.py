@@ -190,9 +190,9 @@ class Stage(contextlib.ExitStack):
         return result.returncode, result.stdout + result.stderr, time.monotonic() - begun
 
     def load(self, clients=20, **options):
-        """Load until [`report`], or as `options` say: connections, rate, duration, host."""
-        options = {"duration": "30m", **options}
-        command = [binary("bindonce-load"), "--target", f"127.0.0.1:{PORT}", "--clients", str(clients), "--json"]
+        """Load until [`report`], or as `options` say: target, connections, rate, duration, host."""
+        options = {"duration": "30m", "target": f"127.0.0.1:{PORT}", **options}
+        command = [binary("bindonce-load"), "--clients", str(clients), "--json"]
         for name, value in options.items():
             command += [f"--{name}", str(value)]
         return self.start("load", command, stdout=subprocess.PIPE, text=True)
