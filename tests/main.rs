@@ -41,6 +41,7 @@ mod migrating;
 mod namespaces;
 mod outcome;
 mod overlaps;
+mod own_addresses;
 mod package;
 mod privileges;
 mod problems;

@@ -197,37 +197,3 @@ fn a_reload_without_a_service_says_so() {
     let said = scene.run("reload", &["--name", "nobody"]).fails(1);
     assert!(said.contains("nobody"), "{said}");
 }
-
-/// What haproxy binds by itself, and no second generation can: said when it serves, and by each reload.
-#[test]
-fn an_address_that_two_generations_cannot_have_is_told_at_the_first_start() {
-    let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
-    for program in Haproxy::system().into_iter().chain(fetched) {
-        let scene = Scene::new();
-        let (address, stats) = (scene.address(), scene.address());
-        let lines = format!("global\n    noreuseport\n    stats socket ipv4@{stats} level admin\n");
-        let text = config(address, 1).replace("global\n", &lines);
-        let file = scene.write("haproxy.cfg", &text);
-        let _broker = scene.broker();
-        let mut haproxy = Haproxy::start(&scene, &program, &file);
-        haproxy.supervisor.wait_line("no reload that keeps it can succeed");
-        let story = haproxy.supervisor.story();
-        let told = story.lines().find(|line| line.contains("no reload that keeps it can succeed"));
-        let told = told.unwrap_or_default();
-        for part in [&stats.to_string(), "haproxy.cfg:", "Remove `noreuseport` and `-dR`"] {
-            assert!(told.contains(part), "{part} is not in:\n{told}");
-        }
-        let before = haproxy.serving(&scene);
-        let said = haproxy.reload(&scene).fails(1);
-        assert!(said.contains("Remove `noreuseport` and `-dR`"), "{said}");
-        assert_eq!(haproxy.serving(&scene), before);
-        // With what was said done, it reloads: the next generation shares nothing of its own.
-        let path = scene.path("stats.sock");
-        let path = format!("stats socket {} level admin", path.display());
-        let text = text.replace(&format!("stats socket ipv4@{stats} level admin"), &path);
-        scene.write("haproxy.cfg", &text);
-        for _ in 0..2 {
-            haproxy.reload(&scene).ok();
-        }
-    }
-}

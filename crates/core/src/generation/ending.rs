@@ -140,6 +140,7 @@ impl Timeline {
                 Phase::Waiting | Phase::Serving { .. } => {}
             }
         }
+        self.yielding_is_due(now, out);
         self.pause_is_due(now, out);
         self.hold_is_due(now, out);
         self.proof_is_due(now, out);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::life::{Life, Phase};
 use super::timeline::Timeline;
+use super::yielding::Yielding;
 use super::{
     Action, GenerationId, KILLED_TO_GONE, Moment, OBSERVED_AGAIN, Observation, Outcome,
     PAUSE_AGAIN, PAUSED_TO_CLOSED, QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal,
@@ -16,7 +17,7 @@ pub(super) enum Operation {
     /// Nothing: what serves, serves.
     None,
     /// A generation was started and is not ready.
-    Starting { newer: GenerationId },
+    Starting { newer: GenerationId, yielding: Option<Yielding> },
     /// It is ready and stopped, and the older ones are told to pause.
     Pausing(Pausing),
     /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
@@ -63,7 +64,7 @@ impl Operation {
     pub(super) fn newer(&self) -> Option<GenerationId> {
         match self {
             Self::None => None,
-            Self::Starting { newer } => Some(*newer),
+            Self::Starting { newer, .. } => Some(*newer),
             Self::Pausing(pausing) => Some(pausing.newer),
             Self::Stopping(stopping) | Self::Proving { stopping, .. } => Some(stopping.newer),
         }
@@ -74,8 +75,9 @@ impl Operation {
             Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
             Self::Proving { until, .. } => Some(*until),
             Self::Stopping(stopping) => stopping.held,
-            // These wait under the deadlines of the generations themselves.
-            Self::None | Self::Starting { .. } => None,
+            // Otherwise it waits under the deadline of the generation itself.
+            Self::Starting { yielding, .. } => yielding.as_ref()?.until,
+            Self::None => None,
         }
     }
 
@@ -159,7 +161,7 @@ impl Timeline {
         out.push(Action::EndProof);
         if !all_paused {
             // Nothing is proved: better that they accept until they have closed than that nobody does.
-            self.resume_older(&pausing, Reason::Handover, out);
+            self.resume(&pausing.older, Reason::Handover, out);
         }
         for &id in &pausing.older {
             self.soft_stop(now, id, false, Reason::Handover, out);
@@ -401,13 +403,23 @@ impl Timeline {
         if operation.proves() {
             out.push(Action::EndProof);
         }
-        if let Operation::Pausing(pausing) = operation {
-            self.resume_older(&pausing, Reason::NewerDied, out);
+        match operation {
+            Operation::Pausing(pausing) => self.resume(&pausing.older, Reason::NewerDied, out),
+            Operation::Starting { yielding: Some(yielding), .. } => {
+                self.end_yielding(&yielding, out);
+            }
+            _ => {}
         }
     }
 
-    fn resume_older(&self, pausing: &Pausing, reason: Reason, out: &mut Vec<Action>) {
-        for &id in &pausing.older {
+    /// Lets those that still serve accept again.
+    pub(super) fn resume(
+        &self,
+        paused: &BTreeSet<GenerationId>,
+        reason: Reason,
+        out: &mut Vec<Action>,
+    ) {
+        for &id in paused {
             let phase = self.lives.get(&id).map(|life| &life.phase);
             if let Some(Phase::Serving { .. }) = phase {
                 out.push(Action::Signal { id, signal: Signal::Resume, reason });

@@ -18,6 +18,7 @@ mod handover;
 mod life;
 mod restart;
 mod timeline;
+mod yielding;
 
 #[cfg(test)]
 mod tests;
@@ -79,6 +80,9 @@ pub const QUEUES_STILL: Duration = Duration::from_millis(500);
 /// How long the new generation waits for older ones that are known to be paused to close their
 /// listeners, where the accept queues do not show it: clients of all listeners wait meanwhile.
 pub const PAUSED_TO_CLOSED: Duration = Duration::from_millis(40);
+/// How long older generations are paused at most so that one that starts can bind an address that they
+/// have bound by themselves; once for each start. Clients wait meanwhile.
+pub const PAUSED_FOR_ADDRESS: Duration = Duration::from_millis(500);
 /// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
 /// have stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
@@ -155,6 +159,11 @@ pub enum Event {
     Reload(Caller),
     /// The start of a generation failed before there was a process.
     StartFailed(GenerationId),
+    /// A generation that starts cannot bind an address of its own, and asks for it; the older ones have
+    /// it and can let go of it by a pause.
+    AddressInUse(GenerationId),
+    /// A generation that starts has given up on an address that it could not bind.
+    GaveUp(GenerationId),
     /// A generation has bound everything and would accept.
     Ready(GenerationId, Handover),
     /// The process of a generation has ended.
@@ -220,6 +229,14 @@ pub enum Action {
         /// Whether any older generation is alive.
         older_alive: bool,
     },
+    /// Until this comes again, or another generation serves: should the supervisor end, `newer`, which
+    /// starts, must be ended, and then those that are paused for it must resume.
+    Guard {
+        /// The generation that starts.
+        newer: GenerationId,
+        /// The older ones that are paused.
+        paused: Vec<GenerationId>,
+    },
     /// Send a signal to every process of a generation.
     Signal {
         /// To whom.
@@ -275,6 +292,10 @@ pub enum Reason {
     Again,
     /// It was found by a new supervisor, which does not know what it was told.
     TakenOver,
+    /// The new generation cannot bind an address that this one has bound by itself.
+    AddressInUse,
+    /// The new generation has given up on that address, or did not get it in time.
+    AddressNotBound,
     /// The new generation died while the older one was paused for it.
     NewerDied,
     /// It did not answer while the service was paused.

@@ -3,6 +3,7 @@
 mod interleavings;
 mod own_stop;
 mod stop_first;
+mod yielding;
 
 use std::time::Duration;
 

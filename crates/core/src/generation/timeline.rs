@@ -90,6 +90,8 @@ impl Timeline {
             }
             Event::Reload(caller) => self.waiting.push(caller),
             Event::StartFailed(id) => self.ended(now, id, Some(Failure::NotStarted), &mut out),
+            Event::AddressInUse(id) => self.address_in_use(now, id, &mut out),
+            Event::GaveUp(id) => self.gave_up(id, &mut out),
             Event::Ready(id, handover) => self.ready(now, id, handover, &mut out),
             Event::Exited(id) => self.ended(now, id, None, &mut out),
             Event::Proved => self.proved(now, &mut out),
@@ -206,7 +208,6 @@ impl Timeline {
         let Some(life) = self.lives.remove(&id) else {
             return;
         };
-        out.push(Action::Gone(id));
         let takes_over = self.operation.newer() == Some(id);
         match life.phase {
             Phase::Serving { since } if !self.shutdown => {
@@ -225,6 +226,10 @@ impl Timeline {
         });
         if takes_over {
             self.newer_died(out);
+        }
+        // Behind the signals: as long as somebody is paused for it, its end is not forgotten.
+        out.push(Action::Gone(id));
+        if takes_over {
             self.answer(Outcome::Failed(id, failure), out);
         }
     }
@@ -300,7 +305,7 @@ impl Timeline {
         };
         let phase = Phase::Starting { until: now + self.settings.ready_timeout };
         self.lives.insert(id, Life { phase, configuration: of, let_go: false });
-        self.operation = Operation::Starting { newer: id };
+        self.operation = Operation::Starting { newer: id, yielding: None };
         out.push(Action::Start { id, configuration, older_alive });
     }
 

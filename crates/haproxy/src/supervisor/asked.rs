@@ -1,6 +1,6 @@
 //! What the supervisor is asked for: reloads, whoever wants them, and signals. A SIGUSR1 from a
 //! generation is haproxy's word that it is ready, from anybody else a soft stop. SIGTTOU is its request that older ones
-//! let go of an address that it cannot bind, SIGTTIN that they take it back: it has given up.
+//! let go of an address that it cannot bind, SIGTTIN that they take it back: it has given up (see [`super::own`]).
 
 use bindonce_core::event;
 use bindonce_core::generation::{Caller, Event, GenerationId};
@@ -87,7 +87,12 @@ impl Supervisor {
     fn wants_an_address(&mut self, pid: i32, signal: Signal) -> bool {
         let haproxy = self.settings.kind.haproxy().is_some();
         let Some(id) = self.generation_of(pid).filter(|_| haproxy) else { return false };
-        let Some(generation) = self.generations.get_mut(&id) else { return false };
+        match signal {
+            Signal::SIGTTOU if self.can_let_go(id) => self.feed(Event::AddressInUse(id)),
+            Signal::SIGTTOU => {}
+            _ => self.feed(Event::GaveUp(id)),
+        }
+        let Some(generation) = self.generations.get_mut(&id) else { return true };
         let earlier = generation.wants_address.replace(signal);
         if earlier == Some(signal) {
             return true;

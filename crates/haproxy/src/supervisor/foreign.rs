@@ -9,7 +9,7 @@ use bindonce_core::generation::GenerationId;
 use bindonce_sys::{aside, diag, holders};
 
 use super::generation::Generation;
-use super::{Message, Supervisor};
+use super::{Message, Supervisor, own};
 
 /// How long a look at /proc and the kernel's sockets may take.
 pub(super) const LOOKS: Duration = Duration::from_secs(10);
@@ -43,9 +43,10 @@ impl Supervisor {
 
     /// Tells what was found, once for each address.
     pub(super) fn found_foreign(&mut self, id: GenerationId, addresses: &BTreeSet<String>) {
-        let prepared =
-            self.timeline.configuration_of(id).and_then(|of| self.configurations.get(&of));
-        let rendering = prepared.and_then(|prepared| prepared.rendering());
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.own.clone_from(addresses);
+        }
+        let rendering = self.rendering(id);
         let left_alone = rendering.map(|rendering| rendering.left_alone.as_slice());
         let no_reuse_port = rendering.is_some_and(|rendering| rendering.no_reuse_port);
         let program = self.settings.kind.name().into_owned();
@@ -71,11 +72,19 @@ impl Supervisor {
                 );
                 tracing::info!(generation = id.0, address = text, place, "{what}");
                 what
-            } else if is_exclusive(address, no_reuse_port) {
-                let what = format!(
-                    "{program} has bound this by itself ({reason}), and no two generations can have it: \
-                     no reload that keeps it can succeed. {UNSHARE}"
-                );
+            } else if own::is_exclusive(address, no_reuse_port) {
+                let what = match self.cannot_let_go(id) {
+                    None => format!(
+                        "{program} has bound this by itself ({reason}), and no two generations can have \
+                         it: at a reload the older one lets go of it and is paused for a moment; \
+                         connections to it are not protected"
+                    ),
+                    Some(why) => format!(
+                        "{program} has bound this by itself ({reason}), and no two generations can have \
+                         it: no reload that keeps it can succeed, since {why}. {}",
+                        own::UNSHARE
+                    ),
+                };
                 tracing::warn!(generation = id.0, address = text, place, "{what}");
                 what
             } else {
@@ -89,19 +98,6 @@ impl Supervisor {
             self.record(id, event::Kind::ForeignBind, format!("{text} ({place}): {what}"));
         }
         self.foreign = lines;
-    }
-}
-
-/// What to do about an address that haproxy binds by itself and that another generation cannot bind beside it.
-pub(super) const UNSHARE: &str = "Remove `noreuseport` and `-dR`, or leave the address to bindonce or to a file: \
-     in `peers` with `bind` and `server` lines, as `stats socket` on a path instead of an IP address or an abstract name";
-
-/// Whether the kernel lets no second process bind this address as haproxy binds it.
-fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
-    match address.parse() {
-        Ok(Address::Tcp(_)) => no_reuse_port,
-        Ok(Address::Abstract(_)) => true,
-        _ => false,
     }
 }
 
@@ -141,20 +137,6 @@ pub(super) fn names(line: &str, address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_two_generations_cannot_have_is_known() {
-        for (address, with_reuse_port, without) in [
-            ("127.0.0.1:8081", false, true),
-            ("[::]:8081", false, true),
-            ("udp@127.0.0.1:443", false, false),
-            ("unix@/run/h/admin.sock", false, false),
-            ("abns@admin", true, true),
-        ] {
-            assert_eq!(is_exclusive(address, false), with_reuse_port, "{address}");
-            assert_eq!(is_exclusive(address, true), without, "{address}");
-        }
-    }
 
     #[test]
     fn a_socket_finds_its_line() {

@@ -39,6 +39,8 @@ pub(super) struct Generation {
     /// It cannot bind an address: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN
     /// (it has given up) that it sent.
     pub(super) wants_address: Option<Signal>,
+    /// Addresses that it has bound by itself, as far as it was looked at.
+    pub(super) own: BTreeSet<String>,
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
     /// Why it was ended by us before it took over.

@@ -26,6 +26,7 @@ mod lease;
 mod listeners;
 mod metrics;
 mod output;
+mod own;
 mod perform;
 mod place;
 mod process;

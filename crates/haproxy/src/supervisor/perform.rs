@@ -25,6 +25,7 @@ impl Supervisor {
             Action::Start { id, configuration, older_alive } => {
                 self.start(id, configuration, older_alive);
             }
+            Action::Guard { newer, paused } => self.guard(newer, &paused),
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
             Action::Prove { newer, older } => self.prove(newer, &older),
             Action::EndProof => {
@@ -124,7 +125,8 @@ impl Supervisor {
                     // Until it has taken over, our death must not leave it beside the older one.
                     let tell = |pid| {
                         if older_alive {
-                            let duty = Named::of(pid).map_or(Duty::None, Duty::End);
+                            let end = |newer| Duty::End { newer, paused: Vec::new() };
+                            let duty = Named::of(pid).map_or(Duty::None, end);
                             watchdog.borrow_mut().tell(&duty);
                         }
                     };

@@ -173,6 +173,7 @@ impl Supervisor {
             started: process.started,
             hold: None,
             wants_address: None,
+            own: BTreeSet::new(),
             ready: false,
             refused: None,
             listens: false,
@@ -225,14 +226,7 @@ impl Supervisor {
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            // It asked in vain: nobody pauses for it but at a handover.
-            let hint = generation.wants_address.map(|_| {
-                format!(
-                    "an address that haproxy binds by itself is taken, by the generation that serves \
-                     or by another program. {}",
-                    super::foreign::UNSHARE
-                )
-            });
+            let hint = generation.wants_address.map(|_| self.address_hint(id));
             self.failure =
                 generation.refused.clone().unwrap_or(Story { text, hint, ..Story::default() });
         }

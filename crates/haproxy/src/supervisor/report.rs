@@ -251,6 +251,17 @@ impl Supervisor {
             Reason::TakenOver => {
                 return tracing::info!(generation = id.0, pid, signal, "told to stop again");
             }
+            Reason::AddressInUse => {
+                return tracing::info!(
+                    generation = id.0,
+                    pid,
+                    signal,
+                    "paused for a moment: the new generation needs an address that it has bound by itself"
+                );
+            }
+            Reason::AddressNotBound => {
+                "the new generation did not get the address that it was paused for"
+            }
             Reason::Again => "the last signal is not obeyed yet",
             Reason::NewerDied => "the generation that was to take over died",
             Reason::Silent => "it does not answer while the service is paused for it",

@@ -26,6 +26,9 @@ const PAUSES: Version = Version { major: 2, minor: 6, patch: 12 };
 /// accepting (tried with 2.6.12, 3.0.11 and 3.2.26).
 const PAUSES_UNIX: Version = Version { major: 3, minor: 0, patch: 0 };
 
+/// From here on it binds an abstract name anew that it has let go of by a pause.
+const RESUMES_ABSTRACT: Version = Version { major: 3, minor: 0, patch: 0 };
+
 impl Version {
     /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
     /// what is not there.
@@ -50,6 +53,11 @@ impl Version {
     /// Whether SIGTTOU pauses it without harm.
     pub(super) fn pauses(self) -> bool {
         self >= PAUSES
+    }
+
+    /// Whether SIGTTIN gives it back an abstract name of its own.
+    pub(super) fn resumes_abstract(self) -> bool {
+        self >= RESUMES_ABSTRACT
     }
 
     /// Whether SIGTTOU pauses its UNIX listeners.

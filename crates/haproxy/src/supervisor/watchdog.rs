@@ -5,7 +5,8 @@
 //! accepting, or nobody. So the supervisor tells this process about every handover, over
 //! a socket that ends with the supervisor, and what is to be done then:
 //!
-//! - a generation that was only starting is ended: the older one serves on;
+//! - a generation that was only starting is ended: the older one serves on, and resumes if it was
+//!   paused so that the new one can bind an address;
 //! - one that was taking over goes on, as soon as the older ones, which are told to stop, have
 //!   closed their listeners.
 //!
@@ -42,6 +43,10 @@ const ENDING: Duration = Duration::from_millis(100);
 /// one that does not must not keep the service away for longer.
 const CLOSING: Duration = Duration::from_millis(500);
 
+/// How long older generations may be paused so that a new one binds an address: the supervisor ends it
+/// long before, unless it is stuck.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// How often is looked whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -60,8 +65,9 @@ pub(super) struct Named {
 pub(super) enum Duty {
     /// Nothing.
     None,
-    /// End a generation that was starting.
-    End(Named),
+    /// End a generation that was starting, then let those resume that were paused for it; while any are,
+    /// also after [`PAUSE`].
+    End { newer: Named, paused: Vec<Named> },
     /// Tell the older ones to stop, and continue the new one; also after this time.
     Finish {
         within: Duration,
@@ -77,6 +83,16 @@ impl Named {
     /// Names the process that has this pid now.
     pub(super) fn of(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: process::start_time(pid)? })
+    }
+
+    /// Waits until it has ended, but for no longer than [`CLOSING`].
+    fn wait_end(self) {
+        let limit = PollTimeout::try_from(CLOSING).unwrap_or(PollTimeout::ZERO);
+        if let Ok(pidfd) = Pidfd::open(self.pid)
+            && process::start_time(self.pid) == Some(self.start_time)
+        {
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit);
+        }
     }
 
     fn signal(self, signal: Signal) {
@@ -120,7 +136,10 @@ impl Duty {
     fn write(&self) -> String {
         match self {
             Self::None => "none\n".to_owned(),
-            Self::End(newer) => format!("end {newer}\n"),
+            Self::End { newer, paused } => {
+                let paused: String = paused.iter().map(|paused| format!(" {paused}")).collect();
+                format!("end {newer}{paused}\n")
+            }
             Self::Finish { within, retire, newer, older, listeners } => {
                 let older: String = older.iter().map(|older| format!(" {older}")).collect();
                 let inodes: String = listeners.iter().map(|inode| format!(" {inode}")).collect();
@@ -133,7 +152,11 @@ impl Duty {
         let mut words = line.split_ascii_whitespace();
         match words.next()? {
             "none" => Some(Self::None),
-            "end" => Some(Self::End(Named::read(words.next()?)?)),
+            "end" => {
+                let newer = Named::read(words.next()?)?;
+                let paused = words.map(Named::read).collect::<Option<_>>()?;
+                Some(Self::End { newer, paused })
+            }
             "finish" => {
                 let within = Duration::from_millis(words.next()?.parse().ok()?);
                 let (retire, newer) = (words.next()?.parse().ok()?, Named::read(words.next()?)?);
@@ -152,9 +175,14 @@ impl Duty {
     fn perform(self) {
         match self {
             Self::None => {}
-            Self::End(newer) => {
+            Self::End { newer, paused } => {
                 newer.signal_tree(Signal::SIGKILL);
-                say(&format!("the supervisor is gone: ended {newer}, which was starting"));
+                if !paused.is_empty() {
+                    // It may have an address that the older ones take back.
+                    newer.wait_end();
+                    paused.iter().for_each(|paused| paused.signal(Signal::SIGTTIN));
+                }
+                say(&format!("the supervisor is gone or stuck: ended {newer}, which was starting"));
             }
             Self::Finish { retire, newer, older, listeners, .. } => {
                 say("the supervisor is gone or stuck: finishing its handover");
@@ -292,7 +320,8 @@ fn work() {
                 duty = Duty::read(&line).unwrap_or(Duty::None);
                 until = match &duty {
                     Duty::Finish { within, .. } => Some(Instant::now() + *within),
-                    Duty::None | Duty::End(_) => None,
+                    Duty::End { paused, .. } if !paused.is_empty() => Some(Instant::now() + PAUSE),
+                    Duty::None | Duty::End { .. } => None,
                 };
                 if duty == Duty::None {
                     held = None;
@@ -374,7 +403,8 @@ mod tests {
         };
         for duty in [
             Duty::None,
-            Duty::End(one),
+            Duty::End { newer: one, paused: vec![] },
+            Duty::End { newer: one, paused: vec![two, one] },
             finish(Signal::SIGUSR1, vec![one], vec![]),
             finish(Signal::SIGQUIT, vec![one, two], vec![4711, 4712]),
             finish(Signal::SIGQUIT, vec![], vec![1]),
@@ -386,6 +416,7 @@ mod tests {
             "finish",
             "finish 1",
             "end 7",
+            "end 7:9 8",
             "finish 1 SIGUSR1 7:9 x",
             "finish 1 SIGUSR1 7:9 8:x",
             "finish 1 7 7:9",

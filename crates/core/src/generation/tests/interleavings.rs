@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::handover::Operation;
 use super::super::*;
 use super::ONE;
 
@@ -12,6 +13,8 @@ use super::ONE;
 #[derive(Debug, Clone)]
 enum Step {
     Reload,
+    AddressInUse(usize),
+    GaveUp(usize),
     Ready(usize, Handover),
     StartFailed(usize),
     Exited(usize),
@@ -35,6 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Reload),
         6 => (0..6usize, handover()).prop_map(|(i, how)| Step::Ready(i, how)),
+        3 => (0..6usize).prop_map(Step::AddressInUse),
+        1 => (0..6usize).prop_map(Step::GaveUp),
         1 => (0..6usize).prop_map(Step::StartFailed),
         3 => (0..6usize).prop_map(Step::Exited),
         4 => Just(Step::Proved),
@@ -47,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
         1 => (0..6usize).prop_map(Step::Retire),
         4 => (0..7000u64).prop_map(Step::Pass),
+        2 => (0..700u64).prop_map(Step::Pass),
         1 => Just(Step::Shutdown),
     ]
 }
@@ -60,6 +66,10 @@ struct Model {
     unanswered: BTreeSet<Caller>,
     stopped_by_us: BTreeMap<GenerationId, bool>,
     touched: BTreeSet<GenerationId>,
+    /// Told to pause, and not to accept again or to stop since.
+    paused: BTreeSet<GenerationId>,
+    /// Whoever resumes if the supervisor ends.
+    guarded: BTreeSet<GenerationId>,
     exited: bool,
 }
 
@@ -76,12 +86,23 @@ impl Model {
                 }
                 Action::Signal { id, signal, .. } => {
                     assert!(self.alive.contains(id), "a signal to a generation that is gone");
-                    self.touched.insert(*id);
+                    // Those that were paused for it resume when it has failed.
+                    if *signal != Signal::Resume {
+                        self.touched.insert(*id);
+                    }
+                    match signal {
+                        Signal::Pause => drop(self.paused.insert(*id)),
+                        Signal::Continue => {}
+                        _ => drop(self.paused.remove(id)),
+                    }
                     match signal {
                         Signal::Stop => drop(self.stopped_by_us.insert(*id, true)),
                         Signal::Continue => drop(self.stopped_by_us.remove(id)),
                         _ => {}
                     }
+                }
+                Action::Guard { paused, .. } => {
+                    self.guarded = paused.iter().copied().collect();
                 }
                 Action::Answer(callers, outcome) => {
                     for caller in callers {
@@ -95,6 +116,7 @@ impl Model {
                 Action::Gone(id) => {
                     assert!(self.alive.remove(id));
                     self.stopped_by_us.remove(id);
+                    self.paused.remove(id);
                 }
                 Action::Exit(_) => {
                     assert!(self.alive.is_empty(), "nothing is left behind");
@@ -131,6 +153,8 @@ proptest! {
                     model.starting.remove(&id);
                     Event::Ready(id, how)
                 }),
+                Step::AddressInUse(i) => pick(i).map(Event::AddressInUse),
+                Step::GaveUp(i) => pick(i).map(Event::GaveUp),
                 Step::StartFailed(i) => pick(i).filter(|id| model.starting.remove(id)).map(|id| {
                     failed_start = true;
                     Event::StartFailed(id)
@@ -178,6 +202,21 @@ proptest! {
             // A deadline that has passed was acted on: asking again at once does nothing.
             prop_assert_eq!(timeline.on(now, Event::Tick), vec![]);
             // Nobody is left stopped, except while a handover is under way.
+            // Whoever has stopped accepts no more anyway.
+            let serves = |id| timeline.generations().any(|known| known == (id, State::Serving));
+            model.paused.retain(|id| serves(*id));
+            // Nobody is left paused either. While a generation starts, those that are paused for it
+            // resume soon, and also if the supervisor ends.
+            match &timeline.operation {
+                Operation::None => {
+                    prop_assert!(model.paused.is_empty(), "left paused: {:?}", actions);
+                }
+                Operation::Starting { .. } if !model.paused.is_empty() => {
+                    prop_assert!(timeline.deadline() <= Some(now + PAUSED_FOR_ADDRESS));
+                    prop_assert!(model.paused.is_subset(&model.guarded));
+                }
+                _ => {}
+            }
             if timeline.operation.is_none() {
                 prop_assert!(model.stopped_by_us.is_empty(), "left stopped: {:?}", actions);
             }

@@ -1,0 +1,191 @@
+//! Addresses that haproxy binds by itself and that two generations cannot have at once: at a reload the
+//! older one lets go of them, and nobody who connects to the service notices.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use bindonce_load::{Load, Plan};
+
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually};
+
+/// A haproxy under load whose stats socket is such an address. Ended in this order.
+struct Stage {
+    load: Load,
+    haproxy: Haproxy,
+    _broker: Process,
+    scene: Scene,
+    address: SocketAddr,
+    stats: SocketAddr,
+}
+
+impl Stage {
+    fn start(program: &Path) -> Self {
+        let scene = Scene::new();
+        let broker = scene.broker();
+        let (address, stats) = (scene.address(), scene.address());
+        let file = scene.write("haproxy.cfg", &with_stats(address, 1, &[stats]));
+        let haproxy = Haproxy::start(&scene, program, &file);
+        let mut plan = Plan::new(address);
+        plan.clients = 4;
+        let load = plan.start().expect("starting the load");
+        assert!(load.wait_for(50, DEADLINE), "no answers");
+        Self { load, haproxy, _broker: broker, scene, address, stats }
+    }
+
+    fn write(&self, tag: u64, stats: &[SocketAddr]) {
+        self.scene.write("haproxy.cfg", &with_stats(self.address, tag, stats));
+    }
+
+    /// One generation serves, and has its own address.
+    #[track_caller]
+    fn is_whole(&self) {
+        eventually("one haproxy", || (self.scene.haproxies().len() == 1).then_some(()));
+        eventually("its stats socket", || TcpStream::connect(self.stats).ok());
+    }
+}
+
+fn with_stats(address: SocketAddr, tag: u64, stats: &[SocketAddr]) -> String {
+    let line = |at: &SocketAddr| format!("    stats socket ipv4@{at} level admin\n");
+    let lines: String = stats.iter().map(line).collect();
+    config(address, tag).replace("global\n", &format!("global\n    noreuseport\n{lines}"))
+}
+
+/// Connects to an abstract name as haproxy binds it: with zeroes up to the full length.
+fn connect_abstract(name: &str) -> std::io::Result<UnixStream> {
+    let mut padded = name.as_bytes().to_vec();
+    padded.resize(107, 0);
+    UnixStream::connect_addr(&UnixAddr::from_abstract_name(padded)?)
+}
+
+fn all() -> impl Iterator<Item = PathBuf> {
+    Haproxy::system().into_iter().chain(["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched))
+}
+
+#[test]
+fn the_older_generation_lets_go_of_its_own_address() {
+    for program in all() {
+        let mut stage = Stage::start(&program);
+        stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
+        for tag in 2..6 {
+            stage.write(tag, &[stage.stats]);
+            stage.haproxy.reload(&stage.scene).ok();
+            assert!(stage.load.wait_for_token(&tag.to_string(), DEADLINE), "{tag}");
+        }
+        stage.is_whole();
+        assert_nothing_lost(&stage.load.stop());
+    }
+}
+
+/// It has let go of its address for a new one that fails all the same: it serves on, and has it again.
+#[test]
+fn the_older_generation_takes_its_own_address_back() {
+    for program in all() {
+        let mut stage = Stage::start(&program);
+        stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
+        let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = stranger.local_addr().expect("its address");
+        stage.write(2, &[stage.stats, taken]);
+        let before = stage.haproxy.serving(&stage.scene);
+        let said = stage.haproxy.reload(&stage.scene).fails(1);
+        assert!(said.contains("taken by another program"), "{said}");
+        assert_eq!(stage.haproxy.serving(&stage.scene), before);
+        stage.is_whole();
+        drop(stranger);
+        stage.haproxy.reload(&stage.scene).ok();
+        assert!(stage.load.wait_for_token("2", DEADLINE));
+        stage.is_whole();
+        assert_nothing_lost(&stage.load.stop());
+    }
+}
+
+/// The supervisor is killed while the older one is paused for a new one: it accepts again.
+#[test]
+fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
+    let Some(program) = Haproxy::system() else { return };
+    let mut stage = Stage::start(&program);
+    stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = stranger.local_addr().expect("its address");
+    stage.write(2, &[stage.stats, taken]);
+    let mut reload = stage.scene.bindonce("reload");
+    let reload = reload.args(["--name", "web"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reload = reload.spawn().expect("a reload");
+    stage.haproxy.supervisor.wait_line("paused for a moment");
+    stage.haproxy.supervisor.kill();
+    reload.wait().expect("its end");
+    stage.is_whole();
+    // Those that waited are answered, and others after them.
+    assert!(stage.load.wait_for(500, DEADLINE), "nobody accepts");
+    drop(stranger);
+    let file = stage.scene.path("haproxy.cfg");
+    stage.haproxy = Haproxy::start(&stage.scene, &program, &file);
+    stage.haproxy.reload(&stage.scene).ok();
+    assert!(stage.load.wait_for_token("2", DEADLINE));
+    assert_nothing_lost(&stage.load.stop());
+}
+
+/// From 3.0 on that is so for an abstract name too.
+#[test]
+fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
+    for program in all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let name = format!("own-{}-{}", std::process::id(), scene.address().port());
+        let line = format!("global\n    stats socket abns@{name} level admin\n");
+        let text = config(scene.address(), 1).replace("global\n", &line);
+        let file = scene.write("haproxy.cfg", &text);
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let told = haproxy.supervisor.wait_line("no two generations can have it");
+        if told.contains("the older one lets go of it") {
+            haproxy.reload(&scene).ok();
+            // The next one fails all the same, and the name is there again.
+            let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let taken = stranger.local_addr().expect("its address");
+            let both = format!("{line}    stats socket ipv4@{taken}\n");
+            scene.write("haproxy.cfg", &text.replace(&line, &both));
+            haproxy.reload(&scene).fails(1);
+            eventually("its stats socket", || connect_abstract(&name).ok());
+            drop(stranger);
+            haproxy.reload(&scene).ok();
+            eventually("its stats socket", || connect_abstract(&name).ok());
+        } else {
+            assert!(told.contains("haproxy before 3.0"), "{told}");
+            let before = haproxy.serving(&scene);
+            haproxy.reload(&scene).fails(1);
+            assert_eq!(haproxy.serving(&scene), before);
+        }
+    }
+}
+
+/// An abstract listener of the broker's would be closed for good by a pause: there no reload succeeds, which
+/// is said when it serves, and by each reload.
+#[test]
+fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
+    for program in all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, stats) = (scene.address(), scene.address());
+        let name = format!("given-{}-{}", std::process::id(), scene.address().port());
+        let text = with_stats(address, 1, &[stats]) + &format!("    bind abns@{name}\n");
+        let file = scene.write("haproxy.cfg", &text);
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let told = haproxy.supervisor.wait_line("no reload that keeps it can succeed");
+        for part in [&stats.to_string(), "haproxy.cfg:", "Remove `noreuseport` and `-dR`"] {
+            assert!(told.contains(part), "{part} is not in:\n{told}");
+        }
+        let before = haproxy.serving(&scene);
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains("Remove `noreuseport` and `-dR`"), "{said}");
+        assert_eq!(haproxy.serving(&scene), before);
+        // With what was said done, it reloads: the next generation shares nothing of its own.
+        let path = format!("stats socket {} level admin", scene.path("stats.sock").display());
+        let text = text.replace(&format!("stats socket ipv4@{stats} level admin"), &path);
+        scene.write("haproxy.cfg", &text);
+        for _ in 0..2 {
+            haproxy.reload(&scene).ok();
+        }
+    }
+}
