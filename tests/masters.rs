@@ -34,13 +34,13 @@ struct Nested {
 }
 
 impl Nested {
-    fn start() -> Option<Self> {
+    fn start(arguments: &[&str]) -> Option<Self> {
         let program = Haproxy::system()?;
         let scene = Scene::new();
         let address = scene.address();
         let file = scene.write("haproxy.cfg", &Self::config(address, 1));
         let broker = scene.broker();
-        let haproxy = Haproxy::start(&scene, &program, &file);
+        let haproxy = Haproxy::start_with(&scene, arguments, &program, &file);
         Some(Self { haproxy, address, _broker: broker, scene })
     }
 
@@ -75,7 +75,17 @@ impl Nested {
 
 #[test]
 fn a_reload_of_haproxys_own_master_becomes_one_of_ours() {
-    let Some(mut nested) = Nested::start() else { return };
+    becomes_one_of_ours(&[]);
+}
+
+/// Only the configuration says then that there is a master.
+#[test]
+fn without_an_admin_socket_a_reload_of_its_own_master_becomes_one_of_ours() {
+    becomes_one_of_ours(&["--no-admin"]);
+}
+
+fn becomes_one_of_ours(arguments: &[&str]) {
+    let Some(mut nested) = Nested::start(arguments) else { return };
     let (_, master) = nested.serving();
     nested.configure(2);
     // A master of 2.6.12 that has just started loses the signal: it says when it heard it.
@@ -97,7 +107,7 @@ fn a_reload_of_haproxys_own_master_becomes_one_of_ours() {
 
 #[test]
 fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
-    let Some(mut nested) = Nested::start() else { return };
+    let Some(mut nested) = Nested::start(&[]) else { return };
     let (_, master) = nested.serving();
     let mut half = TcpStream::connect(nested.address).expect("connect");
     half.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
@@ -113,4 +123,30 @@ fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
     let mut answer = String::new();
     half.read_to_string(&mut answer).expect("an answer");
     assert!(answer.contains("x-generation: 1\r\n"), "{answer}");
+}
+
+/// The process that `pidfile` names is the supervisor, through all generations: haproxy's own master would
+/// be another one after each reload.
+#[test]
+fn the_file_of_a_pidfile_line_names_the_supervisor() {
+    for keyword in ["master-worker", "daemon"] {
+        let Some(program) = Haproxy::system() else { return };
+        let scene = Scene::new();
+        let path = scene.path("haproxy.pid");
+        let lines = format!("global\n    {keyword}\n    pidfile {}\n", path.display());
+        let text = config(scene.address(), 1).replace("global\n", &lines);
+        let file = scene.write("haproxy.cfg", &text);
+        let _broker = scene.broker();
+        std::fs::write(&path, "1\n").expect("a file of an earlier haproxy");
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let supervisor = format!("{}\n", haproxy.supervisor.pid());
+        let names_it = || {
+            let text = std::fs::read_to_string(&path).ok();
+            text.filter(|text| *text == supervisor).map(drop)
+        };
+        eventually("the file to name the supervisor", names_it);
+        haproxy.reload(&scene).ok();
+        eventually("one haproxy", || (scene.haproxies().len() < 3).then_some(()));
+        assert!(names_it().is_some(), "{keyword}: {:?}", std::fs::read_to_string(&path));
+    }
 }

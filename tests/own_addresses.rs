@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use bindonce_load::{Load, Plan};
@@ -60,13 +60,9 @@ fn connect_abstract(name: &str) -> std::io::Result<UnixStream> {
     UnixStream::connect_addr(&UnixAddr::from_abstract_name(padded)?)
 }
 
-fn all() -> impl Iterator<Item = PathBuf> {
-    Haproxy::system().into_iter().chain(["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched))
-}
-
 #[test]
 fn the_older_generation_lets_go_of_its_own_address() {
-    for program in all() {
+    for program in Haproxy::all() {
         let mut stage = Stage::start(&program);
         stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
         for tag in 2..6 {
@@ -82,7 +78,7 @@ fn the_older_generation_lets_go_of_its_own_address() {
 /// It has let go of its address for a new one that fails all the same: it serves on, and has it again.
 #[test]
 fn the_older_generation_takes_its_own_address_back() {
-    for program in all() {
+    for program in Haproxy::all() {
         let mut stage = Stage::start(&program);
         stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
         let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -130,7 +126,7 @@ fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
 /// From 3.0 on that is so for an abstract name too.
 #[test]
 fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
-    for program in all() {
+    for program in Haproxy::all() {
         let scene = Scene::new();
         let _broker = scene.broker();
         let name = format!("own-{}-{}", std::process::id(), scene.address().port());
@@ -164,7 +160,7 @@ fn an_abstract_name_is_let_go_of_where_haproxy_can_take_it_back() {
 /// is said when it serves, and by each reload.
 #[test]
 fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
-    for program in all() {
+    for program in Haproxy::all() {
         let scene = Scene::new();
         let _broker = scene.broker();
         let (address, stats) = (scene.address(), scene.address());

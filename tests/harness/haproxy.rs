@@ -44,6 +44,12 @@ impl Haproxy {
         None
     }
 
+    /// All of these, for what no version may do differently.
+    pub(crate) fn all() -> impl Iterator<Item = PathBuf> {
+        let fetched = ["3.0", "3.2"].into_iter().filter_map(Self::fetched);
+        Self::system().into_iter().chain(fetched)
+    }
+
     /// Starts `bindonce run` with this program and configuration and waits until
     /// its first generation serves.
     #[track_caller]

@@ -285,9 +285,13 @@ async fn accept(
                 // The connection stays in the queue, so the socket stays readable:
                 // trying again at once would spin.
                 if !starved && is_shortage(&error) {
+                    let hint = match error.raw_os_error() {
+                        Some(errno) if errno == Errno::EMFILE as i32 => limits::reached(),
+                        _ => "the whole host is short of it: end what needs most".to_owned(),
+                    };
                     tracing::error!(
                         %error,
-                        hint = "raise LimitNOFILE= of the broker, or end some clients",
+                        hint,
                         "cannot accept connections until a descriptor is free"
                     );
                     let text = format!("cannot accept until a descriptor is free: {error}");

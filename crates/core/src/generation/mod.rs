@@ -82,7 +82,7 @@ pub const QUEUES_STILL: Duration = Duration::from_millis(500);
 pub const PAUSED_TO_CLOSED: Duration = Duration::from_millis(40);
 /// How long older generations are paused at most so that one that starts can bind an address that they
 /// have bound by themselves; once for each start. Clients wait meanwhile.
-pub const PAUSED_FOR_ADDRESS: Duration = Duration::from_millis(500);
+pub const PAUSED_FOR_ADDRESS: Duration = Duration::from_secs(1);
 /// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
 /// have stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);

@@ -31,8 +31,8 @@ pub struct Command {
 
 const DAEMON: &str = "bindonce supervises haproxy in the foreground; leave it out, and let systemd \
                       or the shell put bindonce itself into the background";
-const PID_FILE: &str =
-    "haproxy runs in the foreground here; `bindonce status` tells the pid of every generation";
+const PID_FILE: &str = "haproxy runs in the foreground here; `bindonce status` tells the pid of every generation, and a \
+     `pidfile` line beside `daemon` or `master-worker` names the file that gets the supervisor's";
 const OLD_PIDS: &str =
     "bindonce retires the older generations itself; leave it out and run `bindonce reload`";
 const OLD_SOCKET: &str =

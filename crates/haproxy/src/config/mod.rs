@@ -25,6 +25,7 @@ mod listeners;
 mod messages;
 mod options;
 mod paths;
+mod pid_file;
 mod questions;
 pub mod reader;
 mod render;

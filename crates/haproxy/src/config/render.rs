@@ -128,6 +128,10 @@ pub struct Rendering {
     /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
     /// generation cannot bind the same.
     pub no_reuse_port: bool,
+    /// haproxy runs as a master with workers, by `-W` or `master-worker`.
+    pub master_worker: bool,
+    /// The file that it would write its pid to: absolute.
+    pub pid_file: Option<PathBuf>,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,
     /// The server-state files that it loads, the global one first; none if it loads none.

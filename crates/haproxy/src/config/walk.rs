@@ -19,6 +19,7 @@ use super::expression::{self, Value};
 use super::files::{self, Source};
 use super::listeners::{Met, Names, Supply, mark};
 use super::options::Said;
+use super::pid_file::PidFile;
 use super::questions::{Answers, Questions};
 use super::reader::{self, Line, Unset, Word, printable};
 use super::render::{Change, LeftAlone, RenderedFile, Rendering, Supplied};
@@ -79,6 +80,7 @@ pub(super) struct Walk<'a> {
     pub(super) names: Names,
     pub(super) met: Met,
     pub(super) server_states: ServerStates,
+    pid_file: PidFile,
     pub(super) edits: Vec<Vec<Edit>>,
     pub(super) resets: Vec<Reset>,
     pub(super) out: Rendering,
@@ -133,6 +135,7 @@ impl<'a> Walk<'a> {
             names,
             met: Met::default(),
             server_states: ServerStates::default(),
+            pid_file: PidFile::default(),
             edits: Vec::new(),
             resets: Vec::new(),
             out: Rendering::default(),
@@ -147,6 +150,9 @@ impl<'a> Walk<'a> {
         }
         read.map_err(Stopped::Error)?;
         self.keep_through_resets().map_err(Stopped::Error)?;
+        let has_master = self.has_master();
+        self.out.master_worker = has_master;
+        self.out.pid_file = self.pid_file.finish(has_master, &self.directory, &mut self.edits);
         for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
             (file.text, file.changes) = edited(&file.text, edits);
         }
@@ -534,6 +540,12 @@ impl<'a> Walk<'a> {
                     self.edit(offset + source.start..offset + source.end, text);
                 }
             }
+            b"daemon" => self.pid_file.daemon(),
+            b"pidfile" => {
+                let source = &words[0].source;
+                let keyword = offset + source.start..offset + source.end;
+                self.pid_file.take(value(1), self.out.files.len() - 1, keyword);
+            }
             keyword => self.server_states.take(keyword, value(1)),
         }
     }
@@ -597,7 +609,7 @@ const CFGFILES: &str = "HAPROXY_CFGFILES";
 const OUR_CFGFILES: &str = "BINDONCE_CFGFILES";
 
 /// Keywords whose words matter here.
-const KEYWORDS: [&[u8]; 24] = [
+const KEYWORDS: [&[u8]; 25] = [
     b"backlog",
     b"bind",
     b"default-bind",
@@ -609,6 +621,7 @@ const KEYWORDS: [&[u8]; 24] = [
     b"localpeer",
     b"master-worker",
     b"peer",
+    b"pidfile",
     b"presetenv",
     b"resetenv",
     b"server",

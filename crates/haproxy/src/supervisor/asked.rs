@@ -76,9 +76,8 @@ impl Supervisor {
     /// Whether a sender that is unknown could be a worker of a nested master, which tells that it is
     /// ready and may have died since: then nothing shows whose it was.
     fn may_be_a_dead_worker(&self, pid: i32) -> bool {
-        let nested = self.settings.kind.haproxy().is_some_and(|it| it.command.master_worker);
-        let starting = self.generations.values().any(|generation| !generation.ready);
-        nested && starting && bindonce_sys::process::parent(pid).is_none()
+        let starts = |generation: &Generation| !generation.ready && generation.master_worker;
+        self.generations.values().any(starts) && bindonce_sys::process::parent(pid).is_none()
     }
 
     /// A starting haproxy cannot bind an address of its own: SIGTTOU asks every pid of its `-sf` to

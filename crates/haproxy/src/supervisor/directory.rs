@@ -69,6 +69,8 @@ pub(super) struct SavedGeneration {
     pub(super) state: String,
     /// It has said that it is ready: if it is `starting` all the same, it waits to take over.
     pub(super) ready: bool,
+    /// It runs under haproxy's own master.
+    pub(super) master_worker: bool,
     /// The generation whose configuration it runs.
     pub(super) configuration: u64,
     /// When it was started, in milliseconds since the Unix epoch.

@@ -46,7 +46,7 @@ impl Family {
             kind: kind.clone(),
             id,
             pid,
-            has_master: kind.is_master(pid, generation.answers),
+            has_master: generation.has_master(),
             all: inodes.collect(),
             queues: queues.map(|held| held.inode).collect(),
         })

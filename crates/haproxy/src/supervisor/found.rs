@@ -87,6 +87,7 @@ fn generations(
                 SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
             ),
             listeners: holds.map(ToString::to_string).collect(),
+            ..SavedGeneration::default()
         };
         found.insert(id, generation);
     }

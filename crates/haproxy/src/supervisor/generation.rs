@@ -27,6 +27,8 @@ pub(super) struct Generation {
     pub(super) version: Option<Version>,
     /// The process that answers on its admin socket, once it has.
     pub(super) answers: Option<i32>,
+    /// Its configuration or command line asks for haproxy's own master.
+    pub(super) master_worker: bool,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) tail: Tail,
     /// A copy of the reading end of its standard error, for the next image of this process.
@@ -84,6 +86,12 @@ impl Generation {
         // The task that takes it lives as long as this generation.
         let _ = self.states.send(News::State(state, done));
         taken
+    }
+
+    /// Whether its first process is haproxy's own master, which keeps a copy of each listener for its next
+    /// worker and never accepts.
+    pub(super) fn has_master(&self) -> bool {
+        self.answers.map_or(self.master_worker, |answers| answers != self.pid())
     }
 
     /// The inodes of its listeners.

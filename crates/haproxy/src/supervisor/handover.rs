@@ -90,7 +90,7 @@ impl Supervisor {
             let version = generation.version.or(self.version).unwrap_or_default();
             !generation.listeners.is_empty()
                 && generation.listeners.iter().all(|held| held.can_pause(version))
-                && !self.settings.kind.is_master(generation.pid(), generation.answers)
+                && !generation.has_master()
         };
         older.iter().all(pauses)
     }

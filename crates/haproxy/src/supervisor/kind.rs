@@ -65,16 +65,6 @@ impl Kind {
         }
     }
 
-    /// Whether the first process of a generation is haproxy's own master, which keeps a copy of each
-    /// listener for its next worker and never accepts. `answers` is the process on the admin socket.
-    pub(super) fn is_master(&self, pid: i32, answers: Option<i32>) -> bool {
-        let told = |haproxy: &Haproxy| match answers {
-            Some(answers) => answers != pid,
-            None => haproxy.command.master_worker,
-        };
-        self.haproxy().is_some_and(told)
-    }
-
     /// The living processes of a generation whose first process is this one: of haproxy all that
     /// descend from it (a master, its workers, theirs); of a program also those whose parent has ended.
     pub(super) fn processes(&self, pid: i32) -> Vec<i32> {

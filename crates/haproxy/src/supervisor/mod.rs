@@ -28,6 +28,7 @@ mod metrics;
 mod output;
 mod own;
 mod perform;
+mod pid_file;
 mod place;
 mod process;
 mod promise;
@@ -50,6 +51,7 @@ mod watching;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -252,6 +254,8 @@ struct Supervisor {
     upgrades: u64,
     /// What haproxy has bound by itself, as far as it was told.
     foreign: BTreeSet<String>,
+    /// The `pidfile` that was written last.
+    pid_file: Option<Rc<Path>>,
     announcer: Announcer,
     journal: Rc<Journal>,
     /// The last signal that was not the normal course.
@@ -318,6 +322,7 @@ impl Supervisor {
             upgrading: false,
             upgrades: saved.upgrades,
             foreign: BTreeSet::new(),
+            pid_file: None,
             announcer: Announcer::new(),
             journal,
             last_warning: None,

@@ -55,7 +55,7 @@ impl Supervisor {
         let mut given = generation.listeners.iter().map(|held| &held.bound);
         if !version.pauses() {
             Some("a pause is for good before haproxy 2.6.12")
-        } else if self.settings.kind.is_master(generation.pid(), generation.answers) {
+        } else if generation.has_master() {
             Some("haproxy's own master cannot be paused")
         } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {
             Some("abstract and UDP listeners cannot be paused and resumed")

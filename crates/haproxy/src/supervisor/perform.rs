@@ -230,6 +230,7 @@ impl Supervisor {
         self.late = self.ask_late(id);
         self.give_back();
         self.watch_serving(id);
+        self.write_pid_file(id);
         self.look_for_foreign(id);
     }
 

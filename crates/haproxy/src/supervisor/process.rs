@@ -36,6 +36,8 @@ pub(super) struct Process {
     pub(super) admin: Option<Admin>,
     /// The reading end of its standard error, and what translates what comes through it.
     pub(super) stderr: Option<(OwnedFd, Messages)>,
+    /// As in [`Generation`].
+    pub(super) master_worker: bool,
     pub(super) listeners: Vec<Rc<Held>>,
     pub(super) lease: Option<bindonce::aio::Client>,
     pub(super) started: SystemTime,
@@ -48,12 +50,15 @@ impl Supervisor {
             // It was called off while the process was on its way to us.
             return end_quietly(launched.pidfd);
         }
+        let rendering = launched.prepared.rendering();
+        let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
         self.configurations.insert(id, launched.prepared);
         let admin = launched.admin.map(|path| Admin::connect(path, self.on_answer(id)));
         let process = Process {
             pidfd: launched.pidfd,
             admin,
             stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
+            master_worker,
             listeners: launched.listeners,
             lease: Some(launched.lease),
             started: SystemTime::now(),
@@ -167,6 +172,7 @@ impl Supervisor {
             admin: process.admin,
             version: None,
             answers: None,
+            master_worker: process.master_worker,
             listeners: process.listeners,
             tail,
             stderr: copy,
@@ -277,6 +283,7 @@ impl Supervisor {
             start_time: process::start_time(generation.pid()).unwrap_or_default(),
             state: self.state_of(*id).unwrap_or(State::Draining).to_string(),
             ready: generation.ready,
+            master_worker: generation.master_worker,
             configuration: self.timeline.configuration_of(*id).unwrap_or(*id).0,
             since: milliseconds(generation.started),
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),

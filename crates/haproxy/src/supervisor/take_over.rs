@@ -136,6 +136,7 @@ impl Supervisor {
             pidfd,
             admin,
             stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, Messages::default())),
+            master_worker: saved.master_worker,
             listeners,
             lease,
             started: UNIX_EPOCH + Duration::from_millis(saved.since),

@@ -52,7 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
         1 => (0..6usize).prop_map(Step::Retire),
         4 => (0..7000u64).prop_map(Step::Pass),
-        2 => (0..700u64).prop_map(Step::Pass),
+        2 => (0..1400u64).prop_map(Step::Pass),
         1 => Just(Step::Shutdown),
     ]
 }

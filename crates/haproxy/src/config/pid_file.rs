@@ -1,0 +1,45 @@
+//! `pidfile`: haproxy writes it as a daemon and as its own master, never in the foreground. Under
+//! bindonce the file names the supervisor, which lives on through all generations.
+
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::walk::Edit;
+
+/// What the lines of `global` say about it.
+#[derive(Debug, Default)]
+pub(super) struct PidFile {
+    /// The first line: its path, its file, and where its keyword is there.
+    first: Option<(Vec<u8>, usize, Range<usize>)>,
+    daemon: bool,
+}
+
+impl PidFile {
+    /// haproxy takes the first of several lines.
+    pub(super) fn take(&mut self, path: &[u8], file: usize, keyword: Range<usize>) {
+        if !path.is_empty() {
+            self.first.get_or_insert_with(|| (path.to_vec(), file, keyword));
+        }
+    }
+
+    /// A `daemon` line.
+    pub(super) fn daemon(&mut self) {
+        self.daemon = true;
+    }
+
+    /// The file, if haproxy would write it. Its own master would write it whatever we say: the line is
+    /// made a comment there.
+    pub(super) fn finish(
+        self,
+        has_master: bool,
+        directory: &Path,
+        edits: &mut [Vec<Edit>],
+    ) -> Option<PathBuf> {
+        let (path, file, keyword) = self.first.filter(|_| has_master || self.daemon)?;
+        if let Some(edits) = edits.get_mut(file).filter(|_| has_master) {
+            edits.push(Edit { range: keyword, text: b"#pidfile".to_vec() });
+        }
+        Some(directory.join(std::ffi::OsStr::from_bytes(&path)))
+    }
+}
