@@ -1,29 +1,37 @@
-//! The seeds of the fuzz targets, replayed without a fuzzer: what was found once stays found.
+//! The fuzz targets without a fuzzer: their seeds, so that what was found once stays found, and random inputs
+//! made of them, the same in every run.
 
-use crate::harness::root;
+use std::panic::catch_unwind;
+
+use bindonce_fuzz::{TARGETS, directory, random, seeds};
+
+/// So many for each target, a second's work for the slowest of them.
+const RANDOM: u64 = 2000;
 
 #[test]
-fn every_seed_keeps_its_promises() {
-    let seeds = root().join("fuzz/seeds");
-    let mut known: Vec<String> = Vec::new();
-    for (name, target) in bindonce_fuzzing::TARGETS {
-        known.push(name.to_owned());
-        let files: Vec<_> = std::fs::read_dir(seeds.join(name))
-            .unwrap_or_else(|error| panic!("seeds of {name}: {error}"))
-            .map(|entry| entry.expect("entry").path())
-            .collect();
-        assert!(!files.is_empty(), "{name} has no seeds");
-        for file in files {
+fn every_input_keeps_its_promises() {
+    for (name, target) in TARGETS {
+        let seeds = seeds(name).unwrap_or_else(|error| panic!("seeds of {name}: {error}"));
+        assert!(!seeds.is_empty(), "{name} has no seeds");
+        for (path, seed) in &seeds {
             // Named only if it fails.
-            let seed = std::fs::read(&file).expect("seed");
-            let kept = std::panic::catch_unwind(|| target(&seed));
-            assert!(kept.is_ok(), "{} breaks a promise of {name}", file.display());
+            let kept = catch_unwind(|| target(seed));
+            assert!(kept.is_ok(), "{} breaks a promise of {name}", path.display());
+        }
+        let seeds: Vec<_> = seeds.into_iter().map(|(_, seed)| seed).collect();
+        for number in 0..RANDOM {
+            let input = random(&seeds, number);
+            let kept = catch_unwind(|| target(&input));
+            assert!(kept.is_ok(), "this breaks a promise of {name}: {}", input.escape_ascii());
         }
     }
-    let mut there: Vec<String> = std::fs::read_dir(&seeds)
-        .expect("seeds")
-        .map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned())
-        .collect();
+}
+
+#[test]
+fn every_seed_belongs_to_a_target() {
+    let there = std::fs::read_dir(directory()).expect("seeds");
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("entry").file_name();
+    let mut there: Vec<_> = there.map(name).collect();
     there.sort();
-    assert_eq!(there, known, "each directory of fuzz/seeds belongs to a target");
+    assert_eq!(there, TARGETS.map(|(name, _)| name));
 }

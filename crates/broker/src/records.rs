@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::registry::{Held, Holder};
 use bindonce_sys::files::{self, Durability};
-use bindonce_sys::identity;
+use bindonce_sys::{identity, whole};
 use bindonce_wire::manifest::{self, Entry, Manifest, Service};
 use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
@@ -34,6 +34,9 @@ use crate::state::State;
 
 /// So many outdated records are carried along before the file is written anew.
 const OUTDATED: usize = 1024;
+
+/// No state file is larger: a record of a million listeners.
+const LARGEST: u64 = 256 << 20;
 
 /// When to try again to write a file that could not be written, from the first time on, and at most.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -93,7 +96,7 @@ pub(crate) struct Left {
 /// What a broker has left written that did not end in order, or had something to leave.
 pub(crate) fn left(socket: &Path) -> Left {
     let path = path(socket);
-    let bytes = match fs::read(&path) {
+    let bytes = match whole::regular(&path, LARGEST) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Left::default(),
         Err(error) => {

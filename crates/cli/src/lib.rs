@@ -83,7 +83,8 @@ pub fn main() -> ExitCode {
         }
         Some(word) if word == upgrade::CHECK => {
             let path = PathBuf::from(words.next().unwrap_or_default());
-            let checked = upgrade::check(&path).map_err(anyhow::Error::from);
+            let text = std::fs::read(&path).map_err(anyhow::Error::from);
+            let checked = text.and_then(|text| Ok(upgrade::check(&path, &text)?));
             let told = checked.and_then(|answer| command::print(&answer));
             return told.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }

@@ -7,12 +7,13 @@
 //! memory, and the file is written anew as soon as that works.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::event::{REMEMBERED, Ring};
 use bindonce_sys::files::{self, Durability};
+use bindonce_sys::whole;
 use bindonce_wire::event::Event;
 
 /// The longest file that is read: many times what is ever written.
@@ -125,6 +126,11 @@ pub fn read(path: &Path) -> io::Result<Vec<Event>> {
     })
 }
 
+/// The events in the text of such a file, oldest first.
+pub fn parse(text: &[u8]) -> Vec<Event> {
+    parse_all(text).events
+}
+
 /// What was in the file.
 #[derive(Debug, Default)]
 struct Read {
@@ -134,13 +140,15 @@ struct Read {
 }
 
 fn read_all(path: &Path) -> io::Result<Read> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Read::default()),
-        Err(error) => return Err(error),
-    };
-    let mut text = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut text)?;
+    // It may be another user's, who may have put something else there.
+    match whole::regular(path, MAX_FILE) {
+        Ok(text) => Ok(parse_all(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Read::default()),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_all(text: &[u8]) -> Read {
     let mut read = Read { events: Vec::new(), whole: text.last().is_none_or(|b| *b == b'\n') };
     // What follows the last line end is torn; where there is none after it, that is empty.
     let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -150,7 +158,7 @@ fn read_all(path: &Path) -> io::Result<Read> {
             Err(_) => read.whole = false,
         }
     }
-    Ok(read)
+    read
 }
 
 fn line(event: &Event) -> io::Result<Vec<u8>> {

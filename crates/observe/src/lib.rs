@@ -16,5 +16,5 @@ mod self_metrics;
 
 pub use follow::{Follower, follow};
 pub use journal::{Happening, Journal};
-pub use kept::read;
+pub use kept::{parse, read};
 pub use self_metrics::{events, self_metrics};

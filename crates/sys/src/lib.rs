@@ -64,6 +64,7 @@ pub mod whole;
 
 mod error;
 mod netlink;
+mod way;
 
 pub use error::Error;
 pub use nix::errno::Errno;

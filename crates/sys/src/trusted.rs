@@ -5,18 +5,12 @@
 //! belongs to root or to one user, and nobody else may write there. Once that is so nobody but
 //! these two can make it different, so the path can be used as it is from then on.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
-
-/// As many as the kernel follows (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
+use crate::way::{Step, is_of, is_sticky, others_write, walk};
 
 /// Why a directory is not trusted: the first place on the way to it that somebody else controls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,78 +44,25 @@ impl std::error::Error for Untrusted {}
 /// # Errors
 /// Those of the system calls: the directory must be there.
 pub fn directory(path: &Path, uid: u32) -> io::Result<Result<(), Untrusted>> {
-    let path = std::path::absolute(path)?;
-    let mut pending: VecDeque<OsString> = parts(&path).collect();
-    let (mut at, mut here) = (open_root()?, PathBuf::from("/"));
-    let mut links = 0;
-    loop {
-        if let Err(untrusted) = check(&fstat(&at)?, &here, uid) {
-            return Ok(Err(untrusted));
-        }
-        let Some(part) = pending.pop_front() else { return Ok(Ok(())) };
-        let there = here.join(&part);
-        let stat = statat(&at, &part, AtFlags::SYMLINK_NOFOLLOW)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            at = openat(
-                &at,
-                &part,
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            here = if part == ".." {
-                here.parent().unwrap_or(Path::new("/")).to_owned()
-            } else {
-                there
-            };
-            continue;
-        }
-        links += 1;
-        if links > MAX_LINKS {
-            return Err(rustix::io::Errno::LOOP.into());
-        }
-        if !is_one_of_ours(&stat, uid) {
-            return Ok(Err(untrusted(&stat, &there, true)));
-        }
-        let target =
-            PathBuf::from(OsString::from_vec(readlinkat(&at, &part, Vec::new())?.into_bytes()));
-        if target.is_absolute() {
-            (at, here) = (open_root()?, PathBuf::from("/"));
-        }
-        for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
-            pending.push_front(part);
-        }
-    }
-}
-
-fn open_root() -> io::Result<OwnedFd> {
-    Ok(openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn parts(path: &Path) -> impl Iterator<Item = OsString> {
-    path.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    Ok(match walk(path, |step| check(step, uid))? {
+        ControlFlow::Break(untrusted) => Err(untrusted),
+        ControlFlow::Continue(_) => Ok(()),
     })
 }
 
-fn is_one_of_ours(stat: &Stat, uid: u32) -> bool {
-    stat.st_uid == 0 || stat.st_uid == uid
-}
-
-fn check(stat: &Stat, path: &Path, uid: u32) -> Result<(), Untrusted> {
-    if !is_one_of_ours(stat, uid) {
-        return Err(untrusted(stat, path, true));
+fn check(step: &Step<'_>, uid: u32) -> ControlFlow<Untrusted> {
+    let foreign = !is_of(step.entry, uid);
+    // Everybody may write "to" a link, which means nothing: who may replace it is the directory's matter.
+    let open = !step.is_link() && others_write(step.entry) && !is_sticky(step.entry);
+    if !foreign && !open {
+        return ControlFlow::Continue(());
     }
-    let mode = stat.st_mode;
-    // The group root has no members but root; an access list shows in the group's bits.
-    let others_write = mode & 0o002 != 0 || (mode & 0o020 != 0 && stat.st_gid != 0);
-    let sticky = mode & 0o1000 != 0;
-    if others_write && !sticky { Err(untrusted(stat, path, false)) } else { Ok(()) }
-}
-
-fn untrusted(stat: &Stat, path: &Path, foreign: bool) -> Untrusted {
-    Untrusted { path: path.to_owned(), owner: stat.st_uid, mode: stat.st_mode & 0o7777, foreign }
+    ControlFlow::Break(Untrusted {
+        path: step.path.to_owned(),
+        owner: step.entry.st_uid,
+        mode: step.entry.st_mode & 0o7777,
+        foreign,
+    })
 }
 
 #[cfg(test)]

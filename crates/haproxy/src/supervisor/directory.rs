@@ -17,6 +17,7 @@ use bindonce_core::name::Name;
 use bindonce_sys::files::{self, Durability};
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
+use bindonce_sys::whole;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -26,6 +27,9 @@ use super::report::milliseconds;
 
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(super) const LAST_ID: u64 = 1 << 53;
+
+/// No saved state is larger: 10,000 generations of 1,000 listeners.
+const LARGEST: u64 = 256 << 20;
 
 /// The file of events, kept for the next supervisor too.
 pub(super) const EVENTS: &str = "events.jsonl";
@@ -274,7 +278,7 @@ impl Directory {
 /// Reads a saved state.
 pub(super) fn read(path: &Path) -> Result<Saved, Error> {
     let failed = |source| Error::Directory { path: path.to_owned(), source };
-    parse(path, &fs::read(path).map_err(failed)?)
+    parse(path, &whole::regular(path, LARGEST).map_err(failed)?)
 }
 
 /// Reads a saved state that is at `path`.

@@ -28,15 +28,13 @@ const PROOF: Duration = Duration::from_secs(5);
 /// How long each admin connection may take to fall silent.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Reads a saved state, for [`CHECK`]. Gives what is answered on standard output.
+/// Reads the saved state that is at `path`, for [`CHECK`]. Gives what is answered on standard output.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(path: &std::path::Path) -> Result<String, super::Error> {
-    let failed = |source| super::Error::Directory { path: path.to_owned(), source };
-    let text = std::fs::read(path).map_err(failed)?;
-    let saved = super::directory::parse(path, &text)?;
-    Ok(upgrade::answer(saved.generations.len(), &text))
+pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, super::Error> {
+    let saved = super::directory::parse(path, text)?;
+    Ok(upgrade::answer(saved.generations.len(), text))
 }
 
 impl Supervisor {

@@ -4,7 +4,7 @@ use bindonce_broker::File;
 
 /// Reads a configuration file. An error says something, and every listener that is accepted prints
 /// to a text that means the same.
-pub fn file(data: &[u8]) {
+pub(crate) fn file(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match text.parse::<File>() {
         Ok(file) => {

@@ -12,7 +12,7 @@ use bindonce_haproxy::config::{
 
 /// Renders one file, as it is and as a template. Its copy has the same lines under the same numbers,
 /// each binding has a variable, and rendered once more it binds nothing by an address.
-pub fn configuration(data: &[u8]) {
+pub(crate) fn configuration(data: &[u8]) {
     let haproxies = [
         ("a.cfg", Unset::Empty, false),
         ("a.cfg", Unset::Joined, true),

@@ -5,7 +5,7 @@ use bindonce_core::listener::{Listener, Options, Wanted};
 
 /// Reads a text as everything that may stand where a listener is asked for. What is accepted
 /// prints to a text that is accepted and means the same.
-pub fn address(data: &[u8]) {
+pub(crate) fn address(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(address) = text.parse::<Address>() {
         assert_eq!(address.to_string().parse(), Ok(address), "{text:?}");

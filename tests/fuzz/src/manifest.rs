@@ -3,7 +3,7 @@
 use bindonce_wire::manifest::Manifest;
 
 /// Reads a manifest. What is accepted is read again as the same when it is written anew.
-pub fn manifest(data: &[u8]) {
+pub(crate) fn manifest(data: &[u8]) {
     let Ok(manifest) = Manifest::decode(data) else { return };
     for entry in &manifest.listeners {
         // Any text may stand there; what is a listener has a key.

@@ -13,7 +13,7 @@ const CAP: usize = 512;
 /// Reads a stream as a broker does: in pieces whose size is the first byte. The frames must be
 /// those of the stream in one piece, every one within the cap and JSON; each is then decoded and
 /// answered.
-pub fn request(data: &[u8]) {
+pub(crate) fn request(data: &[u8]) {
     let Some((size, stream)) = data.split_first() else { return };
     let frames = scan(stream, usize::MAX);
     assert_eq!(scan(stream, usize::from(*size).max(1)), frames, "in pieces of {size}");

@@ -1,0 +1,130 @@
+//! The way to a directory, walked by descriptors.
+//!
+//! Each component is opened from the one before it, and a symbolic link is read by the descriptor of the link. So what was looked
+//! at is what is used: a directory that is exchanged meanwhile leads nowhere else. Whoever walks decides at each
+//! step whether to go on: [`crate::trusted`] asks whether others could replace what lies there, `listen` whether the path of a
+//! socket can be led elsewhere.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
+
+/// As many symbolic links as the kernel follows (path_resolution(7)).
+const LINKS: usize = 40;
+
+const ENTRY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A directory, or a symbolic link that leads to it.
+pub(crate) struct Step<'a> {
+    /// The directory that the entry is in. The root is in itself.
+    pub(crate) directory: &'a Stat,
+    /// The directory or the link.
+    pub(crate) entry: &'a Stat,
+    /// Where the entry is, with every link before it followed.
+    pub(crate) path: &'a Path,
+}
+
+impl Step<'_> {
+    pub(crate) fn is_link(&self) -> bool {
+        FileType::from_raw_mode(self.entry.st_mode) == FileType::Symlink
+    }
+
+    /// Whether nobody but root and this user can put another file in the entry's place: only the owner of a directory and
+    /// those who may write in it can, and where the sticky bit is set only the owner of the entry (unlink(2)).
+    pub(crate) fn keeps(&self, uid: u32) -> bool {
+        is_of(self.directory, uid)
+            && (!others_write(self.directory)
+                || (is_sticky(self.directory) && is_of(self.entry, uid)))
+    }
+}
+
+/// Whether it belongs to root or to this user.
+pub(crate) fn is_of(stat: &Stat, uid: u32) -> bool {
+    stat.st_uid == 0 || stat.st_uid == uid
+}
+
+/// Whether others than its owner may write in a directory. The group root has no members but root; an access list shows in the
+/// group's bits (acl(5)).
+pub(crate) fn others_write(stat: &Stat) -> bool {
+    stat.st_mode & 0o002 != 0 || (stat.st_mode & 0o020 != 0 && stat.st_gid != 0)
+}
+
+pub(crate) fn is_sticky(stat: &Stat) -> bool {
+    stat.st_mode & 0o1000 != 0
+}
+
+/// Opens the directory at `path` and asks `step` about everything on the way to it, from the root on; `Break` ends the walk.
+///
+/// # Errors
+/// Those of the system calls: all of it must be there. ELOOP for too many links.
+pub(crate) fn walk<B>(
+    path: &Path,
+    mut step: impl FnMut(&Step<'_>) -> ControlFlow<B>,
+) -> io::Result<ControlFlow<B, OwnedFd>> {
+    let mut rest = names(&std::path::absolute(path)?);
+    let (mut fd, mut at) = (root()?, PathBuf::from("/"));
+    let mut here = fstat(&fd)?;
+    if let ControlFlow::Break(end) = step(&Step { directory: &here, entry: &here, path: &at }) {
+        return Ok(ControlFlow::Break(end));
+    }
+    let mut links = 0;
+    while let Some(name) = rest.pop_front() {
+        // With O_DIRECTORY first: an automount point is mounted then.
+        let (entry, is_link) = match openat(&fd, &name, ENTRY | OFlags::DIRECTORY, Mode::empty()) {
+            Ok(directory) => (directory, false),
+            Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                (openat(&fd, &name, ENTRY, Mode::empty())?, true)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let stat = fstat(&entry)?;
+        let path = match name.as_encoded_bytes() {
+            b".." => at.parent().unwrap_or(Path::new("/")).to_owned(),
+            _ => at.join(&name),
+        };
+        let taken = Step { directory: &here, entry: &stat, path: &path };
+        if is_link && !taken.is_link() {
+            return Err(rustix::io::Errno::NOTDIR.into());
+        }
+        if let ControlFlow::Break(end) = step(&taken) {
+            return Ok(ControlFlow::Break(end));
+        }
+        if !is_link {
+            (fd, at, here) = (entry, path, stat);
+            continue;
+        }
+        links += 1;
+        if links > LINKS {
+            return Err(rustix::io::Errno::LOOP.into());
+        }
+        let target = OsString::from_vec(readlinkat(&entry, "", Vec::new())?.into_bytes());
+        if Path::new(&target).is_absolute() {
+            (fd, at) = (root()?, PathBuf::from("/"));
+            here = fstat(&fd)?;
+        }
+        for name in names(Path::new(&target)).into_iter().rev() {
+            rest.push_front(name);
+        }
+    }
+    Ok(ControlFlow::Continue(fd))
+}
+
+fn root() -> io::Result<OwnedFd> {
+    Ok(openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    path.components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => None,
+        })
+        .collect()
+}
