@@ -1,7 +1,5 @@
 //! The programs under test, and what is said when one cannot be had.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -31,17 +29,4 @@ pub(crate) fn bindonce() -> &'static Path {
         assert!(build.status().expect("cargo").success(), "bindonce does not build");
         directory.join("bindonce")
     })
-}
-
-/// Says that a test cannot run here and why, where `tests/run` counts it. The
-/// caller returns right after.
-pub(crate) fn skip(why: &str) {
-    let thread = std::thread::current();
-    let line = format!("{}: {why}\n", thread.name().unwrap_or("a test"));
-    eprint!("skipped: {line}");
-    if let Some(list) = std::env::var_os("BINDONCE_TESTS_SKIPPED") {
-        let file = OpenOptions::new().append(true).create(true).open(list);
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .expect("the list of skipped tests");
-    }
 }

@@ -9,6 +9,7 @@ mod kernel;
 mod patience;
 mod process;
 mod scene;
+mod skip;
 mod stage;
 mod stranger;
 mod terminal;
@@ -16,13 +17,14 @@ mod wire;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use binaries::{bindonce, root, skip};
+pub(crate) use binaries::{bindonce, root};
 pub(crate) use guest::{Guest, rows};
 pub(crate) use haproxy::{Haproxy, assert_nothing_lost, config};
 pub(crate) use kernel::{Listening, descriptors, listening};
 pub(crate) use patience::allow;
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
+pub(crate) use skip::skip;
 pub(crate) use stage::{Fault, Stage};
 pub(crate) use stranger::Stranger;
 pub(crate) use terminal::Terminal;

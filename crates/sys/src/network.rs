@@ -42,8 +42,7 @@ mod tests {
     fn in_a_network_of_its_own_loopback_works_and_nothing_else_is_met() {
         let done = thread::spawn(|| {
             if !isolate().expect("a loopback device") {
-                eprintln!("skipped: no network namespace can be had here");
-                return;
+                return crate::testing::skip("no network namespace can be had here");
             }
             assert_eq!(crate::diag::tcp().expect("sockets"), []);
             let listener = TcpListener::bind("127.0.0.1:80").expect("every port is free");

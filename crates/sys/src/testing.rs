@@ -1,8 +1,13 @@
 //! What several tests need.
 
+#[path = "../../../tests/harness/skip.rs"]
+mod skip;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+pub(crate) use skip::skip;
 
 /// A directory that goes away with the value.
 pub(crate) struct Directory(PathBuf);

@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    #[expect(clippy::disallowed_methods, reason = "the test compares with the page")]
     std::fs::read_to_string(&path).expect("a file of this repository")
 }
 

@@ -68,6 +68,7 @@ impl Client {
         // While the server's queue is full, a non-blocking connect(2) on a UNIX
         // socket fails and nothing tells when to try again: so wait in a thread.
         let (path, timeout) = (path.to_owned(), at_least(timeout));
+        #[expect(clippy::disallowed_methods, reason = "it ends at the deadline")]
         let connect = tokio::task::spawn_blocking(move || socket::connect(&path, timeout));
         let stream = connect.await.map_err(|error| Error::Io(io::Error::other(error)))??;
         let mut client = Self::from_stream(OwnedFd::from(stream).into())?;

@@ -139,8 +139,7 @@ fn assert_unchanged(case: &Case, rendering: &Rendering, path: &Path, text: &[u8]
 #[test]
 fn haproxy_accepts_the_copies() {
     let Some(haproxy) = super::support::haproxy() else {
-        println!("skipped: haproxy is not installed");
-        return;
+        return super::skip::skip("haproxy is not installed");
     };
     let mut checked = 0;
     for case in cases() {

@@ -4,5 +4,7 @@
 mod golden;
 mod messages;
 mod properties;
+#[path = "../../../../tests/harness/skip.rs"]
+mod skip;
 mod support;
 mod words;

@@ -121,7 +121,7 @@ fn ours(line: &str, unset: Unset) -> Option<Vec<u8>> {
 fn words_are_the_words_that_haproxy_reads() {
     let haproxies = super::support::haproxies();
     if haproxies.is_empty() {
-        println!("skipped: haproxy is not installed");
+        super::skip::skip("haproxy is not installed");
     }
     for haproxy in haproxies {
         words_of(&haproxy);

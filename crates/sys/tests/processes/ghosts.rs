@@ -101,7 +101,7 @@ fn in_a_thread() {
             assert_eq!(haunted.find(), []);
         }
         Err(error) if error.errno() == Some(Errno::EINVAL as i32) => {
-            eprintln!("thread tables are not tested here: PIDFD_THREAD needs Linux 6.9: {error}");
+            crate::skip::skip(&format!("thread tables: PIDFD_THREAD needs Linux 6.9: {error}"));
         }
         Err(error) => unreachable!("{error}"),
     }
@@ -124,7 +124,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// A haproxy that relays one connection when it is told to stop, and so lives on.
 fn of_haproxy() {
     if spawn::find("haproxy".as_ref()).is_err() {
-        eprintln!("ghosts of haproxy are not tested here: haproxy is not installed");
+        crate::skip::skip("haproxy is not installed");
         return;
     }
     let server = TcpListener::bind("127.0.0.1:0").expect("bind");

@@ -47,7 +47,7 @@ impl Scene {
         let hold = received.map(|fd| Hold::new(fd).expect("a hold"));
         let scene = Self { signals, started, hold };
         if scene.hold.is_none() {
-            eprintln!("holds are not tested here: seccomp(2) is refused");
+            crate::skip::skip("holds: seccomp(2) is refused");
             scene.started.pidfd.send(Signal::SIGKILL).expect("kill");
             wait(&scene.started.pidfd);
             return None;
@@ -89,6 +89,7 @@ impl Scene {
     /// Everything that it writes, and how it ends. Lets the runtime answer meanwhile.
     async fn finish(mut self) -> (String, Exit, Option<i32>) {
         let mut stdout = std::fs::File::from(self.started.stdout.take().expect("piped"));
+        #[expect(clippy::disallowed_methods, reason = "the runtime must answer meanwhile")]
         let read = tokio::task::spawn_blocking(move || {
             let mut text = String::new();
             stdout.read_to_string(&mut text).expect("read");
@@ -201,7 +202,7 @@ fn dead_shim() {
 
 fn haproxy() {
     if spawn::find("haproxy".as_ref()).is_err() {
-        eprintln!("a hold of haproxy is not tested here: haproxy is not installed");
+        crate::skip::skip("haproxy is not installed");
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -254,7 +255,7 @@ fn ask(at: SocketAddr, patience: Duration) -> TcpStream {
 fn as_nobody() {
     const NOBODY: u32 = 65534;
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("only root can become another user: this one is tested already");
+        crate::skip::skip("needs root, to become another user");
         return;
     }
     signals::reset().expect("reset");

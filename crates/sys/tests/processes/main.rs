@@ -9,6 +9,8 @@ mod ghosts;
 #[cfg(feature = "tokio")]
 mod hold;
 mod programs;
+#[path = "../../../../tests/harness/skip.rs"]
+mod skip;
 mod system;
 
 use std::ffi::OsString;
