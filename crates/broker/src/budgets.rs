@@ -24,9 +24,8 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn new(state: &State, uid: u32) -> Self {
-        let (budget, spared) = (Rc::clone(&state.budget), state.policy.owns_names(uid));
-        Self { budget, uid, spared, kept: Cell::new(0) }
+    pub(crate) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, spared: bool) -> Self {
+        Self { budget: Rc::clone(budget), uid, spared, kept: Cell::new(0) }
     }
 
     /// So much is kept now. False if there is no room for it.

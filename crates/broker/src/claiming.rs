@@ -104,7 +104,7 @@ impl State {
         self.tidy();
         for id in self.unsettled.drain(..) {
             if let Some(held) = self.registry.held(id) {
-                held.opened.handle.care.begin(&held.opened.handle.fd, &held.listener.address);
+                held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
             }
         }
     }
@@ -428,11 +428,11 @@ impl State {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(None) };
         let listener = held.listener.clone();
         let opened = self.opened(&listener, self.open_again(&listener)?);
-        opened.handle.care.begin(&opened.handle.fd, &listener.address);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
         self.close_all(actions);
         if let Some(held) = self.registry.held(id) {
+            held.opened.handle.care.begin(id, &held.opened.handle.fd, &listener.address);
             self.record(held);
         }
         Ok(Some(inode))

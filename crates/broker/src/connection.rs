@@ -27,8 +27,8 @@ use crate::requests::{self, Caller};
 use crate::sending::{Sending, send};
 use crate::state::State;
 
-/// Most requests are far shorter; longer ones take more than one read.
-const READ: usize = 64 * 1024;
+/// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
+const READ: usize = 16 * 1024;
 
 /// From this length on a reply counts as large.
 const LARGE: usize = 32 * 1024;
@@ -54,30 +54,6 @@ pub(crate) enum End {
     Failed(io::Error),
 }
 
-/// Descriptors that have come from clients and are not taken yet.
-#[derive(Debug, Default)]
-pub(crate) struct InFlight {
-    count: Cell<usize>,
-    pub(crate) limit: Cell<usize>,
-}
-
-impl InFlight {
-    fn came(&self, count: usize) -> usize {
-        self.count.set(self.count.get() + count);
-        self.count.get()
-    }
-
-    fn left(&self, count: usize) {
-        self.count.set(self.count.get().saturating_sub(count));
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.in_flight.left(self.received.borrow().len());
-    }
-}
-
 /// A connection, and how far it is.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -86,8 +62,8 @@ pub(crate) struct Link {
     scanner: RefCell<Scanner>,
     /// Descriptors that came with what is not answered yet.
     received: RefCell<Vec<OwnedFd>>,
-    /// How many such descriptors all connections have together, and may have.
-    in_flight: Rc<InFlight>,
+    /// How many these are.
+    in_flight: Share,
     /// The longest request, in bytes.
     cap: usize,
     /// What is kept for it in memory.
@@ -120,7 +96,9 @@ impl Link {
         state: &State,
     ) -> Rc<Self> {
         let cap = state.limits.request_bytes;
-        let share = Share::new(state, caller.peer.uid);
+        let uid = caller.peer.uid;
+        let spared = state.policy.owns_names(uid);
+        let share = Share::new(&state.budget, uid, spared);
         let stranger = !state.policy.knows(caller.peer, &caller.groups);
         let mut scanner = Scanner::new(cap);
         let mut input = unread;
@@ -131,7 +109,8 @@ impl Link {
             stream,
             scanner: RefCell::new(scanner),
             received: RefCell::default(),
-            in_flight: Rc::clone(&state.in_flight),
+            // Nobody is spared: the system has so many descriptors and not more.
+            in_flight: Share::new(&state.in_flight, uid, false),
             cap,
             share,
             stranger,
@@ -252,9 +231,8 @@ impl Link {
 
     /// Descriptors for the request that is being answered, in the order in which they came.
     pub(crate) fn take_received(&self) -> Vec<OwnedFd> {
-        let received = self.received.take();
-        self.in_flight.left(received.len());
-        received
+        self.in_flight.keep(0);
+        self.received.take()
     }
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
@@ -282,10 +260,10 @@ impl Link {
                 Ok(count)
             });
             let count = came.map_or(read, Ok)?;
-            let all = self.in_flight.came(received.len() - before);
-            if received.len() > scm::MAX_FDS || all > self.in_flight.limit.get() {
-                // More than any request, or all together, may have.
-                self.in_flight.left(received.len());
+            let fits = self.in_flight.keep(received.len());
+            if received.len() > scm::MAX_FDS || !fits {
+                // More than any request, or the connections of a user together, may have.
+                self.in_flight.keep(0);
                 received.clear();
             }
             let mut input = &buffer[..count];

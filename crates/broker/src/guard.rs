@@ -18,7 +18,7 @@ use std::time::Duration;
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::Held;
+use bindonce_core::registry::{Held, ListenerId};
 use bindonce_observe::{Happening, Journal};
 use bindonce_sys::guard::{self, Health};
 use bindonce_sys::options::{self, Change};
@@ -43,10 +43,10 @@ const QUIET: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Guard {
     kernel: guard::Guard,
-    /// Inodes of listeners that do not listen and could not be helped so far.
-    broken: RefCell<BTreeSet<u64>>,
-    /// Inodes of those that were made to listen again, and how often, since the log was told.
-    untold: RefCell<BTreeMap<u64, u64>>,
+    /// Listeners that do not listen and could not be repaired so far.
+    broken: RefCell<BTreeSet<ListenerId>>,
+    /// Those that were made to listen again, and how often, since the log was told.
+    untold: RefCell<BTreeMap<ListenerId, u64>>,
     /// Rung when there is something to tell.
     bell: Notify,
 }
@@ -63,11 +63,10 @@ impl Guard {
     }
 
     /// For a listener that is not watched yet.
-    pub(crate) fn care(self: &Rc<Self>, inode: u64) -> Care {
+    pub(crate) fn care(self: &Rc<Self>) -> Care {
         Care {
             guard: Rc::clone(self),
             watched: OnceCell::new(),
-            inode,
             repaired: Cell::new(0),
             noticed: RefCell::default(),
         }
@@ -78,9 +77,8 @@ impl Guard {
 #[derive(Debug)]
 pub(crate) struct Care {
     guard: Rc<Guard>,
-    /// Its socket, from when the kernel watches it.
-    watched: OnceCell<Rc<OwnedFd>>,
-    inode: u64,
+    /// Which listener it is, and its socket, from when the kernel watches it.
+    watched: OnceCell<(ListenerId, Rc<OwnedFd>)>,
     /// How often it was made to listen again.
     repaired: Cell<u64>,
     /// Changed options that the log has been told of.
@@ -90,19 +88,18 @@ pub(crate) struct Care {
 impl Care {
     /// Begins to watch the listener, until this is dropped. The kernel tells also of what
     /// has happened before.
-    pub(crate) fn begin(&self, fd: &Rc<OwnedFd>, address: &Address) {
+    pub(crate) fn begin(&self, id: ListenerId, fd: &Rc<OwnedFd>, address: &Address) {
         if !address.listens() || self.watched.get().is_some() {
             return;
         }
-        let inode = self.inode;
-        match self.guard.kernel.add(fd.as_fd(), inode) {
+        match self.guard.kernel.add(fd.as_fd(), id.number()) {
             Ok(()) => {
                 // It was empty a moment ago.
-                let _ = self.watched.set(Rc::clone(fd));
+                let _ = self.watched.set((id, Rc::clone(fd)));
             }
             Err(error) => {
                 let hint = guard::is_full(&error).then_some("raise fs.epoll.max_user_watches");
-                tracing::warn!(%address, inode, %error, hint, "a listener is not guarded");
+                tracing::warn!(%address, %error, hint, "a listener is not guarded");
             }
         }
     }
@@ -115,10 +112,10 @@ impl Care {
 
 impl Drop for Care {
     fn drop(&mut self) {
-        if let Some(fd) = self.watched.get() {
+        if let Some((id, fd)) = self.watched.get() {
             // Others have the socket still, so closing it would not end the registration.
             let _ = self.guard.kernel.remove(fd.as_fd());
-            self.guard.broken.borrow_mut().remove(&self.inode);
+            self.guard.broken.borrow_mut().remove(id);
         }
     }
 }
@@ -142,31 +139,33 @@ async fn watch(state: &Rc<RefCell<State>>) {
             tracing::warn!(%error, "cannot read which listeners have changed");
             Vec::new()
         });
-        for inode in &fallen {
-            look_after(state, *inode);
-        }
-        if !fallen.is_empty() {
+        for number in &fallen {
+            look_after(state, *number);
             // Whoever ends them again and again keeps nobody else from its turn.
             yield_now().await;
+        }
+        if !fallen.is_empty() {
             continue;
         }
         if guard.broken.borrow().is_empty() {
             // Fails only while the runtime ends.
             let _ = watch.readable().await;
         } else if timeout(RETRY, watch.readable()).await.is_err() {
-            let broken: Vec<u64> = guard.broken.borrow().iter().copied().collect();
-            for inode in broken {
-                look_after(state, inode);
+            let broken: Vec<ListenerId> = guard.broken.borrow().iter().copied().collect();
+            for id in broken {
+                look_after(state, id.number());
+                yield_now().await;
             }
         }
     }
 }
 
 /// Makes one listener listen again if it does not.
-fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
-    let health = {
+fn look_after(state: &Rc<RefCell<State>>, number: u64) {
+    let (id, inode, health) = {
         let state = state.borrow();
-        let Some((_, held)) = state.registry.by_inode(inode) else { return };
+        let Some((id, held)) = state.registry.numbered(number) else { return };
+        let inode = held.opened.inode;
         let fd = held.opened.handle.fd.as_fd();
         let backlog = held.listener.options.backlog.unwrap_or(u32::MAX);
         let place = Listener { address: held.opened.bound.clone(), ..held.listener.clone() };
@@ -186,11 +185,11 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
         let mut broken = state.guard.broken.borrow_mut();
         match &health {
             Ok(Health::Listening) => {
-                broken.remove(&inode);
+                broken.remove(&id);
             }
             Ok(Health::Repaired) => {
-                broken.remove(&inode);
-                held.opened.handle.care.count(inode);
+                broken.remove(&id);
+                held.opened.handle.care.count(id);
             }
             Ok(Health::ShutDown) if !matches!(held.listener.address, Address::Unix(_)) => {
                 tracing::error!(
@@ -203,7 +202,7 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
                 state.journal.record(Happening::new(Kind::ListenerBroken, text));
             }
             Ok(Health::ShutDown) => {}
-            Err(error) if broken.insert(inode) => {
+            Err(error) if broken.insert(id) => {
                 tracing::error!(
                     listener = held.listener.label(), address = %held.opened.bound, inode, %error,
                     hint = "find who has taken the port (ss -ltnp) and end it: it is tried again \
@@ -215,22 +214,22 @@ fn look_after(state: &Rc<RefCell<State>>, inode: u64) {
             }
             Err(_) => {}
         }
-        health
+        (id, inode, health)
     };
     match health {
-        Ok(Health::ShutDown) => put_another(state, inode),
+        Ok(Health::ShutDown) => put_another(state, id, inode),
         Ok(Health::Listening | Health::Repaired) | Err(_) => {}
     }
 }
 
 /// Puts a new socket on a UNIX path whose socket was shut down.
-fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
+fn put_another(state: &Rc<RefCell<State>>, id: ListenerId, inode: u64) {
     let replaced = state.borrow_mut().replace(inode);
     let state_ref = state.borrow();
     match replaced {
         Ok(Some(new)) => {
-            state_ref.guard.broken.borrow_mut().remove(&inode);
-            if let Some((_, held)) = state_ref.registry.by_inode(new) {
+            state_ref.guard.broken.borrow_mut().remove(&id);
+            if let Some(held) = state_ref.registry.held(id) {
                 tracing::error!(
                     listener = held.listener.label(),
                     was = inode,
@@ -238,12 +237,12 @@ fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
                     hint = "reload those who have it: they hear nothing on the old socket",
                     "listener was shut down by somebody who shares it; a new socket has its path"
                 );
-                held.opened.handle.care.count(new);
+                held.opened.handle.care.count(id);
             }
         }
         Ok(None) => {}
         Err(error) => {
-            if state_ref.guard.broken.borrow_mut().insert(inode) {
+            if state_ref.guard.broken.borrow_mut().insert(id) {
                 tracing::error!(
                     inode, %error, hint = error.hint(),
                     "listener was shut down by somebody who shares it and cannot be replaced"
@@ -256,9 +255,9 @@ fn put_another(state: &Rc<RefCell<State>>, inode: u64) {
 }
 
 impl Care {
-    fn count(&self, inode: u64) {
+    fn count(&self, id: ListenerId) {
         self.repaired.set(self.repaired.get() + 1);
-        *self.guard.untold.borrow_mut().entry(inode).or_default() += 1;
+        *self.guard.untold.borrow_mut().entry(id).or_default() += 1;
         self.guard.bell.notify_one();
     }
 }
@@ -274,7 +273,11 @@ async fn report(state: &RefCell<State>) {
         }
         let inquiry = Rc::clone(&state.borrow().inquiry);
         // A few are enough to find out who it is.
-        let some = untold.keys().take(LOGGED_ONE_BY_ONE).copied().collect();
+        let some = untold
+            .keys()
+            .take(LOGGED_ONE_BY_ONE)
+            .filter_map(|id| Some(state.borrow().registry.held(*id)?.opened.inode));
+        let some = some.collect();
         let sharing = inquiry.ask(Question::Sharing(some)).await;
         let sharing = sharing.unwrap_or_else(|| "nobody who is known".to_owned());
         tell(&state.borrow(), &untold, &sharing);
@@ -282,12 +285,12 @@ async fn report(state: &RefCell<State>) {
     }
 }
 
-fn tell(state: &State, untold: &BTreeMap<u64, u64>, sharing: &str) {
+fn tell(state: &State, untold: &BTreeMap<ListenerId, u64>, sharing: &str) {
     const HINT: &str = "one of those who share it disconnected it or shut it down (haproxy does on \
                         SIGTTOU with a socket that came by -x): clients that waited in its queue \
                         were reset";
     let times: u64 = untold.values().sum();
-    let held = |inode: &u64| state.registry.by_inode(*inode).map(|(_, held)| held);
+    let held = |id: &ListenerId| state.registry.held(*id);
     if untold.len() > LOGGED_ONE_BY_ONE {
         let (count, first) = (untold.len(), untold.keys().find_map(held));
         let first = first.map(|held| held.listener.label());
@@ -297,9 +300,9 @@ fn tell(state: &State, untold: &BTreeMap<u64, u64>, sharing: &str) {
         state.journal.record(Happening::new(Kind::ListenerRepaired, text));
         return;
     }
-    for (inode, times) in untold {
-        let Some(held) = held(inode) else { continue };
-        let label = held.listener.label();
+    for (id, times) in untold {
+        let Some(held) = held(id) else { continue };
+        let (label, inode) = (held.listener.label(), held.opened.inode);
         tracing::warn!(
             listener = label, address = %held.opened.bound, inode, times,
             shared_by = sharing, hint = HINT,

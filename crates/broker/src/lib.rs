@@ -41,6 +41,7 @@ mod start;
 mod state;
 mod store;
 mod succession;
+mod turns;
 mod upgrade;
 
 pub use config::{Config, Limits, Orders};

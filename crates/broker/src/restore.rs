@@ -205,11 +205,13 @@ impl State {
         for Found { listener, socket, exclusive, since, tentative } in found {
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
             opened.handle.owned = giver.map(|uid| self.owned(uid));
-            opened.handle.care.begin(&opened.handle.fd, &listener.address);
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
         self.close_all(actions);
+        for (id, held) in self.registry.iter() {
+            held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
+        }
         if let Some(store) = self.store.as_ref().filter(|_| stored) {
             self.registry.list().iter().for_each(|view| store.has(view.held));
         }

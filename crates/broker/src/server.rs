@@ -16,7 +16,8 @@ use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, yield_now};
+use tokio::time::timeout;
 
 use crate::answer;
 use crate::config::Config;
@@ -33,6 +34,9 @@ use crate::{metrics, records, recovery, service, start, store, succession};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long clients that have something to say are heard at the end.
+const HEARD: Duration = Duration::from_millis(500);
 
 /// How long reading the configuration again may take, users and groups looked up.
 const READ: Duration = Duration::from_secs(15);
@@ -101,11 +105,15 @@ async fn serve(
         for (link, owed) in links {
             attend(&tasks, link, owed, &state, &freed);
         }
+        let turns = Rc::clone(&state.borrow().turns);
+        let giving = Rc::clone(&turns);
+        tasks.spawn_local(async move { giving.give().await });
         let store = state.borrow().store.clone();
         let serving = async {
             tokio::join!(
                 guard::keep(&state),
                 service::run(&state),
+                service::shrink_at_rest(&state),
                 store::keep(store),
                 succession::keep(&state),
                 accept(&tasks, &listener, &state, &freed),
@@ -122,13 +130,15 @@ async fn serve(
         }
         // A client that has hung up may not have been heard yet, and what it used is in use no
         // more: every task whose connection has something to say has a turn.
-        tasks
-            .run_until(async {
-                for _ in 0..2 {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+        let heard = tasks.run_until(async {
+            for _ in 0..2 {
+                yield_now().await;
+            }
+            while !turns.is_idle() {
+                yield_now().await;
+            }
+        });
+        let _ = timeout(HEARD, heard).await;
         service::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
         record(&state, Kind::BrokerEnding, "broker ends, in order");
@@ -279,7 +289,7 @@ async fn accept(
                     attend(tasks, link, None, state, freed);
                 }
                 // Many who connect at once do not keep those who are connected from their turn.
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
             Err(error) => {
                 // The connection stays in the queue, so the socket stays readable:
@@ -300,7 +310,7 @@ async fn accept(
                     tracing::warn!(%error, "cannot accept a connection");
                 }
                 starved = true;
-                let _ = tokio::time::timeout(ACCEPT_AGAIN, freed.notified()).await;
+                let _ = timeout(ACCEPT_AGAIN, freed.notified()).await;
             }
         }
     }
@@ -369,7 +379,8 @@ fn attend(
     freed: &Rc<Notify>,
 ) {
     let (state, freed) = (Rc::clone(state), Rc::clone(freed));
-    tasks.spawn_local(async move {
+    let turns = Rc::clone(&state.borrow().turns);
+    tasks.spawn_local(turns.paced(link.caller.peer.uid, async move {
         let lost = Lost { link: &link, state: &state, freed: &freed };
         if let Some(owed) = owed {
             let deadline = state.borrow().limits.request_time;
@@ -409,10 +420,10 @@ fn attend(
         drop(lost);
         drop(link);
         if large {
-            service::shrink();
+            state.borrow().shrinking.notify_one();
         }
         freed.notify_one();
-    });
+    }));
 }
 
 /// A connection whose task panics ends like any other: nothing of it stays behind.

@@ -4,10 +4,11 @@
 //! thread does. STATUS= is refreshed with it.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::{memory, notify};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::state::State;
 
@@ -30,6 +31,20 @@ pub(crate) fn shrink() {
     memory::return_freed();
     if let Err(error) = memory::forget_code() {
         tracing::debug!(%error, "code that is not needed stays resident");
+    }
+}
+
+/// So long after something large has ended memory is given back, once for all that end meanwhile.
+const REST: Duration = Duration::from_secs(1);
+
+/// Gives back what large requests have needed, for as long as the broker runs. That costs those who come
+/// next some page faults, so a client does not bring it about as often as it likes.
+pub(crate) async fn shrink_at_rest(state: &RefCell<State>) {
+    let shrinking = Rc::clone(&state.borrow().shrinking);
+    loop {
+        shrinking.notified().await;
+        sleep(REST).await;
+        shrink();
     }
 }
 

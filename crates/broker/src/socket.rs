@@ -63,7 +63,7 @@ impl State {
         let fd = Rc::new(socket.fd);
         Opened {
             handle: Socket {
-                care: self.guard.care(socket.inode),
+                care: self.guard.care(),
                 kept: RefCell::new(None),
                 noted: RefCell::new(None),
                 owned: None,

@@ -17,10 +17,11 @@ use bindonce_observe::Journal;
 use bindonce_sys::limits;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::Entry;
+use tokio::sync::Notify;
 
 use crate::budgets::Told;
 use crate::config::Limits;
-use crate::connection::{InFlight, Link};
+use crate::connection::Link;
 use crate::guard::Guard;
 use crate::inquiry::Inquiry;
 use crate::metrics::Counts;
@@ -30,6 +31,7 @@ use crate::socket::Socket;
 use crate::start::NotBound;
 use crate::store::Store;
 use crate::succession::Succession;
+use crate::turns::Turns;
 use crate::upgrade::Upgrade;
 
 /// What one broker knows.
@@ -58,7 +60,12 @@ pub(crate) struct State {
     pub(crate) left_in_order: bool,
     pub(crate) gate: Rc<Gate>,
     pub(crate) limits: Limits,
-    pub(crate) in_flight: Rc<InFlight>,
+    /// Descriptors that have come from clients and are not taken yet.
+    pub(crate) in_flight: Rc<RefCell<Budget>>,
+    /// In which order connections are served.
+    pub(crate) turns: Rc<Turns>,
+    /// Rung when something large has ended.
+    pub(crate) shrinking: Rc<Notify>,
     /// What is kept for clients.
     pub(crate) budget: Rc<RefCell<Budget>>,
     /// What the log has been told.
@@ -109,6 +116,8 @@ impl State {
             gate: Rc::default(),
             limits: Limits::default(),
             in_flight: Rc::default(),
+            turns: Rc::default(),
+            shrinking: Rc::default(),
             budget: Rc::default(),
             told: Told::default(),
             owned: Rc::default(),
@@ -127,7 +136,7 @@ impl State {
     /// Takes rules and limits, from the next request and the next connection on.
     pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
         self.policy = self.policy.clone().with_rules(rules);
-        self.in_flight.limit.set(limits.descriptors_in_flight);
+        self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
         self.budget.borrow_mut().set_limit(limits.buffered_bytes);
         self.succession.set_patience(limits.retire_time);
         self.limits = limits;

@@ -25,3 +25,4 @@ pub mod registry;
 pub mod succession;
 pub mod text;
 pub mod time;
+pub mod turns;

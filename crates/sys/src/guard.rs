@@ -42,16 +42,16 @@ impl Guard {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
-    /// Watches a listener, which [`Guard::fallen`] will call `inode`. One system
+    /// Watches a listener, which [`Guard::fallen`] will call `number`. One system
     /// call. Take it out again with [`Guard::remove`] before the descriptor is
     /// closed: others hold the socket, so the kernel would not forget it.
     ///
     /// # Errors
     /// Those of epoll_ctl(2): `ENOSPC` at /proc/sys/fs/epoll/max_user_watches.
-    pub fn add(&self, listener: BorrowedFd<'_>, inode: u64) -> io::Result<()> {
+    pub fn add(&self, listener: BorrowedFd<'_>, number: u64) -> io::Result<()> {
         // RDHUP is how a UNIX listener tells that its reading side is shut down.
         let events = EventFlags::RDHUP | EventFlags::ET;
-        Ok(epoll::add(&self.epoll, listener, EventData::new_u64(inode), events)?)
+        Ok(epoll::add(&self.epoll, listener, EventData::new_u64(number), events)?)
     }
 
     /// Stops watching a listener.
@@ -62,7 +62,7 @@ impl Guard {
         Ok(epoll::delete(&self.epoll, listener)?)
     }
 
-    /// The inodes of listeners that have changed, some at a time; none if there
+    /// The numbers of listeners that have changed, some at a time; none if there
     /// are none (left). Does not wait.
     ///
     /// # Errors

@@ -55,6 +55,13 @@ pub struct ConnectionId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(u64);
 
+impl ListenerId {
+    /// As a number, for whoever keeps numbers.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// One element of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
@@ -313,6 +320,17 @@ impl<H> Registry<H> {
     /// A listener that is held.
     pub fn held(&self, id: ListenerId) -> Option<&Held<H>> {
         self.held.get(&id).map(Box::as_ref)
+    }
+
+    /// A listener that is held, by [`ListenerId::number`].
+    pub fn numbered(&self, number: u64) -> Option<(ListenerId, &Held<H>)> {
+        let id = ListenerId(number);
+        Some((id, self.held(id)?))
+    }
+
+    /// Every listener that is held, in the order of creation.
+    pub fn iter(&self) -> impl Iterator<Item = (ListenerId, &Held<H>)> {
+        self.held.iter().map(|(id, held)| (*id, held.as_ref()))
     }
 
     /// Who is at the other end of a connection, and which generation it stands for.

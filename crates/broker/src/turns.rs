@@ -1,0 +1,246 @@
+//! The order in which connections are served: fair by user, then by connection.
+//!
+//! All that a client makes the broker do happens in a step of its connection's task: one poll,
+//! from one wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
+//! kernel is asked who has become ready. So whoever asks is served after at most one step of each
+//! other user, however many connections that user has; and a task that has much to do gives way
+//! (`yield_now`) to bound what others wait for.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bindonce_core::turns;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+
+/// The turns of one broker.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    waiting: RefCell<turns::Turns<Rc<Ticket>>>,
+    /// Somebody has its turn.
+    taken: Cell<bool>,
+    /// A turn has ended since somebody was asked who is ready.
+    ended: Cell<bool>,
+    /// Rung when somebody waits or a turn has ended.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    stage: Cell<Stage>,
+    waker: RefCell<Waker>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The task has nothing to do.
+    Idle,
+    /// It waits for its turn.
+    Waiting,
+    /// It has it.
+    Granted,
+    /// There is no such task any more.
+    Gone,
+}
+
+impl Turns {
+    /// Gives turns, one at a time, for as long as the broker runs. As a task of its own: what became
+    /// ready before it waits before it.
+    pub(crate) async fn give(&self) {
+        loop {
+            self.changed.notified().await;
+            if self.taken.get() {
+                continue;
+            }
+            if self.ended.take() && !self.is_idle() {
+                // Whoever has become ready meanwhile waits before the next turn is given.
+                yield_now().await;
+            }
+            while let Some(ticket) = self.next() {
+                if ticket.stage.get() == Stage::Waiting {
+                    self.taken.set(true);
+                    ticket.stage.set(Stage::Granted);
+                    ticket.waker.borrow().wake_by_ref();
+                    break;
+                }
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Rc<Ticket>> {
+        self.waiting.borrow_mut().next()
+    }
+
+    /// Whether nobody waits for a turn or has one.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.taken.get() && self.waiting.borrow().is_empty()
+    }
+
+    /// A task each step of which takes a turn of this user's.
+    pub(crate) fn paced<F: Future>(self: &Rc<Self>, user: u32, task: F) -> Paced<F> {
+        let waker = RefCell::new(Waker::noop().clone());
+        let ticket = Rc::new(Ticket { stage: Cell::new(Stage::Idle), waker });
+        Paced { task: Box::pin(task), turn: Place { turns: Rc::clone(self), user, ticket } }
+    }
+}
+
+/// A task that takes turns.
+pub(crate) struct Paced<F> {
+    task: Pin<Box<F>>,
+    turn: Place,
+}
+
+struct Place {
+    turns: Rc<Turns>,
+    user: u32,
+    ticket: Rc<Ticket>,
+}
+
+impl Place {
+    /// The turn is over, if it was its turn.
+    fn end(&self, stage: Stage) {
+        if self.ticket.stage.replace(stage) == Stage::Granted {
+            self.turns.taken.set(false);
+            self.turns.ended.set(true);
+            self.turns.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.end(Stage::Gone);
+    }
+}
+
+impl<F: Future> Future for Paced<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        let Place { turns, user, ticket } = &this.turn;
+        match ticket.stage.get() {
+            Stage::Granted => {
+                let step = this.task.as_mut().poll(context);
+                this.turn.end(Stage::Idle);
+                step
+            }
+            Stage::Waiting | Stage::Gone => {
+                ticket.waker.borrow_mut().clone_from(context.waker());
+                Poll::Pending
+            }
+            Stage::Idle => {
+                ticket.stage.set(Stage::Waiting);
+                ticket.waker.borrow_mut().clone_from(context.waker());
+                turns.waiting.borrow_mut().enter(*user, Rc::clone(ticket));
+                turns.changed.notify_one();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream as Peer;
+
+    use tokio::net::UnixStream;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// Runs tasks of users that have so many steps each; gives the users in the order of their steps.
+    /// `late` is the peer of a task that waits for a byte, which comes within the step of another.
+    fn order(tasks: &[(u32, usize)], late: Option<u32>) -> Vec<u32> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let (mut peer, waits) = Peer::pair().expect("a pair of sockets");
+        runtime.expect("a runtime").block_on(async {
+            let turns = Rc::new(Turns::default());
+            let set = LocalSet::new();
+            let giving = Rc::clone(&turns);
+            set.spawn_local(async move { giving.give().await });
+            let mut handles = Vec::new();
+            if let Some(user) = late {
+                waits.set_nonblocking(true).expect("non-blocking");
+                let (waits, served) = (UnixStream::from_std(waits), Rc::clone(&served));
+                let waits = waits.expect("a stream");
+                handles.push(set.spawn_local(turns.paced(user, async move {
+                    waits.readable().await.expect("readable");
+                    served.borrow_mut().push(user);
+                })));
+                // It is there, and waits.
+                set.run_until(async {
+                    while !turns.is_idle() {
+                        yield_now().await
+                    }
+                })
+                .await;
+            }
+            for (user, steps) in tasks.iter().copied() {
+                let served = Rc::clone(&served);
+                let mut peer = peer.try_clone().expect("a copy");
+                handles.push(set.spawn_local(turns.paced(user, async move {
+                    for _ in 0..steps {
+                        served.borrow_mut().push(user);
+                        if served.borrow().len() == 1 {
+                            peer.write_all(b"x").expect("a byte");
+                        }
+                        yield_now().await;
+                    }
+                })));
+            }
+            set.run_until(async {
+                for handle in handles {
+                    handle.await.expect("a task");
+                }
+            })
+            .await;
+        });
+        let _ = peer.flush();
+        served.take()
+    }
+
+    #[test]
+    fn users_take_turns_however_many_connections_each_has() {
+        let tasks: Vec<(u32, usize)> = (0..500).map(|_| (7, 2)).chain([(8, 3)]).collect();
+        let served = order(&tasks, None);
+        assert_eq!(served.len(), 1003);
+        let places: Vec<usize> = (0..served.len()).filter(|place| served[*place] == 8).collect();
+        assert!(
+            places[0] <= 1 && places[1] <= places[0] + 2 && places[2] <= places[1] + 2,
+            "{places:?}"
+        );
+    }
+
+    #[test]
+    fn whoever_becomes_ready_in_a_turn_of_another_user_is_next() {
+        let tasks = [(7, 1); 500];
+        let served = order(&tasks, Some(8));
+        assert!(served.iter().position(|user| *user == 8) <= Some(2), "{:?}", &served[..9]);
+        // Of the same user the ones that waited before are first.
+        let served = order(&[(7, 1); 5], Some(7));
+        assert_eq!(served.len(), 6);
+    }
+
+    #[test]
+    fn a_task_that_is_dropped_in_its_turn_or_before_it_holds_up_nobody() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(LocalSet::new().run_until(async {
+            let turns = Rc::new(Turns::default());
+            let giving = Rc::clone(&turns);
+            tokio::task::spawn_local(async move { giving.give().await });
+            let waits = tokio::task::spawn_local(turns.paced(7, std::future::pending::<()>()));
+            let panics = tokio::task::spawn_local(turns.paced(7, async { panic!("on purpose") }));
+            let last = tokio::task::spawn_local(turns.paced(7, async {}));
+            yield_now().await;
+            waits.abort();
+            assert!(panics.await.is_err_and(|error| error.is_panic()));
+            last.await.expect("served");
+            assert!(turns.is_idle());
+        }));
+    }
+}

@@ -1,0 +1,119 @@
+//! Whose turn it is, where many wait for one server: users in a ring, and those who wait for one
+//! user in the order in which they came.
+//!
+//! However many wait for one user, the first of another waits for at most one turn of each.
+
+use std::collections::{HashMap, VecDeque};
+
+/// Those who wait, each for one turn.
+#[derive(Debug)]
+pub struct Turns<T> {
+    /// Users for whom somebody waits, the next first.
+    ring: VecDeque<u32>,
+    waiting: HashMap<u32, VecDeque<T>>,
+    /// The user whose turn it is or was: others who come meanwhile are before it.
+    last: Option<u32>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { ring: VecDeque::new(), waiting: HashMap::new(), last: None }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Somebody waits for a turn of this user's.
+    pub fn enter(&mut self, user: u32, who: T) {
+        let queue = self.waiting.entry(user).or_default();
+        queue.push_back(who);
+        if queue.len() == 1 && self.last != Some(user) {
+            self.ring.push_back(user);
+        }
+    }
+
+    /// The turn before is over: whose is the next.
+    pub fn next(&mut self) -> Option<T> {
+        if let Some(last) = self.last.take()
+            && self.waiting.contains_key(&last)
+        {
+            self.ring.push_back(last);
+        }
+        let user = self.ring.pop_front()?;
+        let queue = self.waiting.get_mut(&user)?;
+        let who = queue.pop_front();
+        if queue.is_empty() {
+            self.waiting.remove(&user);
+        }
+        self.last = Some(user);
+        who
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_of_another_user_comes_next_however_many_wait() {
+        let mut turns = Turns::default();
+        for number in 0..100 {
+            turns.enter(7, (7, number));
+        }
+        assert_eq!(turns.next(), Some((7, 0)));
+        // It comes while the first of them has its turn, and again in each of its own.
+        for number in 0..3 {
+            turns.enter(8, (8, number));
+            assert_eq!(turns.next(), Some((8, number)));
+            assert_eq!(turns.next(), Some((7, number + 1)));
+        }
+    }
+
+    proptest! {
+        /// Whoever waits first for its user has its turn after at most one of each other user;
+        /// those of one user have theirs in order, and each that waits has one.
+        #[test]
+        fn nobody_waits_for_two_turns_of_another_user(
+            steps in proptest::collection::vec(prop_oneof![(0_u32..5).prop_map(Some), Just(None)], 0..200)
+        ) {
+            let mut turns = Turns::default();
+            // For each user those that wait, each with the turns of others since it was the first.
+            let mut expected: HashMap<u32, VecDeque<usize>> = HashMap::new();
+            let mut since: HashMap<u32, HashMap<u32, usize>> = HashMap::new();
+            let drain = std::iter::repeat_n(None, steps.len());
+            for (number, step) in steps.clone().into_iter().chain(drain).enumerate() {
+                if let Some(user) = step {
+                    turns.enter(user, (user, number));
+                    let queue = expected.entry(user).or_default();
+                    queue.push_back(number);
+                    if queue.len() == 1 {
+                        since.insert(user, HashMap::new());
+                    }
+                    continue;
+                }
+                let waits = expected.values().any(|queue| !queue.is_empty());
+                let Some((user, number)) = turns.next() else {
+                    prop_assert!(!waits && turns.is_empty());
+                    continue;
+                };
+                let first = expected.get_mut(&user).and_then(VecDeque::pop_front);
+                prop_assert_eq!(first, Some(number));
+                since.insert(user, HashMap::new());
+                for (_, turns) in since.iter_mut().filter(|(other, _)| **other != user) {
+                    *turns.entry(user).or_default() += 1;
+                }
+                for (waiting, turns) in &since {
+                    let one = turns.values().all(|count| *count <= 1);
+                    prop_assert!(one || expected[waiting].is_empty());
+                }
+            }
+            prop_assert!(turns.is_empty());
+        }
+    }
+}
