@@ -277,6 +277,7 @@ pub(crate) async fn claim_failed(state: &RefCell<State>, failure: Denied) -> Rpc
                 "release some, or raise {limit} in [limits] of its configuration"
             ))
         }
+        Denied::Abandoned => RpcError::new(ErrorCode::INTERNAL, "the claim was given up"),
         Denied::NotOpened(listener, error) => {
             let inquiry = Rc::clone(&state.borrow().inquiry);
             not_opened(&inquiry, listener, error).await

@@ -1,10 +1,9 @@
 //! Claims, performed: sockets are opened or changed as the registry decides, all of a claim
 //! or none.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Wanted};
@@ -16,9 +15,10 @@ use bindonce_observe::Happening;
 use bindonce_sys::Errno;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
 use bindonce_wire::result::Problem;
+use tokio::task::yield_now;
 
 use crate::closing::{self, LOGGED_ONE_BY_ONE};
-use crate::socket::Socket;
+use crate::socket::{Owned, Socket};
 use crate::state::{State, now};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
@@ -41,6 +41,8 @@ pub(crate) enum Denied {
         /// Its value.
         most: usize,
     },
+    /// Nothing came of it, for a reason that nobody gave.
+    Abandoned,
     /// The sockets would not fit under RLIMIT_NOFILE.
     Limit {
         /// How many were to be opened.
@@ -61,6 +63,7 @@ impl Denied {
             Self::NotChanged(listener, error) => {
                 (Kind::ClaimRefused, format!("{} cannot be changed: {error}", listener.label()))
             }
+            Self::Abandoned => (Kind::ClaimRefused, "a claim was given up".to_owned()),
             Self::TooMany { limit, most } => {
                 (Kind::LimitReached, format!("a claim would pass the limit {limit} = {most}"))
             }
@@ -73,6 +76,160 @@ impl Denied {
     }
 }
 
+/// What a claim comes to next.
+enum Next {
+    /// These are to be opened.
+    Open(Vec<Listener>, Vec<Overlap>),
+    /// These are to be changed.
+    Change(Vec<Change>),
+    /// It waits for another claim that is about the same.
+    Wait,
+    Granted(Vec<Lease>),
+    /// Without a reason where opening or changing has told it.
+    Denied(Option<Denied>),
+}
+
+/// So many listeners are opened in one turn: some 10 us each.
+const OPENED_AT_ONCE: usize = 32;
+
+/// Sockets that are opened for a claim, until it has them all.
+struct Opening(Vec<Opened<Socket>>);
+
+impl Opening {
+    fn take(mut self) -> Vec<Opened<Socket>> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|opened| closing::unlink(opened.handle.path.as_ref()));
+    }
+}
+
+/// Finds or opens listeners, all or none.
+pub(crate) async fn claim(
+    state: &RefCell<State>,
+    id: ConnectionId,
+    wants: Vec<Want>,
+) -> Result<Vec<Lease>, Denied> {
+    let outcome = claim_unsettled(state, id, wants).await;
+    state.borrow_mut().settle();
+    outcome
+}
+
+/// Finds or opens listeners, all or none; many in many turns. [`State::settle`] must follow before
+/// anything else can run.
+pub(crate) async fn claim_unsettled(
+    state: &RefCell<State>,
+    id: ConnectionId,
+    wants: Vec<Want>,
+) -> Result<Vec<Lease>, Denied> {
+    let found = state.borrow_mut().find_again(&wants);
+    found.map_err(|denied| state.borrow().denied(id, denied))?;
+    let decided = Rc::clone(&state.borrow().decided);
+    let mut failure = None;
+    let mut event = Event::Claim(id, wants);
+    loop {
+        // Nothing that is decided from here on is missed.
+        let others = decided.notified();
+        let next = {
+            let mut state = state.borrow_mut();
+            let actions = state.registry.on(now(), event);
+            state.proceed(id, actions)
+        };
+        event = match next {
+            Next::Wait => {
+                others.await;
+                Event::Retry(id)
+            }
+            Next::Open(listeners, overlaps) => match open(state, id, listeners, &overlaps).await {
+                Ok(opened) => Event::Opened(id, opened),
+                Err((opened, denied)) => {
+                    failure = Some(denied);
+                    Event::OpenFailed(id, opened)
+                }
+            },
+            Next::Change(changes) => match state.borrow().change(&changes) {
+                Ok(backlogs) => Event::Changed(id, backlogs),
+                Err(denied) => {
+                    failure = Some(denied);
+                    Event::ChangeFailed(id)
+                }
+            },
+            Next::Granted(leases) => return Ok(leases),
+            Next::Denied(reason) => {
+                let denied = reason.or(failure).unwrap_or(Denied::Abandoned);
+                return Err(state.borrow().denied(id, denied));
+            }
+        };
+    }
+}
+
+/// Opens listeners, some in a turn. All, or those before the first that is not open, and why.
+#[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
+async fn open(
+    state: &RefCell<State>,
+    id: ConnectionId,
+    listeners: Vec<Listener>,
+    overlaps: &[Overlap],
+) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+    let mut owned = state.borrow().reserve(id, listeners.len()).map_err(|it| (Vec::new(), it))?;
+    let mut order: Vec<usize> = (0..listeners.len()).collect();
+    if !overlaps.is_empty() {
+        // The most general first, and what it overlaps beside it.
+        order.sort_by_key(|index| listeners[*index].key().specificity());
+    }
+    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
+    let mut opened = Opening(Vec::with_capacity(listeners.len()));
+    let mut failure = None;
+    for (count, index) in order.into_iter().enumerate() {
+        if count != 0 && count % OPENED_AT_ONCE == 0 {
+            yield_now().await;
+        }
+        let state = state.borrow();
+        let listener = &listeners[index];
+        let from = overlaps.partition_point(|overlap| overlap.new < index);
+        let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
+        let fds: Vec<BorrowedFd<'_>> = others
+            .filter_map(|overlap| match overlap.other {
+                Neighbour::New(other) => Some(&opened.0[places[other]?].handle.fd),
+                Neighbour::Held(id) => Some(&state.registry.held(id)?.opened.handle.fd),
+            })
+            .map(|fd| fd.as_fd())
+            .collect();
+        let socket = if fds.is_empty() {
+            listen::open(listener)
+        } else {
+            listen::open_beside(listener, &fds)
+        };
+        match socket {
+            Ok(socket) => {
+                let mut socket = state.opened(listener, socket);
+                socket.handle.owned = owned.pop();
+                places[index] = Some(opened.0.len());
+                opened.0.push(socket);
+            }
+            Err(error) => {
+                failure = Some(Denied::NotOpened(Box::new(listener.clone()), error));
+                break;
+            }
+        }
+    }
+    // In the order of the listeners.
+    let mut sockets: Vec<_> = opened.take().into_iter().map(Some).collect();
+    let mut in_order = places.into_iter().map(|place| sockets[place?].take());
+    let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
+    match failure {
+        None => Ok(before),
+        Some(denied) => {
+            // Behind a hole nothing has its place.
+            drop(Opening(in_order.flatten().collect()));
+            Err((before, denied))
+        }
+    }
+}
+
 impl State {
     /// Says who brought something about.
     fn by(&self, id: ConnectionId, happening: Happening) -> Happening {
@@ -82,17 +239,6 @@ impl State {
             .pid(i32::try_from(pid).ok())
             .service(label.map(|label| label.service.as_str()))
             .generation(label.map(|label| label.generation))
-    }
-
-    /// Finds or opens listeners, all or none.
-    pub(crate) fn claim(
-        &mut self,
-        id: ConnectionId,
-        wants: Vec<Want>,
-    ) -> Result<Vec<Lease>, Denied> {
-        let outcome = self.claim_unsettled(id, wants);
-        self.settle();
-        outcome
     }
 
     /// What may come after the reply to a claim, so long as nothing else runs in between: begins to
@@ -109,67 +255,41 @@ impl State {
         }
     }
 
-    /// Finds or opens listeners, all or none. [`State::settle`] must follow before anything
-    /// else can run.
-    pub(crate) fn claim_unsettled(
-        &mut self,
-        id: ConnectionId,
-        wants: Vec<Want>,
-    ) -> Result<Vec<Lease>, Denied> {
-        if let Err(denied) = self.find_again(&wants) {
-            self.journal.record(self.by(id, denied.happening()));
-            return Err(denied);
-        }
-        let mut outcome = Ok(Vec::new());
-        let mut failure = None;
+    /// Performs what the registry decides of a connection's claim; gives what is to come next.
+    fn proceed(&mut self, id: ConnectionId, actions: Vec<Action<Socket>>) -> Next {
+        let mut next = Next::Wait;
         let mut rest = Vec::new();
-        let mut actions = VecDeque::from(self.registry.on(now(), Event::Claim(id, wants)));
-        while let Some(action) = actions.pop_front() {
+        for action in actions {
             match action {
-                Action::Open(_, listeners, overlaps) => {
-                    let event = match self.open(id, listeners, &overlaps) {
-                        Ok(opened) => Event::Opened(opened),
-                        Err((opened, denied)) => {
-                            failure = Some(denied);
-                            Event::OpenFailed(opened)
-                        }
-                    };
-                    actions.extend(self.registry.on(now(), event));
-                }
-                Action::Change(_, changes) => {
-                    let event = match self.change(&changes) {
-                        Ok(backlogs) => Event::Changed(backlogs),
-                        Err(denied) => {
-                            failure = Some(denied);
-                            Event::ChangeFailed
-                        }
-                    };
-                    actions.extend(self.registry.on(now(), event));
-                }
+                Action::Open(_, listeners, overlaps) => next = Next::Open(listeners, overlaps),
+                Action::Change(_, changes) => next = Next::Change(changes),
                 Action::Grant(_, leases) => {
-                    self.log_opened(id, &leases);
-                    self.record_all(&leases);
-                    self.forget_bound(&leases);
-                    let created = leases.iter().filter(|lease| lease.created);
-                    let before = self.unsettled.len();
-                    self.unsettled.extend(created.map(|lease| lease.listener));
-                    let created = self.unsettled.len() - before;
-                    self.counts.borrow_mut().granted(leases.len(), created);
-                    outcome = Ok(leases);
+                    self.granted(id, &leases);
+                    next = Next::Granted(leases);
                 }
-                Action::Refuse(_, refusal) => outcome = Err(Denied::Refused(refusal)),
+                Action::Refuse(_, refusal) => next = Next::Denied(Some(Denied::Refused(refusal))),
+                Action::NotOpened(_) => next = Next::Denied(None),
                 other => rest.push(other),
             }
         }
-        self.close_all(rest);
-        let outcome = match failure {
-            Some(denied) => Err(denied),
-            None => outcome,
-        };
-        if let Err(denied) = &outcome {
-            self.journal.record(self.by(id, denied.happening()));
-        }
-        outcome
+        self.perform(rest);
+        next
+    }
+
+    fn granted(&mut self, id: ConnectionId, leases: &[Lease]) {
+        self.log_opened(id, leases);
+        self.record_all(leases);
+        self.forget_bound(leases);
+        let created = leases.iter().filter(|lease| lease.created);
+        let before = self.unsettled.len();
+        self.unsettled.extend(created.map(|lease| lease.listener));
+        let created = self.unsettled.len() - before;
+        self.counts.borrow_mut().granted(leases.len(), created);
+    }
+
+    fn denied(&self, id: ConnectionId, denied: Denied) -> Denied {
+        self.journal.record(self.by(id, denied.happening()));
+        denied
     }
 
     /// Binds anew those of the listeners asked for whose sockets lead nowhere: what has the old
@@ -273,18 +393,22 @@ impl State {
 
     /// Whether so many more listeners of a user's are within all limits.
     pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
+        self.room_beside(uid, need, self.registry.planned())
+    }
+
+    /// The same beside so many that are being opened for others.
+    fn room_beside(&self, uid: u32, need: usize, planned: usize) -> Result<(), Denied> {
         let owned = self.owned.borrow().get(&uid).copied().unwrap_or(0);
+        let held = self.registry.len() + planned;
         for (limit, most, has) in [
-            ("listeners", self.limits.listeners, self.registry.len()),
+            ("listeners", self.limits.listeners, held),
             ("listeners_per_user", self.limits.listeners_per_user, owned),
         ] {
             if has.saturating_add(need) > most && need != 0 {
                 return Err(Denied::TooMany { limit, most });
             }
         }
-        let open = self.other_descriptors
-            + self.registry.len() as u64
-            + self.registry.connections() as u64;
+        let open = self.other_descriptors + held as u64 + self.registry.connections() as u64;
         let limit = self.descriptor_limit;
         if open.saturating_add(need as u64).saturating_add(SPARE) > limit && need != 0 {
             return Err(Denied::Limit { need, open, limit });
@@ -292,80 +416,12 @@ impl State {
         Ok(())
     }
 
-    #[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
-    fn open(
-        &self,
-        id: ConnectionId,
-        listeners: Vec<Listener>,
-        overlaps: &[Overlap],
-    ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+    /// Counts listeners that are planned for a connection as its user's, within all limits.
+    fn reserve(&self, id: ConnectionId, count: usize) -> Result<Vec<Owned>, Denied> {
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
-        self.room(uid, listeners.len()).map_err(|denied| (Vec::new(), denied))?;
-        let listeners = Arc::new(listeners);
-        let (sockets, failure) = if overlaps.is_empty() {
-            let (sockets, outcome) = listen::open_all(&listeners);
-            let failed = sockets.len();
-            (sockets, outcome.err().map(|error| (failed, error)))
-        } else {
-            self.open_beside(&listeners, overlaps)
-        };
-        let opened: Vec<Opened<Socket>> = sockets
-            .into_iter()
-            .zip(&*listeners)
-            .map(|(socket, listener)| {
-                let mut socket = self.opened(listener, socket);
-                socket.handle.owned = Some(self.owned(uid));
-                socket
-            })
-            .collect();
-        match failure.and_then(|(failed, error)| Some((listeners.get(failed)?, error))) {
-            Some((failed, error)) => {
-                Err((opened, Denied::NotOpened(Box::new(failed.clone()), error)))
-            }
-            None => Ok(opened),
-        }
-    }
-
-    /// Opens listeners of which some overlap others, the most general first. All, or those
-    /// before the first that is not open, and which one failed.
-    fn open_beside(
-        &self,
-        listeners: &[Listener],
-        overlaps: &[Overlap],
-    ) -> (Vec<listen::Opened>, Option<(usize, bindonce_sys::Error)>) {
-        let mut order: Vec<usize> = (0..listeners.len()).collect();
-        order.sort_by_key(|index| listeners[*index].key().specificity());
-        let mut opened: Vec<Option<listen::Opened>> = listeners.iter().map(|_| None).collect();
-        let mut failure = None;
-        for index in order {
-            let from = overlaps.partition_point(|overlap| overlap.new < index);
-            let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
-            let fds: Vec<BorrowedFd<'_>> = others
-                .filter_map(|overlap| match overlap.other {
-                    Neighbour::New(other) => opened[other].as_ref().map(|it| it.fd.as_fd()),
-                    Neighbour::Held(id) => Some(self.registry.held(id)?.opened.handle.fd.as_fd()),
-                })
-                .collect();
-            let outcome = if fds.is_empty() {
-                listen::open(&listeners[index])
-            } else {
-                listen::open_beside(&listeners[index], &fds)
-            };
-            match outcome {
-                Ok(socket) => opened[index] = Some(socket),
-                Err(error) => {
-                    failure = Some((index, error));
-                    break;
-                }
-            }
-        }
-        let Some((index, error)) = failure else {
-            return (opened.into_iter().flatten().collect(), None);
-        };
-        // Behind a hole nothing has its place.
-        let before: Vec<_> = opened.iter_mut().map_while(Option::take).collect();
-        opened.iter().flatten().for_each(|socket| closing::unlink(socket.path.as_ref()));
-        (before, Some((index, error)))
+        let others = self.registry.planned().saturating_sub(count);
+        self.room_beside(uid, count, others)?;
+        Ok((0..count).map(|_| self.owned(uid)).collect())
     }
 
     /// Changes sockets in place, all or none; gives the backlog of each.
@@ -430,7 +486,7 @@ impl State {
         let opened = self.opened(&listener, self.open_again(&listener)?);
         let inode = opened.inode;
         let actions = self.registry.on(now(), Event::Replace(id, opened));
-        self.close_all(actions);
+        self.perform(actions);
         if let Some(held) = self.registry.held(id) {
             held.opened.handle.care.begin(id, &held.opened.handle.fd, &listener.address);
             self.record(held);

@@ -28,7 +28,7 @@ impl State {
                 other => rest.push(other),
             }
         }
-        self.close_all(rest);
+        self.perform(rest);
         outcome
     }
 
@@ -51,16 +51,25 @@ impl State {
 }
 
 impl State {
-    /// Closes the sockets of every `Close`; other actions have been dealt with. A
-    /// few get a line each in the log, many that end for one reason get one line.
-    pub(crate) fn close_all(&self, actions: Vec<Action<Socket>>) {
+    /// Closes the sockets of every `Close`, and lets claims be tried again that have waited; other
+    /// actions have been dealt with. A few closed sockets get a line each in the log, many that end
+    /// for one reason get one line.
+    pub(crate) fn perform(&self, actions: Vec<Action<Socket>>) {
         let mut closed: Vec<(Closing, Listener, u32)> = Vec::new();
+        let mut decided = false;
         for action in actions {
-            if let Action::Close(socket, listener, why) = action {
-                unlink(socket.path.as_ref());
-                let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
-                closed.push((why, listener, uid));
+            match action {
+                Action::Close(socket, listener, why) => {
+                    unlink(socket.path.as_ref());
+                    let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
+                    closed.push((why, listener, uid));
+                }
+                Action::Retry(_) => decided = true,
+                _ => {}
             }
+        }
+        if decided {
+            self.decided.notify_waiters();
         }
         self.counts.borrow_mut().closed += closed.len() as u64;
         for group in closed.chunk_by(|one, other| one.0 == other.0) {

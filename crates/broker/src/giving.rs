@@ -24,6 +24,7 @@ use bindonce_wire::result::{Bound, StoreResult};
 use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::answer;
+use crate::claiming;
 use crate::connection::Link;
 use crate::requests::invalid;
 use crate::restore::{Found, as_written};
@@ -68,11 +69,8 @@ pub(crate) async fn store(
         return Err(answer::claim_failed(state, denied).await);
     }
     let Sorted { found, wants, .. } = sorted;
-    let claimed = {
-        let mut state = state.borrow_mut();
-        state.had_back(found, Some(uid));
-        state.claim(link.caller.connection, wants)
-    };
+    state.borrow_mut().had_back(found, Some(uid));
+    let claimed = claiming::claim(state, link.caller.connection, wants).await;
     let gate = Rc::clone(&state.borrow().gate);
     gate.given.notify_one();
     let leases = match claimed {

@@ -22,6 +22,7 @@ use bindonce_wire::ErrorCode;
 use bindonce_wire::params::METHODS;
 
 use crate::answer::{self, VERSION};
+use crate::claiming;
 use crate::config::Config;
 use crate::socket::Socket;
 use crate::state::State;
@@ -157,13 +158,9 @@ async fn on_listener(state: &Rc<RefCell<State>>, config: &Config) {
     gate.pass().await;
     let wanted = Wanted::Listen(listener.clone().into());
     let want = Want { wanted, tentative: false, change: true };
-    let claimed = {
-        let mut state = state.borrow_mut();
-        let uid = nix::unistd::geteuid().as_raw();
-        let own = state.connect(Peer { pid: std::process::id(), uid, gid: 0 });
-        state.claim(own, vec![want])
-    };
-    let leases = match claimed {
+    let uid = nix::unistd::geteuid().as_raw();
+    let own = state.borrow_mut().connect(Peer { pid: std::process::id(), uid, gid: 0 });
+    let leases = match claiming::claim(state, own, vec![want]).await {
         Ok(leases) => leases,
         Err(denied) => {
             let error = answer::claim_failed(state, denied).await;

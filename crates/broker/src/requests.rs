@@ -18,6 +18,7 @@ use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
 
 use crate::answer;
+use crate::claiming;
 use crate::connection::Link;
 use crate::giving;
 use crate::rights::{
@@ -177,8 +178,7 @@ async fn bind(
         }
         wants.push(Want { wanted, tentative, change });
     }
-    let claimed = state.borrow_mut().claim_unsettled(caller.connection, wants);
-    let leases = match claimed {
+    let leases = match claiming::claim_unsettled(state, caller.connection, wants).await {
         Ok(leases) => leases,
         Err(failure) => return Err(answer::claim_failed(state, failure).await),
     };

@@ -208,7 +208,7 @@ impl State {
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
-        self.close_all(actions);
+        self.perform(actions);
         for (id, held) in self.registry.iter() {
             held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
         }

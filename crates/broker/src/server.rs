@@ -28,7 +28,7 @@ use crate::file::File;
 use crate::guard::{self, Guard};
 use crate::records::Records;
 use crate::requests::Caller;
-use crate::state::State;
+use crate::state::{self, State};
 use crate::upgrade::{self, Inherited, Resumed};
 use crate::{metrics, records, recovery, service, start, store, succession};
 
@@ -414,7 +414,7 @@ fn attend(
             let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
             state.borrow().journal.record(happening);
         }
-        state.borrow_mut().disconnect(link.caller.connection);
+        state::disconnect(&state, link.caller.connection).await;
         state.borrow().upgrade.calmer();
         let large = link.was_large();
         drop(lost);

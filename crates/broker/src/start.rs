@@ -15,6 +15,7 @@ use bindonce_wire::RpcError;
 use bindonce_wire::result::Problem;
 
 use crate::answer;
+use crate::claiming;
 use crate::config::Config;
 use crate::error::Error;
 use crate::restore;
@@ -130,14 +131,10 @@ impl State {
 /// A claim of the broker's own, which leaves no lease behind.
 async fn claim(state: &RefCell<State>, wanted: Vec<Wanted>) -> Result<(), RpcError> {
     let want = |wanted| Want { wanted, tentative: false, change: true };
-    let claimed = {
-        let mut state = state.borrow_mut();
-        let uid = nix::unistd::geteuid().as_raw();
-        let own = state.connect(Peer { pid: std::process::id(), uid, gid: 0 });
-        let claimed = state.claim(own, wanted.into_iter().map(want).collect());
-        state.disconnect(own);
-        claimed
-    };
+    let uid = nix::unistd::geteuid().as_raw();
+    let own = state.borrow_mut().connect(Peer { pid: std::process::id(), uid, gid: 0 });
+    let claimed = claiming::claim(state, own, wanted.into_iter().map(want).collect()).await;
+    state.borrow_mut().disconnect(own);
     match claimed {
         Ok(_) => Ok(()),
         Err(failure) => Err(answer::claim_failed(state, failure).await),

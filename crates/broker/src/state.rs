@@ -11,13 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::budget::Budget;
 use bindonce_core::policy::{Peer, Policy, Rule};
-use bindonce_core::registry::{ConnectionId, Event, ListenerId, Registry};
+use bindonce_core::registry::{Action, ConnectionId, Event, ListenerId, Registry};
 use bindonce_core::time::Timestamp;
 use bindonce_observe::Journal;
 use bindonce_sys::limits;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::Entry;
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 use crate::budgets::Told;
 use crate::config::Limits;
@@ -62,6 +63,8 @@ pub(crate) struct State {
     pub(crate) limits: Limits,
     /// Descriptors that have come from clients and are not taken yet.
     pub(crate) in_flight: Rc<RefCell<Budget>>,
+    /// Rung when claims that have waited for another can be tried again.
+    pub(crate) decided: Rc<Notify>,
     /// In which order connections are served.
     pub(crate) turns: Rc<Turns>,
     /// Rung when something large has ended.
@@ -116,6 +119,7 @@ impl State {
             gate: Rc::default(),
             limits: Limits::default(),
             in_flight: Rc::default(),
+            decided: Rc::default(),
             turns: Rc::default(),
             shrinking: Rc::default(),
             budget: Rc::default(),
@@ -147,16 +151,39 @@ impl State {
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
         let actions = self.registry.on(now(), Event::Connected(id, peer));
-        self.close_all(actions);
+        self.perform(actions);
         id
     }
 
     /// Ends a connection.
     pub(crate) fn disconnect(&mut self, id: ConnectionId) {
+        self.leave(id);
+        while self.end_leases(id) {}
+    }
+
+    /// A connection has ended: tells the service that it stood for.
+    fn leave(&mut self, id: ConnectionId) {
         self.links.remove(&id);
-        let actions = self.registry.on(now(), Event::Gone(id));
-        self.close_all(actions);
         self.left(id);
+        // What was being opened for it has been closed.
+        let actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
+        self.perform(actions);
+    }
+
+    /// Ends some leases of a connection that has ended. True if it has more.
+    fn end_leases(&mut self, id: ConnectionId) -> bool {
+        let actions = self.registry.on(now(), Event::Gone(id));
+        let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
+        self.perform(actions);
+        more
+    }
+}
+
+/// Ends a connection; one that has many leases in many turns.
+pub(crate) async fn disconnect(state: &RefCell<State>, id: ConnectionId) {
+    state.borrow_mut().leave(id);
+    while state.borrow_mut().end_leases(id) {
+        yield_now().await;
     }
 }
 

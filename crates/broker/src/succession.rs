@@ -223,7 +223,7 @@ impl State {
         let serves = label.phase == Phase::Serving;
         let who = format!("{} generation {}", label.service, label.generation);
         let actions = self.registry.on(now(), Entered::Join(id, label));
-        self.close_all(actions);
+        self.perform(actions);
         if serves {
             self.registry.leased(id).for_each(|held| {
                 guard::notice(&self.journal, held, &who);

@@ -70,7 +70,7 @@ impl Turns {
     }
 
     fn next(&self) -> Option<Rc<Ticket>> {
-        self.waiting.borrow_mut().next()
+        self.waiting.borrow_mut().give()
     }
 
     /// Whether nobody waits for a turn or has one.

@@ -32,7 +32,7 @@ impl<T> Turns<T> {
     }
 
     /// The turn before is over: whose is the next.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn give(&mut self) -> Option<T> {
         if let Some(last) = self.last.take()
             && self.waiting.contains_key(&last)
         {
@@ -66,12 +66,12 @@ mod tests {
         for number in 0..100 {
             turns.enter(7, (7, number));
         }
-        assert_eq!(turns.next(), Some((7, 0)));
+        assert_eq!(turns.give(), Some((7, 0)));
         // It comes while the first of them has its turn, and again in each of its own.
         for number in 0..3 {
             turns.enter(8, (8, number));
-            assert_eq!(turns.next(), Some((8, number)));
-            assert_eq!(turns.next(), Some((7, number + 1)));
+            assert_eq!(turns.give(), Some((8, number)));
+            assert_eq!(turns.give(), Some((7, number + 1)));
         }
     }
 
@@ -98,7 +98,7 @@ mod tests {
                     continue;
                 }
                 let waits = expected.values().any(|queue| !queue.is_empty());
-                let Some((user, number)) = turns.next() else {
+                let Some((user, number)) = turns.give() else {
                     prop_assert!(!waits && turns.is_empty());
                     continue;
                 };

@@ -84,11 +84,11 @@ struct World {
     connections: u64,
     /// All that each connection has asked for.
     wants: BTreeMap<ConnectionId, Vec<Want>>,
-    outstanding: VecDeque<Outstanding>,
+    outstanding: VecDeque<(ConnectionId, Outstanding)>,
     opened: u32,
     closed: BTreeSet<u32>,
-    /// Opened for a claim that waits until others are changed.
-    in_hand: BTreeSet<u32>,
+    /// Opened for claims that wait until others are changed.
+    in_hand: BTreeMap<ConnectionId, BTreeSet<u32>>,
 }
 
 /// What the registry waits for.
@@ -128,16 +128,15 @@ impl World {
                 Action::Open(id, listeners, overlaps) => {
                     prop_assert!(live.contains(id));
                     self.all_overlaps(*id, listeners, overlaps)?;
-                    self.outstanding.push_back(Outstanding::Open(listeners.clone()));
-                    prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
+                    self.stands_apart(*id, listeners)?;
+                    self.outstanding.push_back((*id, Outstanding::Open(listeners.clone())));
                 }
                 Action::Change(id, changes) => {
                     prop_assert!(live.contains(id));
                     let mut ids = changes.iter().map(|change| change.listener);
                     let all_held = ids.all(|id| self.registry.held(id).is_some());
                     prop_assert!(all_held);
-                    self.outstanding.push_back(Outstanding::Change(changes.len()));
-                    prop_assert!(self.outstanding.len() <= 1, "one claim is opened at a time");
+                    self.outstanding.push_back((*id, Outstanding::Change(changes.len())));
                 }
                 Action::Close(handle, _, why) => {
                     prop_assert!(self.closed.insert(*handle), "{handle} is closed twice");
@@ -147,7 +146,9 @@ impl World {
                         prop_assert!(leased.get(handle).is_some_and(|leases| *leases <= 1));
                     }
                 }
-                Action::Grant(id, _)
+                Action::Leaving(_) => prop_assert!(false, "so many leases are not tried here"),
+                Action::Retry(id)
+                | Action::Grant(id, _)
                 | Action::NotOpened(id)
                 | Action::Released(id, _)
                 | Action::Refuse(id, _) => {
@@ -155,7 +156,27 @@ impl World {
                 }
             }
         }
-        Ok(actions)
+        let mut all = Vec::new();
+        for action in actions {
+            match action {
+                Action::Retry(id) => all.extend(self.on(Event::Retry(id))?),
+                other => all.push(other),
+            }
+        }
+        Ok(all)
+    }
+
+    /// 1: what is being opened for two claims at the same time does not overlap, nor has it one name.
+    fn stands_apart(&self, id: ConnectionId, new: &[Listener]) -> Result<(), TestCaseError> {
+        for (other, outstanding) in &self.outstanding {
+            let Outstanding::Open(others) = outstanding else { continue };
+            prop_assert!(*other != id, "one claim of a connection is opened at a time");
+            for (one, other) in new.iter().flat_map(|one| others.iter().map(move |it| (one, it))) {
+                prop_assert!(!one.key().overlaps(&other.key()), "{one} and {other}");
+                prop_assert!(one.name.is_none() || one.name != other.name, "{one} and {other}");
+            }
+        }
+        Ok(())
     }
 
     /// The held listeners that one element of a claim is about, by handle.
@@ -218,13 +239,13 @@ impl World {
     }
 
     fn answer(&mut self, fail_at: usize) -> Result<(), TestCaseError> {
-        self.in_hand.clear();
-        let listeners = match self.outstanding.pop_front() {
-            None => return Ok(()),
-            Some(Outstanding::Open(listeners)) => listeners,
-            Some(Outstanding::Change(count)) if fail_at < count => {
+        let Some((id, outstanding)) = self.outstanding.pop_front() else { return Ok(()) };
+        self.in_hand.remove(&id);
+        let listeners = match outstanding {
+            Outstanding::Open(listeners) => listeners,
+            Outstanding::Change(count) if fail_at < count => {
                 let before = self.picture();
-                self.on(Event::ChangeFailed)?;
+                self.on(Event::ChangeFailed(id))?;
                 // Nothing that stays has other options than before. (A claim that waited for this may have
                 // given it a name.)
                 let same = |one: &(u32, Listener, bool, usize)| {
@@ -234,8 +255,8 @@ impl World {
                 prop_assert!(self.picture().iter().all(same));
                 return Ok(());
             }
-            Some(Outstanding::Change(count)) => {
-                return self.on(Event::Changed(vec![7; count])).map(drop);
+            Outstanding::Change(count) => {
+                return self.on(Event::Changed(id, vec![7; count])).map(drop);
             }
         };
         let mut opened = Vec::new();
@@ -256,18 +277,21 @@ impl World {
         }
         let opened_count = opened.len() as u32;
         let event = if opened.len() < listeners.len() {
-            Event::OpenFailed(opened)
+            Event::OpenFailed(id, opened)
         } else {
-            Event::Opened(opened)
+            Event::Opened(id, opened)
         };
         let first = self.opened - opened_count;
         self.on(event)?;
-        if let Some(Outstanding::Change(_)) = self.outstanding.front() {
+        let changes = |(other, it): &(ConnectionId, Outstanding)| {
+            *other == id && matches!(it, Outstanding::Change(_))
+        };
+        if self.outstanding.iter().any(changes) {
             let held: BTreeSet<u32> =
                 self.registry.list().iter().map(|view| view.held.opened.handle).collect();
-            let new = first + 1..=self.opened;
-            self.in_hand =
-                new.filter(|it| !self.closed.contains(it) && !held.contains(it)).collect();
+            let new = (first + 1..=first + opened_count)
+                .filter(|it| !self.closed.contains(it) && !held.contains(it));
+            self.in_hand.insert(id, new.collect());
         }
         Ok(())
     }
@@ -287,7 +311,8 @@ impl World {
         let handles: BTreeSet<u32> = held.iter().map(|view| view.held.opened.handle).collect();
         prop_assert_eq!(handles.len(), held.len());
         prop_assert!(handles.is_disjoint(&self.closed));
-        let in_hand: BTreeSet<u32> = self.in_hand.difference(&handles).copied().collect();
+        let in_hand: BTreeSet<u32> =
+            self.in_hand.values().flatten().filter(|it| !handles.contains(it)).copied().collect();
         prop_assert!(in_hand.is_disjoint(&self.closed));
         let count = handles.len() + in_hand.len() + self.closed.len();
         prop_assert_eq!(count, self.opened as usize);

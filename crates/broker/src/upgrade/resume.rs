@@ -161,7 +161,7 @@ impl Inherited {
             state.next_connection = state.next_connection.max(written.id + 1);
         }
         let actions = state.registry.on(now(), Event::Resume(links));
-        state.close_all(actions);
+        state.perform(actions);
         state.resume(places);
         tracing::info!(
             listeners = state.registry.len(),

@@ -26,7 +26,7 @@ impl<H> Registry<H> {
         held.map(|(id, held)| (*id, held.as_ref()))
     }
 
-    /// The held listener beside which this one, bound there, could not be entered.
+    /// The listener, held or being opened, beside which this one, bound there, could not be entered.
     pub fn in_the_way(&self, listener: &Listener, bound: &Address) -> Option<&Listener> {
         let key = listener.key();
         let name = listener.name.as_ref().and_then(|name| self.index.name(name));
@@ -34,7 +34,9 @@ impl<H> Registry<H> {
             .or_else(|| self.index.key(&key))
             .or_else(|| self.index.same_place(&key))
             .or_else(|| self.index.same_place(&key.bound(bound)))?;
-        self.held.get(&id).map(|held| &held.listener)
+        let planned = || self.pending.values().find_map(|plan| plan.planned(id));
+        let held = self.held.get(&id).map(|held| &held.listener);
+        held.or_else(|| planned().map(|new| &new.listener))
     }
 
     /// Enters what is held already. What cannot stand beside the rest (its name,

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use super::claim::{Pending, Who};
+use super::claim::{Pending, Stop, Who};
 use super::{ConnectionId, ListenerId, Refusal, Registry};
 use crate::listener::Listener;
 use crate::name::Name;
@@ -51,7 +51,7 @@ impl<H> Registry<H> {
 
     /// Decides which listeners of a planned claim may overlap what they overlap, and enters
     /// those pairs in the plan.
-    pub(super) fn check_beside(&mut self, plan: &mut Pending<H>) -> Result<(), Refusal> {
+    pub(super) fn check_beside(&mut self, plan: &mut Pending<H>) -> Result<(), Stop> {
         let crowd = std::mem::take(&mut plan.crowd);
         if crowd.new.is_empty() && crowd.narrow.is_empty() {
             return Ok(());
@@ -62,7 +62,7 @@ impl<H> Registry<H> {
             if !ipv4.is_some_and(|id| asked.contains(&id))
                 && let Some(who) = self.who(plan, id)
             {
-                return Err(overlap(listener, who));
+                return Err(overlap(listener, who).into());
             }
         }
         for id in &crowd.new {
@@ -74,12 +74,15 @@ impl<H> Registry<H> {
                 continue;
             };
             let other_new = plan.place(other);
+            if self.is_undecided(plan, other) {
+                return Err(Stop::Wait);
+            }
             if other_new.is_none()
                 && !asked.contains(&other)
                 && !self.is_of_service(plan.connection, other)
                 && let Some(who) = self.who(plan, other)
             {
-                return Err(overlap(asked_for, who));
+                return Err(overlap(asked_for, who).into());
             }
             let Some(new) = plan.place(id) else { continue };
             let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);

@@ -5,8 +5,8 @@
 //! namespace) belongs to a socket from bind(2) on and is never changed here: another
 //! key is another listener, and where the two cannot stand side by side the claim is refused.
 
-use super::claim::{Pending, Who};
-use super::{Action, Change, ListenerId, Refusal, Registry};
+use super::claim::{Pending, Stop, Who};
+use super::{Action, Change, ConnectionId, ListenerId, Refusal, Registry};
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 
@@ -18,7 +18,7 @@ impl<H> Registry<H> {
         id: ListenerId,
         asked: &Listener,
         change: bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Stop> {
         if let Some(planned) = plan.changes.iter().find(|planned| planned.listener == id) {
             let Some((option, has)) = difference(&asked.options, &planned.options, None) else {
                 return Ok(());
@@ -26,7 +26,7 @@ impl<H> Registry<H> {
             let address = asked.address.clone();
             let other = Listener { name: None, address, options: planned.options.clone() };
             let (asked, other) = (Box::new(asked.clone()), Box::new(other));
-            return Err(Refusal::OptionsInRequest { asked, other, option, has });
+            return Err(Refusal::OptionsInRequest { asked, other, option, has }.into());
         }
         let (has, backlog) = match (plan.planned(id), self.held.get(&id)) {
             (Some(new), _) => (&new.listener, new.listener.options.backlog),
@@ -38,6 +38,9 @@ impl<H> Registry<H> {
         };
         let refusal = match (self.who(plan, id), self.held.get(&id)) {
             (Some(Who::Held(_)), Some(held)) if change => {
+                if self.pending.values().any(|other| other.changes_one(id)) {
+                    return Err(Stop::Wait);
+                }
                 let options = overlaid(&held.listener.options, &asked.options);
                 plan.changes.push(Change { listener: id, options });
                 return Ok(());
@@ -50,16 +53,17 @@ impl<H> Registry<H> {
             }
             (None, _) => return Ok(()),
         };
-        Err(refusal)
+        Err(refusal.into())
     }
 
     pub(super) fn changed(
         &mut self,
         now: Timestamp,
+        id: ConnectionId,
         backlogs: &[u32],
         actions: &mut Vec<Action<H>>,
     ) {
-        let Some(mut plan) = self.pending.take() else { return };
+        let Some(mut plan) = self.pending.remove(&id) else { return };
         for (change, backlog) in std::mem::take(&mut plan.changes).into_iter().zip(backlogs) {
             // Nobody can have released it: the claim counts as a lease.
             if let Some(held) = self.held.get_mut(&change.listener) {
@@ -71,8 +75,8 @@ impl<H> Registry<H> {
         self.grant(now, plan, actions);
     }
 
-    pub(super) fn change_failed(&mut self, actions: &mut Vec<Action<H>>) {
-        if let Some(plan) = self.pending.take() {
+    pub(super) fn change_failed(&mut self, id: ConnectionId, actions: &mut Vec<Action<H>>) {
+        if let Some(plan) = self.pending.remove(&id) {
             self.not_done(plan, actions);
         }
     }

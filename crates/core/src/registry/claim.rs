@@ -58,10 +58,35 @@ impl<H> Pending<H> {
         self.new.get_mut(place)
     }
 
+    /// How many new listeners there are.
+    pub(super) fn len(&self) -> usize {
+        self.new.len()
+    }
+
+    /// Whether a held listener gets other options by it.
+    pub(super) fn changes_one(&self, id: ListenerId) -> bool {
+        self.changes.iter().any(|change| change.listener == id)
+    }
+
     /// Where a new listener stands among them.
     pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
         let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;
         (place < self.new.len()).then_some(place)
+    }
+}
+
+/// Why a claim is not granted now.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// It never is.
+    Refused(Refusal),
+    /// It meets what another claim is about, which is not decided yet.
+    Wait,
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -86,12 +111,20 @@ impl<H> Registry<H> {
             overlaps: Vec::new(),
             gone: false,
         };
-        let planned = self.plan(&mut plan, wants).and_then(|()| self.check_beside(&mut plan));
+        if self.pending.contains_key(&connection) {
+            self.waiting.insert(connection, wants);
+            return;
+        }
+        let planned = self.plan(&mut plan, &wants).and_then(|()| self.check_beside(&mut plan));
         self.next = plan.base + plan.new.len() as u64;
         match planned {
-            Err(refusal) => {
+            Err(Stop::Refused(refusal)) => {
                 self.undo(&plan);
                 actions.push(Action::Refuse(connection, refusal));
+            }
+            Err(Stop::Wait) => {
+                self.undo(&plan);
+                self.waiting.insert(connection, wants);
             }
             Ok(()) => {
                 if plan.new.is_empty() && plan.changes.is_empty() {
@@ -105,12 +138,25 @@ impl<H> Registry<H> {
                     let listeners = plan.new.iter().map(|new| new.listener.clone()).collect();
                     Action::Open(connection, listeners, std::mem::take(&mut plan.overlaps))
                 });
-                self.pending = Some(plan);
+                self.pending.insert(connection, plan);
             }
         }
     }
 
-    fn plan(&mut self, plan: &mut Pending<H>, wants: Vec<Want>) -> Result<(), Refusal> {
+    /// Whether a listener is being opened for another claim.
+    pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
+        !self.held.contains_key(&id) && plan.place(id).is_none()
+    }
+
+    /// The listener with a name, unless another claim decides who has the name.
+    fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
+        let Some(id) = self.index.name(name) else { return Ok(None) };
+        let own = || plan.place(id).is_some() || plan.named.iter().any(|(_, own)| own == name);
+        let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
+        if held || own() { Ok(Some(id)) } else { Err(Stop::Wait) }
+    }
+
+    fn plan(&mut self, plan: &mut Pending<H>, wants: &[Want]) -> Result<(), Stop> {
         let count = wants.iter().fold(0_usize, |count, want| {
             count.saturating_add(match &want.wanted {
                 Wanted::Named(_) => 1,
@@ -118,25 +164,25 @@ impl<H> Registry<H> {
             })
         });
         if count > MAX_CLAIM {
-            return Err(Refusal::TooMany { count, limit: MAX_CLAIM });
+            return Err(Refusal::TooMany { count, limit: MAX_CLAIM }.into());
         }
         plan.entries.reserve_exact(count);
         plan.new.reserve(if count == 1 { 0 } else { count });
         for Want { wanted, tentative, change } in wants {
             match wanted {
                 Wanted::Named(name) => {
-                    let id = self.index.name(&name);
+                    let id = self.named(plan, name)?;
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
-                    plan.entries.push((id, tentative));
+                    plan.entries.push((id, *tentative));
                 }
                 Wanted::Listen(spec) if !spec.is_range() => {
-                    let id = self.plan_one(plan, spec.first, change)?;
-                    plan.entries.push((id, tentative));
+                    let id = self.plan_one(plan, spec.first.clone(), *change)?;
+                    plan.entries.push((id, *tentative));
                 }
                 Wanted::Listen(spec) => {
                     for listener in spec.expand() {
-                        let id = self.plan_one(plan, listener, change)?;
-                        plan.entries.push((id, tentative));
+                        let id = self.plan_one(plan, listener, *change)?;
+                        plan.entries.push((id, *tentative));
                     }
                 }
             }
@@ -150,7 +196,7 @@ impl<H> Registry<H> {
         plan: &mut Pending<H>,
         asked: Listener,
         change: bool,
-    ) -> Result<ListenerId, Refusal> {
+    ) -> Result<ListenerId, Stop> {
         let key = asked.key();
         let found = self.index.key(&key).or_else(|| {
             let narrow = self.index.key(&key.narrowed()?)?;
@@ -159,27 +205,30 @@ impl<H> Registry<H> {
                 narrow
             })
         });
+        if found.is_some_and(|id| self.is_undecided(plan, id)) {
+            return Err(Stop::Wait);
+        }
         if let Some(name) = &asked.name
-            && let Some(owner) = self.index.name(name).filter(|owner| Some(*owner) != found)
+            && let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found)
             && let Some(who) = self.who(plan, owner)
         {
             let (name, asked) = (name.clone(), Box::new(asked));
             return Err(match who {
                 Who::New(other) => Refusal::NameInRequest { name, asked, other },
                 Who::Held(held) => Refusal::Name { name, asked, held },
-            });
+            }
+            .into());
         }
         if let Some(id) = found {
             self.check_options(plan, id, &asked, change)?;
             if let Some(name) = &asked.name {
-                self.adopt(plan, id, name);
+                self.adopt(plan, id, name)?;
             }
             return Ok(id);
         }
-        if let Some(other) = self.index.same_place(&key)
-            && let Some(who) = self.who(plan, other)
-        {
-            return Err(overlap(asked, who));
+        if let Some(other) = self.index.same_place(&key) {
+            let who = self.who(plan, other);
+            return Err(who.map_or(Stop::Wait, |who| overlap(asked, who).into()));
         }
         let id = ListenerId(plan.base + plan.new.len() as u64);
         if self.index.is_met(&key) {
@@ -194,17 +243,22 @@ impl<H> Registry<H> {
     }
 
     /// A listener that was asked for without a name takes the first name it is given.
-    fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) {
+    fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) -> Result<(), Stop> {
         let unnamed = match plan.planned(id) {
             Some(new) => new.listener.name.is_none(),
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
         };
         // A second name in the same request stays without effect, as a later one would.
         if !unnamed || plan.named.iter().any(|(named, _)| *named == id) {
-            return;
+            return Ok(());
+        }
+        let names = |other: &Pending<H>| other.named.iter().any(|(named, _)| *named == id);
+        if self.pending.values().any(names) {
+            return Err(Stop::Wait);
         }
         self.index.insert_name(id, name);
         plan.named.push((id, name.clone()));
+        Ok(())
     }
 
     pub(super) fn who(&self, plan: &Pending<H>, id: ListenerId) -> Option<Who> {
@@ -240,10 +294,11 @@ impl<H> Registry<H> {
     pub(super) fn opened(
         &mut self,
         now: Timestamp,
+        id: ConnectionId,
         opened: Vec<Opened<H>>,
         actions: &mut Vec<Action<H>>,
     ) {
-        let Some(mut plan) = self.pending.take() else {
+        let Some(mut plan) = self.pending.remove(&id) else {
             return close_all(opened, Vec::new(), actions);
         };
         let (asked, count) = (plan.new.len(), opened.len());
@@ -259,12 +314,17 @@ impl<H> Registry<H> {
             self.grant(now, plan, actions);
         } else {
             actions.push(Action::Change(plan.connection, plan.changes.clone()));
-            self.pending = Some(plan);
+            self.pending.insert(id, plan);
         }
     }
 
-    pub(super) fn open_failed(&mut self, opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
-        let Some(mut plan) = self.pending.take() else {
+    pub(super) fn open_failed(
+        &mut self,
+        id: ConnectionId,
+        opened: Vec<Opened<H>>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(mut plan) = self.pending.remove(&id) else {
             return close_all(opened, Vec::new(), actions);
         };
         plan.opened = opened;
@@ -283,7 +343,7 @@ impl<H> Registry<H> {
     /// Notes that the client of the pending claim has gone: its sockets are
     /// closed as they arrive.
     pub(super) fn abandon_pending(&mut self, connection: ConnectionId) {
-        if let Some(plan) = self.pending.as_mut().filter(|plan| plan.connection == connection) {
+        if let Some(plan) = self.pending.get_mut(&connection) {
             plan.gone = true;
         }
     }

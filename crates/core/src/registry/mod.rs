@@ -27,7 +27,7 @@ mod release;
 mod resume;
 mod view;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::address::Address;
 use crate::listener::{Key, Listener, Options, Wanted};
@@ -133,18 +133,20 @@ pub enum Event<H> {
     /// A connection asks for listeners.
     Claim(ConnectionId, Vec<Want>),
     /// The answer to [`Action::Open`]: every socket, in order.
-    Opened(Vec<Opened<H>>),
+    Opened(ConnectionId, Vec<Opened<H>>),
     /// The other answer to [`Action::Open`]: one failed, these were opened before it.
-    OpenFailed(Vec<Opened<H>>),
+    OpenFailed(ConnectionId, Vec<Opened<H>>),
     /// The answer to [`Action::Change`]: the backlog that each has now, in order.
-    Changed(Vec<u32>),
+    Changed(ConnectionId, Vec<u32>),
     /// The other answer to [`Action::Change`]: one failed, and all are as they were.
-    ChangeFailed,
+    ChangeFailed(ConnectionId),
+    /// The answer to [`Action::Retry`].
+    Retry(ConnectionId),
     /// A connection says which generation it stands for, or that its phase changed.
     Join(ConnectionId, Label),
     /// A connection asks for listeners to be closed, by name or address.
     Release(ConnectionId, Vec<Wanted>),
-    /// A connection has ended.
+    /// A connection has ended; the answer to [`Action::Leaving`] as well.
     Gone(ConnectionId),
     /// These are held already, from before.
     Adopt(Vec<Adoption<H>>),
@@ -158,12 +160,18 @@ pub enum Event<H> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action<H> {
     /// Open these sockets, those that overlap others beside them, and answer with
-    /// [`Event::Opened`] or [`Event::OpenFailed`]. At most one of these is outstanding; claims
-    /// that come meanwhile wait.
+    /// [`Event::Opened`] or [`Event::OpenFailed`]. At most one of these is outstanding for each
+    /// connection. Claims that come meanwhile and meet what is being opened wait, others do not.
     Open(ConnectionId, Vec<Listener>, Vec<Overlap>),
     /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
     /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
     Change(ConnectionId, Vec<Change>),
+    /// The claim of this connection has waited for another, which is decided: answer with
+    /// [`Event::Retry`], when the connection's turn comes.
+    Retry(ConnectionId),
+    /// The connection that has gone has more leases: go on with [`Event::Gone`], after others have
+    /// had their turn.
+    Leaving(ConnectionId),
     /// Hand these out, in order.
     Grant(ConnectionId, Vec<Lease>),
     /// Answer that the claim came to nothing because opening or changing failed; the shell
@@ -264,8 +272,10 @@ pub struct Registry<H> {
     held: BTreeMap<ListenerId, Box<Held<H>>>,
     connections: BTreeMap<ConnectionId, Connection>,
     index: Index,
-    pending: Option<Pending<H>>,
-    waiting: VecDeque<(ConnectionId, Vec<Want>)>,
+    /// Claims whose sockets are being opened or changed.
+    pending: BTreeMap<ConnectionId, Pending<H>>,
+    /// Claims that met what one of these is about.
+    waiting: BTreeMap<ConnectionId, Vec<Want>>,
     next: u64,
 }
 
@@ -275,8 +285,8 @@ impl<H> Default for Registry<H> {
             held: BTreeMap::new(),
             connections: BTreeMap::new(),
             index: Index::default(),
-            pending: None,
-            waiting: VecDeque::new(),
+            pending: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             next: 0,
         }
     }
@@ -287,18 +297,24 @@ impl<H> Registry<H> {
     /// connection that is not known (or has gone) do nothing.
     pub fn on(&mut self, now: Timestamp, event: Event<H>) -> Vec<Action<H>> {
         let mut actions = Vec::new();
+        let pending = self.pending.len();
         match event {
             Event::Connected(id, peer) => {
                 let connection = Connection { peer, label: None, leases: BTreeMap::new() };
                 self.connections.insert(id, connection);
             }
             Event::Claim(id, wants) if self.connections.contains_key(&id) => {
-                self.waiting.push_back((id, wants));
+                self.claim(now, id, wants, &mut actions);
             }
-            Event::Opened(opened) => self.opened(now, opened, &mut actions),
-            Event::OpenFailed(opened) => self.open_failed(opened, &mut actions),
-            Event::Changed(backlogs) => self.changed(now, &backlogs, &mut actions),
-            Event::ChangeFailed => self.change_failed(&mut actions),
+            Event::Opened(id, opened) => self.opened(now, id, opened, &mut actions),
+            Event::OpenFailed(id, opened) => self.open_failed(id, opened, &mut actions),
+            Event::Changed(id, backlogs) => self.changed(now, id, &backlogs, &mut actions),
+            Event::ChangeFailed(id) => self.change_failed(id, &mut actions),
+            Event::Retry(id) => {
+                if let Some(wants) = self.waiting.remove(&id) {
+                    self.claim(now, id, wants, &mut actions);
+                }
+            }
             Event::Join(id, label) => self.join(now, id, label),
             Event::Release(id, wanted) if self.connections.contains_key(&id) => {
                 self.release(id, &wanted, &mut actions);
@@ -309,10 +325,8 @@ impl<H> Registry<H> {
             Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) => {}
         }
-        while self.pending.is_none()
-            && let Some((id, wants)) = self.waiting.pop_front()
-        {
-            self.claim(now, id, wants, &mut actions);
+        if self.pending.len() < pending {
+            actions.extend(self.waiting.keys().copied().map(Action::Retry));
         }
         actions
     }
@@ -359,6 +373,11 @@ impl<H> Registry<H> {
     /// How many listeners are held.
     pub fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// How many are being opened for claims that are not decided.
+    pub fn planned(&self) -> usize {
+        self.pending.values().map(Pending::len).sum()
     }
 
     /// Whether none is held.

@@ -6,6 +6,9 @@ use std::collections::HashSet;
 use super::{Action, Closing, ConnectionId, ListenerId, Refusal, Registry};
 use crate::listener::{Listener, Wanted};
 
+/// So many leases of a connection that has gone end in one step.
+pub(super) const ENDED_AT_ONCE: usize = 64;
+
 impl<H> Registry<H> {
     /// Closes all of the named listeners, or none. A lease of the caller's own
     /// does not stand in the way, one of another connection does.
@@ -83,19 +86,28 @@ impl<H> Registry<H> {
             .filter(|id| self.held.contains_key(id))
     }
 
-    /// Ends every lease of a connection.
+    /// Ends the leases of a connection, some at a time, then the connection.
     pub(super) fn gone(&mut self, id: ConnectionId, actions: &mut Vec<Action<H>>) {
-        let Some(connection) = self.connections.remove(&id) else {
+        let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        self.waiting.retain(|(waiting, _)| *waiting != id);
-        self.abandon_pending(id);
+        let service = connection.label.as_ref().map(|(label, _)| label.service.clone());
+        let uid = connection.peer.uid;
         // In a fixed order, so that logs and tests read alike.
-        let user = connection.label.map(|(label, _)| (label.service, connection.peer.uid));
-        for id in connection.leases.into_keys() {
+        let some = std::iter::from_fn(|| Some(connection.leases.pop_first()?.0));
+        let some: Vec<ListenerId> = some.take(ENDED_AT_ONCE).collect();
+        if connection.leases.is_empty() {
+            self.connections.remove(&id);
+        } else {
+            actions.push(Action::Leaving(id));
+        }
+        self.waiting.remove(&id);
+        self.abandon_pending(id);
+        for id in some {
             if let Some(held) = self.held.get_mut(&id) {
                 held.leases -= 1;
-                held.last_user = user.clone().filter(|_| held.leases == 0).map(Box::new);
+                let last = service.clone().filter(|_| held.leases == 0);
+                held.last_user = last.map(|service| Box::new((service, uid)));
             }
             self.close_unconfirmed(id, actions);
         }

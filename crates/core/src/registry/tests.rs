@@ -56,7 +56,7 @@ impl Shell {
         let mut actions = self.on(Event::Claim(id, wants.to_vec()));
         if let Some(Action::Open(_, listeners, _)) = actions.first() {
             let opened = self.open(&listeners.clone());
-            actions = self.on(Event::Opened(opened));
+            actions = self.on(Event::Opened(id, opened));
         }
         match actions.pop() {
             Some(Action::Grant(_, leases)) => Ok(leases
@@ -120,19 +120,19 @@ fn a_changing_claim_changes_what_is_held_or_leaves_no_trace() {
     let actions = shell.on(Event::Claim(TWO, wants.to_vec()));
     let [Action::Open(TWO, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let opened = shell.open(&listeners.clone());
-    let actions = shell.on(Event::Opened(opened));
+    let actions = shell.on(Event::Opened(TWO, opened));
     let [Action::Change(TWO, changes)] = &actions[..] else { panic!("{actions:?}") };
     let texts: Vec<String> = changes.iter().map(|change| change.options.to_string()).collect();
     assert_eq!(texts, ["backlog=128,freebind", "mode=0660"]);
     // Failed: as before, and the new socket is given back.
-    let actions = shell.on(Event::ChangeFailed);
+    let actions = shell.on(Event::ChangeFailed(TWO));
     let expected = [":80,backlog=128", ":80"];
     assert!(matches!(actions[..], [Action::Close(3, ..), Action::NotOpened(TWO)]), "{actions:?}");
     assert!(shell.refused(&expected[..1]).contains("has backlog=64"));
     // Done: as asked for.
     let actions = shell.on(Event::Claim(TWO, vec![wants[0].clone(), wants[2].clone()]));
     assert!(matches!(&actions[..], [Action::Change(TWO, changes)] if changes.len() == 2));
-    let actions = shell.on(Event::Changed(vec![128, 4096]));
+    let actions = shell.on(Event::Changed(TWO, vec![128, 4096]));
     assert!(matches!(actions[..], [Action::Grant(TWO, _)]), "{actions:?}");
     let same = [want(":80,backlog=128,freebind"), want("/run/a,mode=0660")];
     assert_eq!(shell.claim(ONE, &same), Ok(vec![(1, false), (2, false)]));
@@ -221,7 +221,7 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
         let actions = shell.on(Event::Claim(id, wants));
         let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
         let opened = shell.open(&listeners.clone());
-        shell.on(Event::Opened(opened));
+        shell.on(Event::Opened(id, opened));
         overlaps.clone()
     };
     let new = |new, other| Overlap { new, other: Neighbour::New(other) };
@@ -287,7 +287,7 @@ fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
     let [Action::Open(_, listeners, overlaps)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((listeners[0].to_string().as_str(), &overlaps[..]), ("[::]:80,v6only", &[][..]));
     let opened = shell.open(&listeners.clone());
-    shell.on(Event::Opened(opened));
+    shell.on(Event::Opened(ONE, opened));
     assert_eq!(shell.claim(TWO, &both), Ok(vec![(1, false), (2, false)]));
     // Alone it would have to have IPv4.
     assert!(shell.refused(&["[::]:80"]).starts_with("[::]:80 overlaps [::]:80,v6only, held"));
@@ -299,7 +299,7 @@ fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
         assert!(listeners.iter().all(|listener| !listener.options.v6only));
         assert_eq!(overlaps.len(), 2);
         let opened = shell.open(&listeners.clone());
-        shell.on(Event::Opened(opened));
+        shell.on(Event::Opened(ONE, opened));
     }
     shell.claim(ONE, &[want("[::]:83")]).expect("claim");
     assert_eq!(shell.claim(ONE, &[want(":83"), want("[::]:83")]), Ok(vec![(8, true), (7, false)]));
@@ -354,15 +354,86 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
 }
 
 #[test]
-fn claims_wait_while_one_is_opened() {
+fn many_leases_end_some_at_a_time() {
     let mut shell = Shell::new();
-    let first = shell.on(Event::Claim(ONE, vec![want(":80")]));
-    let [Action::Open(ONE, listeners, _)] = &first[..] else { panic!("{first:?}") };
+    let count = 3 * release::ENDED_AT_ONCE + 1;
+    let range = format!(":1000-{}", 999 + count);
+    shell.claim(ONE, &[tentative(&range)]).expect("claim");
+    let (mut closed, mut steps) = (0, 0);
+    loop {
+        let actions = shell.on(Event::Gone(ONE));
+        let leaves = matches!(actions[0], Action::Leaving(ONE));
+        let some = actions.len() - usize::from(leaves);
+        assert!(some <= release::ENDED_AT_ONCE);
+        closed += some;
+        steps += 1;
+        assert_eq!(shell.registry.len(), count - closed);
+        assert_eq!(shell.registry.caller(ONE).is_some(), leaves);
+        if !leaves {
+            break;
+        }
+        // What it has left is free; what it has not left yet is in use.
+        let last = format!(":{}", 999 + count);
+        assert!(matches!(shell.release(TWO, &[":1000"])[..], [Action::Refuse(..)]), "not held");
+        let refused = shell.release(TWO, &[&last]);
+        assert!(matches!(refused[..], [Action::Refuse(_, Refusal::InUse { .. })]), "{refused:?}");
+    }
+    assert_eq!(steps, 4);
+}
+
+#[test]
+fn a_claim_waits_for_one_that_is_opened_only_where_they_meet() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":90"), want("held=:91"), want(":92,backlog=5")]).expect("held");
+    let first = [
+        want("web=:80"),
+        want("10.0.0.1:85"),
+        want("late=:90"),
+        Want { change: true, ..want(":92,backlog=6") },
+    ];
+    let actions = shell.on(Event::Claim(ONE, first.to_vec()));
+    let [Action::Open(ONE, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
     let listeners = listeners.clone();
-    assert_eq!(shell.on(Event::Claim(TWO, vec![want(":80")])), []);
+    // What is held, and what is new and apart from it, does not wait.
+    assert_eq!(shell.claim(TWO, &[want("held"), want(":91")]), Ok(vec![(2, false); 2]));
+    assert_eq!(shell.claim(TWO, &[want(":81")]), Ok(vec![(4, true)]));
+    assert!(shell.claim(TWO, &[want("held=:86")]).is_err());
+    let meeting = [
+        ":80",
+        "web",
+        "web=:82",
+        ":85",
+        "[::]:85",
+        "late",
+        "late=:83",
+        "other=:90",
+        ":70-80",
+        ":92,backlog=7",
+    ];
+    let mut waiting = Vec::new();
+    let sizes = shell.registry.index.sizes();
+    for (number, text) in meeting.iter().enumerate() {
+        let id = ConnectionId(10 + number as u64);
+        shell.on(Event::Connected(id, PEER));
+        let change = text.contains("backlog");
+        assert_eq!(shell.on(Event::Claim(id, vec![Want { change, ..want(text) }])), [], "{text}");
+        assert_eq!(shell.registry.index.sizes(), sizes, "who waits has nothing");
+        waiting.push(id);
+    }
+    shell.on(Event::Gone(waiting.remove(0)));
     let opened = shell.open(&listeners);
-    let actions = shell.on(Event::Opened(opened));
-    assert!(matches!(&actions[..], [Action::Grant(ONE, _), Action::Grant(TWO, _)]), "{actions:?}");
+    let actions = shell.on(Event::Opened(ONE, opened));
+    assert!(matches!(actions[..], [Action::Change(ONE, _)]), "not decided yet: {actions:?}");
+    let actions = shell.on(Event::Changed(ONE, vec![6]));
+    let retries: Vec<_> = actions
+        .iter()
+        .filter_map(|action| if let Action::Retry(id) = action { Some(*id) } else { None })
+        .collect();
+    assert_eq!(retries, waiting);
+    let granted = |actions: Vec<Action<u32>>| matches!(actions[..], [Action::Grant(..)]);
+    assert!(granted(shell.on(Event::Retry(waiting[0]))), "web");
+    assert!(matches!(shell.on(Event::Retry(waiting[1]))[..], [Action::Refuse(..)]), "web=:82");
+    assert_eq!(shell.on(Event::Retry(waiting[0])), [], "once");
 }
 
 #[test]
