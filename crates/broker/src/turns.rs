@@ -175,7 +175,7 @@ mod tests {
                 // It is there, and waits.
                 set.run_until(async {
                     while !turns.is_idle() {
-                        yield_now().await
+                        yield_now().await;
                     }
                 })
                 .await;
