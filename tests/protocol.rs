@@ -69,7 +69,7 @@ fn errors_have_their_codes_and_harm_no_other_request() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let mut wire = scene.wire();
-    let cases: [(&str, i64); 12] = [
+    let cases: [(&str, i64); 11] = [
         (r#"{"jsonrpc":"2.0","id":1,"method":"fly"}"#, -32601),
         (r#"{"jsonrpc":"2.0","id":1,"method":"store","params":[]}"#, -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"bind","params":{}}"#, -32602),
@@ -87,7 +87,6 @@ fn errors_have_their_codes_and_harm_no_other_request() {
         (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, -32600),
         ("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":nonsense}\n", -32700),
         ("{\"jsonrpc\" \"2.0\"}\n", -32700),
-        ("]]]\n", -32700),
     ];
     for (text, expected) in cases {
         wire.send(text.as_bytes());
@@ -127,15 +126,20 @@ fn more_than_a_mebibyte_is_refused_once_and_the_next_request_is_answered() {
 }
 
 #[test]
-fn deep_nesting_is_refused() {
+fn what_cannot_be_cut_into_requests_is_answered_once_and_ends_the_connection() {
     let scene = Scene::new();
     let _broker = scene.broker();
-    let mut wire = scene.wire();
-    let deep = format!("{{\"id\":1,\"params\":{}{}}}\n", "[".repeat(100_000), "]".repeat(100_000));
-    wire.send(deep.as_bytes());
-    assert_eq!(code(&wire.reply()), -32700);
-    wire.send(PING.as_bytes());
-    assert_pong(&wire.reply(), 1);
+    let deep = format!("{{\"id\":1,\"params\":{}{}}}", "[".repeat(1000), "]".repeat(1000));
+    for bad in ["]]]", "GET / HTTP/1.1", "{\"id\":[1}", "{\"id\":\"cut off", &deep] {
+        let mut wire = scene.wire();
+        wire.send(format!("{PING}{bad}\n{PING}").as_bytes());
+        assert_pong(&wire.reply(), 1);
+        let reply = wire.reply();
+        assert_eq!(code(&reply), -32700, "{bad}: {reply}");
+        assert!(reply["error"]["data"]["hint"].is_string(), "{bad}: {reply}");
+        assert!(wire.message().is_none(), "then the broker closes: {bad}");
+    }
+    scene.wire().call("ping", &json!([]));
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) enum End {
     Idle,
     /// The peer left a request unfinished for too long.
     Unfinished,
+    /// What the peer sent cannot be cut into requests.
+    Malformed,
     /// The peer did not read its reply in time.
     NotRead,
     /// The kernel let no more descriptors be in flight (ETOOMANYREFS, unix(7)).
@@ -331,10 +333,11 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
         link.busy.set(complete);
         let last = frames.len().saturating_sub(1);
         for (index, frame) in frames.into_iter().enumerate() {
+            let last_word = frame.ends_connection();
             let reply = match frame {
                 // In a box: most connections are idle, and the way to an answer is long.
                 Frame::Request(frame) => Box::pin(requests::answer(state, link, &frame)).await,
-                bad => reject(&bad, link.cap).into(),
+                bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
             };
             link.large.set(link.large.get() || reply.text.len() >= LARGE);
             let mut sending = Sending::new(reply);
@@ -350,6 +353,9 @@ pub(crate) async fn serve(link: &Rc<Link>, state: &RefCell<State>) -> End {
             };
             if let Err(end) = sent {
                 return end;
+            }
+            if last_word {
+                return End::Malformed;
             }
             let following = link.following.take();
             if let Some((follower, last)) = following {
@@ -402,23 +408,6 @@ fn too_much(link: &Link, frames: &[Frame]) -> End {
     });
     let _ = link.stream.try_write(&encode_error(&id.unwrap_or(Id::Null), &error));
     End::TooMuch
-}
-
-/// The reply to what is no request.
-fn reject(frame: &Frame, cap: usize) -> Vec<u8> {
-    let error = match frame {
-        Frame::TooLarge => {
-            let message = format!("the request is longer than {cap} bytes");
-            RpcError::new(ErrorCode::TOO_LARGE, message)
-                .with_hint("split it, or ask for a range of ports as one element")
-        }
-        Frame::Malformed { reason, at } => {
-            RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {reason}"))
-                .with_hint("a request is one JSON object; docs/protocol.md has examples")
-        }
-        Frame::Request(_) => RpcError::new(ErrorCode::INVALID_REQUEST, "not a request"),
-    };
-    encode_error(&Id::Null, &error)
 }
 
 async fn unfinished(stream: &UnixStream, deadline: Duration) -> End {

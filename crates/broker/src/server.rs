@@ -397,6 +397,10 @@ fn attend(
                 tracing::debug!(pid, "connection ended: it was idle and used nothing");
                 None
             }
+            End::Malformed => {
+                tracing::debug!(pid, "connection ended: what it sent is not JSON");
+                None
+            }
             End::Unfinished => Some("cut off: a request was not finished in time"),
             End::NotRead => Some("cut off: its reply was not read in time"),
             End::TooMuch => {

@@ -388,7 +388,7 @@ fn requests_split_at_any_byte_and_merged_are_answered_in_order() {
     let scene = Scene::new();
     let broker = scene.start(scene.config());
     let text = r#"{"id":1,"method":"ping"} {"id":2,"method":"lost","params":["}"]}{"id":3}
-        {]
+        {"id":x}
         {"id":4,"method":"ping","params":[]}"#;
     let expected = [
         (json!(1), Value::Null),
@@ -417,6 +417,9 @@ fn requests_split_at_any_byte_and_merged_are_answered_in_order() {
     client.send(b"\"}");
     client.send(text.as_bytes());
     check(&mut client);
+    client.send(b"{]{\"id\":5,\"method\":\"ping\"}");
+    assert_eq!(client.reply().expect("reply")["error"]["code"], -32700);
+    assert!(client.reply().is_none(), "the connection ends");
 }
 
 #[test]

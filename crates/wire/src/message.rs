@@ -85,7 +85,7 @@ impl<'a> Request<'a> {
                 });
             }
             Err(error) => {
-                return Err(Rejected { id: Id::Null, error: not_json(&error) });
+                return Err(Rejected { id: Id::Null, error: not_json(frame, &error) });
             }
         };
         if let Some(version) = request.jsonrpc.as_deref().filter(|version| *version != "2.0") {
@@ -108,7 +108,7 @@ impl<'a> Request<'a> {
                 );
                 RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error)).with_hint(hint)
             } else {
-                not_json(&error)
+                not_json(text.as_bytes(), &error)
             }
         })
     }
@@ -135,10 +135,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The grammar was right, yet the parser refuses: a number beyond all bounds.
-fn not_json(error: &serde_json::Error) -> RpcError {
-    RpcError::new(ErrorCode::PARSE, format!("not JSON: {}", without_place(error)))
-        .with_hint("send one JSON object for each request; its numbers must fit a double")
+/// Says where the mistake is, in bytes from the beginning of the text.
+fn not_json(text: &[u8], error: &serde_json::Error) -> RpcError {
+    let lines = text.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
+    let at = (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1);
+    RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {}", without_place(error)))
+        .with_hint("a request is one JSON object, and its numbers fit a double; docs/protocol.md has examples")
 }
 
 /// The id of something that is no good request otherwise.

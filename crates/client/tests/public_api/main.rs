@@ -9,8 +9,9 @@
 //! BINDONCE_BLESS=1 cargo test -p bindonce --all-features --test public_api
 //! ```
 //!
-//! The listing is made from the sources, with `syn`, and not from rustdoc's JSON: that is another with
-//! each version of the compiler, and this must say the same everywhere.
+//! The listing is made from the sources, with `syn`, and not by cargo-public-api from rustdoc's JSON. That needs
+//! a nightly compiler and differs with each; and of a type that `bindonce` re-exports from core or wire it
+//! shows one line `pub use`, and none of the members on which programs depend.
 
 #![cfg(test)]
 // The lint's exception for tests covers only functions marked #[test], not what they use.

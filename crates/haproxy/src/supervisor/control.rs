@@ -115,6 +115,7 @@ async fn converse(
         let mut rest = buffer.get(..read).unwrap_or_default();
         while let Some(frame) = scanner.next(&mut rest) {
             let mut following = None;
+            let last_word = frame.ends_connection();
             let reply = match frame {
                 Frame::Request(_) if !allowed => {
                     let text = format!("uid {} may not control this service", peer.uid);
@@ -126,17 +127,13 @@ async fn converse(
                     let asked = Asked { pid: peer.pid, journal, following: &mut following };
                     answer(&request, asked, ask).await
                 }
-                Frame::Malformed { reason, .. } => {
-                    let error = RpcError::new(ErrorCode::PARSE, format!("bad JSON: {reason}"));
-                    message::encode_error(&Id::Null, &error)
-                }
-                Frame::TooLarge => {
-                    let text = format!("a request has at most {MAX_REQUEST} bytes");
-                    message::encode_error(&Id::Null, &RpcError::new(ErrorCode::TOO_LARGE, text))
-                }
+                bad => message::encode_error(&Id::Null, &bad.refusal(MAX_REQUEST)),
             };
             let write = stream.write_all(&reply);
             tokio::time::timeout(PATIENCE, write).await.map_err(std::io::Error::from)??;
+            if last_word {
+                return Ok(());
+            }
             if let Some((follower, last)) = following {
                 return follow(&follower, last, &stream, PATIENCE).await;
             }

@@ -1,0 +1,259 @@
+//! Cuts a stream of bytes into requests, however the bytes were split or merged on their way.
+//!
+//! A top-level JSON object or array delimits itself: no newline is needed, and white space between two of
+//! them means nothing. Brackets and strings are counted as the bytes come, each byte once; whether what
+//! they enclose is JSON is for [`Request::decode`](crate::message::Request::decode) to say, of each request by itself.
+//!
+//! Where it cannot be known any more where a request begins or ends, one [`Frame::Malformed`] comes, and nothing
+//! after it: the connection must end. That is so after bytes between two requests that begin none, a
+//! bracket that closes one of another kind, a line end inside a string, and more than [`MAX_DEPTH`] levels.
+//!
+//! A request longer than the cap gives one [`Frame::TooLarge`] when it passes the cap; the rest of it is
+//! counted and thrown away, and the next request is seen. At most the cap is ever held.
+
+use std::fmt;
+use std::mem;
+
+use memchr::memchr3;
+
+use crate::error::{ErrorCode, RpcError};
+
+/// How deeply objects and arrays may nest. The open brackets are the bits of one `u64`; no request of this
+/// protocol needs more than four.
+pub const MAX_DEPTH: u32 = 64;
+
+/// What the stream contained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// One object or array whose brackets are balanced, without white space around it.
+    Request(Vec<u8>),
+    /// The stream cannot be cut any further: nothing more comes, and the connection must end.
+    Malformed {
+        /// What is wrong with the byte.
+        reason: Reason,
+        /// The byte's place, counted from the first byte of the request, from 0.
+        at: u64,
+    },
+    /// A request that is longer than the cap; it has been or will be skipped.
+    TooLarge,
+}
+
+impl Frame {
+    /// How much memory it takes, about.
+    pub fn memory(&self) -> usize {
+        let text = if let Self::Request(text) = self { text.capacity() } else { 0 };
+        text + size_of::<Self>() + 16
+    }
+
+    /// Whether the connection must end when this has been answered.
+    pub fn ends_connection(&self) -> bool {
+        matches!(self, Self::Malformed { .. })
+    }
+
+    /// The reply, without an id, to what is no request for a server that takes requests of `cap` bytes.
+    pub fn refusal(&self, cap: usize) -> RpcError {
+        match self {
+            Self::TooLarge => {
+                let message = format!("the request is longer than {cap} bytes");
+                RpcError::new(ErrorCode::TOO_LARGE, message)
+                    .with_hint("split it, or ask for a range of ports as one element")
+            }
+            Self::Malformed { reason, at } => {
+                let message =
+                    format!("not JSON at byte {at}: {reason}; the connection is closed now");
+                RpcError::new(ErrorCode::PARSE, message)
+                    .with_hint("a request is one JSON object; docs/protocol.md has examples")
+            }
+            Self::Request(_) => RpcError::new(ErrorCode::INVALID_REQUEST, "not a request"),
+        }
+    }
+}
+
+/// Why a byte cannot stand where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A request begins with `{` (or `[`, which is answered as invalid).
+    ExpectedObject,
+    /// A bracket closes one of another kind.
+    WrongBracket,
+    /// A string goes on in the next line: most likely the request was cut off.
+    LineEndInString,
+    /// More than [`MAX_DEPTH`] levels.
+    TooDeep,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ExpectedObject => f.write_str("a request begins with `{`"),
+            Self::WrongBracket => f.write_str("this bracket does not close the one that is open"),
+            Self::LineEndInString => f.write_str("a line end inside a string"),
+            Self::TooDeep => write!(f, "nested more than {MAX_DEPTH} levels deep"),
+        }
+    }
+}
+
+/// The reader of one connection.
+#[derive(Debug)]
+pub struct Scanner {
+    cap: usize,
+    state: State,
+    /// The request in progress, unless it is too large.
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Between requests.
+    Between,
+    /// In a request.
+    Within(Nesting),
+    /// After a [`Frame::Malformed`].
+    Lost,
+}
+
+impl Scanner {
+    /// A reader that holds at most `cap` bytes of one request.
+    pub fn new(cap: usize) -> Self {
+        Self { cap, state: State::Between, buffer: Vec::new() }
+    }
+
+    /// Whether a request has begun and is not complete. A server gives it a
+    /// deadline, so that a client that stops in the middle is told so.
+    pub fn in_progress(&self) -> bool {
+        matches!(self.state, State::Within(_))
+    }
+
+    /// How many bytes of memory it keeps of what has been read.
+    pub fn kept(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    /// The bytes of the request that has begun, to be read anew by another reader; empty
+    /// between requests. `None` in a request that is too large, and where the connection must end.
+    pub fn unread(&self) -> Option<&[u8]> {
+        match &self.state {
+            State::Between => Some(&[]),
+            State::Within(nesting) if nesting.bytes <= self.cap => Some(&self.buffer),
+            State::Within(_) | State::Lost => None,
+        }
+    }
+
+    /// Reads from the front of `input` up to the end of the next frame and takes
+    /// what was read off it. `None` means that all of `input` has been taken and
+    /// more must come.
+    pub fn next(&mut self, input: &mut &[u8]) -> Option<Frame> {
+        loop {
+            match &mut self.state {
+                State::Lost => {
+                    *input = &[];
+                    return None;
+                }
+                State::Between => {
+                    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+                    let blanks = input.iter().take_while(|byte| blank(byte)).count();
+                    *input = &input[blanks..];
+                    match input.first()? {
+                        b'{' | b'[' => self.state = State::Within(Nesting::default()),
+                        _ => return Some(self.lose(Reason::ExpectedObject, 0)),
+                    }
+                }
+                State::Within(_) if input.is_empty() => return None,
+                State::Within(nesting) => {
+                    let fitted = nesting.bytes <= self.cap;
+                    // Up to the byte that is too many, so that what comes of it depends on no split.
+                    let room = if fitted {
+                        (self.cap - nesting.bytes).saturating_add(1)
+                    } else {
+                        input.len()
+                    };
+                    let step = nesting.advance(&input[..room.min(input.len())]);
+                    let (Ok((count, _)) | Err((count, _))) = step;
+                    let (taken, rest) = input.split_at(count);
+                    *input = rest;
+                    nesting.bytes = nesting.bytes.saturating_add(count);
+                    let (bytes, fits) = (nesting.bytes, nesting.bytes <= self.cap);
+                    if fits {
+                        self.buffer.extend_from_slice(taken);
+                    } else {
+                        self.buffer = Vec::new();
+                    }
+                    match step {
+                        Err((_, reason)) => return Some(self.lose(reason, bytes as u64)),
+                        Ok((_, true)) => self.state = State::Between,
+                        Ok((_, false)) => {}
+                    }
+                    if fitted && !fits {
+                        return Some(Frame::TooLarge);
+                    }
+                    if fits && matches!(self.state, State::Between) {
+                        return Some(Frame::Request(mem::take(&mut self.buffer)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, reason: Reason, at: u64) -> Frame {
+        self.state = State::Lost;
+        self.buffer = Vec::new();
+        Frame::Malformed { reason, at }
+    }
+}
+
+/// How deep in brackets and strings a request is.
+#[derive(Debug, Default)]
+struct Nesting {
+    /// One bit for each open bracket, the innermost lowest; 1 is an object.
+    open: u64,
+    depth: u32,
+    in_string: bool,
+    /// After a backslash in a string.
+    escaped: bool,
+    /// Bytes of the request so far.
+    bytes: usize,
+}
+
+impl Nesting {
+    /// Takes bytes until the outermost bracket closes, a byte offends or none is left. Says how many were
+    /// taken, and whether the request is complete, or why the byte after them cannot stand there.
+    fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), (usize, Reason)> {
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            if self.in_string && mem::take(&mut self.escaped) {
+                // It stands for itself.
+            } else if self.in_string {
+                let Some(found) = memchr3(b'"', b'\\', b'\n', &bytes[at..]) else { break };
+                at += found;
+                match bytes[at] {
+                    b'"' => self.in_string = false,
+                    b'\\' => self.escaped = true,
+                    _ => return Err((at, Reason::LineEndInString)),
+                }
+            } else {
+                match byte {
+                    b'"' => self.in_string = true,
+                    b'{' | b'[' if self.depth == MAX_DEPTH => return Err((at, Reason::TooDeep)),
+                    b'{' | b'[' => {
+                        self.open = self.open << 1 | u64::from(*byte == b'{');
+                        self.depth += 1;
+                    }
+                    b'}' | b']' if (self.open & 1 == 1) != (*byte == b'}') => {
+                        return Err((at, Reason::WrongBracket));
+                    }
+                    b'}' | b']' => {
+                        self.open >>= 1;
+                        self.depth -= 1;
+                        if self.depth == 0 {
+                            return Ok((at + 1, true));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            at += 1;
+        }
+        Ok((bytes.len(), false))
+    }
+}
