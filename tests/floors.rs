@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::harness::{finish, root};
 
 /// Package, floor, and the packages of ours that it may depend on.
-const FLOORS: [(&str, &[&str]); 8] = [
+const FLOORS: [(&str, &[&str]); 9] = [
     ("bindonce-core", &[]),
     ("bindonce-wire", &["bindonce-core"]),
     ("bindonce-sys", &["bindonce-core"]),
@@ -20,12 +20,14 @@ const FLOORS: [(&str, &[&str]); 8] = [
         "bindonce-haproxy",
         &["bindonce", "bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"],
     ),
+    ("bindonce-doctor", &["bindonce", "bindonce-core", "bindonce-haproxy", "bindonce-sys"]),
     (
         "bindonce-cli",
         &[
             "bindonce",
             "bindonce-broker",
             "bindonce-core",
+            "bindonce-doctor",
             "bindonce-haproxy",
             "bindonce-observe",
             "bindonce-sys",

@@ -294,20 +294,6 @@ Exit codes:
   1  There is no haproxy here, or it could not be started, or a signal ended this
   2  Wrong usage";
 
-/// `bindonce doctor`.
-pub(crate) const DOCTOR: &str = "\
-Examples:
-  bindonce doctor
-      Every haproxy and every listener of this host
-  bindonce doctor 443
-      Only what concerns this port
-
-Exit codes:
-  0  All is well
-  1  It could not look
-  2  Wrong usage
-  3  Something was found";
-
 /// `bindonce upgrade`.
 pub(crate) const UPGRADE: &str = "\
 Examples:

@@ -11,7 +11,6 @@
 pub mod address;
 pub mod adoption;
 pub mod budget;
-pub mod diagnosis;
 pub mod duration;
 pub mod error;
 pub mod event;

@@ -17,6 +17,7 @@ use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::fcntl_dupfd_cloexec;
 
+use crate::epoll::Registration;
 use crate::error::{Error, errno_of};
 use crate::holders::{self, Table};
 use crate::process::Pidfd;
@@ -47,7 +48,8 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
             let Some(info) = table.info(epoll) else {
                 continue;
             };
-            for (number, inode) in info.lines().filter_map(registration) {
+            for one in info.lines().filter_map(Registration::read) {
+                let Registration { number, inode, .. } = one;
                 // Where threads have tables of their own, a number that is still
                 // the listener in any of them may be in use: leave that one alone.
                 if inodes.contains(&inode) && tables.iter().all(|t| t.socket(number) != Some(inode))
@@ -62,14 +64,6 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
 
 fn is_epoll(table: &Table, fd: i32) -> bool {
     table.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
-}
-
-/// Number and inode of a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8`.
-fn registration(line: &str) -> Option<(i32, u64)> {
-    let mut words = line.strip_prefix("tfd:")?.split_ascii_whitespace();
-    let number = words.next()?.parse().ok()?;
-    let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
-    Some((number, u64::from_str_radix(inode, 16).ok()?))
 }
 
 /// Deletes ghosts in the process behind `pidfd`; gives how many it deleted.
@@ -192,19 +186,5 @@ fn delete(epoll: &OwnedFd, listener: &OwnedFd, number: i32) -> Result<bool, Erro
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(error) => Err(Error::call("epoll_ctl(EPOLL_CTL_DEL)", error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_the_kernels_lines_and_nothing_else() {
-        let line = "tfd:        5 events:     2019 data:                5  pos:0 ino:1b2c sdev:8";
-        assert_eq!(registration(line), Some((5, 0x1b2c)));
-        for other in ["pos:\t0", "flags:\t02", "tfd:", "tfd: x ino:1", "tfd: 5 ino:xyz", "tfd: 5"] {
-            assert_eq!(registration(other), None, "{other}");
-        }
     }
 }

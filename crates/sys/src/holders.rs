@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::process::numbered;
+
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Holder {
@@ -23,8 +25,11 @@ pub struct Holder {
 /// these inodes; sorted by inode, pid and number.
 pub fn of(inodes: &[u64]) -> Vec<Holder> {
     let wanted: HashSet<u64> = inodes.iter().copied().collect();
-    let mut found: Vec<Holder> =
-        numbered(Path::new("/proc")).into_iter().flat_map(|pid| in_process(pid, &wanted)).collect();
+    let mut found: Vec<Holder> = numbered(Path::new("/proc"))
+        .unwrap_or_default()
+        .into_iter()
+        .flat_map(|pid| in_process(pid, &wanted))
+        .collect();
     found.sort_unstable();
     found
 }
@@ -75,7 +80,7 @@ pub(crate) struct Table {
 
 impl Table {
     fn read(tid: i32, base: PathBuf) -> Self {
-        let mut numbers = numbered(&base.join("fd"));
+        let mut numbers = numbered(&base.join("fd")).unwrap_or_default();
         numbers.sort_unstable();
         Self { tid, base, numbers }
     }
@@ -103,19 +108,11 @@ pub(crate) fn tables(pid: i32) -> Vec<Table> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let tasks = process.join("task");
     let mut found = vec![Table::read(pid, process)];
-    for tid in numbered(&tasks).into_iter().filter(|tid| *tid != pid) {
+    for tid in numbered(&tasks).unwrap_or_default().into_iter().filter(|tid| *tid != pid) {
         let table = Table::read(tid, tasks.join(tid.to_string()));
         if found.iter().all(|known| known.numbers != table.numbers) {
             found.push(table);
         }
     }
     found
-}
-
-/// The entries of a directory that are numbers; none if it cannot be read.
-fn numbered(directory: &Path) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

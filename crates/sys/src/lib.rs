@@ -9,9 +9,8 @@
 //!
 //! From the most to the least important:
 //! - [`listen`] creates listeners; [`scm`] passes them between processes;
-//! - [`queue`], [`diag`], [`holders`] and [`ghosts`] tell who holds and who
+//! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
-//! - [`survey`] looks at the whole system at once, for those who ask what is wrong with it;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
 //! - [`spawn`], [`shim`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
@@ -29,6 +28,7 @@ pub mod ask;
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod diag;
+pub mod epoll;
 pub mod files;
 pub mod ghosts;
 pub mod guard;
@@ -53,7 +53,6 @@ pub mod scm;
 pub mod shim;
 pub mod signals;
 pub mod spawn;
-pub mod survey;
 pub mod terminal;
 pub mod tree;
 pub mod trusted;

@@ -4,9 +4,12 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use bindonce_core::text::printable;
+use bindonce_core::time::Timestamp;
+use nix::libc;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
@@ -30,41 +33,111 @@ pub fn is_stopped(pid: i32) -> bool {
 }
 
 /// What /proc/PID/stat tells of a process (proc_pid_stat(5)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stat {
-    pub(crate) pid: i32,
-    /// `R`, `S`, `T` and so on.
-    pub(crate) state: char,
-    pub(crate) parent: i32,
-    pub(crate) group: i32,
-    pub(crate) session: i32,
-    pub(crate) start_time: u64,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// Its pid.
+    pub pid: i32,
+    /// Its short name, as the process chose it.
+    pub name: String,
+    /// Its state as in ps(1): `R`, `S`, `T` (stopped), `Z` ...
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// Its session.
+    pub session: i32,
+    /// PF_* of the kernel's sched.h.
+    flags: u64,
+    /// Processor time that it has used.
+    pub processor: Duration,
+    /// How many threads it has.
+    pub threads: u64,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
 }
 
 impl Stat {
     /// None if there is no such process.
-    pub(crate) fn of(pid: i32) -> Option<Self> {
+    pub fn of(pid: i32) -> Option<Self> {
         // The name in it may be anything, also no UTF-8.
         let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
         Self::read(pid, &String::from_utf8_lossy(&text))
     }
 
-    fn read(pid: i32, text: &str) -> Option<Self> {
+    pub(crate) fn read(pid: i32, text: &str) -> Option<Self> {
         // The second field is the name in parentheses, and the name may hold
         // anything, also spaces and parentheses: what follows begins after the last one.
-        let (_, rest) = text.rsplit_once(')')?;
-        let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?.chars().next()?;
-        let mut next = || fields.next()?.parse().ok();
-        let (parent, group, session) = (next()?, next()?, next()?);
-        let start_time = fields.nth(15)?.parse().ok()?;
-        Some(Self { pid, state, parent, group, session, start_time })
+        let (head, rest) = text.rsplit_once(')')?;
+        let (_, name) = head.split_once('(')?;
+        // The third field of the manual page is the first here.
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        let id = |field: usize| fields.get(field - 3)?.parse::<i32>().ok();
+        Some(Self {
+            pid,
+            name: name.to_owned(),
+            state: fields.first()?.chars().next()?,
+            parent: id(4)?,
+            group: id(5)?,
+            session: id(6)?,
+            flags: number(9)?,
+            processor: ticks(number(14)?.saturating_add(number(15)?)),
+            threads: number(20)?,
+            start_time: number(22)?,
+        })
     }
 
     /// Whether it has ended and only waits to be reaped.
-    pub(crate) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
+
+    /// Whether it is a thread of the kernel (PF_KTHREAD): in a container pid 2 is anybody.
+    pub fn is_of_the_kernel(&self) -> bool {
+        self.flags & 0x0020_0000 != 0
+    }
+
+    /// When it started, counted from the start of the system.
+    pub fn started(&self) -> Duration {
+        ticks(self.start_time)
+    }
+}
+
+/// A number of clock ticks as a time.
+fn ticks(count: u64) -> Duration {
+    let hertz = rustix::param::clock_ticks_per_second().max(1);
+    Duration::from_millis(count.saturating_mul(1000) / hertz)
+}
+
+/// When the system started, from /proc/stat; none where it does not tell.
+pub fn boot_time() -> Option<Timestamp> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds: u64 =
+        text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(Timestamp(seconds.saturating_mul(1000)))
+}
+
+/// The entries of a directory of /proc that are numbers; none if it cannot be read.
+pub fn numbered(directory: &Path) -> Option<Vec<i32>> {
+    let entries = fs::read_dir(directory).ok()?;
+    Some(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Threads of a process whose descriptor table is not the main thread's (unshare(2) with CLONE_FILES,
+/// as thread groups of haproxy 3.5 have them).
+pub fn threads_with_own_descriptors(pid: i32) -> Vec<i32> {
+    let threads = numbered(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default();
+    threads.into_iter().filter(|tid| *tid != pid && !shares_descriptors(pid, *tid)).collect()
+}
+
+/// Whether two threads use one descriptor table (kcmp(2)). True where the kernel does not say,
+/// because nearly all do.
+fn shares_descriptors(one: i32, other: i32) -> bool {
+    const KCMP_FILES: libc::c_long = 2;
+    // SAFETY: kcmp takes five integers and reads no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
+    order <= 0
 }
 
 /// A process and all that descend from it now, as a master has workers, the first one in front
@@ -97,9 +170,7 @@ pub fn signal_group(leader: i32, signal: Signal) -> io::Result<()> {
 
 /// How long ago the process started, to a hundredth of a second; None if there is no such process.
 pub fn age(pid: i32) -> Option<Duration> {
-    let ticks = start_time(pid)?;
-    let hertz = rustix::param::clock_ticks_per_second().max(1);
-    let started = Duration::from_millis(ticks.saturating_mul(1000) / hertz);
+    let started = Stat::of(pid)?.started();
     Some(since_zero(ClockId::Boottime).saturating_sub(started))
 }
 
@@ -272,10 +343,12 @@ mod tests {
     #[test]
     fn what_is_told_of_a_process_is_found_behind_any_name() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20 21";
-        let (parent, group, session) = (1, 2, 3);
-        let stat = Stat { pid: 9, state: 'S', parent, group, session, start_time: 777 };
         for name in ["sh", "a b", "evil) S 1 2", ")))", "(("] {
-            assert_eq!(Stat::read(9, &format!("9 ({name}) {tail}")), Some(stat), "{name}");
+            let stat = Stat::read(9, &format!("9 ({name}) {tail}")).expect(name);
+            assert_eq!((stat.name.as_str(), stat.state), (name, 'S'));
+            assert_eq!((stat.parent, stat.group, stat.session), (1, 2, 3));
+            assert_eq!((stat.flags, stat.threads, stat.start_time), (6, 17, 777));
+            assert_eq!(stat.processor, ticks(23));
         }
         for bad in ["", "9 (sh", "9 (sh) S 1", "9 (sh) S a b"] {
             assert_eq!(Stat::read(9, bad), None);

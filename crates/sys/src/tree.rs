@@ -7,11 +7,11 @@
 //! if it is still the one that was found.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::process::{Pidfd, Stat};
+use crate::process::{Pidfd, Stat, numbered};
 
 /// How often a tree is looked through for processes that were made meanwhile.
 const PASSES: usize = 16;
@@ -65,8 +65,7 @@ fn send(member: &Stat, signal: Signal) -> bool {
 }
 
 fn find(leader: i32) -> Vec<Stat> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = numbered(Path::new("/proc")).unwrap_or_default().into_iter();
     of(leader, &pids.filter_map(Stat::of).collect::<Vec<_>>())
 }
 
@@ -86,7 +85,7 @@ fn of(leader: i32, all: &[Stat]) -> Vec<Stat> {
             .iter()
             .filter(|stat| !stat.has_ended() && !members.contains(stat))
             .filter(belongs)
-            .copied()
+            .cloned()
             .collect();
         if new.is_empty() {
             break;
@@ -103,7 +102,9 @@ mod tests {
     use super::*;
 
     fn stat(pid: i32, parent: i32, group: i32, session: i32) -> Stat {
-        Stat { pid, state: 'S', parent, group, session, start_time: 1 }
+        let text =
+            format!("{pid} (a) S {parent} {group} {session} 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 1 0");
+        Stat::read(pid, &text).expect("a process")
     }
 
     #[test]
@@ -131,8 +132,9 @@ mod tests {
 
     #[test]
     fn the_dead_lead_and_do_not_count() {
-        let dead = Stat { state: 'Z', ..stat(100, 50, 100, 50) };
+        let mut dead = stat(100, 50, 100, 50);
+        dead.state = 'Z';
         let all = [dead, stat(101, 1, 100, 50)];
-        assert_eq!(of(100, &all), [all[1]]);
+        assert_eq!(of(100, &all), [all[1].clone()]);
     }
 }

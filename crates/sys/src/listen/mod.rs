@@ -28,8 +28,7 @@ use crate::error::{Error, errno_of};
 pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
-pub use netns::within as within_netns;
-pub(crate) use netns::within_open;
+pub use netns::{within as within_netns, within_path as within_netns_at};
 pub use node::{UnixPath, unlink_if_ours};
 pub(crate) use unix::padded;
 

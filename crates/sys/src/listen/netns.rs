@@ -4,7 +4,6 @@
 //! that changed it and failed to change back would silently bind everything
 //! that follows in the wrong place, so the caller's thread never changes it.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 
@@ -23,18 +22,30 @@ const DIRECTORY: &str = "/run/netns";
 /// # Errors
 /// [`Error::Netns`] if there is no such namespace or it may not be entered.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    let fail = |errno| Error::Netns { name: name.to_owned(), operation: "open", errno };
-    let namespace = open(name).map_err(fail)?;
-    within_open(&namespace, name, work)
+    // A name is one path component: anything else could leave the directory.
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(Error::Netns {
+            name: name.to_owned(),
+            operation: "open",
+            errno: Errno::EINVAL,
+        });
+    }
+    within_path(&Path::new(DIRECTORY).join(name), name, work)
 }
 
-/// As [`within`], in the namespace behind an open file, called `name` in errors.
-pub(crate) fn within_open<T: Send>(
-    namespace: &OwnedFd,
+/// As [`within`], in the namespace whose file is at `path`, called `name` in errors.
+///
+/// # Errors
+/// As [`within`].
+pub fn within_path<T: Send>(
+    path: &Path,
     name: &str,
     work: impl FnOnce() -> T + Send,
 ) -> Result<T, Error> {
     let fail = |operation, errno| Error::Netns { name: name.to_owned(), operation, errno };
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| fail("open", Errno::from_raw(error.raw_os_error())))?;
+    let namespace = &namespace;
     thread::scope(|scope| {
         let worker = thread::Builder::new()
             .name("netns".to_owned())
@@ -48,14 +59,4 @@ pub(crate) fn within_open<T: Send>(
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-fn open(name: &str) -> Result<OwnedFd, Errno> {
-    // A name is one path component: anything else could leave the directory.
-    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-        return Err(Errno::EINVAL);
-    }
-    let path = Path::new(DIRECTORY).join(name);
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| Errno::from_raw(error.raw_os_error()))
 }

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bindonce_core::duration;
+use bindonce_doctor::text::screen;
 use bindonce_sys::spawn;
 
-use super::doctor::Examination;
 use crate::Globals;
 use schedule::Schedule;
 use stage::Stage;
@@ -90,7 +90,7 @@ fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
 /// What `bindonce doctor ADDRESS` prints at this moment.
 fn examine(stage: &Stage) -> anyhow::Result<String> {
     stage.check()?;
-    Ok(Examination::of(Some(&stage.address.to_string()), stage.socket())?.text())
+    Ok(screen(&bindonce_doctor::examine(Some(&stage.address.to_string()), stage.socket())?))
 }
 
 /// The haproxy to show it with.

@@ -1,7 +1,6 @@
 //! Where the demonstration takes place: a directory, an address, perhaps a network namespace, and the
 //! processes that it has started. Dropping it ends them all and removes the directory.
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -16,7 +15,7 @@ use anyhow::{Context as _, bail};
 use bindonce_core::address::Address;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::signals::{Signal, SignalFd};
-use bindonce_sys::{diag, inherit, network, survey};
+use bindonce_sys::{diag, holders, inherit, network};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::schedule::READY;
@@ -163,10 +162,10 @@ impl Stage {
         let address = Address::Tcp(self.address);
         let until = Instant::now() + READY;
         loop {
-            let held: HashSet<u64> = survey::sockets(pid.cast_signed()).into_iter().collect();
             let listening = diag::tcp()?;
-            let mut here = listening.iter().filter(|socket| socket.address == address);
-            if here.any(|socket| held.contains(&socket.inode)) {
+            let here = listening.iter().filter(|socket| socket.address == address);
+            let inodes: Vec<u64> = here.map(|socket| socket.inode).collect();
+            if holders::holds(pid.cast_signed(), &inodes)? {
                 return Ok(());
             }
             self.all_run()?;

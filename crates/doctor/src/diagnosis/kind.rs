@@ -1,0 +1,96 @@
+//! The kinds of findings and how bad they are. Their texts are stable: scripts and
+//! docs/failure-modes.md go by them.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// The kinds of findings, from the worst to the mildest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Several sockets on one address, of different generations.
+    Split,
+    /// A replaced generation accepts on a socket that it shares with its successor.
+    Stale,
+    /// An address on which nobody accepts.
+    Unserved,
+    /// A socket that is bound and does not listen.
+    Paused,
+    /// A full accept queue, or connections dropped for want of room.
+    Overflow,
+    /// A proxy at a limit of its own.
+    Saturated,
+    /// A process woken for a listener that it has closed.
+    Ghost,
+    /// A resource that is nearly used up.
+    Limit,
+    /// Replaced generations that do not end.
+    Lingering,
+    /// A socket beside which another process could bind.
+    NotExclusive,
+    /// A socket that haproxy bound by itself under a supervisor.
+    Foreign,
+    /// Something that the broker should do and cannot.
+    Broker,
+}
+
+impl Kind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 12] = [
+        Self::Split,
+        Self::Stale,
+        Self::Unserved,
+        Self::Paused,
+        Self::Overflow,
+        Self::Saturated,
+        Self::Ghost,
+        Self::Limit,
+        Self::Lingering,
+        Self::NotExclusive,
+        Self::Foreign,
+        Self::Broker,
+    ];
+
+    /// Whether the condition is normal for a moment, so that it counts only if it lasts.
+    pub fn may_be_momentary(self) -> bool {
+        !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign | Self::Broker)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Split => "split",
+            Self::Stale => "stale",
+            Self::Unserved => "unserved",
+            Self::Paused => "paused",
+            Self::Overflow => "overflow",
+            Self::Saturated => "saturated",
+            Self::Ghost => "ghost",
+            Self::Limit => "limit",
+            Self::Lingering => "lingering",
+            Self::NotExclusive => "not-exclusive",
+            Self::Foreign => "foreign",
+            Self::Broker => "broker",
+        })
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How bad a finding is, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Clients fail, hang, or get stale answers now.
+    Error,
+    /// They will, or something is wasted.
+    Warning,
+    /// Worth knowing; nothing is wrong, and it does not count as found.
+    Note,
+}

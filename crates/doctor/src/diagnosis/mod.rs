@@ -1,0 +1,134 @@
+//! What is wrong with the listeners of a host: a function of what was seen, without a system
+//! call and without words for people.
+//!
+//! [`examine`] finds the conditions of one look. Those that are normal for a moment (a reload, a
+//! handover, a burst) count only when two looks show them: [`look_again`] says when the second is
+//! due, and [`examine`] compares both. [`settle`] adds the answers to [`questions`], joins what is
+//! one finding, and sorts. A healthy host gives nothing but notes. Each look is examined once.
+
+mod broker;
+mod condition;
+mod finding;
+mod generations;
+mod kind;
+mod limits;
+mod ownership;
+mod queues;
+mod split;
+mod stale;
+mod target;
+mod unserved;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::facts::{Details, Look, Questions};
+
+pub use condition::{
+    Absent, Condition, EndOlder, Foreign, Ghost, How, Lessee, Limit, Lingering, NotAccepting,
+    NotExclusive, Overflow, Paused, Resource, Resume, Saturated, Share, Split, Stale, Unserved,
+};
+pub use finding::Finding;
+pub use kind::{Kind, Severity};
+pub use target::Target;
+
+/// The time between two looks: longer than a handover pauses, short enough to wait for.
+const INTERVAL: Duration = Duration::from_millis(150);
+
+/// A process younger than this may be in the middle of its start: a reload is not over yet.
+const YOUNG: Duration = Duration::from_secs(2);
+
+/// Everything that a look shows, and where there was an earlier one, what lasted since its
+/// findings. [`settle`] makes a report of it.
+#[must_use]
+pub fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<Finding> {
+    let (before, known) = earlier.unzip();
+    let mut found = Vec::new();
+    split::find(look, &mut found);
+    stale::find(look, &mut found);
+    unserved::find(look, before, &mut found);
+    queues::paused(look, &mut found);
+    queues::overflow(look, before, &mut found);
+    generations::saturated(look, &mut found);
+    generations::ghosts(look, before, &mut found);
+    generations::lingering(look, &mut found);
+    limits::find(look, &mut found);
+    ownership::not_exclusive(look, &mut found);
+    ownership::foreign(look, &mut found);
+    broker::problems(look, &mut found);
+    if let Some(known) = known {
+        found.retain(|finding| {
+            !finding.kind().may_be_momentary() || known.iter().any(|one| one.is_same_as(finding))
+        });
+    }
+    found
+}
+
+/// How long after a look the next one is due, to tell what lasts from what passes; none if
+/// nothing that it shows needs that.
+#[must_use]
+pub fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
+    let momentary: Vec<_> = found.iter().filter(|one| one.kind().may_be_momentary()).collect();
+    if momentary.iter().all(|one| one.severity == Severity::Note) {
+        return None;
+    }
+    // Where a process has just started on the same address, it is a reload that is not over yet.
+    let reloads = momentary
+        .iter()
+        .filter(|one| matches!(one.kind(), Kind::Split | Kind::Stale | Kind::Unserved));
+    let youngest = reloads
+        .flat_map(|one| look.sockets.iter().filter(|socket| one.concerns(&socket.address)))
+        .flat_map(|socket| look.holders(socket.inode))
+        .map(|process| look.age(process))
+        .min();
+    Some(youngest.map_or(INTERVAL, |age| YOUNG.saturating_sub(age).max(INTERVAL)))
+}
+
+/// What has to be asked before the findings are settled.
+#[must_use]
+pub fn questions(found: &[Finding]) -> Questions {
+    let mut questions = Questions::default();
+    for finding in found {
+        match &finding.condition {
+            Condition::Unserved(unserved) if unserved.queue > 0 => {
+                questions.queues.insert(unserved.inode);
+            }
+            Condition::Lingering(_) => questions.connections.extend(&finding.pids),
+            _ => {}
+        }
+    }
+    questions
+}
+
+/// The findings of a report, the worst first: with the details that were asked for, each
+/// condition once.
+#[must_use]
+pub fn settle(look: &Look, mut found: Vec<Finding>, details: &Details) -> Vec<Finding> {
+    found.retain_mut(|finding| {
+        let Finding { condition, pids, .. } = finding;
+        match condition {
+            Condition::Unserved(unserved) => return unserved::lasts(unserved, details),
+            Condition::Lingering(lingering) => generations::count(look, pids, lingering, details),
+            _ => {}
+        }
+        true
+    });
+    // Where nobody empties a queue, that it is full is no finding of its own.
+    let unserved = found.iter().filter(|one| one.kind() == Kind::Unserved);
+    let unserved: BTreeSet<_> = unserved.filter_map(|one| one.address.clone()).collect();
+    found.retain(|one| {
+        one.kind() != Kind::Overflow || !one.addresses().any(|address| unserved.contains(address))
+    });
+    // One process can be the cause on hundreds of addresses: that is one finding.
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in found {
+        if !kept.iter_mut().any(|known| known.merge(&finding)) {
+            kept.push(finding);
+        }
+    }
+    kept.sort_by(|one, other| {
+        let (kind, others) = (one.kind(), other.kind());
+        (one.severity, kind, &one.address).cmp(&(other.severity, others, &other.address))
+    });
+    kept
+}

@@ -1,0 +1,87 @@
+//! Sockets that others could join, and sockets that haproxy made by itself.
+
+use bindonce::State;
+use bindonce_core::address::Address;
+
+use super::condition::{Condition, Foreign, NotExclusive};
+use super::finding::Finding;
+use super::kind::Severity;
+use crate::facts::{Look, Mode, Process, Socket};
+
+/// Addresses of sockets that are shown; pages have ends.
+const SHOWN: usize = 4;
+
+/// Sockets with SO_REUSEPORT: another process of the same user can bind beside them. For a
+/// listener of the broker that is a fault, for a plain haproxy it is how it works.
+pub(super) fn not_exclusive(look: &Look, found: &mut Vec<Finding>) {
+    let joinable = |socket: &&Socket| {
+        matches!(socket.address, Address::Tcp(_))
+            && socket.mode == Mode::Listening
+            && (socket.reuseport == Some(true)
+                || look.listener(socket.inode).is_some_and(|listener| !listener.exclusive))
+    };
+    let (held, plain): (Vec<&Socket>, Vec<&Socket>) = look
+        .sockets
+        .iter()
+        .filter(joinable)
+        .partition(|socket| look.listener(socket.inode).is_some());
+    let mut add = |socket: &Socket, held: bool, sockets: usize| {
+        let setter = setter(look, socket);
+        let condition = NotExclusive { sockets, inode: socket.inode, held, setter };
+        let severity = if held { Severity::Warning } else { Severity::Note };
+        let finding = Finding::on(look, socket, severity, Condition::NotExclusive(condition));
+        found.push(finding.caused_by(look.holders(socket.inode)));
+    };
+    for socket in held {
+        add(socket, true, 1);
+    }
+    if let Some(first) = plain.first() {
+        add(first, false, plain.len());
+    }
+}
+
+/// The program other than haproxy that has set SO_REUSEPORT on a socket: one that holds it, and
+/// has another for the same address.
+fn setter(look: &Look, socket: &Socket) -> Option<String> {
+    let beside: Vec<u64> = look
+        .sockets
+        .iter()
+        .filter(|other| other.inode != socket.inode && other.address == socket.address)
+        .map(|other| other.inode)
+        .collect();
+    let of_it = |process: &&Process| {
+        !process.is_haproxy() && beside.iter().any(|inode| process.holds(*inode))
+    };
+    look.holders(socket.inode).find(of_it).map(|process| process.program.clone())
+}
+
+/// Sockets of a generation that the broker does not hold: each reload binds them anew.
+pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
+    for (service, generation) in look.generations() {
+        let process = look.processes.get(&generation.pid.cast_signed());
+        let Some(process) = process.filter(|one| one.is_haproxy()) else {
+            continue;
+        };
+        let own = |socket: &&Socket| {
+            generation.state == State::Serving
+                && process.holds(socket.inode)
+                && socket.mode != Mode::Bound
+                && matches!(socket.address, Address::Tcp(_) | Address::Udp(_))
+                && look.listener(socket.inode).is_none()
+                && !is_transient(socket)
+        };
+        let sockets: Vec<&Socket> = look.sockets.iter().filter(own).collect();
+        if let Some(socket) = sockets.first() {
+            let first = sockets.iter().take(SHOWN).map(|one| one.address.clone()).collect();
+            let condition = Condition::Foreign(Foreign { sockets: sockets.len(), first });
+            let finding = Finding::on(look, socket, Severity::Warning, condition);
+            found.push(finding.caused_by([process]).of(Some(service.to_owned())));
+        }
+    }
+}
+
+/// A datagram socket on a port of the kernel's choice: resolvers and logs use these.
+fn is_transient(socket: &Socket) -> bool {
+    const EPHEMERAL: u16 = 32_768;
+    matches!(&socket.address, Address::Udp(ip) if ip.port() >= EPHEMERAL)
+}

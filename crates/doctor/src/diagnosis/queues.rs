@@ -1,0 +1,68 @@
+//! Sockets that refuse clients, and queues that drop them.
+
+use super::condition::{Condition, Overflow, Paused, Resume};
+use super::finding::Finding;
+use super::kind::Severity;
+use crate::facts::{Accepting, Look, Mode, Process};
+
+/// Sockets that have their address and do not listen: clients are refused.
+pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
+    for socket in &look.sockets {
+        let listener = look.listener(socket.inode);
+        let silent = listener.is_some_and(|one| !one.listening) && socket.mode != Mode::Listening;
+        if socket.mode != Mode::Bound && !silent {
+            continue;
+        }
+        let holders: Vec<&Process> = look.holders(socket.inode).collect();
+        let by_haproxy = holders.iter().any(|process| process.is_haproxy());
+        let answered = look.sockets.iter().any(|other| {
+            other.mode == Mode::Listening
+                && other.address == socket.address
+                && other.network == socket.network
+        });
+        if (holders.is_empty() && listener.is_none()) || answered {
+            continue;
+        }
+        // One that nobody shares may be about to connect, or to listen.
+        let serious = listener.is_some() || holders.len() > 1 || by_haproxy;
+        let severity = if serious { Severity::Error } else { Severity::Warning };
+        let remedy = match listener {
+            Some(listener) => Resume::Broker(listener.name.clone()),
+            None if by_haproxy => Resume::Haproxy,
+            None => Resume::Program,
+        };
+        let paused = Paused { inode: socket.inode, holders: holders.len(), remedy };
+        let finding = Finding::on(look, socket, severity, Condition::Paused(paused));
+        found.push(finding.caused_by(holders));
+    }
+}
+
+/// Full queues, and connections dropped for want of room.
+pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
+    for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Listening) {
+        let old = before.and_then(|look| look.sockets.iter().find(|old| old.inode == socket.inode));
+        let network = look.network(socket.network);
+        let taker = look
+            .holders(socket.inode)
+            .find(|process| process.accepting(socket.inode) == Accepting::Yes);
+        let overflow = Overflow {
+            queue: socket.queue,
+            queue_limit: socket.queue_limit,
+            somaxconn: network.map_or(0, |network| network.somaxconn),
+            drops: socket.drops,
+            new_drops: old.map_or(0, |old| socket.drops.saturating_sub(old.drops)),
+            listen_overflows: network.map_or(0, |network| network.listen_overflows),
+            listen_drops: network.map_or(0, |network| network.listen_drops),
+            taker: taker.map(|process| process.pid),
+        };
+        if !overflow.is_full() && overflow.drops == 0 {
+            continue;
+        }
+        // What was dropped before is worth a note.
+        let now = overflow.new_drops > 0 || overflow.is_full();
+        let severity = if now { Severity::Error } else { Severity::Note };
+        let holders: Vec<i32> = look.holders(socket.inode).map(|process| process.pid).collect();
+        let finding = Finding::on(look, socket, severity, Condition::Overflow(overflow));
+        found.push(finding.of(look.service_of(holders.iter())));
+    }
+}

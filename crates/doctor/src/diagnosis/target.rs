@@ -1,0 +1,106 @@
+//! The address, service, listener or program that a person asks about.
+
+use std::collections::BTreeSet;
+
+use bindonce_core::address::Address;
+
+use super::condition::{Absent, Condition};
+use super::finding::Finding;
+use super::kind::Severity;
+use crate::facts::{Look, Mode, Socket};
+
+/// What findings are asked for.
+#[derive(Debug)]
+pub enum Target {
+    /// An address, and every one that takes connections for it.
+    Address(Address),
+    /// A service of the broker's, a listener, or a program: its processes and sockets.
+    Named {
+        /// Its name.
+        name: String,
+        /// Its processes.
+        pids: BTreeSet<i32>,
+        /// The inodes of its sockets.
+        inodes: BTreeSet<u64>,
+    },
+}
+
+impl Target {
+    /// Reads what was typed; none if it is neither an address nor the name of anything that was seen.
+    pub fn find(text: &str, look: &Look) -> Option<Self> {
+        if let Ok(address) = text.parse() {
+            return Some(Self::Address(address));
+        }
+        let services = look.generations().filter(|(service, _)| *service == text);
+        let services = services.map(|(_, known)| known.pid.cast_signed());
+        let programs = look.processes.values().filter(|one| one.program == text).map(|one| one.pid);
+        let pids: BTreeSet<i32> = services.chain(programs).collect();
+        let listeners = look.broker.iter().flat_map(|broker| &broker.status.listeners);
+        let named = listeners.filter(|listener| listener.name == text);
+        let mut inodes: BTreeSet<u64> = named.map(|listener| listener.inode).collect();
+        let processes = pids.iter().filter_map(|pid| look.processes.get(pid));
+        inodes.extend(processes.flat_map(|one| one.activity.holds.iter().map(|(inode, _)| *inode)));
+        (!pids.is_empty() || !inodes.is_empty()).then(|| Self::Named {
+            name: text.to_owned(),
+            pids,
+            inodes,
+        })
+    }
+
+    /// Whether a socket is meant.
+    pub fn has(&self, socket: &Socket) -> bool {
+        match self {
+            Self::Address(address) => covers(&socket.address, address),
+            Self::Named { inodes, .. } => inodes.contains(&socket.inode),
+        }
+    }
+
+    /// Whether a finding is about it. Limits of the whole system concern everything, those of a
+    /// network namespace what is in it.
+    pub fn concerns(&self, finding: &Finding, look: &Look) -> bool {
+        if let Self::Named { name, .. } = self
+            && finding.service.as_ref() == Some(name)
+        {
+            return true;
+        }
+        let mut sockets = look.sockets.iter().filter(|socket| self.has(socket));
+        if finding.address.is_some() {
+            return sockets.any(|socket| finding.concerns(&socket.address));
+        }
+        if finding.pids.is_empty() {
+            return finding.network.is_none()
+                || sockets.any(|one| look.network_name(Some(one.network)) == finding.network);
+        }
+        match self {
+            Self::Named { pids, .. } => finding.pids.iter().any(|pid| pids.contains(pid)),
+            Self::Address(_) => sockets.any(|socket| {
+                look.holders(socket.inode).any(|process| finding.pids.contains(&process.pid))
+            }),
+        }
+    }
+
+    /// The finding that nothing listens there at all.
+    pub fn absent(&self, look: &Look) -> Option<Finding> {
+        let Self::Address(address) = self else {
+            return None;
+        };
+        let found = look.sockets.iter().any(|one| one.mode != Mode::Bound && self.has(one));
+        let absent = Condition::Absent(Absent { sockets: 0, networks: look.networks.len() });
+        let finding = Finding::at(None, Severity::Error, absent);
+        (!found).then(|| Finding { address: Some(address.clone()), ..finding })
+    }
+}
+
+/// Whether a socket on `bound` takes what is sent to `wanted`.
+fn covers(bound: &Address, wanted: &Address) -> bool {
+    match (bound, wanted) {
+        (Address::Tcp(bound), Address::Tcp(wanted))
+        | (Address::Udp(bound), Address::Udp(wanted)) => {
+            let any = bound.ip().is_unspecified() || wanted.ip().is_unspecified();
+            bound.port() == wanted.port() && (any || bound.ip() == wanted.ip())
+        }
+        // A path keeps the temporary name that it was bound under.
+        (Address::Unix(bound), Address::Unix(wanted)) => bound.starts_with(wanted.as_str()),
+        (bound, wanted) => bound == wanted,
+    }
+}

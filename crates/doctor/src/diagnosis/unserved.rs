@@ -1,0 +1,178 @@
+//! Listening sockets from which nobody accepts: the kernel completes connections, and they wait.
+
+use std::time::Duration;
+
+use bindonce::ListenerInfo;
+use bindonce_haproxy::stats::Stats;
+
+use super::condition::{Condition, Lessee, NotAccepting, Unserved};
+use super::finding::Finding;
+use super::kind::Severity;
+use crate::facts::{Accepting, Details, Look, Mode, Process, Socket};
+
+/// A connection that has waited this long was not just missed.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Finds them; [`lasts`] tells of those that are not certain whether they count.
+pub(super) fn find(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
+    let mut sockets: Vec<&Socket> =
+        look.sockets.iter().filter(|socket| socket.mode == Mode::Listening).collect();
+    // Where several are one finding, the fullest queue speaks for all.
+    sockets.sort_by_key(|socket| std::cmp::Reverse(socket.queue));
+    for socket in sockets {
+        let holders: Vec<&Process> = look.holders(socket.inode).collect();
+        let pids: Vec<i32> = holders.iter().map(|process| process.pid).collect();
+        let hangs = hangs(look, before, socket, &holders);
+        let idle = holders.iter().all(|process| process.is_idle_on(socket.inode));
+        // A server that does one thing at a time does not ask while it works, and the kernel's own
+        // servers and those of other pid namespaces show no holder: there only time tells.
+        let certain = !holders.is_empty()
+            && !hangs
+            && look.serving_elsewhere(socket.inode).is_none()
+            && (socket.queue == 0
+                || holders.iter().any(|one| one.is_haproxy() || one.is_stopped()));
+        // In a group of sockets on one address, the split is the finding.
+        let shared = || {
+            let beside = |other: &&Socket| {
+                other.address == socket.address && other.network == socket.network
+            };
+            look.sockets.iter().filter(beside).count() > 1
+        };
+        if (certain || socket.queue > 0)
+            && (idle || hangs)
+            && !look.handover_under_way(&pids)
+            && !look.haproxies.iter().any(|haproxy| pids.contains(&haproxy.pid) && is_full(haproxy))
+            && (socket.queue > 0 || !shared())
+        {
+            found.push(unserved(look, before, socket, &holders, hangs, certain));
+        }
+    }
+}
+
+/// Whether it is a finding, once it was asked how long the queue has waited.
+pub(super) fn lasts(unserved: &mut Unserved, details: &Details) -> bool {
+    unserved.waiting = details.waits.get(&unserved.inode).copied().filter(|_| unserved.queue > 0);
+    unserved.certain
+        || unserved.waiting.map_or(!unserved.holders.is_empty(), |waiting| waiting >= LONG)
+}
+
+/// Whether those who ask for connections take none: connections wait, none was taken since the
+/// last look, and the processes did nothing meanwhile.
+fn hangs(look: &Look, before: Option<&Look>, socket: &Socket, holders: &[&Process]) -> bool {
+    if holders.iter().all(|process| process.accepting(socket.inode) != Accepting::Yes) {
+        return false;
+    }
+    // Without an earlier look any queue may be one.
+    let Some(before) = before else {
+        return socket.queue > 0;
+    };
+    let Some(old) = earlier(before, socket) else {
+        return false;
+    };
+    old.queue > 0
+        && socket.queue >= old.queue
+        && holders.iter().all(|one| look.processor_percent(Some(before), one) == Some(0.0))
+}
+
+fn earlier<'a>(before: &'a Look, socket: &Socket) -> Option<&'a Socket> {
+    before.sockets.iter().find(|old| old.inode == socket.inode)
+}
+
+/// Whether a proxy is at a limit of its own: then that is the finding.
+fn is_full(haproxy: &Stats) -> bool {
+    let full = |used: u64, limit: u64| limit > 0 && used >= limit;
+    full(haproxy.connections, haproxy.limit)
+        || haproxy
+            .proxies
+            .iter()
+            .any(|proxy| proxy.name.starts_with("frontend") && full(proxy.sessions, proxy.limit))
+}
+
+fn unserved(
+    look: &Look,
+    before: Option<&Look>,
+    socket: &Socket,
+    holders: &[&Process],
+    hangs: bool,
+    certain: bool,
+) -> Finding {
+    let cause = cause(look, socket, holders, hangs);
+    let haproxies: Vec<&Process> =
+        holders.iter().copied().filter(|process| process.is_haproxy()).collect();
+    let serious =
+        socket.queue > 0 || !haproxies.is_empty() || matches!(cause, NotAccepting::Stopped(_));
+    let severity = if serious { Severity::Error } else { Severity::Warning };
+    let holding: Vec<i32> = holders.iter().map(|process| process.pid).collect();
+    let service = look
+        .service_of(holding.iter())
+        .or_else(|| look.serving_elsewhere(socket.inode).map(|(service, _)| service.to_owned()));
+    let condition = Condition::Unserved(Unserved {
+        queue: socket.queue,
+        queue_limit: socket.queue_limit,
+        waiting: None,
+        holders: holding,
+        inode: socket.inode,
+        full_in: before.and_then(|before| full_in(look, before, socket)),
+        cause,
+        certain,
+    });
+    // A broker that holds it as well is not the cause.
+    let causes = if haproxies.is_empty() { holders } else { &haproxies };
+    Finding::on(look, socket, severity, condition).caused_by(causes.iter().copied()).of(service)
+}
+
+/// When the queue will be full, from how it grew between two looks.
+fn full_in(look: &Look, before: &Look, socket: &Socket) -> Option<Duration> {
+    let left = (socket.queue_limit + 1).checked_sub(socket.queue).filter(|left| *left > 0)?;
+    let grown =
+        socket.queue.checked_sub(earlier(before, socket)?.queue).filter(|grown| *grown > 0)?;
+    let millis = look.at.0.saturating_sub(before.at.0);
+    Some(Duration::from_millis(left.saturating_mul(millis) / grown))
+}
+
+/// Why nobody accepts, from the most to the least certain cause.
+fn cause(look: &Look, socket: &Socket, holders: &[&Process], hangs: bool) -> NotAccepting {
+    let stopped: Vec<i32> =
+        holders.iter().filter(|one| one.is_stopped()).map(|one| one.pid).collect();
+    if holders.is_empty() {
+        NotAccepting::NoHolder
+    } else if !stopped.is_empty() {
+        NotAccepting::Stopped(stopped)
+    } else if hangs {
+        NotAccepting::Hung
+    } else if let Some(haproxy) = holders.iter().find(|process| process.is_haproxy()) {
+        NotAccepting::HaproxyDoesNotAsk(haproxy.pid)
+    } else if let Some((service, known)) = look.serving_elsewhere(socket.inode) {
+        NotAccepting::Elsewhere { service: service.to_owned(), generation: known.generation }
+    } else if let Some(listener) = look.listener(socket.inode) {
+        NotAccepting::NoService { name: listener.name.clone(), leased_by: lessee(listener) }
+    } else if holders.iter().all(|process| process.program == "bindonce") {
+        let sockets = holders.iter().find_map(|process| control_socket(&process.command));
+        NotAccepting::BrokerNotAsked(sockets.map(str::to_owned))
+    } else {
+        NotAccepting::HoldersDoNotAsk
+    }
+}
+
+/// Who has a lease on a listener, and must end before it can be released.
+fn lessee(listener: &ListenerInfo) -> Option<Lessee> {
+    let holder = listener.holders.first()?;
+    Some(match (&holder.service, holder.generation) {
+        (Some(service), Some(generation)) => Lessee::Generation(service.clone(), generation),
+        _ => Lessee::Process(holder.pid),
+    })
+}
+
+/// The control socket on a command line of ours; none where it is the environment's or the default.
+fn control_socket(command: &[String]) -> Option<&str> {
+    let mut words = command.iter().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        if word == "--socket" {
+            return words.next().map(String::as_str);
+        }
+        if let Some(path) = word.strip_prefix("--socket=") {
+            return Some(path);
+        }
+    }
+    None
+}

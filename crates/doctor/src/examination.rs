@@ -1,0 +1,26 @@
+//! What a report is made from: what was seen, and what is wrong with it.
+
+use std::time::Duration;
+
+use crate::diagnosis::{Finding, Severity, Target};
+use crate::facts::Look;
+
+/// The outcome of [`crate::examine`].
+#[derive(Debug)]
+pub struct Examination {
+    /// What was seen.
+    pub look: Look,
+    /// What is wrong, the worst first.
+    pub found: Vec<Finding>,
+    /// What was asked for; none for the whole host.
+    pub target: Option<Target>,
+    /// How long it took.
+    pub spent: Duration,
+}
+
+impl Examination {
+    /// Whether nothing is wrong; notes do not count.
+    pub fn is_healthy(&self) -> bool {
+        self.found.iter().all(|finding| finding.severity == Severity::Note)
+    }
+}

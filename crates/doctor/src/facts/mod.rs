@@ -1,0 +1,15 @@
+//! What was seen of a host, as plain values: the survey makes them, the diagnosis and the text
+//! read them, and nothing else says the same again. What `doctor --json` shows is serialised
+//! from here.
+//!
+//! [`Look`] is one look at the host; [`Process`] answers whether a process accepts from a
+//! socket; [`Details`] is what is asked for only once a finding needs it.
+
+mod details;
+mod look;
+mod process;
+
+pub use details::{Connections, Details, Questions};
+pub(crate) use look::percent;
+pub use look::{Broker, Gauge, Look, Mode, Network, Ports, Socket, Unseen};
+pub use process::{Accepting, Activity, Process, Registration, Usage};

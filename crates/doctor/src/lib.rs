@@ -1,0 +1,59 @@
+//! Why clients see 503 or hang, on any host, with or without a broker: for those who were paged,
+//! and for `bindonce doctor`, which prints it.
+//!
+//! [`examine`] looks at a host once, or twice where something may be normal for a moment, and
+//! gives what is wrong, the worst first, each with its numbers. It only reads, and waits for
+//! nobody without a limit. Three parts, each of which knows nothing of the next:
+//! - [`survey`] is what is there: from sock_diag and /proc in every network namespace that may be
+//!   entered, from the broker, and from the stats sockets of running haproxies;
+//! - [`diagnosis`] is what it means: a function of [`facts`], without a system call;
+//! - [`text`] is what people read, and the JSON for programs.
+
+#![forbid(unsafe_code)]
+
+pub mod diagnosis;
+pub mod facts;
+pub mod survey;
+pub mod text;
+
+mod error;
+mod examination;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+pub use error::Error;
+pub use examination::Examination;
+
+/// Looks at everything, and keeps what concerns `target`: an address, a service, a listener or a
+/// program. A broker may listen at `broker`.
+///
+/// # Errors
+/// [`Error::Look`] if the sockets of this network namespace cannot be read; [`Error::Target`] if
+/// the target is neither an address nor the name of anything that was seen.
+pub fn examine(target: Option<&str>, broker: PathBuf) -> Result<Examination, Error> {
+    let begun = Instant::now();
+    let mut survey = survey::Survey::new(broker);
+    let mut look = survey.look()?;
+    let mut found = diagnosis::examine(&look, None);
+    if let Some(interval) = diagnosis::look_again(&look, &found) {
+        // This time is what is measured with: processor time, queues, what passes.
+        std::thread::sleep(interval);
+        let earlier = std::mem::replace(&mut look, survey.look()?);
+        found = diagnosis::examine(&look, Some((&earlier, &found)));
+    }
+    let details = survey.ask(&look, &diagnosis::questions(&found));
+    let mut found = diagnosis::settle(&look, found, &details);
+    let target = target.map(|text| {
+        let unknown = || Error::Target { text: text.to_owned() };
+        diagnosis::Target::find(text, &look).ok_or_else(unknown)
+    });
+    let target = target.transpose()?;
+    if let Some(target) = &target {
+        found.retain(|finding| target.concerns(finding, &look));
+        found.extend(target.absent(&look));
+    }
+    Ok(Examination { look, found, target, spent: begun.elapsed() })
+}

@@ -1,0 +1,67 @@
+//! What the haproxies of this host report of themselves.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bindonce_core::address::Address;
+use bindonce_haproxy::stats;
+
+use crate::facts::{Accepting, Look, Socket, Unseen};
+
+/// How long one haproxy may take to answer (one that is at its limits still does), and all
+/// of them together.
+const ANSWER: Duration = Duration::from_millis(500);
+const ALL: Duration = Duration::from_secs(1);
+
+/// haproxy binds a path under a temporary name, `PATH.PID.tmp`, and renames it. The kernel
+/// knows the first name; people know the other.
+pub(super) fn names(look: &mut Look) {
+    for socket in &mut look.sockets {
+        let Address::Unix(path) = &mut socket.address else {
+            continue;
+        };
+        let mut haproxies = look.processes.values().filter(|one| one.is_haproxy());
+        let holder = haproxies.find(|process| process.holds(socket.inode));
+        let name = holder.and_then(|one| path.strip_suffix(&format!(".{}.tmp", one.pid)));
+        if let Some(name) = name.map(str::to_owned) {
+            *path = name;
+        }
+    }
+}
+
+/// Asks each haproxy that listens on a stats socket for its limits.
+pub(super) fn ask(look: &mut Look) {
+    let mut asked: HashSet<PathBuf> = HashSet::new();
+    let deadline = Instant::now() + ALL;
+    let (mut silent, mut mute) = (Vec::new(), Vec::new());
+    for process in look.processes.values().rev().filter(|process| process.is_haproxy()) {
+        // One that is stopped or paused, or has no such socket, would not answer.
+        let answers = |socket: &Socket| {
+            matches!(socket.address, Address::Unix(_) | Address::Abstract(_))
+                && process.holds(socket.inode)
+                && process.accepting(socket.inode) == Accepting::Yes
+        };
+        if !look.sockets.iter().any(answers) {
+            mute.extend((!process.activity.holds.is_empty()).then_some(process.pid));
+            continue;
+        }
+        let pid = process.pid;
+        let directory = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        for socket in stats::sockets_of(&process.command, &directory) {
+            if !asked.insert(socket.clone()) {
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match stats::ask(&socket, ANSWER.min(left)) {
+                Ok(stats) => look.haproxies.push(stats),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    silent.push(Unseen::Haproxy { pid, socket, error: error.to_string() });
+                }
+            }
+        }
+    }
+    look.unseen.extend((!mute.is_empty()).then_some(Unseen::NoStatsSocket(mute)));
+    look.unseen.extend(silent);
+}

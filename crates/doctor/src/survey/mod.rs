@@ -1,0 +1,186 @@
+//! One look at a host: everything that the system, the broker and haproxy report, as
+//! [`facts`](crate::facts).
+//!
+//! It only reads, in every network namespace that it may enter, and it waits for nobody without a
+//! limit. What it cannot see it lists ([`Look::unseen`]), and fails only where it sees nothing.
+
+mod broker;
+mod connections;
+mod descriptors;
+mod haproxy;
+mod namespaces;
+mod network;
+mod processes;
+mod waits;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use bindonce_core::address::Address;
+use bindonce_core::time::Timestamp;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::{Errno, Error, diag};
+use rustix::net::sockopt::socket_reuseport;
+
+use crate::facts::{Details, Look, Mode, Network, Questions, Socket, Unseen};
+use namespaces::{Namespace, Namespaces};
+use processes::Processes;
+
+/// Looks at the host, and remembers what does not change between two looks.
+#[derive(Debug)]
+pub struct Survey {
+    broker: PathBuf,
+    namespaces: Namespaces,
+    /// SO_REUSEPORT by cookie: to read it, the socket is held here for a moment.
+    reuseport: HashMap<u64, Option<bool>>,
+}
+
+impl Survey {
+    /// A broker may listen at `broker`.
+    pub fn new(broker: PathBuf) -> Self {
+        Self { broker, namespaces: Namespaces::default(), reuseport: HashMap::new() }
+    }
+
+    /// Looks at everything once.
+    ///
+    /// # Errors
+    /// [`Error`] if the sockets of this network namespace cannot be read.
+    pub fn look(&mut self) -> Result<Look, Error> {
+        let mut look = Look { at: now(), ..Look::default() };
+        let before = broker::ask(&self.broker).unwrap_or_default();
+        self.namespaces = Namespaces::find();
+        self.sockets(&mut look)?;
+        self.processes(&mut look);
+        haproxy::names(&mut look);
+        match broker::ask(&self.broker) {
+            Ok(status) => look.broker = status.map(|it| broker::between(before.as_ref(), it)),
+            Err(unseen) => look.unseen.push(unseen),
+        }
+        self.reuseport(&mut look);
+        haproxy::ask(&mut look);
+        look.files = network::open_files();
+        Ok(look)
+    }
+
+    /// Asks what costs the kernel a walk through every connection; nothing if there is no question.
+    pub fn ask(&self, look: &Look, questions: &Questions) -> Details {
+        connections::ask(&self.namespaces.all, look, questions)
+    }
+
+    fn sockets(&self, look: &mut Look) -> Result<(), Error> {
+        for namespace in &self.namespaces.all {
+            // The kernel goes through the sockets of all namespaces for it: where a proxy is.
+            let proxies = namespace.is_own() || self.has_haproxy(namespace);
+            let name = (!namespace.is_own()).then(|| namespace.label());
+            let read = || -> Result<(Vec<Socket>, Network), Error> {
+                let mut sockets: Vec<Socket> = diag::listening()?
+                    .into_iter()
+                    .filter(|socket| socket.address.port() != Some(0))
+                    .map(|seen| match seen.address {
+                        Address::Udp(_) => socket(namespace.id, seen, Mode::Datagram),
+                        _ => socket(namespace.id, seen, Mode::Listening),
+                    })
+                    .collect();
+                let bound = if proxies { diag::tcp_bound()? } else { Vec::new() };
+                sockets
+                    .extend(bound.into_iter().map(|seen| socket(namespace.id, seen, Mode::Bound)));
+                Ok((sockets, network::read(namespace.id, name.clone())?))
+            };
+            match namespace.within(read).and_then(|read| read) {
+                Ok((sockets, network)) => {
+                    look.sockets.extend(sockets);
+                    look.networks.push(network);
+                }
+                // Its last process has ended since it was found.
+                Err(error) if error.errno() == Some(Errno::ENOENT as i32) => {}
+                Err(error) if namespace.is_own() => return Err(error),
+                Err(error) => look
+                    .unseen
+                    .push(Unseen::Network { name: namespace.label(), error: error.to_string() }),
+            }
+        }
+        Ok(())
+    }
+
+    fn has_haproxy(&self, namespace: &Namespace) -> bool {
+        let mut inside = self.namespaces.of.iter().filter(|(_, id)| **id == namespace.id);
+        inside.any(|(pid, _)| {
+            bindonce_sys::process::name(*pid).is_some_and(|name| processes::is_haproxy(&name))
+        })
+    }
+
+    fn processes(&self, look: &mut Look) {
+        let inodes: HashSet<u64> = look.sockets.iter().map(|socket| socket.inode).collect();
+        let mut processes = Processes::survey(&inodes, &self.namespaces);
+        look.processes = std::mem::take(&mut processes.seen);
+        let unsure = look.holders_of_idle_listeners();
+        if !unsure.is_empty() {
+            processes.seen = std::mem::take(&mut look.processes);
+            processes.see_again(&unsure, &inodes, &self.namespaces);
+            look.processes = processes.seen;
+        }
+        if processes.hidden > 0 {
+            look.unseen.push(Unseen::Processes(processes.hidden));
+        }
+        let held: HashSet<u64> = look
+            .processes
+            .values()
+            .flat_map(|process| process.activity.holds.iter().map(|(inode, _)| *inode))
+            .collect();
+        let unheld = look
+            .sockets
+            .iter()
+            .filter(|one| one.mode != Mode::Bound && !held.contains(&one.inode))
+            .count();
+        if unheld > 0 {
+            look.unseen.push(Unseen::Holders { unheld, all: look.sockets.len() });
+        }
+    }
+
+    /// Finds out which TCP sockets others could join.
+    fn reuseport(&mut self, look: &mut Look) {
+        let mut holders: HashMap<u64, (i32, i32)> = HashMap::new();
+        for process in look.processes.values() {
+            let holds = process.activity.holds.iter();
+            holders.extend(holds.map(|(inode, number)| (*inode, (process.pid, *number))));
+        }
+        for socket in &mut look.sockets {
+            if socket.mode == Mode::Listening
+                && matches!(socket.address, Address::Tcp(_))
+                && let Some((pid, number)) = holders.get(&socket.inode)
+            {
+                let known = self.reuseport.entry(socket.cookie);
+                socket.reuseport = *known.or_insert_with(|| reuseport(*pid, *number));
+            }
+        }
+    }
+}
+
+/// Whether descriptor `number` of a process has SO_REUSEPORT set; none where it may not be asked
+/// (pidfd_getfd(2) needs the right to trace). For the time of one call the socket is held here
+/// too, and nothing is changed.
+fn reuseport(pid: i32, number: i32) -> Option<bool> {
+    let socket = Pidfd::open(pid).ok()?.take(number).ok()?;
+    socket_reuseport(&socket).ok()
+}
+
+fn socket(network: u64, seen: diag::Socket, mode: Mode) -> Socket {
+    Socket {
+        network,
+        address: seen.address,
+        interface: seen.interface,
+        inode: seen.inode,
+        cookie: seen.cookie,
+        mode,
+        queue: seen.queue.len.into(),
+        queue_limit: seen.queue.limit.into(),
+        drops: seen.drops.into(),
+        reuseport: None,
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

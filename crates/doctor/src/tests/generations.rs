@@ -1,0 +1,58 @@
+//! Proxies at their limits, ghosts, and generations that should be gone.
+
+use super::*;
+
+#[test]
+fn saturated_explains_a_queue_that_nobody_empties() {
+    let mut process = haproxy(7, 9, &[1]);
+    process.activity.registrations.clear();
+    let mut host = look(vec![socket(":80", 1)], vec![process]);
+    host.sockets[0].queue = 3;
+    host.haproxies = vec![Stats { pid: 7, connections: 500, limit: 500, ..Stats::default() }];
+    let (_, said) = only(&host, Kind::Saturated);
+    assert!(said.summary.starts_with("haproxy is at its maxconn: 500 of 500"), "{said:?}");
+    host.haproxies[0].connections = 40;
+    host.sockets[0].queue = 0;
+    host.processes = look(Vec::new(), vec![haproxy(7, 9, &[1])]).processes;
+    let name = "server app/s1".to_owned();
+    host.haproxies[0].proxies = vec![Proxy { name, sessions: 10, limit: 10, queued: 4 }];
+    let (_, said) = only(&host, Kind::Saturated);
+    assert!(said.summary.starts_with("4 requests wait for server app/s1 (10 of 10"), "{said:?}");
+}
+
+#[test]
+fn a_ghost_is_named_with_its_processor_time() {
+    let mut old = haproxy(5, 9, &[]);
+    old.activity.registrations =
+        vec![Registration { inode: 1, number: 9, input: true, live: false }];
+    let host = look(vec![socket(":80", 1)], vec![old.clone(), haproxy(6, 1, &[1])]);
+    let mut facts = seen_twice(host);
+    facts.earlier.as_mut().expect("two looks").at = Timestamp(NOW - 200);
+    old.usage.processor = Duration::from_millis(100);
+    facts.now.processes.insert(5, old);
+    let found = diagnose(&facts);
+    let ghost = found.iter().find(|one| one.kind() == Kind::Ghost).expect("a ghost");
+    let said = words(&facts.now, ghost);
+    assert_eq!((ghost.severity, ghost.pids.as_slice()), (Severity::Error, [5].as_slice()));
+    assert!(said.summary.contains("uses 50 % of a core"), "{said:?}");
+}
+
+#[test]
+fn many_or_old_generations_linger_and_few_are_a_note() {
+    let mut processes = vec![haproxy(100, 1, &[1])];
+    processes.extend((0..6).map(|n| haproxy(10 + n, 8, &[])));
+    let (found, said) = only(&look(vec![socket(":80", 1)], processes), Kind::Lingering);
+    assert_eq!(found.severity, Severity::Warning);
+    let summary = "6 replaced generations drain, the oldest, pid 10";
+    assert!(said.summary.starts_with(summary), "{said:?}");
+    let few = look(vec![socket(":80", 1)], vec![haproxy(100, 1, &[1]), haproxy(10, 8, &[])]);
+    assert_eq!(only(&few, Kind::Lingering).0.severity, Severity::Note);
+    let old = look(vec![socket(":80", 1)], vec![haproxy(100, 1, &[1]), haproxy(10, 15, &[])]);
+    assert_eq!(only(&old, Kind::Lingering).0.severity, Severity::Warning);
+    // Another service, or another container, is no successor.
+    let mut other = few;
+    if let Some(process) = other.processes.get_mut(&10) {
+        process.network = Some(2);
+    }
+    assert_eq!(twice(&other), []);
+}

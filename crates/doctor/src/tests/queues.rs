@@ -1,0 +1,165 @@
+//! Who waits, who is dropped, and whose fault it is.
+
+use super::*;
+
+#[test]
+fn unserved_tells_how_long_and_when_full() {
+    let mut stopped = haproxy(7, 9, &[1]);
+    stopped.state = 'T';
+    let mut facts = seen_twice(look(vec![socket(":80", 1)], vec![stopped]));
+    let earlier = facts.earlier.as_mut().expect("two looks");
+    earlier.at = Timestamp(NOW - 100);
+    earlier.sockets[0].queue = 19;
+    facts.now.sockets[0].queue = 29;
+    facts.details = waits(1, Duration::from_secs(3));
+    let (_, said) = only_of(&facts, Kind::Unserved);
+    assert_eq!(
+        said.summary,
+        "nobody accepts: 29 of 129 wait in the queue, the oldest for 3 s; at this rate it is full in 1 s"
+    );
+    assert_eq!(said.remedy, ["kill -CONT 7"]);
+}
+
+#[test]
+fn a_process_that_asks_and_takes_nothing_hangs() {
+    let mut host = look(vec![socket(":80", 1)], vec![haproxy(7, 9, &[1])]);
+    host.sockets[0].queue = 2;
+    let mut facts = seen_twice(host);
+    facts.details = waits(1, Duration::from_millis(50));
+    assert_eq!(diagnose(&facts), [], "a burst");
+    facts.details = waits(1, Duration::from_secs(5));
+    let (_, said) = only_of(&facts, Kind::Unserved);
+    assert!(said.cause.contains("hangs"), "{said:?}");
+    // One that works meanwhile is only slow.
+    if let Some(process) = facts.now.processes.get_mut(&7) {
+        process.usage.processor = Duration::from_millis(50);
+    }
+    assert_eq!(diagnose(&facts), []);
+}
+
+#[test]
+fn nobody_is_accused_of_what_cannot_be_seen() {
+    assert_eq!(twice(&look(vec![socket(":80", 1)], Vec::new())), []);
+    let mut unknown = holds("server", 7, 9, &[1]);
+    unknown.activity.all_known = false;
+    assert_eq!(twice(&look(vec![socket(":80", 1)], vec![unknown])), []);
+    // A holder that is not seen may be busy for a moment. Clients that wait for seconds are a fact.
+    let mut facts = seen_twice(look(vec![socket(":80", 1)], Vec::new()));
+    facts.earlier.as_mut().expect("two looks").sockets[0].queue = 2;
+    facts.now.sockets[0].queue = 2;
+    assert_eq!(diagnose(&facts), [], "it is not known for how long");
+    facts.details = waits(1, Duration::from_millis(900));
+    assert_eq!(diagnose(&facts), []);
+    facts.details = waits(1, Duration::from_secs(2));
+    let (found, _) = only_of(&facts, Kind::Unserved);
+    assert_eq!(found.pids, [0; 0]);
+}
+
+#[test]
+fn a_listener_without_a_service_is_unserved() {
+    let mut host = look(vec![socket(":80", 1)], vec![holds("bindonce", 5, 9, &[1])]);
+    host.broker = Some(broker(1));
+    let (found, said) = only(&host, Kind::Unserved);
+    assert_eq!(found.severity, Severity::Warning);
+    assert!(said.remedy[0].contains("bindonce release web"), "{said:?}");
+
+    // What is used cannot be released: who uses it ends first.
+    for (generation, remedy) in
+        [(Some(("edge", 3)), "bindonce retire --name edge 3"), (None, "kill 40")]
+    {
+        let mut holder = bindonce::HolderInfo::new(40, 0, String::new());
+        (holder.service, holder.generation) = match generation {
+            Some((service, id)) => (Some(service.to_owned()), Some(id)),
+            None => (None, None),
+        };
+        let listeners = &mut host.broker.as_mut().expect("a broker").status.listeners;
+        listeners[0].holders = vec![holder];
+        let (_, said) = only(&host, Kind::Unserved);
+        assert!(said.remedy[0].starts_with(remedy), "{said:?}");
+    }
+
+    // Unless the broker knows of one that serves in another container: then only time tells.
+    host.broker = serving(1, vec![generation(7, 9, State::Serving)]);
+    assert_eq!(twice(&host), []);
+    host.sockets[0].queue = 3;
+    let mut facts = seen_twice(host.clone());
+    facts.details = waits(1, Duration::from_secs(4));
+    let (found, said) = only_of(&facts, Kind::Unserved);
+    assert_eq!(found.service.as_deref(), Some("edge"));
+    assert!(said.cause.contains("edge generation 7 serves it"), "{said:?}");
+    // A haproxy that is seen and does not hold the socket is no excuse.
+    host.sockets[0].queue = 0;
+    host.processes.insert(9, haproxy(9, 1, &[]));
+    assert_eq!(only(&host, Kind::Unserved).0.severity, Severity::Warning);
+}
+
+#[test]
+fn whoever_holds_a_listener_and_does_not_ask_is_named() {
+    let holds = |program, pid| holds(program, pid, 5, &[1]);
+    let host = look(vec![socket(":80", 1)], vec![holds("server", 5), holds("server", 6)]);
+    let (_, said) = only(&host, Kind::Unserved);
+    assert!(said.cause.starts_with("pid 5 (server, started 09:25) and pid 6 "), "{said:?}");
+    assert!(said.cause.ends_with(" hold the socket and do not ask for connections"));
+    // A broker that does not listen where it was looked for, and its supervisor.
+    let mut run = holds("bindonce", 6);
+    run.command.extend(["run", "--socket", "/a/b.sock", "--", "x"].map(str::to_owned));
+    let host = look(vec![socket(":80", 1)], vec![holds("bindonce", 5), run]);
+    let (_, said) = only(&host, Kind::Unserved);
+    assert!(said.cause.ends_with("the broker was not asked"), "{said:?}");
+    assert!(said.remedy[0].starts_with("bindonce doctor --socket /a/b.sock "), "{said:?}");
+}
+
+#[test]
+fn who_holds_a_listener_that_nobody_accepts_from_is_seen_again() {
+    let healthy = look(vec![socket(":80", 1)], vec![haproxy(10, 5, &[1])]);
+    assert_eq!(healthy.holders_of_idle_listeners(), BTreeSet::new());
+    // As in a reload: the broker and the supervisor, and no generation that has the socket.
+    let keeps = |pid| holds("bindonce", pid, 5, &[1]);
+    let between = look(vec![socket(":80", 1)], vec![keeps(5), keeps(6), haproxy(7, 0, &[])]);
+    assert_eq!(between.holders_of_idle_listeners(), BTreeSet::from([5, 6]));
+}
+
+#[test]
+fn paused_is_bound_and_answers_nobody() {
+    let mut host = look(vec![socket(":80", 1)], vec![haproxy(7, 9, &[1])]);
+    host.sockets[0].mode = Mode::Bound;
+    let (_, said) = only(&host, Kind::Paused);
+    assert_eq!(said.remedy[0].split("  ").next(), Some("kill -TTIN 7"));
+    // Bound from which to connect, by somebody else, and gone in the second look.
+    let now = look(Vec::new(), vec![haproxy(7, 9, &[])]);
+    assert_eq!(diagnose(&Facts { earlier: Some(host), now, details: Details::default() }), []);
+}
+
+#[test]
+fn overflow_says_which_limit_it_is() {
+    let mut host = look(vec![socket(":80", 1)], vec![haproxy(7, 9, &[1])]);
+    (host.sockets[0].queue, host.sockets[0].drops) = (129, 40);
+    let mut facts = seen_twice(host);
+    facts.earlier.as_mut().expect("two looks").sockets[0].drops = 30;
+    if let Some(process) = facts.now.processes.get_mut(&7) {
+        process.usage.processor = Duration::from_millis(90);
+    }
+    let (found, said) = only_of(&facts, Kind::Overflow);
+    assert_eq!(found.severity, Severity::Error);
+    assert!(said.summary.contains("backlog"), "{said:?}");
+    assert!((number(&found, "new_drops") - 10.0).abs() < 0.1);
+    facts.now.networks[0].somaxconn = 128;
+    let (_, said) = only_of(&facts, Kind::Overflow);
+    assert!(said.summary.contains("somaxconn is the limit"), "{said:?}");
+    // What was dropped long ago is worth a note.
+    (facts.now.sockets[0].queue, facts.now.sockets[0].drops) = (0, 30);
+    facts.earlier.as_mut().expect("two looks").sockets[0].queue = 0;
+    assert_eq!(only_of(&facts, Kind::Overflow).0.severity, Severity::Note);
+}
+
+#[test]
+fn a_full_queue_that_nobody_empties_is_one_finding() {
+    let mut stopped = haproxy(7, 9, &[1]);
+    stopped.state = 'T';
+    let mut host = look(vec![socket(":80", 1)], vec![stopped]);
+    (host.sockets[0].queue, host.sockets[0].drops) = (129, 40);
+    let mut facts = seen_twice(host);
+    facts.details = waits(1, Duration::from_secs(3));
+    let (_, said) = only_of(&facts, Kind::Unserved);
+    assert!(said.summary.ends_with("it is full, further clients get no answer at all"), "{said:?}");
+}

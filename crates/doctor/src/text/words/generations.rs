@@ -1,0 +1,107 @@
+//! Proxies at their limits, and generations that should be gone.
+
+use super::sentence::Words;
+use super::split::and_more;
+use crate::diagnosis::{Finding, Ghost, Lingering, Saturated};
+use crate::facts::Look;
+use crate::text::process::{process, processes};
+use crate::text::units::{bytes, count, s, span};
+
+pub(super) fn saturated(look: &Look, finding: &Finding, saturated: &Saturated) -> Words {
+    let Saturated { sessions, limit, queued, proxy } = saturated;
+    let (what, cause, remedy) = match proxy {
+        None => (
+            format!("haproxy is at its maxconn: {sessions} of {limit} connections"),
+            "it accepts no more on any address until a connection ends; clients wait in the \
+             kernel's queues",
+            format!(
+                "# raise `maxconn` in the global section above {limit} and reload; what keeps \
+                 connections: echo 'show sess' | socat - UNIX:STATS_SOCKET"
+            ),
+        ),
+        Some(name) if *queued == 0 => (
+            format!("{name} is at its maxconn: {sessions} of {limit} sessions"),
+            "clients of this frontend wait in the kernel's queue while other addresses work",
+            format!("# raise `maxconn` of {name} above {limit} and reload"),
+        ),
+        Some(name) => {
+            let requests = count(*queued, "request");
+            let of = match limit {
+                0 => String::new(),
+                limit => format!(" ({sessions} of {limit} sessions)"),
+            };
+            (
+                format!("{requests} wait{} for {name}{of}", s(*queued)),
+                "the servers are at their limit, so clients of this backend hang while others work",
+                format!("# look at {name}: slow, down, or with a `maxconn` that is too low"),
+            )
+        }
+    };
+    Words::new(format!("{what}, in {}", processes(look, &finding.pids)), cause, remedy)
+}
+
+pub(super) fn ghost(look: &Look, finding: &Finding, ghost: &Ghost) -> Words {
+    let pid = finding.pids.first().copied().unwrap_or_default();
+    let used = match ghost.processor_percent {
+        Some(percent) => format!(", and uses {percent:.0} % of a core"),
+        None => String::new(),
+    };
+    let sockets = look.processes.get(&pid).map_or(0, |process| process.usage.sockets);
+    let mut remedy = Vec::new();
+    if let Some(service) = &finding.service {
+        let done = "the supervisor removes ghosts of its generations";
+        remedy.push(format!("bindonce reload --name {service}   # {done}"));
+    }
+    remedy.push(format!(
+        "kill -TERM {pid}   # ends it, and the {} that it still has",
+        count(sockets, "socket")
+    ));
+    Words {
+        summary: format!(
+            "{} is woken for every connection here{} although it has closed the listener{used}",
+            process(look, pid),
+            and_more(ghost.listeners)
+        ),
+        cause: "epoll watches the open socket, not the descriptor: closing the one while others \
+                hold the other leaves the registration behind, and the process cannot remove it"
+            .to_owned(),
+        remedy,
+    }
+}
+
+pub(super) fn lingering(look: &Look, finding: &Finding, lingering: &Lingering) -> Words {
+    let Lingering { generations, age, connections, memory, kept_by } = lingering;
+    let oldest = finding.pids.first().copied().unwrap_or_default();
+    let cause = match kept_by {
+        Some((ends, idle)) => format!(
+            "the oldest is kept by the connection {ends}, on which nothing has moved for {}",
+            span(*idle)
+        ),
+        None => {
+            let sockets = look.processes.get(&oldest).map_or(0, |process| process.usage.sockets);
+            format!("the oldest has {} open", count(sockets, "socket"))
+        }
+    };
+    let end = format!("kill -TERM {oldest}   # ends the oldest and its connections");
+    let remedy = match (look.generation(oldest), &finding.service) {
+        (Some(_), Some(service)) => vec![format!("bindonce status --name {service}"), end],
+        _ => {
+            let limit =
+                "# set `hard-stop-after` in the global section, so that none lingers for ever";
+            vec![end, limit.to_owned()]
+        }
+    };
+    Words {
+        summary: format!(
+            "{} {}, the oldest, {}, for {}; together {} and {} of memory",
+            count(*generations as u64, "replaced generation"),
+            if *generations == 1 { "drains" } else { "drain" },
+            process(look, oldest),
+            span(*age),
+            count(*connections, "connection"),
+            bytes(*memory),
+        ),
+        cause,
+        remedy,
+    }
+}

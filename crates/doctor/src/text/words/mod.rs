@@ -1,0 +1,31 @@
+//! One finding in words: what it is, why it is so, and what to do.
+
+mod generations;
+mod host;
+mod queues;
+mod sentence;
+mod split;
+
+use crate::diagnosis::{Condition, Finding};
+use crate::facts::Look;
+
+pub use sentence::Words;
+
+/// The words for a finding of this look.
+pub fn words(look: &Look, finding: &Finding) -> Words {
+    match &finding.condition {
+        Condition::Split(split) => split::split(look, finding, split),
+        Condition::Stale(stale) => split::stale(look, finding, stale),
+        Condition::Unserved(unserved) => queues::unserved(look, finding, unserved),
+        Condition::Absent(absent) => queues::absent(absent),
+        Condition::Paused(paused) => queues::paused(look, finding, paused),
+        Condition::Overflow(overflow) => queues::overflow(look, overflow),
+        Condition::Saturated(saturated) => generations::saturated(look, finding, saturated),
+        Condition::Ghost(ghost) => generations::ghost(look, finding, ghost),
+        Condition::Lingering(lingering) => generations::lingering(look, finding, lingering),
+        Condition::Limit(limit) => host::limit(look, limit),
+        Condition::NotExclusive(sockets) => host::not_exclusive(look, finding, sockets),
+        Condition::Foreign(sockets) => host::foreign(look, finding, sockets),
+        Condition::Broker(problem) => host::broker(problem),
+    }
+}

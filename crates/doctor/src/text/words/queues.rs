@@ -1,0 +1,197 @@
+//! Connections that wait, that are dropped, and that are refused.
+
+use super::sentence::Words;
+use crate::diagnosis::{Absent, Finding, Lessee, NotAccepting, Overflow, Paused, Resume, Unserved};
+use crate::facts::Look;
+use crate::text::process::{process, processes};
+use crate::text::units::{count, pids, s, span};
+
+pub(super) fn unserved(look: &Look, finding: &Finding, unserved: &Unserved) -> Words {
+    let Unserved { queue, queue_limit, waiting, full_in, .. } = unserved;
+    let summary = if *queue == 0 {
+        "nobody accepts: the next client will wait and get no answer".to_owned()
+    } else {
+        let oldest = waiting.map(|time| format!(", the oldest for {}", span(time)));
+        let full = match full_in {
+            _ if queue > queue_limit => {
+                "; it is full, further clients get no answer at all".to_owned()
+            }
+            Some(time) => format!("; at this rate it is full in {}", span(*time)),
+            None => String::new(),
+        };
+        format!(
+            "nobody accepts: {queue} of {} wait in the queue{}{full}",
+            queue_limit + 1,
+            oldest.unwrap_or_default()
+        )
+    };
+    let (cause, remedy) = not_accepting(look, finding, unserved);
+    Words::new(summary, cause, remedy)
+}
+
+/// Why nobody accepts, and what to do about it.
+fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String, String) {
+    let holders = processes(look, &unserved.holders);
+    let number = unserved.holders.len() as u64;
+    match &unserved.cause {
+        NotAccepting::NoHolder => (
+            "no process holds the socket any more; a container or another pid namespace may"
+                .to_owned(),
+            format!(
+                "ss -ltnpe 'sport = :{}'",
+                finding.address.as_ref().and_then(|address| address.port()).unwrap_or(0)
+            ),
+        ),
+        NotAccepting::Stopped(stopped) => (
+            format!("{} is stopped (SIGSTOP, or a debugger)", processes(look, stopped)),
+            format!("kill -CONT {}", pids(stopped)),
+        ),
+        NotAccepting::Hung => {
+            let first = finding.pids.first().copied().unwrap_or_default();
+            (
+                format!("{holders} ask{0} for connections and take{0} none: it hangs", s(number)),
+                format!(
+                    "cat /proc/{first}/stack /proc/{first}/wchan   # where it hangs; then restart it"
+                ),
+            )
+        }
+        NotAccepting::HaproxyDoesNotAsk(pid) => (
+            "haproxy holds the socket and does not ask for connections: paused (SIGTTOU), told to \
+             stop, or at a limit (maxconn, a rate) that its stats socket would tell"
+                .to_owned(),
+            format!(
+                "kill -TTIN {pid}   # resumes a paused one; nothing happens to one that is not"
+            ),
+        ),
+        NotAccepting::Elsewhere { service, generation } => (
+            format!(
+                "{service} generation {generation} serves it, whose process is in another \
+                 container and takes none"
+            ),
+            format!(
+                "bindonce doctor {service}   # in the container of its supervisor, which sees it"
+            ),
+        ),
+        NotAccepting::NoService { name, leased_by } => {
+            let kept =
+                format!("the broker keeps the listener {name:?} and no service accepts on it");
+            match leased_by {
+                None => (
+                    kept,
+                    format!(
+                        "bindonce run -- haproxy -f FILE   # start what serves it, or: bindonce \
+                         release {name}"
+                    ),
+                ),
+                Some(Lessee::Generation(service, id)) => (
+                    format!("{kept}; {service} generation {id} still has it"),
+                    format!(
+                        "bindonce retire --name {service} {id}   # ends it, if it drains; then: \
+                         bindonce release {name}"
+                    ),
+                ),
+                Some(Lessee::Process(pid)) => (
+                    format!("{kept}; pid {pid} has claimed it"),
+                    format!("kill {pid}   # ends its claim; then: bindonce release {name}"),
+                ),
+            }
+        }
+        NotAccepting::BrokerNotAsked(socket) => {
+            let option = socket.as_ref().map(|path| format!(" --socket {path}"));
+            (
+                format!(
+                    "{holders} keep{} the listener and no service accepts on it; the broker was \
+                     not asked",
+                    s(number)
+                ),
+                format!(
+                    "bindonce doctor{}   # asks the broker, which knows what should serve",
+                    option.unwrap_or_default()
+                ),
+            )
+        }
+        NotAccepting::HoldersDoNotAsk => (
+            format!(
+                "{holders} hold{} the socket and do{} not ask for connections",
+                s(number),
+                if number == 1 { "es" } else { "" },
+            ),
+            format!(
+                "ps -o pid,ppid,stat,wchan:20,args -p {}   # restart it if it should serve",
+                pids(&finding.pids).replace(' ', ",")
+            ),
+        ),
+    }
+}
+
+pub(super) fn absent(absent: &Absent) -> Words {
+    Words::new(
+        "nothing listens here: clients are refused".to_owned(),
+        format!(
+            "no socket on this address, or on one that covers it, in {} network namespaces",
+            absent.networks
+        ),
+        "bindonce list   # is it held under another address? else start what serves it".to_owned(),
+    )
+}
+
+pub(super) fn paused(look: &Look, finding: &Finding, paused: &Paused) -> Words {
+    let pids = pids(&finding.pids);
+    Words::new(
+        format!(
+            "bound and not listening: clients are refused, and nobody else can bind it (held by {})",
+            processes(look, &finding.pids)
+        ),
+        "a process that shares the socket has disconnected or shut it down, as haproxy does on \
+         SIGTTOU with sockets that came by -x, or listen() was never called",
+        match &paused.remedy {
+            Resume::Broker(name) => format!(
+                "bindonce list   # the broker makes {name} listen again by itself; restart it if it \
+                 does not"
+            ),
+            Resume::Haproxy => format!("kill -TTIN {pids}   # a paused haproxy listens again"),
+            Resume::Program => format!(
+                "ps -o pid,stat,args -p {}   # it must call listen(), or give the address up",
+                pids.replace(' ', ",")
+            ),
+        },
+    )
+}
+
+pub(super) fn overflow(look: &Look, overflow: &Overflow) -> Words {
+    let Overflow { queue, queue_limit, somaxconn, drops, new_drops, taker, .. } = overflow;
+    let mut parts = Vec::new();
+    if overflow.is_full() {
+        parts.push(format!("the accept queue is full ({queue} of {})", queue_limit + 1));
+    }
+    if *drops > 0 {
+        let dropped = count(*drops, "connection attempt");
+        let new = match new_drops {
+            0 => String::new(),
+            new => format!(", {new} of them while looking"),
+        };
+        parts.push(format!("{dropped} dropped since the socket exists{new}"));
+    }
+    let double = queue_limit * 2;
+    let (limit, remedy) = if overflow.is_of_the_system() {
+        let remedy = format!(
+            "sysctl -w net.core.somaxconn={double}   # then a backlog of {double} where it is bound, \
+             and a restart"
+        );
+        ("net.core.somaxconn", remedy)
+    } else {
+        let backlog = double.max(*somaxconn);
+        let remedy = format!(
+            "# bind with a backlog of {backlog} (haproxy: `backlog {backlog}` in the frontend; \
+             bindonce: ,backlog={backlog}); somaxconn allows {somaxconn}"
+        );
+        ("the backlog given to listen()", remedy)
+    };
+    let cause = match taker {
+        Some(pid) => {
+            format!("{} takes connections more slowly than they come", process(look, *pid))
+        }
+        None => "connections come faster than they are taken".to_owned(),
+    };
+    Words::new(format!("{}; {limit} is the limit", parts.join(", ")), cause, remedy)
+}

@@ -1,0 +1,89 @@
+//! Two configurations at once.
+
+use super::sentence::Words;
+use crate::diagnosis::{EndOlder, Finding, How, Split, Stale};
+use crate::facts::Look;
+use crate::text::process::{process, processes};
+use crate::text::units::{count, pids, s};
+
+pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
+    let Split { sockets, stale_sockets, stale_percent, newest_pid, silent, remedy, .. } = split;
+    let older = processes(look, &finding.pids);
+    let program = |pid: &i32| look.processes.get(pid).map(|process| &process.program);
+    let newest = if finding.pids.iter().all(|pid| program(pid) == program(newest_pid)) {
+        format!("older than pid {newest_pid} with the newest configuration")
+    } else {
+        format!("not {}", process(look, *newest_pid))
+    };
+    let silent = if silent.is_empty() {
+        String::new()
+    } else {
+        format!("; pid {} does not accept, so what goes there hangs", pids(silent))
+    };
+    Words {
+        summary: format!(
+            "{stale_sockets} of {sockets} connections, {stale_percent:.0} %, go to {older}: {newest}"
+        ),
+        cause: format!(
+            "each process bound the address for itself, with SO_REUSEPORT: the kernel spreads new \
+             connections over all sockets by a hash of addresses and ports, whoever has the right \
+             configuration{silent}"
+        ),
+        remedy: end(&finding.pids, remedy),
+    }
+}
+
+pub(super) fn stale(look: &Look, finding: &Finding, stale: &Stale) -> Words {
+    let beside = match stale.beside {
+        Some(newest) => format!("beside {}", process(look, newest)),
+        None => "and nobody else does".to_owned(),
+    };
+    let mut remedy = end(&finding.pids, &stale.remedy);
+    if let Some(service) = &finding.service {
+        let proof = "proves that older generations have stopped, or ends them";
+        remedy.insert(0, format!("bindonce reload --name {service}   # {proof}"));
+    }
+    Words {
+        summary: format!(
+            "{} still accept{} here{}, {beside}",
+            processes(look, &finding.pids),
+            s(finding.pids.len() as u64),
+            and_more(stale.listeners),
+        ),
+        cause: "on one socket the process that is woken first takes the connection; measured, the \
+                older generation takes 50 to 99 % of them"
+            .to_owned(),
+        remedy,
+    }
+}
+
+/// What is true of one listener is true of others as well.
+pub(super) fn and_more(listeners: usize) -> String {
+    match listeners {
+        0 | 1 => String::new(),
+        all => format!(" and {} more", count(all as u64 - 1, "listener")),
+    }
+}
+
+/// How older processes are ended.
+fn end(older: &[i32], EndOlder { how, unsupervised }: &EndOlder) -> Vec<String> {
+    let all = pids(older);
+    let kill =
+        |why| format!("kill -TERM {all}; kill -CONT {all}   # {why}: this ends its connections");
+    let now = match how {
+        How::Judge => {
+            return vec![format!(
+                "# if these belong together, all is well; else end the older: kill -TERM {all}"
+            )];
+        }
+        How::Finish(haproxies) => format!(
+            "kill -USR1 {}   # closes its listeners, finishes its connections",
+            pids(haproxies)
+        ),
+        How::End => kill("told to stop and did not"),
+        How::EndStopped => kill("it is stopped"),
+    };
+    let prevention = "# so that it cannot happen again: bindonce run -- haproxy -f FILE binds the \
+                      address once";
+    std::iter::once(now).chain(unsupervised.then(|| prevention.to_owned())).collect()
+}

@@ -1,0 +1,72 @@
+//! What a process has registered with epoll, as the kernel shows it (proc_pid_fdinfo(5)).
+//!
+//! A registration is of the open file, not of the descriptor, so it can outlive the descriptor:
+//! [`crate::ghosts`] ends such a one.
+
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::AtFlags;
+
+/// A registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Registration {
+    /// The number that the descriptor had when it was registered.
+    pub number: i32,
+    /// The events that are waited for (epoll_ctl(2)).
+    pub events: u32,
+    /// The inode of the file.
+    pub inode: u64,
+    /// The device of the file, as the kernel writes it; see [`socket_device`].
+    pub device: u32,
+}
+
+impl Registration {
+    /// EPOLLIN: for a listener, new connections.
+    const INPUT: u32 = 1;
+
+    /// Reads a line `tfd: 5 events: 19 data: 5 pos:0 ino:1b2c sdev:8` of an epoll instance's
+    /// fdinfo; None for any other line.
+    pub fn read(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("tfd:")?.split_ascii_whitespace();
+        let number = words.next()?.parse().ok()?;
+        words.next().filter(|word| *word == "events:")?;
+        let events = u32::from_str_radix(words.next()?, 16).ok()?;
+        let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
+        let inode = u64::from_str_radix(inode, 16).ok()?;
+        let device = words.find_map(|word| word.strip_prefix("sdev:"))?;
+        let device = u32::from_str_radix(device, 16).ok()?;
+        Some(Self { number, events, inode, device })
+    }
+
+    /// Whether it is for input.
+    pub fn is_for_input(&self) -> bool {
+        self.events & Self::INPUT != 0
+    }
+}
+
+/// The device of the kernel's socket file system, from any socket. Other kinds of files have inodes
+/// of their own, which may be the same numbers.
+pub fn socket_device() -> Option<u32> {
+    let (one, _other) = UnixStream::pair().ok()?;
+    let about = rustix::fs::statat(&one, "", AtFlags::EMPTY_PATH).ok()?;
+    // The kernel's own encoding (MKDEV) has 20 bits for the minor number.
+    Some(rustix::fs::major(about.st_dev) << 20 | rustix::fs::minor(about.st_dev))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_lines_and_nothing_else() {
+        let line = "tfd:        5 events:     2019 data:                5  pos:0 ino:1b2c sdev:8";
+        let read = Registration::read(line).expect("a registration");
+        assert_eq!(read, Registration { number: 5, events: 0x2019, inode: 0x1b2c, device: 8 });
+        assert!(read.is_for_input());
+        for other in
+            ["pos:\t0", "flags:\t02", "tfd:", "tfd: x ino:1", "tfd: 5 events: 19 ino:1", "tfd: 5"]
+        {
+            assert_eq!(Registration::read(other), None, "{other}");
+        }
+    }
+}
