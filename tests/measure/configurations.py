@@ -4,8 +4,8 @@ what the two haproxies listen on: the same addresses, or bindonce says why not a
 
     configurations.py [--count N] [--seed S] [--verbose] BINDONCE HAPROXY
 
-What they are made of is in generated.py. Needs root, unshare(1), nsenter(1), ip(8), ss(8) and openssl(1). Exit
-code 1: one differed; its seed is printed.
+What they are made of is in generated.py. Needs root, unshare(1), nsenter(1), ip(8) and ss(8); without openssl(1) no
+bind line has TLS or QUIC. Exit code 1: one differed; its seed is printed.
 """
 
 import argparse
@@ -76,12 +76,18 @@ def shown(pid, namespace=""):
 
 
 def listening(pid, master):
-    """What a haproxy that has bound everything and its workers listen on; with a master, once a worker is there."""
+    """What a haproxy that has bound everything and its workers listen on; with a master, once a worker is there. None if
+    it has ended."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         pids = family(pid)
         before = sockets(pids)
-        found = [*shown(pid), *shown(pid, NAMESPACE)]
+        try:
+            found = [*shown(pid), *shown(pid, NAMESPACE)]
+        except subprocess.CalledProcessError:
+            if not before:
+                return None
+            continue
         # A master that has a worker starts itself anew and closes what is the worker's.
         if family(pid) == pids and sockets(pids) == before and len(pids) > master:
             return {socket for inode, socket in found if inode in before}
@@ -105,13 +111,15 @@ class Trial:
     """One configuration, and the two ways in which it is started."""
 
     def __init__(self, arguments, seed, where):
-        generator = Generator(seed, where, arguments.version, arguments.features)
+        generator = Generator(seed, where, arguments.version, arguments.features, arguments.certificate is not None,
+                              masters=arguments.masters)
         self.bindonce, self.haproxy, self.where = arguments.bindonce, arguments.haproxy, where
         self.files = []
         for number, text in enumerate(generator.files()):
             self.files.append(where / f"{number}.cfg")
             self.files[-1].write_text(text, newline="")
-        shutil.copy(arguments.certificate, where / "site.pem")
+        if arguments.certificate:
+            shutil.copy(arguments.certificate, where / "site.pem")
         self.arguments = generator.arguments()
         for file in self.files:
             self.arguments += ["-f", str(file)]
@@ -142,7 +150,10 @@ class Trial:
                 while time.monotonic() < deadline and process.poll() is None:
                     got = signal.sigtimedwait(SIGNALS, 0.5)
                     if got and got.si_signo == signal.SIGUSR1:
-                        return listening(process.pid, self.master), ""
+                        found = listening(process.pid, self.master)
+                        if found is not None:
+                            return found, ""
+                        break
             finally:
                 end(process)
             log.seek(0)
@@ -169,7 +180,8 @@ class Trial:
                 said += (more or b"").decode(errors="replace")
                 serving = re.search(r"serving generation=\d+ pid=(\d+)", said)
                 if serving:
-                    return 0, listening(int(serving[1]), self.master), said
+                    found = listening(int(serving[1]), self.master)
+                    return None if found is None else 0, found, said
                 if more == b"":
                     return run.wait(PATIENCE), None, said
             return None, None, said
@@ -211,7 +223,9 @@ def kind(reason):
 
 
 def certificate(directory):
-    """A certificate with its key, in one file."""
+    """A certificate with its key, in one file; none where openssl(1) is missing."""
+    if not shutil.which("openssl"):
+        return None
     path = pathlib.Path(directory) / "site.pem"
     made = subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                            "-days", "2", "-subj", "/CN=site", "-keyout", "-"], capture_output=True, check=True)
@@ -230,6 +244,9 @@ def main():
     arguments.bindonce, arguments.haproxy = os.path.realpath(arguments.bindonce), os.path.realpath(arguments.haproxy)
     built = subprocess.run([arguments.haproxy, "-vv"], capture_output=True, text=True, check=True).stdout
     arguments.version, arguments.features = built.split()[2], re.findall(r"\+(\w+)", built)
+    # Before 3.1 a master executes its own path again, which a script around it has not prepared.
+    script = pathlib.Path(arguments.haproxy).read_bytes()[:2] == b"#!"
+    arguments.masters = not script or tuple(map(int, arguments.version.split(".")[:2])) >= (3, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     begun = time.monotonic()
     outcomes = collections.Counter()

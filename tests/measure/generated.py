@@ -15,15 +15,16 @@ ADDRESS = "10.9.9.9"
 class Generator:
     """One configuration, from its seed alone."""
 
-    def __init__(self, seed, where, version, features):
+    def __init__(self, seed, where, version, features, certificate, masters=True):
         self.version = tuple(int(number) for number in version.split(".")[:2])
-        self.quic = "QUIC" in features
+        self.certificate = certificate
+        self.quic = "QUIC" in features and certificate
         self.random = random.Random(seed)
         self.where = where
         self.wild = self.often(0.12)
         self.ports = iter(self.random.sample(range(9000, 20000), 400))
         self.sections = 0
-        self.master = self.one(*[""] * 12, "-W", "-Ws", "master-worker", "master-worker")
+        self.master = self.one(*[""] * 12, *["-W", "-Ws", "master-worker", "master-worker"] if masters else [""])
         self.peers_done = False
 
     def one(self, *choices):
@@ -109,7 +110,8 @@ class Generator:
             line += " " + self.one("name a", "maxconn 10", "backlog 20", "interface lo", "v6only", "v4v6", "transparent",
                                    "accept-proxy", "defer-accept", "tcp-ut 5s", "mode 600", '"${LIST[*]}"', "mss 1400",
                                    "nice 3", "level user", f"namespace {NAMESPACE}", "tfo", "mode 4755", "thread 1",
-                                   f"ssl crt {self.where}/site.pem", "interface nosuch0" if self.often(0.2) else "nice 1",
+                                   f"ssl crt {self.where}/site.pem" if self.certificate else "nice 2",
+                                   "interface nosuch0" if self.often(0.2) else "nice 1",
                                    *self.wildly("id 7", '"${NOT[*]}"', '"$NOT"', '"$EMPTY"', '"${SPACED[*]}"', '""', "foo"))
         return "    " + line + self.one("", "", "  ", " # comment", "\r", '#"x')
 
