@@ -182,7 +182,9 @@ class Generator:
         """The texts of the files, of which there is mostly one."""
         texts = []
         for _ in range(self.one(1, 1, 1, 1, 2, 3)):
-            out = ["global", "    master-worker"] if self.master == "master-worker" and not texts else []
+            first = ["    limited-quic"] if self.quic else []
+            first += ["    master-worker"] if self.master == "master-worker" else []
+            out = ["global", *first] if not texts else []
             out += self.settings() if self.often(0.6) else []
             out += self.defaults()
             for _ in range(self.random.randrange(1, 5)):
