@@ -8,14 +8,12 @@ use crate::facts::Look;
 /// The outcome of [`crate::examine`].
 #[derive(Debug)]
 pub struct Examination {
-    /// What was seen.
-    pub look: Look,
-    /// What is wrong, the worst first.
-    pub found: Vec<Finding>,
+    pub(crate) look: Look,
+    /// The worst first.
+    pub(crate) found: Vec<Finding>,
     /// What was asked for; none for the whole host.
-    pub target: Option<Target>,
-    /// How long it took.
-    pub spent: Duration,
+    pub(crate) target: Option<Target>,
+    pub(crate) spent: Duration,
 }
 
 impl Examination {

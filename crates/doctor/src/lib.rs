@@ -4,28 +4,28 @@
 //! [`examine`] looks at a host once, or twice where something may be normal for a moment, and
 //! gives what is wrong, the worst first, each with its numbers. It only reads, and waits for
 //! nobody without a limit. Three parts, each of which knows nothing of the next:
-//! - [`survey`] is what is there: from sock_diag and /proc in every network namespace that may be
+//! - `survey` is what is there: from sock_diag and /proc in every network namespace that may be
 //!   entered, from the broker, and from the stats sockets of running haproxies;
-//! - [`diagnosis`] is what it means: a function of [`facts`], without a system call;
-//! - [`text`] is what people read, and the JSON for programs.
+//! - `diagnosis` is what it means: a function of `facts`, without a system call;
+//! - `text` is what people read ([`screen`]), and the JSON for programs ([`json()`]).
 
 #![forbid(unsafe_code)]
 
-pub mod diagnosis;
-pub mod facts;
-pub mod survey;
-pub mod text;
-
+mod diagnosis;
 mod error;
 mod examination;
+mod facts;
+mod survey;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 pub use error::Error;
 pub use examination::Examination;
+pub use text::{json, screen};
 
 /// Looks at everything, and keeps what concerns `target`: an address, a service, a listener or a
 /// program. A broker may listen at `broker`.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bindonce_doctor::{examine, text};
+use bindonce_doctor::{examine, json, screen};
 
 use crate::Globals;
 
@@ -41,12 +41,12 @@ const FOUND: u8 = 3;
 
 /// Looks, and prints what is wrong.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { target, json } = args;
+    let Args { target, json: as_json } = args;
     let examination = examine(target.as_deref(), globals.socket_path())?;
-    if json {
-        super::print_json(&serde_json::to_string_pretty(&text::json(&examination))?)?;
+    if as_json {
+        super::print_json(&serde_json::to_string_pretty(&json(&examination))?)?;
     } else {
-        super::print(&text::screen(&examination))?;
+        super::print(&screen(&examination))?;
     }
     Ok(if examination.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }

@@ -2,7 +2,6 @@
 //! `evidence` of `doctor --json`, and keep their names and meanings; the others are what the
 //! text needs to name the cause and the remedy.
 
-use std::fmt;
 use std::time::Duration;
 
 use bindonce::Problem;
@@ -11,44 +10,29 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::kind::Kind;
-use crate::facts::percent;
 
-/// What is wrong.
+/// What is wrong; see [`Kind`] and the struct of each.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub enum Condition {
-    /// Several sockets on one address, of different generations.
+pub(crate) enum Condition {
     Split(Split),
-    /// A replaced generation accepts on a socket that it shares with its successor.
     Stale(Stale),
-    /// An address on which nobody accepts.
     Unserved(Unserved),
-    /// An address that no socket has.
     Absent(Absent),
-    /// A socket that is bound and does not listen.
     Paused(Paused),
-    /// A full accept queue, or connections dropped for want of room.
     Overflow(Overflow),
-    /// A proxy at a limit of its own.
     Saturated(Saturated),
-    /// A process woken for a listener that it has closed.
     Ghost(Ghost),
-    /// A resource that is nearly used up.
     Limit(Limit),
-    /// Replaced generations that do not end.
     Lingering(Lingering),
-    /// A socket beside which another process could bind.
     NotExclusive(NotExclusive),
-    /// A socket that haproxy bound by itself under a supervisor.
     Foreign(Foreign),
-    /// Something that the broker should do and cannot.
     #[serde(serialize_with = "problem")]
     Broker(Problem),
 }
 
 impl Condition {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Split(_) => Kind::Split,
             Self::Stale(_) => Kind::Stale,
@@ -80,118 +64,58 @@ impl Condition {
 /// Several sockets on one address: the kernel spreads new connections over them by a hash, evenly.
 /// The processes of the finding are the older ones.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Split {
-    /// Sockets on the address.
-    pub sockets: u64,
+pub(crate) struct Split {
+    pub(crate) sockets: u64,
     /// Those of the older processes.
-    pub stale_sockets: u64,
+    pub(crate) stale_sockets: u64,
     /// Their part in percent.
-    pub stale_percent: f64,
+    pub(crate) stale_percent: f64,
     /// The process with the newest configuration.
-    pub newest_pid: i32,
-    /// The part of each running instance.
-    #[serde(rename = "share")]
-    pub shares: Vec<Share>,
+    pub(crate) newest_pid: i32,
+    /// The part of each running instance, as `pid 953: 33 %`.
+    pub(crate) share: Vec<String>,
     /// The older processes that do not accept: what goes to them hangs.
     #[serde(skip)]
-    pub silent: Vec<i32>,
-    /// How the older are ended.
-    #[serde(skip)]
-    pub remedy: EndOlder,
-}
-
-/// The part of the sockets of an address that one running instance has.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Share {
-    /// Its processes.
-    pub pids: Vec<i32>,
-    /// Its sockets.
-    pub part: u64,
-    /// All sockets on the address.
-    pub whole: u64,
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pids: Vec<String> = self.pids.iter().map(i32::to_string).collect();
-        write!(f, "pid {}: {:.0} %", pids.join(" "), percent(self.part, self.whole))
-    }
-}
-
-impl Serialize for Share {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// How older processes are brought to stop accepting.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndOlder {
-    /// What helps now.
-    pub how: How,
-    /// None of them is under a supervisor, which would keep it from happening again.
-    pub unsupervised: bool,
-}
-
-/// See [`EndOlder`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum How {
-    /// They are no proxies, and may share the address on purpose: a person decides.
-    Judge,
-    /// These haproxies finish on SIGUSR1.
-    Finish(Vec<i32>),
-    /// They have been told to finish and did not.
-    End,
-    /// They are stopped, and take no signal before they go on.
-    EndStopped,
+    pub(crate) silent: Vec<i32>,
 }
 
 /// One socket from which several instances accept. The processes of the finding are the older ones.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Stale {
-    /// How many they are.
-    pub stale_processes: usize,
+pub(crate) struct Stale {
+    pub(crate) stale_processes: usize,
     /// On how many sockets they do.
-    pub listeners: usize,
+    pub(crate) listeners: usize,
     /// The first of these.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// The newest process that accepts there as well.
     #[serde(skip)]
-    pub beside: Option<i32>,
-    /// How the older are ended.
-    #[serde(skip)]
-    pub remedy: EndOlder,
+    pub(crate) beside: Option<i32>,
 }
 
 /// A listening socket from which nobody accepts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Unserved {
-    /// Connections in its queue.
-    pub queue: u64,
-    /// The limit of its queue.
-    pub queue_limit: u64,
+pub(crate) struct Unserved {
+    pub(crate) queue: u64,
+    pub(crate) queue_limit: u64,
     /// How long the oldest of them has waited, where that could be found out.
     #[serde(rename = "waiting_seconds", serialize_with = "seconds_or_0")]
-    pub waiting: Option<Duration>,
-    /// The processes that hold it.
+    pub(crate) waiting: Option<Duration>,
     #[serde(serialize_with = "how_many")]
-    pub holders: Vec<i32>,
-    /// Its inode.
-    pub inode: u64,
+    pub(crate) holders: Vec<i32>,
+    pub(crate) inode: u64,
     /// When its queue will be full, at the rate at which it grew between two looks.
     #[serde(skip)]
-    pub full_in: Option<Duration>,
-    /// Why nobody accepts.
+    pub(crate) full_in: Option<Duration>,
     #[serde(skip)]
-    pub cause: NotAccepting,
+    pub(crate) cause: NotAccepting,
     /// What was seen of the holders proves it; else only a long wait does.
     #[serde(skip)]
-    pub certain: bool,
+    pub(crate) certain: bool,
 }
 
 /// Why nobody accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotAccepting {
+pub(crate) enum NotAccepting {
     /// No process is seen to hold the socket.
     NoHolder,
     /// These are stopped.
@@ -201,19 +125,9 @@ pub enum NotAccepting {
     /// This haproxy does not ask for connections.
     HaproxyDoesNotAsk(i32),
     /// A generation of this service serves it, out of sight.
-    Elsewhere {
-        /// The service.
-        service: String,
-        /// Its generation.
-        generation: u64,
-    },
+    Elsewhere { service: String, generation: u64 },
     /// The broker keeps this listener for a service that does not run.
-    NoService {
-        /// The listener.
-        name: String,
-        /// Who has a lease on it.
-        leased_by: Option<Lessee>,
-    },
+    NoService { name: String, leased_by: Option<Lessee> },
     /// A broker keeps it that was not asked; this is its control socket, if its command line names one.
     BrokerNotAsked(Option<String>),
     /// The holders do not ask for connections.
@@ -222,123 +136,90 @@ pub enum NotAccepting {
 
 /// Who has a lease on a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lessee {
-    /// A generation of a service.
+pub(crate) enum Lessee {
     Generation(String, u64),
-    /// A process.
     Process(u32),
 }
 
 /// Nothing listens on the address that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Absent {
+pub(crate) struct Absent {
     /// Sockets on it: 0.
-    pub sockets: usize,
-    /// In how many network namespaces that was looked for.
-    #[serde(skip)]
-    pub networks: usize,
+    pub(crate) sockets: usize,
 }
 
 /// A socket that has its address and does not listen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Paused {
-    /// Its inode.
-    pub inode: u64,
-    /// How many processes hold it.
-    pub holders: usize,
-    /// Who can make it listen again.
-    #[serde(skip)]
-    pub remedy: Resume,
-}
-
-/// Who can make a socket listen again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resume {
-    /// The broker, whose listener has this name.
-    Broker(String),
-    /// The haproxy that holds it.
-    Haproxy,
-    /// The program that holds it.
-    Program,
+pub(crate) struct Paused {
+    pub(crate) inode: u64,
+    pub(crate) holders: usize,
 }
 
 /// A full accept queue, or connections dropped for want of room.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Overflow {
-    /// Connections in the queue.
-    pub queue: u64,
-    /// Its limit.
-    pub queue_limit: u64,
+pub(crate) struct Overflow {
+    pub(crate) queue: u64,
+    pub(crate) queue_limit: u64,
     /// net.core.somaxconn of the network namespace; 0 if unknown.
-    pub somaxconn: u64,
+    pub(crate) somaxconn: u64,
     /// Connection attempts dropped since the socket exists.
-    pub drops: u64,
+    pub(crate) drops: u64,
     /// Those dropped between two looks.
-    pub new_drops: u64,
-    /// ListenOverflows of the network namespace.
-    pub listen_overflows: u64,
-    /// ListenDrops of the network namespace.
-    pub listen_drops: u64,
+    pub(crate) new_drops: u64,
+    pub(crate) listen_overflows: u64,
+    pub(crate) listen_drops: u64,
     /// The process that takes connections, too slowly.
     #[serde(skip)]
-    pub taker: Option<i32>,
+    pub(crate) taker: Option<i32>,
 }
 
 impl Overflow {
     /// Whether the queue is full: the kernel lets one more in than the limit says.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.queue_limit > 0 && self.queue > self.queue_limit
     }
 
     /// Whether the limit is net.core.somaxconn, and not the backlog given to listen().
-    pub fn is_of_the_system(&self) -> bool {
+    pub(crate) fn is_of_the_system(&self) -> bool {
         self.somaxconn > 0 && self.queue_limit >= self.somaxconn
     }
 }
 
 /// A haproxy at a limit of its own. It is the process of the finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Saturated {
-    /// Connections or sessions now.
-    pub sessions: u64,
+pub(crate) struct Saturated {
+    pub(crate) sessions: u64,
     /// The limit; 0 if there is none.
-    pub limit: u64,
-    /// Requests that wait in haproxy.
-    pub queued: u64,
+    pub(crate) limit: u64,
+    pub(crate) queued: u64,
     /// The frontend, backend or server whose limit it is; none for the global maxconn.
     #[serde(skip)]
-    pub proxy: Option<String>,
+    pub(crate) proxy: Option<String>,
 }
 
 /// A process that is woken for listeners that it has closed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Ghost {
-    /// How many listeners.
-    pub listeners: usize,
+pub(crate) struct Ghost {
+    pub(crate) listeners: usize,
     /// The part of a core that it uses; none if it was looked at once.
     #[serde(serialize_with = "number_or_0")]
-    pub processor_percent: Option<f64>,
-    /// Its resident memory in bytes.
-    pub memory: u64,
+    pub(crate) processor_percent: Option<f64>,
+    pub(crate) memory: u64,
 }
 
 /// A resource that is nearly used up.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Limit {
-    /// In use.
-    pub used: u64,
-    /// The most that can be.
-    pub limit: u64,
-    /// The part that is used.
-    pub percent: f64,
-    /// The resource.
+pub(crate) struct Limit {
+    pub(crate) used: u64,
+    pub(crate) limit: u64,
+    pub(crate) percent: f64,
     #[serde(skip)]
-    pub resource: Resource,
+    pub(crate) resource: Resource,
 }
 
 /// A resource with a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resource {
+pub(crate) enum Resource {
     /// Descriptors of the process with this pid.
     Descriptors(i32),
     /// Open files of the system.
@@ -351,44 +232,36 @@ pub enum Resource {
 
 /// Replaced generations that drain: the processes of the finding, the oldest first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Lingering {
-    /// How many.
-    pub generations: usize,
-    /// Age of the oldest.
+pub(crate) struct Lingering {
+    pub(crate) generations: usize,
     #[serde(rename = "oldest_seconds", serialize_with = "seconds")]
-    pub age: Duration,
+    pub(crate) age: Duration,
     /// Their connections together, or sockets where connections could not be counted.
-    pub connections: u64,
+    pub(crate) connections: u64,
     /// Their resident memory together, in bytes.
-    pub memory: u64,
+    pub(crate) memory: u64,
     /// The connection of the oldest that has been idle for longest, and for how long.
     #[serde(skip)]
-    pub kept_by: Option<(String, Duration)>,
+    pub(crate) kept_by: Option<(String, Duration)>,
 }
 
 /// Sockets beside which another process could bind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NotExclusive {
-    /// How many.
-    pub sockets: usize,
+pub(crate) struct NotExclusive {
+    pub(crate) sockets: usize,
     /// The first of these.
-    pub inode: u64,
-    /// They are the broker's.
-    #[serde(skip)]
-    pub held: bool,
+    pub(crate) inode: u64,
     /// The program, other than haproxy, that set SO_REUSEPORT.
     #[serde(skip)]
-    pub setter: Option<String>,
+    pub(crate) setter: Option<String>,
 }
 
 /// Sockets that a generation bound by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Foreign {
-    /// How many.
-    pub sockets: usize,
-    /// The first four addresses.
+pub(crate) struct Foreign {
+    pub(crate) sockets: usize,
     #[serde(skip)]
-    pub first: Vec<Address>,
+    pub(crate) first: Vec<Address>,
 }
 
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,24 +10,24 @@ use crate::facts::{Look, Process, Socket};
 
 /// One thing that is wrong, or worth knowing.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How bad it is.
-    pub severity: Severity,
+    pub(crate) severity: Severity,
     /// The name of the network namespace, if it is not the observer's own.
-    pub network: Option<String>,
+    pub(crate) network: Option<String>,
     /// The address that it is about.
     #[serde(serialize_with = "address")]
-    pub address: Option<Address>,
+    pub(crate) address: Option<Address>,
     /// Further addresses of which the same is true, for the same reason.
     #[serde(serialize_with = "addresses")]
-    pub also: Vec<Address>,
+    pub(crate) also: Vec<Address>,
     /// The service that it is about.
-    pub service: Option<String>,
+    pub(crate) service: Option<String>,
     /// The processes that are the cause; those that suffer are not among them.
-    pub pids: Vec<i32>,
+    pub(crate) pids: Vec<i32>,
     /// What is wrong.
     #[serde(rename = "evidence")]
-    pub condition: Condition,
+    pub(crate) condition: Condition,
 }
 
 impl Finding {
@@ -71,17 +71,17 @@ impl Finding {
     }
 
     /// What kind of thing it is.
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         self.condition.kind()
     }
 
     /// Every address that it is about.
-    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &Address> {
         self.address.iter().chain(&self.also)
     }
 
     /// Whether it is about this address.
-    pub fn concerns(&self, address: &Address) -> bool {
+    pub(crate) fn concerns(&self, address: &Address) -> bool {
         self.addresses().any(|one| one == address)
     }
 

@@ -3,12 +3,12 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// The kinds of findings, from the worst to the mildest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
     /// Several sockets on one address, of different generations.
     Split,
     /// A replaced generation accepts on a socket that it shares with its successor.
@@ -36,57 +36,39 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind, in order.
-    pub const ALL: [Self; 12] = [
-        Self::Split,
-        Self::Stale,
-        Self::Unserved,
-        Self::Paused,
-        Self::Overflow,
-        Self::Saturated,
-        Self::Ghost,
-        Self::Limit,
-        Self::Lingering,
-        Self::NotExclusive,
-        Self::Foreign,
-        Self::Broker,
+    /// Every kind, in order, with its name.
+    pub(crate) const ALL: [(Self, &str); 12] = [
+        (Self::Split, "split"),
+        (Self::Stale, "stale"),
+        (Self::Unserved, "unserved"),
+        (Self::Paused, "paused"),
+        (Self::Overflow, "overflow"),
+        (Self::Saturated, "saturated"),
+        (Self::Ghost, "ghost"),
+        (Self::Limit, "limit"),
+        (Self::Lingering, "lingering"),
+        (Self::NotExclusive, "not-exclusive"),
+        (Self::Foreign, "foreign"),
+        (Self::Broker, "broker"),
     ];
 
     /// Whether the condition is normal for a moment, so that it counts only if it lasts.
-    pub fn may_be_momentary(self) -> bool {
+    pub(crate) fn may_be_momentary(self) -> bool {
         !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign | Self::Broker)
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Split => "split",
-            Self::Stale => "stale",
-            Self::Unserved => "unserved",
-            Self::Paused => "paused",
-            Self::Overflow => "overflow",
-            Self::Saturated => "saturated",
-            Self::Ghost => "ghost",
-            Self::Limit => "limit",
-            Self::Lingering => "lingering",
-            Self::NotExclusive => "not-exclusive",
-            Self::Foreign => "foreign",
-            Self::Broker => "broker",
-        })
-    }
-}
-
-impl Serialize for Kind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let name = Self::ALL.iter().find(|(kind, _)| kind == self);
+        f.write_str(name.map_or("", |(_, name)| name))
     }
 }
 
 /// How bad a finding is, the worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Severity {
+pub(crate) enum Severity {
     /// Clients fail, hang, or get stale answers now.
     Error,
     /// They will, or something is wasted.

@@ -24,13 +24,13 @@ use std::time::Duration;
 
 use crate::facts::{Details, Look, Questions};
 
-pub use condition::{
-    Absent, Condition, EndOlder, Foreign, Ghost, How, Lessee, Limit, Lingering, NotAccepting,
-    NotExclusive, Overflow, Paused, Resource, Resume, Saturated, Share, Split, Stale, Unserved,
+pub(crate) use condition::{
+    Condition, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting, NotExclusive, Overflow,
+    Paused, Resource, Saturated, Split, Stale, Unserved,
 };
-pub use finding::Finding;
-pub use kind::{Kind, Severity};
-pub use target::Target;
+pub(crate) use finding::Finding;
+pub(crate) use kind::{Kind, Severity};
+pub(crate) use target::Target;
 
 /// The time between two looks: longer than a handover pauses, short enough to wait for.
 const INTERVAL: Duration = Duration::from_millis(150);
@@ -41,7 +41,7 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// Everything that a look shows, and where there was an earlier one, what lasted since its
 /// findings. [`settle`] makes a report of it.
 #[must_use]
-pub fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<Finding> {
+pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<Finding> {
     let (before, known) = earlier.unzip();
     let mut found = Vec::new();
     split::find(look, &mut found);
@@ -67,7 +67,7 @@ pub fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<Finding
 /// How long after a look the next one is due, to tell what lasts from what passes; none if
 /// nothing that it shows needs that.
 #[must_use]
-pub fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
+pub(crate) fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
     let momentary: Vec<_> = found.iter().filter(|one| one.kind().may_be_momentary()).collect();
     if momentary.iter().all(|one| one.severity == Severity::Note) {
         return None;
@@ -86,7 +86,7 @@ pub fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
 
 /// What has to be asked before the findings are settled.
 #[must_use]
-pub fn questions(found: &[Finding]) -> Questions {
+pub(crate) fn questions(found: &[Finding]) -> Questions {
     let mut questions = Questions::default();
     for finding in found {
         match &finding.condition {
@@ -103,7 +103,7 @@ pub fn questions(found: &[Finding]) -> Questions {
 /// The findings of a report, the worst first: with the details that were asked for, each
 /// condition once.
 #[must_use]
-pub fn settle(look: &Look, mut found: Vec<Finding>, details: &Details) -> Vec<Finding> {
+pub(crate) fn settle(look: &Look, mut found: Vec<Finding>, details: &Details) -> Vec<Finding> {
     found.retain_mut(|finding| {
         let Finding { condition, pids, .. } = finding;
         match condition {

@@ -27,7 +27,7 @@ pub(super) fn not_exclusive(look: &Look, found: &mut Vec<Finding>) {
         .partition(|socket| look.listener(socket.inode).is_some());
     let mut add = |socket: &Socket, held: bool, sockets: usize| {
         let setter = setter(look, socket);
-        let condition = NotExclusive { sockets, inode: socket.inode, held, setter };
+        let condition = NotExclusive { sockets, inode: socket.inode, setter };
         let severity = if held { Severity::Warning } else { Severity::Note };
         let finding = Finding::on(look, socket, severity, Condition::NotExclusive(condition));
         found.push(finding.caused_by(look.holders(socket.inode)));

@@ -1,6 +1,6 @@
 //! Sockets that refuse clients, and queues that drop them.
 
-use super::condition::{Condition, Overflow, Paused, Resume};
+use super::condition::{Condition, Overflow, Paused};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Accepting, Look, Mode, Process};
@@ -26,12 +26,7 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
         // One that nobody shares may be about to connect, or to listen.
         let serious = listener.is_some() || holders.len() > 1 || by_haproxy;
         let severity = if serious { Severity::Error } else { Severity::Warning };
-        let remedy = match listener {
-            Some(listener) => Resume::Broker(listener.name.clone()),
-            None if by_haproxy => Resume::Haproxy,
-            None => Resume::Program,
-        };
-        let paused = Paused { inode: socket.inode, holders: holders.len(), remedy };
+        let paused = Paused { inode: socket.inode, holders: holders.len() };
         let finding = Finding::on(look, socket, severity, Condition::Paused(paused));
         found.push(finding.caused_by(holders));
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bindonce_core::address::Address;
 
-use super::condition::{Condition, EndOlder, How, Share, Split};
+use super::condition::{Condition, Split};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Look, Mode, Process, Socket, percent};
@@ -54,10 +54,10 @@ fn split(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
     let newest_process = parts.get(&newest)?.takers.first().copied()?;
     let whole = sockets.len() as u64;
     let shares = parts.values().map(|part| {
-        let pids = part.takers.iter().map(|process| process.pid).collect();
-        Share { pids, part: part.sockets, whole }
+        let pids: Vec<String> = part.takers.iter().map(|process| process.pid.to_string()).collect();
+        format!("pid {}: {:.0} %", pids.join(" "), percent(part.sockets, whole))
     });
-    let shares = shares.collect();
+    let share = shares.collect();
     parts.remove(&newest);
     let stale = parts.values().map(|part| part.sockets).sum();
     let mut older: Vec<&Process> = parts.into_values().flat_map(|part| part.takers).collect();
@@ -71,9 +71,8 @@ fn split(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
         stale_sockets: stale,
         stale_percent: percent(stale, whole),
         newest_pid: newest_process.pid,
-        shares,
+        share,
         silent: silent.map(|process| process.pid).collect(),
-        remedy: end(look, &older),
     });
     let proxy = older.iter().any(|process| process.is_haproxy());
     let severity = if proxy { Severity::Error } else { Severity::Warning };
@@ -87,21 +86,4 @@ fn taker<'a>(look: &'a Look, socket: &Socket) -> Option<&'a Process> {
     let youngest = |process: &&Process| (process.started, process.pid);
     let accepting = look.holders(socket.inode).filter(|one| one.may_accept(socket.inode));
     accepting.max_by_key(youngest).or_else(|| look.holders(socket.inode).max_by_key(youngest))
-}
-
-/// How older processes are brought to stop accepting.
-pub(super) fn end(look: &Look, older: &[&Process]) -> EndOlder {
-    let proxies: Vec<i32> =
-        older.iter().filter(|one| one.is_haproxy()).map(|one| one.pid).collect();
-    let told = older.iter().all(|process| process.stop_pending || process.is_stopped());
-    let how = if proxies.is_empty() {
-        How::Judge
-    } else if !told {
-        How::Finish(proxies)
-    } else if older.iter().any(|process| process.is_stopped()) {
-        How::EndStopped
-    } else {
-        How::End
-    };
-    EndOlder { how, unsupervised: older.iter().all(|one| look.generation(one.pid).is_none()) }
 }

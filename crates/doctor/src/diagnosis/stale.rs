@@ -8,7 +8,6 @@ use bindonce::State;
 use super::condition::{Condition, Stale};
 use super::finding::Finding;
 use super::kind::Severity;
-use super::split::end;
 use crate::facts::{Accepting, Look, Process, Socket};
 
 pub(super) fn find(look: &Look, found: &mut Vec<Finding>) {
@@ -57,7 +56,6 @@ fn stale(look: &Look, pids: &[i32], sockets: &[&Socket]) -> Option<Finding> {
         listeners: sockets.len(),
         inode: socket.inode,
         beside: newest.map(|process| process.pid),
-        remedy: end(look, &older),
     });
     let service = look.service_of(pids.iter());
     let serious = service.is_some() || older.iter().any(|process| process.is_haproxy());

@@ -11,7 +11,7 @@ use crate::facts::{Look, Mode, Socket};
 
 /// What findings are asked for.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// An address, and every one that takes connections for it.
     Address(Address),
     /// A service of the broker's, a listener, or a program: its processes and sockets.
@@ -27,7 +27,7 @@ pub enum Target {
 
 impl Target {
     /// Reads what was typed; none if it is neither an address nor the name of anything that was seen.
-    pub fn find(text: &str, look: &Look) -> Option<Self> {
+    pub(crate) fn find(text: &str, look: &Look) -> Option<Self> {
         if let Ok(address) = text.parse() {
             return Some(Self::Address(address));
         }
@@ -48,7 +48,7 @@ impl Target {
     }
 
     /// Whether a socket is meant.
-    pub fn has(&self, socket: &Socket) -> bool {
+    pub(crate) fn has(&self, socket: &Socket) -> bool {
         match self {
             Self::Address(address) => covers(&socket.address, address),
             Self::Named { inodes, .. } => inodes.contains(&socket.inode),
@@ -57,7 +57,7 @@ impl Target {
 
     /// Whether a finding is about it. Limits of the whole system concern everything, those of a
     /// network namespace what is in it.
-    pub fn concerns(&self, finding: &Finding, look: &Look) -> bool {
+    pub(crate) fn concerns(&self, finding: &Finding, look: &Look) -> bool {
         if let Self::Named { name, .. } = self
             && finding.service.as_ref() == Some(name)
         {
@@ -80,12 +80,12 @@ impl Target {
     }
 
     /// The finding that nothing listens there at all.
-    pub fn absent(&self, look: &Look) -> Option<Finding> {
+    pub(crate) fn absent(&self, look: &Look) -> Option<Finding> {
         let Self::Address(address) = self else {
             return None;
         };
         let found = look.sockets.iter().any(|one| one.mode != Mode::Bound && self.has(one));
-        let absent = Condition::Absent(Absent { sockets: 0, networks: look.networks.len() });
+        let absent = Condition::Absent(Absent { sockets: 0 });
         let finding = Finding::at(None, Severity::Error, absent);
         (!found).then(|| Finding { address: Some(address.clone()), ..finding })
     }

@@ -6,27 +6,27 @@ use std::time::Duration;
 
 /// What has to be asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Questions {
+pub(crate) struct Questions {
     /// How long the queues of these listeners have waited: their inodes.
-    pub queues: BTreeSet<u64>,
+    pub(crate) queues: BTreeSet<u64>,
     /// Which connections these processes have: their pids.
-    pub connections: BTreeSet<i32>,
+    pub(crate) connections: BTreeSet<i32>,
 }
 
 /// The answers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Details {
+pub(crate) struct Details {
     /// How long the oldest connection in a listener's accept queue has waited, by inode.
-    pub waits: BTreeMap<u64, Duration>,
+    pub(crate) waits: BTreeMap<u64, Duration>,
     /// The connections of a process, by pid.
-    pub connections: BTreeMap<i32, Connections>,
+    pub(crate) connections: BTreeMap<i32, Connections>,
 }
 
 /// The connections of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Connections {
+pub(crate) struct Connections {
     /// How many there are.
-    pub count: u64,
+    pub(crate) count: u64,
     /// The one that has been idle for longest, as `REMOTE - LOCAL`, and for how long.
-    pub oldest: Option<(String, Duration)>,
+    pub(crate) oldest: Option<(String, Duration)>,
 }

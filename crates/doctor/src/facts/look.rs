@@ -15,56 +15,48 @@ use super::process::{Process, as_text};
 
 /// One look at the host.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Look {
-    /// When it was taken.
-    pub at: Timestamp,
+pub(crate) struct Look {
+    pub(crate) at: Timestamp,
     /// Every socket that listens, receives datagrams from anyone, or is bound and does not listen.
-    pub sockets: Vec<Socket>,
+    pub(crate) sockets: Vec<Socket>,
     /// The processes that have to do with these sockets, and every haproxy, by pid.
-    pub processes: BTreeMap<i32, Process>,
-    /// Each network namespace that was looked at.
-    pub networks: Vec<Network>,
+    pub(crate) processes: BTreeMap<i32, Process>,
+    pub(crate) networks: Vec<Network>,
     /// What each haproxy reports on its stats socket.
-    pub haproxies: Vec<Stats>,
+    pub(crate) haproxies: Vec<Stats>,
     /// What the broker reports, if one answers.
-    pub broker: Option<Broker>,
+    pub(crate) broker: Option<Broker>,
     /// Open files of the whole system (fs.file-nr).
-    pub files: Option<Gauge>,
-    /// What could not be seen.
-    pub unseen: Vec<Unseen>,
+    pub(crate) files: Option<Gauge>,
+    pub(crate) unseen: Vec<Unseen>,
 }
 
 /// A socket on an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Socket {
+pub(crate) struct Socket {
     /// The network namespace: [`Network::id`].
-    pub network: u64,
-    /// Its address.
+    pub(crate) network: u64,
     #[serde(serialize_with = "as_text")]
-    pub address: Address,
-    /// Its device, if it is bound to one.
-    pub interface: Option<String>,
-    /// Its inode.
-    pub inode: u64,
+    pub(crate) address: Address,
+    pub(crate) interface: Option<String>,
+    pub(crate) inode: u64,
     /// Its cookie, which is never used twice.
-    pub cookie: u64,
-    /// What it does.
+    pub(crate) cookie: u64,
     #[serde(rename = "state")]
-    pub mode: Mode,
-    /// Connections in its accept queue.
-    pub queue: u64,
+    pub(crate) mode: Mode,
+    pub(crate) queue: u64,
     /// The limit of its accept queue; the kernel lets one more in.
-    pub queue_limit: u64,
+    pub(crate) queue_limit: u64,
     /// Connections and packets that it dropped since it exists.
-    pub drops: u64,
+    pub(crate) drops: u64,
     /// Whether it has SO_REUSEPORT; none where that could not be read.
-    pub reuseport: Option<bool>,
+    pub(crate) reuseport: Option<bool>,
 }
 
 /// What a socket does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub(crate) enum Mode {
     /// It accepts connections into its queue.
     #[default]
     Listening,
@@ -76,96 +68,69 @@ pub enum Mode {
 
 /// A network namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Network {
-    /// Its inode.
-    pub id: u64,
+pub(crate) struct Network {
+    pub(crate) id: u64,
     /// Its name; none for the one that the observer is in.
-    pub name: Option<String>,
-    /// net.core.somaxconn.
-    pub somaxconn: u64,
+    pub(crate) name: Option<String>,
+    pub(crate) somaxconn: u64,
     /// Times that an accept queue was full, since the namespace exists (ListenOverflows).
-    pub listen_overflows: u64,
+    pub(crate) listen_overflows: u64,
     /// Connection attempts that were dropped (ListenDrops), overflows included.
-    pub listen_drops: u64,
+    pub(crate) listen_drops: u64,
     /// Entries of connection tracking, where it is used.
     #[serde(skip)]
-    pub conntrack: Option<Gauge>,
+    pub(crate) conntrack: Option<Gauge>,
     /// The destination to which most local ports are taken. None while so few are that it cannot
     /// matter.
     #[serde(skip)]
-    pub ports: Option<Ports>,
+    pub(crate) ports: Option<Ports>,
 }
 
 /// Local ports taken for connections to one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ports {
-    /// The destination.
-    pub destination: String,
-    /// How many of the ephemeral ports.
-    pub gauge: Gauge,
+pub(crate) struct Ports {
+    pub(crate) destination: String,
+    pub(crate) gauge: Gauge,
 }
 
 /// How much of something is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Gauge {
-    /// In use.
-    pub used: u64,
+pub(crate) struct Gauge {
+    pub(crate) used: u64,
     /// The most that can be; 0 without a limit.
-    pub limit: u64,
+    pub(crate) limit: u64,
 }
 
 /// What the broker reports.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Broker {
+pub(crate) struct Broker {
     /// Its listeners, services and problems.
-    pub status: StatusResult,
+    pub(crate) status: StatusResult,
     /// Services whose generations changed while the look was taken: what was seen of them is of
     /// two moments.
-    pub changing: BTreeSet<String>,
+    pub(crate) changing: BTreeSet<String>,
 }
 
 /// Something that could not be seen, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unseen {
+pub(crate) enum Unseen {
     /// The descriptors of so many processes of other users.
     Processes(usize),
-    /// Who holds `unheld` of `all` sockets.
-    Holders {
-        /// Sockets without a process that is seen to hold them.
-        unheld: usize,
-        /// All sockets.
-        all: usize,
-    },
+    /// Who holds so many of all sockets.
+    Holders { unheld: usize, all: usize },
     /// A network namespace.
-    Network {
-        /// Its name.
-        name: String,
-        /// Why.
-        error: String,
-    },
+    Network { name: String, error: String },
     /// What the broker at this socket knows.
-    Broker {
-        /// Its control socket.
-        socket: PathBuf,
-        /// Why.
-        error: String,
-    },
+    Broker { socket: PathBuf, error: String },
     /// The limits of a haproxy whose stats socket does not answer.
-    Haproxy {
-        /// The process.
-        pid: i32,
-        /// Its stats socket.
-        socket: PathBuf,
-        /// Why.
-        error: String,
-    },
+    Haproxy { pid: i32, socket: PathBuf, error: String },
     /// The limits of these haproxies, which have no stats socket that could answer.
     NoStatsSocket(Vec<i32>),
 }
 
 impl Gauge {
     /// The part that is used, in percent. 0 without a limit.
-    pub fn percent(self) -> f64 {
+    pub(crate) fn percent(self) -> f64 {
         percent(self.used, self.limit)
     }
 }
@@ -177,55 +142,55 @@ pub(crate) fn percent(part: u64, whole: u64) -> f64 {
 
 impl Look {
     /// The processes that hold a socket.
-    pub fn holders(&self, inode: u64) -> impl Iterator<Item = &Process> {
+    pub(crate) fn holders(&self, inode: u64) -> impl Iterator<Item = &Process> {
         self.processes.values().filter(move |process| process.holds(inode))
     }
 
     /// The processes with these pids that were seen.
-    pub fn processes_of(&self, pids: &[i32]) -> Vec<&Process> {
+    pub(crate) fn processes_of(&self, pids: &[i32]) -> Vec<&Process> {
         pids.iter().filter_map(|pid| self.processes.get(pid)).collect()
     }
 
     /// How long a process has run.
-    pub fn age(&self, process: &Process) -> Duration {
+    pub(crate) fn age(&self, process: &Process) -> Duration {
         Duration::from_millis(self.at.0.saturating_sub(process.started.0))
     }
 
     /// The network namespace with this id.
-    pub fn network(&self, id: u64) -> Option<&Network> {
+    pub(crate) fn network(&self, id: u64) -> Option<&Network> {
         self.networks.iter().find(|network| network.id == id)
     }
 
     /// The name of a network namespace, if it is not the observer's own.
-    pub fn network_name(&self, id: Option<u64>) -> Option<String> {
+    pub(crate) fn network_name(&self, id: Option<u64>) -> Option<String> {
         self.network(id?)?.name.clone()
     }
 
     /// The broker's listener that is this socket.
-    pub fn listener(&self, inode: u64) -> Option<&ListenerInfo> {
+    pub(crate) fn listener(&self, inode: u64) -> Option<&ListenerInfo> {
         let broker = self.broker.as_ref()?;
         broker.status.listeners.iter().find(|listener| listener.inode == inode)
     }
 
     /// Every generation that the broker knows, with its service.
-    pub fn generations(&self) -> impl Iterator<Item = (&str, &GenerationInfo)> {
+    pub(crate) fn generations(&self) -> impl Iterator<Item = (&str, &GenerationInfo)> {
         let services = self.broker.iter().flat_map(|broker| &broker.status.services);
         services.flat_map(|one| one.generations.iter().map(|known| (one.name.as_str(), known)))
     }
 
     /// The generation that this process is, with its service.
-    pub fn generation(&self, pid: i32) -> Option<(&str, &GenerationInfo)> {
+    pub(crate) fn generation(&self, pid: i32) -> Option<(&str, &GenerationInfo)> {
         self.generations().find(|(_, known)| known.pid == pid.cast_unsigned())
     }
 
     /// The service of the first of these processes that is a generation.
-    pub fn service_of<'a>(&self, mut pids: impl Iterator<Item = &'a i32>) -> Option<String> {
+    pub(crate) fn service_of<'a>(&self, mut pids: impl Iterator<Item = &'a i32>) -> Option<String> {
         pids.find_map(|pid| self.generation(*pid)).map(|(service, _)| service.to_owned())
     }
 
     /// The generation that serves a listener according to the broker and whose process is not
     /// seen: it runs in another container, and what it does cannot be told from here.
-    pub fn serving_elsewhere(&self, inode: u64) -> Option<(&str, &GenerationInfo)> {
+    pub(crate) fn serving_elsewhere(&self, inode: u64) -> Option<(&str, &GenerationInfo)> {
         let listener = self.listener(inode)?;
         let seen = |pid: i32| {
             self.processes.get(&pid).is_some_and(Process::is_haproxy)
@@ -241,7 +206,7 @@ impl Look {
     /// Whether one of these processes belongs to a service whose handover is under way: for some
     /// milliseconds nobody accepts then. A generation that starts for very long is stuck, and no
     /// excuse.
-    pub fn handover_under_way(&self, pids: &[i32]) -> bool {
+    pub(crate) fn handover_under_way(&self, pids: &[i32]) -> bool {
         const PATIENCE: Duration = Duration::from_secs(10);
         let starting = |(_, known): &(&str, &GenerationInfo)| {
             let since = Timestamp::parse(&known.since).filter(|_| known.state == State::Starting);
@@ -257,7 +222,11 @@ impl Look {
     }
 
     /// The part of one core that a process used between an earlier look and this one, in percent.
-    pub fn processor_percent(&self, earlier: Option<&Self>, process: &Process) -> Option<f64> {
+    pub(crate) fn processor_percent(
+        &self,
+        earlier: Option<&Self>,
+        process: &Process,
+    ) -> Option<f64> {
         let earlier = earlier?;
         let old =
             earlier.processes.get(&process.pid).filter(|old| old.started == process.started)?;
@@ -269,7 +238,7 @@ impl Look {
     /// The processes that hold a listener from which nobody accepts. A look at every process takes
     /// a while, and misses a handover that takes place meanwhile if it saw the older generation
     /// after it and the newer one before: these are to be looked at again before it counts.
-    pub fn holders_of_idle_listeners(&self) -> BTreeSet<i32> {
+    pub(crate) fn holders_of_idle_listeners(&self) -> BTreeSet<i32> {
         let listening = self.sockets.iter().filter(|socket| socket.mode == Mode::Listening);
         let idle = listening
             .filter(|socket| self.holders(socket.inode).all(|one| one.is_idle_on(socket.inode)));

@@ -9,7 +9,7 @@ mod details;
 mod look;
 mod process;
 
-pub use details::{Connections, Details, Questions};
+pub(crate) use details::{Connections, Details, Questions};
 pub(crate) use look::percent;
-pub use look::{Broker, Gauge, Look, Mode, Network, Ports, Socket, Unseen};
-pub use process::{Accepting, Activity, Process, Registration, Usage};
+pub(crate) use look::{Broker, Gauge, Look, Mode, Network, Ports, Socket, Unseen};
+pub(crate) use process::{Accepting, Activity, Process, Registration, Usage};

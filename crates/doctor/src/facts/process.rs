@@ -19,87 +19,79 @@ use serde::{Serialize, Serializer};
 
 /// A process that holds or watches one of the sockets, or is a haproxy.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Process {
-    /// Its pid.
-    pub pid: i32,
-    /// Its parent.
+pub(crate) struct Process {
+    pub(crate) pid: i32,
     #[serde(skip)]
-    pub parent: i32,
+    pub(crate) parent: i32,
     /// The topmost ancestor that runs the same program; itself if there is none.
     #[serde(skip)]
-    pub root: i32,
+    pub(crate) root: i32,
     /// The name of its program, without a loader in front.
-    pub program: String,
-    /// Its command line.
+    pub(crate) program: String,
     #[serde(serialize_with = "on_one_line")]
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// Its network namespace ([`super::Network::id`]); none where it may not be read.
     #[serde(skip)]
-    pub network: Option<u64>,
-    /// When it started.
+    pub(crate) network: Option<u64>,
     #[serde(serialize_with = "as_text")]
-    pub started: Timestamp,
+    pub(crate) started: Timestamp,
     /// Its state as in ps(1).
-    pub state: char,
+    pub(crate) state: char,
     /// A signal that makes haproxy stop (SIGUSR1, SIGTERM) is pending.
     #[serde(skip)]
-    pub stop_pending: bool,
+    pub(crate) stop_pending: bool,
     /// What it uses.
     #[serde(flatten)]
-    pub usage: Usage,
+    pub(crate) usage: Usage,
     /// What it does with the sockets.
     #[serde(skip)]
-    pub activity: Activity,
+    pub(crate) activity: Activity,
 }
 
 /// What a process uses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Usage {
-    /// Processor time.
+pub(crate) struct Usage {
     #[serde(skip)]
-    pub processor: Duration,
-    /// Resident memory in bytes.
-    pub memory: u64,
-    /// Open descriptors.
-    pub descriptors: u64,
+    pub(crate) processor: Duration,
+    pub(crate) memory: u64,
+    pub(crate) descriptors: u64,
     /// The soft limit on descriptors; 0 if there is none or it is unknown.
-    pub descriptor_limit: u64,
+    pub(crate) descriptor_limit: u64,
     /// How many of the descriptors are sockets.
     #[serde(skip)]
-    pub sockets: u64,
+    pub(crate) sockets: u64,
 }
 
 /// What a process does with the sockets that the look is about.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Activity {
+pub(crate) struct Activity {
     /// Inode and number of each descriptor of one of the sockets, sorted.
-    pub holds: Vec<(u64, i32)>,
+    pub(crate) holds: Vec<(u64, i32)>,
     /// Registrations of the sockets in its epoll instances.
-    pub registrations: Vec<Registration>,
+    pub(crate) registrations: Vec<Registration>,
     /// Inodes of the sockets that a thread is blocked in accept, poll or select for.
-    pub waits: Vec<u64>,
+    pub(crate) waits: Vec<u64>,
     /// Every thread was blocked in a call that is known: a socket in neither list is not waited for.
-    pub all_known: bool,
+    pub(crate) all_known: bool,
     /// It has an epoll instance.
-    pub epoll: bool,
+    pub(crate) epoll: bool,
 }
 
 /// A registration of a socket in an epoll instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Registration {
-    /// The socket's inode.
-    pub inode: u64,
+pub(crate) struct Registration {
+    pub(crate) inode: u64,
     /// The number of the descriptor that was registered.
-    pub number: i32,
+    pub(crate) number: i32,
     /// It is for new connections (EPOLLIN).
-    pub input: bool,
+    pub(crate) input: bool,
     /// The process still has the socket under that number. If not, the registration is a ghost.
-    pub live: bool,
+    pub(crate) live: bool,
 }
 
 /// Whether a process accepts from a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepting {
+pub(crate) enum Accepting {
     /// It asks the kernel for new connections.
     Yes,
     /// It is stopped, by SIGSTOP or a debugger.
@@ -112,13 +104,13 @@ pub enum Accepting {
 
 impl Process {
     /// Whether it holds the socket with this inode.
-    pub fn holds(&self, inode: u64) -> bool {
+    pub(crate) fn holds(&self, inode: u64) -> bool {
         let at = self.activity.holds.partition_point(|(held, _)| *held < inode);
         self.activity.holds.get(at).is_some_and(|(held, _)| *held == inode)
     }
 
     /// Whether it accepts from the socket with this inode, which it holds.
-    pub fn accepting(&self, inode: u64) -> Accepting {
+    pub(crate) fn accepting(&self, inode: u64) -> Accepting {
         if self.is_stopped() {
             Accepting::Stopped
         } else if self.asks_for(inode) {
@@ -132,7 +124,7 @@ impl Process {
     }
 
     /// Whether it would accept from the socket if it ran, or may do so unseen.
-    pub fn may_accept(&self, inode: u64) -> bool {
+    pub(crate) fn may_accept(&self, inode: u64) -> bool {
         match self.accepting(inode) {
             Accepting::Yes | Accepting::Unknown => true,
             Accepting::Stopped => self.asks_for(inode),
@@ -141,7 +133,7 @@ impl Process {
     }
 
     /// Whether it is certain not to accept from the socket now.
-    pub fn is_idle_on(&self, inode: u64) -> bool {
+    pub(crate) fn is_idle_on(&self, inode: u64) -> bool {
         matches!(self.accepting(inode), Accepting::Stopped | Accepting::No)
     }
 
@@ -151,23 +143,23 @@ impl Process {
     }
 
     /// Whether it is stopped, by a signal or by a tracer.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 
     /// Whether it is a haproxy.
-    pub fn is_haproxy(&self) -> bool {
+    pub(crate) fn is_haproxy(&self) -> bool {
         self.program == "haproxy"
     }
 
     /// What makes processes one running instance of a program: each haproxy is one; workers of
     /// other programs count with their master.
-    pub fn instance(&self) -> i32 {
+    pub(crate) fn instance(&self) -> i32 {
         if self.is_haproxy() { self.pid } else { self.root }
     }
 
     /// The command line, or the program's name where it has none, fit for a terminal.
-    pub fn command_line(&self) -> String {
+    pub(crate) fn command_line(&self) -> String {
         let words = self.command.join(" ");
         printable(if words.is_empty() { &self.program } else { &words }).into_owned()
     }

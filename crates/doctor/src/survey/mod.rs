@@ -29,7 +29,7 @@ use processes::Processes;
 
 /// Looks at the host, and remembers what does not change between two looks.
 #[derive(Debug)]
-pub struct Survey {
+pub(crate) struct Survey {
     broker: PathBuf,
     namespaces: Namespaces,
     /// SO_REUSEPORT by cookie: to read it, the socket is held here for a moment.
@@ -38,7 +38,7 @@ pub struct Survey {
 
 impl Survey {
     /// A broker may listen at `broker`.
-    pub fn new(broker: PathBuf) -> Self {
+    pub(crate) fn new(broker: PathBuf) -> Self {
         Self { broker, namespaces: Namespaces::default(), reuseport: HashMap::new() }
     }
 
@@ -46,7 +46,7 @@ impl Survey {
     ///
     /// # Errors
     /// [`Error`] if the sockets of this network namespace cannot be read.
-    pub fn look(&mut self) -> Result<Look, Error> {
+    pub(crate) fn look(&mut self) -> Result<Look, Error> {
         let mut look = Look { at: now(), ..Look::default() };
         let before = broker::ask(&self.broker).unwrap_or_default();
         self.namespaces = Namespaces::find();
@@ -64,7 +64,7 @@ impl Survey {
     }
 
     /// Asks what costs the kernel a walk through every connection; nothing if there is no question.
-    pub fn ask(&self, look: &Look, questions: &Questions) -> Details {
+    pub(crate) fn ask(&self, look: &Look, questions: &Questions) -> Details {
         connections::ask(&self.namespaces.all, look, questions)
     }
 

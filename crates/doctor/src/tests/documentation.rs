@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::text;
+use crate::text::screen;
 
 /// The page, by section: its heading and what is below.
 fn sections() -> Vec<(String, String)> {
@@ -221,8 +221,8 @@ fn examples(kind: Kind) -> Vec<Facts> {
 #[test]
 fn every_kind_has_a_section_that_says_what_it_is_and_what_to_do() {
     let sections = sections();
-    for kind in Kind::ALL {
-        let name = kind.to_string();
+    for (kind, name) in Kind::ALL {
+        assert_eq!((kind.to_string(), serde_json::json!(kind)), (name.to_owned(), name.into()));
         let section = sections.iter().find(|(heading, _)| *heading == name);
         let (_, text) = section.unwrap_or_else(|| panic!("no section {name:?}"));
         let mut at = 0;
@@ -236,8 +236,7 @@ fn every_kind_has_a_section_that_says_what_it_is_and_what_to_do() {
 #[test]
 fn what_the_page_shows_is_what_doctor_prints() {
     let sections = sections();
-    for kind in Kind::ALL {
-        let name = kind.to_string();
+    for (kind, name) in Kind::ALL {
         let (_, text) = sections.iter().find(|(heading, _)| *heading == name).expect("a section");
         let text = on_one_line(text);
         for facts in examples(kind) {
@@ -245,7 +244,7 @@ fn what_the_page_shows_is_what_doctor_prints() {
             found.retain(|one| one.kind() == kind);
             assert!(!found.is_empty(), "{kind}: {facts:#?}");
             for finding in &found {
-                let printed = on_one_line(&text::finding(&facts.now, finding));
+                let printed = on_one_line(&screen::finding(&facts.now, finding));
                 assert!(text.contains(&printed), "the section {name} lacks\n\n{printed}\n");
             }
         }

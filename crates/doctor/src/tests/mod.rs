@@ -19,7 +19,7 @@ use bindonce_haproxy::stats::{Proxy, Stats};
 
 use crate::diagnosis::*;
 use crate::facts::*;
-use crate::text::{Words, words};
+use crate::text::words::{Words, words};
 
 /// 2026-03-02T09:30:00Z.
 const NOW: u64 = 1_772_443_800_000;

@@ -60,7 +60,7 @@ impl Lines {
 }
 
 /// One finding, with its processes and its remedy.
-pub fn finding(look: &Look, finding: &Finding) -> String {
+pub(crate) fn finding(look: &Look, finding: &Finding) -> String {
     let words = words(look, finding);
     let mut text = Lines(String::new());
     text.line(format_args!("{}: {}", head(finding), words.summary));

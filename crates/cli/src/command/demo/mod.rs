@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bindonce_core::duration;
-use bindonce_doctor::text::screen;
+use bindonce_doctor::{examine as look, screen};
 use bindonce_sys::spawn;
 
 use crate::Globals;
@@ -90,7 +90,7 @@ fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
 /// What `bindonce doctor ADDRESS` prints at this moment.
 fn examine(stage: &Stage) -> anyhow::Result<String> {
     stage.check()?;
-    Ok(screen(&bindonce_doctor::examine(Some(&stage.address.to_string()), stage.socket())?))
+    Ok(screen(&look(Some(&stage.address.to_string()), stage.socket())?))
 }
 
 /// The haproxy to show it with.

@@ -47,7 +47,7 @@ pub(super) fn not_exclusive(look: &Look, finding: &Finding, sockets: &NotExclusi
         all => format!(" and {} more", all - 1),
     };
     let cause = match &sockets.setter {
-        _ if !sockets.held => {
+        _ if look.listener(sockets.inode).is_none() => {
             "a second process that binds the address by mistake gets its share of \
                                the connections instead of an error"
                 .to_owned()

@@ -9,15 +9,15 @@ mod split;
 use crate::diagnosis::{Condition, Finding};
 use crate::facts::Look;
 
-pub use sentence::Words;
+pub(crate) use sentence::Words;
 
 /// The words for a finding of this look.
-pub fn words(look: &Look, finding: &Finding) -> Words {
+pub(crate) fn words(look: &Look, finding: &Finding) -> Words {
     match &finding.condition {
         Condition::Split(split) => split::split(look, finding, split),
         Condition::Stale(stale) => split::stale(look, finding, stale),
         Condition::Unserved(unserved) => queues::unserved(look, finding, unserved),
-        Condition::Absent(absent) => queues::absent(absent),
+        Condition::Absent(_) => queues::absent(look),
         Condition::Paused(paused) => queues::paused(look, finding, paused),
         Condition::Overflow(overflow) => queues::overflow(look, overflow),
         Condition::Saturated(saturated) => generations::saturated(look, finding, saturated),

@@ -1,7 +1,7 @@
 //! Connections that wait, that are dropped, and that are refused.
 
 use super::sentence::Words;
-use crate::diagnosis::{Absent, Finding, Lessee, NotAccepting, Overflow, Paused, Resume, Unserved};
+use crate::diagnosis::{Finding, Lessee, NotAccepting, Overflow, Paused, Unserved};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
 use crate::text::units::{count, pids, s, span};
@@ -124,12 +124,12 @@ fn not_accepting(look: &Look, finding: &Finding, unserved: &Unserved) -> (String
     }
 }
 
-pub(super) fn absent(absent: &Absent) -> Words {
+pub(super) fn absent(look: &Look) -> Words {
     Words::new(
         "nothing listens here: clients are refused".to_owned(),
         format!(
             "no socket on this address, or on one that covers it, in {} network namespaces",
-            absent.networks
+            look.networks.len()
         ),
         "bindonce list   # is it held under another address? else start what serves it".to_owned(),
     )
@@ -144,13 +144,16 @@ pub(super) fn paused(look: &Look, finding: &Finding, paused: &Paused) -> Words {
         ),
         "a process that shares the socket has disconnected or shut it down, as haproxy does on \
          SIGTTOU with sockets that came by -x, or listen() was never called",
-        match &paused.remedy {
-            Resume::Broker(name) => format!(
-                "bindonce list   # the broker makes {name} listen again by itself; restart it if it \
-                 does not"
+        match look.listener(paused.inode) {
+            Some(listener) => format!(
+                "bindonce list   # the broker makes {} listen again by itself; restart it if it does \
+                 not",
+                listener.name
             ),
-            Resume::Haproxy => format!("kill -TTIN {pids}   # a paused haproxy listens again"),
-            Resume::Program => format!(
+            None if look.processes_of(&finding.pids).iter().any(|one| one.is_haproxy()) => {
+                format!("kill -TTIN {pids}   # a paused haproxy listens again")
+            }
+            None => format!(
                 "ps -o pid,stat,args -p {}   # it must call listen(), or give the address up",
                 pids.replace(' ', ",")
             ),

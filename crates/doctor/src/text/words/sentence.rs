@@ -2,13 +2,13 @@
 
 /// A finding for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Words {
+pub(crate) struct Words {
     /// What it is, in one sentence, with its numbers, pids and times.
-    pub summary: String,
+    pub(crate) summary: String,
     /// Why it is so.
-    pub cause: String,
+    pub(crate) cause: String,
     /// What to do, in order: commands to run as they are, or advice that begins with `#`.
-    pub remedy: Vec<String>,
+    pub(crate) remedy: Vec<String>,
 }
 
 impl Words {

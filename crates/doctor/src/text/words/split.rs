@@ -1,13 +1,13 @@
 //! Two configurations at once.
 
 use super::sentence::Words;
-use crate::diagnosis::{EndOlder, Finding, How, Split, Stale};
+use crate::diagnosis::{Finding, Split, Stale};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
 use crate::text::units::{count, pids, s};
 
 pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
-    let Split { sockets, stale_sockets, stale_percent, newest_pid, silent, remedy, .. } = split;
+    let Split { sockets, stale_sockets, stale_percent, newest_pid, silent, .. } = split;
     let older = processes(look, &finding.pids);
     let program = |pid: &i32| look.processes.get(pid).map(|process| &process.program);
     let newest = if finding.pids.iter().all(|pid| program(pid) == program(newest_pid)) {
@@ -29,7 +29,7 @@ pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
              connections over all sockets by a hash of addresses and ports, whoever has the right \
              configuration{silent}"
         ),
-        remedy: end(&finding.pids, remedy),
+        remedy: end(look, &finding.pids),
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) fn stale(look: &Look, finding: &Finding, stale: &Stale) -> Words {
         Some(newest) => format!("beside {}", process(look, newest)),
         None => "and nobody else does".to_owned(),
     };
-    let mut remedy = end(&finding.pids, &stale.remedy);
+    let mut remedy = end(look, &finding.pids);
     if let Some(service) = &finding.service {
         let proof = "proves that older generations have stopped, or ends them";
         remedy.insert(0, format!("bindonce reload --name {service}   # {proof}"));
@@ -66,24 +66,34 @@ pub(super) fn and_more(listeners: usize) -> String {
 }
 
 /// How older processes are ended.
-fn end(older: &[i32], EndOlder { how, unsupervised }: &EndOlder) -> Vec<String> {
+fn end(look: &Look, older: &[i32]) -> Vec<String> {
     let all = pids(older);
-    let kill =
-        |why| format!("kill -TERM {all}; kill -CONT {all}   # {why}: this ends its connections");
-    let now = match how {
-        How::Judge => {
-            return vec![format!(
-                "# if these belong together, all is well; else end the older: kill -TERM {all}"
-            )];
-        }
-        How::Finish(haproxies) => format!(
-            "kill -USR1 {}   # closes its listeners, finishes its connections",
-            pids(haproxies)
-        ),
-        How::End => kill("told to stop and did not"),
-        How::EndStopped => kill("it is stopped"),
-    };
-    let prevention = "# so that it cannot happen again: bindonce run -- haproxy -f FILE binds the \
-                      address once";
-    std::iter::once(now).chain(unsupervised.then(|| prevention.to_owned())).collect()
+    let processes = look.processes_of(older);
+    let haproxies = processes.iter().filter(|process| process.is_haproxy());
+    let haproxies: Vec<i32> = haproxies.map(|process| process.pid).collect();
+    if haproxies.is_empty() {
+        return vec![format!(
+            "# if these belong together, all is well; else end the older: kill -TERM {all}"
+        )];
+    }
+    let mut remedy = Vec::new();
+    if processes.iter().all(|process| process.stop_pending || process.is_stopped()) {
+        let stopped = processes.iter().any(|process| process.is_stopped());
+        let why = if stopped { "it is stopped" } else { "told to stop and did not" };
+        remedy.push(format!(
+            "kill -TERM {all}; kill -CONT {all}   # {why}: this ends its connections"
+        ));
+    } else {
+        let haproxies = pids(&haproxies);
+        remedy.push(format!(
+            "kill -USR1 {haproxies}   # closes its listeners, finishes its connections"
+        ));
+    }
+    if older.iter().all(|pid| look.generation(*pid).is_none()) {
+        remedy.push(
+            "# so that it cannot happen again: bindonce run -- haproxy -f FILE binds the address once"
+                .to_owned(),
+        );
+    }
+    remedy
 }
