@@ -9,16 +9,24 @@ use serde_json::Value;
 use crate::harness::{finish, root};
 
 /// Package, floor, and the packages of ours that it may depend on.
-const FLOORS: [(&str, &[&str]); 9] = [
+const FLOORS: [(&str, &[&str]); 10] = [
     ("bindonce-core", &[]),
     ("bindonce-wire", &["bindonce-core"]),
     ("bindonce-sys", &["bindonce-core"]),
     ("bindonce", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
     ("bindonce-observe", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
     ("bindonce-broker", &["bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"]),
+    ("bindonce-haproxy", &["bindonce-core", "bindonce-sys"]),
     (
-        "bindonce-haproxy",
-        &["bindonce", "bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"],
+        "bindonce-supervisor",
+        &[
+            "bindonce",
+            "bindonce-core",
+            "bindonce-haproxy",
+            "bindonce-observe",
+            "bindonce-sys",
+            "bindonce-wire",
+        ],
     ),
     ("bindonce-doctor", &["bindonce", "bindonce-core", "bindonce-haproxy", "bindonce-sys"]),
     (
@@ -30,6 +38,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
             "bindonce-doctor",
             "bindonce-haproxy",
             "bindonce-observe",
+            "bindonce-supervisor",
             "bindonce-sys",
             "bindonce-wire",
         ],

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bindonce::{Client, Event, Follower};
 use bindonce_core::name::Name;
-use bindonce_haproxy::supervisor;
+use bindonce_supervisor as supervisor;
 
 /// How long one of them may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use bindonce_core::text::printable_lines;
-use bindonce_haproxy::{adopt, supervisor};
+use bindonce_supervisor::{self as supervisor, adopt};
 use bindonce_sys::log;
 
 /// Prints an error with its hint and gives the exit code: 2 for wrong usage, else 1.

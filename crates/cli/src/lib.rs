@@ -17,7 +17,7 @@ mod logging;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bindonce_haproxy::supervisor::{upgrade, watchdog};
+use bindonce_supervisor::{upgrade, watchdog};
 use bindonce_sys::{log, signals, spawn};
 use clap::{CommandFactory as _, Parser};
 
@@ -45,7 +45,7 @@ struct Globals {
     /// How log lines are written
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "human")]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_haproxy=debug
+    /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_supervisor=debug
     #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
 }

@@ -34,7 +34,7 @@ pub(crate) struct LogLevel(Targets);
 impl FromStr for LogLevel {
     type Err = String;
 
-    /// `info`, or `warn,bindonce_haproxy=debug`: the last word about a module counts.
+    /// `info`, or `warn,bindonce_supervisor=debug`: the last word about a module counts.
     fn from_str(text: &str) -> Result<Self, String> {
         let level = |name: &str| {
             // An empty word would be "error".
@@ -125,12 +125,13 @@ mod tests {
 
     #[test]
     fn a_level_is_for_everything_or_for_a_module() {
-        let LogLevel(said) = "warn, bindonce_haproxy=debug,bindonce_sys=off".parse().expect("good");
+        let LogLevel(said) =
+            "warn, bindonce_supervisor=debug,bindonce_sys=off".parse().expect("good");
         let enabled = |module, level| said.would_enable(module, &level);
         assert!(enabled("bindonce_broker", Level::WARN));
         assert!(!enabled("bindonce_broker", Level::INFO));
-        assert!(enabled("bindonce_haproxy::supervisor", Level::DEBUG));
-        assert!(!enabled("bindonce_haproxy", Level::TRACE));
+        assert!(enabled("bindonce_supervisor::handover", Level::DEBUG));
+        assert!(!enabled("bindonce_supervisor", Level::TRACE));
         assert!(!enabled("bindonce_sys", Level::ERROR));
         for bad in ["", "loud", "bindonce_sys=", "bindonce_sys=loud", "info,"] {
             assert!(bad.parse::<LogLevel>().is_err(), "{bad:?}");

@@ -1,10 +1,8 @@
-//! haproxy and other programs under bindonce: what they are told on the command line and in their
-//! configuration, and the generations of them.
+//! haproxy's languages: its configuration and command line ([`config`]), and what a running one
+//! tells of itself ([`stats`]). Text goes in and values come out; generations are started by
+//! `bindonce-supervisor`.
 
 #![forbid(unsafe_code)]
 
-pub mod adopt;
 pub mod config;
-pub mod program;
 pub mod stats;
-pub mod supervisor;

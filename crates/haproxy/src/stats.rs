@@ -106,8 +106,11 @@ fn timed_out(error: io::Error) -> io::Error {
     }
 }
 
-/// Connects without waiting: where the queue is full, nobody takes the connection anyway.
-pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+/// Connects to a stats socket without waiting: where the queue is full, nobody takes the connection anyway.
+///
+/// # Errors
+/// Those of socket(2) and connect(2).
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bindonce_haproxy::supervisor::upgrade;
+use bindonce_supervisor::upgrade;
 use serde_json::Value;
 
 /// No generation has a higher number, and no time is later.

@@ -14,7 +14,7 @@ use bindonce::{Claim, Client, Give, ListenerInfo, State};
 use bindonce_core::adoption::{self, Plan};
 use bindonce_core::duration;
 use bindonce_core::listener::{ListenSpec, Listener};
-use bindonce_haproxy::adopt::{self, Error, Migration, Retired, Running, Served};
+use bindonce_supervisor::adopt::{self, Error, Migration, Retired, Running, Served};
 use bindonce_sys::process;
 
 use crate::Globals;

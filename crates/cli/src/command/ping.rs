@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
-use bindonce_haproxy::supervisor::control_socket;
+use bindonce_supervisor::control_socket;
 use serde::Deserialize;
 
 use super::print;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
-use bindonce_haproxy::supervisor;
+use bindonce_supervisor as supervisor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::name::Name;
-use bindonce_haproxy::supervisor::control_socket;
+use bindonce_supervisor::control_socket;
 use bindonce_wire::result::UpgradeResult;
 use serde::Deserialize;
 

@@ -11,7 +11,7 @@
 //! - every wait has a deadline and an action when it passes;
 //! - every caller is answered exactly once.
 //!
-//! The supervisor in `bindonce-haproxy` performs the actions.
+//! `bindonce-supervisor` performs the actions.
 
 mod ending;
 mod handover;

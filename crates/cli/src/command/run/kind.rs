@@ -8,8 +8,8 @@ use bindonce_core::duration;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::{InvalidName, Name};
 use bindonce_haproxy::config;
-use bindonce_haproxy::program::{self, Numbers, Program, Readiness, Variable};
-use bindonce_haproxy::supervisor::{Haproxy, Kind};
+use bindonce_supervisor::program::{self, Numbers, Program, Readiness, Variable};
+use bindonce_supervisor::{Haproxy, Kind};
 use bindonce_sys::signals::Signal;
 use clap::error::ErrorKind;
 

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
-use bindonce_haproxy::supervisor::{self, Ended, Settings};
+use bindonce_supervisor::{self as supervisor, Ended, Settings};
 use bindonce_sys::log;
 
 use crate::{Globals, logging};

@@ -29,7 +29,7 @@ use super::directory::Directory;
 use super::listeners::{Held, Known};
 use super::readiness::Notifications;
 use super::{Error, Kind, Settings, broker};
-use crate::config::{Messages, Rendering};
+use bindonce_haproxy::config::{Messages, Rendering};
 
 /// Variables that are for the supervisor, or for a broker that it starts, alone.
 pub(super) fn not_theirs() -> Vec<std::ffi::OsString> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bindonce_core::name::Name;
 
-use crate::config;
+use bindonce_haproxy::config;
 
 /// Why a supervisor or a generation could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,10 @@
 //! processes, admin connections, clients) is a task that sends a [`Message`], so that
 //! nothing happens between two steps of a decision.
 
+#![forbid(unsafe_code)]
+
 mod admin;
+pub mod adopt;
 mod announce;
 mod asked;
 mod broker;
@@ -31,6 +34,7 @@ mod perform;
 mod pid_file;
 mod place;
 mod process;
+pub mod program;
 mod promise;
 mod proof;
 mod readiness;

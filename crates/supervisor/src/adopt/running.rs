@@ -16,8 +16,8 @@ use bindonce_sys::{diag, holders, identity, process};
 
 use super::Error;
 use super::exported::exported;
-use crate::config::{Command, Rendering, Supplied, System};
-use crate::stats;
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::stats;
 
 /// A program and duplicates of its listening sockets.
 #[derive(Debug)]

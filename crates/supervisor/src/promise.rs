@@ -9,7 +9,7 @@ use bindonce_sys::tree;
 
 use super::report::Story;
 use super::{Error, Supervisor};
-use crate::config::Rendering;
+use bindonce_haproxy::config::Rendering;
 
 /// What the newest generation leaves of the listeners of the one that serves.
 #[derive(Debug, Clone, Default)]

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bindonce_sys::scm;
 
 use super::Error;
-use crate::stats;
+use bindonce_haproxy::stats;
 
 /// A socket that haproxy handed over.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::directory::{Saved, SavedGeneration};
 use super::listeners::Held;
 use super::process::Process;
 use super::{Error, Supervisor, broker};
-use crate::config::Messages;
+use bindonce_haproxy::config::Messages;
 
 /// How long a generation that was found may take to answer on its admin socket.
 const ANSWER: Duration = Duration::from_secs(2);

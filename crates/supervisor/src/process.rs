@@ -24,7 +24,7 @@ use super::report::{Story, milliseconds};
 use super::start::Launched;
 use super::watchdog::Duty;
 use super::{Ended, Message, Supervisor};
-use crate::config::Messages;
+use bindonce_haproxy::config::Messages;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
 /// its standard error open.

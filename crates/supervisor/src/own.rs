@@ -12,7 +12,7 @@ use bindonce_core::generation::GenerationId;
 use super::Supervisor;
 use super::generation::Generation;
 use super::watchdog::{Duty, Named};
-use crate::config::Rendering;
+use bindonce_haproxy::config::Rendering;
 
 /// What to do about an address that another generation cannot bind beside this one.
 pub(super) const UNSHARE: &str = "Remove `noreuseport` and `-dR`, or leave the address to bindonce or to a file: \

@@ -22,7 +22,7 @@ use super::admin::Admin;
 use super::foreign::{self, LOOKS};
 use super::report::Story;
 use super::{Message, Supervisor};
-use crate::config::Rendering;
+use bindonce_haproxy::config::Rendering;
 
 /// How long haproxy may take to tell what it listens on; what it does not tell is not held against it.
 const ANSWER: Duration = Duration::from_secs(1);

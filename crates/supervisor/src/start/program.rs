@@ -9,11 +9,11 @@ use bindonce_sys::inherit;
 use bindonce_sys::spawn::Launch;
 
 use super::{Order, passed};
-use crate::config::Messages;
+use crate::listeners::Held;
 use crate::program::{Numbers, Program, Readiness};
-use crate::supervisor::listeners::Held;
-use crate::supervisor::readiness::Notifications;
-use crate::supervisor::{Error, Settings};
+use crate::readiness::Notifications;
+use crate::{Error, Settings};
+use bindonce_haproxy::config::Messages;
 
 /// How the program is started with these listeners.
 pub(super) fn order(

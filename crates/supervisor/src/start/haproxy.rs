@@ -14,11 +14,11 @@ use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
 use super::{How, Order, Reading, not_theirs, passed};
-use crate::config::{Messages, Rendering, Supplied, System};
-use crate::supervisor::directory::Directory;
-use crate::supervisor::elsewhere;
-use crate::supervisor::listeners::Held;
-use crate::supervisor::{Error, Haproxy, Settings};
+use crate::directory::Directory;
+use crate::elsewhere;
+use crate::listeners::Held;
+use crate::{Error, Haproxy, Settings};
+use bindonce_haproxy::config::{Messages, Rendering, Supplied, System};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
@@ -36,7 +36,7 @@ const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
 
 /// A configuration that was read and rendered.
 #[derive(Debug)]
-pub(in crate::supervisor) struct Rendered {
+pub(crate) struct Rendered {
     pub(super) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,

@@ -10,7 +10,7 @@ use bindonce_sys::log;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::config::Messages;
+use bindonce_haproxy::config::Messages;
 
 /// How many lines are kept, and of how many bytes each.
 const LINES: usize = 40;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::admin::Admin;
-use crate::config::Rendering;
+use bindonce_haproxy::config::Rendering;
 
 /// How long the generation that serves may take to tell.
 const ANSWER: Duration = Duration::from_secs(2);

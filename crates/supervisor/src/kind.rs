@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{process, tree};
 
-use crate::config::Command;
 use crate::program::Program;
+use bindonce_haproxy::config::Command;
 
 /// What is supervised.
 #[derive(Debug, Clone)]
