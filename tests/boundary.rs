@@ -1,10 +1,10 @@
 //! What docs/security.md promises of the broker, attacked as the users that it names.
 //!
-//! Each of these attacks worked once. As root the attackers are other users; without root, the
-//! user of the tests is the attacker where the rules make it one.
+//! Each of these attacks worked once. As root the attackers are other users, and each is made against root's broker and
+//! that of an ordinary user; without root, the user of the tests is the attacker where the rules make it one.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
 
 use nix::unistd::geteuid;
@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use crate::harness::{Process, Scene, bindonce, finish, skip};
 
 /// A program in Python, run as the user of the tests; `become` in it makes that another one.
-fn program(scene: &Scene, text: &str) -> Command {
+pub(crate) fn program(scene: &Scene, text: &str) -> Command {
     let library = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/stranger.py");
     let library = fs::read_to_string(library).expect("the library");
     let file = scene.write("stranger.py", &(library + "\n" + text));
@@ -23,15 +23,37 @@ fn program(scene: &Scene, text: &str) -> Command {
 
 /// What it says, a line each.
 #[track_caller]
-fn stranger(scene: &Scene, text: &str) -> Vec<String> {
+pub(crate) fn stranger(scene: &Scene, text: &str) -> Vec<String> {
     finish(&mut program(scene, text)).ok().lines().map(str::to_owned).collect()
 }
 
-/// A broker with a configuration, that everybody can connect to.
+/// Somebody who is not root.
+pub(crate) const ORDINARY: u32 = 54_399;
+
+/// Whose brokers are attacked: this user's, and as root an ordinary user's, too.
+pub(crate) fn brokers() -> impl Iterator<Item = Option<u32>> {
+    let ordinary = geteuid().is_root().then_some(Some(ORDINARY));
+    [None].into_iter().chain(ordinary)
+}
+
+/// A broker with a configuration, that everybody can connect to; of this user, or of another.
 #[track_caller]
-fn serve(scene: &Scene, config: &str) -> Process {
+pub(crate) fn serve(scene: &Scene, config: &str, user: Option<u32>) -> Process {
     let file = scene.write("broker.toml", config);
-    let mut process = Process::start(scene.bindonce("serve").arg("--config").arg(&file));
+    let mut command = match user {
+        None => scene.command(bindonce()),
+        Some(user) => {
+            chown(scene.path("."), Some(user), Some(user)).expect("a directory of its own");
+            let binary = scene.path("bindonce");
+            fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
+            let mut command = scene.command("setpriv");
+            command.args([format!("--reuid={user}"), format!("--regid={user}")]);
+            command.arg("--clear-groups").arg(binary);
+            command
+        }
+    };
+    command.args(["serve", "--socket"]).arg(scene.socket()).arg("--config").arg(file);
+    let mut process = Process::start(&mut command);
     open(scene, &mut process);
     process
 }
@@ -48,43 +70,45 @@ fn rights_are_of_who_connected_not_of_a_pid() {
     if !geteuid().is_root() {
         return skip("needs root, to be users of several groups");
     }
-    let scene = Scene::new();
-    let _broker = serve(&scene, "[[rule]]\ngid = 54321\nallow = ['bind']\n");
-    // The process that connected comes to have the group, and so would whoever got its pid.
-    let said = stranger(
-        &scene,
-        "broker = Broker()\n\
-         say(broker.bind('127.0.0.1:9001')[:6])\n\
-         os.setgroups([54321])\n\
-         say(broker.bind('127.0.0.1:9001')[:6])\n\
-         os.setgid(54321)\n\
-         say(broker.bind('127.0.0.1:9001')[:6])\n",
-    );
-    assert_eq!(said, ["-32002", "-32002", "-32002"]);
-    // The other way: it is the connection's, also when its process has given the group away or ended.
-    let said = stranger(
-        &scene,
-        "become(65534, [1, 54321, 2])\n\
-         broker = Broker()\n\
-         say(broker.bind('127.0.0.1:9001'))\n\
-         if os.fork(): os._exit(0)\n\
-         say(broker.bind('127.0.0.1:9002'))\n",
-    );
-    assert_eq!(said, ["ok", "ok"]);
-    // Also under the next image of the broker.
-    let said = stranger(
-        &scene,
-        "os.setgroups([54321])\n\
-         broker = Broker()\n\
-         os.setgroups([])\n\
-         say(broker.bind('127.0.0.1:9001'))\n\
-         os.kill(int(open(sys.argv[1] + '.lock').read()), 10)\n\
-         for _ in range(100):\n\
-         \x20   time.sleep(0.05)\n\
-         \x20   if 'upgraded' in open(sys.argv[1] + '.events').read(): break\n\
-         say(broker.bind('127.0.0.1:9003'))\n",
-    );
-    assert_eq!(said, ["ok", "ok"]);
+    for user in brokers() {
+        let scene = Scene::new();
+        let _broker = serve(&scene, "[[rule]]\ngid = 54321\nallow = ['bind']\n", user);
+        // The process that connected comes to have the group, and so would whoever got its pid.
+        let said = stranger(
+            &scene,
+            "broker = Broker()\n\
+             say(broker.bind('127.0.0.1:9001')[:6])\n\
+             os.setgroups([54321])\n\
+             say(broker.bind('127.0.0.1:9001')[:6])\n\
+             os.setgid(54321)\n\
+             say(broker.bind('127.0.0.1:9001')[:6])\n",
+        );
+        assert_eq!(said, ["-32002", "-32002", "-32002"]);
+        // The other way: it is the connection's, also when its process has given the group away or ended.
+        let said = stranger(
+            &scene,
+            "become(65534, [1, 54321, 2])\n\
+             broker = Broker()\n\
+             say(broker.bind('127.0.0.1:9001'))\n\
+             if os.fork(): os._exit(0)\n\
+             say(broker.bind('127.0.0.1:9002'))\n",
+        );
+        assert_eq!(said, ["ok", "ok"]);
+        // Also under the next image of the broker.
+        let said = stranger(
+            &scene,
+            "os.setgroups([54321])\n\
+             broker = Broker()\n\
+             os.setgroups([])\n\
+             say(broker.bind('127.0.0.1:9001'))\n\
+             os.kill(int(open(sys.argv[1] + '.lock').read()), 10)\n\
+             for _ in range(100):\n\
+             \x20   time.sleep(0.05)\n\
+             \x20   if 'upgraded' in open(sys.argv[1] + '.events').read(): break\n\
+             say(broker.bind('127.0.0.1:9003'))\n",
+        );
+        assert_eq!(said, ["ok", "ok"]);
+    }
 }
 
 #[test]
@@ -110,8 +134,7 @@ fn a_user_that_the_broker_cannot_name_is_nobody() {
 }
 
 /// A process that has many descriptors, so that a look through /proc takes a while.
-const CROWD: &str = "import resource\n\
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+const CROWD: &str = "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
     many = min(20000, most - 100)\n\
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n\
     null = os.open('/dev/null', 0)\n\
@@ -128,63 +151,72 @@ const COST: &str = "pid = int(open(sys.argv[1] + '.lock').read())\n\
 
 #[test]
 fn asking_for_an_occupied_address_costs_the_broker_next_to_nothing() {
-    let scene = Scene::new();
-    let _broker = serve(&scene, "");
-    let mut crowd = Process::start(&mut program(&scene, CROWD));
-    crowd.wait_line("crowded");
-    let attack = "occupied = socket.create_server(('127.0.0.1', 0))\n\
-        address = '127.0.0.1:%d' % occupied.getsockname()[1]\n\
-        brokers = [Broker() for _ in range(20)]\n\
-        begun, most = cpu(), 0\n\
-        for _ in range(20):\n\
-        \x20   for broker in brokers: broker.send('bind', {'listen': address})\n\
-        \x20   for broker in brokers:\n\
-        \x20       assert broker.reply()['error']['code'] == -32005\n\
-        \x20       most = max(most, threads())\n\
-        say(most, cpu() - begun)\n\
-        answer = ''\n\
-        for _ in range(100):\n\
-        \x20   answer = brokers[0].bind(address)\n\
-        \x20   if 'held by' in answer: break\n\
-        \x20   time.sleep(0.1)\n\
-        say(answer)\n\
-        say(brokers[0].call('bind', {'address': 'broker.example', 'port': 80}))\n";
-    let said = stranger(&scene, &format!("{COST}{attack}"));
-    let (threads, cpu) = said[0].split_once(' ').expect("two numbers");
-    // One thread looks for all of them, beside the one that serves and the one that logs.
-    assert!(threads.parse::<u32>().expect("a number") <= 3, "{said:?}");
-    // Each look through that crowd takes 20 ms or more: 400 on this thread would take 8 s.
-    assert!(cpu.parse::<f64>().expect("a number") < 2.0, "{said:?}");
-    assert!(said[1].contains("held by pid "), "{said:?}");
-    assert!(said[2].starts_with("-32602 ") && said[2].contains("not looked up"), "{said:?}");
+    for user in brokers() {
+        let scene = Scene::new();
+        let _broker = serve(&scene, "", user);
+        // Unless it is root's, a broker sees the descriptors of its own user alone, and of processes that may be traced.
+        let own =
+            user.map(|user| format!("become({user})\nctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"));
+        let own = own.unwrap_or_default();
+        let mut crowd =
+            Process::start(&mut program(&scene, &format!("import resource\n{own}{CROWD}")));
+        crowd.wait_line("crowded");
+        let attack = "occupied = socket.create_server(('127.0.0.1', 0))\n\
+            address = '127.0.0.1:%d' % occupied.getsockname()[1]\n\
+            brokers = [Broker() for _ in range(20)]\n\
+            begun, most = cpu(), 0\n\
+            for _ in range(20):\n\
+            \x20   for broker in brokers: broker.send('bind', {'listen': address})\n\
+            \x20   for broker in brokers:\n\
+            \x20       assert broker.reply()['error']['code'] == -32005\n\
+            \x20       most = max(most, threads())\n\
+            say(most, cpu() - begun)\n\
+            answer = ''\n\
+            for _ in range(100):\n\
+            \x20   answer = brokers[0].bind(address)\n\
+            \x20   if 'held by' in answer: break\n\
+            \x20   time.sleep(0.1)\n\
+            say(answer)\n\
+            say(brokers[0].call('bind', {'address': 'broker.example', 'port': 80}))\n";
+        let said = stranger(&scene, &format!("{own}{COST}{attack}"));
+        let (threads, cpu) = said[0].split_once(' ').expect("two numbers");
+        // One thread looks for all of them, beside the one that serves and the one that logs.
+        assert!(threads.parse::<u32>().expect("a number") <= 3, "{said:?}");
+        // Each look through that crowd takes 20 ms or more: 400 on this thread would take 8 s.
+        assert!(cpu.parse::<f64>().expect("a number") < 2.0, "{said:?}");
+        assert!(said[1].contains("held by pid "), "{said:?}");
+        assert!(said[2].starts_with("-32602 ") && said[2].contains("not looked up"), "{said:?}");
+    }
 }
 
 #[test]
 fn listeners_that_fall_at_once_take_no_thread_each() {
-    let scene = Scene::new();
-    if !scene.is_isolated() {
-        return skip("needs a network namespace of its own, for hundreds of ports");
+    for user in brokers() {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return skip("needs a network namespace of its own, for hundreds of ports");
+        }
+        let mut broker = serve(&scene, "", user);
+        let attack = "import ctypes, struct\n\
+            libc, none = ctypes.CDLL(None), struct.pack('HH12x', 0, 0)\n\
+            broker, good, most = Broker(), Broker(), 0\n\
+            broker.bind('127.0.0.1:9000-9599')\n\
+            while len(broker.descriptors) < 600:\n\
+            \x20   broker.descriptors += socket.recv_fds(broker.socket, 65536, 253)[1]\n\
+            for number in broker.descriptors: assert libc.connect(number, none, 16) == 0\n\
+            for _ in range(200):\n\
+            \x20   good.call('ping')\n\
+            \x20   most = max(most, threads())\n\
+            good.send('list')\n\
+            listeners = good.reply()['result']['listeners']\n\
+            say(most, sum(entry['listening'] for entry in listeners))\n";
+        let said = stranger(&scene, &format!("{COST}{attack}"));
+        let (threads, listening) = said[0].split_once(' ').expect("two numbers");
+        assert!(threads.parse::<u32>().expect("a number") <= 3, "{said:?}");
+        assert_eq!(listening, "600");
+        let line = broker.wait_line("listeners had left LISTEN");
+        assert!(line.contains("count="), "{line}");
     }
-    let mut broker = serve(&scene, "");
-    let attack = "import ctypes, struct\n\
-        libc, none = ctypes.CDLL(None), struct.pack('HH12x', 0, 0)\n\
-        broker, good, most = Broker(), Broker(), 0\n\
-        broker.bind('127.0.0.1:9000-9599')\n\
-        while len(broker.descriptors) < 600:\n\
-        \x20   broker.descriptors += socket.recv_fds(broker.socket, 65536, 253)[1]\n\
-        for number in broker.descriptors: assert libc.connect(number, none, 16) == 0\n\
-        for _ in range(200):\n\
-        \x20   good.call('ping')\n\
-        \x20   most = max(most, threads())\n\
-        good.send('list')\n\
-        listeners = good.reply()['result']['listeners']\n\
-        say(most, sum(entry['listening'] for entry in listeners))\n";
-    let said = stranger(&scene, &format!("{COST}{attack}"));
-    let (threads, listening) = said[0].split_once(' ').expect("two numbers");
-    assert!(threads.parse::<u32>().expect("a number") <= 3, "{said:?}");
-    assert_eq!(listening, "600");
-    let line = broker.wait_line("listeners had left LISTEN");
-    assert!(line.contains("count="), "{line}");
 }
 
 #[test]
@@ -193,7 +225,7 @@ fn a_large_claim_is_made_in_turns() {
     if !scene.is_isolated() {
         return skip("needs a network namespace of its own, for thousands of ports");
     }
-    let _broker = serve(&scene, "");
+    let _broker = serve(&scene, "", None);
     // All of it lies before the broker when it goes on, the large one first.
     let attack = "import signal\n\
         pid = int(open(sys.argv[1] + '.lock').read())\n\
@@ -252,32 +284,35 @@ fn a_service_is_joined_by_whom_a_rule_says_and_root_takes_it_back() {
     if !geteuid().is_root() {
         return skip("needs root, to be two users");
     }
-    let scene = Scene::new();
-    let config = rules("allow = ['use']\naddresses = ['127.0.0.1:9000']\nservices = ['edge-*']");
-    let mut broker = serve(&scene, &config);
-    let attack = "root = Broker()\n\
-        start, end = os.pipe()\n\
-        if os.fork() == 0:\n\
-        \x20   become(65534)\n\
-        \x20   broker, other = Broker(), Broker()\n\
-        \x20   for handover in (True, False):\n\
-        \x20       one = {'service': 'haproxy', 'generation': 1, 'state': 'serving', 'handover': handover}\n\
-        \x20       say(broker.call('join', one))\n\
-        \x20   say(other.call('join', {'service': 'edge-1', 'state': 'serving', 'handover': True}))\n\
-        \x20   os.write(end, b'x')\n\
-        \x20   say('cut', other.socket.recv(100))\n\
-        \x20   os._exit(0)\n\
-        os.read(start, 1)\n\
-        say(root.call('join', {'service': 'haproxy', 'generation': 1, 'state': 'serving'}))\n\
-        say(Broker().call('join', {'service': 'edge-1', 'generation': 7, 'state': 'serving'}))\n\
-        os.wait()\n";
-    let mut said = stranger(&scene, attack);
-    said.sort_unstable();
-    assert_eq!(said[2..], ["cut b''", "ok", "ok", "ok"], "{said:?}");
-    assert!(said[..2].iter().all(|text| text.starts_with("-32002 ")), "{said:?}");
-    let line = broker.wait_line("may not join");
-    assert!(line.contains("services = ") && line.contains("haproxy"), "{line}");
-    broker.wait_line("taken the name of the service back");
+    for user in brokers() {
+        let scene = Scene::new();
+        let config =
+            rules("allow = ['use']\naddresses = ['127.0.0.1:9000']\nservices = ['edge-*']");
+        let mut broker = serve(&scene, &config, user);
+        let attack = "root = Broker()\n\
+            start, end = os.pipe()\n\
+            if os.fork() == 0:\n\
+            \x20   become(65534)\n\
+            \x20   broker, other = Broker(), Broker()\n\
+            \x20   for handover in (True, False):\n\
+            \x20       one = {'service': 'haproxy', 'generation': 1, 'state': 'serving', 'handover': handover}\n\
+            \x20       say(broker.call('join', one))\n\
+            \x20   say(other.call('join', {'service': 'edge-1', 'state': 'serving', 'handover': True}))\n\
+            \x20   os.write(end, b'x')\n\
+            \x20   say('cut', other.socket.recv(100))\n\
+            \x20   os._exit(0)\n\
+            os.read(start, 1)\n\
+            say(root.call('join', {'service': 'haproxy', 'generation': 1, 'state': 'serving'}))\n\
+            say(Broker().call('join', {'service': 'edge-1', 'generation': 7, 'state': 'serving'}))\n\
+            os.wait()\n";
+        let mut said = stranger(&scene, attack);
+        said.sort_unstable();
+        assert_eq!(said[2..], ["cut b''", "ok", "ok", "ok"], "{said:?}");
+        assert!(said[..2].iter().all(|text| text.starts_with("-32002 ")), "{said:?}");
+        let line = broker.wait_line("may not join");
+        assert!(line.contains("services = ") && line.contains("haproxy"), "{line}");
+        broker.wait_line("taken the name of the service back");
+    }
 }
 
 #[test]
@@ -285,22 +320,24 @@ fn a_listener_is_named_by_whom_a_rule_says() {
     if !geteuid().is_root() {
         return skip("needs root, to be two users");
     }
-    let scene = Scene::new();
-    let config = rules("allow = ['bind']\naddresses = ['*:9000-9999']\nnames = ['app-*']");
-    let _broker = serve(&scene, &config);
-    let said = stranger(
-        &scene,
-        "root = Broker()\n\
-         if os.fork() == 0:\n\
-         \x20   become(65534)\n\
-         \x20   broker = Broker()\n\
-         \x20   for text in ('web=127.0.0.1:9001', '127.0.0.1:9001', 'app-1=127.0.0.1:9002'):\n\
-         \x20       say(broker.bind(text)[:6])\n\
-         \x20   os._exit(0)\n\
-         os.wait()\n\
-         say(root.bind('web=127.0.0.1:9003'))\n",
-    );
-    assert_eq!(said, ["-32002", "ok", "ok", "ok"]);
+    for user in brokers() {
+        let scene = Scene::new();
+        let config = rules("allow = ['bind']\naddresses = ['*:9000-9999']\nnames = ['app-*']");
+        let _broker = serve(&scene, &config, user);
+        let said = stranger(
+            &scene,
+            "root = Broker()\n\
+             if os.fork() == 0:\n\
+             \x20   become(65534)\n\
+             \x20   broker = Broker()\n\
+             \x20   for text in ('web=127.0.0.1:9001', '127.0.0.1:9001', 'app-1=127.0.0.1:9002'):\n\
+             \x20       say(broker.bind(text)[:6])\n\
+             \x20   os._exit(0)\n\
+             os.wait()\n\
+             say(root.bind('web=127.0.0.1:9003'))\n",
+        );
+        assert_eq!(said, ["-32002", "ok", "ok", "ok"]);
+    }
 }
 
 #[test]
@@ -308,39 +345,42 @@ fn what_is_kept_for_clients_has_a_limit() {
     if !geteuid().is_root() {
         return skip("needs root, to be several users");
     }
-    let scene = Scene::new();
-    let mut broker = serve(&scene, &rules("allow = ['use']\naddresses = ['127.0.0.1:9000']"));
-    let attack = "long = b'{\"method\":\"ping\",\"params\":[\"' + b'x' * 1000000\n\
-        def fill(uid, count):\n\
-        \x20   if os.fork() == 0:\n\
-        \x20       become(uid)\n\
-        \x20       cut, kept = 0, []\n\
-        \x20       for _ in range(count):\n\
-        \x20           try:\n\
-        \x20               broker = Broker()\n\
-        \x20               kept.append(broker)\n\
-        \x20               broker.socket.sendall(long)\n\
-        \x20           except OSError: cut += 1\n\
-        \x20       other = Broker()\n\
-        \x20       say(uid, cut > count // 2)\n\
-        \x20       os._exit(0)\n\
-        \x20   os.wait()\n\
-        good = Broker()\n\
-        fill(65534, 100)\n\
-        for uid in range(1000, 1010): fill(uid, 100)\n\
-        good.socket.sendall(long + b'\"]}\\n')\n\
-        say(good.reply()['error']['code'])\n\
-        status = open('/proc/%s/status' % open(sys.argv[1] + '.lock').read().strip()).read()\n\
-        say(status.split('VmHWM:')[1].split()[0])\n";
-    let said = stranger(&scene, attack);
-    assert_eq!(said.len(), 13, "{said:?}");
-    assert!(said[..11].iter().all(|text| text.ends_with("True")), "{said:?}");
-    assert_eq!(said[11], "-32602", "a long request of root's is read to its end");
-    // Without a limit it would be 100 MiB for each of them.
-    assert!(said[12].parse::<u32>().expect("KiB") < 60_000, "{said:?}");
-    let story = broker.story();
-    let cut = story.lines().filter(|line| line.contains("buffered_bytes")).count();
-    assert!((1..=11 * 12).contains(&cut), "{cut} lines");
+    for user in brokers() {
+        let scene = Scene::new();
+        let mut broker =
+            serve(&scene, &rules("allow = ['use']\naddresses = ['127.0.0.1:9000']"), user);
+        let attack = "long = b'{\"method\":\"ping\",\"params\":[\"' + b'x' * 1000000\n\
+            def fill(uid, count):\n\
+            \x20   if os.fork() == 0:\n\
+            \x20       become(uid)\n\
+            \x20       cut, kept = 0, []\n\
+            \x20       for _ in range(count):\n\
+            \x20           try:\n\
+            \x20               broker = Broker()\n\
+            \x20               kept.append(broker)\n\
+            \x20               broker.socket.sendall(long)\n\
+            \x20           except OSError: cut += 1\n\
+            \x20       other = Broker()\n\
+            \x20       say(uid, cut > count // 2)\n\
+            \x20       os._exit(0)\n\
+            \x20   os.wait()\n\
+            good = Broker()\n\
+            fill(65534, 100)\n\
+            for uid in range(1000, 1010): fill(uid, 100)\n\
+            good.socket.sendall(long + b'\"]}\\n')\n\
+            say(good.reply()['error']['code'])\n\
+            status = open('/proc/%s/status' % open(sys.argv[1] + '.lock').read().strip()).read()\n\
+            say(status.split('VmHWM:')[1].split()[0])\n";
+        let said = stranger(&scene, attack);
+        assert_eq!(said.len(), 13, "{said:?}");
+        assert!(said[..11].iter().all(|text| text.ends_with("True")), "{said:?}");
+        assert_eq!(said[11], "-32602", "a long request of root's is read to its end");
+        // Without a limit it would be 100 MiB for each of them.
+        assert!(said[12].parse::<u32>().expect("KiB") < 60_000, "{said:?}");
+        let story = broker.story();
+        let cut = story.lines().filter(|line| line.contains("buffered_bytes")).count();
+        assert!((1..=11 * 12).contains(&cut), "{cut} lines");
+    }
 }
 
 #[test]
@@ -348,25 +388,28 @@ fn a_client_writes_some_lines_of_the_log_and_not_more() {
     if !geteuid().is_root() {
         return skip("needs root, to be another user");
     }
-    let scene = Scene::new();
-    let mut broker = serve(&scene, &rules("allow = ['bind', 'release']\naddresses = ['*:9000']"));
-    let said = stranger(
-        &scene,
-        "become(65534)\n\
-         broker = Broker()\n\
-         for _ in range(500):\n\
-         \x20   assert broker.bind('127.0.0.1:80')[:6] == '-32002'\n\
-         \x20   assert broker.call('join', {'service': 'haproxy', 'state': 'starting', 'handover': True})[:6] == '-32002'\n\
-         \x20   assert broker.bind('127.0.0.1:9000') == 'ok'\n\
-         \x20   os.close(broker.descriptors.pop())\n\
-         \x20   assert broker.call('release', '127.0.0.1:9000') == 'ok'\n\
-         say('done')\n",
-    );
-    assert_eq!(said, ["done"]);
-    let story = broker.story();
-    let count = |text: &str| story.lines().filter(|line| line.contains(text)).count();
-    // A test that takes longer than a period sees another few.
-    assert!((10..=60).contains(&count("denied:")), "{story}");
-    assert!((100..=400).contains(&count("listener opened")), "{story}");
-    assert!((100..=400).contains(&count("listener closed")), "{story}");
+    for user in brokers() {
+        let scene = Scene::new();
+        let mut broker =
+            serve(&scene, &rules("allow = ['bind', 'release']\naddresses = ['*:9000']"), user);
+        let said = stranger(
+            &scene,
+            "become(65534)\n\
+             broker = Broker()\n\
+             for _ in range(500):\n\
+             \x20   assert broker.bind('127.0.0.1:80')[:6] == '-32002'\n\
+             \x20   assert broker.call('join', {'service': 'haproxy', 'state': 'starting', 'handover': True})[:6] == '-32002'\n\
+             \x20   assert broker.bind('127.0.0.1:9000') == 'ok'\n\
+             \x20   os.close(broker.descriptors.pop())\n\
+             \x20   assert broker.call('release', '127.0.0.1:9000') == 'ok'\n\
+             say('done')\n",
+        );
+        assert_eq!(said, ["done"]);
+        let story = broker.story();
+        let count = |text: &str| story.lines().filter(|line| line.contains(text)).count();
+        // A test that takes longer than a period sees another few.
+        assert!((10..=60).contains(&count("denied:")), "{story}");
+        assert!((100..=400).contains(&count("listener opened")), "{story}");
+        assert!((100..=400).contains(&count("listener closed")), "{story}");
+    }
 }

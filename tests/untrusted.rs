@@ -9,10 +9,10 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::harness::{Process, Scene, eventually};
 
-const HOSTILE: &str =
+pub(crate) const HOSTILE: &str =
     "\x1b]0;OWNED\x07\x1b[2J\r\nbindonce: \x1b[32mall is well\x1b[0m \u{9b}2J\u{202e}";
 
-fn fit(what: &str, text: &str) {
+pub(crate) fn fit(what: &str, text: &str) {
     let obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     assert!(!text.contains(obeyed), "{what}: {text:?}");
     assert!(!text.lines().any(|line| line.starts_with("bindonce: \\u{1b}")), "{what}: {text:?}");

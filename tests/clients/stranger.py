@@ -1,5 +1,5 @@
 """What the tests of the boundary speak to the broker with, as another user: `broker.bind("web=:80")`."""
-import json, os, socket, sys, time
+import ctypes, json, os, signal, socket, sys, time
 
 class Broker:
     def __init__(self, path=sys.argv[1]):
@@ -37,3 +37,57 @@ def become(uid, groups=()):
 
 def say(*words):
     print(*words, flush=True)
+
+def attempts(paths, pids):
+    """What this process can do, of what it should not, to these files and processes."""
+    done, libc = [], ctypes.CDLL(None, use_errno=True)
+    def attempt(what, act):
+        try:
+            act()
+            done.append(what)
+        except OSError:
+            pass
+    def speak(path):
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(path)
+    for path in paths:
+        beside = path + ".planted"
+        attempt(f"connect to {path}", lambda: speak(path))
+        attempt(f"read {path}", lambda: os.close(os.open(path, os.O_RDONLY)))
+        attempt(f"write {path}", lambda: os.close(os.open(path, os.O_WRONLY)))
+        attempt(f"plant {beside}", lambda: os.close(os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600)))
+        attempt(f"link {beside}", lambda: os.symlink("/", beside))
+        attempt(f"move {path}", lambda: os.rename(path, beside))
+        attempt(f"chmod {path}", lambda: os.chmod(path, 0o777))
+        attempt(f"remove {path}", lambda: os.unlink(path))
+    for pid in pids:
+        attempt(f"signal {pid}", lambda: os.kill(pid, 0))
+        attempt(f"stop {pid}", lambda: signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGSTOP))
+        attempt(f"take a descriptor of {pid}", lambda: descriptor(os.pidfd_open(pid), 0))
+        for file in ("environ", "mem", "fd/0", "map_files", "root", "cwd"):
+            # Some of these are opened before anybody is asked, and then say nothing.
+            attempt(f"read {file} of {pid}", lambda: look(f"/proc/{pid}/{file}"))
+    return done
+
+def look(path):
+    if os.path.basename(path) in ("root", "cwd", "0"):
+        return os.readlink(path)
+    if os.path.basename(path) == "map_files":
+        return os.listdir(path)
+    with open(path, "rb", buffering=0) as file:
+        if not file.read(1):
+            raise OSError("nothing in it")
+
+def descriptor(process, number):
+    """A copy of a descriptor of another process (pidfd_getfd(2))."""
+    copy = ctypes.CDLL(None, use_errno=True).syscall(438, process, number, 0)
+    if copy < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return copy
+
+def all_of(pid):
+    """A copy of each descriptor of another process, by its number: what code that runs in it has."""
+    process, copies = os.pidfd_open(pid), {}
+    for number in map(int, os.listdir(f"/proc/{pid}/fd")):
+        copies[number] = descriptor(process, number)
+    return copies

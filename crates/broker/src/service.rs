@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_sys::notify::STARTER;
 use bindonce_sys::{memory, notify};
 use tokio::time::{MissedTickBehavior, sleep};
 
@@ -21,10 +22,6 @@ pub(crate) fn tell(state: &str) {
         tracing::warn!(%error, state, "cannot tell the service manager");
     }
 }
-
-/// The variable that names the socket of whoever started this broker for itself, as
-/// `bindonce run` does, and waits for its word: READY=1, once, in the manner of sd_notify(3).
-const STARTER: &str = "BINDONCE_READY";
 
 /// Lets go of what the start or something large has needed and serving does not.
 pub(crate) fn shrink() {

@@ -183,6 +183,22 @@ fn the_tokio_client_has_the_same_verbs() {
         let connect = tokio::net::TcpStream::connect(bound);
         let (accepted, connected) = tokio::join!(listener.accept(), connect);
         assert_eq!(accepted.expect("accept").1, connected.expect("c").local_addr().expect("a"));
+        let path = broker.socket().with_file_name("app.sock");
+        let wanted = [format!("app=unix@{}", path.display()), "dns=udp4@127.0.0.1:0".to_owned()];
+        let wanted: Vec<_> = wanted.iter().map(|text| text.as_str().into()).collect();
+        let mut leases = client.claim(&wanted).await.expect("claim").into_iter();
+        let (app, dns) = (leases.next().expect("a path"), leases.next().expect("UDP"));
+        let bound = dns.bound().to_owned();
+        let (app, dns) = (app.into_tokio_unix_listener(), dns.into_tokio_udp_socket());
+        let (app, dns) = (app.expect("a UNIX listener"), dns.expect("a UDP socket"));
+        let (accepted, _connected) =
+            tokio::join!(app.accept(), tokio::net::UnixStream::connect(&path));
+        accepted.expect("accept");
+        let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a peer");
+        peer.send_to(b"asked", bound.trim_start_matches("udp4@")).await.expect("send");
+        let mut text = [0; 16];
+        assert_eq!(dns.recv_from(&mut text).await.expect("receive").0, 5);
+        assert_eq!(client.release(&["app", "dns"]).await.expect("release"), ["app", "dns"]);
         assert_eq!(client.list().await.expect("list").listeners[0].name, "web");
         assert_eq!(client.release(&["web"]).await.expect("release"), ["web"]);
         assert!(client.status().await.expect("status").listeners.is_empty());

@@ -224,6 +224,23 @@ mod tests {
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     }
 
+    /// The broker's user may put anything there, and root reads it.
+    #[test]
+    fn a_pipe_in_its_place_is_not_waited_for() {
+        let directory = Directory::new("pipe");
+        let path = directory.0.join("events");
+        let pipe = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo");
+        assert!(pipe.success());
+        assert!(read(&path).is_err());
+        std::fs::remove_file(&path).expect("remove");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a device");
+        assert!(read(&path).is_err());
+        // Whoever writes them puts a file of its own in the place.
+        let journal = Journal::open(&path, None);
+        say(&journal, "one");
+        assert_eq!(texts(&Journal::open(&path, None)), ["one"]);
+    }
+
     #[test]
     fn the_file_is_bounded_and_nothing_but_the_oldest_is_lost() {
         let directory = Directory::new("bounded");

@@ -16,15 +16,14 @@ use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_observe::{Happening, Journal};
+use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::watch::Watch;
 use nix::sys::socket::UnixAddr;
 use tokio::net::UnixDatagram as Datagram;
 
+use super::readiness::Notifications;
 use super::{Error, start};
-
-/// The variable by which a broker is told where to say that it is ready.
-pub(super) const STARTER: &str = "BINDONCE_READY";
 
 /// How long a broker that was just started may take until it listens.
 const BROKER_UP: Duration = Duration::from_secs(10);
@@ -71,7 +70,7 @@ pub(super) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) ->
 
 async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> {
     // The broker says READY=1 here when it listens.
-    let notify = notify_socket().map_err(Error::system("make a socket for the broker's word"))?;
+    let notifications = Notifications::new()?;
     let mut command = Command::new("/proc/self/exe");
     for name in start::not_theirs() {
         command.env_remove(name);
@@ -80,7 +79,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
         .arg0("bindonce")
         .args(["serve", "--new-session", "--socket"])
         .arg(socket)
-        .env(STARTER, &notify.1)
+        .env(STARTER, notifications.address())
         .stdin(Stdio::null())
         .spawn()
         .map_err(Error::system("start a broker"))?;
@@ -92,7 +91,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     let failed = |story: String| Error::BrokerNotUp { socket: socket.to_owned(), story };
     let up = async {
         tokio::select! {
-            ready = wait_ready(&notify.0) => ready.map_err(Error::system("wait for the broker")),
+            ready = notifications.from(pid) => ready,
             gone = ended.readable() => {
                 gone.map(drop).map_err(Error::system("wait for the broker"))?;
                 Err(failed(format!("{}; see its message above", ending(&pidfd))))
@@ -129,17 +128,6 @@ pub(super) fn notify_socket() -> io::Result<(Datagram, String)> {
     let name = address.as_abstract_name().unwrap_or_default();
     let name = format!("@{}", String::from_utf8_lossy(name));
     Ok((Datagram::from_std(socket)?, name))
-}
-
-async fn wait_ready(socket: &Datagram) -> io::Result<()> {
-    let mut text = [0; 1024];
-    loop {
-        let received = socket.recv(&mut text).await?;
-        let text = text.get(..received).unwrap_or_default();
-        if text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
-            return Ok(());
-        }
-    }
 }
 
 /// How a child ended, in words; reaps it.

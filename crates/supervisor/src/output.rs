@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use bindonce_core::text::is_obeyed;
 use bindonce_sys::log;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
@@ -36,6 +37,20 @@ impl Tail {
     }
 }
 
+/// The text with what a terminal would obey shown as text; tabs and line feeds stay.
+fn shown(text: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(text);
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\t' | '\n' => out.push(c),
+            c if is_obeyed(c) => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out.into_bytes()
+}
+
 /// Passes on what comes through `stderr` until its last writer is gone.
 pub(super) async fn pass_on(
     stderr: OwnedFd,
@@ -49,7 +64,8 @@ pub(super) async fn pass_on(
         if (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        let text = messages.of_the_user(&line);
+        // haproxy has left root by now, and whoever has taken it over writes here.
+        let text = shown(&messages.of_the_user(&line));
         tail.push(&text);
         // Nobody may be listening; haproxy must not be held up by that.
         log::write(&text);

@@ -8,8 +8,9 @@ use std::ffi::OsStr;
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bindonce_core::event::Flood;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
@@ -29,6 +30,9 @@ use crate::program::Readiness;
 /// the new generation and the older one both accept.
 const CHECK_AGAIN: Duration = Duration::from_millis(10);
 const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
+
+/// Between two looks at who has said READY=1: each reads all of /proc.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The longest message that is read whole; what is longer is no READY=1 of a sane program.
 const LONGEST: usize = 4096;
@@ -54,7 +58,7 @@ impl Notifications {
         &self.address
     }
 
-    /// Waits until somebody says READY=1, and gives the pid.
+    /// Waits until somebody says READY=1, and gives the pid. Anybody on this host can say it.
     async fn ready(&self) -> io::Result<i32> {
         loop {
             let message = self.socket.async_io(Interest::READABLE, || self.receive()).await?;
@@ -62,6 +66,14 @@ impl Notifications {
                 return Ok(pid);
             }
         }
+    }
+
+    /// Waits until this process says READY=1.
+    pub(super) async fn from(&self, pid: i32) -> Result<(), Error> {
+        while self.ready().await.map_err(Error::system("receive the broker's word"))? != pid {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
     }
 
     /// Takes one message; the pid of its sender if it says READY=1.
@@ -130,18 +142,24 @@ async fn told(
     pid: i32,
     notifications: &Notifications,
 ) -> Result<&'static str, Error> {
+    let (begun, mut flood) = (Instant::now(), Flood::default());
     loop {
         let sender =
             notifications.ready().await.map_err(Error::system("receive the program's word"))?;
         if sender == pid || tree::members(pid).contains(&sender) {
             return Ok("it says so (READY=1)");
         }
-        tracing::warn!(
-            generation = id.0,
-            pid,
-            sender,
-            "READY=1 ignored: its sender is no process of this generation, or has ended already"
-        );
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let Some(left_out) = flood.on(now) {
+            tracing::warn!(
+                generation = id.0,
+                pid,
+                sender,
+                left_out,
+                "READY=1 ignored: its sender is no process of this generation, or has ended already"
+            );
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -18,6 +18,10 @@ use std::time::Duration;
 
 use crate::{inherit, scm};
 
+/// The variable that names the socket of whoever started a broker for itself, as `bindonce run` does, and waits
+/// for its word: READY=1, once, in the manner of sd_notify(3).
+pub const STARTER: &str = "BINDONCE_READY";
+
 /// Sends `state` (such as `READY=1` or `STATUS=...`) to the socket that
 /// `$NOTIFY_SOCKET` names, a path or `@` and an abstract name. False if there
 /// is none, which is the case outside a service manager.

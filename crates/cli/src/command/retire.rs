@@ -63,11 +63,11 @@ pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow
         },
     };
     let Retired { generation, pid, connections } = serde_json::from_value(answer)?;
-    let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    let pid = pid.map(|pid| format!(", pid {pid},")).unwrap_or_default();
     let lost = match connections {
         Some(1) => " with 1 connection".to_owned(),
         Some(connections) => format!(" with {connections} connections"),
         None => String::new(),
     };
-    Ok(format!("generation {generation}{pid}, was ended{lost}\n"))
+    Ok(format!("generation {generation}{pid} was ended{lost}\n"))
 }

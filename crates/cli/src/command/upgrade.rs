@@ -53,8 +53,8 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
     match client.call("upgrade", &serde_json::json!([])) {
         Ok(_) => {}
         Err(error) => {
-            if let Some(refusal) = error.refusal() {
-                bail!("service \"{name}\": {}", refusal.message);
+            if error.refusal().is_some() {
+                return Err(error).with_context(|| format!("service \"{name}\""));
             }
             // The new image does not know this connection: it has ended.
         }

@@ -20,6 +20,7 @@ use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::Listener;
 use bindonce_sys::inherit;
+use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
 
@@ -33,7 +34,7 @@ use bindonce_haproxy::config::{Messages, Rendering};
 
 /// Variables that are for the supervisor, or for a broker that it starts, alone.
 pub(super) fn not_theirs() -> Vec<std::ffi::OsString> {
-    inherit::SERVICE_MANAGER.into_iter().chain([broker::STARTER]).map(Into::into).collect()
+    inherit::SERVICE_MANAGER.into_iter().chain([STARTER]).map(Into::into).collect()
 }
 
 /// What a generation is started on; more than one may be.
