@@ -1,83 +1,14 @@
 //! What the registry says, in the words of the wire.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::rc::Rc;
-
-use bindonce_core::address::Address;
-use bindonce_core::listener::{Listener, Options};
-use bindonce_core::name::Name;
-use bindonce_core::policy::Denial;
-use bindonce_core::registry::{Generation, Held, Holder, Phase, Refusal, View};
-use bindonce_sys::options::{self, Change};
-use bindonce_sys::{Errno, diag, queue};
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{Holder, Phase, Refusal};
+use bindonce_sys::Errno;
 use bindonce_wire::message::Id;
 use bindonce_wire::params::State as WireState;
-use bindonce_wire::result::{
-    BrokerInfo, ChangedOption, GenerationInfo, HolderInfo, ListenerInfo, ServiceInfo, StatusResult,
-};
-use bindonce_wire::{ErrorCode, RpcError, text};
-use serde_json::{Map, Value};
+use bindonce_wire::{ErrorCode, RpcError};
 
-use crate::claiming::Denied;
-use crate::guard;
 use crate::inquiry::{Inquiry, Question};
-use crate::socket::Socket;
-use crate::state::State;
-
-/// This broker's version, as it tells its clients.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// The texts of a listener that never change, written once: one request may ask for thousands,
-/// again and again.
-#[derive(Debug)]
-pub(crate) struct Described {
-    /// Its address as asked for.
-    pub(crate) address: Box<str>,
-    /// The address that it has, if that is another.
-    bound: Option<Box<str>>,
-    /// What a reply says of it, from the value of `name` on, as long as it has no name.
-    reply: Vec<u8>,
-    /// Where in that what follows the name begins.
-    rest: usize,
-}
-
-impl Described {
-    /// Of a socket that is bound as the listener says.
-    pub(crate) fn new(listener: &Listener, bound: &Address, inode: u64) -> Self {
-        let address = listener.address.text().into_boxed_str();
-        let bound = (*bound != listener.address).then(|| bound.text().into_boxed_str());
-        let mut reply = Vec::with_capacity(3 * address.len() + 48);
-        if listener.options.is_empty() {
-            text::string(&mut reply, &address);
-        } else {
-            text::string(&mut reply, &Listener { name: None, ..listener.clone() }.label());
-        }
-        let rest = reply.len();
-        reply.extend_from_slice(br#","address":"#);
-        text::string(&mut reply, &address);
-        reply.extend_from_slice(br#","bound":"#);
-        text::string(&mut reply, bound.as_deref().unwrap_or(&address));
-        reply.extend_from_slice(br#","inode":"#);
-        text::number(&mut reply, inode);
-        Self { address, bound, reply, rest }
-    }
-
-    /// The address that it has.
-    pub(crate) fn bound(&self) -> &str {
-        self.bound.as_deref().unwrap_or(&self.address)
-    }
-
-    fn write(&self, reply: &mut Vec<u8>, name: Option<&Name>) {
-        match name {
-            Some(name) => {
-                text::string(reply, name.as_str());
-                reply.extend_from_slice(&self.reply[self.rest..]);
-            }
-            None => reply.extend_from_slice(&self.reply),
-        }
-    }
-}
+use crate::listeners::{Denied, Held};
 
 /// The reply to `bind`: what [`encode_result`] makes of a [`BindResult`] with these listeners.
 ///
@@ -85,7 +16,7 @@ impl Described {
 /// [`BindResult`]: bindonce_wire::result::BindResult
 pub(crate) fn bound<'a>(
     id: &Id,
-    listeners: impl Iterator<Item = (&'a Held<Socket>, bool)>,
+    listeners: impl Iterator<Item = (&'a Held, bool)>,
 ) -> serde_json::Result<Vec<u8>> {
     let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
     serde_json::to_writer(&mut text, id)?;
@@ -98,111 +29,6 @@ pub(crate) fn bound<'a>(
     }
     text.extend_from_slice(b"]}}\n");
     Ok(text)
-}
-
-/// Every listener, sorted by name, with its queue as the kernel has it now.
-///
-/// Only those that the caller may see.
-pub(crate) fn list(state: &State, may_see: impl Fn(&Listener) -> bool) -> Vec<ListenerInfo> {
-    let mut views = state.registry.list();
-    views.retain(|view| may_see(&view.held.listener));
-    let unix = unix_queues(&views);
-    let mut listeners: Vec<ListenerInfo> = views.iter().map(|view| info(view, &unix)).collect();
-    listeners.sort_by(|one, other| one.name.cmp(&other.name));
-    listeners
-}
-
-/// Everything about the broker.
-pub(crate) fn status(state: &State, may_see: impl Fn(&Listener) -> bool) -> StatusResult {
-    let services = state.registry.services().into_iter().map(|service| {
-        let generations = service.generations.into_iter().map(generation);
-        ServiceInfo::new(service.name.to_string(), generations.collect())
-    });
-    let (since, socket) = (state.since.to_string(), state.socket.display().to_string());
-    let mut broker = BrokerInfo::new(std::process::id(), VERSION, since, socket);
-    broker.upgrades = state.upgrade.count();
-    broker.listeners = state.registry.len();
-    broker.connections = state.registry.connections();
-    broker.descriptor_limit = state.descriptor_limit;
-    StatusResult::new(broker, list(state, may_see), services.collect())
-}
-
-fn generation(generation: Generation) -> GenerationInfo {
-    let Generation { generation, pid, phase, since, listeners } = generation;
-    let mut info = GenerationInfo::new(generation, pid, wire_state(phase), since.to_string());
-    info.listeners = listeners;
-    info
-}
-
-fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
-    let opened = &view.held.opened;
-    let listener = &view.held.listener;
-    let fd = std::os::fd::AsFd::as_fd(&*opened.handle.fd);
-    let queue = match listener.address {
-        Address::Tcp(_) => queue::accept_queue(fd).ok().map(|queue| queue.len),
-        Address::Udp(_) => None,
-        Address::Unix(_) | Address::Abstract(_) => unix.get(&opened.inode).copied(),
-    };
-    let mut info = ListenerInfo::new(
-        listener.label(),
-        listener.address.to_string(),
-        opened.bound.to_string(),
-        opened.inode,
-        view.held.since.to_string(),
-    );
-    info.options = said(&listener.options);
-    info.backlog = Some(opened.backlog).filter(|_| listener.address.listens());
-    info.queue = queue;
-    info.listening = !listener.address.listens() || queue::is_listening(fd);
-    info.cookie = opened.cookie;
-    info.exclusive = opened.exclusive && options::is_exclusive(fd);
-    info.repaired = opened.handle.care.repaired();
-    info.changed = guard::changes(view.held).iter().map(changed).collect();
-    info.tentative = view.held.tentative;
-    info.holders = view.holders.iter().map(holder).collect();
-    info
-}
-
-/// The queues of all UNIX listeners by inode, from one look at the kernel's
-/// books, which have no cheap call for a single one.
-fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
-    if views.iter().all(|view| view.held.listener.address.ip().is_some()) {
-        return HashMap::new();
-    }
-    let sockets = diag::unix().unwrap_or_default();
-    sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
-}
-
-fn changed(change: &Change) -> ChangedOption {
-    ChangedOption::new(change.option, change.was, change.now)
-}
-
-fn holder(holder: &Holder) -> HolderInfo {
-    let label = holder.label.as_ref();
-    let mut info = HolderInfo::new(holder.pid(), holder.peer.uid, holder.since.to_string());
-    info.service = label.map(|label| label.service.to_string());
-    info.generation = label.map(|label| label.generation);
-    info.state = label.map(|label| wire_state(label.phase));
-    info
-}
-
-/// The options that were said, each under its own word.
-fn said(options: &Options) -> Map<String, Value> {
-    let text = |value: &Option<String>| value.clone().map(Value::from);
-    let flag = |said: bool| said.then_some(Value::Bool(true));
-    let said = [
-        ("backlog", options.backlog.map(Value::from)),
-        ("v6only", flag(options.v6only)),
-        ("interface", text(&options.interface)),
-        ("netns", text(&options.netns)),
-        ("transparent", flag(options.transparent)),
-        ("freebind", flag(options.freebind)),
-        ("blocking", flag(options.blocking)),
-        ("mode", options.mode.map(|mode| format!("{mode:04o}").into())),
-        ("user", text(&options.user)),
-        ("group", text(&options.group)),
-    ];
-    said.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
 }
 
 /// A phase of the registry, as the wire has it.
@@ -249,22 +75,9 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
     }
 }
 
-/// The policy refused.
-pub(crate) fn denied(denial: &Denial) -> RpcError {
-    let mut error = RpcError::new(ErrorCode::DENIED, denial.to_string());
-    if let Some(spec) = &denial.subject {
-        error = error.with("address", spec.first.address.to_string());
-    }
-    error.with_hint(if denial.owner.is_some() {
-        "run the command as one of these users, or add a rule to the broker's configuration"
-    } else {
-        "ask whoever runs the broker for a rule; its log says which one is needed"
-    })
-}
-
 /// A claim got nothing. If another process has the address, the error says which, if that is
 /// known in time.
-pub(crate) async fn claim_failed(state: &RefCell<State>, failure: Denied) -> RpcError {
+pub(crate) async fn claim_failed(inquiry: &Inquiry, failure: Denied) -> RpcError {
     match failure {
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
@@ -278,10 +91,7 @@ pub(crate) async fn claim_failed(state: &RefCell<State>, failure: Denied) -> Rpc
             ))
         }
         Denied::Abandoned => RpcError::new(ErrorCode::INTERNAL, "the claim was given up"),
-        Denied::NotOpened(listener, error) => {
-            let inquiry = Rc::clone(&state.borrow().inquiry);
-            not_opened(&inquiry, listener, error).await
-        }
+        Denied::NotOpened(listener, error) => not_opened(inquiry, listener, error).await,
         Denied::NotChanged(listener, error) => not_changed(&listener, &error),
     }
 }

@@ -13,40 +13,32 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod answer;
-mod budgets;
-mod claiming;
-mod closing;
+mod broker;
+mod claims;
+mod clients;
+mod clock;
 mod config;
 mod connection;
 mod control;
 mod error;
-mod file;
-mod giving;
+mod generations;
 mod guard;
 mod inquiry;
+mod listeners;
 mod metrics;
-mod recording;
-mod records;
+mod notify;
+mod persistence;
 mod recovery;
+mod reporter;
 mod requests;
-mod restore;
-mod rights;
-mod sending;
 mod server;
-mod service;
-mod settings;
-mod socket;
 mod start;
-mod state;
-mod store;
 mod succession;
-mod turns;
 mod upgrade;
 
-pub use config::{Config, Limits, Orders};
+pub use config::{Config, File, Limits, Orders, WrittenRule};
 pub use error::Error;
-pub use file::File;
 pub use server::{events_file, run};
-pub use settings::WrittenRule;
 pub use upgrade::{CHECK, Inherited, check, inherited};

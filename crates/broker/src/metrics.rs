@@ -2,7 +2,7 @@
 //! docs/operations.md lists every family.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::ready;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,21 +11,18 @@ use std::rc::Rc;
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Options, Wanted};
-use bindonce_core::policy::Peer;
 use bindonce_core::registry::{View, Want};
 use bindonce_observe::openmetrics::{Family, Page};
 use bindonce_observe::{events, scrape, self_metrics};
 use bindonce_sys::diag;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::queue::{self, Queue};
-use bindonce_wire::ErrorCode;
-use bindonce_wire::params::METHODS;
 
-use crate::answer::{self, VERSION};
-use crate::claiming;
+use crate::answer;
+use crate::broker::{Broker, VERSION};
+use crate::claims;
 use crate::config::Config;
-use crate::socket::Socket;
-use crate::state::State;
+use crate::listeners::Socket;
 
 /// Who may connect is decided by the file: its owner and its group.
 const MODE: u32 = 0o660;
@@ -51,7 +48,7 @@ const MISSING: Family = Family::gauge(
 );
 const PROBLEMS: Family = Family::gauge(
     "bindonce_broker_problems",
-    "What the broker should do and cannot: listeners that are not bound, state that is not written.",
+    "What the broker should do and cannot: listeners that are not bound, broker that is not written.",
 );
 const OPENED: Family = Family::counter("bindonce_listeners_opened", "Listeners that were bound.");
 const CLOSED: Family = Family::counter("bindonce_listeners_closed", "Listeners that were closed.");
@@ -66,7 +63,7 @@ const DROPS: Family = Family::counter(
     "What the kernel dropped on this socket: connection attempts without room in the queue, or datagrams.",
 );
 const LISTENING: Family =
-    Family::gauge("bindonce_listener_listening", "Whether the socket is in the LISTEN state.");
+    Family::gauge("bindonce_listener_listening", "Whether the socket is in the LISTEN broker.");
 const REPAIRS: Family = Family::counter(
     "bindonce_listener_repairs",
     "Times it had left LISTEN and was made to listen again.",
@@ -82,30 +79,6 @@ const LIMITS: Family = Family::counter(
 const FOLLOWERS: Family =
     Family::gauge("bindonce_event_followers", "Clients that follow the events.");
 
-/// What is counted and stands nowhere else.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    requests: BTreeMap<(&'static str, &'static str), u64>,
-    granted: u64,
-    pub(crate) opened: u64,
-    pub(crate) closed: u64,
-}
-
-impl Counts {
-    /// A request was answered.
-    pub(crate) fn request(&mut self, method: &str, failure: Option<ErrorCode>) {
-        let known = METHODS.into_iter().find(|known| *known == method);
-        let result = failure.map_or("ok", ErrorCode::word);
-        *self.requests.entry((known.unwrap_or("other"), result)).or_default() += 1;
-    }
-
-    /// A claim was granted.
-    pub(crate) fn granted(&mut self, listeners: usize, created: usize) {
-        self.granted += listeners as u64;
-        self.opened += created as u64;
-    }
-}
-
 /// Where the broker on this control socket always exports its metrics.
 pub(crate) fn socket(control: &Path) -> PathBuf {
     let mut path = control.to_owned().into_os_string();
@@ -115,8 +88,8 @@ pub(crate) fn socket(control: &Path) -> PathBuf {
 
 /// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,
 /// and on the listener of the configuration. Neither keeps the broker from anything.
-pub(crate) async fn keep(state: &Rc<RefCell<State>>, config: &Config) {
-    tokio::join!(beside(state), on_listener(state, config));
+pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>, config: &Config) {
+    tokio::join!(beside(broker), on_listener(broker, config));
 }
 
 /// The file of the UNIX socket, removed at the end.
@@ -132,8 +105,8 @@ impl Drop for File {
     }
 }
 
-async fn beside(state: &Rc<RefCell<State>>) {
-    let path = socket(&state.borrow().socket);
+async fn beside(broker: &Rc<RefCell<Broker>>) {
+    let path = socket(&broker.borrow().socket);
     let Some(text) = path.to_str() else { return };
     let options = Options { mode: Some(MODE), ..Options::default() };
     let opened = Address::unix(text)
@@ -143,7 +116,7 @@ async fn beside(state: &Rc<RefCell<State>>) {
     match opened {
         Ok(opened) => {
             let _file = File(opened.path);
-            export(state, opened.fd, false).await;
+            export(broker, opened.fd, false).await;
         }
         Err(error) => {
             tracing::warn!(socket = %path.display(), error, "no metrics beside the control socket");
@@ -152,18 +125,18 @@ async fn beside(state: &Rc<RefCell<State>>) {
 }
 
 /// Claims the listener as any client would, and uses it as long as the broker runs.
-async fn on_listener(state: &Rc<RefCell<State>>, config: &Config) {
+async fn on_listener(broker: &Rc<RefCell<Broker>>, config: &Config) {
     let Some(listener) = &config.metrics else { return };
-    let gate = Rc::clone(&state.borrow().gate);
+    let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
     let wanted = Wanted::Listen(listener.clone().into());
     let want = Want { wanted, tentative: false, change: true };
-    let uid = nix::unistd::geteuid().as_raw();
-    let own = state.borrow_mut().connect(Peer { pid: std::process::id(), uid, gid: 0 });
-    let leases = match claiming::claim(state, own, vec![want]).await {
+    let own = broker.borrow_mut().connect_itself();
+    let leases = match claims::claim(broker, own, vec![want]).await {
         Ok(leases) => leases,
         Err(denied) => {
-            let error = answer::claim_failed(state, denied).await;
+            let inquiry = Rc::clone(&broker.borrow().inquiry);
+            let error = answer::claim_failed(&inquiry, denied).await;
             tracing::error!(
                 %listener, %error, hint = error.hint(), "no metrics on the listener of --metrics"
             );
@@ -171,17 +144,17 @@ async fn on_listener(state: &Rc<RefCell<State>>, config: &Config) {
         }
     };
     let socket = leases.first().and_then(|lease| {
-        let state = state.borrow();
-        state.registry.held(lease.listener)?.opened.handle.fd.try_clone().ok()
+        let broker = broker.borrow();
+        broker.listeners.registry.held(lease.listener)?.opened.handle.fd.try_clone().ok()
     });
     if let Some(socket) = socket {
-        export(state, socket, matches!(listener.address, Address::Tcp(_))).await;
+        export(broker, socket, matches!(listener.address, Address::Tcp(_))).await;
     }
 }
 
-async fn export(state: &Rc<RefCell<State>>, socket: OwnedFd, is_tcp: bool) {
-    let of = Rc::clone(state);
-    if let Err(error) = scrape::serve(socket, is_tcp, move || ready(of.borrow().metrics())).await {
+async fn export(broker: &Rc<RefCell<Broker>>, socket: OwnedFd, is_tcp: bool) {
+    let of = Rc::clone(broker);
+    if let Err(error) = scrape::serve(socket, is_tcp, move || ready(page(&of.borrow()))).await {
         tracing::warn!(%error, "metrics cannot be served");
     }
 }
@@ -196,38 +169,33 @@ struct Row {
     holders: usize,
 }
 
-impl State {
-    /// Everything, as it is now.
-    fn metrics(&self) -> String {
-        let mut page = Page::default();
-        self_metrics(&mut page, VERSION);
-        page.single(&UPGRADES, self.upgrade.count());
-        page.single(&CONNECTIONS, self.registry.connections());
-        page.single(&CONNECTIONS_MAX, self.limits.connections);
-        let counts = self.counts.borrow();
-        let requests = counts.requests.iter().map(|((method, result), count)| {
-            ([("method", (*method).to_owned()), ("result", (*result).to_owned())], *count)
-        });
-        page.family(&REQUESTS, requests);
-        page.single(&CLAIMED, counts.granted);
-        page.single(&DENIALS, self.journal.count(Kind::Denied));
-        page.single(&LIMITS, self.journal.count(Kind::LimitReached));
-        page.single(&LISTENERS, self.registry.len());
-        page.single(&MISSING, self.missing.len());
-        page.single(&PROBLEMS, self.problems().len());
-        page.single(&OPENED, counts.opened);
-        page.single(&CLOSED, counts.closed);
-        listeners(&mut page, &self.rows());
-        events(&mut page, &self.journal);
-        page.single(&FOLLOWERS, self.journal.followers());
-        page.finish()
-    }
-
-    fn rows(&self) -> Vec<Row> {
-        let views = self.registry.list();
-        let books = Books::of(&views);
-        views.iter().map(|view| books.row(view)).collect()
-    }
+/// Everything, as it is now.
+fn page(broker: &Broker) -> String {
+    let mut page = Page::default();
+    self_metrics(&mut page, VERSION);
+    page.single(&UPGRADES, broker.upgrade.count());
+    page.single(&CONNECTIONS, broker.listeners.registry.connections());
+    page.single(&CONNECTIONS_MAX, broker.clients.limits.connections);
+    let counts = &broker.listeners.counts;
+    let requests = broker.clients.answered.iter().map(|(method, result, count)| {
+        ([("method", method.to_owned()), ("result", result.to_owned())], count)
+    });
+    page.family(&REQUESTS, requests);
+    page.single(&CLAIMED, counts.granted);
+    page.single(&DENIALS, broker.reporter.journal.count(Kind::Denied));
+    page.single(&LIMITS, broker.reporter.journal.count(Kind::LimitReached));
+    page.single(&LISTENERS, broker.listeners.registry.len());
+    page.single(&MISSING, broker.persistence.missing.len());
+    page.single(&PROBLEMS, broker.problems().len());
+    page.single(&OPENED, counts.opened);
+    page.single(&CLOSED, counts.closed);
+    let views = broker.listeners.registry.list();
+    let books = Books::of(&views);
+    let rows: Vec<Row> = views.iter().map(|view| books.row(view)).collect();
+    listeners(&mut page, &rows);
+    events(&mut page, &broker.reporter.journal);
+    page.single(&FOLLOWERS, broker.reporter.journal.followers());
+    page.finish()
 }
 
 /// Each family as a whole, as the format wants it.

@@ -1,7 +1,7 @@
 //! Getting listeners back where no service manager keeps them: after a broker was killed, or
 //! ended while others used its listeners (its container was replaced).
 //!
-//! What was held stands in the state file. Each listener is had back from the first of
+//! What was held stands in the broker file. Each listener is had back from the first of
 //! these that has it:
 //!
 //! 1. a client that connects again and gives back what it holds (`store`);
@@ -16,27 +16,26 @@
 //! it. It stays written down: a client may still give it back, and when its holder has
 //! ended a claim binds it anew.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event::Kind;
-use bindonce_core::listener::{Key, Listener};
-use bindonce_core::registry::Lease;
+use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
 use bindonce_observe::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{aside, diag, holders, identity};
 use bindonce_wire::manifest::Entry;
-use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::broker::Broker;
 use crate::inquiry;
-use crate::restore::{Found, as_written};
-use crate::state::State;
+use crate::persistence::Gate;
+use crate::persistence::found::{Found, as_written};
 
 /// How long clients have to give back what they hold before it is taken from them.
 const GRACE: Duration = Duration::from_millis(300);
@@ -47,67 +46,36 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a look at all of /proc may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Opens when the broker holds all that it can have back.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    shut: Cell<bool>,
-    opened: Notify,
-    /// Rung when a client has given something back.
-    pub(crate) given: Notify,
-}
-
-impl Gate {
-    pub(crate) fn shut(&self) {
-        self.shut.set(true);
-    }
-
-    pub(crate) fn is_shut(&self) -> bool {
-        self.shut.get()
-    }
-
-    pub(crate) fn open(&self) {
-        self.shut.set(false);
-        self.opened.notify_waiters();
-    }
-
-    /// Waits until it is open.
-    pub(crate) async fn pass(&self) {
-        while self.shut.get() {
-            self.opened.notified().await;
-        }
-    }
-}
-
 /// Gets back what is missing, as far as it can be had.
-pub(crate) async fn run(state: &Rc<RefCell<State>>) {
+pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
     let begun = Instant::now();
     let until = begun + PATIENCE;
-    let gate = Rc::clone(&state.borrow().gate);
-    let count = state.borrow().missing.len();
-    let in_order = state.borrow().left_in_order;
+    let gate = Rc::clone(&broker.borrow().persistence.gate);
+    let count = broker.borrow().persistence.missing.len();
+    let in_order = broker.borrow().persistence.missing.left_in_order;
     let mut closed = 0;
     if in_order {
         tracing::info!(count, "listeners of the broker before were in use: asking them back");
-        closed += forget_closed(state).await;
+        closed += forget_closed(broker).await;
     } else {
         tracing::warn!(count, "the broker before did not end in order: asking its listeners back");
-        let held = look(state).await;
-        rebind(state, |entry| !held.contains_key(&entry.inode)).await;
+        let held = look(broker).await;
+        rebind(broker, |entry| !held.contains_key(&entry.inode)).await;
     }
-    wait(state, &gate, begun + GRACE).await;
-    take(state).await;
-    wait(state, &gate, until).await;
+    wait(broker, &gate, begun + GRACE).await;
+    take(broker).await;
+    wait(broker, &gate, until).await;
     // Whoever had them may have ended meanwhile.
     if in_order {
-        closed += forget_closed(state).await;
+        closed += forget_closed(broker).await;
     } else {
-        rebind(state, |_| true).await;
+        rebind(broker, |_| true).await;
     }
 
-    let held = look(state).await;
-    let mut state = state.borrow_mut();
-    state.missing.retain(|entry| !entry.tentative);
-    for entry in &state.missing {
+    let held = look(broker).await;
+    let mut broker = broker.borrow_mut();
+    broker.persistence.missing.entries.retain(|entry| !entry.tentative);
+    for entry in &broker.persistence.missing.entries {
         let pids: Vec<String> = held
             .get(&entry.inode)
             .map(|holders| holders.iter().map(|holder| inquiry::named(&holder.pid)).collect())
@@ -115,7 +83,7 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
         let held_by =
             if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") };
         let text = format!("{} could not be had back; it is held by {held_by}", entry.listen);
-        state.journal.record(Happening::new(Kind::ListenerLost, text));
+        broker.reporter.record(Happening::new(Kind::ListenerLost, text));
         tracing::error!(
             listener = entry.listen,
             bound = entry.bound,
@@ -126,18 +94,19 @@ pub(crate) async fn run(state: &Rc<RefCell<State>>) {
             "listener could not be had back"
         );
     }
-    let lost = state.missing.len();
+    let lost = broker.persistence.missing.len();
     let had = count.saturating_sub(lost + closed);
     let took = bindonce_core::duration::format(begun.elapsed());
     tracing::info!(had, lost, closed, took, "listeners of the broker before");
     let text = format!("listeners of the broker before: {had} had back, {lost} lost, in {took}");
-    state.journal.record(Happening::new(Kind::Recovered, text));
-    state.rewrite_records();
+    broker.reporter.record(Happening::new(Kind::Recovered, text));
+    broker.rewrite();
 }
 
 /// Who holds what is missing, by inode; each process once.
-async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
-    let inodes: Vec<u64> = state.borrow().missing.iter().map(|entry| entry.inode).collect();
+async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
+    let inodes: Vec<u64> =
+        broker.borrow().persistence.missing.entries.iter().map(|entry| entry.inode).collect();
     if inodes.is_empty() {
         return BTreeMap::new();
     }
@@ -156,32 +125,39 @@ async fn look(state: &Rc<RefCell<State>>) -> BTreeMap<u64, Vec<Holder>> {
 
 /// Forgets what nobody holds any more; gives how many. The kernel's list of listening sockets
 /// tells, which has those of other pid namespaces too.
-async fn forget_closed(state: &Rc<RefCell<State>>) -> usize {
+async fn forget_closed(broker: &Rc<RefCell<Broker>>) -> usize {
     let Ok(Ok(listening)) = aside::within(LOOK, diag::listening).await else { return 0 };
     let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
     // Those of another network namespace are not on this list.
     let elsewhere =
         |entry: &Entry| entry.listener().is_ok_and(|listener| listener.options.netns.is_some());
-    let missing = &mut state.borrow_mut().missing;
+    let missing = &mut broker.borrow_mut().persistence.missing.entries;
     let before = missing.len();
     missing.retain(|entry| open.contains(&entry.inode) || elsewhere(entry));
     before - missing.len()
 }
 
 /// Waits until clients have given everything back, or for long enough.
-async fn wait(state: &Rc<RefCell<State>>, gate: &Gate, until: Instant) {
-    while !state.borrow().missing.is_empty() {
-        if timeout_at(until, gate.given.notified()).await.is_err() {
+async fn wait(broker: &Rc<RefCell<Broker>>, gate: &Gate, until: Instant) {
+    while !broker.borrow().persistence.missing.is_empty() {
+        if timeout_at(until, gate.donated.notified()).await.is_err() {
             return;
         }
     }
 }
 
 /// Takes what is missing from the processes that hold it.
-async fn take(state: &Rc<RefCell<State>>) {
-    let held = look(state).await;
-    let entries: Vec<Entry> =
-        state.borrow().missing.iter().filter(|entry| !entry.tentative).cloned().collect();
+async fn take(broker: &Rc<RefCell<Broker>>) {
+    let held = look(broker).await;
+    let entries: Vec<Entry> = broker
+        .borrow()
+        .persistence
+        .missing
+        .entries
+        .iter()
+        .filter(|entry| !entry.tentative)
+        .cloned()
+        .collect();
     let taken = aside::within(LOOK, move || {
         let from = |entry: &Entry| {
             held.get(&entry.inode)?.iter().find_map(|holder| from_process(entry, *holder))
@@ -189,7 +165,7 @@ async fn take(state: &Rc<RefCell<State>>) {
         entries.iter().filter_map(from).collect::<Vec<Found>>()
     });
     let taken = taken.await.unwrap_or_default();
-    state.borrow_mut().had_back(taken, None);
+    broker.borrow_mut().recovered(taken, None);
 }
 
 fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
@@ -216,10 +192,15 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
 }
 
 /// Binds anew what is missing and `free`, as far as the kernel lets it.
-async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
+async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
     let entries: Vec<Entry> = {
-        let state = state.borrow();
-        let wanted = state.missing.iter().filter(|entry| !entry.tentative && free(entry));
+        let broker = broker.borrow();
+        let wanted = broker
+            .persistence
+            .missing
+            .entries
+            .iter()
+            .filter(|entry| !entry.tentative && free(entry));
         wanted.cloned().collect()
     };
     for entry in entries {
@@ -227,53 +208,21 @@ async fn rebind(state: &Rc<RefCell<State>>, free: impl Fn(&Entry) -> bool) {
         let name = listener.label();
         // Where port 0 was asked for, the port that it had.
         let place = Listener { address: bound, ..listener.clone() };
-        let again = state.borrow().open_again(&place);
+        let again = broker.borrow().listeners.open_again(&place);
         match again {
             Ok(socket) => {
                 tracing::warn!(listener = name, "listener bound anew: nobody had its socket");
                 let text = format!("{name} bound anew: nobody had its socket");
-                state.borrow().journal.record(Happening::new(Kind::ListenerBound, text));
+                broker.borrow().reporter.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
                 let found = Found { listener, socket, exclusive: true, since, tentative: false };
-                let mut state = state.borrow_mut();
-                state.missing.retain(|missing| missing.inode != entry.inode);
-                state.had_back(vec![found], None);
+                let mut broker = broker.borrow_mut();
+                broker.persistence.missing.recovered(&HashSet::from([entry.inode]));
+                broker.recovered(vec![found], None);
             }
             Err(error) => tracing::debug!(listener = name, %error, "cannot be bound anew"),
         }
         // Thousands of them must not keep clients waiting that have something to give back.
         tokio::task::yield_now().await;
-    }
-}
-
-impl State {
-    /// Enters listeners that were missing. They count as those of the user who has given them.
-    pub(crate) fn had_back(&mut self, found: Vec<Found>, giver: Option<u32>) {
-        let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
-        if inodes.is_empty() {
-            return;
-        }
-        self.missing.retain(|entry| !inodes.contains(&entry.inode));
-        let restored: Vec<_> = found.iter().map(|found| found.listener.label()).collect();
-        let text = format!("{} listeners are held again: {}", restored.len(), restored.join(" "));
-        self.journal.record(Happening::new(Kind::ListenerRestored, text));
-        self.adopt(found, false, giver);
-        for inode in inodes {
-            if let Some((_, held)) = self.registry.by_inode(inode) {
-                self.record(held);
-            }
-        }
-    }
-
-    /// What was missing and has been bound by somebody's claim is missing no more.
-    pub(crate) fn forget_bound(&mut self, leases: &[Lease]) {
-        if self.missing.is_empty() {
-            return;
-        }
-        let created = leases.iter().filter(|lease| lease.created);
-        let held = created.filter_map(|lease| self.registry.held(lease.listener));
-        let keys: HashSet<Key> = held.map(|held| held.listener.key()).collect();
-        self.missing
-            .retain(|entry| entry.listener().is_ok_and(|listener| !keys.contains(&listener.key())));
     }
 }

@@ -19,18 +19,22 @@ use tokio::sync::Notify;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
 
-use crate::answer;
-use crate::config::Config;
-use crate::connection::{self, End, Link};
+use crate::broker::{self, Broker, VERSION};
+use crate::clients::{Caller, End, Link};
+use crate::config::{Config, File};
+use crate::connection;
 use crate::control::Control;
 use crate::error::Error;
-use crate::file::File;
-use crate::guard::{self, Guard};
-use crate::records::Records;
-use crate::requests::Caller;
-use crate::state::{self, State};
+use crate::generations;
+use crate::guard;
+use crate::listeners::care::Guard;
+use crate::metrics;
+use crate::notify;
+use crate::persistence::Ledger;
+use crate::persistence::file::{self, StateFile};
+use crate::recovery;
+use crate::start;
 use crate::upgrade::{self, Inherited, Resumed};
-use crate::{metrics, records, recovery, service, start, store, succession};
 
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -83,45 +87,45 @@ async fn serve(
     let guard =
         guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
     let journal = Journal::open(&events_file(&control.socket), None);
-    let mut state = State::new(control.socket.clone(), owner, limit, guard, journal);
-    state.regulate(config.rules.clone(), config.limits.clone());
-    let state = Rc::new(RefCell::new(state));
+    let mut broker = Broker::new(control.socket.clone(), owner, limit, guard, journal);
+    broker.regulate(config.rules.clone(), config.limits.clone());
+    let broker = Rc::new(RefCell::new(broker));
     let resumes = resumed.is_some();
     let served = async {
         let (listener, links) = match resumed {
-            None => (begin(config, control, &state).await?, Vec::new()),
-            Some((inherited, listener)) => (listener, go_on(control, &state, inherited)?),
+            None => (begin(config, control, &broker).await?, Vec::new()),
+            Some((inherited, listener)) => (listener, go_on(control, &broker, inherited)?),
         };
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
             descriptor_limit = limit, "broker serves"
         );
         if !resumes {
-            record(&state, Kind::BrokerStarted, format!("bindonce {} serves", answer::VERSION));
+            broker.borrow().reporter.own(Kind::BrokerStarted, format!("bindonce {VERSION} serves"));
         }
         let tasks = LocalSet::new();
         // Rung whenever a connection ends and with it a descriptor is free.
         let freed = Rc::new(Notify::new());
         for (link, owed) in links {
-            attend(&tasks, link, owed, &state, &freed);
+            attend(&tasks, link, owed, &broker, &freed);
         }
-        let turns = Rc::clone(&state.borrow().turns);
+        let turns = Rc::clone(&broker.borrow().clients.turns);
         let giving = Rc::clone(&turns);
         tasks.spawn_local(async move { giving.give().await });
-        let store = state.borrow().store.clone();
+        let ledger = Rc::clone(&broker.borrow().persistence.ledger);
         let serving = async {
             tokio::join!(
-                guard::keep(&state),
-                service::run(&state),
-                service::shrink_at_rest(&state),
-                store::keep(store),
-                succession::keep(&state),
-                accept(&tasks, &listener, &state, &freed),
-                upgrade::keep(&state, &listener, control, config),
-                settle(&state, config, resumes),
-                records::keep(&state),
-                reread(&state, config),
-                metrics::keep(&state, config),
+                guard::keep(&broker),
+                notify::run(&broker),
+                notify::shrink_at_rest(&broker),
+                keep_store(&ledger),
+                generations::keep(&broker),
+                accept(&tasks, &listener, &broker, &freed),
+                upgrade::keep(&broker, &listener, control, config),
+                settle(&broker, config, resumes),
+                broker::keep_file(&broker),
+                reread(&broker, config),
+                metrics::keep(&broker, config),
             )
         };
         tokio::select! {
@@ -139,18 +143,18 @@ async fn serve(
             }
         });
         let _ = timeout(HEARD, heard).await;
-        service::tell("STOPPING=1");
+        notify::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
-        record(&state, Kind::BrokerEnding, "broker ends, in order");
+        broker.borrow().reporter.own(Kind::BrokerEnding, "broker ends, in order");
         Ok(())
     };
     let served = served.await;
-    state.borrow_mut().close_everything();
+    broker.borrow_mut().close();
     served
 }
 
 /// Where the broker on this control socket keeps its events, for the next one too. A file of their own, not a part of the
-/// state: they may be lost where that may not, are appended far more often, and are the
+/// broker: they may be lost where that may not, are appended far more often, and are the
 /// same whichever way this process ends or goes on as another image.
 pub fn events_file(socket: &Path) -> PathBuf {
     let mut path = socket.to_owned().into_os_string();
@@ -158,72 +162,75 @@ pub fn events_file(socket: &Path) -> PathBuf {
     path.into()
 }
 
-/// Records what happens to this process.
-fn record(state: &RefCell<State>, kind: Kind, text: impl Into<String>) {
-    let happening = Happening::new(kind, text).pid(std::process::id().cast_signed());
-    state.borrow().journal.record(happening);
+/// Sends to the service manager's store what could not be sent at once.
+async fn keep_store(ledger: &Ledger) {
+    if let Err(error) = ledger.keep_store().await {
+        tracing::error!(%error, "cannot reach the descriptor store any more");
+    }
 }
 
 /// Everything before the first client can connect.
 async fn begin(
     config: &Config,
     control: &mut Control,
-    state: &Rc<RefCell<State>>,
+    broker: &Rc<RefCell<Broker>>,
 ) -> Result<UnixListener, Error> {
-    let restored = start::restore(state, &control.socket).await?;
-    let store = state.borrow().store.clone();
+    let restored = start::restore(broker, &control.socket).await?;
+    let store = broker.borrow().persistence.ledger.store();
     if store.is_none() {
-        let mut state = state.borrow_mut();
-        state.records = Some(Records::new(&control.socket));
-        let left = records::left(&control.socket);
-        (state.missing, state.left_in_order) = (left.listeners, left.in_order);
-        state.succession.recall(left.services, left.floor);
+        let mut broker = broker.borrow_mut();
+        broker.persistence.ledger.keep_in_file(StateFile::new(&control.socket));
+        let left = file::left(&control.socket);
+        let missing = &mut broker.persistence.missing;
+        (missing.entries, missing.left_in_order) = (left.listeners, left.in_order);
+        broker.succession.recall(left.services, left.floor);
     }
-    if state.borrow().missing.is_empty() {
-        start::bind_first(state, config).await?;
+    if broker.borrow().persistence.missing.is_empty() {
+        start::bind_first(broker, config).await?;
     } else {
         // Clients have some of it: they can connect, and claims wait.
-        state.borrow().gate.shut();
+        broker.borrow().persistence.gate.shut();
     }
     let listener = control.listen(restored.control)?;
     let socket = control.socket.clone();
     let runtime = |source| Error::Runtime { socket: socket.clone(), source };
     if let Some(store) = &store {
-        state.borrow_mut().control = control.leave();
-        state.borrow().write_manifest();
+        broker.borrow_mut().control = control.leave();
+        broker.borrow().rewrite();
         restored.stale.into_iter().for_each(|name| store.forget(name));
         store.keep_control(&listener).map_err(runtime)?;
         store.settle().await;
     } else {
-        state.borrow_mut().control = control.path().cloned();
-        state.borrow().rewrite_records();
+        broker.borrow_mut().control = control.path().cloned();
+        broker.borrow().rewrite();
     }
     UnixListener::from_std(listener).map_err(runtime)
 }
 
 /// Gets back what the broker before has left to others, and says that all is ready.
-async fn settle(state: &Rc<RefCell<State>>, config: &Config, resumes: bool) {
-    let recovers = !state.borrow().missing.is_empty() && state.borrow().gate.is_shut();
+async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
+    let gate = Rc::clone(&broker.borrow().persistence.gate);
+    let recovers = !broker.borrow().persistence.missing.is_empty() && gate.is_shut();
     if recovers {
-        recovery::run(state).await;
+        recovery::run(broker).await;
     }
     if recovers || resumes {
         // Clients are connected, so a broker that ended here would do harm.
-        if let Err(error) = start::bind_first(state, config).await {
+        if let Err(error) = start::bind_first(broker, config).await {
             tracing::error!(%error, hint = error.hint(), "cannot bind what the configuration says");
         }
     }
     if recovers {
-        state.borrow().gate.open();
+        gate.open();
     }
-    service::ready(state);
+    notify::ready(broker);
 }
 
 /// Reads the rules and limits of the configuration again, as often as that is ordered.
-async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
+async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
     loop {
         config.orders.reread.notified().await;
-        start::bind_rest(state).await;
+        start::bind_rest(broker).await;
         let Some(path) = &config.file else {
             tracing::info!("told to read the configuration again, but there is none");
             continue;
@@ -236,10 +243,10 @@ async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
         match read {
             Ok((rules, limits)) => {
                 let count = rules.len();
-                state.borrow_mut().regulate(rules, limits);
+                broker.borrow_mut().regulate(rules, limits);
                 tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
                 let text = format!("{count} rules and the limits read again: {}", path.display());
-                record(state, Kind::ConfigRead, text);
+                broker.borrow().reporter.own(Kind::ConfigRead, text);
             }
             Err(error) => {
                 tracing::error!(
@@ -248,7 +255,7 @@ async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
                     "the rules and limits stay as they were"
                 );
                 let text = format!("the rules and limits stay as they were: {error}");
-                record(state, Kind::ConfigRefused, text);
+                broker.borrow().reporter.own(Kind::ConfigRefused, text);
             }
         }
     }
@@ -257,27 +264,26 @@ async fn reread(state: &Rc<RefCell<State>>, config: &Config) {
 /// Goes on where an earlier image of this process stopped.
 fn go_on(
     control: &mut Control,
-    state: &Rc<RefCell<State>>,
+    broker: &Rc<RefCell<Broker>>,
     inherited: Inherited,
 ) -> Result<Vec<Resumed>, Error> {
     let runtime = |source| Error::Runtime { socket: control.socket.clone(), source };
-    let links = inherited.resume(state).map_err(runtime)?;
-    let mut state = state.borrow_mut();
-    state.control = control.path().cloned();
-    if state.store.is_some() {
-        state.control = control.leave();
-        state.write_manifest();
+    let links = upgrade::resume(inherited, broker).map_err(runtime)?;
+    let mut broker = broker.borrow_mut();
+    broker.control = control.path().cloned();
+    if broker.persistence.ledger.store().is_some() {
+        broker.control = control.leave();
     } else {
-        state.records = Some(Records::new(&control.socket));
-        state.rewrite_records();
+        broker.persistence.ledger.keep_in_file(StateFile::new(&control.socket));
     }
+    broker.rewrite();
     Ok(links)
 }
 
 async fn accept(
     tasks: &LocalSet,
     listener: &UnixListener,
-    state: &Rc<RefCell<State>>,
+    broker: &Rc<RefCell<Broker>>,
     freed: &Rc<Notify>,
 ) {
     let mut starved = false;
@@ -285,8 +291,8 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, _)) => {
                 starved = false;
-                if let Some(link) = admit(stream, state) {
-                    attend(tasks, link, None, state, freed);
+                if let Some(link) = admit(stream, broker) {
+                    attend(tasks, link, None, broker, freed);
                 }
                 // Many who connect at once do not keep those who are connected from their turn.
                 yield_now().await;
@@ -305,7 +311,7 @@ async fn accept(
                         "cannot accept connections until a descriptor is free"
                     );
                     let text = format!("cannot accept until a descriptor is free: {error}");
-                    record(state, Kind::LimitReached, text);
+                    broker.borrow().reporter.own(Kind::LimitReached, text);
                 } else if !starved {
                     tracing::warn!(%error, "cannot accept a connection");
                 }
@@ -317,7 +323,7 @@ async fn accept(
 }
 
 /// Enters a connection.
-fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
+fn admit(stream: UnixStream, broker: &RefCell<Broker>) -> Option<Rc<Link>> {
     let credentials = match peer::credentials(stream.as_fd()) {
         Ok(credentials) => credentials,
         Err(error) => {
@@ -327,30 +333,18 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
     };
     let pid = u32::try_from(credentials.pid).unwrap_or(0);
     let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
-    let mut state = state.borrow_mut();
-    let limits = &state.limits;
-    let same = state.links.values().filter(|link| link.caller.peer.uid == peer.uid);
-    let strangers = state.links.values().filter(|link| link.stranger);
-    let stranger = !state.policy.knows(peer, &credentials.groups);
-    let spared = state.policy.owns_names(peer.uid);
-    // Some are kept for those who have to put things right.
-    let most = limits.connections - if spared { 0 } else { limits.connections / 8 };
-    let reached = if stranger && strangers.count() >= limits.connections_without_rights {
-        Some(("connections_without_rights", limits.connections_without_rights))
-    } else if state.links.len() >= most {
-        Some(("connections", most))
-    } else if same.count() >= limits.connections_per_user {
-        Some(("connections_per_user", limits.connections_per_user))
-    } else {
-        None
-    };
-    if let Some((limit, most)) = reached {
-        if let Some(left_out) = state.told.refused(peer.uid, "connection") {
+    let mut broker = broker.borrow_mut();
+    let broker = &mut *broker;
+    let connection = broker.clients.number();
+    let caller = Caller { connection, peer, groups: credentials.groups.into() };
+    let standing = broker.access.standing(&caller);
+    if let Err((limit, most)) = broker.clients.admit(peer.uid, standing) {
+        if let Some(left_out) = broker.reporter.refused(peer.uid, "connection") {
             tracing::warn!(pid, uid = peer.uid, limit, most, left_out, "connection refused");
         }
         let text = format!("connection of uid {} refused: {limit} = {most}", peer.uid);
         let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
-        state.journal.record(happening);
+        broker.reporter.record(happening);
         let message = format!("the broker has {most} connections, the limit `{limit}`");
         let error = RpcError::new(ErrorCode::LIMIT, message)
             .with_hint("close some, or raise it in [limits] of the broker's configuration");
@@ -358,15 +352,8 @@ fn admit(stream: UnixStream, state: &RefCell<State>) -> Option<Rc<Link>> {
         let _ = stream.try_write(&encode_error(&Id::Null, &error));
         return None;
     }
-    let connection = state.connect(peer);
-    let link = Link::new(
-        stream,
-        Caller { connection, peer, groups: credentials.groups.into() },
-        &[],
-        &state,
-    );
-    state.links.insert(connection, Rc::clone(&link));
-    Some(link)
+    broker.listeners.connect(connection, peer);
+    Some(broker.clients.enter(stream, caller, standing, &[]))
 }
 
 /// Serves a connection in a task of its own. `owed` is the request for an upgrade that has
@@ -375,19 +362,19 @@ fn attend(
     tasks: &LocalSet,
     link: Rc<Link>,
     owed: Option<String>,
-    state: &Rc<RefCell<State>>,
+    broker: &Rc<RefCell<Broker>>,
     freed: &Rc<Notify>,
 ) {
-    let (state, freed) = (Rc::clone(state), Rc::clone(freed));
-    let turns = Rc::clone(&state.borrow().turns);
+    let (broker, freed) = (Rc::clone(broker), Rc::clone(freed));
+    let turns = Rc::clone(&broker.borrow().clients.turns);
     tasks.spawn_local(turns.paced(link.caller.peer.uid, async move {
-        let lost = Lost { link: &link, state: &state, freed: &freed };
+        let lost = Lost { link: &link, broker: &broker, freed: &freed };
         if let Some(owed) = owed {
-            let deadline = state.borrow().limits.request_time;
+            let deadline = broker.borrow().clients.limits.request_time;
             upgrade::answer(&link, &owed, deadline).await;
         }
         let pid = link.caller.peer.pid;
-        let cut_off = match connection::serve(&link, &state).await {
+        let cut_off = match connection::serve(&link, &broker).await {
             End::Closed | End::CutOff => None,
             End::Failed(error) => {
                 tracing::debug!(pid, %error, "connection ended");
@@ -412,19 +399,19 @@ fn attend(
         };
         if let Some(text) = cut_off {
             let uid = link.caller.peer.uid;
-            if let Some(left_out) = state.borrow().told.refused(uid, "cut off") {
+            if let Some(left_out) = broker.borrow().reporter.refused(uid, "cut off") {
                 tracing::warn!(pid, uid, left_out, "{text}");
             }
             let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
-            state.borrow().journal.record(happening);
+            broker.borrow().reporter.record(happening);
         }
-        state::disconnect(&state, link.caller.connection).await;
-        state.borrow().upgrade.calmer();
+        generations::disconnect_in_turns(&broker, link.caller.connection).await;
+        broker.borrow().upgrade.calmer();
         let large = link.was_large();
         drop(lost);
         drop(link);
         if large {
-            state.borrow().shrinking.notify_one();
+            broker.borrow().clients.shrinking.notify_one();
         }
         freed.notify_one();
     }));
@@ -433,16 +420,16 @@ fn attend(
 /// A connection whose task panics ends like any other: nothing of it stays behind.
 struct Lost<'a> {
     link: &'a Link,
-    state: &'a RefCell<State>,
+    broker: &'a RefCell<Broker>,
     freed: &'a Notify,
 }
 
 impl Drop for Lost<'_> {
     fn drop(&mut self) {
         if std::thread::panicking()
-            && let Ok(mut state) = self.state.try_borrow_mut()
+            && let Ok(mut broker) = self.broker.try_borrow_mut()
         {
-            state.disconnect(self.link.caller.connection);
+            generations::disconnect(&mut broker, self.link.caller.connection);
             self.freed.notify_one();
         }
     }

@@ -4,23 +4,23 @@
 use std::cell::RefCell;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::rc::Rc;
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Wanted;
-use bindonce_core::policy::Peer;
 use bindonce_core::registry::Want;
 use bindonce_observe::Happening;
 use bindonce_sys::notify;
 use bindonce_wire::RpcError;
-use bindonce_wire::result::Problem;
 
 use crate::answer;
-use crate::claiming;
+use crate::broker::{Broker, NotBound};
+use crate::claims;
 use crate::config::Config;
 use crate::error::Error;
-use crate::restore;
-use crate::state::State;
-use crate::store::Store;
+use crate::generations;
+use crate::persistence::found;
+use crate::persistence::store::Store;
 
 /// What there is to go on with beside listeners.
 #[derive(Debug)]
@@ -32,23 +32,26 @@ pub(crate) struct Restored {
 }
 
 /// Takes back what the service manager has kept of an earlier broker.
-pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Restored, Error> {
+pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<Restored, Error> {
     let runtime = |source| Error::Runtime { socket: socket.to_owned(), source };
-    let found = restore::restore(notify::passed().map_err(runtime)?, socket);
+    let found = found::restore(notify::passed().map_err(runtime)?, socket);
     {
-        let mut state = state.borrow_mut();
-        state.store = Store::new(None).map_err(runtime)?;
+        let mut broker = broker.borrow_mut();
+        let store = Store::new(None).map_err(runtime)?;
+        if let Some(store) = store {
+            broker.persistence.ledger.keep_in_store(store);
+        }
         let count = found.listeners.len();
-        state.adopt(found.listeners, true, None);
+        broker.listeners.adopt(found.listeners, true, None);
         if count != 0 {
             let text = format!("{count} listeners came back from the service manager");
-            state.journal.record(Happening::new(Kind::ListenerRestored, text));
+            broker.reporter.record(Happening::new(Kind::ListenerRestored, text));
         }
-        state.succession.recall(found.services, found.floor);
+        broker.succession.recall(found.services, found.floor);
     }
     for listener in found.missing {
         let name = listener.label();
-        match claim(state, vec![Wanted::Listen(listener.into())]).await {
+        match claim(broker, vec![Wanted::Listen(listener.into())]).await {
             Ok(()) => tracing::warn!(listener = name, "listener bound anew: its socket was lost"),
             Err(error) => {
                 tracing::error!(
@@ -56,19 +59,11 @@ pub(crate) async fn restore(state: &RefCell<State>, socket: &Path) -> Result<Res
                     "listener lost: the store did not have it, and it cannot be bound"
                 );
                 let text = format!("{name}: the store did not have it, and it cannot be bound");
-                state.borrow().journal.record(Happening::new(Kind::ListenerLost, text));
+                broker.borrow().reporter.record(Happening::new(Kind::ListenerLost, text));
             }
         }
     }
     Ok(Restored { control: found.control.map(UnixListener::from), stale: found.stale })
-}
-
-/// A listener of the configuration that could not be bound.
-#[derive(Debug)]
-pub(crate) struct NotBound {
-    wanted: Wanted,
-    message: String,
-    hint: Option<String>,
 }
 
 /// Binds what the configuration says. A listener that was restored is changed to what the
@@ -76,35 +71,35 @@ pub(crate) struct NotBound {
 ///
 /// # Errors
 /// All or nothing, where nothing is held yet. A broker that holds something must not end: each is bound that
-/// can be, and what cannot is kept in [`State::not_bound`].
-pub(crate) async fn bind_first(state: &RefCell<State>, config: &Config) -> Result<(), Error> {
+/// can be, and what cannot is kept in [`Broker::not_bound`].
+pub(crate) async fn bind_first(broker: &RefCell<Broker>, config: &Config) -> Result<(), Error> {
     let metrics = config.metrics.iter().map(|listener| Wanted::Listen(listener.clone().into()));
     let wanted: Vec<Wanted> = config.listen.iter().cloned().chain(metrics).collect();
     if wanted.is_empty() {
         return Ok(());
     }
-    let Err(error) = claim(state, wanted.clone()).await else { return Ok(()) };
+    let Err(error) = claim(broker, wanted.clone()).await else { return Ok(()) };
     let holds_nothing = {
-        let state = state.borrow();
-        state.registry.is_empty() && state.missing.is_empty()
+        let broker = broker.borrow();
+        broker.listeners.registry.is_empty() && broker.persistence.missing.is_empty()
     };
     if holds_nothing {
         let hint = error.hint().map(str::to_owned);
         return Err(Error::Listen { message: error.message, hint });
     }
-    bind_each(state, wanted).await;
+    bind_each(broker, wanted).await;
     Ok(())
 }
 
 /// Tries again to bind what could not be bound.
-pub(crate) async fn bind_rest(state: &RefCell<State>) {
-    let rest = std::mem::take(&mut state.borrow_mut().not_bound);
-    bind_each(state, rest.into_iter().map(|not_bound| not_bound.wanted).collect()).await;
+pub(crate) async fn bind_rest(broker: &RefCell<Broker>) {
+    let rest = std::mem::take(&mut broker.borrow_mut().not_bound);
+    bind_each(broker, rest.into_iter().map(|not_bound| not_bound.wanted).collect()).await;
 }
 
-async fn bind_each(state: &RefCell<State>, wanted: Vec<Wanted>) {
+async fn bind_each(broker: &RefCell<Broker>, wanted: Vec<Wanted>) {
     for wanted in wanted {
-        let Err(error) = claim(state, vec![wanted.clone()]).await else { continue };
+        let Err(error) = claim(broker, vec![wanted.clone()]).await else { continue };
         tracing::error!(
             listener = %wanted, %error, hint = error.hint(),
             "a listener of the configuration is not bound: the broker goes on with what it holds"
@@ -112,31 +107,21 @@ async fn bind_each(state: &RefCell<State>, wanted: Vec<Wanted>) {
         let hint = error.hint().unwrap_or("free its address and its name").to_owned();
         let hint = format!("{hint}; it is tried again with each `bindonce release` and on SIGHUP");
         let not_bound = NotBound { wanted, message: error.message, hint: Some(hint) };
-        state.borrow_mut().not_bound.push(not_bound);
-    }
-}
-
-impl State {
-    /// What the broker should do and cannot.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        let not_bound = self.not_bound.iter().map(|NotBound { wanted, message, hint }| {
-            let message = format!("{wanted} of the configuration is not bound: {message}");
-            Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
-        });
-        let records = self.records.iter().filter_map(|records| records.problem());
-        not_bound.chain(records).chain(self.astray()).collect()
+        broker.borrow_mut().not_bound.push(not_bound);
     }
 }
 
 /// A claim of the broker's own, which leaves no lease behind.
-async fn claim(state: &RefCell<State>, wanted: Vec<Wanted>) -> Result<(), RpcError> {
+async fn claim(broker: &RefCell<Broker>, wanted: Vec<Wanted>) -> Result<(), RpcError> {
     let want = |wanted| Want { wanted, tentative: false, change: true };
-    let uid = nix::unistd::geteuid().as_raw();
-    let own = state.borrow_mut().connect(Peer { pid: std::process::id(), uid, gid: 0 });
-    let claimed = claiming::claim(state, own, wanted.into_iter().map(want).collect()).await;
-    state.borrow_mut().disconnect(own);
+    let own = broker.borrow_mut().connect_itself();
+    let claimed = claims::claim(broker, own, wanted.into_iter().map(want).collect()).await;
+    generations::disconnect(&mut broker.borrow_mut(), own);
     match claimed {
         Ok(_) => Ok(()),
-        Err(failure) => Err(answer::claim_failed(state, failure).await),
+        Err(failure) => {
+            let inquiry = Rc::clone(&broker.borrow().inquiry);
+            Err(answer::claim_failed(&inquiry, failure).await)
+        }
     }
 }

@@ -18,7 +18,7 @@ use bindonce_broker::Error;
 use bindonce_sys::queue;
 use rustix::net::RecvFlags;
 use serde_json::{Value, json};
-use support::{Client, Scene, assert_descriptors, open_descriptors, run};
+use support::{Client, Scene, assert_descriptors, open_descriptors, run, wait_for_threads};
 
 fn inode(fd: impl std::os::fd::AsFd) -> u64 {
     let file = fs::File::from(fd.as_fd().try_clone_to_owned().expect("dup"));
@@ -331,6 +331,8 @@ fn what_cannot_be_bound_at_the_start_leaves_nothing() {
     };
     // Once before anything is counted: a process opens some things at their first use, for good.
     refused();
+    // A look for who has the address may take longer than anybody waits for it.
+    wait_for_threads();
     let before = open_descriptors();
     refused();
     assert_descriptors(before);

@@ -10,10 +10,12 @@
 //! A request that is being answered for too long (its client does not read) ends with its
 //! connection at the exec; so does one in the middle of what is no good request.
 
+mod inherited;
+pub(crate) mod requested;
 mod resume;
 mod snapshot;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek as _};
@@ -30,26 +32,21 @@ use bindonce_wire::manifest::Manifest;
 use bindonce_wire::message::Id;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use crate::broker::Broker;
+use crate::clients::Link;
 use crate::config::Config;
-use crate::connection::Link;
 use crate::control::Control;
-use crate::state::State;
 
-pub use resume::{Inherited, check, inherited};
-pub(crate) use resume::{Resumed, answer};
+pub use inherited::{Inherited, check, inherited};
+pub(crate) use resume::{Resumed, answer, resume};
+use snapshot::snapshot;
 
-/// The hidden subcommand that proves that a binary can go on from a state (on standard input)
+/// The hidden subcommand that proves that a binary can go on from a broker (on standard input)
 /// with the arguments that follow.
 pub const CHECK: &str = "__check-broker";
-
-/// The variable that tells the next image the number of the memory file.
-const VARIABLE: &str = "BINDONCE_UPGRADE_FD";
-
-/// What the memory file is called, so that nothing else is taken for it.
-const NAME: &str = "bindonce-upgrade";
 
 /// What systemd passed to this process is not passed to the next image again.
 const PASSED: [&str; 4] = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -61,95 +58,74 @@ const PROOF: Duration = Duration::from_secs(10);
 /// may take 5 s.
 const CALM: Duration = Duration::from_secs(6);
 
-/// Upgrades of one broker, asked for and done.
-#[derive(Debug, Default)]
-pub(crate) struct Upgrade {
-    wanted: Notify,
-    /// Those who wait to hear that it failed.
-    callers: RefCell<Vec<oneshot::Sender<String>>>,
-    /// Rung when a connection has answered its requests.
-    calm: Notify,
-    done: Cell<u64>,
-}
-
-impl Upgrade {
-    /// How often this process has become another binary.
-    pub(crate) fn count(&self) -> u64 {
-        self.done.get()
-    }
-
-    /// A connection has answered its requests.
-    pub(crate) fn calmer(&self) {
-        self.calm.notify_one();
-    }
-}
-
 /// A client asks for an upgrade. Comes back only if there was none: after one, the next image
 /// answers.
-pub(crate) async fn asked(state: &RefCell<State>, link: &Rc<Link>, id: &Id) -> RpcError {
-    let upgrade = Rc::clone(&state.borrow().upgrade);
+pub(crate) async fn request(broker: &RefCell<Broker>, link: &Rc<Link>, id: &Id) -> RpcError {
+    let upgrade = Rc::clone(&broker.borrow().upgrade);
     let (sender, failure) = oneshot::channel();
     upgrade.callers.borrow_mut().push(sender);
-    link.owe(Some(serde_json::to_string(id).unwrap_or_else(|_| "null".to_owned())));
+    link.set_upgrade(Some(serde_json::to_string(id).unwrap_or_else(|_| "null".to_owned())));
     upgrade.wanted.notify_one();
-    let story = failure.await.unwrap_or_else(|_| "the broker ends".to_owned());
-    link.owe(None);
-    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {story}"))
+    let reason = failure.await.unwrap_or_else(|_| "the broker ends".to_owned());
+    link.set_upgrade(None);
+    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {reason}"))
         .with_hint("install a working binary where the running one was started from")
 }
 
 /// Upgrades as often as it is asked for, by a client or by the caller's signal.
 pub(crate) async fn keep(
-    state: &Rc<RefCell<State>>,
+    broker: &Rc<RefCell<Broker>>,
     listener: &UnixListener,
     control: &Control,
     config: &Config,
 ) {
-    let upgrade = Rc::clone(&state.borrow().upgrade);
+    let upgrade = Rc::clone(&broker.borrow().upgrade);
     loop {
         tokio::select! {
             () = upgrade.wanted.notified() => {}
             () = config.orders.upgrade.notified() => {}
         }
-        let story = attempt(state, listener, control).await;
-        let text = format!("not upgraded, nothing has changed: {story}");
+        let reason = attempt(broker, listener, control).await;
+        let text = format!("not upgraded, nothing has changed: {reason}");
         tracing::error!("{text}");
-        state.borrow().journal.record(Happening::new(Kind::UpgradeFailed, text));
+        broker.borrow().reporter.record(Happening::new(Kind::UpgradeFailed, text));
         for caller in upgrade.callers.take() {
             // Gone means that nobody wants to know.
-            let _ = caller.send(story.clone());
+            let _ = caller.send(reason.clone());
         }
     }
 }
 
 /// Becomes the binary that is installed now. Comes back only if that fails, with the reason.
-async fn attempt(state: &Rc<RefCell<State>>, listener: &UnixListener, control: &Control) -> String {
-    let gate = Rc::clone(&state.borrow().gate);
+async fn attempt(
+    broker: &Rc<RefCell<Broker>>,
+    listener: &UnixListener,
+    control: &Control,
+) -> String {
+    let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
     let binary = match Installed::open() {
         Ok(binary) => binary,
-        Err(story) => return story,
+        Err(reason) => return reason,
     };
-    let proof = state.borrow().snapshot(&[], listener, control);
+    let proof = snapshot(&broker.borrow(), &[], listener, control);
     let arguments = std::iter::once(OsString::from(CHECK)).chain(std::env::args_os().skip(1));
     let (entries, bytes) = (proof.listeners.len(), proof.encode());
-    if let Err(story) = binary.prove(arguments.collect(), entries, &bytes, PROOF).await {
-        return story;
+    if let Err(reason) = binary.prove(arguments.collect(), entries, &bytes, PROOF).await {
+        return reason;
     }
     tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
-    calm(state).await;
-    let store = state.borrow().store.clone();
-    if let Some(store) = store {
-        store.settled().await;
-    }
-    become_binary(&state.borrow(), &binary, listener, control)
+    calm(broker).await;
+    let ledger = Rc::clone(&broker.borrow().persistence.ledger);
+    ledger.settled().await;
+    become_binary(&broker.borrow(), &binary, listener, control)
 }
 
 /// Waits until no request is being answered, or for long enough.
-async fn calm(state: &Rc<RefCell<State>>) {
-    let upgrade = Rc::clone(&state.borrow().upgrade);
+async fn calm(broker: &Rc<RefCell<Broker>>) {
+    let upgrade = Rc::clone(&broker.borrow().upgrade);
     let until = Instant::now() + CALM;
-    while state.borrow().links.values().any(|link| link.is_busy()) {
+    while broker.borrow().clients.links().any(|link| link.is_busy()) {
         if timeout_at(until, upgrade.calm.notified()).await.is_err() {
             return;
         }
@@ -158,16 +134,16 @@ async fn calm(state: &Rc<RefCell<State>>) {
 
 /// From here to the exec nothing else runs, so what is written down stays true.
 fn become_binary(
-    state: &State,
+    broker: &Broker,
     binary: &Installed,
     listener: &UnixListener,
     control: &Control,
 ) -> String {
     let links: Vec<(&Rc<Link>, Vec<u8>)> =
-        state.links.values().filter_map(|link| Some((link, link.unread()?))).collect();
+        broker.clients.links().filter_map(|link| Some((link, link.unread()?))).collect();
     // A follower's ends as well, and it connects again: nothing of it is lost.
-    let following = state.links.values().filter(|link| link.is_following()).count();
-    let dropped = state.links.len() - links.len() - following;
+    let following = broker.clients.links().filter(|link| link.is_following()).count();
+    let dropped = broker.clients.links().count() - links.len() - following;
     if dropped != 0 {
         tracing::warn!(
             count = dropped,
@@ -175,17 +151,17 @@ fn become_binary(
              read"
         );
     }
-    let mut manifest = state.snapshot(&links, listener, control);
+    let mut manifest = snapshot(broker, &links, listener, control);
     manifest.header.upgrades += 1;
     let result = memory_file(&manifest).and_then(|file| {
-        let held = state.registry.list();
+        let held = broker.listeners.registry.list();
         let sockets = held.iter().map(|view| view.held.opened.handle.fd.as_fd());
         let streams = links.iter().map(|(link, _)| link.stream.as_fd());
         let own = [file.as_fd(), listener.as_fd(), control.lock()];
         let _left = system::leave(own.into_iter().chain(sockets).chain(streams))?;
         let mut variables: Vec<(&str, Option<OsString>)> =
             PASSED.iter().map(|name| (*name, None)).collect();
-        variables.push((VARIABLE, Some(file.as_raw_fd().to_string().into())));
+        variables.push((inherited::VARIABLE, Some(file.as_raw_fd().to_string().into())));
         tracing::info!(
             binary = %binary.path().display(), listeners = held.len(), connections = links.len(),
             "becoming the binary that is installed now"
@@ -199,7 +175,7 @@ fn become_binary(
 }
 
 fn memory_file(manifest: &Manifest) -> io::Result<File> {
-    let mut file = memory::file(NAME)?;
+    let mut file = memory::file(inherited::NAME)?;
     file.write_all_at(&manifest.encode(), 0)?;
     file.rewind()?;
     Ok(file)

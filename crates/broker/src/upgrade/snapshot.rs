@@ -11,41 +11,40 @@ use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, LinkTurn, M
 use tokio::net::UnixListener;
 
 use crate::answer;
-use crate::connection::Link;
+use crate::broker::Broker;
+use crate::clients::Link;
 use crate::control::Control;
-use crate::state::State;
 
-impl State {
-    /// All that the next image must know.
-    pub(super) fn snapshot(
-        &self,
-        links: &[(&Rc<Link>, Vec<u8>)],
-        listener: &UnixListener,
-        control: &Control,
-    ) -> Manifest {
-        let mut manifest = self.manifest();
-        let header = &mut manifest.header;
-        let own = i32::try_from(std::process::id()).unwrap_or_default();
-        header.process = Some((std::process::id(), process::start_time(own).unwrap_or_default()));
-        header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
-        header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
-        header.store = self.store.as_ref().and_then(|store| store.name());
-        for (entry, view) in manifest.listeners.iter_mut().zip(self.registry.list()) {
-            entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
-        }
-        let turns: HashMap<ConnectionId, LinkTurn> = self.succession.turns().collect();
-        manifest.connections = self
-            .registry
-            .links()
-            .filter_map(|link| {
-                let same = |(other, _): &&(&Rc<Link>, _)| other.caller.connection == link.id;
-                let (open, unread) = links.iter().find(same)?;
-                let turn = turns.get(&link.id).copied();
-                Some(written(link, turn, open, unread))
-            })
-            .collect();
-        manifest
+/// All that the next image must know.
+pub(super) fn snapshot(
+    broker: &Broker,
+    links: &[(&Rc<Link>, Vec<u8>)],
+    listener: &UnixListener,
+    control: &Control,
+) -> Manifest {
+    let mut manifest = broker.manifest();
+    let header = &mut manifest.header;
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    header.process = Some((std::process::id(), process::start_time(own).unwrap_or_default()));
+    header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
+    header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
+    header.store = broker.persistence.ledger.store().and_then(|store| store.name());
+    for (entry, view) in manifest.listeners.iter_mut().zip(broker.listeners.registry.list()) {
+        entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
     }
+    let turns: HashMap<ConnectionId, LinkTurn> = broker.succession.turns().collect();
+    manifest.connections = broker
+        .listeners
+        .registry
+        .links()
+        .filter_map(|link| {
+            let same = |(other, _): &&(&Rc<Link>, _)| other.caller.connection == link.id;
+            let (open, unread) = links.iter().find(same)?;
+            let turn = turns.get(&link.id).copied();
+            Some(written(link, turn, open, unread))
+        })
+        .collect();
+    manifest
 }
 
 fn written(link: registry::Link, turn: Option<LinkTurn>, open: &Link, unread: &[u8]) -> Written {
@@ -67,6 +66,6 @@ fn written(link: registry::Link, turn: Option<LinkTurn>, open: &Link, unread: &[
         label,
         leases: link.leases.into_iter().map(lease).collect(),
         unread: unread.to_vec(),
-        owed: open.owed(),
+        owed: open.upgrade(),
     }
 }

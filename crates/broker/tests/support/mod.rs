@@ -201,6 +201,20 @@ pub(crate) fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("/proc").count()
 }
 
+/// Waits until no thread of a broker's looks for anybody.
+pub(crate) fn wait_for_threads() {
+    let looks = || {
+        let tasks = fs::read_dir("/proc/self/task").expect("/proc").flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.into_iter().any(|name| name.trim() == "inquiry")
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while looks() {
+        assert!(Instant::now() < deadline, "a look for the holder of an address does not end");
+        std::thread::yield_now();
+    }
+}
+
 /// Waits until the process has as many descriptors open as before.
 pub(crate) fn assert_descriptors(expected: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -11,7 +11,7 @@ use bindonce_sys::notify::STARTER;
 use bindonce_sys::{memory, notify};
 use tokio::time::{MissedTickBehavior, sleep};
 
-use crate::state::State;
+use crate::broker::Broker;
 
 /// How often the status is looked at without a watchdog.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -36,8 +36,8 @@ const REST: Duration = Duration::from_secs(1);
 
 /// Gives back what large requests have needed, for as long as the broker runs. That costs those who come
 /// next some page faults, so a client does not bring it about as often as it likes.
-pub(crate) async fn shrink_at_rest(state: &RefCell<State>) {
-    let shrinking = Rc::clone(&state.borrow().shrinking);
+pub(crate) async fn shrink_at_rest(broker: &RefCell<Broker>) {
+    let shrinking = Rc::clone(&broker.borrow().clients.shrinking);
     loop {
         shrinking.notified().await;
         sleep(REST).await;
@@ -46,17 +46,17 @@ pub(crate) async fn shrink_at_rest(state: &RefCell<State>) {
 }
 
 /// Says that the broker serves.
-pub(crate) fn ready(state: &RefCell<State>) {
+pub(crate) fn ready(broker: &RefCell<Broker>) {
     shrink();
     if let Some(starter) = std::env::var_os(STARTER) {
         // It may have gone, or have heard it from an earlier image of this process.
         let _ = notify::send_to(&starter, "READY=1");
     }
-    tell(&format!("READY=1\nSTATUS={}", status(state)));
+    tell(&format!("READY=1\nSTATUS={}", status(broker)));
 }
 
 /// Keeps the manager up to date, for as long as the broker runs.
-pub(crate) async fn run(state: &RefCell<State>) {
+pub(crate) async fn run(broker: &RefCell<Broker>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -66,7 +66,7 @@ pub(crate) async fn run(state: &RefCell<State>) {
     let mut told = String::new();
     loop {
         ticks.tick().await;
-        let status = status(state);
+        let status = status(broker);
         let mut message = String::new();
         if watchdog.is_some() {
             message.push_str("WATCHDOG=1\n");
@@ -82,14 +82,15 @@ pub(crate) async fn run(state: &RefCell<State>) {
     }
 }
 
-fn status(state: &RefCell<State>) -> String {
-    let state = state.borrow();
-    let (listeners, clients) = (state.registry.len(), state.registry.connections());
+fn status(broker: &RefCell<Broker>) -> String {
+    let broker = broker.borrow();
+    let registry = &broker.listeners.registry;
+    let (listeners, clients) = (registry.len(), registry.connections());
     let s = |count| if count == 1 { "" } else { "s" };
     format!(
         "{listeners} listener{} held, {clients} client{} on {}",
         s(listeners),
         s(clients),
-        state.socket.display()
+        broker.socket.display()
     )
 }

@@ -21,24 +21,19 @@ use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::registry::Held;
 use bindonce_sys::memory;
 use bindonce_sys::notify::Notifier;
-use bindonce_wire::manifest::{self, Manifest};
+use bindonce_wire::manifest::Manifest;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, watch};
 
-use crate::recording::entry;
-use crate::restore::CONTROL;
-use crate::socket::Socket;
+/// What the control socket is called: by bindonce.socket, and in the store.
+pub(super) const CONTROL: &str = "control";
 
 /// How long a reply waits for the manager to take what it must keep. Past it the
 /// listener is handed out, and kept as soon as the manager reads again.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// So many outdated records are carried along before the manifest is written anew.
-const OUTDATED: usize = 1024;
 
 /// What goes to the store, in order.
 #[derive(Debug)]
@@ -61,12 +56,10 @@ struct Inner {
     /// The manifest in use: its file, how much of it is written, and its name.
     manifest: Option<(File, u64, String)>,
     queue: VecDeque<Step>,
-    /// Records in the manifest that later ones have replaced.
-    outdated: usize,
+    /// The manifest lacks something: it must be written anew.
+    damaged: bool,
     pushed: u64,
     done: u64,
-    /// The broker ends: what is in the store stays there for the next.
-    ending: bool,
 }
 
 /// The way to the descriptor store.
@@ -92,10 +85,9 @@ impl Store {
             notifier,
             manifest,
             queue: VecDeque::new(),
-            outdated: 0,
+            damaged: false,
             pushed: 0,
             done: 0,
-            ending: false,
         };
         Ok(Some(Rc::new(Self {
             inner: RefCell::new(inner),
@@ -110,7 +102,7 @@ impl Store {
     }
 
     /// Writes the manifest anew: after a start, and when too much of it is outdated.
-    pub(crate) fn rewrite(&self, mut manifest: Manifest) {
+    pub(super) fn rewrite(&self, mut manifest: Manifest) {
         let name = format!("manifest.{}", memory::unique());
         manifest.header.store = Some(name.clone());
         let text = manifest.encode();
@@ -120,7 +112,7 @@ impl Store {
         });
         match file {
             Ok(file) => {
-                self.inner.borrow_mut().outdated = 0;
+                self.inner.borrow_mut().damaged = false;
                 self.push([Step::Swap { file, length: text.len() as u64, name }]);
             }
             Err(error) => {
@@ -142,55 +134,24 @@ impl Store {
         self.push([Step::Forget(name)]);
     }
 
-    /// Leaves everything in the store from now on.
-    pub(crate) fn end(&self) {
-        self.inner.borrow_mut().ending = true;
+    /// Puts a listener into the store.
+    pub(super) fn keep(&self, inode: u64, fd: Rc<OwnedFd>) {
+        self.push([Step::Keep(inode, fd)]);
     }
 
-    /// Notes that a listener is in the store already, from before.
-    pub(crate) fn has(self: &Rc<Self>, held: &Held<Socket>) {
-        *held.opened.handle.kept.borrow_mut() = Some(self.kept(held));
-    }
-
-    pub(crate) fn record(self: &Rc<Self>, held: &Held<Socket>) {
-        let mut kept = held.opened.handle.kept.borrow_mut();
-        match &mut *kept {
-            Some(kept) if kept.edition == held.edition() => return,
-            Some(kept) => {
-                kept.edition = held.edition();
-                self.inner.borrow_mut().outdated += 1;
-            }
-            None => {
-                self.push([Step::Keep(held.opened.inode, Rc::clone(&held.opened.handle.fd))]);
-                *kept = Some(self.kept(held));
-            }
-        }
-        let mut text = Vec::new();
-        manifest::opened(&mut text, &entry(held));
+    /// Adds records to the manifest.
+    pub(super) fn write(&self, text: Vec<u8>) {
         self.push([Step::Write(text)]);
     }
 
-    /// Notes how far a service is.
-    pub(crate) fn record_service(&self, service: &manifest::Service) {
-        let mut text = Vec::new();
-        manifest::service(&mut text, service);
-        self.inner.borrow_mut().outdated += 1;
-        self.push([Step::Write(text)]);
+    /// Takes a listener out; the record of its end is written.
+    pub(super) fn drop_listener(&self, inode: u64) {
+        self.push([Step::Forget(name(inode))]);
     }
 
-    /// The mark of a listener that is in the store and in the manifest.
-    fn kept(self: &Rc<Self>, held: &Held<Socket>) -> Box<Kept> {
-        Box::new(Kept {
-            store: Rc::clone(self),
-            inode: held.opened.inode,
-            cookie: held.opened.cookie,
-            edition: held.edition(),
-        })
-    }
-
-    /// Whether the manifest should be written anew.
-    pub(crate) fn is_outdated(&self, listeners: usize) -> bool {
-        self.inner.borrow().outdated > listeners + OUTDATED
+    /// Whether the manifest lacks something and must be written anew.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.inner.borrow().damaged
     }
 
     fn push<const N: usize>(&self, steps: [Step; N]) {
@@ -203,7 +164,7 @@ impl Store {
         self.done.send_replace(inner.done);
     }
 
-    /// As [`Store::settled`], while nobody runs [`keep`] yet.
+    /// As [`Store::settled`], while nobody runs it yet.
     pub(crate) async fn settle(&self) {
         tokio::select! {
             () = self.settled() => {}
@@ -225,7 +186,7 @@ impl Store {
     }
 
     /// Sends what waits as the manager reads; for as long as the broker runs.
-    async fn run(&self) -> io::Result<()> {
+    pub(super) async fn run(&self) -> io::Result<()> {
         let copy = self.inner.borrow().notifier.as_fd().try_clone_to_owned()?;
         let socket = UnixDatagram::from_std(copy.into())?;
         loop {
@@ -254,7 +215,7 @@ impl Inner {
                     tracing::warn!(%error, ?step, "the descriptor store does not take this");
                     if matches!(step, Step::Write(_)) {
                         // The manifest lacks it: it is written anew with the next change.
-                        self.outdated = usize::MAX / 2;
+                        self.damaged = true;
                     }
                 }
                 Ok(()) => {
@@ -290,40 +251,9 @@ impl Inner {
     }
 }
 
-/// Sends to the store what could not be sent at once.
-pub(crate) async fn keep(store: Option<Rc<Store>>) {
-    if let Some(store) = store
-        && let Err(error) = store.run().await
-    {
-        tracing::error!(%error, "cannot reach the descriptor store any more");
-    }
-}
-
-/// A listener that is in the store, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    store: Rc<Store>,
-    inode: u64,
-    cookie: u64,
-    /// The listener's edition that its last record tells.
-    edition: u32,
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if self.store.inner.borrow().ending {
-            return;
-        }
-        let mut text = Vec::new();
-        manifest::closed(&mut text, self.inode, self.cookie);
-        self.store.inner.borrow_mut().outdated += 2;
-        self.store.push([Step::Write(text), Step::Forget(name(self.inode))]);
-    }
-}
-
 /// A listener's name in the store: its inode to the base of 36. Short, because all
 /// names come back in one variable, which may have 128 KiB (execve(2), MAX_ARG_STRLEN).
-pub(crate) fn name(inode: u64) -> String {
+pub(super) fn name(inode: u64) -> String {
     let mut digits = Vec::new();
     let mut rest = inode;
     loop {

@@ -1,5 +1,8 @@
 //! How one broker is set up.
 
+mod file;
+mod settings;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +13,9 @@ use bindonce_core::succession;
 use tokio::sync::Notify;
 
 use crate::upgrade::Inherited;
+
+pub use file::File;
+pub use settings::WrittenRule;
 
 /// What a running broker is told from outside, for example by a signal. Whoever runs the
 /// broker keeps a copy.

@@ -3,9 +3,9 @@
 //!
 //! Without a service manager that keeps descriptors, this file is how the next broker knows
 //! what to ask back, from whom and under which names. It is replaced as a whole (written
-//! beside it, synced, renamed: mode 0600) at the start and when too much of it is outdated;
+//! beside it and renamed: mode 0600) at the start and when too much of it is outdated;
 //! in between records are appended, those of one claim in one write, and a reply that hands
-//! out a new listener comes after its record. Appended records are not synced: they must outlive this process, which the
+//! out a new listener comes after its record. Nothing is synced: records must outlive this process, which the
 //! kernel's cache does; after a crash of the system there is no socket to ask back, and
 //! the next broker sees by the boot that the file is about nothing.
 //!
@@ -13,27 +13,18 @@
 //! again and again until it can be; meanwhile `status`, `list`, `doctor` and the metrics say so.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bindonce_core::registry::{Held, Holder};
 use bindonce_sys::files::{self, Durability};
 use bindonce_sys::{identity, whole};
-use bindonce_wire::manifest::{self, Entry, Manifest, Service};
+use bindonce_wire::manifest::{Entry, Manifest, Service};
 use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 use tokio::time::sleep;
-
-use crate::recording::entry;
-use crate::socket::Socket;
-use crate::state::State;
-
-/// So many outdated records are carried along before the file is written anew.
-const OUTDATED: usize = 1024;
 
 /// No state file is larger: a record of a million listeners.
 const LARGEST: u64 = 256 << 20;
@@ -48,7 +39,7 @@ const TIMES: u32 = 10;
 
 /// The state file of one broker.
 #[derive(Debug)]
-pub(crate) struct Records {
+pub(crate) struct StateFile {
     path: PathBuf,
     inner: RefCell<Inner>,
     /// Rung when it could not be written.
@@ -59,9 +50,6 @@ pub(crate) struct Records {
 struct Inner {
     /// None until it has been written, and after it could not be.
     file: Option<File>,
-    outdated: usize,
-    /// The broker ends or goes on as another image: what is written stays.
-    ending: bool,
     /// Why it is not written, and when that was tried last.
     failed: Option<Failed>,
 }
@@ -125,20 +113,20 @@ pub(crate) fn left(socket: &Path) -> Left {
     }
 }
 
-impl Records {
+impl StateFile {
     /// The state file of the broker on this control socket, not written yet.
     pub(crate) fn new(socket: &Path) -> Rc<Self> {
-        let inner = Inner { file: None, outdated: 0, ending: false, failed: None };
+        let inner = Inner { file: None, failed: None };
         let failing = Notify::new();
         Rc::new(Self { path: path(socket), inner: RefCell::new(inner), failing })
     }
 
-    /// Replaces the file.
-    pub(crate) fn rewrite(&self, manifest: &Manifest) {
+    /// Replaces the file. Nothing waits for the disk: after a crash of the system the file is about
+    /// nothing, see above.
+    pub(super) fn rewrite(&self, manifest: &Manifest) {
         let begun = Instant::now();
-        let written = files::replace(&self.path, &manifest.encode(), Durability::System);
+        let written = files::replace(&self.path, &manifest.encode(), Durability::Process);
         let mut inner = self.inner.borrow_mut();
-        inner.outdated = 0;
         match written {
             Ok(file) => {
                 inner.file = Some(file);
@@ -164,7 +152,7 @@ impl Records {
     }
 
     /// What is wrong with it, if it is not written.
-    pub(crate) fn problem(&self) -> Option<Problem> {
+    pub(super) fn problem(&self) -> Option<Problem> {
         let inner = self.inner.borrow();
         let error = &inner.failed.as_ref()?.error;
         let path = self.path.display().to_string();
@@ -174,34 +162,8 @@ impl Records {
         Some(Problem::new("state-not-written", path, message, Some(HINT.to_owned())))
     }
 
-    /// Notes that listeners are held, or that something about them is new.
-    pub(crate) fn record<'a>(self: &Rc<Self>, held: impl IntoIterator<Item = &'a Held<Socket>>) {
-        let mut text = Vec::new();
-        held.into_iter().for_each(|held| self.note(held, &mut text));
-        if !text.is_empty() {
-            self.append(&text);
-        }
-    }
-
-    /// Adds the record of a listener to `text`, unless the last one says the same.
-    fn note(self: &Rc<Self>, held: &Held<Socket>, text: &mut Vec<u8>) {
-        let mut noted = held.opened.handle.noted.borrow_mut();
-        let edition = held.edition();
-        match &mut *noted {
-            Some(noted) if noted.edition == edition => return,
-            Some(noted) => {
-                noted.edition = edition;
-                self.inner.borrow_mut().outdated += 1;
-            }
-            None => {
-                let (inode, cookie) = (held.opened.inode, held.opened.cookie);
-                *noted = Some(Noted { records: Rc::clone(self), inode, cookie, edition });
-            }
-        }
-        manifest::opened(text, &entry(held));
-    }
-
-    fn append(&self, text: &[u8]) {
+    /// Adds records.
+    pub(super) fn append(&self, text: &[u8]) {
         let mut inner = self.inner.borrow_mut();
         if let Some(file) = &mut inner.file
             && let Err(error) = file.write_all(text)
@@ -211,135 +173,33 @@ impl Records {
         }
     }
 
-    /// Whether it should be written anew.
-    fn is_outdated(&self, listeners: usize) -> bool {
+    /// Where it could not be written: whether a change may try that again now.
+    pub(super) fn may_try_again(&self) -> Option<bool> {
         let inner = self.inner.borrow();
-        match &inner.failed {
-            Some(failed) => !inner.ending && Instant::now() >= failed.ready,
-            None => inner.outdated > listeners + OUTDATED,
-        }
-    }
-
-    /// What is written stays from now on.
-    pub(crate) fn end(&self) {
-        self.inner.borrow_mut().ending = true;
-    }
-
-    /// Notes how far a service is.
-    pub(crate) fn record_service(&self, service: &Service) {
-        let mut text = Vec::new();
-        manifest::service(&mut text, service);
-        self.inner.borrow_mut().outdated += 1;
-        self.append(&text);
+        inner.failed.as_ref().map(|failed| Instant::now() >= failed.ready)
     }
 
     /// Removes the file: nothing is held any more.
     pub(crate) fn remove(&self) {
-        self.end();
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the state file");
         }
     }
+
+    /// Waits until it could not be written, then says when to try again, as long as it is not.
+    pub(crate) async fn retry(&self, mut rewrite: impl FnMut()) {
+        self.failing.notified().await;
+        let mut pause = AGAIN;
+        while self.inner.borrow().failed.is_some() {
+            sleep(pause).await;
+            pause = (pause * 2).min(AT_MOST);
+            if self.inner.borrow().failed.is_some() {
+                rewrite();
+            }
+        }
+    }
 }
 
 const HINT: &str = "make room, or run the broker as a user that may write there: it is tried again until it can be written";
-
-/// Tries again to write a state file that could not be written, for as long as the broker runs.
-pub(crate) async fn keep(state: &RefCell<State>) {
-    let Some(records) = state.borrow().records.clone() else { return };
-    loop {
-        records.failing.notified().await;
-        let mut pause = AGAIN;
-        while records.inner.borrow().failed.is_some() {
-            sleep(pause).await;
-            pause = (pause * 2).min(AT_MOST);
-            if records.inner.borrow().failed.is_some() {
-                state.borrow().rewrite_records();
-            }
-        }
-    }
-}
-
-/// A listener that is in the state file, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Noted {
-    records: Rc<Records>,
-    inode: u64,
-    cookie: u64,
-    /// The listener's edition that its record tells.
-    edition: u32,
-}
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        if self.records.inner.borrow().ending {
-            return;
-        }
-        let mut text = Vec::new();
-        manifest::closed(&mut text, self.inode, self.cookie);
-        self.records.inner.borrow_mut().outdated += 2;
-        self.records.append(&text);
-    }
-}
-
-impl State {
-    /// Ends the state file. It stays where others use listeners now, so that the next broker asks
-    /// for those; gives their inodes.
-    pub(crate) fn end_records(&self) -> HashSet<u64> {
-        let Some(records) = &self.records else { return HashSet::new() };
-        let mut manifest = self.manifest();
-        manifest.header.ended = true;
-        let views = self.registry.list();
-        // The broker's own metrics end with it.
-        let other = |holder: &Holder| holder.peer.pid != std::process::id();
-        let used =
-            views.iter().filter(|view| !view.held.tentative && view.holders.iter().any(other));
-        let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
-        manifest.listeners.retain(|entry| used.contains(&entry.inode));
-        manifest.listeners.extend(self.missing.iter().cloned());
-        if manifest.listeners.is_empty() && manifest.services.is_empty() {
-            records.remove();
-        } else {
-            if !manifest.listeners.is_empty() {
-                tracing::info!(
-                    count = manifest.listeners.len(),
-                    "listeners are in use: written down for the next broker"
-                );
-            }
-            records.rewrite(&manifest);
-            records.end();
-        }
-        used
-    }
-
-    /// Writes the state file anew if too much of it is outdated.
-    pub(crate) fn tidy_records(&self) {
-        if let Some(records) = &self.records
-            && records.is_outdated(self.registry.len())
-        {
-            self.rewrite_records();
-        }
-    }
-
-    /// Writes the state file anew: what is held, and what has not been had back yet.
-    pub(crate) fn rewrite_records(&self) {
-        let Some(records) = &self.records else { return };
-        let mut manifest = self.manifest();
-        manifest.listeners.extend(self.missing.iter().cloned());
-        records.rewrite(&manifest);
-        for view in self.registry.list() {
-            let (held, mut noted) = (view.held, view.held.opened.handle.noted.borrow_mut());
-            let edition = held.edition();
-            let (inode, cookie) = (held.opened.inode, held.opened.cookie);
-            match &mut *noted {
-                Some(noted) => noted.edition = edition,
-                None => {
-                    let records = Rc::clone(records);
-                    *noted = Some(Noted { records, inode, cookie, edition });
-                }
-            }
-        }
-    }
-}

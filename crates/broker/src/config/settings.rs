@@ -7,7 +7,7 @@ use bindonce_core::policy::{InvalidNames, InvalidPattern, Names, Peer, Rule, Unk
 use nix::unistd::{Group, User};
 use serde::Deserialize;
 
-use crate::config::Limits;
+use super::Limits;
 
 /// A user has half, and a request of the greatest length must fit, with room to grow.
 const LEAST_BUFFERED: usize = 4 * bindonce_wire::MAX_REQUEST;

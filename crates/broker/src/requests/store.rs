@@ -23,17 +23,18 @@ use bindonce_wire::params::Give;
 use bindonce_wire::result::{Bound, StoreResult};
 use bindonce_wire::{ErrorCode, RpcError};
 
+use super::bind::allow_name;
+use super::text::invalid;
 use crate::answer;
-use crate::claiming;
-use crate::connection::Link;
-use crate::requests::invalid;
-use crate::restore::{Found, as_written};
-use crate::rights::{allow, allow_name};
-use crate::state::{State, now};
+use crate::broker::Broker;
+use crate::claims;
+use crate::clients::Link;
+use crate::clock::now;
+use crate::persistence::found::{Found, as_written};
 
 /// Takes listeners, all or none.
-pub(crate) async fn store(
-    state: &RefCell<State>,
+pub(super) async fn store(
+    broker: &RefCell<Broker>,
     link: &Rc<Link>,
     gives: Vec<Give>,
 ) -> Result<StoreResult, RpcError> {
@@ -52,38 +53,37 @@ pub(crate) async fn store(
     for (give, fd) in gives.into_iter().zip(received) {
         let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
         let spec = asked.clone().into();
-        allow(state, &link.caller, Verb::Store, Some(&spec))?;
-        allow_name(state, &link.caller, &spec)?;
+        let broker = broker.borrow();
+        broker.access.allow(&link.caller, Verb::Store, Some(&spec))?;
+        allow_name(&broker, &link.caller, &spec)?;
         sockets.push((asked, fd));
     }
-    let sorted = sort(&state.borrow(), sockets)?;
+    let sorted = sort(&broker.borrow(), sockets)?;
     // What the sockets are decides, not what was said of them.
     for want in &sorted.wants {
         if let Wanted::Listen(spec) = &want.wanted {
-            allow(state, &link.caller, Verb::Store, Some(spec))?;
+            broker.borrow().access.allow(&link.caller, Verb::Store, Some(spec))?;
         }
     }
     let uid = link.caller.peer.uid;
-    let room = state.borrow().room(uid, sorted.new);
+    let room = broker.borrow().listeners.room(uid, sorted.new);
+    let inquiry = Rc::clone(&broker.borrow().inquiry);
     if let Err(denied) = room {
-        return Err(answer::claim_failed(state, denied).await);
+        return Err(answer::claim_failed(&inquiry, denied).await);
     }
     let Sorted { found, wants, .. } = sorted;
-    state.borrow_mut().had_back(found, Some(uid));
-    let claimed = claiming::claim(state, link.caller.connection, wants).await;
-    let gate = Rc::clone(&state.borrow().gate);
-    gate.given.notify_one();
+    broker.borrow_mut().recovered(found, Some(uid));
+    let claimed = claims::claim(broker, link.caller.connection, wants).await;
+    broker.borrow().persistence.gate.donated.notify_one();
     let leases = match claimed {
         Ok(leases) => leases,
-        Err(failure) => return Err(answer::claim_failed(state, failure).await),
+        Err(failure) => return Err(answer::claim_failed(&inquiry, failure).await),
     };
-    let store = state.borrow().store.clone();
-    if let Some(store) = store {
-        store.settled().await;
-    }
-    let state = state.borrow();
+    let ledger = Rc::clone(&broker.borrow().persistence.ledger);
+    ledger.settled().await;
+    let registry = &broker.borrow().listeners.registry;
     let bound = leases.iter().filter_map(|lease| {
-        let held = state.registry.held(lease.listener)?;
+        let held = registry.held(lease.listener)?;
         Some(Bound {
             name: held.listener.label(),
             address: held.listener.address.to_string(),
@@ -106,11 +106,12 @@ struct Sorted {
 }
 
 /// What is new to the broker, and what the caller uses from now on.
-fn sort(state: &State, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
-    let views = state.registry.list();
+fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
+    let views = broker.listeners.registry.list();
     let held: HashMap<u64, _> =
         views.iter().map(|view| (view.held.opened.inode, view.held)).collect();
-    let missing: HashMap<u64, _> = state.missing.iter().map(|entry| (entry.inode, entry)).collect();
+    let missing: HashMap<u64, _> =
+        broker.persistence.missing.entries.iter().map(|entry| (entry.inode, entry)).collect();
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     let mut wants = Vec::with_capacity(sockets.len());
@@ -169,14 +170,16 @@ fn sort(state: &State, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcE
         });
     }
     drop(views);
-    check_free(state, &found)?;
+    check_free(broker, &found)?;
     Ok(Sorted { found, wants, new })
 }
 
 /// Whether all of these can stand beside what is held.
-fn check_free(state: &State, found: &[Found]) -> Result<(), RpcError> {
+fn check_free(broker: &Broker, found: &[Found]) -> Result<(), RpcError> {
     for new in found {
-        if let Some(in_the_way) = state.registry.in_the_way(&new.listener, &new.socket.bound) {
+        if let Some(in_the_way) =
+            broker.listeners.registry.in_the_way(&new.listener, &new.socket.bound)
+        {
             let message = format!(
                 "the descriptor for {} is not taken: {} is held, by another socket",
                 new.listener,

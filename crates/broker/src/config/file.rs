@@ -27,9 +27,9 @@ use bindonce_sys::privileges::Capability;
 use bindonce_sys::whole::{self, Unread};
 use serde::Deserialize;
 
-use crate::Error;
-use crate::config::Limits;
-use crate::settings::{RawLimits, RawRule, WrittenRule};
+use super::Limits;
+use super::settings::{RawLimits, RawRule, WrittenRule};
+use crate::error::Error;
 
 /// How long a file that is being written is waited for.
 const WRITTEN: Duration = Duration::from_secs(2);
@@ -206,7 +206,7 @@ mod tests {
     /// docs/configuration.md, which is also bindonce.toml(5): its examples are good, and no key is missing.
     #[test]
     fn the_documentation_knows_every_key() {
-        let page = include_str!("../../../docs/configuration.md");
+        let page = include_str!("../../../../docs/configuration.md");
         let examples: Vec<&str> = page.split("```toml\n").skip(1).collect();
         assert!(examples.len() >= 2);
         for example in examples {

@@ -14,8 +14,20 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::End;
-use crate::requests::Reply;
+use super::end::End;
+
+/// A reply: its text, which ends in a line end, and the descriptors that go with it.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) text: Vec<u8>,
+    pub(crate) descriptors: Vec<Rc<OwnedFd>>,
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(text: Vec<u8>) -> Self {
+        Self { text, descriptors: Vec::new() }
+    }
+}
 
 /// Sends a reply as a whole, or ends the connection.
 pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {

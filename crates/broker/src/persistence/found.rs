@@ -14,17 +14,13 @@ use std::path::Path;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{Adoption, Event, Opened};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
-use crate::state::{State, now};
-use crate::store;
-
-/// What the control socket is called: by bindonce.socket, and in the store.
-pub(crate) const CONTROL: &str = "control";
+use super::store::{self, CONTROL};
+use crate::clock::now;
 
 /// The longest manifest that is read: that of 150,000 listeners is a fifth of it.
 const MAX_MANIFEST: u64 = 256 << 20;
@@ -194,31 +190,6 @@ fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
     let socket = opened(identity, bound, fd, path);
     Found { listener, socket, exclusive, since: now(), tentative: false }
-}
-
-impl State {
-    /// Enters listeners that are held already. `stored`: they came from the service
-    /// manager's store, where they still are. They count as those of the user `giver`.
-    pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
-        let count = found.len();
-        let mut adoptions = Vec::with_capacity(count);
-        for Found { listener, socket, exclusive, since, tentative } in found {
-            let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
-            opened.handle.owned = giver.map(|uid| self.owned(uid));
-            adoptions.push(Adoption { listener, opened, since, tentative });
-        }
-        let actions = self.registry.on(now(), Event::Adopt(adoptions));
-        self.perform(actions);
-        for (id, held) in self.registry.iter() {
-            held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
-        }
-        if let Some(store) = self.store.as_ref().filter(|_| stored) {
-            self.registry.list().iter().for_each(|view| store.has(view.held));
-        }
-        if count != 0 {
-            tracing::info!(count, held = self.registry.len(), "listeners taken over");
-        }
-    }
 }
 
 fn opened(

@@ -1,0 +1,171 @@
+//! Whether a caller may do what it asks, by the rules as they are now.
+//!
+//! Everything here is computed from what is in memory, so it comes before whatever costs more.
+
+use std::rc::Rc;
+
+use bindonce_core::event::Kind;
+use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_core::name::Name;
+use bindonce_core::policy::{Denial, Policy, Rule, Verb, Verdict};
+use bindonce_observe::Happening;
+use bindonce_wire::{ErrorCode, RpcError};
+
+use crate::clients::{Caller, Standing};
+use crate::reporter::Reporter;
+
+/// The rules of one broker.
+#[derive(Debug)]
+pub(crate) struct Access {
+    policy: Policy,
+    reporter: Rc<Reporter>,
+}
+
+impl Access {
+    /// Root and this user may do everything, everybody else nothing.
+    pub(crate) fn owner_only(owner: u32, reporter: Rc<Reporter>) -> Self {
+        Self { policy: Policy::owner_only(owner), reporter }
+    }
+
+    /// Takes rules, from the next request on.
+    pub(crate) fn set_rules(&mut self, rules: Vec<Rule>) {
+        self.policy = self.policy.clone().with_rules(rules);
+    }
+
+    /// What somebody is who connects.
+    pub(crate) fn standing(&self, caller: &Caller) -> Standing {
+        let stranger = !self.policy.knows(caller.peer, &caller.groups);
+        Standing { stranger, spared: self.owns_names(caller) }
+    }
+
+    /// Whether names are the caller's to take back: root's and the broker's own user's.
+    pub(crate) fn owns_names(&self, caller: &Caller) -> bool {
+        self.policy.owns_names(caller.peer.uid)
+    }
+
+    fn judge(&self, caller: &Caller, verb: Verb, subject: Option<&ListenSpec>) -> Verdict {
+        self.policy.judge(caller.peer, &caller.groups, verb, subject)
+    }
+
+    /// Whether the caller may administer the broker.
+    pub(crate) fn is_admin(&self, caller: &Caller) -> bool {
+        self.judge(caller, Verb::Admin, None) == Verdict::Allow
+    }
+
+    /// Whether the caller may do this, to these listeners where some are meant.
+    pub(crate) fn allow(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        subject: Option<&ListenSpec>,
+    ) -> Result<(), RpcError> {
+        let verdict = self.judge(caller, verb, subject);
+        verdict.into_result().map_err(|denial| self.denied(caller, &denial))
+    }
+
+    /// Whether the caller may do this to every listener, whichever there may be.
+    pub(crate) fn allow_all(&self, caller: &Caller, verb: Verb) -> Result<(), RpcError> {
+        let verdict = self.policy.judge_all(caller.peer, &caller.groups, verb);
+        verdict.into_result().map_err(|denial| self.denied(caller, &denial))
+    }
+
+    /// Whether the caller may have these: who may bind them may use them, and what is held
+    /// already takes no more than the right to use it.
+    pub(crate) fn allow_claim(
+        &self,
+        caller: &Caller,
+        spec: &ListenSpec,
+        change: bool,
+        is_held: impl Fn(&Listener) -> bool,
+    ) -> Result<(), RpcError> {
+        let Verdict::Deny(denial) = self.judge(caller, Verb::Bind, Some(spec)) else {
+            return Ok(());
+        };
+        let may_use = || self.judge(caller, Verb::Use, Some(spec)) == Verdict::Allow;
+        if !change && may_use() && spec.expand().all(|listener| is_held(&listener)) {
+            return Ok(());
+        }
+        Err(self.denied(caller, &denial))
+    }
+
+    /// Whether the caller may give a listener this name.
+    pub(crate) fn allow_name(&self, caller: &Caller, name: &Name) -> Result<(), RpcError> {
+        if self.policy.may_name(caller.peer, &caller.groups, name) {
+            return Ok(());
+        }
+        Err(self.unnamed(caller, "names", &format!("name a listener {name}"), name))
+    }
+
+    /// Whether the caller may join a service: one that a rule says. Whoever may `admin` may join each.
+    pub(crate) fn allow_service(&self, caller: &Caller, service: &Name) -> Result<(), RpcError> {
+        if self.policy.may_join(caller.peer, &caller.groups, service) || self.is_admin(caller) {
+            return Ok(());
+        }
+        Err(self.unnamed(caller, "services", &format!("join the service {service}"), service))
+    }
+
+    /// No rule says that name for the caller.
+    fn unnamed(&self, caller: &Caller, key: &str, what: &str, name: &Name) -> RpcError {
+        let peer = caller.peer;
+        let text = format!("{peer} may not {what}: no rule allows it");
+        let needed = format!("[[rule]] uid = {} {key} = [\"{name}\"]", peer.uid);
+        if let Some(left_out) = self.reporter.refused(peer.uid, "denied") {
+            let (uid, gid, pid) = (peer.uid, peer.gid, peer.pid);
+            tracing::warn!(uid, gid, pid, needed, left_out, "denied: {text}");
+        }
+        let happening = Happening::new(Kind::Denied, text.clone());
+        self.reporter.record(happening.pid(i32::try_from(peer.pid).ok()));
+        RpcError::new(ErrorCode::DENIED, text).with_hint(format!(
+            "ask whoever runs the broker to add `{key} = [\"{name}\"]` to your rule, or leave the name out"
+        ))
+    }
+
+    /// Whether the caller may do anything at all.
+    pub(crate) fn known(&self, caller: &Caller) -> Result<(), RpcError> {
+        let may = self.policy.knows(caller.peer, &caller.groups);
+        if may { Ok(()) } else { self.allow(caller, Verb::List, None) }
+    }
+
+    /// Whether the caller may see a listener.
+    pub(crate) fn may_see(&self, caller: &Caller, listener: &Listener) -> bool {
+        let spec = ListenSpec::from(listener.clone());
+        self.judge(caller, Verb::List, Some(&spec)) == Verdict::Allow
+    }
+
+    /// Whether the caller may see every listener, whichever there may be.
+    pub(crate) fn may_see_all(&self, caller: &Caller) -> bool {
+        let verdict = self.policy.judge_all(caller.peer, &caller.groups, Verb::List);
+        verdict == Verdict::Allow
+    }
+
+    /// The log hears all of it, the caller what concerns it.
+    fn denied(&self, caller: &Caller, denial: &Denial) -> RpcError {
+        if let Some(left_out) = self.reporter.refused(denial.peer.uid, "denied") {
+            tracing::warn!(
+                uid = denial.peer.uid,
+                gid = denial.peer.gid,
+                pid = denial.peer.pid,
+                groups = ?caller.groups,
+                needed = denial.rule_needed(),
+                left_out,
+                "denied: {denial}"
+            );
+        }
+        let happening = Happening::new(Kind::Denied, denial.to_string());
+        self.reporter.record(happening.pid(i32::try_from(denial.peer.pid).ok()));
+        error(denial)
+    }
+}
+
+/// A denial, as its caller hears it.
+fn error(denial: &Denial) -> RpcError {
+    let mut error = RpcError::new(ErrorCode::DENIED, denial.to_string());
+    if let Some(spec) = &denial.subject {
+        error = error.with("address", spec.first.address.to_string());
+    }
+    error.with_hint(if denial.owner.is_some() {
+        "run the command as one of these users, or add a rule to the broker's configuration"
+    } else {
+        "ask whoever runs the broker for a rule; its log says which one is needed"
+    })
+}

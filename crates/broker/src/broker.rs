@@ -1,0 +1,262 @@
+//! One broker: its parts, and what concerns more than one of them.
+//!
+//! Each part owns its data and imports no part above it: [`Access`] says who may do what, [`Listeners`] holds the
+//! sockets, [`Clients`] the connections, [`Succession`] the order of generations, [`Persistence`] what outlives the
+//! process. What comes in is performed by the files that import this one; everything here runs to
+//! its end without giving way to another task.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use bindonce_core::event::Kind;
+use bindonce_core::listener::{Key, Wanted};
+use bindonce_core::policy::{Peer, Rule};
+use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
+use bindonce_core::time::Timestamp;
+use bindonce_observe::{Happening, Journal};
+use bindonce_sys::identity;
+use bindonce_sys::listen::UnixPath;
+use bindonce_wire::manifest::{self, Manifest, Service};
+use bindonce_wire::result::Problem;
+
+use crate::access::Access;
+use crate::clients::Clients;
+use crate::clock::now;
+use crate::config::Limits;
+use crate::inquiry::Inquiry;
+use crate::listeners::care::Guard;
+use crate::listeners::{self, Listeners, unlink};
+use crate::persistence::found::Found;
+use crate::persistence::{Persistence, Recorded as _};
+use crate::reporter::Reporter;
+use crate::succession::Succession;
+use crate::upgrade::requested::Upgrade;
+
+/// This broker's version, as it tells its clients.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The parts of one broker.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) access: Access,
+    pub(crate) listeners: Listeners,
+    pub(crate) clients: Clients,
+    pub(crate) succession: Succession,
+    pub(crate) persistence: Persistence,
+    pub(crate) upgrade: Rc<Upgrade>,
+    pub(crate) reporter: Rc<Reporter>,
+    /// Who has an address, for messages.
+    pub(crate) inquiry: Rc<Inquiry>,
+    /// Listeners of the configuration that could not be bound.
+    pub(crate) not_bound: Vec<NotBound>,
+    /// Path of the control socket.
+    pub(crate) socket: PathBuf,
+    /// Its file, if it stays for the next broker.
+    pub(crate) control: Option<UnixPath>,
+    pub(crate) since: Timestamp,
+}
+
+/// A listener of the configuration that could not be bound.
+#[derive(Debug)]
+pub(crate) struct NotBound {
+    pub(crate) wanted: Wanted,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl Broker {
+    /// An empty broker of this user. Descriptors that are open now count as taken for good.
+    pub(crate) fn new(
+        socket: PathBuf,
+        owner: u32,
+        descriptor_limit: u64,
+        guard: Rc<Guard>,
+        journal: Rc<Journal>,
+    ) -> Self {
+        let open = std::fs::read_dir("/proc/self/fd").map_or(16, Iterator::count);
+        let reporter = Reporter::new(journal, owner);
+        let persistence = Persistence::default();
+        let default = Limits::default();
+        let limits = listeners::Limits {
+            all: default.listeners,
+            per_user: default.listeners_per_user,
+            descriptors: descriptor_limit,
+            other_descriptors: open as u64,
+        };
+        let ledger = Rc::clone(&persistence.ledger);
+        Self {
+            access: Access::owner_only(owner, Rc::clone(&reporter)),
+            listeners: Listeners::new(guard, ledger, Rc::clone(&reporter), limits),
+            clients: Clients::default(),
+            succession: Succession::default(),
+            persistence,
+            upgrade: Rc::default(),
+            reporter,
+            inquiry: Rc::default(),
+            not_bound: Vec::new(),
+            socket,
+            control: None,
+            since: now(),
+        }
+    }
+
+    /// Takes rules and limits, from the next request and the next connection on.
+    pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
+        self.access.set_rules(rules);
+        self.listeners.limits.all = limits.listeners;
+        self.listeners.limits.per_user = limits.listeners_per_user;
+        self.succession.set_patience(limits.retire_time);
+        self.clients.limit(limits);
+    }
+
+    /// Enters a connection.
+    pub(crate) fn connect(&mut self, peer: Peer) -> ConnectionId {
+        let id = self.clients.number();
+        self.listeners.connect(id, peer);
+        id
+    }
+
+    /// A connection of the broker's own.
+    pub(crate) fn connect_itself(&mut self) -> ConnectionId {
+        let uid = nix::unistd::geteuid().as_raw();
+        self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
+    }
+
+    /// What may come after the reply to a claim, so long as nothing else runs in between: begins to
+    /// watch what is new, and tidies what is written down. The record of a listener may not come
+    /// later: a client that has it may see this process killed at once, and the next broker must
+    /// know.
+    pub(crate) fn settle(&mut self) {
+        self.tidy();
+        self.listeners.watch_new();
+    }
+
+    /// What was missing and has been bound by somebody's claim is missing no more.
+    pub(crate) fn claimed(&mut self, leases: &[Lease]) {
+        if self.persistence.missing.is_empty() {
+            return;
+        }
+        let created = leases.iter().filter(|lease| lease.created);
+        let held = created.filter_map(|lease| self.listeners.registry.held(lease.listener));
+        let keys: HashSet<Key> = held.map(|held| held.listener.key()).collect();
+        self.persistence.missing.bound(&keys);
+    }
+
+    /// Enters listeners that were missing. They count as those of the user who has given them.
+    pub(crate) fn recovered(&mut self, found: Vec<Found>, giver: Option<u32>) {
+        let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
+        if inodes.is_empty() {
+            return;
+        }
+        self.persistence.missing.recovered(&inodes);
+        let labels: Vec<_> = found.iter().map(|found| found.listener.label()).collect();
+        let text = format!("{} listeners are held again: {}", labels.len(), labels.join(" "));
+        self.reporter.record(Happening::new(Kind::ListenerRestored, text));
+        self.listeners.adopt(found, false, giver);
+        self.listeners.record(&inodes);
+    }
+
+    /// What the broker should do and cannot.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let not_bound = self.not_bound.iter().map(|NotBound { wanted, message, hint }| {
+            let message = format!("{wanted} of the configuration is not bound: {message}");
+            Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
+        });
+        let records = self.persistence.ledger.problem();
+        not_bound.chain(records).chain(self.listeners.astray()).collect()
+    }
+
+    /// Notes how far a service is, for the next broker.
+    pub(crate) fn record_service(&self, service: &Service) {
+        self.persistence.ledger.record_service(service);
+        self.tidy();
+    }
+
+    /// Writes anew what is written down, if too much of it is outdated.
+    fn tidy(&self) {
+        if self.persistence.ledger.is_outdated(self.listeners.registry.len()) {
+            self.rewrite();
+        }
+    }
+
+    /// Writes anew what is held, and what has not been recovered yet.
+    pub(crate) fn rewrite(&self) {
+        let mut manifest = self.manifest();
+        manifest.listeners.extend(self.persistence.missing.entries.iter().cloned());
+        let held = self.listeners.registry.iter().map(|(_, held)| held);
+        self.persistence.ledger.rewrite(manifest, held);
+    }
+
+    /// What is held, written down.
+    pub(crate) fn manifest(&self) -> Manifest {
+        let mut manifest = Manifest::new(VERSION);
+        manifest.header.since = self.since.0;
+        manifest.header.boot = identity::boot();
+        manifest.header.upgrades = self.upgrade.count();
+        let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
+        manifest.header.control = self.control.as_ref().map(file);
+        (manifest.services, manifest.header.floor) = self.succession.written();
+        let held = self.listeners.registry.iter();
+        manifest.listeners = held.map(|(_, held)| held.entry().into_owned()).collect();
+        manifest
+    }
+
+    /// Gives up every listener, and removes the UNIX paths: an orderly end. What a
+    /// service manager keeps, or others use, stays as it is for the next broker.
+    pub(crate) fn close(&mut self) {
+        let stored = self.persistence.ledger.store().is_some();
+        let used = self.end_ledger();
+        if !stored && used.is_empty() {
+            self.reporter.journal.remove();
+        }
+        let registry: Registry<_> = std::mem::take(&mut self.listeners.registry);
+        for held in registry.into_held() {
+            if !stored && !used.contains(&held.opened.inode) {
+                unlink(held.opened.handle.path.as_ref());
+            }
+        }
+    }
+
+    /// Ends what is written down. The state file stays where others use listeners now, so that the next
+    /// broker asks for those; gives their inodes.
+    fn end_ledger(&self) -> HashSet<u64> {
+        let ledger = &self.persistence.ledger;
+        let Some(file) = ledger.file() else {
+            ledger.end();
+            return HashSet::new();
+        };
+        let mut manifest = self.manifest();
+        manifest.header.ended = true;
+        let views = self.listeners.registry.list();
+        // The broker's own metrics end with it.
+        let other = |holder: &Holder| holder.peer.pid != std::process::id();
+        let used =
+            views.iter().filter(|view| !view.held.tentative && view.holders.iter().any(other));
+        let used: HashSet<u64> = used.map(|view| view.held.opened.inode).collect();
+        manifest.listeners.retain(|entry| used.contains(&entry.inode));
+        manifest.listeners.extend(self.persistence.missing.entries.iter().cloned());
+        if manifest.listeners.is_empty() && manifest.services.is_empty() {
+            file.remove();
+        } else {
+            if !manifest.listeners.is_empty() {
+                tracing::info!(
+                    count = manifest.listeners.len(),
+                    "listeners are in use: written down for the next broker"
+                );
+            }
+            ledger.rewrite(manifest, views.iter().map(|view| view.held));
+        }
+        ledger.end();
+        used
+    }
+}
+
+/// Tries again to write a state file that could not be written, for as long as the broker runs.
+pub(crate) async fn keep_file(broker: &RefCell<Broker>) {
+    let Some(file) = broker.borrow().persistence.ledger.file() else { return };
+    loop {
+        file.retry(|| broker.borrow().rewrite()).await;
+    }
+}

@@ -1,0 +1,154 @@
+//! Claims: sockets are opened or changed as the registry decides, all of a claim or none, and many in many turns.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::rc::Rc;
+
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Want};
+use bindonce_sys::listen;
+use tokio::task::yield_now;
+
+use crate::broker::Broker;
+use crate::listeners::{Denied, Next, Socket, unlink};
+
+/// So many listeners are opened in one turn: some 10 us each.
+const OPENED_AT_ONCE: usize = 32;
+
+/// Sockets that are opened for a claim, until it has them all.
+struct Opening(Vec<Opened<Socket>>);
+
+impl Opening {
+    fn take(mut self) -> Vec<Opened<Socket>> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|opened| unlink(opened.handle.path.as_ref()));
+    }
+}
+
+/// Finds or opens listeners, all or none.
+pub(crate) async fn claim(
+    broker: &RefCell<Broker>,
+    id: ConnectionId,
+    wants: Vec<Want>,
+) -> Result<Vec<Lease>, Denied> {
+    let outcome = claim_unsettled(broker, id, wants).await;
+    broker.borrow_mut().settle();
+    outcome
+}
+
+/// Finds or opens listeners, all or none; many in many turns. [`Broker::settle`] must follow before
+/// anything else can run.
+pub(crate) async fn claim_unsettled(
+    broker: &RefCell<Broker>,
+    id: ConnectionId,
+    wants: Vec<Want>,
+) -> Result<Vec<Lease>, Denied> {
+    let found = broker.borrow_mut().listeners.find_again(&wants);
+    found.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
+    let decided = Rc::clone(&broker.borrow().listeners.decided);
+    let mut failure = None;
+    let mut event = Event::Claim(id, wants);
+    loop {
+        // Nothing that is decided from here on is missed.
+        let others = decided.notified();
+        let next = broker.borrow_mut().listeners.claim(id, event);
+        event = match next {
+            Next::Wait => {
+                others.await;
+                Event::Retry(id)
+            }
+            Next::Open(listeners, overlaps) => match open(broker, id, listeners, &overlaps).await {
+                Ok(opened) => Event::Opened(id, opened),
+                Err((opened, denied)) => {
+                    failure = Some(denied);
+                    Event::OpenFailed(id, opened)
+                }
+            },
+            Next::Change(changes) => match broker.borrow().listeners.change(&changes) {
+                Ok(backlogs) => Event::Changed(id, backlogs),
+                Err(denied) => {
+                    failure = Some(denied);
+                    Event::ChangeFailed(id)
+                }
+            },
+            Next::Granted(leases) => {
+                broker.borrow_mut().claimed(&leases);
+                return Ok(leases);
+            }
+            Next::Denied(reason) => {
+                let denied = reason.or(failure).unwrap_or(Denied::Abandoned);
+                return Err(broker.borrow().listeners.denied(id, denied));
+            }
+        };
+    }
+}
+
+/// Opens listeners, some in a turn. All, or those before the first that is not open, and why.
+#[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
+async fn open(
+    broker: &RefCell<Broker>,
+    id: ConnectionId,
+    listeners: Vec<Listener>,
+    overlaps: &[Overlap],
+) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+    let owned = broker.borrow().listeners.reserve(id, listeners.len());
+    let mut owned = owned.map_err(|denied| (Vec::new(), denied))?;
+    let mut order: Vec<usize> = (0..listeners.len()).collect();
+    if !overlaps.is_empty() {
+        // The most general first, and what it overlaps beside it.
+        order.sort_by_key(|index| listeners[*index].key().specificity());
+    }
+    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
+    let mut opened = Opening(Vec::with_capacity(listeners.len()));
+    let mut failure = None;
+    for (count, index) in order.into_iter().enumerate() {
+        if count != 0 && count % OPENED_AT_ONCE == 0 {
+            yield_now().await;
+        }
+        let held = &broker.borrow().listeners;
+        let listener = &listeners[index];
+        let from = overlaps.partition_point(|overlap| overlap.new < index);
+        let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
+        let fds: Vec<BorrowedFd<'_>> = others
+            .filter_map(|overlap| match overlap.other {
+                Neighbour::New(other) => Some(&opened.0[places[other]?].handle.fd),
+                Neighbour::Held(id) => Some(&held.registry.held(id)?.opened.handle.fd),
+            })
+            .map(|fd| fd.as_fd())
+            .collect();
+        let socket = if fds.is_empty() {
+            listen::open(listener)
+        } else {
+            listen::open_beside(listener, &fds)
+        };
+        match socket {
+            Ok(socket) => {
+                let mut socket = held.opened(listener, socket);
+                socket.handle.owned = owned.pop();
+                places[index] = Some(opened.0.len());
+                opened.0.push(socket);
+            }
+            Err(error) => {
+                failure = Some(Denied::NotOpened(Box::new(listener.clone()), error));
+                break;
+            }
+        }
+    }
+    // In the order of the listeners.
+    let mut sockets: Vec<_> = opened.take().into_iter().map(Some).collect();
+    let mut in_order = places.into_iter().map(|place| sockets[place?].take());
+    let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
+    match failure {
+        None => Ok(before),
+        Some(denied) => {
+            // Behind a hole nothing has its place.
+            drop(Opening(in_order.flatten().collect()));
+            Err((before, denied))
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A connection, and what it is in the middle of: where an upgrade in place finds it.
+//!
+//! Descriptors that a peer sends are received, because those that come with a
+//! `store` are wanted, and closed at the latest when the request that they came with ends.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::budget::Budget;
+use bindonce_observe::Follower;
+use bindonce_sys::scm;
+use bindonce_wire::framing::{Frame, Scanner};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::caller::Caller;
+use super::end::End;
+use super::share::Share;
+
+/// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
+const READ: usize = 16 * 1024;
+
+/// From this length on a request or a reply counts as large.
+pub(crate) const LARGE: usize = 32 * 1024;
+
+/// What somebody is to the broker when it connects.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing {
+    /// No rule allows it anything.
+    pub(crate) stranger: bool,
+    /// Root or the broker's user: no budget limits it.
+    pub(crate) spared: bool,
+}
+
+/// Descriptors that came with what is not answered yet.
+#[derive(Debug)]
+struct Received {
+    descriptors: RefCell<Vec<OwnedFd>>,
+    /// How many these are, of those that all may have.
+    count: Share,
+}
+
+/// How far a connection is.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// A request is being answered.
+    pub(crate) busy: Cell<bool>,
+    /// A request or a reply was large.
+    pub(crate) large: Cell<bool>,
+    /// It follows the events, and does nothing else any more.
+    pub(crate) follows: Cell<bool>,
+    /// It must end.
+    cut: Cell<bool>,
+}
+
+/// A connection, and how far it is.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) caller: Caller,
+    pub(crate) stream: UnixStream,
+    pub(crate) scanner: RefCell<Scanner>,
+    received: Received,
+    /// The longest request, in bytes.
+    pub(crate) cap: usize,
+    /// What is kept for it in memory.
+    pub(crate) share: Share,
+    /// No rule allowed the peer anything when it connected.
+    pub(crate) stranger: bool,
+    pub(crate) progress: Progress,
+    /// Notifications that could not be sent at once.
+    pending: RefCell<Vec<u8>>,
+    /// Rung when there are some, and when the connection must end.
+    pub(crate) woken: Notify,
+    /// The id, as JSON text, of the request for an upgrade that waits to be answered.
+    upgrade: RefCell<Option<String>>,
+    /// It will follow the events from this id on, once its request is answered.
+    pub(crate) following: RefCell<Option<(Follower, u64)>>,
+}
+
+impl Link {
+    /// A connection that begins, or that goes on with what has been read of a request.
+    pub(super) fn new(
+        stream: UnixStream,
+        caller: Caller,
+        standing: Standing,
+        unread: &[u8],
+        (cap, budget, in_flight): (usize, &Rc<RefCell<Budget>>, &Rc<RefCell<Budget>>),
+    ) -> Rc<Self> {
+        let Standing { stranger, spared } = standing;
+        let uid = caller.peer.uid;
+        let share = Share::new(budget, uid, spared);
+        let mut scanner = Scanner::new(cap);
+        let mut input = unread;
+        // Less than a request, so no frame comes of it.
+        while scanner.next(&mut input).is_some() {}
+        Rc::new(Self {
+            caller,
+            stream,
+            scanner: RefCell::new(scanner),
+            received: Received {
+                descriptors: RefCell::default(),
+                // Nobody is spared: the system has so many descriptors and not more.
+                count: Share::new(in_flight, uid, false),
+            },
+            cap,
+            share,
+            stranger,
+            progress: Progress::default(),
+            pending: RefCell::default(),
+            woken: Notify::new(),
+            upgrade: RefCell::new(None),
+            following: RefCell::new(None),
+        })
+    }
+
+    /// Whether its request has yet to be answered by this image.
+    pub(crate) fn is_busy(&self) -> bool {
+        let answers = self.progress.busy.get()
+            && self.upgrade.borrow().is_none()
+            && !self.progress.follows.get();
+        answers || !self.pending.borrow().is_empty()
+    }
+
+    /// It is a follower's once its request is answered.
+    pub(crate) fn follow(&self, follower: Follower, last: u64) {
+        *self.following.borrow_mut() = Some((follower, last));
+    }
+
+    /// Whether it is a follower's.
+    pub(crate) fn is_following(&self) -> bool {
+        self.progress.follows.get()
+    }
+
+    /// Sends a notification: at once where nothing is being sent and the peer has room, else
+    /// as soon as it can be, with the same deadline as a reply.
+    pub(crate) fn tell(&self, line: Vec<u8>) {
+        if self.progress.follows.get() {
+            return;
+        }
+        let mut pending = self.pending.borrow_mut();
+        let mut line = line;
+        if pending.is_empty() && !self.progress.busy.get() {
+            // Whatever fails is noticed where the connection is served.
+            let sent = self.stream.try_write(&line).unwrap_or(0);
+            line.drain(..sent);
+        }
+        if !line.is_empty() {
+            pending.append(&mut line);
+            self.woken.notify_one();
+        }
+    }
+
+    /// Ends the connection.
+    pub(crate) fn cut(&self) {
+        self.progress.cut.set(true);
+        self.woken.notify_one();
+    }
+
+    /// Sends the notifications that wait, or ends the connection.
+    pub(crate) async fn flush(&self, deadline: Duration) -> Result<(), End> {
+        let until = Instant::now() + deadline;
+        loop {
+            if self.progress.cut.get() {
+                return Err(End::CutOff);
+            }
+            {
+                let mut pending = self.pending.borrow_mut();
+                while !pending.is_empty() {
+                    match self.stream.try_write(&pending) {
+                        Ok(sent) => drop(pending.drain(..sent)),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) => return Err(End::Failed(error)),
+                    }
+                }
+                if pending.is_empty() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                ready = timeout_at(until, self.stream.writable()) => match ready {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Err(End::Failed(error)),
+                    Err(_) => return Err(End::NotRead),
+                },
+                () = self.woken.notified() => {}
+            }
+        }
+    }
+
+    /// Counts what is kept of its requests, beside those that wait to be answered. False if there
+    /// is no room for it.
+    pub(crate) fn keep(&self, waiting: usize) -> bool {
+        let kept = self.scanner.borrow().kept() + waiting;
+        self.progress.large.set(self.progress.large.get() || kept >= LARGE);
+        self.share.keep(kept)
+    }
+
+    /// Whether what its requests and replies took is worth giving back to the system.
+    pub(crate) fn was_large(&self) -> bool {
+        self.progress.large.get()
+    }
+
+    /// What has been read of a request, if another image can go on from there. A descriptor
+    /// that was received stays behind.
+    pub(crate) fn unread(&self) -> Option<Vec<u8>> {
+        if self.is_busy()
+            || self.progress.follows.get()
+            || !self.received.descriptors.borrow().is_empty()
+        {
+            return None;
+        }
+        self.scanner.borrow().unread().map(<[u8]>::to_vec)
+    }
+
+    /// Notes the request whose answer is an upgrade; with None that it is answered otherwise.
+    pub(crate) fn set_upgrade(&self, id: Option<String>) {
+        *self.upgrade.borrow_mut() = id;
+    }
+
+    /// The request whose answer is an upgrade.
+    pub(crate) fn upgrade(&self) -> Option<String> {
+        self.upgrade.borrow().clone()
+    }
+
+    /// Descriptors for the request that is being answered, in the order in which they came.
+    pub(crate) fn take_received(&self) -> Vec<OwnedFd> {
+        self.received.count.keep(0);
+        self.received.descriptors.take()
+    }
+
+    /// Reads what there is, and cuts it into frames. None at the end of the stream.
+    pub(crate) fn read(&self) -> io::Result<Option<Taken>> {
+        // One for all connections: nothing of it is needed once it is cut into frames.
+        thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut received = self.received.descriptors.borrow_mut();
+            let before = received.len();
+            let mut came = None;
+            let read = self.stream.try_io(Interest::READABLE, || {
+                let count =
+                    scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
+                        error.errno().map_or_else(
+                            || io::Error::other(error.to_string()),
+                            io::Error::from_raw_os_error,
+                        )
+                    })?;
+                came = Some(count);
+                // A message with descriptors ends a read; any other short one has emptied the
+                // socket, and what comes next is an event. Saying so spares a read in vain.
+                if count < buffer.len() && received.len() == before {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(count)
+            });
+            let count = came.map_or(read, Ok)?;
+            let fits = self.received.count.keep(received.len());
+            if received.len() > scm::MAX_FDS || !fits {
+                // More than any request, or the connections of a user together, may have.
+                self.received.count.keep(0);
+                received.clear();
+            }
+            let mut input = &buffer[..count];
+            let mut frames = Vec::new();
+            let mut scanner = self.scanner.borrow_mut();
+            while let Some(frame) = scanner.next(&mut input) {
+                frames.push(frame);
+            }
+            Ok((count != 0).then_some(Taken { frames, more: count == buffer.len() }))
+        })
+    }
+}
+
+/// What one read gave.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) frames: Vec<Frame>,
+    /// It filled the buffer, so more has come already.
+    pub(crate) more: bool,
+}

@@ -1,0 +1,122 @@
+//! Who is connected: each connection as far as it is ([`Link`]), what is kept for all of them, and in which order
+//! they are served ([`Turns`]).
+
+mod answered;
+mod caller;
+mod end;
+mod link;
+mod sending;
+mod share;
+mod turns;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bindonce_core::budget::Budget;
+use bindonce_core::registry::ConnectionId;
+use bindonce_wire::message::Notification;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use crate::config::Limits;
+
+use answered::Answered;
+use turns::Turns;
+
+pub(crate) use caller::Caller;
+pub(crate) use end::End;
+pub(crate) use link::{LARGE, Link, Standing, Taken};
+pub(crate) use sending::{Reply, Sending, send};
+
+/// The clients of one broker.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    /// Every connection that is being served.
+    links: BTreeMap<ConnectionId, Rc<Link>>,
+    next: u64,
+    pub(crate) limits: Limits,
+    /// Bytes that are kept.
+    budget: Rc<RefCell<Budget>>,
+    /// Descriptors that have come and are not taken yet.
+    in_flight: Rc<RefCell<Budget>>,
+    /// In which order connections are served.
+    pub(crate) turns: Rc<Turns>,
+    /// Rung when something large has ended.
+    pub(crate) shrinking: Rc<Notify>,
+    pub(crate) answered: Answered,
+}
+
+impl Clients {
+    /// Takes limits, from the next request and the next connection on.
+    pub(crate) fn limit(&mut self, limits: Limits) {
+        self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
+        self.budget.borrow_mut().set_limit(limits.buffered_bytes);
+        self.limits = limits;
+    }
+
+    /// A number for a connection, never given twice.
+    pub(crate) fn number(&mut self) -> ConnectionId {
+        let id = ConnectionId(self.next);
+        self.next += 1;
+        id
+    }
+
+    /// Whether somebody of this user may connect; else the limit that is reached, and its value.
+    pub(crate) fn admit(&self, uid: u32, standing: Standing) -> Result<(), (&'static str, usize)> {
+        let limits = &self.limits;
+        let same = self.links.values().filter(|link| link.caller.peer.uid == uid);
+        let strangers = self.links.values().filter(|link| link.stranger);
+        // Some are kept for those who have to put things right.
+        let most = limits.connections - if standing.spared { 0 } else { limits.connections / 8 };
+        if standing.stranger && strangers.count() >= limits.connections_without_rights {
+            Err(("connections_without_rights", limits.connections_without_rights))
+        } else if self.links.len() >= most {
+            Err(("connections", most))
+        } else if same.count() >= limits.connections_per_user {
+            Err(("connections_per_user", limits.connections_per_user))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Enters a connection that begins, or that goes on with what has been read of a request.
+    pub(crate) fn enter(
+        &mut self,
+        stream: UnixStream,
+        caller: Caller,
+        standing: Standing,
+        unread: &[u8],
+    ) -> Rc<Link> {
+        let id = caller.connection;
+        self.next = self.next.max(id.0 + 1);
+        let kept = (self.limits.request_bytes, &self.budget, &self.in_flight);
+        let link = Link::new(stream, caller, standing, unread, kept);
+        self.links.insert(id, Rc::clone(&link));
+        link
+    }
+
+    /// A connection has ended.
+    pub(crate) fn remove(&mut self, id: ConnectionId) {
+        self.links.remove(&id);
+    }
+
+    /// Every connection.
+    pub(crate) fn links(&self) -> impl Iterator<Item = &Rc<Link>> {
+        self.links.values()
+    }
+
+    /// Sends a notification to one.
+    pub(crate) fn tell(&self, id: ConnectionId, notification: &Notification) {
+        if let Some(link) = self.links.get(&id) {
+            link.tell(notification.encode());
+        }
+    }
+
+    /// Ends one.
+    pub(crate) fn cut(&self, id: ConnectionId) {
+        if let Some(link) = self.links.get(&id) {
+            link.cut();
+        }
+    }
+}

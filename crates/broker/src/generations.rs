@@ -1,0 +1,207 @@
+//! Generations of services: joined, entered, told when they serve and when they must retire.
+//!
+//! What the next broker must know is written down before anybody hears of it, and a notification goes
+//! only to a connection that has asked for the order to be kept.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bindonce_core::event::Kind;
+use bindonce_core::registry::{ConnectionId, Label, Phase};
+use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
+use bindonce_observe::Happening;
+use bindonce_wire::message::{Notification, Turn};
+use bindonce_wire::params::Joining as Said;
+use bindonce_wire::result::JoinResult;
+use bindonce_wire::{ErrorCode, RpcError};
+use tokio::task::yield_now;
+use tokio::time::timeout_at;
+
+use crate::answer;
+use crate::broker::Broker;
+use crate::clients::Caller;
+use crate::succession::written;
+
+/// Says that time has passed, when that means something; for as long as the broker runs.
+pub(crate) async fn keep(broker: &RefCell<Broker>) {
+    let (changed, epoch) = {
+        let succession = &broker.borrow().succession;
+        (Rc::clone(&succession.changed), succession.epoch)
+    };
+    loop {
+        let deadline = broker.borrow().succession.deadline();
+        match deadline {
+            None => changed.notified().await,
+            Some(deadline) => {
+                let until = tokio::time::Instant::from_std(epoch + deadline);
+                if timeout_at(until, changed.notified()).await.is_err() {
+                    let mut broker = broker.borrow_mut();
+                    let actions = broker.succession.on(Event::Tick);
+                    let _ = perform(&mut broker, actions);
+                }
+            }
+        }
+    }
+}
+
+/// Says which generation a connection stands for; gives the answer.
+pub(crate) fn join(
+    broker: &mut Broker,
+    caller: &Caller,
+    said: Said,
+) -> Result<JoinResult, RpcError> {
+    let Said { service, generation, pid, state, handover, successor } = said;
+    if !broker.succession.is_joined(&service) {
+        broker.access.allow_service(caller, &service)?;
+    }
+    let pid = pid.unwrap_or(caller.peer.pid);
+    let phase = answer::phase(state);
+    let joining = Joining { service, generation, pid, phase, ordered: handover, successor };
+    let connection = caller.connection;
+    let takes_back = broker.access.owns_names(caller);
+    let privileged = takes_back || broker.access.is_admin(caller);
+    let speaker = succession::Speaker { connection, uid: caller.peer.uid, privileged, takes_back };
+    let actions = broker.succession.on(Event::Join(speaker, joining));
+    if let Some(refusal) = perform(broker, actions) {
+        let (pid, uid) = (caller.peer.pid, caller.peer.uid);
+        if let Some(left_out) = broker.reporter.refused(uid, "join") {
+            tracing::warn!(pid, uid, left_out, "may not join: {refusal}");
+        }
+        let code = match refusal {
+            succession::Refusal::OtherUser { .. } => ErrorCode::DENIED,
+            succession::Refusal::Number { .. } => ErrorCode::INVALID_PARAMS,
+            _ => ErrorCode::CONFLICT,
+        };
+        return Err(RpcError::new(code, refusal.to_string()).with_hint(refusal.hint()));
+    }
+    let label = broker.listeners.registry.caller(connection).and_then(|(_, label)| label);
+    let told = label.filter(|_| handover);
+    Ok(JoinResult {
+        joined: true,
+        generation: told.map(|label| label.generation),
+        state: told.map(|label| answer::wire_state(label.phase)),
+    })
+}
+
+/// Goes on with the generations of the image before.
+pub(crate) fn resume(broker: &mut Broker, places: Vec<Place>) {
+    let actions = broker.succession.on(Event::Resume(places));
+    let _ = perform(broker, actions);
+}
+
+/// A connection has ended, and with it its generation.
+fn left(broker: &mut Broker, connection: ConnectionId) {
+    broker.clients.remove(connection);
+    let actions = broker.succession.on(Event::Gone(connection));
+    let _ = perform(broker, actions);
+}
+
+/// Performs what the succession decides. Gives the refusal, if that is what it decides.
+#[must_use]
+fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refusal> {
+    let mut refused = None;
+    for action in actions {
+        match action {
+            Action::Record(record) => broker.record_service(&written(&record)),
+            Action::Rewrite => broker.rewrite(),
+            Action::Enter(connection, label) => enter(broker, connection, label),
+            Action::Serve(connection, label) => {
+                tracing::info!(
+                    service = %label.service, generation = label.generation, pid = label.pid,
+                    "generation serves: no older one accepts"
+                );
+                let text = "it serves: no older generation accepts any more";
+                happened(broker, Kind::GenerationServing, &label, text);
+                broker.clients.tell(connection, &Notification::Serve(turn(&label, None)));
+            }
+            Action::Retire(connection, label, successor) => {
+                tracing::info!(
+                    service = %label.service, generation = label.generation, pid = label.pid,
+                    successor, "generation told to retire"
+                );
+                broker
+                    .clients
+                    .tell(connection, &Notification::Retire(turn(&label, Some(successor))));
+            }
+            Action::Stay(connection, label) => {
+                tracing::info!(
+                    service = %label.service, generation = label.generation, pid = label.pid,
+                    "generation told to stay: the newer one has gone before it was let in"
+                );
+                broker.clients.tell(connection, &Notification::Stay(turn(&label, None)));
+            }
+            Action::Cut(connection, label, cause) => cut(broker, connection, &label, cause),
+            Action::Missed(service, generation) => tracing::warn!(
+                %service, generation,
+                "the generation that served under the broker before has not come back: the next \
+                 one need not wait for it"
+            ),
+            Action::Refuse(_, refusal) => refused = Some(refusal),
+        }
+    }
+    refused
+}
+
+/// Enters in the registry which generation a connection stands for.
+fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
+    tracing::debug!(
+        service = %label.service, generation = label.generation, pid = label.pid,
+        phase = ?label.phase, "generation joined"
+    );
+    let serves = label.phase == Phase::Serving;
+    let who = format!("{} generation {}", label.service, label.generation);
+    broker.listeners.join(id, label);
+    if serves {
+        broker.listeners.serves(id, &who);
+    }
+}
+
+fn cut(broker: &Broker, connection: ConnectionId, label: &Label, cause: Cause) {
+    let (service, generation, pid) = (&label.service, label.generation, label.pid);
+    match cause {
+        Cause::Overdue => tracing::error!(
+            %service, generation, pid,
+            hint = "it may still accept: `bindonce doctor` tells; end it if it does",
+            "cut off: it was told to retire and has not said in time that it stopped accepting"
+        ),
+        Cause::TakenBack => tracing::warn!(
+            %service, generation, pid,
+            hint = "it may still accept: `bindonce doctor` tells; end it if it does",
+            "cut off: root or the broker's user has taken the name of the service back"
+        ),
+        Cause::Replaced => tracing::info!(
+            %service, generation, pid, "generation connected anew: its old connection ends"
+        ),
+    }
+    if cause == Cause::Overdue {
+        let text = "cut off: told to retire, it has not said in time that it stopped accepting";
+        happened(broker, Kind::LimitReached, label, text);
+    }
+    broker.clients.cut(connection);
+}
+
+fn happened(broker: &Broker, kind: Kind, label: &Label, text: &str) {
+    let happening = Happening::new(kind, text)
+        .service(Some(label.service.as_str()))
+        .generation(label.generation)
+        .pid(i32::try_from(label.pid).ok());
+    broker.reporter.record(happening);
+}
+
+/// Ends a connection.
+pub(crate) fn disconnect(broker: &mut Broker, id: ConnectionId) {
+    left(broker, id);
+    while broker.listeners.end_leases(id) {}
+}
+
+/// Ends a connection; one that has many leases in many turns.
+pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: ConnectionId) {
+    left(&mut broker.borrow_mut(), id);
+    while broker.borrow_mut().listeners.end_leases(id) {
+        yield_now().await;
+    }
+}
+
+fn turn(label: &Label, successor: Option<u64>) -> Turn {
+    Turn { service: label.service.to_string(), generation: label.generation, successor }
+}

@@ -1,0 +1,103 @@
+//! What is known of a listener that is looked after: whether the kernel watches it for leaving the LISTEN
+//! state, and how often it was made to listen again. The repairs are made in [`crate::guard`].
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+
+use bindonce_core::address::Address;
+use bindonce_core::registry::ListenerId;
+use bindonce_sys::guard;
+use bindonce_sys::options::Change;
+use tokio::sync::Notify;
+
+/// What watches all listeners of one broker.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    pub(crate) kernel: guard::Guard,
+    /// Listeners that do not listen and could not be repaired so far.
+    pub(crate) broken: RefCell<BTreeSet<ListenerId>>,
+    /// Those that were made to listen again, and how often, since the log was told.
+    pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
+    /// Rung when there is something to report.
+    pub(crate) repaired: Notify,
+}
+
+impl Guard {
+    /// One that watches nothing yet.
+    pub(crate) fn new() -> std::io::Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            kernel: guard::Guard::new()?,
+            broken: RefCell::default(),
+            unreported: RefCell::default(),
+            repaired: Notify::new(),
+        }))
+    }
+
+    /// For a listener that is not watched yet.
+    pub(crate) fn care(self: &Rc<Self>) -> Care {
+        Care {
+            guard: Rc::clone(self),
+            watched: OnceCell::new(),
+            repaired: Cell::new(0),
+            noticed: RefCell::default(),
+        }
+    }
+}
+
+/// What is known of one listener that is looked after.
+#[derive(Debug)]
+pub(crate) struct Care {
+    guard: Rc<Guard>,
+    /// Which listener it is, and its socket, from when the kernel watches it.
+    watched: OnceCell<(ListenerId, Rc<OwnedFd>)>,
+    /// How often it was made to listen again.
+    repaired: Cell<u64>,
+    /// Changed options that the log has been told of.
+    pub(crate) noticed: RefCell<Vec<Change>>,
+}
+
+impl Care {
+    /// Begins to watch the listener, until this is dropped. The kernel tells also of what
+    /// has happened before.
+    pub(crate) fn begin(&self, id: ListenerId, fd: &Rc<OwnedFd>, address: &Address) {
+        if !address.listens() || self.watched.get().is_some() {
+            return;
+        }
+        match self.guard.kernel.add(fd.as_fd(), id.number()) {
+            Ok(()) => {
+                // It was empty a moment ago.
+                let _ = self.watched.set((id, Rc::clone(fd)));
+            }
+            Err(error) => {
+                let hint = guard::is_full(&error).then_some("raise fs.epoll.max_user_watches");
+                tracing::warn!(%address, %error, hint, "a listener is not guarded");
+            }
+        }
+    }
+
+    /// How often the listener was made to listen again.
+    pub(crate) fn repaired(&self) -> u64 {
+        self.repaired.get()
+    }
+}
+
+impl Drop for Care {
+    fn drop(&mut self) {
+        if let Some((id, fd)) = self.watched.get() {
+            // Others have the socket still, so closing it would not end the registration.
+            let _ = self.guard.kernel.remove(fd.as_fd());
+            self.guard.broken.borrow_mut().remove(id);
+        }
+    }
+}
+
+impl Care {
+    /// The listener was made to listen again.
+    pub(crate) fn count(&self, id: ListenerId) {
+        self.repaired.set(self.repaired.get() + 1);
+        *self.guard.unreported.borrow_mut().entry(id).or_default() += 1;
+        self.guard.repaired.notify_one();
+    }
+}

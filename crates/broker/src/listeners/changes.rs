@@ -1,0 +1,53 @@
+//! Options that somebody has set on a shared socket. They hold for all that share it, so they are reported, and left
+//! as they are: a generation that sets them means them.
+
+use std::os::fd::AsFd as _;
+
+use bindonce_core::address::Address;
+use bindonce_core::event::Kind;
+use bindonce_core::registry::Held;
+use bindonce_observe::Happening;
+use bindonce_sys::options::{self, Change};
+use bindonce_sys::queue;
+
+use super::socket::Socket;
+use crate::reporter::Reporter;
+
+/// What of a listener's socket somebody has changed.
+pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
+    let fd = held.opened.handle.fd.as_fd();
+    let mut changes = options::changed(fd, &held.listener);
+    // Whoever calls listen(2) sets the backlog for all. In another network namespace the
+    // kernel's own limit may be another.
+    if matches!(held.listener.address, Address::Tcp(_))
+        && held.listener.options.netns.is_none()
+        && let Ok(queue) = queue::accept_queue(fd)
+        && queue.limit != held.opened.backlog
+    {
+        let (was, now) = (held.opened.backlog.into(), queue.limit.into());
+        changes.push(Change { option: "backlog", was, now });
+    }
+    changes
+}
+
+/// Tells the log what has changed of a listener since the last time; `who` is the
+/// generation that just began to serve.
+pub(crate) fn notice(reporter: &Reporter, held: &Held<Socket>, who: &str) {
+    let changes = changes(held);
+    let mut noticed = held.opened.handle.care.noticed.borrow_mut();
+    if *noticed != changes {
+        let text = |change: &Change| format!("{} {} -> {}", change.option, change.was, change.now);
+        let changed: Vec<String> = changes.iter().map(text).collect();
+        let changed = changed.join(", ");
+        tracing::info!(
+            listener = held.listener.label(),
+            who,
+            changed,
+            "options of a shared listener are not as it was made"
+        );
+        let label = held.listener.label();
+        let text = format!("options of {label} are not as it was made ({who}): {changed}");
+        reporter.record(Happening::new(Kind::ListenerChanged, text));
+        *noticed = changes;
+    }
+}

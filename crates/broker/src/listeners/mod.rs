@@ -1,0 +1,238 @@
+//! The listeners that one broker holds: what is bound, under which name, who uses it, and the sockets.
+//!
+//! [`bindonce_core::registry`] decides; here it is performed, and what it comes to is written down
+//! ([`Ledger`]) and reported. Everything runs to its end without giving way to another task; a claim of
+//! many is made in many steps ([`crate::claims`]).
+
+pub(crate) mod care;
+pub(crate) mod changes;
+mod denied;
+mod described;
+mod perform;
+mod socket;
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+
+use bindonce_core::listener::Listener;
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::{
+    Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View,
+};
+use bindonce_sys::limits::somaxconn;
+use bindonce_sys::listen::{self, Astray, can_go_astray};
+use bindonce_wire::result::Problem;
+use tokio::sync::Notify;
+
+use crate::clock::now;
+use crate::persistence::Ledger;
+use crate::persistence::found::Found;
+use crate::reporter::Reporter;
+
+use care::Guard;
+use socket::{Owned, Owners};
+
+pub(crate) use denied::Denied;
+pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, unlink};
+pub(crate) use socket::{Held, Socket};
+
+/// Descriptors kept free for connections and for probing UNIX paths when a
+/// claim is measured against the limit.
+const SPARE: u64 = 32;
+
+/// What is held.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) registry: Registry<Socket>,
+    pub(crate) guard: Rc<Guard>,
+    pub(crate) limits: Limits,
+    pub(crate) counts: Counts,
+    /// Rung when claims that have waited for another can be tried again.
+    pub(crate) decided: Rc<Notify>,
+    ledger: Rc<Ledger>,
+    reporter: Rc<Reporter>,
+    owners: Owners,
+    somaxconn: u32,
+    /// What was claimed and is not watched yet.
+    unsettled: Vec<ListenerId>,
+}
+
+/// How many there may be.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    pub(crate) all: usize,
+    /// That claims of one user have created.
+    pub(crate) per_user: usize,
+    /// The soft limit on descriptors.
+    pub(crate) descriptors: u64,
+    /// Descriptors that are open beside listeners and connections.
+    pub(crate) other_descriptors: u64,
+}
+
+/// What has been counted, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) granted: u64,
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+}
+
+impl Listeners {
+    /// None yet.
+    pub(crate) fn new(
+        guard: Rc<Guard>,
+        ledger: Rc<Ledger>,
+        reporter: Rc<Reporter>,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            registry: Registry::default(),
+            guard,
+            limits,
+            counts: Counts::default(),
+            decided: Rc::default(),
+            ledger,
+            reporter,
+            owners: Owners::default(),
+            somaxconn: somaxconn(),
+            unsettled: Vec::new(),
+        }
+    }
+
+    /// Somebody has connected.
+    pub(crate) fn connect(&mut self, id: ConnectionId, peer: Peer) {
+        let actions = self.registry.on(now(), Event::Connected(id, peer));
+        self.perform(actions);
+    }
+
+    /// Ends some leases of a connection that has ended. True if it has more.
+    pub(crate) fn end_leases(&mut self, id: ConnectionId) -> bool {
+        // What was being opened for it has been closed.
+        let mut actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
+        actions.extend(self.registry.on(now(), Event::Gone(id)));
+        let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
+        self.perform(actions);
+        more
+    }
+
+    /// A connection stands for a generation.
+    pub(crate) fn join(&mut self, id: ConnectionId, label: Label) {
+        let actions = self.registry.on(now(), Event::Join(id, label));
+        self.perform(actions);
+    }
+
+    /// These were connected to the image of the broker before this one.
+    pub(crate) fn resume(&mut self, links: Vec<Link>) {
+        let actions = self.registry.on(now(), Event::Resume(links));
+        self.perform(actions);
+    }
+
+    /// The generation that a connection stands for begins to serve: what it uses is confirmed.
+    pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
+        for held in self.registry.leased(id) {
+            changes::notice(&self.reporter, held, who);
+            self.ledger.record([held]);
+        }
+    }
+
+    /// Enters listeners that are held already. `stored`: they came from the service manager's store, where
+    /// they still are. They count as those of the user `giver`.
+    pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
+        let count = found.len();
+        let mut adoptions = Vec::with_capacity(count);
+        for Found { listener, socket, exclusive, since, tentative } in found {
+            let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
+            opened.handle.owned = giver.map(|uid| self.owners.one_more(uid));
+            adoptions.push(Adoption { listener, opened, since, tentative });
+        }
+        let actions = self.registry.on(now(), Event::Adopt(adoptions));
+        self.perform(actions);
+        for (id, held) in self.registry.iter() {
+            held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
+        }
+        if stored {
+            self.ledger.has(self.registry.iter().map(|(_, held)| held));
+        }
+        if count != 0 {
+            tracing::info!(count, held = self.registry.len(), "listeners taken over");
+        }
+    }
+
+    /// Writes down listeners that have just been adopted, by inode.
+    pub(crate) fn record(&self, inodes: &HashSet<u64>) {
+        let held = self.registry.iter().map(|(_, held)| held);
+        self.ledger.record(held.filter(|held| inodes.contains(&held.opened.inode)));
+    }
+
+    /// A socket as the registry has it; the kernel is not told to watch it yet.
+    pub(crate) fn opened(&self, listener: &Listener, socket: listen::Opened) -> Opened<Socket> {
+        let backlog = match listener.options.backlog {
+            _ if !listener.address.listens() => 0,
+            // listen(2) clamps it silently.
+            Some(backlog) => backlog.min(self.somaxconn),
+            None => self.somaxconn,
+        };
+        socket::opened(listener, socket, self.guard.care(), backlog)
+    }
+
+    /// The sockets of held listeners that overlap this one.
+    pub(crate) fn neighbours(&self, listener: &Listener) -> Vec<Rc<OwnedFd>> {
+        let ids = self.registry.neighbours(listener).into_iter();
+        ids.filter_map(|id| Some(Rc::clone(&self.registry.held(id)?.opened.handle.fd))).collect()
+    }
+
+    /// Held listeners whose sockets lead nowhere, for those who can ask for them again.
+    pub(crate) fn astray(&self) -> Vec<Problem> {
+        let views = self.registry.list();
+        let problem = |view: &View<'_, Socket>| {
+            let (label, why) = (view.held.listener.label(), astray(view.held)?);
+            let message = format!("{label} listens, but no client reaches it: {why}");
+            let hint = "reload what uses it, or claim it again: it is then bound anew";
+            Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
+        };
+        views.iter().filter_map(problem).collect()
+    }
+
+    /// Whether so many more listeners of a user's are within all limits.
+    pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
+        self.room_beside(uid, need, self.registry.planned())
+    }
+
+    /// The same beside so many that are being opened for others.
+    fn room_beside(&self, uid: u32, need: usize, planned: usize) -> Result<(), Denied> {
+        let owned = self.owners.count(uid);
+        let held = self.registry.len() + planned;
+        for (limit, most, has) in [
+            ("listeners", self.limits.all, held),
+            ("listeners_per_user", self.limits.per_user, owned),
+        ] {
+            if has.saturating_add(need) > most && need != 0 {
+                return Err(Denied::TooMany { limit, most });
+            }
+        }
+        let open = self.limits.other_descriptors + held as u64 + self.registry.connections() as u64;
+        let limit = self.limits.descriptors;
+        if open.saturating_add(need as u64).saturating_add(SPARE) > limit && need != 0 {
+            return Err(Denied::Limit { need, open, limit });
+        }
+        Ok(())
+    }
+
+    /// Counts listeners that are planned for a connection as its user's, within all limits.
+    pub(crate) fn reserve(&self, id: ConnectionId, count: usize) -> Result<Vec<Owned>, Denied> {
+        let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
+        let others = self.registry.planned().saturating_sub(count);
+        self.room_beside(uid, count, others)?;
+        Ok((0..count).map(|_| self.owners.one_more(uid)).collect())
+    }
+}
+
+/// Why no client reaches a held listener, if none does.
+fn astray(held: &Held) -> Option<Astray> {
+    if !can_go_astray(&held.listener) {
+        return None;
+    }
+    let socket = &held.opened.handle;
+    listen::astray(socket.fd.as_fd(), &held.listener, socket.path.as_ref())
+}

@@ -1,0 +1,345 @@
+//! What the registry decides, performed: sockets are changed, replaced and closed, and what has become of them is
+//! written down and reported.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use bindonce_core::event::Kind;
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::registry::{
+    Action, Change, Closing, ConnectionId, Event, Lease, ListenerId, Overlap, Refusal, Want,
+};
+use bindonce_observe::Happening;
+use bindonce_sys::Errno;
+use bindonce_sys::listen::{self, UnixPath, can_go_astray};
+
+use super::denied::Denied;
+use super::socket::{Held, Socket};
+use super::{Listeners, astray};
+use crate::clock::now;
+
+/// More listeners than this that are opened or closed at once get one line in the log.
+pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
+
+/// What a claim comes to next.
+pub(crate) enum Next {
+    /// These are to be opened.
+    Open(Vec<Listener>, Vec<Overlap>),
+    /// These are to be changed.
+    Change(Vec<Change>),
+    /// It waits for another claim that is about the same.
+    Wait,
+    Granted(Vec<Lease>),
+    /// Without a reason where opening or changing has told it.
+    Denied(Option<Denied>),
+}
+
+impl Listeners {
+    /// Takes a step of a connection's claim; gives what is to come next.
+    pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>) -> Next {
+        let actions = self.registry.on(now(), event);
+        let mut next = Next::Wait;
+        let mut rest = Vec::new();
+        for action in actions {
+            match action {
+                Action::Open(_, listeners, overlaps) => next = Next::Open(listeners, overlaps),
+                Action::Change(_, changes) => next = Next::Change(changes),
+                Action::Grant(_, leases) => {
+                    self.granted(id, &leases);
+                    next = Next::Granted(leases);
+                }
+                Action::Refuse(_, refusal) => next = Next::Denied(Some(Denied::Refused(refusal))),
+                Action::NotOpened(_) => next = Next::Denied(None),
+                other => rest.push(other),
+            }
+        }
+        self.perform(rest);
+        next
+    }
+
+    fn granted(&mut self, id: ConnectionId, leases: &[Lease]) {
+        self.log_opened(id, leases);
+        let held = leases.iter().filter_map(|lease| self.registry.held(lease.listener));
+        self.ledger.record(held);
+        let created = leases.iter().filter(|lease| lease.created);
+        let before = self.unsettled.len();
+        self.unsettled.extend(created.map(|lease| lease.listener));
+        let created = self.unsettled.len() - before;
+        self.counts.granted += leases.len() as u64;
+        self.counts.opened += created as u64;
+    }
+
+    /// Records why a claim got nothing.
+    pub(crate) fn denied(&self, id: ConnectionId, denied: Denied) -> Denied {
+        self.reporter.record(self.by(id, denied.happening()));
+        denied
+    }
+
+    /// Begins to watch what is new: a listener that has left LISTEN before the kernel watches it is told
+    /// of as soon as it does.
+    pub(crate) fn watch_new(&mut self) {
+        for id in self.unsettled.drain(..) {
+            if let Some(held) = self.registry.held(id) {
+                held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
+            }
+        }
+    }
+
+    /// Says who brought something about.
+    fn by(&self, id: ConnectionId, happening: Happening) -> Happening {
+        let Some((peer, label)) = self.registry.caller(id) else { return happening };
+        let pid = label.map_or(peer.pid, |label| label.pid);
+        happening
+            .pid(i32::try_from(pid).ok())
+            .service(label.map(|label| label.service.as_str()))
+            .generation(label.map(|label| label.generation))
+    }
+
+    /// Binds anew those of the listeners asked for whose sockets lead nowhere: what has the old
+    /// ones drains with them.
+    pub(crate) fn find_again(&mut self, wants: &[Want]) -> Result<(), Denied> {
+        for want in wants {
+            let inodes: Vec<u64> = match &want.wanted {
+                Wanted::Named(name) => {
+                    self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
+                }
+                Wanted::Listen(spec) if can_go_astray(&spec.first) => {
+                    let held = |one| self.registry.by_key(&one).filter(is_astray).map(inode);
+                    spec.expand().filter_map(held).collect()
+                }
+                Wanted::Listen(_) => continue,
+            };
+            for inode in inodes {
+                self.find_one_again(inode)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_one_again(&mut self, inode: u64) -> Result<(), Denied> {
+        let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(()) };
+        let (listener, why) = (held.listener.clone(), astray(held));
+        let why = why.map(|why| why.to_string()).unwrap_or_default();
+        match self.replace(id) {
+            Ok(new) => {
+                let listener = listener.label();
+                tracing::warn!(listener, why, was = inode, inode = new, "listener bound anew");
+                let text = format!("{listener} bound anew: {why}");
+                self.reporter.record(Happening::new(Kind::ListenerBound, text));
+                Ok(())
+            }
+            // haproxy alone does without it, and serves the rest.
+            Err(error) if error.errno() == Some(Errno::ENODEV as i32) => {
+                tracing::error!(
+                    listener = listener.label(), why, %error,
+                    "listener is not reached, and cannot be bound anew yet"
+                );
+                Ok(())
+            }
+            Err(error) => Err(Denied::NotOpened(Box::new(listener), error)),
+        }
+    }
+
+    /// Tells of the listeners that a claim has created: each of a few, or how
+    /// many there are and the names of the first and the last.
+    fn log_opened(&self, id: ConnectionId, leases: &[Lease]) {
+        let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
+        let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
+        let caller = self.registry.caller(id);
+        let uid = caller.map_or(0, |(peer, _)| peer.uid);
+        let Some(left_out) = self.reporter.worth_a_line(uid, "opened") else { return };
+        let pid = caller.map(|(peer, label)| label.map_or(peer.pid, |label| label.pid));
+        let label = caller.and_then(|(_, label)| label);
+        let service = label.map(|label| label.service.as_str());
+        let generation = label.map(|label| label.generation);
+        let name = |lease: &Lease| {
+            self.registry.held(lease.listener).map(|held| held.listener.label()).unwrap_or_default()
+        };
+        if created.len() > LOGGED_ONE_BY_ONE {
+            tracing::info!(
+                first = name(first),
+                last = name(last),
+                count = created.len(),
+                service,
+                generation,
+                pid,
+                left_out,
+                "listeners opened"
+            );
+            let (count, first, last) = (created.len(), name(first), name(last));
+            let text = format!("{count} listeners bound, {first} to {last}");
+            self.reporter.record(self.by(id, Happening::new(Kind::ListenerBound, text)));
+            return;
+        }
+        for held in created.iter().filter_map(|lease| self.registry.held(lease.listener)) {
+            tracing::info!(
+                listener = held.listener.label(), address = %held.listener.address,
+                bound = %held.opened.bound, inode = held.opened.inode, tentative = held.tentative,
+                service, generation, pid, left_out, "listener opened"
+            );
+            let text = format!("{} bound to {}", held.listener.label(), held.opened.bound);
+            self.reporter.record(self.by(id, Happening::new(Kind::ListenerBound, text)));
+        }
+    }
+
+    /// Changes sockets in place, all or none; gives the backlog of each.
+    pub(crate) fn change(&self, changes: &[Change]) -> Result<Vec<u32>, Denied> {
+        let mut done = Vec::with_capacity(changes.len());
+        let mut backlogs = Vec::with_capacity(changes.len());
+        for change in changes {
+            let Some(held) = self.registry.held(change.listener) else { continue };
+            let (socket, backlog) = (&held.opened.handle, held.opened.backlog);
+            let (fd, path) = (socket.fd.as_fd(), socket.path.as_ref());
+            match listen::change(fd, path, &held.listener, backlog, &change.options) {
+                Ok(before) => done.push((held, before)),
+                Err(error) => {
+                    for (held, before) in done.into_iter().rev() {
+                        let socket = &held.opened.handle;
+                        before.undo(socket.fd.as_fd(), socket.path.as_ref(), &held.listener);
+                    }
+                    let listener = Box::new(held.listener.clone());
+                    return Err(Denied::NotChanged(listener, error));
+                }
+            }
+            backlogs.push(match change.options.backlog {
+                Some(wanted) if held.listener.options.backlog != Some(wanted) => {
+                    wanted.min(self.somaxconn)
+                }
+                _ => backlog,
+            });
+            tracing::info!(
+                listener = held.listener.label(), was = %held.listener.options,
+                now = %change.options, "options changed in place"
+            );
+            let text = format!("{} changed in place: {}", held.listener.label(), change.options);
+            self.reporter.record(Happening::new(Kind::ListenerChanged, text));
+        }
+        Ok(backlogs)
+    }
+
+    /// Opens a socket for a listener that was held before, beside what it overlaps.
+    pub(crate) fn open_again(
+        &self,
+        listener: &Listener,
+    ) -> Result<listen::Opened, bindonce_sys::Error> {
+        let others = self.neighbours(listener);
+        if others.is_empty() {
+            return listen::open(listener);
+        }
+        let fds: Vec<BorrowedFd<'_>> = others.iter().map(|fd| fd.as_fd()).collect();
+        listen::open_beside(listener, &fds)
+    }
+
+    /// Opens a listener anew, because its socket is beyond repair. Gives the inode
+    /// of the new one; None if there is no such listener.
+    pub(crate) fn replace(&mut self, id: ListenerId) -> Result<Option<u64>, bindonce_sys::Error> {
+        let Some(held) = self.registry.held(id) else { return Ok(None) };
+        let listener = held.listener.clone();
+        let opened = self.opened(&listener, self.open_again(&listener)?);
+        let inode = opened.inode;
+        let actions = self.registry.on(now(), Event::Replace(id, opened));
+        self.perform(actions);
+        if let Some(held) = self.registry.held(id) {
+            held.opened.handle.care.begin(id, &held.opened.handle.fd, &listener.address);
+            self.ledger.record([held]);
+        }
+        Ok(Some(inode))
+    }
+
+    /// Closes listeners; gives their names.
+    pub(crate) fn release(
+        &mut self,
+        id: ConnectionId,
+        wanted: Vec<Wanted>,
+    ) -> Result<Vec<String>, Refusal> {
+        let mut outcome = Ok(Vec::new());
+        let mut rest = Vec::new();
+        for action in self.registry.on(now(), Event::Release(id, wanted)) {
+            match action {
+                Action::Released(_, names) => outcome = Ok(names),
+                Action::Refuse(_, refusal) => outcome = Err(refusal),
+                other => rest.push(other),
+            }
+        }
+        self.perform(rest);
+        outcome
+    }
+
+    /// Closes the sockets of every `Close`, and lets claims be tried again that have waited; other
+    /// actions have been dealt with. A few closed sockets get a line each in the log, many that end
+    /// for one reason get one line.
+    pub(crate) fn perform(&mut self, actions: Vec<Action<Socket>>) {
+        let mut closed: Vec<(Closing, Listener, u32)> = Vec::new();
+        let mut decided = false;
+        for action in actions {
+            match action {
+                Action::Close(socket, listener, why) => {
+                    unlink(socket.path.as_ref());
+                    let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
+                    closed.push((why, listener, uid));
+                }
+                Action::Retry(_) => decided = true,
+                _ => {}
+            }
+        }
+        if decided {
+            self.decided.notify_waiters();
+        }
+        self.counts.closed += closed.len() as u64;
+        for group in closed.chunk_by(|one, other| one.0 == other.0) {
+            match group {
+                [(why, first, uid), .., (_, last, _)] if group.len() > LOGGED_ONE_BY_ONE => {
+                    let (first, last) = (first.label(), last.label());
+                    let (count, why) = (group.len(), reason(*why));
+                    let Some(left_out) = self.reporter.worth_a_line(*uid, "closed") else {
+                        continue;
+                    };
+                    tracing::info!(first, last, count, why, left_out, "listeners closed");
+                    let text = format!("{count} listeners closed, {first} to {last}: {why}");
+                    self.reporter.record(Happening::new(Kind::ListenerReleased, text));
+                }
+                few => {
+                    few.iter().for_each(|(why, listener, uid)| self.closed(*why, listener, *uid));
+                }
+            }
+        }
+    }
+
+    fn closed(&self, why: Closing, listener: &Listener, uid: u32) {
+        let Some(left_out) = self.reporter.worth_a_line(uid, "closed") else { return };
+        let (listener, reason) = (listener.label(), reason(why));
+        match why {
+            Closing::Replaced => {
+                tracing::warn!(listener, why = reason, left_out, "listener closed");
+            }
+            _ => tracing::info!(listener, why = reason, left_out, "listener closed"),
+        }
+        let text = format!("{listener} closed: {reason}");
+        self.reporter.record(Happening::new(Kind::ListenerReleased, text));
+    }
+}
+
+fn reason(why: Closing) -> &'static str {
+    match why {
+        Closing::Released => "released",
+        Closing::Unconfirmed => "its claim was never confirmed",
+        Closing::Replaced => "its socket was of no use any more, and another replaces it",
+        Closing::NeverHeld => "the rest of its claim failed",
+    }
+}
+
+/// Removes the file of a UNIX listener that is closed for good.
+pub(crate) fn unlink(path: Option<&UnixPath>) {
+    if let Some(path) = path
+        && let Err(error) = listen::unlink_if_ours(path)
+    {
+        tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");
+    }
+}
+
+fn is_astray(held: &&Held) -> bool {
+    astray(held).is_some()
+}
+
+fn inode(held: &Held) -> u64 {
+    held.opened.inode
+}

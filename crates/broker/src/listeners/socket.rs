@@ -1,0 +1,134 @@
+//! A listener's socket with all that is kept for it, and the count of who had it created.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{self, Opened};
+use bindonce_sys::listen::{self, UnixPath};
+use bindonce_wire::manifest::{self, Entry};
+
+use super::care::Care;
+use super::described::Described;
+use crate::persistence::{Mark, Recorded};
+
+/// A listener that is held.
+pub(crate) type Held = registry::Held<Socket>;
+
+/// A listener's socket. A reply that is on its way shares it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) fd: Rc<OwnedFd>,
+    pub(crate) described: Described,
+    pub(crate) care: Care,
+    /// Whose claim created it, for as long as it is held.
+    pub(crate) owned: Option<Owned>,
+    /// What is written down of it.
+    mark: RefCell<Option<Mark>>,
+    pub(crate) path: Option<UnixPath>,
+}
+
+/// How many listeners claims of each user have created.
+#[derive(Debug, Default)]
+pub(crate) struct Owners(Rc<RefCell<HashMap<u32, usize>>>);
+
+impl Owners {
+    pub(super) fn count(&self, uid: u32) -> usize {
+        self.0.borrow().get(&uid).copied().unwrap_or(0)
+    }
+
+    /// One more listener in a user's count.
+    pub(super) fn one_more(&self, uid: u32) -> Owned {
+        *self.0.borrow_mut().entry(uid).or_default() += 1;
+        Owned { uid, counts: Rc::clone(&self.0) }
+    }
+}
+
+/// One listener of a user's count, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) uid: u32,
+    counts: Rc<RefCell<HashMap<u32, usize>>>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let mut counts = self.counts.borrow_mut();
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// A socket that was just opened, as the registry has it.
+pub(super) fn opened(
+    listener: &Listener,
+    socket: listen::Opened,
+    care: Care,
+    backlog: u32,
+) -> Opened<Socket> {
+    Opened {
+        handle: Socket {
+            described: Described::new(listener, &socket.bound, socket.inode),
+            fd: Rc::new(socket.fd),
+            care,
+            owned: None,
+            mark: RefCell::new(None),
+            path: socket.path,
+        },
+        bound: socket.bound,
+        inode: socket.inode,
+        cookie: socket.cookie,
+        backlog,
+        // `listen::open` never sets SO_REUSEPORT.
+        exclusive: true,
+    }
+}
+
+impl Recorded for Held {
+    fn edition(&self) -> u32 {
+        // The registry's own, which this trait is named after.
+        registry::Held::edition(self)
+    }
+
+    fn fd(&self) -> &Rc<OwnedFd> {
+        &self.opened.handle.fd
+    }
+
+    fn mark(&self) -> &RefCell<Option<Mark>> {
+        &self.opened.handle.mark
+    }
+
+    fn inode(&self) -> u64 {
+        self.opened.inode
+    }
+
+    fn cookie(&self) -> u64 {
+        self.opened.cookie
+    }
+
+    fn entry(&self) -> Entry<Cow<'_, str>> {
+        let Self { opened, listener, .. } = self;
+        let described = &opened.handle.described;
+        let bare = listener.name.is_none() && listener.options.is_empty();
+        let file = opened.handle.path.as_ref();
+        Entry {
+            listen: if bare { (&*described.address).into() } else { listener.to_string().into() },
+            bound: described.bound().into(),
+            inode: opened.inode,
+            cookie: opened.cookie,
+            backlog: opened.backlog,
+            exclusive: opened.exclusive,
+            since: self.since.0,
+            tentative: self.tentative,
+            file: file.map(|path| manifest::File { dev: path.dev, ino: path.ino }),
+            descriptor: None,
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Listeners that the broker before held and this one does not hold again.
+
+use std::collections::HashSet;
+
+use bindonce_core::listener::Key;
+use bindonce_wire::manifest::Entry;
+
+/// What has not been recovered. It stays written down.
+#[derive(Debug, Default)]
+pub(crate) struct Missing {
+    pub(crate) entries: Vec<Entry>,
+    /// The broker before ended in order: what nobody holds any more is not missing.
+    pub(crate) left_in_order: bool,
+}
+
+impl Missing {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// These are held again, by inode.
+    pub(crate) fn recovered(&mut self, inodes: &HashSet<u64>) {
+        self.entries.retain(|entry| !inodes.contains(&entry.inode));
+    }
+
+    /// These have been bound anew by a claim.
+    pub(crate) fn bound(&mut self, keys: &HashSet<Key>) {
+        self.entries.retain(|entry| entry.listener().is_ok_and(|it| !keys.contains(&it.key())));
+    }
+}

@@ -1,0 +1,91 @@
+//! What the log and the events are told, and how much of it one user may bring about.
+//!
+//! Everything is counted and recorded as an event; of the lines of the log that a client can cause
+//! again and again, each user has so many in ten seconds, and the next one says how many were left out.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bindonce_core::event::{Flood, Kind};
+use bindonce_core::policy::Peer;
+use bindonce_observe::{Happening, Journal};
+
+use crate::clock::now;
+
+/// So many users and kinds are told apart.
+const KINDS: usize = 256;
+
+/// How many lines of one kind a user may cause in ten seconds.
+const LINES: u32 = 10;
+
+/// The same for what it was given, and for lines that tell of its work.
+const LINES_OF_WORK: u32 = 100;
+
+/// Writes for one broker.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    /// What has happened.
+    pub(crate) journal: Rc<Journal>,
+    /// The broker's user.
+    owner: u32,
+    floods: RefCell<BTreeMap<(u32, &'static str), Flood>>,
+}
+
+impl Reporter {
+    /// For a broker of this user.
+    pub(crate) fn new(journal: Rc<Journal>, owner: u32) -> Rc<Self> {
+        Rc::new(Self { journal, owner, floods: RefCell::default() })
+    }
+
+    /// Records an event.
+    pub(crate) fn record(&self, happening: Happening) {
+        self.journal.record(happening);
+    }
+
+    /// Records an event of this process itself.
+    pub(crate) fn own(&self, kind: Kind, text: impl Into<String>) {
+        self.record(Happening::new(kind, text).pid(std::process::id().cast_signed()));
+    }
+
+    fn passes(&self, uid: u32, kind: &'static str, most: u32) -> Option<Option<u64>> {
+        let mut floods = self.floods.borrow_mut();
+        let key = (uid, kind);
+        // Users without end share a place.
+        let place = if floods.len() < KINDS || floods.contains_key(&key) { uid } else { u32::MAX };
+        let left_out = floods.entry((place, kind)).or_default().up_to(most, now().0)?;
+        Some((left_out > 0).then_some(left_out))
+    }
+
+    /// Whether the log is told of something that was refused to a user, and how many before it the
+    /// log was not told of.
+    pub(crate) fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
+        self.passes(uid, kind, LINES)
+    }
+
+    /// Whether the log and the events are told of work that was done for a user: all of it for root
+    /// and the broker's user, some for others. If so, of how many before it they were not told.
+    pub(crate) fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
+        if uid == 0 || (uid == self.owner && uid != Peer::UNKNOWN) {
+            return Some(None);
+        }
+        self.passes(uid, kind, LINES_OF_WORK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_has_its_own_lines_and_users_without_end_share_some() {
+        let reporter = Reporter::new(Journal::in_memory(None), 0);
+        let refused = |uid, kind| reporter.refused(uid, kind).is_some();
+        let lines = |uid| (0..1000).filter(|_| refused(uid, "denied")).count();
+        assert!(lines(1) <= 20 && lines(2) >= 10);
+        let all: usize = (0..2000).map(|uid| usize::from(refused(uid, "cut"))).sum();
+        assert!(all <= KINDS + 20, "{all}");
+        assert!(reporter.floods.borrow().len() <= KINDS + 2);
+        assert!((0..1000).all(|_| reporter.worth_a_line(0, "opened") == Some(None)));
+    }
+}

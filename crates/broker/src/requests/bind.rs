@@ -1,0 +1,132 @@
+//! `bind`: hands out listeners, which are opened where nobody has them yet.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+
+use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
+use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
+use bindonce_core::policy::Verb;
+use bindonce_core::registry::Want;
+use bindonce_wire::message::Request;
+use bindonce_wire::params::{Bind, Target};
+use bindonce_wire::{ErrorCode, RpcError};
+
+use super::text::{invalid, unwritten};
+use crate::answer;
+use crate::broker::Broker;
+use crate::claims;
+use crate::clients::{Caller, Reply};
+
+/// Hands out listeners, all or none, with their descriptors.
+pub(super) async fn bind(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &Request<'_>,
+    elements: Vec<Bind>,
+) -> Result<Reply, RpcError> {
+    let mut wants = Vec::with_capacity(elements.len());
+    for (index, element) in elements.into_iter().enumerate() {
+        let Bind { target, tentative, change } = element;
+        let wanted = wanted(broker, target, change).map_err(|mut error| {
+            error.message = format!("params[{index}]: {}", error.message);
+            error
+        })?;
+        allow(&broker.borrow(), caller, &wanted, change)?;
+        wants.push(Want { wanted, tentative, change });
+    }
+    let leases = match claims::claim_unsettled(broker, caller.connection, wants).await {
+        Ok(leases) => leases,
+        Err(failure) => {
+            let inquiry = Rc::clone(&broker.borrow().inquiry);
+            return Err(answer::claim_failed(&inquiry, failure).await);
+        }
+    };
+    if leases.iter().any(|lease| lease.created) {
+        let ledger = Rc::clone(&broker.borrow().persistence.ledger);
+        if ledger.store().is_some() {
+            broker.borrow_mut().settle();
+            ledger.settled().await;
+        }
+    }
+    let registry = &broker.borrow().listeners.registry;
+    let mut descriptors = Vec::with_capacity(leases.len());
+    let listeners = leases.iter().filter_map(|lease| {
+        let held = registry.held(lease.listener)?;
+        descriptors.push(Rc::clone(&held.opened.handle.fd));
+        Some((held, lease.created))
+    });
+    let text = answer::bound(&request.id, listeners).map_err(|error| unwritten(&error))?;
+    Ok(Reply { text, descriptors })
+}
+
+/// Whether the caller may have these, and call them so. What has the name already keeps it.
+fn allow(broker: &Broker, caller: &Caller, wanted: &Wanted, change: bool) -> Result<(), RpcError> {
+    let Broker { access, listeners, .. } = broker;
+    let registry = &listeners.registry;
+    match wanted {
+        Wanted::Named(name) => {
+            let held = registry.by_name(name);
+            let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
+            access.allow(caller, Verb::Use, spec.as_ref())
+        }
+        Wanted::Listen(spec) => {
+            access.allow_claim(caller, spec, change, |one| registry.by_key(one).is_some())?;
+            allow_name(broker, caller, spec)
+        }
+    }
+}
+
+/// Whether the caller may give a listener the name that it asks for.
+pub(super) fn allow_name(
+    broker: &Broker,
+    caller: &Caller,
+    spec: &ListenSpec,
+) -> Result<(), RpcError> {
+    let Some(name) = &spec.first.name else { return Ok(()) };
+    let held = broker.listeners.registry.by_key(&spec.first);
+    if held.is_some_and(|held| held.listener.name.as_ref() == Some(name)) {
+        return Ok(());
+    }
+    broker.access.allow_name(caller, name)
+}
+
+/// What an element of `bind` asks for.
+fn wanted(broker: &RefCell<Broker>, target: Target, change: bool) -> Result<Wanted, RpcError> {
+    match target {
+        Target::Listen { listen } => listen.parse().map_err(|error| invalid(&error)),
+        Target::Name { name } => {
+            let name = name.parse().map_err(|error| invalid(&Invalid::Name(error)))?;
+            Ok(Wanted::Named(name))
+        }
+        Target::Tcp { address, port, backlog } => {
+            let at = SocketAddr::new(ip(&address)?, port);
+            let options = Options { backlog, ..Options::default() };
+            let listener = Listener::new(None, Address::Tcp(at), options);
+            let mut listener = listener.map_err(|error| invalid(&error))?;
+            // Its clients always say one, and multibinder heeds it when it binds.
+            if !change && broker.borrow().listeners.registry.by_key(&listener).is_some() {
+                listener.options.backlog = None;
+            }
+            Ok(Wanted::Listen(listener.into()))
+        }
+    }
+}
+
+/// The address that multibinder's client names. Names of hosts are not looked up: that takes as
+/// long as a name server likes, and who answers would decide what is bound.
+fn ip(address: &str) -> Result<IpAddr, RpcError> {
+    let bare = address.strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
+    match bare.unwrap_or(address) {
+        "" | "*" => Ok(Ipv4Addr::UNSPECIFIED.into()),
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        text => text.parse().map_err(|_| {
+            let shown: String = address.chars().take(120).collect();
+            let message =
+                format!("{shown:?} is no IP address, and names of hosts are not looked up");
+            RpcError::new(ErrorCode::INVALID_PARAMS, message)
+                .with_hint("give the address as a number, such as 127.0.0.1 or ::1")
+        }),
+    }
+}

@@ -1,0 +1,27 @@
+//! `join`: a client says which generation of which service it is.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bindonce_wire::RpcError;
+use bindonce_wire::params::Joining;
+use bindonce_wire::result::JoinResult;
+
+use crate::broker::Broker;
+use crate::clients::Caller;
+use crate::generations;
+
+/// Enters a generation; its number is answered once it is written down.
+pub(super) async fn join(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    said: Joining,
+) -> Result<JoinResult, RpcError> {
+    broker.borrow().access.known(caller)?;
+    let joined = generations::join(&mut broker.borrow_mut(), caller, said)?;
+    if joined.generation.is_some() {
+        let ledger = Rc::clone(&broker.borrow().persistence.ledger);
+        ledger.settled().await;
+    }
+    Ok(joined)
+}

@@ -1,0 +1,86 @@
+//! Requests: each is decoded, has its rights checked and is performed, in a file for each method.
+
+mod bind;
+mod events;
+mod join;
+mod list;
+mod release;
+mod store;
+mod text;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bindonce_core::policy::Verb;
+use bindonce_wire::message::{Request, encode_error};
+use bindonce_wire::params::Call;
+use bindonce_wire::result::{PingResult, ReleaseResult};
+use bindonce_wire::{ErrorCode, RpcError};
+
+use crate::broker::{Broker, VERSION};
+use crate::clients::{Link, Reply};
+use crate::upgrade;
+
+use text::encode;
+
+/// Answers one frame.
+pub(crate) async fn answer(broker: &RefCell<Broker>, link: &Rc<Link>, frame: &[u8]) -> Reply {
+    let caller = &link.caller;
+    let request = match Request::decode(frame) {
+        Ok(request) => request,
+        Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
+    };
+    let done = perform(broker, link, &request).await;
+    let failure = done.as_ref().err().map(|error| error.code);
+    broker.borrow_mut().clients.answered.request(&request.method, failure);
+    done.unwrap_or_else(|error| {
+        tracing::debug!(
+            method = %request.method, uid = caller.peer.uid, pid = caller.peer.pid,
+            code = error.code.0, %error, "request refused"
+        );
+        encode_error(&request.id, &error).into()
+    })
+}
+
+async fn perform(
+    broker: &RefCell<Broker>,
+    link: &Rc<Link>,
+    request: &Request<'_>,
+) -> Result<Reply, RpcError> {
+    let caller = &link.caller;
+    let text = match Call::decode(request)? {
+        Call::Bind(elements) => {
+            recovered(broker).await;
+            return bind::bind(broker, caller, request, elements).await;
+        }
+        Call::Join(said) => encode(request, &join::join(broker, caller, said).await?),
+        Call::Release(names) => {
+            recovered(broker).await;
+            let released = release::release(broker, caller, &names).await?;
+            encode(request, &ReleaseResult { released })
+        }
+        Call::List => encode(request, &list::list(&broker.borrow(), caller)?),
+        Call::Status => encode(request, &list::status(&broker.borrow(), caller)?),
+        Call::Events(wanted) => events::events(broker, link, request, wanted),
+        Call::Ping => {
+            broker.borrow().access.known(caller)?;
+            encode(request, &PingResult::new(VERSION))
+        }
+        Call::Store(gives) => encode(request, &store::store(broker, link, gives).await?),
+        Call::Upgrade => {
+            broker.borrow().access.allow(caller, Verb::Admin, None)?;
+            Err(upgrade::request(broker, link, &request.id).await)
+        }
+        _ => {
+            let message = format!("method {:?} is not served by this broker", request.method);
+            Err(RpcError::new(ErrorCode::METHOD_NOT_FOUND, message))
+        }
+    };
+    text.map(Reply::from)
+}
+
+/// Waits until the broker has recovered what it can of the one before.
+async fn recovered(broker: &RefCell<Broker>) {
+    let gate = Rc::clone(&broker.borrow().persistence.gate);
+    gate.pass().await;
+}

@@ -1,0 +1,50 @@
+//! `release`: closes listeners that nobody else uses.
+
+use std::cell::RefCell;
+
+use bindonce_core::listener::{ListenSpec, Wanted};
+use bindonce_core::policy::Verb;
+use bindonce_core::registry::Refusal;
+use bindonce_wire::RpcError;
+use tokio::task::yield_now;
+
+use super::text::invalid;
+use crate::answer;
+use crate::broker::Broker;
+use crate::clients::Caller;
+use crate::start;
+
+/// Closes all of these, or none.
+pub(super) async fn release(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    names: &[String],
+) -> Result<Vec<String>, RpcError> {
+    let mut wanted = Vec::with_capacity(names.len());
+    for name in names {
+        let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
+        let Broker { access, listeners, .. } = &*broker.borrow();
+        match &name {
+            Wanted::Named(name) => {
+                let held = listeners.registry.by_name(name);
+                let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
+                access.allow(caller, Verb::Release, spec.as_ref())?;
+            }
+            Wanted::Listen(spec) => access.allow(caller, Verb::Release, Some(spec))?,
+        }
+        wanted.push(name);
+    }
+    let mut released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
+    // A holder that has hung up may not have been heard yet: give every task
+    // whose connection has something to say a turn before refusing.
+    for _ in 0..2 {
+        if !matches!(released, Err(Refusal::InUse { .. })) {
+            break;
+        }
+        yield_now().await;
+        released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
+    }
+    let released = released.map_err(|refusal| answer::refused(&refusal))?;
+    start::bind_rest(broker).await;
+    Ok(released)
+}
