@@ -122,15 +122,32 @@ pub(super) fn listening(
 pub(super) fn names(line: &str, address: &str) -> bool {
     let word = line.rsplit(' ').next().unwrap_or(line);
     // The kernel shows a name with and without padding alike.
-    let word = &word.replacen("abnsz@", "abns@", 1);
+    let word = word.replacen("abnsz@", "abns@", 1);
     match address.strip_prefix("unix@") {
         // It keeps the temporary name that it was bound under.
-        Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(word)),
+        Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(&word)),
         None => {
-            let port = |text: &str| text.rsplit(':').next().map(str::to_owned);
-            word.parse::<Address>().is_ok_and(|word| word.to_string() == address)
-                || port(word) == port(address)
+            word == address
+                || word.parse::<Address>().is_ok_and(|word| word.to_string() == address)
+                || port(address).is_some_and(|port| has_port(&word, port))
         }
+    }
+}
+
+/// What stands behind the last colon.
+fn port(address: &str) -> Option<&str> {
+    address.rsplit_once(':').map(|(_, port)| port)
+}
+
+/// Whether a word ends in this port, or in a range of ports that has it.
+fn has_port(word: &str, wanted: &str) -> bool {
+    let Some(ports) = port(word) else { return false };
+    match (ports.split_once('-'), wanted.parse::<u16>()) {
+        (Some((first, last)), Ok(wanted)) => {
+            let bounds = first.parse::<u16>().ok().zip(last.trim_start().parse::<u16>().ok());
+            bounds.is_some_and(|(first, last)| (first..=last).contains(&wanted))
+        }
+        _ => ports == wanted,
     }
 }
 
@@ -142,6 +159,8 @@ mod tests {
     fn a_socket_finds_its_line() {
         assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
         assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
+        assert!(names("127.0.0.1:8080-+8081", "127.0.0.1:8081"));
+        assert!(!names("127.0.0.1:8080-8081", "127.0.0.1:8082"));
         assert!(names("abnsz@web", "abns@web"));
         assert!(!names("abnsz@web", "abns@other"));
         assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));

@@ -236,6 +236,9 @@ impl Walk<'_> {
     /// Names our variables on every `resetenv` line that comes before their use:
     /// haproxy would remove them with all others.
     pub(super) fn keep_through_resets(&mut self) -> Result<(), Error> {
+        let files = self.out.files.iter().enumerate();
+        let copies: Vec<usize> =
+            files.filter(|(_, file)| !file.injected).map(|(index, _)| index).collect();
         for reset in &self.resets {
             // In a first pass it removes those of the lines before it too.
             let first_pass = self.answers.is_some_and(|answers| answers.discovery);
@@ -250,7 +253,9 @@ impl Walk<'_> {
                 });
             }
             let text = kept.iter().flat_map(|name| [b" ", name.as_bytes()].concat()).collect();
-            self.edits[reset.file].push(Edit { range: reset.at..reset.at, text });
+            if let Some(edits) = copies.get(reset.source).and_then(|copy| self.edits.get_mut(*copy)) {
+                edits.push(Edit { range: reset.at..reset.at, text });
+            }
         }
         Ok(())
     }

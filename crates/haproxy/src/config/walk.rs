@@ -39,7 +39,8 @@ pub(super) struct Edit {
 /// pass all others too.
 pub(super) struct Reset {
     pub(super) place: Place,
-    pub(super) file: usize,
+    /// Which of the user's files it is in, and the byte behind its keyword.
+    pub(super) source: usize,
     pub(super) at: usize,
     pub(super) words: usize,
     pub(super) variables: usize,
@@ -65,6 +66,8 @@ pub(super) struct Walk<'a> {
     initial: Environment,
     /// This is haproxy's first pass.
     first_pass: bool,
+    /// Which of the user's files is read.
+    source: usize,
     asks: Cell<bool>,
     /// Terms of conditions that haproxy has not been asked about.
     terms: RefCell<BTreeSet<Vec<u8>>>,
@@ -122,6 +125,7 @@ impl<'a> Walk<'a> {
             initial: state.environment.clone(),
             state,
             first_pass: false,
+            source: 0,
             asks: Cell::new(false),
             terms: RefCell::default(),
             prefix: None,
@@ -168,13 +172,15 @@ impl<'a> Walk<'a> {
         self.begin();
         if self.answers.is_some_and(|answers| answers.discovery) {
             self.first_pass = true;
-            for source in self.sources {
+            for (index, source) in self.sources.iter().enumerate() {
+                self.source = index;
                 self.file(&source.path, &source.text)?;
             }
             self.first_pass = false;
             self.between_passes();
         }
-        for source in self.sources {
+        for (index, source) in self.sources.iter().enumerate() {
+            self.source = index;
             if let Some(text) = self.path.start_of(&source.path) {
                 self.add_file(&source.path, text, true);
             }
@@ -500,20 +506,13 @@ impl<'a> Walk<'a> {
         };
         // It matters whether haproxy has done this already when it comes to the lines before.
         self.asks.set(self.asks.get() || (late && self.answers.is_none()));
+        if values[0] == b"resetenv" {
+            self.reset(words, offset, place);
+        }
         if self.first_pass {
             return;
         }
         match values[0] {
-            b"resetenv" => {
-                let end = words.last().map_or(0, |word| word.source.end);
-                self.resets.push(Reset {
-                    place: place.clone(),
-                    file: self.out.files.len() - 1,
-                    at: offset + end,
-                    words: words.len(),
-                    variables: self.out.variables.len(),
-                });
-            }
             b"unix-bind" => {
                 for pair in values[1..].chunks(2) {
                     match pair {
@@ -548,6 +547,23 @@ impl<'a> Walk<'a> {
             }
             keyword => self.server_states.take(keyword, value(1)),
         }
+    }
+
+    /// A `resetenv` line that counts in one of haproxy's passes, or in both: a condition around it may
+    /// depend on what it has removed.
+    fn reset(&mut self, words: &[Word], offset: usize, place: &Place) {
+        if self.resets.iter().any(|reset| reset.place == *place && reset.source == self.source) {
+            return;
+        }
+        // An empty word would hide what follows it.
+        let end = words.first().map_or(0, |word| word.source.end);
+        self.resets.push(Reset {
+            place: place.clone(),
+            source: self.source,
+            at: offset + end,
+            words: words.len(),
+            variables: self.out.variables.len(),
+        });
     }
 
     pub(super) fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
