@@ -7,18 +7,16 @@ use std::ops::Range;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 
-use super::Error;
 use super::binds::{BindLine, Part, Piece};
+use super::reader::{Word, printable};
 use super::render::{Binding, LeftAlone, Variable};
 use super::sections::{Kind, Section};
-use super::walk::{Edit, Walk};
+use super::walk::Walk;
+use super::{Error, Place};
 
 /// How many ports one list variable carries: at most 10 bytes each, within the
 /// kernel's 128 KiB for one string of the environment.
 const PORTS_PER_VARIABLE: usize = 8192;
-
-/// How many words haproxy takes on a line.
-const MAX_WORDS: usize = 64;
 
 /// Addresses of one section, by first key and last port.
 type Earlier = HashMap<(Key, u16), Bound>;
@@ -57,6 +55,35 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An address that haproxy binds by itself, or not at all, whatever the rest of its section says.
+    pub(super) fn leave(
+        &mut self,
+        word: Option<&Word>,
+        line: &[u8],
+        place: &Place,
+        reason: &'static str,
+    ) {
+        let text = word.map_or(String::new(), |word| printable(&line[word.source.clone()]));
+        self.left_alone(text, place, reason, false);
+    }
+
+    pub(super) fn left_alone(
+        &mut self,
+        text: String,
+        place: &Place,
+        reason: &'static str,
+        descriptor: bool,
+    ) {
+        self.out.left_alone.push(LeftAlone {
+            place: place.clone(),
+            section: self.section.label.clone(),
+            listens: self.section.kind != Kind::Defaults && !text.starts_with("server "),
+            text,
+            reason,
+            descriptor,
+        });
     }
 
     fn leave_line(
@@ -230,33 +257,6 @@ impl Walk<'_> {
             bindings: first..self.out.bindings.len(),
             list,
         });
-        Ok(())
-    }
-
-    /// Names our variables on every `resetenv` line that comes before their use:
-    /// haproxy would remove them with all others.
-    pub(super) fn keep_through_resets(&mut self) -> Result<(), Error> {
-        let files = self.out.files.iter().enumerate();
-        let copies: Vec<usize> =
-            files.filter(|(_, file)| !file.injected).map(|(index, _)| index).collect();
-        for reset in &self.resets {
-            // In a first pass it removes those of the lines before it too.
-            let first_pass = self.answers.is_some_and(|answers| answers.discovery);
-            let from = if first_pass { 0 } else { reset.variables };
-            let later = self.out.variables[from..].iter().map(|v| v.name.as_str());
-            let kept: Vec<&str> = later.chain(self.keep.iter().map(String::as_str)).collect();
-            if reset.words + kept.len() > MAX_WORDS {
-                return Err(Error::TooManyToKeep {
-                    place: reset.place.clone(),
-                    variables: kept.len(),
-                    room: MAX_WORDS.saturating_sub(reset.words),
-                });
-            }
-            let text = kept.iter().flat_map(|name| [b" ", name.as_bytes()].concat()).collect();
-            if let Some(edits) = copies.get(reset.source).and_then(|copy| self.edits.get_mut(*copy)) {
-                edits.push(Edit { range: reset.at..reset.at, text });
-            }
-        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::walk::Edit;
+use super::edits::Edit;
 
 /// What the lines of `global` say about it.
 #[derive(Debug, Default)]

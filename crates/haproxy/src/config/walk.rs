@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,36 +14,22 @@ use super::binds::{self, Surroundings};
 use super::command::Command;
 use super::conditions::Blocks;
 use super::default_path::DefaultPath;
+use super::edits::{Edit, Reset, edited};
 use super::expression::{self, Value};
 use super::files::{self, Source};
+use super::global::is_descriptor;
 use super::listeners::{Met, Names, Supply, mark};
 use super::options::Said;
 use super::pid_file::PidFile;
 use super::questions::{Answers, Questions};
-use super::reader::{self, Line, Unset, Word, printable};
-use super::render::{Change, LeftAlone, RenderedFile, Rendering, Supplied};
+use super::reader::{self, Word, printable};
+use super::render::{RenderedFile, Rendering, Supplied};
 use super::sections::{Kind, Proxy, Section};
 use super::server_state::ServerStates;
-use super::state::{Done, State};
+use super::state::State;
+use super::unknowns::{expression_of, matters};
 use super::world::{Environment, World};
 use super::{Error, Place};
-
-/// A change to one file: the bytes there give way to others.
-pub(super) struct Edit {
-    pub(super) range: Range<usize>,
-    pub(super) text: Vec<u8>,
-}
-
-/// A `resetenv` line: the variables made after it have to be named on it, and in haproxy's first
-/// pass all others too.
-pub(super) struct Reset {
-    pub(super) place: Place,
-    /// Which of the user's files it is in, and the byte behind its keyword.
-    pub(super) source: usize,
-    pub(super) at: usize,
-    pub(super) words: usize,
-    pub(super) variables: usize,
-}
 
 /// Why reading has ended early.
 pub(super) enum Stopped {
@@ -65,12 +50,12 @@ pub(super) struct Walk<'a> {
     /// The environment that haproxy begins with.
     initial: Environment,
     /// This is haproxy's first pass.
-    first_pass: bool,
+    pub(super) first_pass: bool,
     /// Which of the user's files is read.
-    source: usize,
-    asks: Cell<bool>,
+    pub(super) source: usize,
+    pub(super) asks: Cell<bool>,
     /// Terms of conditions that haproxy has not been asked about.
-    terms: RefCell<BTreeSet<Vec<u8>>>,
+    pub(super) terms: RefCell<BTreeSet<Vec<u8>>>,
     pub(super) prefix: Option<Vec<u8>>,
     pub(super) unix: Said,
     pub(super) path: DefaultPath,
@@ -83,7 +68,7 @@ pub(super) struct Walk<'a> {
     pub(super) names: Names,
     pub(super) met: Met,
     pub(super) server_states: ServerStates,
-    pid_file: PidFile,
+    pub(super) pid_file: PidFile,
     pub(super) edits: Vec<Vec<Edit>>,
     pub(super) resets: Vec<Reset>,
     pub(super) out: Rendering,
@@ -230,42 +215,6 @@ impl<'a> Walk<'a> {
         self.begin();
     }
 
-    fn must_ask(&self) -> bool {
-        self.asks.get() || self.state.marks().unknown || !self.terms.borrow().is_empty()
-    }
-
-    /// Everything that there is to ask, as far as it can be seen from here.
-    fn questions(&self) -> Questions {
-        let mut questions = Questions { terms: self.terms.take(), ..Questions::default() };
-        for source in self.sources {
-            questions.names.extend(super::questions::names(&source.text));
-            if self.answers.is_none() {
-                let place = Place { file: source.path.clone(), line: 0 };
-                for line in reader::lines(&source.text).map(|range| &source.text[range]) {
-                    questions.terms.extend(self.terms_of(line, &place));
-                }
-            }
-        }
-        questions
-    }
-
-    /// The terms of a condition that haproxy would have to decide, in the environment of now.
-    fn terms_of(&self, line: &[u8], place: &Place) -> BTreeSet<Vec<u8>> {
-        let line = line.trim_ascii_start();
-        if line.starts_with(b".if") || line.starts_with(b".elif") {
-            let words = reader::words(line, self.unset(), &|name| self.variable(name, place));
-            let expression = expression_of(&words.unwrap_or_default());
-            if let Value::Asks(terms) = expression::evaluate(&expression, &self.state, &|_| None) {
-                return terms;
-            }
-        }
-        BTreeSet::new()
-    }
-
-    fn unset(&self) -> Unset {
-        self.answers.map(|answers| answers.unset).unwrap_or_default()
-    }
-
     fn add_file(&mut self, path: &Path, text: Vec<u8>, injected: bool) {
         let base = path.file_name().unwrap_or(path.as_os_str());
         self.out.files.push(RenderedFile {
@@ -329,74 +278,13 @@ impl<'a> Walk<'a> {
         if self.first_pass { Ok(()) } else { self.end_section() }
     }
 
-    fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
+    pub(super) fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
         match name {
             b".FILE" => Some(place.file.as_os_str().as_bytes().to_vec()),
             b".LINE" => Some(place.line.to_string().into_bytes()),
             b".SECTION" => Some(self.section.name.clone()),
             _ => self.state.get(name).cloned(),
         }
-    }
-
-    /// Puts the user's files in place of what stands for haproxy's: it reads copies.
-    fn name_files(&mut self, taken: &Line, line: &[u8], offset: usize, path: &Path) {
-        if self.first_pass {
-            return;
-        }
-        for range in &taken.variables {
-            let written = &line[range.clone()];
-            let name = written[1..].strip_prefix(b"{").unwrap_or(&written[1..]);
-            let value = if name.starts_with(b".FILE") {
-                path.as_os_str().as_bytes().to_vec()
-            } else if name.starts_with(CFGFILES.as_bytes()) && self.answers.is_some() {
-                match self.state.get(CFGFILES.as_bytes()) {
-                    Some(value) if *value == files::listed(self.sources) => value.clone(),
-                    _ => continue,
-                }
-            } else {
-                continue;
-            };
-            // Words of it would be words no more.
-            if !written.ends_with(b"[*]}") || !value.iter().any(u8::is_ascii_whitespace) {
-                let mut text = Vec::new();
-                reader::escape_into(&mut text, &value);
-                self.edit(offset + range.start..offset + range.end, text);
-            }
-        }
-        self.name_files_later(line, offset);
-    }
-
-    /// `env(HAPROXY_CFGFILES)` is looked at while haproxy runs, and it is haproxy that sets it.
-    fn name_files_later(&mut self, line: &[u8], offset: usize) {
-        const CALL: &[u8] = b"env(HAPROXY_CFGFILES)";
-        let mut from = 0;
-        while let Some(at) = line[from..].windows(CALL.len()).position(|window| window == CALL) {
-            let start = offset + from + at + b"env(".len();
-            from += at + CALL.len();
-            self.edit(start..start + CFGFILES.len(), OUR_CFGFILES.as_bytes().to_vec());
-            if self.out.constants.is_empty() {
-                let value = String::from_utf8_lossy(&files::listed(self.sources)).into_owned();
-                self.out.constants.push((OUR_CFGFILES.to_owned(), value));
-                self.keep.push(OUR_CFGFILES.to_owned());
-            }
-        }
-    }
-
-    /// Whether a term of conditions holds; false until haproxy has been asked.
-    pub(super) fn holds(&self, term: &[u8]) -> bool {
-        match self.told(term) {
-            Some(Ok(holds)) => holds,
-            Some(Err(_)) => false,
-            None => {
-                self.terms.borrow_mut().insert(term.to_vec());
-                false
-            }
-        }
-    }
-
-    /// What haproxy has said of a term.
-    fn told(&self, term: &[u8]) -> Option<Result<bool, String>> {
-        self.answers?.terms.get(term).cloned()
     }
 
     fn block(&self, words: &[Word], blocks: &mut Blocks, place: &Place) -> Result<(), Error> {
@@ -484,129 +372,6 @@ impl<'a> Walk<'a> {
         }
         Ok(())
     }
-
-    /// Whether haproxy asks getaddrinfo() for host names here.
-    fn uses_getaddrinfo(&self) -> bool {
-        let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
-        !self.command.arguments.iter().any(disabled)
-            && self.state.enabled(b"GETADDRINFO") != Some(false)
-    }
-
-    fn global(&mut self, words: &[Word], values: &[&[u8]], offset: usize, place: &Place) {
-        let value = |index: usize| values.get(index).copied().unwrap_or_default();
-        if values[0] == b"localpeer" && self.command.local_peer.is_some() {
-            return;
-        }
-        let looked = self.state.marks().looked;
-        let done = self.state.global(values, self.first_pass);
-        let late = match done {
-            Done::Environment => looked,
-            Done::Reset => looked || !self.out.variables.is_empty(),
-            Done::Nothing | Done::Other => false,
-        };
-        // It matters whether haproxy has done this already when it comes to the lines before.
-        self.asks.set(self.asks.get() || (late && self.answers.is_none()));
-        if values[0] == b"resetenv" {
-            self.reset(words, offset, place);
-        }
-        if self.first_pass {
-            return;
-        }
-        match values[0] {
-            b"unix-bind" => {
-                for pair in values[1..].chunks(2) {
-                    match pair {
-                        [b"prefix", prefix] => {
-                            self.prefix.get_or_insert_with(|| prefix.to_vec());
-                        }
-                        [option, value] => {
-                            self.unix.take(option, value);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            b"stats" if value(1) == b"socket" => {
-                let reason = "an admin socket belongs to one generation; the newest has it";
-                let text = format!("stats socket {}", printable(value(2)));
-                let descriptor = value(2).split(|&byte| byte == b',').any(is_descriptor);
-                self.left_alone(text, place, reason, descriptor);
-            }
-            b"default-path" => {
-                let file = place.file.clone();
-                if let Some(text) = self.path.set(&file, value(1), value(2)) {
-                    let source = &words[1].source;
-                    self.edit(offset + source.start..offset + source.end, text);
-                }
-            }
-            b"daemon" => self.pid_file.daemon(),
-            b"pidfile" => {
-                let source = &words[0].source;
-                let keyword = offset + source.start..offset + source.end;
-                self.pid_file.take(value(1), self.out.files.len() - 1, keyword);
-            }
-            keyword => self.server_states.take(keyword, value(1)),
-        }
-    }
-
-    /// A `resetenv` line that counts in one of haproxy's passes, or in both: a condition around it may
-    /// depend on what it has removed.
-    fn reset(&mut self, words: &[Word], offset: usize, place: &Place) {
-        if self.resets.iter().any(|reset| reset.place == *place && reset.source == self.source) {
-            return;
-        }
-        // An empty word would hide what follows it.
-        let end = words.first().map_or(0, |word| word.source.end);
-        self.resets.push(Reset {
-            place: place.clone(),
-            source: self.source,
-            at: offset + end,
-            words: words.len(),
-            variables: self.out.variables.len(),
-        });
-    }
-
-    pub(super) fn edit(&mut self, range: Range<usize>, text: Vec<u8>) {
-        if let Some(edits) = self.edits.last_mut() {
-            edits.push(Edit { range, text });
-        }
-    }
-
-    fn leave(&mut self, word: Option<&Word>, line: &[u8], place: &Place, reason: &'static str) {
-        let text = word.map_or(String::new(), |word| printable(&line[word.source.clone()]));
-        self.left_alone(text, place, reason, false);
-    }
-
-    fn left_alone(&mut self, text: String, place: &Place, reason: &'static str, descriptor: bool) {
-        self.out.left_alone.push(LeftAlone {
-            place: place.clone(),
-            section: self.section.label.clone(),
-            listens: self.section.kind != Kind::Defaults && !text.starts_with("server "),
-            text,
-            reason,
-            descriptor,
-        });
-    }
-}
-
-/// The text with its edits, and where each of them is in it. One that lies within another is passed over.
-fn edited(text: &[u8], mut edits: Vec<Edit>) -> (Vec<u8>, Vec<Change>) {
-    edits.sort_by_key(|edit| (edit.range.start, std::cmp::Reverse(edit.range.end)));
-    let mut out = Vec::with_capacity(text.len());
-    let mut changes = Vec::with_capacity(edits.len());
-    let mut at = 0;
-    for edit in edits {
-        if edit.range.start < at {
-            continue;
-        }
-        out.extend_from_slice(&text[at..edit.range.start]);
-        let start = out.len();
-        out.extend(edit.text);
-        at = edit.range.end;
-        changes.push(Change { range: start..out.len(), was: text[edit.range].into() });
-    }
-    out.extend_from_slice(&text[at..]);
-    (out, changes)
 }
 
 /// Whether a line that cannot be taken apart begins like a bind line.
@@ -619,61 +384,4 @@ fn is_bind(line: &[u8]) -> bool {
 const STARTUP_VERSION: &str = "HAPROXY_STARTUP_VERSION";
 
 /// haproxy's list of its files: for the first time at the end of a pass.
-const CFGFILES: &str = "HAPROXY_CFGFILES";
-
-/// The same list, with the user's files.
-const OUR_CFGFILES: &str = "BINDONCE_CFGFILES";
-
-/// Keywords whose words matter here.
-const KEYWORDS: [&[u8]; 25] = [
-    b"backlog",
-    b"bind",
-    b"default-bind",
-    b"default-path",
-    b"dgram-bind",
-    b"disabled",
-    b"enabled",
-    b"load-server-state-from-file",
-    b"localpeer",
-    b"master-worker",
-    b"peer",
-    b"pidfile",
-    b"presetenv",
-    b"resetenv",
-    b"server",
-    b"server-state-base",
-    b"server-state-file",
-    b"server-state-file-name",
-    b"server-template",
-    b"setenv",
-    b"ssl-server-verify",
-    b"stats",
-    b"unix-bind",
-    b"unsetenv",
-    b"nogetaddrinfo",
-];
-
-/// Whether it matters here what the words of a line are.
-fn matters(taken: &Line, line: &[u8], masked: bool) -> bool {
-    let Some(first) = taken.words.first() else { return taken.depends };
-    // It may turn out to be anything.
-    let made = line.get(first.source.clone()).is_none_or(|written| written.contains(&b'$'));
-    let keyword = KEYWORDS.contains(&first.value.as_slice()) || Kind::of(&first.value).is_some();
-    let names_files = taken.variables.iter().any(|range| {
-        line[range.clone()].windows(CFGFILES.len()).any(|window| window == CFGFILES.as_bytes())
-    });
-    made || first.value.starts_with(b".") || (!masked && (keyword || names_files))
-}
-
-/// The expression behind `.if`: haproxy puts the words together again, each space one.
-fn expression_of(words: &[Word]) -> Vec<u8> {
-    let values: Vec<&[u8]> = words.iter().skip(1).map(|word| word.value.as_slice()).collect();
-    values.join(&b' ')
-}
-
-/// Whether an address is the number of a descriptor.
-fn is_descriptor(address: &[u8]) -> bool {
-    let heads: [&[u8]; 3] = [b"stream+", b"dgram+", b"quic+"];
-    let bare = heads.iter().find_map(|head| address.strip_prefix(*head)).unwrap_or(address);
-    bare.starts_with(b"fd@") || bare.starts_with(b"sockpair@")
-}
+pub(super) const CFGFILES: &str = "HAPROXY_CFGFILES";
