@@ -11,7 +11,6 @@
 mod command;
 mod events;
 mod failure;
-mod help;
 mod logging;
 
 use std::path::PathBuf;
@@ -23,10 +22,40 @@ use clap::{CommandFactory as _, Parser};
 
 use logging::{LogFormat, LogLevel};
 
+/// What stands below the options; see `the_help_of_every_command_has_examples_and_exit_codes` for the form.
+const HELP: &str = "\
+Examples:
+  bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg
+      haproxy under supervision, with a broker of its own if none answers
+  bindonce reload
+      A new generation; waits for the outcome
+  bindonce status
+      What the broker holds, and who uses it
+  bindonce doctor
+      Why clients see 503 or hang; needs no broker
+
+Environment:
+  BINDONCE_SOCKET    The broker's control socket, unless --socket is given
+  MULTIBINDER_SOCK   The same, for clients of multibinder
+
+Files:
+  /run/bindonce/bindonce.sock
+      The broker's control socket, for root and where the Debian package is installed
+  /run/bindonce/SERVICE.d
+      A service's control socket, its haproxys' admin sockets and its state
+  /etc/bindonce/bindonce.toml
+      The configuration of the packaged broker; see bindonce.toml(5)
+
+Exit codes:
+  0  Done
+  1  It failed; the message says why, and what to do
+  2  Wrong usage
+  3  `doctor` found something";
+
 /// Binds every listen address once and hands the same sockets to each new generation of a proxy
 #[derive(Debug, Parser)]
 #[command(name = "bindonce", version, max_term_width = 100, disable_help_subcommand = true)]
-#[command(after_long_help = help::BINDONCE)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -42,10 +71,10 @@ struct Globals {
     /// /run/bindonce/bindonce.sock for root, else $XDG_RUNTIME_DIR/bindonce.sock]
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// How log lines are written
+    /// The format of log lines
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "human")]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace, also by module as in warn,bindonce_supervisor=debug
+    /// The log level: error, warn, info, debug or trace; also per module, as in warn,bindonce_supervisor=debug
     #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
 }
@@ -109,7 +138,9 @@ pub fn main() -> ExitCode {
 mod tests {
     use super::*;
 
-    /// The form that help.rs promises, of every command.
+    /// The form of what stands below the options in `--help`, and in the manual pages that are made of
+    /// it: a heading is a line that ends in a colon; below it each entry is indented by two spaces, its
+    /// explanation stands in the same line after at least two more, or in the next lines, indented by six.
     #[test]
     fn the_help_of_every_command_has_examples_and_exit_codes() {
         let mut whole = command();

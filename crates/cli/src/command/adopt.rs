@@ -22,39 +22,55 @@ use crate::Globals;
 /// How long haproxy may take to hand its sockets over.
 const HANDOVER: Duration = Duration::from_secs(5);
 
-/// Take over the listening sockets of a haproxy (or another program) that runs already
+const HELP: &str = "\
+Examples:
+  bindonce adopt --dry-run --stats-socket /run/haproxy/admin.sock
+      What would be taken over, and what other processes could still join
+  bindonce adopt --stats-socket /run/haproxy/admin.sock
+      The broker holds the sockets; haproxy keeps accepting
+  bindonce adopt --pid 812 web=0.0.0.0:80
+      One listener of a program, with a name
+  bindonce adopt --retire --pid 812
+      Ends that haproxy once another one serves on the same sockets
+
+Exit codes:
+  0  Done, or with --dry-run: it could be done
+  1  Not done; the message says what to do
+  2  Wrong usage";
+
+/// Take over the listening sockets of a running haproxy or other program
 ///
-/// It goes on accepting on them; nothing is refused and nothing is lost. Without addresses, those are
-/// taken that `bindonce run` would claim for the configuration that it runs with. Then start the
-/// next one with `bindonce run`, and end the old one with --retire.
+/// It keeps accepting; no connection is refused or lost. Without addresses, adopt takes those that
+/// `bindonce run` would claim for its configuration. Then start the next one with `bindonce run`,
+/// and end the old one with --retire.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::ADOPT)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// Ask haproxy at its stats socket (level admin, expose-fd listeners)
     #[arg(long, value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
     stats_socket: Option<PathBuf>,
-    /// Take them from this process and its children; needs the right to trace it
+    /// Take them from this process and its children; needs permission to trace it
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// Show what would be done, and do nothing
+    /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// End that haproxy: it stops accepting, with proof, and finishes its connections
+    /// End that haproxy: prove that it has stopped accepting, and let it finish its connections
     #[arg(long, requires = "pid", conflicts_with_all = ["listen", "command"])]
     retire: bool,
     /// With --retire: how long it may take to stop accepting
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse, requires = "retire")]
     retire_timeout: Duration,
-    /// With --retire: go on where connections that wait in sockets of its own will be reset
+    /// With --retire: continue even if connections that wait in sockets of its own will be reset
     #[arg(long, requires = "retire")]
     lossy: bool,
-    /// Which listeners, and what they are called here
+    /// The listeners to take, with their names here
     #[arg(value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<ListenSpec>,
-    /// The command that it runs with, where that cannot be seen: -- haproxy -f FILE
+    /// Its command, where that cannot be seen: -- haproxy -f FILE
     #[arg(last = true, value_name = "HAPROXY")]
     command: Vec<OsString>,
 }

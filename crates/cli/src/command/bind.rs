@@ -8,9 +8,21 @@ use bindonce_core::listener::ListenSpec;
 
 use crate::Globals;
 
-/// Bind addresses and keep them, whoever uses them later
+const HELP: &str = "\
+Examples:
+  bindonce bind web=0.0.0.0:80,backlog=4096
+      Binding it again is no error: \"held already\"
+  bindonce bind 127.0.0.1:8000-8010 unix@/run/app.sock,mode=0660
+      Binds all of them or none
+
+Exit codes:
+  0  The broker holds all of them
+  1  One could not be bound, so none was; the message names the holder of the address
+  2  Wrong usage";
+
+/// Bind addresses and hold them for later use
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::BIND)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// What to bind, as in web=0.0.0.0:80,backlog=4096 or 127.0.0.1:8000-8010
     #[arg(required = true, value_name = "[NAME=]ADDR[,OPT]...")]

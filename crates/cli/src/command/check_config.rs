@@ -8,9 +8,18 @@ use bindonce_broker::File;
 
 use super::print;
 
-/// Check a configuration of `bindonce serve` without using it
+const HELP: &str = "\
+Examples:
+  bindonce check-config /etc/bindonce/bindonce.toml && systemctl reload bindonce
+
+Exit codes:
+  0  The configuration is valid
+  1  It is not; the message says where and why
+  2  Wrong usage";
+
+/// Check a configuration file of `bindonce serve`
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::CHECK_CONFIG)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// The configuration, as for `bindonce serve --config`
     #[arg(value_name = "FILE")]

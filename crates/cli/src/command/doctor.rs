@@ -6,32 +6,30 @@ use bindonce_doctor::{examine, json, screen};
 
 use crate::Globals;
 
-/// What stands below the options in `--help` and in the manual page; the form is that of help.rs.
 const HELP: &str = "\
 Examples:
   bindonce doctor
       Every haproxy and every listener of this host
   bindonce doctor 443
-      Only what concerns this port
+      Only findings that concern this port
 
 Exit codes:
-  0  All is well
-  1  It could not look
+  0  Healthy
+  1  The host could not be examined
   2  Wrong usage
   3  Something was found";
 
-/// Find out why clients fail or hang, and say what to do about it
+/// Find out why clients fail or hang, and what to do about it
 ///
-/// Reads sockets, processes and limits; changes nothing. Works with or without a broker, and
-/// as root sees every process. Exits with 0 if all is well, with 3 if something was found,
-/// with 1 if it could not look.
+/// Reads sockets, processes and limits, and changes nothing. Works with or without a broker. As root
+/// it sees every process.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Only what concerns this address (as 80 or 10.0.0.1:443), service or listener
+    /// Show only what concerns this address (such as 80 or 10.0.0.1:443), service, listener or program
     #[arg(value_name = "ADDRESS|SERVICE")]
     target: Option<String>,
-    /// Print findings and everything that was seen as JSON
+    /// Print the findings, and everything that was seen, as JSON
     #[arg(long)]
     json: bool,
 }

@@ -10,17 +10,37 @@ use serde::Serialize;
 use crate::Globals;
 use crate::events::{self, Told};
 
-/// Show what happened: to the broker, its listeners, and every generation of a service
+const HELP: &str = "\
+Examples:
+  bindonce events
+      The last thousand events of the broker and of each service
+  bindonce events --name web --follow
+      One service, then each new event as it happens, even across restarts
+  bindonce events --json | jq 'select(.kind == \"reload-failed\")'
+      One kind of event; docs/operations.md lists all kinds
+
+Files:
+  /run/bindonce/bindonce.sock.events
+      The broker's events, kept for the next broker
+  /run/bindonce/SERVICE.d/events.jsonl
+      A service's events; read from here when its supervisor does not run
+
+Exit codes:
+  0  Done
+  1  A broker or supervisor did not answer; the events of the others are printed
+  2  Wrong usage";
+
+/// Show the events of the broker, its listeners, and every generation of each service
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::EVENTS)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Only what the supervisor of this service tells
+    /// Show only the events of this service
     #[arg(long, value_name = "SERVICE")]
     name: Option<Name>,
-    /// Go on with each event as it happens, until interrupted
+    /// Continue with each event as it happens, until interrupted
     #[arg(long, short)]
     follow: bool,
-    /// Print each event as a JSON object on a line of its own
+    /// Print each event as one line of JSON
     #[arg(long)]
     json: bool,
 }

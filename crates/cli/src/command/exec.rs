@@ -16,15 +16,29 @@ use clap::error::ErrorKind;
 /// What a descriptor without a name is called in LISTEN_FDNAMES (sd_listen_fds_with_names(3)).
 const UNNAMED: &str = "unknown";
 
-/// Claim listeners and become a program that uses them
+const HELP: &str = "\
+Examples:
+  bindonce exec --listen web=127.0.0.1:8080 -- ./server
+      The socket is descriptor 3; LISTEN_FDS=1, LISTEN_FDNAMES=web, web=3
+  bindonce exec --listen web -- ./server
+      The same, with a listener that the broker already holds
+  bindonce exec --listen web=127.0.0.1:8080,blocking -- ./simple-server
+      For a program that waits in accept(2); without this option sockets are non-blocking
+
+Exit codes:
+  1  The broker refused the claim, or the program could not be started
+  2  Wrong usage
+  other  The program's own";
+
+/// Claim listeners, then execute a program that uses them
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::EXEC)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// A listener for the program, as in web=0.0.0.0:80,backlog=4096; may be given again.
     /// A bare name is a listener that the broker holds already
     #[arg(long, value_name = "NAME=ADDR[,OPT]...", required = true)]
     listen: Vec<Wanted>,
-    /// The program and its arguments. It finds descriptors from 3 up in the order given,
+    /// The program and its arguments. It inherits descriptors from 3 up in the order given,
     /// LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, and for each NAME a variable with its number
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     command: Vec<OsString>,

@@ -8,9 +8,19 @@ use serde_json::Value;
 
 use crate::Globals;
 
+const HELP: &str = "\
+Examples:
+  bindonce list
+  bindonce list --json | jq -r '.listeners[].bound'
+
+Exit codes:
+  0  Printed, even if no listener is held
+  1  No broker answers, or it denies the request
+  2  Wrong usage";
+
 /// Show every listener that is held
 #[derive(Debug, Clone, Copy, clap::Args)]
-#[command(after_long_help = crate::help::LIST)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// Print the broker's answer as JSON
     #[arg(long)]

@@ -15,9 +15,23 @@ use super::print;
 use super::supervisors::missing;
 use crate::Globals;
 
-/// Ask whether the broker, or the supervisor of a service, answers; for health checks
+const HELP: &str = "\
+Examples:
+  bindonce ping
+      Whether the broker answers
+  bindonce ping --name haproxy
+      Whether the supervisor answers, whatever its haproxy does; for liveness probes
+  bindonce ping --name haproxy --serving
+      Whether one of its generations serves; for readiness probes
+
+Exit codes:
+  0  It answers
+  1  It does not answer, or no generation serves
+  2  Wrong usage";
+
+/// Check whether the broker, or the supervisor of a service, answers; for health checks
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::PING)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// Ask the supervisor of this service, not the broker
     #[arg(long, value_name = "SERVICE")]

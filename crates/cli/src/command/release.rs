@@ -7,9 +7,19 @@ use bindonce_core::listener::Wanted;
 
 use crate::Globals;
 
-/// Close listeners that nobody uses
+const HELP: &str = "\
+Examples:
+  bindonce release web 127.0.0.1:8000
+      Closes both or none
+
+Exit codes:
+  0  Closed
+  1  One is unknown or in use, so none was closed
+  2  Wrong usage";
+
+/// Close listeners that are not in use
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::RELEASE)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// Names or addresses, as `bindonce list` shows them
     #[arg(required = true, value_name = "NAME|ADDR")]

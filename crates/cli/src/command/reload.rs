@@ -15,18 +15,28 @@ use super::print;
 use super::supervisors::missing;
 use crate::Globals;
 
+const HELP: &str = "\
+Examples:
+  bindonce reload
+      A new generation of the service \"haproxy\"
+  bindonce reload --name edge --timeout 1m && deploy-next
+
+Exit codes:
+  0  The new generation serves, and no older one accepts any more
+  1  It failed; the serving generation is unaffected, and haproxy's error is printed
+  2  Wrong usage";
+
 /// Start a new generation and wait until it serves and no older one accepts
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::RELOAD)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// The service
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
     name: Name,
-    /// How long to wait; the reload goes on if this passes
+    /// How long to wait; after that the reload continues without this command
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     timeout: Duration,
-    /// Take over also with a configuration that has nothing for clients to connect to, and close
-    /// every listener that serves
+    /// Accept a configuration without listeners, and close every listener that serves
     #[arg(long)]
     allow_empty: bool,
 }
@@ -74,9 +84,9 @@ pub(crate) fn ask(
                 bail!("reload of \"{name}\" failed: {}{hint}", refusal.message)
             }
             None => bail!(
-                "reload of \"{name}\": its supervisor did not answer to the end ({}); what serves goes on \
-                 serving\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
-                 again with `bindonce run --name {name}`, which takes over what serves",
+                "reload of \"{name}\": lost the connection to its supervisor ({}); the serving generation \
+                 is unaffected\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
+                 again with `bindonce run --name {name}`, which takes over the serving generation",
                 std::error::Error::source(&error)
                     .map_or_else(|| error.to_string(), ToString::to_string)
             ),

@@ -14,14 +14,28 @@ use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use super::list::columns;
 use crate::Globals;
 
-/// Print a haproxy configuration as bindonce gives it to haproxy
+const HELP: &str = "\
+Examples:
+  bindonce render /etc/haproxy/haproxy.cfg | diff /etc/haproxy/haproxy.cfg -
+      What bindonce changes for haproxy
+  bindonce render --explain /etc/haproxy
+      What happens to each address, for a directory of files
+  bindonce render --explain -- /opt/haproxy/sbin/haproxy -L lb1 -f /etc/haproxy/haproxy.cfg
+      The same for this haproxy with these options
+
+Exit codes:
+  0  Printed
+  1  The configuration cannot be read; the message names the file and the line
+  2  Wrong usage";
+
+/// Print a haproxy configuration as haproxy gets it from bindonce
 ///
-/// Only addresses of bind lines are replaced. Of several files each begins with a comment that
+/// Only the addresses of bind lines are replaced. Each of several files begins with a comment that
 /// names it; together they are one configuration that haproxy can read.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::RENDER)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Print a table instead: what happens with each address, and why
+    /// Print a table instead: what happens to each address, and why
     #[arg(long)]
     explain: bool,
     /// A listener for `fd@${NAME}` in the configuration; may be given again
@@ -30,8 +44,8 @@ pub(crate) struct Args {
     /// Configuration files, or directories of *.cfg files, in haproxy's order
     #[arg(required_unless_present = "command", conflicts_with = "command", value_name = "FILE")]
     files: Vec<OsString>,
-    /// The haproxy command instead, as for `run`: its options and its version can matter for what it
-    /// reads. Without it the haproxy in PATH is asked
+    /// The haproxy command instead, as for `run`: its options and its version can change what it
+    /// reads. Default: the haproxy in PATH
     #[arg(last = true, value_name = "HAPROXY")]
     command: Vec<OsString>,
 }

@@ -17,12 +17,23 @@ use crate::Globals;
 /// From SIGTERM to SIGKILL it is a second.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// End a generation that drains, with the connections that it still has
+const HELP: &str = "\
+Examples:
+  bindonce retire
+      Ends the oldest draining generation of the service \"haproxy\"
+  bindonce retire --name edge 41
+
+Exit codes:
+  0  The generation has ended
+  1  There is no such draining generation, or the supervisor does not answer
+  2  Wrong usage";
+
+/// End a draining generation together with its connections
 ///
-/// A replaced generation ends by itself with its last connection, or after `run --drain-timeout`. This
-/// is for when that is too late: `bindonce status` tells what each still serves.
+/// A replaced generation ends by itself with its last connection, or after `run --drain-timeout`. Use
+/// this command when that is too late: `bindonce status` shows what each still serves.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::RETIRE)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// The service
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]

@@ -17,21 +17,39 @@ use bindonce_sys::watch::Watch;
 
 use crate::{Globals, logging};
 
-/// Bind listeners once and hand them to whoever asks
+const HELP: &str = "\
+Signals:
+  SIGTERM, SIGINT  Exit; listeners are closed unless systemd or a client keeps them
+  SIGHUP           Read rules and limits of --config again
+  SIGUSR1          Upgrade in place to the installed binary
+  SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
+
+Examples:
+  bindonce serve --listen web=0.0.0.0:80 --listen tls=[::]:443,backlog=4096
+      Two listeners from the start; clients may claim more
+  bindonce serve --socket /run/bindonce/bindonce.sock --config /etc/bindonce/bindonce.toml
+      As the systemd unit of the package does
+
+Exit codes:
+  0  Ended by a signal
+  1  It could not start; the message names the configuration, the control socket or the listener
+  2  Wrong usage";
+
+/// Bind listeners once, hold them, and hand them to clients
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::SERVE)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// Read what to bind from a TOML file: listen = ["web=0.0.0.0:80"]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Bind this at the start; may be given many times
+    /// Bind this listener at the start; may be given again
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<Wanted>,
-    /// Export metrics on this listener too: an address of TCP or a UNIX path. They always are on
+    /// Export metrics on this listener too: a TCP address or a UNIX path. They are always on
     /// SOCKET.metrics, beside the control socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
     metrics: Option<Listener>,
-    /// Leave the session of whoever starts it, so as to outlive them
+    /// Start a session of its own, to outlive the caller
     #[arg(long, hide = true)]
     new_session: bool,
 }

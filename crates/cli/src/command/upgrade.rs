@@ -14,11 +14,23 @@ use serde::Deserialize;
 use super::print;
 use crate::Globals;
 
-/// Replace the binary of the running broker, or of a supervisor: same pid, nothing is closed
+const HELP: &str = "\
+Examples:
+  bindonce upgrade
+      The broker, after a new binary was installed
+  bindonce upgrade --name haproxy
+      The supervisor of a service
+
+Exit codes:
+  0  It runs the new binary
+  1  It does not, and still runs the old one; the message says why
+  2  Wrong usage";
+
+/// Replace the binary of the running broker or supervisor in place: same pid, no socket is closed
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::UPGRADE)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Upgrade the supervisor of this service instead: same pid, same generations
+    /// Upgrade the supervisor of this service instead; its generations keep running
     #[arg(long, value_name = "SERVICE")]
     name: Option<Name>,
 }

@@ -30,9 +30,19 @@ use bindonce_sys::{inherit, limits, spawn};
 use self::haproxy::End;
 use crate::Globals;
 
-/// Check a haproxy configuration with the real sockets; nothing stays bound
+const HELP: &str = "\
+Examples:
+  bindonce check -- haproxy -f /etc/haproxy/haproxy.cfg
+      Before a reload, or in a pipeline
+
+Exit codes:
+  0  haproxy accepts the configuration, and every address can be bound
+  1  Otherwise; the error of haproxy or of the broker is printed
+  2  Wrong usage";
+
+/// Check a haproxy configuration with real sockets; nothing stays bound
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::CHECK)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// A listener for `fd@${NAME}` in the configuration; may be given again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]

@@ -30,13 +30,24 @@ use schedule::Schedule;
 use stage::Stage;
 use ways::{Plain, Supervised};
 
-/// Show on this host what goes wrong without bindonce, and what changes with it
+const HELP: &str = "\
+Examples:
+  bindonce demo
+      With the installed haproxy; Ctrl-C ends the demo and everything that it started
+  bindonce demo --haproxy /opt/haproxy-3.2/sbin/haproxy
+
+Exit codes:
+  0  Both ways were shown
+  1  haproxy is missing or did not start, or a signal ended the demo
+  2  Wrong usage";
+
+/// Show on this host what goes wrong without bindonce, and what bindonce changes
 ///
-/// Takes about 40 seconds and needs haproxy. Reloads it the old way with one lost signal, lets `doctor`
-/// explain why requests fail, and does the same under bindonce. Works beside everything that
-/// runs here, changes none of it, and leaves nothing behind.
+/// Takes about 40 seconds and needs haproxy. The demo reloads haproxy the old way with one lost signal,
+/// lets `doctor` explain why requests fail, and repeats this under bindonce. It does not touch what
+/// runs on this host, and leaves nothing behind.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_long_help = crate::help::DEMO)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// The haproxy to use [default: the one in $PATH, /usr/sbin or /usr/local/sbin]
     #[arg(long, value_name = "PROGRAM")]

@@ -20,7 +20,7 @@ pub(super) enum Wanted {
     Auto,
     /// haproxy: its configuration is read, and the handover is proved behind a pause
     Haproxy,
-    /// Any program that takes listening sockets from whoever starts it
+    /// Any program that inherits its listening sockets
     Program,
 }
 
@@ -31,21 +31,21 @@ pub(super) struct Options {
     /// Whether the program is haproxy
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     kind: Wanted,
-    /// A generation is ready when this command of the shell exits with 0; until then it is run
-    /// again and again. It finds BINDONCE_GENERATION and BINDONCE_PID. Without this and
-    /// --ready-delay the program says READY=1 (sd_notify)
+    /// A generation is ready when this shell command exits with 0; until then it is repeated.
+    /// BINDONCE_GENERATION and BINDONCE_PID are set for it. Without this option and
+    /// --ready-delay the program must send READY=1 (sd_notify)
     #[arg(long, value_name = "CMD", conflicts_with = "ready_delay")]
     ready_check: Option<OsString>,
-    /// A generation is ready when it has lived for so long
+    /// Treat a generation as ready after this time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     ready_delay: Option<Duration>,
-    /// What tells a generation to close its listeners, serve what is connected, and exit
+    /// The signal on which a generation closes its listeners, finishes its connections, and exits
     /// [default: SIGTERM]
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     retire_signal: Option<Signal>,
-    /// A variable that tells the program its sockets, as in NGINX='{fds:;};'. {fds:SEP} stands for
-    /// the numbers of all, {fd:NAME} for one, {count}, {service} and {generation} for what they
-    /// say; may be given again
+    /// An environment variable that names the sockets, as in NGINX='{fds:;};'. {fds:SEP} is
+    /// replaced by all descriptor numbers, {fd:NAME} by one of them; {count}, {service} and
+    /// {generation} by these values. May be given again
     #[arg(long, value_name = "NAME=TEXT")]
     variable: Vec<Variable>,
 }

@@ -16,10 +16,34 @@ use bindonce_sys::log;
 
 use crate::{Globals, logging};
 
-/// Start haproxy, or another program, on sockets of the broker, and hand over from one generation
-/// to the next
+const HELP: &str = "\
+Signals:
+  SIGHUP, SIGUSR2  Reload; the outcome is in the log
+  SIGTERM, SIGINT  Retire every generation, exit when all have drained; a second one exits at once
+  SIGUSR1          For haproxy: the same as a first SIGTERM, like haproxy's own soft stop
+  SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
+
+Examples:
+  bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg
+      The configuration is not changed; a broker is started if none answers
+  bindonce run --name edge --drain-timeout 1h -- haproxy -f /etc/haproxy/edge
+      A second service, whose older generations may drain for an hour
+  bindonce run --listen web=0.0.0.0:80 -- haproxy -f site.cfg
+      For a configuration with: bind fd@${web}
+  bindonce run --listen web=0.0.0.0:80 -- ./server
+      A program that takes its socket as from systemd, sends READY=1, and drains on SIGTERM
+  bindonce run --listen web=0.0.0.0:80 --variable NGINX='{fds:;};' --retire-signal SIGQUIT \\
+      --ready-delay 500ms -- nginx
+
+Exit codes:
+  0  Ended by a signal, and drained
+  1  The first generation never served, or the broker given by --socket does not answer
+  2  Wrong usage";
+
+/// Start haproxy, or another program, on the broker's sockets, and hand over from one generation to
+/// the next
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = crate::help::RUN)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// The name of this service [default: haproxy, or the name of the program]
     #[arg(long, value_name = "SERVICE")]
@@ -28,33 +52,33 @@ pub(crate) struct Args {
     /// again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
-    /// How long a new generation may take until it is ready
+    /// How long a new generation may take to become ready
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     ready_timeout: Duration,
-    /// How long an older generation may go on accepting before it is ended
+    /// How long an older generation may take to stop accepting before it is ended
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     retire_timeout: Duration,
-    /// How long an older generation may keep its connections
+    /// How long an older generation may drain
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     drain_timeout: Duration,
-    /// How many older generations may keep connections at the same time; the oldest goes first
+    /// How many older generations may drain at the same time; the oldest is ended first
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     max_draining: usize,
-    /// Do not give haproxies a private admin socket; /proc must do
+    /// Do not give haproxy a private admin socket; watch it through /proc instead
     #[arg(long)]
     no_admin: bool,
-    /// Do not connect to listeners without traffic during a handover; wait for a client
+    /// Do not connect to idle listeners during a handover; wait for a client instead
     #[arg(long)]
     no_probe: bool,
-    /// What to do about generations that closed a listener and are still woken for it
+    /// What to do about a generation that has closed a listener and is still woken for it
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     ghosts: Ghosts,
-    /// Reload when these files, or what is in these directories, have changed; without a PATH the
-    /// files and directories of haproxy's -f
+    /// Reload when these files, or files in these directories, change; without PATH, those of
+    /// haproxy's -f
     #[arg(long, value_name = "PATH", num_args = 0..)]
     watch: Option<Vec<PathBuf>>,
-    /// Export metrics on this listener of the broker too: an address of TCP or a UNIX path. They
-    /// always are on SERVICE.d/metrics.sock beside the broker's socket
+    /// Export metrics on this listener of the broker too: a TCP address or a UNIX path. They
+    /// are always on SERVICE.d/metrics.sock beside the broker's socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
     metrics: Option<Listener>,
     #[command(flatten)]
@@ -69,11 +93,11 @@ pub(crate) struct Args {
 enum Ghosts {
     /// Remove them; where the kernel refuses, start haproxy without epoll
     Auto,
-    /// Remove them, or say that it cannot be done
+    /// Remove them, or log that the kernel refuses
     Detach,
     /// Always start haproxy without epoll (-de)
     Noepoll,
-    /// Leave them
+    /// Leave them alone
     Ignore,
 }
 

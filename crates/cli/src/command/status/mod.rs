@@ -14,17 +14,30 @@ use super::{list, supervisors};
 use crate::Globals;
 use supervisors::Supervisor;
 
+const HELP: &str = "\
+Examples:
+  bindonce status
+  bindonce status --json | jq '.supervisors[].generations'
+  bindonce status --watch
+      Again every second, even while the broker or a supervisor is down
+  bindonce status --watch --interval 10s >>status.log
+
+Exit codes:
+  0  Printed; with --watch, the reader has closed the output
+  1  No broker answers, or it denies the request; the status of the supervisors is still printed
+  2  Wrong usage";
+
 /// Show the broker, its listeners, and who uses them
 #[derive(Debug, Clone, Copy, clap::Args)]
-#[command(after_long_help = crate::help::STATUS)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Print JSON; with --watch an object in each line
+    /// Print JSON; with --watch one object per line
     #[arg(long)]
     json: bool,
-    /// Show it again and again until interrupted: in place on a terminal, else one below the other
+    /// Repeat until interrupted: in place on a terminal, else one below the other
     #[arg(long)]
     watch: bool,
-    /// From one look to the next
+    /// The time between two looks
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse, requires = "watch")]
     interval: Duration,
 }

@@ -41,11 +41,36 @@ const TICK: Duration = Duration::from_secs(1);
 /// News that may wait to be taken in: a sender waits for room.
 const WAITING: usize = 64;
 
+const HELP: &str = "\
+Keys:
+  j, k, arrows    Choose a service or a generation; PgUp, PgDn, g, G go far
+  r               Reload the chosen service
+  x, R            End the chosen generation that drains, after a question
+  s               Sort the listeners: by name, queue or users
+  +, -, 0         A shorter or longer time line, or one that fits
+  Tab             The next pane: services, listeners, events
+  ?, h            Help
+  q, Esc, Ctrl-C  End
+
+Examples:
+  bindonce top
+  bindonce top --interval 250ms
+      Look four times a second; events are shown at once in any case
+
+Environment:
+  NO_COLOR                  If it is set, no colours
+  LC_ALL, LC_CTYPE, LANG    Bars are drawn in ASCII unless the first that is set says UTF-8
+
+Exit codes:
+  0  Ended by a key or a signal, or the terminal is gone
+  1  There is no terminal, or it cannot be used
+  2  Wrong usage";
+
 /// Watch services, generations, listeners and events on one screen, and reload or retire by a key
 ///
 /// A broker or a supervisor that goes away is said to be gone and shown again when it is back. ? shows the keys.
 #[derive(Debug, Clone, Copy, clap::Args)]
-#[command(after_long_help = crate::help::TOP)]
+#[command(after_long_help = HELP)]
 pub(crate) struct Args {
     /// From one look to the next; events are shown at once
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
