@@ -44,7 +44,7 @@ const CLAIMED: Family = Family::counter(
 const LISTENERS: Family = Family::gauge("bindonce_listeners", "Listeners that are held.");
 const MISSING: Family = Family::gauge(
     "bindonce_listeners_missing",
-    "Listeners of an earlier broker that were not had back.",
+    "Listeners of an earlier broker that were not recovered.",
 );
 const PROBLEMS: Family = Family::gauge(
     "bindonce_broker_problems",
@@ -74,7 +74,7 @@ const DENIALS: Family =
     Family::counter("bindonce_broker_denials", "Requests that the rules did not allow.");
 const LIMITS: Family = Family::counter(
     "bindonce_broker_limits_reached",
-    "Times a limit kept somebody from something.",
+    "Requests and connections that a limit refused.",
 );
 const FOLLOWERS: Family =
     Family::gauge("bindonce_event_followers", "Clients that follow the events.");

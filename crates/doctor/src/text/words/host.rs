@@ -21,7 +21,7 @@ pub(super) fn limit(look: &Look, limit: &Limit) -> Words {
         ),
         Resource::Files => (
             "open files of the system (fs.file-max)".to_owned(),
-            "nobody can open a socket or a file any more",
+            "no process can open a socket or a file any more",
             format!("sysctl -w fs.file-max={double}"),
         ),
         Resource::Conntrack => (
@@ -97,7 +97,7 @@ pub(super) fn foreign(look: &Look, finding: &Finding, sockets: &Foreign) -> Word
 pub(super) fn broker(problem: &Problem) -> Words {
     Words {
         summary: problem.message.clone(),
-        cause: "the broker goes on with what it holds, and tries again".to_owned(),
+        cause: "the broker keeps what it holds, and tries again".to_owned(),
         remedy: problem.hint.iter().map(|hint| format!("# {hint}")).collect(),
     }
 }

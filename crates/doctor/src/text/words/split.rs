@@ -26,7 +26,7 @@ pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
         ),
         cause: format!(
             "each process bound the address for itself, with SO_REUSEPORT: the kernel spreads new \
-             connections over all sockets by a hash of addresses and ports, whoever has the right \
+             connections over all sockets by a hash of addresses and ports, regardless of their \
              configuration{silent}"
         ),
         remedy: end(look, &finding.pids),
