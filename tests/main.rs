@@ -15,6 +15,7 @@ mod advice;
 mod astray;
 mod boundary;
 mod check;
+mod circles;
 mod compared;
 mod configurations;
 mod containers;

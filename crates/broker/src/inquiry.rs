@@ -189,7 +189,7 @@ fn overlaps(
 ) -> bool {
     let v6only = v6only.unwrap_or(false);
     let options = Options { v6only, interface, netns, ..Options::default() };
-    key.overlaps(&Key::of(&Listener { name: None, address, options }))
+    key.overlaps(&Listener { name: None, address, options }.key())
 }
 
 #[cfg(test)]

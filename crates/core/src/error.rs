@@ -3,7 +3,6 @@
 //! Every variant carries what was written, shortened so that a hostile request
 //! cannot make a message as long as itself, and says what to write instead.
 
-use crate::address::Address;
 use crate::name::InvalidName;
 
 /// Why a text is not an address, a listener, or a list of options.
@@ -98,7 +97,7 @@ pub enum Invalid {
         /// The name of the option.
         option: &'static str,
         /// The address it was written after.
-        address: Address,
+        address: String,
         /// Which addresses it is for.
         why: &'static str,
     },

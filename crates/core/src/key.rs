@@ -13,8 +13,8 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::Address;
-use crate::listener::Listener;
 use crate::name::Name;
+use crate::options::Options;
 
 /// What tells one listener from every other: network namespace, protocol,
 /// address, network device and, for an IPv6 wildcard, whether IPv4 is left out.
@@ -67,18 +67,17 @@ impl Rest {
 
 impl Key {
     /// The key of a listener.
-    pub fn of(listener: &Listener) -> Self {
-        let options = &listener.options;
-        let ip = listener.address.ip();
+    pub(crate) fn of(name: Option<&Name>, address: &Address, options: &Options) -> Self {
+        let ip = address.ip();
         // The kernel makes a socket on a specific IPv6 address IPv6 only anyway.
         let v6only = options.v6only && ip.is_some_and(|ip| ip.ip().is_unspecified());
         let any_port = ip.is_some_and(|ip| ip.port() == 0);
         let rest = Rest {
             netns: options.netns.as_deref().map(Box::from),
             interface: options.interface.as_deref().map(Box::from),
-            name: if any_port { listener.name.clone() } else { None },
+            name: name.filter(|_| any_port).cloned(),
         };
-        Self { address: listener.address.clone(), v6only, rest: rest.boxed() }
+        Self { address: address.clone(), v6only, rest: rest.boxed() }
     }
 
     /// The key with the address that a socket really got, which says the port
@@ -359,6 +358,7 @@ impl From<At> for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listener::Listener;
 
     fn key(text: &str) -> Key {
         text.parse::<Listener>().expect(text).key()

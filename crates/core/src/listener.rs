@@ -31,7 +31,7 @@ impl Listener {
 
     /// What tells this listener from every other.
     pub fn key(&self) -> Key {
-        Key::of(self)
+        Key::of(self.name.as_ref(), &self.address, &self.options)
     }
 
     /// The name on the wire: the given one, else the canonical text of the
@@ -176,7 +176,7 @@ impl FromStr for ListenSpec {
         {
             return Err(Invalid::OptionHere {
                 option: "v4v6",
-                address: first.address,
+                address: first.address.to_string(),
                 why: "it is for IPv6 addresses",
             });
         }

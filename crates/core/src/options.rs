@@ -48,7 +48,7 @@ impl Options {
     /// Checks every value, and that every option means something for `address`.
     pub fn check(&self, address: &Address) -> Result<(), Invalid> {
         let refuse =
-            |option, why| Err(Invalid::OptionHere { option, address: address.clone(), why });
+            |option, why| Err(Invalid::OptionHere { option, address: address.to_string(), why });
         self.check_values()?;
         let ip = address.ip();
         if self.v6only {

@@ -3,101 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::life::{Life, Phase};
+use super::operation::{Operation, Pausing, Stopping};
 use super::timeline::Timeline;
-use super::yielding::Yielding;
 use super::{
     Action, GenerationId, KILLED_TO_GONE, Moment, OBSERVED_AGAIN, Observation, Outcome,
     PAUSE_AGAIN, PAUSED_TO_CLOSED, QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal,
     TERM_TO_KILL,
 };
-
-/// What a service is doing now; one thing at a time.
-#[derive(Debug, Clone)]
-pub(super) enum Operation {
-    /// Nothing: what serves, serves.
-    None,
-    /// A generation was started and is not ready.
-    Starting { newer: GenerationId, yielding: Option<Yielding> },
-    /// It is ready and stopped, and the older ones are told to pause.
-    Pausing(Pausing),
-    /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
-    Stopping(Stopping),
-    /// It waits, every older one has confirmed, and the accept queues are watched.
-    Proving { stopping: Stopping, until: Moment, moving: bool },
-}
-
-/// A handover whose older generations are told to stop for good.
-#[derive(Debug, Clone)]
-pub(super) struct Stopping {
-    pub(super) newer: GenerationId,
-    pub(super) older: Vec<GenerationId>,
-    pub(super) ended: Vec<GenerationId>,
-    /// Whether the accept queues must stand still in the end.
-    pub(super) prove: bool,
-    /// Until when the new generation waits at most, where the older ones are known to be paused.
-    pub(super) held: Option<Moment>,
-}
-
-/// A handover behind a pause, until it is proved that nobody accepts.
-#[derive(Debug, Clone)]
-pub(super) struct Pausing {
-    newer: GenerationId,
-    older: BTreeSet<GenerationId>,
-    again: Moment,
-    until: Moment,
-    latest: Option<Observation>,
-    /// Since when each silent one is silent while nobody accepts.
-    silent: BTreeMap<GenerationId, Moment>,
-    ended: Vec<GenerationId>,
-    /// Until when those that are ended may take to be gone.
-    gone_by: Moment,
-    /// Every older generation is ended, and what is observed from then on is the queues' last word.
-    alone: bool,
-}
-
-impl Operation {
-    pub(super) fn is_none(&self) -> bool {
-        matches!(self, Self::None)
-    }
-
-    /// The generation that is to take over.
-    pub(super) fn newer(&self) -> Option<GenerationId> {
-        match self {
-            Self::None => None,
-            Self::Starting { newer, .. } => Some(*newer),
-            Self::Pausing(pausing) => Some(pausing.newer),
-            Self::Stopping(stopping) | Self::Proving { stopping, .. } => Some(stopping.newer),
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        match self {
-            Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
-            Self::Proving { until, .. } => Some(*until),
-            Self::Stopping(stopping) => stopping.held,
-            // Otherwise it waits under the deadline of the generation itself.
-            Self::Starting { yielding, .. } => yielding.as_ref()?.until,
-            Self::None => None,
-        }
-    }
-
-    /// Whether the accept queues are being watched.
-    fn proves(&self) -> bool {
-        matches!(self, Self::Pausing(_) | Self::Proving { .. })
-    }
-
-    /// Remembers that an older generation had to be ended, once.
-    pub(super) fn note_ended(&mut self, id: GenerationId) {
-        let ended = match self {
-            Self::Stopping(stopping) if stopping.older.contains(&id) => &mut stopping.ended,
-            Self::Pausing(pausing) if pausing.older.contains(&id) => &mut pausing.ended,
-            _ => return,
-        };
-        if !ended.contains(&id) {
-            ended.push(id);
-        }
-    }
-}
 
 impl Timeline {
     /// Stops the new generation and pauses the older ones.

@@ -16,6 +16,7 @@
 mod ending;
 mod handover;
 mod life;
+mod operation;
 mod restart;
 mod timeline;
 mod yielding;

@@ -1,19 +1,11 @@
 //! What is started again when a generation that served has died.
 
+use super::operation::Crashes;
 use super::timeline::Timeline;
 use super::{
     Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, Configuration, GenerationId,
     Moment, SERVED_A_WHILE, WORKED_AFTER,
 };
-
-/// Crashes of one configuration since it last worked.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Crashes {
-    pub(super) configuration: Option<GenerationId>,
-    pub(super) count: u32,
-    /// Those in a row that came soon after the start; each makes the next wait longer.
-    soon: u32,
-}
 
 impl Timeline {
     /// Records that a configuration died, after it had served for this long.

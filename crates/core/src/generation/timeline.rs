@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::handover::{Operation, Pausing, Stopping};
 use super::life::{Life, Phase};
-use super::restart::Crashes;
+use super::operation::{Crashes, Operation, Pausing, Stopping};
 use super::{
     Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
     Reason, Settings, Signal, State,

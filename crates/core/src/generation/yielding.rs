@@ -7,18 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::handover::Operation;
 use super::life::{Life, Phase};
+use super::operation::{Operation, Yielding};
 use super::timeline::Timeline;
 use super::{Action, GenerationId, Moment, PAUSED_FOR_ADDRESS, Reason, Signal};
-
-/// The older generations that were paused for the one that starts.
-#[derive(Debug, Clone)]
-pub(super) struct Yielding {
-    paused: BTreeSet<GenerationId>,
-    /// When they resume at the latest; none after they were told to.
-    pub(super) until: Option<Moment>,
-}
 
 impl Timeline {
     /// A generation that starts cannot bind an address of its own that an older one has.

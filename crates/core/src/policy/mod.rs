@@ -8,100 +8,17 @@
 //! included. Nothing is remembered: each request is judged anew.
 
 mod pattern;
+mod peer;
 mod rule;
-
-use std::fmt;
-use std::str::FromStr;
+mod verb;
 
 use crate::listener::ListenSpec;
 use crate::name::Name;
 
 pub use pattern::{InvalidPattern, Pattern};
+pub use peer::Peer;
 pub use rule::{InvalidNames, Names, Rule, Who};
-
-/// Who is at the other end of a connection, as it was when it connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Peer {
-    /// Process id, 0 where it is not visible from here (another pid namespace).
-    pub pid: u32,
-    /// Effective user id.
-    pub uid: u32,
-    /// Effective group id.
-    pub gid: u32,
-}
-
-impl Peer {
-    /// The id of a user or group that has none in the broker's user namespace. No user has it
-    /// (it is `(uid_t) -1`), and no rule allows it anything.
-    pub const UNKNOWN: u32 = u32::MAX;
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.uid == Self::UNKNOWN {
-            return write!(f, "a user of another user namespace (pid {})", self.pid);
-        }
-        write!(f, "uid {} (pid {})", self.uid, self.pid)
-    }
-}
-
-/// What somebody wants to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verb {
-    /// Have an address bound that is not held yet, or change its options; also to use it.
-    Bind,
-    /// Receive the descriptor of a listener that is held.
-    Use,
-    /// See what is held, and by whom.
-    List,
-    /// Have a listener closed.
-    Release,
-    /// Give the broker a socket that the caller holds.
-    Store,
-    /// Replace the broker.
-    Admin,
-}
-
-impl Verb {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Bind, Self::Use, Self::List, Self::Release, Self::Store, Self::Admin];
-
-    /// The word in a rule.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Bind => "bind",
-            Self::Use => "use",
-            Self::List => "list",
-            Self::Release => "release",
-            Self::Store => "store",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Admin => "administer",
-            other => other.word(),
-        })
-    }
-}
-
-/// A word that is no verb.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot be allowed: the verbs are bind, use, list, release, store and admin")]
-pub struct UnknownVerb(pub String);
-
-impl FromStr for Verb {
-    type Err = UnknownVerb;
-
-    fn from_str(text: &str) -> Result<Self, UnknownVerb> {
-        let found = Self::ALL.into_iter().find(|verb| verb.word() == text);
-        found.ok_or_else(|| UnknownVerb(text.chars().take(120).collect()))
-    }
-}
+pub use verb::{UnknownVerb, Verb};
 
 /// The answer of a [`Policy`].
 #[must_use = "a verdict that nobody looks at allows everything"]

@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use super::{Pattern, Peer, Verb};
+use super::pattern::Pattern;
+use super::peer::Peer;
+use super::verb::Verb;
 use crate::address::Address;
 use crate::listener::ListenSpec;
 use crate::name::Name;

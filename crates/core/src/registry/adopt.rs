@@ -1,23 +1,12 @@
 //! Sockets that no claim opened: those that are taken over from before (an
 //! upgrade, a crash, another holder), and the one that takes a dead one's place.
 
-use super::{Action, Closing, Held, ListenerId, Opened, Registry};
+use super::Registry;
+use super::event::{Action, Adoption, Closing};
+use super::held::{Held, Opened};
+use super::ids::ListenerId;
 use crate::address::Address;
 use crate::listener::Listener;
-use crate::time::Timestamp;
-
-/// A listener that is held already, to be entered without being opened.
-#[derive(Debug)]
-pub struct Adoption<H> {
-    /// As it was asked for.
-    pub listener: Listener,
-    /// The socket and what is known of it.
-    pub opened: Opened<H>,
-    /// Since when it has been held.
-    pub since: Timestamp,
-    /// Whether it is closed with its last lease.
-    pub tentative: bool,
-}
 
 impl<H> Registry<H> {
     /// A held listener by the inode of its socket. Looks at all of them.
@@ -101,6 +90,7 @@ mod tests {
     use super::super::{ConnectionId, Event, Want};
     use super::*;
     use crate::policy::Peer;
+    use crate::time::Timestamp;
 
     const NOW: Timestamp = Timestamp(5);
 

@@ -7,37 +7,12 @@
 
 use std::collections::HashSet;
 
-use super::claim::{Pending, Stop, Who};
-use super::{ConnectionId, ListenerId, Refusal, Registry};
+use super::Registry;
+use super::event::{Neighbour, Overlap};
+use super::ids::{ConnectionId, ListenerId};
+use super::plan::{Pending, Stop, overlap};
 use crate::listener::Listener;
 use crate::name::Name;
-
-/// A listener that is to be opened beside another that it overlaps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overlap {
-    /// Its place among those that are to be opened.
-    pub new: usize,
-    /// The other.
-    pub other: Neighbour,
-}
-
-/// A listener that a new one overlaps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Neighbour {
-    /// One that is to be opened too, by its place among them.
-    New(usize),
-    /// One that is held.
-    Held(ListenerId),
-}
-
-/// What was found on the way, and is decided when the whole request is known.
-#[derive(Debug, Default)]
-pub(super) struct Crowd {
-    /// New ones that overlap something.
-    pub(super) new: Vec<ListenerId>,
-    /// Wildcards of both families that were asked for, of which those of IPv6 alone are held.
-    pub(super) narrow: Vec<(Listener, ListenerId)>,
-}
 
 impl<H> Registry<H> {
     /// Held listeners that overlap one that is to be bound.
@@ -126,13 +101,5 @@ impl<H> Registry<H> {
         holders.all(|(_, holder)| {
             holder.label.is_some_and(|other| ours(&other.service, holder.peer.uid))
         })
-    }
-}
-
-pub(super) fn overlap(asked: Listener, who: Who) -> Refusal {
-    let asked = Box::new(asked);
-    match who {
-        Who::New(other) => Refusal::OverlapInRequest { asked, other },
-        Who::Held(held) => Refusal::Overlap { asked, held },
     }
 }

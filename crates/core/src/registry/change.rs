@@ -5,8 +5,11 @@
 //! namespace) belongs to a socket from bind(2) on and is never changed here: another
 //! key is another listener, and where the two cannot stand side by side the claim is refused.
 
-use super::claim::{Pending, Stop, Who};
-use super::{Action, Change, ConnectionId, ListenerId, Refusal, Registry};
+use super::Registry;
+use super::event::{Action, Change};
+use super::ids::{ConnectionId, ListenerId};
+use super::plan::{Pending, Stop, Who};
+use super::refusal::Refusal;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 

@@ -7,88 +7,15 @@
 
 use std::collections::btree_map::Entry;
 
-use super::beside::{Crowd, Overlap, overlap};
-use super::{
-    Action, Change, Closing, ConnectionId, HeldBy, Lease, ListenerId, MAX_CLAIM, Opened, Refusal,
-    Registry, Want,
-};
-use crate::listener::{Key, Listener, Options, Wanted};
+use super::Registry;
+use super::event::{Action, Closing, Lease, Want};
+use super::held::{Held, Opened};
+use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
+use super::plan::{Crowd, New, Pending, Stop, Who, overlap};
+use super::refusal::Refusal;
+use crate::listener::{Listener, Options, Wanted};
 use crate::name::Name;
-use crate::registry::Held;
 use crate::time::Timestamp;
-
-/// A claim that is being planned, or whose sockets the shell is opening.
-#[derive(Debug)]
-pub(super) struct Pending<H> {
-    pub(super) connection: ConnectionId,
-    /// The id of the first new listener; those of the others follow.
-    base: u64,
-    new: Vec<New>,
-    /// The sockets of the new listeners, from when they are open.
-    pub(super) opened: Vec<Opened<H>>,
-    /// What the claim asks for, in order, and whether tentatively.
-    pub(super) entries: Vec<(ListenerId, bool)>,
-    /// Listeners that were held unnamed and get a name by this claim.
-    named: Vec<(ListenerId, Name)>,
-    /// Held listeners that the claim will get; nobody can release them meanwhile.
-    pinned: Vec<ListenerId>,
-    /// Held listeners that get other options by this claim.
-    pub(super) changes: Vec<Change>,
-    /// What overlaps, while the claim is planned.
-    pub(super) crowd: Crowd,
-    /// New listeners that are opened beside others which they overlap.
-    pub(super) overlaps: Vec<Overlap>,
-    /// The client has gone meanwhile.
-    gone: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct New {
-    pub(super) listener: Listener,
-    pub(super) key: Key,
-}
-
-impl<H> Pending<H> {
-    pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
-        self.new.get(self.place(id)?)
-    }
-
-    pub(super) fn planned_mut(&mut self, id: ListenerId) -> Option<&mut New> {
-        let place = self.place(id)?;
-        self.new.get_mut(place)
-    }
-
-    /// How many new listeners there are.
-    pub(super) fn len(&self) -> usize {
-        self.new.len()
-    }
-
-    /// Whether a held listener gets other options by it.
-    pub(super) fn changes_one(&self, id: ListenerId) -> bool {
-        self.changes.iter().any(|change| change.listener == id)
-    }
-
-    /// Where a new listener stands among them.
-    pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
-        let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;
-        (place < self.new.len()).then_some(place)
-    }
-}
-
-/// Why a claim is not granted now.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// It never is.
-    Refused(Refusal),
-    /// It meets what another claim is about, which is not decided yet.
-    Wait,
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
 
 impl<H> Registry<H> {
     pub(super) fn claim(
@@ -418,12 +345,6 @@ impl<H> Registry<H> {
             self.index.remove_name(*id, name);
         }
     }
-}
-
-/// A listener in the way of a claim: one that is held, or another part of the claim.
-pub(super) enum Who {
-    Held(Box<HeldBy>),
-    New(Box<Listener>),
 }
 
 /// Gives back sockets of a claim that came to nothing. There may be fewer than

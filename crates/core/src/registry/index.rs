@@ -5,7 +5,7 @@ mod places;
 
 use std::collections::HashMap;
 
-use super::ListenerId;
+use super::ids::ListenerId;
 use crate::key::Key;
 use crate::name::Name;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Holder;
+use super::connection::Holder;
 use crate::address::Address;
 use crate::listener::Listener;
 use crate::name::Name;

@@ -3,7 +3,10 @@
 
 use std::collections::HashSet;
 
-use super::{Action, Closing, ConnectionId, ListenerId, Refusal, Registry};
+use super::Registry;
+use super::event::{Action, Closing};
+use super::ids::{ConnectionId, ListenerId};
+use super::refusal::Refusal;
 use crate::listener::{Listener, Wanted};
 
 /// So many leases of a connection that has gone end in one step.

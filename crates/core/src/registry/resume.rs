@@ -3,22 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Connection, ConnectionId, Label, Registry};
-use crate::policy::Peer;
-use crate::time::Timestamp;
-
-/// A connection with all that the registry knows of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its number, the same in both images.
-    pub id: ConnectionId,
-    /// Who connected.
-    pub peer: Peer,
-    /// Which generation it stands for, and since when it does as it says.
-    pub label: Option<(Label, Timestamp)>,
-    /// The listeners that it uses, by the inode of the socket, and since when.
-    pub leases: Vec<(u64, Timestamp)>,
-}
+use super::Registry;
+use super::connection::{Connection, Link};
 
 impl<H> Registry<H> {
     /// Every connection, in the order in which they connected.
@@ -54,8 +40,10 @@ impl<H> Registry<H> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Action, Adoption, Closing, Event, Opened, Phase};
+    use super::super::{Action, Adoption, Closing, ConnectionId, Event, Label, Opened, Phase};
     use super::*;
+    use crate::policy::Peer;
+    use crate::time::Timestamp;
 
     const NOW: Timestamp = Timestamp(5);
 

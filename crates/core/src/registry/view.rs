@@ -2,46 +2,13 @@
 //! every service with its generations.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 
-use super::{ConnectionId, Held, Label, ListenerId, Phase, Registry};
+use super::Registry;
+use super::connection::{Holder, Phase};
+use super::held::Held;
+use super::ids::{ConnectionId, ListenerId};
 use crate::name::Name;
-use crate::policy::Peer;
 use crate::time::Timestamp;
-
-/// A connection that has a lease on a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Who connected.
-    pub peer: Peer,
-    /// Which generation it stands for, where it said so.
-    pub label: Option<Label>,
-    /// When it first claimed the listener.
-    pub since: Timestamp,
-}
-
-impl Holder {
-    /// The process that uses the listener: that of the generation, else the one
-    /// that connected.
-    pub fn pid(&self) -> u32 {
-        self.label.as_ref().map_or(self.peer.pid, |label| label.pid)
-    }
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.label {
-            Some(label) => {
-                write!(f, "{} generation {} (pid {})", label.service, label.generation, label.pid)
-            }
-            // The kernel gives no number to a process of another pid namespace.
-            None if self.peer.pid == 0 => {
-                write!(f, "a process of uid {} in another container", self.peer.uid)
-            }
-            None => write!(f, "pid {} (uid {})", self.peer.pid, self.peer.uid),
-        }
-    }
-}
 
 /// A held listener and those who use it.
 #[derive(Debug)]

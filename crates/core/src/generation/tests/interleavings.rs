@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::handover::Operation;
+use super::super::operation::Operation;
 use super::super::*;
 use super::ONE;
 

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use super::ListenerId;
+use super::super::ids::ListenerId;
 use crate::key::{At, Place, Slot};
 
 /// Which listener occupies which slot.

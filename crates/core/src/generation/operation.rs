@@ -1,0 +1,110 @@
+//! What a service is doing: nothing, or one step of a start or a handover; and how often it has crashed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{GenerationId, Moment, Observation};
+
+/// What a service is doing now; one thing at a time.
+#[derive(Debug, Clone)]
+pub(super) enum Operation {
+    /// Nothing: what serves, serves.
+    None,
+    /// A generation was started and is not ready.
+    Starting { newer: GenerationId, yielding: Option<Yielding> },
+    /// It is ready and stopped, and the older ones are told to pause.
+    Pausing(Pausing),
+    /// It serves, or waits to, and the older ones are told to stop and have not all confirmed it.
+    Stopping(Stopping),
+    /// It waits, every older one has confirmed, and the accept queues are watched.
+    Proving { stopping: Stopping, until: Moment, moving: bool },
+}
+
+/// A handover whose older generations are told to stop for good.
+#[derive(Debug, Clone)]
+pub(super) struct Stopping {
+    pub(super) newer: GenerationId,
+    pub(super) older: Vec<GenerationId>,
+    pub(super) ended: Vec<GenerationId>,
+    /// Whether the accept queues must stand still in the end.
+    pub(super) prove: bool,
+    /// Until when the new generation waits at most, where the older ones are known to be paused.
+    pub(super) held: Option<Moment>,
+}
+
+/// A handover behind a pause, until it is proved that nobody accepts.
+#[derive(Debug, Clone)]
+pub(super) struct Pausing {
+    pub(super) newer: GenerationId,
+    pub(super) older: BTreeSet<GenerationId>,
+    pub(super) again: Moment,
+    pub(super) until: Moment,
+    pub(super) latest: Option<Observation>,
+    /// Since when each silent one is silent while nobody accepts.
+    pub(super) silent: BTreeMap<GenerationId, Moment>,
+    pub(super) ended: Vec<GenerationId>,
+    /// Until when those that are ended may take to be gone.
+    pub(super) gone_by: Moment,
+    /// Every older generation is ended, and what is observed from then on is the queues' last word.
+    pub(super) alone: bool,
+}
+
+impl Operation {
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// The generation that is to take over.
+    pub(super) fn newer(&self) -> Option<GenerationId> {
+        match self {
+            Self::None => None,
+            Self::Starting { newer, .. } => Some(*newer),
+            Self::Pausing(pausing) => Some(pausing.newer),
+            Self::Stopping(stopping) | Self::Proving { stopping, .. } => Some(stopping.newer),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self {
+            Self::Pausing(pausing) => Some(pausing.again.min(pausing.until)),
+            Self::Proving { until, .. } => Some(*until),
+            Self::Stopping(stopping) => stopping.held,
+            // Otherwise it waits under the deadline of the generation itself.
+            Self::Starting { yielding, .. } => yielding.as_ref()?.until,
+            Self::None => None,
+        }
+    }
+
+    /// Whether the accept queues are being watched.
+    pub(super) fn proves(&self) -> bool {
+        matches!(self, Self::Pausing(_) | Self::Proving { .. })
+    }
+
+    /// Remembers that an older generation had to be ended, once.
+    pub(super) fn note_ended(&mut self, id: GenerationId) {
+        let ended = match self {
+            Self::Stopping(stopping) if stopping.older.contains(&id) => &mut stopping.ended,
+            Self::Pausing(pausing) if pausing.older.contains(&id) => &mut pausing.ended,
+            _ => return,
+        };
+        if !ended.contains(&id) {
+            ended.push(id);
+        }
+    }
+}
+
+/// The older generations that were paused for the one that starts.
+#[derive(Debug, Clone)]
+pub(super) struct Yielding {
+    pub(super) paused: BTreeSet<GenerationId>,
+    /// When they resume at the latest; none after they were told to.
+    pub(super) until: Option<Moment>,
+}
+
+/// Crashes of one configuration since it last worked.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Crashes {
+    pub(super) configuration: Option<GenerationId>,
+    pub(super) count: u32,
+    /// Those in a row that came soon after the start; each makes the next wait longer.
+    pub(super) soon: u32,
+}

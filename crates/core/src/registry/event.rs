@@ -1,0 +1,145 @@
+//! What happens to the registry, and what the shell must do about it.
+
+use crate::listener::{Listener, Options, Wanted};
+use crate::policy::Peer;
+use crate::time::Timestamp;
+
+use super::connection::{Label, Link};
+use super::held::Opened;
+use super::ids::{ConnectionId, ListenerId};
+use super::refusal::Refusal;
+
+/// One element of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Which listeners.
+    pub wanted: Wanted,
+    /// If this claim creates them, they are closed with their last lease unless
+    /// something confirms them before.
+    pub tentative: bool,
+    /// An option that was said and differs from what is held is changed on the
+    /// socket in place, instead of being a conflict.
+    pub change: bool,
+}
+
+/// A held listener whose socket is to get other options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which; [`Registry::held`] tells what it has now.
+    pub listener: ListenerId,
+    /// All its options, as they are to be.
+    pub options: Options,
+}
+
+/// What happens to the registry.
+#[derive(Debug)]
+pub enum Event<H> {
+    /// Somebody connected.
+    Connected(ConnectionId, Peer),
+    /// A connection asks for listeners.
+    Claim(ConnectionId, Vec<Want>),
+    /// The answer to [`Action::Open`]: every socket, in order.
+    Opened(ConnectionId, Vec<Opened<H>>),
+    /// The other answer to [`Action::Open`]: one failed, these were opened before it.
+    OpenFailed(ConnectionId, Vec<Opened<H>>),
+    /// The answer to [`Action::Change`]: the backlog that each has now, in order.
+    Changed(ConnectionId, Vec<u32>),
+    /// The other answer to [`Action::Change`]: one failed, and all are as they were.
+    ChangeFailed(ConnectionId),
+    /// The answer to [`Action::Retry`].
+    Retry(ConnectionId),
+    /// A connection says which generation it stands for, or that its phase changed.
+    Join(ConnectionId, Label),
+    /// A connection asks for listeners to be closed, by name or address.
+    Release(ConnectionId, Vec<Wanted>),
+    /// A connection has ended; the answer to [`Action::Leaving`] as well.
+    Gone(ConnectionId),
+    /// These are held already, from before.
+    Adopt(Vec<Adoption<H>>),
+    /// These were connected to the image of the broker before this one.
+    Resume(Vec<Link>),
+    /// The socket of this listener is beyond repair; this one takes its place.
+    Replace(ListenerId, Opened<H>),
+}
+
+/// What the shell must do, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<H> {
+    /// Open these sockets, those that overlap others beside them, and answer with
+    /// [`Event::Opened`] or [`Event::OpenFailed`]. At most one of these is outstanding for each
+    /// connection. Claims that come meanwhile and meet what is being opened wait, others do not.
+    Open(ConnectionId, Vec<Listener>, Vec<Overlap>),
+    /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
+    /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
+    Change(ConnectionId, Vec<Change>),
+    /// The claim of this connection has waited for another, which is decided: answer with
+    /// [`Event::Retry`], when the connection's turn comes.
+    Retry(ConnectionId),
+    /// The connection that has gone has more leases: go on with [`Event::Gone`], after others have
+    /// had their turn.
+    Leaving(ConnectionId),
+    /// Hand these out, in order.
+    Grant(ConnectionId, Vec<Lease>),
+    /// Answer that the claim came to nothing because opening or changing failed; the shell
+    /// knows why.
+    NotOpened(ConnectionId),
+    /// Answer that these were closed, by their names on the wire.
+    Released(ConnectionId, Vec<String>),
+    /// Answer that nothing was done, and why.
+    Refuse(ConnectionId, Refusal),
+    /// Close this socket.
+    Close(H, Listener, Closing),
+}
+
+/// Why a socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closing {
+    /// Somebody released it.
+    Released,
+    /// It was claimed tentatively and its last lease ended unconfirmed.
+    Unconfirmed,
+    /// The claim that it was opened for failed, or nobody waits for it any more.
+    NeverHeld,
+    /// Another socket has taken its place.
+    Replaced,
+}
+
+/// One entry of [`Action::Grant`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// The listener; [`Registry::held`] tells the rest.
+    pub listener: ListenerId,
+    /// Whether this claim created it.
+    pub created: bool,
+}
+
+/// A listener that is held already, to be entered without being opened.
+#[derive(Debug)]
+pub struct Adoption<H> {
+    /// As it was asked for.
+    pub listener: Listener,
+    /// The socket and what is known of it.
+    pub opened: Opened<H>,
+    /// Since when it has been held.
+    pub since: Timestamp,
+    /// Whether it is closed with its last lease.
+    pub tentative: bool,
+}
+
+/// A listener that is to be opened beside another that it overlaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overlap {
+    /// Its place among those that are to be opened.
+    pub new: usize,
+    /// The other.
+    pub other: Neighbour,
+}
+
+/// A listener that a new one overlaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Neighbour {
+    /// One that is to be opened too, by its place among them.
+    New(usize),
+    /// One that is held.
+    Held(ListenerId),
+}
