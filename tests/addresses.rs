@@ -120,7 +120,7 @@ fn what_haproxy_refuses_is_refused() {
         (format!("unix@/{}", "y".repeat(97)), "at most 97 bytes"),
         (format!("unix@{}", scene.path("none/../a.sock").display()), "No such file or directory"),
         (format!("unix@{}", scene.path("none/a.sock").display()), "does not exist"),
-        ("abns@a\\xe9".to_owned(), "choose a name of text"),
+        ("abns@a\\xe9".to_owned(), "choose another name"),
         (format!("abns@{}", "x".repeat(108)), "107"),
     ] {
         let file = scene.write("f.cfg", &config(std::slice::from_ref(&bind)));

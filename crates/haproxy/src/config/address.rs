@@ -58,7 +58,7 @@ pub(super) struct Context<'a> {
 const LONGEST_PATH: usize = 97;
 
 /// Why a path that is not UTF-8 is haproxy's own.
-const NOT_TEXT: &str = "its name is not UTF-8, which the broker's protocol cannot carry";
+const NOT_TEXT: &str = "its name is not UTF-8, and the broker's protocol carries no other";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -81,7 +81,7 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
         return match read(name.as_bytes(), context)? {
             Target::Listen(Address::Unix(_), _) => Ok(Target::Alone(NOT_TEXT)),
             Target::Listen(Address::Abstract(_), _) => bad(
-                "its name is not UTF-8, which the broker's protocol cannot carry: choose a name of text",
+                "its name is not UTF-8, and the broker's protocol carries no other: choose another name",
             ),
             Target::Listen(..) => bad("it is not UTF-8"),
             other => Ok(other),

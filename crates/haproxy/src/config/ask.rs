@@ -103,7 +103,7 @@ fn unexpected(answer: &Answer) -> String {
     if answer.stderr.is_empty() {
         return complaint;
     }
-    format!("{}, and its last words are: {}", answer.status, printable(last.as_bytes()))
+    format!("{}; its last line: {}", answer.status, printable(last.as_bytes()))
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
         for (name, script, why) in [
             ("silent", "exit 0", "it ended with exit code 0 and said nothing"),
             ("killed", "kill -9 $$", "it was ended by SIGKILL and said nothing"),
-            ("odd", "cat >&2; echo two >&2; exit 3", "and its last words are: two"),
+            ("odd", "cat >&2; echo two >&2; exit 3", "; its last line: two"),
         ] {
             let said = asked(name, script, &Questions::default()).expect_err(name).to_string();
             assert!(said.contains(why), "{said}");

@@ -196,7 +196,7 @@ impl Walk<'_> {
             self.met.add_foreign(number, &line.place)?;
         }
         let reason = if number.is_empty() {
-            "no --listen gives this descriptor, and no variable of the environment"
+            "neither --listen nor the environment gives this descriptor"
         } else {
             "a descriptor from outside; only haproxy knows its address"
         };
