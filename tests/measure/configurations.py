@@ -23,7 +23,7 @@ import time
 
 from generated import ADDRESS, NAMESPACE, VARIABLES, Generator
 
-PATIENCE = 20
+PATIENCE = 60
 # haproxy says with the first that it has bound everything, and asks with the last two that an older one let go.
 SIGNALS = {signal.SIGUSR1, signal.SIGCHLD, signal.SIGTTOU, signal.SIGTTIN}
 # /run is empty and its own, for the second network namespace that a bind line may name.
