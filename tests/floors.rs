@@ -9,19 +9,24 @@ use serde_json::Value;
 use crate::harness::{finish, root};
 
 /// Package, floor, and the packages of ours that it may depend on.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     ("bindonce-core", &[]),
+    ("bindonce-fd", &[]),
     ("bindonce-wire", &["bindonce-core"]),
-    ("bindonce-sys", &["bindonce-core"]),
-    ("bindonce", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
+    ("bindonce-sys", &["bindonce-core", "bindonce-fd"]),
+    ("bindonce", &["bindonce-core", "bindonce-fd", "bindonce-wire"]),
     ("bindonce-observe", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
-    ("bindonce-broker", &["bindonce-core", "bindonce-observe", "bindonce-wire", "bindonce-sys"]),
+    (
+        "bindonce-broker",
+        &["bindonce-core", "bindonce-fd", "bindonce-observe", "bindonce-wire", "bindonce-sys"],
+    ),
     ("bindonce-haproxy", &["bindonce-core", "bindonce-sys"]),
     (
         "bindonce-supervisor",
         &[
             "bindonce",
             "bindonce-core",
+            "bindonce-fd",
             "bindonce-haproxy",
             "bindonce-observe",
             "bindonce-sys",

@@ -37,7 +37,7 @@ impl Wire {
     #[track_caller]
     pub(crate) fn send_with(&mut self, bytes: &[u8], fds: &[OwnedFd]) {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let sent = bindonce_sys::scm::send(self.stream.as_fd(), bytes, &fds);
+        let sent = bindonce_fd::send(&self.stream, bytes, &fds);
         assert_eq!(sent.expect("writing to the broker"), bytes.len());
     }
 
@@ -52,7 +52,7 @@ impl Wire {
     pub(crate) fn message(&mut self) -> Option<(Vec<u8>, usize)> {
         let mut chunk = [0; 65536];
         let before = self.descriptors.len();
-        let count = bindonce_sys::scm::recv(self.stream.as_fd(), &mut chunk, &mut self.descriptors)
+        let count = bindonce_fd::recv(self.stream.as_fd(), &mut chunk, &mut self.descriptors)
             .unwrap_or_else(|error| panic!("reading from the broker: {error}"));
         (count > 0).then(|| (chunk[..count].to_vec(), self.descriptors.len() - before))
     }

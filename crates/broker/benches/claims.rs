@@ -33,7 +33,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bindonce::{Claim, Client};
-use bindonce_sys::{limits, scm};
+use bindonce_sys::limits;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
     sockopt::ReuseAddr,
@@ -86,8 +86,8 @@ fn pass(path: &Path) -> Outcome<()> {
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 {
         let fds = if byte == *b"1" { &held[..1] } else { &held[..] };
-        for batch in fds.chunks(scm::MAX_FDS) {
-            scm::send(stream.as_fd(), b" ", batch)?;
+        for batch in fds.chunks(bindonce_fd::MAX_FDS) {
+            bindonce_fd::send(&stream, b" ", batch)?;
         }
     }
     Ok(())
@@ -219,10 +219,10 @@ fn measure_single(peers: &[&Peer], raw: &UnixStream, client: &mut Client) -> Out
 /// Asks the raw peer for descriptors and receives them.
 fn fetch(stream: &UnixStream, request: &[u8], count: usize) -> Outcome<Vec<OwnedFd>> {
     let mut fds = Vec::with_capacity(count);
-    scm::send(stream.as_fd(), request, &[])?;
+    bindonce_fd::send(stream, request, &[])?;
     let mut buffer = [0; 16];
     while fds.len() < count {
-        if scm::recv(stream.as_fd(), &mut buffer, &mut fds)? == 0 {
+        if bindonce_fd::recv(stream.as_fd(), &mut buffer, &mut fds)? == 0 {
             return Err("the raw peer is gone".into());
         }
     }

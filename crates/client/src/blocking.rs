@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bindonce_wire::batch::MAX_FDS;
+use bindonce_fd::MAX_FDS;
 use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
 use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
@@ -258,7 +258,7 @@ impl Client {
         method: &'static str,
     ) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.timeout;
-        while !request.push(self.stream.as_fd()).map_err(|error| self.failed(method, error))? {
+        while !request.push(&self.stream).map_err(|error| self.failed(method, error))? {
             if Instant::now() >= deadline {
                 return Err(self.timed_out(method));
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bindonce_wire::RpcError;
+use rustix::process::{Resource, getrlimit};
 
 /// Why a call failed. After [`Error::Refused`] and the two about a single lease
 /// the connection goes on to serve; after any other it does not, and the
@@ -141,7 +142,13 @@ impl Error {
                 "connect again; the broker's log says why it closed".to_owned()
             }
             Self::Refused(error) => return error.hint().map(str::to_owned),
-            Self::Truncated => bindonce_sys::limits::reached(),
+            Self::Truncated => {
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+                format!(
+                    "this process has reached its soft limit of {limit} open files: start it with a higher \
+                     one (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container)"
+                )
+            }
             Self::Descriptors { .. } | Self::Protocol(_) => {
                 "is it a bindonce broker that listens there? `bindonce status` tells its version"
                     .to_owned()
@@ -173,9 +180,4 @@ impl Error {
             _ => None,
         }
     }
-}
-
-/// The system's error, so that `WouldBlock` can be told from the others.
-pub(crate) fn into_io(error: &bindonce_sys::Error) -> io::Error {
-    error.errno().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }

@@ -13,8 +13,8 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use bindonce_fd::MAX_FDS;
 use bindonce_wire::RpcError;
-use bindonce_wire::batch::MAX_FDS;
 use bindonce_wire::message::{Id, Notification, Reply, encode_request};
 use bindonce_wire::result::{BindResult, Bound};
 use memchr::memchr;

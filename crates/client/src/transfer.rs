@@ -2,11 +2,11 @@
 //! it: what an end or an error of the system means for the call in hand.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use bindonce_sys::scm;
+use bindonce_fd::SendWithFd;
 
-use crate::error::{Error, into_io};
+use crate::error::Error;
 use crate::session::{Answer, Session};
 
 /// What fits into one message of the kernel anyway.
@@ -25,8 +25,8 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Sends what there is room for; whether that is all of it.
-    pub(crate) fn push(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        match scm::send(socket, self.rest, self.fds) {
+    pub(crate) fn push(&mut self, socket: &(impl AsFd + SendWithFd)) -> io::Result<bool> {
+        match bindonce_fd::send(socket, self.rest, self.fds) {
             Ok(count) => {
                 self.rest = &self.rest[count..];
                 // They went with the first byte.
@@ -50,12 +50,12 @@ pub(crate) fn pull(
     method: &'static str,
 ) -> io::Result<Result<Option<Answer>, Error>> {
     let Some(fds) = session.descriptors() else { return Ok(Err(Error::Interrupted)) };
-    match scm::recv(socket, buffer, fds) {
+    match bindonce_fd::recv(socket, buffer, fds) {
         Ok(0) => Ok(Err(Error::Closed { during: method })),
         Ok(count) => Ok(session.receive(&buffer[..count])),
         // Not an error of the system, so it passes through as a value.
-        Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
-        Err(error) => match into_io(&error) {
+        Err(bindonce_fd::Error::Truncated) => Ok(Err(Error::Truncated)),
+        Err(error) => match io::Error::from(error) {
             error if error.kind() == io::ErrorKind::ConnectionReset => {
                 Ok(Err(Error::Closed { during: method }))
             }
@@ -72,11 +72,11 @@ pub(crate) fn overhear(
 ) -> io::Result<Result<(), Error>> {
     let closed = Err(Error::Closed { during: "a wait" });
     // Descriptors come with no notification: those that do are closed here.
-    match scm::recv(socket, buffer, &mut Vec::new()) {
+    match bindonce_fd::recv(socket, buffer, &mut Vec::new()) {
         Ok(0) => Ok(closed),
         Ok(count) => Ok(session.overhear(&buffer[..count])),
-        Err(bindonce_sys::Error::Truncated) => Ok(Err(Error::Truncated)),
-        Err(error) => match into_io(&error) {
+        Err(bindonce_fd::Error::Truncated) => Ok(Err(Error::Truncated)),
+        Err(error) => match io::Error::from(error) {
             error if error.kind() == io::ErrorKind::ConnectionReset => Ok(closed),
             error => Err(error),
         },

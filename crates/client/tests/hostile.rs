@@ -10,7 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 use bindonce::{Client, Error, ErrorCode};
-use bindonce_sys::scm;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -45,7 +44,7 @@ fn listeners(count: usize) -> String {
 
 /// A correct reply, message by message.
 fn correct(count: usize) -> Vec<Message> {
-    bindonce_wire::batch::batches(count)
+    bindonce_fd::batch::batches(count)
         .enumerate()
         .map(|(index, batch)| {
             (if index == 0 { listeners(count) } else { " ".to_owned() }, batch.len())
@@ -66,7 +65,7 @@ fn play(script: &[Message], hang_up: bool) -> (UnixStream, thread::JoinHandle<()
             let mut rest = text.as_bytes();
             let mut fds = &fds[..];
             while !rest.is_empty() {
-                let Ok(sent) = scm::send(theirs.as_fd(), rest, fds) else {
+                let Ok(sent) = bindonce_fd::send(&theirs, rest, fds) else {
                     return;
                 };
                 (rest, fds) = (&rest[sent..], &[]);

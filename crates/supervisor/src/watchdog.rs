@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
-use bindonce_sys::{holders, log, scm, tree};
+use bindonce_sys::{holders, log, queue, tree};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -248,7 +248,7 @@ impl Watchdog {
 
     /// Whether it is stopped (SIGSTOP), or has left something unread for longer than [`PATIENCE`].
     fn is_stuck(&mut self) -> bool {
-        let unread = scm::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
+        let unread = queue::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
         let since = *self.unread.get_or_insert_with(Instant::now);
         if !unread {
             self.unread = None;
@@ -271,7 +271,7 @@ impl Watchdog {
     /// told to do nothing.
     pub(super) fn share(&self, hold: BorrowedFd<'_>) {
         // In one piece: the socket takes so little whenever it takes anything.
-        if let Err(error) = scm::send(self.socket.as_fd(), HOLD.as_bytes(), &[hold]) {
+        if let Err(error) = bindonce_fd::send(&self.socket, HOLD.as_bytes(), &[hold]) {
             tracing::warn!(%error, "should we die before it serves, the new generation is not held");
         }
     }
@@ -374,11 +374,11 @@ impl Inbox {
                 Ok(_) | Err(_) => {}
             }
             let mut buffer = [0; 4096];
-            match scm::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
+            match bindonce_fd::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
                 Ok(0) => return Next::End,
                 Ok(count) => self.text.extend_from_slice(&buffer[..count]),
                 // Only the copy of a hold was lost.
-                Err(bindonce_sys::Error::Truncated) => {}
+                Err(bindonce_fd::Error::Truncated) => {}
                 Err(_) => return Next::End,
             }
         }

@@ -102,6 +102,15 @@ pub enum Error {
     },
 }
 
+impl From<bindonce_fd::Error> for Error {
+    fn from(error: bindonce_fd::Error) -> Self {
+        match error {
+            bindonce_fd::Error::Truncated => Self::Truncated,
+            error => Self::call("recvmsg", error),
+        }
+    }
+}
+
 impl Error {
     /// The kernel's error number, where there is one.
     pub fn errno(&self) -> Option<i32> {

@@ -2,13 +2,13 @@
 //!
 //! This crate is the only one that may use `unsafe`, and the only one that
 //! knows how Linux spells things: which socket options make an address
-//! exclusive, how descriptors travel over a UNIX socket, where the accept
+//! exclusive, where the accept
 //! queue's length can be read, how a process is named without a race. Above it
 //! everything is typed: owned descriptors, addresses of `bindonce-core`, and
 //! errors that say which call failed on what.
 //!
 //! From the most to the least important:
-//! - [`listen`] creates listeners; [`scm`] passes them between processes;
+//! - [`listen`] creates listeners (`bindonce-fd` passes them between processes);
 //! - [`queue`], [`diag`], [`holders`], [`epoll`] and [`ghosts`] tell who holds and who
 //!   accepts, from the kernel's own books;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
@@ -49,7 +49,6 @@ pub mod privileges;
 pub mod probe;
 pub mod process;
 pub mod queue;
-pub mod scm;
 pub mod shim;
 pub mod signals;
 pub mod spawn;

@@ -16,7 +16,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::{inherit, scm};
+use crate::inherit;
 
 /// The variable that names the socket of whoever started a broker for itself, as `bindonce run` does, and waits
 /// for its word: READY=1, once, in the manner of sd_notify(3).
@@ -92,7 +92,7 @@ impl Notifier {
     /// Those of sendmsg(2).
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         let state = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
-        scm::send(self.socket.as_fd(), state.as_bytes(), &[fd]).map(drop)
+        bindonce_fd::send(&self.socket, state.as_bytes(), &[fd]).map(drop)
     }
 
     /// Takes every descriptor of this name out of the store.
@@ -172,7 +172,7 @@ mod tests {
         notifier.forget("a1").expect("forget");
         let mut buffer = [0; 100];
         let mut fds = Vec::new();
-        let count = scm::recv(manager.as_fd(), &mut buffer, &mut fds).expect("receive");
+        let count = bindonce_fd::recv(manager.as_fd(), &mut buffer, &mut fds).expect("receive");
         assert_eq!(&buffer[..count], b"FDSTORE=1\nFDNAME=a1\nFDPOLL=0");
         assert_eq!(fds.len(), 1);
         let count = manager.recv(&mut buffer).expect("receive");

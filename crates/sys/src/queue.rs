@@ -1,4 +1,4 @@
-//! How many connections wait to be accepted, as the kernel counts them.
+//! How many connections wait to be accepted, and how much waits to be read, as the kernel counts them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -18,6 +18,19 @@ pub struct Queue {
     /// How many may wait: the smaller of the backlog and somaxconn. One more
     /// than this is let in (the kernel compares with `>`).
     pub limit: u32,
+}
+
+/// About how much was sent on a UNIX socket and is not read yet, in bytes, with what the kernel needs besides
+/// (SIOCOUTQ, unix(7)): 0 only if everything was read.
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int to where it is told.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    Errno::result(done)?;
+    Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
 /// TCP_LISTEN of the kernel's tcp_states.h, also in UNIX diagnosis.

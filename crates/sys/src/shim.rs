@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -16,7 +17,7 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
-use crate::{hold, inherit, limits, scm, signals, spawn};
+use crate::{hold, inherit, limits, signals, spawn};
 
 /// The word that stands for [`spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
@@ -125,7 +126,9 @@ fn tie_to(parent: i32) -> Result<(), Error> {
 fn offer_hold(supervisor: i32, program: &OsStr) {
     if let Ok(listener) = hold::install(supervisor, !gains_privileges(program)) {
         // The supervisor may be gone; then nobody answers, and nothing is held.
-        let _ = scm::send(io::stdin().as_fd(), &[0], &[listener.as_fd()]);
+        let _ = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
+            bindonce_fd::send(&UnixStream::from(socket), &[0], &[listener.as_fd()])
+        });
     }
 }
 
@@ -145,13 +148,13 @@ fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
     let mut buffer = [0; 16 * 1024];
     let stdin = io::stdin();
     while names.len() < count || fds.len() < count {
-        let received = match scm::recv(stdin.as_fd(), &mut buffer, &mut fds) {
+        let received = match bindonce_fd::recv(stdin.as_fd(), &mut buffer, &mut fds) {
             Ok(0) => {
                 return Err(Error::Call { operation: "recvmsg", errno: Errno::ECONNRESET });
             }
             Ok(received) => received,
-            Err(Error::Truncated) => return Err(limits::too_low(count)),
-            Err(error) => return Err(error),
+            Err(bindonce_fd::Error::Truncated) => return Err(limits::too_low(count)),
+            Err(error) => return Err(error.into()),
         };
         for byte in buffer.get(..received).unwrap_or_default() {
             match byte {

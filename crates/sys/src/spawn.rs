@@ -17,6 +17,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,11 +26,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{Error, errno_of};
 use crate::process::Pidfd;
-use crate::{scm, shim};
+use crate::shim;
 
 /// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
 /// [`crate::shim::Order`] in the words after it.
@@ -125,10 +125,8 @@ impl Launch {
     /// As [`start`](Self::start).
     pub fn start_and_tell(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
         let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|error| Error::call("socketpair", error))?;
-        rustix::io::ioctl_fionbio(&ours, true)
-            .map_err(|error| Error::call("ioctl(FIONBIO)", error))?;
+            UnixStream::pair().map_err(|error| Error::call("socketpair", error))?;
+        ours.set_nonblocking(true).map_err(|error| Error::call("ioctl(FIONBIO)", error))?;
 
         let mut command = Command::new("/proc/self/exe");
         command
@@ -141,7 +139,7 @@ impl Launch {
             .arg("--")
             .arg(self.program)
             .args(self.args)
-            .stdin(theirs)
+            .stdin(OwnedFd::from(theirs))
             .stdout(self.stdout)
             .stderr(self.stderr);
         if !self.service {
@@ -172,7 +170,7 @@ impl Launch {
             Ok(pidfd) => Ok(Started {
                 pid: pidfd.pid(),
                 pidfd,
-                shim: self.hold.map(|_| ours),
+                shim: self.hold.map(|_| ours.into()),
                 stdout: child.stdout.take().map(OwnedFd::from),
                 stderr: child.stderr.take().map(OwnedFd::from),
             }),
@@ -192,8 +190,10 @@ pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
     let watch = crate::watch::Watch::new(&shim).ok()?;
     let mut fds = Vec::new();
     loop {
-        match scm::recv(shim.as_fd(), &mut [0], &mut fds) {
-            Err(Error::Call { errno: Errno::EAGAIN, .. }) => watch.readable().await.ok()?,
+        match bindonce_fd::recv(shim.as_fd(), &mut [0], &mut fds).map_err(io::Error::from) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                watch.readable().await.ok()?;
+            }
             _ => return fds.pop(),
         }
     }
@@ -206,14 +206,14 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn hand_over(socket: &OwnedFd, descriptors: &[(String, Arc<OwnedFd>)]) -> Result<(), Error> {
+fn hand_over(socket: &UnixStream, descriptors: &[(String, Arc<OwnedFd>)]) -> Result<(), Error> {
     let deadline = Instant::now() + HANDOVER;
     let mut text = Vec::new();
     for (name, _) in descriptors {
         text.extend_from_slice(name.as_bytes());
         text.push(0);
     }
-    for batch in descriptors.chunks(scm::MAX_FDS) {
+    for batch in descriptors.chunks(bindonce_fd::MAX_FDS) {
         let fds: Vec<_> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
         let mut sent = send_some(socket, &text, &fds, deadline)?;
         while sent < text.len() {
@@ -226,13 +226,13 @@ fn hand_over(socket: &OwnedFd, descriptors: &[(String, Arc<OwnedFd>)]) -> Result
 }
 
 fn send_some(
-    socket: &OwnedFd,
+    socket: &UnixStream,
     bytes: &[u8],
     fds: &[std::os::fd::BorrowedFd<'_>],
     deadline: Instant,
 ) -> Result<usize, Error> {
     loop {
-        match scm::send(socket.as_fd(), bytes, fds) {
+        match bindonce_fd::send(socket, bytes, fds) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             done => return done.map_err(|error| Error::call("sendmsg to the shim", error)),

@@ -1,10 +1,8 @@
-//! The wire protocol of bindonce, without a socket: which bytes and which
-//! descriptors make a message, and what a message means.
+//! The wire protocol of bindonce, without a socket: which bytes make a message, and what a message means.
 //!
 //! Both sides use it. [`framing`] cuts a stream of bytes into requests,
 //! [`message`] reads and writes the JSON-RPC envelope, [`params`] and
-//! [`result`] hold what the methods take and give, [`error`] the error codes,
-//! and [`batch`] says which descriptors ride on which bytes. docs/protocol.md
+//! [`result`] hold what the methods take and give, [`error`] the error codes. docs/protocol.md
 //! states the same for people who write a client. [`manifest`] is what a broker
 //! leaves to its successor.
 //! [`text`] writes what comes by the thousand.
@@ -14,7 +12,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod batch;
 pub mod error;
 pub mod event;
 pub mod framing;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use bindonce_wire::batch::batches;
+use bindonce_fd::batch::batches;
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Notification, Reply, Request, encode_error};
 use bindonce_wire::params::{Call, METHODS};

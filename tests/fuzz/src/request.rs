@@ -1,7 +1,8 @@
 //! A client's stream of requests, and the descriptors that answer them.
 
 use bindonce_core::listener::Wanted;
-use bindonce_wire::batch::{MAX_FDS, Transmission};
+use bindonce_fd::MAX_FDS;
+use bindonce_fd::batch::Transmission;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Reply, Request};
 use bindonce_wire::params::{Call, Target};

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bindonce_core::budget::Budget;
 use bindonce_observe::Follower;
-use bindonce_sys::scm;
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -242,13 +241,7 @@ impl Link {
             let before = received.len();
             let mut came = None;
             let read = self.stream.try_io(Interest::READABLE, || {
-                let count =
-                    scm::recv(self.stream.as_fd(), buffer, &mut received).map_err(|error| {
-                        error.errno().map_or_else(
-                            || io::Error::other(error.to_string()),
-                            io::Error::from_raw_os_error,
-                        )
-                    })?;
+                let count = bindonce_fd::recv(self.stream.as_fd(), buffer, &mut received)?;
                 came = Some(count);
                 // A message with descriptors ends a read; any other short one has emptied the
                 // socket, and what comes next is an event. Saying so spares a read in vain.
@@ -259,7 +252,7 @@ impl Link {
             });
             let count = came.map_or(read, Ok)?;
             let fits = self.received.count.keep(received.len());
-            if received.len() > scm::MAX_FDS || !fits {
+            if received.len() > bindonce_fd::MAX_FDS || !fits {
                 // More than any request, or the connections of a user together, may have.
                 self.received.count.keep(0);
                 received.clear();

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_sys::{Errno, scm};
-use bindonce_wire::batch::Transmission;
+use bindonce_fd::batch::Transmission;
+use bindonce_sys::Errno;
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
@@ -59,7 +59,7 @@ impl Sending {
         while let Some((bytes, batch)) = self.transmission.next() {
             fds.clear();
             fds.extend(self.descriptors[batch].iter().map(|fd| fd.as_fd()));
-            let sent = stream.try_io(Interest::WRITABLE, || scm::send(stream.as_fd(), bytes, &fds));
+            let sent = stream.try_io(Interest::WRITABLE, || bindonce_fd::send(stream, bytes, &fds));
             match sent {
                 Ok(count) => self.transmission.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -13,7 +13,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bindonce_broker::{Config, Error};
-use bindonce_sys::scm;
 use bindonce_wire::framing::{Frame, Scanner};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -145,8 +144,8 @@ impl Client {
     fn receive(&mut self) -> usize {
         let mut buffer = vec![0; 1 << 16];
         let mut received = Vec::new();
-        let count =
-            scm::recv(self.stream.as_fd(), &mut buffer, &mut received).expect("receive in time");
+        let count = bindonce_fd::recv(self.stream.as_fd(), &mut buffer, &mut received)
+            .expect("receive in time");
         if !received.is_empty() {
             self.batches.push(received.len());
         }

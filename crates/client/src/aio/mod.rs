@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::time::Duration;
 
-use bindonce_wire::batch::MAX_FDS;
+use bindonce_fd::MAX_FDS;
 use bindonce_wire::message::Notification;
 use bindonce_wire::params::Join;
 use bindonce_wire::result::{EventsResult, ListResult, PingResult, StatusResult};
@@ -300,7 +300,7 @@ async fn converse(
     method: &'static str,
 ) -> Result<Answer, Error> {
     loop {
-        let send = || request.push(stream.as_fd());
+        let send = || request.push(stream);
         if stream.async_io(Interest::WRITABLE, send).await.map_err(Error::Io)? {
             break;
         }

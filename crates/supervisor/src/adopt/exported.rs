@@ -18,8 +18,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bindonce_sys::scm;
-
 use super::Error;
 use bindonce_haproxy::stats;
 
@@ -100,16 +98,12 @@ fn receive(
         return Err(io::ErrorKind::TimedOut.into());
     }
     stream.set_read_timeout(Some(left))?;
-    match scm::recv(stream.as_fd(), buffer, fds) {
-        Ok(received) => Ok(received),
-        Err(error) => match error.errno().map(io::Error::from_raw_os_error) {
-            Some(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
-            Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(io::ErrorKind::TimedOut.into())
-            }
-            Some(error) => Err(error),
-            None => Err(io::Error::other(error)),
-        },
+    match bindonce_fd::recv(stream.as_fd(), buffer, fds).map_err(io::Error::from) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+        received => received,
     }
 }
 
@@ -184,7 +178,7 @@ mod tests {
             for batch in [2, 1] {
                 let fd = stream.try_clone().expect("fd");
                 let bytes = vec![0; 6 * batch];
-                scm::send(stream.as_fd(), &bytes, &vec![fd.as_fd(); batch]).expect("send");
+                bindonce_fd::send(&stream, &bytes, &vec![fd.as_fd(); batch]).expect("send");
                 let mut ack = [0; 4];
                 io::Read::read_exact(&mut stream, &mut ack).expect("ack");
             }

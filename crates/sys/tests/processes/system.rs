@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use bindonce_sys::signals::{Signal, SignalFd};
-use bindonce_sys::{Error, diag, limits, listen, peer, scm};
+use bindonce_sys::{Error, diag, limits, listen, peer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Test, open_descriptors};
@@ -22,7 +22,7 @@ fn truncated() {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     let (socket, _other) = UnixStream::pair().expect("pair");
     let many = vec![socket.as_fd(); 20];
-    scm::send(ours.as_fd(), b"x", &many).expect("send");
+    bindonce_fd::send(&ours, b"x", &many).expect("send");
     let before = open_descriptors();
     let limit = getrlimit(Resource::Nofile);
     // Five numbers below the limit are free, and twenty descriptors come.
@@ -30,9 +30,9 @@ fn truncated() {
     let low = Rlimit { current: u64::try_from(sixth).ok(), maximum: limit.maximum };
     setrlimit(Resource::Nofile, low).expect("lower");
     let mut fds: Vec<OwnedFd> = Vec::new();
-    let received = scm::recv(theirs.as_fd(), &mut [0; 4], &mut fds);
+    let received = bindonce_fd::recv(theirs.as_fd(), &mut [0; 4], &mut fds);
     setrlimit(Resource::Nofile, limit).expect("restore");
-    let error = received.expect_err("too many");
+    let error = Error::from(received.expect_err("too many"));
     assert_eq!(error, Error::Truncated);
     assert!(error.is_descriptor_limit());
     assert!(fds.is_empty());

@@ -1,14 +1,12 @@
 //! Which descriptors ride on which bytes of a reply.
 //!
-//! The kernel takes at most 253 descriptors with one message (SCM_MAX_FD in
-//! linux/net/scm.h). The first message carries the whole text of the reply and
+//! The kernel takes at most [`MAX_FDS`] descriptors with one message. The first message carries the whole text of the reply and
 //! up to 253 descriptors; each further one carries a single space, which JSON
 //! ignores, and up to 253 more.
 
 use std::ops::Range;
 
-/// The most descriptors that one message carries.
-pub const MAX_FDS: usize = 253;
+use crate::MAX_FDS;
 
 /// Which of `count` descriptors go with each message, in order. There is always
 /// a first message, if only for the text.
@@ -22,7 +20,7 @@ pub fn batches(count: usize) -> impl Iterator<Item = Range<usize>> {
 /// their count, so it serves any kind of handle.
 ///
 /// ```
-/// # use bindonce_wire::batch::Transmission;
+/// # use bindonce_fd::batch::Transmission;
 /// let mut reply = Transmission::new(b"{}\n".to_vec(), 300);
 /// assert_eq!(reply.next(), Some((&b"{}\n"[..], 0..253)));
 /// reply.advance(1); // The descriptors went with the first byte.

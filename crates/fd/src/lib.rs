@@ -5,19 +5,45 @@
 //! given to the caller or closed, also when the kernel truncates the message
 //! (nix refuses to list the descriptors of a truncated message, which leaks
 //! them; sendfd neither sets close-on-exec nor reports truncation).
+//! [`batch`] says which descriptors go with which message where there are more than one message takes.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
 
 use std::io::{self, IoSliceMut};
-use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
-use sendfd::SendWithFd;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg,
+};
+pub use sendfd::SendWithFd;
 
-use crate::error::Error;
-
-/// The most descriptors in one message (SCM_MAX_FD of the kernel).
+/// The most descriptors in one message (SCM_MAX_FD in linux/net/scm.h).
 pub const MAX_FDS: usize = 253;
+
+/// Why nothing was received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A message came with more descriptors than this process could take. All
+    /// that did arrive are closed again.
+    #[error("descriptors were lost on the way: the kernel truncated the message")]
+    Truncated,
+    /// What recvmsg(2) answered.
+    #[error(transparent)]
+    Receive(io::Error),
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Truncated => io::Error::other(error),
+            Error::Receive(error) => error,
+        }
+    }
+}
 
 /// Sends some of `bytes` and, with them, all of `fds`; gives how many bytes
 /// went out. The rest of the bytes must follow without the descriptors.
@@ -26,36 +52,24 @@ pub const MAX_FDS: usize = 253;
 /// `InvalidInput` for more than [`MAX_FDS`] descriptors or for descriptors
 /// without a byte to ride on; else sendmsg(2)'s. `WouldBlock` means that
 /// nothing was sent.
-pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+pub fn send(
+    socket: &(impl AsFd + SendWithFd),
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     if fds.len() > MAX_FDS || (bytes.is_empty() && !fds.is_empty()) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: `socket` is open for the length of this call, and ManuallyDrop
-    // keeps the stream from closing what it does not own.
-    let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(socket.as_raw_fd()) });
     if fds.is_empty() {
-        return io::Write::write(&mut &*stream, bytes);
+        return Ok(rustix::net::send(socket.as_fd(), bytes, SendFlags::NOSIGNAL)?);
     }
-    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     loop {
-        match stream.send_with_fd(bytes, &raw) {
+        match socket.send_with_fd(bytes, &raw) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             done => return done,
         }
     }
-}
-
-/// About how much was sent and is not read yet, in bytes, with what the kernel needs besides
-/// (SIOCOUTQ, unix(7)): 0 only if everything was read.
-///
-/// # Errors
-/// Those of ioctl(2).
-pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut bytes: nix::libc::c_int = 0;
-    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int to where it is told.
-    let done = unsafe { nix::libc::ioctl(socket.as_raw_fd(), nix::libc::TIOCOUTQ, &raw mut bytes) };
-    nix::errno::Errno::result(done)?;
-    Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
 /// Receives bytes into `buffer` and appends the descriptors that came with
@@ -64,7 +78,7 @@ pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
 /// # Errors
 /// [`Error::Truncated`] if descriptors were lost, usually because this process
 /// may open no more; those that arrived are closed and `fds` is as it was. Else
-/// [`Error::Call`] with recvmsg(2)'s error; `EAGAIN` on a non-blocking socket.
+/// [`Error::Receive`]; `WouldBlock` on a non-blocking socket.
 pub fn recv(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -76,7 +90,7 @@ pub fn recv(
         let flags = RecvFlags::CMSG_CLOEXEC;
         match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
             Err(rustix::io::Errno::INTR) => {}
-            done => break done.map_err(|error| Error::call("recvmsg", error))?,
+            done => break done.map_err(|error| Error::Receive(error.into()))?,
         }
     };
     let before = fds.len();
@@ -94,7 +108,7 @@ pub fn recv(
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -108,7 +122,7 @@ mod tests {
         let sockets: Vec<OwnedFd> =
             (0..MAX_FDS).map(|_| UnixStream::pair().expect("pair").0.into()).collect();
         let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-        assert_eq!(send(ours.as_fd(), b"hello", &borrowed).expect("send"), 5);
+        assert_eq!(send(&ours, b"hello", &borrowed).expect("send"), 5);
         let (mut buffer, mut fds) = ([0; 16], Vec::new());
         assert_eq!(recv(theirs.as_fd(), &mut buffer, &mut fds).expect("receive"), 5);
         assert_eq!(&buffer[..5], b"hello");
@@ -125,11 +139,8 @@ mod tests {
     fn too_many_or_without_a_byte_is_refused_before_the_kernel_sees_it() {
         let (ours, _theirs) = UnixStream::pair().expect("pair");
         let many = vec![ours.as_fd(); MAX_FDS + 1];
-        assert_eq!(
-            send(ours.as_fd(), b"x", &many).expect_err("many").kind(),
-            io::ErrorKind::InvalidInput
-        );
-        assert!(send(ours.as_fd(), b"", &many[..1]).is_err());
+        assert_eq!(send(&ours, b"x", &many).expect_err("many").kind(), io::ErrorKind::InvalidInput);
+        assert!(send(&ours, b"", &many[..1]).is_err());
     }
 
     #[test]
@@ -137,7 +148,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().expect("pair");
         theirs.set_nonblocking(true).expect("mode");
         let error = recv(theirs.as_fd(), &mut [0; 16], &mut Vec::new()).expect_err("empty");
-        assert_eq!(error.errno(), Some(nix::errno::Errno::EAGAIN as i32));
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::WouldBlock);
         drop(ours);
     }
 }
