@@ -100,7 +100,7 @@ impl Admin {
         let (asks, requests) = mpsc::unbounded_channel();
         let connection = Rc::new(RefCell::new(None));
         let copy = Rc::clone(&connection);
-        let task = super::spawn(async move {
+        let task = super::tasks::spawn(async move {
             let talk = async {
                 let stream = stream.await?;
                 copy.replace(Some(stream.as_fd().try_clone_to_owned()?));

@@ -1,9 +1,5 @@
 //! The supervisor's way to its broker, which it starts if there is none.
 
-use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,14 +12,18 @@ use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_observe::{Happening, Journal};
+use bindonce_sys::inherit;
 use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::watch::Watch;
-use nix::sys::socket::UnixAddr;
-use tokio::net::UnixDatagram as Datagram;
 
-use super::readiness::Notifications;
-use super::{Error, start};
+use super::error::Error;
+use super::notifications::Notifications;
+
+/// Variables that are for the supervisor, or for a broker that it starts, alone.
+pub(super) fn not_theirs() -> Vec<std::ffi::OsString> {
+    inherit::SERVICE_MANAGER.into_iter().chain([STARTER]).map(Into::into).collect()
+}
 
 /// How long a broker that was just started may take until it listens.
 const BROKER_UP: Duration = Duration::from_secs(10);
@@ -72,7 +72,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     // The broker says READY=1 here when it listens.
     let notifications = Notifications::new()?;
     let mut command = Command::new("/proc/self/exe");
-    for name in start::not_theirs() {
+    for name in not_theirs() {
         command.env_remove(name);
     }
     let child = command
@@ -108,7 +108,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     journal.record(
         Happening::new(event::Kind::BrokerStarted, "broker started: none answered").pid(pid),
     );
-    super::spawn(async move {
+    super::tasks::spawn(async move {
         if ended.readable().await.is_ok() {
             let text = format!("the broker that we started is gone: {}", ending(&pidfd));
             tracing::error!(pid, "{text}");
@@ -116,18 +116,6 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
         }
     });
     Ok(())
-}
-
-/// A datagram socket with a name that the kernel chose (unix(7), "Autobind feature"), and that
-/// name as sd_notify(3) wants it.
-pub(super) fn notify_socket() -> io::Result<(Datagram, String)> {
-    let socket = UnixDatagram::unbound()?;
-    nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
-    socket.set_nonblocking(true)?;
-    let address = socket.local_addr()?;
-    let name = address.as_abstract_name().unwrap_or_default();
-    let name = format!("@{}", String::from_utf8_lossy(name));
-    Ok((Datagram::from_std(socket)?, name))
 }
 
 /// How a child ended, in words; reaps it.

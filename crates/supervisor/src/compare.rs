@@ -20,8 +20,10 @@ use tokio::sync::oneshot;
 
 use super::admin::Admin;
 use super::foreign::{self, LOOKS};
-use super::report::Story;
-use super::{Message, Supervisor};
+use super::message::{Compared, Message};
+use super::report::Cause;
+use super::requests;
+use super::supervisor::Supervisor;
 use bindonce_haproxy::config::Rendering;
 
 /// How long haproxy may take to tell what it listens on; what it does not tell is not held against it.
@@ -29,22 +31,6 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Up to so many descriptors are asked for one by one, more all at once: that answer has its
 /// connections too.
 const ONE_BY_ONE: usize = 32;
-
-/// What to do about it.
-pub(super) const HINT: &str = "haproxy reads this configuration in another way than bindonce: \
-    `bindonce render` shows what was claimed; a condition or a variable of a bind line is the likeliest \
-    cause, please report it";
-
-/// What was seen of a generation.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    /// Addresses that it has bound by itself.
-    own: BTreeSet<String>,
-    /// It was asked what it listens on.
-    asked: bool,
-    /// Which of its listeners it does not listen on.
-    deaf: Vec<usize>,
-}
 
 impl Supervisor {
     /// Whether the start of a generation depends on what it listens on: not where it was started anew
@@ -63,20 +49,20 @@ impl Supervisor {
         let admin = generation.admin.clone().filter(|_| answers);
         let count = generation.listeners.len();
         let sender = self.sender.clone();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
             let asked = admin.is_some();
             let deaf = match admin {
                 Some(admin) => deaf(&admin, count).await,
                 None => Vec::new(),
             };
-            let _ = sender.send(Message::Compared(id, how, Seen { own, asked, deaf }));
+            let _ = sender.send(Message::Compared(id, how, Compared { own, asked, deaf }));
         });
         true
     }
 
     /// What was seen: the start goes on, or ends here.
-    pub(super) fn compared(&mut self, id: GenerationId, how: &'static str, seen: &Seen) {
+    pub(super) fn compared(&mut self, id: GenerationId, how: &'static str, seen: &Compared) {
         let refused = self.generations.get(&id).is_none_or(|g| g.refused.is_some());
         if refused {
             return;
@@ -96,7 +82,7 @@ impl Supervisor {
     /// Nobody accepts. The new generation goes on, and before the older ones are told to stop for good
     /// it must say that it listens on what it was given.
     pub(super) fn proved(&mut self) {
-        let compared = self.proving.filter(|id| self.is_compared(*id));
+        let compared = self.handover.newer().filter(|id| self.is_compared(*id));
         let newer = compared.and_then(|id| Some((id, self.generations.get_mut(&id)?)));
         let asked = newer.and_then(|(id, newer)| {
             let admin = newer.admin.clone()?;
@@ -109,7 +95,7 @@ impl Supervisor {
         });
         let Some((id, admin, count)) = asked else { return self.feed(Event::Proved) };
         let sender = self.sender.clone();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let deaf = deaf(&admin, count).await;
             let _ = sender.send(Message::Listens(id, deaf));
         });
@@ -117,7 +103,7 @@ impl Supervisor {
 
     /// A generation that goes on has said which of its listeners it passes over.
     pub(super) fn listens(&mut self, id: GenerationId, deaf: &[usize]) {
-        if self.proving != Some(id) {
+        if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
         }
         match self.passed_over(id, deaf) {
@@ -134,15 +120,18 @@ impl Supervisor {
     fn reads_otherwise(&mut self, id: GenerationId, text: String) {
         let pid = self.generations.get(&id).map(super::generation::Generation::pid);
         tracing::error!(generation = id.0, pid, "{text}");
-        self.journal.record(
+        self.report.journal.record(
             Happening::new(event::Kind::GenerationFailed, text.clone()).generation(id.0).pid(pid),
         );
-        self.refuse(id, Story { text, hint: Some(HINT.to_owned()), ..Story::default() });
+        self.refuse(
+            id,
+            Cause { text, hint: Some(requests::READS_OTHERWISE.to_owned()), ..Cause::default() },
+        );
     }
 
     /// An address that a bind line names and that haproxy has bound by itself.
     fn unclaimed(&self, id: GenerationId, own: &BTreeSet<String>) -> Option<String> {
-        let prepared = self.configurations.get(&id)?;
+        let prepared = self.starts.configurations.get(&id)?;
         let rendering = prepared.rendering()?;
         let left = |address: &str| {
             let mut lines = rendering.left_alone.iter();
@@ -159,7 +148,7 @@ impl Supervisor {
 
     /// Listeners that haproxy was given and does not listen on.
     fn passed_over(&self, id: GenerationId, deaf: &[usize]) -> Option<String> {
-        passed_over(self.configurations.get(&id)?.rendering()?, deaf)
+        passed_over(self.starts.configurations.get(&id)?.rendering()?, deaf)
     }
 
     /// Asks a generation that serves, where it could not be asked before older ones were told to stop
@@ -169,9 +158,9 @@ impl Supervisor {
             self.generations.get(&id).filter(|g| !g.listens && self.is_compared(id))?;
         let (admin, count) = (generation.admin.clone()?, generation.listeners.len());
         let (prepared, journal) =
-            (self.configurations.get(&id).cloned()?, Rc::clone(&self.journal));
+            (self.starts.configurations.get(&id).cloned()?, Rc::clone(&self.report.journal));
         let (tell, told) = oneshot::channel();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let deaf = deaf(&admin, count).await;
             let text = prepared.rendering().and_then(|rendering| passed_over(rendering, &deaf));
             if let Some(text) = &text {

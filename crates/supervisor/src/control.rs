@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::Error;
+use super::error::Error;
 
 /// Connections at a time; further ones wait in the accept queue.
 const CONNECTIONS: usize = 128;
@@ -78,7 +78,7 @@ pub(super) async fn serve(
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (ask, journal) = (Rc::clone(&ask), Rc::clone(&journal));
-                super::spawn(async move {
+                super::tasks::spawn(async move {
                     if let Err(error) = converse(stream, &journal, &*ask).await {
                         tracing::debug!(%error, "control connection ended");
                     }

@@ -20,8 +20,8 @@ use bindonce_sys::process;
 use bindonce_sys::whole;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::elsewhere::Elsewhere;
+use super::error::Error;
 use super::place::{self, Place, service_directory};
 use super::report::milliseconds;
 
@@ -30,9 +30,6 @@ pub(super) const LAST_ID: u64 = 1 << 53;
 
 /// No saved state is larger: 10,000 generations of 1,000 listeners.
 const LARGEST: u64 = 256 << 20;
-
-/// The file of events, kept for the next supervisor too.
-pub(super) const EVENTS: &str = "events.jsonl";
 
 /// The directory of a service, held by this supervisor alone.
 #[derive(Debug)]
@@ -218,7 +215,7 @@ impl Directory {
 
     /// Where events are kept, for the next supervisor too.
     pub(super) fn events(&self) -> PathBuf {
-        self.path.join(EVENTS)
+        self.path.join(place::EVENTS)
     }
 
     /// Where metrics are scraped.

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::{holders, process};
 
-use super::Kind;
 use super::admin::Info;
 use super::generation::Generation;
+use super::kind::Kind;
 
 /// The processes of one generation, and the listeners that it was given.
 pub(super) struct Family {

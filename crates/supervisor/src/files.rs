@@ -19,7 +19,7 @@ use bindonce_sys::changes::{Changes, Directory};
 use bindonce_sys::{aside, whole};
 use tokio::time::Instant;
 
-use super::Error;
+use super::error::Error;
 
 /// A burst of changes is over when nothing has happened for so long.
 const QUIET: Duration = Duration::from_millis(100);

@@ -9,7 +9,9 @@ use bindonce_core::generation::GenerationId;
 use bindonce_sys::{aside, diag, holders};
 
 use super::generation::Generation;
-use super::{Message, Supervisor, own};
+use super::message::Message;
+use super::own;
+use super::supervisor::Supervisor;
 
 /// How long a look at /proc and the kernel's sockets may take.
 pub(super) const LOOKS: Duration = Duration::from_secs(10);
@@ -20,7 +22,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get(&id) else { return };
         let look = self.look_at_own(generation, id);
         let sender = self.sender.clone();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let found = aside::within(LOOKS, look).await;
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
@@ -62,7 +64,7 @@ impl Supervisor {
                 }
                 None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
             };
-            if !lines.insert(text.clone()) || self.foreign.contains(&text) {
+            if !lines.insert(text.clone()) || self.report.foreign.contains(&text) {
                 continue;
             }
             let what = if address.starts_with("unix@") {
@@ -97,7 +99,7 @@ impl Supervisor {
             };
             self.record(id, event::Kind::ForeignBind, format!("{text} ({place}): {what}"));
         }
-        self.foreign = lines;
+        self.report.foreign = lines;
     }
 }
 

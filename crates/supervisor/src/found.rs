@@ -14,9 +14,11 @@ use bindonce_core::time::Timestamp;
 use bindonce_observe::Journal;
 use bindonce_sys::{aside, holders, process};
 
+use super::broker;
 use super::directory::{Directory, LAST_ID, Saved, SavedGeneration};
+use super::error::Error;
 use super::report::milliseconds;
-use super::{Error, Settings, broker};
+use super::settings::Settings;
 
 /// How long the look at all processes may take.
 const LOOKS: Duration = Duration::from_secs(10);

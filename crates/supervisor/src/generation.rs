@@ -16,7 +16,7 @@ use super::admin::Admin;
 use super::lease::News;
 use super::listeners::Held;
 use super::output::Tail;
-use super::report::Story;
+use super::report::Cause;
 use super::version::Version;
 
 /// A process that serves, is about to, or has served.
@@ -46,7 +46,7 @@ pub(super) struct Generation {
     /// Its readiness was told to the timeline.
     pub(super) ready: bool,
     /// Why it was ended by us before it took over.
-    pub(super) refused: Option<Story>,
+    pub(super) refused: Option<Cause>,
     /// It has said that it listens on all that was claimed for it.
     pub(super) listens: bool,
     /// It has closed its listeners, and is woken for none of them.

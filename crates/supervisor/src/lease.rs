@@ -2,6 +2,7 @@
 //! lives, and the listeners given back when the broker is lost.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -196,4 +197,11 @@ async fn end(lease: Option<Client>) {
     {
         let _ = tokio::time::timeout(ENDED, client.closed()).await;
     }
+}
+
+/// What the service has of the broker.
+pub(super) struct Leases {
+    pub(super) broker: Rc<Shared>,
+    /// Names of the listeners that exist because of this service.
+    pub(super) ours: BTreeSet<String>,
 }

@@ -6,10 +6,9 @@
 //! nobody waits in the queue of a listener that nobody accepts from. Whatever goes wrong
 //! here is logged and costs the service nothing.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use bindonce::aio::Client;
 use bindonce::{Claim, Give};
@@ -17,14 +16,17 @@ use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::State;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_observe::openmetrics::{Durations, Family, Page, Value};
+use bindonce_observe::openmetrics::{Family, Page, Value};
 use bindonce_observe::{events, scrape, self_metrics};
 use bindonce_sys::process;
 use tokio::sync::{mpsc, oneshot};
 
+use super::broker;
+use super::error::Error;
 use super::generation::Generation;
+use super::message::Message;
 use super::report::milliseconds;
-use super::{Error, Message, Supervisor, broker};
+use super::supervisor::Supervisor;
 
 /// How long to wait before a listener that could not be had is claimed again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -98,39 +100,6 @@ const BROKER_UP: Family = Family::gauge(
 const BROKER_LOSSES: Family =
     Family::counter("bindonce_broker_losses", "Times the broker was lost.");
 
-/// What is counted for metrics alone.
-#[derive(Debug, Default)]
-pub(super) struct Measured {
-    /// When the reload in progress began.
-    pub(super) begun: Option<Instant>,
-    /// When the generation that takes over was ready.
-    pub(super) ready: Option<Instant>,
-    reload_time: Durations,
-    handover_time: Durations,
-    failures: BTreeMap<&'static str, u64>,
-    last: Option<(SystemTime, bool)>,
-}
-
-impl Measured {
-    /// A reload has ended, or the first start; with its cause if it failed.
-    pub(super) fn ended(&mut self, failure: Option<&'static str>) {
-        if let Some(begun) = self.begun.take() {
-            self.reload_time.add(begun.elapsed());
-        }
-        if let Some(cause) = failure {
-            *self.failures.entry(cause).or_default() += 1;
-        }
-        self.last = Some((SystemTime::now(), failure.is_none()));
-    }
-
-    /// A generation serves alone.
-    pub(super) fn serves(&mut self) {
-        if let Some(ready) = self.ready.take() {
-            self.handover_time.add(ready.elapsed());
-        }
-    }
-}
-
 impl Supervisor {
     /// Everything, as it is now.
     pub(super) fn metrics(&self) -> String {
@@ -138,18 +107,18 @@ impl Supervisor {
         self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
         self.generations_of(&mut page);
         self.reloads_of(&mut page);
-        let count = |kind| self.journal.count(kind);
+        let count = |kind| self.report.journal.count(kind);
         page.single(&DEATHS, count(event::Kind::GenerationDied));
-        page.single(&RESTARTS, self.counts.restarts);
+        page.single(&RESTARTS, self.report.counts.restarts);
         page.single(&ROLLBACKS, count(event::Kind::Rollback));
         page.single(&ESCALATED, count(event::Kind::SignalEscalated));
-        page.single(&GHOSTS, self.counts.ghosts_removed);
+        page.single(&GHOSTS, self.report.counts.ghosts_removed);
         page.single(&UNKNOWN, count(event::Kind::UnknownAcceptor));
-        page.single(&FOREIGN, self.foreign.len());
-        page.single(&UPGRADES, self.upgrades);
-        page.single(&BROKER_UP, !self.broker.lost.get());
+        page.single(&FOREIGN, self.report.foreign.len());
+        page.single(&UPGRADES, self.upgrade.count);
+        page.single(&BROKER_UP, !self.leases.broker.lost.get());
         page.single(&BROKER_LOSSES, count(event::Kind::BrokerLost));
-        events(&mut page, &self.journal);
+        events(&mut page, &self.report.journal);
         page.finish()
     }
 
@@ -181,9 +150,10 @@ impl Supervisor {
     }
 
     fn reloads_of(&self, page: &mut Page) {
-        let measured = &self.measured;
+        let measured = &self.report.measured;
         let failed: u64 = measured.failures.values().sum();
-        let reloads = [("served", self.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
+        let reloads =
+            [("served", self.report.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
         page.family(
             &RELOADS,
             reloads.map(|(result, count)| ([("result", result.to_owned())], count)),

@@ -9,8 +9,8 @@
 use bindonce_core::address::Address;
 use bindonce_core::generation::GenerationId;
 
-use super::Supervisor;
 use super::generation::Generation;
+use super::supervisor::Supervisor;
 use super::watchdog::{Duty, Named};
 use bindonce_haproxy::config::Rendering;
 
@@ -31,7 +31,7 @@ impl Supervisor {
     /// The configuration of a generation, as it was read.
     pub(super) fn rendering(&self, id: GenerationId) -> Option<&Rendering> {
         let of = self.timeline.configuration_of(id)?;
-        self.configurations.get(&of)?.rendering()
+        self.starts.configurations.get(&of)?.rendering()
     }
 
     /// Whether the older generations can let go of what `newer` cannot bind, as far as is known.
@@ -49,7 +49,7 @@ impl Supervisor {
     /// Why a generation cannot let go of its own addresses by a pause without harm to the rest.
     pub(super) fn cannot_let_go(&self, id: GenerationId) -> Option<&'static str> {
         let generation = self.generations.get(&id)?;
-        let version = generation.version.or(self.version).unwrap_or_default();
+        let version = generation.version.or(self.starts.version).unwrap_or_default();
         let is_abstract = |address: &Address| matches!(address, Address::Abstract(_));
         let mut own = generation.own.iter().filter_map(|address| address.parse().ok());
         let mut given = generation.listeners.iter().map(|held| &held.bound);
@@ -84,7 +84,7 @@ impl Supervisor {
         let named =
             |id: &GenerationId| self.generations.get(id).map(Generation::pid).and_then(Named::of);
         let Some(newer) = named(&newer) else { return };
-        self.tell_watchdog(&Duty::End { newer, paused: paused.iter().filter_map(named).collect() });
+        self.handover.tell(&Duty::End { newer, paused: paused.iter().filter_map(named).collect() });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Performing what the timeline says.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bindonce_core::event;
 use bindonce_core::generation::{
@@ -9,15 +9,12 @@ use bindonce_core::generation::{
 };
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
-use bindonce_wire::{ErrorCode, RpcError};
 
-use super::report::Story;
+use super::message::Message;
+use super::report::Cause;
+use super::supervisor::Supervisor;
 use super::watchdog::{Duty, Named};
-use super::{Message, Supervisor};
-use super::{compare, promise, server_state, start};
-
-/// How long the answer to a reload waits for the broker to know of it.
-const CONFIRMED: Duration = Duration::from_secs(1);
+use super::{promise, server_state, start};
 
 impl Supervisor {
     pub(super) fn perform(&mut self, action: Action) {
@@ -28,12 +25,7 @@ impl Supervisor {
             Action::Guard { newer, paused } => self.guard(newer, &paused),
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
             Action::Prove { newer, older } => self.prove(newer, &older),
-            Action::EndProof => {
-                self.proving = None;
-                if let Some(proof) = self.proof.take() {
-                    proof.abort();
-                }
-            }
+            Action::EndProof => self.handover.end_watch(),
             Action::WatchStop(id) => self.watch_stop(id),
             Action::Detach(id) => self.detach(id),
             Action::LetGo(id) => {
@@ -48,7 +40,7 @@ impl Supervisor {
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
             Action::Restart { died, configuration, after, rollback } => {
-                self.counts.restarts += 1;
+                self.report.counts.restarts += 1;
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
                     let text = format!(
@@ -74,35 +66,35 @@ impl Supervisor {
         // The id must never be used again, whatever becomes of us.
         self.save();
         if self.timeline.serving().is_some() {
-            self.announcer.reloading();
+            self.report.announcer.reloading();
         }
         if configuration == Configuration::Fresh {
-            self.measured.begun = Some(Instant::now());
+            self.report.measured.begun = Some(Instant::now());
         }
         let known = match configuration {
             Configuration::Fresh => None,
-            Configuration::Of(of) => self.configurations.get(&of).cloned(),
+            Configuration::Of(of) => self.starts.configurations.get(&of).cloned(),
         };
-        let again = std::mem::replace(&mut self.read_before, true);
+        let again = self.starts.read();
         let held = self.generations.values().flat_map(|generation| &generation.listeners);
         let devices = held.filter_map(|held| held.listener.options.interface.clone()).collect();
         let mut served = self.served();
-        if configuration == Configuration::Fresh && std::mem::take(&mut self.allow_empty) {
-            self.may_be_empty = Some(id);
+        if configuration == Configuration::Fresh && self.requests.take_allow_empty() {
+            self.starts.may_be_empty = Some(id);
             served.clear();
         }
         let settings = Rc::clone(&self.settings);
         let directory = Rc::clone(&self.directory);
         let sender = self.sender.clone();
-        let no_epoll = self.no_epoll;
+        let no_epoll = self.starts.no_epoll;
         let alone = self.timeline.serving().is_none();
-        let watchdog = Rc::clone(&self.watchdog);
+        let watchdog = self.handover.watchdog();
         let serving =
             self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
         let descriptors = self.descriptors();
         let step = start::Step::default();
         let now = step.clone();
-        let task = super::spawn(async move {
+        let task = super::tasks::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
                 None => {
@@ -141,7 +133,7 @@ impl Supervisor {
             };
             let _ = sender.send(message);
         });
-        self.starting.insert(id, start::Starting { task: task.abort_handle(), step });
+        self.starts.begin(id, start::Starting { task: task.abort_handle(), step });
     }
 
     fn send_signal(&mut self, id: GenerationId, signal: Signal, reason: Reason) {
@@ -154,7 +146,7 @@ impl Supervisor {
             Signal::Terminate => Number::SIGTERM,
             Signal::Kill => Number::SIGKILL,
         };
-        if let Some(starting) = self.starting.remove(&id) {
+        if let Some(starting) = self.starts.end(id) {
             // There is no process yet; should one be on its way to us, it is ended on arrival.
             starting.task.abort();
             self.called_off(id, reason, &starting.step);
@@ -187,7 +179,7 @@ impl Supervisor {
             }
             _ => generation.pidfd.send(number),
         };
-        self.log_signal(id, pid, number, reason);
+        self.report.signalled(id, pid, number, reason);
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
@@ -207,27 +199,28 @@ impl Supervisor {
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
         let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        self.failure = Story {
+        self.report.failure = Cause {
             text,
             hint: (reason == Reason::NotReady).then(|| hint.to_owned()),
-            ..Story::default()
+            ..Cause::default()
         };
     }
 
     fn serving(&mut self, id: GenerationId) {
-        self.tell_watchdog(&Duty::None);
+        self.handover.tell(&Duty::None);
+        let mut confirmed = None;
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.served = true;
             generation.let_go_on();
-            self.confirmed = Some(generation.tell(State::Serving));
+            confirmed = Some(generation.tell(State::Serving));
             let pid = generation.pid();
             tracing::info!(generation = id.0, pid, "serving");
             self.record(id, event::Kind::GenerationServing, "serving");
-            self.measured.serves();
-            self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
+            self.report.measured.serves();
+            self.report.announcer.ready(&format!("generation {id} serves, pid {pid}"));
         }
         self.save();
-        self.late = self.ask_late(id);
+        self.requests.wait_for(confirmed, self.ask_late(id));
         self.give_back();
         self.watch_serving(id);
         self.write_pid_file(id);
@@ -241,28 +234,8 @@ impl Supervisor {
                 Some(serving) => format!("the last reload failed; generation {serving} serves on"),
                 None => "nothing serves".to_owned(),
             };
-            self.announcer.troubled(&status);
+            self.report.announcer.troubled(&status);
         }
-        let waiting: Vec<_> = callers.iter().filter_map(|id| self.callers.remove(id)).collect();
-        let (confirmed, late) = (self.confirmed.take(), self.late.take());
-        super::spawn(async move {
-            // What the broker lists is what the caller is told, if the broker answers.
-            if let Some(confirmed) = confirmed {
-                let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
-            }
-            let late = match late {
-                Some(late) => late.await.ok().flatten(),
-                None => None,
-            };
-            let answer = late.filter(|_| answer.is_ok()).map_or(answer, |text| {
-                let text =
-                    format!("{text}\nit serves all the same: no older generation could resume");
-                Err(RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(compare::HINT))
-            });
-            for reply in waiting {
-                // Whoever asked may have gone away.
-                let _ = reply.send(answer.clone());
-            }
-        });
+        self.requests.answer(callers, answer);
     }
 }

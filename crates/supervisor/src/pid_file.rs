@@ -11,7 +11,7 @@ use std::time::Duration;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::aside;
 
-use super::Supervisor;
+use super::supervisor::Supervisor;
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -23,11 +23,11 @@ impl Supervisor {
             return;
         };
         let path: Rc<Path> = path.into();
-        if self.pid_file.replace(Rc::clone(&path)).as_deref() == Some(&*path) {
+        if self.starts.pid_file.replace(Rc::clone(&path)).as_deref() == Some(&*path) {
             return;
         }
         let file = PathBuf::from(&*path);
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let written = aside::within(LIMIT, move || write(&file)).await;
             if let Err(error) = written.and_then(|written| written) {
                 let path = path.display();

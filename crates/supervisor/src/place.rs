@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use bindonce_core::name::Name;
 use bindonce_sys::trusted::{self, Untrusted};
 
+/// The file of events, kept for the next supervisor too.
+pub(super) const EVENTS: &str = "events.jsonl";
+
 /// Where services of root lie whose broker's directory is not to be trusted. Below it there is one directory for
 /// each broker's socket.
 const PRIVATE: &str = "/run/bindonce-services";
@@ -48,7 +51,7 @@ pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
 
 /// Where the supervisor of a service whose broker listens on `socket` keeps its events.
 pub fn events_file(socket: &Path, service: &Name) -> PathBuf {
-    service_directory(socket, service).join(super::directory::EVENTS)
+    service_directory(socket, service).join(EVENTS)
 }
 
 /// The names of all services that have, or had, a supervisor and use the broker at `socket`; sorted.

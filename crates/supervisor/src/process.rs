@@ -19,16 +19,26 @@ use super::directory::{Inherited, Saved, SavedGeneration};
 use super::generation::Generation;
 use super::lease::Keeper;
 use super::listeners::Held;
+use super::message::Message;
 use super::output::{self, Tail};
-use super::report::{Story, milliseconds};
+use super::report::{Cause, milliseconds};
 use super::start::Launched;
+use super::supervisor::Supervisor;
 use super::watchdog::Duty;
-use super::{Ended, Message, Supervisor};
 use bindonce_haproxy::config::Messages;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold
 /// its standard error open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How a supervisor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, and every generation is gone.
+    Shutdown,
+    /// The first generation failed; this is its story.
+    NeverServed(String),
+}
 
 /// A process, and what belongs to it, on its way to become a [`Generation`].
 pub(super) struct Process {
@@ -46,13 +56,13 @@ pub(super) struct Process {
 impl Supervisor {
     /// A process was started for a generation.
     pub(super) fn launched(&mut self, id: GenerationId, launched: Launched) {
-        if self.starting.remove(&id).is_none() {
+        if self.starts.end(id).is_none() {
             // It was called off while the process was on its way to us.
             return end_quietly(launched.pidfd);
         }
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
-        self.configurations.insert(id, launched.prepared);
+        self.starts.configurations.insert(id, launched.prepared);
         let admin = launched.admin.map(|path| Admin::connect(path, self.on_answer(id)));
         let process = Process {
             pidfd: launched.pidfd,
@@ -69,7 +79,7 @@ impl Supervisor {
         if let Err(error) = self.take_on(id, process) {
             let name = self.settings.kind.name();
             let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-            self.failure = Story { text, hint: None, ..Story::default() };
+            self.report.failure = Cause { text, hint: None, ..Cause::default() };
             return self.feed(Event::StartFailed(id));
         }
         tracing::info!(generation = id.0, pid, listeners, "started");
@@ -78,7 +88,7 @@ impl Supervisor {
         if !created.is_empty() {
             self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
         }
-        self.ours.extend(created);
+        self.leases.ours.extend(created);
         if let Some(shim) = launched.shim {
             self.hold(id, shim);
         }
@@ -88,8 +98,8 @@ impl Supervisor {
     /// Waits for a new generation to say that it is ready, and holds it there. Where the kernel does
     /// not let us, its signal arrives as any other, and it is stopped as soon as we hear of it.
     fn hold(&self, id: GenerationId, shim: OwnedFd) {
-        let (sender, watchdog) = (self.sender.clone(), Rc::clone(&self.watchdog));
-        super::spawn(async move {
+        let (sender, watchdog) = (self.sender.clone(), self.handover.watchdog());
+        super::tasks::spawn(async move {
             let Some(listener) = spawn::receive_hold(shim).await else { return };
             watchdog.borrow().share(listener.as_fd());
             let hold = match Hold::new(listener) {
@@ -130,12 +140,12 @@ impl Supervisor {
         let mut copy = None;
         let words = process.stderr.map(|(stderr, messages)| {
             copy = stderr.try_clone().ok();
-            super::spawn(output::pass_on(stderr, messages, tail.clone()))
+            super::tasks::spawn(output::pass_on(stderr, messages, tail.clone()))
         });
         let (sender, watched) = (self.sender.clone(), Rc::clone(&pidfd));
         let is_program = self.settings.kind.program().is_some();
         let start_time = process::start_time(pid).unwrap_or_default();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let exit = match ended.readable().await {
                 Ok(()) => {
                     // Before it is reaped: its pid still names its session, and nothing else.
@@ -161,12 +171,12 @@ impl Supervisor {
         });
         let (states, told) = mpsc::unbounded_channel();
         let keeper = Keeper {
-            shared: Rc::clone(&self.broker),
+            shared: Rc::clone(&self.leases.broker),
             id,
             pid,
             listeners: process.listeners.clone(),
         };
-        super::spawn(keeper.keep(process.lease, told));
+        super::tasks::spawn(keeper.keep(process.lease, told));
         let generation = Generation {
             pidfd,
             admin: process.admin,
@@ -193,10 +203,6 @@ impl Supervisor {
         self.generations.insert(id, generation);
         self.save();
         Ok(())
-    }
-
-    pub(super) fn tell_watchdog(&self, duty: &Duty) {
-        self.watchdog.borrow_mut().tell(duty);
     }
 
     pub(super) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
@@ -233,8 +239,8 @@ impl Supervisor {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
             let hint = generation.wants_address.map(|_| self.address_hint(id));
-            self.failure =
-                generation.refused.clone().unwrap_or(Story { text, hint, ..Story::default() });
+            self.report.failure =
+                generation.refused.clone().unwrap_or(Cause { text, hint, ..Cause::default() });
         }
         self.feed(Event::Exited(id));
     }
@@ -251,18 +257,18 @@ impl Supervisor {
         }
         self.give_back();
         self.directory.remove_admin(id);
-        self.retired(id);
+        self.requests.gone(id);
         self.save();
         self.keep_configurations();
         if self.timeline.is_idle() {
-            self.tell_watchdog(&Duty::None);
+            self.handover.tell(&Duty::None);
         }
     }
 
     /// Removes the rendered configurations that nobody runs and that will not be started again.
     pub(super) fn keep_configurations(&mut self) {
         let keep: Vec<_> = self.timeline.configurations().collect();
-        self.configurations.retain(|of, _| keep.contains(of));
+        self.starts.configurations.retain(|of, _| keep.contains(of));
         if let Err(error) = self.directory.keep_configurations(&keep) {
             tracing::warn!(%error, "old rendered configurations could not be removed");
         }
@@ -291,16 +297,16 @@ impl Supervisor {
         Saved {
             next: self.timeline.next_id().0,
             generations: generations.collect(),
-            ours: self.ours.clone(),
+            ours: self.leases.ours.clone(),
             inherited,
-            upgrades: self.upgrades,
+            upgrades: self.upgrade.count,
         }
     }
 
     /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.
     fn say_what_stays(&self) {
-        if !self.ours.is_empty() {
-            let listeners = some_of(&self.ours);
+        if !self.leases.ours.is_empty() {
+            let listeners = some_of(&self.leases.ours);
             tracing::info!(
                 "the broker keeps the addresses bound, and clients wait there until something serves \
                  them again; to free them: bindonce release {listeners}"
@@ -318,7 +324,7 @@ impl Supervisor {
                 Ended::Shutdown
             }
             bindonce_core::generation::Ending::NeverServed => {
-                Ended::NeverServed(self.failure.whole())
+                Ended::NeverServed(self.report.failure.whole())
             }
         }
     }
@@ -338,7 +344,7 @@ fn some_of(names: &BTreeSet<String>) -> String {
 fn end_quietly(pidfd: Pidfd) {
     tree::signal_all(pidfd.pid(), Number::SIGKILL);
     let Ok(ended) = Watch::new(&pidfd) else { return };
-    super::spawn(async move {
+    super::tasks::spawn(async move {
         if ended.readable().await.is_ok() {
             let _ = pidfd.try_wait();
         }

@@ -7,24 +7,17 @@ use bindonce_core::generation::GenerationId;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
 
-use super::report::Story;
-use super::{Error, Supervisor};
+use super::error::Error;
+use super::report::Cause;
+use super::starts::Kept;
+use super::supervisor::Supervisor;
 use bindonce_haproxy::config::Rendering;
-
-/// What the newest generation leaves of the listeners of the one that serves.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Kept {
-    /// The listeners that it does not have.
-    pub(super) left: Vec<String>,
-    /// It has none of them.
-    pub(super) none: bool,
-}
 
 impl Supervisor {
     /// Ends a generation that is not to take over, for this reason.
-    pub(super) fn refuse(&mut self, id: GenerationId, story: Story) {
+    pub(super) fn refuse(&mut self, id: GenerationId, story: Cause) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        generation.refused = Some(Story { ours: true, ..story });
+        generation.refused = Some(Cause { ours: true, ..story });
         // Held or not: it has served nobody, and must not.
         tree::signal_all(generation.pid(), Number::SIGKILL);
     }
@@ -43,7 +36,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get(&id) else { return Ok(()) };
         let has: BTreeSet<_> = generation.listeners.iter().map(|held| &held.label).collect();
         let left: Vec<_> = served.iter().filter(|label| !has.contains(label)).cloned().collect();
-        if has.is_empty() && self.may_be_empty != Some(id) {
+        if has.is_empty() && self.starts.may_be_empty != Some(id) {
             nobody_would_accept(served)?;
         }
         let none = !left.is_empty() && left.len() == self.served().len();
@@ -54,7 +47,7 @@ impl Supervisor {
                 "the configuration names none of the listeners that served: they will be closed"
             );
         }
-        self.kept = Kept { left, none };
+        self.starts.kept = Kept { left, none };
         Ok(())
     }
 }

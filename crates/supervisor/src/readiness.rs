@@ -5,8 +5,6 @@
 //! a process of that generation is believed.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -16,86 +14,17 @@ use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
 use bindonce_sys::tree;
 use bindonce_sys::watch::Watch;
-use nix::cmsg_space;
-use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
-};
-use tokio::io::Interest;
-use tokio::net::UnixDatagram;
 
-use super::{Error, Message, Supervisor, broker};
+use super::error::Error;
+use super::message::Message;
+use super::notifications::{LOOK_AGAIN, Notifications};
+use super::supervisor::Supervisor;
 use crate::program::Readiness;
 
 /// Between a check that failed and the next: at first, doubling, and in the end. Until a check succeeds
 /// the new generation and the older one both accept.
 const CHECK_AGAIN: Duration = Duration::from_millis(10);
 const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
-
-/// Between two looks at who has said READY=1: each reads all of /proc.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// The longest message that is read whole; what is longer is no READY=1 of a sane program.
-const LONGEST: usize = 4096;
-
-/// Where one generation says that it is ready.
-#[derive(Debug)]
-pub(super) struct Notifications {
-    socket: UnixDatagram,
-    address: String,
-}
-
-impl Notifications {
-    pub(super) fn new() -> Result<Self, Error> {
-        let made = broker::notify_socket().and_then(|(socket, address)| {
-            setsockopt(&socket, sockopt::PassCred, &true)?;
-            Ok(Self { socket, address })
-        });
-        made.map_err(Error::system("make a socket for the program's word"))
-    }
-
-    /// What NOTIFY_SOCKET is to be.
-    pub(super) fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// Waits until somebody says READY=1, and gives the pid. Anybody on this host can say it.
-    async fn ready(&self) -> io::Result<i32> {
-        loop {
-            let message = self.socket.async_io(Interest::READABLE, || self.receive()).await?;
-            if let Some(pid) = message {
-                return Ok(pid);
-            }
-        }
-    }
-
-    /// Waits until this process says READY=1.
-    pub(super) async fn from(&self, pid: i32) -> Result<(), Error> {
-        while self.ready().await.map_err(Error::system("receive the broker's word"))? != pid {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Ok(())
-    }
-
-    /// Takes one message; the pid of its sender if it says READY=1.
-    fn receive(&self) -> io::Result<Option<i32>> {
-        let mut text = [0; LONGEST];
-        let mut parts = [IoSliceMut::new(&mut text)];
-        // Room for the credentials and for nothing else: descriptors that come along, as with
-        // FDSTORE=1, the kernel closes.
-        let mut control = cmsg_space!(UnixCredentials);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let raw = self.socket.as_raw_fd();
-        let received = recvmsg::<()>(raw, &mut parts, Some(&mut control), flags)?;
-        let sender = received.cmsgs()?.find_map(|message| match message {
-            ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
-            _ => None,
-        });
-        let length = received.bytes;
-        let says = text.get(..length).unwrap_or_default();
-        let ready = says.split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
-        Ok(sender.filter(|_| ready))
-    }
-}
 
 impl Supervisor {
     /// Begins to wait for a program to be ready.
@@ -106,7 +35,7 @@ impl Supervisor {
         let readiness = program.readiness.clone();
         let service = self.settings.service.to_string();
         let sender = self.sender.clone();
-        let task = super::spawn(async move {
+        let task = super::tasks::spawn(async move {
             let ready = match (readiness, notifications) {
                 (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
                 (Readiness::Check(command), _) => {
@@ -172,7 +101,7 @@ async fn checked(
     loop {
         let mut launch = Launch::new("sh");
         launch.args = vec!["-c".into(), command.to_owned()];
-        launch.env_remove = super::start::not_theirs();
+        launch.env_remove = super::broker::not_theirs();
         let environment = environment.iter();
         launch.env.extend(environment.map(|(name, value)| ((*name).into(), value.into())));
         launch.service = true;

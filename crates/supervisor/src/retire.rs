@@ -2,20 +2,12 @@
 
 use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_wire::{ErrorCode, RpcError};
-use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::Supervisor;
 use super::control::Answer;
 use super::generation::Generation;
-
-/// Somebody who waits until a generation is gone, and what it had when that was asked for.
-pub(super) struct Retiring {
-    id: GenerationId,
-    pid: Option<i32>,
-    connections: Option<u64>,
-    reply: oneshot::Sender<Answer>,
-}
+use super::requests::Retirement;
+use super::supervisor::Supervisor;
 
 impl Supervisor {
     /// Ends the generation that is wanted, else the oldest one that drains; answers when it is gone.
@@ -27,7 +19,7 @@ impl Supervisor {
         let known = self.generations.get(&id);
         let (pid, connections) = (known.map(Generation::pid), known.and_then(|g| g.connections));
         tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
-        self.retiring.push(Retiring { id, pid, connections, reply });
+        self.requests.await_end(Retirement { id, pid, connections, reply });
         self.feed(Event::Retire(id));
     }
 
@@ -55,17 +47,6 @@ impl Supervisor {
                         .with_hint("`bindonce status` shows the generations that there are")
                 }
             }),
-        }
-    }
-
-    /// A generation is gone: answers everybody who wanted it to be.
-    pub(super) fn retired(&mut self, id: GenerationId) {
-        for Retiring { pid, connections, reply, .. } in
-            self.retiring.extract_if(.., |retiring| retiring.id == id)
-        {
-            let told = json!({ "generation": id.0, "pid": pid, "connections": connections });
-            // Whoever asked may have gone away.
-            let _ = reply.send(Ok(told));
         }
     }
 }

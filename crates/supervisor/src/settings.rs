@@ -6,7 +6,7 @@ use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
-use super::Kind;
+use super::kind::Kind;
 
 /// What a supervisor is told on its command line.
 #[derive(Debug, Clone)]

@@ -17,10 +17,12 @@ use bindonce_sys::{holders, inherit, tree};
 use tokio::sync::oneshot;
 
 use super::admin::{Admin, Info};
+use super::broker;
 use super::directory::{Saved, SavedGeneration};
+use super::error::Error;
 use super::listeners::Held;
 use super::process::Process;
-use super::{Error, Supervisor, broker};
+use super::supervisor::Supervisor;
 use bindonce_haproxy::config::Messages;
 
 /// How long a generation that was found may take to answer on its admin socket.
@@ -125,7 +127,7 @@ impl Supervisor {
                     "ended: it was starting when its supervisor died, and it does not answer";
                 tracing::warn!(generation = id.0, pid, "{text}");
                 let happening = Happening::new(event::Kind::GenerationFailed, text);
-                self.journal.record(happening.generation(id.0).pid(pid));
+                self.report.journal.record(happening.generation(id.0).pid(pid));
                 tree::signal_all(pid, Number::SIGKILL);
                 return Ok(None);
             }
@@ -190,7 +192,7 @@ impl Supervisor {
     ) -> (Vec<Rc<Held>>, Option<bindonce::aio::Client>) {
         let claim = async {
             let mut lease = broker::connect(&self.settings.socket).await?;
-            self.broker.note(&lease);
+            self.leases.broker.note(&lease);
             let service = &self.settings.service;
             broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
             let wanted: Vec<Listener> =
@@ -230,7 +232,7 @@ impl Supervisor {
                         it is no generation that we know";
             tracing::warn!(pid, command, "{text}");
             let text = format!("{text}: {command}");
-            self.journal.record(Happening::new(event::Kind::UnknownAcceptor, text).pid(pid));
+            self.report.journal.record(Happening::new(event::Kind::UnknownAcceptor, text).pid(pid));
         }
     }
 
@@ -251,7 +253,7 @@ impl Supervisor {
         };
         holders
             .into_iter()
-            .filter(|pid| !is_ours(*pid) && Some(*pid) != self.broker.pid.get())
+            .filter(|pid| !is_ours(*pid) && Some(*pid) != self.leases.broker.pid.get())
             .map(|pid| (pid, process::shown(pid)))
             .collect()
     }

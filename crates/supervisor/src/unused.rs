@@ -14,9 +14,11 @@ use bindonce_core::generation::{GenerationId, State};
 use bindonce_observe::{Happening, Journal};
 use tokio::sync::oneshot;
 
+use super::broker;
 use super::generation::Generation;
 use super::listeners::Known;
-use super::{Message, Supervisor, broker};
+use super::message::Message;
+use super::supervisor::Supervisor;
 
 /// How long the broker may take to know that leases have ended.
 const GIVEN_BACK: Duration = Duration::from_secs(2);
@@ -68,7 +70,7 @@ impl Supervisor {
     /// Releases what is not used, once the broker knows of these leases' end.
     fn release_after(&self, told: Vec<oneshot::Receiver<()>>) {
         let sender = self.sender.clone();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             for told in told {
                 let _ = tokio::time::timeout(GIVEN_BACK, told).await;
             }
@@ -82,7 +84,7 @@ impl Supervisor {
         let created = gone.listeners.iter().filter(|held| held.created);
         let unused: Vec<_> =
             created.map(|held| held.label.clone()).filter(|label| !used.contains(label)).collect();
-        self.ours.retain(|label| !unused.contains(label));
+        self.leases.ours.retain(|label| !unused.contains(label));
     }
 
     /// The descriptors of all listeners that generations have, by inode.
@@ -99,20 +101,20 @@ impl Supervisor {
 
     /// Releases the listeners that exist because of this service and that no generation has.
     pub(super) fn release_unused(&mut self) {
-        if self.timeline.serving().is_none() || !self.starting.is_empty() {
+        if self.timeline.serving().is_none() || self.starts.in_progress() {
             // What is being started may claim them in this moment; there is a next time.
             return;
         }
         let used = self.used();
-        let unused: Vec<_> = self.ours.difference(&used).cloned().collect();
+        let unused: Vec<_> = self.leases.ours.difference(&used).cloned().collect();
         if unused.is_empty() {
             return;
         }
-        self.ours.retain(|label| used.contains(label));
+        self.leases.ours.retain(|label| used.contains(label));
         self.save();
-        let (socket, journal) = (self.settings.socket.clone(), Rc::clone(&self.journal));
+        let (socket, journal) = (self.settings.socket.clone(), Rc::clone(&self.report.journal));
         let sender = self.sender.clone();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let kept = release(&socket, &journal, unused).await;
             let _ = sender.send(Message::NotReleased(kept));
         });

@@ -10,12 +10,11 @@ use std::time::Duration;
 use bindonce_core::event;
 use bindonce_observe::Happening;
 use bindonce_sys::upgrade::{self, Installed};
-use bindonce_wire::{ErrorCode, RpcError};
-use tokio::sync::oneshot;
 
-use super::control::Answer;
 use super::directory::{Inherited, Saved};
-use super::{Message, Supervisor};
+use super::message::Message;
+use super::supervisor::Supervisor;
+use super::upgrades::failed;
 
 /// The hidden subcommand that proves that a binary reads the state.
 pub const CHECK: &str = "__check-state";
@@ -32,26 +31,18 @@ const QUIET: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, super::Error> {
+pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, super::error::Error> {
     let saved = super::directory::parse(path, text)?;
     Ok(upgrade::answer(saved.generations.len(), text))
 }
 
 impl Supervisor {
-    /// Upgrades when nothing else is in progress; answers only if it fails.
-    pub(super) fn want_upgrade(&mut self, reply: oneshot::Sender<Answer>) {
-        if let Some(earlier) = self.upgrade.replace(reply) {
-            let _ = earlier.send(Err(failed("another upgrade was asked for meanwhile")));
-        }
-    }
-
     /// Called when the loop has nothing to do: begins an upgrade that was asked for.
     pub(super) fn maybe_upgrade(&mut self) {
-        let busy = !self.timeline.is_idle() || !self.retiring.is_empty();
-        if self.upgrade.is_none() || self.upgrading || busy {
+        let busy = !self.timeline.is_idle() || self.requests.awaits_end();
+        if busy || !self.upgrade.begin() {
             return;
         }
-        self.upgrading = true;
         let saved = self.saved(None);
         let sender = self.sender.clone();
         let admins: Vec<_> = self
@@ -65,7 +56,7 @@ impl Supervisor {
                 generation.admin.clone()
             })
             .collect();
-        super::spawn(async move {
+        super::tasks::spawn(async move {
             let proved = prove(&saved).await;
             for admin in admins {
                 // Answered, or so late that the next image will not ask it either.
@@ -77,15 +68,14 @@ impl Supervisor {
 
     /// The new binary has proved itself, or has not: becomes it.
     pub(super) fn upgrade_now(&mut self, proved: Result<Installed, String>) {
-        self.upgrading = false;
-        let Some(reply) = self.upgrade.take() else { return };
+        let Some(reply) = self.upgrade.end() else { return };
         let error = match proved {
             Ok(binary) => self.become_binary(&binary),
             Err(story) => story,
         };
         tracing::error!("upgrade failed, nothing has changed: {error}");
         let text = format!("nothing has changed: {error}");
-        self.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
+        self.report.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
         let _ = reply.send(Err(failed(&error)));
         self.save();
         let draining = self.generations.keys().copied().collect::<Vec<_>>();
@@ -108,7 +98,7 @@ impl Supervisor {
             copies.push(fd);
             number
         };
-        match self.control.try_clone() {
+        match self.upgrade.control.try_clone() {
             Ok(control) => inherited.control = leave(control),
             Err(error) => return format!("the control socket cannot be kept: {error}"),
         }
@@ -122,7 +112,7 @@ impl Supervisor {
             Ok(left) => left,
             Err(error) => return format!("descriptors cannot be kept: {error}"),
         };
-        self.upgrades += 1;
+        self.upgrade.count += 1;
         let saved = self.saved(Some(inherited));
         let error = match self.directory.save(&saved) {
             Ok(()) => {
@@ -131,14 +121,9 @@ impl Supervisor {
             }
             Err(error) => error,
         };
-        self.upgrades -= 1;
+        self.upgrade.count -= 1;
         format!("{} cannot take over: {error}", binary.path().display())
     }
-}
-
-fn failed(story: &str) -> RpcError {
-    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {story}"))
-        .with_hint("install a working binary where the running one was started from")
 }
 
 /// Opens the binary that is installed now, and lets it prove in a child that it reads the state.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bindonce_sys::ask;
 
-use super::Error;
+use super::error::Error;
 
 /// How long a binary may take to tell its version.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);

@@ -28,7 +28,7 @@ use bindonce_sys::{holders, log, queue, tree};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Error;
+use super::error::Error;
 
 /// The hidden subcommand that calls [`run`].
 pub const SUBCOMMAND: &str = "__watchdog";

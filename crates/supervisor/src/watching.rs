@@ -15,7 +15,10 @@ use bindonce_sys::aside;
 
 use super::admin::{Admin, Info, NoAnswer};
 use super::family::{Family, Seen};
-use super::{Kind, Message, Supervisor, foreign};
+use super::foreign;
+use super::kind::Kind;
+use super::message::Message;
+use super::supervisor::Supervisor;
 
 /// Between two looks at a generation that was told to stop: at first, and later.
 const STOP_LOOK: Duration = Duration::from_millis(2);
@@ -34,7 +37,7 @@ impl Supervisor {
     /// Asks the serving generation now and then whether another process has told it to stop, or its
     /// own master to reload: then another must be started.
     pub(super) fn watch_serving(&mut self, id: GenerationId) {
-        let (sender, journal) = (self.sender.clone(), Rc::clone(&self.journal));
+        let (sender, journal) = (self.sender.clone(), Rc::clone(&self.report.journal));
         let kind = self.settings.kind.clone();
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let mut admin = generation.admin.clone();
@@ -42,7 +45,7 @@ impl Supervisor {
         if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
             return;
         }
-        let task = super::spawn(async move {
+        let task = super::tasks::spawn(async move {
             let leaves = |how| drop(sender.send(Message::Leaves(id, how)));
             let mut known = family.workers();
             let mut said = false;
@@ -118,7 +121,7 @@ impl Supervisor {
         if let Some(earlier) = generation.watch.take() {
             earlier.abort();
         }
-        let task = super::spawn(async move {
+        let task = super::tasks::spawn(async move {
             let tell = |message| drop(sender.send(message));
             let told = match &admin {
                 Some(admin) => {

@@ -13,11 +13,13 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, Order, Reading, not_theirs, passed};
+use super::{How, Order, Reading, passed};
 use crate::directory::Directory;
 use crate::elsewhere;
+use crate::error::Error;
+use crate::kind::Haproxy;
 use crate::listeners::Held;
-use crate::{Error, Haproxy, Settings};
+use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering, Supplied, System};
 
 /// The variable that carries the number of the admin socket's descriptor.
@@ -72,7 +74,7 @@ pub(super) async fn render(
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
-        let world = world.with(&not_theirs(), &ours);
+        let world = world.with(&crate::broker::not_theirs(), &ours);
         let world = world.holding(how.devices);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };

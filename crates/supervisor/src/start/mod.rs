@@ -19,23 +19,19 @@ use std::sync::Arc;
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::Listener;
-use bindonce_sys::inherit;
-use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::spawn::Launch;
 
 use tokio::task::AbortHandle;
 
+use super::broker;
 use super::directory::Directory;
+use super::error::Error;
+use super::kind::Kind;
 use super::listeners::{Held, Known};
-use super::readiness::Notifications;
-use super::{Error, Kind, Settings, broker};
+use super::notifications::Notifications;
+use super::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering};
-
-/// Variables that are for the supervisor, or for a broker that it starts, alone.
-pub(super) fn not_theirs() -> Vec<std::ffi::OsString> {
-    inherit::SERVICE_MANAGER.into_iter().chain([STARTER]).map(Into::into).collect()
-}
 
 /// What a generation is started on; more than one may be.
 #[derive(Debug)]
@@ -161,7 +157,7 @@ pub(super) async fn launch(
         // Each kind prepares its own.
         (Kind::Haproxy(_), Prepared::Program) => return Err(Error::NotPrepared),
     };
-    order.launch.env_remove = not_theirs();
+    order.launch.env_remove = broker::not_theirs();
     let ours = [
         ("BINDONCE_SERVICE".into(), settings.service.as_str().into()),
         ("BINDONCE_GENERATION".into(), id.0.to_string().into()),

@@ -9,10 +9,11 @@ use bindonce_sys::inherit;
 use bindonce_sys::spawn::Launch;
 
 use super::{Order, passed};
+use crate::error::Error;
 use crate::listeners::Held;
+use crate::notifications::Notifications;
 use crate::program::{Numbers, Program, Readiness};
-use crate::readiness::Notifications;
-use crate::{Error, Settings};
+use crate::settings::Settings;
 use bindonce_haproxy::config::Messages;
 
 /// How the program is started with these listeners.

@@ -3,13 +3,14 @@
 //! let go of an address that it cannot bind, SIGTTIN that they take it back: it has given up (see [`super::own`]).
 
 use bindonce_core::event;
-use bindonce_core::generation::{Caller, Event, GenerationId};
+use bindonce_core::generation::{Event, GenerationId};
 use bindonce_observe::Happening;
 use bindonce_sys::signals::{Received, Signal};
 use tokio::sync::oneshot;
 
+use super::control;
 use super::generation::Generation;
-use super::{Supervisor, control};
+use super::supervisor::Supervisor;
 
 impl Supervisor {
     /// Wants a reload, with the reason, and for whom it is answered.
@@ -19,12 +20,8 @@ impl Supervisor {
         why: &str,
         pid: Option<i32>,
     ) {
-        self.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
-        self.next_caller += 1;
-        let caller = Caller(self.next_caller);
-        if let Some(reply) = reply {
-            self.callers.insert(caller, reply);
-        }
+        self.report.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
+        let caller = self.requests.reload(reply);
         self.feed(Event::Reload(caller));
     }
 
@@ -68,8 +65,8 @@ impl Supervisor {
     fn shut_down(&mut self, signal: Signal, sender: i32) {
         tracing::info!(signal = signal.as_str(), sender, "shutdown asked for");
         let text = format!("shutdown asked for: {}", signal.as_str());
-        self.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(sender));
-        self.announcer.stopping();
+        self.report.journal.record(Happening::new(event::Kind::SupervisorEnding, text).pid(sender));
+        self.report.announcer.stopping();
         self.feed(Event::Shutdown);
     }
 

@@ -1,0 +1,79 @@
+//! What is sent to the loop: everything that happens beside it.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bindonce_core::generation::{Event, GenerationId};
+use bindonce_sys::hold::Hold;
+use bindonce_sys::process::Exit;
+use tokio::sync::oneshot;
+
+use super::admin::Info;
+use super::control::Ask;
+use super::error::Error;
+use super::start::Launched;
+
+/// Something that happened, on its way to the loop.
+pub(super) enum Message {
+    /// For the timeline as it is.
+    Event(Event),
+    /// A process was started.
+    Launched(GenerationId, Box<Launched>),
+    /// No process could be started, and why.
+    NotLaunched(GenerationId, Error),
+    /// The files that are watched read differently.
+    Changed,
+    /// A program is ready, and by what sign.
+    Ready(GenerationId, &'static str),
+    /// It says that it is ready, and does not go on before it is let.
+    Held(GenerationId, Rc<Hold>),
+    /// The admin socket answered for the first time.
+    Answers(GenerationId, Info),
+    /// What a generation that is ready has bound, and how it was known to be ready.
+    Compared(GenerationId, &'static str, Compared),
+    /// Which of its listeners the generation that is to take over does not listen on.
+    Listens(GenerationId, Vec<usize>),
+    /// The process has ended.
+    Exited(GenerationId, Option<Exit>),
+    /// A client wants something.
+    Asked(Ask),
+    /// Another process than us has told the generation that serves to stop, or its own master to
+    /// reload: how.
+    Leaves(GenerationId, &'static str),
+    /// Somebody wants the metrics.
+    Scraped(oneshot::Sender<String>),
+    /// How many connections a draining generation has left.
+    Left(GenerationId, u64),
+    /// It has closed its listeners, and its ghosts were removed as far as they could be.
+    Closed(GenerationId),
+    /// The broker knows that leases have ended.
+    GivenBack,
+    /// These listeners are used, and stay.
+    NotReleased(BTreeSet<String>),
+    /// What came of removing its ghosts.
+    Detached(GenerationId, Detached),
+    /// What haproxy has bound by itself.
+    Foreign(GenerationId, BTreeSet<String>),
+    /// The binary that is installed now reads our state, or does not.
+    Proved(Result<bindonce_sys::upgrade::Installed, String>),
+}
+
+/// What came of removing the ghosts of one generation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Detached {
+    pub(super) removed: usize,
+    pub(super) left: usize,
+    /// The kernel does not permit it.
+    pub(super) refused: bool,
+}
+
+/// What was seen of a generation that is ready.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Addresses that it has bound by itself.
+    pub(super) own: BTreeSet<String>,
+    /// It was asked what it listens on.
+    pub(super) asked: bool,
+    /// Which of its listeners it does not listen on.
+    pub(super) deaf: Vec<usize>,
+}
