@@ -341,6 +341,37 @@ fn a_listener_is_named_by_whom_a_rule_says() {
 }
 
 #[test]
+fn root_takes_the_name_of_a_listener_back() {
+    if !geteuid().is_root() {
+        return skip("needs root, to be two users");
+    }
+    let scene = Scene::new();
+    let config = rules("allow = ['bind']\naddresses = ['*:9000-9999']\nnames = ['*']");
+    let mut broker = serve(&scene, &config, None);
+    let said = stranger(
+        &scene,
+        "root = Broker()\n\
+         say(root.bind('own=127.0.0.1:8001'))\n\
+         if os.fork() == 0:\n\
+         \x20   become(65534)\n\
+         \x20   broker = Broker()\n\
+         \x20   say(broker.bind('web=127.0.0.1:9001'))\n\
+         \x20   say(broker.bind('own=127.0.0.1:9002')[:6])\n\
+         \x20   os._exit(0)\n\
+         os.wait()\n\
+         say(root.bind('web=127.0.0.1:8002'))\n\
+         say(root.bind('own=127.0.0.1:8003')[:6])\n\
+         root.send('list')\n\
+         names = {it['address']: it['name'] for it in root.reply()['result']['listeners']}\n\
+         say(names['127.0.0.1:8002'], names['127.0.0.1:9001'], names['127.0.0.1:8001'])\n",
+    );
+    let names = "web 127.0.0.1:9001 own";
+    assert_eq!(said, ["ok", "ok", "-32003", "ok", "-32003", names]);
+    let line = broker.wait_line("has taken the name of a listener back");
+    assert!(line.contains("127.0.0.1:9001"), "{line}");
+}
+
+#[test]
 fn what_is_kept_for_clients_has_a_limit() {
     if !geteuid().is_root() {
         return skip("needs root, to be several users");

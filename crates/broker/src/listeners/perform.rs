@@ -68,6 +68,32 @@ impl Listeners {
         self.counts.opened += created as u64;
     }
 
+    /// Takes a name from the listener of a user who has squatted it: whoever asks owns all names. What was
+    /// named by root, by the broker's user or by a broker before keeps its name.
+    pub(crate) fn take_back(&mut self, wanted: &Listener) {
+        let Some(name) = &wanted.name else { return };
+        let Some((id, held)) = self.registry.with_name(name) else { return };
+        let owner = held.opened.handle.owned.as_ref().map(|owned| owned.uid);
+        let Some(uid) = owner.filter(|uid| !self.reporter.owns_names(*uid)) else { return };
+        if held.listener.key() == wanted.key() {
+            return;
+        }
+        let address = held.listener.address.to_string();
+        let actions = self.registry.on(now(), Event::Unname(id));
+        self.perform(actions);
+        tracing::warn!(
+            name = %name, address, uid,
+            hint = "the listener stays, without a name; say in `names` of the rules who may use which",
+            "root or the broker's user has taken the name of a listener back"
+        );
+        let text =
+            format!("the name {name} was taken back from {address}, a listener of uid {uid}");
+        self.reporter.record(Happening::new(Kind::ListenerChanged, text));
+        if let Some(held) = self.registry.held(id) {
+            self.ledger.record([held]);
+        }
+    }
+
     /// Records why a claim got nothing.
     pub(crate) fn denied(&self, id: ConnectionId, denied: Denied) -> Denied {
         self.reporter.record(self.by(id, denied.happening()));

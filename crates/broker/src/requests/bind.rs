@@ -36,6 +36,9 @@ pub(super) async fn bind(
         allow(&broker.borrow(), caller, &wanted, change)?;
         wants.push(Want { wanted, tentative, change });
     }
+    if broker.borrow().access.owns_names(caller) {
+        take_back_names(&mut broker.borrow_mut(), &wants);
+    }
     let leases = match claims::claim_unsettled(broker, caller.connection, wants).await {
         Ok(leases) => leases,
         Err(failure) => {
@@ -74,6 +77,18 @@ fn allow(broker: &Broker, caller: &Caller, wanted: &Wanted, change: bool) -> Res
         Wanted::Listen(spec) => {
             access.allow_claim(caller, spec, change, |one| registry.by_key(one).is_some())?;
             allow_name(broker, caller, spec)
+        }
+    }
+}
+
+/// Root and the broker's user have every name back that they ask for.
+fn take_back_names(broker: &mut Broker, wants: &[Want]) {
+    for want in wants {
+        let Wanted::Listen(spec) = &want.wanted else { continue };
+        if spec.first.name.is_some() {
+            for listener in spec.expand() {
+                broker.listeners.take_back(&listener);
+            }
         }
     }
 }

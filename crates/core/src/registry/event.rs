@@ -50,6 +50,8 @@ pub enum Event<H> {
     Retry(ConnectionId),
     /// A connection says which generation it stands for, or that its phase changed.
     Join(ConnectionId, Label),
+    /// This listener loses its name, which is somebody else's to give.
+    Unname(ListenerId),
     /// A connection asks for listeners to be closed, by name or address.
     Release(ConnectionId, Vec<Wanted>),
     /// A connection has ended; the answer to [`Action::Leaving`] as well.

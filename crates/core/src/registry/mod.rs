@@ -104,6 +104,7 @@ impl<H> Registry<H> {
             Event::Release(id, wanted) if self.connections.contains_key(&id) => {
                 self.release(id, &wanted, &mut actions);
             }
+            Event::Unname(id) => self.unname(id),
             Event::Gone(id) => self.gone(id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links),
@@ -150,6 +151,13 @@ impl<H> Registry<H> {
         self.held(self.index.key(&listener.key())?)
     }
 
+    /// Which held listener has this name.
+    pub fn with_name(&self, name: &Name) -> Option<(ListenerId, &Held<H>)> {
+        let id = self.index.name(name)?;
+        let held = self.held(id)?;
+        (held.listener.name.as_ref() == Some(name)).then_some((id, held))
+    }
+
     /// A held listener by its name.
     pub fn by_name(&self, name: &Name) -> Option<&Held<H>> {
         self.held(self.index.name(name)?)
@@ -178,6 +186,16 @@ impl<H> Registry<H> {
     /// Gives up everything, for an orderly exit.
     pub fn into_held(self) -> impl Iterator<Item = Held<H>> {
         self.held.into_values().map(|held| *held)
+    }
+
+    /// A name that a claim in hand still gives it stays.
+    fn unname(&mut self, id: ListenerId) {
+        if let Some(held) = self.held.get_mut(&id)
+            && let Some(name) = held.listener.name.take()
+        {
+            held.edition += 1;
+            self.index.remove_name(id, &name);
+        }
     }
 
     fn join(&mut self, now: Timestamp, id: ConnectionId, label: Label) {

@@ -354,6 +354,21 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
 }
 
 #[test]
+fn a_name_that_is_taken_away_is_free_and_the_listener_stays() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want("web=:8000")]).expect("claim");
+    assert!(shell.claim(TWO, &[want("web=:80")]).is_err());
+    let (id, held) = shell.registry.with_name(&"web".parse().expect("name")).expect("named");
+    let edition = held.edition();
+    assert_eq!(shell.on(Event::Unname(id)), []);
+    assert_ne!(shell.registry.held(id).expect("held").edition(), edition);
+    assert!(shell.claim(ONE, &[want("web")]).is_err(), "nobody's now");
+    assert_eq!(shell.claim(TWO, &[want("web=:80")]), Ok(vec![(2, true)]));
+    assert_eq!(shell.claim(ONE, &[want(":8000")]), Ok(vec![(1, false)]));
+    assert_eq!(shell.on(Event::Unname(ListenerId(99))), []);
+}
+
+#[test]
 fn many_leases_end_some_at_a_time() {
     let mut shell = Shell::new();
     let count = 3 * release::ENDED_AT_ONCE + 1;
