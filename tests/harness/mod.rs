@@ -32,7 +32,7 @@ pub(crate) use wire::Wire;
 
 /// The longest that a test waits for anything that should come at once. Long,
 /// because machines that run tests may be slow; nothing waits it out when all is well.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Looks again and again until `probe` gives something, and fails the test at
 /// the deadline. For what announces itself by no event that a test can wait for.
