@@ -103,7 +103,11 @@ impl Error {
             Self::NoBroker { socket, .. } => {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
-            Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
+            Self::Claim(source) | Self::ClaimAt { source, .. } => match source.as_ref() {
+                // The library does not know of generations.
+                bindonce::Error::Truncated => Some(bindonce_sys::limits::reached()),
+                other => other.hint(),
+            },
             Self::Sys(error) => error.hint(),
             Self::System { source, .. } if source.raw_os_error() == Some(nix::libc::EMFILE) => {
                 Some(bindonce_sys::limits::reached())
