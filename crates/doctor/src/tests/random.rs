@@ -53,6 +53,9 @@ prop_compose! {
         states in prop::option::of(prop::collection::vec(
             prop::sample::select(vec![State::Starting, State::Serving, State::Draining]), 0..3)),
     ) -> Look {
+        // An inode is one socket's.
+        let mut inodes = std::collections::BTreeSet::new();
+        let sockets = sockets.into_iter().filter(|socket| inodes.insert(socket.inode)).collect();
         let mut look = look(sockets, processes);
         look.haproxies = vec![Stats { pid: 2, stopping, connections, limit: 500, ..Stats::default() }];
         look.broker = states.and_then(|states| {
