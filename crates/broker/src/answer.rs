@@ -79,6 +79,7 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
 /// known in time.
 pub(crate) async fn claim_failed(inquiry: &Inquiry, failure: Denied) -> RpcError {
     match failure {
+        Denied::NotAllowed(denial) => denial,
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
         Denied::TooMany { limit, most } => {

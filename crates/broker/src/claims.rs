@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Want};
 use bindonce_sys::listen;
+use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
 use crate::broker::Broker;
@@ -30,23 +31,25 @@ impl Drop for Opening {
     }
 }
 
-/// Finds or opens listeners, all or none.
+/// Finds or opens listeners, all or none, for a client that may have them whatever is held.
 pub(crate) async fn claim(
     broker: &RefCell<Broker>,
     id: ConnectionId,
     wants: Vec<Want>,
 ) -> Result<Vec<Lease>, Denied> {
-    let outcome = claim_unsettled(broker, id, wants).await;
+    let outcome = claim_unsettled(broker, id, wants, |_, _| Ok(())).await;
     broker.borrow_mut().settle();
     outcome
 }
 
 /// Finds or opens listeners, all or none; many in many turns. [`Broker::settle`] must follow before
-/// anything else can run.
+/// anything else can run. A claim that has waited for another is judged again by `allow`: other
+/// listeners are held then.
 pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
     id: ConnectionId,
     wants: Vec<Want>,
+    allow: impl Fn(&Broker, &[Want]) -> Result<(), RpcError>,
 ) -> Result<Vec<Lease>, Denied> {
     let found = broker.borrow_mut().listeners.find_again(&wants);
     found.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
@@ -60,6 +63,15 @@ pub(crate) async fn claim_unsettled(
         event = match next {
             Next::Wait => {
                 others.await;
+                let allowed = {
+                    let broker = broker.borrow();
+                    allow(&broker, broker.listeners.registry.waiting(id))
+                };
+                if let Err(denial) = allowed {
+                    let _ =
+                        broker.borrow_mut().listeners.claim(id, Event::OpenFailed(id, Vec::new()));
+                    return Err(Denied::NotAllowed(denial));
+                }
                 Event::Retry(id)
             }
             Next::Open(listeners, overlaps) => match open(broker, id, listeners, &overlaps).await {

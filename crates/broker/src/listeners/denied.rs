@@ -4,10 +4,13 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::Refusal;
 use bindonce_observe::Happening;
+use bindonce_wire::RpcError;
 
 /// Why a claim got nothing.
 #[derive(Debug)]
 pub(crate) enum Denied {
+    /// Its client may not have what is held since it waited. That is recorded already.
+    NotAllowed(RpcError),
     /// The registry refused it.
     Refused(Refusal),
     /// A socket could not be opened; this listener's.
@@ -38,6 +41,7 @@ impl Denied {
     /// What is recorded of it.
     pub(super) fn happening(&self) -> Happening {
         let (kind, text) = match self {
+            Self::NotAllowed(denial) => (Kind::ClaimRefused, denial.to_string()),
             Self::Refused(refusal) => (Kind::ClaimRefused, refusal.to_string()),
             Self::NotOpened(_, error) => (Kind::ClaimRefused, error.to_string()),
             Self::NotChanged(listener, error) => {

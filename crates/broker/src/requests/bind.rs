@@ -33,13 +33,18 @@ pub(super) async fn bind(
             error.message = format!("params[{index}]: {}", error.message);
             error
         })?;
-        allow(&broker.borrow(), caller, &wanted, change)?;
-        wants.push(Want { wanted, tentative, change });
+        let want = Want { wanted, tentative, change };
+        allow(&broker.borrow(), caller, &want)?;
+        wants.push(want);
     }
     if broker.borrow().access.owns_names(caller) {
         take_back_names(&mut broker.borrow_mut(), &wants);
     }
-    let leases = match claims::claim_unsettled(broker, caller.connection, wants).await {
+    let allow_all = |broker: &Broker, wants: &[Want]| {
+        wants.iter().try_for_each(|want| allow(broker, caller, want))
+    };
+    let claimed = claims::claim_unsettled(broker, caller.connection, wants, allow_all).await;
+    let leases = match claimed {
         Ok(leases) => leases,
         Err(failure) => {
             let inquiry = Rc::clone(&broker.borrow().inquiry);
@@ -65,17 +70,17 @@ pub(super) async fn bind(
 }
 
 /// Whether the caller may have these, and call them so. What has the name already keeps it.
-fn allow(broker: &Broker, caller: &Caller, wanted: &Wanted, change: bool) -> Result<(), RpcError> {
+fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> {
     let Broker { access, listeners, .. } = broker;
     let registry = &listeners.registry;
-    match wanted {
+    match &want.wanted {
         Wanted::Named(name) => {
             let held = registry.by_name(name);
             let spec = held.map(|held| ListenSpec::from(held.listener.clone()));
             access.allow(caller, Verb::Use, spec.as_ref())
         }
         Wanted::Listen(spec) => {
-            access.allow_claim(caller, spec, change, |one| registry.by_key(one).is_some())?;
+            access.allow_claim(caller, spec, want.change, |one| registry.by_key(one).is_some())?;
             allow_name(broker, caller, spec)
         }
     }
@@ -143,5 +148,58 @@ fn ip(address: &str) -> Result<IpAddr, RpcError> {
             RpcError::new(ErrorCode::INVALID_PARAMS, message)
                 .with_hint("give the address as a number, such as 127.0.0.1 or ::1")
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_core::policy::{Peer, Rule, Who};
+    use bindonce_observe::Journal;
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::listeners::care::Guard;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_claim_that_has_waited_is_judged_by_what_is_held_then() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let rule = |uid, allow: Verb, addresses: &[&str], names: &[&str]| Rule {
+            who: Who { uid: Some(uid), gid: None },
+            allow: vec![allow],
+            addresses: addresses.iter().map(|text| text.parse().expect("a pattern")).collect(),
+            names: names.iter().map(|text| text.parse().expect("names")).collect(),
+            services: Vec::new(),
+        };
+        let rules =
+            vec![rule(7, Verb::Bind, &[], &["secret"]), rule(8, Verb::Use, &["/run/8/*"], &[])];
+        broker.regulate(rules, Limits::default());
+        let mut caller = |uid| {
+            let peer = Peer { pid: uid, uid, gid: uid };
+            Caller { connection: broker.connect(peer), peer, groups: [].into() }
+        };
+        let (binds, uses) = (caller(7), caller(8));
+        let broker = RefCell::new(broker);
+        let request = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;
+        let request = Request::decode(request).expect("a request");
+        let ask = |target| Bind { target, tentative: false, change: false };
+        let listen = |listen| ask(Target::Listen { listen });
+        // More than are opened in one turn, and the one with the name first.
+        let names = (0..100).map(|number| format!("abns@bindonce-{}-{number}", std::process::id()));
+        let many: Vec<Bind> = names
+            .enumerate()
+            .map(|(at, name)| listen(if at == 0 { format!("secret={name}") } else { name }))
+            .collect();
+        let named = vec![ask(Target::Name { name: "secret".to_owned() })];
+        let (bound, used) = tokio::join!(
+            bind(&broker, &binds, &request, many),
+            bind(&broker, &uses, &request, named)
+        );
+        assert_eq!(bound.expect("bound").descriptors.len(), 100);
+        assert_eq!(used.expect_err("denied").code, ErrorCode::DENIED);
+        // Nothing of it waits any more.
+        assert!(broker.borrow().listeners.registry.waiting(uses.connection).is_empty());
+        assert!(!broker.borrow().listeners.registry.is_used(uses.connection));
     }
 }

@@ -251,6 +251,7 @@ impl<H> Registry<H> {
         opened: Vec<Opened<H>>,
         actions: &mut Vec<Action<H>>,
     ) {
+        self.waiting.remove(&id);
         let Some(mut plan) = self.pending.remove(&id) else {
             return close_all(opened, Vec::new(), actions);
         };

@@ -40,7 +40,8 @@ pub enum Event<H> {
     Claim(ConnectionId, Vec<Want>),
     /// The answer to [`Action::Open`]: every socket, in order.
     Opened(ConnectionId, Vec<Opened<H>>),
-    /// The other answer to [`Action::Open`]: one failed, these were opened before it.
+    /// The other answer to [`Action::Open`]: one failed, these were opened before it. It also ends a
+    /// claim that waits.
     OpenFailed(ConnectionId, Vec<Opened<H>>),
     /// The answer to [`Action::Change`]: the backlog that each has now, in order.
     Changed(ConnectionId, Vec<u32>),

@@ -173,6 +173,11 @@ impl<H> Registry<H> {
         self.pending.values().map(Pending::len).sum()
     }
 
+    /// What a connection's claim asks for that waits for another.
+    pub fn waiting(&self, id: ConnectionId) -> &[Want] {
+        self.waiting.get(&id).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether none is held.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
