@@ -14,6 +14,7 @@ mod configuration;
 mod events;
 mod file;
 mod manifest;
+mod one;
 mod random;
 mod request;
 mod state;

@@ -3,6 +3,8 @@
 
 mod golden;
 mod messages;
+#[path = "../../../../tests/fuzz/src/one.rs"]
+mod one;
 mod properties;
 #[path = "../../../../tests/harness/skip.rs"]
 mod skip;

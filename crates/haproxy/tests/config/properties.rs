@@ -1,64 +1,14 @@
 //! What holds for every configuration, sensible or not.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::io;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 
-use bindonce_haproxy::config::{
-    Answers, Command, Environment, Error, Family, Questions, Rendering, Supplied, World,
-    reader::{self, Unset},
-};
+use bindonce_haproxy::config::Answers;
+use bindonce_haproxy::config::reader::{self, Unset};
 use proptest::prelude::*;
 
-/// One file, and the variables that it may use.
-struct One {
-    text: Vec<u8>,
-    environment: Environment,
-    answers: Answers,
-}
+use crate::one::{render, variables};
 
-impl World for One {
-    fn directory(&self) -> PathBuf {
-        "/srv".into()
-    }
-
-    fn environment(&self) -> Environment {
-        self.environment.clone()
-    }
-
-    fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
-        Ok(self.text.clone())
-    }
-
-    fn list(&self, _: &Path) -> io::Result<Option<Vec<OsString>>> {
-        Ok(None)
-    }
-
-    fn resolve(&self, _: &str, _: Option<Family>) -> io::Result<IpAddr> {
-        Ok(IpAddr::from([192, 0, 2, 1]))
-    }
-
-    fn ask(&self, questions: &Questions, _: &[OsString]) -> io::Result<Answers> {
-        let answer = |term: &Vec<u8>| (term.clone(), Ok(term.len().is_multiple_of(2)));
-        Ok(Answers { terms: questions.terms.iter().map(answer).collect(), ..self.answers.clone() })
-    }
-
-    fn has_device(&self, _: &str) -> bool {
-        true
-    }
-
-    fn host_name(&self) -> String {
-        "host".to_owned()
-    }
-}
-
-fn render(text: &[u8], environment: Environment, answers: &Answers) -> Result<Rendering, Error> {
-    let command = Command::parse(["haproxy", "-f", "conf/a.cfg"])?;
-    let world = One { text: text.to_vec(), environment, answers: answers.clone() };
-    Rendering::of(&command, Supplied::default(), &world)
-}
+const FILE: &str = "conf/a.cfg";
 
 /// What haproxies of any kind say.
 fn answers() -> impl Strategy<Value = Answers> {
@@ -69,11 +19,6 @@ fn answers() -> impl Strategy<Value = Answers> {
         variables: [("HAPROXY_BRANCH".to_owned(), Some(b"3.2".to_vec()))].into(),
         ..Answers::default()
     })
-}
-
-fn variables() -> Environment {
-    let pairs = [("IP", "10.0.0.7"), ("LINE", "bind :7000 name x"), ("N", "9")];
-    pairs.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into())).collect()
 }
 
 fn line() -> impl Strategy<Value = String> {
@@ -146,7 +91,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_rendering_panic(text: Vec<u8>, head in "(frontend a\n|peers p\n|global\n)?", answers in answers()) {
-        let _ = render(&[head.as_bytes(), &text].concat(), variables(), &answers);
+        let _ = render(FILE, &[head.as_bytes(), &text].concat(), variables(), &answers);
     }
 
     #[test]
@@ -156,7 +101,7 @@ proptest! {
         answers in answers(),
     ) {
         let text = lines.join("\n") + if end { "\n" } else { "" };
-        let Ok(rendering) = render(text.as_bytes(), variables(), &answers) else { return Ok(()) };
+        let Ok(rendering) = render(FILE, text.as_bytes(), variables(), &answers) else { return Ok(()) };
         let copy = &rendering.files[0].text;
         let claimed: BTreeSet<usize> = rendering
             .bindings
@@ -186,7 +131,7 @@ proptest! {
         for (name, value) in rendering.environment(&numbers) {
             environment.insert(name.into_bytes(), value.into_bytes());
         }
-        let again = render(copy, environment, &answers).expect("the copy of a good configuration is good");
+        let again = render(FILE, copy, environment, &answers).expect("the copy of a good configuration is good");
         prop_assert_eq!(again.bindings, vec![]);
     }
 }
