@@ -9,20 +9,14 @@ Of the clients one is on the UNIX bind, one on the abstract one, and half of the
 stale if it is of an older configuration than one that had answered before its connection was begun.
 """
 
-import argparse
 import socket
 import subprocess
 import threading
 import time
 
-from stage import PORT, Stage, haproxies, isolate, ms, spread, told
+from stage import PORT, Stage, haproxies, isolate, ms, reloading, spread, told
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--count", type=int, default=200)
-parser.add_argument("--rate", type=float, default=5)
-parser.add_argument("--clients", type=int, default=20)
-parser.add_argument("--only", default="", help="only versions that begin with this")
-arguments = parser.parse_args()
+arguments = reloading(__doc__)
 isolate()
 
 DEFER, INTERFACE, ADMIN, PEER, BRANCH, NO_BRANCH = range(PORT + 1, PORT + 7)
@@ -126,17 +120,7 @@ for version, haproxy in haproxies(arguments.only):
         loads = {f"{host}:{PORT}": stage.load(each, target=f"{host}:{PORT}") for host in ("127.0.0.1", "[::1]")}
         UnixClient.newest = 0
         others = {str(path): UnixClient(str(path)), f"abns@{ABSTRACT}": UnixClient("\0" + ABSTRACT.ljust(107, "\0"))}
-        time.sleep(0.5)  # load before the first reload, not an event that is waited for
-        times, failed = [], []
-        begun = time.monotonic()
-        for number in range(arguments.count):
-            time.sleep(max(0, begun + number / arguments.rate - time.monotonic()))
-            stage.file.write_text(config(number + 2, path))
-            code, said, seconds = stage.reload()
-            times.append(seconds)
-            if code != 0:
-                failed.append(said)
-        took = time.monotonic() - begun
+        times, failed, took = stage.reloads(arguments.count, arguments.rate, lambda tag: config(tag, path))
         for client in others.values():
             client.end()
         reports = {where: stage.report(load) for where, load in loads.items()}

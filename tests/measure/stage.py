@@ -4,6 +4,7 @@ own, the release binaries, a broker, haproxy under a supervisor, load.
 Everything started here is ended here, by its pid.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -56,6 +57,16 @@ def haproxies(only=""):
         version = first[2].split("-")[0]
         if version.startswith(only):
             yield version, path
+
+
+def reloading(description):
+    """What the command line of a measurement of reloads in a row says."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=5)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--only", default="", help="only versions that begin with this")
+    return parser.parse_args()
 
 
 def config(tag, listeners=(PORT,), extra="", threads=0, hosts=()):
@@ -188,6 +199,22 @@ class Stage(contextlib.ExitStack):
         begun = time.monotonic()
         result = self.bindonce("reload")
         return result.returncode, result.stdout + result.stderr, time.monotonic() - begun
+
+    def reloads(self, count, rate, text, look=lambda: None):
+        """Reloads in a row, each of the `text` of its number, from 2 on, with a look after each: how long each took,
+        what those said that failed, and how long it took in all."""
+        time.sleep(0.5)  # load before the first reload, not an event that is waited for
+        times, failed = [], []
+        begun = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0, begun + number / rate - time.monotonic()))
+            self.file.write_text(text(number + 2))
+            code, said, seconds = self.reload()
+            times.append(seconds)
+            if code != 0:
+                failed.append(said)
+            look()
+        return times, failed, time.monotonic() - begun
 
     def load(self, clients=20, **options):
         """Load until [`report`], or as `options` say: target, connections, rate, duration, host."""
