@@ -5,7 +5,7 @@
 //! missing, and a request without `id` gets its reply, with `id` null, because the
 //! client of multibinder sends none.
 
-use serde::de::{DeserializeOwned, Deserializer};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -56,6 +56,9 @@ pub struct Request<'a> {
     pub method: String,
     #[serde(default, borrow)]
     params: Option<&'a RawValue>,
+    /// All of it, to say where in it a mistake is.
+    #[serde(skip)]
+    frame: &'a [u8],
 }
 
 /// A request that cannot be answered with a result, and the reply that it gets.
@@ -75,8 +78,10 @@ impl<'a> Request<'a> {
                 .with_hint("send each request as an object of its own");
             return Err(Rejected { id: Id::Null, error });
         }
-        let request: Self = match serde_json::from_slice(frame) {
-            Ok(request) => request,
+        // A member is refused where it stands: only a second look tells whether all of it is JSON.
+        let at_all = |error| serde_json::from_slice::<IgnoredAny>(frame).err().unwrap_or(error);
+        let request = match serde_json::from_slice(frame).map_err(at_all) {
+            Ok(request) => Self { frame, ..request },
             Err(error) if error.is_data() => {
                 return Err(Rejected {
                     id: id_of(frame),
@@ -85,7 +90,7 @@ impl<'a> Request<'a> {
                 });
             }
             Err(error) => {
-                return Err(Rejected { id: Id::Null, error: not_json(frame, &error) });
+                return Err(Rejected { id: Id::Null, error: not_json(frame, 0, &error) });
             }
         };
         if let Some(version) = request.jsonrpc.as_deref().filter(|version| *version != "2.0") {
@@ -108,7 +113,8 @@ impl<'a> Request<'a> {
                 );
                 RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error)).with_hint(hint)
             } else {
-                not_json(text.as_bytes(), &error)
+                let begin = text.as_ptr().addr() - self.frame.as_ptr().addr();
+                not_json(text.as_bytes(), begin, &error)
             }
         })
     }
@@ -135,10 +141,10 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Says where the mistake is, in bytes from the beginning of the text.
-fn not_json(text: &[u8], error: &serde_json::Error) -> RpcError {
+/// Says where the mistake is, in bytes from the beginning of the request, whose part `text` begins at `begin`.
+fn not_json(text: &[u8], begin: usize, error: &serde_json::Error) -> RpcError {
     let lines = text.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1));
-    let at = (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1);
+    let at = begin + (lines.map(<[u8]>::len).sum::<usize>() + error.column()).saturating_sub(1);
     RpcError::new(ErrorCode::PARSE, format!("not JSON at byte {at}: {}", without_place(error)))
         .with_hint("a request is one JSON object, and its numbers fit a double; docs/protocol.md has examples")
 }

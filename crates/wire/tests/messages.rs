@@ -136,6 +136,23 @@ fn a_refused_request_keeps_its_id() {
 }
 
 #[test]
+fn what_is_no_json_is_told_with_its_place_in_the_request() {
+    for text in [
+        r#"{"a":tru!}"#,
+        r#"{"method":"ping",!}"#,
+        "{\n\"method\":\n  !ping}",
+        r#"{"id":1,"method":"ping","params":[1e40!0]}"#,
+        "{\"method\":\"ping\",\n\"params\":[\n\"\\ud800!\"]}",
+    ] {
+        let at = text.find('!').expect("a mark");
+        let error = call(&text.replacen('!', "", 1)).expect_err(text);
+        assert_eq!(error.code, ErrorCode::PARSE, "{text}");
+        let place = format!("not JSON at byte {at}: ");
+        assert!(error.message.starts_with(&place), "{text}: {}", error.message);
+    }
+}
+
+#[test]
 fn methods_without_parameters_take_any_way_to_say_none() {
     for params in ["", r#","params":[]"#, r#","params":{}"#, r#","params":null"#] {
         for (method, expected) in
