@@ -16,6 +16,7 @@ mod logging;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use bindonce_supervisor::{upgrade, watchdog};
 use bindonce_sys::{log, signals, spawn};
 use clap::{CommandFactory as _, Parser};
@@ -112,7 +113,8 @@ pub fn main() -> ExitCode {
         }
         Some(word) if word == upgrade::CHECK => {
             let path = PathBuf::from(words.next().unwrap_or_default());
-            let text = std::fs::read(&path).map_err(anyhow::Error::from);
+            let text =
+                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
             let checked = text.and_then(|text| Ok(upgrade::check(&path, &text)?));
             let told = checked.and_then(|answer| command::print(&answer));
             return told.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);

@@ -1,8 +1,8 @@
 //! Manual pages of the commands, from clap's definition of them.
 //!
 //! clap_mangen writes what clap knows: name, description, options. The synopsis is the usage
-//! line of `--help`, and what stands below the options there (crates/cli/src/help.rs says in
-//! which form) becomes sections of their own.
+//! line of `--help`, and what stands below the options there (a test in crates/cli/src/lib.rs says
+//! in which form) becomes sections of their own.
 
 use clap::Command;
 use clap_mangen::Man;
