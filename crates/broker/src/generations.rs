@@ -91,7 +91,7 @@ pub(crate) fn resume(broker: &mut Broker, places: Vec<Place>) {
 
 /// A connection has ended, and with it its generation.
 fn left(broker: &mut Broker, connection: ConnectionId) {
-    broker.clients.remove(connection);
+    broker.clients.leave(connection);
     let actions = broker.succession.on(Event::Gone(connection));
     let _ = perform(broker, actions);
 }
@@ -192,6 +192,7 @@ fn happened(broker: &Broker, kind: Kind, label: &Label, text: &str) {
 pub(crate) fn disconnect(broker: &mut Broker, id: ConnectionId) {
     left(broker, id);
     while broker.listeners.end_leases(id) {}
+    broker.clients.remove(id);
 }
 
 /// Ends a connection; one that has many leases in many turns.
@@ -200,6 +201,7 @@ pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: Connection
     while broker.borrow_mut().listeners.end_leases(id) {
         yield_now().await;
     }
+    broker.borrow_mut().clients.remove(id);
 }
 
 fn turn(label: &Label, successor: Option<u64>) -> Turn {

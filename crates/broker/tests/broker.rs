@@ -50,6 +50,24 @@ fn a_second_claim_receives_the_same_socket() {
     assert!(TcpListener::bind(&bound).is_err());
 }
 
+#[test]
+fn what_a_client_used_that_has_just_ended_can_be_released() {
+    let scene = Scene::new();
+    let broker = scene.start(scene.config());
+    // So many that their leases end in several turns.
+    let names: Vec<String> =
+        (0..1000).map(|number| format!("abns@bindonce-{}-{number}", std::process::id())).collect();
+    let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+    for _ in 0..10 {
+        let mut holder = broker.client();
+        let mut other = broker.client();
+        assert_eq!(holder.bind(&asked).1.len(), names.len());
+        drop(holder);
+        let reply = other.call("release", &json!([names[names.len() - 1]]));
+        assert_eq!(reply["result"]["released"].as_array().map(Vec::len), Some(1), "{reply}");
+    }
+}
+
 /// Waits for a connection on a non-blocking listener.
 fn wait_for_connection(listener: &TcpListener) -> bool {
     let deadline = Instant::now() + Duration::from_secs(5);

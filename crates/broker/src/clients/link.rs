@@ -55,6 +55,8 @@ pub(crate) struct Progress {
     pub(crate) follows: Cell<bool>,
     /// It must end.
     cut: Cell<bool>,
+    /// It has ended, and its leases end in many turns.
+    pub(super) leaving: Cell<bool>,
 }
 
 /// A connection, and how far it is.
@@ -117,12 +119,12 @@ impl Link {
         })
     }
 
-    /// Whether its request has yet to be answered by this image.
+    /// Whether its request has yet to be answered, or its end to be completed, by this image.
     pub(crate) fn is_busy(&self) -> bool {
         let answers = self.progress.busy.get()
             && self.upgrade.borrow().is_none()
             && !self.progress.follows.get();
-        answers || !self.pending.borrow().is_empty()
+        answers || self.progress.leaving.get() || !self.pending.borrow().is_empty()
     }
 
     /// It is a follower's once its request is answered.

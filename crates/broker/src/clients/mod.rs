@@ -96,7 +96,19 @@ impl Clients {
         link
     }
 
-    /// A connection has ended.
+    /// A connection has ended, and its leases end from now on.
+    pub(crate) fn leave(&self, id: ConnectionId) {
+        if let Some(link) = self.links.get(&id) {
+            link.progress.leaving.set(true);
+        }
+    }
+
+    /// Whether the leases of a connection that has ended still end.
+    pub(crate) fn some_leave(&self) -> bool {
+        self.links.values().any(|link| link.progress.leaving.get())
+    }
+
+    /// A connection has ended, and so has its last lease.
     pub(crate) fn remove(&mut self, id: ConnectionId) {
         self.links.remove(&id);
     }

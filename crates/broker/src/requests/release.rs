@@ -1,6 +1,7 @@
 //! `release`: closes listeners that nobody else uses.
 
 use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use bindonce_core::listener::{ListenSpec, Wanted};
 use bindonce_core::policy::Verb;
@@ -13,6 +14,9 @@ use crate::answer;
 use crate::broker::Broker;
 use crate::clients::Caller;
 use crate::start;
+
+/// How long to wait for connections that have ended to give back what they had.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Closes all of these, or none.
 pub(super) async fn release(
@@ -36,12 +40,17 @@ pub(super) async fn release(
     }
     let mut released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
     // A holder that has hung up may not have been heard yet: give every task
-    // whose connection has something to say a turn before refusing.
+    // whose connection has something to say a turn before refusing. One with many leases ends them
+    // in many turns.
+    let until = Instant::now() + LEAVING;
     for _ in 0..2 {
         if !matches!(released, Err(Refusal::InUse { .. })) {
             break;
         }
         yield_now().await;
+        while broker.borrow().clients.some_leave() && Instant::now() < until {
+            yield_now().await;
+        }
         released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
     }
     let released = released.map_err(|refusal| answer::refused(&refusal))?;
