@@ -34,7 +34,7 @@ use care::Guard;
 use socket::{Owned, Owners};
 
 pub(crate) use denied::Denied;
-pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, unlink};
+pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, TakenName, unlink};
 pub(crate) use socket::{Held, Socket};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a

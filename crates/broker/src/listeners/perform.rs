@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::name::Name;
 use bindonce_core::registry::{
     Action, Change, Closing, ConnectionId, Event, Lease, ListenerId, Overlap, Refusal, Want,
 };
@@ -31,6 +32,14 @@ pub(crate) enum Next {
     Granted(Vec<Lease>),
     /// Without a reason where opening or changing has told it.
     Denied(Option<Denied>),
+}
+
+/// A name that was taken from a user's listener.
+#[derive(Debug)]
+pub(crate) struct TakenName {
+    name: Name,
+    listener: ListenerId,
+    uid: u32,
 }
 
 impl Listeners {
@@ -68,19 +77,37 @@ impl Listeners {
         self.counts.opened += created as u64;
     }
 
-    /// Takes a name from the listener of a user who has squatted it: whoever asks owns all names. What was
-    /// named by root, by the broker's user or by a broker before keeps its name.
-    pub(crate) fn take_back(&mut self, wanted: &Listener) {
-        let Some(name) = &wanted.name else { return };
-        let Some((id, held)) = self.registry.with_name(name) else { return };
+    /// Takes a name from another user's listener for a claim of root's or the broker's user. What was
+    /// named by those two or by a broker before keeps its name.
+    pub(crate) fn take_back(&mut self, wanted: &Listener) -> Option<TakenName> {
+        let name = wanted.name.as_ref()?;
+        let (listener, held) = self.registry.with_name(name)?;
         let owner = held.opened.handle.owned.as_ref().map(|owned| owned.uid);
-        let Some(uid) = owner.filter(|uid| !self.reporter.owns_names(*uid)) else { return };
+        let uid = owner.filter(|uid| !self.reporter.owns_names(*uid))?;
         if held.listener.key() == wanted.key() {
-            return;
+            return None;
         }
-        let address = held.listener.address.to_string();
-        let actions = self.registry.on(now(), Event::Unname(id));
+        self.rename(listener, Event::Unname(listener));
+        Some(TakenName { name: name.clone(), listener, uid })
+    }
+
+    /// The claim that a name was taken for got nothing.
+    pub(crate) fn give_back(&mut self, TakenName { name, listener, .. }: TakenName) {
+        self.rename(listener, Event::Rename(listener, name));
+    }
+
+    fn rename(&mut self, listener: ListenerId, event: Event<Socket>) {
+        let actions = self.registry.on(now(), event);
         self.perform(actions);
+        if let Some(held) = self.registry.held(listener) {
+            self.ledger.record([held]);
+        }
+    }
+
+    /// Tells of a name that was taken for a claim that is granted.
+    pub(crate) fn tell_taken(&self, TakenName { name, listener, uid }: &TakenName) {
+        let Some(held) = self.registry.held(*listener) else { return };
+        let address = held.listener.address.to_string();
         tracing::warn!(
             name = %name, address, uid,
             hint = "the listener stays, without a name; say in `names` of the rules who may use which",
@@ -89,9 +116,6 @@ impl Listeners {
         let text =
             format!("the name {name} was taken back from {address}, a listener of uid {uid}");
         self.reporter.record(Happening::new(Kind::ListenerChanged, text));
-        if let Some(held) = self.registry.held(id) {
-            self.ledger.record([held]);
-        }
     }
 
     /// Records why a claim got nothing.

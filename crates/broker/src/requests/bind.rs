@@ -18,6 +18,7 @@ use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
 use crate::clients::{Caller, Reply};
+use crate::listeners::TakenName;
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
@@ -37,16 +38,18 @@ pub(super) async fn bind(
         allow(&broker.borrow(), caller, &want)?;
         wants.push(want);
     }
-    if broker.borrow().access.owns_names(caller) {
-        take_back_names(&mut broker.borrow_mut(), &wants);
-    }
+    let taken = take_back_names(&mut broker.borrow_mut(), caller, &wants);
     let allow_all = |broker: &Broker, wants: &[Want]| {
         wants.iter().try_for_each(|want| allow(broker, caller, want))
     };
     let claimed = claims::claim_unsettled(broker, caller.connection, wants, allow_all).await;
     let leases = match claimed {
-        Ok(leases) => leases,
+        Ok(leases) => {
+            taken.iter().for_each(|name| broker.borrow().listeners.tell_taken(name));
+            leases
+        }
         Err(failure) => {
+            taken.into_iter().for_each(|name| broker.borrow_mut().listeners.give_back(name));
             let inquiry = Rc::clone(&broker.borrow().inquiry);
             return Err(answer::claim_failed(&inquiry, failure).await);
         }
@@ -87,15 +90,19 @@ fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> 
 }
 
 /// Root and the broker's user have every name back that they ask for.
-fn take_back_names(broker: &mut Broker, wants: &[Want]) {
+fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &[Want]) -> Vec<TakenName> {
+    let mut taken = Vec::new();
+    if !broker.access.owns_names(caller) {
+        return taken;
+    }
     for want in wants {
         let Wanted::Listen(spec) = &want.wanted else { continue };
         if spec.first.name.is_some() {
-            for listener in spec.expand() {
-                broker.listeners.take_back(&listener);
-            }
+            let taken_now = spec.expand().filter_map(|it| broker.listeners.take_back(&it));
+            taken.extend(taken_now);
         }
     }
+    taken
 }
 
 /// Whether the caller may give a listener the name that it asks for.

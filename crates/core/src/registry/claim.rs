@@ -176,11 +176,10 @@ impl<H> Registry<H> {
             None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
         };
         // A second name in the same request stays without effect, as a later one would.
-        if !unnamed || plan.named.iter().any(|(named, _)| *named == id) {
+        if !unnamed || plan.names(id) {
             return Ok(());
         }
-        let names = |other: &Pending<H>| other.named.iter().any(|(named, _)| *named == id);
-        if self.pending.values().any(names) {
+        if self.pending.values().any(|other| other.names(id)) {
             return Err(Stop::Wait);
         }
         self.index.insert_name(id, name);

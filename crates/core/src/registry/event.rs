@@ -1,6 +1,7 @@
 //! What happens to the registry, and what the shell must do about it.
 
 use crate::listener::{Listener, Options, Wanted};
+use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
@@ -53,6 +54,8 @@ pub enum Event<H> {
     Join(ConnectionId, Label),
     /// This listener loses its name, which is somebody else's to give.
     Unname(ListenerId),
+    /// A listener that has lost this name has it again, unless it or the name has got another.
+    Rename(ListenerId, Name),
     /// A connection asks for listeners to be closed, by name or address.
     Release(ConnectionId, Vec<Wanted>),
     /// A connection has ended; the answer to [`Action::Leaving`] as well.

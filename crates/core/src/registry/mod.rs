@@ -105,6 +105,7 @@ impl<H> Registry<H> {
                 self.release(id, &wanted, &mut actions);
             }
             Event::Unname(id) => self.unname(id),
+            Event::Rename(id, name) => self.rename(id, name),
             Event::Gone(id) => self.gone(id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links),
@@ -200,6 +201,19 @@ impl<H> Registry<H> {
         {
             held.edition += 1;
             self.index.remove_name(id, &name);
+        }
+    }
+
+    fn rename(&mut self, id: ListenerId, name: Name) {
+        let named = self.pending.values().any(|plan| plan.names(id));
+        if let Some(held) = self.held.get_mut(&id)
+            && held.listener.name.is_none()
+            && !named
+            && self.index.name(&name).is_none()
+        {
+            held.edition += 1;
+            self.index.insert_name(id, &name);
+            held.listener.name = Some(name);
         }
     }
 

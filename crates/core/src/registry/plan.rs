@@ -58,6 +58,11 @@ impl<H> Pending<H> {
         self.changes.iter().any(|change| change.listener == id)
     }
 
+    /// Whether a held listener that has no name gets one by it.
+    pub(super) fn names(&self, id: ListenerId) -> bool {
+        self.named.iter().any(|(named, _)| *named == id)
+    }
+
     /// Where a new listener stands among them.
     pub(super) fn place(&self, id: ListenerId) -> Option<usize> {
         let place = usize::try_from(id.0.checked_sub(self.base)?).ok()?;

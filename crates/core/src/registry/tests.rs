@@ -366,6 +366,15 @@ fn a_name_that_is_taken_away_is_free_and_the_listener_stays() {
     assert_eq!(shell.claim(TWO, &[want("web=:80")]), Ok(vec![(2, true)]));
     assert_eq!(shell.claim(ONE, &[want(":8000")]), Ok(vec![(1, false)]));
     assert_eq!(shell.on(Event::Unname(ListenerId(99))), []);
+    // It is given back where neither has got another.
+    let name = |text: &str| text.parse::<crate::name::Name>().expect("a name");
+    let named = |shell: &Shell, text| shell.registry.with_name(&name(text)).map(|(id, _)| id);
+    shell.on(Event::Rename(id, name("web")));
+    assert_ne!(named(&shell, "web"), Some(id), "another has it");
+    shell.on(Event::Rename(id, name("mine")));
+    assert_eq!(named(&shell, "mine"), Some(id));
+    shell.on(Event::Rename(id, name("yours")));
+    assert_eq!((named(&shell, "mine"), named(&shell, "yours")), (Some(id), None));
 }
 
 #[test]
