@@ -1,6 +1,6 @@
 //! Looks after the listeners while others share them.
 //!
-//! Whoever has a descriptor of a listener can end its LISTEN broker for everybody.
+//! Whoever has a descriptor of a listener can end its LISTEN state for everybody.
 //! The kernel tells at once ([`bindonce_sys::guard`]), and the listener is made to
 //! listen again, some at a time, with a turn for everybody else in between. Who may have done it
 //! is asked afterwards ([`crate::inquiry`]), once for all that have fallen meanwhile. A UNIX path

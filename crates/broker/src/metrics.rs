@@ -48,7 +48,7 @@ const MISSING: Family = Family::gauge(
 );
 const PROBLEMS: Family = Family::gauge(
     "bindonce_broker_problems",
-    "What the broker should do and cannot: listeners that are not bound, broker that is not written.",
+    "What the broker should do and cannot: listeners that are not bound, state that is not written.",
 );
 const OPENED: Family = Family::counter("bindonce_listeners_opened", "Listeners that were bound.");
 const CLOSED: Family = Family::counter("bindonce_listeners_closed", "Listeners that were closed.");
@@ -63,7 +63,7 @@ const DROPS: Family = Family::counter(
     "What the kernel dropped on this socket: connection attempts without room in the queue, or datagrams.",
 );
 const LISTENING: Family =
-    Family::gauge("bindonce_listener_listening", "Whether the socket is in the LISTEN broker.");
+    Family::gauge("bindonce_listener_listening", "Whether the socket is in the LISTEN state.");
 const REPAIRS: Family = Family::counter(
     "bindonce_listener_repairs",
     "Times it had left LISTEN and was made to listen again.",

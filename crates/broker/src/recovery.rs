@@ -1,7 +1,7 @@
 //! Getting listeners back where no service manager keeps them: after a broker was killed, or
 //! ended while others used its listeners (its container was replaced).
 //!
-//! What was held stands in the broker file. Each listener is had back from the first of
+//! What was held stands in the state file. Each listener is had back from the first of
 //! these that has it:
 //!
 //! 1. a client that connects again and gives back what it holds (`store`);

@@ -154,7 +154,7 @@ async fn serve(
 }
 
 /// Where the broker on this control socket keeps its events, for the next one too. A file of their own, not a part of the
-/// broker: they may be lost where that may not, are appended far more often, and are the
+/// state: they may be lost where that may not, are appended far more often, and are the
 /// same whichever way this process ends or goes on as another image.
 pub fn events_file(socket: &Path) -> PathBuf {
     let mut path = socket.to_owned().into_os_string();
