@@ -64,7 +64,7 @@ fn too_many_open_files_names_whose_limit_it_is() {
     let text = config(address, 2) + "frontend more\n    bind 127.0.0.1:20000-20099\n";
     scene.write("f.cfg", &text);
     let said = haproxy.reload(&scene).fails(1);
-    for part in [&format!("pid {pid}"), "soft limit of 60", "bindonce retire"] {
+    for part in [&format!("pid {pid} (bindonce)"), "soft limit of 60", "bindonce retire"] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
 }

@@ -1,12 +1,14 @@
 //! Limits of the process and of the system that decide how much can be held.
 
+use std::env;
 use std::fs;
 use std::io;
+use std::path::Path;
 
+use bindonce_core::text::printable;
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 
 use crate::error::Error;
-use crate::process;
 
 /// What Linux had as somaxconn until 5.4, for systems without a readable /proc.
 const SOMAXCONN_OLD: u32 = 128;
@@ -20,7 +22,10 @@ pub fn nofile() -> (u64, u64) {
 /// What to do where this process may open no more. It says whose limit it is: another process may show it.
 pub fn reached() -> String {
     let pid = std::process::id();
-    let name = process::name(pid.cast_signed()).unwrap_or_default();
+    // From the command line: without a free descriptor nothing of /proc can be read.
+    let program = env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+    let name = printable(&name);
     let (limit, _) = nofile();
     format!(
         "pid {pid} ({name}) has reached its soft limit of {limit} open files: start it with a higher one \

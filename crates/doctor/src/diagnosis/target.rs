@@ -99,8 +99,35 @@ fn covers(bound: &Address, wanted: &Address) -> bool {
             let any = bound.ip().is_unspecified() || wanted.ip().is_unspecified();
             bound.port() == wanted.port() && (any || bound.ip() == wanted.ip())
         }
-        // A path keeps the temporary name that it was bound under.
-        (Address::Unix(bound), Address::Unix(wanted)) => bound.starts_with(wanted.as_str()),
+        (Address::Unix(bound), Address::Unix(wanted)) => bound
+            .strip_prefix(wanted.as_str())
+            .is_some_and(|rest| rest.is_empty() || is_temporary(rest)),
         (bound, wanted) => bound == wanted,
+    }
+}
+
+/// Whether this is what haproxy adds to a path while it binds it: `.PID.tmp`. The kernel keeps that name.
+fn is_temporary(suffix: &str) -> bool {
+    let pid = suffix.strip_prefix('.').and_then(|rest| rest.strip_suffix(".tmp"));
+    pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unix_path_is_met_under_its_own_and_its_temporary_name_only() {
+        let covers = |bound: &str, wanted: &str| {
+            covers(&Address::Unix(bound.to_owned()), &Address::Unix(wanted.to_owned()))
+        };
+        for bound in ["/run/web", "/run/web.812.tmp"] {
+            assert!(covers(bound, "/run/web"), "{bound}");
+        }
+        for bound in
+            ["/run/web2", "/run/web/x", "/run/web.sock", "/run/web..tmp", "/run/web.8.tmp2"]
+        {
+            assert!(!covers(bound, "/run/web"), "{bound}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::{Test, open_descriptors};
 pub(crate) const TESTS: &[Test] = &[
     ("descriptors beyond the limit are an error and none leaks", truncated),
     ("the soft limit rises to the hard one", raised),
+    ("who is at the limit is named without a free descriptor", named),
     ("a signal names its sender", signal),
     ("the peer of a pair is this process", credentials),
     ("a listener in another namespace is only there", namespace),
@@ -47,6 +48,16 @@ fn raised() {
     let now = limits::raise_nofile().expect("raise");
     assert_eq!(limits::nofile(), (now, now));
     setrlimit(Resource::Nofile, limit).expect("restore");
+}
+
+fn named() {
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), maximum: limit.maximum };
+    setrlimit(Resource::Nofile, none).expect("lower");
+    let hint = limits::reached();
+    setrlimit(Resource::Nofile, limit).expect("restore");
+    assert!(hint.starts_with(&format!("pid {} (processes", std::process::id())), "{hint}");
+    assert!(hint.contains("soft limit of 0 open files"), "{hint}");
 }
 
 fn signal() {
