@@ -16,6 +16,7 @@ use bindonce_core::policy::{Peer, Rule};
 use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
 use bindonce_core::time::Timestamp;
 use bindonce_observe::{Happening, Journal};
+use bindonce_sys::clock::now;
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::{self, Manifest, Service};
@@ -23,7 +24,6 @@ use bindonce_wire::result::Problem;
 
 use crate::access::Access;
 use crate::clients::Clients;
-use crate::clock::now;
 use crate::config::Limits;
 use crate::inquiry::Inquiry;
 use crate::listeners::care::Guard;

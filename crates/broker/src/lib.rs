@@ -18,7 +18,6 @@ mod answer;
 mod broker;
 mod claims;
 mod clients;
-mod clock;
 mod config;
 mod connection;
 mod control;

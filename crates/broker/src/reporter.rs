@@ -10,8 +10,7 @@ use std::rc::Rc;
 use bindonce_core::event::{Flood, Kind};
 use bindonce_core::policy::Peer;
 use bindonce_observe::{Happening, Journal};
-
-use crate::clock::now;
+use bindonce_sys::clock::now;
 
 /// So many users and kinds are told apart.
 const KINDS: usize = 256;

@@ -5,7 +5,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
-use bindonce_core::time::Timestamp;
+use bindonce_sys::clock::now;
 use bindonce_sys::log;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
@@ -105,11 +105,6 @@ impl io::Write for Line {
 
 /// RFC 3339 in UTC with milliseconds.
 struct Rfc3339;
-
-fn now() -> Timestamp {
-    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
 
 impl FormatTime for Rfc3339 {
     fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {

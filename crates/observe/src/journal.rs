@@ -5,11 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::event::{Flood, Kind, REMEMBERED, Ring};
 use bindonce_core::text::printable;
 use bindonce_core::time::Timestamp;
+use bindonce_sys::clock::now;
 use bindonce_wire::event::Event;
 use bindonce_wire::result::EventsResult;
 use tokio::sync::Notify;
@@ -175,12 +175,6 @@ fn one_line(mut text: String) -> String {
         Cow::Borrowed(_) => text,
         Cow::Owned(shown) => shown,
     }
-}
-
-/// The time of day.
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub mod aside;
 pub mod ask;
 #[cfg(feature = "tokio")]
 pub mod changes;
+pub mod clock;
 pub mod diag;
 pub mod epoll;
 pub mod files;

@@ -20,12 +20,12 @@ use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
     Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View,
 };
+use bindonce_sys::clock::now;
 use bindonce_sys::limits::somaxconn;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
 use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 
-use crate::clock::now;
 use crate::persistence::Ledger;
 use crate::persistence::found::Found;
 use crate::reporter::Reporter;

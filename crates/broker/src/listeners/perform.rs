@@ -11,12 +11,12 @@ use bindonce_core::registry::{
 };
 use bindonce_observe::Happening;
 use bindonce_sys::Errno;
+use bindonce_sys::clock::now;
 use bindonce_sys::listen::{self, UnixPath, can_go_astray};
 
 use super::denied::Denied;
 use super::socket::{Held, Socket};
 use super::{Listeners, astray};
-use crate::clock::now;
 
 /// More listeners than this that are opened or closed at once get one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;

@@ -15,12 +15,12 @@ use std::path::Path;
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
+use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry, Manifest, Unreadable};
 
 use super::store::{self, CONTROL};
-use crate::clock::now;
 
 /// The longest manifest that is read: that of 150,000 listeners is a fifth of it.
 const MAX_MANIFEST: u64 = 256 << 20;

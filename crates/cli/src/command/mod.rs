@@ -24,10 +24,8 @@ mod upgrade;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::text::{is_obeyed, printable_lines};
-use bindonce_core::time::Timestamp;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
@@ -121,12 +119,6 @@ fn json_printable(text: &str) -> String {
         }
     }
     out
-}
-
-/// The time now, for those who tell when.
-pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -15,10 +15,9 @@ mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use bindonce_core::address::Address;
-use bindonce_core::time::Timestamp;
+use bindonce_sys::clock::now;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{Errno, Error, diag};
 use rustix::net::sockopt::socket_reuseport;
@@ -178,9 +177,4 @@ fn socket(network: u64, seen: diag::Socket, mode: Mode) -> Socket {
         drops: seen.drops.into(),
         reuseport: None,
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -60,7 +60,7 @@ fn line(snapshot: &Snapshot) -> anyhow::Result<String> {
 }
 
 fn now() -> String {
-    list::seconds(&crate::command::now().to_string())
+    list::seconds(&bindonce_sys::clock::now().to_string())
 }
 
 /// The text over what a terminal of that size shows, without a flicker: every line is written over

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bindonce_core::duration;
+use bindonce_sys::clock::now;
 use bindonce_sys::signals::{Signal, SignalFd};
 use nix::sys::signal::raise;
 
 use crate::Globals;
-use crate::command::now;
 use model::{Effect, Input, Model};
 use screen::{Painter, Screen};
 use sources::News;
