@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::path::Path;
-use std::process::Stdio;
 
 use bindonce_load::{Load, Plan};
 
@@ -106,12 +105,10 @@ fn a_supervisor_that_dies_meanwhile_leaves_nobody_paused() {
     let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = stranger.local_addr().expect("its address");
     stage.write(2, &[stage.stats, taken]);
-    let mut reload = stage.scene.bindonce("reload");
-    let reload = reload.args(["--name", "web"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut reload = reload.spawn().expect("a reload");
+    let mut reload = Process::start(stage.scene.bindonce("reload").args(["--name", "web"]));
     stage.haproxy.supervisor.wait_line("paused for a moment");
     stage.haproxy.supervisor.kill();
-    reload.wait().expect("its end");
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
     stage.is_whole();
     // Those that waited are answered, and others after them.
     assert!(stage.load.wait_for(500, DEADLINE), "nobody accepts");

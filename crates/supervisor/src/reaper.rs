@@ -1,13 +1,14 @@
 //! As PID 1 of a container we inherit orphans and must reap them (wait(2)). Our own children are
-//! reaped by whoever started them; what is a zombie a second later is nobody's.
+//! reaped by the part that started them; a zombie that is there for a second is nobody's.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use bindonce_sys::process::Stat;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-/// How long a zombie is left to whoever started it.
+/// How long a zombie is left to the part that started it.
 const OURS: Duration = Duration::from_secs(1);
 
 /// Whether this process must reap orphans.
@@ -22,7 +23,7 @@ pub(super) async fn reap() {
         tokio::time::sleep(OURS).await;
         let zombies = zombies();
         for pid in zombies.intersection(&before).filter_map(|pid| Pid::from_raw(*pid)) {
-            // Whoever started it may have reaped it just now.
+            // It may have been reaped just now.
             let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         }
         before = zombies;
@@ -33,10 +34,5 @@ pub(super) async fn reap() {
 fn zombies() -> BTreeSet<i32> {
     let children = fs::read_to_string("/proc/self/task/1/children").unwrap_or_default();
     let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    pids.filter(|pid| is_zombie(*pid)).collect()
-}
-
-fn is_zombie(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+    pids.filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.has_ended())).collect()
 }

@@ -1,4 +1,4 @@
-//! Who waits for an answer: to a reload, or until a generation is gone.
+//! The clients that wait for an answer: to a reload, or until a generation is gone.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) const READS_OTHERWISE: &str = "haproxy reads this configuration in an
 pub(super) struct Requests {
     reloads: HashMap<Caller, oneshot::Sender<Answer>>,
     last: u64,
-    /// Whoever waits for the next reload allows that nothing is left to listen on.
+    /// A client that waits for the next reload allows that nothing is left to listen on.
     allow_empty: bool,
     retirements: Vec<Retirement>,
     /// Ends when the broker knows which generation serves.
@@ -32,7 +32,7 @@ pub(super) struct Requests {
     late: Option<oneshot::Receiver<Option<String>>>,
 }
 
-/// Somebody who waits until a generation is gone, and what it had when that was asked for.
+/// A client that waits until a generation is gone, and what that had when it was asked for.
 #[derive(Debug)]
 pub(super) struct Retirement {
     pub(super) id: GenerationId,
@@ -42,7 +42,7 @@ pub(super) struct Retirement {
 }
 
 impl Requests {
-    /// A reload is wanted; it has no answer if nobody waits for one.
+    /// A reload is wanted; without a client there is no answer.
     pub(super) fn reload(&mut self, reply: Option<oneshot::Sender<Answer>>) -> Caller {
         self.last += 1;
         let caller = Caller(self.last);
@@ -69,7 +69,7 @@ impl Requests {
         (self.confirmed, self.late) = (confirmed, late);
     }
 
-    /// Answers those who waited for the reload that has just ended.
+    /// Answers the clients that waited for the reload that has just ended.
     pub(super) fn answer(&mut self, callers: &[Caller], answer: Answer) {
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
         let (confirmed, late) = (self.confirmed.take(), self.late.take());
@@ -88,28 +88,28 @@ impl Requests {
                 Err(RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(READS_OTHERWISE))
             });
             for reply in waiting {
-                // Whoever asked may have gone away.
+                // The client may have gone away.
                 let _ = reply.send(answer.clone());
             }
         });
     }
 
-    /// Somebody waits until a generation is gone.
+    /// A client waits until a generation is gone.
     pub(super) fn await_end(&mut self, retirement: Retirement) {
         self.retirements.push(retirement);
     }
 
-    /// Whether somebody does.
+    /// Whether any client waits until a generation is gone.
     pub(super) fn awaits_end(&self) -> bool {
         !self.retirements.is_empty()
     }
 
-    /// A generation is gone: answers everybody who wanted it to be.
+    /// A generation is gone: answers the clients that wait for that.
     pub(super) fn gone(&mut self, id: GenerationId) {
         let of_it = self.retirements.extract_if(.., |retirement| retirement.id == id);
         for Retirement { pid, connections, reply, .. } in of_it {
             let told = json!({ "generation": id.0, "pid": pid, "connections": connections });
-            // Whoever asked may have gone away.
+            // The client may have gone away.
             let _ = reply.send(Ok(told));
         }
     }

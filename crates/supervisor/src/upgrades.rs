@@ -34,7 +34,7 @@ impl Upgrade {
 
     /// Whether one is wanted and not yet begun; it begins now.
     pub(super) fn begin(&mut self) -> bool {
-        self.wanted.is_some() && !std::mem::replace(&mut self.proving, self.wanted.is_some())
+        self.wanted.is_some() && !std::mem::replace(&mut self.proving, true)
     }
 
     /// The proof is over: who is answered if it has failed.
