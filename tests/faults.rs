@@ -82,6 +82,22 @@ fn killed_while_the_older_one_is_paused_it_is_resumed() {
     stage.only(1);
 }
 
+/// It has the listeners and answers nobody: the reload is not over before it has been asked again.
+#[test]
+fn one_that_is_stopped_when_it_takes_over_is_continued_and_asked_again() {
+    let Some(mut stage) = stage(&[], &[]) else { return };
+    stage.configure(2);
+    // The proof waits, with the older one paused.
+    let stranger = Stranger::at(&stage);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("Paused frontend");
+    stage.signal(2, SIGSTOP);
+    drop(stranger);
+    assert_eq!(reload.wait_exit().code(), Some(0), "{}", reload.story());
+    stage.only(2);
+    stage.reload(3);
+}
+
 #[test]
 fn killed_after_it_served_it_is_started_again_and_the_draining_one_is_left_alone() {
     let Some(mut stage) = stage(&[], &[]) else { return };

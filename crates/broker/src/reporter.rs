@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bindonce_core::event::{Flood, Kind};
-use bindonce_core::policy::Peer;
+use bindonce_core::policy::owns_names;
 use bindonce_observe::{Happening, Journal};
 use bindonce_sys::clock::now;
 
@@ -65,12 +65,12 @@ impl Reporter {
     /// Whether the log and the events are told of work that was done for a user: all of it for root
     /// and the broker's user, some for others. If so, of how many before it they were not told.
     pub(crate) fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
-        if self.owns_names(uid) { Some(None) } else { self.passes(uid, kind, LINES_OF_WORK) }
+        if self.is_owner(uid) { Some(None) } else { self.passes(uid, kind, LINES_OF_WORK) }
     }
 
     /// Whether a user is root or the broker's own.
-    pub(crate) fn owns_names(&self, uid: u32) -> bool {
-        uid == 0 || (uid == self.owner && uid != Peer::UNKNOWN)
+    pub(crate) fn is_owner(&self, uid: u32) -> bool {
+        owns_names(self.owner, uid)
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::event::{REMEMBERED, Ring};
-use bindonce_sys::files::{self, Durability};
+use bindonce_sys::files;
 use bindonce_sys::whole;
 use bindonce_wire::event::Event;
 
@@ -82,7 +82,7 @@ impl Kept {
             text.extend_from_slice(&line);
             self.lines += 1;
         }
-        match files::replace(&self.path, &text, Durability::Process) {
+        match files::replace(&self.path, &text) {
             Ok(file) => {
                 if self.failed.take().is_some() {
                     tracing::info!(path = %self.path.display(), "events are kept again");

@@ -11,14 +11,15 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId};
+use bindonce_core::{duration, event};
 use bindonce_observe::Happening;
 use bindonce_sys::inherit;
 use bindonce_sys::signals::Signal as Number;
+use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
-use super::admin::Admin;
+use super::admin::{Admin, NoAnswer};
 use super::foreign::{self, LOOKS};
 use super::message::{Compared, Message};
 use super::report::Cause;
@@ -26,8 +27,12 @@ use super::requests;
 use super::supervisor::Supervisor;
 use bindonce_haproxy::config::Rendering;
 
-/// How long haproxy may take to tell what it listens on; what it does not tell is not held against it.
+/// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
+/// handover goes on, and it is asked again.
 const ANSWER: Duration = Duration::from_secs(1);
+/// How long it may take when it is asked again, before the answer to the reload: exit 0 is said only of
+/// what was observed.
+const ANSWER_LATE: Duration = Duration::from_secs(10);
 /// Up to so many descriptors are asked for one by one, more all at once: that answer has its
 /// connections too.
 const ONE_BY_ONE: usize = 32;
@@ -51,12 +56,11 @@ impl Supervisor {
         let sender = self.sender.clone();
         super::tasks::spawn(async move {
             let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
-            let asked = admin.is_some();
             let deaf = match admin {
-                Some(admin) => deaf(&admin, count).await,
-                None => Vec::new(),
+                Some(admin) => deaf(&admin, count, ANSWER).await,
+                None => None,
             };
-            let _ = sender.send(Message::Compared(id, how, Compared { own, asked, deaf }));
+            let _ = sender.send(Message::Compared(id, how, Compared { own, deaf }));
         });
         true
     }
@@ -67,12 +71,15 @@ impl Supervisor {
         if refused {
             return;
         }
-        let text = self.unclaimed(id, &seen.own).or_else(|| self.passed_over(id, &seen.deaf));
+        let deaf = seen.deaf.as_deref();
+        let text = self
+            .unclaimed(id, &seen.own)
+            .or_else(|| self.passed_over(id, deaf.unwrap_or_default()));
         match text {
             Some(text) => self.reads_otherwise(id, text),
             None => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.listens = seen.asked;
+                    generation.listens = deaf.is_some();
                 }
                 self.take_over_now(id, how);
             }
@@ -96,21 +103,21 @@ impl Supervisor {
         let Some((id, admin, count)) = asked else { return self.feed(Event::Proved) };
         let sender = self.sender.clone();
         super::tasks::spawn(async move {
-            let deaf = deaf(&admin, count).await;
+            let deaf = deaf(&admin, count, ANSWER).await;
             let _ = sender.send(Message::Listens(id, deaf));
         });
     }
 
-    /// A generation that goes on has said which of its listeners it passes over.
-    pub(super) fn listens(&mut self, id: GenerationId, deaf: &[usize]) {
+    /// A generation that goes on has said which of its listeners it passes over, or nothing in time.
+    pub(super) fn listens(&mut self, id: GenerationId, deaf: Option<&[usize]>) {
         if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
         }
-        match self.passed_over(id, deaf) {
+        match self.passed_over(id, deaf.unwrap_or_default()) {
             Some(text) => self.reads_otherwise(id, text),
             None => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.listens = true;
+                    generation.listens = deaf.is_some();
                 }
                 self.feed(Event::Proved);
             }
@@ -152,8 +159,8 @@ impl Supervisor {
     }
 
     /// Asks a generation that serves, where it could not be asked before older ones were told to stop
-    /// for good: what the answer to the reload must say, if anything.
-    pub(super) fn ask_late(&self, id: GenerationId) -> Option<oneshot::Receiver<Option<String>>> {
+    /// for good, or did not answer: why the reload has failed, if it has.
+    pub(super) fn ask_late(&self, id: GenerationId) -> Option<oneshot::Receiver<Option<RpcError>>> {
         let generation =
             self.generations.get(&id).filter(|g| !g.listens && self.is_compared(id))?;
         let (admin, count) = (generation.admin.clone()?, generation.listeners.len());
@@ -161,15 +168,34 @@ impl Supervisor {
             (self.starts.configurations.get(&id).cloned()?, Rc::clone(&self.report.journal));
         let (tell, told) = oneshot::channel();
         super::tasks::spawn(async move {
-            let deaf = deaf(&admin, count).await;
-            let text = prepared.rendering().and_then(|rendering| passed_over(rendering, &deaf));
-            if let Some(text) = &text {
+            let why = match deaf(&admin, count, ANSWER_LATE).await {
+                None => Some((
+                    format!(
+                        "generation {id} has taken over, but has not said on its admin socket within {} \
+                         which listeners it listens on: nothing shows that it serves",
+                        duration::format(ANSWER_LATE)
+                    ),
+                    "see what it does with `bindonce doctor`; if it stands still, run `bindonce reload` again",
+                )),
+                Some(deaf) => {
+                    let text =
+                        prepared.rendering().and_then(|rendering| passed_over(rendering, &deaf));
+                    text.map(|text| {
+                        let end = "it serves all the same: no older generation could resume";
+                        (format!("{text}\n{end}"), requests::READS_OTHERWISE)
+                    })
+                }
+            };
+            if let Some((text, _)) = &why {
                 tracing::error!(generation = id.0, "{text}");
                 let happening = Happening::new(event::Kind::ReloadFailed, text.clone());
                 journal.record(happening.generation(id.0));
             }
-            // Whoever waited may have gone away.
-            let _ = tell.send(text);
+            // The client may have gone away.
+            let _ =
+                tell.send(why.map(|(text, hint)| {
+                    RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(hint)
+                }));
         });
         Some(told)
     }
@@ -189,39 +215,39 @@ fn passed_over(rendering: &Rendering, deaf: &[usize]) -> Option<String> {
 }
 
 /// Asks haproxy which of its descriptors for `count` listeners it does not know. They follow that of
-/// the admin socket. Whatever it does not answer in time counts as known.
-async fn deaf(admin: &Admin, count: usize) -> Vec<usize> {
-    tokio::time::timeout(ANSWER, ask(admin, count)).await.unwrap_or_default()
+/// the admin socket. None if it does not answer within `limit`. None of them where it cannot tell: it
+/// does not have the command, or its connection has ended, whose end is noticed elsewhere.
+async fn deaf(admin: &Admin, count: usize, limit: Duration) -> Option<Vec<usize>> {
+    match tokio::time::timeout(limit, ask(admin, count, limit)).await {
+        Ok(Ok(deaf)) => Some(deaf),
+        Ok(Err(NoAnswer::Closed)) => Some(Vec::new()),
+        Ok(Err(NoAnswer::InTime)) | Err(_) => None,
+    }
 }
 
-async fn ask(admin: &Admin, count: usize) -> Vec<usize> {
+async fn ask(admin: &Admin, count: usize, limit: Duration) -> Result<Vec<usize>, NoAnswer> {
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
-    let mut deaf = Vec::new();
     if count > ONE_BY_ONE {
-        let Ok(all) = admin.ask("show fd", ANSWER).await else { return deaf };
+        let all = admin.ask("show fd", limit).await?;
         let known: BTreeSet<_> = all.lines().filter_map(number).collect();
         // None at all: it does not have the command.
-        deaf.extend(
-            (0..count).filter(|index| !known.is_empty() && !known.contains(&(first + index))),
-        );
-        return deaf;
+        let passed_over = |index: &usize| !known.is_empty() && !known.contains(&(first + index));
+        return Ok((0..count).filter(passed_over).collect());
     }
-    // That of the admin socket shows that it has the command, and what an answer looks like.
     let look = async |fd: usize| {
-        let answer = admin.ask(format!("show fd {fd}"), ANSWER).await.ok()?;
-        Some(answer.lines().any(|line| number(line) == Some(fd)))
+        let answer = admin.ask(format!("show fd {fd}"), limit).await?;
+        Ok(answer.lines().any(|line| number(line) == Some(fd)))
     };
-    if look(first - 1).await != Some(true) {
-        return deaf;
-    }
-    for index in 0..count {
-        match look(first + index).await {
-            Some(true) => {}
-            Some(false) => deaf.push(index),
-            None => return Vec::new(),
+    let mut deaf = Vec::new();
+    // That of the admin socket shows that it has the command, and what an answer looks like.
+    if look(first - 1).await? {
+        for index in 0..count {
+            if !look(first + index).await? {
+                deaf.push(index);
+            }
         }
     }
-    deaf
+    Ok(deaf)
 }
 
 /// The descriptor of a line `    7 : st=0x000023(...) ...`.
@@ -232,7 +258,45 @@ fn number(line: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    /// What a haproxy tells that has the descriptors up to `last`, and that ends after so many answers: it
+    /// closes its connection, or is silent from then on.
+    fn told(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let talks = std::thread::spawn(move || {
+            let lines = BufReader::new(theirs.try_clone().expect("a copy")).lines();
+            for line in lines.take(answers).map_while(Result::ok) {
+                let fd = line.rsplit(' ').next().and_then(|fd| fd.parse::<usize>().ok());
+                let known = fd.filter(|fd| *fd <= last).map(|fd| format!("  {fd} : st=0x23(cl)\n"));
+                write!(theirs, "{}\n> ", known.unwrap_or_default()).expect("answering");
+            }
+            (!closes).then_some(theirs)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let local = tokio::task::LocalSet::new();
+        let deaf = local.block_on(&runtime.expect("a runtime"), async {
+            let admin = Admin::resume(ours.into(), |_| ());
+            // A minute for what answers; nothing at all for what is silent.
+            let limit = if closes { 60_000 } else { 50 };
+            deaf(&admin, 2, Duration::from_millis(limit)).await
+        });
+        drop(local); // Its end of the connection.
+        drop(talks.join().expect("a haproxy"));
+        deaf
+    }
+
+    #[test]
+    fn what_is_not_said_in_time_is_not_taken_for_said() {
+        let first = usize::try_from(inherit::FIRST).expect("a number");
+        assert_eq!(told(first + 2, 9, true), Some(vec![]));
+        assert_eq!(told(first + 1, 9, true), Some(vec![1]));
+        assert_eq!(told(first + 2, 3, false), None, "silent at the second of its listeners");
+        assert_eq!(told(first + 2, 3, true), Some(vec![]), "its end is noticed elsewhere");
+    }
 
     #[test]
     fn reads_what_show_fd_prints() {

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
-use bindonce_sys::files::{self, Durability};
+use bindonce_sys::files;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
 use bindonce_sys::whole;
@@ -268,7 +268,7 @@ impl Directory {
 
     /// Saves the state, in one step: a reader sees the old or the new one.
     pub(super) fn save(&self, saved: &Saved) -> io::Result<()> {
-        files::replace(&self.state(), &serde_json::to_vec(saved)?, Durability::Process).map(drop)
+        files::replace(&self.state(), &serde_json::to_vec(saved)?).map(drop)
     }
 }
 

@@ -124,7 +124,7 @@ impl Supervisor {
             Message::Event(Event::Proved) => self.proved(),
             Message::Event(event) => self.feed(event),
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
-            Message::Listens(id, deaf) => self.listens(id, &deaf),
+            Message::Listens(id, deaf) => self.listens(id, deaf.as_deref()),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);

@@ -32,7 +32,7 @@ pub(super) enum Message {
     /// What a generation that is ready has bound, and how it was known to be ready.
     Compared(GenerationId, &'static str, Compared),
     /// Which of its listeners the generation that is to take over does not listen on.
-    Listens(GenerationId, Vec<usize>),
+    Listens(GenerationId, Option<Vec<usize>>),
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
@@ -72,8 +72,6 @@ pub(super) struct Detached {
 pub(super) struct Compared {
     /// Addresses that it has bound by itself.
     pub(super) own: BTreeSet<String>,
-    /// It was asked what it listens on.
-    pub(super) asked: bool,
-    /// Which of its listeners it does not listen on.
-    pub(super) deaf: Vec<usize>,
+    /// Which of its listeners it does not listen on; None if it was not asked, or did not answer in time.
+    pub(super) deaf: Option<Vec<usize>>,
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bindonce_core::generation::{Caller, GenerationId};
-use bindonce_wire::{ErrorCode, RpcError};
+use bindonce_wire::RpcError;
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -29,7 +29,7 @@ pub(super) struct Requests {
     /// Ends when the broker knows which generation serves.
     confirmed: Option<oneshot::Receiver<()>>,
     /// What the generation that serves says of its listeners, where it is asked only after the handover.
-    late: Option<oneshot::Receiver<Option<String>>>,
+    late: Option<oneshot::Receiver<Option<RpcError>>>,
 }
 
 /// A client that waits until a generation is gone, and what that had when it was asked for.
@@ -64,7 +64,7 @@ impl Requests {
     pub(super) fn wait_for(
         &mut self,
         confirmed: Option<oneshot::Receiver<()>>,
-        late: Option<oneshot::Receiver<Option<String>>>,
+        late: Option<oneshot::Receiver<Option<RpcError>>>,
     ) {
         (self.confirmed, self.late) = (confirmed, late);
     }
@@ -82,11 +82,7 @@ impl Requests {
                 Some(late) => late.await.ok().flatten(),
                 None => None,
             };
-            let answer = late.filter(|_| answer.is_ok()).map_or(answer, |text| {
-                let text =
-                    format!("{text}\nit serves all the same: no older generation could resume");
-                Err(RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(READS_OTHERWISE))
-            });
+            let answer = late.filter(|_| answer.is_ok()).map_or(answer, Err);
             for reply in waiting {
                 // The client may have gone away.
                 let _ = reply.send(answer.clone());

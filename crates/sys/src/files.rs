@@ -5,22 +5,13 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Whether a file that was replaced must be there after a crash of the system, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// It outlives this process, as everything does that the kernel has.
-    Process,
-    /// It is on the disk, and so is its name (fsync(2)). Takes as long as the disk takes.
-    System,
-}
-
 /// Writes `PATH.new` (mode 0600) and renames it: a reader sees the old or the new content, whole.
 /// Gives the new file, open to append to it. The caller has a lock: what is at `PATH.new` was left by
-/// a crash, and goes.
+/// a crash, and goes. What was written outlives this process; after a crash of the system it may be lost.
 ///
 /// # Errors
 /// Those of the system calls; the file at `path` is then as it was.
-pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<File> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let mut temporary = path.to_owned().into_os_string();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
@@ -30,19 +21,10 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
     }
     let mut options = OpenOptions::new();
     let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| match durability {
-        Durability::System => file.sync_all(),
-        Durability::Process => Ok(()),
-    });
-    if let Err(error) = written.and_then(|()| fs::rename(&temporary, path)) {
+    if let Err(error) = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path)) {
         // Half of it on a full disk would take the room that the next attempt needs.
         let _ = fs::remove_file(&temporary);
         return Err(error);
-    }
-    if durability == Durability::System
-        && let Some(directory) = path.parent()
-    {
-        File::open(directory)?.sync_all()?;
     }
     Ok(file)
 }
@@ -59,24 +41,22 @@ mod tests {
         let directory = Directory::new("files");
         let path = directory.path().join("state");
         fs::write(directory.path().join("state.new"), "left by a crash").expect("write");
-        for durability in [Durability::Process, Durability::System] {
-            let mut file = replace(&path, b"one\n", durability).expect("replace");
-            file.write_all(b"two\n").expect("append");
-            assert_eq!(fs::read_to_string(&path).expect("read"), "one\ntwo\n");
-            let mode = fs::metadata(&path).expect("stat").permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
-            assert!(!directory.path().join("state.new").exists());
-        }
+        let mut file = replace(&path, b"one\n").expect("replace");
+        file.write_all(b"two\n").expect("append");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "one\ntwo\n");
+        let mode = fs::metadata(&path).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!directory.path().join("state.new").exists());
     }
 
     #[test]
     fn what_cannot_be_written_leaves_the_old() {
         let directory = Directory::new("files-old");
         let path = directory.path().join("state");
-        drop(replace(&path, b"old", Durability::Process).expect("replace"));
+        drop(replace(&path, b"old").expect("replace"));
         // In the way of the new file, and not to be removed as one.
         fs::create_dir(directory.path().join("state.new")).expect("mkdir");
-        assert!(replace(&path, b"new", Durability::Process).is_err());
+        assert!(replace(&path, b"new").is_err());
         assert_eq!(fs::read_to_string(&path).expect("read"), "old");
     }
 }

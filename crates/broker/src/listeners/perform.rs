@@ -83,7 +83,7 @@ impl Listeners {
         let name = wanted.name.as_ref()?;
         let (listener, held) = self.registry.with_name(name)?;
         let owner = held.opened.handle.owned.as_ref().map(|owned| owned.uid);
-        let uid = owner.filter(|uid| !self.reporter.owns_names(*uid))?;
+        let uid = owner.filter(|uid| !self.reporter.is_owner(*uid))?;
         if held.listener.key() == wanted.key() {
             return None;
         }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bindonce_sys::files::{self, Durability};
+use bindonce_sys::files;
 use bindonce_sys::{identity, whole};
 use bindonce_wire::manifest::{Entry, Manifest, Service};
 use bindonce_wire::result::Problem;
@@ -125,7 +125,7 @@ impl StateFile {
     /// nothing, see above.
     pub(super) fn rewrite(&self, manifest: &Manifest) {
         let begun = Instant::now();
-        let written = files::replace(&self.path, &manifest.encode(), Durability::Process);
+        let written = files::replace(&self.path, &manifest.encode());
         let mut inner = self.inner.borrow_mut();
         match written {
             Ok(file) => {

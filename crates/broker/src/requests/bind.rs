@@ -50,6 +50,8 @@ pub(super) async fn bind(
         }
         Err(failure) => {
             taken.into_iter().for_each(|name| broker.borrow_mut().listeners.give_back(name));
+            // Others run while it is asked who is in the way.
+            broker.borrow_mut().settle();
             let inquiry = Rc::clone(&broker.borrow().inquiry);
             return Err(answer::claim_failed(&inquiry, failure).await);
         }

@@ -126,7 +126,7 @@ impl Policy {
     /// Whether names are this user's to take back from whoever has them: root and the user the
     /// broker runs as.
     pub fn owns_names(&self, uid: u32) -> bool {
-        uid == 0 || (uid == self.owner && uid != Peer::UNKNOWN)
+        owns_names(self.owner, uid)
     }
 
     /// Whether `peer` may give a listener this name.
@@ -145,6 +145,11 @@ impl Policy {
     pub fn knows(&self, peer: Peer, groups: &[u32]) -> bool {
         Verb::ALL.into_iter().any(|verb| self.judge(peer, groups, verb, None) == Verdict::Allow)
     }
+}
+
+/// Whether a user is root, or `owner`, the user the broker runs as.
+pub fn owns_names(owner: u32, uid: u32) -> bool {
+    uid == 0 || (uid == owner && uid != Peer::UNKNOWN)
 }
 
 #[cfg(test)]

@@ -71,9 +71,7 @@ impl<H> Registry<H> {
             let Some((label, since)) = &connection.label else {
                 continue;
             };
-            let mut ids: Vec<ListenerId> = connection.leases.keys().copied().collect();
-            ids.sort_unstable();
-            let held = ids.iter().filter_map(|id| self.held.get(id));
+            let held = connection.leases.keys().filter_map(|id| self.held.get(id));
             services.entry(&label.service).or_default().push(Generation {
                 generation: label.generation,
                 pid: label.pid,
@@ -89,7 +87,7 @@ impl<H> Registry<H> {
         services.into_iter().map(service).collect()
     }
 
-    /// What a connection uses, in no order.
+    /// What a connection uses, in the order of their ids.
     pub fn leased(&self, id: ConnectionId) -> impl Iterator<Item = &Held<H>> {
         let leases = self.connections.get(&id).into_iter().flat_map(|found| found.leases.keys());
         leases.filter_map(|id| self.held.get(id).map(Box::as_ref))

@@ -191,8 +191,11 @@ impl Walk<'_> {
             let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n) if n == number);
             other.options == line.options && other.pieces.iter().any(names)
         };
+        let before = line.pieces.iter().take_while(|other| !std::ptr::eq(*other, piece));
+        let twice =
+            before.into_iter().any(|other| matches!(&other.part, Part::Foreign(n) if n == number));
         // As in `shares`.
-        if !line.said.threads && !earlier.into_iter().any(has_it) {
+        if !line.said.threads && !twice && !earlier.into_iter().any(has_it) {
             self.met.add_foreign(number, &line.place)?;
         }
         let reason = if number.is_empty() {
