@@ -15,7 +15,7 @@ use bindonce_core::listener::{Key, Wanted};
 use bindonce_core::policy::{Peer, Rule};
 use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
 use bindonce_core::time::Timestamp;
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::clock::now;
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;

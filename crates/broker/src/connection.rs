@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_observe::follow;
+use bindonce_daemon::follow;
 use bindonce_wire::framing::Frame;
 use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bindonce_core::event::Kind;
 use bindonce_core::registry::{ConnectionId, Label, Phase};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_wire::message::{Notification, Turn};
 use bindonce_wire::params::Joining as Said;
 use bindonce_wire::result::JoinResult;

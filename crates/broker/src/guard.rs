@@ -16,7 +16,7 @@ use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::ListenerId;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::guard::Health;
 use bindonce_sys::listen;
 use bindonce_sys::watch::Watch;

@@ -25,7 +25,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{aside, diag, holders, identity};

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bindonce_core::event::{Flood, Kind};
 use bindonce_core::policy::owns_names;
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::clock::now;
 
 /// So many users and kinds are told apart.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::{Errno, aside, limits, peer};
 use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};

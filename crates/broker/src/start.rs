@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Wanted;
 use bindonce_core::registry::Want;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::notify;
 use bindonce_wire::RpcError;
 

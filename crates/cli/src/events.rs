@@ -95,7 +95,7 @@ pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
         let events = match asked {
             Ok(answer) => answer.events,
             Err(error) => {
-                let left = bindonce_observe::read(&place.file).unwrap_or_default();
+                let left = bindonce_daemon::read(&place.file).unwrap_or_default();
                 if left.is_empty() || !matches!(error, bindonce::Error::Connect { .. }) {
                     recent.silent.push((place.source.clone(), error));
                 }

@@ -11,7 +11,7 @@ use bindonce::{Join, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::inherit;
 use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;

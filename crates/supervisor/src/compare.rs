@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::{duration, event};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::inherit;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_observe::{Follower, Journal, follow};
+use bindonce_daemon::{Follower, Journal, follow};
 use bindonce_sys::{listen, peer};
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Id, Request};

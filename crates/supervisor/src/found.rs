@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bindonce_core::event::Kind;
 use bindonce_core::time::Timestamp;
-use bindonce_observe::Journal;
+use bindonce_daemon::Journal;
 use bindonce_sys::{aside, holders, process};
 
 use super::broker;

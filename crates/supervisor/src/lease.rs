@@ -13,7 +13,7 @@ use bindonce::{Give, Join, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::peer;
 use tokio::sync::{Mutex, mpsc, oneshot};
 

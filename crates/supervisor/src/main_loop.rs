@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bindonce_core::event;
 use bindonce_core::generation::Event;
-use bindonce_observe::Journal;
+use bindonce_daemon::Journal;
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::mpsc;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
-use bindonce_observe::openmetrics::Durations;
+use bindonce_daemon::openmetrics::Durations;
 
 /// What is counted for metrics alone.
 #[derive(Debug, Default)]

@@ -16,8 +16,8 @@ use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::State;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_observe::openmetrics::{Family, Page, Value};
-use bindonce_observe::{events, scrape, self_metrics};
+use bindonce_daemon::openmetrics::{Family, Page, Value};
+use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::process;
 use tokio::sync::{mpsc, oneshot};
 

@@ -3,7 +3,7 @@
 use bindonce_core::duration;
 use bindonce_core::event;
 use bindonce_core::generation::{Failure, GenerationId, Outcome};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::json;
 

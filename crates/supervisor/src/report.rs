@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::event;
 use bindonce_core::generation::{Failure, GenerationId, Reason};
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::signals::Signal as Number;
 
 use super::announce::Announcer;

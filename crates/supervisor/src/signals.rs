@@ -4,7 +4,7 @@
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::signals::{Received, Signal};
 use tokio::sync::oneshot;
 

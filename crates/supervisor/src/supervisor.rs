@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Ending, Event, GenerationId, Timeline};
-use bindonce_observe::Journal;
+use bindonce_daemon::Journal;
 use tokio::sync::{Mutex, mpsc};
 
 use super::directory::{Directory, Saved};

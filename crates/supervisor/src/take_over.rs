@@ -10,7 +10,7 @@ use bindonce::Claim;
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{holders, inherit, tree};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bindonce::ErrorCode;
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, State};
-use bindonce_observe::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal};
 use tokio::sync::oneshot;
 
 use super::broker;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use bindonce_core::event;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::upgrade::{self, Installed};
 
 use super::directory::{Inherited, Saved};

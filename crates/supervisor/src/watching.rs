@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::aside;
 
 use super::admin::{Admin, Info, NoAnswer};

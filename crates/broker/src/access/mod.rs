@@ -8,7 +8,7 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_core::name::Name;
 use bindonce_core::policy::{Denial, Policy, Rule, Verb, Verdict};
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::clients::{Caller, Standing};

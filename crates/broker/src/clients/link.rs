@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::budget::Budget;
-use bindonce_observe::Follower;
+use bindonce_daemon::Follower;
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
 use bindonce_core::registry::Held;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::queue;
 

@@ -3,7 +3,7 @@
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::Refusal;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_wire::RpcError;
 
 /// Why a claim got nothing.

@@ -9,7 +9,7 @@ use bindonce_core::name::Name;
 use bindonce_core::registry::{
     Action, Change, Closing, ConnectionId, Event, Lease, ListenerId, Overlap, Refusal, Want,
 };
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::Errno;
 use bindonce_sys::clock::now;
 use bindonce_sys::listen::{self, UnixPath, can_go_astray};

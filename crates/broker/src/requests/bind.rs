@@ -163,7 +163,7 @@ fn ip(address: &str) -> Result<IpAddr, RpcError> {
 #[cfg(test)]
 mod tests {
     use bindonce_core::policy::{Peer, Rule, Who};
-    use bindonce_observe::Journal;
+    use bindonce_daemon::Journal;
 
     use super::*;
     use crate::config::Limits;

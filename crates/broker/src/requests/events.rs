@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::policy::Verb;
-use bindonce_observe::Follower;
+use bindonce_daemon::Follower;
 use bindonce_wire::RpcError;
 use bindonce_wire::message::Request;
 use bindonce_wire::params::Events;

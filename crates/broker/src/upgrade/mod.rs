@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event::Kind;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::memory;
 use bindonce_sys::upgrade::{self as system, Installed};
 use bindonce_wire::manifest::Manifest;

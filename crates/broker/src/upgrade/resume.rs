@@ -11,7 +11,7 @@ use bindonce_core::policy::Peer;
 use bindonce_core::registry::{self, ConnectionId, Label};
 use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
-use bindonce_observe::Happening;
+use bindonce_daemon::Happening;
 use bindonce_sys::{identity, inherit};
 use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
 use bindonce_wire::message::{Id, encode_result};

@@ -182,7 +182,7 @@ mod tests {
 
     impl Directory {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("observe-{}-{name}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("daemon-{}-{name}", std::process::id()));
             fs::create_dir_all(&path).expect("a directory");
             Self(path)
         }

@@ -1,4 +1,4 @@
-//! What a broker and a supervisor tell of themselves while they run: the last things that
+//! What the two long-lived processes, broker and supervisor, have in common: the last things that
 //! happened ([`Journal`]), and metrics ([`openmetrics`], [`scrape`]).
 //!
 //! Both use it in the same way, from their one thread. Nothing here can fail towards its
