@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::version::Version;
+use crate::version::Version;
 
 /// What ends every answer in interactive mode.
 const PROMPT: &[u8] = b"\n> ";
@@ -29,7 +29,7 @@ const LONGEST: usize = 4 << 20;
 
 /// The way to ask one generation. Clones share the connection.
 #[derive(Debug, Clone)]
-pub(super) struct Admin {
+pub(crate) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
     task: AbortHandle,
     connection: Rc<RefCell<Option<OwnedFd>>>,
@@ -43,7 +43,7 @@ struct Ask {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoAnswer {
+pub(crate) enum NoAnswer {
     /// Not in the time allowed. A later question is answered after this one.
     InTime,
     /// The connection has ended.
@@ -52,24 +52,24 @@ pub(super) enum NoAnswer {
 
 /// What `show info` tells, as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// haproxy's version.
-    pub(super) version: Version,
+    pub(crate) version: Version,
     /// The process that answers: in master-worker mode a worker, not the process that was started.
-    pub(super) pid: Option<i32>,
+    pub(crate) pid: Option<i32>,
     /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
-    pub(super) stopping: bool,
+    pub(crate) stopping: bool,
     /// How many listeners it has open, where it says so; a worker counts its line to the master.
-    pub(super) listeners: Option<u64>,
+    pub(crate) listeners: Option<u64>,
     /// Connections now, this one not counted.
-    pub(super) connections: u64,
+    pub(crate) connections: u64,
     /// Connections accepted since the start.
-    pub(super) accepted: u64,
+    pub(crate) accepted: u64,
 }
 
 impl Admin {
     /// Connects to the socket at `path` and calls `ready` when haproxy first answers.
-    pub(super) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
+    pub(crate) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
         Self::over(
             async move {
                 let mut stream = UnixStream::connect(path).await?;
@@ -82,7 +82,7 @@ impl Admin {
     }
 
     /// Goes on with a connection that an earlier image of this process opened.
-    pub(super) fn resume(connection: OwnedFd, ready: impl FnOnce(Info) + 'static) -> Self {
+    pub(crate) fn resume(connection: OwnedFd, ready: impl FnOnce(Info) + 'static) -> Self {
         let stream = std::os::unix::net::UnixStream::from(connection);
         Self::over(
             async move {
@@ -100,7 +100,7 @@ impl Admin {
         let (asks, requests) = mpsc::unbounded_channel();
         let connection = Rc::new(RefCell::new(None));
         let copy = Rc::clone(&connection);
-        let task = super::tasks::spawn(async move {
+        let task = crate::tasks::spawn(async move {
             let talk = async {
                 let stream = stream.await?;
                 copy.replace(Some(stream.as_fd().try_clone_to_owned()?));
@@ -116,12 +116,12 @@ impl Admin {
 
     /// A copy of the connection, to leave to the next image of this process; none before
     /// haproxy has answered.
-    pub(super) fn connection(&self) -> Option<OwnedFd> {
+    pub(crate) fn connection(&self) -> Option<OwnedFd> {
         self.connection.borrow().as_ref()?.try_clone().ok()
     }
 
     /// Sends one command and gives its answer, which may take `limit`.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         command: impl Into<Cow<'static, str>>,
         limit: Duration,
@@ -137,12 +137,12 @@ impl Admin {
     }
 
     /// `show info`, read.
-    pub(super) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
+    pub(crate) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
         Ok(Info::read(&self.ask("show info", limit).await?))
     }
 
     /// Closes the connection.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.task.abort();
         self.connection.take();
     }

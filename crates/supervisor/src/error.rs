@@ -93,7 +93,7 @@ pub enum Error {
 
 impl Error {
     /// For `map_err`: a system call that failed while `doing`.
-    pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { doing, source }
     }
 

@@ -1,7 +1,7 @@
 //! What differs between haproxy and any other program, in one place.
 //!
 //! Everything else of a supervisor is the same for both: claiming, starting through the shim,
-//! watching, draining, saving, taking over, the watchdog. How each is started is in [`super::start`].
+//! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
 
 use std::borrow::Cow;
 
@@ -31,21 +31,21 @@ pub struct Haproxy {
 
 impl Kind {
     /// What it is called in messages.
-    pub(super) fn name(&self) -> Cow<'_, str> {
+    pub(crate) fn name(&self) -> Cow<'_, str> {
         match self {
             Self::Haproxy(_) => "haproxy".into(),
             Self::Program(program) => program.name(),
         }
     }
 
-    pub(super) fn haproxy(&self) -> Option<&Haproxy> {
+    pub(crate) fn haproxy(&self) -> Option<&Haproxy> {
         match self {
             Self::Haproxy(haproxy) => Some(haproxy),
             Self::Program(_) => None,
         }
     }
 
-    pub(super) fn program(&self) -> Option<&Program> {
+    pub(crate) fn program(&self) -> Option<&Program> {
         match self {
             Self::Haproxy(_) => None,
             Self::Program(program) => Some(program),
@@ -53,12 +53,12 @@ impl Kind {
     }
 
     /// Whether its generations have a private admin socket.
-    pub(super) fn has_admin(&self) -> bool {
+    pub(crate) fn has_admin(&self) -> bool {
         self.haproxy().is_some_and(|haproxy| haproxy.admin)
     }
 
     /// What tells it to close its listeners, serve what is connected, and exit.
-    pub(super) fn retire(&self) -> Number {
+    pub(crate) fn retire(&self) -> Number {
         match self {
             Self::Haproxy(_) => Number::SIGUSR1,
             Self::Program(program) => program.retire,
@@ -67,7 +67,7 @@ impl Kind {
 
     /// The living processes of a generation whose first process is this one: of haproxy all that
     /// descend from it (a master, its workers, theirs); of a program also those whose parent has ended.
-    pub(super) fn processes(&self, pid: i32) -> Vec<i32> {
+    pub(crate) fn processes(&self, pid: i32) -> Vec<i32> {
         match self {
             Self::Haproxy(_) => process::family(pid),
             Self::Program(_) => tree::members(pid),

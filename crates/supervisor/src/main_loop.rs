@@ -10,20 +10,23 @@ use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::mpsc;
 
-use super::control::{self, Ask};
-use super::directory::{Directory, Saved};
-use super::error::Error;
-use super::message::Message;
-use super::process::Ended;
-use super::report::Cause;
-use super::settings::Settings;
-use super::supervisor::Supervisor;
-use super::take_over::Inheritance;
-use super::tasks::spawn;
-use super::{broker, files, found, metrics, reaper};
+use crate::broker;
+use crate::control::{self, Ask};
+use crate::disk::directory::{Directory, Saved};
+use crate::disk::take_over::Inheritance;
+use crate::disk::{files, found};
+use crate::error::Error;
+use crate::generations::process::Ended;
+use crate::generations::reaper;
+use crate::message::Message;
+use crate::report::Cause;
+use crate::report::metrics;
+use crate::settings::Settings;
+use crate::supervisor::Supervisor;
+use crate::tasks::spawn;
 
 /// Supervises one service, from what an earlier supervisor has left.
-pub(super) async fn begin(settings: Settings) -> Result<Ended, Error> {
+pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Blocked before any thread exists, so that none of them is interrupted.
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);

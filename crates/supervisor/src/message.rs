@@ -8,13 +8,13 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use tokio::sync::oneshot;
 
-use super::admin::Info;
-use super::control::Ask;
-use super::error::Error;
-use super::start::Launched;
+use crate::admin::Info;
+use crate::control::Ask;
+use crate::error::Error;
+use crate::generations::start::Launched;
 
 /// Something that happened, on its way to the loop.
-pub(super) enum Message {
+pub(crate) enum Message {
     /// For the timeline as it is.
     Event(Event),
     /// A process was started.
@@ -60,18 +60,18 @@ pub(super) enum Message {
 
 /// What came of removing the ghosts of one generation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Detached {
-    pub(super) removed: usize,
-    pub(super) left: usize,
+pub(crate) struct Detached {
+    pub(crate) removed: usize,
+    pub(crate) left: usize,
     /// The kernel does not permit it.
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
 }
 
 /// What was seen of a generation that is ready.
 #[derive(Debug, Default)]
-pub(super) struct Compared {
+pub(crate) struct Compared {
     /// Addresses that it has bound by itself.
-    pub(super) own: BTreeSet<String>,
+    pub(crate) own: BTreeSet<String>,
     /// Which of its listeners it does not listen on; None if it was not asked, or did not answer in time.
-    pub(super) deaf: Option<Vec<usize>>,
+    pub(crate) deaf: Option<Vec<usize>>,
 }

@@ -10,14 +10,16 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
 
-use super::message::Message;
-use super::report::Cause;
-use super::supervisor::Supervisor;
-use super::watchdog::{Duty, Named};
-use super::{promise, server_state, start};
+use crate::generations::start;
+use crate::handover::promise;
+use crate::handover::watchdog::{Duty, Named};
+use crate::message::Message;
+use crate::report::Cause;
+use crate::server_state;
+use crate::supervisor::Supervisor;
 
 impl Supervisor {
-    pub(super) fn perform(&mut self, action: Action) {
+    pub(crate) fn perform(&mut self, action: Action) {
         match action {
             Action::Start { id, configuration, older_alive } => {
                 self.start(id, configuration, older_alive);
@@ -94,7 +96,7 @@ impl Supervisor {
         let descriptors = self.descriptors();
         let step = start::Step::default();
         let now = step.clone();
-        let task = super::tasks::spawn(async move {
+        let task = crate::tasks::spawn(async move {
             let prepared = match known {
                 Some(prepared) => Ok(prepared),
                 None => {

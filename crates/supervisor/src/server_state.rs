@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::admin::Admin;
+use crate::admin::Admin;
 use bindonce_haproxy::config::Rendering;
 
 /// How long the generation that serves may take to tell.
@@ -16,7 +16,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// Writes every file that `rendering` loads, as `serving` tells it. What cannot be told or written
 /// is logged and left as it is: haproxy then starts from the older state, as in a plain reload.
-pub(super) async fn carry(rendering: &Rendering, serving: &Admin) {
+pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     for state in &rendering.server_states {
         let command = match &state.backend {
             Some(backend) => format!("show servers state {backend}"),

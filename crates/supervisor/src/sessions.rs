@@ -8,7 +8,7 @@ const TOLD: usize = 3;
 
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Session {
+pub(crate) struct Session {
     /// The client.
     source: String,
     /// Where it came in.
@@ -20,7 +20,7 @@ pub(super) struct Session {
 }
 
 /// The oldest sessions of a generation, oldest first.
-pub(super) fn oldest(show_sess: &str) -> Vec<Session> {
+pub(crate) fn oldest(show_sess: &str) -> Vec<Session> {
     let mut sessions: Vec<_> = show_sess.lines().filter_map(read).collect();
     sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
     sessions.truncate(TOLD);

@@ -6,7 +6,7 @@ use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
-use super::kind::Kind;
+use crate::kind::Kind;
 
 /// What a supervisor is told on its command line.
 #[derive(Debug, Clone)]

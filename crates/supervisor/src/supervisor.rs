@@ -1,4 +1,4 @@
-//! The parts of a supervisor, each with its own data. The loop in [`super::main_loop`] owns them all.
+//! The parts of a supervisor, each with its own data. The loop in [`crate::main_loop`] owns them all.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -11,40 +11,40 @@ use bindonce_core::generation::{Ending, Event, GenerationId, Timeline};
 use bindonce_daemon::Journal;
 use tokio::sync::{Mutex, mpsc};
 
-use super::directory::{Directory, Saved};
-use super::error::Error;
-use super::generation::Generation;
-use super::handover::Handover;
-use super::kind::Kind;
-use super::lease::{Leases, Shared};
-use super::message::Message;
-use super::report::Report;
-use super::requests::Requests;
-use super::settings::{Ghosts, Settings};
-use super::starts::Starts;
-use super::upgrades::Upgrade;
-use super::version::Version;
+use crate::broker::lease::{Leases, Shared};
+use crate::control::requests::Requests;
+use crate::control::upgrades::Upgrade;
+use crate::disk::directory::{Directory, Saved};
+use crate::error::Error;
+use crate::generations::generation::Generation;
+use crate::generations::starts::Starts;
+use crate::handover::Handover;
+use crate::kind::Kind;
+use crate::message::Message;
+use crate::report::Report;
+use crate::settings::{Ghosts, Settings};
+use crate::version::Version;
 
-pub(super) struct Supervisor {
-    pub(super) settings: Rc<Settings>,
-    pub(super) directory: Rc<Directory>,
+pub(crate) struct Supervisor {
+    pub(crate) settings: Rc<Settings>,
+    pub(crate) directory: Rc<Directory>,
     /// Decides; what the others do is what it says.
-    pub(super) timeline: Timeline,
+    pub(crate) timeline: Timeline,
     /// What the timeline counts time from.
-    pub(super) epoch: Instant,
-    pub(super) sender: mpsc::UnboundedSender<Message>,
-    pub(super) generations: BTreeMap<GenerationId, Generation>,
-    pub(super) starts: Starts,
-    pub(super) handover: Handover,
-    pub(super) leases: Leases,
-    pub(super) requests: Requests,
-    pub(super) report: Report,
-    pub(super) upgrade: Upgrade,
-    pub(super) ending: Option<Ending>,
+    pub(crate) epoch: Instant,
+    pub(crate) sender: mpsc::UnboundedSender<Message>,
+    pub(crate) generations: BTreeMap<GenerationId, Generation>,
+    pub(crate) starts: Starts,
+    pub(crate) handover: Handover,
+    pub(crate) leases: Leases,
+    pub(crate) requests: Requests,
+    pub(crate) report: Report,
+    pub(crate) upgrade: Upgrade,
+    pub(crate) ending: Option<Ending>,
 }
 
 impl Supervisor {
-    pub(super) fn new(
+    pub(crate) fn new(
         settings: Settings,
         directory: Directory,
         saved: &Saved,
@@ -86,19 +86,19 @@ impl Supervisor {
     }
 
     /// Gives an event to the timeline and performs what it says.
-    pub(super) fn feed(&mut self, event: Event) {
+    pub(crate) fn feed(&mut self, event: Event) {
         for action in self.timeline.on(self.epoch.elapsed(), event) {
             self.perform(action);
         }
     }
 
     /// Sends an event to ourselves, to be taken after what is being done.
-    pub(super) fn later(&self, event: Event) {
+    pub(crate) fn later(&self, event: Event) {
         let _ = self.sender.send(Message::Event(event));
     }
 
     /// Records what happens to a generation, in the words of the log.
-    pub(super) fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
+    pub(crate) fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
         self.report.record(id, self.generations.get(&id).map(Generation::pid), kind, text);
     }
 }

@@ -5,17 +5,17 @@ use std::fmt;
 
 use bindonce_sys::ask;
 
-use super::error::Error;
+use crate::error::Error;
 
 /// How long a binary may take to tell its version.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Major, minor and patch level; a development version counts as patch level 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Version {
-    pub(super) major: u32,
-    pub(super) minor: u32,
-    pub(super) patch: u32,
+pub(crate) struct Version {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) patch: u32,
 }
 
 /// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
@@ -32,7 +32,7 @@ const RESUMES_ABSTRACT: Version = Version { major: 3, minor: 0, patch: 0 };
 impl Version {
     /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
     /// what is not there.
-    pub(super) fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");
         let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
@@ -40,7 +40,7 @@ impl Version {
     }
 
     /// Asks a haproxy binary (`-v`), which may take [`ANSWER`].
-    pub(super) fn of(program: &OsStr) -> Result<Self, Error> {
+    pub(crate) fn of(program: &OsStr) -> Result<Self, Error> {
         let mut command = std::process::Command::new(program);
         command.arg("-v");
         let answer = ask::answer(command, ANSWER);
@@ -51,17 +51,17 @@ impl Version {
     }
 
     /// Whether SIGTTOU pauses it without harm.
-    pub(super) fn pauses(self) -> bool {
+    pub(crate) fn pauses(self) -> bool {
         self >= PAUSES
     }
 
     /// Whether SIGTTIN gives it back an abstract name of its own.
-    pub(super) fn resumes_abstract(self) -> bool {
+    pub(crate) fn resumes_abstract(self) -> bool {
         self >= RESUMES_ABSTRACT
     }
 
     /// Whether SIGTTOU pauses its UNIX listeners.
-    pub(super) fn pauses_unix(self) -> bool {
+    pub(crate) fn pauses_unix(self) -> bool {
         self >= PAUSES_UNIX
     }
 }

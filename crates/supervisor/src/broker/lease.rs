@@ -1,0 +1,207 @@
+//! The leases of one generation: a connection to the broker for as long as the generation
+//! lives, and the listeners given back when the broker is lost.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce::aio::Client;
+use bindonce::{Give, Join, State};
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_daemon::{Happening, Journal};
+use bindonce_sys::peer;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::broker;
+use crate::generations::listeners::Held;
+
+/// How long one attempt to find the next broker goes on; then the log says so again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the broker may take to end the leases of a connection that ends.
+const ENDED: Duration = Duration::from_secs(1);
+
+/// What the broker is to know of a generation, and where to say that it does.
+pub(crate) enum News {
+    /// What it does now.
+    State(State, oneshot::Sender<()>),
+    /// It drains, and of its listeners it has these: the leases of all are given back.
+    Has(Vec<Rc<Held>>, oneshot::Sender<()>),
+    /// It is gone.
+    Gone(oneshot::Sender<()>),
+}
+
+/// What all generations of a service share about the broker.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) socket: PathBuf,
+    /// Whether a broker is started when none answers.
+    pub(crate) start: bool,
+    pub(crate) service: Name,
+    /// Its pid, as the kernel tells it of the last connection.
+    pub(crate) pid: Cell<Option<i32>>,
+    /// Held by the one that starts a broker.
+    pub(crate) starting: Mutex<()>,
+    /// Somebody has found that it is gone, and nobody yet that another is there.
+    pub(crate) lost: Cell<bool>,
+    pub(crate) journal: Rc<Journal>,
+}
+
+impl Shared {
+    /// Notes the pid of the broker at the other end.
+    pub(crate) fn note(&self, client: &Client) {
+        if let Ok(peer) = peer::credentials(client.as_fd()) {
+            self.pid.set(Some(peer.pid));
+        }
+    }
+}
+
+/// Keeps the leases of one generation.
+pub(crate) struct Keeper {
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) id: GenerationId,
+    pub(crate) pid: i32,
+    pub(crate) listeners: Vec<Rc<Held>>,
+}
+
+impl Keeper {
+    /// Tells the broker what the generation does, and finds it again when it is lost. Ends with the
+    /// generation, and so do the leases.
+    pub(crate) async fn keep(
+        mut self,
+        mut lease: Option<Client>,
+        mut told: mpsc::UnboundedReceiver<News>,
+    ) {
+        let mut state = State::Starting;
+        loop {
+            if let Some(client) = &lease {
+                self.shared.note(client);
+            }
+            let lost = async {
+                match &lease {
+                    Some(client) => client.closed().await,
+                    // What only starts holds nothing that must be given back: it is tentative.
+                    None if state == State::Starting => std::future::pending().await,
+                    None => {}
+                }
+            };
+            tokio::select! {
+                biased;
+                news = told.recv() => {
+                    // Whoever waits for the broker to know hears of it at the end of this.
+                    let _done = match news {
+                        None => return,
+                        Some(News::Gone(_done)) => return end(lease).await,
+                        Some(News::State(now, done)) => {
+                            state = now;
+                            done
+                        }
+                        Some(News::Has(listeners, done)) => {
+                            self.listeners = listeners;
+                            // Leases end with their connection, and another has none.
+                            if lease.is_some() {
+                                end(lease.take()).await;
+                                lease = self.connect_anew().await;
+                            }
+                            done
+                        }
+                    };
+                    let Some(client) = &mut lease else { continue };
+                    let Shared { service, .. } = &*self.shared;
+                    let joined = broker::join(client, service, self.id, Some(self.pid), state).await;
+                    if let Err(error) = joined {
+                        tracing::warn!(generation = self.id.0, "the broker was not told: {error}");
+                        lease = None;
+                    }
+                }
+                () = lost => lease = self.find_again(state).await,
+            }
+        }
+    }
+
+    async fn connect_anew(&self) -> Option<Client> {
+        let connected = broker::connect(&self.shared.socket).await;
+        // Else it is lost, and is found again.
+        connected.ok()
+    }
+
+    /// Waits for the next broker and gives it back what this generation holds.
+    async fn find_again(&self, state: State) -> Option<Client> {
+        let Shared { socket, start, service, starting, .. } = &*self.shared;
+        let (generation, pid) = (self.id.0, self.pid);
+        tracing::error!(
+            generation,
+            pid,
+            socket = %socket.display(),
+            "the broker is gone; haproxy serves on with the same sockets; waiting for another broker"
+        );
+        let journal = &self.shared.journal;
+        if !self.shared.lost.replace(true) {
+            let text = "the broker is gone; haproxy serves on with the same sockets";
+            journal
+                .record(Happening::new(event::Kind::BrokerLost, text).pid(self.shared.pid.get()));
+        }
+        if *start {
+            let _one = starting.lock().await;
+            if let Err(error) = broker::ensure(socket, true, journal).await {
+                tracing::error!(generation, "no broker could be started: {}", error.story());
+            }
+        }
+        let give: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|held| Give::new(held.listener.to_string(), held.fd.as_fd()))
+            .collect();
+        let join = Join::new(service.clone(), generation, u32::try_from(pid).ok(), state);
+        match Client::reconnect(socket, &give, Some(&join), PATIENCE).await {
+            Ok(client) => {
+                let listeners = give.len();
+                tracing::info!(
+                    generation,
+                    pid,
+                    listeners,
+                    "a broker is back and has our listeners"
+                );
+                self.shared.note(&client);
+                if self.shared.lost.replace(false) {
+                    let text = "a broker is back and has our listeners";
+                    let pid = self.shared.pid.get();
+                    journal.record(Happening::new(event::Kind::BrokerBack, text).pid(pid));
+                }
+                Some(client)
+            }
+            Err(error) => {
+                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                tracing::error!(
+                    generation,
+                    pid,
+                    "the broker did not take our listeners: {error}{hint}"
+                );
+                // Whatever refused it will not change its mind at once.
+                tokio::time::sleep(PATIENCE.min(Duration::from_secs(5))).await;
+                None
+            }
+        }
+    }
+}
+
+/// Ends a connection, and waits until the broker has ended its leases: it closes its end then.
+async fn end(lease: Option<Client>) {
+    if let Some(client) = lease
+        && rustix::net::shutdown(client.as_fd(), rustix::net::Shutdown::Write).is_ok()
+    {
+        let _ = tokio::time::timeout(ENDED, client.closed()).await;
+    }
+}
+
+/// What the service has of the broker.
+pub(crate) struct Leases {
+    pub(crate) broker: Rc<Shared>,
+    /// Names of the listeners that exist because of this service.
+    pub(crate) ours: BTreeSet<String>,
+}

@@ -1,0 +1,131 @@
+//! The supervisor's way to its broker, which it starts if there is none.
+
+pub(crate) mod lease;
+pub(crate) mod unused;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce::aio::Client;
+use bindonce::{Join, State};
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_daemon::{Happening, Journal};
+use bindonce_sys::inherit;
+use bindonce_sys::notify::STARTER;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::watch::Watch;
+
+use crate::error::Error;
+use crate::generations::notifications::Notifications;
+
+/// Variables that are for the supervisor, or for a broker that it starts, alone.
+pub(crate) fn not_theirs() -> Vec<std::ffi::OsString> {
+    inherit::SERVICE_MANAGER.into_iter().chain([STARTER]).map(Into::into).collect()
+}
+
+/// How long a broker that was just started may take until it listens.
+const BROKER_UP: Duration = Duration::from_secs(10);
+
+/// Connects to the broker at `socket`.
+pub(crate) async fn connect(socket: &Path) -> Result<Client, Error> {
+    Client::connect(socket)
+        .await
+        .map_err(|source| Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) })
+}
+
+/// Tells the broker whose connection this is and what it does now.
+pub(crate) async fn join(
+    client: &mut Client,
+    service: &Name,
+    id: GenerationId,
+    pid: Option<i32>,
+    state: State,
+) -> Result<(), Error> {
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+    let join = Join::new(service.clone(), id.0, pid, state);
+    client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
+}
+
+/// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
+/// session of its own, so that it outlives this process.
+pub(crate) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) -> Result<(), Error> {
+    let missing = match connect(socket).await {
+        Ok(mut client) => match client.ping().await {
+            Ok(_) => return Ok(()),
+            // It is just ending.
+            Err(source) => Error::NoBroker { socket: socket.to_owned(), why: Box::new(source) },
+        },
+        Err(missing) => missing,
+    };
+    if !start {
+        return Err(missing);
+    }
+    tracing::info!(socket = %socket.display(), "no broker answers; starting one that outlives us");
+    start_broker(socket, Rc::clone(journal)).await?;
+    // Another `run` may have started one at the same time; either will do.
+    connect(socket).await.map(drop)
+}
+
+async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> {
+    // The broker says READY=1 here when it listens.
+    let notifications = Notifications::new()?;
+    let mut command = Command::new("/proc/self/exe");
+    for name in not_theirs() {
+        command.env_remove(name);
+    }
+    let child = command
+        .arg0("bindonce")
+        .args(["serve", "--new-session", "--socket"])
+        .arg(socket)
+        .env(STARTER, notifications.address())
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(Error::system("start a broker"))?;
+    let watch = Error::system("watch the broker that was started");
+    let pid = i32::try_from(child.id()).unwrap_or_default();
+    let (pidfd, ended) = Pidfd::open(pid)
+        .and_then(|pidfd| Watch::new(&pidfd).map(|watch| (pidfd, watch)))
+        .map_err(watch)?;
+    let failed = |story: String| Error::BrokerNotUp { socket: socket.to_owned(), story };
+    let up = async {
+        tokio::select! {
+            ready = notifications.from(pid) => ready,
+            gone = ended.readable() => {
+                gone.map(drop).map_err(Error::system("wait for the broker"))?;
+                Err(failed(format!("{}; see its message above", ending(&pidfd))))
+            }
+        }
+    };
+    match tokio::time::timeout(BROKER_UP, up).await {
+        // It gave way to one that another `run` started at the same time: that will do.
+        Ok(Err(Error::BrokerNotUp { .. })) if connect(socket).await.is_ok() => return Ok(()),
+        Ok(done) => done?,
+        Err(_) => return Err(failed(format!("not ready within {}s", BROKER_UP.as_secs()))),
+    }
+    tracing::info!(pid, socket = %socket.display(), "broker started");
+    journal.record(
+        Happening::new(event::Kind::BrokerStarted, "broker started: none answered").pid(pid),
+    );
+    crate::tasks::spawn(async move {
+        if ended.readable().await.is_ok() {
+            let text = format!("the broker that we started is gone: {}", ending(&pidfd));
+            tracing::error!(pid, "{text}");
+            journal.record(Happening::new(event::Kind::BrokerEnded, text).pid(pid));
+        }
+    });
+    Ok(())
+}
+
+/// How a child ended, in words; reaps it.
+fn ending(pidfd: &Pidfd) -> String {
+    match pidfd.try_wait() {
+        Ok(Some(exit)) => exit.to_string(),
+        Ok(None) => "it still runs".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,112 @@
+//! The clients that wait for an answer: to a reload, or until a generation is gone.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bindonce_core::generation::{Caller, GenerationId};
+use bindonce_wire::RpcError;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use crate::control::Answer;
+
+/// How long the answer to a reload waits for the broker to know of it.
+const CONFIRMED: Duration = Duration::from_secs(1);
+
+/// What to do about a generation that does not listen on what was claimed for it.
+pub(crate) const READS_OTHERWISE: &str = "haproxy reads this configuration in another way than bindonce: \
+    `bindonce render` shows what was claimed; a condition or a variable of a bind line is the likeliest \
+    cause, please report it";
+
+/// What has been asked of this supervisor and is not answered.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    reloads: HashMap<Caller, oneshot::Sender<Answer>>,
+    last: u64,
+    /// A client that waits for the next reload allows that nothing is left to listen on.
+    allow_empty: bool,
+    retirements: Vec<Retirement>,
+    /// Ends when the broker knows which generation serves.
+    confirmed: Option<oneshot::Receiver<()>>,
+    /// What the generation that serves says of its listeners, where it is asked only after the handover.
+    late: Option<oneshot::Receiver<Option<RpcError>>>,
+}
+
+/// A client that waits until a generation is gone, and what that had when it was asked for.
+#[derive(Debug)]
+pub(crate) struct Retirement {
+    pub(crate) id: GenerationId,
+    pub(crate) pid: Option<i32>,
+    pub(crate) connections: Option<u64>,
+    pub(crate) reply: oneshot::Sender<Answer>,
+}
+
+impl Requests {
+    /// A reload is wanted; without a client there is no answer.
+    pub(crate) fn reload(&mut self, reply: Option<oneshot::Sender<Answer>>) -> Caller {
+        self.last += 1;
+        let caller = Caller(self.last);
+        self.reloads.extend(reply.map(|reply| (caller, reply)));
+        caller
+    }
+
+    /// The next reload may leave nothing to listen on.
+    pub(crate) fn allow_empty(&mut self) {
+        self.allow_empty = true;
+    }
+
+    /// Whether the reload that begins may leave nothing to listen on.
+    pub(crate) fn take_allow_empty(&mut self) -> bool {
+        std::mem::take(&mut self.allow_empty)
+    }
+
+    /// The answer to the reload in progress waits for these, if it succeeds.
+    pub(crate) fn wait_for(
+        &mut self,
+        confirmed: Option<oneshot::Receiver<()>>,
+        late: Option<oneshot::Receiver<Option<RpcError>>>,
+    ) {
+        (self.confirmed, self.late) = (confirmed, late);
+    }
+
+    /// Answers the clients that waited for the reload that has just ended.
+    pub(crate) fn answer(&mut self, callers: &[Caller], answer: Answer) {
+        let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
+        let (confirmed, late) = (self.confirmed.take(), self.late.take());
+        crate::tasks::spawn(async move {
+            // What the broker lists is what the caller is told, if the broker answers.
+            if let Some(confirmed) = confirmed {
+                let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+            }
+            let late = match late {
+                Some(late) => late.await.ok().flatten(),
+                None => None,
+            };
+            let answer = late.filter(|_| answer.is_ok()).map_or(answer, Err);
+            for reply in waiting {
+                // The client may have gone away.
+                let _ = reply.send(answer.clone());
+            }
+        });
+    }
+
+    /// A client waits until a generation is gone.
+    pub(crate) fn await_end(&mut self, retirement: Retirement) {
+        self.retirements.push(retirement);
+    }
+
+    /// Whether any client waits until a generation is gone.
+    pub(crate) fn awaits_end(&self) -> bool {
+        !self.retirements.is_empty()
+    }
+
+    /// A generation is gone: answers the clients that wait for that.
+    pub(crate) fn gone(&mut self, id: GenerationId) {
+        let of_it = self.retirements.extract_if(.., |retirement| retirement.id == id);
+        for Retirement { pid, connections, reply, .. } in of_it {
+            let told = json!({ "generation": id.0, "pid": pid, "connections": connections });
+            // The client may have gone away.
+            let _ = reply.send(Ok(told));
+        }
+    }
+}

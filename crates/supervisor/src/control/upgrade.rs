@@ -1,0 +1,137 @@
+//! `bindonce upgrade --name SERVICE`: this process becomes the new binary, in place.
+//!
+//! Same pid, so that every generation stays our child; the control socket, the admin
+//! connections and the generations' standard error stay open, and the rest is found in the
+//! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use bindonce_core::event;
+use bindonce_daemon::Happening;
+use bindonce_sys::upgrade::{self, Installed};
+
+use crate::control::upgrades::failed;
+use crate::disk::directory::{Inherited, Saved};
+use crate::message::Message;
+use crate::supervisor::Supervisor;
+
+/// The hidden subcommand that proves that a binary reads the state.
+pub const CHECK: &str = "__check-state";
+
+/// Passed descriptors are for the image that systemd started.
+const NOT_OURS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// How long the new binary may take to prove it.
+const PROOF: Duration = Duration::from_secs(5);
+/// How long each admin connection may take to fall silent.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Reads the saved state that is at `path`, for [`CHECK`]. Gives what is answered on standard output.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error::Error> {
+    let saved = crate::disk::directory::parse(path, text)?;
+    Ok(upgrade::answer(saved.generations.len(), text))
+}
+
+impl Supervisor {
+    /// Called when the loop has nothing to do: begins an upgrade that was asked for.
+    pub(crate) fn maybe_upgrade(&mut self) {
+        let busy = !self.timeline.is_idle() || self.requests.awaits_end();
+        if busy || !self.upgrade.begin() {
+            return;
+        }
+        let saved = self.saved(None);
+        let sender = self.sender.clone();
+        let admins: Vec<_> = self
+            .generations
+            .values_mut()
+            .filter_map(|generation| {
+                // Nothing may be half said when the connections change hands.
+                if let Some(watch) = generation.watch.take() {
+                    watch.abort();
+                }
+                generation.admin.clone()
+            })
+            .collect();
+        crate::tasks::spawn(async move {
+            let proved = prove(&saved).await;
+            for admin in admins {
+                // Answered, or so late that the next image will not ask it either.
+                let _ = admin.info(QUIET).await;
+            }
+            let _ = sender.send(Message::Proved(proved));
+        });
+    }
+
+    /// The new binary has proved itself, or has not: becomes it.
+    pub(crate) fn upgrade_now(&mut self, proved: Result<Installed, String>) {
+        let Some(reply) = self.upgrade.end() else { return };
+        let error = match proved {
+            Ok(binary) => self.become_binary(&binary),
+            Err(story) => story,
+        };
+        tracing::error!("upgrade failed, nothing has changed: {error}");
+        let text = format!("nothing has changed: {error}");
+        self.report.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
+        let _ = reply.send(Err(failed(&error)));
+        self.save();
+        let draining = self.generations.keys().copied().collect::<Vec<_>>();
+        for id in draining {
+            if self.state_of(id) == Some(bindonce_core::generation::State::Draining) {
+                self.watch_stop(id);
+            }
+        }
+    }
+
+    /// Executes the binary; returns only if that fails, with the reason.
+    fn become_binary(&mut self, binary: &Installed) -> String {
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        let start_time = bindonce_sys::process::start_time(pid).unwrap_or_default();
+        let mut inherited = Inherited { pid, start_time, ..Inherited::default() };
+        // Copies, so that everything here is as it was should the exec fail.
+        let mut copies: Vec<OwnedFd> = Vec::new();
+        let mut leave = |fd: OwnedFd| {
+            let number = fd.as_raw_fd();
+            copies.push(fd);
+            number
+        };
+        match self.upgrade.control.try_clone() {
+            Ok(control) => inherited.control = leave(control),
+            Err(error) => return format!("the control socket cannot be kept: {error}"),
+        }
+        for (id, generation) in &self.generations {
+            let admin = generation.admin.as_ref().and_then(crate::admin::Admin::connection);
+            let stderr = generation.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
+            inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
+            inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
+        }
+        let _left = match upgrade::leave(copies.iter().map(|copy| copy.as_fd())) {
+            Ok(left) => left,
+            Err(error) => return format!("descriptors cannot be kept: {error}"),
+        };
+        self.upgrade.count += 1;
+        let saved = self.saved(Some(inherited));
+        let error = match self.directory.save(&saved) {
+            Ok(()) => {
+                tracing::info!(binary = %binary.path().display(), "becoming the new binary");
+                binary.take_over(&NOT_OURS.map(|name| (name, None)))
+            }
+            Err(error) => error,
+        };
+        self.upgrade.count -= 1;
+        format!("{} cannot take over: {error}", binary.path().display())
+    }
+}
+
+/// Opens the binary that is installed now, and lets it prove in a child that it reads the state.
+async fn prove(saved: &Saved) -> Result<Installed, String> {
+    let binary = Installed::open()?;
+    let state = serde_json::to_vec(saved).map_err(|error| error.to_string())?;
+    // Its standard input.
+    let arguments = vec![CHECK.into(), "/proc/self/fd/0".into()];
+    binary.prove(arguments, saved.generations.len(), &state, PROOF).await?;
+    Ok(binary)
+}

@@ -1,0 +1,51 @@
+//! Upgrades of this process in place: the one that is wanted, and those that were done. How one is done is in
+//! [`crate::control::upgrade`].
+
+use std::os::fd::OwnedFd;
+
+use bindonce_wire::{ErrorCode, RpcError};
+use tokio::sync::oneshot;
+
+use crate::control::Answer;
+
+/// Upgrades of this process: the one that is wanted, and those that were done.
+pub(crate) struct Upgrade {
+    /// The listening control socket, for the next image of this process.
+    pub(crate) control: OwnedFd,
+    /// Who wants one.
+    wanted: Option<oneshot::Sender<Answer>>,
+    /// The new binary is proving itself.
+    proving: bool,
+    /// How often this process has become another binary.
+    pub(crate) count: u64,
+}
+
+impl Upgrade {
+    pub(crate) fn new(control: OwnedFd, count: u64) -> Self {
+        Self { control, wanted: None, proving: false, count }
+    }
+
+    /// Somebody wants one, when nothing else is in progress; answered only if it fails.
+    pub(crate) fn want(&mut self, reply: oneshot::Sender<Answer>) {
+        if let Some(earlier) = self.wanted.replace(reply) {
+            let _ = earlier.send(Err(failed("another upgrade was asked for meanwhile")));
+        }
+    }
+
+    /// Whether one is wanted and not yet begun; it begins now.
+    pub(crate) fn begin(&mut self) -> bool {
+        self.wanted.is_some() && !std::mem::replace(&mut self.proving, true)
+    }
+
+    /// The proof is over: who is answered if it has failed.
+    pub(crate) fn end(&mut self) -> Option<oneshot::Sender<Answer>> {
+        self.proving = false;
+        self.wanted.take()
+    }
+}
+
+/// The answer to whoever wanted one that failed.
+pub(crate) fn failed(story: &str) -> RpcError {
+    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {story}"))
+        .with_hint("install a working binary where the running one was started from")
+}

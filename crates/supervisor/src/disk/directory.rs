@@ -1,0 +1,291 @@
+//! What a service keeps on disk, in the directory that [`crate::disk::place`] chooses.
+//!
+//! Its control socket, the private admin socket and the rendered configuration
+//! of each generation, a lock that makes the supervisor the only one, and the
+//! state by which the next supervisor finds the generations of this one. All of it
+//! is readable by its owner alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_sys::files;
+use bindonce_sys::lock::LockFile;
+use bindonce_sys::process;
+use bindonce_sys::whole;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::elsewhere::Elsewhere;
+use crate::disk::place::{self, Place, service_directory};
+use crate::error::Error;
+use crate::report::milliseconds;
+
+/// No generation ever has a higher number: as many as a JSON number can tell apart.
+pub(crate) const LAST_ID: u64 = 1 << 53;
+
+/// No saved state is larger: 10,000 generations of 1,000 listeners.
+const LARGEST: u64 = 256 << 20;
+
+/// The directory of a service, held by this supervisor alone.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// Used while this one takes no files.
+    elsewhere: Elsewhere,
+    /// Kept for its lock.
+    _lock: LockFile,
+}
+
+/// What the next supervisor must know. Fields may be added; one that is missing has its default,
+/// and one that is not known is passed over, so that any version reads any other's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Saved {
+    /// The id that the next generation will have.
+    pub(crate) next: u64,
+    /// Every generation that has not ended.
+    pub(crate) generations: Vec<SavedGeneration>,
+    /// Names of the listeners that exist because of this service.
+    pub(crate) ours: BTreeSet<String>,
+    /// What this supervisor leaves open for itself when it executes its own new binary.
+    pub(crate) inherited: Option<Inherited>,
+    /// How often it has done so.
+    pub(crate) upgrades: u64,
+}
+
+/// One generation as the next supervisor must know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedGeneration {
+    pub(crate) id: u64,
+    pub(crate) pid: i32,
+    /// In clock ticks since boot: a pid alone may be somebody else's by then.
+    pub(crate) start_time: u64,
+    /// `starting`, `serving` or `draining`.
+    pub(crate) state: String,
+    /// It has said that it is ready: if it is `starting` all the same, it waits to take over.
+    pub(crate) ready: bool,
+    /// It runs under haproxy's own master.
+    pub(crate) master_worker: bool,
+    /// The generation whose configuration it runs.
+    pub(crate) configuration: u64,
+    /// When it was started, in milliseconds since the Unix epoch.
+    pub(crate) since: u64,
+    /// Its listeners, as they were claimed.
+    pub(crate) listeners: Vec<String>,
+}
+
+/// Descriptors that stay open over an exec of the supervisor by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Inherited {
+    /// Whose descriptors these are: this pid with this start time, and nobody else.
+    pub(crate) pid: i32,
+    pub(crate) start_time: u64,
+    /// The listening control socket.
+    pub(crate) control: i32,
+    /// The admin connection of each generation that has one.
+    pub(crate) admin: BTreeMap<u64, i32>,
+    /// The reading end of each generation's standard error.
+    pub(crate) stderr: BTreeMap<u64, i32>,
+}
+
+impl Saved {
+    /// Whether it names no generation, or one that lives.
+    pub(crate) fn may_be_the_last(&self) -> bool {
+        let lives = |g: &SavedGeneration| process::start_time(g.pid) == Some(g.start_time);
+        self.generations.is_empty() || self.generations.iter().any(lives)
+    }
+}
+
+impl Directory {
+    /// Opens the directory, making it if need be, and locks it.
+    pub(crate) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
+        // It may have been given from the current directory, and a UNIX socket is bound by a whole path.
+        let socket = &std::path::absolute(socket)
+            .map_err(|source| Error::Directory { path: socket.to_owned(), source })?;
+        let beside = service_directory(socket, service);
+        let Place { path, untrusted } = place::make(socket, service)
+            .map_err(|source| Error::Directory { path: beside, source })?;
+        let failed = |source| Error::Directory { path: path.clone(), source };
+        match untrusted {
+            Some(why) if path.parent() == socket.parent() => tracing::warn!(
+                path = %path.display(),
+                "{why}: other users of this host could replace what this service executes; choose \
+                 --socket in a directory of your own, or set XDG_RUNTIME_DIR"
+            ),
+            Some(why) => {
+                tracing::info!(path = %path.display(), "{why}: files of this service lie elsewhere");
+            }
+            None => {}
+        }
+        let lock = LockFile::try_acquire(&path.join("lock")).map_err(failed)?;
+        let Some(lock) = lock else {
+            let pid = fs::read_to_string(path.join("pid")).unwrap_or_default();
+            let pid = pid.trim().parse().ok();
+            return Err(Error::AlreadySupervised { service: service.clone(), pid });
+        };
+        fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
+        Ok(Self { path, elsewhere: Elsewhere::default(), _lock: lock })
+    }
+
+    pub(crate) fn control(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// Where the admin socket of a generation is.
+    pub(crate) fn admin(&self, id: GenerationId) -> PathBuf {
+        let name = format!("admin-{id}.sock");
+        let elsewhere = self.elsewhere.get().map(|path| path.join(&name));
+        elsewhere.filter(|path| path.exists()).unwrap_or_else(|| self.path.join(name))
+    }
+
+    /// Where it is to be bound if it cannot be in this directory.
+    pub(crate) fn admin_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Ok(self.elsewhere.make()?.join(format!("admin-{id}.sock")))
+    }
+
+    /// Where the rendered configuration of a generation is.
+    pub(crate) fn configuration(&self, id: GenerationId) -> PathBuf {
+        self.path.join(format!("generation-{id}"))
+    }
+
+    /// Makes the directory for a generation's configuration.
+    pub(crate) fn make_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Self::make(self.configuration(id))
+    }
+
+    /// The same where it cannot be written here.
+    pub(crate) fn make_configuration_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Self::make(self.elsewhere.make()?.join(format!("generation-{id}")))
+    }
+
+    fn make(path: PathBuf) -> io::Result<PathBuf> {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => done?,
+        }
+        Ok(path)
+    }
+
+    /// Removes a generation's admin socket. One that is not there is no error.
+    pub(crate) fn remove_admin(&self, id: GenerationId) {
+        if let Err(error) = fs::remove_file(self.admin(id))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(generation = id.0, %error, "admin socket could not be removed");
+        }
+    }
+
+    /// Removes every rendered configuration but those in `keep`.
+    pub(crate) fn keep_configurations(&self, keep: &[GenerationId]) -> io::Result<()> {
+        for directory in self.elsewhere.get().into_iter().chain([self.path.clone()]) {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let id = name.to_str().and_then(|name| name.strip_prefix("generation-"));
+                if let Some(Ok(id)) = id.map(str::parse)
+                    && !keep.contains(&GenerationId(id))
+                {
+                    fs::remove_dir_all(entry.path())?;
+                }
+            }
+        }
+        self.elsewhere.tidy();
+        Ok(())
+    }
+
+    /// Removes everything that only a running supervisor needs.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.elsewhere.clear();
+        self.keep_configurations(&[])?;
+        for name in ["control.sock", "metrics.sock", "pid"] {
+            match fs::remove_file(self.path.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where events are kept, for the next supervisor too.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.path.join(place::EVENTS)
+    }
+
+    /// Where metrics are scraped.
+    pub(crate) fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.sock")
+    }
+
+    /// Where the state is saved.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+
+    /// The state that the last supervisor saved; none is the same as an empty one. What cannot be read
+    /// is moved aside, for whoever wants to know what happened to it: None then.
+    pub(crate) fn load(&self) -> Option<Saved> {
+        let path = self.state();
+        let error = match read(&path) {
+            Err(Error::Directory { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Some(Saved::default());
+            }
+            Ok(saved) => return Some(saved),
+            Err(error) => error,
+        };
+        let aside = path.with_extension(format!("json.bad-{}", milliseconds(SystemTime::now())));
+        match fs::rename(&path, &aside) {
+            Ok(()) => tracing::error!(
+                moved_to = %aside.display(),
+                "{error}; going on with what /proc and the broker tell"
+            ),
+            Err(rename) => tracing::error!(
+                "{error}; going on with what /proc and the broker tell; it cannot be moved aside: {rename}"
+            ),
+        }
+        None
+    }
+
+    /// The newest generation whose rendered configuration is here; 0 if none is.
+    pub(crate) fn newest_configuration(&self) -> u64 {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let ids = entries.filter_map(|entry| {
+            entry.file_name().to_str()?.strip_prefix("generation-")?.parse().ok()
+        });
+        ids.filter(|id| *id <= LAST_ID).max().unwrap_or_default()
+    }
+
+    /// Where all of it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Saves the state, in one step: a reader sees the old or the new one.
+    pub(crate) fn save(&self, saved: &Saved) -> io::Result<()> {
+        files::replace(&self.state(), &serde_json::to_vec(saved)?).map(drop)
+    }
+}
+
+/// Reads a saved state.
+pub(crate) fn read(path: &Path) -> Result<Saved, Error> {
+    let failed = |source| Error::Directory { path: path.to_owned(), source };
+    parse(path, &whole::regular(path, LARGEST).map_err(failed)?)
+}
+
+/// Reads a saved state that is at `path`.
+pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
+    let failed = |source| Error::Directory { path: path.to_owned(), source };
+    let saved: Saved = serde_json::from_slice(text).map_err(|error| failed(error.into()))?;
+    // Times and numbers that cannot be were not written by a supervisor.
+    let numbers = saved.generations.iter().flat_map(|g| [g.id, g.configuration, g.since]);
+    match numbers.chain([saved.next]).find(|number| *number > LAST_ID) {
+        Some(number) => Err(failed(io::Error::other(format!("{number} cannot be in it")))),
+        None => Ok(saved),
+    }
+}

@@ -1,0 +1,133 @@
+//! What a supervisor finds of its service when the state that was saved cannot be read: the
+//! processes that were started as its generations, and what they hold.
+//!
+//! A process is one if its environment says so, or the events of the service (a program may have
+//! written over its environment, as nginx does); and if it has a listener of the broker, or runs on
+//! a configuration that lies in the service's directory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bindonce_core::event::Kind;
+use bindonce_core::time::Timestamp;
+use bindonce_daemon::Journal;
+use bindonce_sys::{aside, holders, process};
+
+use crate::broker;
+use crate::disk::directory::{Directory, LAST_ID, Saved, SavedGeneration};
+use crate::error::Error;
+use crate::report::milliseconds;
+use crate::settings::Settings;
+
+/// How long the look at all processes may take.
+const LOOKS: Duration = Duration::from_secs(10);
+
+/// How far the age of a process and the time of an event may be apart, in milliseconds.
+const CLOCKS: u64 = 50;
+
+/// What the saved state would have said, as far as it can be found. The newest generation counts as
+/// the one that serves; which listeners exist because of this service is not known.
+pub(crate) async fn look(
+    settings: &Settings,
+    directory: &Directory,
+    journal: &Journal,
+) -> Result<Saved, Error> {
+    let mut client = broker::connect(&settings.socket).await?;
+    let listed = client.list().await.map_err(|error| Error::Claim(Box::new(error)))?;
+    let listeners: Vec<_> = listed.listeners.into_iter().map(|l| (l.inode, l.address)).collect();
+    let (service, place) = (settings.service.to_string(), directory.path().to_owned());
+    let started = journal.answer(0, false).events.into_iter();
+    let started = started.filter(|event| event.kind == Kind::GenerationStarted.word());
+    let started =
+        started.filter_map(|event| Some((event.pid?, (event.generation?, event.time)))).collect();
+    let of = Service { name: service, started };
+    let find = move || generations(&of, &place, &listeners);
+    let generations = aside::within(LOOKS, find).await.map_err(Error::system("look at /proc"))?;
+    let known = generations.last().map_or(0, |generation: &SavedGeneration| generation.id);
+    let next = known.max(directory.newest_configuration()) + 1;
+    Ok(Saved { next, generations, ..Saved::default() })
+}
+
+fn generations(
+    service: &Service,
+    directory: &Path,
+    listeners: &[(u64, String)],
+) -> Vec<SavedGeneration> {
+    let inodes: Vec<u64> = listeners.iter().map(|(inode, _)| *inode).collect();
+    let mut held: BTreeMap<i32, Vec<&str>> = BTreeMap::new();
+    for holder in holders::of(&inodes) {
+        let address = listeners.iter().find(|(inode, _)| *inode == holder.inode);
+        let all = held.entry(holder.pid).or_default();
+        all.extend(address.map(|(_, address)| address.as_str()).filter(|a| !all.contains(a)));
+    }
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut found: BTreeMap<u64, SavedGeneration> = BTreeMap::new();
+    for pid in pids {
+        let Some(id) = service.generation_of(pid) else { continue };
+        let runs_on = directory.join(format!("generation-{id}"));
+        let on_ours = || {
+            let words = process::command(pid).unwrap_or_default();
+            words.iter().any(|word| Path::new(word).starts_with(&runs_on))
+        };
+        let parent = process::parent(pid).and_then(|parent| service.generation_of(parent));
+        if parent == Some(id) || !(held.contains_key(&pid) || on_ours()) {
+            continue;
+        }
+        let Some(start_time) = process::start_time(pid) else { continue };
+        let age = process::age(pid).unwrap_or_default();
+        let holds = held.get(&pid).into_iter().flatten();
+        let generation = SavedGeneration {
+            id,
+            pid,
+            start_time,
+            state: "draining".to_owned(),
+            ready: true,
+            configuration: id,
+            since: milliseconds(
+                SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
+            ),
+            listeners: holds.map(ToString::to_string).collect(),
+            ..SavedGeneration::default()
+        };
+        found.insert(id, generation);
+    }
+    if let Some(mut newest) = found.last_entry() {
+        newest.get_mut().state = "serving".to_owned();
+    }
+    found.into_values().collect()
+}
+
+/// A service, and the processes that it has started by pid: the generation, and when that was told.
+struct Service {
+    name: String,
+    started: BTreeMap<i32, (u64, Timestamp)>,
+}
+
+impl Service {
+    /// The number of the generation that a process was started as.
+    fn generation_of(&self, pid: i32) -> Option<u64> {
+        self.by_environment(pid).or_else(|| self.by_event(pid))
+    }
+
+    fn by_environment(&self, pid: i32) -> Option<u64> {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let value = |name: &str| {
+            environment.split(|byte| *byte == 0).find_map(|variable| {
+                let value = variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+                std::str::from_utf8(value).ok()
+            })
+        };
+        value("BINDONCE_SERVICE").filter(|name| *name == self.name)?;
+        value("BINDONCE_GENERATION")?.parse().ok().filter(|id| *id <= LAST_ID)
+    }
+
+    /// By the event of its start: one that has the pid by now and is younger is another process.
+    fn by_event(&self, pid: i32) -> Option<u64> {
+        let (id, told) = self.started.get(&pid)?;
+        let age = u64::try_from(process::age(pid)?.as_millis()).ok()?;
+        let begun = milliseconds(SystemTime::now()).saturating_sub(age);
+        (begun <= told.0 + CLOCKS && *id <= LAST_ID).then_some(*id)
+    }
+}

@@ -1,0 +1,9 @@
+//! What a service keeps on disk, what the next supervisor finds there, and the files that it watches.
+
+pub(crate) mod directory;
+pub(crate) mod elsewhere;
+pub(crate) mod files;
+pub(crate) mod found;
+pub(crate) mod pid_file;
+pub(crate) mod place;
+pub(crate) mod take_over;

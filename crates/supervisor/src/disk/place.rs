@@ -1,0 +1,162 @@
+//! Where a service keeps its files: `SERVICE.d/` beside the broker's socket, or, where another user
+//! could replace that directory, in a directory that only the supervisor's own user writes.
+//!
+//! A supervisor executes haproxy on what lies there and signals the processes that are named there. As
+//! packaged the broker's directory belongs to the broker's user and the supervisor is root: beside the
+//! socket that user could swap the directory, and be root with the next start. So root's supervisor
+//! then keeps everything below [`PRIVATE`], and leaves a symbolic link beside the socket for people.
+//! Clients of the control socket look in the same places in the same order.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use bindonce_core::name::Name;
+use bindonce_sys::trusted::{self, Untrusted};
+
+/// The file of events, kept for the next supervisor too.
+pub(crate) const EVENTS: &str = "events.jsonl";
+
+/// Where services of root lie whose broker's directory is not to be trusted. Below it there is one directory for
+/// each broker's socket.
+const PRIVATE: &str = "/run/bindonce-services";
+
+/// The same for other users, below XDG_RUNTIME_DIR.
+const PRIVATE_OF_USER: &str = "bindonce-services";
+
+/// Where a supervisor keeps its files.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    /// Why they do not lie beside the broker's socket, or why they should not.
+    pub(crate) untrusted: Option<Untrusted>,
+}
+
+/// The directory of a service whose broker listens on `socket`, for those who want to talk to its supervisor.
+pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
+    let name = directory_name(service);
+    let beside = socket.with_file_name(&name);
+    let own = own(socket, &name).path;
+    // A supervisor of another user, which trusts its own directory.
+    if own != beside && !own.exists() && beside.exists() { beside } else { own }
+}
+
+/// The control socket of a service whose broker listens on `socket`.
+pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
+    service_directory(socket, service).join("control.sock")
+}
+
+/// Where the supervisor of a service whose broker listens on `socket` keeps its events.
+pub fn events_file(socket: &Path, service: &Name) -> PathBuf {
+    service_directory(socket, service).join(EVENTS)
+}
+
+/// The names of all services that have, or had, a supervisor and use the broker at `socket`; sorted.
+pub fn services(socket: &Path) -> Vec<Name> {
+    let beside = socket.parent().map(Path::to_owned);
+    let directories = beside.into_iter().chain(private(socket));
+    let entries = directories.filter_map(|directory| fs::read_dir(directory).ok()).flatten();
+    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".d")?.parse().ok();
+    let mut names: Vec<Name> = entries.flatten().filter_map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Makes the directory of a service where this user's supervisor keeps its files.
+///
+/// # Errors
+/// Those of the system calls, and if the directory belongs to another user.
+pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
+    let name = directory_name(service);
+    let builder = |mode| {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(mode);
+        builder
+    };
+    if let Some(parent) = socket.parent() {
+        builder(0o755).create(parent)?;
+    }
+    let place = own(socket, &name);
+    let beside = socket.with_file_name(&name);
+    if place.path != beside {
+        if let Some(parent) = place.path.parent() {
+            builder(0o700).create(parent)?;
+            // Whatever made it there, root's umask or another user.
+            if let Err(untrusted) = trusted::directory(parent, me())? {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, untrusted.to_string()));
+            }
+            fs::write(parent.join("socket"), [socket.as_os_str().as_bytes(), b"\n"].concat())?;
+        }
+        // What stands there already is somebody else's, or this link.
+        if let Err(error) = symlink(&place.path, &beside)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            tracing::debug!(path = %beside.display(), %error, "no link beside the broker's socket");
+        }
+    }
+    match DirBuilder::new().mode(0o700).create(&place.path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(&place.path)?;
+    if !found.is_dir() || found.uid() != me() {
+        let text = format!("it belongs to user {}, who could replace what lies there", found.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    if found.mode() & 0o077 != 0 {
+        fs::set_permissions(&place.path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(place)
+}
+
+/// Where this user's supervisor keeps a service's files.
+fn own(socket: &Path, name: &OsString) -> Place {
+    let beside = socket.with_file_name(name);
+    let parent = socket.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // A directory that is not there yet will be made by this user.
+    let untrusted =
+        trusted::directory(parent.unwrap_or(Path::new(".")), me()).ok().and_then(Result::err);
+    let untrusted = untrusted.or_else(|| {
+        let found = fs::symlink_metadata(&beside).ok()?;
+        let foreign = !found.is_dir() || found.uid() != me();
+        foreign.then(|| Untrusted {
+            path: beside.clone(),
+            owner: found.uid(),
+            mode: found.mode() & 0o7777,
+            foreign: true,
+        })
+    });
+    let path = match &untrusted {
+        Some(_) => private(socket).map_or(beside, |directory| directory.join(name)),
+        None => beside,
+    };
+    Place { path, untrusted }
+}
+
+/// The directory for the services of one broker that nobody but this user writes.
+fn private(socket: &Path) -> Option<PathBuf> {
+    let root = match me() {
+        0 => PathBuf::from(PRIVATE),
+        _ => PathBuf::from(std::env::var_os("XDG_RUNTIME_DIR")?).join(PRIVATE_OF_USER),
+    };
+    let socket = std::path::absolute(socket).ok()?;
+    Some(root.join(format!("{:016x}", fnv(socket.as_os_str().as_bytes()))))
+}
+
+/// FNV-1a: the same in every version of this program, and short enough for the path of a UNIX socket.
+fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+fn directory_name(service: &Name) -> OsString {
+    format!("{service}.d").into()
+}
+
+fn me() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}

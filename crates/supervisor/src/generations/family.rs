@@ -1,0 +1,109 @@
+//! Which processes of a generation have its listeners: only when none has, it has stopped.
+//!
+//! "Stopping: 1" of haproxy is no proof: `grace` delays the close, and in master-worker mode it is
+//! the word of one worker, while the master may have been reloaded and have another one.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::{holders, process};
+
+use crate::admin::Info;
+use crate::generations::generation::Generation;
+use crate::kind::Kind;
+
+/// The processes of one generation, and the listeners that it was given.
+pub(crate) struct Family {
+    kind: Kind,
+    pub(crate) id: GenerationId,
+    /// The process that was started.
+    pub(crate) pid: i32,
+    /// That is haproxy's own master.
+    pub(crate) has_master: bool,
+    /// Inodes of the listeners, and those among them that connections wait in.
+    all: Vec<u64>,
+    queues: Vec<u64>,
+}
+
+/// What was seen of the descriptors of a family.
+pub(crate) enum Seen {
+    /// No process has a listener.
+    Closed,
+    /// Some process has.
+    Open,
+    /// Nobody is seen to, and the descriptors of some may not be read.
+    Hidden(io::Error),
+}
+
+impl Family {
+    pub(crate) fn of(kind: &Kind, id: GenerationId, generation: &Generation) -> Rc<Self> {
+        let pid = generation.pid();
+        let inodes = generation.listeners.iter().map(|held| held.inode);
+        let queues = generation.listeners.iter().filter(|held| held.has_queue());
+        Rc::new(Self {
+            kind: kind.clone(),
+            id,
+            pid,
+            has_master: generation.has_master(),
+            all: inodes.collect(),
+            queues: queues.map(|held| held.inode).collect(),
+        })
+    }
+
+    /// The processes that may accept.
+    pub(crate) fn workers(&self) -> BTreeSet<i32> {
+        self.without_master(process::family(self.pid))
+    }
+
+    fn without_master(&self, pids: Vec<i32>) -> BTreeSet<i32> {
+        pids.into_iter().filter(|pid| !(self.has_master && *pid == self.pid)).collect()
+    }
+
+    /// The inodes of the listeners.
+    pub(crate) fn inodes(&self) -> &[u64] {
+        &self.all
+    }
+
+    /// Whether a process has one of the listeners.
+    pub(crate) fn has(&self, pid: i32) -> bool {
+        holders::holds(pid, &self.all).unwrap_or(false)
+    }
+
+    /// Looks at the descriptors of all processes. `told` is what the process on the admin socket says: it
+    /// is believed where its descriptors are hidden, and where it keeps a UDP socket for the
+    /// connections that it has on it.
+    pub(crate) fn look(&self, told: Option<&Info>) -> Seen {
+        // The first process and those that descend from it are quickly looked at. Only if they have
+        // none are all others looked for.
+        match self.look_at(&self.workers(), told) {
+            Seen::Closed if self.kind.program().is_some() => {
+                self.look_at(&self.without_master(self.kind.processes(self.pid)), told)
+            }
+            seen => seen,
+        }
+    }
+
+    fn look_at(&self, pids: &BTreeSet<i32>, told: Option<&Info>) -> Seen {
+        let closed = told.filter(|info| self.says_closed(info)).and_then(|info| info.pid);
+        let mut hidden = None;
+        for &pid in pids {
+            let believed = closed == Some(pid);
+            let inodes = if believed { &self.queues } else { &self.all };
+            match holders::holds(pid, inodes) {
+                Ok(true) => return Seen::Open,
+                Err(error) if !believed => hidden = Some(error),
+                Ok(false) | Err(_) => {}
+            }
+        }
+        hidden.map_or(Seen::Closed, Seen::Hidden)
+    }
+
+    /// Whether haproxy says that it has closed its listeners; one that does not count them is taken
+    /// to have when it stops. A worker has one left, to its master.
+    pub(crate) fn says_closed(&self, info: &Info) -> bool {
+        let left = u64::from(self.has_master);
+        info.stopping && info.listeners.is_none_or(|listeners| listeners <= left)
+    }
+}

@@ -1,0 +1,171 @@
+//! What haproxy, or another program, has bound by itself: found after each start, told once for each address.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bindonce_core::address::Address;
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::{aside, diag, holders};
+
+use crate::generations::generation::Generation;
+use crate::generations::own;
+use crate::message::Message;
+use crate::supervisor::Supervisor;
+
+/// How long a look at /proc and the kernel's sockets may take.
+pub(crate) const LOOKS: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// Looks for sockets that a generation listens on and that are not from the broker.
+    pub(crate) fn look_for_foreign(&self, id: GenerationId) {
+        let Some(generation) = self.generations.get(&id) else { return };
+        let look = self.look_at_own(generation, id);
+        let sender = self.sender.clone();
+        crate::tasks::spawn(async move {
+            let found = aside::within(LOOKS, look).await;
+            // Nothing, where the kernel's answer could not be had or the runtime ends.
+            let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
+        });
+    }
+
+    /// What finds the addresses that a generation listens on by itself.
+    pub(crate) fn look_at_own(
+        &self,
+        generation: &Generation,
+        id: GenerationId,
+    ) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
+        let pid = generation.pid();
+        let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
+        let admin = format!("unix@{}", self.directory.admin(id).display());
+        let kind = self.settings.kind.clone();
+        // In master-worker mode the worker has them, not the first process.
+        move || listening(&kind.processes(pid), &known, Some(&admin))
+    }
+
+    /// Tells what was found, once for each address.
+    pub(crate) fn found_foreign(&mut self, id: GenerationId, addresses: &BTreeSet<String>) {
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.own.clone_from(addresses);
+        }
+        let rendering = self.rendering(id);
+        let left_alone = rendering.map(|rendering| rendering.left_alone.as_slice());
+        let no_reuse_port = rendering.is_some_and(|rendering| rendering.no_reuse_port);
+        let program = self.settings.kind.name().into_owned();
+        let mut lines = BTreeSet::new();
+        for address in addresses {
+            let line =
+                left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
+            let (place, text, reason) = match line {
+                Some(line) => (line.place.to_string(), line.text.clone(), line.reason),
+                None if left_alone.is_none() => {
+                    let reason = "on a descriptor that it was not given";
+                    ("its own configuration".to_owned(), address.clone(), reason)
+                }
+                None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
+            };
+            if !lines.insert(text.clone()) || self.report.foreign.contains(&text) {
+                continue;
+            }
+            let what = if address.starts_with("unix@") {
+                let what = format!(
+                    "{program} has bound this path by itself ({reason}): the newest generation takes \
+                     it over at each reload"
+                );
+                tracing::info!(generation = id.0, address = text, place, "{what}");
+                what
+            } else if own::is_exclusive(address, no_reuse_port) {
+                let what = match self.cannot_let_go(id) {
+                    None => format!(
+                        "{program} has bound this by itself ({reason}), and no two generations can have \
+                         it: at a reload the older one lets go of it and is paused for a moment; \
+                         connections to it are not protected"
+                    ),
+                    Some(why) => format!(
+                        "{program} has bound this by itself ({reason}), and no two generations can have \
+                         it: no reload that keeps it can succeed, since {why}. {}",
+                        own::UNSHARE
+                    ),
+                };
+                tracing::warn!(generation = id.0, address = text, place, "{what}");
+                what
+            } else {
+                let what = format!(
+                    "{program} has bound this by itself ({reason}): during a reload the old and the \
+                     new generation both hold it, and connections to it are not protected"
+                );
+                tracing::warn!(generation = id.0, address = text, place, "{what}");
+                what
+            };
+            self.record(id, event::Kind::ForeignBind, format!("{text} ({place}): {what}"));
+        }
+        self.report.foreign = lines;
+    }
+}
+
+/// The addresses that these processes listen on, but for the sockets in `known` and the one at `admin`.
+pub(crate) fn listening(
+    pids: &[i32],
+    known: &BTreeSet<u64>,
+    admin: Option<&str>,
+) -> BTreeSet<String> {
+    let all = diag::listening().unwrap_or_default();
+    let others: Vec<_> = all.into_iter().filter(|socket| !known.contains(&socket.inode)).collect();
+    let inodes: Vec<_> = others.iter().map(|socket| socket.inode).collect();
+    let held = pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
+    let held: BTreeSet<_> = held.map(|holder| holder.inode).collect();
+    let own = others.into_iter().filter(|socket| held.contains(&socket.inode));
+    // A UNIX socket keeps the temporary name that it was bound under: only its front counts.
+    let addresses = own.map(|socket| socket.address.to_string());
+    addresses.filter(|at| admin.is_none_or(|admin| !at.starts_with(admin))).collect()
+}
+
+/// Whether a line of the configuration stands for a socket that the kernel shows.
+pub(crate) fn names(line: &str, address: &str) -> bool {
+    let word = line.rsplit(' ').next().unwrap_or(line);
+    // The kernel shows a name with and without padding alike.
+    let word = word.replacen("abnsz@", "abns@", 1);
+    match address.strip_prefix("unix@") {
+        // It keeps the temporary name that it was bound under.
+        Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(&word)),
+        None => {
+            word == address
+                || word.parse::<Address>().is_ok_and(|word| word.to_string() == address)
+                || port(address).is_some_and(|port| has_port(&word, port))
+        }
+    }
+}
+
+/// What stands behind the last colon.
+fn port(address: &str) -> Option<&str> {
+    address.rsplit_once(':').map(|(_, port)| port)
+}
+
+/// Whether a word ends in this port, or in a range of ports that has it.
+fn has_port(word: &str, wanted: &str) -> bool {
+    let Some(ports) = port(word) else { return false };
+    match (ports.split_once('-'), wanted.parse::<u16>()) {
+        (Some((first, last)), Ok(wanted)) => {
+            let bounds = first.parse::<u16>().ok().zip(last.trim_start().parse::<u16>().ok());
+            bounds.is_some_and(|(first, last)| (first..=last).contains(&wanted))
+        }
+        _ => ports == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_finds_its_line() {
+        assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
+        assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
+        assert!(names("127.0.0.1:8080-+8081", "127.0.0.1:8081"));
+        assert!(!names("127.0.0.1:8080-8081", "127.0.0.1:8082"));
+        assert!(names("abnsz@web", "abns@web"));
+        assert!(!names("abnsz@web", "abns@other"));
+        assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));
+        assert!(!names("stats socket /run/h/admin.sock", "unix@/run/other"));
+    }
+}

@@ -1,0 +1,131 @@
+//! One generation as the supervisor sees it: a process and what it was given.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use bindonce_core::generation::State;
+use bindonce_sys::hold::Hold;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::signals::Signal;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::admin::Admin;
+use crate::broker::lease::News;
+use crate::generations::listeners::Held;
+use crate::generations::output::Tail;
+use crate::report::Cause;
+use crate::version::Version;
+
+/// A process that serves, is about to, or has served.
+pub(crate) struct Generation {
+    pub(crate) pidfd: Rc<Pidfd>,
+    pub(crate) admin: Option<Admin>,
+    /// Known when its admin socket has answered.
+    pub(crate) version: Option<Version>,
+    /// The process that answers on its admin socket, once it has.
+    pub(crate) answers: Option<i32>,
+    /// Its configuration or command line asks for haproxy's own master.
+    pub(crate) master_worker: bool,
+    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) tail: Tail,
+    /// A copy of the reading end of its standard error, for the next image of this process.
+    pub(crate) stderr: Option<OwnedFd>,
+    /// When its process was started.
+    pub(crate) started: SystemTime,
+    /// It is inside the system call by which it says that it is ready, and accepts nothing until
+    /// this is let go.
+    pub(crate) hold: Option<Rc<Hold>>,
+    /// It cannot bind an address: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN
+    /// (it has given up) that it sent.
+    pub(crate) wants_address: Option<Signal>,
+    /// Addresses that it has bound by itself, as far as it was looked at.
+    pub(crate) own: BTreeSet<String>,
+    /// Its readiness was told to the timeline.
+    pub(crate) ready: bool,
+    /// Why it was ended by us before it took over.
+    pub(crate) refused: Option<Cause>,
+    /// It has said that it listens on all that was claimed for it.
+    pub(crate) listens: bool,
+    /// It has closed its listeners, and is woken for none of them.
+    pub(crate) closed: bool,
+    /// It has served: what it was given is confirmed.
+    pub(crate) served: bool,
+    /// Connections left, once it drains.
+    pub(crate) connections: Option<u64>,
+    /// Tells the broker what this generation does now; its end is the end of the leases.
+    pub(crate) states: mpsc::UnboundedSender<News>,
+    /// Asks it whether it has stopped, and then how many connections are left.
+    pub(crate) watch: Option<AbortHandle>,
+}
+
+impl Generation {
+    pub(crate) fn pid(&self) -> i32 {
+        self.pidfd.pid()
+    }
+
+    /// Lets it go on, if it is held. Only its end can make this fail.
+    pub(crate) fn let_go_on(&mut self) {
+        if let Some(hold) = self.hold.take()
+            && let Err(error) = hold.release()
+        {
+            tracing::debug!(pid = self.pid(), %error, "not let go on");
+        }
+    }
+
+    /// Tells the broker; what it returns ends when the broker has taken it, or is gone.
+    pub(crate) fn tell(&self, state: State) -> oneshot::Receiver<()> {
+        let state = match state {
+            State::Starting => bindonce::State::Starting,
+            State::Serving => bindonce::State::Serving,
+            State::Draining => bindonce::State::Draining,
+        };
+        let (done, taken) = oneshot::channel();
+        // The task that takes it lives as long as this generation.
+        let _ = self.states.send(News::State(state, done));
+        taken
+    }
+
+    /// Whether its first process is haproxy's own master, which keeps a copy of each listener for its next
+    /// worker and never accepts.
+    pub(crate) fn has_master(&self) -> bool {
+        self.answers.map_or(self.master_worker, |answers| answers != self.pid())
+    }
+
+    /// The inodes of its listeners.
+    pub(crate) fn inodes(&self) -> Vec<u64> {
+        self.listeners.iter().map(|held| held.inode).collect()
+    }
+
+    /// Lets go of the listeners that are not among these, and of its leases with them. What it returns
+    /// ends when the broker knows; none if there is nothing to let go of.
+    pub(crate) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<oneshot::Receiver<()>> {
+        let before = self.listeners.len();
+        self.listeners.retain(|held| inodes.contains(&held.inode));
+        (self.listeners.len() < before).then(|| {
+            let (done, known) = oneshot::channel();
+            let _ = self.states.send(News::Has(self.listeners.clone(), done));
+            known
+        })
+    }
+
+    /// Ends its leases; what it returns ends when the broker knows.
+    pub(crate) fn leave(&self) -> oneshot::Receiver<()> {
+        let (done, known) = oneshot::channel();
+        let _ = self.states.send(News::Gone(done));
+        known
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+        if let Some(admin) = &self.admin {
+            admin.close();
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The listeners that a generation was given, as the supervisor keeps them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bindonce::Lease;
+use bindonce_core::address::Address;
+use bindonce_core::listener::{ListenSpec, Listener};
+use bindonce_sys::{diag, probe};
+
+use crate::version::Version;
+
+/// One listener that the broker gave us.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Our descriptor of it: for looking at its queue, never for accepting.
+    /// All generations that have it share one.
+    pub(crate) fd: Arc<OwnedFd>,
+    /// Its name on the wire.
+    pub(crate) label: String,
+    /// What was claimed.
+    pub(crate) listener: Listener,
+    /// Where it is bound.
+    pub(crate) bound: Address,
+    /// Its inode, by which the kernel names it.
+    pub(crate) inode: u64,
+    /// Our claim made the broker bind it.
+    pub(crate) created: bool,
+}
+
+/// Reads what [`Held::listener`] prints as.
+pub(crate) fn read(text: &str) -> Option<Listener> {
+    text.parse::<ListenSpec>().ok().map(|spec| spec.first)
+}
+
+/// The descriptors of the sockets that older generations have, by inode.
+pub(crate) type Known = HashMap<u64, Arc<OwnedFd>>;
+
+impl Held {
+    /// What a lease gave for `listener`; of a socket that is known already its descriptor there is kept,
+    /// and the new one closed.
+    pub(crate) fn new(lease: Lease, listener: &Listener, known: &Known) -> Rc<Self> {
+        let inode = lease.inode();
+        let fd = |lease: Lease| Arc::new(lease.into_fd());
+        Rc::new(Self {
+            label: lease.name().to_owned(),
+            listener: listener.clone(),
+            bound: lease.bound().parse().unwrap_or_else(|_| listener.address.clone()),
+            inode,
+            created: lease.created(),
+            fd: known.get(&inode).cloned().unwrap_or_else(|| fd(lease)),
+        })
+    }
+
+    /// Whether a generation of this version can pause it, so that its accept queue shows it. A pause
+    /// closes an abstract listener for good in the paused process, and UDP has no queue of
+    /// connections.
+    pub(crate) fn can_pause(&self, version: Version) -> bool {
+        match self.bound {
+            Address::Tcp(_) => version.pauses(),
+            Address::Unix(_) => version.pauses_unix(),
+            Address::Udp(_) | Address::Abstract(_) => false,
+        }
+    }
+
+    /// Whether connections to it wait in a queue that we can look at.
+    pub(crate) fn has_queue(&self) -> bool {
+        !matches!(self.bound, Address::Udp(_))
+    }
+
+    /// Where to connect in order to put something into its queue, the best first. Whether a connection
+    /// arrives there is seen only when it does. `taken` is where all sockets of the service are bound: of several
+    /// that an address reaches, the most specific one has the connection.
+    pub(crate) fn probe_targets(&self, taken: &[SocketAddr]) -> Vec<Address> {
+        match &self.bound {
+            // Of another network namespace.
+            _ if self.listener.options.netns.is_some() => Vec::new(),
+            Address::Tcp(address) => {
+                let v6only = self.listener.options.v6only;
+                let best = reachable(*address, v6only, taken, probe::local_ipv6);
+                // For a host where a process that is no generation has the first one.
+                let far = SocketAddr::from(([127, 255, 255, 254], address.port()));
+                let any = address.ip().is_unspecified() && (address.is_ipv4() || !v6only);
+                best.into_iter().chain(any.then_some(far)).map(Address::Tcp).collect()
+            }
+            // Another socket may have the path by now.
+            Address::Unix(path) => {
+                let leads_here = diag::unix_is_at(self.inode, Path::new(path));
+                leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
+            }
+            Address::Abstract(_) => vec![self.bound.clone()],
+            Address::Udp(_) => Vec::new(),
+        }
+    }
+}
+
+/// Where the TCP sockets among these are bound.
+pub(crate) fn tcp_addresses<'a>(all: impl Iterator<Item = &'a Rc<Held>>) -> Vec<SocketAddr> {
+    let tcp = |held: &Rc<Held>| match held.bound {
+        Address::Tcp(address) => Some(address),
+        _ => None,
+    };
+    all.filter_map(tcp).collect()
+}
+
+/// The address itself; in place of a wildcard a local one that no other socket has.
+fn reachable(
+    address: SocketAddr,
+    v6only: bool,
+    taken: &[SocketAddr],
+    local_ipv6: impl Fn() -> Vec<SocketAddrV6>,
+) -> Option<SocketAddr> {
+    if !address.ip().is_unspecified() {
+        return Some(address);
+    }
+    let port = address.port();
+    let is_taken = |ip: IpAddr| taken.iter().any(|at| at.ip() == ip && at.port() == port);
+    // All of 127.0.0.0/8 is local (RFC 1122, 3.2.1.3).
+    let ipv4 = || {
+        let near = (1..=254).map(|last| IpAddr::from([127, 0, 0, last]));
+        near.into_iter().find(|ip| !is_taken(*ip)).map(|ip| SocketAddr::new(ip, port))
+    };
+    if address.is_ipv4() {
+        return ipv4();
+    }
+    let loopback = IpAddr::from(Ipv6Addr::LOCALHOST);
+    if !is_taken(loopback) {
+        return Some(SocketAddr::new(loopback, port));
+    }
+    if !v6only && !is_taken(Ipv4Addr::UNSPECIFIED.into()) {
+        return ipv4();
+    }
+    let other = local_ipv6().into_iter().find(|at| !is_taken(IpAddr::from(*at.ip())))?;
+    Some(SocketAddrV6::new(*other.ip(), port, 0, other.scope_id()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_goes_where_no_more_specific_socket_has_it() {
+        let all = || {
+            vec!["[::1]:0", "[fe80::1%3]:0"].into_iter().map(|at| at.parse().expect(at)).collect()
+        };
+        let target = |address: &str, v6only, taken: &[&str]| {
+            let taken: Vec<_> = taken.iter().map(|at| at.parse().expect(at)).collect();
+            let found = reachable(address.parse().expect(address), v6only, &taken, all);
+            found.map(|at| at.to_string())
+        };
+        for (address, v6only, taken, expected) in [
+            ("10.0.0.1:80", false, &["0.0.0.0:80"][..], Some("10.0.0.1:80")),
+            ("0.0.0.0:80", false, &["127.0.0.1:81"], Some("127.0.0.1:80")),
+            ("0.0.0.0:80", false, &["127.0.0.1:80", "127.0.0.2:80"], Some("127.0.0.3:80")),
+            ("[::]:80", false, &["0.0.0.0:80"], Some("[::1]:80")),
+            ("[::]:80", false, &["[::1]:80", "127.0.0.1:80"], Some("127.0.0.2:80")),
+            ("[::]:80", false, &["[::1]:80", "0.0.0.0:80"], Some("[fe80::1%3]:80")),
+            ("[::]:80", true, &["[::1]:80"], Some("[fe80::1%3]:80")),
+            ("[::]:80", true, &["[::1]:80", "[fe80::1%3]:80"], None),
+        ] {
+            assert_eq!(target(address, v6only, taken).as_deref(), expected, "{address} {taken:?}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Generations: how one is started, what is known of its processes and listeners, and whether it listens.
+
+pub(crate) mod family;
+pub(crate) mod foreign;
+pub(crate) mod generation;
+pub(crate) mod listeners;
+pub(crate) mod notifications;
+pub(crate) mod output;
+pub(crate) mod own;
+pub(crate) mod process;
+pub(crate) mod reaper;
+pub(crate) mod start;
+pub(crate) mod starts;
+pub(crate) mod watching;

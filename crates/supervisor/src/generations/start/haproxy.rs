@@ -1,0 +1,193 @@
+//! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
+
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bindonce_core::address::Address;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::{Listener, Options};
+use bindonce_sys::aside;
+use bindonce_sys::spawn::Launch;
+
+use super::{How, Order, Reading, passed};
+use crate::disk::directory::Directory;
+use crate::disk::elsewhere;
+use crate::error::Error;
+use crate::generations::listeners::Held;
+use crate::kind::Haproxy;
+use crate::settings::Settings;
+use bindonce_haproxy::config::{Messages, Rendering, Supplied, System};
+
+/// The variable that carries the number of the admin socket's descriptor.
+const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
+
+/// What is added to the user's configuration, in a file of its own before all others.
+const ADMIN_CONFIGURATION: &str = "\
+# Written by bindonce: the supervisor's private way to ask this generation.
+global
+    stats socket \"fd@${BINDONCE_ADMIN}\" level admin
+";
+
+/// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
+/// descriptor must stay below haproxy's own limit.
+const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
+
+/// A configuration that was read and rendered.
+#[derive(Debug)]
+pub(crate) struct Rendered {
+    pub(crate) rendering: Rc<Rendering>,
+    /// The copies, in haproxy's order.
+    files: Vec<PathBuf>,
+    /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
+    /// listen on: where only haproxy can say whether there is anything, it is left out.
+    admin: bool,
+}
+
+impl Rendered {
+    /// A haproxy that wants to keep the right to gain rights must not be held: without
+    /// CAP_SYS_ADMIN that needs no_new_privs.
+    fn may_be_held(&self) -> bool {
+        const WORD: &[u8] = b"insecure-setuid-wanted";
+        let says = |text: &[u8]| text.windows(WORD.len()).any(|window| window == WORD);
+        !self.rendering.files.iter().any(|file| says(&file.text))
+    }
+}
+
+/// Reads the user's files and writes the copies for generation `id`.
+pub(crate) async fn render(
+    settings: &Settings,
+    kind: &Haproxy,
+    directory: &Directory,
+    id: GenerationId,
+    how: Reading,
+) -> Result<Rendered, Error> {
+    let (mut command, listeners) = (kind.command.clone(), settings.listeners.clone());
+    // Conditions can depend on each of these.
+    command.arguments.extend(how.no_epoll.then(|| "-de".into()));
+    let (service, generation) = (settings.service.to_string(), id.0.to_string());
+    // Reading may resolve host names and ask haproxy about conditions: not on our thread.
+    let limit = settings.timing.ready_timeout;
+    let read = aside::within(limit, move || -> Result<Rendering, Error> {
+        let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
+        let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
+        let world = world.with(&crate::broker::not_theirs(), &ours);
+        let world = world.holding(how.devices);
+        let world = if how.again { world.again() } else { world };
+        let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
+        let rendering = Rendering::of(&command, supplied, &world)?;
+        rendering.self_contained()?;
+        Ok(rendering)
+    });
+    let rendering = match read.await {
+        Ok(rendering) => rendering?,
+        Err(error) => return Err(Error::system("read the configuration")(error)),
+    };
+    let admin = kind.admin && rendering.surely_listens();
+    let write = |path: io::Result<PathBuf>| write(&rendering, &path?, admin);
+    let files = match write(directory.make_configuration(id)) {
+        Err(error) if how.alone && elsewhere::is_refusal(&error) => {
+            write(directory.make_configuration_elsewhere(id))
+        }
+        done => done,
+    };
+    let files = files.map_err(Error::system("write the rendered configuration"))?;
+    Ok(Rendered { rendering: Rc::new(rendering), files, admin })
+}
+
+/// Writes the copies into a directory, with that of the admin socket first; gives their paths.
+fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<PathBuf>> {
+    let mut files = rendering.write_to(path)?;
+    if admin {
+        let admin = path.join("bindonce-admin.cfg");
+        let mut options = std::fs::File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&admin)?.write_all(ADMIN_CONFIGURATION.as_bytes())?;
+        files.insert(0, admin);
+    }
+    Ok(files)
+}
+
+/// How haproxy is started on the copies, with these listeners.
+pub(crate) fn order(
+    kind: &Haproxy,
+    rendered: &Rendered,
+    directory: &Directory,
+    id: GenerationId,
+    how: &How,
+    listeners: &[Rc<Held>],
+) -> Result<Order, Error> {
+    let mut launch = Launch::new(kind.command.program.clone());
+    let mut descriptors = Vec::with_capacity(listeners.len() + 1);
+    let mut admin = rendered.admin.then(|| directory.admin(id));
+    if let Some(path) = &mut admin {
+        let fd = match listen_for_admin(path) {
+            Err(error) if how.alone && elsewhere::is_refusal(&refused_with(&error)) => {
+                let other = directory.admin_elsewhere(id);
+                *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
+                listen_for_admin(path)?
+            }
+            done => done?,
+        };
+        descriptors.push((String::new(), Arc::new(fd)));
+        launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
+    }
+    let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
+    // Their variables are in the environment already: some stand for several descriptors.
+    descriptors.extend(passed(listeners));
+    let numbers: Vec<_> = (first..).take(listeners.len()).collect();
+    let environment = rendered.rendering.environment(&numbers);
+    launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
+    launch.descriptors = descriptors;
+    launch.args = kind.command.arguments_on(&rendered.files);
+    launch.args.push("-db".into());
+    if how.no_epoll {
+        launch.args.push("-de".into());
+    }
+    if how.older_alive || !rendered.admin {
+        // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
+        // given to it, so that it can pause nobody.
+        launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
+        launch.hold =
+            (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
+    }
+    let copies = &rendered.files[usize::from(rendered.admin)..];
+    let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
+    Ok(Order { launch, messages, admin, notifications: None })
+}
+
+/// A claim that was refused, with the line of the user's that wants the address.
+pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
+    let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
+    let binding = rendering.bindings.iter().find(|binding| {
+        address.is_some_and(|address| binding.listener.address.to_string() == address)
+    });
+    let place = binding.or(match rendering.bindings.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    });
+    match place {
+        Some(binding) => Error::ClaimAt {
+            place: binding.place.clone(),
+            section: binding.section.clone(),
+            source: Box::new(error),
+        },
+        None => Error::Claim(Box::new(error)),
+    }
+}
+
+/// What the system answered.
+fn refused_with(error: &bindonce_sys::Error) -> io::Error {
+    error.errno().map_or_else(|| io::Error::other("no answer"), io::Error::from_raw_os_error)
+}
+
+/// Binds a generation's admin socket: the supervisor's own, not the broker's.
+fn listen_for_admin(path: &Path) -> Result<OwnedFd, bindonce_sys::Error> {
+    let options = Options { mode: Some(0o600), ..Options::default() };
+    let text = path.to_string_lossy().into_owned();
+    let listener = Listener { name: None, address: Address::Unix(text), options };
+    Ok(bindonce_sys::listen::open(&listener)?.fd)
+}

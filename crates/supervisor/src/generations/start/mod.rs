@@ -1,0 +1,217 @@
+//! Starting one generation: what it needs is prepared, its listeners are claimed, and its process
+//! is started with them. What haproxy needs is in [`haproxy`], what any other program needs in
+//! [`program`].
+//!
+//! Nothing that serves is touched here. Listeners that did not exist are claimed
+//! tentatively: until the generation serves, they end with its connection to the
+//! broker, so that a failed start leaves nothing bound, however it fails.
+
+mod haproxy;
+mod program;
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bindonce::Claim;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::Listener;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::spawn::Launch;
+
+use tokio::task::AbortHandle;
+
+use crate::broker;
+use crate::disk::directory::Directory;
+use crate::error::Error;
+use crate::generations::listeners::{Held, Known};
+use crate::generations::notifications::Notifications;
+use crate::kind::Kind;
+use crate::settings::Settings;
+use bindonce_haproxy::config::{Messages, Rendering};
+
+/// What a generation is started on; more than one may be.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    /// A configuration that was read and rendered.
+    Haproxy(haproxy::Rendered),
+    /// A program reads its configuration itself, each time that it starts.
+    Program,
+}
+
+impl Prepared {
+    pub(crate) fn rendering(&self) -> Option<&Rendering> {
+        match self {
+            Self::Haproxy(rendered) => Some(&rendered.rendering),
+            Self::Program => None,
+        }
+    }
+}
+
+/// A generation whose process has been started.
+pub(crate) struct Launched {
+    pub(crate) pidfd: Pidfd,
+    pub(crate) stderr: Option<OwnedFd>,
+    /// Where the descriptor comes from that holds it at its readiness signal.
+    pub(crate) shim: Option<OwnedFd>,
+    pub(crate) messages: Messages,
+    pub(crate) prepared: Rc<Prepared>,
+    pub(crate) listeners: Vec<Rc<Held>>,
+    /// The connection to the broker that holds the leases of this generation.
+    pub(crate) lease: bindonce::aio::Client,
+    pub(crate) admin: Option<PathBuf>,
+    /// Where a program says that it is ready.
+    pub(crate) notifications: Option<Notifications>,
+}
+
+/// What a start depends on besides its configuration.
+#[derive(Debug)]
+pub(crate) struct How {
+    /// An older generation is alive, so haproxy is given `-sf`.
+    pub(crate) older_alive: bool,
+    /// haproxy must not use epoll, where its ghosts could not be removed.
+    pub(crate) no_epoll: bool,
+    /// The descriptors of listeners that other generations have: none is had twice.
+    pub(crate) known: Known,
+    /// Nobody serves: this start must work where a reload would rather fail.
+    pub(crate) alone: bool,
+}
+
+/// How a configuration is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    /// It was read by this process before.
+    pub(crate) again: bool,
+    /// As in [`How`].
+    pub(crate) alone: bool,
+    /// As in [`How`]: a condition can depend on it.
+    pub(crate) no_epoll: bool,
+    /// Devices of listeners that generations have.
+    pub(crate) devices: BTreeSet<String>,
+}
+
+/// A start that has no process yet.
+pub(crate) struct Starting {
+    pub(crate) task: AbortHandle,
+    pub(crate) step: Step,
+}
+
+/// What a start is doing now, for whoever waits for it in vain.
+#[derive(Debug, Clone)]
+pub(crate) struct Step(Rc<Cell<&'static str>>);
+
+impl Default for Step {
+    fn default() -> Self {
+        Self(Rc::new(Cell::new("reading the configuration")))
+    }
+}
+
+impl Step {
+    pub(crate) fn set(&self, doing: &'static str) {
+        self.0.set(doing);
+    }
+
+    pub(crate) fn get(&self) -> &'static str {
+        self.0.get()
+    }
+}
+
+/// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
+/// `again`, and writes the copies.
+pub(crate) async fn prepare(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+    how: Reading,
+) -> Result<Prepared, Error> {
+    match &settings.kind {
+        Kind::Haproxy(kind) => {
+            haproxy::render(settings, kind, directory, id, how).await.map(Prepared::Haproxy)
+        }
+        Kind::Program(_) => Ok(Prepared::Program),
+    }
+}
+
+/// Claims the listeners and starts the process; tells its pid before it can do anything.
+pub(crate) async fn launch(
+    settings: &Settings,
+    directory: &Directory,
+    id: GenerationId,
+    prepared: Rc<Prepared>,
+    how: How,
+    step: &Step,
+    tell: impl FnOnce(i32),
+) -> Result<Launched, Error> {
+    step.set("asking the broker for the listeners");
+    let mut lease = broker::connect(&settings.socket).await?;
+    broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
+    let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
+    let mut order = match (&settings.kind, &*prepared) {
+        (Kind::Haproxy(kind), Prepared::Haproxy(rendered)) => {
+            haproxy::order(kind, rendered, directory, id, &how, &listeners)?
+        }
+        (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
+        // Each kind prepares its own.
+        (Kind::Haproxy(_), Prepared::Program) => return Err(Error::NotPrepared),
+    };
+    order.launch.env_remove = broker::not_theirs();
+    let ours = [
+        ("BINDONCE_SERVICE".into(), settings.service.as_str().into()),
+        ("BINDONCE_GENERATION".into(), id.0.to_string().into()),
+    ];
+    order.launch.env.extend(ours);
+    order.launch.stderr = std::process::Stdio::piped();
+    let started = order.launch.start_and_tell(tell)?;
+    Ok(Launched {
+        pidfd: started.pidfd,
+        stderr: started.stderr,
+        shim: started.shim,
+        messages: order.messages,
+        prepared,
+        listeners,
+        lease,
+        admin: order.admin,
+        notifications: order.notifications,
+    })
+}
+
+/// What is to be started, and what belongs to it.
+struct Order {
+    launch: Launch,
+    messages: Messages,
+    admin: Option<PathBuf>,
+    notifications: Option<Notifications>,
+}
+
+async fn claim(
+    lease: &mut bindonce::aio::Client,
+    settings: &Settings,
+    rendering: Option<&Rendering>,
+    known: &Known,
+) -> Result<Vec<Rc<Held>>, Error> {
+    let wanted: Vec<&Listener> = match rendering {
+        Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
+        None => settings.listeners.iter().collect(),
+    };
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let claims: Vec<_> = wanted
+        .iter()
+        .map(|listener| Claim::listen(listener.to_string()).tentative().changing())
+        .collect();
+    let leases = lease.claim(&claims).await.map_err(|error| match rendering {
+        Some(rendering) => haproxy::refused(error, rendering),
+        None => Error::Claim(Box::new(error)),
+    })?;
+    let held = leases.into_iter().zip(wanted);
+    Ok(held.map(|(lease, listener)| Held::new(lease, listener, known)).collect())
+}
+
+/// The listeners' descriptors, to be passed on.
+fn passed(listeners: &[Rc<Held>]) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
+    listeners.iter().map(|held| (String::new(), Arc::clone(&held.fd)))
+}

@@ -1,0 +1,54 @@
+//! Starting a program that is not haproxy: it finds its sockets as under systemd (sd_listen_fds(3)),
+//! in a variable for each, and in those that the person has asked for.
+
+use std::rc::Rc;
+
+use bindonce_core::generation::GenerationId;
+use bindonce_core::name::Name;
+use bindonce_sys::inherit;
+use bindonce_sys::spawn::Launch;
+
+use super::{Order, passed};
+use crate::error::Error;
+use crate::generations::listeners::Held;
+use crate::generations::notifications::Notifications;
+use crate::program::{Numbers, Program, Readiness};
+use crate::settings::Settings;
+use bindonce_haproxy::config::Messages;
+
+/// How the program is started with these listeners.
+pub(crate) fn order(
+    program: &Program,
+    settings: &Settings,
+    id: GenerationId,
+    listeners: &[Rc<Held>],
+) -> Result<Order, Error> {
+    let mut launch = Launch::new(program.program.clone());
+    launch.args.clone_from(&program.arguments);
+    // A session of its own: all that comes from it is found by that, and its being stopped for a
+    // moment means nothing to a terminal, nor our death to it.
+    launch.service = true;
+    let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
+    let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
+    let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
+    set("LISTEN_FDS", listeners.len().to_string());
+    let told: Vec<_> = names.iter().map(Name::as_str).collect();
+    set("LISTEN_FDNAMES", told.join(":"));
+    for (name, number) in &descriptors {
+        set(&name.variable(), number.to_string());
+    }
+    let numbers =
+        Numbers { descriptors: &descriptors, service: &settings.service, generation: id.0 };
+    for variable in &program.variables {
+        set(&variable.name, variable.value.fill(numbers)?);
+    }
+    let notifications = match program.readiness {
+        Readiness::Notify => Some(Notifications::new()?),
+        Readiness::Check(_) | Readiness::Delay(_) => None,
+    };
+    if let Some(notifications) = &notifications {
+        set("NOTIFY_SOCKET", notifications.address().to_owned());
+    }
+    launch.descriptors = passed(listeners).collect();
+    Ok(Order { launch, messages: Messages::default(), admin: None, notifications })
+}

@@ -1,0 +1,208 @@
+//! Whether a generation still listens, as long as it serves; whether it has stopped, once it was
+//! told to; and what is left of it then.
+//!
+//! haproxy is asked, on the admin connection that it was given, and then the descriptors must tell
+//! the same: it has stopped when none of its processes has one of a listener. Of any other
+//! program, and of a haproxy without that connection, the descriptors alone tell.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_daemon::Happening;
+use bindonce_sys::aside;
+
+use crate::admin::{Admin, Info, NoAnswer};
+use crate::generations::family::{Family, Seen};
+use crate::generations::foreign;
+use crate::kind::Kind;
+use crate::message::Message;
+use crate::supervisor::Supervisor;
+
+/// Between two looks at a generation that was told to stop: at first, and later.
+const STOP_LOOK: Duration = Duration::from_millis(2);
+const STOP_LOOK_LATER: Duration = Duration::from_millis(10);
+/// Between two looks at one that drains: at first, and later.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+const DRAIN_LOOK_LATER: Duration = Duration::from_secs(1);
+/// How long a look at what a program listens on may take.
+const ELSEWHERE: Duration = Duration::from_secs(10);
+/// Between two looks at the one that serves.
+const SERVING_LOOK: Duration = Duration::from_secs(1);
+/// How long an answer of the admin socket may take.
+const ANSWER: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Asks the serving generation now and then whether another process has told it to stop, or its
+    /// own master to reload: then another must be started.
+    pub(crate) fn watch_serving(&mut self, id: GenerationId) {
+        let (sender, journal) = (self.sender.clone(), Rc::clone(&self.report.journal));
+        let kind = self.settings.kind.clone();
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        let mut admin = generation.admin.clone();
+        let family = Family::of(&kind, id, generation);
+        if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
+            return;
+        }
+        let task = crate::tasks::spawn(async move {
+            let leaves = |how| drop(sender.send(Message::Leaves(id, how)));
+            let mut known = family.workers();
+            let mut said = false;
+            loop {
+                tokio::time::sleep(SERVING_LOOK).await;
+                let mut told = None;
+                match &admin {
+                    Some(asked) => match asked.info(ANSWER).await {
+                        Ok(info) if info.stopping => told = Some(info),
+                        Ok(info) => drop(sender.send(Message::Left(id, info.connections))),
+                        Err(NoAnswer::InTime) => {}
+                        Err(NoAnswer::Closed) if family.has_master => admin = None,
+                        Err(NoAnswer::Closed) => return,
+                    },
+                    // The first process has them from the start, and closes them when it stops.
+                    None if !family.has_master && family.has(family.pid) => continue,
+                    None => {}
+                }
+                if family.has_master {
+                    let workers = family.workers();
+                    if workers.difference(&known).any(|pid| family.has(*pid)) {
+                        leaves("haproxy's own master was told to reload");
+                    }
+                    known = workers;
+                }
+                let may_have_closed = told.is_some() || admin.is_none();
+                if may_have_closed && matches!(family.look(told.as_ref()), Seen::Closed) {
+                    break;
+                }
+                if told.is_some() && !std::mem::replace(&mut said, true) && !family.has_master {
+                    leaves("another process has told this generation to stop");
+                }
+            }
+            let text = match listens_elsewhere(kind, family.pid, family.inodes()).await {
+                Some(addresses) => format!(
+                    "this program has closed the sockets that it was given and listens on {addresses} by \
+                     itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
+                     --variable), or give its address to --listen; starting another"
+                ),
+                None => "this generation has stopped, and not because the supervisor told it to; \
+                         starting another"
+                    .to_owned(),
+            };
+            tracing::error!(generation = id.0, pid = family.pid, "{text}");
+            let happening = Happening::new(event::Kind::GenerationStopped, text);
+            journal.record(happening.generation(id.0).pid(family.pid));
+            let _ = sender.send(Message::Event(Event::Stopped(id)));
+        });
+        if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// The generation that serves will not do so for long, or another worker of it does: the files as
+    /// they are now are served by a generation of ours, which takes over in order.
+    pub(crate) fn leaves(&mut self, id: GenerationId, how: &'static str) {
+        if self.timeline.serving() != Some(id) {
+            return;
+        }
+        tracing::warn!(generation = id.0, "{how}: reloading, since only that replaces it in order");
+        self.reload(None, how, None);
+    }
+
+    /// Begins to ask a generation whether it has stopped, and then what is left.
+    pub(crate) fn watch_stop(&mut self, id: GenerationId) {
+        let sender = self.sender.clone();
+        let kind = self.settings.kind.clone();
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        drop(generation.tell(State::Draining));
+        generation.closed = false;
+        let admin = generation.admin.clone();
+        let family = Family::of(&kind, id, generation);
+        if let Some(earlier) = generation.watch.take() {
+            earlier.abort();
+        }
+        let task = crate::tasks::spawn(async move {
+            let tell = |message| drop(sender.send(message));
+            let told = match &admin {
+                Some(admin) => {
+                    said_closed(&family, admin, || tell(Message::Event(Event::Stopping(id)))).await
+                }
+                None => None,
+            };
+            closed(&family, told.as_ref()).await;
+            tell(Message::Event(Event::Stopped(id)));
+            let mut admin = admin.filter(|_| told.is_some());
+            for look in 0u32.. {
+                match &admin {
+                    Some(asked) => match asked.info(ANSWER).await {
+                        Ok(info) => tell(Message::Left(id, info.connections)),
+                        Err(NoAnswer::InTime) => {}
+                        Err(NoAnswer::Closed) => admin = None,
+                    },
+                    // Only a master can get what it has closed again.
+                    None if !family.has_master => return,
+                    None => {}
+                }
+                if family.has_master && matches!(family.look(told.as_ref()), Seen::Open) {
+                    return tell(Message::Event(Event::Listens(id)));
+                }
+                let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
+                tokio::time::sleep(wait).await;
+            }
+        });
+        generation.watch = Some(task.abort_handle());
+        self.save();
+    }
+}
+
+/// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it
+/// stops; none if its connection ends first.
+async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Option<Info> {
+    let mut said = false;
+    loop {
+        match admin.info(ANSWER).await {
+            Ok(info) => {
+                if info.stopping && !std::mem::replace(&mut said, true) {
+                    stopping();
+                }
+                if family.says_closed(&info) {
+                    return Some(info);
+                }
+            }
+            Err(NoAnswer::InTime) => {}
+            Err(NoAnswer::Closed) => return None,
+        }
+        tokio::time::sleep(STOP_LOOK_LATER).await;
+    }
+}
+
+/// Waits until no process of the generation has a descriptor of its listeners.
+async fn closed(family: &Family, told: Option<&Info>) {
+    for look in 0u32.. {
+        match family.look(told) {
+            Seen::Closed => return,
+            Seen::Open => {}
+            // Nothing will ever be known.
+            Seen::Hidden(error) => {
+                return tracing::warn!(
+                    generation = family.id.0,
+                    pid = family.pid,
+                    "whether it has closed its listeners is not to be seen ({error}); their \
+                     accept queues alone must tell: run as root with CAP_SYS_PTRACE"
+                );
+            }
+        }
+        let wait = if look < 20 { STOP_LOOK } else { STOP_LOOK_LATER };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// What a program listens on besides these sockets; nothing of haproxy, which tells itself whether it stops.
+async fn listens_elsewhere(kind: Kind, pid: i32, inodes: &[u64]) -> Option<String> {
+    kind.program()?;
+    let known = inodes.iter().copied().collect();
+    let look = move || foreign::listening(&kind.processes(pid), &known, None);
+    let found = aside::within(ELSEWHERE, look).await.unwrap_or_default();
+    let addresses: Vec<_> = found.into_iter().take(4).collect();
+    (!addresses.is_empty()).then(|| addresses.join(", "))
+}

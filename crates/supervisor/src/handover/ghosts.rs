@@ -1,0 +1,127 @@
+//! Ghosts: what a generation that has closed its listeners left in its epoll sets, where each entry wakes it
+//! for every new connection. They are removed, as far as the kernel lets us.
+
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::aside;
+use bindonce_sys::ghosts::{self, Ghost};
+use bindonce_sys::process::Pidfd;
+use nix::libc::EPERM;
+
+use crate::error::Error;
+use crate::generations::generation::Generation;
+use crate::message::Detached;
+use crate::message::Message;
+use crate::settings::Ghosts;
+use crate::settings::Settings;
+use crate::supervisor::Supervisor;
+
+/// How long looking for ghosts, or removing them, may take.
+const LOOKS: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// A generation has closed its listeners: removes what it left in its epoll sets, where each
+    /// entry would wake it for every new connection.
+    pub(crate) fn detach(&mut self, id: GenerationId) {
+        let Some(generation) = self.generations.get(&id) else { return };
+        let pid = generation.pid();
+        tracing::info!(generation = id.0, pid, "stopped accepting");
+        self.record(id, event::Kind::GenerationDraining, "stopped accepting");
+        if matches!(self.settings.ghosts, Ghosts::Ignore) {
+            return drop(self.sender.send(Message::Closed(id)));
+        }
+        let listeners = generation.listeners.clone();
+        let pidfd = Rc::clone(&generation.pidfd);
+        let settings = Rc::clone(&self.settings);
+        let sender = self.sender.clone();
+        crate::tasks::spawn(async move {
+            let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
+            let found = find(Rc::clone(&settings), pid, inodes.clone()).await;
+            if found.is_empty() {
+                return drop(sender.send(Message::Closed(id)));
+            }
+            let ours = listeners
+                .iter()
+                .filter(|held| found.iter().any(|ghost| ghost.inode == held.inode))
+                .map(|held| Ok((held.inode, held.fd.try_clone()?)))
+                .collect::<std::io::Result<Vec<_>>>();
+            let ghosts = found.clone();
+            let removed = aside::within(LOOKS, move || {
+                let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
+                let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
+                let mut removed = 0;
+                for of_one in ghosts.chunk_by(|a, b| a.pid == b.pid) {
+                    let Some(first) = of_one.first() else { continue };
+                    let pidfd =
+                        Pidfd::open(first.pid).map_err(Error::system("open a generation"))?;
+                    removed += ghosts::detach(&pidfd, of_one, &ours)?;
+                }
+                Ok::<_, Error>(removed)
+            })
+            .await;
+            drop(pidfd); // Not reaped before: the pid was its own until here.
+            let message = match removed {
+                Ok(Ok(removed)) => {
+                    let left = find(settings, pid, inodes).await.len();
+                    Message::Detached(id, Detached { removed, left, refused: false })
+                }
+                Ok(Err(error)) => {
+                    let refused =
+                        matches!(&error, Error::Sys(error) if error.errno() == Some(EPERM));
+                    tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
+                    Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
+                }
+                Err(error) => {
+                    return tracing::warn!(generation = id.0, pid, %error, "ghosts not removed");
+                }
+            };
+            let _ = sender.send(message);
+            let _ = sender.send(Message::Closed(id));
+        });
+    }
+
+    /// What came of removing ghosts.
+    pub(crate) fn detached(&mut self, id: GenerationId, detached: Detached) {
+        let Detached { removed, left, refused } = detached;
+        let Some(pid) = self.generations.get(&id).map(Generation::pid) else { return };
+        self.report.counts.ghosts_removed += removed as u64;
+        if removed > 0 {
+            tracing::info!(generation = id.0, pid, removed, "removed ghosts from its epoll sets");
+            let text = format!("removed {removed} ghosts from its epoll sets");
+            self.record(id, event::Kind::GhostsRemoved, text);
+        }
+        if left == 0 {
+            return;
+        }
+        let first = self.handover.tells_ghosts();
+        let is_haproxy = self.settings.kind.haproxy().is_some();
+        if refused && is_haproxy && matches!(self.settings.ghosts, Ghosts::Auto) {
+            self.starts.no_epoll = true;
+        }
+        if first {
+            let then = if self.starts.no_epoll {
+                "from now on generations start without epoll (-de)"
+            } else if is_haproxy {
+                "run as root or with CAP_SYS_PTRACE, or choose --ghosts noepoll"
+            } else {
+                "run as root or with CAP_SYS_PTRACE, or let the program not use epoll"
+            };
+            let text = format!(
+                "this generation is woken for connections that it cannot accept, and burns CPU \
+                 until it has drained; the kernel did not let us remove it from its epoll sets; {then}"
+            );
+            tracing::warn!(generation = id.0, pid, ghosts = left, "{text}");
+            self.record(id, event::Kind::GhostsLeft, text);
+        }
+    }
+}
+
+async fn find(settings: Rc<Settings>, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
+    let processes = settings.kind.processes(pid);
+    let find = move || processes.iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
+    aside::within(LOOKS, find).await.unwrap_or_default()
+}

@@ -1,0 +1,376 @@
+//! The proof that nobody accepts, for a handover behind a pause.
+//!
+//! While the new generation is stopped and the older ones are told to pause, the
+//! accept queue of every listener is sampled. A queue that is not empty and was
+//! never seen to shrink for [`STILL`] means that nobody accepts from it, whoever
+//! might: known to us or not. Where no client waits, a probe does. A queue that is
+//! refilled as fast as it drains would look still, so each older generation's
+//! own count of accepted connections must not move over the same time.
+//!
+//! A listener that no connection from here reaches, and that no client uses at this moment, shows
+//! nothing. It must not keep the others waiting: the older generations' own stop tells of it then.
+//! See docs/architecture.md, "Why sharing a socket is not enough".
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bindonce_core::address::Address;
+use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
+use bindonce_sys::probe::{self, Probe};
+use bindonce_sys::queue;
+use bindonce_sys::watch::Ticks;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::admin::{Admin, NoAnswer};
+use crate::generations::listeners::Held;
+
+/// How long each queue must stand still.
+const STILL: Duration = Duration::from_millis(5);
+/// The same where no older generation can be asked: then no answer shows that whoever might accept
+/// has run meanwhile, and on a busy machine a process may well not run for some milliseconds.
+const STILL_UNASKED: Duration = Duration::from_millis(25);
+/// Between two samples.
+const SAMPLE: Duration = Duration::from_millis(1);
+/// How long an older generation may take to answer; it is asked again at each sample.
+const ANSWER: Duration = Duration::from_millis(100);
+/// How long a queue may show nothing at all before its listener counts as one that no connection from
+/// here reaches: a firewall may drop it, or nobody may be allowed to connect (`--no-probe`).
+const GIVE_UP: Duration = Duration::from_millis(40);
+/// Probes to one listener: at first at each sample, then no more often than this.
+const MANY_PROBES: u32 = 20;
+const PROBE_AGAIN: Duration = Duration::from_millis(20);
+
+/// What is to be proved, and with what.
+pub(crate) struct Proof {
+    /// The listeners that the older generations accept from.
+    pub(crate) listeners: Vec<Rc<Held>>,
+    /// The older generations.
+    pub(crate) older: Vec<Older>,
+    /// Whether to connect where no client waits.
+    pub(crate) probe: bool,
+    /// Where all TCP sockets of the service are bound.
+    pub(crate) taken: Vec<SocketAddr>,
+}
+
+/// An older generation.
+pub(crate) struct Older {
+    pub(crate) id: GenerationId,
+    /// The way to ask it.
+    pub(crate) admin: Option<Admin>,
+    /// Inodes of its listeners.
+    pub(crate) inodes: BTreeSet<u64>,
+}
+
+/// What the watch has shown, and cost, for the log.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Shown {
+    pub(crate) probes: u32,
+    /// Listeners that no connection from here reaches, and from which nobody took anything.
+    pub(crate) unseen: usize,
+}
+
+impl Proof {
+    /// Watches until it is proved, or as far as it can be, telling every [`PAUSE_AGAIN`] that it is not.
+    ///
+    /// # Errors
+    /// Those of the kernel's timer; the timeline's deadline then ends the handover.
+    pub(crate) async fn watch(self, tell: impl Fn(Event)) -> io::Result<Shown> {
+        let answered = Rc::new(Notify::new());
+        let mut questions = JoinSet::new();
+        let counts: Vec<_> = self
+            .older
+            .iter()
+            .filter_map(|older| Some((older.id, older.admin.clone()?)))
+            .map(|(id, admin)| {
+                let count = Rc::new(Count::new(id));
+                questions.spawn_local(Rc::clone(&count).follow(admin, Rc::clone(&answered)));
+                count
+            })
+            .collect();
+        let targets = |held: &Held| match self.probe {
+            true => held.probe_targets(&self.taken),
+            false => Vec::new(),
+        };
+        let queue = |held: Rc<Held>| Queue::new(targets(&held), held);
+        let mut queues: Vec<_> = self.listeners.into_iter().map(queue).collect();
+        let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
+        let begun = Instant::now();
+        let mut report = begun + PAUSE_AGAIN;
+        let mut ticks = Ticks::every(SAMPLE)?;
+        loop {
+            tokio::select! {
+                tick = ticks.tick() => {
+                    tick?;
+                    queues.iter_mut().for_each(Queue::sample);
+                    for count in &counts {
+                        count.ask.notify_one();
+                    }
+                }
+                () = answered.notified() => {}
+            }
+            let now = Instant::now();
+            let still = queues
+                .iter()
+                .filter(|queue| !queue.is_unseen(begun, now))
+                .map(|queue| queue.still)
+                .min_by(later_or_none);
+            match still {
+                None => {
+                    tell(Event::ProvedInPart { all_paused: false });
+                    return Ok(shown(&queues));
+                }
+                Some(None) => {}
+                Some(Some(since)) => {
+                    // From when both stand still: a queue that was long before the first question
+                    // must not wait for an answer that is older than the question.
+                    let since =
+                        counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
+                    let until = since + still_for;
+                    if until <= now && counts.iter().all(|count| count.stood(since, until)) {
+                        // One that did not run all this time, on a busy machine, has taken nothing
+                        // either. Its answer shows that it has run; and haproxy takes what it finds
+                        // waiting before it answers. So what waits even now is left by all.
+                        queues.iter_mut().for_each(Queue::look);
+                        let stands = |queue: &Queue| queue.still.is_some_and(|at| at <= since);
+                        if queues.iter().all(stands) {
+                            tell(Event::Proved);
+                            return Ok(shown(&queues));
+                        }
+                        if queues.iter().all(|q| stands(q) || q.is_unseen(begun, now)) {
+                            let standing: BTreeSet<_> = queues
+                                .iter()
+                                .filter(|queue| stands(queue))
+                                .map(|queue| queue.listener.inode)
+                                .collect();
+                            let paused = |older: &Older| !older.inodes.is_disjoint(&standing);
+                            let all_paused = self.older.iter().all(paused);
+                            tell(Event::ProvedInPart { all_paused });
+                            return Ok(shown(&queues));
+                        }
+                    }
+                }
+            }
+            if report <= now {
+                report = now + PAUSE_AGAIN;
+                tell(Event::Unproved(observe(&queues, &counts, now)));
+            }
+        }
+    }
+}
+
+/// Orders so that the least is what the proof waits for: a queue that does not stand still, else
+/// the one that began last.
+fn later_or_none(a: &Option<Instant>, b: &Option<Instant>) -> std::cmp::Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) => b.cmp(a),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    }
+}
+
+fn shown(queues: &[Queue]) -> Shown {
+    Shown {
+        probes: queues.iter().map(|queue| queue.probes).sum(),
+        unseen: queues.iter().filter(|queue| queue.still.is_none()).count(),
+    }
+}
+
+fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation {
+    let lately = |at: Option<Instant>| at.is_some_and(|at| at + PAUSE_AGAIN >= now);
+    let who = |what: &dyn Fn(&Count) -> bool| {
+        counts.iter().filter(|count| what(count)).map(|count| count.id).collect()
+    };
+    Observation {
+        moving: queues.iter().any(|queue| lately(queue.shrank)),
+        accepting: who(&|count| lately(count.grew.get())),
+        silent: who(&|count| !count.closed.get() && !lately(Some(count.answered.get()))),
+    }
+}
+
+/// One accept queue over time.
+struct Queue {
+    listener: Rc<Held>,
+    length: u32,
+    /// Since when it is not empty and has not been seen to shrink.
+    still: Option<Instant>,
+    /// When it was last seen to shrink.
+    shrank: Option<Instant>,
+    probes: u32,
+    probed: Option<Instant>,
+    /// Where a connection may reach it; what did not is gone from here.
+    targets: VecDeque<Address>,
+    /// A connection to the first of these comes to this listener and to no other.
+    certain: bool,
+    /// A connection that the kernel has not completed yet.
+    pending: Option<Probe>,
+}
+
+impl Queue {
+    fn new(targets: Vec<Address>, listener: Rc<Held>) -> Self {
+        Self {
+            targets: targets.into(),
+            listener,
+            length: 0,
+            still: None,
+            shrank: None,
+            probes: 0,
+            probed: None,
+            certain: false,
+            pending: None,
+        }
+    }
+
+    /// Whether it shows nothing and will not: nobody waits in it, nobody was seen to take anything from
+    /// it, and no connection from here reaches it.
+    fn is_unseen(&self, begun: Instant, now: Instant) -> bool {
+        let given_up = self.targets.is_empty() || now >= begun + GIVE_UP;
+        self.still.is_none() && self.shrank.is_none() && given_up
+    }
+
+    /// Looks at the queue; where nobody waits in it, lets a probe wait there.
+    fn sample(&mut self) {
+        self.look();
+        if self.length > 0 {
+            self.pending = None;
+            return;
+        }
+        match self.pending.as_mut().map(Probe::is_complete) {
+            None => self.probe(),
+            Some(false) => {}
+            Some(true) => {
+                self.look();
+                self.pending = None;
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        // Taken first: a queue has not stood still for longer than it is known to.
+        let now = Instant::now();
+        // A listener that cannot be asked proves nothing: it counts as empty.
+        let length = queue::accept_queue(self.listener.fd.as_fd()).map_or(0, |queue| queue.len);
+        if length < self.length {
+            self.shrank = Some(now);
+            self.still = None;
+        }
+        self.length = length;
+        if length > 0 {
+            self.still.get_or_insert(now);
+        } else {
+            self.still = None;
+        }
+    }
+
+    fn probe(&mut self) {
+        let wait = if self.probes < MANY_PROBES { Duration::ZERO } else { PROBE_AGAIN };
+        let now = Instant::now();
+        if self.probed.is_some_and(|at| at + wait > now) {
+            return;
+        }
+        let Some(target) = self.targets.front().cloned() else { return };
+        self.probed = Some(now);
+        let mut probe = match Probe::begin(&target, self.listener.fd.as_fd()) {
+            Ok(probe) => probe,
+            Err(error) => return self.missed(&error.to_string()),
+        };
+        if !probe.is_complete() {
+            self.pending = Some(probe);
+            return;
+        }
+        self.probes += 1;
+        // A connection is in the queue when connect(2) returns: it stands still from now on.
+        self.look();
+        if self.length > 0 {
+            return;
+        }
+        // It was taken before the look, or has come to another listener.
+        self.certain =
+            self.certain || probe::comes_to(&target, self.listener.inode).unwrap_or(false);
+        if self.certain {
+            self.shrank = Some(now);
+        } else {
+            self.missed("another listener takes connections there");
+        }
+    }
+
+    /// A connection to the first target does not come here.
+    fn missed(&mut self, why: &str) {
+        if let Some(target) = self.targets.pop_front() {
+            let listener = &self.listener.label;
+            tracing::debug!(listener, %target, "no probe reaches it: {why}");
+        }
+    }
+}
+
+/// One older generation's count of accepted connections over time.
+struct Count {
+    id: GenerationId,
+    value: Cell<Option<u64>>,
+    /// When the first question was sent whose answer was this value.
+    unchanged: Cell<Instant>,
+    /// When the last question was sent that was answered.
+    asked: Cell<Instant>,
+    /// When the last answer came.
+    answered: Cell<Instant>,
+    grew: Cell<Option<Instant>>,
+    closed: Cell<bool>,
+    /// Wakes the asking.
+    ask: Notify,
+}
+
+impl Count {
+    fn new(id: GenerationId) -> Self {
+        let now = Cell::new(Instant::now());
+        Self {
+            id,
+            value: Cell::new(None),
+            unchanged: now.clone(),
+            asked: now.clone(),
+            answered: now,
+            grew: Cell::new(None),
+            closed: Cell::new(false),
+            ask: Notify::new(),
+        }
+    }
+
+    /// Asks again and again; ends with the connection.
+    async fn follow(self: Rc<Self>, admin: Admin, answered: Rc<Notify>) {
+        loop {
+            self.ask.notified().await;
+            let asked = Instant::now();
+            match admin.info(ANSWER).await {
+                Ok(info) => {
+                    let now = Instant::now();
+                    if self.value.get() != Some(info.accepted) {
+                        if self.value.replace(Some(info.accepted)).is_some() {
+                            self.grew.set(Some(now));
+                        }
+                        self.unchanged.set(asked);
+                    }
+                    self.asked.set(asked);
+                    self.answered.set(now);
+                }
+                Err(NoAnswer::InTime) => {}
+                Err(NoAnswer::Closed) => {
+                    self.closed.set(true);
+                    return answered.notify_one();
+                }
+            }
+            answered.notify_one();
+        }
+    }
+
+    /// Whether it is known not to have grown from `since` to `until`. One whose connection has
+    /// ended cannot tell: the accept queues must do.
+    fn stood(&self, since: Instant, until: Instant) -> bool {
+        self.closed.get()
+            || (self.value.get().is_some()
+                && self.unchanged.get() <= since
+                && self.asked.get() >= until)
+    }
+}

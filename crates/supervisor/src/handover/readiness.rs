@@ -1,0 +1,131 @@
+//! How a program says that it is ready: by READY=1 (sd_notify(3)), by a check that succeeds, or by
+//! having lived for a while. haproxy has ways of its own.
+//!
+//! Each generation has a socket of its own for READY=1, and the kernel says who has sent it: only
+//! a process of that generation is believed.
+
+use std::ffi::OsStr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bindonce_core::event::Flood;
+use bindonce_core::generation::GenerationId;
+use bindonce_sys::process::Pidfd;
+use bindonce_sys::spawn::Launch;
+use bindonce_sys::tree;
+use bindonce_sys::watch::Watch;
+
+use crate::error::Error;
+use crate::generations::notifications::{LOOK_AGAIN, Notifications};
+use crate::message::Message;
+use crate::program::Readiness;
+use crate::supervisor::Supervisor;
+
+/// Between a check that failed and the next: at first, doubling, and in the end. Until a check succeeds
+/// the new generation and the older one both accept.
+const CHECK_AGAIN: Duration = Duration::from_millis(10);
+const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
+
+impl Supervisor {
+    /// Begins to wait for a program to be ready.
+    pub(crate) fn await_ready(&mut self, id: GenerationId, notifications: Option<Notifications>) {
+        let Some(program) = self.settings.kind.program() else { return };
+        let Some(generation) = self.generations.get(&id) else { return };
+        let pid = generation.pid();
+        let readiness = program.readiness.clone();
+        let service = self.settings.service.to_string();
+        let sender = self.sender.clone();
+        let task = crate::tasks::spawn(async move {
+            let ready = match (readiness, notifications) {
+                (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
+                (Readiness::Check(command), _) => {
+                    let environment = [
+                        ("BINDONCE_SERVICE", service),
+                        ("BINDONCE_GENERATION", id.0.to_string()),
+                        ("BINDONCE_PID", pid.to_string()),
+                    ];
+                    checked(&command, &environment).await
+                }
+                (Readiness::Delay(delay), _) => {
+                    tokio::time::sleep(delay).await;
+                    Ok("it has lived for --ready-delay")
+                }
+                (Readiness::Notify, None) => return,
+            };
+            match ready {
+                Ok(how) => drop(sender.send(Message::Ready(id, how))),
+                Err(error) => {
+                    tracing::error!(generation = id.0, pid, "not known to be ready: {error}");
+                }
+            }
+        });
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.watch = Some(task.abort_handle());
+        }
+    }
+}
+
+/// Waits until a process of the generation says READY=1.
+async fn told(
+    id: GenerationId,
+    pid: i32,
+    notifications: &Notifications,
+) -> Result<&'static str, Error> {
+    let (begun, mut flood) = (Instant::now(), Flood::default());
+    loop {
+        let sender =
+            notifications.ready().await.map_err(Error::system("receive the program's word"))?;
+        if sender == pid || tree::members(pid).contains(&sender) {
+            return Ok("it says so (READY=1)");
+        }
+        let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let Some(left_out) = flood.on(now) {
+            tracing::warn!(
+                generation = id.0,
+                pid,
+                sender,
+                left_out,
+                "READY=1 ignored: its sender is no process of this generation, or has ended already"
+            );
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Runs the check until it succeeds.
+async fn checked(
+    command: &OsStr,
+    environment: &[(&'static str, String)],
+) -> Result<&'static str, Error> {
+    let mut wait = CHECK_AGAIN;
+    loop {
+        let mut launch = Launch::new("sh");
+        launch.args = vec!["-c".into(), command.to_owned()];
+        launch.env_remove = crate::broker::not_theirs();
+        let environment = environment.iter();
+        launch.env.extend(environment.map(|(name, value)| ((*name).into(), value.into())));
+        launch.service = true;
+        launch.stdout = Stdio::null();
+        let check = Check(launch.start()?.pidfd);
+        let ended = Watch::new(&check.0).map_err(Error::system("watch the check"))?;
+        ended.readable().await.map_err(Error::system("wait for the check"))?;
+        let exit = check.0.try_wait().map_err(Error::system("reap the check"))?;
+        if exit.is_some_and(bindonce_sys::process::Exit::success) {
+            return Ok("its check succeeds");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(CHECK_AGAIN_LAST);
+    }
+}
+
+/// A check that runs; it does not outlive whoever waits for it.
+struct Check(Pidfd);
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        if !self.0.has_ended() {
+            tree::signal_all(self.0.pid(), bindonce_sys::signals::Signal::SIGKILL);
+        }
+        self.0.kill_and_reap();
+    }
+}

@@ -1,0 +1,435 @@
+//! The watchdog: a process of its own that ends a handover whose supervisor has died.
+//!
+//! While a new generation starts next to an older one, or is stopped and the older
+//! ones are paused, the death of the supervisor would leave two configurations
+//! accepting, or nobody. So the supervisor tells this process about every handover, over
+//! a socket that ends with the supervisor, and what is to be done then:
+//!
+//! - a generation that was only starting is ended: the older one serves on, and resumes if it was
+//!   paused so that the new one can bind an address;
+//! - one that was taking over goes on, as soon as the older ones, which are told to stop, have
+//!   closed their listeners.
+//!
+//! The same is done when a pause lasts longer than the supervisor said it might. A new generation
+//! that is held at its readiness stays so meanwhile: this process has a copy of the hold,
+//! which the death of the supervisor does not release.
+//! Processes are named by pid and start time, so that nobody else's is ever signalled.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::signals::Signal;
+use bindonce_sys::{holders, log, queue, tree};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::Error;
+
+/// The hidden subcommand that calls [`run`].
+pub const SUBCOMMAND: &str = "__watchdog";
+
+/// How long the supervisor waits for the watchdog to take a message.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the supervisor waits for the end of a watchdog that it needs no more.
+const ENDING: Duration = Duration::from_millis(100);
+
+/// How long a new generation waits for older ones that were told to stop to close their listeners:
+/// one that does not must not keep the service away for longer.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// How long older generations may be paused so that a new one binds an address: the supervisor ends it
+/// long before, unless it is stuck.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How often is looked whether they have.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// The line that a hold comes with.
+const HOLD: &str = "hold\n";
+
+/// A process, as the supervisor and the watchdog name it to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Named {
+    pid: i32,
+    start_time: u64,
+}
+
+/// What is to be done if the supervisor dies now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Duty {
+    /// Nothing.
+    None,
+    /// End a generation that was starting, then let those resume that were paused for it; while any are,
+    /// also after [`PAUSE`].
+    End { newer: Named, paused: Vec<Named> },
+    /// Tell the older ones to stop, and continue the new one; also after this time.
+    Finish {
+        within: Duration,
+        retire: Signal,
+        newer: Named,
+        older: Vec<Named>,
+        /// Inode numbers of what the older ones listen on.
+        listeners: Vec<u64>,
+    },
+}
+
+impl Named {
+    /// Names the process that has this pid now.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, start_time: process::start_time(pid)? })
+    }
+
+    /// Waits until it has ended, but for no longer than [`CLOSING`].
+    fn wait_end(self) {
+        let limit = PollTimeout::try_from(CLOSING).unwrap_or(PollTimeout::ZERO);
+        if let Ok(pidfd) = Pidfd::open(self.pid)
+            && process::start_time(self.pid) == Some(self.start_time)
+        {
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit);
+        }
+    }
+
+    fn signal(self, signal: Signal) {
+        // The descriptor is opened first: what it names cannot change under the comparison.
+        let Ok(pidfd) = Pidfd::open(self.pid) else { return };
+        if process::start_time(self.pid) == Some(self.start_time) {
+            // It can only have ended meanwhile.
+            let _ = pidfd.send(signal);
+        }
+    }
+
+    /// Whether it has a descriptor of one of these listeners, as far as can be seen.
+    fn listens(self, listeners: &[u64]) -> bool {
+        process::start_time(self.pid) == Some(self.start_time)
+            && process::family(self.pid)
+                .into_iter()
+                .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
+    }
+
+    /// The same to all that has come from it.
+    fn signal_tree(self, signal: Signal) {
+        if process::start_time(self.pid) == Some(self.start_time) {
+            tree::signal_all(self.pid, signal);
+        }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let (pid, start_time) = text.split_once(':')?;
+        Some(Self { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.pid, self.start_time)
+    }
+}
+
+impl Duty {
+    /// One line of the socket.
+    fn write(&self) -> String {
+        match self {
+            Self::None => "none\n".to_owned(),
+            Self::End { newer, paused } => {
+                let paused: String = paused.iter().map(|paused| format!(" {paused}")).collect();
+                format!("end {newer}{paused}\n")
+            }
+            Self::Finish { within, retire, newer, older, listeners } => {
+                let older: String = older.iter().map(|older| format!(" {older}")).collect();
+                let inodes: String = listeners.iter().map(|inode| format!(" {inode}")).collect();
+                format!("finish {} {retire} {newer}{older}{inodes}\n", within.as_millis())
+            }
+        }
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace();
+        match words.next()? {
+            "none" => Some(Self::None),
+            "end" => {
+                let newer = Named::read(words.next()?)?;
+                let paused = words.map(Named::read).collect::<Option<_>>()?;
+                Some(Self::End { newer, paused })
+            }
+            "finish" => {
+                let within = Duration::from_millis(words.next()?.parse().ok()?);
+                let (retire, newer) = (words.next()?.parse().ok()?, Named::read(words.next()?)?);
+                // Only the name of a process has a colon.
+                let (older, inodes): (Vec<_>, Vec<_>) = words.partition(|word| word.contains(':'));
+                let older = older.into_iter().map(Named::read).collect::<Option<_>>()?;
+                let inodes = inodes.into_iter().map(str::parse);
+                let listeners = inodes.collect::<Result<_, _>>().ok()?;
+                Some(Self::Finish { within, retire, newer, older, listeners })
+            }
+            _ => None,
+        }
+    }
+
+    /// Does it. What is held goes on behind this, at the earliest.
+    fn perform(self) {
+        match self {
+            Self::None => {}
+            Self::End { newer, paused } => {
+                newer.signal_tree(Signal::SIGKILL);
+                if !paused.is_empty() {
+                    // It may have an address that the older ones take back.
+                    newer.wait_end();
+                    paused.iter().for_each(|paused| paused.signal(Signal::SIGTTIN));
+                }
+                say(&format!("the supervisor is gone or stuck: ended {newer}, which was starting"));
+            }
+            Self::Finish { retire, newer, older, listeners, .. } => {
+                say("the supervisor is gone or stuck: finishing its handover");
+                older.iter().for_each(|older| older.signal(retire));
+                let until = Instant::now() + CLOSING;
+                let open = |older: &Named| older.listens(&listeners);
+                while older.iter().any(open) && Instant::now() < until {
+                    // The kernel tells nobody that a process has closed something.
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                newer.signal_tree(Signal::SIGCONT);
+            }
+        }
+    }
+}
+
+/// The supervisor's side. It never waits for a watchdog that does not read: that one is replaced.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    socket: UnixStream,
+    child: Child,
+    /// Since when it has not read what it was told.
+    unread: Option<Instant>,
+}
+
+impl Watchdog {
+    /// Starts the process, in a group of its own so that a Ctrl-C does not reach it.
+    pub(crate) fn start() -> Result<Self, Error> {
+        let failed = || Error::system("start the watchdog");
+        let (socket, theirs) = UnixStream::pair().map_err(failed())?;
+        socket.set_write_timeout(Some(PATIENCE)).map_err(failed())?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("bindonce")
+            .arg(SUBCOMMAND)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(failed())?;
+        Ok(Self { socket, child, unread: None })
+    }
+
+    /// Tells what is to be done if we die now. A watchdog that has died itself, that is stopped or
+    /// does not read, is replaced.
+    pub(crate) fn tell(&mut self, duty: &Duty) {
+        let line = duty.write();
+        if !self.is_stuck() && self.socket.write_all(line.as_bytes()).is_ok() {
+            return;
+        }
+        tracing::warn!(
+            pid = self.child.id(),
+            "the watchdog is gone, stopped or does not read; starting another"
+        );
+        match Self::start() {
+            Ok(new) => {
+                drop(std::mem::replace(self, new));
+                // A second failure at once is no accident; the log has said enough.
+                let _ = self.socket.write_all(line.as_bytes());
+            }
+            Err(error) => tracing::error!(%error, "handovers go on without a watchdog"),
+        }
+    }
+
+    /// Whether it is stopped (SIGSTOP), or has left something unread for longer than [`PATIENCE`].
+    fn is_stuck(&mut self) -> bool {
+        let unread = queue::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
+        let since = *self.unread.get_or_insert_with(Instant::now);
+        if !unread {
+            self.unread = None;
+        }
+        let pid = i32::try_from(self.child.id()).unwrap_or_default();
+        (unread && since.elapsed() > PATIENCE) || process::is_stopped(pid)
+    }
+
+    /// Waits for it to have ended, but for no longer than [`ENDING`].
+    fn has_ended(&mut self) -> bool {
+        let pid = i32::try_from(self.child.id()).unwrap_or_default();
+        let limit = PollTimeout::try_from(ENDING).unwrap_or(PollTimeout::ZERO);
+        if let Ok(pidfd) = Pidfd::open(pid) {
+            let _ = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit);
+        }
+        self.child.try_wait().is_ok_and(|ended| ended.is_some())
+    }
+
+    /// Gives it a copy of the hold of the generation that starts. It has it until it is
+    /// told to do nothing.
+    pub(crate) fn share(&self, hold: BorrowedFd<'_>) {
+        // In one piece: the socket takes so little whenever it takes anything.
+        if let Err(error) = bindonce_fd::send(&self.socket, HOLD.as_bytes(), &[hold]) {
+            tracing::warn!(%error, "should we die before it serves, the new generation is not held");
+        }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // It ends with the socket; one that is stopped, or has much to do, does not. A process that
+        // does not even end when it is killed stays a zombie until we end.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        if !self.has_ended() {
+            let _ = self.child.kill();
+            self.has_ended();
+        }
+    }
+}
+
+/// Says something on standard error, which nobody may be reading: what is to be done next does not
+/// wait for that.
+fn say(text: &str) {
+    log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));
+    // Without a thread the last words are lost, and nothing else.
+    log::start();
+    log::write(format!("bindonce: {text}\n").as_bytes());
+}
+
+/// The watchdog's side: reads duties from standard input until it ends.
+pub fn run() {
+    work();
+    log::finish(log::LAST_WORDS);
+}
+
+fn work() {
+    // A supervisor's own log must not end us.
+    let _ = bindonce_sys::signals::reset();
+    let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
+    let mut inbox = Inbox { socket, text: Vec::new(), descriptors: Vec::new() };
+    let mut duty = Duty::None;
+    let mut until: Option<Instant> = None;
+    let mut held: Option<OwnedFd> = None;
+    loop {
+        match inbox.next(until) {
+            Next::Line(line) if line == HOLD => held = inbox.descriptors.pop(),
+            Next::Line(line) => {
+                // What it does not understand comes from no supervisor of this version.
+                duty = Duty::read(&line).unwrap_or(Duty::None);
+                until = match &duty {
+                    Duty::Finish { within, .. } => Some(Instant::now() + *within),
+                    Duty::End { paused, .. } if !paused.is_empty() => Some(Instant::now() + PAUSE),
+                    Duty::None | Duty::End { .. } => None,
+                };
+                if duty == Duty::None {
+                    held = None;
+                }
+            }
+            Next::Late => {
+                std::mem::replace(&mut duty, Duty::None).perform();
+                (until, held) = (None, None);
+            }
+            Next::End => {
+                duty.perform();
+                return drop(held);
+            }
+        }
+    }
+}
+
+/// What comes from the supervisor.
+struct Inbox {
+    socket: OwnedFd,
+    text: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+enum Next {
+    /// With its end.
+    Line(String),
+    /// Nothing has come until then.
+    Late,
+    /// The supervisor is gone.
+    End,
+}
+
+impl Inbox {
+    fn next(&mut self, until: Option<Instant>) -> Next {
+        loop {
+            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let line = self.text.drain(..=end).collect();
+                return Next::Line(String::from_utf8(line).unwrap_or_default());
+            }
+            let left = until.map_or(PollTimeout::NONE, |until| {
+                let left = until.saturating_duration_since(Instant::now());
+                // Rounded up: at least until then.
+                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+            });
+            let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut socket, left) {
+                Ok(0) => return Next::Late,
+                Err(Errno::EINTR) => continue,
+                Ok(_) | Err(_) => {}
+            }
+            let mut buffer = [0; 4096];
+            match bindonce_fd::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
+                Ok(0) => return Next::End,
+                Ok(count) => self.text.extend_from_slice(&buffer[..count]),
+                // Only the copy of a hold was lost.
+                Err(bindonce_fd::Error::Truncated) => {}
+                Err(_) => return Next::End,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duty_reads_back_as_it_was_written() {
+        let one = Named { pid: 7, start_time: 99 };
+        let two = Named { pid: 8, start_time: 100 };
+        let within = Duration::from_millis(15_000);
+        let finish = |retire, older, listeners| Duty::Finish {
+            within,
+            retire,
+            newer: two,
+            older,
+            listeners,
+        };
+        for duty in [
+            Duty::None,
+            Duty::End { newer: one, paused: vec![] },
+            Duty::End { newer: one, paused: vec![two, one] },
+            finish(Signal::SIGUSR1, vec![one], vec![]),
+            finish(Signal::SIGQUIT, vec![one, two], vec![4711, 4712]),
+            finish(Signal::SIGQUIT, vec![], vec![1]),
+        ] {
+            assert_eq!(Duty::read(&duty.write()), Some(duty));
+        }
+        for bad in [
+            "",
+            "finish",
+            "finish 1",
+            "end 7",
+            "end 7:9 8",
+            "finish 1 SIGUSR1 7:9 x",
+            "finish 1 SIGUSR1 7:9 8:x",
+            "finish 1 7 7:9",
+            "other",
+        ] {
+            assert_eq!(Duty::read(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_not_the_same_is_left_alone() {
+        let me = Named::of(std::process::id().cast_signed()).expect("this process");
+        // Were it not for the start time, this would end the test.
+        Named { start_time: me.start_time + 1, ..me }.signal(Signal::SIGKILL);
+    }
+}

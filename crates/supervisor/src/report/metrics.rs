@@ -1,0 +1,259 @@
+//! What a supervisor exports for Prometheus: its generations, reloads, and what went wrong.
+//! docs/operations.md lists every family.
+//!
+//! Scraped on a UNIX socket in the service's directory, and on a listener of the broker's if
+//! one is asked for. That one is claimed tentatively: it ends with this supervisor, so that
+//! nobody waits in the queue of a listener that nobody accepts from. Whatever goes wrong
+//! here is logged and costs the service nothing.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bindonce::aio::Client;
+use bindonce::{Claim, Give};
+use bindonce_core::address::Address;
+use bindonce_core::event;
+use bindonce_core::generation::State;
+use bindonce_core::listener::{Listener, Options};
+use bindonce_daemon::openmetrics::{Family, Page, Value};
+use bindonce_daemon::{events, scrape, self_metrics};
+use bindonce_sys::process;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::broker;
+use crate::error::Error;
+use crate::generations::generation::Generation;
+use crate::message::Message;
+use crate::report::milliseconds;
+use crate::supervisor::Supervisor;
+
+/// How long to wait before a listener that could not be had is claimed again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long one attempt to find the next broker goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const GENERATIONS: Family =
+    Family::gauge("bindonce_generations", "Generations that have not ended, by state.");
+const SERVING: Family = Family::gauge(
+    "bindonce_generation_serving",
+    "The number of the generation that serves; 0 if none does.",
+);
+const AGE: Family = Family::gauge(
+    "bindonce_generation_age_seconds",
+    "Since the process of a generation was started.",
+);
+const CONNECTIONS: Family = Family::gauge(
+    "bindonce_generation_connections",
+    "Connections of a generation, as haproxy counts them; of one that drains, those that are left.",
+);
+const MEMORY: Family = Family::gauge(
+    "bindonce_generation_resident_memory_bytes",
+    "Memory of the first process of a generation that is resident.",
+);
+const LISTENERS: Family =
+    Family::gauge("bindonce_generation_listeners", "Listeners that a generation was given.");
+const RELOADS: Family =
+    Family::counter("bindonce_reloads", "Reloads, and the first start, by how they ended.");
+const FAILURES: Family =
+    Family::counter("bindonce_reload_failures", "Reloads that failed, by cause.");
+const RELOAD_TIME: Family = Family::histogram(
+    "bindonce_reload_duration_seconds",
+    "From the beginning of a reload, once none before it is in progress, to its end.",
+);
+const HANDOVER_TIME: Family = Family::histogram(
+    "bindonce_handover_duration_seconds",
+    "From the readiness of a generation until it serves alone; with a pause new connections wait in the queue for this long.",
+);
+const LAST_RELOAD: Family = Family::gauge(
+    "bindonce_last_reload_timestamp_seconds",
+    "When the last reload ended, since the Unix epoch.",
+);
+const LAST_SUCCESSFUL: Family =
+    Family::gauge("bindonce_last_reload_successful", "Whether the last reload ended well.");
+const DEATHS: Family =
+    Family::counter("bindonce_generation_deaths", "Generations that ended while they served.");
+const RESTARTS: Family =
+    Family::counter("bindonce_restarts", "Times what had died was to be started again.");
+const ROLLBACKS: Family =
+    Family::counter("bindonce_rollbacks", "Of these, times with an older configuration.");
+const ESCALATED: Family =
+    Family::counter("bindonce_signals_escalated", "Signals beyond the normal course.");
+const GHOSTS: Family = Family::counter(
+    "bindonce_ghosts_removed",
+    "Epoll entries of closed listeners that were removed.",
+);
+const UNKNOWN: Family = Family::counter(
+    "bindonce_unknown_acceptors",
+    "Times a process that is no generation was found with listeners of the service.",
+);
+const FOREIGN: Family =
+    Family::gauge("bindonce_foreign_binds", "Addresses that the program has bound by itself.");
+const UPGRADES: Family = Family::counter(
+    "bindonce_supervisor_upgrades",
+    "Times this process became another binary in place.",
+);
+const BROKER_UP: Family = Family::gauge(
+    "bindonce_broker_available",
+    "Whether the broker has the leases of this service.",
+);
+const BROKER_LOSSES: Family =
+    Family::counter("bindonce_broker_losses", "Times the broker was lost.");
+
+impl Supervisor {
+    /// Everything, as it is now.
+    pub(crate) fn metrics(&self) -> String {
+        let mut page = Page::with_label("service", self.settings.service.as_str());
+        self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
+        self.generations_of(&mut page);
+        self.reloads_of(&mut page);
+        let count = |kind| self.report.journal.count(kind);
+        page.single(&DEATHS, count(event::Kind::GenerationDied));
+        page.single(&RESTARTS, self.report.counts.restarts);
+        page.single(&ROLLBACKS, count(event::Kind::Rollback));
+        page.single(&ESCALATED, count(event::Kind::SignalEscalated));
+        page.single(&GHOSTS, self.report.counts.ghosts_removed);
+        page.single(&UNKNOWN, count(event::Kind::UnknownAcceptor));
+        page.single(&FOREIGN, self.report.foreign.len());
+        page.single(&UPGRADES, self.upgrade.count);
+        page.single(&BROKER_UP, !self.leases.broker.lost.get());
+        page.single(&BROKER_LOSSES, count(event::Kind::BrokerLost));
+        events(&mut page, &self.report.journal);
+        page.finish()
+    }
+
+    fn generations_of(&self, page: &mut Page) {
+        let known: Vec<_> = self.timeline.generations().collect();
+        let states = [State::Starting, State::Serving, State::Draining].map(|state| {
+            let count = known.iter().filter(|(_, is)| *is == state).count();
+            ([("state", state.to_string())], count)
+        });
+        page.family(&GENERATIONS, states);
+        page.single(&SERVING, self.timeline.serving().map_or(0, |id| id.0));
+        let running: Vec<_> = known
+            .iter()
+            .filter_map(|(id, state)| {
+                let labels = [("generation", id.to_string()), ("state", state.to_string())];
+                Some((labels, self.generations.get(id)?))
+            })
+            .collect();
+        let mut each = |family: &Family, value: &dyn Fn(&Generation) -> Option<Value>| {
+            let samples = running
+                .iter()
+                .filter_map(|(labels, generation)| Some((labels.clone(), value(generation)?)));
+            page.family(family, samples);
+        };
+        each(&AGE, &|generation| Some(generation.started.elapsed().unwrap_or_default().into()));
+        each(&CONNECTIONS, &|generation| Some(generation.connections?.into()));
+        each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));
+        each(&LISTENERS, &|generation| Some(generation.listeners.len().into()));
+    }
+
+    fn reloads_of(&self, page: &mut Page) {
+        let measured = &self.report.measured;
+        let failed: u64 = measured.failures.values().sum();
+        let reloads =
+            [("served", self.report.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
+        page.family(
+            &RELOADS,
+            reloads.map(|(result, count)| ([("result", result.to_owned())], count)),
+        );
+        let failures = measured.failures.iter();
+        page.family(
+            &FAILURES,
+            failures.map(|(cause, count)| ([("cause", (*cause).to_owned())], *count)),
+        );
+        page.single(&RELOAD_TIME, &measured.reload_time);
+        page.single(&HANDOVER_TIME, &measured.handover_time);
+        if let Some((at, well)) = measured.last {
+            page.single(&LAST_RELOAD, Duration::from_millis(milliseconds(at)));
+            page.single(&LAST_SUCCESSFUL, well);
+        }
+    }
+}
+
+/// Serves scrapes for as long as the supervisor runs.
+pub(crate) async fn keep(
+    beside: PathBuf,
+    listener: Option<Listener>,
+    socket: PathBuf,
+    sender: mpsc::UnboundedSender<Message>,
+) {
+    let in_directory = async {
+        match open(&beside) {
+            Ok(fd) => export(fd, false, sender.clone()).await,
+            Err(error) => tracing::warn!("no metrics in the service's directory: {error}"),
+        }
+    };
+    let on_listener = async {
+        if let Some(listener) = &listener {
+            serve(listener, &socket, sender.clone()).await;
+        }
+    };
+    tokio::join!(in_directory, on_listener);
+}
+
+fn open(path: &Path) -> Result<OwnedFd, Error> {
+    let options = Options { mode: Some(0o600), ..Options::default() };
+    let text = path.to_string_lossy().into_owned();
+    let listener = Listener { name: None, address: Address::Unix(text), options };
+    Ok(bindonce_sys::listen::open(&listener)?.fd)
+}
+
+/// Claims the listener, serves on it, and gives it back to the next broker when one is lost.
+async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender<Message>) {
+    let mut told = false;
+    let (mut client, fd) = loop {
+        match claim(listener, socket).await {
+            Ok(claimed) => break claimed,
+            Err(error) if !told => {
+                told = true;
+                tracing::error!(%listener, "no metrics on it so far: {}", error.story());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    let ours = match fd.try_clone() {
+        Ok(ours) => ours,
+        Err(error) => return tracing::error!(%listener, %error, "no metrics on it"),
+    };
+    tracing::info!(%listener, "metrics are exported on it");
+    let leased = async {
+        loop {
+            client.closed().await;
+            let give = [Give::new(listener.to_string(), ours.as_fd())];
+            client = loop {
+                match Client::reconnect(socket, &give, None, PATIENCE).await {
+                    Ok(client) => break client,
+                    Err(error) => tracing::debug!(%error, "the broker does not have it back"),
+                }
+                tokio::time::sleep(AGAIN).await;
+            };
+        }
+    };
+    let is_tcp = matches!(listener.address, Address::Tcp(_));
+    tokio::join!(leased, export(fd, is_tcp, sender));
+}
+
+async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), Error> {
+    let mut client = broker::connect(socket).await?;
+    let claim = Claim::listen(listener.to_string()).tentative().changing();
+    let claimed = client.claim(&[claim]).await;
+    let mut leases = claimed.map_err(|error| Error::Claim(Box::new(error)))?;
+    let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
+    Ok((client, leases.pop().ok_or_else(missing)?.into_fd()))
+}
+
+/// The supervisor's loop writes each page; nothing else knows it all.
+async fn export(fd: OwnedFd, is_tcp: bool, sender: mpsc::UnboundedSender<Message>) {
+    let page = move || {
+        let (reply, page) = oneshot::channel();
+        // The loop ends only with the process.
+        let _ = sender.send(Message::Scraped(reply));
+        async { page.await.unwrap_or_default() }
+    };
+    if let Err(error) = scrape::serve(fd, is_tcp, page).await {
+        tracing::warn!(%error, "metrics cannot be served");
+    }
+}

@@ -1,0 +1,151 @@
+//! What the supervisor tells without being asked: events, the log of its signals, the service manager's
+//! messages, and the counts and times that metrics show.
+
+pub(crate) mod announce;
+pub(crate) mod measured;
+pub(crate) mod metrics;
+pub(crate) mod outcome;
+pub(crate) mod status;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bindonce_core::event;
+use bindonce_core::generation::{Failure, GenerationId, Reason};
+use bindonce_daemon::{Happening, Journal};
+use bindonce_sys::signals::Signal as Number;
+
+use crate::report::announce::Announcer;
+use crate::report::measured::Measured;
+
+/// What is told, and what was told last.
+pub(crate) struct Report {
+    pub(crate) journal: Rc<Journal>,
+    pub(crate) announcer: Announcer,
+    pub(crate) counts: Counts,
+    pub(crate) measured: Measured,
+    /// Why the last generation that failed did so.
+    pub(crate) failure: Cause,
+    /// What haproxy has bound by itself, as far as it was told.
+    pub(crate) foreign: BTreeSet<String>,
+    /// The last signal that was not the normal course.
+    last_warning: Option<(GenerationId, Reason)>,
+}
+
+/// What has happened so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) reloads: u64,
+    pub(crate) failures: u64,
+    pub(crate) restarts: u64,
+    pub(crate) ghosts_removed: u64,
+}
+
+/// Why a generation failed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cause {
+    /// What happened; haproxy's own words, if it said any.
+    pub(crate) text: String,
+    /// What to do about it, where there is more to say than to correct the configuration.
+    pub(crate) hint: Option<String>,
+    /// It was ended by us, for this reason.
+    pub(crate) ours: bool,
+}
+
+impl Cause {
+    /// The message with its hint, for somebody who sees only text.
+    pub(crate) fn whole(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\nhint: {hint}", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(journal: Rc<Journal>) -> Self {
+        Self {
+            journal,
+            announcer: Announcer::new(),
+            counts: Counts::default(),
+            measured: Measured::default(),
+            failure: Cause::default(),
+            foreign: BTreeSet::new(),
+            last_warning: None,
+        }
+    }
+
+    /// Records what happens to a generation, in the words of the log.
+    pub(crate) fn record(
+        &self,
+        id: GenerationId,
+        pid: Option<i32>,
+        kind: event::Kind,
+        text: impl Into<String>,
+    ) {
+        self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
+    }
+
+    /// Logs a signal with its reason; what is not the normal course is a warning, once.
+    pub(crate) fn signalled(&mut self, id: GenerationId, pid: i32, signal: Number, reason: Reason) {
+        let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
+        let signal = signal.as_str();
+        let why = match reason {
+            Reason::Handover | Reason::Shutdown => {
+                return tracing::debug!(generation = id.0, pid, signal, "signalled");
+            }
+            _ if said_before => {
+                return tracing::debug!(generation = id.0, pid, signal, "signalled again");
+            }
+            Reason::TakenOver => {
+                return tracing::info!(generation = id.0, pid, signal, "told to stop again");
+            }
+            Reason::AddressInUse => {
+                return tracing::info!(
+                    generation = id.0,
+                    pid,
+                    signal,
+                    "paused for a moment: the new generation needs an address that it has bound by itself"
+                );
+            }
+            Reason::AddressNotBound => {
+                "the new generation did not get the address that it was paused for"
+            }
+            Reason::Again => "the last signal is not obeyed yet",
+            Reason::NewerDied => "the generation that was to take over died",
+            Reason::Silent => "it does not answer while the service is paused for it",
+            Reason::NotReady => "it was not ready in time (--ready-timeout)",
+            Reason::ListensAgain => {
+                "it had closed its listeners and has them again: its own master was reloaded"
+            }
+            Reason::StillAccepts => {
+                "it did not close its listeners in time (--retire-timeout, which must be longer than \
+                 `grace` of haproxy)"
+            }
+            Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
+            Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
+            Reason::TooManyDraining => "more generations drain than --max-draining allows",
+            Reason::Retired => "somebody wants it to end (`bindonce retire`)",
+            Reason::DidNotExit => "it did not exit when it was told to",
+        };
+        tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
+        self.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}"));
+    }
+}
+
+/// Why a generation failed, in one word that metrics have too.
+pub(crate) fn cause(failure: Failure) -> &'static str {
+    match failure {
+        Failure::NotStarted => "not-started",
+        Failure::Exited => "exited",
+        Failure::NotReady => "not-ready",
+        Failure::DiedInHandover => "died-in-handover",
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
