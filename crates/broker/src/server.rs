@@ -302,7 +302,9 @@ async fn accept(
                 // trying again at once would spin.
                 if !starved && is_shortage(&error) {
                     let hint = match error.raw_os_error() {
-                        Some(errno) if errno == Errno::EMFILE as i32 => limits::reached(),
+                        Some(errno) if errno == Errno::EMFILE as i32 => {
+                            limits::Reached::now().to_string()
+                        }
                         _ => "the whole host is short of it: end what needs most".to_owned(),
                     };
                     tracing::error!(

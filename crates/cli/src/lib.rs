@@ -11,7 +11,9 @@
 mod command;
 mod events;
 mod failure;
+mod globals;
 mod logging;
+mod output;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use bindonce_supervisor::{upgrade, watchdog};
 use bindonce_sys::{log, signals, spawn};
 use clap::{CommandFactory as _, Parser};
 
-use logging::{LogFormat, LogLevel};
+use globals::Globals;
 
 /// What stands below the options; see `the_help_of_every_command_has_examples_and_exit_codes` for the form.
 const HELP: &str = "\
@@ -64,35 +66,6 @@ pub(crate) struct Cli {
     command: command::Command,
 }
 
-/// What every command understands.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of every command")]
-struct Globals {
-    /// The broker's control socket [default: $BINDONCE_SOCKET, $MULTIBINDER_SOCK,
-    /// /run/bindonce/bindonce.sock for root, else $XDG_RUNTIME_DIR/bindonce.sock]
-    #[arg(long, global = true, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// The format of log lines
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "human")]
-    log_format: LogFormat,
-    /// The log level: error, warn, info, debug or trace; also per module, as in warn,bindonce_supervisor=debug
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "info")]
-    log_level: LogLevel,
-}
-
-impl Globals {
-    /// Where the broker listens.
-    fn socket_path(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(bindonce::default_socket)
-    }
-
-    /// Whether somebody said where the broker is: then it must be there.
-    fn socket_is_given(&self) -> bool {
-        let said = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        self.socket.is_some() || said("BINDONCE_SOCKET") || said("MULTIBINDER_SOCK")
-    }
-}
-
 /// The command line, as `--help` describes it: for manual pages and completions.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -116,13 +89,16 @@ pub fn main() -> ExitCode {
             let text =
                 std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
             let checked = text.and_then(|text| Ok(upgrade::check(&path, &text)?));
-            let told = checked.and_then(|answer| command::print(&answer));
+            let told = checked.and_then(|answer| output::print(&answer));
             return told.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }
         Some(word) if word == bindonce_broker::CHECK => {
             let words = std::iter::once("bindonce".into()).chain(words);
             let cli = Cli::try_parse_from(words).map_err(anyhow::Error::from);
-            let checked = cli.and_then(command::serve::check);
+            let checked = cli.and_then(|cli| match cli.command {
+                command::Command::Serve(args) => command::serve::check(&args),
+                _ => anyhow::bail!("these are not the arguments of a broker"),
+            });
             return checked.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }
         _ => {}

@@ -14,8 +14,6 @@ use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::Globals;
-
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
@@ -56,8 +54,8 @@ impl FromStr for LogLevel {
 
 /// Begins to log, from the call of [`log::start`] on; what is said before is kept until then. Called
 /// by the commands that run on: a one-shot command prints its result, and an error if there is one.
-pub(crate) fn start(globals: &Globals) {
-    log::keep(match globals.log_format {
+pub(crate) fn start(format: LogFormat, level: &LogLevel) {
+    log::keep(match format {
         LogFormat::Human => |dropped| format!("{} WARN {}\n", now(), lost(dropped)),
         LogFormat::Json => |dropped| {
             let (at, text) = (now(), lost(dropped));
@@ -74,8 +72,8 @@ pub(crate) fn start(globals: &Globals) {
         log::write(format!("{} ERROR {panic}\n{trace}", now()).as_bytes());
     }));
     let lines = fmt::layer().with_writer(|| Line).with_timer(Rfc3339).with_target(false);
-    let registry = tracing_subscriber::registry().with(globals.log_level.0.clone());
-    match globals.log_format {
+    let registry = tracing_subscriber::registry().with(level.0.clone());
+    match format {
         LogFormat::Human => {
             registry.with(lines.with_ansi(std::io::stderr().is_terminal())).init();
         }

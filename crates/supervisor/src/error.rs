@@ -105,12 +105,14 @@ impl Error {
             }
             Self::Claim(source) | Self::ClaimAt { source, .. } => match source.as_ref() {
                 // The library does not know of generations.
-                bindonce::Error::Truncated => Some(bindonce_sys::limits::reached()),
+                bindonce::Error::Truncated => {
+                    Some(bindonce_sys::limits::Reached::now().to_string())
+                }
                 other => other.hint(),
             },
             Self::Sys(error) => error.hint(),
             Self::System { source, .. } if source.raw_os_error() == Some(nix::libc::EMFILE) => {
-                Some(bindonce_sys::limits::reached())
+                Some(bindonce_sys::limits::Reached::now().to_string())
             }
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \

@@ -12,7 +12,16 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 use crate::netlink::{Message, Netlink};
-use crate::queue::{LISTEN, Queue};
+
+/// An accept queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Queue {
+    /// Connections that wait now.
+    pub len: u32,
+    /// How many may wait: the smaller of the backlog and somaxconn. One more
+    /// than this is let in (the kernel compares with `>`).
+    pub limit: u32,
+}
 
 /// A socket that accepts connections, or a UDP socket that receives from anyone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +46,8 @@ pub struct Socket {
     pub drops: u32,
 }
 
+/// TCP_LISTEN of the kernel's tcp_states.h, also in UNIX diagnosis.
+pub(crate) const LISTEN: u8 = 10;
 const TCPDIAG: u16 = 20; // SOCK_DIAG_BY_FAMILY
 const AF_UNIX: u8 = 1;
 const AF_INET: u8 = 2;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bindonce_core::address::Address;
 use nix::errno::Errno;
 
-use crate::limits;
+use crate::limits::{self, Reached};
 
 /// A failed operation of this crate. The text says what was being done to
 /// what; [`Error::hint`] says what a person can do next.
@@ -92,6 +92,14 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// A system call failed because this process may open no more descriptors.
+    #[error("{failed}")]
+    LimitReached {
+        /// What failed.
+        failed: Box<Error>,
+        /// Whose limit it is, and how high.
+        reached: Reached,
+    },
     /// Another system call failed.
     #[error("{operation}: {errno}")]
     Call {
@@ -120,7 +128,7 @@ impl Error {
             | Self::Exec { errno, .. }
             | Self::Call { errno, .. } => Some(*errno as i32),
             Self::PathInUse { .. } | Self::NotExclusive { .. } => Some(Errno::EADDRINUSE as i32),
-            Self::DescriptorLimit { .. } => Some(Errno::EMFILE as i32),
+            Self::DescriptorLimit { .. } | Self::LimitReached { .. } => Some(Errno::EMFILE as i32),
             _ => None,
         }
     }
@@ -164,7 +172,7 @@ impl Error {
                 "raise the open-files limit of the receiving process (ulimit -n, LimitNOFILE=)"
                     .to_owned()
             }
-            Self::Call { errno: Errno::EMFILE, .. } => limits::reached(),
+            Self::LimitReached { reached, .. } => reached.to_string(),
             Self::DescriptorLimit { needed, .. } => format!(
                 "raise the hard limit to {needed} or more (ulimit -Hn, LimitNOFILE= in the unit, \
                  --ulimit nofile= of a container)"
@@ -194,7 +202,33 @@ impl Error {
     }
 
     pub(crate) fn call(operation: &'static str, error: impl Into<std::io::Error>) -> Self {
-        Self::Call { operation, errno: errno_of(&error.into()) }
+        let errno = errno_of(&error.into());
+        Self::Call { operation, errno }.with_limit(errno)
+    }
+
+    /// For `map_err`: a system call that failed on the way to a listener on `address`.
+    pub(crate) fn listen(
+        operation: &'static str,
+        address: &Address,
+    ) -> impl Fn(std::io::Error) -> Self + use<> {
+        let address = address.clone();
+        move |error| {
+            let errno = errno_of(&error);
+            Self::Listen { operation, address: address.clone(), errno }.with_limit(errno)
+        }
+    }
+
+    /// A process needs `count` descriptors besides its own and may not have them.
+    pub(crate) fn too_many(count: usize) -> Self {
+        let (needed, limit) = limits::needed(count);
+        Self::DescriptorLimit { needed, limit }
+    }
+
+    fn with_limit(self, errno: Errno) -> Self {
+        match errno {
+            Errno::EMFILE => Self::LimitReached { failed: Box::new(self), reached: Reached::now() },
+            _ => self,
+        }
     }
 }
 
@@ -255,7 +289,6 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
              the path without it"
                 .to_owned()
         }
-        (Errno::EMFILE, _) => limits::reached(),
         (Errno::EAFNOSUPPORT, _) => {
             "this system has no IPv6: use an IPv4 address, or enable it".to_owned()
         }

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::epoll::Registration;
-use crate::error::{Error, errno_of};
+use crate::error::Error;
 use crate::holders::{self, Table};
 use crate::process::Pidfd;
 
@@ -89,7 +89,7 @@ pub fn detach(
                 own_table()?;
                 detach_here(pidfd, ghosts, listeners)
             })
-            .map_err(|error| Error::Call { operation: "clone", errno: errno_of(&error) })?;
+            .map_err(|error| Error::call("clone", error))?;
         match worker.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -18,7 +18,7 @@ use nix::libc;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 
 use crate::error::{Error, errno_of};
-use crate::{limits, spawn};
+use crate::executable;
 
 /// What a service manager says to the process that it has started, and to nothing that this one
 /// starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
@@ -72,13 +72,12 @@ pub fn exec(fds: Vec<OwnedFd>, first: RawFd, command: &mut Command) -> Error {
         Ok(placed) => {
             let error = command.exec();
             drop(placed);
-            spawn::cannot_execute(command.get_program(), &error)
+            executable::cannot_execute(command.get_program(), &error)
         }
         // F_DUPFD and dup2 say so of a number at or above the limit (fcntl(2), dup(2)).
         Err(error) if matches!(errno_of(&error), Errno::EMFILE | Errno::EINVAL | Errno::EBADF) => {
-            limits::too_low(
-                count.saturating_add(usize::try_from(first - FIRST).unwrap_or_default()),
-            )
+            let others = usize::try_from(first - FIRST).unwrap_or_default();
+            Error::too_many(count.saturating_add(others))
         }
         Err(error) => Error::call("dup2", error),
     }

@@ -13,7 +13,7 @@
 //!   accepts, from the kernel's own books;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
-//! - [`spawn`], [`shim`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
+//! - [`executable`], [`spawn`], [`shim`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready;
 //! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
 //!   into an accept queue;
@@ -30,6 +30,7 @@ pub mod changes;
 pub mod clock;
 pub mod diag;
 pub mod epoll;
+pub mod executable;
 pub mod files;
 pub mod ghosts;
 pub mod guard;

@@ -1,14 +1,13 @@
 //! Limits of the process and of the system that decide how much can be held.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use bindonce_core::text::printable;
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
-
-use crate::error::Error;
 
 /// What Linux had as somaxconn until 5.4, for systems without a readable /proc.
 const SOMAXCONN_OLD: u32 = 128;
@@ -19,19 +18,37 @@ pub fn nofile() -> (u64, u64) {
     (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
 }
 
-/// What to do where this process may open no more. It says whose limit it is: another process may show it.
-pub fn reached() -> String {
-    let pid = std::process::id();
-    // From the command line: without a free descriptor nothing of /proc can be read.
-    let program = env::args_os().next().unwrap_or_default();
-    let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
-    let name = printable(&name);
-    let (limit, _) = nofile();
-    format!(
-        "pid {pid} ({name}) has reached its soft limit of {limit} open files: start it with a higher one \
-         (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container); generations that drain \
-         hold descriptors too, and `bindonce retire` ends the oldest"
-    )
+/// This process may open no more descriptors. It says whose limit it is, since another process may show
+/// the message, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The process.
+    pub pid: u32,
+    /// Its name, as on its command line: without a free descriptor nothing of /proc can be read.
+    pub program: String,
+    /// Its soft limit on open descriptors.
+    pub limit: u64,
+}
+
+impl Reached {
+    /// The limit of this process at this moment.
+    pub fn now() -> Self {
+        let program = env::args_os().next().unwrap_or_default();
+        let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy();
+        Self { pid: std::process::id(), program: printable(&name).into(), limit: nofile().0 }
+    }
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, program, limit } = self;
+        write!(
+            f,
+            "pid {pid} ({program}) has reached its soft limit of {limit} open files: start it with a higher \
+             one (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container); generations that \
+             drain hold descriptors too, and `bindonce retire` ends the oldest"
+        )
+    }
 }
 
 /// Raises the soft limit on open descriptors to the hard one; gives the soft
@@ -72,12 +89,11 @@ pub fn make_room(count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// The error of a process that needs `count` descriptors besides its own and may not have them.
-pub(crate) fn too_low(count: usize) -> Error {
+/// The limit that a process needs for `count` descriptors besides its own, and the one that it has.
+pub(crate) fn needed(count: usize) -> (u64, u64) {
     let limit = nofile().0;
     // It may have more of its own than the usual few.
-    let needed = OWN.saturating_add(count as u64).max(limit.saturating_add(1));
-    Error::DescriptorLimit { needed, limit }
+    (OWN.saturating_add(count as u64).max(limit.saturating_add(1)), limit)
 }
 
 /// The longest accept queue that listen(2) grants in this network namespace

@@ -97,10 +97,7 @@ impl Netlink {
                         // 0 is the acknowledgement that NLM_F_ACK asks for.
                         return match message.u32(0).map_or(0, u32::cast_signed) {
                             0 => Ok(()),
-                            errno => Err(Error::Call {
-                                operation: "netlink",
-                                errno: Errno::from_raw(-errno),
-                            }),
+                            errno => Err(Error::call("netlink", Errno::from_raw(-errno))),
                         };
                     }
                     _ => each(message),

@@ -124,7 +124,7 @@ impl Account {
     /// [`Error::UnknownAccount`]; a number without an account needs a group.
     pub fn find(user: &str, group: Option<&str>) -> Result<Self, Error> {
         let unknown = |kind, name: &str| Error::UnknownAccount { kind, name: name.to_owned() };
-        let call = |operation| move |errno| Error::Call { operation, errno };
+        let call = |operation| move |errno| Error::call(operation, errno);
         let by_name = User::from_name(user).map_err(call("getpwnam"))?;
         let found = match (by_name, user.parse()) {
             (Some(found), _) => Some(found),
@@ -154,7 +154,7 @@ impl Account {
 /// # Errors
 /// `EPERM` without the right to do so. Part of it may have happened: end the process then.
 pub fn drop_to(account: &Account, keep: &[Capability]) -> Result<(), Error> {
-    let nix = |operation| move |errno: Errno| Error::Call { operation, errno };
+    let nix = |operation| move |errno: Errno| Error::call(operation, errno);
     let call = |operation| move |errno: rustix::io::Errno| Error::call(operation, errno);
     let has = capabilities(None).map_err(call("capget"))?.permitted;
     let kept = ALL.iter().filter(|(capability, ..)| keep.contains(capability));

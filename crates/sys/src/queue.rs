@@ -8,17 +8,10 @@ use nix::libc;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
+use crate::diag::LISTEN;
 use crate::{diag, guard};
 
-/// An accept queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Queue {
-    /// Connections that wait now.
-    pub len: u32,
-    /// How many may wait: the smaller of the backlog and somaxconn. One more
-    /// than this is let in (the kernel compares with `>`).
-    pub limit: u32,
-}
+pub use crate::diag::Queue;
 
 /// About how much was sent on a UNIX socket and is not read yet, in bytes, with what the kernel needs besides
 /// (SIOCOUTQ, unix(7)): 0 only if everything was read.
@@ -32,9 +25,6 @@ pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Errno::result(done)?;
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
-
-/// TCP_LISTEN of the kernel's tcp_states.h, also in UNIX diagnosis.
-pub(crate) const LISTEN: u8 = 10;
 
 /// The accept queue of a listening TCP or UNIX socket. For TCP a single cheap
 /// call: TCP_INFO, whose `tcpi_unacked` and `tcpi_sacked` are, in the LISTEN state,

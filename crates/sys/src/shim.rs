@@ -17,12 +17,12 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
-use crate::{hold, inherit, limits, signals, spawn};
+use crate::{executable, hold, inherit, limits, signals};
 
-/// The word that stands for [`spawn::Launch::service`].
+/// The word that stands for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
-/// What stands before the parent's pid for [`spawn::Launch::tied`].
+/// What stands before the parent's pid for [`crate::spawn::Launch::tied`].
 pub(crate) const TIED: &str = "tied=";
 
 /// What a shim shall do.
@@ -32,17 +32,17 @@ pub struct Order {
     count: usize,
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
-    /// The parent that it ends with ([`spawn::Launch::tied`]).
+    /// The parent that it ends with ([`crate::spawn::Launch::tied`]).
     tied: Option<i32>,
-    /// It is started as a service is ([`spawn::Launch::service`]).
+    /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
     args: Vec<OsString>,
 }
 
 impl Order {
-    /// Reads the words after [`spawn::SUBCOMMAND`]: `COUNT [PID] [tied=PID] [service] -- PROGRAM
-    /// [ARG]...`. None if they are not what [`spawn::Launch::start`] says.
+    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID] [tied=PID] [service] -- PROGRAM
+    /// [ARG]...`. None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
         let mut next = words.next()?;
@@ -117,7 +117,7 @@ fn tie_to(parent: i32) -> Result<(), Error> {
     // The parent may have ended before, and then no signal comes.
     match getppid() {
         Some(pid) if pid.as_raw_nonzero().get() == parent => Ok(()),
-        _ => Err(Error::Call { operation: "getppid", errno: Errno::ESRCH }),
+        _ => Err(Error::call("getppid", Errno::ESRCH)),
     }
 }
 
@@ -135,7 +135,7 @@ fn offer_hold(supervisor: i32, program: &OsStr) {
 /// Whether executing the program gives it rights that this process does not have.
 fn gains_privileges(program: &OsStr) -> bool {
     const SETUID_OR_SETGID: u32 = 0o6000;
-    spawn::find(program).is_ok_and(|path| {
+    executable::find(program).is_ok_and(|path| {
         path.metadata().is_ok_and(|file| file.mode() & SETUID_OR_SETGID != 0)
             || rustix::fs::getxattr(&path, "security.capability", &mut [0_u8; 0]).is_ok()
     })
@@ -150,10 +150,10 @@ fn receive(count: usize) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
     while names.len() < count || fds.len() < count {
         let received = match bindonce_fd::recv(stdin.as_fd(), &mut buffer, &mut fds) {
             Ok(0) => {
-                return Err(Error::Call { operation: "recvmsg", errno: Errno::ECONNRESET });
+                return Err(Error::call("recvmsg", Errno::ECONNRESET));
             }
             Ok(received) => received,
-            Err(bindonce_fd::Error::Truncated) => return Err(limits::too_low(count)),
+            Err(bindonce_fd::Error::Truncated) => return Err(Error::too_many(count)),
             Err(error) => return Err(error.into()),
         };
         for byte in buffer.get(..received).unwrap_or_default() {
@@ -215,7 +215,7 @@ mod tests {
     fn programs_that_gain_rights_are_known() {
         assert!(!gains_privileges(OsStr::new("sh")));
         assert!(!gains_privileges(OsStr::new("bindonce-none")));
-        if spawn::find(OsStr::new("su")).is_ok() {
+        if executable::find(OsStr::new("su")).is_ok() {
             assert!(gains_privileges(OsStr::new("su")));
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Both sides use it. [`framing`] cuts a stream of bytes into requests,
 //! [`message`] reads and writes the JSON-RPC envelope, [`params`] and
-//! [`result`] hold what the methods take and give, [`error`] the error codes. docs/protocol.md
+//! [`result`] hold what the methods take and give, [`call`] reads a request as one of the methods, [`error`]
+//! has the error codes. docs/protocol.md
 //! states the same for people who write a client. [`manifest`] is what a broker
 //! leaves to its successor.
 //! [`text`] writes what comes by the thousand.
@@ -12,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod call;
 pub mod error;
 pub mod event;
 pub mod framing;

@@ -10,11 +10,6 @@ use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{ErrorCode, RpcError};
-use crate::message::Request;
-
-/// The methods of a broker, in the order in which help lists them.
-pub const METHODS: [&str; 9] =
-    ["bind", "join", "release", "list", "status", "events", "ping", "store", "upgrade"];
 
 /// Parameters that a method takes, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
@@ -27,48 +22,6 @@ pub(crate) fn example(method: &str) -> Option<&'static str> {
         "events" => r#"[{"since":1041,"follow":true}]"#,
         _ => return None,
     })
-}
-
-/// One call of a broker's method, with its parameters read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Call {
-    /// Bind or find listeners, and hand out their descriptors.
-    Bind(Vec<Bind>),
-    /// Say which generation of which service this connection is.
-    Join(Joining),
-    /// Close listeners, given by name or address.
-    Release(Vec<String>),
-    /// Tell every listener.
-    List,
-    /// Tell everything about the broker.
-    Status,
-    /// Tell what happened last, and perhaps what happens from now on.
-    Events(Events),
-    /// Tell that the broker is there.
-    Ping,
-    /// Take listeners that the caller holds; their descriptors come with the request.
-    Store(Vec<Give>),
-    /// Become the binary that is installed now.
-    Upgrade,
-}
-
-impl Call {
-    /// Reads the method and its parameters.
-    pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
-        match request.method.as_str() {
-            "bind" => Ok(Self::Bind(request.params::<Elements<Bind>>()?.0)),
-            "join" => Ok(Self::Join(request.params::<One<Joining>>()?.0.checked()?)),
-            "release" => Ok(Self::Release(request.params::<Elements<String>>()?.0)),
-            "list" => request.no_params().map(|()| Self::List),
-            "status" => request.no_params().map(|()| Self::Status),
-            "events" => Events::decode(request).map(Self::Events),
-            "ping" => request.no_params().map(|()| Self::Ping),
-            "store" => Ok(Self::Store(request.params::<Elements<Give>>()?.0)),
-            "upgrade" => request.no_params().map(|()| Self::Upgrade),
-            _ => Err(request.method_not_found(&METHODS)),
-        }
-    }
 }
 
 /// One element of `bind`'s parameters.
@@ -232,16 +185,6 @@ pub struct Events {
     pub follow: bool,
 }
 
-impl Events {
-    /// Reads the parameters, which may be left out.
-    pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
-        match request.no_params() {
-            Ok(()) => Ok(Self::default()),
-            Err(_) => request.params::<One<Self>>().map(|one| one.0),
-        }
-    }
-}
-
 /// The parameter of `join`, of a client that numbers and orders its generations itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -294,7 +237,7 @@ pub struct Joining {
 
 impl Joining {
     /// Only the broker can give a number, and only where it keeps the order.
-    fn checked(self) -> Result<Self, RpcError> {
+    pub(crate) fn checked(self) -> Result<Self, RpcError> {
         if self.generation.is_some() || self.handover {
             return Ok(self);
         }
@@ -348,10 +291,10 @@ impl fmt::Display for State {
 }
 
 /// An array of at least one element; an error says in which element it is.
-struct Elements<T>(Vec<T>);
+pub(crate) struct Elements<T>(pub(crate) Vec<T>);
 
 /// An array of exactly one element.
-struct One<T>(T);
+pub(crate) struct One<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Elements<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

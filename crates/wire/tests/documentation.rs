@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use bindonce_fd::batch::batches;
+use bindonce_wire::call::{Call, METHODS};
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{Id, Notification, Reply, Request, encode_error};
-use bindonce_wire::params::{Call, METHODS};
 use bindonce_wire::result::{
     BindResult, EventsResult, JoinResult, ListResult, PingResult, ReleaseResult, StatusResult,
     StoreResult, UpgradeResult,

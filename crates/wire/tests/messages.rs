@@ -1,11 +1,12 @@
 //! Requests, replies and parameters: what is taken, what is refused, and that
 //! the refusal names the culprit.
 
+use bindonce_wire::call::Call;
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{
     Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
 };
-use bindonce_wire::params::{Bind, Call, Join, Joining, State, Target};
+use bindonce_wire::params::{Bind, Join, Joining, State, Target};
 use bindonce_wire::result::{BindResult, Bound, ListenerInfo, PingResult};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -3,9 +3,10 @@
 use bindonce_core::listener::Wanted;
 use bindonce_fd::MAX_FDS;
 use bindonce_fd::batch::Transmission;
+use bindonce_wire::call::Call;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Reply, Request};
-use bindonce_wire::params::{Call, Target};
+use bindonce_wire::params::Target;
 use serde_json::Value;
 
 /// So small that it matters for what a fuzzer writes.

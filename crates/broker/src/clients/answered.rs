@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bindonce_wire::ErrorCode;
-use bindonce_wire::params::METHODS;
+use bindonce_wire::call::METHODS;
 
 /// Counts of one broker, for metrics.
 #[derive(Debug, Default)]

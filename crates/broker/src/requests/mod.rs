@@ -12,8 +12,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::policy::Verb;
+use bindonce_wire::call::Call;
 use bindonce_wire::message::{Request, encode_error};
-use bindonce_wire::params::Call;
 use bindonce_wire::result::{PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
 

@@ -17,7 +17,8 @@ use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_supervisor::adopt::{self, Error, Migration, Retired, Running, Served};
 use bindonce_sys::process;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 /// How long haproxy may take to hand its sockets over.
 const HANDOVER: Duration = Duration::from_secs(5);
@@ -115,7 +116,7 @@ fn take(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     } else {
         text(&running, &plan, args, command.as_deref())
     };
-    super::print(&text)?;
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -261,7 +262,7 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
         bail!("the broker holds none of the listeners of process {pid}: adopt them first");
     }
     if args.dry_run {
-        super::print(&format!(
+        output::print(&format!(
             "would tell pid {pid} to stop accepting on {} listeners\n",
             names.len()
         ))?;
@@ -280,7 +281,7 @@ fn retire(pid: i32, args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> 
     } else {
         retired_text(pid, &retired)
     };
-    super::print(&done)?;
+    output::print(&done)?;
     Ok(if retired.others.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use bindonce::{Claim, Client, Lease};
 use bindonce_core::listener::ListenSpec;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -40,7 +41,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if json {
         let listeners: Vec<_> = leases.iter().map(entry).collect();
         let result = serde_json::json!({ "listeners": listeners });
-        super::print_json(&serde_json::to_string_pretty(&result)?)?;
+        output::print_json(&result)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = String::new();
@@ -52,7 +53,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             name => writeln!(text, "{name} {what} at {}", lease.bound()),
         };
     }
-    super::print(&text)?;
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use bindonce_broker::File;
 
-use super::print;
+use crate::output::print;
 
 const HELP: &str = "\
 Examples:

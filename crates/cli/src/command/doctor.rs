@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use bindonce_doctor::{examine, json, screen};
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -42,9 +43,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { target, json: as_json } = args;
     let examination = examine(target.as_deref(), globals.socket_path())?;
     if as_json {
-        super::print_json(&serde_json::to_string_pretty(&json(&examination))?)?;
+        output::print_json(&json(&examination))?;
     } else {
-        super::print(&screen(&examination))?;
+        output::print(&screen(&examination))?;
     }
     Ok(if examination.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }

@@ -7,8 +7,9 @@ use bindonce::Event;
 use bindonce_core::name::Name;
 use serde::Serialize;
 
-use crate::Globals;
 use crate::events::{self, Told};
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -79,9 +80,9 @@ fn print(told: &Told, json: bool) -> anyhow::Result<()> {
     }
     if json {
         let line = Line { from: told.source.to_string(), event: &told.event };
-        return super::print_json(&serde_json::to_string(&line)?);
+        return output::print_json_line(&line);
     }
-    super::print(&(text(told) + "\n"))
+    output::print(&(text(told) + "\n"))
 }
 
 /// One event for people: when, who tells it, about whom, what, and why.

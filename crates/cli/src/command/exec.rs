@@ -10,7 +10,7 @@ use std::process::{self, Command, ExitCode};
 use anyhow::{Context, bail};
 use bindonce::{Claim, Client, Name};
 use bindonce_core::listener::Wanted;
-use bindonce_sys::{inherit, limits, spawn};
+use bindonce_sys::{executable, inherit, limits};
 use clap::error::ErrorKind;
 
 /// What a descriptor without a name is called in LISTEN_FDNAMES (sd_listen_fds_with_names(3)).
@@ -49,13 +49,13 @@ pub(crate) struct Args {
 /// # Errors
 /// A [`clap::Error`] for names that cannot be told apart (exit code 2); else what
 /// the broker or the system refused.
-pub(crate) fn run(args: Args, globals: &crate::Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Result<ExitCode> {
     let Args { listen, command } = args;
     let Some((program, arguments)) = command.split_first() else {
         bail!("there is no program to execute");
     };
     // Before anything is bound for it.
-    spawn::find(program)?;
+    executable::find(program)?;
     let names = names(&listen);
     let variables = variables(&names)?;
     limits::make_room(names.len()).context("cannot raise the open-files limit")?;

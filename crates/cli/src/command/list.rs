@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use bindonce::{Client, HolderInfo, ListenerInfo, Problem};
 use serde_json::Value;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -32,11 +33,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { json } = args;
     let result = Client::connect(&globals.socket_path())?.list()?;
     if json {
-        super::print_json(&serde_json::to_string_pretty(&result)?)?;
+        output::print_json(&result)?;
     } else if result.listeners.is_empty() {
-        super::print(&format!("no listener is held\n{}", problems(&result.problems)))?;
+        output::print(&format!("no listener is held\n{}", problems(&result.problems)))?;
     } else {
-        super::print(&format!("{}{}", table(&result.listeners), problems(&result.problems)))?;
+        output::print(&format!("{}{}", table(&result.listeners), problems(&result.problems)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

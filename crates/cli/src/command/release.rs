@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use bindonce::Client;
 use bindonce_core::listener::Wanted;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -36,10 +37,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let released = Client::connect(&globals.socket_path())?.release(&names)?;
     if json {
         let result = serde_json::json!({ "released": released });
-        super::print_json(&serde_json::to_string_pretty(&result)?)?;
+        output::print_json(&result)?;
         return Ok(ExitCode::SUCCESS);
     }
     let text: String = released.iter().map(|name| format!("{name} released\n")).collect();
-    super::print(&text)?;
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,9 +11,9 @@ use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
 use serde::Deserialize;
 
-use super::print;
 use super::supervisors::missing;
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output::print;
 
 const HELP: &str = "\
 Examples:

@@ -12,7 +12,8 @@ use bindonce_core::listener::Wanted;
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 
 use super::list::columns;
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 
 const HELP: &str = "\
 Examples:
@@ -64,7 +65,7 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
     let world = System::new(&command.program).context("cannot tell the current directory")?;
     let rendering = Rendering::of(&command, supplied, &world)?;
     if args.explain {
-        super::print(&table(&rendering))?;
+        output::print(&table(&rendering))?;
         return Ok(ExitCode::SUCCESS);
     }
     // Not text: a configuration may contain any bytes.

@@ -15,7 +15,8 @@ use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::trusted;
 use bindonce_sys::watch::Watch;
 
-use crate::{Globals, logging};
+use crate::globals::Globals;
+use crate::{logging, output};
 
 const HELP: &str = "\
 Signals:
@@ -47,7 +48,7 @@ pub(crate) struct Args {
     listen: Vec<Wanted>,
     /// Export metrics on this listener too: a TCP address or a UNIX path. They are always on
     /// SOCKET.metrics, beside the control socket
-    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
+    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
     /// Start a session of its own, to outlive the caller
     #[arg(long, hide = true)]
@@ -56,7 +57,7 @@ pub(crate) struct Args {
 
 /// Serves until a signal ends it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    logging::start(globals);
+    logging::start(globals.log_format, &globals.log_level);
     let inherited = bindonce_broker::inherited()?;
     // An earlier image of this process has done so.
     if args.new_session && inherited.is_none() {
@@ -136,17 +137,14 @@ fn become_account(
 
 /// Proves that this binary can go on from what a running broker leaves to it (on standard
 /// input), with that one's command line and the configuration as it is now.
-pub(crate) fn check(cli: crate::Cli) -> anyhow::Result<()> {
-    let crate::command::Command::Serve(args) = cli.command else {
-        anyhow::bail!("these are not the arguments of a broker");
-    };
+pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.config {
         let file = File::read(path)?;
         file.rules()?;
         account(&file)?;
     }
     let mut state = fs::File::open("/proc/self/fd/0").context("cannot open the state")?;
-    super::print(&bindonce_broker::check(&mut state)?)
+    output::print(&bindonce_broker::check(&mut state)?)
 }
 
 /// Ready when a signal asks the broker to end.

@@ -11,8 +11,8 @@ use bindonce_supervisor::control_socket;
 use bindonce_wire::result::UpgradeResult;
 use serde::Deserialize;
 
-use super::print;
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output::print;
 
 const HELP: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bindonce_core::name::Name;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Client;
+use super::client::Client;
 use crate::claim::Claim;
 use crate::error::Error;
 use crate::lease::Lease;

@@ -17,6 +17,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 use bindonce_daemon::{Follower, Journal, follow};
 use bindonce_sys::{listen, peer};
+use bindonce_wire::call;
 use bindonce_wire::framing::{Frame, Scanner};
 use bindonce_wire::message::{self, Id, Request};
 use bindonce_wire::params::Events;
@@ -172,7 +173,7 @@ async fn answer(text: &[u8], mut asked: Asked<'_>, ask: &impl Fn(Ask)) -> Vec<u8
 }
 
 fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
-    let Events { since, follow } = Events::decode(request)?;
+    let Events { since, follow } = call::events(request)?;
     let answer = asked.journal.answer(since, follow);
     if follow {
         let follower = Follower::new(asked.journal).ok_or_else(Follower::refused)?;

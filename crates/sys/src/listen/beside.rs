@@ -38,11 +38,8 @@ pub fn open_beside(listener: &Listener, others: &[BorrowedFd<'_>]) -> Result<Ope
     let open = || {
         let not_exclusive = || Error::NotExclusive { address: listener.address.clone() };
         let seal = Seal::of(&listener.address).ok_or_else(not_exclusive)?;
-        let shared = Shared::among(others).map_err(|error| Error::Listen {
-            operation: "setsockopt(SO_REUSEPORT)",
-            address: listener.address.clone(),
-            errno: errno_of(&error),
-        })?;
+        let shared = Shared::among(others)
+            .map_err(Error::listen("setsockopt(SO_REUSEPORT)", &listener.address))?;
         let opened = open_here(listener, true)?;
         let sealed = seal.put();
         let alone = SockRef::from(&opened.fd).set_reuse_port(false);

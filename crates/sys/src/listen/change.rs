@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::node::{Node, UnixPath};
 use super::unix::Owner;
-use crate::error::{Error, errno_of};
+use crate::error::Error;
 
 /// How a socket was before [`change`], so that it can be so again.
 #[derive(Debug, Default)]
@@ -82,13 +82,7 @@ fn attempt(
     wanted: &Options,
     before: &mut Before,
 ) -> Result<(), Error> {
-    let fail = |operation| {
-        move |error: std::io::Error| Error::Listen {
-            operation,
-            address: listener.address.clone(),
-            errno: errno_of(&error),
-        }
-    };
+    let fail = |operation| Error::listen(operation, &listener.address);
     let has = &listener.options;
     if let Some(wanted) = wanted.backlog.filter(|wanted| Some(*wanted) != has.backlog) {
         listen(socket, wanted).map_err(fail("listen"))?;

@@ -23,7 +23,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::error::{Error, errno_of};
+use crate::error::Error;
 
 pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
@@ -66,13 +66,7 @@ pub fn open(listener: &Listener) -> Result<Opened, Error> {
 
 /// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again.
 fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
-    let fail = |operation| {
-        move |error: std::io::Error| Error::Listen {
-            operation,
-            address: listener.address.clone(),
-            errno: errno_of(&error),
-        }
-    };
+    let fail = |operation| Error::listen(operation, &listener.address);
     let (socket, bound, path) = match &listener.address {
         Address::Tcp(at) => {
             let socket = inet(listener, *at, Type::STREAM, Protocol::TCP, shared)?;
@@ -118,13 +112,7 @@ fn inet(
     protocol: Protocol,
     shared: bool,
 ) -> Result<Socket, Error> {
-    let fail = |operation| {
-        move |error: std::io::Error| Error::Listen {
-            operation,
-            address: listener.address.clone(),
-            errno: errno_of(&error),
-        }
-    };
+    let fail = |operation| Error::listen(operation, &listener.address);
     let options = &listener.options;
     let socket =
         Socket::new_raw(Domain::for_address(at), kind.nonblocking().cloexec(), Some(protocol))

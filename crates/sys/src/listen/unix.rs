@@ -23,7 +23,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::confined;
 use super::directory::Directory;
 use super::node::{Life, Node, UnixPath};
-use crate::error::{Error, errno_of};
+use crate::error::Error;
 
 /// `sun_path` holds this many bytes (unix(7)); haproxy pads abstract names to it.
 const SUN_PATH: usize = 108;
@@ -39,7 +39,7 @@ pub(super) fn abstract_name(
     name: &str,
     backlog: i32,
 ) -> Result<Socket, Error> {
-    let fail = |operation| failure(listener, operation);
+    let fail = |operation| Error::listen(operation, &listener.address);
     let socket = stream(listener)?;
     padded(name).and_then(|address| socket.bind(&address)).map_err(fail("bind"))?;
     socket.listen(backlog).map_err(fail("listen"))?;
@@ -60,7 +60,7 @@ pub(super) fn path(
     path: &Path,
     backlog: i32,
 ) -> Result<(Socket, UnixPath), Error> {
-    let fail = |operation| failure(listener, operation);
+    let fail = |operation| Error::listen(operation, &listener.address);
     let owner = Owner::find(listener)?;
     let socket = stream(listener)?;
     let (directory, name) = Directory::of(path).map_err(fail("open"))?;
@@ -104,7 +104,7 @@ fn bind(
     path: &Path,
     name: &OsStr,
 ) -> Result<(), Error> {
-    let fail = |operation| failure(listener, operation);
+    let fail = |operation| Error::listen(operation, &listener.address);
     for _ in 0..ATTEMPTS {
         let bound = if directory.pinned {
             SockAddr::unix(path).and_then(|address| socket.bind(&address))
@@ -133,12 +133,7 @@ fn bind(
 
 fn stream(listener: &Listener) -> Result<Socket, Error> {
     Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
-        .map_err(failure(listener, "socket"))
-}
-
-fn failure(listener: &Listener, operation: &'static str) -> impl Fn(io::Error) -> Error {
-    let address = listener.address.clone();
-    move |error| Error::Listen { operation, address: address.clone(), errno: errno_of(&error) }
+        .map_err(Error::listen("socket", &listener.address))
 }
 
 /// `user=` and `group=`, resolved before anything is created.
@@ -159,7 +154,7 @@ impl Owner {
             Err(_) => match User::from_name(name) {
                 Ok(Some(user)) => Ok(user.uid),
                 Ok(None) => Err(unknown("user", name)),
-                Err(errno) => Err(failure(listener, "getpwnam")(errno.into())),
+                Err(errno) => Err(Error::listen("getpwnam", &listener.address)(errno.into())),
             },
         });
         let group = listener.options.group.as_deref().map(|name| match name.parse() {
@@ -167,7 +162,7 @@ impl Owner {
             Err(_) => match Group::from_name(name) {
                 Ok(Some(group)) => Ok(group.gid),
                 Ok(None) => Err(unknown("group", name)),
-                Err(errno) => Err(failure(listener, "getgrnam")(errno.into())),
+                Err(errno) => Err(Error::listen("getgrnam", &listener.address)(errno.into())),
             },
         });
         Ok(Self { user: user.transpose()?, group: group.transpose()? })

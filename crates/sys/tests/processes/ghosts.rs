@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use bindonce_sys::spawn::{self, Launch, Started};
+use bindonce_sys::executable;
+use bindonce_sys::spawn::{Launch, Started};
 use bindonce_sys::{Errno, ghosts, holders};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -123,7 +124,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A haproxy that relays one connection when it is told to stop, and so lives on.
 fn of_haproxy() {
-    if spawn::find("haproxy".as_ref()).is_err() {
+    if executable::find("haproxy".as_ref()).is_err() {
         crate::skip::skip("haproxy is not installed");
         return;
     }

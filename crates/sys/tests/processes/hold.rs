@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use bindonce_sys::executable;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -201,7 +202,7 @@ fn dead_shim() {
 }
 
 fn haproxy() {
-    if spawn::find("haproxy".as_ref()).is_err() {
+    if executable::find("haproxy".as_ref()).is_err() {
         crate::skip::skip("haproxy is not installed");
         return;
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+use bindonce_sys::limits::Reached;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::{Error, diag, limits, listen, peer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -54,7 +55,7 @@ fn named() {
     let limit = getrlimit(Resource::Nofile);
     let none = Rlimit { current: Some(0), maximum: limit.maximum };
     setrlimit(Resource::Nofile, none).expect("lower");
-    let hint = limits::reached();
+    let hint = Reached::now().to_string();
     setrlimit(Resource::Nofile, limit).expect("restore");
     assert!(hint.starts_with(&format!("pid {} (processes", std::process::id())), "{hint}");
     assert!(hint.contains("soft limit of 0 open files"), "{hint}");

@@ -25,10 +25,10 @@ use bindonce_haproxy::config::{Binding, Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
-use bindonce_sys::{inherit, limits, spawn};
+use bindonce_sys::{executable, inherit, limits};
 
 use self::haproxy::End;
-use crate::Globals;
+use crate::globals::Globals;
 
 const HELP: &str = "\
 Examples:
@@ -59,7 +59,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // `check -- haproxy -c -f FILE` says what it means twice.
     let command = Command::parse(args.command.into_iter().filter(|word| word != "-c"))?;
-    spawn::find(&command.program)?;
+    executable::find(&command.program)?;
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;

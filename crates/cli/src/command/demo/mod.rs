@@ -15,7 +15,7 @@ mod stage;
 mod text;
 mod ways;
 
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,9 +23,10 @@ use std::time::Duration;
 use anyhow::bail;
 use bindonce_core::duration;
 use bindonce_doctor::{examine as look, screen};
-use bindonce_sys::spawn;
+use bindonce_sys::executable;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output::print_now;
 use schedule::Schedule;
 use stage::Stage;
 use ways::{Plain, Supervised};
@@ -69,7 +70,7 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
         Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // It may have been in the middle of a line.
-            let _ = say("\n");
+            let _ = print_now("\n");
             Err(error)
         }
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -78,24 +79,24 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
 
 fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
     let mut stage = Stage::set(haproxy)?;
-    say(&text::opening(&stage, schedule))?;
+    print_now(&text::opening(&stage, schedule))?;
 
-    say(&text::old_way(&stage, schedule))?;
+    print_now(&text::old_way(&stage, schedule))?;
     let before = schedule.run(&mut stage, &mut Plain::default())?;
-    say(&text::outcome(&before))?;
+    print_now(&text::outcome(&before))?;
 
-    say(&text::doctor(&stage))?;
-    say(&text::indented(&examine(&stage)?))?;
+    print_now(&text::doctor(&stage))?;
+    print_now(&text::indented(&examine(&stage)?))?;
     stage.end_all();
 
-    say(&text::under_bindonce(&stage))?;
+    print_now(&text::under_bindonce(&stage))?;
     let after = schedule.run(&mut stage, &mut Supervised)?;
-    say(&text::outcome(&after))?;
-    say(&text::doctor_again(&stage))?;
-    say(&text::indented(&examine(&stage)?))?;
+    print_now(&text::outcome(&after))?;
+    print_now(&text::doctor_again(&stage))?;
+    print_now(&text::indented(&examine(&stage)?))?;
     stage.end_all();
 
-    say(&text::closing(&stage, &before, &after))
+    print_now(&text::closing(&stage, &before, &after))
 }
 
 /// What `bindonce doctor ADDRESS` prints at this moment.
@@ -107,11 +108,11 @@ fn examine(stage: &Stage) -> anyhow::Result<String> {
 /// The haproxy to show it with.
 fn find(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(given) = given {
-        return Ok(spawn::find(given.as_os_str())?);
+        return Ok(executable::find(given.as_os_str())?);
     }
     // Where packages put it, and what PATH of an ordinary user lacks.
     let places = ["haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
-    let found = places.iter().find_map(|place| spawn::find(place.as_ref()).ok());
+    let found = places.iter().find_map(|place| executable::find(place.as_ref()).ok());
     let Some(found) = found else {
         bail!(
             "there is no haproxy in $PATH, /usr/sbin or /usr/local/sbin to show this with\n\
@@ -121,13 +122,6 @@ fn find(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         );
     };
     Ok(found)
-}
-
-/// Prints at once: people watch.
-fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

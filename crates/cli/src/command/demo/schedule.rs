@@ -7,8 +7,8 @@ use bindonce_core::address::Address;
 use bindonce_sys::diag;
 
 use super::client::{self, Answer, Tally};
-use super::say;
-use super::stage::Stage;
+use super::stage::{READY, Stage};
+use crate::output::print_now;
 
 /// The host that every configuration knows.
 pub(super) const KNOWN: &str = "old.example";
@@ -20,8 +20,6 @@ pub(super) const TABLE: usize = 30;
 const SAMPLE: u64 = 1000;
 /// Between two requests while reloads go on.
 const PACE: Duration = Duration::from_millis(5);
-/// How long a start or a reload may take on a slow host.
-pub(super) const READY: Duration = Duration::from_secs(20);
 /// Between two attempts where nothing tells when a haproxy answers.
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -71,7 +69,7 @@ impl Schedule {
         stage.configure(&configuration(stage, 0, false))?;
         way.start(stage)?;
         answered_by(stage, 0)?;
-        say(&format!("    sockets on {}, after each reload: ", stage.address))?;
+        print_now(&format!("    sockets on {}, after each reload: ", stage.address))?;
         let mut next = Instant::now();
         let mut number = 0;
         while number < self.reloads {
@@ -92,9 +90,9 @@ impl Schedule {
                 during.count(&client::ask(stage.address, KNOWN), number);
                 stage.pause(PACE)?;
             }
-            say(&format!(" {}", sockets(stage)?))?;
+            print_now(&format!(" {}", sockets(stage)?))?;
         }
-        say("\n")?;
+        print_now("\n")?;
         let table = (0..TABLE)
             .map(|_| matches!(client::ask(stage.address, NEW), Answer::Configuration(_)))
             .collect();

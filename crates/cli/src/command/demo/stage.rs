@@ -18,8 +18,8 @@ use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::{diag, holders, inherit, network};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::schedule::READY;
-
+/// How long a start or a reload may take on a slow host.
+pub(super) const READY: Duration = Duration::from_secs(20);
 /// From SIGTERM to the next, stronger signal.
 const ENDS: Duration = Duration::from_secs(5);
 /// Lines of its log that are shown of a process that failed.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use bindonce::Client;
 
-use super::schedule::{READY, Way};
-use super::stage::Stage;
+use super::schedule::Way;
+use super::stage::{READY, Stage};
 
 /// `haproxy -f FILE -sf PID`, where the pid is what a pid file would say.
 #[derive(Debug, Default)]

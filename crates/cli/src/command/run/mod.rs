@@ -14,7 +14,8 @@ use bindonce_core::{duration, generation};
 use bindonce_supervisor::{self as supervisor, Ended, Settings};
 use bindonce_sys::log;
 
-use crate::{Globals, logging};
+use crate::globals::Globals;
+use crate::logging;
 
 const HELP: &str = "\
 Signals:
@@ -79,7 +80,7 @@ pub(crate) struct Args {
     watch: Option<Vec<PathBuf>>,
     /// Export metrics on this listener of the broker too: a TCP address or a UNIX path. They
     /// are always on SERVICE.d/metrics.sock beside the broker's socket
-    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics_listener)]
+    #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
     #[command(flatten)]
     program: kind::Options,
@@ -129,7 +130,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         },
         metrics: args.metrics,
     };
-    logging::start(globals);
+    logging::start(globals.log_format, &globals.log_level);
     log::start();
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
     // Two threads for what may block, and always the same: each new one would leave memory of the

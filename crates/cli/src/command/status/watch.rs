@@ -8,7 +8,8 @@ use bindonce_core::duration;
 use bindonce_core::text::printable_lines;
 use bindonce_sys::terminal;
 
-use super::{Snapshot, list};
+use super::snapshot::Snapshot;
+use crate::command::list;
 
 /// Less would keep those who are asked from their work.
 const SHORTEST: Duration = Duration::from_millis(100);

@@ -28,7 +28,8 @@ use bindonce_sys::clock::now;
 use bindonce_sys::signals::{Signal, SignalFd};
 use nix::sys::signal::raise;
 
-use crate::Globals;
+use crate::globals::Globals;
+use crate::output;
 use model::{Effect, Input, Model};
 use screen::{Painter, Screen};
 use sources::News;
@@ -109,7 +110,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         shown => shown?,
     }
     if let Some((action, _)) = &show.model.doing {
-        super::print(&format!("{} goes on; see `bindonce events`\n", action.gerund()))?;
+        output::print(&format!("{} goes on; see `bindonce events`\n", action.gerund()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

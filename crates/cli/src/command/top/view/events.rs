@@ -1,7 +1,8 @@
 //! What happened, the newest last.
 
-use super::canvas::{Area, Canvas};
-use super::{BAD, FAINT, GOOD, PLAIN, WARN, title, window, words};
+use super::canvas::{Area, Canvas, PLAIN};
+use super::pane::{BAD, FAINT, GOOD, WARN, title, window};
+use super::words;
 use crate::command::top::model::{Model, Pane};
 use crate::events::Told;
 

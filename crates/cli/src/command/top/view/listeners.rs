@@ -2,8 +2,9 @@
 
 use bindonce::{HolderInfo, ListenerInfo};
 
-use super::canvas::{Area, Canvas, Column, Style};
-use super::{BAD, FAINT, GOOD, PLAIN, WARN, title, window, words};
+use super::canvas::{Area, Canvas, Column, PLAIN, Style};
+use super::pane::{BAD, FAINT, GOOD, WARN, title, window};
+use super::words;
 use crate::command::top::model::{Model, Pane, fullness};
 
 /// Characters of a bar.

@@ -6,6 +6,7 @@
 mod canvas;
 mod events;
 mod listeners;
+mod pane;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -14,8 +15,10 @@ mod words;
 use bindonce_core::time::Timestamp;
 
 use super::model::{Message, Model};
+use canvas::Area;
 pub(super) use canvas::{ASCII, Canvas, Cell, Glyphs, PLAIN, Style, UNICODE};
-use canvas::{Area, Colour};
+pub(super) use pane::BAD;
+use pane::{FAINT, STRONG, WARN};
 
 /// What does not change.
 #[derive(Debug, Clone)]
@@ -24,12 +27,6 @@ pub(super) struct Setting {
     /// From one look to the next, as people write it.
     pub(super) interval: String,
 }
-
-const STRONG: Style = Style { bold: true, ..PLAIN };
-const FAINT: Style = Style { dim: true, ..PLAIN };
-const GOOD: Style = Style { colour: Some(Colour::Green), ..PLAIN };
-const WARN: Style = Style { colour: Some(Colour::Yellow), ..PLAIN };
-pub(super) const BAD: Style = Style { colour: Some(Colour::Red), ..STRONG };
 
 /// Draws it all.
 pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
@@ -192,39 +189,4 @@ fn help(canvas: &mut Canvas, area: Area) {
     for (y, text) in (area.y..area.bottom()).zip(lines) {
         canvas.text(area.x, y, area.width, text, PLAIN);
     }
-}
-
-/// A pane's title: its name, heads of columns where they have room, and what stands on the right.
-fn title(
-    canvas: &mut Canvas,
-    area: Area,
-    (name, chosen): (&str, bool),
-    heads: &[(u16, String)],
-    aside: &str,
-) {
-    let length = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX);
-    for x in area.x..area.right() {
-        canvas.text(x, area.y, 1, canvas.glyphs.rule, FAINT);
-    }
-    let style = if chosen { STRONG } else { FAINT };
-    let mut at = canvas.text(area.x, area.y, area.width, name, style);
-    at = canvas.text(at, area.y, area.right() - at, " ", PLAIN);
-    let right = area.right().saturating_sub(length(aside).saturating_add(1));
-    for (x, head) in heads {
-        // With a space on both sides, over the rule.
-        let begin = (area.x + x).saturating_sub(1);
-        if begin + 1 >= at && begin + length(head) + 2 <= right {
-            at = canvas.text(begin, area.y, area.width, &format!(" {head} "), FAINT);
-        }
-    }
-    if !aside.is_empty() && right >= at {
-        canvas.text(right, area.y, length(aside) + 1, &format!(" {aside}"), FAINT);
-    }
-}
-
-/// Which of `count` lines are shown in `height`, so that `at` is in sight.
-fn window(count: usize, height: u16, at: usize) -> std::ops::Range<usize> {
-    let height = usize::from(height).min(count);
-    let first = at.saturating_sub(height / 2).min(count - height);
-    first..first + height
 }

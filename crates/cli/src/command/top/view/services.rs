@@ -2,8 +2,9 @@
 
 use bindonce_core::time::Timestamp;
 
-use super::canvas::{Area, Canvas, Style};
-use super::{BAD, FAINT, GOOD, PLAIN, STRONG, WARN, title, window, words};
+use super::canvas::{Area, Canvas, PLAIN, Style};
+use super::pane::{BAD, FAINT, GOOD, STRONG, WARN, title, window};
+use super::words;
 use crate::command::top::lives::{Life, Phase};
 use crate::command::top::model::{Model, Pane, Row};
 use crate::command::top::seen::{Generation, Service, Supervision};
