@@ -94,7 +94,7 @@ fn a_client_gives_back_what_it_holds() {
     let (again, _) = scene.wire().bind(&["web"]);
     assert_eq!(again[0]["inode"], entries[0]["inode"]);
     // Nothing is missing any more: the broker does not wait for others.
-    let recovered = second.wait_line("listeners of the broker before had=");
+    let recovered = second.wait_line("listeners of the previous broker recovered=");
     assert!(recovered.contains("lost=0"), "{recovered}");
     // It has a lease, and a second time changes nothing.
     let busy = scene.wire().error("release", &json!(["web"]));
@@ -144,7 +144,7 @@ fn a_broker_that_ends_in_order_leaves_what_is_in_use_to_the_next() {
     drop((fds, more));
     let mut third = serve();
     let (anew, _) = scene.wire().bind(&["web"]);
-    let recovered = third.wait_line("listeners of the broker before had=");
+    let recovered = third.wait_line("listeners of the previous broker recovered=");
     assert!(recovered.contains("lost=0"), "{recovered}");
     assert_ne!(anew[0]["inode"], entries[0]["inode"]);
     let none = scene.wire().error("bind", &json!([{"name": "app"}]));
@@ -167,7 +167,7 @@ fn what_cannot_be_had_back_is_named_and_never_bound_twice() {
     let error = scene.wire().error("bind", &json!([{"listen": address.to_string()}]));
     assert_eq!(error["code"], -32005, "{error}");
     assert_eq!(listening(address).len(), 1);
-    let line = second.wait_line("could not be had back");
+    let line = second.wait_line("was not recovered");
     // Who may not take a descriptor may not see whose it is either.
     assert!(line.contains(&address.to_string()) && line.contains("held_by="), "{line}");
     // Late is not too late.

@@ -157,7 +157,7 @@ fn limit_reached(need: usize, open: u64, limit: u64) -> RpcError {
         .with_hint(raise_limit())
 }
 
-/// How to raise the limit that the broker has already raised as far as it may.
+/// How to raise the limit, which the broker has already raised to its hard limit.
 fn raise_limit() -> &'static str {
     "raise the hard limit of the broker and start it again: LimitNOFILE= in its systemd unit, \
      `ulimit -Hn` in the shell that starts it, --ulimit nofile= for a container"

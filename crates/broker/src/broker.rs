@@ -1,9 +1,9 @@
-//! One broker: its parts, and what concerns more than one of them.
+//! One broker: its parts, and the verbs that concern more than one of them.
 //!
-//! Each part owns its data and imports no part above it: [`Access`] says who may do what, [`Listeners`] holds the
+//! Each part owns its data and imports no part above it: [`Access`] decides who may do what, [`Listeners`] holds the
 //! sockets, [`Clients`] the connections, [`Succession`] the order of generations, [`Persistence`] what outlives the
-//! process. What comes in is performed by the files that import this one; everything here runs to
-//! its end without giving way to another task.
+//! process. Requests are performed by the files that import this one; nothing here yields to
+//! another task.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -26,7 +26,7 @@ use crate::access::Access;
 use crate::clients::Clients;
 use crate::config::Limits;
 use crate::inquiry::Inquiry;
-use crate::listeners::care::Guard;
+use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
 use crate::persistence::found::Found;
 use crate::persistence::{Persistence, Recorded as _};
@@ -47,7 +47,7 @@ pub(crate) struct Broker {
     pub(crate) persistence: Persistence,
     pub(crate) upgrade: Rc<Upgrade>,
     pub(crate) reporter: Rc<Reporter>,
-    /// Who has an address, for messages.
+    /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
@@ -67,7 +67,7 @@ pub(crate) struct NotBound {
 }
 
 impl Broker {
-    /// An empty broker of this user. Descriptors that are open now count as taken for good.
+    /// An empty broker of this user. Descriptors that are open now count as taken.
     pub(crate) fn new(
         socket: PathBuf,
         owner: u32,
@@ -102,8 +102,8 @@ impl Broker {
         }
     }
 
-    /// Takes rules and limits, from the next request and the next connection on.
-    pub(crate) fn regulate(&mut self, rules: Vec<Rule>, limits: Limits) {
+    /// Sets rules and limits, from the next request and the next connection on.
+    pub(crate) fn configure(&mut self, rules: Vec<Rule>, limits: Limits) {
         self.access.set_rules(rules);
         self.listeners.limits.all = limits.listeners;
         self.listeners.limits.per_user = limits.listeners_per_user;
@@ -124,16 +124,15 @@ impl Broker {
         self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
     }
 
-    /// What may come after the reply to a claim, so long as nothing else runs in between: begins to
-    /// watch what is new, and tidies what is written down. The record of a listener may not come
-    /// later: a client that has it may see this process killed at once, and the next broker must
-    /// know.
+    /// The work that may follow the reply to a claim, as long as nothing else runs in between: watches
+    /// the new listeners and tidies the records. The record of a listener itself may not come later:
+    /// this process may be killed as soon as a client has the listener, and the next broker must know.
     pub(crate) fn settle(&mut self) {
         self.tidy();
         self.listeners.watch_new();
     }
 
-    /// What was missing and has been bound by somebody's claim is missing no more.
+    /// Removes from the missing listeners those that a claim has bound.
     pub(crate) fn claimed(&mut self, leases: &[Lease]) {
         if self.persistence.missing.is_empty() {
             return;
@@ -144,7 +143,7 @@ impl Broker {
         self.persistence.missing.bound(&keys);
     }
 
-    /// Enters listeners that were missing. They count as those of the user who has given them.
+    /// Enters listeners that were missing. They count as those of the user that gave them back.
     pub(crate) fn recovered(&mut self, found: Vec<Found>, giver: Option<u32>) {
         let inodes: HashSet<u64> = found.iter().map(|found| found.socket.inode).collect();
         if inodes.is_empty() {
@@ -158,7 +157,7 @@ impl Broker {
         self.listeners.record(&inodes);
     }
 
-    /// What the broker should do and cannot.
+    /// What the broker should hold and cannot.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let not_bound = self.not_bound.iter().map(|NotBound { wanted, message, hint }| {
             let message = format!("{wanted} of the configuration is not bound: {message}");
@@ -168,20 +167,20 @@ impl Broker {
         not_bound.chain(records).chain(self.listeners.astray()).collect()
     }
 
-    /// Notes how far a service is, for the next broker.
+    /// Records the last generation of a service, for the next broker.
     pub(crate) fn record_service(&self, service: &Service) {
         self.persistence.ledger.record_service(service);
         self.tidy();
     }
 
-    /// Writes anew what is written down, if too much of it is outdated.
+    /// Rewrites the records if too many of them are outdated.
     fn tidy(&self) {
         if self.persistence.ledger.is_outdated(self.listeners.registry.len()) {
             self.rewrite();
         }
     }
 
-    /// Writes anew what is held, and what has not been recovered yet.
+    /// Rewrites the records: what is held, and what is not yet recovered.
     pub(crate) fn rewrite(&self) {
         let mut manifest = self.manifest();
         manifest.listeners.extend(self.persistence.missing.entries.iter().cloned());
@@ -189,7 +188,7 @@ impl Broker {
         self.persistence.ledger.rewrite(manifest, held);
     }
 
-    /// What is held, written down.
+    /// The record of everything that is held.
     pub(crate) fn manifest(&self) -> Manifest {
         let mut manifest = Manifest::new(VERSION);
         manifest.header.since = self.since.0;
@@ -203,8 +202,8 @@ impl Broker {
         manifest
     }
 
-    /// Gives up every listener, and removes the UNIX paths: an orderly end. What a
-    /// service manager keeps, or others use, stays as it is for the next broker.
+    /// Closes every listener and removes the UNIX paths: an orderly end. A listener that the
+    /// service manager keeps, or that a client uses, stays for the next broker.
     pub(crate) fn close(&mut self) {
         let stored = self.persistence.ledger.store().is_some();
         let used = self.end_ledger();
@@ -219,8 +218,8 @@ impl Broker {
         }
     }
 
-    /// Ends what is written down. The state file stays where others use listeners now, so that the next
-    /// broker asks for those; gives their inodes.
+    /// Ends the records. The state file stays while clients use listeners, so that the next
+    /// broker recovers those; gives their inodes.
     fn end_ledger(&self) -> HashSet<u64> {
         let ledger = &self.persistence.ledger;
         let Some(file) = ledger.file() else {
@@ -243,7 +242,7 @@ impl Broker {
             if !manifest.listeners.is_empty() {
                 tracing::info!(
                     count = manifest.listeners.len(),
-                    "listeners are in use: written down for the next broker"
+                    "listeners are in use: recorded for the next broker"
                 );
             }
             ledger.rewrite(manifest, views.iter().map(|view| view.held));

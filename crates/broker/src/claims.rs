@@ -51,7 +51,7 @@ pub(crate) async fn claim_unsettled(
     wants: Vec<Want>,
     allow: impl Fn(&Broker, &[Want]) -> Result<(), RpcError>,
 ) -> Result<Vec<Lease>, Denied> {
-    let found = broker.borrow_mut().listeners.find_again(&wants);
+    let found = broker.borrow_mut().listeners.rebind_unreachable(&wants);
     found.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
     let decided = Rc::clone(&broker.borrow().listeners.decided);
     let mut failure = None;

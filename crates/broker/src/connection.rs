@@ -107,7 +107,7 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
         if more {
             yield_now().await;
         }
-        // What is kept is less now.
+        // Less memory is in use now.
         link.keep(0);
         if complete {
             link.progress.busy.set(false);

@@ -70,7 +70,7 @@ impl Control {
     }
 
     /// Goes on with the socket that an earlier image of this process has made, whose file was
-    /// this; without one it is left to whoever made it.
+    /// this; without one its maker has to remove it.
     pub(crate) fn keep(&mut self, file: Option<UnixPath>) {
         self.path = file;
     }

@@ -22,7 +22,7 @@ pub enum Error {
     SocketPath {
         /// The path.
         socket: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: bindonce_core::error::Invalid,
     },
     /// The control socket could not be opened.
@@ -56,7 +56,7 @@ pub enum Error {
     Configuration {
         /// The file, where the text came from one.
         path: Option<PathBuf>,
-        /// What is wrong, and where.
+        /// The reason, and where it is.
         reason: String,
     },
     /// What was to be bound at the start could not be. Nothing is bound then.
@@ -70,7 +70,7 @@ pub enum Error {
     /// What an earlier image of this process, or the one before an upgrade, has left cannot be read.
     #[error("the state of the broker cannot be read: {reason}")]
     State {
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// The runtime could not watch the control socket.

@@ -1,6 +1,6 @@
-//! Generations of services: joined, entered, told when they serve and when they must retire.
+//! Generations of services: they join, and are told when they serve and when they must retire.
 //!
-//! What the next broker must know is written down before anybody hears of it, and a notification goes
+//! What the next broker must know is recorded before a client is told, and a notification goes
 //! only to a connection that has asked for the order to be kept.
 
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use bindonce_core::registry::{ConnectionId, Label, Phase};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
 use bindonce_daemon::Happening;
 use bindonce_wire::message::{Notification, Turn};
-use bindonce_wire::params::Joining as Said;
+use bindonce_wire::params::Joining as Request;
 use bindonce_wire::result::JoinResult;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
@@ -22,7 +22,7 @@ use crate::broker::Broker;
 use crate::clients::Caller;
 use crate::succession::written;
 
-/// Says that time has passed, when that means something; for as long as the broker runs.
+/// Reports each deadline of the succession as it passes, for as long as the broker runs.
 pub(crate) async fn keep(broker: &RefCell<Broker>) {
     let (changed, epoch) = {
         let succession = &broker.borrow().succession;
@@ -44,13 +44,13 @@ pub(crate) async fn keep(broker: &RefCell<Broker>) {
     }
 }
 
-/// Says which generation a connection stands for; gives the answer.
+/// Joins a connection to a service as one of its generations; gives the answer.
 pub(crate) fn join(
     broker: &mut Broker,
     caller: &Caller,
-    said: Said,
+    request: Request,
 ) -> Result<JoinResult, RpcError> {
-    let Said { service, generation, pid, state, handover, successor } = said;
+    let Request { service, generation, pid, state, handover, successor } = request;
     if !broker.succession.is_joined(&service) {
         broker.access.allow_service(caller, &service)?;
     }
@@ -126,14 +126,14 @@ fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refu
             Action::Stay(connection, label) => {
                 tracing::info!(
                     service = %label.service, generation = label.generation, pid = label.pid,
-                    "generation told to stay: the newer one has gone before it was let in"
+                    "generation told to stay: the newer one ended before it was admitted"
                 );
                 broker.clients.tell(connection, &Notification::Stay(turn(&label, None)));
             }
             Action::Cut(connection, label, cause) => cut(broker, connection, &label, cause),
             Action::Missed(service, generation) => tracing::warn!(
                 %service, generation,
-                "the generation that served under the broker before has not come back: the next \
+                "the generation that served under the previous broker has not come back: the next \
                  one need not wait for it"
             ),
             Action::Refuse(_, refusal) => refused = Some(refusal),
@@ -142,7 +142,7 @@ fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refu
     refused
 }
 
-/// Enters in the registry which generation a connection stands for.
+/// Enters the generation of a connection in the registry.
 fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
     tracing::debug!(
         service = %label.service, generation = label.generation, pid = label.pid,

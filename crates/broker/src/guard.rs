@@ -1,6 +1,6 @@
 //! Looks after the listeners while others share them.
 //!
-//! Whoever has a descriptor of a listener can end its LISTEN state for everybody.
+//! Any process that has a descriptor of a listener can end its LISTEN state for all.
 //! The kernel tells at once ([`bindonce_sys::guard`]), and the listener is made to
 //! listen again, some at a time, with a turn for everybody else in between. Who may have done it
 //! is asked afterwards ([`crate::inquiry`]), once for all that have fallen meanwhile. A UNIX path
@@ -30,7 +30,7 @@ use crate::listeners::LOGGED_ONE_BY_ONE;
 /// How often to try again with a listener that cannot be made to listen now.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// The log is told of repairs each time this has passed.
+/// Repairs are logged at most this often.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Keeps every listener listening, for as long as the broker runs.
@@ -54,7 +54,7 @@ async fn watch(broker: &Rc<RefCell<Broker>>) {
         });
         for number in &fallen {
             look_after(broker, *number);
-            // Whoever ends them again and again keeps nobody else from its turn.
+            // A process that ends them again and again must not delay the other tasks.
             yield_now().await;
         }
         if !fallen.is_empty() {
@@ -102,23 +102,24 @@ fn look_after(broker: &Rc<RefCell<Broker>>, number: u64) {
             }
             Ok(Health::Repaired) => {
                 broken.remove(&id);
-                held.opened.handle.care.count(id);
+                held.opened.handle.watch.count(id);
             }
             Ok(Health::ShutDown) if !matches!(held.listener.address, Address::Unix(_)) => {
                 tracing::error!(
                     listener = held.listener.label(),
                     inode,
-                    hint = "end those who have it, then release it and claim it again",
-                    "listener was shut down by somebody who shares it, for good: nobody can connect"
+                    hint = "end the processes that have it, then release it and claim it again",
+                    "another process that shares the listener shut it down, and it cannot be repaired: no client can connect"
                 );
-                let text = format!("{} was shut down for good", held.listener.label());
+                let text =
+                    format!("{} was shut down and cannot be repaired", held.listener.label());
                 broker.reporter.record(Happening::new(Kind::ListenerBroken, text));
             }
             Ok(Health::ShutDown) => {}
             Err(error) if broken.insert(id) => {
                 tracing::error!(
                     listener = held.listener.label(), address = %held.opened.bound, inode, %error,
-                    hint = "find who has taken the port (ss -ltnp) and end it: it is tried again \
+                    hint = "find the process that has taken the port (ss -ltnp) and end it: the broker tries again \
                             all the time",
                     "listener has left LISTEN and cannot be made to listen again"
                 );
@@ -147,10 +148,10 @@ fn put_another(broker: &Rc<RefCell<Broker>>, id: ListenerId, inode: u64) {
                     listener = held.listener.label(),
                     was = inode,
                     inode = new,
-                    hint = "reload those who have it: they hear nothing on the old socket",
-                    "listener was shut down by somebody who shares it; a new socket has its path"
+                    hint = "reload the processes that have the old socket: no client reaches it",
+                    "another process that shares the listener shut it down; a new socket has its path"
                 );
-                held.opened.handle.care.count(id);
+                held.opened.handle.watch.count(id);
             }
         }
         Ok(None) => {}
@@ -158,7 +159,7 @@ fn put_another(broker: &Rc<RefCell<Broker>>, id: ListenerId, inode: u64) {
             if parts.listeners.guard.broken.borrow_mut().insert(id) {
                 tracing::error!(
                     inode, %error, hint = error.hint(),
-                    "listener was shut down by somebody who shares it and cannot be replaced"
+                    "another process that shares the listener shut it down, and it cannot be replaced"
                 );
                 let text = format!("a listener was shut down and cannot be replaced: {error}");
                 parts.reporter.record(Happening::new(Kind::ListenerBroken, text));
@@ -167,7 +168,7 @@ fn put_another(broker: &Rc<RefCell<Broker>>, id: ListenerId, inode: u64) {
     }
 }
 
-/// Tells the log of repairs, and who shares those listeners.
+/// Logs the repairs, with the processes that share those listeners.
 async fn report(broker: &RefCell<Broker>) {
     let guard = Rc::clone(&broker.borrow().listeners.guard);
     loop {
@@ -184,14 +185,14 @@ async fn report(broker: &RefCell<Broker>) {
             .filter_map(|id| Some(broker.borrow().listeners.registry.held(*id)?.opened.inode));
         let some = some.collect();
         let sharing = inquiry.ask(Question::Sharing(some)).await;
-        let sharing = sharing.unwrap_or_else(|| "nobody who is known".to_owned());
+        let sharing = sharing.unwrap_or_else(|| "no process that is known".to_owned());
         tell_log(&broker.borrow(), &unreported, &sharing);
         sleep(QUIET).await;
     }
 }
 
 fn tell_log(broker: &Broker, unreported: &BTreeMap<ListenerId, u64>, sharing: &str) {
-    const HINT: &str = "one of those who share it disconnected it or shut it down (haproxy does on \
+    const HINT: &str = "a process that shares it disconnected it or shut it down (haproxy does on \
                         SIGTTOU with a socket that came by -x): clients that waited in its queue \
                         were reset";
     let times: u64 = unreported.values().sum();

@@ -1,8 +1,8 @@
-//! Who has an address that could not be bound, and who shares a listener: for the hint of an
+//! Which process has an address that could not be bound, and which processes share a listener: for the hint of an
 //! error or a line of the log, so everything here is an attempt, and "nobody known" an answer.
 //!
 //! The answer is in /proc, in the descriptors of every process of the host. So one thread looks
-//! at a time, a tenth of the time at most, whoever asks and how often; what it has found is
+//! at a time, a tenth of the time at most, however often clients ask; what it has found is
 //! everybody's for a while; and who asks waits for [`PATIENCE`] at most.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use bindonce_sys::{aside, diag, holders, limits, listen, process};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
-/// How long somebody waits for an answer.
+/// How long a request waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long an answer holds.
@@ -30,10 +30,10 @@ const REMEMBERED: usize = 64;
 /// So many processes are named.
 const NAMED: usize = 5;
 
-/// What is asked.
+/// A question to /proc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// Who has a socket in the way of this listener.
+    /// Which processes have a socket in the way of this listener.
     InTheWay(Box<Listener>),
     /// Who else has one of these sockets, by inode.
     Sharing(Vec<u64>),
@@ -46,7 +46,7 @@ pub(crate) struct Inquiry(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     known: Mutex<Known>,
-    /// Rung when somebody has looked.
+    /// Rung when a look has ended.
     looked: Notify,
 }
 
@@ -78,12 +78,12 @@ impl Inquiry {
     }
 }
 
-/// How somebody who asks goes on.
+/// The next step of a request that asks.
 enum Step {
     Known(Option<String>),
     /// Ask again then.
     Rest(Instant),
-    /// Ask again when somebody has looked.
+    /// Ask again when the current look has ended.
     Wait,
     /// Nobody can look.
     Nobody,
@@ -126,7 +126,7 @@ impl Shared {
     }
 }
 
-/// Somebody looks, until this is dropped.
+/// A look is going on, until this is dropped.
 struct Looking<'a>(&'a Shared);
 
 impl Drop for Looking<'_> {
@@ -219,7 +219,7 @@ mod tests {
             inquiry.0.known().looking = false;
             let own = format!("pid {}", std::process::id());
             let mut said = None;
-            // It may take longer than somebody waits, on a busy machine.
+            // On a busy machine it may take longer than a request waits.
             while said.is_none() {
                 said = inquiry.ask(question.clone()).await;
             }

@@ -1,9 +1,9 @@
 //! The broker: binds every listen address once, keeps the sockets, and hands
-//! them to whoever may have them.
+//! them to the clients that a rule allows.
 //!
-//! What is bound and who uses it is decided by [`bindonce_core::registry`]; this
-//! crate performs the decisions. One thread serves everybody: a connection is a
-//! task that reads a request, has it decided and performed without giving way,
+//! [`bindonce_core::registry`] decides what is bound and who uses it; this
+//! crate performs the decisions. One thread serves all clients: a connection is a
+//! task that reads a request, decides and performs it without yielding,
 //! and writes the reply. So two requests never interleave, and a peer that does
 //! not read or does not finish its request delays only itself, for at most
 //! [`Limits::request_time`].

@@ -159,7 +159,7 @@ async fn export(broker: &Rc<RefCell<Broker>>, socket: OwnedFd, is_tcp: bool) {
     }
 }
 
-/// What is told of one listener.
+/// The metrics of one listener.
 struct Row {
     name: String,
     queue: Option<Queue>,
@@ -267,7 +267,7 @@ impl Books {
             queue,
             drops,
             listening,
-            repairs: opened.handle.care.repaired(),
+            repairs: opened.handle.watch.repaired(),
             holders: view.holders.len(),
         }
     }

@@ -1,4 +1,4 @@
-//! This broker as a service: what the service manager is told while it runs.
+//! This broker as a service: what it reports to the service manager while it runs.
 //!
 //! `WATCHDOG=1` comes from the thread that serves, between requests, so it stops when that
 //! thread does. STATUS= is refreshed with it.
@@ -63,7 +63,7 @@ pub(crate) async fn run(broker: &RefCell<Broker>) {
     let watchdog = notify::watchdog();
     let mut ticks = tokio::time::interval(watchdog.unwrap_or(PERIOD));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         ticks.tick().await;
         let status = status(broker);
@@ -71,13 +71,13 @@ pub(crate) async fn run(broker: &RefCell<Broker>) {
         if watchdog.is_some() {
             message.push_str("WATCHDOG=1\n");
         }
-        if status != told {
+        if status != reported {
             message.push_str("STATUS=");
             message.push_str(&status);
         }
         if !message.is_empty() {
             tell(&message);
-            told = status;
+            reported = status;
         }
     }
 }

@@ -1,20 +1,18 @@
-//! Getting listeners back where no service manager keeps them: after a broker was killed, or
+//! Recovers listeners where no service manager keeps them: after a broker was killed, or
 //! ended while others used its listeners (its container was replaced).
 //!
-//! What was held stands in the state file. Each listener is had back from the first of
-//! these that has it:
+//! The state file lists what was held. Each listener is recovered from the first of these that has it:
 //!
 //! 1. a client that connects again and gives back what it holds (`store`);
 //! 2. a process that holds the socket, by pidfd_getfd(2), where that is allowed; inode and
 //!    cookie must be those that were written down, so that it is the same socket;
 //! 3. a new socket on the address. The kernel grants it only if nobody holds the old one,
 //!    because no socket of ours has SO_REUSEPORT: there are never two. (Not after an orderly
-//!    end: who does not hold its socket any more has no use for it.)
+//!    end: a client that has closed its socket does not need it.)
 //!
 //! Clients can connect meanwhile; what would bind or release waits until this is over,
-//! [`PATIENCE`] at most. What could not be had back is named in the log, with who holds
-//! it. It stays written down: a client may still give it back, and when its holder has
-//! ended a claim binds it anew.
+//! [`PATIENCE`] at most. The log names each listener that was not recovered, and who holds it. Its
+//! record stays: a client may still give it back, and once its holder has ended a claim binds it anew.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -46,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a look at all of /proc may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Gets back what is missing, as far as it can be had.
+/// Recovers every missing listener that can be recovered.
 pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
     let begun = Instant::now();
     let until = begun + PATIENCE;
@@ -55,17 +53,17 @@ pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
     let in_order = broker.borrow().persistence.missing.left_in_order;
     let mut closed = 0;
     if in_order {
-        tracing::info!(count, "listeners of the broker before were in use: asking them back");
+        tracing::info!(count, "listeners of the previous broker are in use: recovering them");
         closed += forget_closed(broker).await;
     } else {
-        tracing::warn!(count, "the broker before did not end in order: asking its listeners back");
+        tracing::warn!(count, "the previous broker did not end in order: recovering its listeners");
         let held = look(broker).await;
         rebind(broker, |entry| !held.contains_key(&entry.inode)).await;
     }
     wait(broker, &gate, begun + GRACE).await;
     take(broker).await;
     wait(broker, &gate, until).await;
-    // Whoever had them may have ended meanwhile.
+    // Their holders may have ended meanwhile.
     if in_order {
         closed += forget_closed(broker).await;
     } else {
@@ -80,9 +78,12 @@ pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
             .get(&entry.inode)
             .map(|holders| holders.iter().map(|holder| inquiry::named(&holder.pid)).collect())
             .unwrap_or_default();
-        let held_by =
-            if pids.is_empty() { "nobody who can be seen".to_owned() } else { pids.join(", ") };
-        let text = format!("{} could not be had back; it is held by {held_by}", entry.listen);
+        let held_by = if pids.is_empty() {
+            "no process that can be seen".to_owned()
+        } else {
+            pids.join(", ")
+        };
+        let text = format!("{} was not recovered; it is held by {held_by}", entry.listen);
         broker.reporter.record(Happening::new(Kind::ListenerLost, text));
         tracing::error!(
             listener = entry.listen,
@@ -91,19 +92,20 @@ pub(crate) async fn run(broker: &Rc<RefCell<Broker>>) {
             held_by,
             hint = "reload or end those who have it: they may give it back, or it is bound anew; \
                     CAP_SYS_PTRACE lets the broker take it itself",
-            "listener could not be had back"
+            "listener was not recovered"
         );
     }
     let lost = broker.persistence.missing.len();
-    let had = count.saturating_sub(lost + closed);
+    let recovered = count.saturating_sub(lost + closed);
     let took = bindonce_core::duration::format(begun.elapsed());
-    tracing::info!(had, lost, closed, took, "listeners of the broker before");
-    let text = format!("listeners of the broker before: {had} had back, {lost} lost, in {took}");
+    tracing::info!(recovered, lost, closed, took, "listeners of the previous broker");
+    let text =
+        format!("listeners of the previous broker: {recovered} recovered, {lost} lost, in {took}");
     broker.reporter.record(Happening::new(Kind::Recovered, text));
     broker.rewrite();
 }
 
-/// Who holds what is missing, by inode; each process once.
+/// The holders of each missing listener, by inode; each process once.
 async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
     let inodes: Vec<u64> =
         broker.borrow().persistence.missing.entries.iter().map(|entry| entry.inode).collect();
@@ -123,8 +125,8 @@ async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
     held
 }
 
-/// Forgets what nobody holds any more; gives how many. The kernel's list of listening sockets
-/// tells, which has those of other pid namespaces too.
+/// Forgets the listeners that no process holds any more; gives how many. The kernel's list of listening
+/// sockets decides: it has those of other pid namespaces too.
 async fn forget_closed(broker: &Rc<RefCell<Broker>>) -> usize {
     let Ok(Ok(listening)) = aside::within(LOOK, diag::listening).await else { return 0 };
     let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
@@ -137,7 +139,7 @@ async fn forget_closed(broker: &Rc<RefCell<Broker>>) -> usize {
     before - missing.len()
 }
 
-/// Waits until clients have given everything back, or for long enough.
+/// Waits until clients have given everything back, but not past `until`.
 async fn wait(broker: &Rc<RefCell<Broker>>, gate: &Gate, until: Instant) {
     while !broker.borrow().persistence.missing.is_empty() {
         if timeout_at(until, gate.donated.notified()).await.is_err() {
@@ -146,7 +148,7 @@ async fn wait(broker: &Rc<RefCell<Broker>>, gate: &Gate, until: Instant) {
     }
 }
 
-/// Takes what is missing from the processes that hold it.
+/// Takes missing listeners from the processes that hold them.
 async fn take(broker: &Rc<RefCell<Broker>>) {
     let held = look(broker).await;
     let entries: Vec<Entry> = broker
@@ -191,7 +193,7 @@ fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
     }
 }
 
-/// Binds anew what is missing and `free`, as far as the kernel lets it.
+/// Binds anew the missing listeners that are `free`, where the kernel allows it.
 async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
     let entries: Vec<Entry> = {
         let broker = broker.borrow();
@@ -211,8 +213,8 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
         let again = broker.borrow().listeners.open_again(&place);
         match again {
             Ok(socket) => {
-                tracing::warn!(listener = name, "listener bound anew: nobody had its socket");
-                let text = format!("{name} bound anew: nobody had its socket");
+                tracing::warn!(listener = name, "listener bound anew: no process had its socket");
+                let text = format!("{name} bound anew: no process had its socket");
                 broker.borrow().reporter.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
                 let found = Found { listener, socket, exclusive: true, since, tentative: false };
@@ -222,7 +224,7 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
             }
             Err(error) => tracing::debug!(listener = name, %error, "cannot be bound anew"),
         }
-        // Thousands of them must not keep clients waiting that have something to give back.
+        // Thousands of them must not delay a client that gives a listener back.
         tokio::task::yield_now().await;
     }
 }

@@ -1,7 +1,7 @@
-//! What the log and the events are told, and how much of it one user may bring about.
+//! Writes the log and the events, and limits how much of the log one user can cause.
 //!
-//! Everything is counted and recorded as an event; of the lines of the log that a client can cause
-//! again and again, each user has so many in ten seconds, and the next one says how many were left out.
+//! Everything is counted and recorded as an event. Of the log lines that a client can cause again and again,
+//! each user has a fixed number in ten seconds; the next line says how many were left out.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,19 +12,19 @@ use bindonce_core::policy::owns_names;
 use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::clock::now;
 
-/// So many users and kinds are told apart.
+/// How many pairs of user and kind are counted apart.
 const KINDS: usize = 256;
 
 /// How many lines of one kind a user may cause in ten seconds.
 const LINES: u32 = 10;
 
-/// The same for what it was given, and for lines that tell of its work.
+/// The same for lines about work that was done for it.
 const LINES_OF_WORK: u32 = 100;
 
-/// Writes for one broker.
+/// The reporter of one broker.
 #[derive(Debug)]
 pub(crate) struct Reporter {
-    /// What has happened.
+    /// The events.
     pub(crate) journal: Rc<Journal>,
     /// The broker's user.
     owner: u32,
@@ -50,20 +50,19 @@ impl Reporter {
     fn passes(&self, uid: u32, kind: &'static str, most: u32) -> Option<Option<u64>> {
         let mut floods = self.floods.borrow_mut();
         let key = (uid, kind);
-        // Users without end share a place.
+        // Further users share one place.
         let place = if floods.len() < KINDS || floods.contains_key(&key) { uid } else { u32::MAX };
         let left_out = floods.entry((place, kind)).or_default().up_to(most, now().0)?;
         Some((left_out > 0).then_some(left_out))
     }
 
-    /// Whether the log is told of something that was refused to a user, and how many before it the
-    /// log was not told of.
+    /// Whether a refusal to a user is logged; if so, how many before it were left out.
     pub(crate) fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         self.passes(uid, kind, LINES)
     }
 
-    /// Whether the log and the events are told of work that was done for a user: all of it for root
-    /// and the broker's user, some for others. If so, of how many before it they were not told.
+    /// Whether work that was done for a user is reported: always for root and the broker's user, else
+    /// within a limit. If so, how many reports before it were left out.
     pub(crate) fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         if self.is_owner(uid) { Some(None) } else { self.passes(uid, kind, LINES_OF_WORK) }
     }

@@ -27,7 +27,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::generations;
 use crate::guard;
-use crate::listeners::care::Guard;
+use crate::listeners::watch::Guard;
 use crate::metrics;
 use crate::notify;
 use crate::persistence::Ledger;
@@ -39,8 +39,8 @@ use crate::upgrade::{self, Inherited, Resumed};
 /// How long to wait for a descriptor to become free before trying to accept again.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long clients that have something to say are heard at the end.
-const HEARD: Duration = Duration::from_millis(500);
+/// How long the broker still answers clients at its end.
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
 /// How long reading the configuration again may take, users and groups looked up.
 const READ: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ const READ: Duration = Duration::from_secs(15);
 /// time enabled.
 ///
 /// # Errors
-/// Whatever keeps it from starting; nothing is bound and no file stays behind then.
+/// Any reason for which it cannot start; then nothing is bound and no file is left.
 pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let limit = match limits::raise_nofile() {
         Ok(limit) => limit,
@@ -88,13 +88,13 @@ async fn serve(
         guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
     let journal = Journal::open(&events_file(&control.socket), None);
     let mut broker = Broker::new(control.socket.clone(), owner, limit, guard, journal);
-    broker.regulate(config.rules.clone(), config.limits.clone());
+    broker.configure(config.rules.clone(), config.limits.clone());
     let broker = Rc::new(RefCell::new(broker));
     let resumes = resumed.is_some();
     let served = async {
         let (listener, links) = match resumed {
             None => (begin(config, control, &broker).await?, Vec::new()),
-            Some((inherited, listener)) => (listener, go_on(control, &broker, inherited)?),
+            Some((inherited, listener)) => (listener, resume(control, &broker, inherited)?),
         };
         tracing::info!(
             socket = %control.socket.display(), pid = std::process::id(),
@@ -106,12 +106,12 @@ async fn serve(
         let tasks = LocalSet::new();
         // Rung whenever a connection ends and with it a descriptor is free.
         let freed = Rc::new(Notify::new());
-        for (link, owed) in links {
-            attend(&tasks, link, owed, &broker, &freed);
+        for (link, pending) in links {
+            attend(&tasks, link, pending, &broker, &freed);
         }
         let turns = Rc::clone(&broker.borrow().clients.turns);
-        let giving = Rc::clone(&turns);
-        tasks.spawn_local(async move { giving.give().await });
+        let given = Rc::clone(&turns);
+        tasks.spawn_local(async move { given.give().await });
         let ledger = Rc::clone(&broker.borrow().persistence.ledger);
         let serving = async {
             tokio::join!(
@@ -132,9 +132,9 @@ async fn serve(
             _ = tasks.run_until(serving) => {}
             () = shutdown => {}
         }
-        // A client that has hung up may not have been heard yet, and what it used is in use no
-        // more: every task whose connection has something to say has a turn.
-        let heard = tasks.run_until(async {
+        // A client may have hung up without its task having run: its leases have ended. Every task whose
+        // connection has become ready gets a turn.
+        let answered = tasks.run_until(async {
             for _ in 0..2 {
                 yield_now().await;
             }
@@ -142,7 +142,7 @@ async fn serve(
                 yield_now().await;
             }
         });
-        let _ = timeout(HEARD, heard).await;
+        let _ = timeout(LAST_REQUESTS, answered).await;
         notify::tell("STOPPING=1");
         tracing::info!(socket = %control.socket.display(), "broker ends");
         broker.borrow().reporter.own(Kind::BrokerEnding, "broker ends, in order");
@@ -153,16 +153,16 @@ async fn serve(
     served
 }
 
-/// Where the broker on this control socket keeps its events, for the next one too. A file of their own, not a part of the
-/// state: they may be lost where that may not, are appended far more often, and are the
-/// same whichever way this process ends or goes on as another image.
+/// The events file of the broker on this control socket, which the next broker reads too. It is not part of
+/// the state file: events may be lost and the state may not, they are appended far more often, and they do not
+/// depend on how this process ends.
 pub fn events_file(socket: &Path) -> PathBuf {
     let mut path = socket.to_owned().into_os_string();
     path.push(".events");
     path.into()
 }
 
-/// Sends to the service manager's store what could not be sent at once.
+/// Sends the service manager's store what could not be sent at once.
 async fn keep_store(ledger: &Ledger) {
     if let Err(error) = ledger.keep_store().await {
         tracing::error!(%error, "cannot reach the descriptor store any more");
@@ -188,7 +188,7 @@ async fn begin(
     if broker.borrow().persistence.missing.is_empty() {
         start::bind_first(broker, config).await?;
     } else {
-        // Clients have some of it: they can connect, and claims wait.
+        // Clients hold some of it: they can connect, and claims wait.
         broker.borrow().persistence.gate.shut();
     }
     let listener = control.listen(restored.control)?;
@@ -207,7 +207,7 @@ async fn begin(
     UnixListener::from_std(listener).map_err(runtime)
 }
 
-/// Gets back what the broker before has left to others, and says that all is ready.
+/// Recovers what the previous broker has left with its clients, then reports that all is ready.
 async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     let recovers = !broker.borrow().persistence.missing.is_empty() && gate.is_shut();
@@ -226,13 +226,13 @@ async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
     notify::ready(broker);
 }
 
-/// Reads the rules and limits of the configuration again, as often as that is ordered.
+/// Reads the rules and limits of the configuration again on each order.
 async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
     loop {
         config.orders.reread.notified().await;
         start::bind_rest(broker).await;
         let Some(path) = &config.file else {
-            tracing::info!("told to read the configuration again, but there is none");
+            tracing::info!("asked to read the configuration again, but there is no file");
             continue;
         };
         let from = path.clone();
@@ -243,7 +243,7 @@ async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
         match read {
             Ok((rules, limits)) => {
                 let count = rules.len();
-                broker.borrow_mut().regulate(rules, limits);
+                broker.borrow_mut().configure(rules, limits);
                 tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
                 let text = format!("{count} rules and the limits read again: {}", path.display());
                 broker.borrow().reporter.own(Kind::ConfigRead, text);
@@ -261,8 +261,8 @@ async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
     }
 }
 
-/// Goes on where an earlier image of this process stopped.
-fn go_on(
+/// Resumes where an earlier image of this process stopped.
+fn resume(
     control: &mut Control,
     broker: &Rc<RefCell<Broker>>,
     inherited: Inherited,
@@ -294,7 +294,7 @@ async fn accept(
                 if let Some(link) = admit(stream, broker) {
                     attend(tasks, link, None, broker, freed);
                 }
-                // Many who connect at once do not keep those who are connected from their turn.
+                // Many new connections at once must not delay those that are there.
                 yield_now().await;
             }
             Err(error) => {
@@ -329,7 +329,7 @@ fn admit(stream: UnixStream, broker: &RefCell<Broker>) -> Option<Rc<Link>> {
     let credentials = match peer::credentials(stream.as_fd()) {
         Ok(credentials) => credentials,
         Err(error) => {
-            tracing::warn!(%error, "cannot tell who connected: connection closed");
+            tracing::warn!(%error, "cannot read the credentials of a new connection: connection closed");
             return None;
         }
     };
@@ -339,8 +339,8 @@ fn admit(stream: UnixStream, broker: &RefCell<Broker>) -> Option<Rc<Link>> {
     let broker = &mut *broker;
     let connection = broker.clients.number();
     let caller = Caller { connection, peer, groups: credentials.groups.into() };
-    let standing = broker.access.standing(&caller);
-    if let Err((limit, most)) = broker.clients.admit(peer.uid, standing) {
+    let admission = broker.access.admission(&caller);
+    if let Err((limit, most)) = broker.clients.admit(peer.uid, admission) {
         if let Some(left_out) = broker.reporter.refused(peer.uid, "connection") {
             tracing::warn!(pid, uid = peer.uid, limit, most, left_out, "connection refused");
         }
@@ -355,15 +355,15 @@ fn admit(stream: UnixStream, broker: &RefCell<Broker>) -> Option<Rc<Link>> {
         return None;
     }
     broker.listeners.connect(connection, peer);
-    Some(broker.clients.enter(stream, caller, standing, &[]))
+    Some(broker.clients.enter(stream, caller, admission, &[]))
 }
 
-/// Serves a connection in a task of its own. `owed` is the request for an upgrade that has
+/// Serves a connection in a task of its own. `pending` is the request for an upgrade that has
 /// been done and not been answered.
 fn attend(
     tasks: &LocalSet,
     link: Rc<Link>,
-    owed: Option<String>,
+    pending: Option<String>,
     broker: &Rc<RefCell<Broker>>,
     freed: &Rc<Notify>,
 ) {
@@ -371,9 +371,9 @@ fn attend(
     let turns = Rc::clone(&broker.borrow().clients.turns);
     tasks.spawn_local(turns.paced(link.caller.peer.uid, async move {
         let lost = Lost { link: &link, broker: &broker, freed: &freed };
-        if let Some(owed) = owed {
+        if let Some(pending) = pending {
             let deadline = broker.borrow().clients.limits.request_time;
-            upgrade::answer(&link, &owed, deadline).await;
+            upgrade::answer(&link, &pending, deadline).await;
         }
         let pid = link.caller.peer.pid;
         let cut_off = match connection::serve(&link, &broker).await {
@@ -419,7 +419,7 @@ fn attend(
     }));
 }
 
-/// A connection whose task panics ends like any other: nothing of it stays behind.
+/// A connection whose task panics ends like any other, with its leases.
 struct Lost<'a> {
     link: &'a Link,
     broker: &'a RefCell<Broker>,

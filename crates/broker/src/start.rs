@@ -1,5 +1,5 @@
-//! What is held before anybody can connect: what the service manager has kept, then what
-//! the configuration says.
+//! Listeners that are held before the first client can connect: those that the service manager has kept, then those
+//! of the configuration.
 
 use std::cell::RefCell;
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ use crate::generations;
 use crate::persistence::found;
 use crate::persistence::store::Store;
 
-/// What there is to go on with beside listeners.
+/// What was restored beside listeners.
 #[derive(Debug)]
 pub(crate) struct Restored {
     /// The control socket, if it was passed and stands at its path.
@@ -31,7 +31,7 @@ pub(crate) struct Restored {
     pub(crate) stale: Vec<String>,
 }
 
-/// Takes back what the service manager has kept of an earlier broker.
+/// Restores what the service manager has kept of an earlier broker.
 pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<Restored, Error> {
     let runtime = |source| Error::Runtime { socket: socket.to_owned(), source };
     let found = found::restore(notify::passed().map_err(runtime)?, socket);
@@ -66,7 +66,7 @@ pub(crate) async fn restore(broker: &RefCell<Broker>, socket: &Path) -> Result<R
     Ok(Restored { control: found.control.map(UnixListener::from), stale: found.stale })
 }
 
-/// Binds what the configuration says. A listener that was restored is changed to what the
+/// Binds the listeners of the configuration. A listener that was restored is changed to what the
 /// configuration says now.
 ///
 /// # Errors
@@ -102,7 +102,7 @@ async fn bind_each(broker: &RefCell<Broker>, wanted: Vec<Wanted>) {
         let Err(error) = claim(broker, vec![wanted.clone()]).await else { continue };
         tracing::error!(
             listener = %wanted, %error, hint = error.hint(),
-            "a listener of the configuration is not bound: the broker goes on with what it holds"
+            "a listener of the configuration is not bound: the broker serves what it holds"
         );
         let hint = error.hint().unwrap_or("free its address and its name").to_owned();
         let hint = format!("{hint}; it is tried again with each `bindonce release` and on SIGHUP");

@@ -1,4 +1,4 @@
-//! The order of the generations of each service, as far as the broker keeps it.
+//! The order of the generations of each service that joined the broker.
 //!
 //! [`bindonce_core::succession`] decides, and [`crate::generations`] performs what it decides.
 
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 pub(crate) struct Succession {
     inner: succession::Succession,
     pub(crate) epoch: Instant,
-    /// Rung when the deadline may be another.
+    /// Rung when the deadline may have changed.
     pub(crate) changed: Rc<Notify>,
 }
 
@@ -28,7 +28,7 @@ impl Default for Succession {
 }
 
 impl Succession {
-    /// Takes one event, and gives what is to be done about it.
+    /// Takes one event; gives the actions that follow.
     pub(crate) fn on(&mut self, event: Event) -> Vec<Action> {
         let now: Moment = self.epoch.elapsed();
         let actions = self.inner.on(now, event);
@@ -36,27 +36,27 @@ impl Succession {
         actions
     }
 
-    /// How long a generation has to stop accepting once it is told to.
+    /// Sets how long a generation has to stop accepting after it is told to.
     pub(crate) fn set_patience(&mut self, patience: std::time::Duration) {
         self.inner.set_patience(patience);
     }
 
-    /// Whether generations are there: then a join is refused to all but their user, and root.
+    /// Whether the service has generations: then only their user and root may join it.
     pub(crate) fn is_joined(&self, service: &Name) -> bool {
         self.inner.is_joined(service)
     }
 
-    /// When something is to be decided though nothing happens, since the epoch.
+    /// When the next decision is due without an event, since the epoch.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         self.inner.deadline()
     }
 
-    /// What the next broker must know, and the number that it must not go below.
+    /// The records for the next broker, and the lowest number it may give.
     pub(crate) fn written(&self) -> (Vec<Service>, u64) {
         (self.inner.records().map(|record| written(&record)).collect(), self.inner.floor())
     }
 
-    /// How far a connection's generation is, where the broker keeps the order.
+    /// The progress of each generation whose order the broker keeps.
     pub(crate) fn turns(&self) -> impl Iterator<Item = (ConnectionId, LinkTurn)> {
         self.inner.places().filter_map(|place| {
             let Progress { ready, told } = place.ordered?;
@@ -64,7 +64,7 @@ impl Succession {
         })
     }
 
-    /// Goes on from what a broker before this one has written.
+    /// Resumes from the records of the previous broker.
     pub(crate) fn recall(&mut self, services: Vec<Service>, floor: u64) {
         let record = |service: Service| {
             let Service { name, last, serving } = service;
@@ -81,7 +81,7 @@ pub(crate) fn written(record: &Record) -> Service {
     Service { name: service.to_string(), last: *last, serving: *serving }
 }
 
-/// How far a generation was in the image before.
+/// The progress of a generation in the image before.
 pub(crate) fn progress(turn: LinkTurn) -> Progress {
     Progress { ready: turn.ready, told: turn.told }
 }

@@ -100,7 +100,7 @@ kinds! {
     ListenerChanged = "listener-changed",
     /// Listeners of an earlier broker are held again.
     ListenerRestored = "listener-restored",
-    /// A listener of an earlier broker could not be had back.
+    /// A listener of an earlier broker was not recovered.
     ListenerLost = "listener-lost",
     /// A listener had left LISTEN and was made to listen again.
     ListenerRepaired = "listener-repaired",

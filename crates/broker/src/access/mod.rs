@@ -1,6 +1,6 @@
 //! Whether a caller may do what it asks, by the rules as they are now.
 //!
-//! Everything here is computed from what is in memory, so it comes before whatever costs more.
+//! A decision reads memory only, so it comes before any work that costs more.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use bindonce_core::policy::{Denial, Policy, Rule, Verb, Verdict};
 use bindonce_daemon::Happening;
 use bindonce_wire::{ErrorCode, RpcError};
 
-use crate::clients::{Caller, Standing};
+use crate::clients::{Admission, Caller};
 use crate::reporter::Reporter;
 
 /// The rules of one broker.
@@ -32,13 +32,13 @@ impl Access {
         self.policy = self.policy.clone().with_rules(rules);
     }
 
-    /// What somebody is who connects.
-    pub(crate) fn standing(&self, caller: &Caller) -> Standing {
-        let stranger = !self.policy.knows(caller.peer, &caller.groups);
-        Standing { stranger, spared: self.owns_names(caller) }
+    /// How a new connection is treated.
+    pub(crate) fn admission(&self, caller: &Caller) -> Admission {
+        let unknown = !self.policy.knows(caller.peer, &caller.groups);
+        Admission { unknown, exempt: self.owns_names(caller) }
     }
 
-    /// Whether names are the caller's to take back: root's and the broker's own user's.
+    /// Whether the caller may take names back: root and the broker's own user may.
     pub(crate) fn owns_names(&self, caller: &Caller) -> bool {
         self.policy.owns_names(caller.peer.uid)
     }
@@ -69,8 +69,8 @@ impl Access {
         verdict.into_result().map_err(|denial| self.denied(caller, &denial))
     }
 
-    /// Whether the caller may have these: who may bind them may use them, and what is held
-    /// already takes no more than the right to use it.
+    /// Whether the caller may have these listeners. The right to bind includes the right to use, and
+    /// a listener that is held already needs only the latter.
     pub(crate) fn allow_claim(
         &self,
         caller: &Caller,
@@ -96,7 +96,7 @@ impl Access {
         Err(self.unnamed(caller, "names", &format!("name a listener {name}"), name))
     }
 
-    /// Whether the caller may join a service: one that a rule says. Whoever may `admin` may join each.
+    /// Whether the caller may join a service: one that a rule names. An administrator may join every one.
     pub(crate) fn allow_service(&self, caller: &Caller, service: &Name) -> Result<(), RpcError> {
         if self.policy.may_join(caller.peer, &caller.groups, service) || self.is_admin(caller) {
             return Ok(());
@@ -104,7 +104,7 @@ impl Access {
         Err(self.unnamed(caller, "services", &format!("join the service {service}"), service))
     }
 
-    /// No rule says that name for the caller.
+    /// Denies a name that no rule gives the caller.
     fn unnamed(&self, caller: &Caller, key: &str, what: &str, name: &Name) -> RpcError {
         let peer = caller.peer;
         let text = format!("{peer} may not {what}: no rule allows it");
@@ -116,7 +116,7 @@ impl Access {
         let happening = Happening::new(Kind::Denied, text.clone());
         self.reporter.record(happening.pid(i32::try_from(peer.pid).ok()));
         RpcError::new(ErrorCode::DENIED, text).with_hint(format!(
-            "ask whoever runs the broker to add `{key} = [\"{name}\"]` to your rule, or leave the name out"
+            "ask the administrator of the broker to add `{key} = [\"{name}\"]` to your rule, or leave the name out"
         ))
     }
 
@@ -138,7 +138,7 @@ impl Access {
         verdict == Verdict::Allow
     }
 
-    /// The log hears all of it, the caller what concerns it.
+    /// Logs the whole denial; the caller gets the part that concerns it.
     fn denied(&self, caller: &Caller, denial: &Denial) -> RpcError {
         if let Some(left_out) = self.reporter.refused(denial.peer.uid, "denied") {
             tracing::warn!(
@@ -157,7 +157,7 @@ impl Access {
     }
 }
 
-/// A denial, as its caller hears it.
+/// A denial, as its caller gets it.
 fn error(denial: &Denial) -> RpcError {
     let mut error = RpcError::new(ErrorCode::DENIED, denial.to_string());
     if let Some(spec) = &denial.subject {
@@ -166,6 +166,6 @@ fn error(denial: &Denial) -> RpcError {
     error.with_hint(if denial.owner.is_some() {
         "run the command as one of these users, or add a rule to the broker's configuration"
     } else {
-        "ask whoever runs the broker for a rule; its log says which one is needed"
+        "ask the administrator of the broker for a rule; its log says which one is needed"
     })
 }

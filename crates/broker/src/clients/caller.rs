@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::ConnectionId;
 
-/// Somebody who asks, as it was when it connected.
+/// The peer of a connection, as it was when it connected.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) connection: ConnectionId,

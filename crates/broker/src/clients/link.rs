@@ -1,4 +1,4 @@
-//! A connection, and what it is in the middle of: where an upgrade in place finds it.
+//! A connection and the state of its current request, which an upgrade in place hands over.
 //!
 //! Descriptors that a peer sends are received, because those that come with a
 //! `store` are wanted, and closed at the latest when the request that they came with ends.
@@ -27,16 +27,16 @@ const READ: usize = 16 * 1024;
 /// From this length on a request or a reply counts as large.
 pub(crate) const LARGE: usize = 32 * 1024;
 
-/// What somebody is to the broker when it connects.
+/// How a connection is treated, decided when it connects.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Standing {
-    /// No rule allows it anything.
-    pub(crate) stranger: bool,
+pub(crate) struct Admission {
+    /// No rule gives its user any right.
+    pub(crate) unknown: bool,
     /// Root or the broker's user: no budget limits it.
-    pub(crate) spared: bool,
+    pub(crate) exempt: bool,
 }
 
-/// Descriptors that came with what is not answered yet.
+/// Descriptors that came with requests that are not answered yet.
 #[derive(Debug)]
 struct Received {
     descriptors: RefCell<Vec<OwnedFd>>,
@@ -44,7 +44,7 @@ struct Received {
     count: Share,
 }
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// A request is being answered.
@@ -59,7 +59,7 @@ pub(crate) struct Progress {
     pub(super) leaving: Cell<bool>,
 }
 
-/// A connection, and how far it is.
+/// A connection and its state.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) caller: Caller,
@@ -68,10 +68,10 @@ pub(crate) struct Link {
     received: Received,
     /// The longest request, in bytes.
     pub(crate) cap: usize,
-    /// What is kept for it in memory.
+    /// The memory that its requests and replies take.
     pub(crate) share: Share,
-    /// No rule allowed the peer anything when it connected.
-    pub(crate) stranger: bool,
+    /// No rule gave the peer any right when it connected.
+    pub(crate) unknown: bool,
     pub(crate) progress: Progress,
     /// Notifications that could not be sent at once.
     pending: RefCell<Vec<u8>>,
@@ -84,17 +84,17 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A connection that begins, or that goes on with what has been read of a request.
+    /// A new connection, or a resumed one with the part of a request that was read.
     pub(super) fn new(
         stream: UnixStream,
         caller: Caller,
-        standing: Standing,
+        admission: Admission,
         unread: &[u8],
         (cap, budget, in_flight): (usize, &Rc<RefCell<Budget>>, &Rc<RefCell<Budget>>),
     ) -> Rc<Self> {
-        let Standing { stranger, spared } = standing;
+        let Admission { unknown, exempt } = admission;
         let uid = caller.peer.uid;
-        let share = Share::new(budget, uid, spared);
+        let share = Share::new(budget, uid, exempt);
         let mut scanner = Scanner::new(cap);
         let mut input = unread;
         // Less than a request, so no frame comes of it.
@@ -105,12 +105,12 @@ impl Link {
             scanner: RefCell::new(scanner),
             received: Received {
                 descriptors: RefCell::default(),
-                // Nobody is spared: the system has so many descriptors and not more.
+                // No user is exempt: the system has a fixed number of descriptors.
                 count: Share::new(in_flight, uid, false),
             },
             cap,
             share,
-            stranger,
+            unknown,
             progress: Progress::default(),
             pending: RefCell::default(),
             woken: Notify::new(),
@@ -193,21 +193,21 @@ impl Link {
         }
     }
 
-    /// Counts what is kept of its requests, beside those that wait to be answered. False if there
-    /// is no room for it.
+    /// Counts the bytes of its requests: those being read, and `waiting`, those that wait for an answer.
+    /// False if there is no room for them.
     pub(crate) fn keep(&self, waiting: usize) -> bool {
         let kept = self.scanner.borrow().kept() + waiting;
         self.progress.large.set(self.progress.large.get() || kept >= LARGE);
         self.share.keep(kept)
     }
 
-    /// Whether what its requests and replies took is worth giving back to the system.
+    /// Whether its requests and replies took enough memory to return it to the system.
     pub(crate) fn was_large(&self) -> bool {
         self.progress.large.get()
     }
 
-    /// What has been read of a request, if another image can go on from there. A descriptor
-    /// that was received stays behind.
+    /// The part of a request that has been read, if another image can resume from there. A descriptor
+    /// that was received is not handed over.
     pub(crate) fn unread(&self) -> Option<Vec<u8>> {
         if self.is_busy()
             || self.progress.follows.get()

@@ -1,4 +1,4 @@
-//! Who is connected: each connection as far as it is ([`Link`]), what is kept for all of them, and in which order
+//! The connections: each with its state ([`Link`]), the memory of all of them, and in which order
 //! they are served ([`Turns`]).
 
 mod answered;
@@ -26,7 +26,7 @@ use turns::Turns;
 
 pub(crate) use caller::Caller;
 pub(crate) use end::End;
-pub(crate) use link::{LARGE, Link, Standing, Taken};
+pub(crate) use link::{Admission, LARGE, Link, Taken};
 pub(crate) use sending::{Reply, Sending, send};
 
 /// The clients of one broker.
@@ -62,14 +62,18 @@ impl Clients {
         id
     }
 
-    /// Whether somebody of this user may connect; else the limit that is reached, and its value.
-    pub(crate) fn admit(&self, uid: u32, standing: Standing) -> Result<(), (&'static str, usize)> {
+    /// Whether another connection of this user is admitted; else the limit that is reached, and its value.
+    pub(crate) fn admit(
+        &self,
+        uid: u32,
+        admission: Admission,
+    ) -> Result<(), (&'static str, usize)> {
         let limits = &self.limits;
         let same = self.links.values().filter(|link| link.caller.peer.uid == uid);
-        let strangers = self.links.values().filter(|link| link.stranger);
+        let unknown = self.links.values().filter(|link| link.unknown);
         // Some are kept for those who have to put things right.
-        let most = limits.connections - if standing.spared { 0 } else { limits.connections / 8 };
-        if standing.stranger && strangers.count() >= limits.connections_without_rights {
+        let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
+        if admission.unknown && unknown.count() >= limits.connections_without_rights {
             Err(("connections_without_rights", limits.connections_without_rights))
         } else if self.links.len() >= most {
             Err(("connections", most))
@@ -80,18 +84,18 @@ impl Clients {
         }
     }
 
-    /// Enters a connection that begins, or that goes on with what has been read of a request.
+    /// Enters a new connection, or a resumed one with the part of a request that was read.
     pub(crate) fn enter(
         &mut self,
         stream: UnixStream,
         caller: Caller,
-        standing: Standing,
+        admission: Admission,
         unread: &[u8],
     ) -> Rc<Link> {
         let id = caller.connection;
         self.next = self.next.max(id.0 + 1);
         let kept = (self.limits.request_bytes, &self.budget, &self.in_flight);
-        let link = Link::new(stream, caller, standing, unread, kept);
+        let link = Link::new(stream, caller, admission, unread, kept);
         self.links.insert(id, Rc::clone(&link));
         link
     }
@@ -103,7 +107,7 @@ impl Clients {
         }
     }
 
-    /// Whether the leases of a connection that has ended still end.
+    /// Whether a connection has ended and some of its leases have not.
     pub(crate) fn some_leave(&self) -> bool {
         self.links.values().any(|link| link.progress.leaving.get())
     }
@@ -118,14 +122,14 @@ impl Clients {
         self.links.values()
     }
 
-    /// Sends a notification to one.
+    /// Sends a notification to a connection.
     pub(crate) fn tell(&self, id: ConnectionId, notification: &Notification) {
         if let Some(link) = self.links.get(&id) {
             link.tell(notification.encode());
         }
     }
 
-    /// Ends one.
+    /// Ends a connection.
     pub(crate) fn cut(&self, id: ConnectionId) {
         if let Some(link) = self.links.get(&id) {
             link.cut();

@@ -1,28 +1,28 @@
-//! What is kept for one connection, counted against what its user and all users together may have.
+//! The memory of one connection, counted against the budget of its user and of all users together.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bindonce_core::budget::Budget;
 
-/// What is kept for one connection, until this is dropped.
+/// The memory of one connection, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Rc<RefCell<Budget>>,
     uid: u32,
-    /// It may have what it asks for.
-    spared: bool,
+    /// No budget limits it.
+    exempt: bool,
     kept: Cell<usize>,
 }
 
 impl Share {
-    pub(crate) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, spared: bool) -> Self {
-        Self { budget: Rc::clone(budget), uid, spared, kept: Cell::new(0) }
+    pub(crate) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, exempt: bool) -> Self {
+        Self { budget: Rc::clone(budget), uid, exempt, kept: Cell::new(0) }
     }
 
-    /// So much is kept now. False if there is no room for it.
+    /// Counts `amount` in place of what was counted before. False if there is no room for it.
     pub(crate) fn keep(&self, amount: usize) -> bool {
-        self.spared || {
+        self.exempt || {
             let was = self.kept.replace(amount);
             self.budget.borrow_mut().change(self.uid, was, amount)
         }

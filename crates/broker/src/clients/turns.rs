@@ -2,7 +2,7 @@
 //!
 //! All that a client makes the broker do happens in a step of its connection's task: one poll,
 //! from one wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
-//! kernel is asked who has become ready. So whoever asks is served after at most one step of each
+//! kernel is asked who has become ready. So a request is served after at most one step of each
 //! other user, however many connections that user has; and a task that has much to do gives way
 //! (`yield_now`) to bound what others wait for.
 
@@ -19,11 +19,11 @@ use tokio::task::yield_now;
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     waiting: RefCell<turns::Turns<Rc<Ticket>>>,
-    /// Somebody has its turn.
+    /// A task has its turn.
     taken: Cell<bool>,
-    /// A turn has ended since somebody was asked who is ready.
+    /// A turn has ended since the kernel was asked what is ready.
     ended: Cell<bool>,
-    /// Rung when somebody waits or a turn has ended.
+    /// Rung when a task waits or a turn has ended.
     changed: Notify,
 }
 
@@ -55,7 +55,7 @@ impl Turns {
                 continue;
             }
             if self.ended.take() && !self.is_idle() {
-                // Whoever has become ready meanwhile waits before the next turn is given.
+                // Connections that have become ready meanwhile queue before the next turn is given.
                 yield_now().await;
             }
             while let Some(ticket) = self.next() {

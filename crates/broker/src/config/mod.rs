@@ -17,7 +17,7 @@ use crate::upgrade::Inherited;
 pub use file::File;
 pub use settings::WrittenRule;
 
-/// What a running broker is told from outside, for example by a signal. Whoever runs the
+/// Orders to a running broker from outside, for example by a signal. The owner of the
 /// broker keeps a copy.
 #[derive(Debug, Clone, Default)]
 pub struct Orders {
@@ -58,9 +58,9 @@ pub struct Limits {
     pub request_bytes: usize,
     /// How long a peer may take to finish a request, and to read a reply.
     pub request_time: Duration,
-    /// How long a connection that uses no listener and stands for no generation may be idle.
+    /// How long a connection that uses no listener and has joined no service may be idle.
     pub idle_time: Duration,
-    /// How long a generation that was told to retire has to say that it accepts no more.
+    /// How long a generation that was told to retire has to report that it has stopped accepting.
     pub retire_time: Duration,
     /// Descriptors that clients have sent and that are not taken yet.
     pub descriptors_in_flight: usize,
@@ -99,7 +99,7 @@ pub struct Config {
     pub rules: Vec<Rule>,
     /// How much of everything.
     pub limits: Limits,
-    /// How it is told to do something while it runs.
+    /// Orders that it takes while it runs.
     pub orders: Orders,
     /// What an earlier image of this process has left ([`inherited`](crate::inherited)).
     pub inherited: Option<Inherited>,

@@ -1,5 +1,5 @@
-//! Options that somebody has set on a shared socket. They hold for all that share it, so they are reported, and left
-//! as they are: a generation that sets them means them.
+//! Options that a client has set on a shared socket. They hold for all that share it, so they are reported. They are
+//! not undone: a generation sets them on purpose.
 
 use std::os::fd::AsFd as _;
 
@@ -13,12 +13,12 @@ use bindonce_sys::queue;
 use super::socket::Socket;
 use crate::reporter::Reporter;
 
-/// What of a listener's socket somebody has changed.
+/// The options of a listener's socket that a client has changed.
 pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
     let fd = held.opened.handle.fd.as_fd();
     let mut changes = options::changed(fd, &held.listener);
-    // Whoever calls listen(2) sets the backlog for all. In another network namespace the
-    // kernel's own limit may be another.
+    // listen(2) sets the backlog for all. In another network namespace the kernel's own limit may
+    // be another.
     if matches!(held.listener.address, Address::Tcp(_))
         && held.listener.options.netns.is_none()
         && let Ok(queue) = queue::accept_queue(fd)
@@ -30,11 +30,11 @@ pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {
     changes
 }
 
-/// Tells the log what has changed of a listener since the last time; `who` is the
+/// Reports the options that have changed since the last report; `who` is the
 /// generation that just began to serve.
 pub(crate) fn notice(reporter: &Reporter, held: &Held<Socket>, who: &str) {
     let changes = changes(held);
-    let mut noticed = held.opened.handle.care.noticed.borrow_mut();
+    let mut noticed = held.opened.handle.watch.noticed.borrow_mut();
     if *noticed != changes {
         let text = |change: &Change| format!("{} {} -> {}", change.option, change.was, change.now);
         let changed: Vec<String> = changes.iter().map(text).collect();

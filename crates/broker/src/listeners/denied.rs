@@ -9,7 +9,7 @@ use bindonce_wire::RpcError;
 /// Why a claim got nothing.
 #[derive(Debug)]
 pub(crate) enum Denied {
-    /// Its client may not have what is held since it waited. That is recorded already.
+    /// The client has no right to a listener that was made while it waited. The denial is recorded already.
     NotAllowed(RpcError),
     /// The registry refused it.
     Refused(Refusal),
@@ -24,7 +24,7 @@ pub(crate) enum Denied {
         /// Its value.
         most: usize,
     },
-    /// Nothing came of it, for a reason that nobody gave.
+    /// It was abandoned, without a reason.
     Abandoned,
     /// The sockets would not fit under RLIMIT_NOFILE.
     Limit {
@@ -38,7 +38,7 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
-    /// What is recorded of it.
+    /// The event that records it.
     pub(super) fn happening(&self) -> Happening {
         let (kind, text) = match self {
             Self::NotAllowed(denial) => (Kind::ClaimRefused, denial.to_string()),

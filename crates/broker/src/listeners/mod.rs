@@ -1,15 +1,15 @@
 //! The listeners that one broker holds: what is bound, under which name, who uses it, and the sockets.
 //!
-//! [`bindonce_core::registry`] decides; here it is performed, and what it comes to is written down
-//! ([`Ledger`]) and reported. Everything runs to its end without giving way to another task; a claim of
-//! many is made in many steps ([`crate::claims`]).
+//! [`bindonce_core::registry`] decides; this performs the decision, records the outcome
+//! ([`Ledger`]) and reports it. Nothing here yields to another task; a claim of many listeners is made in
+//! many steps ([`crate::claims`]).
 
-pub(crate) mod care;
 pub(crate) mod changes;
 mod denied;
 mod described;
 mod perform;
 mod socket;
+pub(crate) mod watch;
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -30,8 +30,8 @@ use crate::persistence::Ledger;
 use crate::persistence::found::Found;
 use crate::reporter::Reporter;
 
-use care::Guard;
 use socket::{Owned, Owners};
+use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, TakenName, unlink};
@@ -41,7 +41,7 @@ pub(crate) use socket::{Held, Socket};
 /// claim is measured against the limit.
 const SPARE: u64 = 32;
 
-/// What is held.
+/// The listeners of one broker.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     pub(crate) registry: Registry<Socket>,
@@ -54,11 +54,11 @@ pub(crate) struct Listeners {
     reporter: Rc<Reporter>,
     owners: Owners,
     somaxconn: u32,
-    /// What was claimed and is not watched yet.
+    /// New listeners that are not watched yet.
     unsettled: Vec<ListenerId>,
 }
 
-/// How many there may be.
+/// The limits on listeners.
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) all: usize,
@@ -70,7 +70,7 @@ pub(crate) struct Limits {
     pub(crate) other_descriptors: u64,
 }
 
-/// What has been counted, for metrics.
+/// Counts for metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) granted: u64,
@@ -100,7 +100,7 @@ impl Listeners {
         }
     }
 
-    /// Somebody has connected.
+    /// Enters a connection.
     pub(crate) fn connect(&mut self, id: ConnectionId, peer: Peer) {
         let actions = self.registry.on(now(), Event::Connected(id, peer));
         self.perform(actions);
@@ -116,19 +116,19 @@ impl Listeners {
         more
     }
 
-    /// A connection stands for a generation.
+    /// A connection has joined as a generation.
     pub(crate) fn join(&mut self, id: ConnectionId, label: Label) {
         let actions = self.registry.on(now(), Event::Join(id, label));
         self.perform(actions);
     }
 
-    /// These were connected to the image of the broker before this one.
+    /// These connections were made to an earlier image of this process.
     pub(crate) fn resume(&mut self, links: Vec<Link>) {
         let actions = self.registry.on(now(), Event::Resume(links));
         self.perform(actions);
     }
 
-    /// The generation that a connection stands for begins to serve: what it uses is confirmed.
+    /// The generation of a connection begins to serve: its listeners are confirmed.
     pub(crate) fn serves(&self, id: ConnectionId, who: &str) {
         for held in self.registry.leased(id) {
             changes::notice(&self.reporter, held, who);
@@ -149,7 +149,7 @@ impl Listeners {
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
         self.perform(actions);
         for (id, held) in self.registry.iter() {
-            held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
+            held.opened.handle.watch.begin(id, &held.opened.handle.fd, &held.listener.address);
         }
         if stored {
             self.ledger.has(self.registry.iter().map(|(_, held)| held));
@@ -173,7 +173,7 @@ impl Listeners {
             Some(backlog) => backlog.min(self.somaxconn),
             None => self.somaxconn,
         };
-        socket::opened(listener, socket, self.guard.care(), backlog)
+        socket::opened(listener, socket, self.guard.watch(), backlog)
     }
 
     /// The sockets of held listeners that overlap this one.
@@ -182,7 +182,7 @@ impl Listeners {
         ids.filter_map(|id| Some(Rc::clone(&self.registry.held(id)?.opened.handle.fd))).collect()
     }
 
-    /// Held listeners whose sockets lead nowhere, for those who can ask for them again.
+    /// Held listeners that no client reaches any more, as problems.
     pub(crate) fn astray(&self) -> Vec<Problem> {
         let views = self.registry.list();
         let problem = |view: &View<'_, Socket>| {
@@ -194,12 +194,12 @@ impl Listeners {
         views.iter().filter_map(problem).collect()
     }
 
-    /// Whether so many more listeners of a user's are within all limits.
+    /// Whether `need` more listeners of a user are within all limits.
     pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
         self.room_beside(uid, need, self.registry.planned())
     }
 
-    /// The same beside so many that are being opened for others.
+    /// As [`Self::room`], with `planned` listeners that are being opened for others.
     fn room_beside(&self, uid: u32, need: usize, planned: usize) -> Result<(), Denied> {
         let owned = self.owners.count(uid);
         let held = self.registry.len() + planned;
@@ -228,7 +228,7 @@ impl Listeners {
     }
 }
 
-/// Why no client reaches a held listener, if none does.
+/// Why no client can reach a held listener; None if clients can.
 fn astray(held: &Held) -> Option<Astray> {
     if !can_go_astray(&held.listener) {
         return None;

@@ -1,5 +1,5 @@
-//! What the registry decides, performed: sockets are changed, replaced and closed, and what has become of them is
-//! written down and reported.
+//! Performs what the registry decides: changes, replaces and closes sockets, records the outcome and
+//! reports it.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -21,7 +21,7 @@ use super::{Listeners, astray};
 /// More listeners than this that are opened or closed at once get one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
-/// What a claim comes to next.
+/// The next step of a claim.
 pub(crate) enum Next {
     /// These are to be opened.
     Open(Vec<Listener>, Vec<Overlap>),
@@ -30,7 +30,7 @@ pub(crate) enum Next {
     /// It waits for another claim that is about the same.
     Wait,
     Granted(Vec<Lease>),
-    /// Without a reason where opening or changing has told it.
+    /// Without a reason if opening or changing gave it already.
     Denied(Option<Denied>),
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct TakenName {
 }
 
 impl Listeners {
-    /// Takes a step of a connection's claim; gives what is to come next.
+    /// Takes one step of a connection's claim; gives the next one.
     pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>) -> Next {
         let actions = self.registry.on(now(), event);
         let mut next = Next::Wait;
@@ -77,8 +77,8 @@ impl Listeners {
         self.counts.opened += created as u64;
     }
 
-    /// Takes a name from another user's listener for a claim of root's or the broker's user. What was
-    /// named by those two or by a broker before keeps its name.
+    /// Takes a name from another user's listener for a claim of root's or the broker's user. A name that
+    /// one of those two gave, or an earlier broker, stays.
     pub(crate) fn take_back(&mut self, wanted: &Listener) -> Option<TakenName> {
         let name = wanted.name.as_ref()?;
         let (listener, held) = self.registry.with_name(name)?;
@@ -91,7 +91,7 @@ impl Listeners {
         Some(TakenName { name: name.clone(), listener, uid })
     }
 
-    /// The claim that a name was taken for got nothing.
+    /// Gives a name back whose claim was refused.
     pub(crate) fn give_back(&mut self, TakenName { name, listener, .. }: TakenName) {
         self.rename(listener, Event::Rename(listener, name));
     }
@@ -104,7 +104,7 @@ impl Listeners {
         }
     }
 
-    /// Tells of a name that was taken for a claim that is granted.
+    /// Reports a name that was taken for a claim that is granted.
     pub(crate) fn tell_taken(&self, TakenName { name, listener, uid }: &TakenName) {
         let Some(held) = self.registry.held(*listener) else { return };
         let address = held.listener.address.to_string();
@@ -124,17 +124,17 @@ impl Listeners {
         denied
     }
 
-    /// Begins to watch what is new: a listener that has left LISTEN before the kernel watches it is told
-    /// of as soon as it does.
+    /// Begins to watch new listeners. The kernel reports one that has left LISTEN before as soon as it is
+    /// watched.
     pub(crate) fn watch_new(&mut self) {
         for id in self.unsettled.drain(..) {
             if let Some(held) = self.registry.held(id) {
-                held.opened.handle.care.begin(id, &held.opened.handle.fd, &held.listener.address);
+                held.opened.handle.watch.begin(id, &held.opened.handle.fd, &held.listener.address);
             }
         }
     }
 
-    /// Says who brought something about.
+    /// Adds to an event the caller that caused it.
     fn by(&self, id: ConnectionId, happening: Happening) -> Happening {
         let Some((peer, label)) = self.registry.caller(id) else { return happening };
         let pid = label.map_or(peer.pid, |label| label.pid);
@@ -144,9 +144,9 @@ impl Listeners {
             .generation(label.map(|label| label.generation))
     }
 
-    /// Binds anew those of the listeners asked for whose sockets lead nowhere: what has the old
-    /// ones drains with them.
-    pub(crate) fn find_again(&mut self, wants: &[Want]) -> Result<(), Denied> {
+    /// Binds anew those of the wanted listeners that no client reaches. Processes that have the old
+    /// sockets drain with them.
+    pub(crate) fn rebind_unreachable(&mut self, wants: &[Want]) -> Result<(), Denied> {
         for want in wants {
             let inodes: Vec<u64> = match &want.wanted {
                 Wanted::Named(name) => {
@@ -159,13 +159,13 @@ impl Listeners {
                 Wanted::Listen(_) => continue,
             };
             for inode in inodes {
-                self.find_one_again(inode)?;
+                self.rebind_one(inode)?;
             }
         }
         Ok(())
     }
 
-    fn find_one_again(&mut self, inode: u64) -> Result<(), Denied> {
+    fn rebind_one(&mut self, inode: u64) -> Result<(), Denied> {
         let Some((id, held)) = self.registry.by_inode(inode) else { return Ok(()) };
         let (listener, why) = (held.listener.clone(), astray(held));
         let why = why.map(|why| why.to_string()).unwrap_or_default();
@@ -189,8 +189,8 @@ impl Listeners {
         }
     }
 
-    /// Tells of the listeners that a claim has created: each of a few, or how
-    /// many there are and the names of the first and the last.
+    /// Reports the listeners that a claim has created: each of a few, or the count and the names
+    /// of the first and the last.
     fn log_opened(&self, id: ConnectionId, leases: &[Lease]) {
         let created: Vec<&Lease> = leases.iter().filter(|lease| lease.created).collect();
         let (Some(first), Some(last)) = (created.first(), created.last()) else { return };
@@ -289,7 +289,7 @@ impl Listeners {
         let actions = self.registry.on(now(), Event::Replace(id, opened));
         self.perform(actions);
         if let Some(held) = self.registry.held(id) {
-            held.opened.handle.care.begin(id, &held.opened.handle.fd, &listener.address);
+            held.opened.handle.watch.begin(id, &held.opened.handle.fd, &listener.address);
             self.ledger.record([held]);
         }
         Ok(Some(inode))
@@ -314,7 +314,7 @@ impl Listeners {
         outcome
     }
 
-    /// Closes the sockets of every `Close`, and lets claims be tried again that have waited; other
+    /// Closes the sockets of every `Close`, and wakes the claims that have waited; other
     /// actions have been dealt with. A few closed sockets get a line each in the log, many that end
     /// for one reason get one line.
     pub(crate) fn perform(&mut self, actions: Vec<Action<Socket>>) {
@@ -377,7 +377,7 @@ fn reason(why: Closing) -> &'static str {
     }
 }
 
-/// Removes the file of a UNIX listener that is closed for good.
+/// Removes the file of a UNIX listener that is closed.
 pub(crate) fn unlink(path: Option<&UnixPath>) {
     if let Some(path) = path
         && let Err(error) = listen::unlink_if_ours(path)

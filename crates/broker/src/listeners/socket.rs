@@ -1,4 +1,4 @@
-//! A listener's socket with all that is kept for it, and the count of who had it created.
+//! A listener's socket with its data, and how many listeners each user has created.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,8 +11,8 @@ use bindonce_core::registry::{self, Opened};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry};
 
-use super::care::Care;
 use super::described::Described;
+use super::watch::Watch;
 use crate::persistence::{Mark, Recorded};
 
 /// A listener that is held.
@@ -23,10 +23,10 @@ pub(crate) type Held = registry::Held<Socket>;
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
     pub(crate) described: Described,
-    pub(crate) care: Care,
+    pub(crate) watch: Watch,
     /// Whose claim created it, for as long as it is held.
     pub(crate) owned: Option<Owned>,
-    /// What is written down of it.
+    /// Its record.
     mark: RefCell<Option<Mark>>,
     pub(crate) path: Option<UnixPath>,
 }
@@ -70,14 +70,14 @@ impl Drop for Owned {
 pub(super) fn opened(
     listener: &Listener,
     socket: listen::Opened,
-    care: Care,
+    watch: Watch,
     backlog: u32,
 ) -> Opened<Socket> {
     Opened {
         handle: Socket {
             described: Described::new(listener, &socket.bound, socket.inode),
             fd: Rc::new(socket.fd),
-            care,
+            watch,
             owned: None,
             mark: RefCell::new(None),
             path: socket.path,

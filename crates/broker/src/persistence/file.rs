@@ -68,12 +68,12 @@ fn path(socket: &Path) -> PathBuf {
     path.into()
 }
 
-/// What the broker before has left written.
+/// What the previous broker has left in the state file.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
-    /// The listeners that may still be held by somebody.
+    /// Listeners that a process may still hold.
     pub(crate) listeners: Vec<Entry>,
-    /// It ended in order: what nobody holds any more need not be had back.
+    /// It ended in order: a listener that no process holds any more need not be recovered.
     pub(crate) in_order: bool,
     /// The services whose order it kept.
     pub(crate) services: Vec<Service>,
@@ -90,7 +90,7 @@ pub(crate) fn left(socket: &Path) -> Left {
         Err(error) => {
             tracing::error!(
                 path = %path.display(), %error,
-                "cannot read the state file: listeners of the broker before are not asked back"
+                "cannot read the state file: listeners of the previous broker are not recovered"
             );
             return Left::default();
         }
@@ -106,7 +106,7 @@ pub(crate) fn left(socket: &Path) -> Left {
         Err(error) => {
             tracing::error!(
                 path = %path.display(), %error,
-                "cannot read the state file: listeners of the broker before are not asked back"
+                "cannot read the state file: listeners of the previous broker are not recovered"
             );
             Left::default()
         }
@@ -151,7 +151,7 @@ impl StateFile {
         self.failing.notify_one();
     }
 
-    /// What is wrong with it, if it is not written.
+    /// The problem that keeps it from being written, if there is one.
     pub(super) fn problem(&self) -> Option<Problem> {
         let inner = self.inner.borrow();
         let error = &inner.failed.as_ref()?.error;

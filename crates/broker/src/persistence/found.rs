@@ -2,7 +2,7 @@
 //!
 //! A descriptor counts as the listener that the manifest calls it only if the kernel says
 //! the same of it: inode, cookie, address, options, and for a UNIX path the file.
-//! What nobody was told of is closed. If the manifest itself cannot be read, the sockets
+//! A socket that no client was told of is closed. If the manifest itself cannot be read, the sockets
 //! are kept as what they are, without names: an address that is bound is never given up
 //! because a note about it is lost.
 
@@ -44,7 +44,7 @@ pub(crate) struct Sorted {
     pub(crate) missing: Vec<Listener>,
     /// The control socket, if a client that connects to its path reaches it.
     pub(crate) control: Option<OwnedFd>,
-    /// Services whose order the broker before kept.
+    /// Services whose order the previous broker kept.
     pub(crate) services: Vec<manifest::Service>,
     /// The number that those which it had forgotten did not go beyond.
     pub(crate) floor: u64,
@@ -98,7 +98,7 @@ pub(crate) fn restore(passed: Vec<(String, OwnedFd)>, socket: &Path) -> Sorted {
         let found = match known {
             Ok(identity) => match entries.get(&identity.inode) {
                 Some(entry) => as_written(entry, &identity, fd),
-                None if written => Err("nobody was told of it".to_owned()),
+                None if written => Err("no client was told of it".to_owned()),
                 None => Ok(as_it_is(&identity, fd)),
             },
             Err(reason) => Err(reason),

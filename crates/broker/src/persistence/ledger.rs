@@ -1,4 +1,4 @@
-//! What is written down for the broker after this one: a record of each listener, in the [state
+//! The records for the next broker: one of each listener, in the [state
 //! file](super::file) or beside the [service manager's store](super::store).
 //!
 //! A listener is recorded when it is opened and again when something of it has changed; its [`Mark`] tells
@@ -47,7 +47,7 @@ pub(crate) struct Ledger {
     place: RefCell<Place>,
     /// Records that later ones have replaced.
     outdated: Cell<usize>,
-    /// The broker ends or goes on as another image: what is written stays.
+    /// The broker ends or becomes another image: the records stay.
     ending: Cell<bool>,
 }
 
@@ -188,12 +188,12 @@ impl Ledger {
         }
     }
 
-    /// What is written stays from now on.
+    /// The records stay as they are from now on.
     pub(crate) fn end(&self) {
         self.ending.set(true);
     }
 
-    /// What is wrong with it, if it is not written.
+    /// The problem that keeps it from being written, if there is one.
     pub(crate) fn problem(&self) -> Option<Problem> {
         self.file()?.problem()
     }

@@ -1,4 +1,4 @@
-//! Listeners that the broker before held and this one does not hold again.
+//! Listeners of the previous broker that are not yet recovered.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use bindonce_wire::manifest::Entry;
 #[derive(Debug, Default)]
 pub(crate) struct Missing {
     pub(crate) entries: Vec<Entry>,
-    /// The broker before ended in order: what nobody holds any more is not missing.
+    /// The previous broker ended in order: a listener that no process holds any more is not missing.
     pub(crate) left_in_order: bool,
 }
 

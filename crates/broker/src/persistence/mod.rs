@@ -1,5 +1,5 @@
-//! What outlives this process, so that the next broker goes on with the same sockets: what is held is
-//! written down in the [`Ledger`], and what the broker before has left and is not held again is
+//! What outlives this process, so that the next broker serves the same sockets: the [`Ledger`] records what is
+//! held, and what the previous broker has left and is not yet recovered is
 //! [`Missing`]. Until it is known what comes back, claims wait at the [`Gate`].
 
 pub(crate) mod file;
@@ -18,9 +18,9 @@ use std::rc::Rc;
 /// What one broker has written down, and what it has not recovered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Persistence {
-    /// What is held, for the broker after this one.
+    /// The record of what is held, for the next broker.
     pub(crate) ledger: Rc<Ledger>,
-    /// What the broker before held.
+    /// Listeners of the previous broker that are not yet recovered.
     pub(crate) missing: Missing,
     /// Shut until it is known what of it comes back.
     pub(crate) gate: Rc<Gate>,

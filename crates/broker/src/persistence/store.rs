@@ -7,7 +7,7 @@
 //!
 //! The manifest decides: a descriptor goes into the store before its record is written,
 //! and is taken out after the record of its end, so that a kill between the two leaves
-//! at worst a descriptor that nobody was told of, which is closed. A reply that hands out
+//! at worst a descriptor that no client was told of, which is closed. A reply that hands out
 //! a new listener waits for both ([`Store::settled`]). Nothing here waits for the manager
 //! otherwise: what it cannot take yet stands in a queue.
 

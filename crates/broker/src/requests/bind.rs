@@ -144,7 +144,7 @@ fn wanted(broker: &RefCell<Broker>, target: Target, change: bool) -> Result<Want
 }
 
 /// The address that multibinder's client names. Names of hosts are not looked up: that takes as
-/// long as a name server likes, and who answers would decide what is bound.
+/// long as a name server likes, and its answer would decide what is bound.
 fn ip(address: &str) -> Result<IpAddr, RpcError> {
     let bare = address.strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
     match bare.unwrap_or(address) {
@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
     use crate::config::Limits;
-    use crate::listeners::care::Guard;
+    use crate::listeners::watch::Guard;
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_claim_that_has_waited_is_judged_by_what_is_held_then() {
@@ -183,7 +183,7 @@ mod tests {
         };
         let rules =
             vec![rule(7, Verb::Bind, &[], &["secret"]), rule(8, Verb::Use, &["/run/8/*"], &[])];
-        broker.regulate(rules, Limits::default());
+        broker.configure(rules, Limits::default());
         let mut caller = |uid| {
             let peer = Peer { pid: uid, uid, gid: uid };
             Caller { connection: broker.connect(peer), peer, groups: [].into() }

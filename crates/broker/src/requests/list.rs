@@ -1,4 +1,4 @@
-//! `list` and `status`: what is held, who uses it, and what the broker cannot do.
+//! `list` and `status`: the listeners, who uses them, and what the broker cannot do.
 
 use std::collections::HashMap;
 
@@ -46,7 +46,7 @@ fn listeners(broker: &Broker, caller: &Caller) -> Vec<ListenerInfo> {
     listeners
 }
 
-/// Everything about the broker, as far as the caller may see it.
+/// Everything about the broker that the caller may see.
 pub(super) fn status(broker: &Broker, caller: &Caller) -> Result<StatusResult, RpcError> {
     broker.access.allow(caller, Verb::List, None)?;
     let registry = &broker.listeners.registry;
@@ -94,7 +94,7 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
     info.listening = !listener.address.listens() || queue::is_listening(fd);
     info.cookie = opened.cookie;
     info.exclusive = opened.exclusive && options::is_exclusive(fd);
-    info.repaired = opened.handle.care.repaired();
+    info.repaired = opened.handle.watch.repaired();
     info.changed = changes(view.held).iter().map(changed).collect();
     info.tentative = view.held.tentative;
     info.holders = view.holders.iter().map(holder).collect();

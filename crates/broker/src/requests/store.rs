@@ -1,6 +1,6 @@
 //! `store`: a client gives the broker sockets that it holds.
 //!
-//! What comes is believed only as far as the kernel confirms it: each descriptor must be a
+//! Nothing is believed that the kernel does not confirm: each descriptor must be a
 //! bound socket on the address that it is said to be, listen, and belong to the network namespace
 //! that is said; rights and limits are those for what it is. One that the broker
 //! holds already is merely leased; one that is missing after a crash comes back under the
@@ -105,7 +105,7 @@ struct Sorted {
     new: usize,
 }
 
-/// What is new to the broker, and what the caller uses from now on.
+/// Listeners that are new to the broker, and those that the caller uses from now on.
 fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
     let views = broker.listeners.registry.list();
     let held: HashMap<u64, _> =
@@ -174,7 +174,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, Rp
     Ok(Sorted { found, wants, new })
 }
 
-/// Whether all of these can stand beside what is held.
+/// Whether all of these can be held beside what is held.
 fn check_free(broker: &Broker, found: &[Found]) -> Result<(), RpcError> {
     for new in found {
         if let Some(in_the_way) =

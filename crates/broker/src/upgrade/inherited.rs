@@ -54,7 +54,7 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
 /// one is answered, on standard output.
 ///
 /// # Errors
-/// [`Error::State`] with what is wrong with it.
+/// [`Error::State`] with the reason.
 pub fn check(state: &mut File) -> Result<String, Error> {
     let (manifest, bytes) = read(state)?;
     for entry in &manifest.listeners {

@@ -5,10 +5,10 @@
 //! broker waits for an instant at which no request is being answered, writes down all it knows, with
 //! the numbers of its descriptors, into a memory file, and executes the new binary. The
 //! control socket is never closed: who connects meanwhile waits in its queue. Whatever goes
-//! wrong before the exec leaves everything as it was, and who asked is told why.
+//! wrong before the exec leaves everything as it was, and the client that asked is told why.
 //!
 //! A request that is being answered for too long (its client does not read) ends with its
-//! connection at the exec; so does one in the middle of what is no good request.
+//! connection at the exec; so does one in the middle of a malformed request.
 
 mod inherited;
 pub(crate) mod requested;
@@ -44,7 +44,7 @@ pub use inherited::{Inherited, check, inherited};
 pub(crate) use resume::{Resumed, answer, resume};
 use snapshot::snapshot;
 
-/// The hidden subcommand that proves that a binary can go on from a broker (on standard input)
+/// The hidden subcommand that proves that a binary can resume from a broker's state (on standard input)
 /// with the arguments that follow.
 pub const CHECK: &str = "__check-broker";
 
@@ -132,7 +132,7 @@ async fn calm(broker: &Rc<RefCell<Broker>>) {
     }
 }
 
-/// From here to the exec nothing else runs, so what is written down stays true.
+/// From here to the exec nothing else runs, so the records stay true.
 fn become_binary(
     broker: &Broker,
     binary: &Installed,

@@ -27,11 +27,11 @@ use crate::persistence::found::{Found, as_written};
 use crate::persistence::store::Store;
 use crate::succession;
 
-/// A connection that goes on, and the id of the upgrade that it has asked for.
+/// A resumed connection, and the id of the upgrade that it has asked for.
 pub(crate) type Resumed = (Rc<Link>, Option<String>);
 
-/// Goes on with what is held and with who is connected. What cannot be taken over is
-/// named in the log, and the rest goes on.
+/// Resumes with the listeners and the connections. The log names each that cannot be taken over;
+/// the rest is resumed.
 pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Result<Vec<Resumed>> {
     let Manifest { header, listeners, connections, services } = inherited.manifest;
     let mut broker = broker.borrow_mut();
@@ -102,11 +102,11 @@ fn peer(written: &Written) -> Peer {
 fn link(written: &Written, broker: &mut Broker) -> io::Result<Rc<Link>> {
     let fd: OwnedFd = inherit::take(written.descriptor.unwrap_or(-1))?;
     let stream = UnixStream::from_std(fd.into())?;
-    // The kernel still has what is not written down.
+    // The kernel still has what is not recorded.
     let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
     let caller = Caller { connection: ConnectionId(written.id), peer: peer(written), groups };
-    let standing = broker.access.standing(&caller);
-    Ok(broker.clients.enter(stream, caller, standing, &written.unread))
+    let admission = broker.access.admission(&caller);
+    Ok(broker.clients.enter(stream, caller, admission, &written.unread))
 }
 
 fn read_link(written: &Written) -> registry::Link {

@@ -62,7 +62,7 @@ pub enum Event<H> {
     Gone(ConnectionId),
     /// These are held already, from before.
     Adopt(Vec<Adoption<H>>),
-    /// These were connected to the image of the broker before this one.
+    /// These were connected to an earlier image of this process.
     Resume(Vec<Link>),
     /// The socket of this listener is beyond repair; this one takes its place.
     Replace(ListenerId, Opened<H>),

@@ -16,7 +16,7 @@
 //! A supervisor that orders its generations itself (haproxy's) joins with its own numbers and
 //! is merely entered; one service is ordered by one of the two.
 //!
-//! What a broker before this one wrote down counts: the generation that served then has
+//! The records of the previous broker count: the generation that served then has
 //! [`ABSENCE`] to come back before another may serve.
 
 mod order;
@@ -123,10 +123,10 @@ pub enum Event {
     Gone(ConnectionId),
     /// Time has passed.
     Tick,
-    /// What the broker before this one has written down, and the largest number of the
+    /// The records of the previous broker, and the largest number of the
     /// services that it had forgotten.
     Recall(Vec<Record>, u64),
-    /// The connections of the image of this broker before this one.
+    /// The connections of an earlier image of this process.
     Resume(Vec<Place>),
 }
 
@@ -148,7 +148,7 @@ pub enum Action {
     Stay(ConnectionId, Label),
     /// End a connection.
     Cut(ConnectionId, Label, Cause),
-    /// The generation that served under the broker before has not come back.
+    /// The generation that served under the previous broker has not come back.
     Missed(Name, u64),
     /// Answer that a connection may not join.
     Refuse(ConnectionId, Refusal),
@@ -179,7 +179,7 @@ pub struct Succession {
 struct Service {
     last: u64,
     members: BTreeMap<ConnectionId, Member>,
-    /// Served under the broker before, and until when it may come back.
+    /// Served under the previous broker, and until when it may come back.
     absent: Option<(u64, Moment)>,
     /// What its record says of `last` and of who serves.
     written: (u64, Option<u64>),

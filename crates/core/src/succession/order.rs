@@ -170,7 +170,7 @@ impl Succession {
                 (Phase::Draining, _) if stays => Stage::Serving,
                 (Phase::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
                 (_, Some(Stage::Serving)) => Stage::Serving,
-                // It served under the broker before.
+                // It served under the previous broker.
                 (Phase::Serving, _) if served => Stage::Serving,
                 _ if member.told.is_some() => Stage::Draining,
                 _ if service.has_successor(member.generation) => Stage::Draining,

@@ -1,5 +1,5 @@
-//! What is known of a listener that is looked after: whether the kernel watches it for leaving the LISTEN
-//! state, and how often it was made to listen again. The repairs are made in [`crate::guard`].
+//! The watch on a listener: whether the kernel reports when it leaves the LISTEN state, and how often it was made
+//! to listen again. The repairs are made in [`crate::guard`].
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ pub(crate) struct Guard {
     pub(crate) kernel: guard::Guard,
     /// Listeners that do not listen and could not be repaired so far.
     pub(crate) broken: RefCell<BTreeSet<ListenerId>>,
-    /// Those that were made to listen again, and how often, since the log was told.
+    /// Listeners that were made to listen again, and how often, since the last report.
     pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
     /// Rung when there is something to report.
     pub(crate) repaired: Notify,
@@ -36,8 +36,8 @@ impl Guard {
     }
 
     /// For a listener that is not watched yet.
-    pub(crate) fn care(self: &Rc<Self>) -> Care {
-        Care {
+    pub(crate) fn watch(self: &Rc<Self>) -> Watch {
+        Watch {
             guard: Rc::clone(self),
             watched: OnceCell::new(),
             repaired: Cell::new(0),
@@ -46,21 +46,21 @@ impl Guard {
     }
 }
 
-/// What is known of one listener that is looked after.
+/// The watch on one listener.
 #[derive(Debug)]
-pub(crate) struct Care {
+pub(crate) struct Watch {
     guard: Rc<Guard>,
     /// Which listener it is, and its socket, from when the kernel watches it.
     watched: OnceCell<(ListenerId, Rc<OwnedFd>)>,
     /// How often it was made to listen again.
     repaired: Cell<u64>,
-    /// Changed options that the log has been told of.
+    /// Changed options that are logged already.
     pub(crate) noticed: RefCell<Vec<Change>>,
 }
 
-impl Care {
-    /// Begins to watch the listener, until this is dropped. The kernel tells also of what
-    /// has happened before.
+impl Watch {
+    /// Begins to watch the listener, until this is dropped. The kernel reports what has happened
+    /// before, too.
     pub(crate) fn begin(&self, id: ListenerId, fd: &Rc<OwnedFd>, address: &Address) {
         if !address.listens() || self.watched.get().is_some() {
             return;
@@ -83,17 +83,17 @@ impl Care {
     }
 }
 
-impl Drop for Care {
+impl Drop for Watch {
     fn drop(&mut self) {
         if let Some((id, fd)) = self.watched.get() {
-            // Others have the socket still, so closing it would not end the registration.
+            // Other processes still have the socket, so closing it would not end the registration.
             let _ = self.guard.kernel.remove(fd.as_fd());
             self.guard.broken.borrow_mut().remove(id);
         }
     }
 }
 
-impl Care {
+impl Watch {
     /// The listener was made to listen again.
     pub(crate) fn count(&self, id: ListenerId) {
         self.repaired.set(self.repaired.get() + 1);
