@@ -1,8 +1,9 @@
-//! haproxy's languages: its configuration and command line ([`config`]), and what a running one
-//! tells of itself ([`stats`]). Text goes in and values come out; generations are started by
+//! haproxy's languages: its configuration and command line ([`config`]), its admin CLI ([`cli`]), and its limits and
+//! counts on a stats socket ([`stats`]). Text goes in and values come out; generations are started by
 //! `bindonce-supervisor`.
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
 pub mod stats;

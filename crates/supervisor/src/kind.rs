@@ -4,10 +4,13 @@
 //! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
 
 use std::borrow::Cow;
+use std::time::Duration;
 
+use bindonce_haproxy::cli::Version;
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::{process, tree};
+use bindonce_sys::{ask, process, tree};
 
+use crate::error::Error;
 use crate::program::Program;
 use bindonce_haproxy::config::Command;
 
@@ -27,6 +30,23 @@ pub struct Haproxy {
     pub command: Command,
     /// Whether each generation gets a private admin socket.
     pub admin: bool,
+}
+
+/// How long a haproxy binary may take to print its version.
+const VERSION: Duration = Duration::from_secs(10);
+
+impl Haproxy {
+    /// The version of the binary, where no admin socket tells it.
+    pub(crate) fn version(&self) -> Result<Option<Version>, Error> {
+        if self.admin {
+            return Ok(None);
+        }
+        let mut command = std::process::Command::new(&self.command.program);
+        command.arg("-v");
+        let answer = ask::answer(command, VERSION);
+        let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
+        Ok(Some(Version::of_banner(&String::from_utf8_lossy(&answer.stdout))))
+    }
 }
 
 impl Kind {

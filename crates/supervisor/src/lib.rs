@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-mod admin;
 pub mod adopt;
 mod broker;
 mod control;
@@ -23,12 +22,9 @@ mod message;
 mod perform;
 pub mod program;
 mod report;
-mod server_state;
-mod sessions;
 mod settings;
 mod supervisor;
 mod tasks;
-mod version;
 
 use tracing::Instrument as _;
 

@@ -8,10 +8,10 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use tokio::sync::oneshot;
 
-use crate::admin::Info;
 use crate::control::Ask;
 use crate::error::Error;
 use crate::generations::start::Launched;
+use bindonce_haproxy::cli::Info;
 
 /// Something that happened, on its way to the loop.
 pub(crate) enum Message {

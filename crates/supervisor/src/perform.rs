@@ -10,12 +10,12 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::tree;
 
+use crate::generations::server_state;
 use crate::generations::start;
 use crate::handover::promise;
 use crate::handover::watchdog::{Duty, Named};
 use crate::message::Message;
 use crate::report::Cause;
-use crate::server_state;
 use crate::supervisor::Supervisor;
 
 impl Supervisor {

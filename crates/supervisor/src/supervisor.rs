@@ -19,11 +19,10 @@ use crate::error::Error;
 use crate::generations::generation::Generation;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
-use crate::kind::Kind;
+use crate::kind::Haproxy;
 use crate::message::Message;
 use crate::report::Report;
 use crate::settings::{Ghosts, Settings};
-use crate::version::Version;
 
 pub(crate) struct Supervisor {
     pub(crate) settings: Rc<Settings>,
@@ -52,12 +51,8 @@ impl Supervisor {
         sender: mpsc::UnboundedSender<Message>,
         journal: Rc<Journal>,
     ) -> Result<Self, Error> {
-        let version = match &settings.kind {
-            Kind::Haproxy(haproxy) if !haproxy.admin => {
-                Some(Version::of(&haproxy.command.program)?)
-            }
-            _ => None,
-        };
+        let haproxy = settings.kind.haproxy();
+        let version = haproxy.map(Haproxy::version).transpose()?.flatten();
         let broker = Rc::new(Shared {
             socket: settings.socket.clone(),
             start: settings.start_broker,

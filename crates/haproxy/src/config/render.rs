@@ -112,6 +112,22 @@ pub struct ServerState {
     pub backend: Option<String>,
 }
 
+impl ServerState {
+    /// The command of the admin CLI that tells it.
+    pub fn command(&self) -> String {
+        match &self.backend {
+            Some(backend) => format!("show servers state {backend}"),
+            None => "show servers state".to_owned(),
+        }
+    }
+
+    /// What the answer to that command has for the file; None if haproxy has no state yet, as for a backend that is
+    /// new: it says so in a sentence.
+    pub fn text(answer: &str) -> Option<&str> {
+        Some(answer.trim_start()).filter(|text| text.starts_with(|c: char| c.is_ascii_digit()))
+    }
+}
+
 /// A configuration, ready to start haproxy on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendering {
@@ -170,6 +186,11 @@ impl Rendering {
                 Some(known) => known.terms.extend(told.terms),
             }
         }
+    }
+
+    /// The binding that wants this address, as the broker names it where it refuses one.
+    pub fn binding_of(&self, address: &str) -> Option<&Binding> {
+        self.bindings.iter().find(|binding| binding.listener.address.to_string() == address)
     }
 
     /// The variables to start haproxy with, when the descriptor of `bindings[i]`

@@ -103,7 +103,8 @@ impl Supervisor {
             Err(error) => return format!("the control socket cannot be kept: {error}"),
         }
         for (id, generation) in &self.generations {
-            let admin = generation.admin.as_ref().and_then(crate::admin::Admin::connection);
+            let admin =
+                generation.admin.as_ref().and_then(crate::generations::admin::Admin::connection);
             let stderr = generation.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
             inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));

@@ -16,13 +16,14 @@ use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{holders, inherit, tree};
 use tokio::sync::oneshot;
 
-use crate::admin::{Admin, Info};
 use crate::broker;
 use crate::disk::directory::{Saved, SavedGeneration};
 use crate::error::Error;
+use crate::generations::admin::Admin;
 use crate::generations::listeners::Held;
 use crate::generations::process::Process;
 use crate::supervisor::Supervisor;
+use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
 
 /// How long a generation that was found may take to answer on its admin socket.

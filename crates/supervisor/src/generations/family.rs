@@ -10,9 +10,9 @@ use std::rc::Rc;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::{holders, process};
 
-use crate::admin::Info;
 use crate::generations::generation::Generation;
 use crate::kind::Kind;
+use bindonce_haproxy::cli::Info;
 
 /// The processes of one generation, and the listeners that it was given.
 pub(crate) struct Family {

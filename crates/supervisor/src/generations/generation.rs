@@ -12,12 +12,12 @@ use bindonce_sys::signals::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::admin::Admin;
 use crate::broker::lease::News;
+use crate::generations::admin::Admin;
 use crate::generations::listeners::Held;
 use crate::generations::output::Tail;
 use crate::report::Cause;
-use crate::version::Version;
+use bindonce_haproxy::cli::Version;
 
 /// A process that serves, is about to, or has served.
 pub(crate) struct Generation {

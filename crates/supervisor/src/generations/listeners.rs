@@ -12,7 +12,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_sys::{diag, probe};
 
-use crate::version::Version;
+use bindonce_haproxy::cli::Version;
 
 /// One listener that the broker gave us.
 #[derive(Debug)]

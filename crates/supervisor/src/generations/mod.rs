@@ -1,5 +1,6 @@
 //! Generations: how one is started, what is known of its processes and listeners, and whether it listens.
 
+pub(crate) mod admin;
 pub(crate) mod family;
 pub(crate) mod foreign;
 pub(crate) mod generation;
@@ -9,6 +10,7 @@ pub(crate) mod output;
 pub(crate) mod own;
 pub(crate) mod process;
 pub(crate) mod reaper;
+pub(crate) mod server_state;
 pub(crate) mod start;
 pub(crate) mod starts;
 pub(crate) mod watching;

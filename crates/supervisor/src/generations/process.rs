@@ -14,9 +14,9 @@ use bindonce_sys::watch::Watch;
 use bindonce_sys::{spawn, tree};
 use tokio::sync::mpsc;
 
-use crate::admin::{Admin, Info};
 use crate::broker::lease::Keeper;
 use crate::disk::directory::{Inherited, Saved, SavedGeneration};
+use crate::generations::admin::Admin;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::Held;
 use crate::generations::output::{self, Tail};
@@ -25,6 +25,7 @@ use crate::handover::watchdog::Duty;
 use crate::message::Message;
 use crate::report::{Cause, milliseconds};
 use crate::supervisor::Supervisor;
+use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
 
 /// How long to wait for the last words of a process that has ended: a child of it may still hold

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bindonce_core::generation::GenerationId;
 
 use crate::generations::start::{Prepared, Starting};
-use crate::version::Version;
+use bindonce_haproxy::cli::Version;
 
 /// What the starts of a service need to know of each other.
 pub(crate) struct Starts {

@@ -13,12 +13,13 @@ use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_daemon::Happening;
 use bindonce_sys::aside;
 
-use crate::admin::{Admin, Info, NoAnswer};
+use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::family::{Family, Seen};
 use crate::generations::foreign;
 use crate::kind::Kind;
 use crate::message::Message;
 use crate::supervisor::Supervisor;
+use bindonce_haproxy::cli::Info;
 
 /// Between two looks at a generation that was told to stop: at first, and later.
 const STOP_LOOK: Duration = Duration::from_millis(2);

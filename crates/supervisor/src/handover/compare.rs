@@ -19,12 +19,13 @@ use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
-use crate::admin::{Admin, NoAnswer};
 use crate::control::requests;
+use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::foreign::{self, LOOKS};
 use crate::message::{Compared, Message};
 use crate::report::Cause;
 use crate::supervisor::Supervisor;
+use bindonce_haproxy::cli::descriptor;
 use bindonce_haproxy::config::Rendering;
 
 /// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
@@ -229,14 +230,14 @@ async fn ask(admin: &Admin, count: usize, limit: Duration) -> Result<Vec<usize>,
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
     if count > ONE_BY_ONE {
         let all = admin.ask("show fd", limit).await?;
-        let known: BTreeSet<_> = all.lines().filter_map(number).collect();
+        let known: BTreeSet<_> = all.lines().filter_map(descriptor).collect();
         // None at all: it does not have the command.
         let passed_over = |index: &usize| !known.is_empty() && !known.contains(&(first + index));
         return Ok((0..count).filter(passed_over).collect());
     }
     let look = async |fd: usize| {
         let answer = admin.ask(format!("show fd {fd}"), limit).await?;
-        Ok(answer.lines().any(|line| number(line) == Some(fd)))
+        Ok(answer.lines().any(|line| descriptor(line) == Some(fd)))
     };
     let mut deaf = Vec::new();
     // That of the admin socket shows that it has the command, and what an answer looks like.
@@ -248,12 +249,6 @@ async fn ask(admin: &Admin, count: usize, limit: Duration) -> Result<Vec<usize>,
         }
     }
     Ok(deaf)
-}
-
-/// The descriptor of a line `    7 : st=0x000023(...) ...`.
-fn number(line: &str) -> Option<usize> {
-    let (number, state) = line.split_once(':')?;
-    state.trim_start().starts_with("st=").then(|| number.trim().parse().ok())?
 }
 
 #[cfg(test)]
@@ -296,14 +291,5 @@ mod tests {
         assert_eq!(told(first + 1, 9, true), Some(vec![1]));
         assert_eq!(told(first + 2, 3, false), None, "silent at the second of its listeners");
         assert_eq!(told(first + 2, 3, true), Some(vec![]), "its end is noticed elsewhere");
-    }
-
-    #[test]
-    fn reads_what_show_fd_prints() {
-        let line = "      7 : st=0x000023(cl heopi W:sRa R:sRA) ref=0 iocb=0x56(sock_accept_iocb) l.st=RDY fe=a";
-        assert_eq!(number(line), Some(7));
-        for other in ["", "Unknown command", "  7 : x", "Running: 3", "x : st=1"] {
-            assert_eq!(number(other), None, "{other}");
-        }
     }
 }

@@ -27,7 +27,7 @@ use bindonce_sys::watch::Ticks;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::admin::{Admin, NoAnswer};
+use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::listeners::Held;
 
 /// How long each queue must stand still.

@@ -8,10 +8,11 @@ use bindonce_sys::process;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::control;
 use crate::generations::generation::Generation;
 use crate::report::milliseconds;
 use crate::supervisor::Supervisor;
-use crate::{control, sessions};
+use bindonce_haproxy::cli::oldest_sessions;
 
 /// How long a draining generation may take to tell its sessions.
 const SESSIONS: Duration = Duration::from_millis(500);
@@ -41,7 +42,7 @@ impl Supervisor {
                 let Ok(answer) = admin.ask("show sess", SESSIONS).await else { continue };
                 let generations = status["generations"].as_array_mut().into_iter().flatten();
                 for generation in generations.filter(|known| known["generation"] == id) {
-                    generation["oldest_sessions"] = json!(sessions::oldest(&answer));
+                    generation["oldest_sessions"] = json!(oldest_sessions(&answer));
                 }
             }
             // A client that has gone away no longer waits for it.

@@ -21,7 +21,7 @@ use bindonce::{Claim, Client};
 use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, Listener, Options, Wanted};
-use bindonce_haproxy::config::{Binding, Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -200,10 +200,7 @@ fn stand_in(listener: &Listener) -> Listener {
 /// A claim that was refused, with the line that wants the address.
 fn at_its_line(error: bindonce::Error, rendering: &Rendering) -> anyhow::Error {
     let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
-    let wants = |binding: &&Binding| {
-        address.is_some_and(|address| binding.listener.address.to_string() == address)
-    };
-    match rendering.bindings.iter().find(wants) {
+    match address.and_then(|address| rendering.binding_of(address)) {
         Some(binding) => {
             let line = format!("{}: {}", binding.place, binding.section);
             anyhow::Error::new(error).context(line)

@@ -13,7 +13,7 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::{How, Order, Reading, passed};
+use super::order::{How, Order, Reading, passed};
 use crate::disk::directory::Directory;
 use crate::disk::elsewhere;
 use crate::error::Error;
@@ -162,14 +162,11 @@ pub(crate) fn order(
 /// A claim that was refused, with the line of the user's that wants the address.
 pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
     let address = error.refusal().and_then(|refusal| refusal.data.get("address")?.as_str());
-    let binding = rendering.bindings.iter().find(|binding| {
-        address.is_some_and(|address| binding.listener.address.to_string() == address)
-    });
-    let place = binding.or(match rendering.bindings.as_slice() {
+    let place = address.and_then(|address| rendering.binding_of(address));
+    match place.or(match rendering.bindings.as_slice() {
         [only] => Some(only),
         _ => None,
-    });
-    match place {
+    }) {
         Some(binding) => Error::ClaimAt {
             place: binding.place.clone(),
             section: binding.section.clone(),

@@ -7,20 +7,20 @@
 //! broker, so that a failed start leaves nothing bound, however it fails.
 
 mod haproxy;
+mod order;
 mod program;
 
+pub(crate) use order::{How, Reading};
+
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::listener::Listener;
 use bindonce_sys::process::Pidfd;
-use bindonce_sys::spawn::Launch;
 
 use tokio::task::AbortHandle;
 
@@ -65,32 +65,6 @@ pub(crate) struct Launched {
     pub(crate) admin: Option<PathBuf>,
     /// Where a program says that it is ready.
     pub(crate) notifications: Option<Notifications>,
-}
-
-/// What a start depends on besides its configuration.
-#[derive(Debug)]
-pub(crate) struct How {
-    /// An older generation is alive, so haproxy is given `-sf`.
-    pub(crate) older_alive: bool,
-    /// haproxy must not use epoll, where its ghosts could not be removed.
-    pub(crate) no_epoll: bool,
-    /// The descriptors of listeners that other generations have: none is had twice.
-    pub(crate) known: Known,
-    /// Nobody serves: this start must work where a reload would rather fail.
-    pub(crate) alone: bool,
-}
-
-/// How a configuration is read.
-#[derive(Debug, Clone)]
-pub(crate) struct Reading {
-    /// It was read by this process before.
-    pub(crate) again: bool,
-    /// As in [`How`].
-    pub(crate) alone: bool,
-    /// As in [`How`]: a condition can depend on it.
-    pub(crate) no_epoll: bool,
-    /// Devices of listeners that generations have.
-    pub(crate) devices: BTreeSet<String>,
 }
 
 /// A start that has no process yet.
@@ -178,14 +152,6 @@ pub(crate) async fn launch(
     })
 }
 
-/// What is to be started, and what belongs to it.
-struct Order {
-    launch: Launch,
-    messages: Messages,
-    admin: Option<PathBuf>,
-    notifications: Option<Notifications>,
-}
-
 async fn claim(
     lease: &mut bindonce::aio::Client,
     settings: &Settings,
@@ -209,9 +175,4 @@ async fn claim(
     })?;
     let held = leases.into_iter().zip(wanted);
     Ok(held.map(|(lease, listener)| Held::new(lease, listener, known)).collect())
-}
-
-/// The listeners' descriptors, to be passed on.
-fn passed(listeners: &[Rc<Held>]) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
-    listeners.iter().map(|held| (String::new(), Arc::clone(&held.fd)))
 }

@@ -8,7 +8,7 @@ use bindonce_core::name::Name;
 use bindonce_sys::inherit;
 use bindonce_sys::spawn::Launch;
 
-use super::{Order, passed};
+use super::order::{Order, passed};
 use crate::error::Error;
 use crate::generations::listeners::Held;
 use crate::generations::notifications::Notifications;

@@ -1,5 +1,5 @@
-//! The state of servers, carried from the generation that serves to the next one: what
-//! `show servers state` says is written to the files that the configuration loads.
+//! The state of servers, carried from the generation that serves to the next one: the
+//! answer to `show servers state` is written to the files that the configuration loads.
 //! Source: haproxy configuration manual, "load-server-state-from-file".
 
 use std::fs;
@@ -8,8 +8,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::admin::Admin;
-use bindonce_haproxy::config::Rendering;
+use crate::generations::admin::Admin;
+use bindonce_haproxy::config::{Rendering, ServerState};
 
 /// How long the generation that serves may take to tell.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -18,20 +18,12 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// is logged and left as it is: haproxy then starts from the older state, as in a plain reload.
 pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     for state in &rendering.server_states {
-        let command = match &state.backend {
-            Some(backend) => format!("show servers state {backend}"),
-            None => "show servers state".to_owned(),
-        };
-        let Ok(text) = serving.ask(command, ANSWER).await else {
+        let Ok(answer) = serving.ask(state.command(), ANSWER).await else {
             tracing::warn!(path = %state.path.display(), "server state not told in time");
             continue;
         };
-        // A backend that is new has no state yet: haproxy says so in a sentence.
-        let is_state = text.trim_start().starts_with(|c: char| c.is_ascii_digit());
-        if !is_state {
-            continue;
-        }
-        if let Err(error) = replace(&state.path, text.trim_start()) {
+        let Some(text) = ServerState::text(&answer) else { continue };
+        if let Err(error) = replace(&state.path, text) {
             tracing::warn!(path = %state.path.display(), %error, "server state not written");
         }
     }

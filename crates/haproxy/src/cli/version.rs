@@ -1,21 +1,16 @@
 //! haproxy's version, as far as its behaviour depends on it.
 
-use std::ffi::OsStr;
 use std::fmt;
-
-use bindonce_sys::ask;
-
-use crate::error::Error;
-
-/// How long a binary may take to tell its version.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Major, minor and patch level; a development version counts as patch level 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-    pub(crate) patch: u32,
+pub struct Version {
+    /// 3 of 3.2.26.
+    pub major: u32,
+    /// 2 of 3.2.26.
+    pub minor: u32,
+    /// 26 of 3.2.26.
+    pub patch: u32,
 }
 
 /// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
@@ -32,36 +27,31 @@ const RESUMES_ABSTRACT: Version = Version { major: 3, minor: 0, patch: 0 };
 impl Version {
     /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
     /// what is not there.
-    pub(crate) fn read(text: &str) -> Self {
+    pub fn read(text: &str) -> Self {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");
         let mut numbers = numbers.split('.').map(|n| n.parse().unwrap_or(0));
         let mut next = || numbers.next().unwrap_or(0);
         Self { major: next(), minor: next(), patch: next() }
     }
 
-    /// Asks a haproxy binary (`-v`), which may take [`ANSWER`].
-    pub(crate) fn of(program: &OsStr) -> Result<Self, Error> {
-        let mut command = std::process::Command::new(program);
-        command.arg("-v");
-        let answer = ask::answer(command, ANSWER);
-        let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
-        let text = String::from_utf8_lossy(&answer.stdout);
+    /// Reads what `haproxy -v` prints.
+    pub fn of_banner(text: &str) -> Self {
         // `HAProxy version 2.6.12-1+deb12u4 2026/10/17`; before 2.0 it said `HA-Proxy`.
-        Ok(Self::read(text.split_whitespace().nth(2).unwrap_or_default()))
+        Self::read(text.split_whitespace().nth(2).unwrap_or_default())
     }
 
     /// Whether SIGTTOU pauses it without harm.
-    pub(crate) fn pauses(self) -> bool {
+    pub fn pauses(self) -> bool {
         self >= PAUSES
     }
 
     /// Whether SIGTTIN gives it back an abstract name of its own.
-    pub(crate) fn resumes_abstract(self) -> bool {
+    pub fn resumes_abstract(self) -> bool {
         self >= RESUMES_ABSTRACT
     }
 
     /// Whether SIGTTOU pauses its UNIX listeners.
-    pub(crate) fn pauses_unix(self) -> bool {
+    pub fn pauses_unix(self) -> bool {
         self >= PAUSES_UNIX
     }
 }
@@ -75,6 +65,17 @@ impl fmt::Display for Version {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_what_the_binary_prints() {
+        let expected = Version { major: 2, minor: 6, patch: 12 };
+        for name in ["HAProxy", "HA-Proxy"] {
+            let text =
+                format!("{name} version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\n");
+            assert_eq!(Version::of_banner(&text), expected);
+        }
+        assert_eq!(Version::of_banner(""), Version::default());
+    }
 
     #[test]
     fn knows_which_versions_pause() {

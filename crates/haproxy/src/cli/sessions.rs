@@ -8,19 +8,19 @@ const TOLD: usize = 3;
 
 /// One session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Session {
+pub struct Session {
     /// The client.
-    source: String,
+    pub source: String,
     /// Where it came in.
-    frontend: String,
+    pub frontend: String,
     /// The server that answers it.
-    server: String,
+    pub server: String,
     /// Seconds since it began.
-    age: u64,
+    pub age: u64,
 }
 
 /// The oldest sessions of a generation, oldest first.
-pub(crate) fn oldest(show_sess: &str) -> Vec<Session> {
+pub fn oldest_sessions(show_sess: &str) -> Vec<Session> {
     let mut sessions: Vec<_> = show_sess.lines().filter_map(read).collect();
     sessions.sort_by_key(|session| std::cmp::Reverse(session.age));
     sessions.truncate(TOLD);
@@ -79,7 +79,7 @@ mod tests {
 0x2: proto=tcpv4 src=127.0.0.1:2 fe=web be=<NONE> srv=<none> ts=00 age=1h3m calls=1
 0x3: proto=unix_stream src=unix:1 fe=GLOBAL be=<NONE> srv=<none> ts=00 age=9d calls=1
 garbage";
-        let found = oldest(text);
+        let found = oldest_sessions(text);
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].source.as_str(), found[0].age), ("127.0.0.1:2", 3780));
         assert_eq!((found[1].server.as_str(), found[1].age), ("s1", 12));

@@ -4,7 +4,7 @@
 //! connected to it any more: a haproxy that was told to stop accepts no new
 //! connection on its admin socket, and answers on this one through pause and drain.
 //! The connection keeps the process alive, so it is closed in the end.
-//! Source: haproxy management guide, section 9.3 "Unix Socket commands".
+//! What the answers mean is in `bindonce_haproxy::cli`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -19,10 +19,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::version::Version;
-
-/// What ends every answer in interactive mode.
-const PROMPT: &[u8] = b"\n> ";
+use bindonce_haproxy::cli::{Info, PROMPT};
 
 /// An answer that is longer than this is cut off: nothing that is asked here is.
 const LONGEST: usize = 4 << 20;
@@ -48,23 +45,6 @@ pub(crate) enum NoAnswer {
     InTime,
     /// The connection has ended.
     Closed,
-}
-
-/// What `show info` tells, as far as it matters here.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Info {
-    /// haproxy's version.
-    pub(crate) version: Version,
-    /// The process that answers: in master-worker mode a worker, not the process that was started.
-    pub(crate) pid: Option<i32>,
-    /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
-    pub(crate) stopping: bool,
-    /// How many listeners it has open, where it says so; a worker counts its line to the master.
-    pub(crate) listeners: Option<u64>,
-    /// Connections now, this one not counted.
-    pub(crate) connections: u64,
-    /// Connections accepted since the start.
-    pub(crate) accepted: u64,
 }
 
 impl Admin {
@@ -174,41 +154,4 @@ async fn exchange(stream: &mut UnixStream, command: &str) -> io::Result<String> 
     }
     answer.truncate(answer.len() - PROMPT.len());
     Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-impl Info {
-    /// Reads the lines `Name: value`. What is missing or no number counts as 0.
-    fn read(text: &str) -> Self {
-        let mut info = Self::default();
-        for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {
-            let number = || value.trim().parse().unwrap_or_default();
-            match name {
-                "Version" => info.version = Version::read(value),
-                "Pid" => info.pid = value.trim().parse().ok(),
-                "Listeners" => info.listeners = value.trim().parse().ok(),
-                "Stopping" => info.stopping = value.trim() != "0",
-                "CurrConns" => info.connections = number(),
-                "CumConns" => info.accepted = number(),
-                _ => {}
-            }
-        }
-        info
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_what_show_info_prints() {
-        let text = "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nPid: 77\nStopping: 1\n\
-             Listeners: 2\nCurrConns: 3\nCumConns: 812\n";
-        let info = Info::read(text);
-        assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
-        assert!(info.stopping);
-        assert_eq!((info.pid, info.listeners), (Some(77), Some(2)));
-        assert_eq!((info.connections, info.accepted), (3, 812));
-        assert_eq!(Info::read("garbage"), Info::default());
-    }
 }

@@ -1,0 +1,57 @@
+//! `show info`: the process and its connections.
+
+use super::Version;
+
+/// What `show info` tells, as far as it matters here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Info {
+    /// haproxy's version.
+    pub version: Version,
+    /// The process that answers: in master-worker mode a worker, not the process that was started.
+    pub pid: Option<i32>,
+    /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
+    pub stopping: bool,
+    /// How many listeners it has open, where it says so; a worker counts its line to the master.
+    pub listeners: Option<u64>,
+    /// Connections now, this one not counted.
+    pub connections: u64,
+    /// Connections accepted since the start.
+    pub accepted: u64,
+}
+
+impl Info {
+    /// Reads the lines `Name: value`. What is missing or no number counts as 0.
+    pub fn read(text: &str) -> Self {
+        let mut info = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {
+            let number = || value.trim().parse().unwrap_or_default();
+            match name {
+                "Version" => info.version = Version::read(value),
+                "Pid" => info.pid = value.trim().parse().ok(),
+                "Listeners" => info.listeners = value.trim().parse().ok(),
+                "Stopping" => info.stopping = value.trim() != "0",
+                "CurrConns" => info.connections = number(),
+                "CumConns" => info.accepted = number(),
+                _ => {}
+            }
+        }
+        info
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_show_info_prints() {
+        let text = "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nPid: 77\nStopping: 1\n\
+             Listeners: 2\nCurrConns: 3\nCumConns: 812\n";
+        let info = Info::read(text);
+        assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
+        assert!(info.stopping);
+        assert_eq!((info.pid, info.listeners), (Some(77), Some(2)));
+        assert_eq!((info.connections, info.accepted), (3, 812));
+        assert_eq!(Info::read("garbage"), Info::default());
+    }
+}

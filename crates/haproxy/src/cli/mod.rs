@@ -1,0 +1,15 @@
+//! haproxy's admin CLI (management guide, section 9.3, "Unix Socket commands") and what differs between its
+//! versions: the text of an answer becomes values. Whoever has the connection sends the commands.
+
+mod descriptors;
+mod info;
+mod sessions;
+mod version;
+
+pub use descriptors::descriptor;
+pub use info::Info;
+pub use sessions::{Session, oldest_sessions};
+pub use version::Version;
+
+/// The end of every answer in interactive mode (`prompt`).
+pub const PROMPT: &[u8] = b"\n> ";

@@ -1,0 +1,52 @@
+//! What a start depends on, and what it comes to: the process that is to be started.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bindonce_haproxy::config::Messages;
+use bindonce_sys::spawn::Launch;
+
+use crate::generations::listeners::{Held, Known};
+use crate::generations::notifications::Notifications;
+
+/// What a start depends on besides its configuration.
+#[derive(Debug)]
+pub(crate) struct How {
+    /// An older generation is alive, so haproxy is given `-sf`.
+    pub(crate) older_alive: bool,
+    /// haproxy must not use epoll, where its ghosts could not be removed.
+    pub(crate) no_epoll: bool,
+    /// The descriptors of listeners that other generations have: none is had twice.
+    pub(crate) known: Known,
+    /// Nobody serves: this start must work where a reload would rather fail.
+    pub(crate) alone: bool,
+}
+
+/// How a configuration is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    /// It was read by this process before.
+    pub(crate) again: bool,
+    /// As in [`How`].
+    pub(crate) alone: bool,
+    /// As in [`How`]: a condition can depend on it.
+    pub(crate) no_epoll: bool,
+    /// Devices of listeners that generations have.
+    pub(crate) devices: BTreeSet<String>,
+}
+
+/// What is to be started, and what belongs to it.
+pub(super) struct Order {
+    pub(super) launch: Launch,
+    pub(super) messages: Messages,
+    pub(super) admin: Option<PathBuf>,
+    pub(super) notifications: Option<Notifications>,
+}
+
+/// The listeners' descriptors, to be passed on.
+pub(super) fn passed(listeners: &[Rc<Held>]) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
+    listeners.iter().map(|held| (String::new(), Arc::clone(&held.fd)))
+}
