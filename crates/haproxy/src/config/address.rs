@@ -299,6 +299,13 @@ fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<
     }
 }
 
+/// Whether an address is the number of a descriptor.
+pub(super) fn is_descriptor(address: &[u8]) -> bool {
+    let heads: [&[u8]; 3] = [b"stream+", b"dgram+", b"quic+"];
+    let bare = heads.iter().find_map(|head| address.strip_prefix(*head)).unwrap_or(address);
+    bare.starts_with(b"fd@") || bare.starts_with(b"sockpair@")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

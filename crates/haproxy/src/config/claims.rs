@@ -6,12 +6,16 @@ use std::ops::Range;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
+use bindonce_core::name::Name;
 
 use super::binds::{BindLine, Part, Piece};
-use super::reader::{Word, printable};
-use super::render::{Binding, LeftAlone, Variable};
+use super::edits::Edits;
+use super::listeners::{Met, Names, Supply};
+use super::options::Said;
+use super::rendering::{Binding, LeftAlone, Supplied, Variable};
 use super::sections::{Kind, Section};
-use super::walk::Walk;
+use super::unknowns::Unknowns;
+use super::world::World;
 use super::{Error, Place};
 
 /// How many ports one list variable carries: at most 10 bytes each, within the
@@ -32,26 +36,73 @@ struct Bound {
     threads: bool,
 }
 
-impl Walk<'_> {
-    /// Everything that a section says is known now.
-    pub(super) fn end_section(&mut self) -> Result<(), Error> {
-        let section = std::mem::take(&mut self.section);
-        if section.kind == Kind::Defaults {
-            self.last_defaults = section.proxy.clone();
-            self.defaults.insert(section.name.clone(), section.proxy.clone());
+/// What there is to claim, and what haproxy binds by itself.
+#[derive(Debug)]
+pub(super) struct Claims {
+    supply: Supply,
+    names: Names,
+    met: Met,
+    pub(super) bindings: Vec<Binding>,
+    pub(super) variables: Vec<Variable>,
+    pub(super) left_alone: Vec<LeftAlone>,
+}
+
+impl Claims {
+    pub(super) fn new(supplied: &Supplied<'_>) -> Result<Self, Error> {
+        let supply = Supply::new(supplied.listeners)?;
+        let mut names = Names::default();
+        for variable in supply.variables().chain(supplied.keep.iter().copied()) {
+            names.reserve(variable);
         }
-        self.server_states.end_section(&section);
+        let (met, bindings, variables, left_alone) = Default::default();
+        Ok(Self { supply, names, met, bindings, variables, left_alone })
+    }
+
+    /// The variables that `--listen` gives.
+    pub(super) fn supplied(&self) -> impl Iterator<Item = &str> {
+        self.supply.variables()
+    }
+
+    /// Names of `--listen` that nothing has used.
+    pub(super) fn unused(&self) -> Vec<Name> {
+        self.supply.unused()
+    }
+
+    /// The bind lines of a section that has ended. `unix` is what `unix-bind` says.
+    pub(super) fn section(
+        &mut self,
+        section: &Section,
+        unix: &Said,
+        world: &dyn World,
+        unknowns: &Unknowns<'_>,
+        edits: &mut Edits,
+    ) -> Result<(), Error> {
         let idle = section.idle();
+        let defaults = section.defaults(unix);
         let mut earlier = Earlier::new();
         for line in &section.lines {
-            match idle {
-                Some(reason) => {
-                    self.leave_line(line, &section, line.text.clone(), reason);
-                    if let Some(left) = self.out.left_alone.last_mut() {
-                        left.listens = false;
+            if let Some(reason) = idle {
+                self.leave_line(line, section, line.text.clone(), reason);
+                if let Some(left) = self.left_alone.last_mut() {
+                    left.listens = false;
+                }
+                continue;
+            }
+            let listeners = |piece: &Piece| {
+                let mut listeners = line.listeners(piece, &defaults, world)?;
+                for listener in &mut listeners {
+                    // Before 3.0 haproxy passes over `namespace` where a name is abstract.
+                    let elsewhere = listener.options.netns.is_some();
+                    let name = matches!(listener.address, Address::Abstract(_));
+                    if elsewhere && name && !unknowns.holds(b"version_atleast(3.0)") {
+                        listener.options.netns = None;
                     }
                 }
-                None => self.bind_line(line, &section, &mut earlier)?,
+                Ok(listeners)
+            };
+            let words = self.bind_line(line, section, &mut earlier, &listeners)?;
+            if line.claims() {
+                edits.edit(line.source.clone(), line.replacement(words));
             }
         }
         Ok(())
@@ -60,26 +111,16 @@ impl Walk<'_> {
     /// An address that haproxy binds by itself, or not at all, whatever the rest of its section says.
     pub(super) fn leave(
         &mut self,
-        word: Option<&Word>,
-        line: &[u8],
-        place: &Place,
-        reason: &'static str,
-    ) {
-        let text = word.map_or(String::new(), |word| printable(&line[word.source.clone()]));
-        self.left_alone(text, place, reason, false);
-    }
-
-    pub(super) fn left_alone(
-        &mut self,
+        section: &Section,
         text: String,
         place: &Place,
         reason: &'static str,
         descriptor: bool,
     ) {
-        self.out.left_alone.push(LeftAlone {
+        self.left_alone.push(LeftAlone {
             place: place.clone(),
-            section: self.section.label.clone(),
-            listens: self.section.kind != Kind::Defaults && !text.starts_with("server "),
+            section: section.label.clone(),
+            listens: section.kind != Kind::Defaults && !text.starts_with("server "),
             text,
             reason,
             descriptor,
@@ -93,7 +134,7 @@ impl Walk<'_> {
         text: String,
         reason: &'static str,
     ) {
-        self.out.left_alone.push(LeftAlone {
+        self.left_alone.push(LeftAlone {
             place: line.place.clone(),
             section: section.label.clone(),
             text,
@@ -103,13 +144,14 @@ impl Walk<'_> {
         });
     }
 
+    /// Gives the words for what the line claims.
     fn bind_line(
         &mut self,
         line: &BindLine,
         section: &Section,
         earlier: &mut Earlier,
-    ) -> Result<(), Error> {
-        let defaults = section.defaults(&self.unix);
+        listeners: &dyn Fn(&Piece) -> Result<Vec<Listener>, Error>,
+    ) -> Result<Vec<String>, Error> {
         let mut words = Vec::new();
         for piece in &line.pieces {
             match &piece.part {
@@ -121,45 +163,30 @@ impl Walk<'_> {
                     if self.shares(&key, line, earlier) {
                         continue;
                     }
-                    let first = self.out.bindings.len();
+                    let first = self.bindings.len();
                     self.claim(vec![listener], variable, false, line, piece, section)?;
                     earlier.insert(key, self.bound(String::new(), first, line));
                 }
                 Part::Listen(_, last) => {
-                    let mut listeners = line.listeners(piece, &defaults, self.world)?;
-                    for listener in &mut listeners {
-                        self.stay_here(listener);
-                        self.supply.name(listener);
-                    }
+                    let mut listeners = listeners(piece)?;
+                    listeners.iter_mut().for_each(|listener| self.supply.name(listener));
                     let key = (listeners[0].key(), *last);
                     if self.shares(&key, line, earlier) {
                         words.extend(earlier.get(&key).map(|bound| bound.word.clone()));
                         continue;
                     }
-                    let first = self.out.bindings.len();
+                    let first = self.bindings.len();
                     let word = self.claim_piece(listeners, line, piece, section)?;
                     earlier.insert(key, self.bound(word.clone(), first, line));
                     words.push(word);
                 }
             }
         }
-        if line.claims() {
-            self.edit(line.source.clone(), line.replacement(words));
-        }
-        Ok(())
-    }
-
-    /// Before 3.0 haproxy passes over `namespace` where a name is abstract.
-    fn stay_here(&self, listener: &mut Listener) {
-        let elsewhere = listener.options.netns.is_some();
-        let name = matches!(listener.address, Address::Abstract(_));
-        if elsewhere && name && !self.holds(b"version_atleast(3.0)") {
-            listener.options.netns = None;
-        }
+        Ok(words)
     }
 
     fn bound(&self, word: String, first: usize, line: &BindLine) -> Bound {
-        let bindings = first..self.out.bindings.len();
+        let bindings = first..self.bindings.len();
         Bound { word, bindings, options: line.options.clone(), threads: line.said.threads }
     }
 
@@ -173,7 +200,7 @@ impl Walk<'_> {
         let Some(Bound { bindings, .. }) = earlier.get(key).filter(same) else {
             return false;
         };
-        for binding in &mut self.out.bindings[bindings.clone()] {
+        for binding in &mut self.bindings[bindings.clone()] {
             binding.also.push(line.place.clone());
         }
         true
@@ -204,7 +231,7 @@ impl Walk<'_> {
             "a descriptor from outside; only haproxy knows its address"
         };
         self.leave_line(line, section, piece.shown(), reason);
-        if let Some(left) = self.out.left_alone.last_mut() {
+        if let Some(left) = self.left_alone.last_mut() {
             left.descriptor = true;
         }
         Ok(())
@@ -243,10 +270,10 @@ impl Walk<'_> {
         piece: &Piece,
         section: &Section,
     ) -> Result<(), Error> {
-        let first = self.out.bindings.len();
+        let first = self.bindings.len();
         for listener in listeners {
             self.met.add(&listener, &line.place)?;
-            self.out.bindings.push(Binding {
+            self.bindings.push(Binding {
                 listener,
                 variable: variable.to_owned(),
                 place: line.place.clone(),
@@ -255,9 +282,9 @@ impl Walk<'_> {
                 text: piece.shown(),
             });
         }
-        self.out.variables.push(Variable {
+        self.variables.push(Variable {
             name: variable.to_owned(),
-            bindings: first..self.out.bindings.len(),
+            bindings: first..self.bindings.len(),
             list,
         });
         Ok(())

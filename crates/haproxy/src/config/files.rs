@@ -43,7 +43,10 @@ pub(super) fn read(command: &Command, world: &dyn World) -> Result<Vec<Source>, 
     Ok(sources)
 }
 
-/// As haproxy lists files in `HAPROXY_CFGFILES`.
+/// haproxy's list of its files: for the first time at the end of a pass.
+pub(super) const CFGFILES: &str = "HAPROXY_CFGFILES";
+
+/// As haproxy lists files in [`CFGFILES`].
 pub(super) fn listed(sources: &[Source]) -> Vec<u8> {
     let paths: Vec<&[u8]> =
         sources.iter().map(|source| source.path.as_os_str().as_bytes()).collect();

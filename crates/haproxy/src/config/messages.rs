@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::reader;
-use super::render::{Binding, Change, RenderedFile, Rendering};
+use super::rendering::{Binding, Change, RenderedFile, Rendering};
 use super::{PathMap, Place};
 
 /// How many bytes of a line haproxy quotes.

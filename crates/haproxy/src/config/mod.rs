@@ -31,9 +31,11 @@ mod pid_file;
 mod questions;
 pub mod reader;
 mod render;
+mod rendering;
 mod sections;
 mod server_state;
 mod state;
+mod system;
 pub mod templates;
 mod unknowns;
 mod walk;
@@ -44,7 +46,7 @@ pub use error::{Error, Place};
 pub use messages::Messages;
 use paths::PathMap;
 pub use questions::{Answers, Questions};
-pub use render::{
-    Binding, Change, LeftAlone, RenderedFile, Rendering, ServerState, Supplied, Variable,
-};
-pub use world::{Environment, Family, System, World};
+pub use rendering::{Binding, Change, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+pub use server_state::ServerState;
+pub use system::System;
+pub use world::{Environment, Family, World};

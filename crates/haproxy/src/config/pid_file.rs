@@ -5,21 +5,21 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::edits::Edit;
+use super::edits::Edits;
 
 /// What the lines of `global` say about it.
 #[derive(Debug, Default)]
 pub(super) struct PidFile {
-    /// The first line: its path, its file, and where its keyword is there.
+    /// The first line: its path, its copy, and where its keyword is there.
     first: Option<(Vec<u8>, usize, Range<usize>)>,
     daemon: bool,
 }
 
 impl PidFile {
     /// haproxy takes the first of several lines.
-    pub(super) fn take(&mut self, path: &[u8], file: usize, keyword: Range<usize>) {
+    pub(super) fn take(&mut self, path: &[u8], copy: usize, keyword: Range<usize>) {
         if !path.is_empty() {
-            self.first.get_or_insert_with(|| (path.to_vec(), file, keyword));
+            self.first.get_or_insert_with(|| (path.to_vec(), copy, keyword));
         }
     }
 
@@ -34,11 +34,11 @@ impl PidFile {
         self,
         has_master: bool,
         directory: &Path,
-        edits: &mut [Vec<Edit>],
+        edits: &mut Edits,
     ) -> Option<PathBuf> {
-        let (path, file, keyword) = self.first.filter(|_| has_master || self.daemon)?;
-        if let Some(edits) = edits.get_mut(file).filter(|_| has_master) {
-            edits.push(Edit { range: keyword, text: b"#pidfile".to_vec() });
+        let (path, copy, keyword) = self.first.filter(|_| has_master || self.daemon)?;
+        if has_master {
+            edits.add(copy, keyword, b"#pidfile".to_vec());
         }
         Some(directory.join(std::ffi::OsStr::from_bytes(&path)))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Place;
 use super::binds::BindLine;
 use super::options::Said;
 use super::server_state::Loads;
@@ -67,9 +68,39 @@ pub(super) struct Section {
     pub(super) has_servers: bool,
 }
 
+/// The section that is read, and what those before it have left.
+#[derive(Debug, Default)]
+pub(super) struct Sections {
+    pub(super) open: Section,
+    /// The first `program` section.
+    pub(super) program: Option<(String, Place)>,
+    defaults: BTreeMap<Vec<u8>, Proxy>,
+    last_defaults: Proxy,
+}
+
+impl Sections {
+    /// Opens a section on its first line.
+    pub(super) fn begin(&mut self, kind: Kind, words: &[&[u8]], place: &Place) {
+        self.open = Section::open(kind, words, &self.defaults, &self.last_defaults);
+        if words[0] == b"program" {
+            self.program.get_or_insert_with(|| (self.open.label.clone(), place.clone()));
+        }
+    }
+
+    /// The section that was open, which has ended: everything that it says is known now.
+    pub(super) fn end(&mut self) -> Section {
+        let section = std::mem::take(&mut self.open);
+        if section.kind == Kind::Defaults {
+            self.last_defaults = section.proxy.clone();
+            self.defaults.insert(section.name.clone(), section.proxy.clone());
+        }
+        section
+    }
+}
+
 impl Section {
     /// Opens a section on its first line.
-    pub(super) fn open(
+    fn open(
         kind: Kind,
         words: &[&[u8]],
         defaults: &BTreeMap<Vec<u8>, Proxy>,
@@ -118,6 +149,11 @@ impl Section {
             }
             _ => {}
         }
+    }
+
+    /// Whether it may load the state of servers: only backends with servers that are not disabled do.
+    pub(super) fn loads_server_states(&self) -> bool {
+        self.kind == Kind::Proxy && self.has_servers && !self.proxy.disabled
     }
 
     /// Why haproxy does not listen on its bind lines at all, if it does not.

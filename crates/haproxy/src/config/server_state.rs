@@ -10,8 +10,33 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::render::ServerState;
-use super::sections::{Kind, Section};
+/// A file from which haproxy takes the state of servers when it starts. What
+/// `show servers state` says of the older generation belongs there before the
+/// newer one starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerState {
+    /// Where it is: absolute.
+    pub path: PathBuf,
+    /// The one backend whose servers it is for, as the argument of `show servers
+    /// state`; none for the global file, which has those of all backends.
+    pub backend: Option<String>,
+}
+
+impl ServerState {
+    /// The command of the admin CLI that tells it.
+    pub fn command(&self) -> String {
+        match &self.backend {
+            Some(backend) => format!("show servers state {backend}"),
+            None => "show servers state".to_owned(),
+        }
+    }
+
+    /// What the answer to that command has for the file; None if haproxy has no state yet, as for a backend that is
+    /// new: it says so in a sentence.
+    pub fn text(answer: &str) -> Option<&str> {
+        Some(answer.trim_start()).filter(|text| text.starts_with(|c: char| c.is_ascii_digit()))
+    }
+}
 
 /// Where a proxy takes the state of its servers from, and what it inherits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,18 +93,14 @@ impl ServerStates {
         }
     }
 
-    /// A section has ended. Only backends with servers that are not disabled load anything.
-    pub(super) fn end_section(&mut self, section: &Section) {
-        if section.kind != Kind::Proxy || !section.has_servers || section.proxy.disabled {
-            return;
-        }
-        let loads = &section.proxy.loads;
+    /// Takes what a backend loads, when its section has ended.
+    pub(super) fn loaded_by(&mut self, backend: &[u8], loads: &Loads) {
         match loads.from {
             From::Nowhere => {}
             From::Global => self.global_is_loaded = true,
             From::Local => {
-                let file = loads.file.as_ref().unwrap_or(&section.name);
-                self.local.push((file.clone(), section.name.clone()));
+                let file = loads.file.as_deref().unwrap_or(backend);
+                self.local.push((file.to_vec(), backend.to_vec()));
             }
         }
     }

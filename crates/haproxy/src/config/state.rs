@@ -10,6 +10,8 @@ use super::world::Environment;
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     pub(super) environment: Environment,
+    /// The environment that haproxy begins with.
+    initial: Environment,
     local_peer: String,
     /// `master-worker` has been seen.
     pub(super) master_worker: bool,
@@ -60,7 +62,13 @@ impl State {
     pub(super) fn new(environment: Environment, local_peer: String, known: bool) -> Self {
         let mut state = Self { environment, local_peer, known, ..Self::default() };
         state.name_local_peer();
+        state.initial.clone_from(&state.environment);
         state
+    }
+
+    /// Back to the environment that haproxy begins with.
+    pub(super) fn begin_again(&mut self) {
+        self.environment.clone_from(&self.initial);
     }
 
     /// The value of a variable.

@@ -1,14 +1,15 @@
 //! What the reading of a configuration depends on and only haproxy knows: it is noted while the lines
 //! are read, and then asked for all at once.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
-use super::Place;
 use super::expression::{self, Value};
-use super::questions::Questions;
+use super::files::{CFGFILES, Source};
+use super::questions::{self, Answers, Questions};
 use super::reader::{self, Line, Unset, Word};
 use super::sections::Kind;
-use super::walk::{CFGFILES, Walk};
+use super::state::State;
 
 /// Keywords whose words matter here.
 const KEYWORDS: [&[u8]; 25] = [
@@ -39,57 +40,99 @@ const KEYWORDS: [&[u8]; 25] = [
     b"nogetaddrinfo",
 ];
 
-impl Walk<'_> {
-    pub(super) fn must_ask(&self) -> bool {
-        self.asks.get() || self.state.marks().unknown || !self.terms.borrow().is_empty()
+#[derive(Debug)]
+pub(super) struct Unknowns<'a> {
+    /// What haproxy has answered; None as long as nothing had to be asked.
+    answers: Option<&'a Answers>,
+    asks: Cell<bool>,
+    /// Terms of conditions that haproxy has not been asked about.
+    terms: RefCell<BTreeSet<Vec<u8>>>,
+}
+
+impl<'a> Unknowns<'a> {
+    pub(super) fn new(answers: Option<&'a Answers>) -> Self {
+        Self { answers, asks: Cell::new(false), terms: RefCell::default() }
     }
 
-    /// Everything that there is to ask, as far as it can be seen from here.
-    pub(super) fn questions(&self) -> Questions {
+    pub(super) fn answers(&self) -> Option<&'a Answers> {
+        self.answers
+    }
+
+    /// Whether haproxy has to be asked before the reading can go on.
+    pub(super) fn must_ask(&self, state: &State) -> bool {
+        self.asks.get() || state.marks().unknown || !self.terms.borrow().is_empty()
+    }
+
+    /// What was read depends on something that only haproxy knows.
+    pub(super) fn depend(&self) {
+        self.asks.set(self.asks.get() || self.answers.is_none());
+    }
+
+    /// Whether haproxy has a first pass over the global sections.
+    pub(super) fn first_pass(&self) -> bool {
+        self.answers.is_some_and(|answers| answers.discovery)
+    }
+
+    /// How haproxy reads a variable that is not set.
+    pub(super) fn unset(&self) -> Unset {
+        self.answers.map(|answers| answers.unset).unwrap_or_default()
+    }
+
+    /// Everything that there is to ask, as far as it can be seen from here: also the terms of the
+    /// conditions in all files that haproxy would have to decide, in the environment of now.
+    pub(super) fn questions(
+        &self,
+        sources: &[Source],
+        state: &State,
+        variable: impl Fn(&Source, &[u8]) -> Option<Vec<u8>>,
+    ) -> Questions {
         let mut questions = Questions { terms: self.terms.take(), ..Questions::default() };
-        for source in self.sources {
-            questions.names.extend(super::questions::names(&source.text));
-            if self.answers.is_none() {
-                let place = Place { file: source.path.clone(), line: 0 };
-                for line in reader::lines(&source.text).map(|range| &source.text[range]) {
-                    questions.terms.extend(self.terms_of(line, &place));
+        for source in sources {
+            questions.names.extend(questions::names(&source.text));
+            if self.answers.is_some() {
+                continue;
+            }
+            for line in
+                reader::lines(&source.text).map(|range| source.text[range].trim_ascii_start())
+            {
+                if line.starts_with(b".if") || line.starts_with(b".elif") {
+                    let words = reader::words(line, self.unset(), &|name| variable(source, name));
+                    let expression = expression_of(&words.unwrap_or_default());
+                    let value = expression::evaluate(&expression, state, &|_| None);
+                    if let Value::Asks(terms) = value {
+                        questions.terms.extend(terms);
+                    }
                 }
             }
         }
         questions
     }
 
-    /// The terms of a condition that haproxy would have to decide, in the environment of now.
-    fn terms_of(&self, line: &[u8], place: &Place) -> BTreeSet<Vec<u8>> {
-        let line = line.trim_ascii_start();
-        if line.starts_with(b".if") || line.starts_with(b".elif") {
-            let words = reader::words(line, self.unset(), &|name| self.variable(name, place));
-            let expression = expression_of(&words.unwrap_or_default());
-            if let Value::Asks(terms) = expression::evaluate(&expression, &self.state, &|_| None) {
-                return terms;
+    /// Whether a condition holds, or why haproxy refuses it; false until haproxy has been asked.
+    pub(super) fn evaluate(&self, expression: &[u8], state: &State) -> Result<bool, String> {
+        match expression::evaluate(expression, state, &|term| self.answer(term)) {
+            Value::Known(value) => Ok(value),
+            Value::Asks(terms) => {
+                self.terms.borrow_mut().extend(terms);
+                Ok(false)
             }
+            Value::Refused(reason) => Err(reason),
         }
-        BTreeSet::new()
-    }
-
-    pub(super) fn unset(&self) -> Unset {
-        self.answers.map(|answers| answers.unset).unwrap_or_default()
     }
 
     /// Whether a term of conditions holds; false until haproxy has been asked.
     pub(super) fn holds(&self, term: &[u8]) -> bool {
-        match self.told(term) {
-            Some(Ok(holds)) => holds,
-            Some(Err(_)) => false,
-            None => {
+        self.answer(term).map_or_else(
+            || {
                 self.terms.borrow_mut().insert(term.to_vec());
                 false
-            }
-        }
+            },
+            |answer| answer.unwrap_or(false),
+        )
     }
 
-    /// What haproxy has said of a term.
-    pub(super) fn told(&self, term: &[u8]) -> Option<Result<bool, String>> {
+    /// What haproxy has answered about a term.
+    fn answer(&self, term: &[u8]) -> Option<Result<bool, String>> {
         self.answers?.terms.get(term).cloned()
     }
 }

@@ -5,30 +5,25 @@
 //! From 3.1 on haproxy does it twice: a first pass takes nothing but a few keywords of
 //! all global sections, and what they have set is there for every line of the second.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::address::is_descriptor;
 use super::binds::{self, Surroundings};
+use super::claims::Claims;
 use super::command::Command;
 use super::conditions::Blocks;
-use super::default_path::DefaultPath;
-use super::edits::{Edit, Reset, edited};
-use super::expression::{self, Value};
-use super::files::{self, Source};
-use super::global::is_descriptor;
-use super::listeners::{Met, Names, Supply, mark};
-use super::options::Said;
-use super::pid_file::PidFile;
+use super::edits::Edits;
+use super::files::{self, CFGFILES, Source};
+use super::global::Global;
+use super::listeners::mark;
 use super::questions::{Answers, Questions};
 use super::reader::{self, Word, printable};
-use super::render::{RenderedFile, Rendering, Supplied};
-use super::sections::{Kind, Proxy, Section};
-use super::server_state::ServerStates;
-use super::state::State;
-use super::unknowns::{expression_of, matters};
-use super::world::{Environment, World};
+use super::rendering::{RenderedFile, Rendering, Supplied};
+use super::sections::{Kind, Section, Sections};
+use super::state::{Done, State};
+use super::unknowns::{Unknowns, expression_of, matters};
+use super::world::World;
 use super::{Error, Place};
 
 /// Why reading has ended early.
@@ -39,39 +34,19 @@ pub(super) enum Stopped {
 }
 
 pub(super) struct Walk<'a> {
-    pub(super) world: &'a dyn World,
-    pub(super) command: &'a Command,
-    pub(super) sources: &'a [Source],
-    /// What haproxy has said; none as long as nothing had to be asked.
-    pub(super) answers: Option<&'a Answers>,
-    pub(super) keep: Vec<String>,
-    pub(super) directory: PathBuf,
-    pub(super) state: State,
-    /// The environment that haproxy begins with.
-    initial: Environment,
+    world: &'a dyn World,
+    command: &'a Command,
+    sources: &'a [Source],
+    directory: PathBuf,
     /// This is haproxy's first pass.
-    pub(super) first_pass: bool,
-    /// Which of the user's files is read.
-    pub(super) source: usize,
-    pub(super) asks: Cell<bool>,
-    /// Terms of conditions that haproxy has not been asked about.
-    pub(super) terms: RefCell<BTreeSet<Vec<u8>>>,
-    pub(super) prefix: Option<Vec<u8>>,
-    pub(super) unix: Said,
-    pub(super) path: DefaultPath,
-    pub(super) section: Section,
-    /// The first `program` section.
-    program: Option<(String, Place)>,
-    pub(super) defaults: BTreeMap<Vec<u8>, Proxy>,
-    pub(super) last_defaults: Proxy,
-    pub(super) supply: Supply,
-    pub(super) names: Names,
-    pub(super) met: Met,
-    pub(super) server_states: ServerStates,
-    pub(super) pid_file: PidFile,
-    pub(super) edits: Vec<Vec<Edit>>,
-    pub(super) resets: Vec<Reset>,
-    pub(super) out: Rendering,
+    first_pass: bool,
+    state: State,
+    unknowns: Unknowns<'a>,
+    global: Global,
+    sections: Sections,
+    claims: Claims,
+    edits: Edits,
+    files: Vec<RenderedFile>,
 }
 
 impl<'a> Walk<'a> {
@@ -82,52 +57,31 @@ impl<'a> Walk<'a> {
         sources: &'a [Source],
         answers: Option<&'a Answers>,
     ) -> Result<Self, Error> {
-        let supply = Supply::new(supplied.listeners)?;
-        let mut names = Names::default();
+        let claims = Claims::new(supplied)?;
         let mut environment = world.environment();
         let local_peer = match &command.local_peer {
             Some(name) => name.to_string_lossy().into_owned(),
             None => world.host_name(),
         };
-        for variable in supply.variables() {
-            names.reserve(variable);
+        for variable in claims.supplied() {
             environment.insert(variable.as_bytes().to_vec(), mark(variable));
-        }
-        for variable in supplied.keep {
-            names.reserve(variable);
         }
         if let Some(version) = answers.and_then(|answers| answers.variable(STARTUP_VERSION)) {
             environment.entry(STARTUP_VERSION.into()).or_insert_with(|| version.to_vec());
         }
-        let state = State::new(environment, local_peer, answers.is_some());
         Ok(Self {
             world,
             command,
             sources,
-            answers,
-            keep: supplied.keep.iter().map(|&name| name.to_owned()).collect(),
             directory: files::directory(command, world),
-            initial: state.environment.clone(),
-            state,
             first_pass: false,
-            source: 0,
-            asks: Cell::new(false),
-            terms: RefCell::default(),
-            prefix: None,
-            unix: Said::default(),
-            path: DefaultPath::default(),
-            section: Section::default(),
-            program: None,
-            defaults: BTreeMap::new(),
-            last_defaults: Proxy::default(),
-            supply,
-            names,
-            met: Met::default(),
-            server_states: ServerStates::default(),
-            pid_file: PidFile::default(),
-            edits: Vec::new(),
-            resets: Vec::new(),
-            out: Rendering::default(),
+            state: State::new(environment, local_peer, answers.is_some()),
+            unknowns: Unknowns::new(answers),
+            global: Global::default(),
+            sections: Sections::default(),
+            claims,
+            edits: Edits::new(files::listed(sources), supplied.keep),
+            files: Vec::new(),
         })
     }
 
@@ -135,53 +89,64 @@ impl<'a> Walk<'a> {
     pub(super) fn run(mut self) -> Result<Rendering, Stopped> {
         let read = self.read();
         if self.must_ask() {
-            return Err(Stopped::Asks(self.questions()));
+            let variable = |source: &Source, name: &[u8]| {
+                self.variable(name, &Place { file: source.path.clone(), line: 0 })
+            };
+            let questions = self.unknowns.questions(self.sources, &self.state, variable);
+            return Err(Stopped::Asks(questions));
         }
         read.map_err(Stopped::Error)?;
-        self.keep_through_resets().map_err(Stopped::Error)?;
-        let has_master = self.has_master();
-        self.out.master_worker = has_master;
-        self.out.pid_file = self.pid_file.finish(has_master, &self.directory, &mut self.edits);
-        for (file, edits) in self.out.files.iter_mut().zip(self.edits) {
-            (file.text, file.changes) = edited(&file.text, edits);
+        let first_pass = self.unknowns.first_pass();
+        let kept = self.edits.keep_through_resets(&self.claims.variables, first_pass);
+        kept.map_err(Stopped::Error)?;
+        let master_worker = self.has_master();
+        let pid_file = self.global.pid_file.finish(master_worker, &self.directory, &mut self.edits);
+        for (copy, file) in self.files.iter_mut().enumerate() {
+            file.changes = self.edits.apply(copy, &mut file.text);
         }
         let without = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dR");
-        self.out.no_reuse_port = self.command.arguments.iter().any(without)
-            || self.state.enabled(b"REUSEPORT") == Some(false);
-        self.out.unused = self.supply.unused();
-        self.out.server_states = self.server_states.files(&self.directory);
-        Ok(self.out)
+        Ok(Rendering {
+            files: self.files,
+            constants: self.edits.constants,
+            no_reuse_port: self.command.arguments.iter().any(without)
+                || self.state.enabled(b"REUSEPORT") == Some(false),
+            master_worker,
+            pid_file,
+            unused: self.claims.unused(),
+            bindings: self.claims.bindings,
+            variables: self.claims.variables,
+            left_alone: self.claims.left_alone,
+            server_states: self.global.server_states.files(&self.directory),
+        })
+    }
+
+    fn must_ask(&self) -> bool {
+        self.unknowns.must_ask(&self.state)
     }
 
     fn read(&mut self) -> Result<(), Error> {
         self.begin();
-        if self.answers.is_some_and(|answers| answers.discovery) {
+        if self.unknowns.first_pass() {
             self.first_pass = true;
-            for (index, source) in self.sources.iter().enumerate() {
-                self.source = index;
-                self.file(&source.path, &source.text)?;
+            for (number, source) in self.sources.iter().enumerate() {
+                self.file(number, source)?;
             }
             self.first_pass = false;
             self.between_passes();
         }
-        for (index, source) in self.sources.iter().enumerate() {
-            self.source = index;
-            if let Some(text) = self.path.start_of(&source.path) {
+        for (number, source) in self.sources.iter().enumerate() {
+            if let Some(text) = self.global.path.start_of(&source.path) {
                 self.add_file(&source.path, text, true);
             }
             self.add_file(&source.path, source.text.clone(), false);
-            self.file(&source.path, &source.text)?;
+            self.file(number, source)?;
         }
-        self.no_programs()?;
-        if self.out.files.is_empty() { Err(Error::NoFiles) } else { Ok(()) }
-    }
-
-    /// Each generation has a master of its own, which would run one more copy of each program and live as
-    /// long as it. Without a master haproxy itself refuses the section.
-    fn no_programs(&mut self) -> Result<(), Error> {
-        match self.program.take().filter(|_| self.has_master()) {
-            Some((section, place)) => Err(Error::Program { section, place }),
-            None => Ok(()),
+        match self.sections.program.take() {
+            // Each generation has a master of its own, which would run one more copy of each program and
+            // live as long as it. Without a master haproxy itself refuses the section.
+            Some((section, place)) if self.has_master() => Err(Error::Program { section, place }),
+            _ if self.files.is_empty() => Err(Error::NoFiles),
+            _ => Ok(()),
         }
     }
 
@@ -191,7 +156,7 @@ impl<'a> Walk<'a> {
 
     /// Sets what haproxy sets before it reads the files, in each pass.
     fn begin(&mut self) {
-        let Some(answers) = self.answers else { return };
+        let Some(answers) = self.unknowns.answers() else { return };
         for (name, value) in &answers.variables {
             match (name.as_str(), value) {
                 // These have times of their own.
@@ -206,7 +171,7 @@ impl<'a> Walk<'a> {
     /// any other process knows all its files from now on.
     fn between_passes(&mut self) {
         if self.has_master() {
-            self.state.environment.clone_from(&self.initial);
+            self.state.begin_again();
             self.state.set("HAPROXY_MWORKER", b"1".to_vec());
         } else {
             self.state.set(CFGFILES, files::listed(self.sources));
@@ -217,25 +182,28 @@ impl<'a> Walk<'a> {
 
     fn add_file(&mut self, path: &Path, text: Vec<u8>, injected: bool) {
         let base = path.file_name().unwrap_or(path.as_os_str());
-        self.out.files.push(RenderedFile {
+        self.files.push(RenderedFile {
             user_path: path.to_owned(),
-            name: format!("{:03}-{}", self.out.files.len(), base.to_string_lossy()),
+            name: format!("{:03}-{}", self.files.len(), base.to_string_lossy()),
             injected,
             text,
             changes: Vec::new(),
         });
-        self.edits.push(Vec::new());
+        self.edits.add_copy(injected);
     }
 
     /// Reads one file, the one that was added last unless this is the first pass.
-    fn file(&mut self, path: &Path, text: &[u8]) -> Result<(), Error> {
+    fn file(&mut self, number: usize, source: &Source) -> Result<(), Error> {
+        let Source { path, text } = source;
         let mut blocks = Blocks::default();
-        self.section = Section::default();
+        self.sections.open = Section::default();
         for (index, line) in reader::lines(text).enumerate() {
-            let place = Place { file: path.to_owned(), line: index + 1 };
+            let place = Place { file: path.clone(), line: index + 1 };
             let (offset, line) = (line.start, &text[line]);
             let before = self.state.marks();
-            let taken = reader::take_apart(line, self.unset(), &|name| self.variable(name, &place));
+            let taken = reader::take_apart(line, self.unknowns.unset(), &|name| {
+                self.variable(name, &place)
+            });
             let taken = match taken {
                 Ok(taken) => taken,
                 Err(fault) if is_bind(line) && !blocks.masked() && !self.first_pass => {
@@ -250,14 +218,21 @@ impl<'a> Walk<'a> {
                 Err(_) => continue,
             };
             if matters(&taken, line, blocks.masked()) {
-                self.asks.set(self.asks.get() || (taken.depends && self.answers.is_none()));
+                if taken.depends {
+                    self.unknowns.depend();
+                }
             } else {
                 self.state.restore(before);
             }
             if self.must_ask() {
                 return Ok(());
             }
-            self.name_files(&taken, line, offset, path);
+            if !self.first_pass {
+                let known = self.unknowns.answers().is_some();
+                let (state, name) = (&self.state, CFGFILES.as_bytes());
+                let listed = || state.get(name).filter(|_| known).cloned();
+                self.edits.name_files(&taken, line, offset, path, &listed);
+            }
             let words = taken.words;
             let Some(first) = words.first().filter(|word| !word.value.is_empty()) else {
                 continue;
@@ -265,24 +240,24 @@ impl<'a> Walk<'a> {
             if first.value.starts_with(b".") {
                 self.block(&words, &mut blocks, &place)?;
             } else if !blocks.masked() {
-                self.line(&words, line, offset, &place)?;
+                self.line(number, &words, line, offset, &place)?;
             }
         }
         if blocks.is_open() && !self.must_ask() {
             let line = reader::lines(text).count();
             return Err(Error::Nesting {
-                place: Place { file: path.to_owned(), line },
+                place: Place { file: path.clone(), line },
                 reason: ".if without .endif",
             });
         }
         if self.first_pass { Ok(()) } else { self.end_section() }
     }
 
-    pub(super) fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
+    fn variable(&self, name: &[u8], place: &Place) -> Option<Vec<u8>> {
         match name {
             b".FILE" => Some(place.file.as_os_str().as_bytes().to_vec()),
             b".LINE" => Some(place.line.to_string().into_bytes()),
-            b".SECTION" => Some(self.section.name.clone()),
+            b".SECTION" => Some(self.sections.open.name.clone()),
             _ => self.state.get(name).cloned(),
         }
     }
@@ -291,18 +266,12 @@ impl<'a> Walk<'a> {
         let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
         let evaluate = || {
             let expression = expression_of(words);
-            match expression::evaluate(&expression, &self.state, &|term| self.told(term)) {
-                Value::Known(value) => Ok(value),
-                Value::Asks(terms) => {
-                    self.terms.borrow_mut().extend(terms);
-                    Ok(false)
-                }
-                Value::Refused(reason) => Err(Error::Condition {
-                    place: place.clone(),
-                    condition: printable(&expression),
-                    reason,
-                }),
-            }
+            let value = self.unknowns.evaluate(&expression, &self.state);
+            value.map_err(|reason| Error::Condition {
+                place: place.clone(),
+                condition: printable(&expression),
+                reason,
+            })
         };
         match blocks.line(&values, evaluate)? {
             Some(Err(reason)) => Err(Error::Nesting { place: place.clone(), reason }),
@@ -312,6 +281,7 @@ impl<'a> Walk<'a> {
 
     fn line(
         &mut self,
+        source: usize,
         words: &[Word],
         line: &[u8],
         offset: usize,
@@ -322,55 +292,111 @@ impl<'a> Walk<'a> {
             if !self.first_pass {
                 self.end_section()?;
             }
-            self.section = Section::open(kind, &values, &self.defaults, &self.last_defaults);
-            if values[0] == b"program" {
-                self.program.get_or_insert_with(|| (self.section.label.clone(), place.clone()));
-            }
+            self.sections.begin(kind, &values, place);
+            return Ok(());
+        }
+        let section = &mut self.sections.open;
+        if section.kind == Kind::Global {
+            self.global(source, words, &values, offset, place);
             return Ok(());
         }
         if self.first_pass {
-            if self.section.kind == Kind::Global {
-                self.global(words, &values, offset, place);
-            }
             return Ok(());
         }
-        match (self.section.kind, values[0]) {
-            (Kind::Global, _) => self.global(words, &values, offset, place),
+        let written = |word: Option<&Word>| {
+            word.map_or(String::new(), |word| printable(&line[word.source.clone()]))
+        };
+        match (section.kind, values[0]) {
             (Kind::Defaults, b"bind") => {
                 let reason = "haproxy does not allow bind in defaults";
-                self.leave(words.get(1), line, place, reason);
+                self.claims.leave(section, written(words.get(1)), place, reason, false);
             }
             (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
             | (Kind::LogForward, b"dgram-bind")
                 if values.get(1).is_some_and(|word| !word.is_empty()) =>
             {
+                // Whether haproxy asks getaddrinfo() for host names here.
+                let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
+                let getaddrinfo = !self.command.arguments.iter().any(disabled)
+                    && self.state.enabled(b"GETADDRINFO") != Some(false);
                 let around = Surroundings {
                     world: self.world,
                     state: &self.state,
-                    getaddrinfo: self.uses_getaddrinfo(),
+                    getaddrinfo,
                     directory: &self.directory,
-                    prefix: self.prefix.as_deref().unwrap_or_default(),
+                    prefix: self.global.prefix.as_deref().unwrap_or_default(),
                 };
-                let bind = binds::read(words, line, offset, place.clone(), &around)?;
-                self.section.lines.push(bind);
+                section.lines.push(binds::read(words, line, offset, place.clone(), &around)?);
             }
             (Kind::Peers, b"peer" | b"server")
                 if values.get(1) == Some(&self.state.local_peer()) =>
             {
-                self.section.local_peer = true;
+                section.local_peer = true;
                 if values[0] == b"peer" {
                     let reason = "haproxy binds the address of the local peer by itself; write bind and server lines to share it";
-                    self.leave(words.get(2), line, place, reason);
+                    self.claims.leave(section, written(words.get(2)), place, reason, false);
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
-                self.section.keyword(&values);
+                section.keyword(&values);
                 let text = format!("server {}", printable(values[2]));
-                self.left_alone(text, place, "a descriptor from outside", true);
+                self.claims.leave(section, text, place, "a descriptor from outside", true);
             }
-            _ => self.section.keyword(&values),
+            _ => section.keyword(&values),
         }
         Ok(())
+    }
+
+    /// A line of `global`, which may change something for the lines after it.
+    fn global(
+        &mut self,
+        source: usize,
+        words: &[Word],
+        values: &[&[u8]],
+        offset: usize,
+        place: &Place,
+    ) {
+        if values[0] == b"localpeer" && self.command.local_peer.is_some() {
+            return;
+        }
+        let looked = self.state.marks().looked;
+        let made = self.claims.variables.len();
+        let late = match self.state.global(values, self.first_pass) {
+            Done::Environment => looked,
+            Done::Reset => looked || made > 0,
+            Done::Nothing | Done::Other => false,
+        };
+        // It matters whether haproxy has done this already when it comes to the lines before.
+        if late {
+            self.unknowns.depend();
+        }
+        if values[0] == b"resetenv" {
+            self.edits.reset(words, offset, place, source, made);
+        }
+        if self.first_pass {
+            return;
+        }
+        if let [b"stats", b"socket", rest @ ..] = values {
+            let reason = "an admin socket belongs to one generation; the newest has it";
+            let address = rest.first().copied().unwrap_or_default();
+            let text = format!("stats socket {}", printable(address));
+            let descriptor = address.split(|&byte| byte == b',').any(is_descriptor);
+            self.claims.leave(&self.sections.open, text, place, reason, descriptor);
+        }
+        if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
+        {
+            self.edits.edit(range, text);
+        }
+    }
+
+    /// Everything that a section says is known now.
+    fn end_section(&mut self) -> Result<(), Error> {
+        let section = self.sections.end();
+        if section.loads_server_states() {
+            self.global.server_states.loaded_by(&section.name, &section.proxy.loads);
+        }
+        let (unix, unknowns, edits) = (&self.global.unix, &self.unknowns, &mut self.edits);
+        self.claims.section(&section, unix, self.world, unknowns, edits)
     }
 }
 
@@ -382,6 +408,3 @@ fn is_bind(line: &[u8]) -> bool {
 
 /// The version of the haproxy that was started first, which haproxy never overwrites.
 const STARTUP_VERSION: &str = "HAPROXY_STARTUP_VERSION";
-
-/// haproxy's list of its files: for the first time at the end of a pass.
-pub(super) const CFGFILES: &str = "HAPROXY_CFGFILES";

@@ -1,26 +1,13 @@
 //! What reading a configuration needs from outside: files, environment, host
 //! names, and what only haproxy knows.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bindonce_sys::ask::User;
-use bindonce_sys::whole::{self, Unread};
-
-/// How large a file of another user's configuration may be.
-const LARGEST: u64 = 256 << 20;
-
-/// How long a file that is being written is waited for.
-const WRITTEN: Duration = Duration::from_secs(2);
-
-use super::ask;
 use super::questions::{Answers, Questions};
-use bindonce_sys::listen;
 
 /// Environment variables by name.
 pub type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -75,155 +62,4 @@ pub trait World {
 
     /// The name of this host, which haproxy takes for the local peer.
     fn host_name(&self) -> String;
-}
-
-/// The real world: this system, and the haproxy of the user's command.
-#[derive(Debug, Clone)]
-pub struct System {
-    program: OsString,
-    directory: PathBuf,
-    environment: Environment,
-    again: bool,
-    /// Whose rights haproxy is asked with, where it is not started by us.
-    user: Option<User>,
-    /// Devices of listeners that are held.
-    devices: BTreeSet<String>,
-}
-
-impl System {
-    /// The system as this process sees it; what only haproxy knows is asked of
-    /// `program`. Fails when the current directory is gone.
-    pub fn new(program: &OsStr) -> io::Result<Self> {
-        let environment =
-            std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
-        Ok(Self::at(program, std::env::current_dir()?, environment))
-    }
-
-    /// The same, for a haproxy that is started without these variables, and with those.
-    #[must_use]
-    pub fn with(mut self, without: &[OsString], more: &[(&str, &str)]) -> Self {
-        for name in without {
-            self.environment.remove(name.as_encoded_bytes());
-        }
-        for (name, value) in more {
-            self.environment.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
-        }
-        self
-    }
-
-    /// The system as a haproxy that was started in `directory` with this environment sees it.
-    pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        let (program, devices) = (program.to_owned(), BTreeSet::new());
-        Self { program, directory, environment, again: false, user: None, devices }
-    }
-
-    /// The same, where this user has chosen the program and the environment: questions are put to it
-    /// with the rights of that user and no others.
-    pub fn of_user(self, user: User) -> Self {
-        Self { user: Some(user), ..self }
-    }
-
-    /// The same, where this process has read the configuration before: a pipe without a name has
-    /// nothing more to give, and is refused.
-    pub fn again(self) -> Self {
-        Self { again: true, ..self }
-    }
-
-    /// The same, where listeners on these devices are held: an address on one of them is the broker's
-    /// even while the device is gone, because haproxy could not bind it beside the listener.
-    #[must_use]
-    pub fn holding(self, devices: BTreeSet<String>) -> Self {
-        Self { devices, ..self }
-    }
-}
-
-impl World for System {
-    fn has_device(&self, name: &str) -> bool {
-        self.devices.contains(name) || nix::net::if_::if_nametoindex(name).is_ok()
-    }
-
-    fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {
-        let read = || {
-            let value = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only");
-            value.is_ok_and(|value| value.trim() == "1")
-        };
-        match namespace {
-            None => read(),
-            // Where there is none, opening the socket says so.
-            Some(name) => listen::within_netns(name, read).unwrap_or(false),
-        }
-    }
-
-    fn directory(&self) -> PathBuf {
-        self.directory.clone()
-    }
-
-    fn environment(&self) -> Environment {
-        self.environment.clone()
-    }
-
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        if self.again && whole::is_unnamed_pipe(path) {
-            return Err(io::Error::other(
-                "it is a pipe, which was read when the service began and gives nothing a second time; \
-                 to reload, start the service with -f and a file",
-            ));
-        }
-        if self.user.is_some_and(|user| !user.is_ours()) {
-            // Who has named it may not open every device, and we may.
-            return whole::regular(path, LARGEST);
-        }
-        whole::read(path, WRITTEN).map_err(|unread| match unread {
-            Unread::System(error) => error,
-            unread @ Unread::BeingWritten { .. } => io::Error::other(format!(
-                "{unread}; reload when it is complete, or write a new file and rename it into place"
-            )),
-            unread => io::Error::other(unread.to_string()),
-        })
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Option<Vec<OsString>>> {
-        if !std::fs::metadata(path)?.is_dir() {
-            return Ok(None);
-        }
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(path)? {
-            let entry = entry?;
-            // Follows links, as haproxy's stat() does. What cannot be looked at stays
-            // in the list, so that reading it says why, if it is a configuration at all.
-            if std::fs::metadata(entry.path()).map_or(true, |about| about.is_file()) {
-                names.push(entry.file_name());
-            }
-        }
-        Ok(Some(names))
-    }
-
-    fn resolve(&self, host: &str, family: Option<Family>) -> io::Result<IpAddr> {
-        use std::net::ToSocketAddrs as _;
-        let mut found = (host, 0).to_socket_addrs()?.map(|address| address.ip());
-        found
-            .find(|ip| match family {
-                None => true,
-                Some(Family::V4) => ip.is_ipv4(),
-                Some(Family::V6) => ip.is_ipv6(),
-            })
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address of that family"))
-    }
-
-    fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers> {
-        let whose = ask::Whose {
-            program: &self.program,
-            arguments,
-            directory: &self.directory,
-            environment: &self.environment,
-            user: self.user,
-        };
-        ask::ask(&whose, questions)
-    }
-
-    fn host_name(&self) -> String {
-        std::fs::read_to_string("/proc/sys/kernel/hostname")
-            .map(|name| name.trim_end().to_owned())
-            .unwrap_or_default()
-    }
 }

@@ -1,0 +1,269 @@
+//! The rendered copy: what haproxy is started on, and what it takes to start it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use bindonce_core::listener::Listener;
+use bindonce_core::name::Name;
+
+use super::server_state::ServerState;
+use super::{Error, Place};
+
+/// What the caller adds to the user's configuration.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Supplied<'a> {
+    /// The listeners of `--listen NAME=ADDR`, ranges already expanded. Each has a
+    /// name. `fd@${NAME}` in the configuration is bound to it, and a bind line
+    /// that names the same address takes its name.
+    pub listeners: &'a [Listener],
+    /// Variables of the caller's own that haproxy needs until the last file is
+    /// read: they are kept through a `resetenv` of the user's.
+    pub keep: &'a [&'a str],
+}
+
+/// One of the files that haproxy is started on, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderedFile {
+    /// The path as haproxy would have named it from the user's command line.
+    pub user_path: PathBuf,
+    /// A file name for the copy, different from those of all other copies.
+    pub name: String,
+    /// True for a file that has no counterpart: it restores what `default-path
+    /// config` would do at the start of the next file.
+    pub injected: bool,
+    /// The text of the copy.
+    pub text: Vec<u8>,
+    /// Where it differs from the user's file, in order.
+    pub changes: Vec<Change>,
+}
+
+/// A place at which a copy differs from the user's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The bytes of the copy.
+    pub range: Range<usize>,
+    /// What stands there in the user's file.
+    pub was: Box<[u8]>,
+}
+
+/// A listener that haproxy gets from the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// What to claim. It has a name only when `--listen` gave one.
+    pub listener: Listener,
+    /// The variable that carries its descriptor's number.
+    pub variable: String,
+    /// Where the bind line stands.
+    pub place: Place,
+    /// Further lines of the section for the same address, each for threads of its
+    /// own: they share the socket.
+    pub also: Vec<Place>,
+    /// The section, as in `frontend web`.
+    pub section: String,
+    /// The address as haproxy reads it, before variables of addresses.
+    pub text: String,
+}
+
+/// An address that haproxy goes on binding by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAlone {
+    /// Where it stands.
+    pub place: Place,
+    /// The section, as in `frontend web`.
+    pub section: String,
+    /// The address as written in the user's file.
+    pub text: String,
+    /// Why.
+    pub reason: &'static str,
+    /// It is a descriptor that haproxy would have to inherit.
+    pub descriptor: bool,
+    /// haproxy listens there: false where it passes over the line.
+    pub listens: bool,
+}
+
+/// A variable of the environment that the rendered copy reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: String,
+    /// The bindings that it stands for, by index: one, or a whole range of ports.
+    pub bindings: Range<usize>,
+    /// True when the value is `fd@3,fd@4,...` instead of one number: a variable for
+    /// each port of a long range would make haproxy's start quadratic in it.
+    pub list: bool,
+}
+
+/// A configuration, ready to start haproxy on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendering {
+    /// The copies, in the order of haproxy's `-f`.
+    pub files: Vec<RenderedFile>,
+    /// What to claim, in order.
+    pub bindings: Vec<Binding>,
+    /// What to set, in order.
+    pub variables: Vec<Variable>,
+    /// Further variables to set, with their values.
+    pub constants: Vec<(String, String)>,
+    /// What haproxy binds by itself.
+    pub left_alone: Vec<LeftAlone>,
+    /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
+    /// generation cannot bind the same.
+    pub no_reuse_port: bool,
+    /// haproxy runs as a master with workers, by `-W` or `master-worker`.
+    pub master_worker: bool,
+    /// The file that it would write its pid to: absolute.
+    pub pid_file: Option<PathBuf>,
+    /// Names of `--listen` that nothing in the configuration uses.
+    pub unused: Vec<Name>,
+    /// The server-state files that it loads, the global one first; none if it loads none.
+    pub server_states: Vec<ServerState>,
+}
+
+impl Rendering {
+    /// The variables to start haproxy with, when the descriptor of `bindings[i]`
+    /// will have the number `numbers[i]` in haproxy. Variables whose bindings have
+    /// no number are left out.
+    pub fn environment(&self, numbers: &[RawFd]) -> Vec<(String, String)> {
+        let value = |variable: &Variable| {
+            let numbers = numbers.get(variable.bindings.clone())?;
+            let mut value = String::new();
+            for (index, number) in numbers.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                let prefix = if variable.list { "fd@" } else { "" };
+                // Writing to a String does not fail.
+                let _ = write!(value, "{comma}{prefix}{number}");
+            }
+            Some((variable.name.clone(), value))
+        };
+        self.variables.iter().filter_map(value).chain(self.constants.iter().cloned()).collect()
+    }
+
+    /// The binding that wants this address, as the broker names it where it refuses one.
+    pub fn binding_of(&self, address: &str) -> Option<&Binding> {
+        self.bindings.iter().find(|binding| binding.listener.address.to_string() == address)
+    }
+
+    /// Whether haproxy has something to listen on for certain, before anything of ours is added: an
+    /// address that it gets from the broker, or an admin socket of the user's. Else only haproxy knows
+    /// (peers, QUIC), and refuses to start where it finds nothing.
+    pub fn surely_listens(&self) -> bool {
+        !self.bindings.is_empty() || self.has_stats_socket()
+    }
+
+    /// Whether haproxy may have something to listen on: where not, it refuses to start.
+    pub fn may_listen(&self) -> bool {
+        !self.bindings.is_empty() || self.left_alone.iter().any(|left| left.listens)
+    }
+
+    /// Whether the user's configuration has an admin socket, which alone is enough for haproxy.
+    pub fn has_stats_socket(&self) -> bool {
+        self.left_alone.iter().any(|left| left.text.starts_with("stats socket "))
+    }
+
+    /// The bind line that may stand for an address and was not claimed: haproxy takes a branch that we
+    /// did not take, or expands it in another way.
+    pub fn unclaimed_bind(&self, address: &str) -> Option<Place> {
+        self.files.iter().find_map(|file| {
+            let text = String::from_utf8_lossy(&file.text);
+            let names = |line: &str| {
+                let mut words = line.split_ascii_whitespace();
+                let bind = matches!(words.next(), Some("bind" | "dgram-bind"));
+                bind && words.next().is_some_and(|word| may_stand_for(word, address))
+            };
+            let line = text.lines().position(names)? + 1;
+            Some(Place { file: file.user_path.clone(), line })
+        })
+    }
+
+    /// Checks that the configuration uses no descriptor but those of its bindings.
+    /// Under a supervisor haproxy inherits no other, and a number that the user
+    /// wrote would name one of ours.
+    ///
+    /// # Errors
+    /// [`Error::ForeignDescriptor`] for the first that it does use.
+    pub fn self_contained(&self) -> Result<(), Error> {
+        match self.left_alone.iter().find(|left| left.descriptor) {
+            None => Ok(()),
+            Some(left) => {
+                Err(Error::ForeignDescriptor { place: left.place.clone(), text: left.text.clone() })
+            }
+        }
+    }
+
+    /// Writes the copies into `directory`, which exists, readable by their owner
+    /// alone. Gives their paths in the order of haproxy's `-f`.
+    ///
+    /// # Errors
+    /// What the system says about the first file that could not be written.
+    pub fn write_to(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut paths = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            let path = directory.join(&file.name);
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&path)?.write_all(&file.text)?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}
+
+/// Whether the address word of a bind line may stand for a socket that the kernel shows. What is a
+/// variable may be anything.
+fn may_stand_for(word: &str, address: &str) -> bool {
+    let word = word.trim_matches('"');
+    let datagram = |text: &str| text.starts_with("udp") || text.starts_with("quic");
+    word.split(',').filter(|piece| !piece.starts_with("fd@")).any(|piece| {
+        let name = piece.rsplit_once('@').map_or(piece, |(_, name)| name);
+        match (address.strip_prefix("unix@"), address.strip_prefix("abns@")) {
+            _ if name.is_empty() => false,
+            (Some(path), _) => {
+                let is_path = name.contains('/') || piece.starts_with("unix@");
+                piece.contains('$') || is_path && path.contains(name)
+            }
+            (_, Some(own)) => piece.contains('$') || own == name,
+            _ if datagram(piece) != datagram(address) => false,
+            _ if name.contains('/') => false,
+            _ => {
+                let port = |text: &str| text.rsplit(':').next()?.parse::<u16>().ok();
+                let ports = name.rsplit(':').next().unwrap_or(name);
+                let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+                match (first.parse::<u16>(), last.parse::<u16>(), port(address)) {
+                    (Ok(first), Ok(last), Some(port)) => (first..=last).contains(&port),
+                    _ => name.contains('$'),
+                }
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_line_may_stand_for_what_it_names() {
+        for (word, address, expected) in [
+            (":8080", "0.0.0.0:8080", true),
+            ("127.0.0.1:8080-8082,:90", "127.0.0.1:8081", true),
+            (":8080", "127.0.0.1:8081", false),
+            ("\"${HOST}:${PORT}\"", "127.0.0.1:8081", true),
+            ("\"${HOST}:90\"", "127.0.0.1:8081", false),
+            ("\"${X-127.0.0.1:8081}\"", "127.0.0.1:8081", true),
+            ("\"fd@${BINDONCE_127_0_0_1_8081}\"", "127.0.0.1:8081", false),
+            ("quic4@:443", "udp4@0.0.0.0:443", true),
+            (":443", "udp4@0.0.0.0:443", false),
+            ("/run/a.sock", "unix@/run/a.sock.812.tmp", true),
+            ("unix@b.sock", "unix@/run/b.sock", true),
+            ("abns@name", "abns@name", true),
+            (":80", "unix@/run/a", false),
+        ] {
+            assert_eq!(may_stand_for(word, address), expected, "{word} {address}");
+        }
+    }
+}
