@@ -15,7 +15,7 @@ const FLOORS: [(&str, &[&str]); 11] = [
     ("bindonce-wire", &["bindonce-core"]),
     ("bindonce-sys", &["bindonce-core", "bindonce-fd"]),
     ("bindonce", &["bindonce-core", "bindonce-fd", "bindonce-wire"]),
-    ("bindonce-daemon", &["bindonce-core", "bindonce-wire", "bindonce-sys"]),
+    ("bindonce-daemon", &["bindonce-core", "bindonce-fd", "bindonce-wire", "bindonce-sys"]),
     (
         "bindonce-broker",
         &["bindonce-core", "bindonce-fd", "bindonce-daemon", "bindonce-wire", "bindonce-sys"],

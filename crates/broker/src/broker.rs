@@ -15,7 +15,8 @@ use bindonce_core::listener::{Key, Wanted};
 use bindonce_core::policy::{Peer, Rule};
 use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
 use bindonce_core::time::Timestamp;
-use bindonce_daemon::{Happening, Journal};
+use bindonce_daemon::rpc::Clients;
+use bindonce_daemon::{Happening, Journal, Reporter};
 use bindonce_sys::clock::now;
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;
@@ -23,14 +24,13 @@ use bindonce_wire::manifest::{self, Manifest, Service};
 use bindonce_wire::result::Problem;
 
 use crate::access::Access;
-use crate::clients::Clients;
+use crate::answered::Answered;
 use crate::config::Limits;
 use crate::inquiry::Inquiry;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
 use crate::persistence::found::Found;
 use crate::persistence::{Persistence, Recorded as _};
-use crate::reporter::Reporter;
 use crate::succession::Succession;
 use crate::upgrade::requested::Upgrade;
 
@@ -42,7 +42,8 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) struct Broker {
     pub(crate) access: Access,
     pub(crate) listeners: Listeners,
-    pub(crate) clients: Clients,
+    pub(crate) clients: Rc<Clients>,
+    pub(crate) answered: Answered,
     pub(crate) succession: Succession,
     pub(crate) persistence: Persistence,
     pub(crate) upgrade: Rc<Upgrade>,
@@ -89,7 +90,8 @@ impl Broker {
         Self {
             access: Access::owner_only(owner, Rc::clone(&reporter)),
             listeners: Listeners::new(guard, ledger, Rc::clone(&reporter), limits),
-            clients: Clients::default(),
+            clients: Clients::new(default.clients),
+            answered: Answered::default(),
             succession: Succession::default(),
             persistence,
             upgrade: Rc::default(),
@@ -108,7 +110,7 @@ impl Broker {
         self.listeners.limits.all = limits.listeners;
         self.listeners.limits.per_user = limits.listeners_per_user;
         self.succession.set_patience(limits.retire_time);
-        self.clients.limit(limits);
+        self.clients.limit(limits.clients);
     }
 
     /// Enters a connection.

@@ -10,6 +10,7 @@ use bindonce_core::event::Kind;
 use bindonce_core::registry::{ConnectionId, Label, Phase};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
 use bindonce_daemon::Happening;
+use bindonce_daemon::rpc::Caller;
 use bindonce_wire::message::{Notification, Turn};
 use bindonce_wire::params::Joining as Request;
 use bindonce_wire::result::JoinResult;
@@ -19,7 +20,6 @@ use tokio::time::timeout_at;
 
 use crate::answer;
 use crate::broker::Broker;
-use crate::clients::Caller;
 use crate::succession::written;
 
 /// Reports each deadline of the succession as it passes, for as long as the broker runs.
@@ -91,7 +91,6 @@ pub(crate) fn resume(broker: &mut Broker, places: Vec<Place>) {
 
 /// A connection has ended, and with it its generation.
 fn left(broker: &mut Broker, connection: ConnectionId) {
-    broker.clients.leave(connection);
     let actions = broker.succession.on(Event::Gone(connection));
     let _ = perform(broker, actions);
 }
@@ -192,7 +191,6 @@ fn happened(broker: &Broker, kind: Kind, label: &Label, text: &str) {
 pub(crate) fn disconnect(broker: &mut Broker, id: ConnectionId) {
     left(broker, id);
     while broker.listeners.end_leases(id) {}
-    broker.clients.remove(id);
 }
 
 /// Ends a connection; one that has many leases in many turns.
@@ -201,7 +199,6 @@ pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: Connection
     while broker.borrow_mut().listeners.end_leases(id) {
         yield_now().await;
     }
-    broker.borrow_mut().clients.remove(id);
 }
 
 fn turn(label: &Label, successor: Option<u64>) -> Turn {

@@ -15,22 +15,21 @@
 
 mod access;
 mod answer;
+mod answered;
 mod broker;
 mod claims;
-mod clients;
 mod config;
-mod connection;
 mod control;
 mod error;
 mod generations;
 mod guard;
+mod handler;
 mod inquiry;
 mod listeners;
 mod metrics;
 mod notify;
 mod persistence;
 mod recovery;
-mod reporter;
 mod requests;
 mod server;
 mod start;

@@ -175,9 +175,9 @@ fn page(broker: &Broker) -> String {
     self_metrics(&mut page, VERSION);
     page.single(&UPGRADES, broker.upgrade.count());
     page.single(&CONNECTIONS, broker.listeners.registry.connections());
-    page.single(&CONNECTIONS_MAX, broker.clients.limits.connections);
+    page.single(&CONNECTIONS_MAX, broker.clients.limits().connections);
     let counts = &broker.listeners.counts;
-    let requests = broker.clients.answered.iter().map(|(method, result, count)| {
+    let requests = broker.answered.iter().map(|(method, result, count)| {
         ([("method", method.to_owned()), ("result", result.to_owned())], count)
     });
     page.family(&REQUESTS, requests);

@@ -4,9 +4,9 @@
 //! thread does. STATUS= is refreshed with it.
 
 use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_daemon::rpc::Clients;
 use bindonce_sys::notify::STARTER;
 use bindonce_sys::{memory, notify};
 use tokio::time::{MissedTickBehavior, sleep};
@@ -36,10 +36,9 @@ const REST: Duration = Duration::from_secs(1);
 
 /// Gives back what large requests have needed, for as long as the broker runs. That costs those who come
 /// next some page faults, so a client does not bring it about as often as it likes.
-pub(crate) async fn shrink_at_rest(broker: &RefCell<Broker>) {
-    let shrinking = Rc::clone(&broker.borrow().clients.shrinking);
+pub(crate) async fn shrink_at_rest(clients: &Clients) {
     loop {
-        shrinking.notified().await;
+        clients.shrinking.notified().await;
         sleep(REST).await;
         shrink();
     }

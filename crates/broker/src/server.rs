@@ -2,31 +2,25 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event::Kind;
-use bindonce_core::policy::Peer;
-use bindonce_daemon::{Happening, Journal};
-use bindonce_sys::{Errno, aside, limits, peer};
-use bindonce_wire::message::{Id, encode_error};
-use bindonce_wire::{ErrorCode, RpcError};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use bindonce_daemon::Journal;
+use bindonce_daemon::rpc::Server;
+use bindonce_sys::{aside, limits};
+use tokio::net::UnixListener;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
 
 use crate::broker::{self, Broker, VERSION};
-use crate::clients::{Caller, End, Link};
 use crate::config::{Config, File};
-use crate::connection;
 use crate::control::Control;
 use crate::error::Error;
 use crate::generations;
 use crate::guard;
+use crate::handler::Handler;
 use crate::listeners::watch::Guard;
 use crate::metrics;
 use crate::notify;
@@ -35,9 +29,6 @@ use crate::persistence::file::{self, StateFile};
 use crate::recovery;
 use crate::start;
 use crate::upgrade::{self, Inherited, Resumed};
-
-/// How long to wait for a descriptor to become free before trying to accept again.
-const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the broker still answers clients at its end.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
@@ -88,7 +79,7 @@ async fn serve(
         guard.map_err(|source| Error::Runtime { socket: control.socket.clone(), source })?;
     let journal = Journal::open(&events_file(&control.socket), None);
     let mut broker = Broker::new(control.socket.clone(), owner, limit, guard, journal);
-    broker.configure(config.rules.clone(), config.limits.clone());
+    broker.configure(config.rules.clone(), config.limits);
     let broker = Rc::new(RefCell::new(broker));
     let resumes = resumed.is_some();
     let served = async {
@@ -104,23 +95,21 @@ async fn serve(
             broker.borrow().reporter.own(Kind::BrokerStarted, format!("bindonce {VERSION} serves"));
         }
         let tasks = LocalSet::new();
-        // Rung whenever a connection ends and with it a descriptor is free.
-        let freed = Rc::new(Notify::new());
-        for (link, pending) in links {
-            attend(&tasks, link, pending, &broker, &freed);
-        }
-        let turns = Rc::clone(&broker.borrow().clients.turns);
-        let given = Rc::clone(&turns);
-        tasks.spawn_local(async move { given.give().await });
+        let clients = Rc::clone(&broker.borrow().clients);
+        let reporter = Rc::clone(&broker.borrow().reporter);
+        let server = Server::new(Rc::clone(&clients), reporter, Handler(Rc::clone(&broker)));
         let ledger = Rc::clone(&broker.borrow().persistence.ledger);
         let serving = async {
+            for (link, pending) in links {
+                server.attend(link, pending);
+            }
             tokio::join!(
                 guard::keep(&broker),
                 notify::run(&broker),
-                notify::shrink_at_rest(&broker),
+                notify::shrink_at_rest(&clients),
                 keep_store(&ledger),
                 generations::keep(&broker),
-                accept(&tasks, &listener, &broker, &freed),
+                Rc::clone(&server).accept(&listener),
                 upgrade::keep(&broker, &listener, control, config),
                 settle(&broker, config, resumes),
                 broker::keep_file(&broker),
@@ -138,7 +127,7 @@ async fn serve(
             for _ in 0..2 {
                 yield_now().await;
             }
-            while !turns.is_idle() {
+            while !clients.is_idle() {
                 yield_now().await;
             }
         });
@@ -278,166 +267,4 @@ fn resume(
     }
     broker.rewrite();
     Ok(links)
-}
-
-async fn accept(
-    tasks: &LocalSet,
-    listener: &UnixListener,
-    broker: &Rc<RefCell<Broker>>,
-    freed: &Rc<Notify>,
-) {
-    let mut starved = false;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                starved = false;
-                if let Some(link) = admit(stream, broker) {
-                    attend(tasks, link, None, broker, freed);
-                }
-                // Many new connections at once must not delay those that are there.
-                yield_now().await;
-            }
-            Err(error) => {
-                // The connection stays in the queue, so the socket stays readable:
-                // trying again at once would spin.
-                if !starved && is_shortage(&error) {
-                    let hint = match error.raw_os_error() {
-                        Some(errno) if errno == Errno::EMFILE as i32 => {
-                            limits::Reached::now().to_string()
-                        }
-                        _ => "the whole host is short of it: end what needs most".to_owned(),
-                    };
-                    tracing::error!(
-                        %error,
-                        hint,
-                        "cannot accept connections until a descriptor is free"
-                    );
-                    let text = format!("cannot accept until a descriptor is free: {error}");
-                    broker.borrow().reporter.own(Kind::LimitReached, text);
-                } else if !starved {
-                    tracing::warn!(%error, "cannot accept a connection");
-                }
-                starved = true;
-                let _ = timeout(ACCEPT_AGAIN, freed.notified()).await;
-            }
-        }
-    }
-}
-
-/// Enters a connection.
-fn admit(stream: UnixStream, broker: &RefCell<Broker>) -> Option<Rc<Link>> {
-    let credentials = match peer::credentials(stream.as_fd()) {
-        Ok(credentials) => credentials,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read the credentials of a new connection: connection closed");
-            return None;
-        }
-    };
-    let pid = u32::try_from(credentials.pid).unwrap_or(0);
-    let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
-    let mut broker = broker.borrow_mut();
-    let broker = &mut *broker;
-    let connection = broker.clients.number();
-    let caller = Caller { connection, peer, groups: credentials.groups.into() };
-    let admission = broker.access.admission(&caller);
-    if let Err((limit, most)) = broker.clients.admit(peer.uid, admission) {
-        if let Some(left_out) = broker.reporter.refused(peer.uid, "connection") {
-            tracing::warn!(pid, uid = peer.uid, limit, most, left_out, "connection refused");
-        }
-        let text = format!("connection of uid {} refused: {limit} = {most}", peer.uid);
-        let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
-        broker.reporter.record(happening);
-        let message = format!("the broker has {most} connections, the limit `{limit}`");
-        let error = RpcError::new(ErrorCode::LIMIT, message)
-            .with_hint("close some, or raise it in [limits] of the broker's configuration");
-        // A new connection has room for it; if not, its end tells as much.
-        let _ = stream.try_write(&encode_error(&Id::Null, &error));
-        return None;
-    }
-    broker.listeners.connect(connection, peer);
-    Some(broker.clients.enter(stream, caller, admission, &[]))
-}
-
-/// Serves a connection in a task of its own. `pending` is the request for an upgrade that has
-/// been done and not been answered.
-fn attend(
-    tasks: &LocalSet,
-    link: Rc<Link>,
-    pending: Option<String>,
-    broker: &Rc<RefCell<Broker>>,
-    freed: &Rc<Notify>,
-) {
-    let (broker, freed) = (Rc::clone(broker), Rc::clone(freed));
-    let turns = Rc::clone(&broker.borrow().clients.turns);
-    tasks.spawn_local(turns.paced(link.caller.peer.uid, async move {
-        let lost = Lost { link: &link, broker: &broker, freed: &freed };
-        if let Some(pending) = pending {
-            let deadline = broker.borrow().clients.limits.request_time;
-            upgrade::answer(&link, &pending, deadline).await;
-        }
-        let pid = link.caller.peer.pid;
-        let cut_off = match connection::serve(&link, &broker).await {
-            End::Closed | End::CutOff => None,
-            End::Failed(error) => {
-                tracing::debug!(pid, %error, "connection ended");
-                None
-            }
-            End::Idle => {
-                tracing::debug!(pid, "connection ended: it was idle and used nothing");
-                None
-            }
-            End::Malformed => {
-                tracing::debug!(pid, "connection ended: what it sent is not JSON");
-                None
-            }
-            End::Unfinished => Some("cut off: a request was not finished in time"),
-            End::NotRead => Some("cut off: its reply was not read in time"),
-            End::TooMuch => {
-                Some("cut off: more is kept for its user than the limit buffered_bytes allows")
-            }
-            End::TooManyInFlight => {
-                Some("cut off: too many descriptors wait to be received by clients")
-            }
-        };
-        if let Some(text) = cut_off {
-            let uid = link.caller.peer.uid;
-            if let Some(left_out) = broker.borrow().reporter.refused(uid, "cut off") {
-                tracing::warn!(pid, uid, left_out, "{text}");
-            }
-            let happening = Happening::new(Kind::LimitReached, text).pid(i32::try_from(pid).ok());
-            broker.borrow().reporter.record(happening);
-        }
-        generations::disconnect_in_turns(&broker, link.caller.connection).await;
-        broker.borrow().upgrade.calmer();
-        let large = link.was_large();
-        drop(lost);
-        drop(link);
-        if large {
-            broker.borrow().clients.shrinking.notify_one();
-        }
-        freed.notify_one();
-    }));
-}
-
-/// A connection whose task panics ends like any other, with its leases.
-struct Lost<'a> {
-    link: &'a Link,
-    broker: &'a RefCell<Broker>,
-    freed: &'a Notify,
-}
-
-impl Drop for Lost<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Ok(mut broker) = self.broker.try_borrow_mut()
-        {
-            generations::disconnect(&mut broker, self.link.caller.connection);
-            self.freed.notify_one();
-        }
-    }
-}
-
-fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
-    shortages.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }

@@ -360,7 +360,7 @@ fn what_cannot_be_bound_at_the_start_leaves_nothing() {
 fn slow_peers_delay_nobody_and_are_cut_off() {
     let scene = Scene::new();
     let mut config = scene.config();
-    config.limits.request_time = Duration::from_secs(2);
+    config.limits.clients.request_time = Duration::from_secs(2);
     let broker = scene.start(config);
     let before = broker.descriptors(0);
 

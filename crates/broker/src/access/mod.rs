@@ -8,11 +8,9 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_core::name::Name;
 use bindonce_core::policy::{Denial, Policy, Rule, Verb, Verdict};
-use bindonce_daemon::Happening;
+use bindonce_daemon::rpc::{Admission, Caller};
+use bindonce_daemon::{Happening, Reporter};
 use bindonce_wire::{ErrorCode, RpcError};
-
-use crate::clients::{Admission, Caller};
-use crate::reporter::Reporter;
 
 /// The rules of one broker.
 #[derive(Debug)]

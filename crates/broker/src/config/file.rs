@@ -196,7 +196,10 @@ mod tests {
                 .expect("good");
         let rules = file.rules().expect("known");
         assert_eq!((rules[0].who.uid, rules[1].who.gid), (Some(0), Some(7)));
-        assert_eq!((file.limits.connections, file.limits.idle_time.as_secs()), (10, 300));
+        assert_eq!(
+            (file.limits.clients.connections, file.limits.clients.idle_time.as_secs()),
+            (10, 300)
+        );
         let file: File =
             "[[rule]]\nuser = 'nobody-at-all'\nallow = ['use']".parse().expect("not looked up");
         let error = file.rules().expect_err("unknown").to_string();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Rule;
 use bindonce_core::succession;
+use bindonce_daemon::rpc;
 use tokio::sync::Notify;
 
 use crate::upgrade::Inherited;
@@ -39,47 +40,35 @@ impl Orders {
 
 /// How much of everything a broker lets its clients have. The system's own limits
 /// (RLIMIT_NOFILE) hold beside these.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections.
-    pub connections: usize,
-    /// Open connections of one user.
-    pub connections_per_user: usize,
-    /// Open connections of all users that no rule allows anything.
-    pub connections_without_rights: usize,
-    /// Bytes that are kept for clients: requests that are not finished or not answered yet, replies
-    /// that are not read yet. A user may have half.
-    pub buffered_bytes: usize,
+    /// What clients cost before they have anything.
+    pub clients: rpc::Limits,
     /// Listeners that are held.
     pub listeners: usize,
     /// Listeners that claims of one user have created.
     pub listeners_per_user: usize,
-    /// The longest request, in bytes.
-    pub request_bytes: usize,
-    /// How long a peer may take to finish a request, and to read a reply.
-    pub request_time: Duration,
-    /// How long a connection that uses no listener and has joined no service may be idle.
-    pub idle_time: Duration,
     /// How long a generation that was told to retire has to report that it has stopped accepting.
     pub retire_time: Duration,
-    /// Descriptors that clients have sent and that are not taken yet.
-    pub descriptors_in_flight: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 4096,
-            connections_per_user: 2048,
-            connections_without_rights: 64,
-            buffered_bytes: 8 << 20,
+            clients: rpc::Limits {
+                accepted: usize::MAX,
+                connections: 4096,
+                connections_per_user: 2048,
+                connections_without_rights: 64,
+                buffered_bytes: 8 << 20,
+                request_bytes: bindonce_wire::MAX_REQUEST,
+                request_time: Duration::from_secs(30),
+                idle_time: Duration::from_secs(600),
+                descriptors_in_flight: 4096,
+            },
             listeners: 200_000,
             listeners_per_user: 150_000,
-            request_bytes: bindonce_wire::MAX_REQUEST,
-            request_time: Duration::from_secs(30),
-            idle_time: Duration::from_secs(600),
             retire_time: succession::PATIENCE,
-            descriptors_in_flight: 4096,
         }
     }
 }

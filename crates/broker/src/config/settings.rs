@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bindonce_core::duration;
 use bindonce_core::policy::{InvalidNames, InvalidPattern, Names, Peer, Rule, UnknownVerb, Who};
+use bindonce_daemon::rpc;
 use nix::unistd::{Group, User};
 use serde::Deserialize;
 
@@ -130,6 +131,7 @@ impl RawRule {
 impl RawLimits {
     pub(crate) fn read(self) -> Result<Limits, String> {
         let default = Limits::default();
+        let clients = default.clients;
         let count = |name: &str, said: Option<usize>, default: usize, most: usize| match said {
             None => Ok(default),
             Some(number) if (1..=most).contains(&number) => Ok(number),
@@ -144,27 +146,45 @@ impl RawLimits {
             },
         };
         let many = 1 << 20;
-        Ok(Limits {
-            connections: count("connections", self.connections, default.connections, many)?,
+        let clients = rpc::Limits {
+            accepted: clients.accepted,
+            connections: count("connections", self.connections, clients.connections, many)?,
             connections_per_user: count(
                 "connections_per_user",
                 self.connections_per_user,
-                default.connections_per_user,
+                clients.connections_per_user,
                 many,
             )?,
             connections_without_rights: count(
                 "connections_without_rights",
                 self.connections_without_rights,
-                default.connections_without_rights,
+                clients.connections_without_rights,
                 many,
             )?,
             buffered_bytes: match self.buffered_bytes {
-                None => default.buffered_bytes,
+                None => clients.buffered_bytes,
                 Some(bytes) if bytes >= LEAST_BUFFERED => bytes,
                 Some(bytes) => {
                     return Err(format!("buffered_bytes: {bytes} is less than {LEAST_BUFFERED}"));
                 }
             },
+            request_bytes: count(
+                "request_bytes",
+                self.request_bytes,
+                clients.request_bytes,
+                bindonce_wire::MAX_REQUEST,
+            )?,
+            request_time: time("request_time", self.request_time, clients.request_time)?,
+            idle_time: time("idle_time", self.idle_time, clients.idle_time)?,
+            descriptors_in_flight: count(
+                "descriptors_in_flight",
+                self.descriptors_in_flight,
+                clients.descriptors_in_flight,
+                many,
+            )?,
+        };
+        Ok(Limits {
+            clients,
             listeners: count("listeners", self.listeners, default.listeners, many)?,
             listeners_per_user: count(
                 "listeners_per_user",
@@ -172,21 +192,7 @@ impl RawLimits {
                 default.listeners_per_user,
                 many,
             )?,
-            request_bytes: count(
-                "request_bytes",
-                self.request_bytes,
-                default.request_bytes,
-                bindonce_wire::MAX_REQUEST,
-            )?,
-            request_time: time("request_time", self.request_time, default.request_time)?,
-            idle_time: time("idle_time", self.idle_time, default.idle_time)?,
             retire_time: time("retire_time", self.retire_time, default.retire_time)?,
-            descriptors_in_flight: count(
-                "descriptors_in_flight",
-                self.descriptors_in_flight,
-                default.descriptors_in_flight,
-                many,
-            )?,
         })
     }
 }

@@ -6,12 +6,11 @@ use std::os::fd::AsFd as _;
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
 use bindonce_core::registry::Held;
-use bindonce_daemon::Happening;
+use bindonce_daemon::{Happening, Reporter};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::queue;
 
 use super::socket::Socket;
-use crate::reporter::Reporter;
 
 /// The options of a listener's socket that a client has changed.
 pub(crate) fn changes(held: &Held<Socket>) -> Vec<Change> {

@@ -20,6 +20,7 @@ use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
     Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View,
 };
+use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
 use bindonce_sys::limits::somaxconn;
 use bindonce_sys::listen::{self, Astray, can_go_astray};
@@ -28,7 +29,6 @@ use tokio::sync::Notify;
 
 use crate::persistence::Ledger;
 use crate::persistence::found::Found;
-use crate::reporter::Reporter;
 
 use socket::{Owned, Owners};
 use watch::Guard;

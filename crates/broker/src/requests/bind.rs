@@ -9,15 +9,15 @@ use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
+use bindonce_daemon::rpc::{Caller, Reply, unwritten};
 use bindonce_wire::message::Request;
 use bindonce_wire::params::{Bind, Target};
 use bindonce_wire::{ErrorCode, RpcError};
 
-use super::text::{invalid, unwritten};
+use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
-use crate::clients::{Caller, Reply};
 use crate::listeners::TakenName;
 
 /// Hands out listeners, all or none, with their descriptors.

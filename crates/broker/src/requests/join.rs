@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use bindonce_daemon::rpc::Caller;
 use bindonce_wire::RpcError;
 use bindonce_wire::params::Joining;
 use bindonce_wire::result::JoinResult;
 
 use crate::broker::Broker;
-use crate::clients::Caller;
 use crate::generations;
 
 /// Enters a generation; its number is answered once it is written down.

@@ -6,6 +6,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::Options;
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::{Generation, Holder, View};
+use bindonce_daemon::rpc::Caller;
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::{diag, queue};
 use bindonce_wire::RpcError;
@@ -17,7 +18,6 @@ use serde_json::{Map, Value};
 
 use crate::answer::wire_state;
 use crate::broker::{Broker, VERSION};
-use crate::clients::Caller;
 use crate::listeners::Socket;
 use crate::listeners::changes::changes;
 

@@ -1,7 +1,6 @@
 //! Requests: each is decoded, has its rights checked and is performed, in a file for each method.
 
 mod bind;
-mod events;
 mod join;
 mod list;
 mod release;
@@ -12,34 +11,25 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::policy::Verb;
+use bindonce_daemon::rpc::{self, Link, Reply, encode};
 use bindonce_wire::call::Call;
-use bindonce_wire::message::{Request, encode_error};
+use bindonce_wire::message::Request;
 use bindonce_wire::result::{PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::broker::{Broker, VERSION};
-use crate::clients::{Link, Reply};
 use crate::upgrade;
 
-use text::encode;
-
-/// Answers one frame.
-pub(crate) async fn answer(broker: &RefCell<Broker>, link: &Rc<Link>, frame: &[u8]) -> Reply {
-    let caller = &link.caller;
-    let request = match Request::decode(frame) {
-        Ok(request) => request,
-        Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
-    };
-    let done = perform(broker, link, &request).await;
+/// Answers one request, and counts it.
+pub(crate) async fn answer(
+    broker: &RefCell<Broker>,
+    link: &Rc<Link>,
+    request: &Request<'_>,
+) -> Result<Reply, RpcError> {
+    let done = perform(broker, link, request).await;
     let failure = done.as_ref().err().map(|error| error.code);
-    broker.borrow_mut().clients.answered.request(&request.method, failure);
-    done.unwrap_or_else(|error| {
-        tracing::debug!(
-            method = %request.method, uid = caller.peer.uid, pid = caller.peer.pid,
-            code = error.code.0, %error, "request refused"
-        );
-        encode_error(&request.id, &error).into()
-    })
+    broker.borrow_mut().answered.request(&request.method, failure);
+    done
 }
 
 async fn perform(
@@ -61,7 +51,11 @@ async fn perform(
         }
         Call::List => encode(request, &list::list(&broker.borrow(), caller)?),
         Call::Status => encode(request, &list::status(&broker.borrow(), caller)?),
-        Call::Events(wanted) => events::events(broker, link, request, wanted),
+        Call::Events(wanted) => {
+            broker.borrow().access.allow_all(caller, Verb::List)?;
+            let journal = Rc::clone(&broker.borrow().reporter.journal);
+            rpc::events(&journal, link, request, wanted)
+        }
         Call::Ping => {
             broker.borrow().access.known(caller)?;
             encode(request, &PingResult::new(VERSION))

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use bindonce_core::listener::{ListenSpec, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Refusal;
+use bindonce_daemon::rpc::Caller;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
-use crate::clients::Caller;
 use crate::start;
 
 /// How long to wait for connections that have ended to give back what they had.

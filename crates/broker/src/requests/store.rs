@@ -17,6 +17,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
+use bindonce_daemon::rpc::Link;
 use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::{diag, listen};
@@ -29,7 +30,6 @@ use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
-use crate::clients::Link;
 use crate::persistence::found::{Found, as_written};
 
 /// Takes listeners, all or none.

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_daemon::Happening;
+use bindonce_daemon::rpc::Link;
 use bindonce_sys::memory;
 use bindonce_sys::upgrade::{self as system, Installed};
 use bindonce_wire::manifest::Manifest;
@@ -33,15 +34,13 @@ use bindonce_wire::message::Id;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
 
 use crate::broker::Broker;
-use crate::clients::Link;
 use crate::config::Config;
 use crate::control::Control;
 
 pub use inherited::{Inherited, check, inherited};
-pub(crate) use resume::{Resumed, answer, resume};
+pub(crate) use resume::{Resumed, resume};
 use snapshot::snapshot;
 
 /// The hidden subcommand that proves that a binary can resume from a broker's state (on standard input)
@@ -115,21 +114,11 @@ async fn attempt(
         return reason;
     }
     tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
-    calm(broker).await;
+    let clients = Rc::clone(&broker.borrow().clients);
+    clients.calm(CALM).await;
     let ledger = Rc::clone(&broker.borrow().persistence.ledger);
     ledger.settled().await;
     become_binary(&broker.borrow(), &binary, listener, control)
-}
-
-/// Waits until no request is being answered, or for long enough.
-async fn calm(broker: &Rc<RefCell<Broker>>) {
-    let upgrade = Rc::clone(&broker.borrow().upgrade);
-    let until = Instant::now() + CALM;
-    while broker.borrow().clients.links().any(|link| link.is_busy()) {
-        if timeout_at(until, upgrade.calm.notified()).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// From here to the exec nothing else runs, so the records stay true.
@@ -139,11 +128,13 @@ fn become_binary(
     listener: &UnixListener,
     control: &Control,
 ) -> String {
-    let links: Vec<(&Rc<Link>, Vec<u8>)> =
-        broker.clients.links().filter_map(|link| Some((link, link.unread()?))).collect();
+    let all = broker.clients.links();
     // A follower's ends as well, and it connects again: nothing of it is lost.
-    let following = broker.clients.links().filter(|link| link.is_following()).count();
-    let dropped = broker.clients.links().count() - links.len() - following;
+    let following = all.iter().filter(|link| link.is_following()).count();
+    let dropped = all.len() - following;
+    let links: Vec<(Rc<Link>, Vec<u8>)> =
+        all.into_iter().filter_map(|link| link.unread().map(|unread| (link, unread))).collect();
+    let dropped = dropped - links.len();
     if dropped != 0 {
         tracing::warn!(
             count = dropped,

@@ -10,8 +10,6 @@ pub(crate) struct Upgrade {
     pub(super) wanted: Notify,
     /// Those who wait to hear that it failed.
     pub(super) callers: RefCell<Vec<oneshot::Sender<String>>>,
-    /// Rung when a connection has answered its requests.
-    pub(super) calm: Notify,
     pub(super) done: Cell<u64>,
 }
 
@@ -19,10 +17,5 @@ impl Upgrade {
     /// How often this process has become another binary.
     pub(crate) fn count(&self) -> u64 {
         self.done.get()
-    }
-
-    /// A connection has answered its requests.
-    pub(crate) fn calmer(&self) {
-        self.calm.notify_one();
     }
 }

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
@@ -12,6 +11,7 @@ use bindonce_core::registry::{self, ConnectionId, Label};
 use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
+use bindonce_daemon::rpc::{Caller, Link, Reply};
 use bindonce_sys::{identity, inherit};
 use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
 use bindonce_wire::message::{Id, encode_result};
@@ -19,16 +19,15 @@ use bindonce_wire::result::UpgradeResult;
 use tokio::net::UnixStream;
 
 use super::inherited::Inherited;
-use crate::answer;
+use crate::answer::phase;
 use crate::broker::{Broker, VERSION};
-use crate::clients::{Caller, Link, send};
 use crate::generations;
 use crate::persistence::found::{Found, as_written};
 use crate::persistence::store::Store;
 use crate::succession;
 
-/// A resumed connection, and the id of the upgrade that it has asked for.
-pub(crate) type Resumed = (Rc<Link>, Option<String>);
+/// A resumed connection, and the reply to the upgrade that it has asked for.
+pub(crate) type Resumed = (Rc<Link>, Option<Reply>);
 
 /// Resumes with the listeners and the connections. The log names each that cannot be taken over;
 /// the rest is resumed.
@@ -75,7 +74,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
                 let read = read_link(&written);
                 places.extend(place(&written, &read));
                 links.push(read);
-                resumed.push((link, written.owed));
+                resumed.push((link, written.owed.as_deref().and_then(answer)));
             }
             Err(error) => tracing::warn!(pid = written.pid, %error, "a connection was lost"),
         }
@@ -115,7 +114,7 @@ fn read_link(written: &Written) -> registry::Link {
             service: label.service.parse().ok()?,
             generation: label.generation,
             pid: label.pid,
-            phase: answer::phase(label.state),
+            phase: phase(label.state),
         };
         Some((read, Timestamp(label.since)))
     });
@@ -136,8 +135,8 @@ fn place(written: &Written, read: &registry::Link) -> Option<Place> {
     Some(Place { connection: read.id, uid: read.peer.uid, label, ordered })
 }
 
-/// Answers a request for the upgrade that has been done.
-pub(crate) async fn answer(link: &Link, owed: &str, deadline: Duration) {
+/// The reply to a request for the upgrade that has been done, by its id.
+fn answer(owed: &str) -> Option<Reply> {
     let id = match serde_json::from_str(owed) {
         Ok(serde_json::Value::Number(number)) => Id::Number(number),
         Ok(serde_json::Value::String(text)) => Id::Text(text),
@@ -145,8 +144,5 @@ pub(crate) async fn answer(link: &Link, owed: &str, deadline: Duration) {
     };
     let version = VERSION.to_owned();
     let result = UpgradeResult { upgraded: true, pid: std::process::id(), version };
-    if let Ok(text) = encode_result(&id, &result) {
-        // A client that has gone meanwhile is noticed when its next request is read.
-        let _ = send(&link.stream, text.into(), deadline).await;
-    }
+    encode_result(&id, &result).ok().map(Reply::from)
 }

@@ -6,19 +6,19 @@ use std::rc::Rc;
 
 use bindonce_core::registry::{self, ConnectionId};
 use bindonce_core::time::Timestamp;
+use bindonce_daemon::rpc::Link;
 use bindonce_sys::process;
 use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, LinkTurn, Manifest};
 use tokio::net::UnixListener;
 
 use crate::answer;
 use crate::broker::Broker;
-use crate::clients::Link;
 use crate::control::Control;
 
 /// All that the next image must know.
 pub(super) fn snapshot(
     broker: &Broker,
-    links: &[(&Rc<Link>, Vec<u8>)],
+    links: &[(Rc<Link>, Vec<u8>)],
     listener: &UnixListener,
     control: &Control,
 ) -> Manifest {
@@ -38,7 +38,7 @@ pub(super) fn snapshot(
         .registry
         .links()
         .filter_map(|link| {
-            let same = |(other, _): &&(&Rc<Link>, _)| other.caller.connection == link.id;
+            let same = |(other, _): &&(Rc<Link>, _)| other.caller.connection == link.id;
             let (open, unread) = links.iter().find(same)?;
             let turn = turns.get(&link.id).copied();
             Some(written(link, turn, open, unread))

@@ -1,12 +1,10 @@
 //! One connection: requests in order, each with a deadline for being sent and
 //! for its reply being read.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_daemon::follow;
 use bindonce_wire::framing::Frame;
 use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
@@ -14,21 +12,22 @@ use tokio::net::UnixStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::broker::Broker;
-use crate::clients::{End, LARGE, Link, Sending, Taken, send};
-use crate::requests;
+use super::clients::Clients;
+use super::end::End;
+use super::handler::{Excess, Handler};
+use super::link::{LARGE, Link, Taken};
+use super::sending::{Reply, Sending, send};
+use crate::follow;
 
 /// Serves a connection to its end. One that has sent much gives way to the others after each
 /// request and each read: none of them waits for more than one of its steps.
-pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
+pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Handler) -> End {
     let in_progress = || link.scanner.borrow().in_progress();
     // Since when the request in progress has been in progress.
     let mut begun = in_progress().then(Instant::now);
     loop {
-        let (deadline, idle) = {
-            let limits = &broker.borrow().clients.limits;
-            (limits.request_time, limits.idle_time)
-        };
+        let limits = clients.limits();
+        let deadline = limits.request_time;
         if let Err(end) = link.flush(deadline).await {
             return end;
         }
@@ -39,11 +38,9 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
             }
         };
         let ready = match begun {
-            None => match timeout(idle, readable).await {
+            None => match timeout(limits.idle_time, readable).await {
                 Ok(ready) => ready,
-                Err(_) if broker.borrow().listeners.registry.is_used(link.caller.connection) => {
-                    continue;
-                }
+                Err(_) if handler.is_used(link.caller.connection) => continue,
                 Err(_) => return End::Idle,
             },
             Some(begun) => match timeout_at(begun + deadline, readable).await {
@@ -60,7 +57,7 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
         };
         let waiting: usize = frames.iter().map(Frame::memory).sum();
         if !link.keep(waiting) {
-            return too_much(link, &frames);
+            return too_much(link, handler, &frames);
         }
         let complete = !frames.is_empty();
         link.progress.busy.set(complete);
@@ -69,14 +66,14 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
             let last_word = frame.ends_connection();
             let reply = match frame {
                 // In a box: most connections are idle, and the way to an answer is long.
-                Frame::Request(frame) => Box::pin(requests::answer(broker, link, &frame)).await,
+                Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
                 bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
             };
             link.progress.large.set(link.progress.large.get() || reply.text.len() >= LARGE);
             let mut sending = Sending::new(reply);
             let sent = sending.push(&link.stream);
             // Before anything else has a turn, whatever has become of the reply.
-            broker.borrow_mut().settle();
+            handler.replied();
             let sent = match sent {
                 Ok(false) if !link.share.keep_one(waiting + sending.memory()) => {
                     return End::TooMuch;
@@ -93,7 +90,7 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
             let following = link.following.take();
             if let Some((follower, last)) = following {
                 link.progress.follows.set(true);
-                broker.borrow().upgrade.calmer();
+                clients.calmer();
                 return match follow(&follower, last, &link.stream, deadline).await {
                     Ok(()) => End::Closed,
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => End::NotRead,
@@ -111,7 +108,7 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
         link.keep(0);
         if complete {
             link.progress.busy.set(false);
-            broker.borrow().upgrade.calmer();
+            clients.calmer();
         }
         let in_progress = in_progress();
         if !in_progress {
@@ -126,15 +123,26 @@ pub(crate) async fn serve(link: &Rc<Link>, broker: &RefCell<Broker>) -> End {
     }
 }
 
+/// Has a request answered.
+async fn answer(link: &Rc<Link>, handler: &impl Handler, text: &[u8]) -> Reply {
+    let request = match Request::decode(text) {
+        Ok(request) => request,
+        Err(rejected) => return encode_error(&rejected.id, &rejected.error).into(),
+    };
+    handler.answer(link, &request).await.unwrap_or_else(|error| {
+        let peer = link.caller.peer;
+        tracing::debug!(
+            method = %request.method, uid = peer.uid, pid = peer.pid,
+            code = error.code.0, %error, "request refused"
+        );
+        encode_error(&request.id, &error).into()
+    })
+}
+
 /// There is no room for what has been read. The last word; where the peer has no room for it, the
 /// end of the connection tells as much.
-fn too_much(link: &Link, frames: &[Frame]) -> End {
-    let message =
-        "more requests wait, or are not finished, than the broker keeps for one user or for all";
-    let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(
-        "finish one before the next, on fewer connections, or raise buffered_bytes in [limits] of \
-         the broker's configuration",
-    );
+fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
+    let error = handler.refusal(Excess::Buffered);
     let id = frames.iter().find_map(|frame| match frame {
         Frame::Request(text) => Request::decode(text).ok().map(|request| request.id),
         _ => None,

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::budget::Budget;
-use bindonce_daemon::Follower;
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -20,20 +19,21 @@ use tokio::time::{Instant, timeout_at};
 use super::caller::Caller;
 use super::end::End;
 use super::share::Share;
+use crate::Follower;
 
 /// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
 const READ: usize = 16 * 1024;
 
 /// From this length on a request or a reply counts as large.
-pub(crate) const LARGE: usize = 32 * 1024;
+pub(super) const LARGE: usize = 32 * 1024;
 
 /// How a connection is treated, decided when it connects.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Admission {
+pub struct Admission {
     /// No rule gives its user any right.
-    pub(crate) unknown: bool,
-    /// Root or the broker's user: no budget limits it.
-    pub(crate) exempt: bool,
+    pub unknown: bool,
+    /// Root or the daemon's user: no budget limits it.
+    pub exempt: bool,
 }
 
 /// Descriptors that came with requests that are not answered yet.
@@ -46,13 +46,13 @@ struct Received {
 
 /// The state of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(super) struct Progress {
     /// A request is being answered.
-    pub(crate) busy: Cell<bool>,
+    pub(super) busy: Cell<bool>,
     /// A request or a reply was large.
-    pub(crate) large: Cell<bool>,
+    pub(super) large: Cell<bool>,
     /// It follows the events, and does nothing else any more.
-    pub(crate) follows: Cell<bool>,
+    pub(super) follows: Cell<bool>,
     /// It must end.
     cut: Cell<bool>,
     /// It has ended, and its leases end in many turns.
@@ -61,26 +61,28 @@ pub(crate) struct Progress {
 
 /// A connection and its state.
 #[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) caller: Caller,
-    pub(crate) stream: UnixStream,
-    pub(crate) scanner: RefCell<Scanner>,
+pub struct Link {
+    /// The client.
+    pub caller: Caller,
+    /// The connection itself.
+    pub stream: UnixStream,
+    pub(super) scanner: RefCell<Scanner>,
     received: Received,
     /// The longest request, in bytes.
-    pub(crate) cap: usize,
+    pub(super) cap: usize,
     /// The memory that its requests and replies take.
-    pub(crate) share: Share,
+    pub(super) share: Share,
     /// No rule gave the peer any right when it connected.
-    pub(crate) unknown: bool,
-    pub(crate) progress: Progress,
+    pub(super) unknown: bool,
+    pub(super) progress: Progress,
     /// Notifications that could not be sent at once.
     pending: RefCell<Vec<u8>>,
     /// Rung when there are some, and when the connection must end.
-    pub(crate) woken: Notify,
+    pub(super) woken: Notify,
     /// The id, as JSON text, of the request for an upgrade that waits to be answered.
     upgrade: RefCell<Option<String>>,
     /// It will follow the events from this id on, once its request is answered.
-    pub(crate) following: RefCell<Option<(Follower, u64)>>,
+    pub(super) following: RefCell<Option<(Follower, u64)>>,
 }
 
 impl Link {
@@ -120,26 +122,21 @@ impl Link {
     }
 
     /// Whether its request has yet to be answered, or its end to be completed, by this image.
-    pub(crate) fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         let answers = self.progress.busy.get()
             && self.upgrade.borrow().is_none()
             && !self.progress.follows.get();
         answers || self.progress.leaving.get() || !self.pending.borrow().is_empty()
     }
 
-    /// It is a follower's once its request is answered.
-    pub(crate) fn follow(&self, follower: Follower, last: u64) {
-        *self.following.borrow_mut() = Some((follower, last));
-    }
-
     /// Whether it is a follower's.
-    pub(crate) fn is_following(&self) -> bool {
+    pub fn is_following(&self) -> bool {
         self.progress.follows.get()
     }
 
     /// Sends a notification: at once where nothing is being sent and the peer has room, else
     /// as soon as it can be, with the same deadline as a reply.
-    pub(crate) fn tell(&self, line: Vec<u8>) {
+    pub(super) fn tell(&self, line: Vec<u8>) {
         if self.progress.follows.get() {
             return;
         }
@@ -157,13 +154,13 @@ impl Link {
     }
 
     /// Ends the connection.
-    pub(crate) fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.progress.cut.set(true);
         self.woken.notify_one();
     }
 
     /// Sends the notifications that wait, or ends the connection.
-    pub(crate) async fn flush(&self, deadline: Duration) -> Result<(), End> {
+    pub(super) async fn flush(&self, deadline: Duration) -> Result<(), End> {
         let until = Instant::now() + deadline;
         loop {
             if self.progress.cut.get() {
@@ -195,20 +192,20 @@ impl Link {
 
     /// Counts the bytes of its requests: those being read, and `waiting`, those that wait for an answer.
     /// False if there is no room for them.
-    pub(crate) fn keep(&self, waiting: usize) -> bool {
+    pub(super) fn keep(&self, waiting: usize) -> bool {
         let kept = self.scanner.borrow().kept() + waiting;
         self.progress.large.set(self.progress.large.get() || kept >= LARGE);
         self.share.keep(kept)
     }
 
     /// Whether its requests and replies took enough memory to return it to the system.
-    pub(crate) fn was_large(&self) -> bool {
+    pub(super) fn was_large(&self) -> bool {
         self.progress.large.get()
     }
 
     /// The part of a request that has been read, if another image can resume from there. A descriptor
     /// that was received is not handed over.
-    pub(crate) fn unread(&self) -> Option<Vec<u8>> {
+    pub fn unread(&self) -> Option<Vec<u8>> {
         if self.is_busy()
             || self.progress.follows.get()
             || !self.received.descriptors.borrow().is_empty()
@@ -219,23 +216,23 @@ impl Link {
     }
 
     /// Notes the request whose answer is an upgrade; with None that it is answered otherwise.
-    pub(crate) fn set_upgrade(&self, id: Option<String>) {
+    pub fn set_upgrade(&self, id: Option<String>) {
         *self.upgrade.borrow_mut() = id;
     }
 
     /// The request whose answer is an upgrade.
-    pub(crate) fn upgrade(&self) -> Option<String> {
+    pub fn upgrade(&self) -> Option<String> {
         self.upgrade.borrow().clone()
     }
 
     /// Descriptors for the request that is being answered, in the order in which they came.
-    pub(crate) fn take_received(&self) -> Vec<OwnedFd> {
+    pub fn take_received(&self) -> Vec<OwnedFd> {
         self.received.count.keep(0);
         self.received.descriptors.take()
     }
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
-    pub(crate) fn read(&self) -> io::Result<Option<Taken>> {
+    pub(super) fn read(&self) -> io::Result<Option<Taken>> {
         // One for all connections: nothing of it is needed once it is cut into frames.
         thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
         BUFFER.with_borrow_mut(|buffer| {
@@ -272,8 +269,8 @@ impl Link {
 
 /// What one read gave.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
-    pub(crate) frames: Vec<Frame>,
+pub(super) struct Taken {
+    pub(super) frames: Vec<Frame>,
     /// It filled the buffer, so more has come already.
-    pub(crate) more: bool,
+    pub(super) more: bool,
 }

@@ -18,9 +18,11 @@ use super::end::End;
 
 /// A reply: its text, which ends in a line end, and the descriptors that go with it.
 #[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) text: Vec<u8>,
-    pub(crate) descriptors: Vec<Rc<OwnedFd>>,
+pub struct Reply {
+    /// The text.
+    pub text: Vec<u8>,
+    /// The descriptors, which the peer receives in this order.
+    pub descriptors: Vec<Rc<OwnedFd>>,
 }
 
 impl From<Vec<u8>> for Reply {
@@ -30,31 +32,31 @@ impl From<Vec<u8>> for Reply {
 }
 
 /// Sends a reply as a whole, or ends the connection.
-pub(crate) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
+pub(super) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
     Sending::new(reply).finish(stream, deadline).await
 }
 
 /// A reply that is being sent.
-pub(crate) struct Sending {
+pub(super) struct Sending {
     length: usize,
     transmission: Transmission,
     descriptors: Vec<Rc<OwnedFd>>,
 }
 
 impl Sending {
-    pub(crate) fn new(reply: Reply) -> Self {
+    pub(super) fn new(reply: Reply) -> Self {
         let Reply { text, descriptors } = reply;
         let length = text.capacity() + descriptors.len() * size_of::<Rc<OwnedFd>>();
         Self { length, transmission: Transmission::new(text, descriptors.len()), descriptors }
     }
 
     /// How much memory it takes, about.
-    pub(crate) fn memory(&self) -> usize {
+    pub(super) fn memory(&self) -> usize {
         self.length
     }
 
     /// Sends what the peer has room for; true when that is all of it.
-    pub(crate) fn push(&mut self, stream: &UnixStream) -> Result<bool, End> {
+    pub(super) fn push(&mut self, stream: &UnixStream) -> Result<bool, End> {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         while let Some((bytes, batch)) = self.transmission.next() {
             fds.clear();
@@ -73,7 +75,7 @@ impl Sending {
     }
 
     /// Sends the rest, as the peer makes room, until the deadline.
-    pub(crate) async fn finish(
+    pub(super) async fn finish(
         mut self,
         stream: &UnixStream,
         deadline: Duration,
@@ -90,7 +92,7 @@ impl Sending {
     }
 }
 
-/// Descriptors that others have not received yet fill the broker's limit. Says
+/// Descriptors that others have not received yet fill this process's limit. Says
 /// so if nothing of the reply is out yet; the leases end with the connection.
 fn too_many(stream: &UnixStream, transmission: &Transmission) -> End {
     if transmission.descriptors_sent() == 0 {

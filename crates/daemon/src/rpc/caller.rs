@@ -7,9 +7,11 @@ use bindonce_core::registry::ConnectionId;
 
 /// The peer of a connection, as it was when it connected.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    pub(crate) connection: ConnectionId,
-    pub(crate) peer: Peer,
+pub struct Caller {
+    /// The number of its connection.
+    pub connection: ConnectionId,
+    /// Its process, user and group.
+    pub peer: Peer,
     /// Its supplementary groups.
-    pub(crate) groups: Rc<[u32]>,
+    pub groups: Rc<[u32]>,
 }

@@ -7,7 +7,7 @@ use bindonce_core::budget::Budget;
 
 /// The memory of one connection, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(super) struct Share {
     budget: Rc<RefCell<Budget>>,
     uid: u32,
     /// No budget limits it.
@@ -16,12 +16,12 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, exempt: bool) -> Self {
+    pub(super) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, exempt: bool) -> Self {
         Self { budget: Rc::clone(budget), uid, exempt, kept: Cell::new(0) }
     }
 
     /// Counts `amount` in place of what was counted before. False if there is no room for it.
-    pub(crate) fn keep(&self, amount: usize) -> bool {
+    pub(super) fn keep(&self, amount: usize) -> bool {
         self.exempt || {
             let was = self.kept.replace(amount);
             self.budget.borrow_mut().change(self.uid, was, amount)
@@ -29,7 +29,7 @@ impl Share {
     }
 
     /// As [`Share::keep`], and a user may have one that is larger than its share: a long reply.
-    pub(crate) fn keep_one(&self, amount: usize) -> bool {
+    pub(super) fn keep_one(&self, amount: usize) -> bool {
         self.keep(amount) || self.budget.borrow().is_only(self.uid, amount)
     }
 }

@@ -1,6 +1,6 @@
 //! The order in which connections are served: fair by user, then by connection.
 //!
-//! All that a client makes the broker do happens in a step of its connection's task: one poll,
+//! All that a client makes a daemon do happens in a step of its connection's task: one poll,
 //! from one wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
 //! kernel is asked who has become ready. So a request is served after at most one step of each
 //! other user, however many connections that user has; and a task that has much to do gives way
@@ -15,9 +15,9 @@ use bindonce_core::turns;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 
-/// The turns of one broker.
+/// The turns of one server.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(super) struct Turns {
     waiting: RefCell<turns::Turns<Rc<Ticket>>>,
     /// A task has its turn.
     taken: Cell<bool>,
@@ -46,9 +46,9 @@ enum Stage {
 }
 
 impl Turns {
-    /// Gives turns, one at a time, for as long as the broker runs. As a task of its own: what became
+    /// Gives turns, one at a time, for as long as the server runs. As a task of its own: what became
     /// ready before it waits before it.
-    pub(crate) async fn give(&self) {
+    pub(super) async fn give(&self) {
         loop {
             self.changed.notified().await;
             if self.taken.get() {
@@ -74,12 +74,12 @@ impl Turns {
     }
 
     /// Whether nobody waits for a turn or has one.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         !self.taken.get() && self.waiting.borrow().is_empty()
     }
 
     /// A task each step of which takes a turn of this user's.
-    pub(crate) fn paced<F: Future>(self: &Rc<Self>, user: u32, task: F) -> Paced<F> {
+    pub(super) fn paced<F: Future>(self: &Rc<Self>, user: u32, task: F) -> Paced<F> {
         let waker = RefCell::new(Waker::noop().clone());
         let ticket = Rc::new(Ticket { stage: Cell::new(Stage::Idle), waker });
         Paced { task: Box::pin(task), turn: Place { turns: Rc::clone(self), user, ticket } }
@@ -87,7 +87,7 @@ impl Turns {
 }
 
 /// A task that takes turns.
-pub(crate) struct Paced<F> {
+pub(super) struct Paced<F> {
     task: Pin<Box<F>>,
     turn: Place,
 }

@@ -4,7 +4,7 @@ use std::io;
 
 /// Why a connection ended.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(super) enum End {
     /// The peer closed it.
     Closed,
     /// The peer used nothing and said nothing for long.
@@ -19,7 +19,7 @@ pub(crate) enum End {
     TooManyInFlight,
     /// More would have to be kept for the peer than there is room for.
     TooMuch,
-    /// The broker has given it up.
+    /// The daemon has given it up.
     CutOff,
     /// Reading or writing failed.
     Failed(io::Error),

@@ -9,8 +9,9 @@ use std::rc::Rc;
 
 use bindonce_core::event::{Flood, Kind};
 use bindonce_core::policy::owns_names;
-use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::clock::now;
+
+use crate::{Happening, Journal};
 
 /// How many pairs of user and kind are counted apart.
 const KINDS: usize = 256;
@@ -21,29 +22,29 @@ const LINES: u32 = 10;
 /// The same for lines about work that was done for it.
 const LINES_OF_WORK: u32 = 100;
 
-/// The reporter of one broker.
+/// The reporter of one daemon.
 #[derive(Debug)]
-pub(crate) struct Reporter {
+pub struct Reporter {
     /// The events.
-    pub(crate) journal: Rc<Journal>,
-    /// The broker's user.
+    pub journal: Rc<Journal>,
+    /// The daemon's user.
     owner: u32,
     floods: RefCell<BTreeMap<(u32, &'static str), Flood>>,
 }
 
 impl Reporter {
-    /// For a broker of this user.
-    pub(crate) fn new(journal: Rc<Journal>, owner: u32) -> Rc<Self> {
+    /// For a daemon of this user.
+    pub fn new(journal: Rc<Journal>, owner: u32) -> Rc<Self> {
         Rc::new(Self { journal, owner, floods: RefCell::default() })
     }
 
     /// Records an event.
-    pub(crate) fn record(&self, happening: Happening) {
+    pub fn record(&self, happening: Happening) {
         self.journal.record(happening);
     }
 
     /// Records an event of this process itself.
-    pub(crate) fn own(&self, kind: Kind, text: impl Into<String>) {
+    pub fn own(&self, kind: Kind, text: impl Into<String>) {
         self.record(Happening::new(kind, text).pid(std::process::id().cast_signed()));
     }
 
@@ -57,18 +58,18 @@ impl Reporter {
     }
 
     /// Whether a refusal to a user is logged; if so, how many before it were left out.
-    pub(crate) fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
+    pub fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         self.passes(uid, kind, LINES)
     }
 
-    /// Whether work that was done for a user is reported: always for root and the broker's user, else
+    /// Whether work that was done for a user is reported: always for root and the daemon's user, else
     /// within a limit. If so, how many reports before it were left out.
-    pub(crate) fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
+    pub fn worth_a_line(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         if self.is_owner(uid) { Some(None) } else { self.passes(uid, kind, LINES_OF_WORK) }
     }
 
-    /// Whether a user is root or the broker's own.
-    pub(crate) fn is_owner(&self, uid: u32) -> bool {
+    /// Whether a user is root or the daemon's own.
+    pub fn is_owner(&self, uid: u32) -> bool {
         owns_names(self.owner, uid)
     }
 }

@@ -1,0 +1,198 @@
+//! The connections: each with its state ([`Link`]), the memory of all of them, and in which order
+//! they are served ([`Turns`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::budget::Budget;
+use bindonce_core::registry::ConnectionId;
+use bindonce_wire::message::Notification;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::caller::Caller;
+use super::link::{Admission, Link};
+use super::turns::Turns;
+
+/// How much of everything clients may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections that are accepted; further ones wait in the accept queue.
+    pub accepted: usize,
+    /// Open connections, further ones are refused; an eighth is kept for root and the daemon's user.
+    pub connections: usize,
+    /// Open connections of one user.
+    pub connections_per_user: usize,
+    /// Open connections of all users that no rule allows anything.
+    pub connections_without_rights: usize,
+    /// Bytes that are kept for clients: requests that are not finished or not answered yet, replies
+    /// that are not read yet. A user may have half.
+    pub buffered_bytes: usize,
+    /// The longest request, in bytes.
+    pub request_bytes: usize,
+    /// How long a peer may take to finish a request, and to read a reply.
+    pub request_time: Duration,
+    /// How long a connection that uses nothing may be idle.
+    pub idle_time: Duration,
+    /// Descriptors that clients have sent and that are not taken yet.
+    pub descriptors_in_flight: usize,
+}
+
+/// The clients of one server.
+#[derive(Debug)]
+pub struct Clients {
+    /// Every connection that is being served.
+    links: RefCell<BTreeMap<ConnectionId, Rc<Link>>>,
+    next: Cell<u64>,
+    limits: Cell<Limits>,
+    /// Bytes that are kept.
+    budget: Rc<RefCell<Budget>>,
+    /// Descriptors that have come and are not taken yet.
+    in_flight: Rc<RefCell<Budget>>,
+    /// In which order connections are served.
+    pub(super) turns: Rc<Turns>,
+    /// Rung when a connection has answered its requests, or has ended.
+    calmer: Notify,
+    /// Rung when a connection has ended, and with it a descriptor is free.
+    pub(super) freed: Notify,
+    /// Rung when something large has ended, so that its memory can be given back.
+    pub shrinking: Notify,
+}
+
+impl Clients {
+    /// No clients yet.
+    pub fn new(limits: Limits) -> Rc<Self> {
+        let clients = Self {
+            links: RefCell::default(),
+            next: Cell::new(0),
+            limits: Cell::new(limits),
+            budget: Rc::default(),
+            in_flight: Rc::default(),
+            turns: Rc::default(),
+            calmer: Notify::new(),
+            freed: Notify::new(),
+            shrinking: Notify::new(),
+        };
+        clients.limit(limits);
+        Rc::new(clients)
+    }
+
+    /// Takes limits, from the next request and the next connection on.
+    pub fn limit(&self, limits: Limits) {
+        self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
+        self.budget.borrow_mut().set_limit(limits.buffered_bytes);
+        self.limits.set(limits);
+    }
+
+    /// The limits as they are now.
+    pub fn limits(&self) -> Limits {
+        self.limits.get()
+    }
+
+    /// A number for a connection, never given twice.
+    pub fn number(&self) -> ConnectionId {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        ConnectionId(id)
+    }
+
+    /// Whether another connection of this user is admitted; else the limit that is reached, and its value.
+    pub(super) fn admit(
+        &self,
+        uid: u32,
+        admission: Admission,
+    ) -> Result<(), (&'static str, usize)> {
+        let limits = self.limits.get();
+        let links = self.links.borrow();
+        let same = links.values().filter(|link| link.caller.peer.uid == uid);
+        let unknown = links.values().filter(|link| link.unknown);
+        // Some are kept for those who have to put things right.
+        let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
+        if admission.unknown && unknown.count() >= limits.connections_without_rights {
+            Err(("connections_without_rights", limits.connections_without_rights))
+        } else if links.len() >= most {
+            Err(("connections", most))
+        } else if same.count() >= limits.connections_per_user {
+            Err(("connections_per_user", limits.connections_per_user))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Enters a new connection, or a resumed one with the part of a request that was read.
+    pub fn enter(
+        &self,
+        stream: UnixStream,
+        caller: Caller,
+        admission: Admission,
+        unread: &[u8],
+    ) -> Rc<Link> {
+        let id = caller.connection;
+        self.next.set(self.next.get().max(id.0 + 1));
+        let kept = (self.limits.get().request_bytes, &self.budget, &self.in_flight);
+        let link = Link::new(stream, caller, admission, unread, kept);
+        self.links.borrow_mut().insert(id, Rc::clone(&link));
+        link
+    }
+
+    /// Whether a connection has ended and some of its leases have not.
+    pub fn some_leave(&self) -> bool {
+        self.links.borrow().values().any(|link| link.progress.leaving.get())
+    }
+
+    /// A connection has ended, and so has all that it had.
+    pub(super) fn remove(&self, id: ConnectionId) {
+        self.links.borrow_mut().remove(&id);
+        self.calmer();
+        self.freed.notify_one();
+    }
+
+    /// Every connection.
+    pub fn links(&self) -> Vec<Rc<Link>> {
+        self.links.borrow().values().cloned().collect()
+    }
+
+    /// Waits until another connection may be accepted.
+    pub(super) async fn room(&self) {
+        while self.links.borrow().len() >= self.limits.get().accepted {
+            self.freed.notified().await;
+        }
+    }
+
+    /// Sends a notification to a connection.
+    pub fn tell(&self, id: ConnectionId, notification: &Notification) {
+        if let Some(link) = self.links.borrow().get(&id) {
+            link.tell(notification.encode());
+        }
+    }
+
+    /// Ends a connection.
+    pub fn cut(&self, id: ConnectionId) {
+        if let Some(link) = self.links.borrow().get(&id) {
+            link.cut();
+        }
+    }
+
+    /// A connection has answered its requests.
+    pub(super) fn calmer(&self) {
+        self.calmer.notify_one();
+    }
+
+    /// Waits until no request is being answered, for `patience` at most.
+    pub async fn calm(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        while self.links.borrow().values().any(|link| link.is_busy()) {
+            if timeout_at(until, self.calmer.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether no connection has anything to do that could be done now.
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_idle()
+    }
+}
