@@ -6,11 +6,21 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::harness::{Haproxy, Scene, config, eventually, listening};
 
 /// A haproxy that sets a variable for itself.
 fn other_minded(scene: &Scene, program: &Path) -> PathBuf {
-    let text = format!("#!/bin/sh\nBRANCH=b\nexport BRANCH\nexec {} \"$@\"\n", program.display());
+    other_minded_if(scene, program, "true")
+}
+
+/// The same, when this command of the shell succeeds.
+fn other_minded_if(scene: &Scene, program: &Path, is_so: &str) -> PathBuf {
+    let program = program.display();
+    let text =
+        format!("#!/bin/sh\nif {is_so}; then BRANCH=b; export BRANCH; fi\nexec {program} \"$@\"\n");
     let path = scene.write("haproxy", &text);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
     path
@@ -125,4 +135,91 @@ fn many_listeners_are_compared_too() {
     assert!(said.contains("does not listen on 127.0.0.1:21000"), "{said}");
     assert!(said.contains("and 1 more"), "{said}");
     serves(address, 1);
+}
+
+/// Where haproxy has no admin socket its epoll sets show it, of a worker too.
+#[test]
+fn without_an_admin_socket_it_is_compared_too() {
+    let masters = ["", "    master-worker\n"];
+    for (program, global) in Haproxy::all().flat_map(|one| masters.map(|text| (one.clone(), text)))
+    {
+        if !global.is_empty() && Haproxy::system().as_ref() != Some(&program) {
+            continue; // A wrapper of the fetched ones is not executed again by its master.
+        }
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, other) = (scene.address(), scene.address());
+        let program = other_minded(&scene, &program);
+        let write = |lines: &str, tag| {
+            let text = with(address, lines, tag);
+            scene.write("haproxy.cfg", &text.replace("global\n", &format!("global\n{global}")))
+        };
+        let extra = PASSED_OVER.replace('@', &other.to_string());
+        let mut none = Haproxy::begin(&scene, &["--no-admin"], &program, &write(&extra, 1));
+        assert_eq!(none.supervisor.wait_exit().code(), Some(1), "{}", none.supervisor.story());
+        let file = write("", 1);
+        let haproxy = Haproxy::start_with(&scene, &["--no-admin"], &program, &file);
+        write(&extra, 2);
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains(&format!("haproxy does not listen on {other}")), "{said}");
+        if global.is_empty() {
+            serves(address, 1);
+        }
+        write("", 3);
+        haproxy.reload(&scene).ok();
+        serves(address, 3);
+    }
+}
+
+/// A listener that no connection reaches shows nothing: the older generation is paused all the same, and
+/// serves on.
+#[test]
+fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stops() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return crate::harness::skip("no network of its own");
+        }
+        let _broker = scene.broker();
+        let address = scene.address();
+        let program = other_minded(&scene, &program);
+        let unseen = "    bind 10.99.99.99:9003 transparent\n";
+        let file = scene.write("haproxy.cfg", &with(address, unseen, 1));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let lines = format!("{unseen}{}", PASSED_OVER.replace('@', "127.0.0.1:21000"));
+        scene.write("haproxy.cfg", &with(address, &lines, 2));
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains("does not listen on 127.0.0.1:21000"), "{said}");
+        assert!(said.contains("generation 1 serves on"), "{said}");
+        serves(address, 1);
+    }
+}
+
+/// Nobody else would serve: it goes on, and what it does not listen on is told.
+#[test]
+fn what_is_started_anew_is_compared_and_serves() {
+    let Some(program) = Haproxy::system() else { return };
+    for (arguments, bind) in
+        [(&[][..], ""), (&["--no-admin"], ""), (&[], "    bind abns@compared-again-NAME\n")]
+    {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, other) = (scene.address(), scene.address());
+        let flag = scene.path("flag");
+        let test = format!("[ -e {} ]", flag.display());
+        let program = other_minded_if(&scene, &program, &test);
+        let bind = bind.replace("NAME", &format!("{}-{}", std::process::id(), other.port()));
+        let lines = format!("{bind}{}", PASSED_OVER.replace('@', &other.to_string()));
+        let file = scene.write("haproxy.cfg", &with(address, &lines, 1));
+        let mut haproxy = Haproxy::start_with(&scene, arguments, &program, &file);
+        let (_, pid) = haproxy.wait_serving(&scene);
+        std::fs::write(flag, "").expect("the flag");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("haproxy");
+        let told = haproxy.supervisor.wait_line("haproxy does not listen on");
+        assert!(told.contains(&other.to_string()), "{told}");
+        eventually("another generation serves", || {
+            haproxy.serving(&scene).filter(|(generation, _)| *generation == 2)
+        });
+        serves(address, 1);
+    }
 }

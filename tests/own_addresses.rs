@@ -7,6 +7,8 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::path::Path;
 
 use bindonce_load::{Load, Plan};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually};
 
@@ -94,6 +96,26 @@ fn the_older_generation_takes_its_own_address_back() {
         stage.is_whole();
         assert_nothing_lost(&stage.load.stop());
     }
+}
+
+/// It is told to accept again, and nothing shows that it does: that is no "serves on".
+#[test]
+fn an_older_generation_that_does_not_accept_again_is_told() {
+    let Some(program) = Haproxy::system() else { return };
+    let mut stage = Stage::start(&program);
+    stage.haproxy.supervisor.wait_line("at a reload the older one lets go of it");
+    let (_, pid) = stage.haproxy.wait_serving(&stage.scene);
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = stranger.local_addr().expect("its address");
+    stage.write(2, &[stage.stats, taken]);
+    let mut reload = Process::start(stage.scene.bindonce("reload").args(["--name", "web"]));
+    stage.haproxy.supervisor.wait_line("paused for a moment");
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("haproxy");
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    let story = reload.story();
+    assert!(story.contains("was told to accept again, and has not said"), "{story}");
+    kill(Pid::from_raw(pid), Signal::SIGCONT).expect("haproxy");
+    stage.is_whole();
 }
 
 /// The supervisor is killed while the older one is paused for a new one: it accepts again.

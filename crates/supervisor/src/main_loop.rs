@@ -124,10 +124,12 @@ impl Supervisor {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Event(Event::Proved) => self.proved(),
+            Message::Event(proof @ (Event::Proved | Event::ProvedInPart { .. })) => {
+                self.proved(proof);
+            }
             Message::Event(event) => self.feed(event),
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
-            Message::Listens(id, deaf) => self.listens(id, deaf.as_deref()),
+            Message::Listens(id, deaf, proof) => self.listens(id, deaf.as_deref(), proof),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);
@@ -149,6 +151,7 @@ impl Supervisor {
             }
             Message::Leaves(id, how) => self.leaves(id, how),
             Message::Ready(id, how) => self.ready(id, how),
+            Message::StillPaused(id) => self.still_paused(id),
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Asked(Ask::Reload { allow_empty, reply, pid }) => {
                 if allow_empty {

@@ -32,7 +32,10 @@ pub(crate) enum Message {
     /// What a generation that is ready has bound, and how it was known to be ready.
     Compared(GenerationId, &'static str, Compared),
     /// Which of its listeners the generation that is to take over does not listen on.
-    Listens(GenerationId, Option<Vec<usize>>),
+    /// What was proved before it went on is to be told then.
+    Listens(GenerationId, Option<Vec<usize>>, Event),
+    /// A generation that was told to accept again has not said that it does.
+    StillPaused(GenerationId),
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.

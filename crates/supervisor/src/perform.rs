@@ -73,6 +73,7 @@ impl Supervisor {
         if configuration == Configuration::Fresh {
             self.report.measured.begun = Some(Instant::now());
         }
+        self.requests.wait_for(None, None);
         let known = match configuration {
             Configuration::Fresh => None,
             Configuration::Of(of) => self.starts.configurations.get(&of).cloned(),
@@ -182,6 +183,10 @@ impl Supervisor {
             _ => generation.pidfd.send(number),
         };
         self.report.signalled(id, pid, number, reason);
+        if signal == Signal::Resume && self.timeline.serving() == Some(id) {
+            let late = self.ask_resumed(id);
+            self.requests.wait_for(None, late);
+        }
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");

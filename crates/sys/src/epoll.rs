@@ -3,9 +3,12 @@
 //! A registration is of the open file, not of the descriptor, so it can outlive the descriptor:
 //! [`crate::ghosts`] ends such a one.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 
 use rustix::fs::AtFlags;
+
+use crate::holders;
 
 /// A registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,24 @@ impl Registration {
     pub fn is_for_input(&self) -> bool {
         self.events & Self::INPUT != 0
     }
+}
+
+/// Which of these sockets a process waits for input on. None if it has no epoll instance, or its
+/// /proc entries may not be read.
+pub fn waited_for(pid: i32, inodes: &[u64]) -> Option<BTreeSet<u64>> {
+    let device = socket_device()?;
+    let mut found: Option<BTreeSet<u64>> = None;
+    for table in holders::tables(pid) {
+        let epolls = table.numbers.iter().filter(|fd| table.is_epoll(**fd));
+        for info in epolls.filter_map(|fd| table.info(*fd)) {
+            let all = info.lines().filter_map(Registration::read);
+            let wanted = all.filter(|one| {
+                one.device == device && one.is_for_input() && inodes.contains(&one.inode)
+            });
+            found.get_or_insert_default().extend(wanted.map(|one| one.inode));
+        }
+    }
+    found
 }
 
 /// The device of the kernel's socket file system, from any socket. Other kinds of files have inodes

@@ -9,7 +9,6 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::thread;
 
 use nix::errno::Errno;
@@ -19,7 +18,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::epoll::Registration;
 use crate::error::Error;
-use crate::holders::{self, Table};
+use crate::holders;
 use crate::process::Pidfd;
 
 /// A registration of a listener under a number that is the listener no more.
@@ -44,7 +43,7 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
     let tables = holders::tables(pid);
     let mut found = Vec::new();
     for table in &tables {
-        for epoll in table.numbers.iter().copied().filter(|fd| is_epoll(table, *fd)) {
+        for epoll in table.numbers.iter().copied().filter(|fd| table.is_epoll(*fd)) {
             let Some(info) = table.info(epoll) else {
                 continue;
             };
@@ -60,10 +59,6 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
         }
     }
     found
-}
-
-fn is_epoll(table: &Table, fd: i32) -> bool {
-    table.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
 }
 
 /// Deletes ghosts in the process behind `pidfd`; gives how many it deleted.

@@ -95,6 +95,11 @@ impl Table {
         self.link(fd)?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     }
 
+    /// Whether descriptor `fd` is an epoll instance.
+    pub(crate) fn is_epoll(&self, fd: i32) -> bool {
+        self.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
+    }
+
     /// What the kernel says of descriptor `fd` (proc_pid_fdinfo(5)).
     pub(crate) fn info(&self, fd: i32) -> Option<String> {
         fs::read_to_string(self.base.join("fdinfo").join(fd.to_string())).ok()

@@ -148,6 +148,22 @@ impl Timeline {
         self.operation.is_none() && !self.shutdown
     }
 
+    /// Whether the older generations have been told to stop for good.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.operation, Operation::Stopping(_) | Operation::Proving { .. })
+    }
+
+    /// Whether a generation is told to accept nothing for now, because another is to take over from it.
+    pub fn is_paused(&self, id: GenerationId) -> bool {
+        match &self.operation {
+            Operation::Pausing(pausing) => pausing.older.contains(&id),
+            Operation::Starting { yielding: Some(yielding), .. } => {
+                yielding.until.is_some() && yielding.paused.contains(&id)
+            }
+            _ => false,
+        }
+    }
+
     /// Generations that may accept connections now, other than `except`.
     pub fn accepting(&self, except: GenerationId) -> Vec<GenerationId> {
         let others = self.lives.iter().filter(|(id, life)| **id != except && life.may_accept());

@@ -1,9 +1,11 @@
 //! `show fd`: which descriptors a haproxy knows.
 
-/// The descriptor of a line `    7 : st=0x000023(...) ...`; None of any other line.
-pub fn descriptor(line: &str) -> Option<usize> {
+/// The descriptor of a line `    7 : st=0x000023(...) ...`, and whether it is of a listener that is paused; None of
+/// any other line.
+pub fn descriptor(line: &str) -> Option<(usize, bool)> {
     let (number, state) = line.split_once(':')?;
-    state.trim_start().starts_with("st=").then(|| number.trim().parse().ok())?
+    let number = number.trim().parse().ok()?;
+    state.trim_start().starts_with("st=").then(|| (number, state.contains(" l.st=PAU ")))
 }
 
 #[cfg(test)]
@@ -13,7 +15,8 @@ mod tests {
     #[test]
     fn reads_what_show_fd_prints() {
         let line = "      7 : st=0x000023(cl heopi W:sRa R:sRA) ref=0 iocb=0x56(sock_accept_iocb) l.st=RDY fe=a";
-        assert_eq!(descriptor(line), Some(7));
+        assert_eq!(descriptor(line), Some((7, false)));
+        assert_eq!(descriptor(&line.replace("RDY", "PAU")), Some((7, true)));
         for other in ["", "Unknown command", "  7 : x", "Running: 3", "x : st=1"] {
             assert_eq!(descriptor(other), None, "{other}");
         }

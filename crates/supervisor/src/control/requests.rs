@@ -28,7 +28,8 @@ pub(crate) struct Requests {
     retirements: Vec<Retirement>,
     /// Ends when the broker knows which generation serves.
     confirmed: Option<oneshot::Receiver<()>>,
-    /// What the generation that serves says of its listeners, where it is asked only after the handover.
+    /// What the generation that serves says of its listeners, where it is asked only after the handover, or
+    /// after one that failed.
     late: Option<oneshot::Receiver<Option<RpcError>>>,
 }
 
@@ -60,7 +61,7 @@ impl Requests {
         std::mem::take(&mut self.allow_empty)
     }
 
-    /// The answer to the reload in progress waits for these, if it succeeds.
+    /// The answer to the reload in progress waits for these.
     pub(crate) fn wait_for(
         &mut self,
         confirmed: Option<oneshot::Receiver<()>>,
@@ -82,7 +83,14 @@ impl Requests {
                 Some(late) => late.await.ok().flatten(),
                 None => None,
             };
-            let answer = late.filter(|_| answer.is_ok()).map_or(answer, Err);
+            let answer = match (answer, late) {
+                (answer, None) => answer,
+                (Ok(_), Some(late)) => Err(late),
+                (Err(mut failed), Some(late)) => {
+                    failed.message = format!("{}\n{}", failed.message, late.message);
+                    Err(failed)
+                }
+            };
             for reply in waiting {
                 // The client may have gone away.
                 let _ = reply.send(answer.clone());

@@ -59,6 +59,8 @@ pub(crate) struct Generation {
     pub(crate) states: mpsc::UnboundedSender<News>,
     /// Asks it whether it has stopped, and then how many connections are left.
     pub(crate) watch: Option<AbortHandle>,
+    /// Asks it whether it accepts again, once it is told to.
+    pub(crate) resumes: Option<AbortHandle>,
 }
 
 impl Generation {
@@ -121,8 +123,8 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if let Some(watch) = &self.watch {
-            watch.abort();
+        for task in [&self.watch, &self.resumes].into_iter().flatten() {
+            task.abort();
         }
         if let Some(admin) = &self.admin {
             admin.close();

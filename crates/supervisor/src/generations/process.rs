@@ -199,6 +199,7 @@ impl Supervisor {
             connections: None,
             states,
             watch: None,
+            resumes: None,
         };
         drop(generation.tell(State::Starting));
         self.generations.insert(id, generation);

@@ -119,7 +119,7 @@ impl Supervisor {
         generation.closed = false;
         let admin = generation.admin.clone();
         let family = Family::of(&kind, id, generation);
-        if let Some(earlier) = generation.watch.take() {
+        for earlier in [generation.watch.take(), generation.resumes.take()].into_iter().flatten() {
             earlier.abort();
         }
         let task = crate::tasks::spawn(async move {

@@ -3,9 +3,10 @@
 //! bound by itself is not protected. Either means that we read the configuration in another way than
 //! haproxy does, and fails the start.
 //!
-//! What it has bound is seen before anything older is touched. Which descriptors it listens on only it
-//! can tell (`show fd`), as soon as it goes on: in a reload the older generations are still paused then,
-//! and resume if it is ended.
+//! What it has bound is seen before anything older is touched. Which descriptors it listens on is known
+//! as soon as it goes on ([`super::hears`]): in a reload the older generations are still paused then,
+//! and resume if it is ended. What is started because nobody serves is compared too, and serves whatever
+//! it listens on.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -14,19 +15,19 @@ use std::time::Duration;
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::{duration, event};
 use bindonce_daemon::Happening;
-use bindonce_sys::inherit;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
 use crate::control::requests;
-use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::foreign::{self, LOOKS};
+use crate::generations::generation::Generation;
+use crate::generations::listeners::Held;
+use crate::generations::start::Prepared;
+use crate::handover::hears::Hears;
 use crate::message::{Compared, Message};
 use crate::report::Cause;
 use crate::supervisor::Supervisor;
-use bindonce_haproxy::cli::descriptor;
-use bindonce_haproxy::config::Rendering;
 
 /// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
 /// handover goes on, and it is asked again.
@@ -34,33 +35,21 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// How long it may take when it is asked again, before the answer to the reload: exit 0 is said only of
 /// what was observed.
 const ANSWER_LATE: Duration = Duration::from_secs(10);
-/// Up to so many descriptors are asked for one by one, more all at once: that answer has its
-/// connections too.
-const ONE_BY_ONE: usize = 32;
+/// What to do about one that does not accept again.
+const RESUMES_NOT: &str = "see what it does with `bindonce doctor`; correct the configuration, then run \
+    `bindonce reload`: the next generation takes over from it";
 
 impl Supervisor {
-    /// Whether the start of a generation depends on what it listens on: not where it was started anew
-    /// on a configuration that was compared before.
-    fn is_compared(&self, id: GenerationId) -> bool {
-        self.settings.kind.haproxy().is_some() && self.timeline.configuration_of(id) == Some(id)
-    }
-
-    /// Looks at what a generation that is ready has bound; `answers` if it can be asked already. False
-    /// if there is nothing to wait for.
-    pub(crate) fn compare(&self, id: GenerationId, how: &'static str, answers: bool) -> bool {
-        let Some(generation) = self.generations.get(&id).filter(|_| self.is_compared(id)) else {
-            return false;
-        };
+    /// Looks at what a generation that is ready has bound; at what it listens on too, if it is `running`
+    /// already. False if there is nothing to compare.
+    pub(crate) fn compare(&self, id: GenerationId, how: &'static str, running: bool) -> bool {
+        let Some(generation) = self.generations.get(&id) else { return false };
+        let Some(hears) = self.hears(id) else { return false };
         let look = self.look_at_own(generation, id);
-        let admin = generation.admin.clone().filter(|_| answers);
-        let count = generation.listeners.len();
         let sender = self.sender.clone();
         crate::tasks::spawn(async move {
             let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
-            let deaf = match admin {
-                Some(admin) => deaf(&admin, count, ANSWER).await,
-                None => None,
-            };
+            let deaf = if running { hears.deaf(ANSWER).await } else { None };
             let _ = sender.send(Message::Compared(id, how, Compared { own, deaf }));
         });
         true
@@ -73,74 +62,86 @@ impl Supervisor {
             return;
         }
         let deaf = seen.deaf.as_deref();
-        let text = self
-            .unclaimed(id, &seen.own)
-            .or_else(|| self.passed_over(id, deaf.unwrap_or_default()));
-        match text {
-            Some(text) => self.reads_otherwise(id, text),
-            None => {
-                if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.listens = deaf.is_some();
-                }
-                self.take_over_now(id, how);
-            }
+        let text = self.unclaimed(id, &seen.own).or_else(|| self.passed_over(id, deaf));
+        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
+            self.has_said(id, deaf);
+            self.take_over_now(id, how);
         }
     }
 
-    /// Nobody accepts. The new generation goes on, and before the older ones are told to stop for good
-    /// it must say that it listens on what it was given.
-    pub(crate) fn proved(&mut self) {
-        let compared = self.handover.newer().filter(|id| self.is_compared(*id));
-        let newer = compared.and_then(|id| Some((id, self.generations.get_mut(&id)?)));
-        let asked = newer.and_then(|(id, newer)| {
-            let admin = newer.admin.clone()?;
+    /// Nobody accepts, as far as `proof` tells. The new generation goes on, and before the older ones
+    /// are told to stop for good it must be known that it listens on what it was given.
+    pub(crate) fn proved(&mut self, proof: Event) {
+        // Where one of them is not known to be paused, the new one cannot go on yet.
+        let may_go_on = match proof {
+            Event::ProvedInPart { all_paused } => all_paused || self.timeline.is_stopping(),
+            _ => true,
+        };
+        let newer = self.handover.newer().filter(|_| may_go_on);
+        let asked = newer.and_then(|id| {
+            let hears = self.hears(id)?;
+            let newer = self.generations.get_mut(&id)?;
             if newer.hold.is_some() {
                 newer.let_go_on();
             } else {
                 newer.pidfd.send(Number::SIGCONT).ok()?;
             }
-            Some((id, admin, newer.listeners.len()))
+            Some((id, hears))
         });
-        let Some((id, admin, count)) = asked else { return self.feed(Event::Proved) };
+        let Some((id, hears)) = asked else { return self.feed(proof) };
         let sender = self.sender.clone();
         crate::tasks::spawn(async move {
-            let deaf = deaf(&admin, count, ANSWER).await;
-            let _ = sender.send(Message::Listens(id, deaf));
+            let deaf = hears.deaf(ANSWER).await;
+            let _ = sender.send(Message::Listens(id, deaf, proof));
         });
     }
 
-    /// A generation that goes on has said which of its listeners it passes over, or nothing in time.
-    pub(crate) fn listens(&mut self, id: GenerationId, deaf: Option<&[usize]>) {
+    /// It is known which of its listeners a generation that goes on passes over, or it was not to be known
+    /// in time.
+    pub(crate) fn listens(&mut self, id: GenerationId, deaf: Option<&[usize]>, proof: Event) {
         if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
         }
-        match self.passed_over(id, deaf.unwrap_or_default()) {
-            Some(text) => self.reads_otherwise(id, text),
-            None => {
-                if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.listens = deaf.is_some();
-                }
-                self.feed(Event::Proved);
-            }
+        let text = self.passed_over(id, deaf);
+        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
+            self.has_said(id, deaf);
+            self.feed(proof);
         }
     }
 
-    fn reads_otherwise(&mut self, id: GenerationId, text: String) {
-        let pid = self.generations.get(&id).map(crate::generations::generation::Generation::pid);
+    fn has_said(&mut self, id: GenerationId, deaf: Option<&[usize]>) {
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.listens = deaf.is_some();
+        }
+    }
+
+    /// How to find out what a generation listens on; none for a program, which reads its listeners itself.
+    fn hears(&self, id: GenerationId) -> Option<Hears> {
+        self.settings.kind.haproxy()?;
+        Some(Hears::of(&self.settings.kind, self.generations.get(&id)?))
+    }
+
+    /// Tells what differs, and ends the generation: true. Not one that was started anew on a configuration
+    /// that serves, or has: nobody else would serve.
+    fn reads_otherwise(&mut self, id: GenerationId, text: String) -> bool {
+        let fresh = self.timeline.configuration_of(id) == Some(id);
+        self.tell_otherwise(id, event::Kind::GenerationFailed, &text);
+        if fresh {
+            let hint = Some(requests::READS_OTHERWISE.to_owned());
+            self.refuse(id, Cause { text, hint, ..Cause::default() });
+        }
+        fresh
+    }
+
+    fn tell_otherwise(&mut self, id: GenerationId, kind: event::Kind, text: &str) {
+        let pid = self.generations.get(&id).map(Generation::pid);
         tracing::error!(generation = id.0, pid, "{text}");
-        self.report.journal.record(
-            Happening::new(event::Kind::GenerationFailed, text.clone()).generation(id.0).pid(pid),
-        );
-        self.refuse(
-            id,
-            Cause { text, hint: Some(requests::READS_OTHERWISE.to_owned()), ..Cause::default() },
-        );
+        self.report.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
     }
 
     /// An address that a bind line names and that haproxy has bound by itself.
     fn unclaimed(&self, id: GenerationId, own: &BTreeSet<String>) -> Option<String> {
-        let prepared = self.starts.configurations.get(&id)?;
-        let rendering = prepared.rendering()?;
+        let rendering = self.rendering(id)?;
         let left = |address: &str| {
             let mut lines = rendering.left_alone.iter();
             lines.any(|line| foreign::names(&line.text, address))
@@ -155,21 +156,25 @@ impl Supervisor {
     }
 
     /// Listeners that haproxy was given and does not listen on.
-    fn passed_over(&self, id: GenerationId, deaf: &[usize]) -> Option<String> {
-        passed_over(self.starts.configurations.get(&id)?.rendering()?, deaf)
+    fn passed_over(&self, id: GenerationId, deaf: Option<&[usize]>) -> Option<String> {
+        Some(format!("haproxy does not listen on {}", self.named(id)?.some(deaf?)?))
+    }
+
+    fn named(&self, id: GenerationId) -> Option<Named> {
+        let of = self.timeline.configuration_of(id);
+        Some(Named {
+            prepared: of.and_then(|of| self.starts.configurations.get(&of).cloned()),
+            listeners: self.generations.get(&id)?.listeners.clone(),
+        })
     }
 
     /// Asks a generation that serves, where it could not be asked before older ones were told to stop
     /// for good, or did not answer: why the reload has failed, if it has.
     pub(crate) fn ask_late(&self, id: GenerationId) -> Option<oneshot::Receiver<Option<RpcError>>> {
-        let generation =
-            self.generations.get(&id).filter(|g| !g.listens && self.is_compared(id))?;
-        let (admin, count) = (generation.admin.clone()?, generation.listeners.len());
-        let (prepared, journal) =
-            (self.starts.configurations.get(&id).cloned()?, Rc::clone(&self.report.journal));
-        let (tell, told) = oneshot::channel();
-        crate::tasks::spawn(async move {
-            let why = match deaf(&admin, count, ANSWER_LATE).await {
+        self.generations.get(&id).filter(|generation| !generation.listens)?;
+        let (hears, named) = (self.hears(id)?, self.named(id)?);
+        self.answer_late(id, async move {
+            match hears.deaf(ANSWER_LATE).await {
                 None => Some((
                     format!(
                         "generation {id} has taken over, but has not said on its admin socket within {} \
@@ -179,14 +184,74 @@ impl Supervisor {
                     "see what it does with `bindonce doctor`; if it stands still, run `bindonce reload` again",
                 )),
                 Some(deaf) => {
-                    let text =
-                        prepared.rendering().and_then(|rendering| passed_over(rendering, &deaf));
-                    text.map(|text| {
-                        let end = "it serves all the same: no older generation could resume";
-                        (format!("{text}\n{end}"), requests::READS_OTHERWISE)
-                    })
+                    let names = named.some(&deaf)?;
+                    let text = format!(
+                        "haproxy does not listen on {names}\n\
+                         it serves all the same: no older generation could resume"
+                    );
+                    Some((text, requests::READS_OTHERWISE))
                 }
+            }
+        })
+    }
+
+    /// Asks a generation that was paused and is told to accept again whether it does, until it does: why it
+    /// does not serve as before, if it does not in time.
+    pub(crate) fn ask_resumed(
+        &mut self,
+        id: GenerationId,
+    ) -> Option<oneshot::Receiver<Option<RpcError>>> {
+        let (hears, named) = (Rc::new(self.hears(id)?), self.named(id)?);
+        let (sender, asked) = (self.sender.clone(), Rc::clone(&hears));
+        let task = crate::tasks::spawn(async move {
+            // A signal that comes while it is stopped is lost when it is continued.
+            while asked.deaf(ANSWER).await.is_none_or(|deaf| !deaf.is_empty()) {
+                let _ = sender.send(Message::StillPaused(id));
+                tokio::time::sleep(ANSWER).await;
+            }
+        });
+        if let Some(generation) = self.generations.get_mut(&id)
+            && let Some(earlier) = generation.resumes.replace(task.abort_handle())
+        {
+            earlier.abort();
+        }
+        self.answer_late(id, async move {
+            let text = match hears.deaf(ANSWER_LATE).await {
+                None => format!(
+                    "generation {id} was told to accept again, and has not said on its admin socket \
+                     within {} that it does",
+                    duration::format(ANSWER_LATE)
+                ),
+                Some(deaf) => format!(
+                    "generation {id} was told to accept again, and does not listen on {}",
+                    named.some(&deaf)?
+                ),
             };
+            Some((text, RESUMES_NOT))
+        })
+    }
+
+    /// A generation that is to accept has not said that it does: it is told again.
+    pub(crate) fn still_paused(&mut self, id: GenerationId) {
+        if self.timeline.serving() == Some(id)
+            && !self.timeline.is_paused(id)
+            && let Some(generation) = self.generations.get(&id)
+        {
+            // Its end is on its way to us.
+            let _ = generation.pidfd.send(Number::SIGTTIN);
+        }
+    }
+
+    /// Logs and records what `why` comes to, and gives it to whoever waits.
+    fn answer_late(
+        &self,
+        id: GenerationId,
+        why: impl Future<Output = Option<(String, &'static str)>> + 'static,
+    ) -> Option<oneshot::Receiver<Option<RpcError>>> {
+        let (tell, told) = oneshot::channel();
+        let journal = Rc::clone(&self.report.journal);
+        crate::tasks::spawn(async move {
+            let why = why.await;
             if let Some((text, _)) = &why {
                 tracing::error!(generation = id.0, "{text}");
                 let happening = Happening::new(event::Kind::ReloadFailed, text.clone());
@@ -202,94 +267,25 @@ impl Supervisor {
     }
 }
 
-fn passed_over(rendering: &Rendering, deaf: &[usize]) -> Option<String> {
-    let mut places = deaf.iter().filter_map(|index| rendering.bindings.get(*index));
-    let first = places.next()?;
-    let more = match deaf.len() {
-        1 => String::new(),
-        count => format!(" and {} more", count - 1),
-    };
-    Some(format!(
-        "haproxy does not listen on {} of {}{more}, which was claimed for it",
-        first.listener.address, first.place
-    ))
+/// The listeners of a generation, as people know them.
+struct Named {
+    prepared: Option<Rc<Prepared>>,
+    listeners: Vec<Rc<Held>>,
 }
 
-/// Asks haproxy which of its descriptors for `count` listeners it does not know. They follow that of
-/// the admin socket. None if it does not answer within `limit`. None of them where it cannot tell: it
-/// does not have the command, or its connection has ended, whose end is noticed elsewhere.
-async fn deaf(admin: &Admin, count: usize, limit: Duration) -> Option<Vec<usize>> {
-    match tokio::time::timeout(limit, ask(admin, count, limit)).await {
-        Ok(Ok(deaf)) => Some(deaf),
-        Ok(Err(NoAnswer::Closed)) => Some(Vec::new()),
-        Ok(Err(NoAnswer::InTime)) | Err(_) => None,
-    }
-}
-
-async fn ask(admin: &Admin, count: usize, limit: Duration) -> Result<Vec<usize>, NoAnswer> {
-    let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
-    if count > ONE_BY_ONE {
-        let all = admin.ask("show fd", limit).await?;
-        let known: BTreeSet<_> = all.lines().filter_map(descriptor).collect();
-        // None at all: it does not have the command.
-        let passed_over = |index: &usize| !known.is_empty() && !known.contains(&(first + index));
-        return Ok((0..count).filter(passed_over).collect());
-    }
-    let look = async |fd: usize| {
-        let answer = admin.ask(format!("show fd {fd}"), limit).await?;
-        Ok(answer.lines().any(|line| descriptor(line) == Some(fd)))
-    };
-    let mut deaf = Vec::new();
-    // That of the admin socket shows that it has the command, and what an answer looks like.
-    if look(first - 1).await? {
-        for index in 0..count {
-            if !look(first + index).await? {
-                deaf.push(index);
-            }
-        }
-    }
-    Ok(deaf)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{BufRead as _, BufReader, Write as _};
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    /// What a haproxy tells that has the descriptors up to `last`, and that ends after so many answers: it
-    /// closes its connection, or is silent from then on.
-    fn told(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
-        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-        let talks = std::thread::spawn(move || {
-            let lines = BufReader::new(theirs.try_clone().expect("a copy")).lines();
-            for line in lines.take(answers).map_while(Result::ok) {
-                let fd = line.rsplit(' ').next().and_then(|fd| fd.parse::<usize>().ok());
-                let known = fd.filter(|fd| *fd <= last).map(|fd| format!("  {fd} : st=0x23(cl)\n"));
-                write!(theirs, "{}\n> ", known.unwrap_or_default()).expect("answering");
-            }
-            (!closes).then_some(theirs)
-        });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let local = tokio::task::LocalSet::new();
-        let deaf = local.block_on(&runtime.expect("a runtime"), async {
-            let admin = Admin::resume(ours.into(), |_| ());
-            // A minute for what answers; nothing at all for what is silent.
-            let limit = if closes { 60_000 } else { 50 };
-            deaf(&admin, 2, Duration::from_millis(limit)).await
-        });
-        drop(local); // Its end of the connection.
-        drop(talks.join().expect("a haproxy"));
-        deaf
-    }
-
-    #[test]
-    fn what_is_not_said_in_time_is_not_taken_for_said() {
-        let first = usize::try_from(inherit::FIRST).expect("a number");
-        assert_eq!(told(first + 2, 9, true), Some(vec![]));
-        assert_eq!(told(first + 1, 9, true), Some(vec![1]));
-        assert_eq!(told(first + 2, 3, false), None, "silent at the second of its listeners");
-        assert_eq!(told(first + 2, 3, true), Some(vec![]), "its end is noticed elsewhere");
+impl Named {
+    /// The first of these, and how many more; none if there is none.
+    fn some(&self, indexes: &[usize]) -> Option<String> {
+        let rendering = self.prepared.as_ref().and_then(|prepared| prepared.rendering());
+        let name = |index: usize| match rendering.and_then(|r| r.bindings.get(index)) {
+            Some(binding) => Some(format!("{} of {}", binding.listener.address, binding.place)),
+            None => self.listeners.get(index).map(|held| held.listener.address.to_string()),
+        };
+        let first = name(*indexes.first()?)?;
+        let more = match indexes.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        Some(format!("{first}{more}, which was claimed for it"))
     }
 }

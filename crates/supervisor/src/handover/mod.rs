@@ -3,6 +3,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;
+pub(crate) mod hears;
 pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;

@@ -36,7 +36,7 @@ impl Supervisor {
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
         let first = self.timeline.accepting(id).is_empty();
         // One that is not held accepts already, beside an older one: nothing may delay the handover.
-        if !((held || first) && self.compare(id, how, first)) {
+        if !((held || first) && self.compare(id, how, first && !held)) {
             self.take_over_now(id, how);
         }
     }

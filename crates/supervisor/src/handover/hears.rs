@@ -1,0 +1,180 @@
+//! How it is found out which of its listeners a generation of haproxy listens on: it says so on its
+//! admin socket (`show fd`), or its epoll sets show it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bindonce_haproxy::cli::descriptor;
+use bindonce_sys::{aside, epoll, inherit};
+
+use crate::generations::admin::{Admin, NoAnswer};
+use crate::generations::generation::Generation;
+use crate::kind::Kind;
+
+/// Up to so many descriptors are asked for one by one, more all at once: that answer has its
+/// connections too.
+const ONE_BY_ONE: usize = 32;
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The way to find it out for one generation.
+pub(crate) enum Hears {
+    /// It is asked for its descriptors: that of the admin socket, and those of so many listeners behind it.
+    Asked(Admin, usize),
+    /// It has no admin socket: its processes are looked at.
+    Seen(Box<Processes>),
+}
+
+/// The processes of a generation, and the inodes of its listeners.
+#[derive(Clone)]
+pub(crate) struct Processes {
+    kind: Kind,
+    pid: i32,
+    inodes: Vec<u64>,
+}
+
+impl Hears {
+    pub(crate) fn of(kind: &Kind, generation: &Generation) -> Self {
+        match &generation.admin {
+            Some(admin) => Self::Asked(admin.clone(), generation.listeners.len()),
+            None => Self::Seen(Box::new(Processes {
+                kind: kind.clone(),
+                pid: generation.pid(),
+                inodes: generation.inodes(),
+            })),
+        }
+    }
+
+    /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not
+    /// answer in that time. None of them where it is not to be known: it does not have the command, or
+    /// uses no epoll; or it has ended, which is noticed elsewhere.
+    pub(crate) async fn deaf(&self, limit: Duration) -> Option<Vec<usize>> {
+        let until = Instant::now() + limit;
+        let (mut heard, mut last) = (BTreeSet::new(), None);
+        loop {
+            let seen = match self {
+                Self::Asked(admin, count) => ask(admin, *count, until).await,
+                Self::Seen(processes) => processes.look(&mut heard, until).await,
+            };
+            // One that does not end in time tells no more than the one before.
+            let is_over = seen.is_none() || Instant::now() + LOOK_AGAIN >= until;
+            last = seen.or(last);
+            let deaf = last.as_ref()?;
+            if is_over || deaf.waiting.is_empty() {
+                return Some(deaf.unknown.iter().chain(&deaf.waiting).copied().collect());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// Listeners that a generation does not listen on.
+#[derive(Default)]
+struct Deaf {
+    /// It knows nothing of them.
+    unknown: Vec<usize>,
+    /// It may be about to.
+    waiting: Vec<usize>,
+}
+
+impl Processes {
+    /// Adds the inodes that are waited for to `heard`: one that is full waits for none. None if the look
+    /// takes too long.
+    async fn look(&self, heard: &mut BTreeSet<u64>, until: Instant) -> Option<Deaf> {
+        let this = self.clone();
+        let look = move || {
+            let pids = this.kind.processes(this.pid).into_iter();
+            let seen: Vec<_> =
+                pids.filter_map(|pid| epoll::waited_for(pid, &this.inodes)).collect();
+            (!seen.is_empty()).then(|| seen.into_iter().flatten().collect::<BTreeSet<_>>())
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let Some(seen) = aside::within(left, look).await.ok()? else {
+            return Some(Deaf::default());
+        };
+        heard.extend(seen);
+        let all = self.inodes.iter().enumerate();
+        let waiting = all.filter(|(_, inode)| !heard.contains(inode)).map(|(index, _)| index);
+        Some(Deaf { unknown: Vec::new(), waiting: waiting.collect() })
+    }
+}
+
+async fn ask(admin: &Admin, count: usize, until: Instant) -> Option<Deaf> {
+    let left = until.saturating_duration_since(Instant::now());
+    match tokio::time::timeout(left, descriptors(admin, count, left)).await {
+        Ok(Ok(deaf)) => Some(deaf),
+        Ok(Err(NoAnswer::Closed)) => Some(Deaf::default()),
+        Ok(Err(NoAnswer::InTime)) | Err(_) => None,
+    }
+}
+
+async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Deaf, NoAnswer> {
+    let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
+    let mut known = BTreeMap::new();
+    if count > ONE_BY_ONE {
+        known.extend(admin.ask("show fd", limit).await?.lines().filter_map(descriptor));
+    } else {
+        for fd in (first - 1)..(first + count) {
+            let answer = admin.ask(format!("show fd {fd}"), limit).await?;
+            known.extend(answer.lines().filter_map(descriptor));
+            if known.is_empty() {
+                break;
+            }
+        }
+    }
+    let mut deaf = Deaf::default();
+    // That of the admin socket shows that it has the command, and what an answer looks like.
+    if known.contains_key(&(first - 1)) {
+        for index in 0..count {
+            match known.get(&(first + index)) {
+                Some(true) => deaf.waiting.push(index),
+                Some(false) => {}
+                None => deaf.unknown.push(index),
+            }
+        }
+    }
+    Ok(deaf)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// What a haproxy tells that has the descriptors up to `last`, and that ends after so many answers: it
+    /// closes its connection, or is silent from then on.
+    fn told(last: usize, answers: usize, closes: bool) -> Option<Vec<usize>> {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let talks = std::thread::spawn(move || {
+            let lines = BufReader::new(theirs.try_clone().expect("a copy")).lines();
+            for line in lines.take(answers).map_while(Result::ok) {
+                let fd = line.rsplit(' ').next().and_then(|fd| fd.parse::<usize>().ok());
+                let known = fd.filter(|fd| *fd <= last).map(|fd| format!("  {fd} : st=0x23(cl)\n"));
+                write!(theirs, "{}\n> ", known.unwrap_or_default()).expect("answering");
+            }
+            (!closes).then_some(theirs)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let local = tokio::task::LocalSet::new();
+        let deaf = local.block_on(&runtime.expect("a runtime"), async {
+            let hears = Hears::Asked(Admin::resume(ours.into(), |_| ()), 2);
+            // A minute for what answers; nothing at all for what is silent.
+            let limit = if closes { 60_000 } else { 50 };
+            hears.deaf(Duration::from_millis(limit)).await
+        });
+        drop(local); // Its end of the connection.
+        drop(talks.join().expect("a haproxy"));
+        deaf
+    }
+
+    #[test]
+    fn what_is_not_said_in_time_is_not_taken_for_said() {
+        let first = usize::try_from(inherit::FIRST).expect("a number");
+        assert_eq!(told(first + 2, 9, true), Some(vec![]));
+        assert_eq!(told(first + 1, 9, true), Some(vec![1]));
+        assert_eq!(told(first + 2, 3, false), None, "silent at the second of its listeners");
+        assert_eq!(told(first + 2, 3, true), Some(vec![]), "its end is noticed elsewhere");
+    }
+}
