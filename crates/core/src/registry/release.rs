@@ -9,8 +9,11 @@ use super::ids::{ConnectionId, ListenerId};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Wanted};
 
-/// So many leases of a connection that has gone end in one step.
-pub(super) const ENDED_AT_ONCE: usize = 64;
+/// So many leases of a connection that has gone end in one step at most,
+pub(super) const ENDED_AT_ONCE: usize = 512;
+
+/// and so many of the listeners are closed, which takes far longer.
+pub(super) const CLOSED_AT_ONCE: usize = 64;
 
 impl<H> Registry<H> {
     /// Closes all of the named listeners, or none. A lease of the caller's own
@@ -26,8 +29,10 @@ impl<H> Registry<H> {
             Ok(ids) => {
                 let mut names = Vec::with_capacity(ids.len());
                 for id in ids {
-                    if let Some(connection) = self.connections.get_mut(&caller) {
-                        connection.leases.remove(&id);
+                    if let Some(connection) = self.connections.get_mut(&caller)
+                        && connection.leases.remove(&id).is_some()
+                    {
+                        self.leases.remove(connection.peer.uid, 1);
                     }
                     self.close(id, Closing::Released, Some(&mut names), actions);
                 }
@@ -97,8 +102,16 @@ impl<H> Registry<H> {
         let service = connection.label.as_ref().map(|(label, _)| label.service.clone());
         let uid = connection.peer.uid;
         // In a fixed order, so that logs and tests read alike.
-        let some = std::iter::from_fn(|| Some(connection.leases.pop_first()?.0));
-        let some: Vec<ListenerId> = some.take(ENDED_AT_ONCE).collect();
+        let (mut some, mut closing) = (Vec::new(), 0);
+        while some.len() < ENDED_AT_ONCE
+            && closing < CLOSED_AT_ONCE
+            && let Some((id, _)) = connection.leases.pop_first()
+        {
+            let held = self.held.get(&id);
+            closing += usize::from(held.is_some_and(|held| held.tentative && held.leases == 1));
+            some.push(id);
+        }
+        self.leases.remove(uid, some.len());
         if connection.leases.is_empty() {
             self.connections.remove(&id);
         } else {

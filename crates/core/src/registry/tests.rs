@@ -380,7 +380,7 @@ fn a_name_that_is_taken_away_is_free_and_the_listener_stays() {
 #[test]
 fn many_leases_end_some_at_a_time() {
     let mut shell = Shell::new();
-    let count = 3 * release::ENDED_AT_ONCE + 1;
+    let count = 3 * release::CLOSED_AT_ONCE + 1;
     let range = format!(":1000-{}", 999 + count);
     shell.claim(ONE, &[tentative(&range)]).expect("claim");
     let (mut closed, mut steps) = (0, 0);
@@ -388,7 +388,7 @@ fn many_leases_end_some_at_a_time() {
         let actions = shell.on(Event::Gone(ONE));
         let leaves = matches!(actions[0], Action::Leaving(ONE));
         let some = actions.len() - usize::from(leaves);
-        assert!(some <= release::ENDED_AT_ONCE);
+        assert!(some <= release::CLOSED_AT_ONCE);
         closed += some;
         steps += 1;
         assert_eq!(shell.registry.len(), count - closed);
@@ -403,6 +403,16 @@ fn many_leases_end_some_at_a_time() {
         assert!(matches!(refused[..], [Action::Refuse(_, Refusal::InUse { .. })]), "{refused:?}");
     }
     assert_eq!(steps, 4);
+}
+
+#[test]
+fn leases_that_close_nothing_end_more_at_a_time() {
+    let mut shell = Shell::new();
+    let count = 2 * release::ENDED_AT_ONCE + 1;
+    shell.claim(ONE, &[want(&format!(":1000-{}", 999 + count))]).expect("claim");
+    let leaves = |shell: &mut Shell| !shell.on(Event::Gone(ONE)).is_empty();
+    assert_eq!([(); 3].map(|()| leaves(&mut shell)), [true, true, false]);
+    assert_eq!((shell.registry.len(), shell.registry.leases_of(0)), (count, 0));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -46,6 +47,10 @@ pub struct Limits {
 pub struct Clients {
     /// Every connection that is being served.
     links: RefCell<BTreeMap<ConnectionId, Rc<Link>>>,
+    /// How many those of each user are: a connection that is refused costs no look at all of them.
+    of_user: RefCell<BTreeMap<u32, usize>>,
+    /// How many had no right when they connected.
+    unknown: Cell<usize>,
     next: Cell<u64>,
     limits: Cell<Limits>,
     /// Bytes that are kept.
@@ -67,6 +72,8 @@ impl Clients {
     pub fn new(limits: Limits) -> Rc<Self> {
         let clients = Self {
             links: RefCell::default(),
+            of_user: RefCell::default(),
+            unknown: Cell::default(),
             next: Cell::new(0),
             limits: Cell::new(limits),
             budget: Rc::default(),
@@ -106,16 +113,14 @@ impl Clients {
         admission: Admission,
     ) -> Result<(), (&'static str, usize)> {
         let limits = self.limits.get();
-        let links = self.links.borrow();
-        let same = links.values().filter(|link| link.caller.peer.uid == uid);
-        let unknown = links.values().filter(|link| link.unknown);
+        let same = self.of_user.borrow().get(&uid).copied().unwrap_or_default();
         // Some are kept for those who have to put things right.
         let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
-        if admission.unknown && unknown.count() >= limits.connections_without_rights {
+        if admission.unknown && self.unknown.get() >= limits.connections_without_rights {
             Err(("connections_without_rights", limits.connections_without_rights))
-        } else if links.len() >= most {
+        } else if self.links.borrow().len() >= most {
             Err(("connections", most))
-        } else if same.count() >= limits.connections_per_user {
+        } else if same >= limits.connections_per_user {
             Err(("connections_per_user", limits.connections_per_user))
         } else {
             Ok(())
@@ -134,6 +139,8 @@ impl Clients {
         self.next.set(self.next.get().max(id.0 + 1));
         let kept = (self.limits.get().request_bytes, &self.budget, &self.in_flight);
         let link = Link::new(stream, caller, admission, unread, kept);
+        *self.of_user.borrow_mut().entry(link.caller.peer.uid).or_default() += 1;
+        self.unknown.set(self.unknown.get() + usize::from(link.unknown));
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
     }
@@ -145,7 +152,15 @@ impl Clients {
 
     /// A connection has ended, and so has all that it had.
     pub(super) fn remove(&self, id: ConnectionId) {
-        self.links.borrow_mut().remove(&id);
+        if let Some(link) = self.links.borrow_mut().remove(&id) {
+            self.unknown.set(self.unknown.get() - usize::from(link.unknown));
+            if let Entry::Occupied(mut count) = self.of_user.borrow_mut().entry(link.caller.peer.uid) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
         self.calmer();
         self.freed.notify_one();
     }
