@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
 use crate::harness::{Process, Scene, bindonce, finish, skip};
@@ -377,6 +378,44 @@ fn root_takes_the_name_of_a_listener_back() {
     assert_eq!(said, ["ok", "ok", "-32003", "-32005", kept, "ok", "-32003", names]);
     let line = broker.wait_line("has taken the name of a listener back");
     assert!(line.contains("127.0.0.1:9001"), "{line}");
+}
+
+/// Who has created a listener is written down: it is so for the next broker and for the next image of it.
+#[test]
+fn root_takes_a_name_back_from_the_next_broker_too() {
+    if !geteuid().is_root() {
+        return skip("needs root, to be two users");
+    }
+    let rule = "allow = ['bind']\naddresses = ['*:9000-9999']\nnames = ['*']";
+    let config = rules(rule) + "[limits]\nlisteners_per_user = 2\n";
+    for upgraded in [true, false] {
+        let scene = Scene::new();
+        let mut broker = serve(&scene, &config, None);
+        let mut holder = Process::start(&mut program(
+            &scene,
+            "become(65534)\n\
+             broker = Broker()\n\
+             say(broker.bind('web=127.0.0.1:9001', '127.0.0.1:9002'))\n\
+             signal.pause()\n",
+        ));
+        holder.wait_line("ok");
+        if upgraded {
+            broker.signal(Signal::SIGUSR1);
+            broker.wait_line("upgraded in place");
+        } else {
+            broker.kill();
+            broker = serve(&scene, &config, None);
+        }
+        let said = stranger(
+            &scene,
+            "root = Broker()\n\
+             say(root.bind('web=127.0.0.1:8002'))\n\
+             become(65534)\n\
+             say(Broker().bind('127.0.0.1:9003')[:6])\n",
+        );
+        assert_eq!(said, ["ok", "-32008"], "upgraded: {upgraded}");
+        broker.wait_line("has taken the name of a listener back");
+    }
 }
 
 #[test]

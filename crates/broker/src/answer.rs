@@ -83,8 +83,9 @@ pub(crate) async fn claim_failed(inquiry: &Inquiry, failure: Denied) -> RpcError
         Denied::Refused(refusal) => refused(&refusal),
         Denied::Limit { need, open, limit } => limit_reached(need, open, limit),
         Denied::TooMany { limit, most } => {
+            let what = if limit == "leases_per_user" { "leases" } else { "listeners" };
             let message = format!(
-                "more than the {most} listeners that the broker's limit `{limit}` allows; nothing was \
+                "more than the {most} {what} that the broker's limit `{limit}` allows; nothing was \
                  bound"
             );
             RpcError::new(ErrorCode::LIMIT, message).with("limit", most).with_hint(format!(

@@ -83,6 +83,7 @@ impl Broker {
         let limits = listeners::Limits {
             all: default.listeners,
             per_user: default.listeners_per_user,
+            leases: default.leases_per_user,
             descriptors: descriptor_limit,
             other_descriptors: open as u64,
         };
@@ -109,6 +110,7 @@ impl Broker {
         self.access.set_rules(rules);
         self.listeners.limits.all = limits.listeners;
         self.listeners.limits.per_user = limits.listeners_per_user;
+        self.listeners.limits.leases = limits.leases_per_user;
         self.succession.set_patience(limits.retire_time);
         self.clients.limit(limits.clients);
     }

@@ -217,7 +217,9 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
                 let text = format!("{name} bound anew: no process had its socket");
                 broker.borrow().reporter.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
-                let found = Found { listener, socket, exclusive: true, since, tentative: false };
+                let owner = entry.owner;
+                let found =
+                    Found { listener, socket, exclusive: true, since, tentative: false, owner };
                 let mut broker = broker.borrow_mut();
                 broker.persistence.missing.recovered(&HashSet::from([entry.inode]));
                 broker.recovered(vec![found], None);

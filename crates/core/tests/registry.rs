@@ -329,6 +329,14 @@ impl World {
         let names: Vec<_> =
             held.iter().filter_map(|view| view.held.listener.name.clone()).collect();
         prop_assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        // What each user has is counted, however it came and went.
+        if self.outstanding.is_empty() {
+            for uid in 0..2 {
+                let holders = held.iter().flat_map(|view| &view.holders);
+                let leases = holders.filter(|holder| holder.peer.uid == uid).count();
+                prop_assert_eq!(self.registry.leases_of(uid), leases);
+            }
+        }
         // A tentative listener lives by its leases, or by a claim in hand.
         if self.outstanding.is_empty() {
             for view in &held {
@@ -346,7 +354,8 @@ impl World {
                     self.connections += 1;
                     let id = ConnectionId(self.connections);
                     self.clients.insert(*client, id);
-                    self.on(Event::Connected(id, Peer { pid: 1, uid: 0, gid: 0 }))?;
+                    let uid = u32::from(*client % 2);
+                    self.on(Event::Connected(id, Peer { pid: 1, uid, gid: 0 }))?;
                 }
             }
             Step::Claim(client, wants) => {

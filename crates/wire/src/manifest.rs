@@ -146,6 +146,9 @@ pub struct Entry<S = String> {
     /// Whether it is closed with its last lease.
     #[serde(default)]
     pub tentative: bool,
+    /// The user whose claim created it; none for one of the configuration, or if that is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
     /// The file of a UNIX path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<File>,
@@ -166,6 +169,7 @@ impl Entry<Cow<'_, str>> {
             exclusive: self.exclusive,
             since: self.since,
             tentative: self.tentative,
+            owner: self.owner,
             file: self.file,
             descriptor: self.descriptor,
         }
@@ -345,6 +349,9 @@ pub fn opened<S: AsRef<str>>(text: &mut Vec<u8>, entry: &Entry<S>) {
     number(text, r#","since":"#, entry.since);
     text.extend_from_slice(br#","tentative":"#);
     text::truth(text, entry.tentative);
+    if let Some(owner) = entry.owner {
+        number(text, r#","owner":"#, owner.into());
+    }
     if let Some(File { dev, ino }) = entry.file {
         number(text, r#","file":{"dev":"#, dev);
         number(text, r#","ino":"#, ino);

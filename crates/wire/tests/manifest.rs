@@ -26,12 +26,12 @@ prop_compose! {
         (inode, cookie, since) in any::<(u64, u64, u64)>(),
         (backlog, exclusive, tentative) in any::<(u32, bool, bool)>(),
         file in any::<Option<(u64, u64)>>(),
-        descriptor in any::<Option<i32>>(),
+        (owner, descriptor) in any::<(Option<u32>, Option<i32>)>(),
     ) -> Entry {
         let listener: bindonce_core::listener::Listener = listen.parse().expect("listener");
         Entry {
             listen: listen.to_owned(), bound: listener.address.to_string(), inode, cookie, backlog,
-            exclusive, since, tentative, file: file.map(|(dev, ino)| File { dev, ino }),
+            exclusive, since, tentative, owner, file: file.map(|(dev, ino)| File { dev, ino }),
             descriptor,
         }
     }

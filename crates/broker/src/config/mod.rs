@@ -48,6 +48,8 @@ pub struct Limits {
     pub listeners: usize,
     /// Listeners that claims of one user have created.
     pub listeners_per_user: usize,
+    /// Leases that the connections of one user have together; root and the broker's user may have more.
+    pub leases_per_user: usize,
     /// How long a generation that was told to retire has to report that it has stopped accepting.
     pub retire_time: Duration,
 }
@@ -68,6 +70,7 @@ impl Default for Limits {
             },
             listeners: 200_000,
             listeners_per_user: 150_000,
+            leases_per_user: 150_000,
             retire_time: succession::PATIENCE,
         }
     }

@@ -15,10 +15,10 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View,
+    Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View, Want,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
@@ -64,6 +64,8 @@ pub(crate) struct Limits {
     pub(crate) all: usize,
     /// That claims of one user have created.
     pub(crate) per_user: usize,
+    /// Leases of one user, unless that is root or the broker's.
+    pub(crate) leases: usize,
     /// The soft limit on descriptors.
     pub(crate) descriptors: u64,
     /// Descriptors that are open beside listeners and connections.
@@ -137,13 +139,13 @@ impl Listeners {
     }
 
     /// Enters listeners that are held already. `stored`: they came from the service manager's store, where
-    /// they still are. They count as those of the user `giver`.
+    /// they still are. They count as those of whoever created them, and where that is not written, of the user `giver`.
     pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);
-        for Found { listener, socket, exclusive, since, tentative } in found {
+        for Found { listener, socket, exclusive, since, tentative, owner } in found {
             let mut opened = Opened { exclusive, ..self.opened(&listener, socket) };
-            opened.handle.owned = giver.map(|uid| self.owners.one_more(uid));
+            opened.handle.owned = owner.or(giver).map(|uid| self.owners.one_more(uid));
             adoptions.push(Adoption { listener, opened, since, tentative });
         }
         let actions = self.registry.on(now(), Event::Adopt(adoptions));
@@ -217,6 +219,25 @@ impl Listeners {
             return Err(Denied::Limit { need, open, limit });
         }
         Ok(())
+    }
+
+    /// Whether the leases that a connection asks for are within its user's limit.
+    fn room_for_leases(&self, id: ConnectionId, wants: &[Want]) -> Result<(), Denied> {
+        let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
+        if self.reporter.is_owner(uid) {
+            return Ok(());
+        }
+        let (most, has) = (self.limits.leases, self.registry.leases_of(uid));
+        let asked = |want: &Want| match &want.wanted {
+            Wanted::Named(_) => 1,
+            Wanted::Listen(spec) => spec.count(),
+        };
+        let asked = wants.iter().map(asked).fold(has, usize::saturating_add);
+        // Those that it has already are looked for only where that matters.
+        if asked <= most || has.saturating_add(self.registry.not_leased(id, wants)) <= most {
+            return Ok(());
+        }
+        Err(Denied::TooMany { limit: "leases_per_user", most })
     }
 
     /// Counts listeners that are planned for a connection as its user's, within all limits.

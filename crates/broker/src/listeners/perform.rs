@@ -45,6 +45,17 @@ pub(crate) struct TakenName {
 impl Listeners {
     /// Takes one step of a connection's claim; gives the next one.
     pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>) -> Next {
+        let room = match &event {
+            Event::Claim(_, wants) => self.room_for_leases(id, wants),
+            Event::Retry(_) => self.room_for_leases(id, self.registry.waiting(id)),
+            _ => Ok(()),
+        };
+        if let Err(denied) = room {
+            // It waits no more.
+            let actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
+            self.perform(actions);
+            return Next::Denied(Some(denied));
+        }
         let actions = self.registry.on(now(), event);
         let mut next = Next::Wait;
         let mut rest = Vec::new();

@@ -127,6 +127,7 @@ impl Recorded for Held {
             exclusive: opened.exclusive,
             since: self.since.0,
             tentative: self.tentative,
+            owner: opened.handle.owned.as_ref().map(|owned| owned.uid),
             file: file.map(|path| manifest::File { dev: path.dev, ino: path.ino }),
             descriptor: None,
         }

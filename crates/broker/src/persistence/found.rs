@@ -33,6 +33,8 @@ pub(crate) struct Found {
     pub(crate) exclusive: bool,
     pub(crate) since: Timestamp,
     pub(crate) tentative: bool,
+    /// The user whose claim created it, if that is written.
+    pub(crate) owner: Option<u32>,
 }
 
 /// What came of the descriptors that the service manager passed.
@@ -167,7 +169,7 @@ pub(crate) fn as_written(entry: &Entry, identity: &Identity, fd: OwnedFd) -> Res
     let since = Timestamp(entry.since);
     let exclusive = identity.exclusive;
     let socket = opened(identity, bound, fd, path);
-    Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative })
+    Ok(Found { listener, socket, exclusive, since, tentative: entry.tentative, owner: entry.owner })
 }
 
 /// The file of a UNIX path: without it nobody can connect to the socket.
@@ -189,7 +191,7 @@ fn as_it_is(identity: &Identity, fd: OwnedFd) -> Found {
     };
     tracing::warn!(address = %bound, inode = identity.inode, "listener restored without its name");
     let socket = opened(identity, bound, fd, path);
-    Found { listener, socket, exclusive, since: now(), tentative: false }
+    Found { listener, socket, exclusive, since: now(), tentative: false, owner: None }
 }
 
 fn opened(

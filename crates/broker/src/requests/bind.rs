@@ -167,42 +167,81 @@ mod tests {
 
     use super::*;
     use crate::config::Limits;
+    use crate::generations;
     use crate::listeners::watch::Guard;
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_claim_that_has_waited_is_judged_by_what_is_held_then() {
+    /// A broker of root's.
+    fn broker(rules: Vec<Rule>, limits: Limits) -> Broker {
         let guard = Guard::new().expect("a guard");
         let socket = "/nonexistent/bindonce.sock".into();
         let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
-        let rule = |uid, allow: Verb, addresses: &[&str], names: &[&str]| Rule {
+        broker.configure(rules, limits);
+        broker
+    }
+
+    fn caller(broker: &mut Broker, uid: u32) -> Caller {
+        let peer = Peer { pid: uid, uid, gid: uid };
+        Caller { connection: broker.connect(peer), peer, groups: [].into() }
+    }
+
+    fn rule(uid: u32, allow: Verb, addresses: &[&str], names: &[&str]) -> Rule {
+        Rule {
             who: Who { uid: Some(uid), gid: None },
             allow: vec![allow],
             addresses: addresses.iter().map(|text| text.parse().expect("a pattern")).collect(),
             names: names.iter().map(|text| text.parse().expect("names")).collect(),
             services: Vec::new(),
+        }
+    }
+
+    fn ask(target: Target) -> Bind {
+        Bind { target, tentative: false, change: false }
+    }
+
+    /// More than are opened in one turn, of names that this process alone uses. The first has a name.
+    fn hundred(scene: &str, first: &str) -> Vec<Bind> {
+        let id = std::process::id();
+        let names = (0..100).map(|number| format!("abns@bindonce-{scene}-{id}-{number}"));
+        let listen = |(at, name)| if at == 0 { format!("{first}{name}") } else { name };
+        names.enumerate().map(listen).map(|listen| ask(Target::Listen { listen })).collect()
+    }
+
+    const REQUEST: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_leases_of_a_user_have_a_limit() {
+        let limits = Limits { leases_per_user: 150, ..Limits::default() };
+        let rules = vec![rule(7, Verb::Bind, &[], &[]), rule(0, Verb::Bind, &[], &[])];
+        let mut broker = broker(rules, limits);
+        let [one, other, root] = [7, 7, 0].map(|uid| caller(&mut broker, uid));
+        let broker = RefCell::new(broker);
+        let request = Request::decode(REQUEST).expect("a request");
+        let claim = |caller| {
+            let (broker, request) = (&broker, &request);
+            async move { bind(broker, caller, request, hundred("leases", "")).await }
         };
+        assert_eq!(claim(&one).await.expect("bound").descriptors.len(), 100);
+        let refused = claim(&other).await.expect_err("too many");
+        assert!(refused.message.contains("`leases_per_user`"), "{}", refused.message);
+        assert_eq!(refused.code, ErrorCode::LIMIT);
+        // What it has already counts once, and others have leases of their own.
+        assert!(claim(&one).await.is_ok());
+        assert!(claim(&root).await.is_ok());
+        generations::disconnect(&mut broker.borrow_mut(), one.connection);
+        assert!(claim(&other).await.is_ok());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_claim_that_has_waited_is_judged_by_what_is_held_then() {
         let rules =
             vec![rule(7, Verb::Bind, &[], &["secret"]), rule(8, Verb::Use, &["/run/8/*"], &[])];
-        broker.configure(rules, Limits::default());
-        let mut caller = |uid| {
-            let peer = Peer { pid: uid, uid, gid: uid };
-            Caller { connection: broker.connect(peer), peer, groups: [].into() }
-        };
-        let (binds, uses) = (caller(7), caller(8));
+        let mut broker = broker(rules, Limits::default());
+        let [binds, uses] = [7, 8].map(|uid| caller(&mut broker, uid));
         let broker = RefCell::new(broker);
-        let request = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;
-        let request = Request::decode(request).expect("a request");
-        let ask = |target| Bind { target, tentative: false, change: false };
-        let listen = |listen| ask(Target::Listen { listen });
-        // More than are opened in one turn, and the one with the name first.
-        let names = (0..100).map(|number| format!("abns@bindonce-{}-{number}", std::process::id()));
-        let many: Vec<Bind> = names
-            .enumerate()
-            .map(|(at, name)| listen(if at == 0 { format!("secret={name}") } else { name }))
-            .collect();
+        let request = Request::decode(REQUEST).expect("a request");
         let named = vec![ask(Target::Name { name: "secret".to_owned() })];
         let (bound, used) = tokio::join!(
-            bind(&broker, &binds, &request, many),
+            bind(&broker, &binds, &request, hundred("judged", "secret=")),
             bind(&broker, &uses, &request, named)
         );
         assert_eq!(bound.expect("bound").descriptors.len(), 100);

@@ -254,5 +254,6 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         exclusive: socket.exclusive,
         since: now(),
         tentative: false,
+        owner: None,
     })
 }

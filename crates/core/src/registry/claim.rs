@@ -301,6 +301,7 @@ impl<H> Registry<H> {
         // New listeners are entered in order, so one is new to the client when
         // its id is the next.
         let mut next = base;
+        let before = connection.leases.len();
         let mut leases = Vec::with_capacity(plan.entries.len());
         for (id, tentative) in plan.entries {
             let created = id.0 == next;
@@ -318,6 +319,7 @@ impl<H> Registry<H> {
             }
             leases.push(Lease { listener: id, created });
         }
+        self.leases.add(connection.peer.uid, connection.leases.len() - before);
         self.unpin(&plan.pinned);
         actions.push(Action::Grant(plan.connection, leases));
     }

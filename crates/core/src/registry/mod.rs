@@ -26,6 +26,7 @@ mod event;
 mod held;
 mod ids;
 mod index;
+mod leases;
 mod plan;
 mod refusal;
 mod release;
@@ -41,6 +42,7 @@ use crate::time::Timestamp;
 
 use connection::Connection;
 use index::Index;
+use leases::Leases;
 use plan::Pending;
 
 pub use connection::{Holder, Label, Link, Phase};
@@ -57,6 +59,7 @@ pub struct Registry<H> {
     held: BTreeMap<ListenerId, Box<Held<H>>>,
     connections: BTreeMap<ConnectionId, Connection>,
     index: Index,
+    leases: Leases,
     /// Claims whose sockets are being opened or changed.
     pending: BTreeMap<ConnectionId, Pending<H>>,
     /// Claims that met what one of these is about.
@@ -70,6 +73,7 @@ impl<H> Default for Registry<H> {
             held: BTreeMap::new(),
             connections: BTreeMap::new(),
             index: Index::default(),
+            leases: Leases::default(),
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
             next: 0,

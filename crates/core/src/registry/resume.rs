@@ -32,6 +32,7 @@ impl<H> Registry<H> {
                     held.leases += 1;
                 }
             }
+            self.leases.add(link.peer.uid, leases.len());
             let connection = Connection { peer: link.peer, label: link.label, leases };
             self.connections.insert(link.id, connection);
         }

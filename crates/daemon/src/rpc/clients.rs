@@ -154,7 +154,9 @@ impl Clients {
     pub(super) fn remove(&self, id: ConnectionId) {
         if let Some(link) = self.links.borrow_mut().remove(&id) {
             self.unknown.set(self.unknown.get() - usize::from(link.unknown));
-            if let Entry::Occupied(mut count) = self.of_user.borrow_mut().entry(link.caller.peer.uid) {
+            if let Entry::Occupied(mut count) =
+                self.of_user.borrow_mut().entry(link.caller.peer.uid)
+            {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
