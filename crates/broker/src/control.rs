@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::trusted;
+use bindonce_sys::{files, identity};
 
 use crate::error::Error;
 
@@ -121,9 +121,7 @@ impl Control {
 }
 
 fn lock_path(socket: &Path) -> PathBuf {
-    let mut path = socket.to_owned().into_os_string();
-    path.push(".lock");
-    path.into()
+    files::with_suffix(socket, ".lock")
 }
 
 fn create_directory(directory: &Path) -> io::Result<()> {

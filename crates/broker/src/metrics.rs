@@ -14,9 +14,9 @@ use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::registry::{View, Want};
 use bindonce_daemon::openmetrics::{Family, Page};
 use bindonce_daemon::{events, scrape, self_metrics};
-use bindonce_sys::diag;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::queue::{self, Queue};
+use bindonce_sys::{diag, files};
 
 use crate::answer;
 use crate::broker::{Broker, VERSION};
@@ -81,9 +81,7 @@ const FOLLOWERS: Family =
 
 /// Where the broker on this control socket always exports its metrics.
 pub(crate) fn socket(control: &Path) -> PathBuf {
-    let mut path = control.to_owned().into_os_string();
-    path.push(".metrics");
-    path.into()
+    files::with_suffix(control, ".metrics")
 }
 
 /// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,

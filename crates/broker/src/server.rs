@@ -9,7 +9,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_daemon::Journal;
 use bindonce_daemon::rpc::Server;
-use bindonce_sys::{aside, limits};
+use bindonce_sys::{aside, files, limits};
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
@@ -146,9 +146,7 @@ async fn serve(
 /// the state file: events may be lost and the state may not, they are appended far more often, and they do not
 /// depend on how this process ends.
 pub fn events_file(socket: &Path) -> PathBuf {
-    let mut path = socket.to_owned().into_os_string();
-    path.push(".events");
-    path.into()
+    files::with_suffix(socket, ".events")
 }
 
 /// Sends the service manager's store what could not be sent at once.

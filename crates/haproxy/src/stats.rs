@@ -13,6 +13,7 @@ use bindonce_sys::whole;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::config::reader;
+use crate::names;
 
 /// What it says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -198,7 +199,7 @@ pub fn sockets_of(command: &[String], directory: &Path) -> Vec<PathBuf> {
 fn private(file: &Path) -> Option<PathBuf> {
     let generation = file.parent()?;
     let id = generation.file_name()?.to_str()?.strip_prefix("generation-")?;
-    Some(generation.parent()?.join(format!("admin-{id}.sock")))
+    Some(generation.parent()?.join(names::admin_socket(id.parse().ok()?)))
 }
 
 fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {

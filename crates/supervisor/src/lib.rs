@@ -21,6 +21,7 @@ mod main_loop;
 mod message;
 mod perform;
 pub mod program;
+pub mod replies;
 mod report;
 mod settings;
 mod supervisor;

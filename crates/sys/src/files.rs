@@ -1,9 +1,16 @@
-//! Files that are replaced as a whole.
+//! Files that are replaced as a whole, and files that stand beside another one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+/// The path with something added to its last name: `/run/b.sock` and `.state` give `/run/b.sock.state`.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(suffix);
+    path.into()
+}
 
 /// Writes `PATH.new` (mode 0600) and renames it: a reader sees the old or the new content, whole.
 /// Gives the new file, open to append to it. The caller has a lock: what is at `PATH.new` was left by
@@ -12,9 +19,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Those of the system calls; the file at `path` is then as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut temporary = path.to_owned().into_os_string();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
+    let temporary = with_suffix(path, ".new");
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

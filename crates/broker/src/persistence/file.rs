@@ -63,9 +63,7 @@ struct Failed {
 
 /// The state file of the broker on this control socket.
 fn path(socket: &Path) -> PathBuf {
-    let mut path = socket.to_owned().into_os_string();
-    path.push(".state");
-    path.into()
+    files::with_suffix(socket, ".state")
 }
 
 /// What the previous broker has left in the state file.

@@ -9,7 +9,7 @@ use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
-use serde::Deserialize;
+use bindonce_supervisor::replies::Pong;
 
 use super::supervisors::missing;
 use crate::globals::Globals;
@@ -44,15 +44,6 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
-/// What a supervisor answers.
-#[derive(Debug, Deserialize)]
-struct Pong {
-    version: String,
-    /// The generation that serves. (Supervisors before 0.2 do not say.)
-    #[serde(default)]
-    serving: Option<u64>,
-}
-
 /// Asks, and tells the answer.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { name, serving, timeout } = args;
@@ -66,7 +57,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let asked = Client::connect_within(&path, timeout)
         .and_then(|mut client| client.call("ping", &[0; 0]))
         .map_err(|error| missing(&name, error))?;
-    let Pong { version, serving: generation } = serde_json::from_value(asked)?;
+    let Pong { version, serving: generation, .. } = serde_json::from_value(asked)?;
     let serves = match generation {
         Some(generation) => format!("generation {generation} serves"),
         None if serving => bail!(

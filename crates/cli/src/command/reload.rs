@@ -9,7 +9,7 @@ use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
-use serde::Deserialize;
+use bindonce_supervisor::replies::Reloaded;
 
 use super::supervisors::missing;
 use crate::globals::Globals;
@@ -39,18 +39,6 @@ pub(crate) struct Args {
     /// Accept a configuration without listeners, and close every listener that serves
     #[arg(long)]
     allow_empty: bool,
-}
-
-/// What the supervisor answers.
-#[derive(Debug, Deserialize)]
-struct Reloaded {
-    generation: u64,
-    pid: Option<i32>,
-    ended: Vec<u64>,
-    #[serde(default)]
-    left: Vec<String>,
-    #[serde(default)]
-    none_kept: bool,
 }
 
 /// Asks the supervisor of the service, and tells what it answers.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
-use serde::Deserialize;
+use bindonce_supervisor::replies::Retired;
 
 use super::supervisors::missing;
 use crate::globals::Globals;
@@ -41,14 +41,6 @@ pub(crate) struct Args {
     /// The generation [default: the oldest one that drains]
     #[arg(value_name = "GENERATION")]
     generation: Option<u64>,
-}
-
-/// What the supervisor answers.
-#[derive(Debug, Deserialize)]
-struct Retired {
-    generation: u64,
-    pid: Option<i32>,
-    connections: Option<u64>,
 }
 
 /// Asks the supervisor of the service, and tells what it answers.

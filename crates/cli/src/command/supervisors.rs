@@ -8,8 +8,8 @@ use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
 use bindonce_supervisor as supervisor;
+use bindonce_supervisor::replies::{GenerationStatus, Status};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::list;
 
@@ -18,46 +18,31 @@ pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 
 /// What one supervisor tells, or why it tells nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Supervisor {
+#[serde(untagged)]
+pub(crate) enum Supervisor {
+    Answers(Status),
+    Silent(Silent),
+}
+
+impl Supervisor {
+    pub(crate) fn service(&self) -> &str {
+        match self {
+            Self::Answers(status) => &status.service,
+            Self::Silent(silent) => &silent.service,
+        }
+    }
+}
+
+/// A supervisor that could not be asked. As JSON it has the members of [`Status`] that everybody reads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Silent {
     pub(crate) service: String,
     #[serde(default)]
-    pub(crate) pid: Option<u32>,
+    pid: Option<u32>,
     #[serde(default)]
-    pub(crate) generations: Vec<Generation>,
+    generations: [GenerationStatus; 0],
     /// Why it could not be asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
-    /// Everything else that it tells.
-    #[serde(flatten)]
-    pub(crate) more: serde_json::Map<String, Value>,
-}
-
-/// One generation, as its supervisor tells it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Generation {
-    pub(crate) generation: u64,
-    pub(crate) state: String,
-    pub(crate) pid: Option<i32>,
-    /// Seconds since its process was started.
-    pub(crate) age: Option<u64>,
-    pub(crate) version: Option<String>,
-    pub(crate) connections: Option<u64>,
-    /// Resident memory in bytes.
-    pub(crate) memory: Option<u64>,
-    #[serde(default)]
-    pub(crate) oldest_sessions: Vec<Session>,
-    #[serde(flatten)]
-    pub(crate) more: serde_json::Map<String, Value>,
-}
-
-/// A session that keeps a generation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Session {
-    pub(crate) source: String,
-    pub(crate) frontend: String,
-    pub(crate) server: String,
-    /// Seconds.
-    pub(crate) age: u64,
+    pub(crate) error: String,
 }
 
 /// Why the supervisor of a service cannot be asked. What could not be connected to is no broker, and
@@ -87,16 +72,13 @@ pub(crate) fn all(socket: &Path) -> Vec<Supervisor> {
 }
 
 fn ask(service: String, control: &Path) -> Supervisor {
-    let answer = || -> anyhow::Result<Supervisor> {
+    let answer = || -> anyhow::Result<Status> {
         let mut client = Client::connect_within(control, ANSWER)?;
         Ok(serde_json::from_value(client.call("status", &[0; 0])?)?)
     };
-    answer().unwrap_or_else(|error| Supervisor {
-        service,
-        pid: None,
-        generations: Vec::new(),
-        error: Some(format!("{error:#}")),
-        more: serde_json::Map::new(),
+    answer().map(Supervisor::Answers).unwrap_or_else(|error| {
+        let error = format!("{error:#}");
+        Supervisor::Silent(Silent { service, pid: None, generations: [], error })
     })
 }
 
@@ -104,25 +86,24 @@ fn ask(service: String, control: &Path) -> Supervisor {
 pub(crate) fn text(supervisors: &[Supervisor]) -> String {
     let mut text = String::new();
     for supervisor in supervisors {
-        let name = &supervisor.service;
-        // Writing to a String does not fail.
-        let _ = match (&supervisor.error, supervisor.pid) {
-            (Some(error), _) => {
-                writeln!(text, "\nservice {name}: its supervisor does not answer: {error}")
-            }
-            (None, pid) => {
-                let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-                writeln!(text, "\nservice {name}, supervisor pid {pid}")
+        let status = match supervisor {
+            Supervisor::Answers(status) => status,
+            Supervisor::Silent(Silent { service, error, .. }) => {
+                // Writing to a String does not fail.
+                let _ =
+                    writeln!(text, "\nservice {service}: its supervisor does not answer: {error}");
+                continue;
             }
         };
-        if supervisor.generations.is_empty() {
+        let _ = writeln!(text, "\nservice {}, supervisor pid {}", status.service, status.pid);
+        if status.generations.is_empty() {
             continue;
         }
         let header = ["GENERATION", "PID", "STATE", "AGE", "CONNECTIONS", "MEMORY", "VERSION"];
         let mut rows = vec![header.map(str::to_owned)];
-        rows.extend(supervisor.generations.iter().map(row));
+        rows.extend(status.generations.iter().map(row));
         text.push_str(&list::columns(&rows));
-        for generation in &supervisor.generations {
+        for generation in &status.generations {
             for session in &generation.oldest_sessions {
                 let age = duration::format(Duration::from_secs(session.age));
                 let _ = writeln!(
@@ -136,7 +117,7 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
     text
 }
 
-fn row(generation: &Generation) -> [String; 7] {
+fn row(generation: &GenerationStatus) -> [String; 7] {
     fn or_dash<T: ToString>(value: Option<T>) -> String {
         value.map_or_else(|| "-".to_owned(), |value| value.to_string())
     }

@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail};
 use bindonce::Client;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
+use bindonce_supervisor::replies::Status;
 use bindonce_wire::result::UpgradeResult;
-use serde::Deserialize;
 
 use crate::globals::Globals;
 use crate::output::print;
@@ -33,13 +33,6 @@ pub(crate) struct Args {
     /// Upgrade the supervisor of this service instead; its generations keep running
     #[arg(long, value_name = "SERVICE")]
     name: Option<Name>,
-}
-
-/// What is told of a supervisor before and after.
-#[derive(Debug, Deserialize)]
-struct Status {
-    pid: u32,
-    upgrades: u64,
 }
 
 /// Asks for the upgrade, and makes sure of it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bindonce_core::address::Address;
+use bindonce_haproxy::names::renamed;
 
 use super::condition::{Absent, Condition};
 use super::finding::Finding;
@@ -99,17 +100,11 @@ fn covers(bound: &Address, wanted: &Address) -> bool {
             let any = bound.ip().is_unspecified() || wanted.ip().is_unspecified();
             bound.port() == wanted.port() && (any || bound.ip() == wanted.ip())
         }
-        (Address::Unix(bound), Address::Unix(wanted)) => bound
-            .strip_prefix(wanted.as_str())
-            .is_some_and(|rest| rest.is_empty() || is_temporary(rest)),
+        (Address::Unix(bound), Address::Unix(wanted)) => {
+            bound == wanted || renamed(bound).is_some_and(|(path, _)| path == wanted)
+        }
         (bound, wanted) => bound == wanted,
     }
-}
-
-/// Whether this is what haproxy adds to a path while it binds it: `.PID.tmp`. The kernel keeps that name.
-fn is_temporary(suffix: &str) -> bool {
-    let pid = suffix.strip_prefix('.').and_then(|rest| rest.strip_suffix(".tmp"));
-    pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

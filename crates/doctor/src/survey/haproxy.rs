@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
+use bindonce_haproxy::names::renamed;
 use bindonce_haproxy::stats;
 
 use crate::facts::{Accepting, Look, Socket, Unseen};
@@ -14,8 +15,7 @@ use crate::facts::{Accepting, Look, Socket, Unseen};
 const ANSWER: Duration = Duration::from_millis(500);
 const ALL: Duration = Duration::from_secs(1);
 
-/// haproxy binds a path under a temporary name, `PATH.PID.tmp`, and renames it. The kernel
-/// knows the first name; people know the other.
+/// The kernel knows the temporary name that haproxy binds a path under; people know the other.
 pub(super) fn names(look: &mut Look) {
     for socket in &mut look.sockets {
         let Address::Unix(path) = &mut socket.address else {
@@ -23,9 +23,10 @@ pub(super) fn names(look: &mut Look) {
         };
         let mut haproxies = look.processes.values().filter(|one| one.is_haproxy());
         let holder = haproxies.find(|process| process.holds(socket.inode));
-        let name = holder.and_then(|one| path.strip_suffix(&format!(".{}.tmp", one.pid)));
-        if let Some(name) = name.map(str::to_owned) {
-            *path = name;
+        if let (Some((name, pid)), Some(holder)) = (renamed(path), holder)
+            && i64::from(pid) == i64::from(holder.pid)
+        {
+            *path = name.to_owned();
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Why a draining generation is still alive: its oldest sessions, from `show sess`.
 //! Source: haproxy management guide, "show sess".
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How many are told.
 const TOLD: usize = 3;
 
 /// One session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// The client.
     pub source: String,

@@ -17,6 +17,7 @@ use bindonce_sys::{diag, holders, identity, process};
 use super::Error;
 use super::exported::exported;
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::names::renamed;
 use bindonce_haproxy::stats;
 
 /// A program and duplicates of its listening sockets.
@@ -108,7 +109,7 @@ fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<S
     let mut listener = identity.listener();
     let mut unfit = None;
     if let Address::Unix(path) = &identity.bound {
-        let path = without_temporary(path);
+        let path = renamed(path).map_or(path.as_str(), |(path, _)| path);
         match diag::unix_is_at(identity.inode, Path::new(path)) {
             Ok(true) => listener.address = Address::Unix(path.to_owned()),
             _ => unfit = Some(Unfit::PathGone),
@@ -122,15 +123,6 @@ fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<S
     }
     let candidate = Candidate { listener, inode: identity.inode, unfit };
     Some(Socket { fd, candidate, exclusive: identity.exclusive })
-}
-
-/// haproxy binds a path as `PATH.PID.tmp` and renames it; the kernel tells the first name.
-fn without_temporary(path: &str) -> &str {
-    let stem = path.strip_suffix(".tmp").and_then(|front| front.rsplit_once('.'));
-    match stem {
-        Some((stem, pid)) if pid.parse::<u32>().is_ok() => stem,
-        _ => path,
-    }
 }
 
 /// The haproxy command that a process runs: without what says how it was started (`-D`, `-p`, `-sf`,
@@ -208,14 +200,6 @@ pub fn belongs_to(pid: i32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_temporary_name_leads_to_the_path() {
-        assert_eq!(without_temporary("/run/app.sock.1204.tmp"), "/run/app.sock");
-        for path in ["/run/app.sock", "/run/app.tmp", "/run/a.b.tmp", "/x.12.tmp.3"] {
-            assert_eq!(without_temporary(path), path);
-        }
-    }
 
     #[test]
     fn a_program_that_is_no_haproxy_has_no_command() {

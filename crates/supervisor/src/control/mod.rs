@@ -27,6 +27,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Error;
+use crate::replies;
 
 /// Connections at a time; further ones wait in the accept queue.
 const CONNECTIONS: usize = 128;
@@ -174,13 +175,12 @@ async fn answer(text: &[u8], mut asked: Asked<'_>, ask: &impl Fn(Ask)) -> Vec<u8
 
 fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
     let Events { since, follow } = call::events(request)?;
-    let answer = asked.journal.answer(since, follow);
+    let events = asked.journal.answer(since, follow);
     if follow {
         let follower = Follower::new(asked.journal).ok_or_else(Follower::refused)?;
-        *asked.following = Some((follower, answer.last));
+        *asked.following = Some((follower, events.last));
     }
-    serde_json::to_value(&answer)
-        .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))
+    replies::result(&events)
 }
 
 async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {

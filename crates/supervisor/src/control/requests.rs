@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bindonce_core::generation::{Caller, GenerationId};
 use bindonce_wire::RpcError;
-use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::control::Answer;
+use crate::replies::{self, Retired};
 
 /// How long the answer to a reload waits for the broker to know of it.
 const CONFIRMED: Duration = Duration::from_secs(1);
@@ -112,9 +112,8 @@ impl Requests {
     pub(crate) fn gone(&mut self, id: GenerationId) {
         let of_it = self.retirements.extract_if(.., |retirement| retirement.id == id);
         for Retirement { pid, connections, reply, .. } in of_it {
-            let told = json!({ "generation": id.0, "pid": pid, "connections": connections });
             // The client may have gone away.
-            let _ = reply.send(Ok(told));
+            let _ = reply.send(replies::result(&Retired { generation: id.0, pid, connections }));
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::files;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
@@ -24,6 +25,9 @@ use crate::disk::elsewhere::Elsewhere;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
 use crate::report::milliseconds;
+
+/// The name of the socket for metrics.
+const METRICS: &str = "metrics.sock";
 
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(crate) const LAST_ID: u64 = 1 << 53;
@@ -135,19 +139,19 @@ impl Directory {
     }
 
     pub(crate) fn control(&self) -> PathBuf {
-        self.path.join("control.sock")
+        self.path.join(place::CONTROL)
     }
 
     /// Where the admin socket of a generation is.
     pub(crate) fn admin(&self, id: GenerationId) -> PathBuf {
-        let name = format!("admin-{id}.sock");
+        let name = admin_socket(id.0);
         let elsewhere = self.elsewhere.get().map(|path| path.join(&name));
         elsewhere.filter(|path| path.exists()).unwrap_or_else(|| self.path.join(name))
     }
 
     /// Where it is to be bound if it cannot be in this directory.
     pub(crate) fn admin_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
-        Ok(self.elsewhere.make()?.join(format!("admin-{id}.sock")))
+        Ok(self.elsewhere.make()?.join(admin_socket(id.0)))
     }
 
     /// Where the rendered configuration of a generation is.
@@ -204,7 +208,7 @@ impl Directory {
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.elsewhere.clear();
         self.keep_configurations(&[])?;
-        for name in ["control.sock", "metrics.sock", "pid"] {
+        for name in [place::CONTROL, METRICS, "pid"] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
@@ -220,7 +224,7 @@ impl Directory {
 
     /// Where metrics are scraped.
     pub(crate) fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.sock")
+        self.path.join(METRICS)
     }
 
     /// Where the state is saved.

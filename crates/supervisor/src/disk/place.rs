@@ -44,9 +44,12 @@ pub fn service_directory(socket: &Path, service: &Name) -> PathBuf {
     if own != beside && !own.exists() && beside.exists() { beside } else { own }
 }
 
+/// The name of the control socket in the directory of a service.
+pub(super) const CONTROL: &str = "control.sock";
+
 /// The control socket of a service whose broker listens on `socket`.
 pub fn control_socket(socket: &Path, service: &Name) -> PathBuf {
-    service_directory(socket, service).join("control.sock")
+    service_directory(socket, service).join(CONTROL)
 }
 
 /// Where the supervisor of a service whose broker listens on `socket` keeps its events.

@@ -5,11 +5,11 @@ use bindonce_core::event;
 use bindonce_core::generation::{Failure, GenerationId, Outcome};
 use bindonce_daemon::Happening;
 use bindonce_wire::{ErrorCode, RpcError};
-use serde_json::json;
 
 use crate::control;
 use crate::generations::generation::Generation;
 use crate::generations::starts::Kept;
+use crate::replies::{self, Reloaded};
 use crate::report::cause;
 use crate::supervisor::Supervisor;
 
@@ -33,10 +33,8 @@ impl Supervisor {
                 };
                 self.record(*id, event::Kind::ReloadDone, text);
                 let pid = self.generations.get(id).map(Generation::pid);
-                let Kept { left, none } = std::mem::take(&mut self.starts.kept);
-                Ok(json!({
-                    "generation": id.0, "pid": pid, "ended": ended, "left": left, "none_kept": none,
-                }))
+                let Kept { left, none: none_kept } = std::mem::take(&mut self.starts.kept);
+                replies::result(&Reloaded { generation: id.0, pid, ended, left, none_kept })
             }
             Outcome::Failed(id, failure) => {
                 self.report.counts.failures += 1;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::process;
-use serde_json::{Value, json};
+use serde_json::Map;
 use tokio::sync::oneshot;
 
 use crate::control;
 use crate::generations::generation::Generation;
+use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
 use crate::report::milliseconds;
 use crate::supervisor::Supervisor;
 use bindonce_haproxy::cli::oldest_sessions;
@@ -21,9 +22,9 @@ impl Supervisor {
     /// Answers at once, whatever haproxy does.
     pub(crate) fn tell_alive(&self, reply: oneshot::Sender<control::Answer>) {
         let serving = self.timeline.serving().map(|id| id.0);
-        let version = env!("CARGO_PKG_VERSION");
+        let version = env!("CARGO_PKG_VERSION").to_owned();
         // A client that has gone away no longer waits for it.
-        let _ = reply.send(Ok(json!({ "pong": true, "version": version, "serving": serving })));
+        let _ = reply.send(replies::result(&Pong { pong: true, version, serving }));
     }
 
     /// Tells everything there is to know, for `bindonce status`. What only a draining generation
@@ -40,62 +41,58 @@ impl Supervisor {
         crate::tasks::spawn(async move {
             for (id, admin) in ask {
                 let Ok(answer) = admin.ask("show sess", SESSIONS).await else { continue };
-                let generations = status["generations"].as_array_mut().into_iter().flatten();
-                for generation in generations.filter(|known| known["generation"] == id) {
-                    generation["oldest_sessions"] = json!(oldest_sessions(&answer));
+                let generations = status.generations.iter_mut();
+                for known in generations.filter(|known| known.generation == id) {
+                    known.oldest_sessions = oldest_sessions(&answer);
                 }
             }
             // A client that has gone away no longer waits for it.
-            let _ = reply.send(Ok(status));
+            let _ = reply.send(replies::result(&status));
         });
     }
 
-    fn status(&self) -> Value {
-        let generations: Vec<_> = self
-            .timeline
-            .generations()
-            .map(|(id, state)| {
-                let generation = self.generations.get(&id);
-                let started = generation.map(|g| milliseconds(g.started));
+    fn status(&self) -> Status {
+        let generations = self.timeline.generations().map(|(id, state)| {
+            let generation = self.generations.get(&id);
+            let pid = generation.map(Generation::pid);
+            let started = generation.map(|known| Timestamp(milliseconds(known.started)));
+            GenerationStatus {
+                generation: id.0,
+                state: state.to_string(),
+                pid,
+                since: started.map(|at| at.to_string()),
                 // By the clock that nobody sets.
-                let age = generation.and_then(|g| process::age(g.pid())).map(|age| age.as_secs());
-                json!({
-                    "generation": id.0,
-                    "state": state.to_string(),
-                    "pid": generation.map(Generation::pid),
-                    "since": started.map(|at| Timestamp(at).to_string()),
-                    "age": age,
-                    "version": generation.and_then(|g| g.version).map(|v| v.to_string()),
-                    "listeners": generation.map(|g| g.listeners.len()),
-                    "connections": generation.and_then(|g| g.connections),
-                    "memory": generation.and_then(|g| process::memory(g.pid())),
-                })
-            })
-            .collect();
+                age: pid.and_then(process::age).map(|age| age.as_secs()),
+                version: generation.and_then(|known| known.version).map(|v| v.to_string()),
+                listeners: generation.map(|known| known.listeners.len()),
+                connections: generation.and_then(|known| known.connections),
+                memory: pid.and_then(process::memory),
+                oldest_sessions: Vec::new(),
+                more: Map::new(),
+            }
+        });
         let of = self.timeline.serving().and_then(|id| self.timeline.configuration_of(id));
         let prepared = of.and_then(|of| self.starts.configurations.get(&of));
-        let alone = prepared.and_then(|prepared| prepared.rendering());
-        let alone = alone.map(|rendering| rendering.left_alone.as_slice());
-        let left_alone: Vec<_> = alone
-            .unwrap_or_default()
-            .iter()
-            .map(|line| {
-                let place = line.place.to_string();
-                json!({ "place": place, "address": line.text, "reason": line.reason })
-            })
-            .collect();
-        json!({
-            "service": self.settings.service.as_str(),
-            "program": self.settings.kind.name(),
-            "pid": std::process::id(),
-            "socket": self.settings.socket,
-            "generations": generations,
-            "reloads": self.report.counts.reloads,
-            "failed_reloads": self.report.counts.failures,
-            "restarts": self.report.counts.restarts,
-            "ghosts_removed": self.report.counts.ghosts_removed,
-            "upgrades": self.upgrade.count,
-            "left_alone": left_alone,
-        })
+        let rendering = prepared.and_then(|prepared| prepared.rendering());
+        let left_alone = rendering.into_iter().flat_map(|rendering| &rendering.left_alone);
+        let left_alone = left_alone.map(|line| OwnAddress {
+            place: line.place.to_string(),
+            address: line.text.clone(),
+            reason: line.reason.to_owned(),
+        });
+        Status {
+            service: self.settings.service.to_string(),
+            program: self.settings.kind.name().into_owned(),
+            pid: std::process::id(),
+            socket: self.settings.socket.clone(),
+            generations: generations.collect(),
+            reloads: self.report.counts.reloads,
+            failed_reloads: self.report.counts.failures,
+            restarts: self.report.counts.restarts,
+            ghosts_removed: self.report.counts.ghosts_removed,
+            upgrades: self.upgrade.count,
+            left_alone: left_alone.collect(),
+            more: Map::new(),
+        }
     }
 }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use bindonce::{BrokerInfo, ListenerInfo, ServiceInfo, StatusResult};
 use bindonce_core::time::Timestamp;
+use bindonce_supervisor::replies::GenerationStatus;
 
 use crate::command::status::{self, Snapshot};
-use crate::command::supervisors::{self, Supervisor};
+use crate::command::supervisors::{Silent, Supervisor};
 
 /// What was told at one moment.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(super) struct Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Supervision {
     /// A supervisor, and what it says of itself.
-    By { pid: Option<u32>, program: String, reloads: u64, failed: u64 },
+    By { pid: u32, program: String, reloads: u64, failed: u64 },
     /// A supervisor that does not answer, and why.
     Silent(String),
     /// Nobody: its program has joined the broker by itself.
@@ -65,7 +66,7 @@ impl From<Snapshot> for Seen {
         let mut services: BTreeMap<String, Service> =
             joined.iter().map(|service| (service.name.clone(), Service::joined(service))).collect();
         for supervisor in supervisors {
-            let known = services.remove(&supervisor.service);
+            let known = services.remove(supervisor.service());
             let service = Service::supervised(supervisor, known);
             services.insert(service.name.clone(), service);
         }
@@ -76,22 +77,21 @@ impl From<Snapshot> for Seen {
 impl Service {
     /// As its supervisor tells; where it does not answer, with what the broker knows.
     fn supervised(supervisor: Supervisor, known: Option<Self>) -> Self {
-        let Supervisor { service, pid, generations, error, more } = supervisor;
-        if let Some(error) = error {
-            let generations = known.map(|known| known.generations).unwrap_or_default();
-            return Self { name: service, supervision: Supervision::Silent(error), generations };
-        }
-        let count = |word: &str| more.get(word).and_then(serde_json::Value::as_u64).unwrap_or(0);
-        let program = more.get("program").and_then(serde_json::Value::as_str);
-        Self {
-            name: service,
-            supervision: Supervision::By {
-                pid,
-                program: program.unwrap_or("program").to_owned(),
-                reloads: count("reloads"),
-                failed: count("failed_reloads"),
+        match supervisor {
+            Supervisor::Silent(Silent { service: name, error, .. }) => {
+                let generations = known.map(|known| known.generations).unwrap_or_default();
+                Self { name, supervision: Supervision::Silent(error), generations }
+            }
+            Supervisor::Answers(status) => Self {
+                name: status.service,
+                supervision: Supervision::By {
+                    pid: status.pid,
+                    program: status.program,
+                    reloads: status.reloads,
+                    failed: status.failed_reloads,
+                },
+                generations: status.generations.into_iter().map(Generation::from).collect(),
             },
-            generations: generations.into_iter().map(Generation::from).collect(),
         }
     }
 
@@ -111,15 +111,14 @@ impl Service {
     }
 }
 
-impl From<supervisors::Generation> for Generation {
-    fn from(told: supervisors::Generation) -> Self {
-        let since = told.more.get("since").and_then(serde_json::Value::as_str);
+impl From<GenerationStatus> for Generation {
+    fn from(told: GenerationStatus) -> Self {
         let kept_by = told.oldest_sessions.iter().map(|session| {
             format!("{} on {} to {}", session.source, session.frontend, session.server)
         });
         Self {
             number: told.generation,
-            started: since.and_then(Timestamp::parse),
+            started: told.since.as_deref().and_then(Timestamp::parse),
             kept_by: kept_by.collect(),
             state: told.state,
             pid: told.pid.map(i64::from),
@@ -174,7 +173,7 @@ mod tests {
         assert_eq!(services[0].supervision, Supervision::Nobody);
         assert_eq!(services[1].supervision, Supervision::Silent("no answer".to_owned()));
         assert_eq!(services[1].generations[0].number, 3);
-        let by = Supervision::By { pid: Some(8), program: "haproxy".into(), reloads: 4, failed: 1 };
+        let by = Supervision::By { pid: 8, program: "haproxy".into(), reloads: 4, failed: 1 };
         assert_eq!(services[2].supervision, by);
         let generation = &services[2].generations[0];
         assert_eq!(

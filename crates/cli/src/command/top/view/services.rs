@@ -95,9 +95,8 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
 fn head(canvas: &mut Canvas, area: Area, service: &Service, columns: &Columns, chosen: bool) {
     let (text, style) = match &service.supervision {
         Supervision::By { pid, program, reloads, failed } => {
-            let pid = pid.map(|pid| format!(" by {pid}")).unwrap_or_default();
             let reloads = words::count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
-            let text = format!("{program}{pid}, {reloads}, {failed} failed");
+            let text = format!("{program} by {pid}, {reloads}, {failed} failed");
             (text, if *failed > 0 { WARN } else { PLAIN })
         }
         Supervision::Silent(_) => ("its supervisor does not answer".to_owned(), BAD),

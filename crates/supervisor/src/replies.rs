@@ -1,0 +1,138 @@
+//! What a supervisor answers on its control socket, for it to write and for `bindonce` to read.
+//!
+//! What an older supervisor does not send is read as its default, and [`Status`] and [`GenerationStatus`] keep what
+//! a newer one sends besides.
+
+use std::path::PathBuf;
+
+use bindonce_haproxy::cli::Session;
+use bindonce_wire::{ErrorCode, RpcError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The reply to `ping`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pong {
+    /// Always true.
+    pub pong: bool,
+    /// The supervisor's version.
+    pub version: String,
+    /// The generation that serves.
+    #[serde(default)]
+    pub serving: Option<u64>,
+}
+
+/// The reply to `reload`: a new generation serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The new generation.
+    pub generation: u64,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Older generations that did not stop accepting and had to be ended.
+    pub ended: Vec<u64>,
+    /// The addresses of listeners that the configuration no longer has.
+    #[serde(default)]
+    pub left: Vec<String>,
+    /// The configuration has none of the listeners that served before.
+    #[serde(default)]
+    pub none_kept: bool,
+}
+
+/// The reply to `retire`: the generation has ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Retired {
+    /// The generation.
+    pub generation: u64,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// How many connections ended with it, where that is known.
+    pub connections: Option<u64>,
+}
+
+/// The reply to `status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The name of the service.
+    pub service: String,
+    /// What it runs: `haproxy`, or the name of a program.
+    #[serde(default)]
+    pub program: String,
+    /// The supervisor.
+    pub pid: u32,
+    /// The control socket of its broker.
+    #[serde(default)]
+    pub socket: PathBuf,
+    /// Oldest first.
+    #[serde(default)]
+    pub generations: Vec<GenerationStatus>,
+    /// Since the supervisor began, as all counts here.
+    #[serde(default)]
+    pub reloads: u64,
+    /// Reloads that failed.
+    #[serde(default)]
+    pub failed_reloads: u64,
+    /// Starts after a generation that served had died.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Entries that were removed from epoll sets.
+    #[serde(default)]
+    pub ghosts_removed: u64,
+    /// How often the supervisor became a newer binary.
+    #[serde(default)]
+    pub upgrades: u64,
+    /// The addresses that haproxy binds itself.
+    #[serde(default)]
+    pub left_alone: Vec<OwnAddress>,
+    /// What else a newer supervisor sends.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// One generation in [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    /// Its number.
+    pub generation: u64,
+    /// Where it is in its life.
+    pub state: String,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// When its process was started (RFC 3339).
+    #[serde(default)]
+    pub since: Option<String>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// The version of haproxy.
+    pub version: Option<String>,
+    /// How many listeners it has.
+    #[serde(default)]
+    pub listeners: Option<usize>,
+    /// How many connections it has.
+    pub connections: Option<u64>,
+    /// Resident memory in bytes.
+    pub memory: Option<u64>,
+    /// What keeps a generation that drains.
+    #[serde(default)]
+    pub oldest_sessions: Vec<Session>,
+    /// What else a newer supervisor sends.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// An address that haproxy binds itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OwnAddress {
+    /// The line of the configuration.
+    pub place: String,
+    /// As written there.
+    pub address: String,
+    /// Why it does not come from the broker.
+    pub reason: String,
+}
+
+/// What a request is answered with.
+pub(crate) fn result(reply: &impl Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(reply)
+        .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))
+}
