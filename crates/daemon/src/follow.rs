@@ -23,11 +23,11 @@ const PART: usize = 16 * 1024;
 
 /// The place of somebody who follows.
 #[derive(Debug)]
-pub struct Follower(Rc<Journal>);
+pub(crate) struct Follower(Rc<Journal>);
 
 impl Follower {
     /// Takes a place, if one is left.
-    pub fn new(journal: &Rc<Journal>) -> Option<Self> {
+    pub(crate) fn new(journal: &Rc<Journal>) -> Option<Self> {
         let following = journal.followers.get();
         (following < MOST).then(|| {
             journal.followers.set(following + 1);
@@ -38,7 +38,7 @@ impl Follower {
 
 impl Follower {
     /// The answer where no place is left.
-    pub fn refused() -> RpcError {
+    pub(crate) fn refused() -> RpcError {
         let message = format!("{MOST} clients follow the events already");
         RpcError::new(ErrorCode::LIMIT, message).with_hint("end one, or ask without `follow`")
     }
@@ -55,7 +55,7 @@ impl Drop for Follower {
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if the peer has not read for as long as `patience`; else that
 /// of the socket.
-pub async fn follow(
+pub(crate) async fn follow(
     follower: &Follower,
     mut last: u64,
     stream: &UnixStream,

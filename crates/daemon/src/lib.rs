@@ -15,7 +15,6 @@ pub mod rpc;
 pub mod scrape;
 mod self_metrics;
 
-pub use follow::{Follower, follow};
 pub use journal::{Happening, Journal};
 pub use kept::{parse, read};
 pub use reporter::Reporter;

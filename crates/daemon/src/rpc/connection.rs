@@ -17,7 +17,7 @@ use super::end::End;
 use super::handler::{Excess, Handler};
 use super::link::{LARGE, Link, Taken};
 use super::sending::{Reply, Sending, send};
-use crate::follow;
+use crate::follow::follow;
 
 /// Serves a connection to its end. One that has sent much gives way to the others after each
 /// request and each read: none of them waits for more than one of its steps.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::caller::Caller;
 use super::end::End;
 use super::share::Share;
-use crate::Follower;
+use crate::follow::Follower;
 
 /// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
 const READ: usize = 16 * 1024;

@@ -20,6 +20,9 @@ mod server;
 mod share;
 mod turns;
 
+#[cfg(test)]
+mod tests;
+
 pub use caller::Caller;
 pub use clients::{Clients, Limits};
 pub use handler::{Excess, Handler};

@@ -8,7 +8,8 @@ use bindonce_wire::{ErrorCode, RpcError};
 use serde::Serialize;
 
 use super::link::Link;
-use crate::{Follower, Journal};
+use crate::Journal;
+use crate::follow::Follower;
 
 /// The text of a reply with this result.
 ///

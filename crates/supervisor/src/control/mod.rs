@@ -7,35 +7,38 @@ pub(crate) mod signals;
 pub mod upgrade;
 pub(crate) mod upgrades;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
-use bindonce_daemon::{Follower, Journal, follow};
-use bindonce_sys::{listen, peer};
+use bindonce_core::policy::Peer;
+use bindonce_daemon::rpc::{self, Admission, Caller, Clients, Excess, Limits, Link, Reply, Server};
+use bindonce_daemon::{Journal, Reporter};
+use bindonce_sys::listen;
 use bindonce_wire::call;
-use bindonce_wire::framing::{Frame, Scanner};
-use bindonce_wire::message::{self, Id, Request};
-use bindonce_wire::params::Events;
+use bindonce_wire::message::Request;
 use bindonce_wire::{ErrorCode, MAX_REQUEST, RpcError};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::replies;
 
-/// Connections at a time; further ones wait in the accept queue.
-const CONNECTIONS: usize = 128;
-/// How long a client may take to read a reply, or to finish a request that it began.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Pause after accept(2) has failed for want of descriptors or memory: there is no event for
-/// their return.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
+/// may be idle.
+const LIMITS: Limits = Limits {
+    accepted: 128,
+    connections: usize::MAX,
+    connections_per_user: usize::MAX,
+    connections_without_rights: 16,
+    buffered_bytes: 8 << 20,
+    request_bytes: MAX_REQUEST,
+    request_time: Duration::from_secs(30),
+    idle_time: Duration::MAX,
+    descriptors_in_flight: 0,
+};
 
 const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "ping"];
 
@@ -77,110 +80,50 @@ pub(crate) async fn serve(
     journal: Rc<Journal>,
     ask: impl Fn(Ask) + 'static,
 ) {
-    let ask = Rc::new(ask);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
+    let reporter = Reporter::new(journal, nix::unistd::getuid().as_raw());
+    let handler = Handler { reporter: Rc::clone(&reporter), ask };
+    Server::new(Clients::new(LIMITS), reporter, handler).accept(&listener).await;
+}
+
+/// Passes requests on to the supervisor's loop.
+struct Handler<F> {
+    reporter: Rc<Reporter>,
+    ask: F,
+}
+
+impl<F: Fn(Ask) + 'static> rpc::Handler for Handler<F> {
+    fn admission(&self, caller: &Caller) -> Admission {
+        let exempt = self.reporter.is_owner(caller.peer.uid);
+        Admission { unknown: !exempt, exempt }
+    }
+
+    async fn answer(&self, link: &Rc<Link>, request: &Request<'_>) -> Result<Reply, RpcError> {
+        let Peer { pid, uid, .. } = link.caller.peer;
+        if !self.reporter.is_owner(uid) {
+            return Err(denied(format!("uid {uid} may not control this service")));
+        }
+        let text = match request.method.as_str() {
+            "events" => rpc::events(&self.reporter.journal, link, request, call::events(request)?)?,
+            _ => {
+                let pid = i32::try_from(pid).unwrap_or_default();
+                rpc::encode(request, &perform(request, pid, &self.ask).await?)?
+            }
         };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (ask, journal) = (Rc::clone(&ask), Rc::clone(&journal));
-                crate::tasks::spawn(async move {
-                    if let Err(error) = converse(stream, &journal, &*ask).await {
-                        tracing::debug!(%error, "control connection ended");
-                    }
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "control socket: accept failed");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
-        }
+        Ok(text.into())
+    }
+
+    /// Only clients that may do nothing have limits.
+    fn refusal(&self, excess: Excess) -> RpcError {
+        denied(match excess {
+            Excess::Connections(_, most) => format!("{most} clients without rights are connected"),
+            Excess::Buffered => "clients without rights send too much".to_owned(),
+        })
     }
 }
 
-async fn converse(
-    mut stream: UnixStream,
-    journal: &Rc<Journal>,
-    ask: &impl Fn(Ask),
-) -> std::io::Result<()> {
-    let peer = peer::credentials(stream.as_fd())?;
-    let allowed = peer.uid == 0 || peer.uid == nix::unistd::getuid().as_raw();
-    let mut scanner = Scanner::new(MAX_REQUEST);
-    let mut buffer = vec![0; 4096];
-    loop {
-        let read = stream.read(&mut buffer);
-        let read = if scanner.in_progress() {
-            tokio::time::timeout(PATIENCE, read).await.map_err(std::io::Error::from)??
-        } else {
-            read.await?
-        };
-        if read == 0 {
-            return Ok(());
-        }
-        let mut rest = buffer.get(..read).unwrap_or_default();
-        while let Some(frame) = scanner.next(&mut rest) {
-            let mut following = None;
-            let last_word = frame.ends_connection();
-            let reply = match frame {
-                Frame::Request(_) if !allowed => {
-                    let text = format!("uid {} may not control this service", peer.uid);
-                    let error = RpcError::new(ErrorCode::DENIED, text)
-                        .with_hint("ask as root, or as the user that runs `bindonce run`");
-                    message::encode_error(&Id::Null, &error)
-                }
-                Frame::Request(request) => {
-                    let asked = Asked { pid: peer.pid, journal, following: &mut following };
-                    answer(&request, asked, ask).await
-                }
-                bad => message::encode_error(&Id::Null, &bad.refusal(MAX_REQUEST)),
-            };
-            let write = stream.write_all(&reply);
-            tokio::time::timeout(PATIENCE, write).await.map_err(std::io::Error::from)??;
-            if last_word {
-                return Ok(());
-            }
-            if let Some((follower, last)) = following {
-                return follow(&follower, last, &stream, PATIENCE).await;
-            }
-        }
-    }
-}
-
-/// Who asks, and what is known without asking the supervisor.
-struct Asked<'a> {
-    pid: i32,
-    journal: &'a Rc<Journal>,
-    /// Set where the connection is a follower's from now on, with what it has been told of.
-    following: &'a mut Option<(Follower, u64)>,
-}
-
-async fn answer(text: &[u8], mut asked: Asked<'_>, ask: &impl Fn(Ask)) -> Vec<u8> {
-    let request = match Request::decode(text) {
-        Ok(request) => request,
-        Err(rejected) => return message::encode_error(&rejected.id, &rejected.error),
-    };
-    let outcome = match request.method.as_str() {
-        "events" => events(&request, &mut asked),
-        _ => perform(&request, asked.pid, ask).await,
-    };
-    let encoded = outcome.and_then(|value| {
-        message::encode_result(&request.id, &value)
-            .map_err(|error| RpcError::new(ErrorCode::INTERNAL, error.to_string()))
-    });
-    encoded.unwrap_or_else(|error| message::encode_error(&request.id, &error))
-}
-
-fn events(request: &Request<'_>, asked: &mut Asked<'_>) -> Answer {
-    let Events { since, follow } = call::events(request)?;
-    let events = asked.journal.answer(since, follow);
-    if follow {
-        let follower = Follower::new(asked.journal).ok_or_else(Follower::refused)?;
-        *asked.following = Some((follower, events.last));
-    }
-    replies::result(&events)
+fn denied(message: String) -> RpcError {
+    RpcError::new(ErrorCode::DENIED, message)
+        .with_hint("ask as root, or as the user that runs `bindonce run`")
 }
 
 async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {
