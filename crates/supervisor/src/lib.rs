@@ -11,11 +11,13 @@
 
 pub mod adopt;
 mod broker;
+mod context;
 mod control;
 mod disk;
 mod error;
 mod generations;
 mod handover;
+mod inbox;
 mod kind;
 mod main_loop;
 mod message;
@@ -32,9 +34,9 @@ use tracing::Instrument as _;
 pub use control::upgrade;
 pub use disk::place::{control_socket, events_file, service_directory, services};
 pub use error::Error;
-pub use generations::process::Ended;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};
+pub use main_loop::Ended;
 pub use settings::{Ghosts, Settings};
 
 /// Supervises one service until it is told to stop. Call it within a

@@ -1,29 +1,37 @@
 //! The loop: signals, messages and deadlines, one at a time. It owns all parts, so nothing happens between
 //! two steps of a decision.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use bindonce_core::event;
-use bindonce_core::generation::Event;
+use bindonce_core::generation::{Ending, Event};
 use bindonce_daemon::Journal;
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use tokio::sync::mpsc;
 
 use crate::broker;
-use crate::control::{self, Ask};
+use crate::context::Context;
+use crate::control;
 use crate::disk::directory::{Directory, Saved};
-use crate::disk::take_over::Inheritance;
+use crate::disk::take_over::{Inheritance, take_over};
 use crate::disk::{files, found};
 use crate::error::Error;
-use crate::generations::process::Ended;
 use crate::generations::reaper;
 use crate::message::Message;
-use crate::report::Cause;
 use crate::report::metrics;
 use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
+
+/// How a supervisor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, and every generation is gone.
+    Shutdown,
+    /// The first generation failed; this is its story.
+    NeverServed(String),
+}
 
 /// Supervises one service, from what an earlier supervisor has left.
 pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
@@ -73,8 +81,9 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     }
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
     spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
-    let mut supervisor = Supervisor::new(settings, directory, &saved, control, sender, journal)?;
-    supervisor.take_over(&saved, left).await?;
+    let cx = Context::new(settings, directory, journal, sender);
+    let mut supervisor = Supervisor::new(cx, &saved, control)?;
+    supervisor.adopt(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
 }
 
@@ -122,62 +131,50 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Event(proof @ (Event::Proved | Event::ProvedInPart { .. })) => {
-                self.proved(proof);
+    /// Goes on with the generations that an earlier supervisor has left.
+    async fn adopt(&mut self, saved: &Saved, left: Inheritance) -> Result<(), Error> {
+        let (leases, generations) = (&self.leases, &mut self.generations);
+        let found = take_over(&self.cx, leases, generations, saved, left).await?;
+        if !found.is_empty() {
+            for action in self.timeline.adopt(self.epoch.elapsed(), found) {
+                self.perform(action);
             }
-            Message::Event(event) => self.feed(event),
-            Message::Compared(id, how, seen) => self.compared(id, how, &seen),
-            Message::Listens(id, deaf, proof) => self.listens(id, deaf.as_deref(), proof),
-            Message::Launched(id, launched) => self.launched(id, *launched),
-            Message::NotLaunched(id, error) => {
-                self.starts.end(id);
-                let text = error.to_string();
-                self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
-                self.report.failure = Cause { text, hint: error.hint(), ..Cause::default() };
-                self.feed(Event::StartFailed(id));
-            }
-            Message::Answers(id, info) => {
-                if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.version = Some(info.version);
-                    generation.answers = info.pid;
-                    self.ready(id, "its admin socket answers");
-                }
-            }
-            Message::Changed => {
-                tracing::info!("reload: the files that are watched have changed");
-                self.reload(None, "the files that are watched have changed", None);
-            }
-            Message::Leaves(id, how) => self.leaves(id, how),
-            Message::Ready(id, how) => self.ready(id, how),
-            Message::StillPaused(id) => self.still_paused(id),
-            Message::Exited(id, exit) => self.exited(id, exit),
-            Message::Asked(Ask::Reload { allow_empty, reply, pid }) => {
-                if allow_empty {
-                    self.requests.allow_empty();
-                }
-                self.reload(Some(reply), "a client asked for it", Some(pid));
-            }
-            Message::Asked(Ask::Retire(id, reply, pid)) => self.retire(id, reply, pid),
-            Message::Asked(Ask::Upgrade(reply)) => self.upgrade.want(reply),
-            Message::Held(id, hold) => self.held(id, hold),
-            Message::Left(id, connections) => {
-                if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.connections = Some(connections);
-                }
-                self.feed(Event::Connections(id, connections));
-            }
-            Message::Closed(id) => self.closed(id),
-            Message::GivenBack => self.release_unused(),
-            Message::NotReleased(kept) => self.leases.ours.extend(kept),
-            Message::Detached(id, detached) => self.detached(id, detached),
-            Message::Foreign(id, addresses) => self.found_foreign(id, &addresses),
-            Message::Proved(proved) => self.upgrade_now(proved),
-            // Who has gone away meanwhile misses nothing.
-            Message::Scraped(reply) => drop(reply.send(self.metrics())),
-            Message::Asked(Ask::Status(reply)) => self.tell_status(reply),
-            Message::Asked(Ask::Ping(reply)) => self.tell_alive(reply),
+            self.save();
         }
+        Ok(())
+    }
+
+    /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.
+    fn say_what_stays(&self) {
+        if !self.leases.ours().is_empty() {
+            let listeners = some_of(self.leases.ours());
+            tracing::info!(
+                "the broker keeps the addresses bound, and clients wait there until something serves \
+                 them again; to free them: bindonce release {listeners}"
+            );
+        }
+    }
+
+    fn end(self, ending: Ending) -> Ended {
+        if let Err(error) = self.cx.directory.clear() {
+            tracing::warn!(%error, "the service's directory could not be cleared");
+        }
+        match ending {
+            Ending::Shutdown => {
+                self.say_what_stays();
+                Ended::Shutdown
+            }
+            Ending::NeverServed => Ended::NeverServed(self.report.failure.whole()),
+        }
+    }
+}
+
+/// The first few names, and how many more.
+fn some_of(names: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(" "),
+        more => format!("{} ... ({more} more)", shown.join(" ")),
     }
 }

@@ -1,6 +1,5 @@
 //! Performing what the timeline says.
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use bindonce_core::event;
@@ -8,14 +7,15 @@ use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
 };
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::tree;
 
-use crate::generations::server_state;
 use crate::generations::start;
-use crate::handover::promise;
+use crate::generations::starts::Plan;
+use crate::generations::{foreign, watching};
+use crate::handover::ghosts;
+use crate::handover::promise::Unserved;
 use crate::handover::watchdog::{Duty, Named};
-use crate::message::Message;
-use crate::report::Cause;
+use crate::report::cause::Cause;
+use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
@@ -29,7 +29,11 @@ impl Supervisor {
             Action::Prove { newer, older } => self.prove(newer, &older),
             Action::EndProof => self.handover.end_watch(),
             Action::WatchStop(id) => self.watch_stop(id),
-            Action::Detach(id) => self.detach(id),
+            Action::Detach(id) => {
+                if let Some(generation) = self.generations.get(&id) {
+                    ghosts::detach(&self.cx, generation);
+                }
+            }
             Action::LetGo(id) => {
                 if let Some(generation) = self.generations.get(&id) {
                     if let Some(admin) = &generation.admin {
@@ -67,85 +71,39 @@ impl Supervisor {
     fn start(&mut self, id: GenerationId, configuration: Configuration, older_alive: bool) {
         // The id must never be used again, whatever becomes of us.
         self.save();
-        if self.timeline.serving().is_some() {
+        let serving = self.timeline.serving();
+        if serving.is_some() {
             self.report.announcer.reloading();
         }
-        if configuration == Configuration::Fresh {
+        let is_fresh = configuration == Configuration::Fresh;
+        if is_fresh {
             self.report.measured.begun = Some(Instant::now());
         }
         self.requests.wait_for(None, None);
-        let known = match configuration {
-            Configuration::Fresh => None,
-            Configuration::Of(of) => self.starts.configurations.get(&of).cloned(),
+        let devices = self.generations.listeners();
+        let plan = Plan {
+            id,
+            configuration,
+            served: self.generations.labels(serving),
+            may_be_empty: is_fresh && self.requests.take_allow_empty(),
+            devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
+            known: self.generations.descriptors(),
+            serving: serving.and_then(|id| self.generations.get(&id)?.admin.clone()),
+            alone: serving.is_none(),
+            older_alive,
+            no_epoll: self.handover.ghosts.no_epoll(),
         };
-        let again = self.starts.read();
-        let held = self.generations.values().flat_map(|generation| &generation.listeners);
-        let devices = held.filter_map(|held| held.listener.options.interface.clone()).collect();
-        let mut served = self.served();
-        if configuration == Configuration::Fresh && self.requests.take_allow_empty() {
-            self.starts.may_be_empty = Some(id);
-            served.clear();
-        }
-        let settings = Rc::clone(&self.settings);
-        let directory = Rc::clone(&self.directory);
-        let sender = self.sender.clone();
-        let no_epoll = self.starts.no_epoll;
-        let alone = self.timeline.serving().is_none();
-        let watchdog = self.handover.watchdog();
-        let serving =
-            self.timeline.serving().and_then(|id| self.generations.get(&id)?.admin.clone());
-        let descriptors = self.descriptors();
-        let step = start::Step::default();
-        let now = step.clone();
-        let task = crate::tasks::spawn(async move {
-            let prepared = match known {
-                Some(prepared) => Ok(prepared),
-                None => {
-                    let how = start::Reading { again, alone, no_epoll, devices };
-                    start::prepare(&settings, &directory, id, how).await.map(Rc::new)
-                }
-            };
-            let prepared = prepared.and_then(|prepared| {
-                let rendering = prepared.rendering();
-                rendering.map_or(Ok(()), |r| promise::keeps_something(r, served))?;
-                Ok(prepared)
-            });
-            let launched = match prepared {
-                Ok(prepared) => {
-                    if let (Some(serving), Some(rendering)) = (serving, prepared.rendering()) {
-                        now.set("asking the serving haproxy for the state of its servers");
-                        server_state::carry(rendering, &serving).await;
-                    }
-                    let how = start::How { older_alive, no_epoll, alone, known: descriptors };
-                    // Until it has taken over, our death must not leave it beside the older one.
-                    let tell = |pid| {
-                        if older_alive {
-                            let end = |newer| Duty::End { newer, paused: Vec::new() };
-                            let duty = Named::of(pid).map_or(Duty::None, end);
-                            watchdog.borrow_mut().tell(&duty);
-                        }
-                    };
-                    start::launch(&settings, &directory, id, prepared, how, &now, tell).await
-                }
-                Err(error) => Err(error),
-            };
-            // No await between the start of the process and this: an abort loses no process.
-            let message = match launched {
-                Ok(launched) => Message::Launched(id, Box::new(launched)),
-                Err(error) => Message::NotLaunched(id, error),
-            };
-            let _ = sender.send(message);
-        });
-        self.starts.begin(id, start::Starting { task: task.abort_handle(), step });
+        self.starts.begin(&self.cx, self.handover.watchdog(), plan);
     }
 
     fn send_signal(&mut self, id: GenerationId, signal: Signal, reason: Reason) {
+        let kind = &self.cx.settings.kind;
         let number = match signal {
             Signal::Stop => Number::SIGSTOP,
             Signal::Continue => Number::SIGCONT,
             Signal::Pause => Number::SIGTTOU,
             Signal::Resume => Number::SIGTTIN,
-            Signal::SoftStop => self.settings.kind.retire(),
+            Signal::SoftStop => kind.retire(),
             Signal::Terminate => Number::SIGTERM,
             Signal::Kill => Number::SIGKILL,
         };
@@ -153,35 +111,12 @@ impl Supervisor {
             // There is no process yet; should one be on its way to us, it is ended on arrival.
             starting.task.abort();
             self.called_off(id, reason, &starting.step);
-            return self.later(Event::StartFailed(id));
+            return self.cx.later(Event::StartFailed(id));
         }
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
-        let held = generation.hold.is_some();
-        let is_program = self.settings.kind.program().is_some();
-        let sent = match signal {
-            // One that somebody has stopped would not hear it.
-            Signal::SoftStop if is_program && reason == Reason::Again => {
-                let sent = generation.pidfd.send(number);
-                tree::signal(pid, Number::SIGCONT);
-                sent
-            }
-            // It waits inside the call that said that it is ready.
-            Signal::Stop if held => return,
-            Signal::Continue if held => return generation.let_go_on(),
-            // It has accepted nothing, and heeds no other signal there.
-            Signal::Terminate if held => generation.pidfd.send(Number::SIGKILL),
-            // Every process of it may accept, and none may outlive its generation.
-            Signal::Stop | Signal::Kill => {
-                tree::signal_all(pid, number);
-                Ok(())
-            }
-            Signal::Continue => {
-                tree::signal(pid, number);
-                Ok(())
-            }
-            _ => generation.pidfd.send(number),
-        };
+        let is_program = kind.program().is_some();
+        let Some(sent) = generation.signal(signal, number, reason, is_program) else { return };
         self.report.signalled(id, pid, number, reason);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
             let late = self.ask_resumed(id);
@@ -199,7 +134,7 @@ impl Supervisor {
         let text = match reason {
             Reason::NotReady => format!(
                 "generation {id} was not started within {}: still {doing}",
-                bindonce_core::duration::format(self.settings.timing.ready_timeout)
+                bindonce_core::duration::format(self.cx.settings.timing.ready_timeout)
             ),
             _ => format!("the start of generation {id} was called off while {doing}"),
         };
@@ -229,13 +164,26 @@ impl Supervisor {
         self.save();
         self.requests.wait_for(confirmed, self.ask_late(id));
         self.give_back();
-        self.watch_serving(id);
-        self.write_pid_file(id);
-        self.look_for_foreign(id);
+        if let Some(generation) = self.generations.get_mut(&id) {
+            watching::watch_serving(&self.cx, generation);
+            foreign::look(&self.cx, generation);
+        }
+        if let Some(of) = self.timeline.configuration_of(id) {
+            self.starts.write_pid_file(of);
+        }
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
-        let answer = self.outcome(outcome);
+        let now = Now {
+            generations: &self.generations,
+            serving: self.timeline.serving(),
+            unserved: match outcome {
+                Outcome::Serving { alone: true, .. } => self.starts.take_unserved(),
+                _ => Unserved::default(),
+            },
+            broker: self.leases.broker().pid(),
+        };
+        let answer = self.report.outcome(&self.cx, outcome, now);
         if let Outcome::Failed(..) = outcome {
             let status = match self.timeline.serving() {
                 Some(serving) => format!("the last reload failed; generation {serving} serves on"),
@@ -244,5 +192,44 @@ impl Supervisor {
             self.report.announcer.troubled(&status);
         }
         self.requests.answer(callers, answer);
+    }
+
+    /// A generation is gone: its connection to the broker goes with it, and so do its leases.
+    fn gone(&mut self, id: GenerationId) {
+        if let Some(generation) = self.generations.remove(&id) {
+            self.leases.gone(&self.cx, &generation, &self.generations.used());
+        }
+        self.give_back();
+        self.cx.directory.remove_admin(id);
+        self.requests.gone(id);
+        self.save();
+        self.keep_configurations();
+        if self.timeline.is_idle() {
+            self.handover.tell(&Duty::None);
+        }
+    }
+
+    /// Removes the rendered configurations that nobody runs and that will not be started again.
+    fn keep_configurations(&mut self) {
+        let keep: Vec<_> = self.timeline.configurations().collect();
+        self.starts.retain(&keep);
+        if let Err(error) = self.cx.directory.keep_configurations(&keep) {
+            tracing::warn!(%error, "old rendered configurations could not be removed");
+        }
+    }
+
+    /// Begins to ask a generation whether it has stopped.
+    pub(crate) fn watch_stop(&mut self, id: GenerationId) {
+        if let Some(generation) = self.generations.get_mut(&id) {
+            watching::watch_stop(&self.cx, generation);
+            self.save();
+        }
+    }
+
+    /// Tells the watchdog which generation to end and which resume, should we end now.
+    fn guard(&self, newer: GenerationId, paused: &[GenerationId]) {
+        let named = |id: &GenerationId| self.generations.pid(*id).and_then(Named::of);
+        let Some(newer) = named(&newer) else { return };
+        self.handover.tell(&Duty::End { newer, paused: paused.iter().filter_map(named).collect() });
     }
 }

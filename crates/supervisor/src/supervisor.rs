@@ -1,38 +1,35 @@
 //! The parts of a supervisor, each with its own data. The loop in [`crate::main_loop`] owns them all.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
 use bindonce_core::event;
-use bindonce_core::generation::{Ending, Event, GenerationId, Timeline};
-use bindonce_daemon::Journal;
-use tokio::sync::{Mutex, mpsc};
+use bindonce_core::generation::{Ending, Event, GenerationId, State, Timeline};
 
-use crate::broker::lease::{Leases, Shared};
+use crate::broker::leases::Leases;
+use crate::context::Context;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
-use crate::disk::directory::{Directory, Saved};
+use crate::disk::directory::{Inherited, Saved, SavedGeneration};
 use crate::error::Error;
-use crate::generations::generation::Generation;
+use crate::generations::Generations;
+use crate::generations::own;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
 use crate::kind::Haproxy;
-use crate::message::Message;
 use crate::report::Report;
-use crate::settings::{Ghosts, Settings};
+use crate::report::view::View;
+use bindonce_haproxy::config::Rendering;
+use bindonce_sys::process;
 
 pub(crate) struct Supervisor {
-    pub(crate) settings: Rc<Settings>,
-    pub(crate) directory: Rc<Directory>,
+    pub(crate) cx: Context,
     /// Decides; what the others do is what it says.
     pub(crate) timeline: Timeline,
     /// What the timeline counts time from.
     pub(crate) epoch: Instant,
-    pub(crate) sender: mpsc::UnboundedSender<Message>,
-    pub(crate) generations: BTreeMap<GenerationId, Generation>,
+    pub(crate) generations: Generations,
     pub(crate) starts: Starts,
     pub(crate) handover: Handover,
     pub(crate) leases: Leases,
@@ -43,40 +40,22 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(crate) fn new(
-        settings: Settings,
-        directory: Directory,
-        saved: &Saved,
-        control: OwnedFd,
-        sender: mpsc::UnboundedSender<Message>,
-        journal: Rc<Journal>,
-    ) -> Result<Self, Error> {
-        let haproxy = settings.kind.haproxy();
-        let version = haproxy.map(Haproxy::version).transpose()?.flatten();
-        let broker = Rc::new(Shared {
-            socket: settings.socket.clone(),
-            start: settings.start_broker,
-            service: settings.service.clone(),
-            pid: Cell::new(None),
-            starting: Mutex::new(()),
-            lost: Cell::new(false),
-            journal: Rc::clone(&journal),
-        });
-        let no_epoll = settings.ghosts == Ghosts::NoEpoll;
+    pub(crate) fn new(cx: Context, saved: &Saved, control: OwnedFd) -> Result<Self, Error> {
+        let settings = &cx.settings;
+        let version = settings.kind.haproxy().map(Haproxy::version).transpose()?.flatten();
+        let next = GenerationId(saved.next.max(1));
         Ok(Self {
-            timeline: Timeline::new(settings.timing.clone(), GenerationId(saved.next.max(1))),
+            timeline: Timeline::new(settings.timing.clone(), next),
             epoch: Instant::now(),
-            settings: Rc::new(settings),
-            directory: Rc::new(directory),
-            sender,
-            generations: BTreeMap::new(),
-            starts: Starts::new(saved.inherited.is_some(), no_epoll, version),
-            handover: Handover::new()?,
-            leases: Leases { broker, ours: saved.ours.clone() },
+            generations: Generations::default(),
+            starts: Starts::new(saved.inherited.is_some(), version),
+            handover: Handover::new(settings.ghosts)?,
+            leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(journal),
+            report: Report::new(Rc::clone(&cx.journal)),
             upgrade: Upgrade::new(control, saved.upgrades),
             ending: None,
+            cx,
         })
     }
 
@@ -87,13 +66,67 @@ impl Supervisor {
         }
     }
 
-    /// Sends an event to ourselves, to be taken after what is being done.
-    pub(crate) fn later(&self, event: Event) {
-        let _ = self.sender.send(Message::Event(event));
-    }
-
     /// Records what happens to a generation, in the words of the log.
     pub(crate) fn record(&self, id: GenerationId, kind: event::Kind, text: impl Into<String>) {
-        self.report.record(id, self.generations.get(&id).map(Generation::pid), kind, text);
+        self.cx.record(id, self.generations.pid(id), kind, text);
+    }
+
+    /// The configuration of a generation, as it was read.
+    pub(crate) fn rendering(&self, id: GenerationId) -> Option<&Rendering> {
+        self.starts.rendering(self.timeline.configuration_of(id)?)
+    }
+
+    /// Whether the older generations can let go of an address that `newer` cannot bind, as far as is known.
+    pub(crate) fn can_let_go(&self, newer: GenerationId) -> bool {
+        let no_reuse_port =
+            |id| self.rendering(id).is_some_and(|rendering| rendering.no_reuse_port);
+        let of_newer = no_reuse_port(newer);
+        let older = self.timeline.accepting(newer).into_iter();
+        let older: Vec<_> = older
+            .filter_map(|id| Some((self.generations.get(&id)?, of_newer || no_reuse_port(id))))
+            .collect();
+        own::can_let_go(&older, self.starts.version())
+    }
+
+    /// What status and metrics show.
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            cx: &self.cx,
+            timeline: &self.timeline,
+            generations: &self.generations,
+            report: &self.report,
+            rendering: self.timeline.serving().and_then(|id| self.rendering(id)),
+            upgrades: self.upgrade.count,
+            broker_is_lost: self.leases.broker().is_lost(),
+        }
+    }
+
+    /// Saves what the next supervisor must know.
+    pub(crate) fn save(&mut self) {
+        let saved = self.saved(None);
+        if let Err(error) = self.cx.directory.save(&saved) {
+            tracing::error!(%error, "the state could not be saved: free space in the run directory");
+        }
+    }
+
+    pub(crate) fn saved(&self, inherited: Option<Inherited>) -> Saved {
+        let generations = self.generations.iter().map(|generation| SavedGeneration {
+            id: generation.id.0,
+            pid: generation.pid(),
+            start_time: process::start_time(generation.pid()).unwrap_or_default(),
+            state: self.timeline.state_of(generation.id).unwrap_or(State::Draining).to_string(),
+            ready: generation.ready,
+            master_worker: generation.master_worker,
+            configuration: self.timeline.configuration_of(generation.id).unwrap_or(generation.id).0,
+            since: generation.started.0,
+            listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
+        });
+        Saved {
+            next: self.timeline.next_id().0,
+            generations: generations.collect(),
+            ours: self.leases.ours().clone(),
+            inherited,
+            upgrades: self.upgrade.count,
+        }
     }
 }

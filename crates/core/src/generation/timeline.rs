@@ -121,6 +121,11 @@ impl Timeline {
         self.lives.iter().map(|(id, life)| (*id, life.state()))
     }
 
+    /// What a generation does; none of one that has ended.
+    pub fn state_of(&self, id: GenerationId) -> Option<State> {
+        self.lives.get(&id).map(Life::state)
+    }
+
     /// The generation that serves.
     pub fn serving(&self) -> Option<GenerationId> {
         let mut newest_first = self.lives.iter().rev();

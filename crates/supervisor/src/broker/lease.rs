@@ -2,7 +2,6 @@
 //! lives, and the listeners given back when the broker is lost.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -19,6 +18,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::broker;
 use crate::generations::listeners::Held;
+use crate::settings::Settings;
 
 /// How long one attempt to find the next broker goes on; then the log says so again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,23 +36,45 @@ pub(crate) enum News {
     Gone(oneshot::Sender<()>),
 }
 
-/// What all generations of a service share about the broker.
+/// The broker, as all generations of a service know it.
 #[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) socket: PathBuf,
+pub(crate) struct Broker {
+    socket: PathBuf,
     /// Whether a broker is started when none answers.
-    pub(crate) start: bool,
-    pub(crate) service: Name,
-    /// Its pid, as the kernel tells it of the last connection.
-    pub(crate) pid: Cell<Option<i32>>,
+    start: bool,
+    service: Name,
+    /// Its pid, by the peer credentials of the last connection.
+    pid: Cell<Option<i32>>,
     /// Held by the one that starts a broker.
-    pub(crate) starting: Mutex<()>,
-    /// Somebody has found that it is gone, and nobody yet that another is there.
-    pub(crate) lost: Cell<bool>,
-    pub(crate) journal: Rc<Journal>,
+    starting: Mutex<()>,
+    /// The last connection was lost, and none has been made since.
+    lost: Cell<bool>,
+    journal: Rc<Journal>,
 }
 
-impl Shared {
+impl Broker {
+    pub(crate) fn new(settings: &Settings, journal: Rc<Journal>) -> Self {
+        Self {
+            socket: settings.socket.clone(),
+            start: settings.start_broker,
+            service: settings.service.clone(),
+            pid: Cell::new(None),
+            starting: Mutex::new(()),
+            lost: Cell::new(false),
+            journal,
+        }
+    }
+
+    /// Its pid, by the peer credentials of the last connection.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.pid.get()
+    }
+
+    /// Whether it was lost and is not yet found again.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get()
+    }
+
     /// Notes the pid of the broker at the other end.
     pub(crate) fn note(&self, client: &Client) {
         if let Ok(peer) = peer::credentials(client.as_fd()) {
@@ -63,7 +85,7 @@ impl Shared {
 
 /// Keeps the leases of one generation.
 pub(crate) struct Keeper {
-    pub(crate) shared: Rc<Shared>,
+    pub(crate) broker: Rc<Broker>,
     pub(crate) id: GenerationId,
     pub(crate) pid: i32,
     pub(crate) listeners: Vec<Rc<Held>>,
@@ -80,7 +102,7 @@ impl Keeper {
         let mut state = State::Starting;
         loop {
             if let Some(client) = &lease {
-                self.shared.note(client);
+                self.broker.note(client);
             }
             let lost = async {
                 match &lease {
@@ -112,7 +134,7 @@ impl Keeper {
                         }
                     };
                     let Some(client) = &mut lease else { continue };
-                    let Shared { service, .. } = &*self.shared;
+                    let Broker { service, .. } = &*self.broker;
                     let joined = broker::join(client, service, self.id, Some(self.pid), state).await;
                     if let Err(error) = joined {
                         tracing::warn!(generation = self.id.0, "the broker was not told: {error}");
@@ -125,14 +147,14 @@ impl Keeper {
     }
 
     async fn connect_anew(&self) -> Option<Client> {
-        let connected = broker::connect(&self.shared.socket).await;
+        let connected = broker::connect(&self.broker.socket).await;
         // Else it is lost, and is found again.
         connected.ok()
     }
 
     /// Waits for the next broker and gives it back what this generation holds.
     async fn find_again(&self, state: State) -> Option<Client> {
-        let Shared { socket, start, service, starting, .. } = &*self.shared;
+        let Broker { socket, start, service, starting, .. } = &*self.broker;
         let (generation, pid) = (self.id.0, self.pid);
         tracing::error!(
             generation,
@@ -140,11 +162,11 @@ impl Keeper {
             socket = %socket.display(),
             "the broker is gone; haproxy serves on with the same sockets; waiting for another broker"
         );
-        let journal = &self.shared.journal;
-        if !self.shared.lost.replace(true) {
+        let journal = &self.broker.journal;
+        if !self.broker.lost.replace(true) {
             let text = "the broker is gone; haproxy serves on with the same sockets";
             journal
-                .record(Happening::new(event::Kind::BrokerLost, text).pid(self.shared.pid.get()));
+                .record(Happening::new(event::Kind::BrokerLost, text).pid(self.broker.pid.get()));
         }
         if *start {
             let _one = starting.lock().await;
@@ -167,10 +189,10 @@ impl Keeper {
                     listeners,
                     "a broker is back and has our listeners"
                 );
-                self.shared.note(&client);
-                if self.shared.lost.replace(false) {
+                self.broker.note(&client);
+                if self.broker.lost.replace(false) {
                     let text = "a broker is back and has our listeners";
-                    let pid = self.shared.pid.get();
+                    let pid = self.broker.pid.get();
                     journal.record(Happening::new(event::Kind::BrokerBack, text).pid(pid));
                 }
                 Some(client)
@@ -197,11 +219,4 @@ async fn end(lease: Option<Client>) {
     {
         let _ = tokio::time::timeout(ENDED, client.closed()).await;
     }
-}
-
-/// What the service has of the broker.
-pub(crate) struct Leases {
-    pub(crate) broker: Rc<Shared>,
-    /// Names of the listeners that exist because of this service.
-    pub(crate) ours: BTreeSet<String>,
 }

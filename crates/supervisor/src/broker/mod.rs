@@ -1,7 +1,7 @@
 //! The supervisor's way to its broker, which it starts if there is none.
 
 pub(crate) mod lease;
-pub(crate) mod unused;
+pub(crate) mod leases;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;

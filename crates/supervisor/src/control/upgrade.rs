@@ -44,10 +44,10 @@ impl Supervisor {
             return;
         }
         let saved = self.saved(None);
-        let sender = self.sender.clone();
+        let cx = self.cx.clone();
         let admins: Vec<_> = self
             .generations
-            .values_mut()
+            .iter_mut()
             .filter_map(|generation| {
                 // Nothing may be half said when the connections change hands.
                 if let Some(watch) = generation.watch.take() {
@@ -62,7 +62,7 @@ impl Supervisor {
                 // Answered, or so late that the next image will not ask it either.
                 let _ = admin.info(QUIET).await;
             }
-            let _ = sender.send(Message::Proved(proved));
+            cx.send(Message::Proved(proved));
         });
     }
 
@@ -75,12 +75,12 @@ impl Supervisor {
         };
         tracing::error!("upgrade failed, nothing has changed: {error}");
         let text = format!("nothing has changed: {error}");
-        self.report.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
+        self.cx.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
         let _ = reply.send(Err(failed(&error)));
         self.save();
-        let draining = self.generations.keys().copied().collect::<Vec<_>>();
+        let draining = self.generations.iter().map(|generation| generation.id).collect::<Vec<_>>();
         for id in draining {
-            if self.state_of(id) == Some(bindonce_core::generation::State::Draining) {
+            if self.timeline.state_of(id) == Some(bindonce_core::generation::State::Draining) {
                 self.watch_stop(id);
             }
         }
@@ -102,7 +102,8 @@ impl Supervisor {
             Ok(control) => inherited.control = leave(control),
             Err(error) => return format!("the control socket cannot be kept: {error}"),
         }
-        for (id, generation) in &self.generations {
+        for generation in self.generations.iter() {
+            let id = generation.id;
             let admin =
                 generation.admin.as_ref().and_then(crate::generations::admin::Admin::connection);
             let stderr = generation.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
@@ -115,7 +116,7 @@ impl Supervisor {
         };
         self.upgrade.count += 1;
         let saved = self.saved(Some(inherited));
-        let error = match self.directory.save(&saved) {
+        let error = match self.cx.directory.save(&saved) {
             Ok(()) => {
                 tracing::info!(binary = %binary.path().display(), "becoming the new binary");
                 binary.take_over(&NOT_OURS.map(|name| (name, None)))

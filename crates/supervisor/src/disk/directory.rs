@@ -10,11 +10,11 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_haproxy::names::admin_socket;
+use bindonce_sys::clock;
 use bindonce_sys::files;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 use crate::disk::elsewhere::Elsewhere;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
-use crate::report::milliseconds;
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics.sock";
@@ -243,7 +242,7 @@ impl Directory {
             Ok(saved) => return Some(saved),
             Err(error) => error,
         };
-        let aside = path.with_extension(format!("json.bad-{}", milliseconds(SystemTime::now())));
+        let aside = path.with_extension(format!("json.bad-{}", clock::now().0));
         match fs::rename(&path, &aside) {
             Ok(()) => tracing::error!(
                 moved_to = %aside.display(),

@@ -7,17 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Journal;
-use bindonce_sys::{aside, holders, process};
+use bindonce_sys::{aside, clock, holders, process};
 
 use crate::broker;
 use crate::disk::directory::{Directory, LAST_ID, Saved, SavedGeneration};
 use crate::error::Error;
-use crate::report::milliseconds;
 use crate::settings::Settings;
 
 /// How long the look at all processes may take.
@@ -85,9 +84,7 @@ fn generations(
             state: "draining".to_owned(),
             ready: true,
             configuration: id,
-            since: milliseconds(
-                SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH),
-            ),
+            since: begun(age),
             listeners: holds.map(ToString::to_string).collect(),
             ..SavedGeneration::default()
         };
@@ -97,6 +94,11 @@ fn generations(
         newest.get_mut().state = "serving".to_owned();
     }
     found.into_values().collect()
+}
+
+/// When a process of this age was started, in milliseconds since the Unix epoch.
+fn begun(age: Duration) -> u64 {
+    clock::now().0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A service, and the processes that it has started by pid: the generation, and when that was told.
@@ -126,8 +128,6 @@ impl Service {
     /// By the event of its start: one that has the pid by now and is younger is another process.
     fn by_event(&self, pid: i32) -> Option<u64> {
         let (id, told) = self.started.get(&pid)?;
-        let age = u64::try_from(process::age(pid)?.as_millis()).ok()?;
-        let begun = milliseconds(SystemTime::now()).saturating_sub(age);
-        (begun <= told.0 + CLOCKS && *id <= LAST_ID).then_some(*id)
+        (begun(process::age(pid)?) <= told.0 + CLOCKS && *id <= LAST_ID).then_some(*id)
     }
 }

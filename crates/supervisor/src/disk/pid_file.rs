@@ -5,29 +5,26 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::generation::GenerationId;
 use bindonce_sys::aside;
-
-use crate::supervisor::Supervisor;
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-impl Supervisor {
-    /// Writes the file that the configuration of a generation names, unless that has been done.
-    pub(crate) fn write_pid_file(&mut self, id: GenerationId) {
-        let Some(path) = self.rendering(id).and_then(|rendering| rendering.pid_file.clone()) else {
-            return;
-        };
-        let path: Rc<Path> = path.into();
-        if self.starts.pid_file.replace(Rc::clone(&path)).as_deref() == Some(&*path) {
+/// The file that was written last.
+#[derive(Debug, Default)]
+pub(crate) struct PidFile(Option<PathBuf>);
+
+impl PidFile {
+    /// Writes the file that a configuration names, unless that has been done.
+    pub(crate) fn write(&mut self, path: &Path) {
+        if self.0.replace(path.to_owned()).as_deref() == Some(path) {
             return;
         }
-        let file = PathBuf::from(&*path);
+        let path = path.to_owned();
         crate::tasks::spawn(async move {
+            let file = path.clone();
             let written = aside::within(LIMIT, move || write(&file)).await;
             if let Err(error) = written.and_then(|written| written) {
                 let path = path.display();

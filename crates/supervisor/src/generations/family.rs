@@ -38,13 +38,13 @@ pub(crate) enum Seen {
 }
 
 impl Family {
-    pub(crate) fn of(kind: &Kind, id: GenerationId, generation: &Generation) -> Rc<Self> {
+    pub(crate) fn of(kind: &Kind, generation: &Generation) -> Rc<Self> {
         let pid = generation.pid();
         let inodes = generation.listeners.iter().map(|held| held.inode);
         let queues = generation.listeners.iter().filter(|held| held.has_queue());
         Rc::new(Self {
             kind: kind.clone(),
-            id,
+            id: generation.id,
             pid,
             has_master: generation.has_master(),
             all: inodes.collect(),

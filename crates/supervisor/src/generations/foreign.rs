@@ -5,55 +5,64 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
-use bindonce_core::generation::GenerationId;
 use bindonce_sys::{aside, diag, holders};
 
+use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::own;
 use crate::message::Message;
-use crate::supervisor::Supervisor;
+use bindonce_haproxy::config::Rendering;
 
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 
-impl Supervisor {
-    /// Looks for sockets that a generation listens on and that are not from the broker.
-    pub(crate) fn look_for_foreign(&self, id: GenerationId) {
-        let Some(generation) = self.generations.get(&id) else { return };
-        let look = self.look_at_own(generation, id);
-        let sender = self.sender.clone();
-        crate::tasks::spawn(async move {
-            let found = aside::within(LOOKS, look).await;
-            // Nothing, where the kernel's answer could not be had or the runtime ends.
-            let _ = sender.send(Message::Foreign(id, found.unwrap_or_default()));
-        });
+/// Looks for sockets that a generation listens on and that are not from the broker.
+pub(crate) fn look(cx: &Context, generation: &Generation) {
+    let (cx, id, look) = (cx.clone(), generation.id, look_at_own(cx, generation));
+    crate::tasks::spawn(async move {
+        let found = aside::within(LOOKS, look).await;
+        // Nothing, where the kernel's answer could not be had or the runtime ends.
+        cx.send(Message::Foreign(id, found.unwrap_or_default()));
+    });
+}
+
+/// What finds the addresses that a generation listens on by itself.
+pub(crate) fn look_at_own(
+    cx: &Context,
+    generation: &Generation,
+) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
+    let pid = generation.pid();
+    let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
+    let admin = format!("unix@{}", cx.directory.admin(generation.id).display());
+    let kind = cx.settings.kind.clone();
+    // In master-worker mode the worker has them, not the first process.
+    move || listening(&kind.processes(pid), &known, Some(&admin))
+}
+
+/// What the program has bound by itself, as far as it was told.
+#[derive(Default)]
+pub(crate) struct ForeignBinds(BTreeSet<String>);
+
+impl ForeignBinds {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
-    /// What finds the addresses that a generation listens on by itself.
-    pub(crate) fn look_at_own(
-        &self,
+    /// Tells what a generation has bound, once for each address. `fixed` is why it cannot let go of an address that no
+    /// two generations can have.
+    pub(crate) fn tell(
+        &mut self,
+        cx: &Context,
         generation: &Generation,
-        id: GenerationId,
-    ) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
-        let pid = generation.pid();
-        let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
-        let admin = format!("unix@{}", self.directory.admin(id).display());
-        let kind = self.settings.kind.clone();
-        // In master-worker mode the worker has them, not the first process.
-        move || listening(&kind.processes(pid), &known, Some(&admin))
-    }
-
-    /// Tells what was found, once for each address.
-    pub(crate) fn found_foreign(&mut self, id: GenerationId, addresses: &BTreeSet<String>) {
-        if let Some(generation) = self.generations.get_mut(&id) {
-            generation.own.clone_from(addresses);
-        }
-        let rendering = self.rendering(id);
+        rendering: Option<&Rendering>,
+        fixed: Option<&str>,
+    ) {
+        let id = generation.id;
         let left_alone = rendering.map(|rendering| rendering.left_alone.as_slice());
         let no_reuse_port = rendering.is_some_and(|rendering| rendering.no_reuse_port);
-        let program = self.settings.kind.name().into_owned();
+        let program = cx.settings.kind.name();
         let mut lines = BTreeSet::new();
-        for address in addresses {
+        for address in &generation.own {
             let line =
                 left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
             let (place, text, reason) = match line {
@@ -64,18 +73,17 @@ impl Supervisor {
                 }
                 None => ("no line that bindonce knows".to_owned(), address.clone(), "unknown"),
             };
-            if !lines.insert(text.clone()) || self.report.foreign.contains(&text) {
+            if !lines.insert(text.clone()) || self.0.contains(&text) {
                 continue;
             }
-            let what = if address.starts_with("unix@") {
-                let what = format!(
+            let is_path = address.starts_with("unix@");
+            let what = if is_path {
+                format!(
                     "{program} has bound this path by itself ({reason}): the newest generation takes \
                      it over at each reload"
-                );
-                tracing::info!(generation = id.0, address = text, place, "{what}");
-                what
+                )
             } else if own::is_exclusive(address, no_reuse_port) {
-                let what = match self.cannot_let_go(id) {
+                match fixed {
                     None => format!(
                         "{program} has bound this by itself ({reason}), and no two generations can have \
                          it: at a reload the older one lets go of it and is paused for a moment; \
@@ -86,20 +94,21 @@ impl Supervisor {
                          it: no reload that keeps it can succeed, since {why}. {}",
                         own::UNSHARE
                     ),
-                };
-                tracing::warn!(generation = id.0, address = text, place, "{what}");
-                what
+                }
             } else {
-                let what = format!(
+                format!(
                     "{program} has bound this by itself ({reason}): during a reload the old and the \
                      new generation both hold it, and connections to it are not protected"
-                );
-                tracing::warn!(generation = id.0, address = text, place, "{what}");
-                what
+                )
             };
-            self.record(id, event::Kind::ForeignBind, format!("{text} ({place}): {what}"));
+            match is_path {
+                true => tracing::info!(generation = id.0, address = text, place, "{what}"),
+                false => tracing::warn!(generation = id.0, address = text, place, "{what}"),
+            }
+            let text = format!("{text} ({place}): {what}");
+            cx.record(id, Some(generation.pid()), event::Kind::ForeignBind, text);
         }
-        self.report.foreign = lines;
+        self.0 = lines;
     }
 }
 

@@ -1,14 +1,16 @@
 //! One generation as the supervisor sees it: a process and what it was given.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::SystemTime;
 
-use bindonce_core::generation::State;
+use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
+use bindonce_core::time::Timestamp;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::signals::Signal;
+use bindonce_sys::tree;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -16,11 +18,12 @@ use crate::broker::lease::News;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::Held;
 use crate::generations::output::Tail;
-use crate::report::Cause;
+use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 
 /// A process that serves, is about to, or has served.
 pub(crate) struct Generation {
+    pub(crate) id: GenerationId,
     pub(crate) pidfd: Rc<Pidfd>,
     pub(crate) admin: Option<Admin>,
     /// Known when its admin socket has answered.
@@ -34,7 +37,7 @@ pub(crate) struct Generation {
     /// A copy of the reading end of its standard error, for the next image of this process.
     pub(crate) stderr: Option<OwnedFd>,
     /// When its process was started.
-    pub(crate) started: SystemTime,
+    pub(crate) started: Timestamp,
     /// It is inside the system call by which it says that it is ready, and accepts nothing until
     /// this is let go.
     pub(crate) hold: Option<Rc<Hold>>,
@@ -111,6 +114,50 @@ impl Generation {
             let _ = self.states.send(News::Has(self.listeners.clone(), done));
             known
         })
+    }
+
+    /// Sends it what the timeline wants sent. None if it is held and there was nothing to send.
+    pub(crate) fn signal(
+        &mut self,
+        signal: Wanted,
+        number: Signal,
+        reason: Reason,
+        is_program: bool,
+    ) -> Option<io::Result<()>> {
+        let pid = self.pid();
+        Some(match signal {
+            // One that was stopped (SIGSTOP) would not hear it.
+            Wanted::SoftStop if is_program && reason == Reason::Again => {
+                let sent = self.pidfd.send(number);
+                tree::signal(pid, Signal::SIGCONT);
+                sent
+            }
+            // It waits inside the call that said that it is ready.
+            Wanted::Stop if self.hold.is_some() => return None,
+            Wanted::Continue if self.hold.is_some() => {
+                self.let_go_on();
+                return None;
+            }
+            // It has accepted nothing, and heeds no other signal there.
+            Wanted::Terminate if self.hold.is_some() => self.pidfd.send(Signal::SIGKILL),
+            // Every process of it may accept, and none may outlive its generation.
+            Wanted::Stop | Wanted::Kill => {
+                tree::signal_all(pid, number);
+                Ok(())
+            }
+            Wanted::Continue => {
+                tree::signal(pid, number);
+                Ok(())
+            }
+            _ => self.pidfd.send(number),
+        })
+    }
+
+    /// Ends it because it is not to take over, for this reason.
+    pub(crate) fn refuse(&mut self, cause: Cause) {
+        self.refused = Some(Cause { ours: true, ..cause });
+        // Held or not: it has served nobody, and must not.
+        tree::signal_all(self.pid(), Signal::SIGKILL);
     }
 
     /// Ends its leases; what it returns ends when the broker knows.

@@ -1,4 +1,6 @@
-//! Generations: how one is started, what is known of its processes and listeners, and whether it listens.
+//! Generations: how one is started, what is known of its processes and listeners, and whether it listens. One is a
+//! [`generation::Generation`]; [`start`] makes its process, [`process`] takes it on, [`watching`] learns whether it
+//! has stopped.
 
 pub(crate) mod admin;
 pub(crate) mod family;
@@ -11,6 +13,9 @@ pub(crate) mod own;
 pub(crate) mod process;
 pub(crate) mod reaper;
 pub(crate) mod server_state;
+mod set;
 pub(crate) mod start;
 pub(crate) mod starts;
 pub(crate) mod watching;
+
+pub(crate) use set::Generations;

@@ -7,12 +7,10 @@
 //! it has such an address at all. When and for how long is the timeline's decision.
 
 use bindonce_core::address::Address;
-use bindonce_core::generation::GenerationId;
+
+use bindonce_haproxy::cli::Version;
 
 use crate::generations::generation::Generation;
-use crate::handover::watchdog::{Duty, Named};
-use crate::supervisor::Supervisor;
-use bindonce_haproxy::config::Rendering;
 
 /// What to do about an address that another generation cannot bind beside this one.
 pub(crate) const UNSHARE: &str = "Remove `noreuseport` and `-dR`, or leave the address to bindonce or to a file: \
@@ -27,65 +25,49 @@ pub(crate) fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
     }
 }
 
-impl Supervisor {
-    /// The configuration of a generation, as it was read.
-    pub(crate) fn rendering(&self, id: GenerationId) -> Option<&Rendering> {
-        let of = self.timeline.configuration_of(id)?;
-        self.starts.configurations.get(&of)?.rendering()
-    }
+/// Whether older generations can let go of what a newer one cannot bind, as far as is known: each, and whether it or
+/// the newer binds without SO_REUSEPORT.
+pub(crate) fn can_let_go(older: &[(&Generation, bool)], version: Option<Version>) -> bool {
+    let has_such = |(generation, no_reuse_port): &(&Generation, bool)| {
+        generation.own.iter().any(|address| is_exclusive(address, *no_reuse_port))
+    };
+    older.iter().any(has_such) && older.iter().all(|(one, _)| cannot_let_go(one, version).is_none())
+}
 
-    /// Whether the older generations can let go of what `newer` cannot bind, as far as is known.
-    pub(crate) fn can_let_go(&self, newer: GenerationId) -> bool {
-        let older = self.timeline.accepting(newer);
-        let has_such = |id: &GenerationId| {
-            let of = |id| self.rendering(id).is_some_and(|rendering| rendering.no_reuse_port);
-            let no_reuse_port = of(*id) || of(newer);
-            let own = self.generations.get(id).map(|generation| &generation.own);
-            own.into_iter().flatten().any(|address| is_exclusive(address, no_reuse_port))
-        };
-        older.iter().any(has_such) && older.iter().all(|id| self.cannot_let_go(*id).is_none())
+/// Why a generation cannot let go of its own addresses by a pause without harm to the rest. `version` is that of the
+/// binary, where no admin socket has told it.
+pub(crate) fn cannot_let_go(
+    generation: &Generation,
+    version: Option<Version>,
+) -> Option<&'static str> {
+    let version = generation.version.or(version).unwrap_or_default();
+    let is_abstract = |address: &Address| matches!(address, Address::Abstract(_));
+    let mut own = generation.own.iter().filter_map(|address| address.parse().ok());
+    let mut given = generation.listeners.iter().map(|held| &held.bound);
+    if !version.pauses() {
+        Some("a pause is for good before haproxy 2.6.12")
+    } else if generation.has_master() {
+        Some("haproxy's own master cannot be paused")
+    } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {
+        Some("abstract and UDP listeners cannot be paused and resumed")
+    } else if !version.resumes_abstract() && own.any(|address| is_abstract(&address)) {
+        Some("haproxy before 3.0 does not take an abstract name back")
+    } else {
+        None
     }
+}
 
-    /// Why a generation cannot let go of its own addresses by a pause without harm to the rest.
-    pub(crate) fn cannot_let_go(&self, id: GenerationId) -> Option<&'static str> {
-        let generation = self.generations.get(&id)?;
-        let version = generation.version.or(self.starts.version).unwrap_or_default();
-        let is_abstract = |address: &Address| matches!(address, Address::Abstract(_));
-        let mut own = generation.own.iter().filter_map(|address| address.parse().ok());
-        let mut given = generation.listeners.iter().map(|held| &held.bound);
-        if !version.pauses() {
-            Some("a pause is for good before haproxy 2.6.12")
-        } else if generation.has_master() {
-            Some("haproxy's own master cannot be paused")
-        } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {
-            Some("abstract and UDP listeners cannot be paused and resumed")
-        } else if !version.resumes_abstract() && own.any(|address| is_abstract(&address)) {
-            Some("haproxy before 3.0 does not take an abstract name back")
-        } else {
-            None
-        }
+/// What to do where a generation that failed could not bind an address. `let_go`: the older ones can let go of theirs.
+pub(crate) fn address_hint(let_go: bool) -> String {
+    if let_go {
+        return "an address that haproxy binds by itself is taken by another program, since the \
+                generation that serves has let go of its own: `ss -ltnp` names it"
+            .to_owned();
     }
-
-    /// What to do where a generation that failed could not bind an address.
-    pub(crate) fn address_hint(&self, failed: GenerationId) -> String {
-        if self.can_let_go(failed) {
-            return "an address that haproxy binds by itself is taken by another program, since the \
-                    generation that serves has let go of its own: `ss -ltnp` names it"
-                .to_owned();
-        }
-        format!(
-            "an address that haproxy binds by itself is taken, by the generation that serves or by \
-             another program. {UNSHARE}"
-        )
-    }
-
-    /// Tells the watchdog whom to end and who resumes, should we end now.
-    pub(crate) fn guard(&self, newer: GenerationId, paused: &[GenerationId]) {
-        let named =
-            |id: &GenerationId| self.generations.get(id).map(Generation::pid).and_then(Named::of);
-        let Some(newer) = named(&newer) else { return };
-        self.handover.tell(&Duty::End { newer, paused: paused.iter().filter_map(named).collect() });
-    }
+    format!(
+        "an address that haproxy binds by itself is taken, by the generation that serves or by \
+         another program. {UNSHARE}"
+    )
 }
 
 #[cfg(test)]

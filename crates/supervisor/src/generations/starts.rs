@@ -1,51 +1,122 @@
-//! Starts of generations: those in progress, and what may be started again.
+//! Starts of generations: those in progress, and the configurations that may be started again.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use bindonce_core::generation::GenerationId;
-
-use crate::generations::start::{Prepared, Starting};
+use bindonce_core::generation::{Configuration, GenerationId};
 use bindonce_haproxy::cli::Version;
+use bindonce_haproxy::config::Rendering;
+
+use crate::context::Context;
+use crate::disk::pid_file::PidFile;
+use crate::generations::admin::Admin;
+use crate::generations::listeners::Known;
+use crate::generations::server_state;
+use crate::generations::start::{self, How, Prepared, Reading, Starting, Step};
+use crate::handover::promise::{self, Unserved};
+use crate::handover::watchdog::{Duty, Named, Watchdog};
+use crate::message::Message;
 
 /// What the starts of a service need to know of each other.
 pub(crate) struct Starts {
     /// Generations that are being started and have no process yet.
     in_progress: HashMap<GenerationId, Starting>,
     /// Configurations that may be started again.
-    pub(crate) configurations: BTreeMap<GenerationId, Rc<Prepared>>,
+    configurations: BTreeMap<GenerationId, Rc<Prepared>>,
     /// This process has read the configuration before.
     read_before: bool,
     /// The generation that may have nothing to listen on.
-    pub(crate) may_be_empty: Option<GenerationId>,
+    may_be_empty: Option<GenerationId>,
     /// What the newest generation leaves of what served before it.
-    pub(crate) kept: Kept,
-    /// The `pidfile` that was written last.
-    pub(crate) pid_file: Option<Rc<Path>>,
-    /// Ghosts cannot be removed here: generations start without epoll.
-    pub(crate) no_epoll: bool,
+    unserved: Unserved,
+    pid_file: PidFile,
     /// The version of the binary, where no admin socket tells it.
-    pub(crate) version: Option<Version>,
+    version: Option<Version>,
+}
+
+/// One start.
+pub(crate) struct Plan {
+    pub(crate) id: GenerationId,
+    pub(crate) configuration: Configuration,
+    /// The listeners that serve now.
+    pub(crate) served: Vec<String>,
+    /// It may have nothing to listen on.
+    pub(crate) may_be_empty: bool,
+    /// Devices of listeners that generations have.
+    pub(crate) devices: BTreeSet<String>,
+    /// Their descriptors.
+    pub(crate) known: Known,
+    /// The generation that serves, to be asked for the state of its servers.
+    pub(crate) serving: Option<Admin>,
+    /// Nobody serves.
+    pub(crate) alone: bool,
+    pub(crate) older_alive: bool,
+    pub(crate) no_epoll: bool,
 }
 
 impl Starts {
-    pub(crate) fn new(read_before: bool, no_epoll: bool, version: Option<Version>) -> Self {
+    pub(crate) fn new(read_before: bool, version: Option<Version>) -> Self {
         Self {
             in_progress: HashMap::new(),
             configurations: BTreeMap::new(),
             read_before,
             may_be_empty: None,
-            kept: Kept::default(),
-            pid_file: None,
-            no_epoll,
+            unserved: Unserved::default(),
+            pid_file: PidFile::default(),
             version,
         }
     }
 
-    /// A start has begun.
-    pub(crate) fn begin(&mut self, id: GenerationId, starting: Starting) {
-        self.in_progress.insert(id, starting);
+    /// Begins a start beside the loop, which learns how it ended.
+    pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, plan: Plan) {
+        let Plan { id, alone, no_epoll, older_alive, .. } = plan;
+        let prepared = match plan.configuration {
+            Configuration::Fresh => None,
+            Configuration::Of(of) => self.configurations.get(&of).cloned(),
+        };
+        let again = std::mem::replace(&mut self.read_before, true);
+        let mut served = plan.served;
+        if plan.may_be_empty {
+            self.may_be_empty = Some(id);
+            served.clear();
+        }
+        let (inner, step) = (cx.clone(), Step::default());
+        let now = step.clone();
+        let launch = async move {
+            let prepared = match prepared {
+                Some(prepared) => prepared,
+                None => {
+                    let how = Reading { again, alone, no_epoll, devices: plan.devices };
+                    Rc::new(start::prepare(&inner.settings, &inner.directory, id, how).await?)
+                }
+            };
+            if let Some(rendering) = prepared.rendering() {
+                promise::keeps_something(rendering, &served)?;
+                if let Some(serving) = plan.serving {
+                    now.set("asking the serving haproxy for the state of its servers");
+                    server_state::carry(rendering, &serving).await;
+                }
+            }
+            let how = How { older_alive, no_epoll, alone, known: plan.known };
+            // Until it has taken over, our death must not leave it beside the older one.
+            let tell = |pid| {
+                if older_alive {
+                    let end = |newer| Duty::End { newer, paused: Vec::new() };
+                    watchdog.borrow_mut().tell(&Named::of(pid).map_or(Duty::None, end));
+                }
+            };
+            start::launch(&inner.settings, &inner.directory, id, prepared, how, &now, tell).await
+        };
+        let cx = cx.clone();
+        let task = crate::tasks::spawn(async move {
+            // No await between the start of the process and this: an abort loses no process.
+            cx.send(match launch.await {
+                Ok(launched) => Message::Launched(id, Box::new(launched)),
+                Err(error) => Message::NotLaunched(id, error),
+            });
+        });
+        self.in_progress.insert(id, Starting { task: task.abort_handle(), step });
     }
 
     /// A start has led to a process, or to none, or is called off; none if it was called off before.
@@ -58,17 +129,51 @@ impl Starts {
         !self.in_progress.is_empty()
     }
 
-    /// The configuration is about to be read; gives whether it was before.
-    pub(crate) fn read(&mut self) -> bool {
-        std::mem::replace(&mut self.read_before, true)
+    /// A generation was started on this.
+    pub(crate) fn started_on(&mut self, id: GenerationId, prepared: Rc<Prepared>) {
+        self.configurations.insert(id, prepared);
     }
-}
 
-/// What the newest generation leaves of the listeners of the one that serves.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Kept {
-    /// The listeners that it does not have.
-    pub(crate) left: Vec<String>,
-    /// It has none of them.
-    pub(crate) none: bool,
+    /// What the configuration of this generation was prepared to.
+    pub(crate) fn prepared(&self, of: GenerationId) -> Option<&Rc<Prepared>> {
+        self.configurations.get(&of)
+    }
+
+    /// The configuration of this generation, as it was read; none of a program's.
+    pub(crate) fn rendering(&self, of: GenerationId) -> Option<&Rendering> {
+        self.configurations.get(&of)?.rendering()
+    }
+
+    /// Forgets all configurations but these.
+    pub(crate) fn retain(&mut self, keep: &[GenerationId]) {
+        self.configurations.retain(|of, _| keep.contains(of));
+    }
+
+    /// The version of the binary, where no admin socket tells it.
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.version
+    }
+
+    /// Whether this generation may have nothing to listen on.
+    pub(crate) fn may_be_empty(&self, id: GenerationId) -> bool {
+        self.may_be_empty == Some(id)
+    }
+
+    /// The newest generation is ready, and leaves this of what served before it.
+    pub(crate) fn leaves(&mut self, unserved: Unserved) {
+        self.unserved = unserved;
+    }
+
+    /// What the newest generation leaves of what served before it, to be told once.
+    pub(crate) fn take_unserved(&mut self) -> Unserved {
+        std::mem::take(&mut self.unserved)
+    }
+
+    /// Writes the `pidfile` that the configuration of a generation names.
+    pub(crate) fn write_pid_file(&mut self, of: GenerationId) {
+        let path = self.rendering(of).and_then(|rendering| rendering.pid_file.clone());
+        if let Some(path) = path {
+            self.pid_file.write(&path);
+        }
+    }
 }

@@ -5,20 +5,19 @@
 //! the same: it has stopped when none of its processes has one of a listener. Of any other
 //! program, and of a haproxy without that connection, the descriptors alone tell.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event;
-use bindonce_core::generation::{Event, GenerationId, State};
-use bindonce_daemon::Happening;
+use bindonce_core::generation::{Event, State};
 use bindonce_sys::aside;
 
+use crate::context::Context;
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::family::{Family, Seen};
 use crate::generations::foreign;
+use crate::generations::generation::Generation;
 use crate::kind::Kind;
 use crate::message::Message;
-use crate::supervisor::Supervisor;
 use bindonce_haproxy::cli::Info;
 
 /// Between two looks at a generation that was told to stop: at first, and later.
@@ -34,126 +33,106 @@ const SERVING_LOOK: Duration = Duration::from_secs(1);
 /// How long an answer of the admin socket may take.
 const ANSWER: Duration = Duration::from_secs(1);
 
-impl Supervisor {
-    /// Asks the serving generation now and then whether another process has told it to stop, or its
-    /// own master to reload: then another must be started.
-    pub(crate) fn watch_serving(&mut self, id: GenerationId) {
-        let (sender, journal) = (self.sender.clone(), Rc::clone(&self.report.journal));
-        let kind = self.settings.kind.clone();
-        let Some(generation) = self.generations.get_mut(&id) else { return };
-        let mut admin = generation.admin.clone();
-        let family = Family::of(&kind, id, generation);
-        if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
-            return;
-        }
-        let task = crate::tasks::spawn(async move {
-            let leaves = |how| drop(sender.send(Message::Leaves(id, how)));
-            let mut known = family.workers();
-            let mut said = false;
-            loop {
-                tokio::time::sleep(SERVING_LOOK).await;
-                let mut told = None;
-                match &admin {
-                    Some(asked) => match asked.info(ANSWER).await {
-                        Ok(info) if info.stopping => told = Some(info),
-                        Ok(info) => drop(sender.send(Message::Left(id, info.connections))),
-                        Err(NoAnswer::InTime) => {}
-                        Err(NoAnswer::Closed) if family.has_master => admin = None,
-                        Err(NoAnswer::Closed) => return,
-                    },
-                    // The first process has them from the start, and closes them when it stops.
-                    None if !family.has_master && family.has(family.pid) => continue,
-                    None => {}
-                }
-                if family.has_master {
-                    let workers = family.workers();
-                    if workers.difference(&known).any(|pid| family.has(*pid)) {
-                        leaves("haproxy's own master was told to reload");
-                    }
-                    known = workers;
-                }
-                let may_have_closed = told.is_some() || admin.is_none();
-                if may_have_closed && matches!(family.look(told.as_ref()), Seen::Closed) {
-                    break;
-                }
-                if told.is_some() && !std::mem::replace(&mut said, true) && !family.has_master {
-                    leaves("another process has told this generation to stop");
-                }
+/// Asks the serving generation now and then whether another process has told it to stop, or its
+/// own master to reload: then another must be started.
+pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
+    let (cx, id) = (cx.clone(), generation.id);
+    let kind = cx.settings.kind.clone();
+    let mut admin = generation.admin.clone();
+    let family = Family::of(&kind, generation);
+    if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
+        return;
+    }
+    let task = crate::tasks::spawn(async move {
+        let leaves = |how| cx.send(Message::Leaves(id, how));
+        let mut known = family.workers();
+        let mut said = false;
+        loop {
+            tokio::time::sleep(SERVING_LOOK).await;
+            let mut told = None;
+            match &admin {
+                Some(asked) => match asked.info(ANSWER).await {
+                    Ok(info) if info.stopping => told = Some(info),
+                    Ok(info) => cx.send(Message::Left(id, info.connections)),
+                    Err(NoAnswer::InTime) => {}
+                    Err(NoAnswer::Closed) if family.has_master => admin = None,
+                    Err(NoAnswer::Closed) => return,
+                },
+                // The first process has them from the start, and closes them when it stops.
+                None if !family.has_master && family.has(family.pid) => continue,
+                None => {}
             }
-            let text = match listens_elsewhere(kind, family.pid, family.inodes()).await {
-                Some(addresses) => format!(
-                    "this program has closed the sockets that it was given and listens on {addresses} by \
-                     itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
-                     --variable), or give its address to --listen; starting another"
-                ),
-                None => "this generation has stopped, and not because the supervisor told it to; \
-                         starting another"
-                    .to_owned(),
-            };
-            tracing::error!(generation = id.0, pid = family.pid, "{text}");
-            let happening = Happening::new(event::Kind::GenerationStopped, text);
-            journal.record(happening.generation(id.0).pid(family.pid));
-            let _ = sender.send(Message::Event(Event::Stopped(id)));
-        });
-        if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
-            earlier.abort();
-        }
-    }
-
-    /// The generation that serves will not do so for long, or another worker of it does: the files as
-    /// they are now are served by a generation of ours, which takes over in order.
-    pub(crate) fn leaves(&mut self, id: GenerationId, how: &'static str) {
-        if self.timeline.serving() != Some(id) {
-            return;
-        }
-        tracing::warn!(generation = id.0, "{how}: reloading, since only that replaces it in order");
-        self.reload(None, how, None);
-    }
-
-    /// Begins to ask a generation whether it has stopped, and then what is left.
-    pub(crate) fn watch_stop(&mut self, id: GenerationId) {
-        let sender = self.sender.clone();
-        let kind = self.settings.kind.clone();
-        let Some(generation) = self.generations.get_mut(&id) else { return };
-        drop(generation.tell(State::Draining));
-        generation.closed = false;
-        let admin = generation.admin.clone();
-        let family = Family::of(&kind, id, generation);
-        for earlier in [generation.watch.take(), generation.resumes.take()].into_iter().flatten() {
-            earlier.abort();
-        }
-        let task = crate::tasks::spawn(async move {
-            let tell = |message| drop(sender.send(message));
-            let told = match &admin {
-                Some(admin) => {
-                    said_closed(&family, admin, || tell(Message::Event(Event::Stopping(id)))).await
+            if family.has_master {
+                let workers = family.workers();
+                if workers.difference(&known).any(|pid| family.has(*pid)) {
+                    leaves("haproxy's own master was told to reload");
                 }
-                None => None,
-            };
-            closed(&family, told.as_ref()).await;
-            tell(Message::Event(Event::Stopped(id)));
-            let mut admin = admin.filter(|_| told.is_some());
-            for look in 0u32.. {
-                match &admin {
-                    Some(asked) => match asked.info(ANSWER).await {
-                        Ok(info) => tell(Message::Left(id, info.connections)),
-                        Err(NoAnswer::InTime) => {}
-                        Err(NoAnswer::Closed) => admin = None,
-                    },
-                    // Only a master can get what it has closed again.
-                    None if !family.has_master => return,
-                    None => {}
-                }
-                if family.has_master && matches!(family.look(told.as_ref()), Seen::Open) {
-                    return tell(Message::Event(Event::Listens(id)));
-                }
-                let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
-                tokio::time::sleep(wait).await;
+                known = workers;
             }
-        });
-        generation.watch = Some(task.abort_handle());
-        self.save();
+            let may_have_closed = told.is_some() || admin.is_none();
+            if may_have_closed && matches!(family.look(told.as_ref()), Seen::Closed) {
+                break;
+            }
+            if told.is_some() && !std::mem::replace(&mut said, true) && !family.has_master {
+                leaves("another process has told this generation to stop");
+            }
+        }
+        let text = match listens_elsewhere(kind, family.pid, family.inodes()).await {
+            Some(addresses) => format!(
+                "this program has closed the sockets that it was given and listens on {addresses} by \
+                 itself, where bindonce protects nothing: let it take the descriptors (LISTEN_FDS, or \
+                 --variable), or give its address to --listen; starting another"
+            ),
+            None => "this generation has stopped, and not because the supervisor told it to; \
+                     starting another"
+                .to_owned(),
+        };
+        tracing::error!(generation = id.0, pid = family.pid, "{text}");
+        cx.record(id, Some(family.pid), event::Kind::GenerationStopped, text);
+        cx.later(Event::Stopped(id));
+    });
+    if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
+        earlier.abort();
     }
+}
+
+/// Begins to ask a generation whether it has stopped, and then what is left.
+pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
+    let (cx, id) = (cx.clone(), generation.id);
+    drop(generation.tell(State::Draining));
+    generation.closed = false;
+    let admin = generation.admin.clone();
+    let family = Family::of(&cx.settings.kind, generation);
+    for earlier in [generation.watch.take(), generation.resumes.take()].into_iter().flatten() {
+        earlier.abort();
+    }
+    let task = crate::tasks::spawn(async move {
+        let told = match &admin {
+            Some(admin) => said_closed(&family, admin, || cx.later(Event::Stopping(id))).await,
+            None => None,
+        };
+        closed(&family, told.as_ref()).await;
+        cx.later(Event::Stopped(id));
+        let mut admin = admin.filter(|_| told.is_some());
+        for look in 0u32.. {
+            match &admin {
+                Some(asked) => match asked.info(ANSWER).await {
+                    Ok(info) => cx.send(Message::Left(id, info.connections)),
+                    Err(NoAnswer::InTime) => {}
+                    Err(NoAnswer::Closed) => admin = None,
+                },
+                // Only a master can get what it has closed again.
+                None if !family.has_master => return,
+                None => {}
+            }
+            if family.has_master && matches!(family.look(told.as_ref()), Seen::Open) {
+                return cx.later(Event::Listens(id));
+            }
+            let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
+            tokio::time::sleep(wait).await;
+        }
+    });
+    generation.watch = Some(task.abort_handle());
 }
 
 /// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::{duration, event};
-use bindonce_daemon::Happening;
 use bindonce_sys::signals::Signal as Number;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
@@ -26,7 +25,7 @@ use crate::generations::listeners::Held;
 use crate::generations::start::Prepared;
 use crate::handover::hears::Hears;
 use crate::message::{Compared, Message};
-use crate::report::Cause;
+use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
 
 /// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
@@ -45,12 +44,11 @@ impl Supervisor {
     pub(crate) fn compare(&self, id: GenerationId, how: &'static str, running: bool) -> bool {
         let Some(generation) = self.generations.get(&id) else { return false };
         let Some(hears) = self.hears(id) else { return false };
-        let look = self.look_at_own(generation, id);
-        let sender = self.sender.clone();
+        let (cx, look) = (self.cx.clone(), foreign::look_at_own(&self.cx, generation));
         crate::tasks::spawn(async move {
             let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
             let deaf = if running { hears.deaf(ANSWER).await } else { None };
-            let _ = sender.send(Message::Compared(id, how, Compared { own, deaf }));
+            cx.send(Message::Compared(id, how, Compared { own, deaf }));
         });
         true
     }
@@ -89,10 +87,10 @@ impl Supervisor {
             Some((id, hears))
         });
         let Some((id, hears)) = asked else { return self.feed(proof) };
-        let sender = self.sender.clone();
+        let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             let deaf = hears.deaf(ANSWER).await;
-            let _ = sender.send(Message::Listens(id, deaf, proof));
+            cx.send(Message::Listens(id, deaf, proof));
         });
     }
 
@@ -117,8 +115,8 @@ impl Supervisor {
 
     /// How to find out what a generation listens on; none for a program, which reads its listeners itself.
     fn hears(&self, id: GenerationId) -> Option<Hears> {
-        self.settings.kind.haproxy()?;
-        Some(Hears::of(&self.settings.kind, self.generations.get(&id)?))
+        self.cx.settings.kind.haproxy()?;
+        Some(Hears::of(&self.cx.settings.kind, self.generations.get(&id)?))
     }
 
     /// Tells what differs, and ends the generation: true. Not one that was started anew on a configuration
@@ -128,15 +126,17 @@ impl Supervisor {
         self.tell_otherwise(id, event::Kind::GenerationFailed, &text);
         if fresh {
             let hint = Some(requests::READS_OTHERWISE.to_owned());
-            self.refuse(id, Cause { text, hint, ..Cause::default() });
+            if let Some(generation) = self.generations.get_mut(&id) {
+                generation.refuse(Cause { text, hint, ..Cause::default() });
+            }
         }
         fresh
     }
 
-    fn tell_otherwise(&mut self, id: GenerationId, kind: event::Kind, text: &str) {
+    fn tell_otherwise(&self, id: GenerationId, kind: event::Kind, text: &str) {
         let pid = self.generations.get(&id).map(Generation::pid);
         tracing::error!(generation = id.0, pid, "{text}");
-        self.report.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
+        self.cx.record(id, pid, kind, text);
     }
 
     /// An address that a bind line names and that haproxy has bound by itself.
@@ -163,7 +163,7 @@ impl Supervisor {
     fn named(&self, id: GenerationId) -> Option<Named> {
         let of = self.timeline.configuration_of(id);
         Some(Named {
-            prepared: of.and_then(|of| self.starts.configurations.get(&of).cloned()),
+            prepared: of.and_then(|of| self.starts.prepared(of).cloned()),
             listeners: self.generations.get(&id)?.listeners.clone(),
         })
     }
@@ -202,11 +202,11 @@ impl Supervisor {
         id: GenerationId,
     ) -> Option<oneshot::Receiver<Option<RpcError>>> {
         let (hears, named) = (Rc::new(self.hears(id)?), self.named(id)?);
-        let (sender, asked) = (self.sender.clone(), Rc::clone(&hears));
+        let (cx, asked) = (self.cx.clone(), Rc::clone(&hears));
         let task = crate::tasks::spawn(async move {
             // A signal that comes while it is stopped is lost when it is continued.
             while asked.deaf(ANSWER).await.is_none_or(|deaf| !deaf.is_empty()) {
-                let _ = sender.send(Message::StillPaused(id));
+                cx.send(Message::StillPaused(id));
                 tokio::time::sleep(ANSWER).await;
             }
         });
@@ -249,13 +249,12 @@ impl Supervisor {
         why: impl Future<Output = Option<(String, &'static str)>> + 'static,
     ) -> Option<oneshot::Receiver<Option<RpcError>>> {
         let (tell, told) = oneshot::channel();
-        let journal = Rc::clone(&self.report.journal);
+        let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             let why = why.await;
             if let Some((text, _)) = &why {
                 tracing::error!(generation = id.0, "{text}");
-                let happening = Happening::new(event::Kind::ReloadFailed, text.clone());
-                journal.record(happening.generation(id.0));
+                cx.record(id, None, event::Kind::ReloadFailed, text.as_str());
             }
             // The client may have gone away.
             let _ =

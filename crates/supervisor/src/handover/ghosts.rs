@@ -12,115 +12,125 @@ use bindonce_sys::ghosts::{self, Ghost};
 use bindonce_sys::process::Pidfd;
 use nix::libc::EPERM;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::generations::generation::Generation;
 use crate::message::Detached;
 use crate::message::Message;
 use crate::settings::Ghosts;
 use crate::settings::Settings;
-use crate::supervisor::Supervisor;
 
 /// How long looking for ghosts, or removing them, may take.
 const LOOKS: Duration = Duration::from_secs(10);
 
-impl Supervisor {
-    /// A generation has closed its listeners: removes what it left in its epoll sets, where each
-    /// entry would wake it for every new connection.
-    pub(crate) fn detach(&mut self, id: GenerationId) {
-        let Some(generation) = self.generations.get(&id) else { return };
-        let pid = generation.pid();
-        tracing::info!(generation = id.0, pid, "stopped accepting");
-        self.record(id, event::Kind::GenerationDraining, "stopped accepting");
-        if matches!(self.settings.ghosts, Ghosts::Ignore) {
-            return drop(self.sender.send(Message::Closed(id)));
+/// A generation has closed its listeners: removes what it left in its epoll sets, where each
+/// entry would wake it for every new connection.
+pub(crate) fn detach(cx: &Context, generation: &Generation) {
+    let (cx, id, pid) = (cx.clone(), generation.id, generation.pid());
+    tracing::info!(generation = id.0, pid, "stopped accepting");
+    cx.record(id, Some(pid), event::Kind::GenerationDraining, "stopped accepting");
+    if matches!(cx.settings.ghosts, Ghosts::Ignore) {
+        return cx.send(Message::Closed(id));
+    }
+    let listeners = generation.listeners.clone();
+    let pidfd = Rc::clone(&generation.pidfd);
+    crate::tasks::spawn(async move {
+        let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
+        let found = find(&cx.settings, pid, inodes.clone()).await;
+        if found.is_empty() {
+            return cx.send(Message::Closed(id));
         }
-        let listeners = generation.listeners.clone();
-        let pidfd = Rc::clone(&generation.pidfd);
-        let settings = Rc::clone(&self.settings);
-        let sender = self.sender.clone();
-        crate::tasks::spawn(async move {
-            let inodes: Vec<_> = listeners.iter().map(|held| held.inode).collect();
-            let found = find(Rc::clone(&settings), pid, inodes.clone()).await;
-            if found.is_empty() {
-                return drop(sender.send(Message::Closed(id)));
+        let ours = listeners
+            .iter()
+            .filter(|held| found.iter().any(|ghost| ghost.inode == held.inode))
+            .map(|held| Ok((held.inode, held.fd.try_clone()?)))
+            .collect::<std::io::Result<Vec<_>>>();
+        let ghosts = found.clone();
+        let removed = aside::within(LOOKS, move || {
+            let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
+            let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
+            let mut removed = 0;
+            for of_one in ghosts.chunk_by(|a, b| a.pid == b.pid) {
+                let Some(first) = of_one.first() else { continue };
+                let pidfd = Pidfd::open(first.pid).map_err(Error::system("open a generation"))?;
+                removed += ghosts::detach(&pidfd, of_one, &ours)?;
             }
-            let ours = listeners
-                .iter()
-                .filter(|held| found.iter().any(|ghost| ghost.inode == held.inode))
-                .map(|held| Ok((held.inode, held.fd.try_clone()?)))
-                .collect::<std::io::Result<Vec<_>>>();
-            let ghosts = found.clone();
-            let removed = aside::within(LOOKS, move || {
-                let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
-                let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
-                let mut removed = 0;
-                for of_one in ghosts.chunk_by(|a, b| a.pid == b.pid) {
-                    let Some(first) = of_one.first() else { continue };
-                    let pidfd =
-                        Pidfd::open(first.pid).map_err(Error::system("open a generation"))?;
-                    removed += ghosts::detach(&pidfd, of_one, &ours)?;
-                }
-                Ok::<_, Error>(removed)
-            })
-            .await;
-            drop(pidfd); // Not reaped before: the pid was its own until here.
-            let message = match removed {
-                Ok(Ok(removed)) => {
-                    let left = find(settings, pid, inodes).await.len();
-                    Message::Detached(id, Detached { removed, left, refused: false })
-                }
-                Ok(Err(error)) => {
-                    let refused =
-                        matches!(&error, Error::Sys(error) if error.errno() == Some(EPERM));
-                    tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
-                    Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
-                }
-                Err(error) => {
-                    return tracing::warn!(generation = id.0, pid, %error, "ghosts not removed");
-                }
-            };
-            let _ = sender.send(message);
-            let _ = sender.send(Message::Closed(id));
-        });
+            Ok::<_, Error>(removed)
+        })
+        .await;
+        drop(pidfd); // Not reaped before: the pid was its own until here.
+        let message = match removed {
+            Ok(Ok(removed)) => {
+                let left = find(&cx.settings, pid, inodes).await.len();
+                Message::Detached(id, Detached { removed, left, refused: false })
+            }
+            Ok(Err(error)) => {
+                let refused = matches!(&error, Error::Sys(error) if error.errno() == Some(EPERM));
+                tracing::debug!(generation = id.0, pid, %error, "ghosts not removed");
+                Message::Detached(id, Detached { removed: 0, left: found.len(), refused })
+            }
+            Err(error) => {
+                return tracing::warn!(generation = id.0, pid, %error, "ghosts not removed");
+            }
+        };
+        cx.send(message);
+        cx.send(Message::Closed(id));
+    });
+}
+
+/// Whether ghosts can be removed here, as far as it was tried.
+pub(crate) struct Removal {
+    /// Generations start without epoll.
+    no_epoll: bool,
+    /// It was told that ghosts stay: once is enough.
+    told: bool,
+}
+
+impl Removal {
+    pub(crate) fn new(ghosts: Ghosts) -> Self {
+        Self { no_epoll: ghosts == Ghosts::NoEpoll, told: false }
     }
 
-    /// What came of removing ghosts.
-    pub(crate) fn detached(&mut self, id: GenerationId, detached: Detached) {
+    /// Whether haproxy must not use epoll.
+    pub(crate) fn no_epoll(&self) -> bool {
+        self.no_epoll
+    }
+
+    /// What came of removing the ghosts of one generation.
+    pub(crate) fn ended(&mut self, cx: &Context, id: GenerationId, pid: i32, detached: Detached) {
         let Detached { removed, left, refused } = detached;
-        let Some(pid) = self.generations.get(&id).map(Generation::pid) else { return };
-        self.report.counts.ghosts_removed += removed as u64;
         if removed > 0 {
             tracing::info!(generation = id.0, pid, removed, "removed ghosts from its epoll sets");
             let text = format!("removed {removed} ghosts from its epoll sets");
-            self.record(id, event::Kind::GhostsRemoved, text);
+            cx.record(id, Some(pid), event::Kind::GhostsRemoved, text);
         }
         if left == 0 {
             return;
         }
-        let first = self.handover.tells_ghosts();
-        let is_haproxy = self.settings.kind.haproxy().is_some();
-        if refused && is_haproxy && matches!(self.settings.ghosts, Ghosts::Auto) {
-            self.starts.no_epoll = true;
+        let is_haproxy = cx.settings.kind.haproxy().is_some();
+        if refused && is_haproxy && matches!(cx.settings.ghosts, Ghosts::Auto) {
+            self.no_epoll = true;
         }
-        if first {
-            let then = if self.starts.no_epoll {
-                "from now on generations start without epoll (-de)"
-            } else if is_haproxy {
-                "run as root or with CAP_SYS_PTRACE, or choose --ghosts noepoll"
-            } else {
-                "run as root or with CAP_SYS_PTRACE, or let the program not use epoll"
-            };
-            let text = format!(
-                "this generation is woken for connections that it cannot accept, and burns CPU \
-                 until it has drained; the kernel did not let us remove it from its epoll sets; {then}"
-            );
-            tracing::warn!(generation = id.0, pid, ghosts = left, "{text}");
-            self.record(id, event::Kind::GhostsLeft, text);
+        if std::mem::replace(&mut self.told, true) {
+            return;
         }
+        let then = if self.no_epoll {
+            "from now on generations start without epoll (-de)"
+        } else if is_haproxy {
+            "run as root or with CAP_SYS_PTRACE, or choose --ghosts noepoll"
+        } else {
+            "run as root or with CAP_SYS_PTRACE, or let the program not use epoll"
+        };
+        let text = format!(
+            "this generation is woken for connections that it cannot accept, and burns CPU \
+             until it has drained; the kernel did not let us remove it from its epoll sets; {then}"
+        );
+        tracing::warn!(generation = id.0, pid, ghosts = left, "{text}");
+        cx.record(id, Some(pid), event::Kind::GhostsLeft, text);
     }
 }
 
-async fn find(settings: Rc<Settings>, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
+async fn find(settings: &Settings, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
     let processes = settings.kind.processes(pid);
     let find = move || processes.iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
     aside::within(LOOKS, find).await.unwrap_or_default()

@@ -17,20 +17,22 @@ use bindonce_core::generation::GenerationId;
 use tokio::task::AbortHandle;
 
 use crate::error::Error;
+use crate::handover::ghosts::Removal;
 use crate::handover::watchdog::{Duty, Watchdog};
+use crate::settings::Ghosts;
 
 /// What a handover needs beside the generations themselves.
 pub(crate) struct Handover {
     /// The generation that takes over if the proof succeeds, and the task that watches the queues.
     proof: Option<(GenerationId, AbortHandle)>,
     watchdog: Rc<RefCell<Watchdog>>,
-    ghosts_told: bool,
+    pub(crate) ghosts: Removal,
 }
 
 impl Handover {
-    pub(crate) fn new() -> Result<Self, Error> {
+    pub(crate) fn new(ghosts: Ghosts) -> Result<Self, Error> {
         let watchdog = Rc::new(RefCell::new(Watchdog::start()?));
-        Ok(Self { proof: None, watchdog, ghosts_told: false })
+        Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
     }
 
     /// The accept queues are watched, for a generation that is to take over.
@@ -58,10 +60,5 @@ impl Handover {
     /// For what tells it from a task.
     pub(crate) fn watchdog(&self) -> Rc<RefCell<Watchdog>> {
         Rc::clone(&self.watchdog)
-    }
-
-    /// Whether ghosts that stay are still to be told of: once is enough.
-    pub(crate) fn tells_ghosts(&mut self) -> bool {
-        !std::mem::replace(&mut self.ghosts_told, true)
     }
 }

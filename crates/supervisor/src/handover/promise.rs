@@ -3,66 +3,54 @@
 
 use std::collections::BTreeSet;
 
-use bindonce_core::generation::GenerationId;
-use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::tree;
-
 use crate::error::Error;
-use crate::generations::starts::Kept;
-use crate::report::Cause;
-use crate::supervisor::Supervisor;
+use crate::generations::generation::Generation;
 use bindonce_haproxy::config::Rendering;
 
-impl Supervisor {
-    /// Ends a generation that is not to take over, for this reason.
-    pub(crate) fn refuse(&mut self, id: GenerationId, story: Cause) {
-        let Some(generation) = self.generations.get_mut(&id) else { return };
-        generation.refused = Some(Cause { ours: true, ..story });
-        // Held or not: it has served nobody, and must not.
-        tree::signal_all(generation.pid(), Number::SIGKILL);
-    }
+/// What the newest generation leaves of the listeners of the one that serves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unserved {
+    /// The listeners that it does not have.
+    pub(crate) left: Vec<String>,
+    /// It has none of them.
+    pub(crate) none_kept: bool,
+}
 
-    /// The listeners that serve now.
-    pub(crate) fn served(&self) -> Vec<String> {
-        let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
-        let listeners = serving.into_iter().flat_map(|generation| &generation.listeners);
-        listeners.map(|held| held.label.clone()).collect()
+/// Compares a generation that is ready with the listeners that serve now: what it leaves of them, or why it must not take
+/// over.
+pub(crate) fn compare(
+    served: Vec<String>,
+    generation: &Generation,
+    may_be_empty: bool,
+) -> Result<Unserved, Error> {
+    let has: BTreeSet<_> = generation.listeners.iter().map(|held| &held.label).collect();
+    if has.is_empty() && !may_be_empty {
+        nobody_would_accept(&served)?;
     }
-
-    /// Compares a generation that is ready with the one that serves. Why it must not take over, if it
-    /// must not.
-    pub(crate) fn compare_with_served(&mut self, id: GenerationId) -> Result<(), Error> {
-        let served = self.served();
-        let Some(generation) = self.generations.get(&id) else { return Ok(()) };
-        let has: BTreeSet<_> = generation.listeners.iter().map(|held| &held.label).collect();
-        let left: Vec<_> = served.iter().filter(|label| !has.contains(label)).cloned().collect();
-        if has.is_empty() && self.starts.may_be_empty != Some(id) {
-            nobody_would_accept(served)?;
-        }
-        let none = !left.is_empty() && left.len() == self.served().len();
-        if none {
-            tracing::warn!(
-                generation = id.0,
-                listeners = left.join(" "),
-                "the configuration names none of the listeners that served: they will be closed"
-            );
-        }
-        self.starts.kept = Kept { left, none };
-        Ok(())
+    let count = served.len();
+    let left: Vec<_> = served.into_iter().filter(|label| !has.contains(label)).collect();
+    let none_kept = !left.is_empty() && left.len() == count;
+    if none_kept {
+        tracing::warn!(
+            generation = generation.id.0,
+            listeners = left.join(" "),
+            "the configuration names none of the listeners that served: they will be closed"
+        );
     }
+    Ok(Unserved { left, none_kept })
 }
 
 /// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve.
-pub(crate) fn keeps_something(rendering: &Rendering, served: Vec<String>) -> Result<(), Error> {
+pub(crate) fn keeps_something(rendering: &Rendering, served: &[String]) -> Result<(), Error> {
     match rendering.bindings.is_empty() && rendering.has_stats_socket() {
         true => nobody_would_accept(served),
         false => Ok(()),
     }
 }
 
-fn nobody_would_accept(served: Vec<String>) -> Result<(), Error> {
+fn nobody_would_accept(served: &[String]) -> Result<(), Error> {
     match served.is_empty() {
         true => Ok(()),
-        false => Err(Error::NothingLeft { served }),
+        false => Err(Error::NothingLeft { served: served.to_owned() }),
     }
 }

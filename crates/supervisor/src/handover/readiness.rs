@@ -15,54 +15,53 @@ use bindonce_sys::spawn::Launch;
 use bindonce_sys::tree;
 use bindonce_sys::watch::Watch;
 
+use crate::context::Context;
 use crate::error::Error;
+use crate::generations::generation::Generation;
 use crate::generations::notifications::{LOOK_AGAIN, Notifications};
 use crate::message::Message;
 use crate::program::Readiness;
-use crate::supervisor::Supervisor;
 
 /// Between a check that failed and the next: at first, doubling, and in the end. Until a check succeeds
 /// the new generation and the older one both accept.
 const CHECK_AGAIN: Duration = Duration::from_millis(10);
 const CHECK_AGAIN_LAST: Duration = Duration::from_millis(100);
 
-impl Supervisor {
-    /// Begins to wait for a program to be ready.
-    pub(crate) fn await_ready(&mut self, id: GenerationId, notifications: Option<Notifications>) {
-        let Some(program) = self.settings.kind.program() else { return };
-        let Some(generation) = self.generations.get(&id) else { return };
-        let pid = generation.pid();
-        let readiness = program.readiness.clone();
-        let service = self.settings.service.to_string();
-        let sender = self.sender.clone();
-        let task = crate::tasks::spawn(async move {
-            let ready = match (readiness, notifications) {
-                (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
-                (Readiness::Check(command), _) => {
-                    let environment = [
-                        ("BINDONCE_SERVICE", service),
-                        ("BINDONCE_GENERATION", id.0.to_string()),
-                        ("BINDONCE_PID", pid.to_string()),
-                    ];
-                    checked(&command, &environment).await
-                }
-                (Readiness::Delay(delay), _) => {
-                    tokio::time::sleep(delay).await;
-                    Ok("it has lived for --ready-delay")
-                }
-                (Readiness::Notify, None) => return,
-            };
-            match ready {
-                Ok(how) => drop(sender.send(Message::Ready(id, how))),
-                Err(error) => {
-                    tracing::error!(generation = id.0, pid, "not known to be ready: {error}");
-                }
+/// Begins to wait for a program to be ready.
+pub(crate) fn await_ready(
+    cx: &Context,
+    generation: &mut Generation,
+    notifications: Option<Notifications>,
+) {
+    let Some(program) = cx.settings.kind.program() else { return };
+    let readiness = program.readiness.clone();
+    let (cx, id, pid) = (cx.clone(), generation.id, generation.pid());
+    let service = cx.settings.service.to_string();
+    let task = crate::tasks::spawn(async move {
+        let ready = match (readiness, notifications) {
+            (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
+            (Readiness::Check(command), _) => {
+                let environment = [
+                    ("BINDONCE_SERVICE", service),
+                    ("BINDONCE_GENERATION", id.0.to_string()),
+                    ("BINDONCE_PID", pid.to_string()),
+                ];
+                checked(&command, &environment).await
             }
-        });
-        if let Some(generation) = self.generations.get_mut(&id) {
-            generation.watch = Some(task.abort_handle());
+            (Readiness::Delay(delay), _) => {
+                tokio::time::sleep(delay).await;
+                Ok("it has lived for --ready-delay")
+            }
+            (Readiness::Notify, None) => return,
+        };
+        match ready {
+            Ok(how) => cx.send(Message::Ready(id, how)),
+            Err(error) => {
+                tracing::error!(generation = id.0, pid, "not known to be ready: {error}");
+            }
         }
-    }
+    });
+    generation.watch = Some(task.abort_handle());
 }
 
 /// Waits until a process of the generation says READY=1.

@@ -10,11 +10,11 @@ use bindonce_core::generation::{Event, GenerationId, Handover};
 
 use crate::generations::generation::Generation;
 use crate::generations::listeners::tcp_addresses;
+use crate::handover::promise;
 use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, Named};
 use crate::kind::Kind;
-use crate::message::Message;
-use crate::report::Cause;
+use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
 
 /// How much longer than it should a pause may last before the watchdog ends it.
@@ -27,11 +27,14 @@ impl Supervisor {
         if std::mem::replace(&mut generation.ready, true) {
             return;
         }
-        if let Err(error) = self.compare_with_served(id) {
-            return self.refuse(
-                id,
-                Cause { text: error.to_string(), hint: error.hint(), ..Cause::default() },
-            );
+        let served = self.generations.labels(self.timeline.serving());
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        match promise::compare(served, generation, self.starts.may_be_empty(id)) {
+            Ok(unserved) => self.starts.leaves(unserved),
+            Err(error) => {
+                let (text, hint) = (error.to_string(), error.hint());
+                return generation.refuse(Cause { text, hint, ..Cause::default() });
+            }
         }
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
         let first = self.timeline.accepting(id).is_empty();
@@ -46,20 +49,20 @@ impl Supervisor {
         let Some(pid) = self.generations.get(&id).map(Generation::pid) else { return };
         let older = self.timeline.accepting(id);
         let held = self.generations.get(&id).is_some_and(|generation| generation.hold.is_some());
-        let handover = match &self.settings.kind {
+        let handover = match &self.cx.settings.kind {
             Kind::Program(_) => Handover::StopFirst,
             Kind::Haproxy(_) if self.can_pause(&older) => Handover::Pause,
             Kind::Haproxy(_) if held => Handover::StopFirst,
             Kind::Haproxy(_) => Handover::SoftStop,
         };
         // Before the first signal: whatever becomes of us now, somebody will serve.
-        let within = self.settings.timing.retire_timeout + GRACE;
+        let within = self.cx.settings.timing.retire_timeout + GRACE;
         let named = |id: &GenerationId| Named::of(self.generations.get(id)?.pid());
         let generations = older.iter().filter_map(|id| self.generations.get(id));
         let listeners: BTreeSet<_> =
             generations.flat_map(|older| older.listeners.iter().map(|held| held.inode)).collect();
         let older = older.iter().filter_map(named).collect();
-        let retire = self.settings.kind.retire();
+        let retire = self.cx.settings.kind.retire();
         let duty = Named::of(pid).map(|newer| Duty::Finish {
             within,
             retire,
@@ -81,7 +84,7 @@ impl Supervisor {
     fn can_pause(&self, older: &[GenerationId]) -> bool {
         let older: Vec<_> = older.iter().filter_map(|id| self.generations.get(id)).collect();
         let pauses = |generation: &&Generation| {
-            let version = generation.version.or(self.starts.version).unwrap_or_default();
+            let version = generation.version.or(self.starts.version()).unwrap_or_default();
             !generation.listeners.is_empty()
                 && generation.listeners.iter().all(|held| held.can_pause(version))
                 && !generation.has_master()
@@ -91,8 +94,7 @@ impl Supervisor {
 
     /// Begins to watch the accept queues of the older generations' listeners.
     pub(crate) fn prove(&mut self, newer: GenerationId, older: &[GenerationId]) {
-        let taken =
-            tcp_addresses(self.generations.values().flat_map(|generation| &generation.listeners));
+        let taken = tcp_addresses(self.generations.listeners());
         let find = |id: &GenerationId| Some((*id, self.generations.get(id)?));
         let older: Vec<_> = older.iter().filter_map(find).collect();
         let mut listeners = BTreeMap::new();
@@ -112,13 +114,13 @@ impl Supervisor {
         let proof = Proof {
             older: older.collect(),
             listeners: listeners.into_values().collect(),
-            probe: self.settings.probe,
+            probe: self.cx.settings.probe,
             taken,
         };
-        let sender = self.sender.clone();
+        let cx = self.cx.clone();
         let task = crate::tasks::spawn(async move {
             let begun = Instant::now();
-            let watched = proof.watch(|event| drop(sender.send(Message::Event(event)))).await;
+            let watched = proof.watch(|event| cx.later(event)).await;
             let took = begun.elapsed();
             match watched {
                 Ok(shown) => tracing::debug!(

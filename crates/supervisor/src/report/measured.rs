@@ -1,9 +1,12 @@
 //! What is counted and timed for metrics alone.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
+
+use bindonce_core::time::Timestamp;
 
 use bindonce_daemon::openmetrics::Durations;
+use bindonce_sys::clock;
 
 /// What is counted for metrics alone.
 #[derive(Debug, Default)]
@@ -15,7 +18,7 @@ pub(crate) struct Measured {
     pub(crate) reload_time: Durations,
     pub(crate) handover_time: Durations,
     pub(crate) failures: BTreeMap<&'static str, u64>,
-    pub(crate) last: Option<(SystemTime, bool)>,
+    pub(crate) last: Option<(Timestamp, bool)>,
 }
 
 impl Measured {
@@ -27,7 +30,7 @@ impl Measured {
         if let Some(cause) = failure {
             *self.failures.entry(cause).or_default() += 1;
         }
-        self.last = Some((SystemTime::now(), failure.is_none()));
+        self.last = Some((clock::now(), failure.is_none()));
     }
 
     /// A generation serves alone.

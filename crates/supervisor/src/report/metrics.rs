@@ -18,15 +18,14 @@ use bindonce_core::generation::State;
 use bindonce_core::listener::{Listener, Options};
 use bindonce_daemon::openmetrics::{Family, Page, Value};
 use bindonce_daemon::{events, scrape, self_metrics};
-use bindonce_sys::process;
+use bindonce_sys::{clock, process};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker;
 use crate::error::Error;
 use crate::generations::generation::Generation;
 use crate::message::Message;
-use crate::report::milliseconds;
-use crate::supervisor::Supervisor;
+use crate::report::view::View;
 
 /// How long to wait before a listener that could not be had is claimed again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -100,14 +99,14 @@ const BROKER_UP: Family = Family::gauge(
 const BROKER_LOSSES: Family =
     Family::counter("bindonce_broker_losses", "Times the broker was lost.");
 
-impl Supervisor {
+impl View<'_> {
     /// Everything, as it is now.
     pub(crate) fn metrics(&self) -> String {
-        let mut page = Page::with_label("service", self.settings.service.as_str());
+        let mut page = Page::with_label("service", self.cx.settings.service.as_str());
         self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
         self.generations_of(&mut page);
         self.reloads_of(&mut page);
-        let count = |kind| self.report.journal.count(kind);
+        let count = |kind| self.cx.journal.count(kind);
         page.single(&DEATHS, count(event::Kind::GenerationDied));
         page.single(&RESTARTS, self.report.counts.restarts);
         page.single(&ROLLBACKS, count(event::Kind::Rollback));
@@ -115,10 +114,10 @@ impl Supervisor {
         page.single(&GHOSTS, self.report.counts.ghosts_removed);
         page.single(&UNKNOWN, count(event::Kind::UnknownAcceptor));
         page.single(&FOREIGN, self.report.foreign.len());
-        page.single(&UPGRADES, self.upgrade.count);
-        page.single(&BROKER_UP, !self.leases.broker.lost.get());
+        page.single(&UPGRADES, self.upgrades);
+        page.single(&BROKER_UP, !self.broker_is_lost);
         page.single(&BROKER_LOSSES, count(event::Kind::BrokerLost));
-        events(&mut page, &self.report.journal);
+        events(&mut page, &self.cx.journal);
         page.finish()
     }
 
@@ -143,7 +142,9 @@ impl Supervisor {
                 .filter_map(|(labels, generation)| Some((labels.clone(), value(generation)?)));
             page.family(family, samples);
         };
-        each(&AGE, &|generation| Some(generation.started.elapsed().unwrap_or_default().into()));
+        each(&AGE, &|generation| {
+            Some(Duration::from_millis(clock::now().0.saturating_sub(generation.started.0)).into())
+        });
         each(&CONNECTIONS, &|generation| Some(generation.connections?.into()));
         each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));
         each(&LISTENERS, &|generation| Some(generation.listeners.len().into()));
@@ -153,7 +154,7 @@ impl Supervisor {
         let measured = &self.report.measured;
         let failed: u64 = measured.failures.values().sum();
         let reloads =
-            [("served", self.report.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
+            [("served", self.cx.journal.count(event::Kind::ReloadDone)), ("failed", failed)];
         page.family(
             &RELOADS,
             reloads.map(|(result, count)| ([("result", result.to_owned())], count)),
@@ -166,7 +167,7 @@ impl Supervisor {
         page.single(&RELOAD_TIME, &measured.reload_time);
         page.single(&HANDOVER_TIME, &measured.handover_time);
         if let Some((at, well)) = measured.last {
-            page.single(&LAST_RELOAD, Duration::from_millis(milliseconds(at)));
+            page.single(&LAST_RELOAD, Duration::from_millis(at.0));
             page.single(&LAST_SUCCESSFUL, well);
         }
     }

@@ -2,21 +2,23 @@
 //! messages, and the counts and times that metrics show.
 
 pub(crate) mod announce;
+pub(crate) mod cause;
 pub(crate) mod measured;
 pub(crate) mod metrics;
 pub(crate) mod outcome;
 pub(crate) mod status;
+pub(crate) mod view;
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bindonce_core::event;
-use bindonce_core::generation::{Failure, GenerationId, Reason};
+use bindonce_core::generation::{GenerationId, Reason};
 use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::signals::Signal as Number;
 
+use crate::generations::foreign::ForeignBinds;
 use crate::report::announce::Announcer;
+use crate::report::cause::Cause;
 use crate::report::measured::Measured;
 
 /// What is told, and what was told last.
@@ -28,7 +30,7 @@ pub(crate) struct Report {
     /// Why the last generation that failed did so.
     pub(crate) failure: Cause,
     /// What haproxy has bound by itself, as far as it was told.
-    pub(crate) foreign: BTreeSet<String>,
+    pub(crate) foreign: ForeignBinds,
     /// The last signal that was not the normal course.
     last_warning: Option<(GenerationId, Reason)>,
 }
@@ -42,27 +44,6 @@ pub(crate) struct Counts {
     pub(crate) ghosts_removed: u64,
 }
 
-/// Why a generation failed.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Cause {
-    /// What happened; haproxy's own words, if it said any.
-    pub(crate) text: String,
-    /// What to do about it, where there is more to say than to correct the configuration.
-    pub(crate) hint: Option<String>,
-    /// It was ended by us, for this reason.
-    pub(crate) ours: bool,
-}
-
-impl Cause {
-    /// The message with its hint, for somebody who sees only text.
-    pub(crate) fn whole(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{}\nhint: {hint}", self.text),
-            None => self.text.clone(),
-        }
-    }
-}
-
 impl Report {
     pub(crate) fn new(journal: Rc<Journal>) -> Self {
         Self {
@@ -71,7 +52,7 @@ impl Report {
             counts: Counts::default(),
             measured: Measured::default(),
             failure: Cause::default(),
-            foreign: BTreeSet::new(),
+            foreign: ForeignBinds::default(),
             last_warning: None,
         }
     }
@@ -132,20 +113,4 @@ impl Report {
         tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
         self.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}"));
     }
-}
-
-/// Why a generation failed, in one word that metrics have too.
-pub(crate) fn cause(failure: Failure) -> &'static str {
-    match failure {
-        Failure::NotStarted => "not-started",
-        Failure::Exited => "exited",
-        Failure::NotReady => "not-ready",
-        Failure::DiedInHandover => "died-in-handover",
-    }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

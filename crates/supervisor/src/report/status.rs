@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bindonce_core::generation::{GenerationId, State};
-use bindonce_core::time::Timestamp;
+use bindonce_core::generation::State;
 use bindonce_sys::process;
 use serde_json::Map;
 use tokio::sync::oneshot;
@@ -11,14 +10,13 @@ use tokio::sync::oneshot;
 use crate::control;
 use crate::generations::generation::Generation;
 use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
-use crate::report::milliseconds;
-use crate::supervisor::Supervisor;
+use crate::report::view::View;
 use bindonce_haproxy::cli::oldest_sessions;
 
 /// How long a draining generation may take to tell its sessions.
 const SESSIONS: Duration = Duration::from_millis(500);
 
-impl Supervisor {
+impl View<'_> {
     /// Answers at once, whatever haproxy does.
     pub(crate) fn tell_alive(&self, reply: oneshot::Sender<control::Answer>) {
         let serving = self.timeline.serving().map(|id| id.0);
@@ -31,12 +29,11 @@ impl Supervisor {
     /// itself knows is asked of it first.
     pub(crate) fn tell_status(&self, reply: oneshot::Sender<control::Answer>) {
         let mut status = self.status();
-        let draining = |id: &&GenerationId| self.state_of(**id) == Some(State::Draining);
         let ask: Vec<_> = self
             .generations
-            .keys()
-            .filter(draining)
-            .filter_map(|id| Some((id.0, self.generations.get(id)?.admin.clone()?)))
+            .iter()
+            .filter(|generation| self.timeline.state_of(generation.id) == Some(State::Draining))
+            .filter_map(|generation| Some((generation.id.0, generation.admin.clone()?)))
             .collect();
         crate::tasks::spawn(async move {
             for (id, admin) in ask {
@@ -55,12 +52,11 @@ impl Supervisor {
         let generations = self.timeline.generations().map(|(id, state)| {
             let generation = self.generations.get(&id);
             let pid = generation.map(Generation::pid);
-            let started = generation.map(|known| Timestamp(milliseconds(known.started)));
             GenerationStatus {
                 generation: id.0,
                 state: state.to_string(),
                 pid,
-                since: started.map(|at| at.to_string()),
+                since: generation.map(|known| known.started.to_string()),
                 // By the clock that nobody sets.
                 age: pid.and_then(process::age).map(|age| age.as_secs()),
                 version: generation.and_then(|known| known.version).map(|v| v.to_string()),
@@ -71,26 +67,23 @@ impl Supervisor {
                 more: Map::new(),
             }
         });
-        let of = self.timeline.serving().and_then(|id| self.timeline.configuration_of(id));
-        let prepared = of.and_then(|of| self.starts.configurations.get(&of));
-        let rendering = prepared.and_then(|prepared| prepared.rendering());
-        let left_alone = rendering.into_iter().flat_map(|rendering| &rendering.left_alone);
+        let left_alone = self.rendering.into_iter().flat_map(|rendering| &rendering.left_alone);
         let left_alone = left_alone.map(|line| OwnAddress {
             place: line.place.to_string(),
             address: line.text.clone(),
             reason: line.reason.to_owned(),
         });
         Status {
-            service: self.settings.service.to_string(),
-            program: self.settings.kind.name().into_owned(),
+            service: self.cx.settings.service.to_string(),
+            program: self.cx.settings.kind.name().into_owned(),
             pid: std::process::id(),
-            socket: self.settings.socket.clone(),
+            socket: self.cx.settings.socket.clone(),
             generations: generations.collect(),
             reloads: self.report.counts.reloads,
             failed_reloads: self.report.counts.failures,
             restarts: self.report.counts.restarts,
             ghosts_removed: self.report.counts.ghosts_removed,
-            upgrades: self.upgrade.count,
+            upgrades: self.upgrades,
             left_alone: left_alone.collect(),
             more: Map::new(),
         }

@@ -1,0 +1,149 @@
+//! What the service has of the broker: the listeners that exist because of it, and how they go again.
+//!
+//! A listener that no generation needs any more is released as soon as the generations that had it have closed it, not only
+//! when the last of them is gone. Until the broker closes it, clients would wait in a queue from which nobody accepts,
+//! where plain haproxy refuses them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce::ErrorCode;
+use bindonce::aio::Client;
+use bindonce_core::event;
+use bindonce_core::generation::GenerationId;
+use bindonce_daemon::{Happening, Journal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::broker;
+use crate::broker::lease::{Broker, Keeper, News};
+use crate::context::Context;
+use crate::generations::generation::Generation;
+use crate::generations::listeners::Held;
+use crate::message::Message;
+use crate::settings::Settings;
+
+/// How long the broker may take to know that leases have ended.
+const GIVEN_BACK: Duration = Duration::from_secs(2);
+
+/// What the service has of the broker.
+pub(crate) struct Leases {
+    broker: Rc<Broker>,
+    /// Names of the listeners that exist because of this service.
+    ours: BTreeSet<String>,
+}
+
+impl Leases {
+    pub(crate) fn new(settings: &Settings, ours: BTreeSet<String>, journal: Rc<Journal>) -> Self {
+        Self { broker: Rc::new(Broker::new(settings, journal)), ours }
+    }
+
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Names of the listeners that exist because of this service.
+    pub(crate) fn ours(&self) -> &BTreeSet<String> {
+        &self.ours
+    }
+
+    /// Keeps the leases of one generation for as long as what this gives lives.
+    pub(crate) fn keep(
+        &self,
+        id: GenerationId,
+        pid: i32,
+        listeners: Vec<Rc<Held>>,
+        lease: Option<Client>,
+    ) -> mpsc::UnboundedSender<News> {
+        let (news, told) = mpsc::unbounded_channel();
+        let keeper = Keeper { broker: Rc::clone(&self.broker), id, pid, listeners };
+        crate::tasks::spawn(keeper.keep(lease, told));
+        news
+    }
+
+    /// These listeners exist because of this service: its claims made the broker bind them, or they were not released.
+    pub(crate) fn add(&mut self, labels: impl IntoIterator<Item = String>) {
+        self.ours.extend(labels);
+    }
+
+    /// A generation is gone, and its leases are about to end. `used` are the listeners of the others.
+    pub(crate) fn gone(&mut self, cx: &Context, gone: &Generation, used: &BTreeSet<String>) {
+        if gone.served {
+            return release_after(cx, vec![gone.leave()]);
+        }
+        // What was bound for it was tentative, and ended with its connection to the broker.
+        let created = gone.listeners.iter().filter(|held| held.created);
+        for label in created.map(|held| &held.label).filter(|label| !used.contains(*label)) {
+            self.ours.remove(label);
+        }
+    }
+
+    /// Takes the listeners that exist because of this service and that no generation uses: they are to be released.
+    pub(crate) fn take_unused(&mut self, used: &BTreeSet<String>) -> Vec<String> {
+        let unused: Vec<_> = self.ours.difference(used).cloned().collect();
+        self.ours.retain(|label| used.contains(label));
+        unused
+    }
+}
+
+/// Has the loop release what is not used, once the broker knows that these leases have ended.
+pub(crate) fn release_after(cx: &Context, told: Vec<oneshot::Receiver<()>>) {
+    let cx = cx.clone();
+    crate::tasks::spawn(async move {
+        for told in told {
+            let _ = tokio::time::timeout(GIVEN_BACK, told).await;
+        }
+        cx.send(Message::GivenBack);
+    });
+}
+
+/// Releases these listeners; those that are used stay, and the loop learns which.
+pub(crate) fn release(cx: &Context, unused: Vec<String>) {
+    let cx = cx.clone();
+    crate::tasks::spawn(async move {
+        let kept = try_release(&cx.settings.socket, &cx.journal, unused).await;
+        cx.send(Message::NotReleased(kept));
+    });
+}
+
+/// Gives the names of those that are used.
+async fn try_release(socket: &Path, journal: &Journal, unused: Vec<String>) -> BTreeSet<String> {
+    let mut client = match broker::connect(socket).await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::warn!(listeners = unused.join(" "), "not released: {error}");
+            return unused.into_iter().collect();
+        }
+    };
+    let mut released = Vec::new();
+    let mut kept = BTreeSet::new();
+    // All or none: where one stands in the way the others must not suffer.
+    match client.release(&unused).await {
+        Ok(all) => released = all,
+        Err(_) => {
+            for label in unused {
+                let error = match client.release(&[&label]).await {
+                    Ok(one) => {
+                        released.extend(one);
+                        continue;
+                    }
+                    Err(error) => error,
+                };
+                let gone =
+                    error.refusal().is_some_and(|refusal| refusal.code == ErrorCode::NOT_FOUND);
+                if !gone {
+                    tracing::warn!(listener = label, "not released: {error}");
+                    kept.insert(label);
+                }
+            }
+        }
+    }
+    if !released.is_empty() {
+        let listeners = released.join(" ");
+        tracing::info!(listeners, "released: the configuration names them no more");
+        let text = format!("the configuration names them no more: {listeners}");
+        journal.record(Happening::new(event::Kind::ListenerReleased, text));
+    }
+    kept
+}

@@ -1,0 +1,53 @@
+//! What every part of a supervisor may use: what it was told, where its files lie, the loop's inbox, and the journal.
+
+use std::rc::Rc;
+
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId};
+use bindonce_daemon::{Happening, Journal};
+use tokio::sync::mpsc;
+
+use crate::disk::directory::Directory;
+use crate::message::Message;
+use crate::settings::Settings;
+
+/// Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) settings: Rc<Settings>,
+    pub(crate) directory: Rc<Directory>,
+    pub(crate) journal: Rc<Journal>,
+    inbox: mpsc::UnboundedSender<Message>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        settings: Settings,
+        directory: Directory,
+        journal: Rc<Journal>,
+        inbox: mpsc::UnboundedSender<Message>,
+    ) -> Self {
+        Self { settings: Rc::new(settings), directory: Rc::new(directory), journal, inbox }
+    }
+
+    /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.
+    pub(crate) fn send(&self, message: Message) {
+        let _ = self.inbox.send(message);
+    }
+
+    /// Sends an event for the timeline to the loop.
+    pub(crate) fn later(&self, event: Event) {
+        self.send(Message::Event(event));
+    }
+
+    /// Records what happens to a generation, in the words of the log.
+    pub(crate) fn record(
+        &self,
+        id: GenerationId,
+        pid: Option<i32>,
+        kind: event::Kind,
+        text: impl Into<String>,
+    ) {
+        self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
+    }
+}

@@ -1,0 +1,303 @@
+//! What a message or a signal makes the loop do, one at a time: it changes the parts that it concerns, and becomes an event for
+//! the timeline.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_daemon::Happening;
+use bindonce_sys::clock;
+use bindonce_sys::hold::Hold;
+use bindonce_sys::process::Exit;
+use bindonce_sys::signals::Received;
+use tokio::sync::oneshot;
+
+use crate::broker::leases;
+use crate::control::requests::Retirement;
+use crate::control::signals::{self, Wanted};
+use crate::control::{self, Ask, retire};
+use crate::generations::admin::Admin;
+use crate::generations::generation::Generation;
+use crate::generations::own;
+use crate::generations::process::{self, Process};
+use crate::generations::start::Launched;
+use crate::handover::readiness;
+use crate::message::Message;
+use crate::report::cause::Cause;
+use crate::supervisor::Supervisor;
+
+impl Supervisor {
+    pub(crate) fn take(&mut self, message: Message) {
+        match message {
+            Message::Event(proof @ (Event::Proved | Event::ProvedInPart { .. })) => {
+                self.proved(proof);
+            }
+            Message::Event(event) => self.feed(event),
+            Message::Compared(id, how, seen) => self.compared(id, how, &seen),
+            Message::Listens(id, deaf, proof) => self.listens(id, deaf.as_deref(), proof),
+            Message::Launched(id, launched) => self.launched(id, *launched),
+            Message::NotLaunched(id, error) => {
+                self.starts.end(id);
+                let text = error.to_string();
+                self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
+                self.report.failure = Cause { text, hint: error.hint(), ..Cause::default() };
+                self.feed(Event::StartFailed(id));
+            }
+            Message::Answers(id, info) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.version = Some(info.version);
+                    generation.answers = info.pid;
+                    self.ready(id, "its admin socket answers");
+                }
+            }
+            Message::Changed => {
+                tracing::info!("reload: the files that are watched have changed");
+                self.reload(None, "the files that are watched have changed", None);
+            }
+            Message::Leaves(id, how) => self.leaves(id, how),
+            Message::Ready(id, how) => self.ready(id, how),
+            Message::StillPaused(id) => self.still_paused(id),
+            Message::Exited(id, exit) => self.exited(id, exit),
+            Message::Held(id, hold) => self.held(id, hold),
+            Message::Left(id, connections) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.connections = Some(connections);
+                }
+                self.feed(Event::Connections(id, connections));
+            }
+            Message::Closed(id) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.closed = true;
+                    self.give_back();
+                }
+            }
+            Message::GivenBack => self.release_unused(),
+            Message::NotReleased(kept) => self.leases.add(kept),
+            Message::Detached(id, detached) => {
+                if let Some(pid) = self.generations.pid(id) {
+                    self.report.counts.ghosts_removed += detached.removed as u64;
+                    self.handover.ghosts.ended(&self.cx, id, pid, detached);
+                }
+            }
+            Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
+            Message::Proved(proved) => self.upgrade_now(proved),
+            // A client that has gone away misses nothing.
+            Message::Scraped(reply) => drop(reply.send(self.view().metrics())),
+            Message::Asked(ask) => self.answer_client(ask),
+        }
+    }
+
+    fn answer_client(&mut self, ask: Ask) {
+        match ask {
+            Ask::Reload { allow_empty, reply, pid } => {
+                if allow_empty {
+                    self.requests.allow_empty();
+                }
+                self.reload(Some(reply), "a client asked for it", Some(pid));
+            }
+            Ask::Retire(wanted, reply, by) => {
+                let wanted = wanted.map(GenerationId);
+                let id = match retire::choose(&self.cx.settings.service, &self.timeline, wanted) {
+                    Ok(id) => id,
+                    Err(error) => return drop(reply.send(Err(error))),
+                };
+                let known = self.generations.get(&id);
+                let pid = known.map(Generation::pid);
+                let connections = known.and_then(|generation| generation.connections);
+                tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
+                self.requests.await_end(Retirement { id, pid, connections, reply });
+                self.feed(Event::Retire(id));
+            }
+            Ask::Upgrade(reply) => self.upgrade.want(reply),
+            Ask::Status(reply) => self.view().tell_status(reply),
+            Ask::Ping(reply) => self.view().tell_alive(reply),
+        }
+    }
+
+    /// Wants a reload, with the reason, and for whom it is answered.
+    pub(crate) fn reload(
+        &mut self,
+        reply: Option<oneshot::Sender<control::Answer>>,
+        why: &str,
+        pid: Option<i32>,
+    ) {
+        self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
+        let caller = self.requests.reload(reply);
+        self.feed(Event::Reload(caller));
+    }
+
+    /// Does what a signal to the supervisor asks for.
+    pub(crate) fn signal(&mut self, signal: Received) {
+        let (name, pid) = (signal.signo.as_str(), signal.pid);
+        let is_shutting_down = self.timeline.is_shutting_down();
+        match signals::read(signal, &self.cx.settings.kind, &self.generations, is_shutting_down) {
+            Wanted::Nothing => {}
+            Wanted::Reload => {
+                tracing::info!(signal = name, sender = pid, "reload asked for");
+                self.reload(None, name, Some(pid));
+            }
+            Wanted::Shutdown => {
+                tracing::info!(signal = name, sender = pid, "shutdown asked for");
+                let text = format!("shutdown asked for: {name}");
+                let happening = Happening::new(event::Kind::SupervisorEnding, text);
+                self.cx.journal.record(happening.pid(pid));
+                self.report.announcer.stopping();
+                self.feed(Event::Shutdown);
+            }
+            Wanted::Ready(id) => self.ready(id, "it has bound everything"),
+            Wanted::Address(id) => {
+                if self.can_let_go(id) {
+                    self.feed(Event::AddressInUse(id));
+                }
+                let text = "cannot bind an address; it asks the older haproxy to let go of it";
+                self.wants_address(id, signal, text);
+            }
+            Wanted::NoAddress(id) => {
+                self.feed(Event::GaveUp(id));
+                self.wants_address(id, signal, "has given up on the address that it cannot bind");
+            }
+        }
+    }
+
+    fn wants_address(&mut self, id: GenerationId, signal: Received, text: &str) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        if generation.wants_address.replace(signal.signo) != Some(signal.signo) {
+            tracing::warn!(generation = id.0, sender = signal.pid, "{text}");
+        }
+    }
+
+    /// The generation that serves will soon stop, or another worker of it serves: a generation of ours takes over in order,
+    /// with the files as they are now.
+    pub(crate) fn leaves(&mut self, id: GenerationId, how: &'static str) {
+        if self.timeline.serving() != Some(id) {
+            return;
+        }
+        tracing::warn!(generation = id.0, "{how}: reloading, since only that replaces it in order");
+        self.reload(None, how, None);
+    }
+
+    /// A process was started for a generation.
+    pub(crate) fn launched(&mut self, id: GenerationId, launched: Launched) {
+        if self.starts.end(id).is_none() {
+            // It was called off while the process was on its way to us.
+            return process::end_quietly(launched.pidfd);
+        }
+        let rendering = launched.prepared.rendering();
+        let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
+        self.starts.started_on(id, launched.prepared);
+        let admin =
+            launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
+        let process = Process {
+            pidfd: launched.pidfd,
+            admin,
+            stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
+            master_worker,
+            listeners: launched.listeners,
+            lease: Some(launched.lease),
+            started: clock::now(),
+        };
+        let created = process.listeners.iter().filter(|held| held.created);
+        let created: Vec<_> = created.map(|held| held.label.clone()).collect();
+        let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
+        let mut generation = match process::take_on(&self.cx, &self.leases, id, process) {
+            Ok(generation) => generation,
+            Err(error) => {
+                let name = self.cx.settings.kind.name();
+                let text = format!("{name}, pid {pid}, cannot be watched: {error}");
+                self.report.failure = Cause { text, ..Cause::default() };
+                return self.feed(Event::StartFailed(id));
+            }
+        };
+        if let Some(shim) = launched.shim {
+            process::hold(&self.cx, self.handover.watchdog(), id, shim);
+        }
+        readiness::await_ready(&self.cx, &mut generation, launched.notifications);
+        self.generations.insert(generation);
+        self.leases.add(created.iter().cloned());
+        self.save();
+        tracing::info!(generation = id.0, pid, listeners, "started");
+        process::warn_of_limit(listeners);
+        self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
+        if !created.is_empty() {
+            self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
+        }
+    }
+
+    /// A new generation has bound everything, and is held.
+    pub(crate) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
+        match self.generations.get_mut(&id) {
+            Some(generation) if !generation.ready => generation.hold = Some(hold),
+            // It has become ready by another sign, or is gone.
+            _ => return drop(hold.release()),
+        }
+        self.ready(id, "it has bound everything, and is held");
+    }
+
+    pub(crate) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
+        let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
+        if let Some(generation) = self.generations.get(&id) {
+            let pid = generation.pid();
+            let (kind, text) = match self.timeline.state_of(id) {
+                Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
+                Some(State::Serving) => {
+                    (event::Kind::GenerationDied, format!("died while it served: {how}"))
+                }
+                _ => (event::Kind::GenerationFailed, format!("did not come up: {how}")),
+            };
+            match kind {
+                event::Kind::GenerationGone => tracing::info!(generation = id.0, pid, "{text}"),
+                _ => tracing::error!(generation = id.0, pid, "{text}"),
+            }
+            self.record(id, kind, text);
+            let words = generation.tail.text();
+            let name = self.cx.settings.kind.name();
+            let text = if words.is_empty() {
+                format!("{name}, pid {pid}, ended with {how} and said nothing")
+            } else {
+                format!("{name}, pid {pid}, ended with {how}:\n{words}")
+            };
+            let hint = generation.wants_address.map(|_| own::address_hint(self.can_let_go(id)));
+            self.report.failure =
+                generation.refused.clone().unwrap_or(Cause { text, hint, ..Cause::default() });
+        }
+        self.feed(Event::Exited(id));
+    }
+
+    fn found_foreign(&mut self, id: GenerationId, addresses: BTreeSet<String>) {
+        let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.own = addresses;
+            let fixed = own::cannot_let_go(generation, self.starts.version());
+            self.report.foreign.tell(&self.cx, generation, rendering, fixed);
+        }
+    }
+
+    /// Ends the leases of generations that have closed their listeners, on those that no generation needs that accepts or is about
+    /// to; then has the listeners released.
+    pub(crate) fn give_back(&mut self) {
+        if self.timeline.serving().is_none() {
+            // Clients wait in the queues for whatever serves next.
+            return;
+        }
+        let told = self.generations.give_back(&self.timeline);
+        if !told.is_empty() {
+            // The next supervisor must not claim them again for a generation that drains.
+            self.save();
+        }
+        leases::release_after(&self.cx, told);
+    }
+
+    /// Releases the listeners that exist because of this service and that no generation has.
+    fn release_unused(&mut self) {
+        if self.timeline.serving().is_none() || self.starts.in_progress() {
+            // What is being started may claim them in this moment; there is a next time.
+            return;
+        }
+        let unused = self.leases.take_unused(&self.generations.used());
+        if !unused.is_empty() {
+            self.save();
+            leases::release(&self.cx, unused);
+        }
+    }
+}

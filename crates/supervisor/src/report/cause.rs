@@ -1,0 +1,34 @@
+//! Why a generation failed: in words for the client, the log and the next status, and in one word for metrics.
+
+use bindonce_core::generation::Failure;
+
+/// Why a generation failed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cause {
+    /// What happened; haproxy's own words, if it said any.
+    pub(crate) text: String,
+    /// What to do about it, where there is more to say than to correct the configuration.
+    pub(crate) hint: Option<String>,
+    /// It was ended by us, for this reason.
+    pub(crate) ours: bool,
+}
+
+impl Cause {
+    /// The message with its hint, for somebody who sees only text.
+    pub(crate) fn whole(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\nhint: {hint}", self.text),
+            None => self.text.clone(),
+        }
+    }
+}
+
+/// Why a generation failed, in one word that metrics have too.
+pub(crate) fn word(failure: Failure) -> &'static str {
+    match failure {
+        Failure::NotStarted => "not-started",
+        Failure::Exited => "exited",
+        Failure::NotReady => "not-ready",
+        Failure::DiedInHandover => "died-in-handover",
+    }
+}

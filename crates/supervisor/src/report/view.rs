@@ -1,0 +1,19 @@
+//! What status and metrics show, borrowed from the parts that have it.
+
+use bindonce_core::generation::Timeline;
+use bindonce_haproxy::config::Rendering;
+
+use crate::context::Context;
+use crate::generations::Generations;
+use crate::report::Report;
+
+pub(crate) struct View<'a> {
+    pub(crate) cx: &'a Context,
+    pub(crate) timeline: &'a Timeline,
+    pub(crate) generations: &'a Generations,
+    pub(crate) report: &'a Report,
+    /// The configuration that serves.
+    pub(crate) rendering: Option<&'a Rendering>,
+    pub(crate) upgrades: u64,
+    pub(crate) broker_is_lost: bool,
+}
