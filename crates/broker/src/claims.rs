@@ -11,23 +11,36 @@ use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
 use crate::broker::Broker;
-use crate::listeners::{Denied, Next, Socket, unlink};
+use crate::listeners::{Denied, Next, Socket, Unfinished, unlink};
 
 /// So many listeners are opened in one turn: some 10 us each.
 const OPENED_AT_ONCE: usize = 32;
 
 /// Sockets that are opened for a claim, until it has them all.
-struct Opening(Vec<Opened<Socket>>);
+struct Opening {
+    sockets: Vec<Opened<Socket>>,
+    unfinished: Rc<Unfinished>,
+}
 
 impl Opening {
+    fn push(&mut self, socket: Opened<Socket>) {
+        self.unfinished.add(socket.handle.path.as_ref());
+        self.sockets.push(socket);
+    }
+
     fn take(mut self) -> Vec<Opened<Socket>> {
-        std::mem::take(&mut self.0)
+        let sockets = std::mem::take(&mut self.sockets);
+        sockets.iter().for_each(|opened| self.unfinished.remove(opened.handle.path.as_ref()));
+        sockets
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.0.iter().for_each(|opened| unlink(opened.handle.path.as_ref()));
+        for opened in &self.sockets {
+            self.unfinished.remove(opened.handle.path.as_ref());
+            unlink(opened.handle.path.as_ref());
+        }
     }
 }
 
@@ -116,7 +129,8 @@ async fn open(
         order.sort_by_key(|index| listeners[*index].key().specificity());
     }
     let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
-    let mut opened = Opening(Vec::with_capacity(listeners.len()));
+    let unfinished = Rc::clone(&broker.borrow().listeners.unfinished);
+    let mut opened = Opening { sockets: Vec::with_capacity(listeners.len()), unfinished };
     let mut failure = None;
     for (count, index) in order.into_iter().enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
@@ -128,7 +142,7 @@ async fn open(
         let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
         let fds: Vec<BorrowedFd<'_>> = others
             .filter_map(|overlap| match overlap.other {
-                Neighbour::New(other) => Some(&opened.0[places[other]?].handle.fd),
+                Neighbour::New(other) => Some(&opened.sockets[places[other]?].handle.fd),
                 Neighbour::Held(id) => Some(&held.registry.held(id)?.opened.handle.fd),
             })
             .map(|fd| fd.as_fd())
@@ -142,8 +156,8 @@ async fn open(
             Ok(socket) => {
                 let mut socket = held.opened(listener, socket);
                 socket.handle.owned = owned.pop();
-                places[index] = Some(opened.0.len());
-                opened.0.push(socket);
+                places[index] = Some(opened.sockets.len());
+                opened.push(socket);
             }
             Err(error) => {
                 failure = Some(Denied::NotOpened(Box::new(listener.clone()), error));
@@ -159,8 +173,63 @@ async fn open(
         None => Ok(before),
         Some(denied) => {
             // Behind a hole nothing has its place.
-            drop(Opening(in_order.flatten().collect()));
+            in_order.flatten().for_each(|opened| unlink(opened.handle.path.as_ref()));
             Err((before, denied))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::task::{Context, Poll, Waker};
+
+    use bindonce_daemon::Journal;
+
+    use super::*;
+    use crate::generations;
+    use crate::listeners::watch::Guard;
+    use crate::upgrade;
+
+    /// A claim of more UNIX paths than are opened in one turn ends with its client, or with this image of the broker.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_claim_that_ends_half_way_leaves_no_file() {
+        let directory = std::env::temp_dir().join(format!("bindonce-half-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let clients = [(); 2].map(|()| broker.connect_itself());
+        let unfinished = Rc::clone(&broker.listeners.unfinished);
+        let broker = RefCell::new(broker);
+        let wants = || -> Vec<Want> {
+            let path = |number| format!("{}/{number}", directory.display());
+            let want = |number| Want {
+                wanted: path(number).parse().expect("a path"),
+                tentative: false,
+                change: false,
+            };
+            (0..=OPENED_AT_ONCE).map(want).collect()
+        };
+        let files = || fs::read_dir(&directory).expect("the directory").count();
+        let mut context = Context::from_waker(Waker::noop());
+        for (client, exec) in clients.into_iter().zip([false, true]) {
+            let mut half = Box::pin(claim(&broker, client, wants()));
+            assert!(matches!(half.as_mut().poll(&mut context), Poll::Pending));
+            let written = unfinished.written();
+            assert_eq!((written.len(), files()), (OPENED_AT_ONCE, OPENED_AT_ONCE));
+            if exec {
+                // Nothing of this image runs after an exec, and the next one has what is written.
+                std::mem::forget(half);
+                upgrade::remove(written);
+            } else {
+                drop(half);
+                assert!(unfinished.written().is_empty());
+                // As the end of its connection does.
+                generations::disconnect(&mut broker.borrow_mut(), client);
+            }
+            assert_eq!(files(), 0, "exec: {exec}");
+        }
+        fs::remove_dir(&directory).expect("it is empty");
     }
 }

@@ -117,6 +117,9 @@ pub struct Header {
     /// No generation of a service without a record gets a number up to this one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub floor: u64,
+    /// Files of UNIX paths that were made for claims which end with this image: the next one removes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<(String, File)>,
     /// How many listeners follow at least.
     #[serde(default)]
     listeners: usize,
@@ -263,6 +266,7 @@ impl Manifest {
             control: None,
             store: None,
             floor: 0,
+            unfinished: Vec::new(),
             listeners: 0,
         };
         Self { header, listeners: Vec::new(), connections: Vec::new(), services: Vec::new() }

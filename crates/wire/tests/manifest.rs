@@ -65,6 +65,7 @@ prop_compose! {
         descriptors in prop::collection::btree_map("[a-z]{1,5}", any::<i32>(), 0..3),
         services in prop::collection::btree_map("[a-z]{1,5}", any::<(u64, Option<u64>)>(), 0..3),
         floor in any::<u64>(),
+        unfinished in prop::collection::vec(("/[a-z]{1,5}", any::<(u64, u64)>()), 0..3),
     ) -> Manifest {
         let mut manifest = Manifest::new("0.1.0");
         manifest.header.since = since;
@@ -75,6 +76,8 @@ prop_compose! {
         manifest.listeners = by_inode.into_values().collect();
         manifest.connections = connections;
         manifest.header.floor = floor;
+        let file = |(path, (dev, ino))| (path, File { dev, ino });
+        manifest.header.unfinished = unfinished.into_iter().map(file).collect();
         let service = |(name, (last, serving))| Service { name, last, serving };
         manifest.services = services.into_iter().map(service).collect();
         manifest

@@ -35,7 +35,7 @@ use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, TakenName, unlink};
-pub(crate) use socket::{Held, Socket};
+pub(crate) use socket::{Held, Socket, Unfinished};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.
@@ -48,6 +48,8 @@ pub(crate) struct Listeners {
     pub(crate) guard: Rc<Guard>,
     pub(crate) limits: Limits,
     pub(crate) counts: Counts,
+    /// What is being opened.
+    pub(crate) unfinished: Rc<Unfinished>,
     /// Rung when claims that have waited for another can be tried again.
     pub(crate) decided: Rc<Notify>,
     ledger: Rc<Ledger>,
@@ -93,6 +95,7 @@ impl Listeners {
             guard,
             limits,
             counts: Counts::default(),
+            unfinished: Rc::default(),
             decided: Rc::default(),
             ledger,
             reporter,

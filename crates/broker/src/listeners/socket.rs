@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use bindonce_core::listener::Listener;
@@ -63,6 +64,34 @@ impl Drop for Owned {
                 counts.remove(&self.uid);
             }
         }
+    }
+}
+
+/// The files of UNIX sockets that are being opened for claims. An upgrade in place that does not wait for such a claim ends
+/// it, and the next image removes them.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished(RefCell<BTreeMap<PathBuf, UnixPath>>);
+
+impl Unfinished {
+    pub(crate) fn add(&self, path: Option<&UnixPath>) {
+        if let Some(path) = path {
+            self.0.borrow_mut().insert(path.path.clone(), path.clone());
+        }
+    }
+
+    pub(crate) fn remove(&self, path: Option<&UnixPath>) {
+        if let Some(path) = path {
+            self.0.borrow_mut().remove(&path.path);
+        }
+    }
+
+    /// All of them, to be written down.
+    pub(crate) fn written(&self) -> Vec<(String, manifest::File)> {
+        let written = |(path, file): (&PathBuf, &UnixPath)| {
+            let file = manifest::File { dev: file.dev, ino: file.ino };
+            Some((path.to_str()?.to_owned(), file))
+        };
+        self.0.borrow().iter().filter_map(written).collect()
     }
 }
 

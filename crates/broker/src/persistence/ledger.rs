@@ -180,6 +180,11 @@ impl Ledger {
         }
     }
 
+    /// Whether the service manager has all that is for it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.store().is_none_or(|store| store.is_settled())
+    }
+
     /// Waits until the service manager has all that was for it when this was asked.
     pub(crate) async fn settled(&self) {
         let store = self.store();

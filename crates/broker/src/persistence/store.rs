@@ -172,6 +172,11 @@ impl Store {
         }
     }
 
+    /// Whether the manager has all that was for it.
+    pub(super) fn is_settled(&self) -> bool {
+        self.inner.borrow().queue.is_empty()
+    }
+
     /// Waits until the manager has all that was for it when this was asked.
     pub(crate) async fn settled(&self) {
         let target = self.inner.borrow().pushed;

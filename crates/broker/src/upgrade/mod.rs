@@ -34,12 +34,15 @@ use bindonce_wire::message::Id;
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::config::Config;
 use crate::control::Control;
 
 pub use inherited::{Inherited, check, inherited};
+#[cfg(test)]
+pub(crate) use resume::remove;
 pub(crate) use resume::{Resumed, resume};
 use snapshot::snapshot;
 
@@ -115,9 +118,16 @@ async fn attempt(
     }
     tracing::info!(binary = %binary.path().display(), "the binary has proved itself");
     let clients = Rc::clone(&broker.borrow().clients);
-    clients.calm(CALM).await;
     let ledger = Rc::clone(&broker.borrow().persistence.ledger);
-    ledger.settled().await;
+    let until = Instant::now() + CALM;
+    // The calm comes last: nothing runs between it and the exec that could begin an answer.
+    loop {
+        ledger.settled().await;
+        clients.calm(until.saturating_duration_since(Instant::now())).await;
+        if ledger.is_settled() || Instant::now() >= until {
+            break;
+        }
+    }
     become_binary(&broker.borrow(), &binary, listener, control)
 }
 

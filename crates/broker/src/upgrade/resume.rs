@@ -12,6 +12,7 @@ use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::{Caller, Link, Reply};
+use bindonce_sys::listen::UnixPath;
 use bindonce_sys::{identity, inherit};
 use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
 use bindonce_wire::message::{Id, encode_result};
@@ -22,6 +23,7 @@ use super::inherited::Inherited;
 use crate::answer::phase;
 use crate::broker::{Broker, VERSION};
 use crate::generations;
+use crate::listeners::unlink;
 use crate::persistence::found::{Found, as_written};
 use crate::persistence::store::Store;
 use crate::succession;
@@ -35,6 +37,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     let Manifest { header, listeners, connections, services } = inherited.manifest;
     let mut broker = broker.borrow_mut();
     let broker = &mut *broker;
+    remove(header.unfinished);
     broker.since = Timestamp(header.since);
     broker.upgrade.done.set(header.upgrades);
     let store = Store::new(header.store)?;
@@ -92,6 +95,13 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     let happening = Happening::new(Kind::Upgraded, text);
     broker.reporter.record(happening.pid(std::process::id().cast_signed()));
     Ok(resumed)
+}
+
+/// Removes the files of claims that ended with the image before.
+pub(crate) fn remove(unfinished: Vec<(String, manifest::File)>) {
+    for (path, manifest::File { dev, ino }) in unfinished {
+        unlink(Some(&UnixPath { path: path.into(), dev, ino }));
+    }
 }
 
 fn peer(written: &Written) -> Peer {

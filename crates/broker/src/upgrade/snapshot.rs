@@ -28,6 +28,7 @@ pub(super) fn snapshot(
     header.process = Some((std::process::id(), process::start_time(own).unwrap_or_default()));
     header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
     header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
+    header.unfinished = broker.listeners.unfinished.written();
     header.store = broker.persistence.ledger.store().and_then(|store| store.name());
     for (entry, view) in manifest.listeners.iter_mut().zip(broker.listeners.registry.list()) {
         entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());

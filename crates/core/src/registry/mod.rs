@@ -112,7 +112,7 @@ impl<H> Registry<H> {
             Event::Rename(id, name) => self.rename(id, name),
             Event::Gone(id) => self.gone(id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
-            Event::Resume(links) => self.resume(links),
+            Event::Resume(links) => self.resume(links, &mut actions),
             Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) => {}
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Registry;
 use super::connection::{Connection, Link};
+use super::event::Action;
 
 impl<H> Registry<H> {
     /// Every connection, in the order in which they connected.
@@ -19,7 +20,8 @@ impl<H> Registry<H> {
 
     /// Enters connections that were there before. A lease on what is not held any more is
     /// left out.
-    pub(super) fn resume(&mut self, links: Vec<Link>) {
+    /// A tentative listener whose claimant did not come along is closed.
+    pub(super) fn resume(&mut self, links: Vec<Link>, actions: &mut Vec<Action<H>>) {
         let ids: HashMap<u64, _> =
             self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
         for link in links {
@@ -36,12 +38,15 @@ impl<H> Registry<H> {
             let connection = Connection { peer: link.peer, label: link.label, leases };
             self.connections.insert(link.id, connection);
         }
+        for id in ids.into_values() {
+            self.close_unconfirmed(id, actions);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Action, Adoption, Closing, ConnectionId, Event, Label, Opened, Phase};
+    use super::super::{Adoption, Closing, ConnectionId, Event, Label, Opened, Phase};
     use super::*;
     use crate::policy::Peer;
     use crate::time::Timestamp;
@@ -89,6 +94,10 @@ mod tests {
         assert_eq!(second.links().collect::<Vec<_>>(), told);
         assert_eq!(second.list()[0].holders[0].since, Timestamp(6));
         // A tentative listener ends with its last lease here as it would have there.
+        let mut third = Registry::default();
+        third.on(NOW, Event::Adopt(adoptions()));
+        let actions = third.on(NOW, Event::Resume(told[1..].to_vec()));
+        assert!(matches!(actions[..], [Action::Close(81, _, Closing::Unconfirmed)]), "{actions:?}");
         let actions = second.on(NOW, Event::Gone(ConnectionId(3)));
         assert!(matches!(actions[..], [Action::Close(81, _, Closing::Unconfirmed)]), "{actions:?}");
     }
