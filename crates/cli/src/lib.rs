@@ -116,6 +116,17 @@ pub fn main() -> ExitCode {
 mod tests {
     use super::*;
 
+    #[test]
+    fn help() {
+        let mut whole = command().term_width(100);
+        whole.build();
+        insta::assert_snapshot!("help", whole.render_long_help());
+        for command in whole.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
+            let name = format!("help-{}", command.get_name());
+            insta::assert_snapshot!(name, command.render_long_help());
+        }
+    }
+
     /// The form of what stands below the options in `--help`, and in the manual pages that are made of
     /// it: a heading is a line that ends in a colon; below it each entry is indented by two spaces, its
     /// explanation stands in the same line after at least two more, or in the next lines, indented by six.

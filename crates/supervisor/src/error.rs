@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use bindonce_core::name::Name;
 
 use bindonce_haproxy::config;
+use bindonce_sys::limits::Reached;
 
 /// Why a supervisor or a generation could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,14 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// This process may open no more descriptors.
+    #[error("{failed}")]
+    LimitReached {
+        /// What failed.
+        failed: Box<Error>,
+        /// Whose limit it is, and how high.
+        reached: Reached,
+    },
     /// A system call failed that names its own objects.
     #[error(transparent)]
     Sys(#[from] bindonce_sys::Error),
@@ -94,7 +103,24 @@ pub enum Error {
 impl Error {
     /// For `map_err`: a system call that failed while `doing`.
     pub(crate) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::System { doing, source }
+        move |source| {
+            let full = source.raw_os_error() == Some(nix::libc::EMFILE);
+            Self::System { doing, source }.with_limit(full)
+        }
+    }
+
+    /// The broker refused a claim, or did not answer.
+    pub(crate) fn claim(source: bindonce::Error) -> Self {
+        // The library does not know of generations.
+        let full = matches!(source, bindonce::Error::Truncated);
+        Self::Claim(Box::new(source)).with_limit(full)
+    }
+
+    fn with_limit(self, full: bool) -> Self {
+        match full {
+            true => Self::LimitReached { failed: Box::new(self), reached: Reached::now() },
+            false => self,
+        }
     }
 
     /// What a person can do about it, where the message does not say so.
@@ -103,17 +129,9 @@ impl Error {
             Self::NoBroker { socket, .. } => {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
-            Self::Claim(source) | Self::ClaimAt { source, .. } => match source.as_ref() {
-                // The library does not know of generations.
-                bindonce::Error::Truncated => {
-                    Some(bindonce_sys::limits::Reached::now().to_string())
-                }
-                other => other.hint(),
-            },
+            Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
+            Self::LimitReached { reached, .. } => Some(reached.to_string()),
             Self::Sys(error) => error.hint(),
-            Self::System { source, .. } if source.raw_os_error() == Some(nix::libc::EMFILE) => {
-                Some(bindonce_sys::limits::Reached::now().to_string())
-            }
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \
                  `bindonce reload --allow-empty` closes them all"

@@ -365,3 +365,25 @@ fn retired_json(retired: &Retired) -> serde_json::Value {
         "others": others.collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_haproxy_that_was_retired() {
+        let address = |text: &str| text.parse().expect("an address");
+        let retired = Retired {
+            pids: vec![812],
+            addresses: vec![(address("0.0.0.0:80"), Some(4711)), (address("127.0.0.1:9000"), None)],
+            siblings: 3,
+            migration: Migration::Moved,
+            ghosts: 1,
+            ghosts_left: None,
+            others: vec![(address("0.0.0.0:80"), vec![7, 8])],
+        };
+        insta::assert_snapshot!("retired", retired_text(812, &retired));
+        let retired = Retired { migration: Migration::Reset, others: Vec::new(), ..retired };
+        insta::assert_snapshot!("retired-with-losses", retired_text(812, &retired));
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
@@ -63,24 +63,27 @@ pub(crate) fn ask(
         true => serde_json::json!({ "allow_empty": true }),
         false => serde_json::json!([]),
     };
-    let answer = match client.call("reload", &wanted) {
-        Ok(answer) => answer,
-        Err(error) => match error.refusal() {
-            // haproxy's own words come first, as they are.
-            Some(refusal) => {
-                let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
-                bail!("reload of \"{name}\" failed: {}{hint}", refusal.message)
-            }
-            None => bail!(
-                "reload of \"{name}\": lost the connection to its supervisor ({}); the serving generation \
-                 is unaffected\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
-                 again with `bindonce run --name {name}`, which takes over the serving generation",
-                std::error::Error::source(&error)
-                    .map_or_else(|| error.to_string(), ToString::to_string)
-            ),
-        },
-    };
-    let Reloaded { generation, pid, ended, left, none_kept } = serde_json::from_value(answer)?;
+    let answer = client.call("reload", &wanted).map_err(|error| failure(name, &error))?;
+    Ok(text(&serde_json::from_value(answer)?))
+}
+
+fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
+    if let Some(refusal) = error.refusal() {
+        // haproxy's own words come first, as they are.
+        let hint = refusal.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+        return anyhow!("reload of \"{name}\" failed: {}{hint}", refusal.message);
+    }
+    let source = std::error::Error::source(error);
+    anyhow!(
+        "reload of \"{name}\": lost the connection to its supervisor ({}); the serving generation \
+         is unaffected\nhint: see `bindonce status` and the supervisor's log; if it is gone, start it \
+         again with `bindonce run --name {name}`, which takes over the serving generation",
+        source.map_or_else(|| error.to_string(), ToString::to_string)
+    )
+}
+
+fn text(reloaded: &Reloaded) -> String {
+    let Reloaded { generation, pid, ended, left, none_kept } = reloaded;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
     if !ended.is_empty() {
@@ -90,11 +93,47 @@ pub(crate) fn ask(
             ended.join(", ")
         ));
     }
-    if none_kept {
+    if *none_kept {
         text.push_str(&format!(
             "none of the listeners that served before is in the configuration any more: {}\n",
             left.join(", ")
         ));
     }
-    Ok(text)
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce::{Error, ErrorCode, RpcError};
+
+    use super::*;
+
+    #[test]
+    fn outcomes() {
+        let mut reloaded = Reloaded {
+            generation: 42,
+            pid: Some(1234),
+            ended: Vec::new(),
+            left: Vec::new(),
+            none_kept: false,
+        };
+        insta::assert_snapshot!("reloaded", text(&reloaded));
+        reloaded.ended = vec![40, 41];
+        (reloaded.left, reloaded.none_kept) = (vec!["0.0.0.0:80".into(), "[::]:443".into()], true);
+        insta::assert_snapshot!("reloaded-with-losses", text(&reloaded));
+    }
+
+    #[test]
+    fn failures() {
+        let name = "web".parse().expect("a name");
+        let refused = RpcError::new(
+            ErrorCode::RELOAD_FAILED,
+            "[ALERT] config : parsing [/etc/haproxy/haproxy.cfg:9] : unknown keyword 'bnid'\n\
+             generation 41 serves on",
+        );
+        let refused = refused.with_hint("correct that, then run `bindonce reload` again");
+        insta::assert_snapshot!("refused", failure(&name, &Error::Refused(refused)));
+        let lost = Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        insta::assert_snapshot!("connection-lost", failure(&name, &lost));
+    }
 }

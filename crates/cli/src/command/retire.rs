@@ -65,12 +65,29 @@ pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow
             None => return Err(error).context("the supervisor did not answer"),
         },
     };
-    let Retired { generation, pid, connections } = serde_json::from_value(answer)?;
+    Ok(text(&serde_json::from_value(answer)?))
+}
+
+fn text(retired: &Retired) -> String {
+    let Retired { generation, pid, connections } = retired;
     let pid = pid.map(|pid| format!(", pid {pid},")).unwrap_or_default();
     let lost = match connections {
         Some(1) => " with 1 connection".to_owned(),
         Some(connections) => format!(" with {connections} connections"),
         None => String::new(),
     };
-    Ok(format!("generation {generation}{pid} was ended{lost}\n"))
+    format!("generation {generation}{pid} was ended{lost}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_is_ended_with_its_connections() {
+        let all = [(None, None), (Some(1234), Some(1)), (Some(1234), Some(250))];
+        let texts =
+            all.map(|(pid, connections)| text(&Retired { generation: 41, pid, connections }));
+        insta::assert_snapshot!("retired", texts.concat());
+    }
 }

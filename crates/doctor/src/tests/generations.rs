@@ -10,14 +10,14 @@ fn saturated_explains_a_queue_that_nobody_empties() {
     host.sockets[0].queue = 3;
     host.haproxies = vec![Stats { pid: 7, connections: 500, limit: 500, ..Stats::default() }];
     let (_, said) = only(&host, Kind::Saturated);
-    assert!(said.summary.starts_with("haproxy is at its maxconn: 500 of 500"), "{said:?}");
+    insta::assert_snapshot!(written(&said));
     host.haproxies[0].connections = 40;
     host.sockets[0].queue = 0;
     host.processes = look(Vec::new(), vec![haproxy(7, 9, &[1])]).processes;
     let name = "server app/s1".to_owned();
     host.haproxies[0].proxies = vec![Proxy { name, sessions: 10, limit: 10, queued: 4 }];
     let (_, said) = only(&host, Kind::Saturated);
-    assert!(said.summary.starts_with("4 requests wait for server app/s1 (10 of 10"), "{said:?}");
+    insta::assert_snapshot!(written(&said));
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_ghost_is_named_with_its_processor_time() {
     let ghost = found.iter().find(|one| one.kind() == Kind::Ghost).expect("a ghost");
     let said = words(&facts.now, ghost);
     assert_eq!((ghost.severity, ghost.pids.as_slice()), (Severity::Error, [5].as_slice()));
-    assert!(said.summary.contains("uses 50 % of a core"), "{said:?}");
+    insta::assert_snapshot!(written(&said));
 }
 
 #[test]

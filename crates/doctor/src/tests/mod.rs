@@ -159,6 +159,11 @@ fn only(look: &Look, kind: Kind) -> (Finding, Words) {
     only_of(&seen_twice(look.clone()), kind)
 }
 
+/// What people read of a finding.
+fn written(words: &Words) -> String {
+    format!("{}\n{}\n{}", words.summary, words.cause, words.remedy.join("\n"))
+}
+
 fn number(finding: &Finding, name: &str) -> f64 {
     let evidence = serde_json::to_value(&finding.condition).expect("JSON");
     evidence[name].as_f64().unwrap_or_else(|| panic!("{name}: {evidence}"))

@@ -48,7 +48,7 @@ pub(crate) async fn join(
 ) -> Result<(), Error> {
     let pid = pid.and_then(|pid| u32::try_from(pid).ok());
     let join = Join::new(service.clone(), id.0, pid, state);
-    client.join(&join).await.map_err(|error| Error::Claim(Box::new(error)))
+    client.join(&join).await.map_err(Error::claim)
 }
 
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a

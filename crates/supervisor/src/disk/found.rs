@@ -33,7 +33,7 @@ pub(crate) async fn look(
     journal: &Journal,
 ) -> Result<Saved, Error> {
     let mut client = broker::connect(&settings.socket).await?;
-    let listed = client.list().await.map_err(|error| Error::Claim(Box::new(error)))?;
+    let listed = client.list().await.map_err(Error::claim)?;
     let listeners: Vec<_> = listed.listeners.into_iter().map(|l| (l.inode, l.address)).collect();
     let (service, place) = (settings.service.to_string(), directory.path().to_owned());
     let started = journal.answer(0, false).events.into_iter();

@@ -208,7 +208,7 @@ async fn claim_again(
         if claims.is_empty() {
             return Ok((Vec::new(), lease));
         }
-        let claimed = lease.claim(&claims).await.map_err(|error| Error::Claim(Box::new(error)))?;
+        let claimed = lease.claim(&claims).await.map_err(Error::claim)?;
         let known = generations.descriptors();
         let held = claimed.into_iter().zip(&wanted);
         let held = held.map(|(lease, listener)| Held::new(lease, listener, &known));

@@ -241,7 +241,7 @@ async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), 
     let mut client = broker::connect(socket).await?;
     let claim = Claim::listen(listener.to_string()).tentative().changing();
     let claimed = client.claim(&[claim]).await;
-    let mut leases = claimed.map_err(|error| Error::Claim(Box::new(error)))?;
+    let mut leases = claimed.map_err(Error::claim)?;
     let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
     Ok((client, leases.pop().ok_or_else(missing)?.into_fd()))
 }

@@ -104,3 +104,43 @@ pub(crate) fn text(status: &StatusResult) -> String {
 fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_people_see() {
+        let at = "2026-01-02T03:04:05.678Z";
+        let broker = json!({
+            "broker": {"pid": 700, "version": "0.2.0", "since": at, "socket": "/run/bindonce/bindonce.sock",
+                       "listeners": 1, "connections": 3, "descriptor_limit": 524_288},
+            "listeners": [{"name": "web", "address": "0.0.0.0:80", "bound": "0.0.0.0:80", "options": {},
+                "backlog": 128, "queue": 0, "listening": true, "inode": 7, "since": at,
+                "holders": [{"service": "edge", "generation": 1, "pid": 10, "uid": 0, "since": at}]}],
+            "services": [{"name": "edge", "generations": [{"generation": 1, "pid": 10,
+                "state": "serving", "since": at, "listeners": ["web"]}]}],
+        });
+        let supervisor = json!({
+            "service": "haproxy", "pid": 8, "generations": [
+                {"generation": 2, "state": "draining", "pid": 11, "age": 3700, "version": "2.6.12",
+                 "connections": 1, "memory": 8_388_608,
+                 "oldest_sessions": [{"source": "192.0.2.1:4711", "frontend": "web", "server": "app1", "age": 61}]},
+                {"generation": 3, "state": "serving", "pid": 12},
+            ],
+        });
+        let silent =
+            json!({ "service": "mail", "error": "the broker did not finish `status` within 3s" });
+        let mut snapshot = Snapshot {
+            socket: "/run/bindonce/bindonce.sock".into(),
+            broker: Ok(serde_json::from_value(broker).expect("a status")),
+            supervisors: serde_json::from_value(json!([supervisor, silent])).expect("supervisors"),
+        };
+        insta::assert_snapshot!("status", snapshot.text());
+        snapshot.broker = Err(bindonce::Error::Protocol("nonsense".to_owned()));
+        let missing = snapshot.no_broker().unwrap_or_default();
+        insta::assert_snapshot!("status-without-broker", format!("{missing}\n{}", snapshot.text()));
+    }
+}

@@ -172,7 +172,7 @@ pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
             section: binding.section.clone(),
             source: Box::new(error),
         },
-        None => Error::Claim(Box::new(error)),
+        None => Error::claim(error),
     }
 }
 

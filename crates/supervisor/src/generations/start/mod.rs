@@ -171,7 +171,7 @@ async fn claim(
         .collect();
     let leases = lease.claim(&claims).await.map_err(|error| match rendering {
         Some(rendering) => haproxy::refused(error, rendering),
-        None => Error::Claim(Box::new(error)),
+        None => Error::claim(error),
     })?;
     let held = leases.into_iter().zip(wanted);
     Ok(held.map(|(lease, listener)| Held::new(lease, listener, known)).collect())
