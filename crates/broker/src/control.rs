@@ -4,10 +4,9 @@
 //! that two never serve one path, and the socket of a dead one is replaced by
 //! exactly one. The socket itself listens only once it has its mode (`bindonce_sys::listen`).
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -43,8 +42,7 @@ impl Control {
         let socket =
             std::path::absolute(socket).map_err(failed("find the absolute path of", socket))?;
         if let Some(directory) = socket.parent() {
-            create_directory(directory).map_err(failed("create the directory", directory))?;
-            check_directory(directory)?;
+            open_directory(directory)?;
         }
         let lock_path = lock_path(&socket);
         let lock = LockFile::try_acquire(&lock_path).map_err(failed("lock", &lock_path))?;
@@ -124,34 +122,27 @@ fn lock_path(socket: &Path) -> PathBuf {
     files::with_suffix(socket, ".lock")
 }
 
-fn create_directory(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
-    // The umask may have taken bits away.
-    fs::set_permissions(directory, fs::Permissions::from_mode(DIRECTORY_MODE))
-}
-
-/// What lies in the directory is believed at the next start (the state file), and paths in it are
-/// replaced. So root keeps nothing where another user could swap it.
-fn check_directory(directory: &Path) -> Result<(), Error> {
-    let failed = |source| Error::File { doing: "look at", path: directory.to_owned(), source };
+/// Opens the directory, and makes it where it is missing. What lies in it is believed at the next start (the state file), and
+/// paths in it are replaced. So root neither makes nor keeps anything where another user could swap it.
+fn open_directory(directory: &Path) -> Result<(), Error> {
+    let failed = |source| Error::File {
+        doing: "open or create the directory",
+        path: directory.to_owned(),
+        source,
+    };
     let owner = nix::unistd::geteuid();
-    match trusted::directory(directory, owner.as_raw()).map_err(failed)? {
-        Err(untrusted) if owner.is_root() => {
-            Err(Error::Directory { path: directory.to_owned(), untrusted })
-        }
-        Err(untrusted) => {
-            tracing::warn!(
-                directory = %directory.display(),
-                "{untrusted}: other users of this host could take the control socket's place; \
-                 choose --socket in a directory of your own"
-            );
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+    let made = trusted::make(directory, owner.as_raw(), DIRECTORY_MODE, owner.is_root());
+    let made = made
+        .map_err(failed)?
+        .map_err(|untrusted| Error::Directory { path: directory.to_owned(), untrusted })?;
+    if let Some(untrusted) = made.untrusted {
+        tracing::warn!(
+            directory = %directory.display(),
+            "{untrusted}: other users of this host could take the control socket's place; choose --socket in a directory of \
+             your own"
+        );
     }
+    Ok(())
 }
 
 fn write_pid(lock: &LockFile) -> io::Result<()> {

@@ -8,9 +8,12 @@
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::way::{Step, is_of, is_sticky, others_write, walk};
+use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat};
+
+use crate::way::{Step, is_of, is_sticky, others_write, walk, walk_or_make};
 
 /// Why a directory is not trusted: the first place on the way to it that somebody else controls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,51 @@ pub fn directory(path: &Path, uid: u32) -> io::Result<Result<(), Untrusted>> {
     Ok(match walk(path, |step| check(step, uid))? {
         ControlFlow::Break(untrusted) => Err(untrusted),
         ControlFlow::Continue(_) => Ok(()),
+    })
+}
+
+/// A directory that is open, and what was found on the way to it.
+#[derive(Debug)]
+pub struct Made {
+    directory: OwnedFd,
+    /// It was not there.
+    pub created: bool,
+    /// The first place on the way that somebody else controls.
+    pub untrusted: Option<Untrusted>,
+}
+
+impl Made {
+    /// Gives it to a user and a group: by its descriptor, whatever is at its path by now.
+    ///
+    /// # Errors
+    /// Those of fchownat(2).
+    pub fn give(&self, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        Ok(chownat(&self.directory, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+    }
+}
+
+/// Opens a directory, and makes it and those on the way to it where they are missing, with this mode. With `strict`
+/// nothing is made in a directory that is not trusted, and the answer is why.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn make(path: &Path, uid: u32, mode: u32, strict: bool) -> io::Result<Result<Made, Untrusted>> {
+    let (mut first, mut there) = (None, true);
+    let walked = walk_or_make(path, Some(Mode::from_raw_mode(mode)), |step| {
+        match check(step, uid) {
+            ControlFlow::Break(untrusted) if strict => return ControlFlow::Break(untrusted),
+            ControlFlow::Break(untrusted) => _ = first.get_or_insert(untrusted),
+            ControlFlow::Continue(()) => {}
+        }
+        there = !step.created;
+        ControlFlow::Continue(())
+    })?;
+    Ok(match walked {
+        ControlFlow::Break(untrusted) => Err(untrusted),
+        ControlFlow::Continue(directory) => {
+            Ok(Made { directory, created: !there, untrusted: first })
+        }
     })
 }
 
@@ -103,6 +151,44 @@ mod tests {
         assert_eq!((&said.path, said.mode), (&outer, 0o777));
         assert!(said.to_string().contains("(mode 0777)"), "{said}");
         assert!(directory(&scene.path().join("none"), uid).is_err());
+    }
+
+    #[test]
+    fn a_directory_is_made_only_where_it_is_trusted() {
+        let scene = testing::Directory::new("trusted-made");
+        let uid = rustix::process::geteuid().as_raw();
+        let (outer, link) = (scene.path().join("outer"), scene.path().join("link"));
+        fs::create_dir(&outer).expect("mkdir");
+        symlink("outer/by/link", &link).expect("symlink");
+        let bits = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode();
+        mode(&outer, 0o755);
+        let made = make(&link, uid, 0o775, true).expect("made").expect("trusted");
+        assert!(made.created && made.untrusted.is_none());
+        assert_eq!(bits(&outer.join("by/link")) & 0o7777, 0o775);
+        let again = make(&link, uid, 0o700, true).expect("it is there");
+        // A group that others may be in can write there by now.
+        assert_eq!(again.map(|made| made.created).ok(), (uid == 0).then_some(false));
+        assert_eq!(bits(&outer.join("by/link")) & 0o7777, 0o775, "what is there stays as it is");
+        mode(&outer, 0o777);
+        let refused = make(&outer.join("inner/most"), uid, 0o755, true).expect("looked at");
+        assert_eq!(refused.expect_err("writable for all").path, outer);
+        assert!(!outer.join("inner").exists());
+        let made = make(&outer.join("inner/most"), uid, 0o755, false).expect("made");
+        let made = made.expect("whatever others can do");
+        assert!(made.created && made.untrusted.is_some_and(|first| first.path == outer));
+        if uid == 0 {
+            // A link of somebody else's to a place where only root may make anything.
+            let theirs = scene.path().join("theirs");
+            symlink(scene.path().join("victim/new"), &theirs).expect("symlink");
+            std::os::unix::fs::lchown(&theirs, Some(65_533), None).expect("lchown");
+            let refused = make(&theirs.join("run"), uid, 0o755, true).expect("looked at");
+            assert_eq!(refused.expect_err("theirs").path, theirs);
+            assert!(!scene.path().join("victim").exists());
+            let made = make(&scene.path().join("given"), uid, 0o755, true).expect("made");
+            made.expect("trusted").give(65_533, 65_533).expect("chown");
+            let said = directory(&scene.path().join("given"), uid).expect("it is there");
+            assert_eq!(said.expect_err("given away").owner, 65_533);
+        }
     }
 
     #[test]

@@ -6,14 +6,15 @@
 //! socket can be led elsewhere.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, mkdirat, openat, readlinkat};
+use rustix::process::geteuid;
 
 /// As many symbolic links as the kernel follows (path_resolution(7)).
 const LINKS: usize = 40;
@@ -28,6 +29,8 @@ pub(crate) struct Step<'a> {
     pub(crate) entry: &'a Stat,
     /// Where the entry is, with every link before it followed.
     pub(crate) path: &'a Path,
+    /// The directory was missing, and was made.
+    pub(crate) created: bool,
 }
 
 impl Step<'_> {
@@ -65,18 +68,38 @@ pub(crate) fn is_sticky(stat: &Stat) -> bool {
 /// Those of the system calls: all of it must be there. ELOOP for too many links.
 pub(crate) fn walk<B>(
     path: &Path,
+    step: impl FnMut(&Step<'_>) -> ControlFlow<B>,
+) -> io::Result<ControlFlow<B, OwnedFd>> {
+    walk_or_make(path, None, step)
+}
+
+/// As [`walk`], and makes the directories that are missing, with this mode whatever the umask is. A directory is made only
+/// in one that `step` has been asked about, and `step` is asked about it in turn.
+pub(crate) fn walk_or_make<B>(
+    path: &Path,
+    missing: Option<Mode>,
     mut step: impl FnMut(&Step<'_>) -> ControlFlow<B>,
 ) -> io::Result<ControlFlow<B, OwnedFd>> {
     let mut rest = names(&std::path::absolute(path)?);
     let (mut fd, mut at) = (root()?, PathBuf::from("/"));
     let mut here = fstat(&fd)?;
-    if let ControlFlow::Break(end) = step(&Step { directory: &here, entry: &here, path: &at }) {
+    if let ControlFlow::Break(end) =
+        step(&Step { directory: &here, entry: &here, path: &at, created: false })
+    {
         return Ok(ControlFlow::Break(end));
     }
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
         // With O_DIRECTORY first: an automount point is mounted then.
-        let (entry, is_link) = match openat(&fd, &name, ENTRY | OFlags::DIRECTORY, Mode::empty()) {
+        let opened = openat(&fd, &name, ENTRY | OFlags::DIRECTORY, Mode::empty());
+        let (opened, created) = match (opened, missing) {
+            (Err(rustix::io::Errno::NOENT), Some(mode)) => match make(&fd, &name, mode) {
+                Ok((directory, created)) => (Ok(directory), created),
+                Err(error) => (Err(error), false),
+            },
+            (opened, _) => (opened, false),
+        };
+        let (entry, is_link) = match opened {
             Ok(directory) => (directory, false),
             Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
                 (openat(&fd, &name, ENTRY, Mode::empty())?, true)
@@ -88,7 +111,7 @@ pub(crate) fn walk<B>(
             b".." => at.parent().unwrap_or(Path::new("/")).to_owned(),
             _ => at.join(&name),
         };
-        let taken = Step { directory: &here, entry: &stat, path: &path };
+        let taken = Step { directory: &here, entry: &stat, path: &path, created };
         if is_link && !taken.is_link() {
             return Err(rustix::io::Errno::NOTDIR.into());
         }
@@ -113,6 +136,23 @@ pub(crate) fn walk<B>(
         }
     }
     Ok(ControlFlow::Continue(fd))
+}
+
+/// Makes a directory in one that is open; false if somebody else was faster.
+fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<(OwnedFd, bool)> {
+    let made = match mkdirat(parent, name, mode) {
+        Err(rustix::io::Errno::EXIST) => false,
+        done => done.map(|()| true)?,
+    };
+    let directory = openat(parent, name, ENTRY | OFlags::DIRECTORY, Mode::empty())?;
+    let own = |stat: Stat| stat.st_uid == geteuid().as_raw();
+    // The umask may have taken bits away. What is another user's was put in its place.
+    let made = made && own(fstat(&directory)?);
+    if made {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fchmod(openat(&directory, ".", flags, Mode::empty())?, mode)?;
+    }
+    Ok((directory, made))
 }
 
 fn root() -> io::Result<OwnedFd> {

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -107,14 +106,11 @@ fn become_account(
     config: &Config,
     mut keep: Vec<Capability>,
 ) -> anyhow::Result<()> {
-    if let Some(directory) = config.socket.parent()
-        && !directory.is_dir()
-    {
-        let given = fs::create_dir_all(directory)
-            .and_then(|()| trusted::directory(directory, 0))
-            .and_then(|trusted| trusted.map_err(io::Error::other))
-            .and_then(|()| unix::fs::lchown(directory, Some(account.uid), Some(account.gid)));
-        given.with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    let socket =
+        std::path::absolute(&config.socket).context("cannot find the current directory")?;
+    if let Some(directory) = socket.parent() {
+        give_directory(directory, account)
+            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     }
     let listeners = config.listen.iter().filter_map(|wanted| match wanted {
         Wanted::Listen(spec) => Some(&spec.first),
@@ -133,6 +129,15 @@ fn become_account(
         "gave up all other privileges"
     );
     Ok(())
+}
+
+/// Makes the directory of the control socket for the account, if it is missing. One that is there is whoever's it is.
+fn give_directory(directory: &Path, account: &Account) -> io::Result<()> {
+    let made = match fs::exists(directory) {
+        Ok(true) => return Ok(()),
+        _ => trusted::make(directory, 0, 0o755, true)?.map_err(io::Error::other)?,
+    };
+    if made.created { made.give(account.uid, account.gid) } else { Ok(()) }
 }
 
 /// Proves that this binary can go on from what a running broker leaves to it (on standard
