@@ -29,7 +29,7 @@ pub fn parent(pid: i32) -> Option<i32> {
 
 /// Whether it is stopped, by a signal or by a tracer.
 pub fn is_stopped(pid: i32) -> bool {
-    Stat::of(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
+    Stat::of(pid).is_some_and(|stat| stat.is_stopped())
 }
 
 /// What /proc/PID/stat tells of a process (proc_pid_stat(5)).
@@ -60,8 +60,17 @@ pub struct Stat {
 impl Stat {
     /// None if there is no such process.
     pub fn of(pid: i32) -> Option<Self> {
+        Self::open(pid, &format!("/proc/{pid}/stat"))
+    }
+
+    /// The same of one thread of a process.
+    pub(crate) fn of_thread(pid: i32, tid: i32) -> Option<Self> {
+        Self::open(tid, &format!("/proc/{pid}/task/{tid}/stat"))
+    }
+
+    fn open(pid: i32, path: &str) -> Option<Self> {
         // The name in it may be anything, also no UTF-8.
-        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let text = fs::read(path).ok()?;
         Self::read(pid, &String::from_utf8_lossy(&text))
     }
 
@@ -91,6 +100,11 @@ impl Stat {
     /// Whether it has ended and only waits to be reaped.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Whether it is stopped, by a signal or by a tracer.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, 'T' | 't')
     }
 
     /// Whether it is a thread of the kernel (PF_KTHREAD): in a container pid 2 is anybody.

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::process::{Pidfd, Stat, numbered};
 
-/// How often a tree is looked through for processes that were made meanwhile.
+/// How often a tree that is killed is looked through for processes that were made meanwhile.
 const PASSES: usize = 16;
 
 /// The pids of the processes of this tree that live, the first one in front.
@@ -26,12 +26,10 @@ pub fn signal(leader: i32, signal: Signal) -> usize {
     find(leader).iter().filter(|member| send(member, signal)).count()
 }
 
-/// Stops (SIGSTOP) or kills (SIGKILL) the tree, also processes that are made while this is done.
-/// Gives how many processes got the signal.
-pub fn signal_all(leader: i32, signal: Signal) -> usize {
+/// Kills the tree, also processes that are made while this is done. Gives how many processes were killed.
+pub fn kill(leader: i32) -> usize {
     let mut done = BTreeSet::new();
-    // A process that has the signal makes no other: the tree is complete when a look finds
-    // nothing new.
+    // fork(2) fails in a process that has SIGKILL: the tree is complete when a look finds nothing new.
     for _ in 0..PASSES {
         let found = find(leader);
         let new: Vec<_> =
@@ -40,10 +38,59 @@ pub fn signal_all(leader: i32, signal: Signal) -> usize {
             break;
         }
         for member in new {
-            send(member, signal);
+            send(member, Signal::SIGKILL);
         }
     }
     done.len()
+}
+
+/// Stops (SIGSTOP) a tree, also processes that are made while this is done.
+///
+/// SIGSTOP takes effect when its process is next scheduled. Until then the process can complete a fork(2)
+/// that has begun, and the child does not have the signal. So the tree has stopped when each of its
+/// processes has, and a look after that finds no other.
+#[derive(Debug)]
+pub struct Stopping {
+    leader: i32,
+    /// The pid and the start time of each process that has the signal.
+    sent: Vec<(i32, u64)>,
+    complete: bool,
+}
+
+impl Stopping {
+    /// Of the tree that this process leads. Nothing is sent yet.
+    pub fn of(leader: i32) -> Self {
+        Self { leader, sent: Vec::new(), complete: false }
+    }
+
+    /// Sends SIGSTOP to each process that does not have it; true once the whole tree has stopped. Call it
+    /// again until then. It does not wait.
+    pub fn step(&mut self) -> bool {
+        if self.complete || self.sent.iter().any(runs) {
+            return self.complete;
+        }
+        let mut found = find(self.leader);
+        found.retain(|stat| !self.sent.contains(&(stat.pid, stat.start_time)));
+        self.complete = found.is_empty();
+        for member in found {
+            send(&member, Signal::SIGSTOP);
+            self.sent.push((member.pid, member.start_time));
+        }
+        self.complete
+    }
+}
+
+/// Whether a thread of a process, if it is still the one that was found, has not stopped.
+fn runs((pid, start_time): &(i32, u64)) -> bool {
+    let stands = |stat: Stat| stat.is_stopped() || stat.has_ended();
+    let Some(stat) = Stat::of(*pid).filter(|stat| stat.start_time == *start_time) else {
+        return false;
+    };
+    if stat.threads < 2 {
+        return !stands(stat);
+    }
+    let threads = numbered(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default();
+    threads.into_iter().filter_map(|tid| Stat::of_thread(*pid, tid)).any(|stat| !stands(stat))
 }
 
 /// Kills what is left of a tree whose first process has ended, and was not reaped yet or was
@@ -52,7 +99,7 @@ pub fn kill_orphans(leader: i32, start_time: u64) -> usize {
     // Somebody else may have the pid by now, and lead a group of this number.
     match Stat::of(leader) {
         Some(stat) if stat.start_time != start_time => 0,
-        _ => signal_all(leader, Signal::SIGKILL),
+        _ => kill(leader),
     }
 }
 

@@ -132,7 +132,7 @@ async fn find(
             let text = "ended: it was starting when its supervisor died, and it does not answer";
             tracing::warn!(generation = id.0, pid, "{text}");
             cx.record(id, Some(pid), event::Kind::GenerationFailed, text);
-            tree::signal_all(pid, Number::SIGKILL);
+            tree::kill(pid);
             return Ok(None);
         }
         _ => State::Serving,

@@ -141,11 +141,12 @@ impl Generation {
             // It has accepted nothing, and heeds no other signal there.
             Wanted::Terminate if self.hold.is_some() => self.pidfd.send(Signal::SIGKILL),
             // Every process of it may accept, and none may outlive its generation.
-            Wanted::Stop | Wanted::Kill => {
-                tree::signal_all(pid, number);
+            Wanted::Kill => {
+                tree::kill(pid);
                 Ok(())
             }
-            Wanted::Continue => {
+            // The proof completes the stop: it takes effect later.
+            Wanted::Stop | Wanted::Continue => {
                 tree::signal(pid, number);
                 Ok(())
             }
@@ -157,7 +158,7 @@ impl Generation {
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.refused = Some(Cause { ours: true, ..cause });
         // Held or not: it has served nobody, and must not.
-        tree::signal_all(self.pid(), Signal::SIGKILL);
+        tree::kill(self.pid());
     }
 
     /// Ends its leases; what it returns ends when the broker knows.

@@ -146,7 +146,7 @@ pub(crate) fn hold(cx: &Context, watchdog: Rc<RefCell<Watchdog>>, id: Generation
 
 /// Ends a process that is no generation, and reaps it.
 pub(crate) fn end_quietly(pidfd: Pidfd) {
-    tree::signal_all(pidfd.pid(), Number::SIGKILL);
+    tree::kill(pidfd.pid());
     let Ok(ended) = Watch::new(&pidfd) else { return };
     crate::tasks::spawn(async move {
         if ended.readable().await.is_ok() {

@@ -23,6 +23,7 @@ use bindonce_core::address::Address;
 use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
 use bindonce_sys::probe::{self, Probe};
 use bindonce_sys::queue;
+use bindonce_sys::tree::Stopping;
 use bindonce_sys::watch::Ticks;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -48,6 +49,9 @@ const PROBE_AGAIN: Duration = Duration::from_millis(20);
 
 /// What is to be proved, and with what.
 pub(crate) struct Proof {
+    /// The new generation, unless it waits in its readiness call: a process of it that is not stopped
+    /// takes connections, as if a stranger did.
+    pub(crate) stopping: Option<Stopping>,
     /// The listeners that the older generations accept from.
     pub(crate) listeners: Vec<Rc<Held>>,
     /// The older generations.
@@ -100,6 +104,7 @@ impl Proof {
         let queue = |held: Rc<Held>| Queue::new(targets(&held), held);
         let mut queues: Vec<_> = self.listeners.into_iter().map(queue).collect();
         let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
+        let mut stopping = self.stopping;
         let begun = Instant::now();
         let mut report = begun + PAUSE_AGAIN;
         let mut ticks = Ticks::every(SAMPLE)?;
@@ -107,6 +112,9 @@ impl Proof {
             tokio::select! {
                 tick = ticks.tick() => {
                     tick?;
+                    if stopping.as_mut().is_some_and(Stopping::step) {
+                        stopping = None;
+                    }
                     queues.iter_mut().for_each(Queue::sample);
                     for count in &counts {
                         count.ask.notify_one();

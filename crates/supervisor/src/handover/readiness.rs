@@ -123,7 +123,7 @@ struct Check(Pidfd);
 impl Drop for Check {
     fn drop(&mut self) {
         if !self.0.has_ended() {
-            tree::signal_all(self.0.pid(), bindonce_sys::signals::Signal::SIGKILL);
+            tree::kill(self.0.pid());
         }
         self.0.kill_and_reap();
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, Handover};
+use bindonce_sys::tree;
 
 use crate::generations::generation::Generation;
 use crate::generations::listeners::tcp_addresses;
@@ -111,7 +112,9 @@ impl Supervisor {
             admin: generation.admin.clone(),
             inodes: generation.listeners.iter().map(|held| held.inode).collect(),
         });
+        let newer_runs = self.generations.get(&newer).filter(|newer| newer.hold.is_none());
         let proof = Proof {
+            stopping: newer_runs.map(|newer| tree::Stopping::of(newer.pid())),
             older: older.collect(),
             listeners: listeners.into_values().collect(),
             probe: self.cx.settings.probe,

@@ -98,7 +98,7 @@ impl Named {
     fn signal(self, signal: Signal) {
         // The descriptor is opened first: what it names cannot change under the comparison.
         let Ok(pidfd) = Pidfd::open(self.pid) else { return };
-        if process::start_time(self.pid) == Some(self.start_time) {
+        if self.is_there() {
             // It can only have ended meanwhile.
             let _ = pidfd.send(signal);
         }
@@ -106,17 +106,14 @@ impl Named {
 
     /// Whether it has a descriptor of one of these listeners, as far as can be seen.
     fn listens(self, listeners: &[u64]) -> bool {
-        process::start_time(self.pid) == Some(self.start_time)
+        self.is_there()
             && process::family(self.pid)
                 .into_iter()
                 .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
     }
 
-    /// The same to all that has come from it.
-    fn signal_tree(self, signal: Signal) {
-        if process::start_time(self.pid) == Some(self.start_time) {
-            tree::signal_all(self.pid, signal);
-        }
+    fn is_there(self) -> bool {
+        process::start_time(self.pid) == Some(self.start_time)
     }
 
     fn read(text: &str) -> Option<Self> {
@@ -176,7 +173,9 @@ impl Duty {
         match self {
             Self::None => {}
             Self::End { newer, paused } => {
-                newer.signal_tree(Signal::SIGKILL);
+                if newer.is_there() {
+                    tree::kill(newer.pid);
+                }
                 if !paused.is_empty() {
                     // It may have an address that the older ones take back.
                     newer.wait_end();
@@ -193,7 +192,9 @@ impl Duty {
                     // The kernel tells nobody that a process has closed something.
                     std::thread::sleep(LOOK_AGAIN);
                 }
-                newer.signal_tree(Signal::SIGCONT);
+                if newer.is_there() {
+                    tree::signal(newer.pid, Signal::SIGCONT);
+                }
             }
         }
     }

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a program starts with its signals as they should be", signals_are_reset),
     ("a service starts in a session of its own and finds its pid", service),
     ("a tree is found, stopped and killed with all that it has made", tree),
+    ("a tree has stopped when none of it can fork any more", forks_meanwhile),
     ("six hundred descriptors arrive in order", many_descriptors),
     ("no descriptors are no problem", no_descriptors),
     ("a program that is not there is told on standard error", not_found),
@@ -99,6 +100,46 @@ fn service() {
     assert_eq!(ignored & 0x7fff_ffff, 1 << 12, "{ignored:x}");
 }
 
+/// A leader that is inside vfork(2) until its child has opened a pipe. It has SIGSTOP by then, and has not
+/// stopped.
+fn forks_meanwhile() {
+    let pipe = std::env::temp_dir().join(format!("bindonce-pipe-{}", std::process::id()));
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut launch = Launch::new("python3");
+    let script = "import os, signal, sys\n\
+                  opens = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n\
+                  os.posix_spawn('/bin/sleep', ['sleep', '1000'], {}, file_actions=opens)\n\
+                  os.posix_spawn('/bin/sleep', ['sleep', '1000'], {})\n\
+                  signal.pause()";
+    launch.args = vec!["-c".into(), script.into(), pipe.clone().into()];
+    launch.service = true;
+    let started = launch.start().expect("start");
+    let leader = started.pid;
+    let mut members = vec![leader];
+    // `python3` may be a script that becomes it.
+    let name = || bindonce_sys::process::name(leader);
+    while members.len() < 2 || name().is_none_or(|name| !name.starts_with("python3")) {
+        members = tree::members(leader);
+    }
+    let child = Pidfd::open(members[1]).expect("the child");
+    let mut stopping = tree::Stopping::of(leader);
+    for _ in 0..100 {
+        assert!(!stopping.step(), "the leader is inside vfork(2)");
+    }
+    child.send(Signal::SIGCONT).expect("continue");
+    drop(std::fs::OpenOptions::new().write(true).open(&pipe).expect("the child reads"));
+    while !bindonce_sys::process::is_stopped(leader) {
+        std::thread::yield_now();
+    }
+    child.send(Signal::SIGSTOP).expect("stop");
+    while !stopping.step() {
+        std::thread::yield_now();
+    }
+    assert_eq!(tree::kill(leader), 2);
+    wait(&started.pidfd);
+    std::fs::remove_file(pipe).expect("removed");
+}
+
 /// A leader, a child, a grandchild in a session of its own; and when the leader is dead.
 fn tree() {
     let script = "setsid sleep 1000 & sh -c 'sleep 1000 & echo up; wait' & wait";
@@ -115,10 +156,11 @@ fn tree() {
     // setsid(1) makes no process of its own here: it leads no group.
     let members = tree::members(leader);
     assert_eq!((members.len(), members[0]), (4, leader), "{members:?}");
-    assert_eq!(tree::signal_all(leader, Signal::SIGSTOP), 4);
-    while !members.iter().all(|pid| state(pid) == 'T') {
+    let mut stopping = tree::Stopping::of(leader);
+    while !stopping.step() {
         std::thread::yield_now();
     }
+    assert!(members.iter().all(|pid| state(pid) == 'T'));
     assert_eq!(tree::signal(leader, Signal::SIGCONT), 4);
     let start_time = bindonce_sys::process::start_time(leader).expect("it lives");
     started.pidfd.send(Signal::SIGKILL).expect("kill");
