@@ -1,7 +1,7 @@
 //! What the registry says, in the words of the wire.
 
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{Holder, Phase, Refusal};
+use bindonce_core::registry::{Holder, JoinState, Refusal};
 use bindonce_sys::Errno;
 use bindonce_wire::message::Id;
 use bindonce_wire::params::State as WireState;
@@ -32,20 +32,20 @@ pub(crate) fn bound<'a>(
 }
 
 /// A phase of the registry, as the wire has it.
-pub(crate) fn wire_state(phase: Phase) -> WireState {
+pub(crate) fn wire_state(phase: JoinState) -> WireState {
     match phase {
-        Phase::Starting => WireState::Starting,
-        Phase::Serving => WireState::Serving,
-        Phase::Draining => WireState::Draining,
+        JoinState::Starting => WireState::Starting,
+        JoinState::Serving => WireState::Serving,
+        JoinState::Draining => WireState::Draining,
     }
 }
 
 /// A state of the wire, as the registry has it.
-pub(crate) fn phase(state: WireState) -> Phase {
+pub(crate) fn phase(state: WireState) -> JoinState {
     match state {
-        WireState::Starting => Phase::Starting,
-        WireState::Serving => Phase::Serving,
-        WireState::Draining => Phase::Draining,
+        WireState::Starting => JoinState::Starting,
+        WireState::Serving => JoinState::Serving,
+        WireState::Draining => JoinState::Draining,
     }
 }
 

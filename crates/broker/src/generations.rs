@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::event::Kind;
-use bindonce_core::registry::{ConnectionId, Label, Phase};
+use bindonce_core::registry::{ConnectionId, JoinState, Label};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::Caller;
@@ -147,7 +147,7 @@ fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
         service = %label.service, generation = label.generation, pid = label.pid,
         phase = ?label.phase, "generation joined"
     );
-    let serves = label.phase == Phase::Serving;
+    let serves = label.phase == JoinState::Serving;
     let who = format!("{} generation {}", label.service, label.generation);
     broker.listeners.join(id, label);
     if serves {

@@ -9,7 +9,7 @@ use bindonce_core::generation::Moment;
 use bindonce_core::name::Name;
 use bindonce_core::registry::ConnectionId;
 use bindonce_core::succession::{self, Action, Event, Progress, Record};
-use bindonce_wire::manifest::{LinkTurn, Service};
+use bindonce_wire::manifest::{ConnectionTurn, Service};
 use tokio::sync::Notify;
 
 /// The succession of every service, and when to look at it again.
@@ -57,10 +57,10 @@ impl Succession {
     }
 
     /// The progress of each generation whose order the broker keeps.
-    pub(crate) fn turns(&self) -> impl Iterator<Item = (ConnectionId, LinkTurn)> {
+    pub(crate) fn turns(&self) -> impl Iterator<Item = (ConnectionId, ConnectionTurn)> {
         self.inner.places().filter_map(|place| {
             let Progress { ready, told } = place.ordered?;
-            Some((place.connection, LinkTurn { ready, told }))
+            Some((place.connection, ConnectionTurn { ready, told }))
         })
     }
 
@@ -82,6 +82,6 @@ pub(crate) fn written(record: &Record) -> Service {
 }
 
 /// The progress of a generation in the image before.
-pub(crate) fn progress(turn: LinkTurn) -> Progress {
+pub(crate) fn progress(turn: ConnectionTurn) -> Progress {
     Progress { ready: turn.ready, told: turn.told }
 }

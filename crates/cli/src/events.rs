@@ -41,7 +41,7 @@ impl fmt::Display for Source {
 
 /// An event, and who told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct SourcedEvent {
     pub(crate) source: Source,
     pub(crate) event: Event,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Told {
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     /// In the order in which it happened.
-    pub(crate) events: Vec<Told>,
+    pub(crate) events: Vec<SourcedEvent>,
     /// The last event of each source, for [`follow`].
     pub(crate) last: BTreeMap<Source, u64>,
     /// Those who are there and could not be asked, and why.
@@ -108,7 +108,7 @@ pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
         let source = &place.source;
         recent
             .events
-            .extend(events.into_iter().map(|event| Told { source: source.clone(), event }));
+            .extend(events.into_iter().map(|event| SourcedEvent { source: source.clone(), event }));
     }
     // Stable: those of one source stay in their order, whatever the clock did.
     recent.events.sort_by_key(|told| told.event.time);
@@ -121,7 +121,7 @@ pub(crate) fn follow(
     socket: &Path,
     only: Option<Name>,
     last: BTreeMap<Source, u64>,
-) -> Receiver<Told> {
+) -> Receiver<SourcedEvent> {
     let (sender, receiver) = channel();
     let socket = socket.to_owned();
     thread::spawn(move || {
@@ -142,11 +142,11 @@ pub(crate) fn follow(
 }
 
 /// Follows one of them over its restarts, until an event comes that nobody wants to know.
-fn follow_one(place: &Place, mut since: u64, sender: &Sender<Told>) {
+fn follow_one(place: &Place, mut since: u64, sender: &Sender<SourcedEvent>) {
     loop {
         for event in Follower::connect(&place.socket, since).into_iter().flatten().flatten() {
             since = event.id;
-            if sender.send(Told { source: place.source.clone(), event }).is_err() {
+            if sender.send(SourcedEvent { source: place.source.clone(), event }).is_err() {
                 return;
             }
         }

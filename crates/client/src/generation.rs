@@ -15,9 +15,9 @@ use crate::blocking::Client;
 use crate::claim::Claim;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::membership::{ATTEMPT, FAREWELL, Membership, Stopped, after, is_over};
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
-use crate::standing::{ATTEMPT, FAREWELL, Standing, Stopped, after, is_over};
 use crate::verbs;
 
 /// This process as one generation of a service whose order the broker keeps.
@@ -85,7 +85,7 @@ pub struct Generation {
     path: PathBuf,
     /// None while there is no broker.
     client: Option<Client>,
-    standing: Standing,
+    membership: Membership,
     /// Readable when there is something to do that the connection does not tell of: when it is
     /// time to try again to connect, and once this is retired.
     due: OwnedFd,
@@ -109,20 +109,20 @@ impl Generation {
     pub fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
         let due = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
             .map_err(|error| Error::Io(error.into()))?;
-        let mut standing = Standing::new(service);
-        let client = enter(Client::connect(path)?, &mut standing)?;
-        Ok(Self { path: path.to_owned(), client: Some(client), standing, due })
+        let mut membership = Membership::new(service);
+        let client = enter(Client::connect(path)?, &mut membership)?;
+        Ok(Self { path: path.to_owned(), client: Some(client), membership, due })
     }
 
     /// The service.
     pub fn service(&self) -> &Name {
-        self.standing.service()
+        self.membership.service()
     }
 
     /// The number of this generation: larger than that of any before, also of those under
     /// earlier brokers.
     pub fn number(&self) -> u64 {
-        self.standing.number()
+        self.membership.number()
     }
 
     /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
@@ -141,9 +141,9 @@ impl Generation {
             }
         }
         let Some(client) = &mut self.client else { return Err(timed_out("claim")) };
-        let leases = client.claim(&Standing::claims(claims));
+        let leases = client.claim(&Membership::claims(claims));
         let leases = leases.inspect_err(|error| self.failed(error))?;
-        self.standing.keep(&leases)?;
+        self.membership.keep(&leases)?;
         self.look()?;
         Ok(leases)
     }
@@ -157,12 +157,12 @@ impl Generation {
     /// [`Error::Superseded`] if a newer generation is ready; [`Error::TimedOut`] when the deadline passes, after
     /// which the call may be made again, or the process may just end: the older one serves on. See [`Error`].
     pub fn ready(&mut self, deadline: Option<Instant>) -> Result<(), Error> {
-        self.standing.wish_to_serve();
+        self.membership.ask_to_serve();
         self.say()?;
         loop {
             // Before the wait: what came together with a reply does not make the connection readable.
             self.look()?;
-            if self.standing.may_serve()? {
+            if self.membership.may_serve()? {
                 return Ok(());
             }
             if !wait_readable(self.doorbell(), deadline).map_err(Error::Io)? {
@@ -197,7 +197,7 @@ impl Generation {
         if !self.is_to_stop() {
             self.look()?;
         }
-        Ok(self.standing.is_retired())
+        Ok(self.membership.is_retired())
     }
 
     /// Says that this process accepts no more, whether it was told to or not: every listener has
@@ -208,7 +208,7 @@ impl Generation {
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
     /// and that none is found is no error: nobody waits for this generation then.
     pub fn stopped(&mut self) -> Result<Stopped, Error> {
-        self.standing.stop();
+        self.membership.stop();
         let until = Instant::now() + FAREWELL;
         self.say()?;
         while self.client.is_none()
@@ -217,7 +217,7 @@ impl Generation {
         {
             self.look()?;
         }
-        let stopped = self.standing.stopped();
+        let stopped = self.membership.stopped();
         // What came with the answer does not make the connection readable.
         self.look()?;
         Ok(stopped)
@@ -231,8 +231,8 @@ impl Generation {
     /// Says to the broker where this generation is, if there is a broker.
     fn say(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
-        let told = client.ask(&verbs::enter(&self.standing.joining()));
-        match told.and_then(|result| self.standing.joined(&result)) {
+        let told = client.ask(&verbs::enter(&self.membership.joining()));
+        match told.and_then(|result| self.membership.joined(&result)) {
             Err(error) if is_over(&error) => {
                 self.failed(&error);
                 Ok(())
@@ -259,7 +259,7 @@ impl Generation {
         // Of the next broker as well: the word to retire may have come together with its reply.
         while let Some(client) = &mut self.client {
             match client.hear() {
-                Ok(Some(notification)) => self.standing.heard(&notification),
+                Ok(Some(notification)) => self.membership.heard(&notification),
                 Ok(None) => break,
                 Err(_) => {
                     // The next look is for the next broker.
@@ -273,8 +273,8 @@ impl Generation {
 
     fn find_again(&mut self) -> Result<Client, Error> {
         let mut client = Client::connect_within(&self.path, ATTEMPT)?;
-        client.store(&self.standing.give())?;
-        let mut client = enter(client, &mut self.standing)?;
+        client.store(&self.membership.give())?;
+        let mut client = enter(client, &mut self.membership)?;
         client.set_timeout(DEFAULT_TIMEOUT)?;
         Ok(client)
     }
@@ -289,7 +289,7 @@ impl Generation {
 
     /// Whether it was told to retire and has not said that it stopped.
     fn is_to_stop(&self) -> bool {
-        self.standing.is_retired() && !self.standing.is_over()
+        self.membership.is_retired() && !self.membership.is_over()
     }
 
     /// What is readable when there is something to do.
@@ -322,10 +322,10 @@ impl AsFd for Generation {
 }
 
 /// Takes its place in the order.
-fn enter(mut client: Client, standing: &mut Standing) -> Result<Client, Error> {
+fn enter(mut client: Client, membership: &mut Membership) -> Result<Client, Error> {
     client.expect_notifications();
-    let result = client.ask(&verbs::enter(&standing.joining()))?;
-    standing.joined(&result)?;
+    let result = client.ask(&verbs::enter(&membership.joining()))?;
+    membership.joined(&result)?;
     Ok(client)
 }
 

@@ -115,9 +115,9 @@ mod error;
 mod follow;
 mod generation;
 mod lease;
+mod membership;
 mod session;
 mod socket;
-mod standing;
 mod transfer;
 mod verbs;
 
@@ -137,6 +137,6 @@ pub use error::Error;
 pub use follow::Follower;
 pub use generation::Generation;
 pub use lease::Lease;
+pub use membership::Stopped;
 pub use session::{DEFAULT_TIMEOUT, MAX_REPLY};
 pub use socket::default_socket;
-pub use standing::Stopped;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Holder, Label, Neighbour, Opened, Overlap, Phase,
+    Action, Closing, ConnectionId, Event, Holder, JoinState, Label, Neighbour, Opened, Overlap,
     Registry, Want,
 };
 use bindonce_core::time::Timestamp;
@@ -54,7 +54,7 @@ enum Step {
     /// The shell answers the outstanding Open; the number says how many sockets
     /// it opens before one fails, if that is fewer than all.
     Answer(usize),
-    Join(u8, Phase),
+    Join(u8, JoinState),
     Release(u8, Vec<usize>),
     Gone(u8),
 }
@@ -62,7 +62,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let client = 0_u8..4;
     let wants = prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..4);
-    let phase = prop_oneof![Just(Phase::Starting), Just(Phase::Serving), Just(Phase::Draining)];
+    let phase =
+        prop_oneof![Just(JoinState::Starting), Just(JoinState::Serving), Just(JoinState::Draining)];
     prop_oneof![
         2 => client.clone().prop_map(Step::Connect),
         6 => (client.clone(), wants).prop_map(|(id, wants)| Step::Claim(id, wants)),

@@ -64,7 +64,7 @@ pub mod whole;
 
 mod error;
 mod netlink;
-mod way;
+mod path_walk;
 
 pub use error::Error;
 pub use nix::errno::Errno;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat};
 
-use crate::way::{Step, is_of, is_sticky, others_write, walk, walk_or_make};
+use crate::path_walk::{Step, is_of, is_sticky, others_write, walk, walk_or_make};
 
 /// Why a directory is not trusted: the first place on the way to it that somebody else controls.
 #[derive(Debug, Clone, PartialEq, Eq)]

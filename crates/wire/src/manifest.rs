@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::text;
 
-pub use connections::{Link, LinkLabel, LinkLease, LinkTurn, Service};
+pub use connections::{ConnectionEntry, ConnectionLabel, ConnectionLease, ConnectionTurn, Service};
 
 /// The version that this library writes.
 pub const VERSION: u32 = 1;
@@ -245,7 +245,7 @@ pub struct Manifest {
     /// The listeners that are held, in the order in which they were written first.
     pub listeners: Vec<Entry>,
     /// The clients that are connected.
-    pub connections: Vec<Link>,
+    pub connections: Vec<ConnectionEntry>,
     /// The services whose order the broker keeps.
     pub services: Vec<Service>,
 }
@@ -304,9 +304,11 @@ impl Manifest {
         let (mut connections, mut seen) = (Vec::new(), 0);
         let mut services: BTreeMap<String, Service> = BTreeMap::new();
         for (index, text) in lines.enumerate() {
-            let record: Record<Entry, Link> = serde_json::from_slice(text).map_err(|error| {
-                Unreadable::Record { line: index + 2, reason: error.to_string() }
-            })?;
+            let record: Record<Entry, ConnectionEntry> =
+                serde_json::from_slice(text).map_err(|error| Unreadable::Record {
+                    line: index + 2,
+                    reason: error.to_string(),
+                })?;
             if let Some(entry) = record.listener {
                 seen += 1;
                 match places.get(&entry.inode) {

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use bindonce_wire::manifest::{
-    self, Entry, File, Link, LinkLabel, LinkLease, LinkTurn, Manifest, Service, Unreadable, VERSION,
+    self, ConnectionEntry, ConnectionLabel, ConnectionLease, ConnectionTurn, Entry, File, Manifest,
+    Service, Unreadable, VERSION,
 };
 use bindonce_wire::params::State;
 use proptest::prelude::*;
@@ -45,14 +46,14 @@ prop_compose! {
         leases in prop::collection::vec(any::<(u64, u64)>(), 0..3),
         unread in prop::collection::vec(any::<u8>(), 0..9),
         owed in prop::option::of("[0-9]{1,3}"),
-    ) -> Link {
-        let label = label.map(|(generation, pid, since, turn)| LinkLabel {
+    ) -> ConnectionEntry {
+        let label = label.map(|(generation, pid, since, turn)| ConnectionLabel {
             service: "haproxy".to_owned(), generation, pid, state: State::Serving, since,
-            turn: turn.map(|(ready, told)| LinkTurn { ready, told }),
+            turn: turn.map(|(ready, told)| ConnectionTurn { ready, told }),
         });
         let leases =
-            leases.into_iter().map(|(inode, since)| LinkLease { inode, since }).collect();
-        Link { id, descriptor, pid, uid, gid, label, leases, unread, owed }
+            leases.into_iter().map(|(inode, since)| ConnectionLease { inode, since }).collect();
+        ConnectionEntry { id, descriptor, pid, uid, gid, label, leases, unread, owed }
     }
 }
 

@@ -18,7 +18,8 @@ use std::rc::Rc;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Adoption, ConnectionId, Event, Label, Link, ListenerId, Opened, Registry, View, Want,
+    Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Registry, SavedConnection,
+    View, Want,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
@@ -128,7 +129,7 @@ impl Listeners {
     }
 
     /// These connections were made to an earlier image of this process.
-    pub(crate) fn resume(&mut self, links: Vec<Link>) {
+    pub(crate) fn resume(&mut self, links: Vec<SavedConnection>) {
         let actions = self.registry.on(now(), Event::Resume(links));
         self.perform(actions);
     }

@@ -14,7 +14,7 @@ use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::{Caller, Link, Reply};
 use bindonce_sys::listen::UnixPath;
 use bindonce_sys::{identity, inherit};
-use bindonce_wire::manifest::{self, Link as Written, LinkLease, Manifest};
+use bindonce_wire::manifest::{self, ConnectionEntry as Written, ConnectionLease, Manifest};
 use bindonce_wire::message::{Id, encode_result};
 use bindonce_wire::result::UpgradeResult;
 use tokio::net::UnixStream;
@@ -118,7 +118,7 @@ fn link(written: &Written, broker: &mut Broker) -> io::Result<Rc<Link>> {
     Ok(broker.clients.enter(stream, caller, admission, &written.unread))
 }
 
-fn read_link(written: &Written) -> registry::Link {
+fn read_link(written: &Written) -> registry::SavedConnection {
     let label = written.label.as_ref().and_then(|label| {
         let read = Label {
             service: label.service.parse().ok()?,
@@ -128,8 +128,8 @@ fn read_link(written: &Written) -> registry::Link {
         };
         Some((read, Timestamp(label.since)))
     });
-    let lease = |lease: &LinkLease| (lease.inode, Timestamp(lease.since));
-    registry::Link {
+    let lease = |lease: &ConnectionLease| (lease.inode, Timestamp(lease.since));
+    registry::SavedConnection {
         id: ConnectionId(written.id),
         peer: peer(written),
         label,
@@ -138,7 +138,7 @@ fn read_link(written: &Written) -> registry::Link {
 }
 
 /// The place of a connection's generation among those of its service.
-fn place(written: &Written, read: &registry::Link) -> Option<Place> {
+fn place(written: &Written, read: &registry::SavedConnection) -> Option<Place> {
     let (label, _) = read.label.clone()?;
     let turn = written.label.as_ref().and_then(|label| label.turn);
     let ordered = turn.map(succession::progress);

@@ -8,7 +8,9 @@ use bindonce_core::registry::{self, ConnectionId};
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::rpc::Link;
 use bindonce_sys::process;
-use bindonce_wire::manifest::{Link as Written, LinkLabel, LinkLease, LinkTurn, Manifest};
+use bindonce_wire::manifest::{
+    ConnectionEntry as Written, ConnectionLabel, ConnectionLease, ConnectionTurn, Manifest,
+};
 use tokio::net::UnixListener;
 
 use crate::answer;
@@ -33,7 +35,7 @@ pub(super) fn snapshot(
     for (entry, view) in manifest.listeners.iter_mut().zip(broker.listeners.registry.list()) {
         entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
     }
-    let turns: HashMap<ConnectionId, LinkTurn> = broker.succession.turns().collect();
+    let turns: HashMap<ConnectionId, ConnectionTurn> = broker.succession.turns().collect();
     manifest.connections = broker
         .listeners
         .registry
@@ -48,8 +50,13 @@ pub(super) fn snapshot(
     manifest
 }
 
-fn written(link: registry::Link, turn: Option<LinkTurn>, open: &Link, unread: &[u8]) -> Written {
-    let label = link.label.map(|(label, since)| LinkLabel {
+fn written(
+    link: registry::SavedConnection,
+    turn: Option<ConnectionTurn>,
+    open: &Link,
+    unread: &[u8],
+) -> Written {
+    let label = link.label.map(|(label, since)| ConnectionLabel {
         service: label.service.to_string(),
         generation: label.generation,
         pid: label.pid,
@@ -57,7 +64,7 @@ fn written(link: registry::Link, turn: Option<LinkTurn>, open: &Link, unread: &[
         since: since.0,
         turn,
     });
-    let lease = |(inode, since): (u64, Timestamp)| LinkLease { inode, since: since.0 };
+    let lease = |(inode, since): (u64, Timestamp)| ConnectionLease { inode, since: since.0 };
     Written {
         id: link.id.0,
         descriptor: Some(open.stream.as_raw_fd()),

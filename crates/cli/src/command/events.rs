@@ -7,7 +7,7 @@ use bindonce::Event;
 use bindonce_core::name::Name;
 use serde::Serialize;
 
-use crate::events::{self, Told};
+use crate::events::{self, SourcedEvent};
 use crate::globals::Globals;
 use crate::output;
 
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn print(told: &Told, json: bool) -> anyhow::Result<()> {
+fn print(told: &SourcedEvent, json: bool) -> anyhow::Result<()> {
     #[derive(Serialize)]
     struct Line<'a> {
         from: String,
@@ -86,7 +86,7 @@ fn print(told: &Told, json: bool) -> anyhow::Result<()> {
 }
 
 /// One event for people: when, who tells it, about whom, what, and why.
-pub(crate) fn text(told: &Told) -> String {
+pub(crate) fn text(told: &SourcedEvent) -> String {
     let Event { time, kind, service, generation, pid, text, .. } = &told.event;
     let about = match (service, generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation}"),
@@ -110,7 +110,7 @@ mod tests {
         let mut event = Event::new(7, time, "generation-serving", "serving");
         event.service = Some("web".into());
         (event.generation, event.pid) = (Some(3), Some(812));
-        let told = Told { source: Source::Service("web".into()), event };
+        let told = SourcedEvent { source: Source::Service("web".into()), event };
         insta::assert_snapshot!("event", text(&told));
     }
 }

@@ -10,9 +10,9 @@ use super::client::Client;
 use crate::claim::Claim;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::membership::{ATTEMPT, FAREWELL, Membership, Stopped, after, is_over};
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
-use crate::standing::{ATTEMPT, FAREWELL, Standing, Stopped, after, is_over};
 use crate::verbs;
 
 /// This process as one generation of a service whose order the broker keeps: what
@@ -58,7 +58,7 @@ pub struct Generation {
     path: PathBuf,
     /// None while there is no broker.
     client: Option<Client>,
-    standing: Standing,
+    membership: Membership,
     /// When to try again to find a broker.
     again: Instant,
 }
@@ -79,21 +79,21 @@ impl Generation {
     /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
     /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
     pub async fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
-        let mut standing = Standing::new(service);
-        let client = enter(Client::connect(path).await?, &mut standing).await?;
+        let mut membership = Membership::new(service);
+        let client = enter(Client::connect(path).await?, &mut membership).await?;
         let again = Instant::now();
-        Ok(Self { path: path.to_owned(), client: Some(client), standing, again })
+        Ok(Self { path: path.to_owned(), client: Some(client), membership, again })
     }
 
     /// The service.
     pub fn service(&self) -> &Name {
-        self.standing.service()
+        self.membership.service()
     }
 
     /// The number of this generation: larger than that of any before, also of those under
     /// earlier brokers.
     pub fn number(&self) -> u64 {
-        self.standing.number()
+        self.membership.number()
     }
 
     /// Claims listeners, all or none, as [`Client::claim`] does, and gives a lease for each. A claim made
@@ -113,9 +113,9 @@ impl Generation {
             }
         }
         let Some(client) = &mut self.client else { return Err(timed_out) };
-        let leases = client.claim(&Standing::claims(claims)).await;
+        let leases = client.claim(&Membership::claims(claims)).await;
         let leases = leases.inspect_err(|error| self.failed(error))?;
-        self.standing.keep(&leases)?;
+        self.membership.keep(&leases)?;
         Ok(leases)
     }
 
@@ -128,9 +128,9 @@ impl Generation {
     /// # Errors
     /// [`Error::Superseded`] if a newer generation is ready; see [`Error`].
     pub async fn ready(&mut self) -> Result<(), Error> {
-        self.standing.wish_to_serve();
+        self.membership.ask_to_serve();
         self.say().await?;
-        while !self.standing.may_serve()? {
+        while !self.membership.may_serve()? {
             self.news().await?;
         }
         Ok(())
@@ -143,7 +143,7 @@ impl Generation {
     /// Those of the next broker, where this one was lost and the next does not take this generation
     /// ([`Error::Refused`]). The process may serve on, and the next call tries again; see [`Error`].
     pub async fn retired(&mut self) -> Result<(), Error> {
-        while !self.standing.is_retired() {
+        while !self.membership.is_retired() {
             self.news().await?;
         }
         Ok(())
@@ -157,7 +157,7 @@ impl Generation {
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,
     /// and that none is found is no error: nobody waits for this generation then.
     pub async fn stopped(&mut self) -> Result<Stopped, Error> {
-        self.standing.stop();
+        self.membership.stop();
         let until = Instant::now() + FAREWELL;
         self.say().await?;
         while self.client.is_none() {
@@ -166,7 +166,7 @@ impl Generation {
                 Err(_) => break,
             }
         }
-        Ok(self.standing.stopped())
+        Ok(self.membership.stopped())
     }
 
     /// Awaits `work`, which finishes what is connected, and meanwhile keeps this generation's place: should
@@ -193,9 +193,9 @@ impl Generation {
     /// Says to the broker where this generation is, if there is a broker.
     async fn say(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return Ok(()) };
-        let joining = self.standing.joining();
+        let joining = self.membership.joining();
         let told = client.ask(&verbs::enter(&joining)).await;
-        match told.and_then(|result| self.standing.joined(&result)) {
+        match told.and_then(|result| self.membership.joined(&result)) {
             Err(error) if is_over(&error) => {
                 self.failed(&error);
                 Ok(())
@@ -208,7 +208,7 @@ impl Generation {
     async fn news(&mut self) -> Result<(), Error> {
         let Some(client) = &mut self.client else { return self.find_again().await };
         match client.hear().await {
-            Ok(notification) => self.standing.heard(&notification),
+            Ok(notification) => self.membership.heard(&notification),
             Err(error) => self.failed(&error),
         }
         Ok(())
@@ -219,8 +219,8 @@ impl Generation {
         sleep_until(self.again).await;
         let attempt = async {
             let mut client = Client::connect_within(&self.path, ATTEMPT).await?;
-            client.store(&self.standing.give()).await?;
-            let mut client = enter(client, &mut self.standing).await?;
+            client.store(&self.membership.give()).await?;
+            let mut client = enter(client, &mut self.membership).await?;
             client.set_timeout(DEFAULT_TIMEOUT);
             Ok(client)
         };
@@ -245,9 +245,9 @@ impl Generation {
 }
 
 /// Takes its place in the order.
-async fn enter(mut client: Client, standing: &mut Standing) -> Result<Client, Error> {
+async fn enter(mut client: Client, membership: &mut Membership) -> Result<Client, Error> {
     client.expect_notifications();
-    let result = client.ask(&verbs::enter(&standing.joining())).await?;
-    standing.joined(&result)?;
+    let result = client.ask(&verbs::enter(&membership.joining())).await?;
+    membership.joined(&result)?;
     Ok(client)
 }

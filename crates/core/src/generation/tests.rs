@@ -14,14 +14,14 @@ const ONE: GenerationId = GenerationId(1);
 const TWO: GenerationId = GenerationId(2);
 const THREE: GenerationId = GenerationId(3);
 
-/// A timeline with a clock, for tests that tell a story.
-struct Story {
+/// A timeline with a clock, for tests that tell a scenario.
+struct Scenario {
     timeline: Timeline,
     now: Moment,
     log: Vec<Action>,
 }
 
-impl Story {
+impl Scenario {
     fn new() -> Self {
         let timeline = Timeline::new(Settings::default(), ONE);
         Self { timeline, now: Moment::ZERO, log: Vec::new() }
@@ -29,11 +29,11 @@ impl Story {
 
     /// A service whose first generation serves.
     fn serving() -> Self {
-        let mut story = Self::new();
-        story.on(Event::Reload(Caller(0)));
-        story.on(Event::Ready(ONE, Handover::Pause));
-        assert_eq!(story.timeline.serving(), Some(ONE));
-        story
+        let mut scenario = Self::new();
+        scenario.on(Event::Reload(Caller(0)));
+        scenario.on(Event::Ready(ONE, Handover::Pause));
+        assert_eq!(scenario.timeline.serving(), Some(ONE));
+        scenario
     }
 
     fn on(&mut self, event: Event) -> Vec<Action> {
@@ -85,103 +85,103 @@ fn serves(id: GenerationId) -> Outcome {
 
 #[test]
 fn the_first_start_needs_no_handover() {
-    let mut story = Story::new();
-    let actions = story.on(Event::Reload(Caller(7)));
+    let mut scenario = Scenario::new();
+    let actions = scenario.on(Event::Reload(Caller(7)));
     let start = Action::Start { id: ONE, configuration: Configuration::Fresh, older_alive: false };
     assert_eq!(actions, [start]);
-    let actions = story.on(Event::Ready(ONE, Handover::Pause));
+    let actions = scenario.on(Event::Ready(ONE, Handover::Pause));
     assert_eq!(actions, [Action::Serving(ONE), Action::Answer(vec![Caller(7)], serves(ONE))]);
-    assert_eq!(story.timeline.deadline(), None);
+    assert_eq!(scenario.timeline.deadline(), None);
 }
 
 #[test]
 fn a_handover_waits_for_the_proof() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    let actions = story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    let actions = scenario.on(Event::Ready(TWO, Handover::Pause));
     assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::Pause)]);
     assert_eq!(answers(&actions), []);
     let seen = Observation { moving: true, accepting: vec![ONE], silent: vec![] };
-    assert_eq!(answers(&story.on(Event::Unproved(seen))), []);
-    assert_eq!(signals(&story.pass(100 * MS)), [(1, Signal::Pause)]);
-    let actions = story.on(Event::Proved);
+    assert_eq!(answers(&scenario.on(Event::Unproved(seen))), []);
+    assert_eq!(signals(&scenario.pass(100 * MS)), [(1, Signal::Pause)]);
+    let actions = scenario.on(Event::Proved);
     assert_eq!(signals(&actions), [(2, Signal::Continue), (1, Signal::SoftStop)]);
     assert_eq!(answers(&actions), [serves(TWO)]);
     // A lost soft stop is sent again until it is confirmed; then the connections are counted.
-    assert_eq!(signals(&story.pass(250 * MS)), [(1, Signal::SoftStop)]);
-    assert_eq!(story.on(Event::Stopped(ONE)), [Action::Detach(ONE)]);
-    assert_eq!(story.on(Event::Connections(ONE, 3)), []);
-    assert_eq!(story.on(Event::Connections(ONE, 0)), [Action::LetGo(ONE)]);
-    assert_eq!(story.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
-    assert_eq!(story.timeline.deadline(), None);
+    assert_eq!(signals(&scenario.pass(250 * MS)), [(1, Signal::SoftStop)]);
+    assert_eq!(scenario.on(Event::Stopped(ONE)), [Action::Detach(ONE)]);
+    assert_eq!(scenario.on(Event::Connections(ONE, 3)), []);
+    assert_eq!(scenario.on(Event::Connections(ONE, 0)), [Action::LetGo(ONE)]);
+    assert_eq!(scenario.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
+    assert_eq!(scenario.timeline.deadline(), None);
 }
 
 #[test]
 fn an_older_generation_that_goes_on_accepting_is_ended() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
     let seen = Observation { moving: true, accepting: vec![ONE], silent: vec![] };
-    story.on(Event::Unproved(seen));
-    let actions = story.pass(Duration::from_secs(5));
+    scenario.on(Event::Unproved(seen));
+    let actions = scenario.pass(Duration::from_secs(5));
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
-    assert_eq!(signals(&story.pass(MS * 1000)).last(), Some(&(1, Signal::Kill)));
-    story.on(Event::Exited(ONE));
+    assert_eq!(signals(&scenario.pass(MS * 1000)).last(), Some(&(1, Signal::Kill)));
+    scenario.on(Event::Exited(ONE));
     let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: true };
-    assert_eq!(answers(&story.on(Event::Proved)), [outcome]);
+    assert_eq!(answers(&scenario.on(Event::Proved)), [outcome]);
 }
 
 #[test]
 fn a_stranger_that_accepts_is_told_when_no_older_generation_is_left() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
     let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
-    story.on(moving());
-    let actions = story.pass(Duration::from_secs(5));
+    scenario.on(moving());
+    let actions = scenario.pass(Duration::from_secs(5));
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
     assert_eq!(answers(&actions), []);
-    story.on(Event::Exited(ONE));
-    story.on(moving());
-    let mut actions = story.pass(Duration::from_secs(2));
+    scenario.on(Event::Exited(ONE));
+    scenario.on(moving());
+    let mut actions = scenario.pass(Duration::from_secs(2));
     assert_eq!(answers(&actions), [], "it was seen before all were gone, for all that is known");
-    story.on(moving());
-    actions.extend(story.pass(Duration::from_secs(1)));
+    scenario.on(moving());
+    actions.extend(scenario.pass(Duration::from_secs(1)));
     let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: false };
     assert_eq!(answers(&actions), [outcome]);
 }
 
 #[test]
 fn one_that_the_kernel_ends_late_is_not_taken_for_a_stranger() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
     let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
-    story.on(moving());
-    story.pass(Duration::from_secs(5));
+    scenario.on(moving());
+    scenario.pass(Duration::from_secs(5));
     // It is deaf to SIGTERM too, and takes two seconds to die of SIGKILL.
     let mut actions = Vec::new();
     for _ in 0..30 {
-        actions.extend(story.pass(100 * MS));
-        actions.extend(story.on(moving()));
+        actions.extend(scenario.pass(100 * MS));
+        actions.extend(scenario.on(moving()));
     }
     assert_eq!(answers(&actions), []);
-    story.on(Event::Exited(ONE));
+    scenario.on(Event::Exited(ONE));
     let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: true };
-    assert_eq!(answers(&story.on(Event::Proved)), [outcome]);
+    assert_eq!(answers(&scenario.on(Event::Proved)), [outcome]);
 }
 
 #[test]
 fn one_that_the_kernel_never_ends_does_not_keep_clients_waiting_for_ever() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
     let moving = || Event::Unproved(Observation { moving: true, ..Observation::default() });
-    story.on(moving());
-    let mut actions = story.pass(Duration::from_secs(5));
+    scenario.on(moving());
+    let mut actions = scenario.pass(Duration::from_secs(5));
     for _ in 0..80 {
-        actions.extend(story.on(moving()));
-        actions.extend(story.pass(100 * MS));
+        actions.extend(scenario.on(moving()));
+        actions.extend(scenario.pass(100 * MS));
     }
     let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: false };
     assert_eq!(answers(&actions), [outcome]);
@@ -189,113 +189,113 @@ fn one_that_the_kernel_never_ends_does_not_keep_clients_waiting_for_ever() {
 
 #[test]
 fn one_that_is_proved_not_to_accept_must_confirm_its_stop_all_the_same() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    assert_eq!(answers(&story.on(Event::Proved)), [serves(TWO)]);
-    let actions = story.pass(Duration::from_secs(5));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    assert_eq!(answers(&scenario.on(Event::Proved)), [serves(TWO)]);
+    let actions = scenario.pass(Duration::from_secs(5));
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
-    assert_eq!(signals(&story.pass(Duration::from_secs(1))), [(1, Signal::Kill)]);
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(1))), [(1, Signal::Kill)]);
 }
 
 #[test]
 fn a_silent_generation_is_continued_then_killed_so_that_the_service_does_not_stand_still() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
     let silent = || Event::Unproved(Observation { silent: vec![ONE], ..Observation::default() });
-    story.on(silent());
-    story.pass(250 * MS);
-    assert_eq!(signals(&story.on(silent())), [(1, Signal::Continue)]);
-    story.pass(750 * MS);
-    assert_eq!(signals(&story.on(silent())), [(1, Signal::Kill)]);
-    assert_eq!(signals(&story.on(silent())), []);
+    scenario.on(silent());
+    scenario.pass(250 * MS);
+    assert_eq!(signals(&scenario.on(silent())), [(1, Signal::Continue)]);
+    scenario.pass(750 * MS);
+    assert_eq!(signals(&scenario.on(silent())), [(1, Signal::Kill)]);
+    assert_eq!(signals(&scenario.on(silent())), []);
 }
 
 #[test]
 fn without_a_client_each_older_generation_must_confirm() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Unproved(Observation::default()));
-    let actions = story.pass(Duration::from_secs(5));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Unproved(Observation::default()));
+    let actions = scenario.pass(Duration::from_secs(5));
     assert_eq!(answers(&actions), []);
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::SoftStop)));
-    let actions = story.on(Event::Stopped(ONE));
+    let actions = scenario.on(Event::Stopped(ONE));
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert_eq!(answers(&actions), [serves(TWO)]);
 }
 
 #[test]
 fn where_nothing_can_be_paused_the_newer_waits_until_the_older_has_stopped() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    let actions = story.on(Event::Ready(TWO, Handover::StopFirst));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    let actions = scenario.on(Event::Ready(TWO, Handover::StopFirst));
     assert_eq!(signals(&actions), [(2, Signal::Stop), (1, Signal::SoftStop)]);
-    assert_eq!(story.timeline.serving(), None);
-    assert_eq!(signals(&story.on(Event::Stopped(ONE))), []);
-    let actions = story.on(Event::Proved);
+    assert_eq!(scenario.timeline.serving(), None);
+    assert_eq!(signals(&scenario.on(Event::Stopped(ONE))), []);
+    let actions = scenario.on(Event::Proved);
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert!(actions.contains(&Action::Serving(TWO)));
     assert_eq!(answers(&actions), [serves(TWO)]);
     // Should it die while it waits, the older one cannot come back: the same is started again.
-    story.on(Event::Reload(Caller(2)));
-    story.on(Event::Ready(THREE, Handover::StopFirst));
-    let actions = story.on(Event::Exited(THREE));
+    scenario.on(Event::Reload(Caller(2)));
+    scenario.on(Event::Ready(THREE, Handover::StopFirst));
+    let actions = scenario.on(Event::Exited(THREE));
     assert_eq!(answers(&actions), [Outcome::Failed(THREE, Failure::DiedInHandover)]);
     assert_eq!(starts(&actions), [(4, Configuration::Of(TWO))]);
 }
 
 #[test]
 fn a_new_generation_that_dies_while_stopped_gives_way_to_the_older() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    let actions = story.on(Event::Exited(TWO));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    let actions = scenario.on(Event::Exited(TWO));
     assert_eq!(signals(&actions), [(1, Signal::Resume)]);
     assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::DiedInHandover)]);
-    assert_eq!(story.timeline.serving(), Some(ONE));
+    assert_eq!(scenario.timeline.serving(), Some(ONE));
     assert_eq!(starts(&actions), []);
 }
 
 #[test]
 fn a_bad_configuration_touches_nothing() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    let actions = story.on(Event::StartFailed(TWO));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    let actions = scenario.on(Event::StartFailed(TWO));
     assert_eq!(signals(&actions), []);
     assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::NotStarted)]);
-    story.on(Event::Reload(Caller(2)));
-    let actions = story.on(Event::Exited(THREE));
+    scenario.on(Event::Reload(Caller(2)));
+    let actions = scenario.on(Event::Exited(THREE));
     assert_eq!(signals(&actions), []);
     assert_eq!(answers(&actions), [Outcome::Failed(THREE, Failure::Exited)]);
-    assert_eq!(story.timeline.serving(), Some(ONE));
+    assert_eq!(scenario.timeline.serving(), Some(ONE));
 }
 
 #[test]
 fn a_generation_that_is_not_ready_in_time_is_ended() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    assert_eq!(signals(&story.pass(Duration::from_secs(30))), [(2, Signal::Terminate)]);
-    assert_eq!(signals(&story.pass(Duration::from_secs(1))), [(2, Signal::Kill)]);
-    assert_eq!(story.on(Event::Ready(TWO, Handover::Pause)), []);
-    let actions = story.on(Event::Exited(TWO));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(30))), [(2, Signal::Terminate)]);
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(1))), [(2, Signal::Kill)]);
+    assert_eq!(scenario.on(Event::Ready(TWO, Handover::Pause)), []);
+    let actions = scenario.on(Event::Exited(TWO));
     assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::NotReady)]);
 }
 
 #[test]
 fn reloads_coalesce() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
     for caller in 2..50 {
-        assert_eq!(story.on(Event::Reload(Caller(caller))), []);
+        assert_eq!(scenario.on(Event::Reload(Caller(caller))), []);
     }
-    story.on(Event::Ready(TWO, Handover::Pause));
-    let actions = story.on(Event::Proved);
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    let actions = scenario.on(Event::Proved);
     assert!(actions.contains(&Action::Answer(vec![Caller(1)], serves(TWO))));
     assert_eq!(starts(&actions), [(3, Configuration::Fresh)]);
-    story.on(Event::Ready(THREE, Handover::Pause));
-    let actions = story.on(Event::Proved);
+    scenario.on(Event::Ready(THREE, Handover::Pause));
+    let actions = scenario.on(Event::Proved);
     let all: Vec<_> = (2..50).map(Caller).collect();
     assert!(actions.contains(&Action::Answer(all, serves(THREE))));
     assert_eq!(starts(&actions), []);
@@ -303,86 +303,86 @@ fn reloads_coalesce() {
 
 #[test]
 fn a_crash_starts_the_same_configuration_again_and_backs_off() {
-    let mut story = Story::serving();
-    let actions = story.on(Event::Exited(ONE));
+    let mut scenario = Scenario::serving();
+    let actions = scenario.on(Event::Exited(ONE));
     assert_eq!(starts(&actions), [(2, Configuration::Of(ONE))]);
     let mut waits = Vec::new();
     for id in 2..13 {
-        story.on(Event::Ready(GenerationId(id), Handover::Pause));
-        let actions = story.on(Event::Exited(GenerationId(id)));
+        scenario.on(Event::Ready(GenerationId(id), Handover::Pause));
+        let actions = scenario.on(Event::Exited(GenerationId(id)));
         let wait = actions.iter().find_map(|action| match action {
             Action::Restart { after, rollback: false, .. } => Some(*after),
             _ => None,
         });
         waits.push(wait.expect("a restart").as_millis());
-        story.pass(Duration::from_secs(10));
+        scenario.pass(Duration::from_secs(10));
     }
     assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10000, 10000, 10000, 10000]);
 }
 
 #[test]
 fn one_that_served_for_a_while_is_started_again_at_once_each_time() {
-    let mut story = Story::serving();
+    let mut scenario = Scenario::serving();
     for id in 1..8 {
-        story.pass(SERVED_A_WHILE);
-        let actions = story.on(Event::Exited(GenerationId(id)));
+        scenario.pass(SERVED_A_WHILE);
+        let actions = scenario.on(Event::Exited(GenerationId(id)));
         assert_eq!(starts(&actions), [(id + 1, Configuration::Of(ONE))]);
-        story.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
+        scenario.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
     }
 }
 
 #[test]
 fn a_configuration_that_keeps_dying_gives_way_to_the_last_that_worked() {
-    let mut story = Story::serving();
-    story.pass(WORKED_AFTER);
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Proved);
-    story.on(Event::Exited(ONE));
+    let mut scenario = Scenario::serving();
+    scenario.pass(WORKED_AFTER);
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    scenario.on(Event::Exited(ONE));
     for id in 2..4 {
-        let actions = story.on(Event::Exited(GenerationId(id)));
+        let actions = scenario.on(Event::Exited(GenerationId(id)));
         assert!(!actions.iter().any(|a| matches!(a, Action::Restart { rollback: true, .. })));
-        story.pass(Duration::from_secs(1));
-        story.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
+        scenario.pass(Duration::from_secs(1));
+        scenario.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
     }
-    let mut actions = story.on(Event::Exited(GenerationId(4)));
+    let mut actions = scenario.on(Event::Exited(GenerationId(4)));
     assert!(actions.iter().any(|a| matches!(a, Action::Restart { rollback: true, .. })));
-    actions.extend(story.pass(Duration::from_secs(1)));
+    actions.extend(scenario.pass(Duration::from_secs(1)));
     assert_eq!(starts(&actions), [(5, Configuration::Of(ONE))]);
 }
 
 #[test]
 fn an_older_generation_that_drains_is_not_revived() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Proved);
-    story.on(Event::Stopped(ONE));
-    let actions = story.on(Event::Exited(TWO));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    scenario.on(Event::Stopped(ONE));
+    let actions = scenario.on(Event::Exited(TWO));
     assert_eq!(signals(&actions), []);
     assert_eq!(starts(&actions), [(3, Configuration::Of(TWO))]);
 }
 
 #[test]
 fn a_serving_generation_that_somebody_else_stopped_is_replaced() {
-    let mut story = Story::serving();
-    let actions = story.on(Event::Stopped(ONE));
+    let mut scenario = Scenario::serving();
+    let actions = scenario.on(Event::Stopped(ONE));
     assert_eq!(starts(&actions), [(2, Configuration::Of(ONE))]);
 }
 
 #[test]
 fn too_many_draining_end_the_oldest() {
     let settings = Settings { max_draining: 2, ..Settings::default() };
-    let mut story = Story::new();
-    story.timeline = Timeline::new(settings, ONE);
+    let mut scenario = Scenario::new();
+    scenario.timeline = Timeline::new(settings, ONE);
     let mut ended = Vec::new();
     for id in 1..6 {
-        story.on(Event::Reload(Caller(id)));
-        story.on(Event::Ready(GenerationId(id), Handover::Pause));
-        let actions = story.on(Event::Proved);
+        scenario.on(Event::Reload(Caller(id)));
+        scenario.on(Event::Ready(GenerationId(id), Handover::Pause));
+        let actions = scenario.on(Event::Proved);
         ended.extend(signals(&actions).into_iter().filter(|(_, s)| *s == Signal::Terminate));
         if id > 1 {
-            story.on(Event::Stopped(GenerationId(id - 1)));
+            scenario.on(Event::Stopped(GenerationId(id - 1)));
         }
     }
     assert_eq!(ended, [(1, Signal::Terminate), (2, Signal::Terminate)]);
@@ -390,45 +390,48 @@ fn too_many_draining_end_the_oldest() {
 
 #[test]
 fn retiring_ends_what_drains_and_leaves_what_serves() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    assert_eq!(story.on(Event::Retire(TWO)), [], "it is being started");
-    story.on(Event::Ready(TWO, Handover::Pause));
-    story.on(Event::Proved);
-    story.on(Event::Stopped(ONE));
-    assert_eq!(story.on(Event::Retire(TWO)), [], "it serves");
-    assert_eq!(signals(&story.on(Event::Retire(ONE))), [(1, Signal::Terminate)]);
-    assert_eq!(story.on(Event::Retire(ONE)), [], "it is on its way");
-    assert_eq!(signals(&story.pass(TERM_TO_KILL)), [(1, Signal::Kill)]);
-    assert_eq!(story.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
-    assert_eq!(story.timeline.serving(), Some(TWO));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    assert_eq!(scenario.on(Event::Retire(TWO)), [], "it is being started");
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    scenario.on(Event::Stopped(ONE));
+    assert_eq!(scenario.on(Event::Retire(TWO)), [], "it serves");
+    assert_eq!(signals(&scenario.on(Event::Retire(ONE))), [(1, Signal::Terminate)]);
+    assert_eq!(scenario.on(Event::Retire(ONE)), [], "it is on its way");
+    assert_eq!(signals(&scenario.pass(TERM_TO_KILL)), [(1, Signal::Kill)]);
+    assert_eq!(scenario.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
+    assert_eq!(scenario.timeline.serving(), Some(TWO));
 }
 
 #[test]
 fn shutdown_drains_and_a_second_one_ends_at_once() {
-    let mut story = Story::serving();
-    assert_eq!(signals(&story.on(Event::Shutdown)), [(1, Signal::SoftStop)]);
-    let late = story.on(Event::Reload(Caller(9)));
+    let mut scenario = Scenario::serving();
+    assert_eq!(signals(&scenario.on(Event::Shutdown)), [(1, Signal::SoftStop)]);
+    let late = scenario.on(Event::Reload(Caller(9)));
     assert_eq!(late, [Action::Answer(vec![Caller(9)], Outcome::ShuttingDown)]);
-    assert_eq!(signals(&story.on(Event::Shutdown)), [(1, Signal::Terminate)]);
-    assert_eq!(story.on(Event::Exited(ONE)), [Action::Gone(ONE), Action::Exit(Ending::Shutdown)]);
+    assert_eq!(signals(&scenario.on(Event::Shutdown)), [(1, Signal::Terminate)]);
+    assert_eq!(
+        scenario.on(Event::Exited(ONE)),
+        [Action::Gone(ONE), Action::Exit(Ending::Shutdown)]
+    );
 }
 
 #[test]
 fn a_service_that_never_served_exits() {
-    let mut story = Story::new();
-    story.on(Event::Reload(Caller(0)));
-    let actions = story.on(Event::Exited(ONE));
+    let mut scenario = Scenario::new();
+    scenario.on(Event::Reload(Caller(0)));
+    let actions = scenario.on(Event::Exited(ONE));
     assert_eq!(answers(&actions), [Outcome::Failed(ONE, Failure::Exited)]);
     assert_eq!(actions.last(), Some(&Action::Exit(Ending::NeverServed)));
 }
 
 #[test]
 fn adopted_generations_go_on_and_ids_only_grow() {
-    let mut story = Story::new();
+    let mut scenario = Scenario::new();
     let found = [(ONE, State::Draining, ONE), (THREE, State::Serving, THREE)];
-    let actions = story.timeline.adopt(Moment::ZERO, found);
+    let actions = scenario.timeline.adopt(Moment::ZERO, found);
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
-    assert_eq!(story.timeline.serving(), Some(THREE));
-    assert_eq!(starts(&story.on(Event::Reload(Caller(1)))), [(4, Configuration::Fresh)]);
+    assert_eq!(scenario.timeline.serving(), Some(THREE));
+    assert_eq!(starts(&scenario.on(Event::Reload(Caller(1)))), [(4, Configuration::Fresh)]);
 }

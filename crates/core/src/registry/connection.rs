@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 
 /// Where a generation is in its life, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Phase {
+pub enum JoinState {
     /// It does not accept yet.
     Starting,
     /// It accepts.
@@ -29,12 +29,12 @@ pub struct Label {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life.
-    pub phase: Phase,
+    pub phase: JoinState,
 }
 
 /// A connection with all that the registry knows of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
+pub struct SavedConnection {
     /// Its number, the same in both images.
     pub id: ConnectionId,
     /// Who connected.

@@ -5,7 +5,7 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-use super::connection::{Label, Link};
+use super::connection::{Label, SavedConnection};
 use super::held::Opened;
 use super::ids::{ConnectionId, ListenerId};
 use super::refusal::Refusal;
@@ -63,7 +63,7 @@ pub enum Event<H> {
     /// These are held already, from before.
     Adopt(Vec<Adoption<H>>),
     /// These were connected to an earlier image of this process.
-    Resume(Vec<Link>),
+    Resume(Vec<SavedConnection>),
     /// The socket of this listener is beyond repair; this one takes its place.
     Replace(ListenerId, Opened<H>),
 }

@@ -4,24 +4,29 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Registry;
-use super::connection::{Connection, Link};
+use super::connection::{Connection, SavedConnection};
 use super::event::Action;
 
 impl<H> Registry<H> {
     /// Every connection, in the order in which they connected.
-    pub fn links(&self) -> impl Iterator<Item = Link> {
+    pub fn links(&self) -> impl Iterator<Item = SavedConnection> {
         self.connections.iter().map(|(id, connection)| {
             let lease = |(id, since): (&_, &_)| Some((self.held.get(id)?.opened.inode, *since));
             let mut leases: Vec<_> = connection.leases.iter().filter_map(lease).collect();
             leases.sort_unstable();
-            Link { id: *id, peer: connection.peer, label: connection.label.clone(), leases }
+            SavedConnection {
+                id: *id,
+                peer: connection.peer,
+                label: connection.label.clone(),
+                leases,
+            }
         })
     }
 
     /// Enters connections that were there before. A lease on what is not held any more is
     /// left out.
     /// A tentative listener whose claimant did not come along is closed.
-    pub(super) fn resume(&mut self, links: Vec<Link>, actions: &mut Vec<Action<H>>) {
+    pub(super) fn resume(&mut self, links: Vec<SavedConnection>, actions: &mut Vec<Action<H>>) {
         let ids: HashMap<u64, _> =
             self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
         for link in links {
@@ -46,7 +51,7 @@ impl<H> Registry<H> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Adoption, Closing, ConnectionId, Event, Label, Opened, Phase};
+    use super::super::{Adoption, Closing, ConnectionId, Event, JoinState, Label, Opened};
     use super::*;
     use crate::policy::Peer;
     use crate::time::Timestamp;
@@ -75,17 +80,18 @@ mod tests {
             service: "edge".parse().expect("name"),
             generation: 7,
             pid: 9,
-            phase: Phase::Serving,
+            phase: JoinState::Serving,
         };
         let peer = Peer { pid: 1, uid: 2, gid: 3 };
-        let link = |id, leases, label| Link { id: ConnectionId(id), peer, label, leases };
+        let link =
+            |id, leases, label| SavedConnection { id: ConnectionId(id), peer, label, leases };
         let links = vec![
             link(3, vec![(80, Timestamp(6)), (81, Timestamp(7))], Some((label, NOW))),
             // What is gone is left out.
             link(4, vec![(99, NOW)], None),
         ];
         first.on(NOW, Event::Resume(links));
-        let told: Vec<Link> = first.links().collect();
+        let told: Vec<SavedConnection> = first.links().collect();
         assert_eq!((told.len(), told[0].leases.len(), told[1].leases.len()), (2, 2, 0));
 
         let mut second = Registry::default();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Registry;
-use super::connection::{Holder, Phase};
+use super::connection::{Holder, JoinState};
 use super::held::Held;
 use super::ids::{ConnectionId, ListenerId};
 use crate::name::Name;
@@ -38,7 +38,7 @@ pub struct Generation {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life.
-    pub phase: Phase,
+    pub phase: JoinState,
     /// Since when it is there.
     pub since: Timestamp,
     /// The names on the wire of the listeners it uses, in the order they were created.

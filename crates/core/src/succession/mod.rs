@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use crate::generation::Moment;
 use crate::name::Name;
-use crate::registry::{ConnectionId, Label, Phase};
+use crate::registry::{ConnectionId, JoinState, Label};
 
 pub use refusal::Refusal;
 
@@ -59,7 +59,7 @@ pub struct Joining {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life. Where the broker keeps the order, `Serving` is a wish.
-    pub phase: Phase,
+    pub phase: JoinState,
     /// Whether the broker keeps the order.
     pub ordered: bool,
     /// With `Draining`: it has stopped to make room for this newer one. Should that one be gone,
@@ -208,11 +208,11 @@ enum Stage {
 }
 
 impl Stage {
-    fn of(phase: Phase) -> Self {
+    fn of(phase: JoinState) -> Self {
         match phase {
-            Phase::Starting => Self::Starting,
-            Phase::Serving => Self::Serving,
-            Phase::Draining => Self::Draining,
+            JoinState::Starting => Self::Starting,
+            JoinState::Serving => Self::Serving,
+            JoinState::Draining => Self::Draining,
         }
     }
 }
@@ -220,9 +220,9 @@ impl Stage {
 impl Member {
     fn label(&self, service: &Name) -> Label {
         let phase = match self.stage {
-            Stage::Starting | Stage::Ready => Phase::Starting,
-            Stage::Serving => Phase::Serving,
-            Stage::Draining => Phase::Draining,
+            Stage::Starting | Stage::Ready => JoinState::Starting,
+            Stage::Serving => JoinState::Serving,
+            Stage::Draining => JoinState::Draining,
         };
         Label { service: service.clone(), generation: self.generation, pid: self.pid, phase }
     }
@@ -314,7 +314,7 @@ impl Succession {
             let Label { service: name, generation, pid, phase } = label;
             let progress = ordered.unwrap_or_default();
             let stage = match phase {
-                Phase::Starting if progress.ready => Stage::Ready,
+                JoinState::Starting if progress.ready => Stage::Ready,
                 phase => Stage::of(phase),
             };
             let told = progress.told.then(|| now + self.patience);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::generation::Moment;
 use crate::name::Name;
-use crate::registry::{ConnectionId, Phase};
+use crate::registry::{ConnectionId, JoinState};
 
 impl Member {
     /// When it must have stopped accepting, where it has to.
@@ -167,15 +167,15 @@ impl Succession {
             // It has made room for one that has gone, and nobody else waits: it serves on.
             let stays = served && successor.is_some() && newest <= Some(member.generation);
             member.stage = match (phase, stage) {
-                (Phase::Draining, _) if stays => Stage::Serving,
-                (Phase::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
+                (JoinState::Draining, _) if stays => Stage::Serving,
+                (JoinState::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
                 (_, Some(Stage::Serving)) => Stage::Serving,
                 // It served under the previous broker.
-                (Phase::Serving, _) if served => Stage::Serving,
+                (JoinState::Serving, _) if served => Stage::Serving,
                 _ if member.told.is_some() => Stage::Draining,
                 _ if service.has_successor(member.generation) => Stage::Draining,
-                (Phase::Serving, _) => Stage::Ready,
-                (Phase::Starting, _) => Stage::Starting,
+                (JoinState::Serving, _) => Stage::Ready,
+                (JoinState::Starting, _) => Stage::Starting,
             };
         }
         let label = member.label(&name);
@@ -313,7 +313,7 @@ impl Service {
         let connection = *self.members.iter().find(|(_, member)| same(member))?.0;
         let member = self.members.remove(&connection)?;
         let mut label = member.label(name);
-        label.phase = Phase::Draining;
+        label.phase = JoinState::Draining;
         actions.push(Action::Enter(connection, label.clone()));
         actions.push(Action::Cut(connection, label, Cause::Replaced));
         Some((connection, member))

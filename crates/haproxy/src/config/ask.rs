@@ -26,13 +26,13 @@ const FILE: &str = "/dev/stdin";
 
 /// The haproxy to ask, and how it is run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Whose<'a> {
+pub(super) struct Haproxy<'a> {
     pub(super) program: &'a OsStr,
     /// All arguments of the user's command; those that matter are passed on.
     pub(super) arguments: &'a [OsString],
     pub(super) directory: &'a Path,
     pub(super) environment: &'a Environment,
-    /// Whose rights it has, if not ours.
+    /// Haproxy rights it has, if not ours.
     pub(super) user: Option<User>,
 }
 
@@ -41,12 +41,12 @@ pub(super) struct Whose<'a> {
 /// # Errors
 /// It cannot be started, has not answered in time, was killed, or says something else: always with
 /// what it said or what happened.
-pub(super) fn ask(whose: &Whose<'_>, questions: &Questions) -> io::Result<Answers> {
+pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
     let mut left = questions.clone();
     // Terms that cannot be asked together with others, with what became of them.
     let mut apart: Vec<(Vec<u8>, Result<bool, String>)> = Vec::new();
     loop {
-        let answer = whose.read(&left.text())?;
+        let answer = haproxy.read(&left.text())?;
         if let Some(mut answers) = left.answers(&answer.stderr) {
             answers.terms.extend(apart);
             return Ok(answers);
@@ -61,7 +61,7 @@ pub(super) fn ask(whose: &Whose<'_>, questions: &Questions) -> io::Result<Answer
             (None, _) => {
                 for term in std::mem::take(&mut left.terms) {
                     let one = Questions { terms: [term].into(), names: left.names.clone() };
-                    apart.extend(ask(whose, &one)?.terms);
+                    apart.extend(ask(haproxy, &one)?.terms);
                 }
                 continue;
             }
@@ -71,7 +71,7 @@ pub(super) fn ask(whose: &Whose<'_>, questions: &Questions) -> io::Result<Answer
     }
 }
 
-impl Whose<'_> {
+impl Haproxy<'_> {
     /// Lets haproxy read a text.
     fn read(&self, text: &[u8]) -> io::Result<Answer> {
         let mut command = Command::new(self.program);
@@ -119,7 +119,7 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&haproxy, mode).expect("mode");
         let told = ask(
-            &Whose {
+            &Haproxy {
                 program: haproxy.as_os_str(),
                 arguments: &[],
                 directory: &folder,

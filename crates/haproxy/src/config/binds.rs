@@ -9,7 +9,7 @@ use bindonce_core::listener::Listener;
 
 use super::address::{self, Context, Problem, Target};
 use super::listeners::MARK;
-use super::options::Said;
+use super::options::BindOptions;
 use super::reader::{Word, escape_into, expand, printable, quoted};
 use super::state::State;
 use super::world::{Family, World};
@@ -55,7 +55,7 @@ pub(super) struct BindLine {
     /// The address word as written.
     pub(super) text: String,
     pub(super) pieces: Vec<Piece>,
-    pub(super) said: Said,
+    pub(super) bind_options: BindOptions,
     /// All words behind the address.
     pub(super) options: Vec<Vec<u8>>,
     /// Words that share their bytes with the address word: those before and after it.
@@ -121,9 +121,9 @@ pub(super) fn read(
         })?;
         pieces.push(Piece { text: text.to_vec(), part });
     }
-    let said = Said::read(words[2..].iter().map(|word| word.value.as_slice()));
+    let bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
     // In another network namespace haproxy alone can look.
-    if let (Some(device), None) = (&said.interface, &said.namespace)
+    if let (Some(device), None) = (&bind_options.interface, &bind_options.namespace)
         && !around.world.has_device(device)
     {
         for piece in &mut pieces {
@@ -144,7 +144,7 @@ pub(super) fn read(
         source: offset + word.source.start..offset + word.source.end,
         text: printable(&line[word.source.clone()]),
         pieces,
-        said,
+        bind_options,
         options: words[2..].iter().map(|word| word.value.clone()).collect(),
         before: shared(&words[..1]),
         after: shared(&words[2..]),
@@ -187,17 +187,17 @@ impl BindLine {
     pub(super) fn listeners(
         &self,
         piece: &Piece,
-        defaults: &Said,
+        defaults: &BindOptions,
         world: &dyn World,
     ) -> Result<Vec<Listener>, Error> {
         let Part::Listen(first, last) = &piece.part else {
             return Ok(Vec::new());
         };
-        let mut said = self.said.or(defaults);
+        let mut bind_options = self.bind_options.or(defaults);
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
-        if wildcard && !said.v4v6 && !said.v6only {
+        if wildcard && !bind_options.v4v6 && !bind_options.v6only {
             // haproxy then leaves it to the system.
-            said.v6only = world.is_ipv6_only(said.namespace.as_deref());
+            bind_options.v6only = world.is_ipv6_only(bind_options.namespace.as_deref());
         }
         let ports = match first.port() {
             Some(port) => port..=*last,
@@ -206,7 +206,7 @@ impl BindLine {
         ports
             .map(|port| {
                 let address = first.with_port(port);
-                let options = said.on(&address);
+                let options = bind_options.on(&address);
                 Listener::new(None, address, options)
                     .map_err(|source| Error::Listener { place: self.place.clone(), source })
             })

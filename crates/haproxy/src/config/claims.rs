@@ -10,8 +10,8 @@ use bindonce_core::name::Name;
 
 use super::binds::{BindLine, Part, Piece};
 use super::edits::Edits;
-use super::listeners::{Met, Names, Supply};
-use super::options::Said;
+use super::listeners::{Names, Occupied, Supply};
+use super::options::BindOptions;
 use super::rendering::{Binding, LeftAlone, Supplied, Variable};
 use super::sections::{Kind, Section};
 use super::unknowns::Unknowns;
@@ -41,7 +41,7 @@ struct Bound {
 pub(super) struct Claims {
     supply: Supply,
     names: Names,
-    met: Met,
+    occupied: Occupied,
     pub(super) bindings: Vec<Binding>,
     pub(super) variables: Vec<Variable>,
     pub(super) left_alone: Vec<LeftAlone>,
@@ -54,8 +54,8 @@ impl Claims {
         for variable in supply.variables().chain(supplied.keep.iter().copied()) {
             names.reserve(variable);
         }
-        let (met, bindings, variables, left_alone) = Default::default();
-        Ok(Self { supply, names, met, bindings, variables, left_alone })
+        let (occupied, bindings, variables, left_alone) = Default::default();
+        Ok(Self { supply, names, occupied, bindings, variables, left_alone })
     }
 
     /// The variables that `--listen` gives.
@@ -72,7 +72,7 @@ impl Claims {
     pub(super) fn section(
         &mut self,
         section: &Section,
-        unix: &Said,
+        unix: &BindOptions,
         world: &dyn World,
         unknowns: &Unknowns<'_>,
         edits: &mut Edits,
@@ -187,7 +187,7 @@ impl Claims {
 
     fn bound(&self, word: String, first: usize, line: &BindLine) -> Bound {
         let bindings = first..self.bindings.len();
-        Bound { word, bindings, options: line.options.clone(), threads: line.said.threads }
+        Bound { word, bindings, options: line.options.clone(), threads: line.bind_options.threads }
     }
 
     /// Lines of a section on one address are one socket, which haproxy duplicates for them (seen
@@ -195,8 +195,9 @@ impl Claims {
     /// it does not matter which has a connection. Whether that is the case here; the bindings
     /// then know the line.
     fn shares(&mut self, key: &(Key, u16), line: &BindLine, earlier: &Earlier) -> bool {
-        let same =
-            |bound: &&Bound| line.said.threads && bound.threads || line.options == bound.options;
+        let same = |bound: &&Bound| {
+            line.bind_options.threads && bound.threads || line.options == bound.options
+        };
         let Some(Bound { bindings, .. }) = earlier.get(key).filter(same) else {
             return false;
         };
@@ -222,8 +223,8 @@ impl Claims {
         let twice =
             before.into_iter().any(|other| matches!(&other.part, Part::Foreign(n) if n == number));
         // As in `shares`.
-        if !line.said.threads && !twice && !earlier.into_iter().any(has_it) {
-            self.met.add_foreign(number, &line.place)?;
+        if !line.bind_options.threads && !twice && !earlier.into_iter().any(has_it) {
+            self.occupied.add_foreign(number, &line.place)?;
         }
         let reason = if number.is_empty() {
             "neither --listen nor the environment gives this descriptor"
@@ -272,7 +273,7 @@ impl Claims {
     ) -> Result<(), Error> {
         let first = self.bindings.len();
         for listener in listeners {
-            self.met.add(&listener, &line.place)?;
+            self.occupied.add(&listener, &line.place)?;
             self.bindings.push(Binding {
                 listener,
                 variable: variable.to_owned(),

@@ -13,7 +13,7 @@ use super::state::State;
 const MAX_DEPTH: usize = 300;
 
 /// Whether a term holds, or why haproxy does not understand it; none when it has not been asked yet.
-pub(super) type Told<'a> = &'a dyn Fn(&[u8]) -> Option<Result<bool, String>>;
+pub(super) type Lookup<'a> = &'a dyn Fn(&[u8]) -> Option<Result<bool, String>>;
 
 /// What an expression comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum Value {
 }
 
 /// Evaluates an expression in the state that the lines before it have left.
-pub(super) fn evaluate(text: &[u8], state: &State, told: Told<'_>) -> Value {
+pub(super) fn evaluate(text: &[u8], state: &State, told: Lookup<'_>) -> Value {
     let whole = || Expression::Term(text.to_vec());
     let expression = if text.is_empty() {
         Expression::Constant(false)
@@ -64,7 +64,7 @@ enum Expression {
 impl Expression {
     /// Its value: none when haproxy has to be asked first. As in haproxy, what is behind the
     /// term that decides is not looked at.
-    fn value(&self, state: &State, told: Told<'_>) -> Result<Option<bool>, String> {
+    fn value(&self, state: &State, told: Lookup<'_>) -> Result<Option<bool>, String> {
         let stops_at = |all: &[Self], stop: bool| {
             for one in all {
                 match one.value(state, told)? {

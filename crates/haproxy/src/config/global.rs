@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::default_path::DefaultPath;
-use super::options::Said;
+use super::options::BindOptions;
 use super::pid_file::PidFile;
 use super::reader::Word;
 use super::server_state::ServerStates;
@@ -14,7 +14,7 @@ pub(super) struct Global {
     /// `unix-bind prefix`.
     pub(super) prefix: Option<Vec<u8>>,
     /// The options of `unix-bind`.
-    pub(super) unix: Said,
+    pub(super) unix: BindOptions,
     pub(super) path: DefaultPath,
     pub(super) server_states: ServerStates,
     pub(super) pid_file: PidFile,

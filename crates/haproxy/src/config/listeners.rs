@@ -68,14 +68,14 @@ impl Names {
 
 /// All listeners so far, to find two that meet on one address.
 #[derive(Debug, Default)]
-pub(super) struct Met {
+pub(super) struct Occupied {
     /// By what two listeners have in common when they meet: port or path.
     by_place: BTreeMap<String, Vec<(Key, Place, String)>>,
     /// By the number of a descriptor that is not ours.
     by_number: BTreeMap<String, Place>,
 }
 
-impl Met {
+impl Occupied {
     /// Adds a descriptor that haproxy has from somewhere else. Two sections on one
     /// descriptor are accepted by haproxy, and one of them gets everything.
     ///

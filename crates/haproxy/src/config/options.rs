@@ -15,7 +15,7 @@ use bindonce_core::listener::Options;
 
 /// Options as said on a line, or as set for many lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct BindOptions {
     pub(super) backlog: Option<u32>,
     pub(super) v6only: bool,
     pub(super) v4v6: bool,
@@ -91,19 +91,19 @@ const WITH_VALUE: &[&[u8]] = &[
     b"verify",
 ];
 
-impl Said {
+impl BindOptions {
     /// Reads the words after the address. Values that haproxy refuses are left
     /// for it to refuse.
     pub(super) fn read<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut said = Self::default();
+        let mut read = Self::default();
         // haproxy sees no word behind an empty one.
         let mut words = words.into_iter().take_while(|word| !word.is_empty());
         while let Some(word) = words.next() {
             let value =
                 if WITH_VALUE.contains(&word) { words.next().unwrap_or_default() } else { b"" };
-            said.take(word, value);
+            read.take(word, value);
         }
-        said
+        read
     }
 
     /// Takes one option. Gives false for words that do not concern the socket.
@@ -178,18 +178,18 @@ fn number(text: &[u8], radix: u32) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn said(line: &str) -> Said {
-        Said::read(line.split(' ').map(str::as_bytes))
+    fn read(line: &str) -> BindOptions {
+        BindOptions::read(line.split(' ').map(str::as_bytes))
     }
 
     #[test]
     fn options_of_the_socket_are_found_among_the_others() {
-        let said = said(
+        let read = read(
             "ssl crt interface name backlog v6only interface eth1 backlog 100 mode 0660 uid 33 group www namespace blue",
         );
         assert_eq!(
-            said,
-            Said {
+            read,
+            BindOptions {
                 backlog: Some(100),
                 v6only: true,
                 interface: Some("eth1".into()),
@@ -197,16 +197,16 @@ mod tests {
                 mode: Some(0o660),
                 user: Some("33".into()),
                 group: Some("www".into()),
-                ..Said::default()
+                ..BindOptions::default()
             }
         );
     }
 
     #[test]
     fn each_kind_of_address_takes_its_own() {
-        let said =
-            said("backlog 5 v6only interface eth1 transparent mode 600 user www namespace blue");
-        let on = |text: &str| said.on(&text.parse().expect(text)).to_string();
+        let read =
+            read("backlog 5 v6only interface eth1 transparent mode 600 user www namespace blue");
+        let on = |text: &str| read.on(&text.parse().expect(text)).to_string();
         assert_eq!(on("10.0.0.1:80"), "interface=eth1,netns=blue,backlog=5,transparent");
         assert_eq!(on("[::]:80"), "v6only,interface=eth1,netns=blue,backlog=5,transparent");
         assert_eq!(on("udp@:80"), "interface=eth1,netns=blue,transparent");
@@ -216,9 +216,9 @@ mod tests {
 
     #[test]
     fn a_line_overrides_the_defaults_of_its_section() {
-        let defaults = said("backlog 5 v6only interface eth0");
-        assert_eq!(said("backlog 7 v4v6").or(&defaults).backlog, Some(7));
-        assert!(!said("v4v6").or(&defaults).v6only);
-        assert_eq!(said("ssl").or(&defaults).interface.as_deref(), Some("eth0"));
+        let defaults = read("backlog 5 v6only interface eth0");
+        assert_eq!(read("backlog 7 v4v6").or(&defaults).backlog, Some(7));
+        assert!(!read("v4v6").or(&defaults).v6only);
+        assert_eq!(read("ssl").or(&defaults).interface.as_deref(), Some("eth0"));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Place;
 use super::binds::BindLine;
-use super::options::Said;
+use super::options::BindOptions;
 use super::server_state::Loads;
 
 /// What a section can contain, as far as listeners are concerned.
@@ -60,7 +60,7 @@ pub(super) struct Section {
     pub(super) name: Vec<u8>,
     pub(super) proxy: Proxy,
     /// `default-bind` of `peers`.
-    pub(super) default_bind: Said,
+    pub(super) default_bind: BindOptions,
     pub(super) lines: Vec<BindLine>,
     /// A line of `peers` names the local peer.
     pub(super) local_peer: bool,
@@ -134,14 +134,15 @@ impl Section {
         }
         match words[0] {
             b"backlog" if proxy || self.kind == Kind::LogForward => {
-                let mut said = Said::default();
-                said.take(b"backlog", words.get(1).copied().unwrap_or_default());
-                self.proxy.backlog = said.backlog;
+                let mut own = BindOptions::default();
+                own.take(b"backlog", words.get(1).copied().unwrap_or_default());
+                self.proxy.backlog = own.backlog;
             }
             b"disabled" if proxy || self.kind == Kind::Peers => self.proxy.disabled = true,
             b"enabled" if proxy || self.kind == Kind::Peers => self.proxy.disabled = false,
             b"default-bind" if self.kind == Kind::Peers => {
-                self.default_bind = Said::read(words[1..].iter().copied()).or(&self.default_bind);
+                self.default_bind =
+                    BindOptions::read(words[1..].iter().copied()).or(&self.default_bind);
             }
             b"server" | b"server-template" if self.kind == Kind::Proxy => {
                 // haproxy passes over servers in a frontend, with a warning.
@@ -169,12 +170,12 @@ impl Section {
 
     /// The options of its bind lines where they say nothing. `unix-bind` counts for
     /// proxies only.
-    pub(super) fn defaults(&self, unix: &Said) -> Said {
-        let mut said = match self.kind {
+    pub(super) fn defaults(&self, unix: &BindOptions) -> BindOptions {
+        let mut own = match self.kind {
             Kind::Proxy => unix.clone(),
             _ => self.default_bind.clone(),
         };
-        said.backlog = said.backlog.or(self.proxy.backlog);
-        said
+        own.backlog = own.backlog.or(self.proxy.backlog);
+        own
     }
 }

@@ -29,7 +29,7 @@ pub struct System {
     directory: PathBuf,
     environment: Environment,
     again: bool,
-    /// Whose rights haproxy is asked with, where it is not started by us.
+    /// Haproxy rights haproxy is asked with, where it is not started by us.
     user: Option<User>,
     /// Devices of listeners that are held.
     devices: BTreeSet<String>,
@@ -156,14 +156,14 @@ impl World for System {
     }
 
     fn ask(&self, questions: &Questions, arguments: &[OsString]) -> io::Result<Answers> {
-        let whose = ask::Whose {
+        let haproxy = ask::Haproxy {
             program: &self.program,
             arguments,
             directory: &self.directory,
             environment: &self.environment,
             user: self.user,
         };
-        ask::ask(&whose, questions)
+        ask::ask(&haproxy, questions)
     }
 
     fn host_name(&self) -> String {

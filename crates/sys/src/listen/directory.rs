@@ -13,7 +13,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use crate::way;
+use crate::path_walk;
 
 /// A directory that holds a UNIX path.
 pub(super) struct Directory {
@@ -33,7 +33,7 @@ impl Directory {
         };
         let own = nix::unistd::geteuid().as_raw();
         let mut pinned = true;
-        let walked = way::walk(parent, |step| {
+        let walked = path_walk::walk(parent, |step| {
             let kept = step.keeps(own);
             if step.is_link() && !kept {
                 return ControlFlow::Break(());

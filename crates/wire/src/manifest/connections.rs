@@ -6,7 +6,7 @@ use crate::params::State;
 
 /// A client that is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+pub struct ConnectionEntry {
     /// The broker's number for it.
     pub id: u64,
     /// The number of its descriptor, for an upgrade in place.
@@ -20,10 +20,10 @@ pub struct Link {
     pub gid: u32,
     /// Which generation it says it stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<LinkLabel>,
+    pub label: Option<ConnectionLabel>,
     /// What it uses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub leases: Vec<LinkLease>,
+    pub leases: Vec<ConnectionLease>,
     /// Bytes of a request that was not complete yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<u8>,
@@ -34,7 +34,7 @@ pub struct Link {
 
 /// Which generation a connection stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkLabel {
+pub struct ConnectionLabel {
     /// Name of the service.
     pub service: String,
     /// Number of the generation.
@@ -48,12 +48,12 @@ pub struct LinkLabel {
     pub since: u64,
     /// Where the broker keeps the order of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub turn: Option<LinkTurn>,
+    pub turn: Option<ConnectionTurn>,
 }
 
 /// How far a generation is whose order the broker keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkTurn {
+pub struct ConnectionTurn {
     /// It has said that it is ready.
     #[serde(default)]
     pub ready: bool,
@@ -76,7 +76,7 @@ pub struct Service {
 
 /// A listener that a connection uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkLease {
+pub struct ConnectionLease {
     /// Inode number of the listener's socket.
     pub inode: u64,
     /// Since when, in milliseconds since the Unix epoch.

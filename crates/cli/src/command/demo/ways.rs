@@ -61,19 +61,19 @@ impl Supervised {
 
     fn begin_reload(stage: &mut Stage) -> anyhow::Result<u32> {
         let words = Self::words(stage, "reload");
-        stage.start("reload", itself(), &words)
+        stage.start("reload", own_binary(), &words)
     }
 }
 
 impl Way for Supervised {
     fn start(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
         let serve = Self::words(stage, "serve");
-        stage.start("broker", itself(), &serve)?;
+        stage.start("broker", own_binary(), &serve)?;
         Client::reconnect(&stage.socket(), &[], None, READY)?;
         let mut run = Self::words(stage, "run");
         run.extend(["--".into(), stage.haproxy.clone().into(), "-f".into()]);
         run.push(stage.configuration().into());
-        stage.start("supervisor", itself(), &run).map(drop)
+        stage.start("supervisor", own_binary(), &run).map(drop)
     }
 
     fn reload(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
@@ -92,6 +92,6 @@ impl Way for Supervised {
 }
 
 /// The binary that runs, also if its file was replaced meanwhile.
-fn itself() -> &'static OsStr {
+fn own_binary() -> &'static OsStr {
     Path::new("/proc/self/exe").as_os_str()
 }

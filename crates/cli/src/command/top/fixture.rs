@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::model::{Input, Model};
 use super::seen::{Generation, Seen, Service, Supervision};
-use crate::events::{Source, Told};
+use crate::events::{Source, SourcedEvent};
 
 /// 2026-01-01T00:10:00Z.
 pub(super) const NOW: Timestamp = Timestamp(1_767_226_200_000);
@@ -61,11 +61,11 @@ pub(super) fn lost(services: Vec<Service>) -> Input {
     Input::Seen(Box::new(Seen { broker, services }))
 }
 
-pub(super) fn told(seconds: u64, kind: &'static str, number: u64, text: &str) -> Told {
+pub(super) fn told(seconds: u64, kind: &'static str, number: u64, text: &str) -> SourcedEvent {
     let mut event = Event::new(NOW.0 - seconds, ago(seconds), kind, text);
     event.service = Some("web".into());
     event.generation = Some(number);
-    Told { source: Source::Service("web".to_owned()), event }
+    SourcedEvent { source: Source::Service("web".to_owned()), event }
 }
 
 /// A service after a reload, its listeners, and what happened.

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use bindonce_core::time::Timestamp;
 
 use super::seen::Service;
-use crate::events::{Source, Told};
+use crate::events::{Source, SourcedEvent};
 
 /// Ended lives that are remembered of each service.
 const ENDED: usize = 64;
 
 /// What a generation did at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(super) enum Activity {
     /// It had not accepted yet.
     Starting,
     /// It had stopped accepting.
@@ -44,9 +44,9 @@ impl Life {
 
     /// What is to be shown for the time from `from` to before `to`: of several phases in it
     /// the one that matters most.
-    pub(super) fn phase(&self, from: Timestamp, to: Timestamp) -> Option<Phase> {
+    pub(super) fn phase(&self, from: Timestamp, to: Timestamp) -> Option<Activity> {
         if self.broke.is_some() && self.ended.is_some_and(|ended| ended >= from && ended < to) {
-            return Some(Phase::Broke);
+            return Some(Activity::Broke);
         }
         let never = Timestamp(u64::MAX);
         let ended = self.ended.unwrap_or(never);
@@ -55,9 +55,9 @@ impl Life {
         let started = self.begin().unwrap_or(never);
         let overlaps = |begin: Timestamp, end: Timestamp| begin < end && begin < to && end > from;
         [
-            (Phase::Serving, serving, draining),
-            (Phase::Draining, draining, ended),
-            (Phase::Starting, started, serving),
+            (Activity::Serving, serving, draining),
+            (Activity::Draining, draining, ended),
+            (Activity::Starting, started, serving),
         ]
         .into_iter()
         .find_map(|(phase, begin, end)| overlaps(begin, end).then_some(phase))
@@ -80,7 +80,7 @@ impl Lives {
     }
 
     /// An event: it knows the moment best.
-    pub(super) fn happened(&mut self, told: &Told) {
+    pub(super) fn happened(&mut self, told: &SourcedEvent) {
         let event = &told.event;
         let service = event.service.as_deref().or(match &told.source {
             Source::Service(name) => Some(name.as_str()),
@@ -149,20 +149,20 @@ mod tests {
     use super::super::seen::{Generation, Supervision};
     use super::*;
 
-    fn told(time: u64, kind: &'static str, generation: u64) -> Told {
+    fn told(time: u64, kind: &'static str, generation: u64) -> SourcedEvent {
         let mut event = Event::new(time, Timestamp(time), kind, kind);
         event.service = Some("web".into());
         event.generation = Some(generation);
-        Told { source: Source::Service("web".into()), event }
+        SourcedEvent { source: Source::Service("web".into()), event }
     }
 
     fn line(life: &Life, until: u64) -> String {
         let cell = |at| match life.phase(Timestamp(at), Timestamp(at + 1)) {
             None => ' ',
-            Some(Phase::Starting) => 'o',
-            Some(Phase::Serving) => '#',
-            Some(Phase::Draining) => '=',
-            Some(Phase::Broke) => 'x',
+            Some(Activity::Starting) => 'o',
+            Some(Activity::Serving) => '#',
+            Some(Activity::Draining) => '=',
+            Some(Activity::Broke) => 'x',
         };
         (0..until).map(cell).collect()
     }
@@ -203,8 +203,8 @@ mod tests {
         assert_eq!(lines, [" oo###==    ", "     o###x  ", "         ox "]);
         // In a cell that covers more, what matters most is shown.
         let first = lives.get("web", 1).expect("a life");
-        assert_eq!(first.phase(Timestamp(0), Timestamp(100)), Some(Phase::Serving));
-        assert_eq!(first.phase(Timestamp(6), Timestamp(100)), Some(Phase::Draining));
+        assert_eq!(first.phase(Timestamp(0), Timestamp(100)), Some(Activity::Serving));
+        assert_eq!(first.phase(Timestamp(6), Timestamp(100)), Some(Activity::Draining));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::super::operation::Operation;
 use super::super::*;
 use super::ONE;
 
-/// One step of a random story. Indexes choose among the generations that exist then.
+/// One step of a random scenario. Indexes choose among the generations that exist then.
 #[derive(Debug, Clone)]
 enum Step {
     Reload,

@@ -3,42 +3,42 @@
 use super::*;
 
 /// A service whose second generation waits and whose first is paused.
-fn pausing() -> Story {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::Pause));
-    story
+fn pausing() -> Scenario {
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario
 }
 
 #[test]
 fn one_that_is_paused_closes_its_listeners_before_the_new_one_goes_on() {
-    let mut story = pausing();
-    let actions = story.on(Event::ProvedInPart { all_paused: true });
+    let mut scenario = pausing();
+    let actions = scenario.on(Event::ProvedInPart { all_paused: true });
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
-    assert_eq!(answers(&story.on(Event::Stopping(ONE))), [], "it may not have closed them");
-    let actions = story.on(Event::Stopped(ONE));
+    assert_eq!(answers(&scenario.on(Event::Stopping(ONE))), [], "it may not have closed them");
+    let actions = scenario.on(Event::Stopped(ONE));
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert_eq!(answers(&actions), [serves(TWO)]);
 }
 
 #[test]
 fn clients_do_not_wait_for_one_that_is_paused_and_closes_late() {
-    let mut story = pausing();
-    story.on(Event::ProvedInPart { all_paused: true });
-    let actions = story.pass(PAUSED_TO_CLOSED);
+    let mut scenario = pausing();
+    scenario.on(Event::ProvedInPart { all_paused: true });
+    let actions = scenario.pass(PAUSED_TO_CLOSED);
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
-    assert_eq!(story.timeline.serving(), Some(TWO));
+    assert_eq!(scenario.timeline.serving(), Some(TWO));
     assert_eq!(answers(&actions), [], "whoever asked is told when it is proved");
-    assert_eq!(answers(&story.on(Event::Stopped(ONE))), [serves(TWO)]);
+    assert_eq!(answers(&scenario.on(Event::Stopped(ONE))), [serves(TWO)]);
 }
 
 #[test]
 fn where_no_queue_shows_anything_the_older_one_accepts_until_it_has_closed() {
-    let mut story = pausing();
-    let actions = story.on(Event::ProvedInPart { all_paused: false });
+    let mut scenario = pausing();
+    let actions = scenario.on(Event::ProvedInPart { all_paused: false });
     assert_eq!(signals(&actions), [(1, Signal::Resume), (1, Signal::SoftStop)]);
-    assert_eq!(story.timeline.serving(), None);
-    let actions = story.on(Event::Stopped(ONE));
+    assert_eq!(scenario.timeline.serving(), None);
+    let actions = scenario.on(Event::Stopped(ONE));
     assert_eq!(signals(&actions), [(2, Signal::Continue)]);
     assert_eq!(answers(&actions), [serves(TWO)]);
 }
@@ -46,57 +46,57 @@ fn where_no_queue_shows_anything_the_older_one_accepts_until_it_has_closed() {
 #[test]
 fn one_that_never_closes_what_no_queue_shows_is_ended() {
     for all_paused in [true, false] {
-        let mut story = pausing();
-        story.on(Event::ProvedInPart { all_paused });
-        story.on(Event::Stopping(ONE));
-        let actions = story.pass(Duration::from_secs(5));
+        let mut scenario = pausing();
+        scenario.on(Event::ProvedInPart { all_paused });
+        scenario.on(Event::Stopping(ONE));
+        let actions = scenario.pass(Duration::from_secs(5));
         assert_eq!(answers(&actions), []);
         assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
         let outcome = Outcome::Serving { id: TWO, ended: vec![ONE], alone: true };
-        assert_eq!(answers(&story.on(Event::Exited(ONE))), [outcome]);
+        assert_eq!(answers(&scenario.on(Event::Exited(ONE))), [outcome]);
     }
 }
 
 #[test]
 fn one_that_is_proved_not_to_accept_and_says_that_it_stops_may_close_later() {
-    let mut story = pausing();
-    assert_eq!(answers(&story.on(Event::Proved)), [serves(TWO)]);
-    story.on(Event::Stopping(ONE));
-    assert_eq!(signals(&story.pass(Duration::from_secs(599))), []);
-    assert_eq!(signals(&story.pass(Duration::from_secs(1))), [(1, Signal::Terminate)]);
+    let mut scenario = pausing();
+    assert_eq!(answers(&scenario.on(Event::Proved)), [serves(TWO)]);
+    scenario.on(Event::Stopping(ONE));
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(599))), []);
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(1))), [(1, Signal::Terminate)]);
 }
 
 #[test]
 fn one_that_listens_again_is_told_to_stop_again_and_ended() {
-    let mut story = pausing();
-    story.on(Event::Proved);
-    story.on(Event::Stopped(ONE));
-    let actions = story.on(Event::Listens(ONE));
+    let mut scenario = pausing();
+    scenario.on(Event::Proved);
+    scenario.on(Event::Stopped(ONE));
+    let actions = scenario.on(Event::Listens(ONE));
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
     assert!(actions.contains(&Action::WatchStop(ONE)));
     // A reload waits for it.
-    story.on(Event::Reload(Caller(2)));
-    let actions = story.on(Event::Ready(THREE, Handover::StopFirst));
+    scenario.on(Event::Reload(Caller(2)));
+    let actions = scenario.on(Event::Ready(THREE, Handover::StopFirst));
     assert!(signals(&actions).contains(&(1, Signal::SoftStop)), "{actions:?}");
-    story.on(Event::Stopped(TWO));
-    assert_eq!(answers(&story.on(Event::Proved)), [], "one may still accept");
-    let actions = story.pass(Duration::from_secs(5));
+    scenario.on(Event::Stopped(TWO));
+    assert_eq!(answers(&scenario.on(Event::Proved)), [], "one may still accept");
+    let actions = scenario.pass(Duration::from_secs(5));
     assert_eq!(signals(&actions).last(), Some(&(1, Signal::Terminate)));
-    story.on(Event::Exited(ONE));
+    scenario.on(Event::Exited(ONE));
     let outcome = Outcome::Serving { id: THREE, ended: vec![ONE], alone: true };
-    assert_eq!(answers(&story.on(Event::Proved)), [outcome]);
+    assert_eq!(answers(&scenario.on(Event::Proved)), [outcome]);
 }
 
 #[test]
 fn one_that_listens_again_while_the_queues_are_watched_is_waited_for() {
-    let mut story = Story::serving();
-    story.on(Event::Reload(Caller(1)));
-    story.on(Event::Ready(TWO, Handover::StopFirst));
-    story.on(Event::Stopped(ONE));
-    let actions = story.on(Event::Listens(ONE));
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::StopFirst));
+    scenario.on(Event::Stopped(ONE));
+    let actions = scenario.on(Event::Listens(ONE));
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
     assert!(actions.contains(&Action::EndProof));
-    assert_eq!(answers(&story.on(Event::Proved)), []);
-    story.on(Event::Stopped(ONE));
-    assert_eq!(answers(&story.on(Event::Proved)), [serves(TWO)]);
+    assert_eq!(answers(&scenario.on(Event::Proved)), []);
+    scenario.on(Event::Stopped(ONE));
+    assert_eq!(answers(&scenario.on(Event::Proved)), [serves(TWO)]);
 }

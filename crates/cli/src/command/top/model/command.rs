@@ -67,7 +67,7 @@ impl Model {
     }
 
     fn say(&mut self, text: impl Into<String>) -> Vec<Effect> {
-        self.message = Some(Message::Told(self.now, text.into()));
+        self.message = Some(Message::Notice(self.now, text.into()));
         Vec::new()
     }
 

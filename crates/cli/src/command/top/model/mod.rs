@@ -16,7 +16,7 @@ use bindonce_core::time::Timestamp;
 use super::keys::Key;
 use super::lives::{Life, Lives};
 use super::seen::{Generation, Seen, Service, Supervision};
-use crate::events::Told;
+use crate::events::SourcedEvent;
 
 /// For how many milliseconds it is told what was done.
 const TOLD: u64 = 15_000;
@@ -37,7 +37,7 @@ pub(super) enum Input {
     /// They were all asked.
     Seen(Box<Seen>),
     /// Events, oldest first.
-    Happened(Vec<Told>),
+    Happened(Vec<SourcedEvent>),
     /// What was being done is done: what was said of it, or why it failed.
     Done(Result<String, String>),
 }
@@ -87,7 +87,7 @@ pub(super) type Row = (String, Option<u64>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
     /// From then on, and not for long.
-    Told(Timestamp, String),
+    Notice(Timestamp, String),
     Failed(String),
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Model {
     pub(super) services: Vec<Service>,
     pub(super) lives: Lives,
     /// Oldest first.
-    pub(super) events: VecDeque<Told>,
+    pub(super) events: VecDeque<SourcedEvent>,
     pub(super) pane: Pane,
     chosen: Option<Row>,
     /// The line of the listeners that is in sight.
@@ -173,7 +173,7 @@ impl Model {
             Input::Done(outcome) => {
                 self.doing = None;
                 self.message = Some(match outcome {
-                    Ok(text) => Message::Told(now, text),
+                    Ok(text) => Message::Notice(now, text),
                     Err(text) => Message::Failed(text),
                 });
                 vec![Effect::Look]
@@ -183,7 +183,7 @@ impl Model {
 
     fn see(&mut self, seen: Seen) {
         self.looked = true;
-        if let Some(Message::Told(since, _)) = self.message
+        if let Some(Message::Notice(since, _)) = self.message
             && self.now.0.saturating_sub(since.0) > TOLD
         {
             self.message = None;

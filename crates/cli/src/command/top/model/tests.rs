@@ -9,7 +9,7 @@ fn press(model: &mut Model, keys: &str) -> Vec<Effect> {
 
 fn said(model: &Model) -> &str {
     match &model.message {
-        Some(Message::Told(_, text) | Message::Failed(text)) => text,
+        Some(Message::Notice(_, text) | Message::Failed(text)) => text,
         None => "",
     }
 }

@@ -4,7 +4,7 @@ use super::canvas::{Area, Canvas, PLAIN};
 use super::pane::{BAD, FAINT, GOOD, WARN, title, window};
 use super::words;
 use crate::command::top::model::{Model, Pane};
-use crate::events::Told;
+use crate::events::SourcedEvent;
 
 pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     if area.height == 0 {
@@ -27,7 +27,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     }
 }
 
-fn event(canvas: &mut Canvas, area: Area, told: &Told, chosen: bool) {
+fn event(canvas: &mut Canvas, area: Area, told: &SourcedEvent, chosen: bool) {
     let event = &told.event;
     let about = match (&event.service, event.generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation}"),

@@ -132,7 +132,7 @@ fn told(model: &Model, width: usize) -> Vec<(String, Style)> {
         tell(&format!("{}, {}", action.gerund(), words::since(*since, model.now)), WARN);
     }
     match &model.message {
-        Some(Message::Told(_, text)) => tell(text, STRONG),
+        Some(Message::Notice(_, text)) => tell(text, STRONG),
         Some(Message::Failed(text)) => tell(text, BAD),
         None => {}
     }

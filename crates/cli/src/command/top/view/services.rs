@@ -5,7 +5,7 @@ use bindonce_core::time::Timestamp;
 use super::canvas::{Area, Canvas, PLAIN, Style};
 use super::pane::{BAD, FAINT, GOOD, STRONG, WARN, title, window};
 use super::words;
-use crate::command::top::lives::{Life, Phase};
+use crate::command::top::lives::{Activity, Life};
 use crate::command::top::model::{Model, Pane, Row};
 use crate::command::top::seen::{Generation, Service, Supervision};
 
@@ -167,14 +167,14 @@ fn time_line(
         // The last one takes in this very moment.
         let to = if cell + 1 == cells { Timestamp(now.0 + 1) } else { begin(cell + 1) };
         let phases = lives.iter().filter_map(|life| life.phase(begin(cell), to));
-        let phases = phases.filter(|phase| !service || *phase >= Phase::Serving);
+        let phases = phases.filter(|phase| !service || *phase >= Activity::Serving);
         // A service that has gone on serving has not broken, whatever a start of it did.
         let phase = if service { phases.min() } else { phases.max() };
         let (glyph, style) = match phase {
-            Some(Phase::Starting) => (canvas.glyphs.starting, PLAIN),
-            Some(Phase::Serving) => (canvas.glyphs.serving, GOOD),
-            Some(Phase::Draining) => (canvas.glyphs.draining, WARN),
-            Some(Phase::Broke) => (canvas.glyphs.broke, BAD),
+            Some(Activity::Starting) => (canvas.glyphs.starting, PLAIN),
+            Some(Activity::Serving) => (canvas.glyphs.serving, GOOD),
+            Some(Activity::Draining) => (canvas.glyphs.draining, WARN),
+            Some(Activity::Broke) => (canvas.glyphs.broke, BAD),
             None => continue,
         };
         canvas.text(x, area.y, 1, glyph, style);

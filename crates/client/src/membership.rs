@@ -40,10 +40,10 @@ pub enum Stopped {
 
 /// Where a generation stands.
 #[derive(Debug)]
-pub(crate) struct Standing {
+pub(crate) struct Membership {
     service: Name,
     number: Option<u64>,
-    wish: State,
+    wanted: State,
     /// The broker has let it in, and not heard that it has stopped.
     serves: bool,
     retired: bool,
@@ -62,12 +62,12 @@ struct Held {
     fd: OwnedFd,
 }
 
-impl Standing {
+impl Membership {
     pub(crate) fn new(service: &Name) -> Self {
         Self {
             service: service.clone(),
             number: None,
-            wish: State::Starting,
+            wanted: State::Starting,
             serves: false,
             retired: false,
             over: false,
@@ -100,30 +100,30 @@ impl Standing {
             service: self.service.clone(),
             generation: self.number,
             pid: Some(std::process::id()),
-            state: self.wish,
+            state: self.wanted,
             handover: true,
             // Once it has stopped for good it makes room for whoever comes.
-            successor: self.successor.filter(|_| self.wish == State::Draining && !self.over),
+            successor: self.successor.filter(|_| self.wanted == State::Draining && !self.over),
         }
     }
 
     /// From now on it is ready.
-    pub(crate) fn wish_to_serve(&mut self) {
-        if self.wish == State::Starting {
-            self.wish = State::Serving;
+    pub(crate) fn ask_to_serve(&mut self) {
+        if self.wanted == State::Starting {
+            self.wanted = State::Serving;
         }
     }
 
     /// It accepts no more.
     pub(crate) fn stop(&mut self) {
-        self.wish = State::Draining;
+        self.wanted = State::Draining;
         self.retired = true;
     }
 
     /// What has come of having stopped, now that the broker has answered, or no broker has been
     /// found: then nobody waits, and whoever comes must not.
     pub(crate) fn stopped(&mut self) -> Stopped {
-        if self.wish == State::Serving {
+        if self.wanted == State::Serving {
             return Stopped::InVain;
         }
         self.over = true;
@@ -141,7 +141,7 @@ impl Standing {
             State::Starting => {}
             State::Serving => {
                 self.serves = true;
-                if self.wish == State::Draining {
+                if self.wanted == State::Draining {
                     // The newer one that it stopped for has gone.
                     self.stay(State::Serving);
                 }
@@ -160,9 +160,9 @@ impl Standing {
             Notification::Serve(turn) if Some(turn.generation) == self.number => self.serves = true,
             // Once it has stopped, the answer to that tells.
             Notification::Stay(turn)
-                if Some(turn.generation) == self.number && self.wish != State::Draining =>
+                if Some(turn.generation) == self.number && self.wanted != State::Draining =>
             {
-                self.stay(self.wish);
+                self.stay(self.wanted);
             }
             Notification::Retire(turn) if Some(turn.generation) == self.number => {
                 self.retired = true;
@@ -173,8 +173,8 @@ impl Standing {
     }
 
     /// It need not retire.
-    fn stay(&mut self, wish: State) {
-        self.wish = wish;
+    fn stay(&mut self, wanted: State) {
+        self.wanted = wanted;
         self.retired = false;
         self.successor = None;
     }
@@ -246,64 +246,64 @@ mod tests {
 
     #[test]
     fn it_serves_on_if_the_newer_one_has_gone() {
-        let mut standing = Standing::new(&"edge".parse().expect("name"));
-        standing.joined(&result(7, State::Starting)).expect("joined");
+        let mut membership = Membership::new(&"edge".parse().expect("name"));
+        membership.joined(&result(7, State::Starting)).expect("joined");
         // Overtaken before it was ready, and not for long.
-        standing.heard(&Notification::Retire(turn(7, Some(8))));
-        standing.heard(&Notification::Stay(turn(7, None)));
-        assert!(!standing.is_retired() && !standing.may_serve().expect("not superseded"));
-        standing.wish_to_serve();
-        standing.joined(&result(7, State::Serving)).expect("joined");
-        standing.heard(&Notification::Retire(turn(7, Some(9))));
+        membership.heard(&Notification::Retire(turn(7, Some(8))));
+        membership.heard(&Notification::Stay(turn(7, None)));
+        assert!(!membership.is_retired() && !membership.may_serve().expect("not superseded"));
+        membership.ask_to_serve();
+        membership.joined(&result(7, State::Serving)).expect("joined");
+        membership.heard(&Notification::Retire(turn(7, Some(9))));
         // That it is ready, said again, undoes nothing.
-        standing.joined(&result(7, State::Serving)).expect("joined");
-        assert!(standing.is_retired());
-        standing.stop();
+        membership.joined(&result(7, State::Serving)).expect("joined");
+        assert!(membership.is_retired());
+        membership.stop();
         // The word to stay crosses what it says: the answer counts.
-        standing.heard(&Notification::Stay(turn(7, None)));
-        standing.joined(&result(7, State::Serving)).expect("joined");
-        assert_eq!(standing.stopped(), Stopped::InVain);
-        assert!(!standing.is_retired() && standing.may_serve().expect("it serves on"));
+        membership.heard(&Notification::Stay(turn(7, None)));
+        membership.joined(&result(7, State::Serving)).expect("joined");
+        assert_eq!(membership.stopped(), Stopped::InVain);
+        assert!(!membership.is_retired() && membership.may_serve().expect("it serves on"));
         assert_eq!(
-            (standing.joining().state, standing.joining().successor),
+            (membership.joining().state, membership.joining().successor),
             (State::Serving, None)
         );
         // Who stops of its own accord does not depend on others.
-        standing.stop();
+        membership.stop();
         assert_eq!(
-            (standing.joining().state, standing.joining().successor),
+            (membership.joining().state, membership.joining().successor),
             (State::Draining, None)
         );
     }
 
     #[test]
     fn it_serves_when_it_is_told_and_never_once_it_is_superseded() {
-        let mut standing = Standing::new(&"edge".parse().expect("name"));
-        assert_eq!(standing.joining().generation, None);
-        standing.joined(&result(7, State::Starting)).expect("joined");
-        assert_eq!((standing.joining().generation, standing.number()), (Some(7), 7));
-        standing.wish_to_serve();
-        standing.joined(&result(7, State::Starting)).expect("joined");
-        assert!(!standing.may_serve().expect("not superseded"));
-        standing.heard(&Notification::Serve(turn(8, None)));
-        assert!(!standing.may_serve().expect("it is another's"));
-        standing.heard(&Notification::Serve(turn(7, None)));
-        assert!(standing.may_serve().expect("served"));
-        standing.heard(&Notification::Retire(turn(7, Some(9))));
-        assert!(standing.is_retired() && standing.may_serve().expect("it has not stopped"));
+        let mut membership = Membership::new(&"edge".parse().expect("name"));
+        assert_eq!(membership.joining().generation, None);
+        membership.joined(&result(7, State::Starting)).expect("joined");
+        assert_eq!((membership.joining().generation, membership.number()), (Some(7), 7));
+        membership.ask_to_serve();
+        membership.joined(&result(7, State::Starting)).expect("joined");
+        assert!(!membership.may_serve().expect("not superseded"));
+        membership.heard(&Notification::Serve(turn(8, None)));
+        assert!(!membership.may_serve().expect("it is another's"));
+        membership.heard(&Notification::Serve(turn(7, None)));
+        assert!(membership.may_serve().expect("served"));
+        membership.heard(&Notification::Retire(turn(7, Some(9))));
+        assert!(membership.is_retired() && membership.may_serve().expect("it has not stopped"));
         // It stays what it says after it has stopped, and a late readiness does not undo it.
-        standing.stop();
-        standing.wish_to_serve();
+        membership.stop();
+        membership.ask_to_serve();
         assert_eq!(
-            (standing.joining().state, standing.joining().successor),
+            (membership.joining().state, membership.joining().successor),
             (State::Draining, Some(9))
         );
-        standing.joined(&result(7, State::Draining)).expect("joined");
-        assert_eq!(standing.stopped(), Stopped::ForGood);
-        let error = standing.may_serve().expect_err("superseded");
+        membership.joined(&result(7, State::Draining)).expect("joined");
+        assert_eq!(membership.stopped(), Stopped::ForGood);
+        let error = membership.may_serve().expect_err("superseded");
         assert!(matches!(error, Error::Superseded { generation: 7, successor: Some(9), .. }));
-        assert_eq!(standing.joining().successor, None, "whatever becomes of that one");
+        assert_eq!(membership.joining().successor, None, "whatever becomes of that one");
         let old = JoinResult { joined: true, generation: None, state: None };
-        assert!(matches!(standing.joined(&old), Err(Error::Protocol(_))));
+        assert!(matches!(membership.joined(&old), Err(Error::Protocol(_))));
     }
 }
