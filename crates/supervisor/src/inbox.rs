@@ -41,13 +41,13 @@ impl Supervisor {
                 self.starts.end(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
-                self.report.failure = Cause { text, hint: error.hint(), ..Cause::default() };
+                self.report.failed(Cause::new(text, error.hint()));
                 self.feed(Event::StartFailed(id));
             }
             Message::Answers(id, info) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.version = Some(info.version);
-                    generation.answers = info.pid;
+                    generation.cli.version = Some(info.version);
+                    generation.cli.answers = info.pid;
                     self.ready(id, "its admin socket answers");
                 }
             }
@@ -68,7 +68,7 @@ impl Supervisor {
             }
             Message::Closed(id) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.closed = true;
+                    generation.lease.closed = true;
                     self.give_back();
                 }
             }
@@ -76,7 +76,7 @@ impl Supervisor {
             Message::NotReleased(kept) => self.leases.add(kept),
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
-                    self.report.counts.ghosts_removed += detached.removed as u64;
+                    self.report.ghosts_removed(detached.removed);
                     self.handover.ghosts.ended(&self.cx, id, pid, detached);
                 }
             }
@@ -162,7 +162,7 @@ impl Supervisor {
 
     fn wants_address(&mut self, id: GenerationId, signal: Received, text: &str) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        if generation.wants_address.replace(signal.signo) != Some(signal.signo) {
+        if generation.own.wanted.replace(signal.signo) != Some(signal.signo) {
             tracing::warn!(generation = id.0, sender = signal.pid, "{text}");
         }
     }
@@ -205,7 +205,7 @@ impl Supervisor {
             Err(error) => {
                 let name = self.cx.settings.kind.name();
                 let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-                self.report.failure = Cause { text, ..Cause::default() };
+                self.report.failed(Cause::new(text, None));
                 return self.feed(Event::StartFailed(id));
             }
         };
@@ -227,7 +227,9 @@ impl Supervisor {
     /// A new generation has bound everything, and is held.
     pub(crate) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
         match self.generations.get_mut(&id) {
-            Some(generation) if !generation.ready => generation.hold = Some(hold),
+            Some(generation) if !generation.readiness.ready => {
+                generation.readiness.hold = Some(hold);
+            }
             // It has become ready by another sign, or is gone.
             _ => return drop(hold.release()),
         }
@@ -250,16 +252,16 @@ impl Supervisor {
                 _ => tracing::error!(generation = id.0, pid, "{text}"),
             }
             self.record(id, kind, text);
-            let words = generation.tail.text();
+            let words = generation.output.tail.text();
             let name = self.cx.settings.kind.name();
             let text = if words.is_empty() {
                 format!("{name}, pid {pid}, ended with {how} and said nothing")
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            let hint = generation.wants_address.map(|_| own::address_hint(self.can_let_go(id)));
-            self.report.failure =
-                generation.refused.clone().unwrap_or(Cause { text, hint, ..Cause::default() });
+            let hint = generation.own.wanted.map(|_| own::address_hint(self.can_let_go(id)));
+            let refused = generation.readiness.refused.clone();
+            self.report.failed(refused.unwrap_or(Cause::new(text, hint)));
         }
         self.feed(Event::Exited(id));
     }
@@ -267,7 +269,7 @@ impl Supervisor {
     fn found_foreign(&mut self, id: GenerationId, addresses: BTreeSet<String>) {
         let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
         if let Some(generation) = self.generations.get_mut(&id) {
-            generation.own = addresses;
+            generation.own.bound = addresses;
             let fixed = own::cannot_let_go(generation, self.starts.version());
             self.report.foreign.tell(&self.cx, generation, rendering, fixed);
         }

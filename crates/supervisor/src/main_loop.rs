@@ -164,7 +164,7 @@ impl Supervisor {
                 self.say_what_stays();
                 Ended::Shutdown
             }
-            Ending::NeverServed => Ended::NeverServed(self.report.failure.whole()),
+            Ending::NeverServed => Ended::NeverServed(self.report.failure().whole()),
         }
     }
 }

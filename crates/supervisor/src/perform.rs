@@ -1,7 +1,5 @@
 //! Performing what the timeline says.
 
-use std::time::Instant;
-
 use bindonce_core::event;
 use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
@@ -11,9 +9,9 @@ use bindonce_sys::signals::Signal as Number;
 use crate::generations::start;
 use crate::generations::starts::Plan;
 use crate::generations::{foreign, watching};
-use crate::handover::ghosts;
 use crate::handover::promise::Unserved;
-use crate::handover::watchdog::{Duty, Named};
+use crate::handover::watchdog::Duty;
+use crate::handover::{compare, ghosts};
 use crate::report::cause::Cause;
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
@@ -24,9 +22,14 @@ impl Supervisor {
             Action::Start { id, configuration, older_alive } => {
                 self.start(id, configuration, older_alive);
             }
-            Action::Guard { newer, paused } => self.guard(newer, &paused),
+            Action::Guard { newer, paused } => {
+                let paused = paused.iter().filter_map(|id| self.generations.pid(*id));
+                self.handover.guard(self.generations.pid(newer), paused);
+            }
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
-            Action::Prove { newer, older } => self.prove(newer, &older),
+            Action::Prove { newer, older } => {
+                self.handover.prove(&self.cx, &self.generations, newer, &older);
+            }
             Action::EndProof => self.handover.end_watch(),
             Action::WatchStop(id) => self.watch_stop(id),
             Action::Detach(id) => {
@@ -36,7 +39,7 @@ impl Supervisor {
             }
             Action::LetGo(id) => {
                 if let Some(generation) = self.generations.get(&id) {
-                    if let Some(admin) = &generation.admin {
+                    if let Some(admin) = &generation.cli.admin {
                         admin.close();
                     }
                     tracing::info!(generation = id.0, pid = generation.pid(), "drained");
@@ -46,7 +49,7 @@ impl Supervisor {
             Action::Serving(id) => self.serving(id),
             Action::Gone(id) => self.gone(id),
             Action::Restart { died, configuration, after, rollback } => {
-                self.report.counts.restarts += 1;
+                self.report.restarted();
                 let wait = bindonce_core::duration::format(after);
                 if rollback {
                     let text = format!(
@@ -77,7 +80,7 @@ impl Supervisor {
         }
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
-            self.report.measured.begun = Some(Instant::now());
+            self.report.reload_begins();
         }
         self.requests.wait_for(None, None);
         let devices = self.generations.listeners();
@@ -88,7 +91,7 @@ impl Supervisor {
             may_be_empty: is_fresh && self.requests.take_allow_empty(),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
             known: self.generations.descriptors(),
-            serving: serving.and_then(|id| self.generations.get(&id)?.admin.clone()),
+            serving: serving.and_then(|id| self.generations.get(&id)?.cli.admin.clone()),
             alone: serving.is_none(),
             older_alive,
             no_epoll: self.handover.ghosts.no_epoll(),
@@ -117,9 +120,12 @@ impl Supervisor {
         let pid = generation.pid();
         let is_program = kind.program().is_some();
         let Some(sent) = generation.signal(signal, number, reason, is_program) else { return };
-        self.report.signalled(id, pid, number, reason);
+        self.report.signalled(&self.cx, id, pid, number, reason);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
-            let late = self.ask_resumed(id);
+            let listeners = self.generations.get(&id).map(|generation| self.listeners(generation));
+            let late = self.generations.get_mut(&id).zip(listeners);
+            let late =
+                late.and_then(|(one, listeners)| compare::ask_resumed(&self.cx, one, listeners));
             self.requests.wait_for(None, late);
         }
         if let Err(error) = sent {
@@ -141,33 +147,26 @@ impl Supervisor {
         tracing::error!(generation = id.0, "{text}");
         self.record(id, event::Kind::GenerationFailed, text.as_str());
         let hint = "see why that takes so long, or raise --ready-timeout; then run `bindonce reload` again";
-        self.report.failure = Cause {
-            text,
-            hint: (reason == Reason::NotReady).then(|| hint.to_owned()),
-            ..Cause::default()
-        };
+        self.report.failed(Cause::new(text, (reason == Reason::NotReady).then(|| hint.to_owned())));
     }
 
     fn serving(&mut self, id: GenerationId) {
         self.handover.tell(&Duty::None);
-        let mut confirmed = None;
-        if let Some(generation) = self.generations.get_mut(&id) {
-            generation.served = true;
-            generation.let_go_on();
-            confirmed = Some(generation.tell(State::Serving));
-            let pid = generation.pid();
-            tracing::info!(generation = id.0, pid, "serving");
-            self.record(id, event::Kind::GenerationServing, "serving");
-            self.report.measured.serves();
-            self.report.announcer.ready(&format!("generation {id} serves, pid {pid}"));
-        }
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.lease.served = true;
+        generation.let_go_on();
+        let (pid, confirmed) = (generation.pid(), generation.tell(State::Serving));
+        tracing::info!(generation = id.0, pid, "serving");
+        self.cx.record(id, Some(pid), event::Kind::GenerationServing, "serving");
+        self.report.serves(id, pid);
+        watching::watch_serving(&self.cx, generation);
+        foreign::look(&self.cx, generation);
         self.save();
-        self.requests.wait_for(confirmed, self.ask_late(id));
+        let late = self.generations.get(&id).and_then(|generation| {
+            compare::ask_late(&self.cx, generation, self.listeners(generation))
+        });
+        self.requests.wait_for(Some(confirmed), late);
         self.give_back();
-        if let Some(generation) = self.generations.get_mut(&id) {
-            watching::watch_serving(&self.cx, generation);
-            foreign::look(&self.cx, generation);
-        }
         if let Some(of) = self.timeline.configuration_of(id) {
             self.starts.write_pid_file(of);
         }
@@ -184,13 +183,6 @@ impl Supervisor {
             broker: self.leases.broker().pid(),
         };
         let answer = self.report.outcome(&self.cx, outcome, now);
-        if let Outcome::Failed(..) = outcome {
-            let status = match self.timeline.serving() {
-                Some(serving) => format!("the last reload failed; generation {serving} serves on"),
-                None => "nothing serves".to_owned(),
-            };
-            self.report.announcer.troubled(&status);
-        }
         self.requests.answer(callers, answer);
     }
 
@@ -224,12 +216,5 @@ impl Supervisor {
             watching::watch_stop(&self.cx, generation);
             self.save();
         }
-    }
-
-    /// Tells the watchdog which generation to end and which resume, should we end now.
-    fn guard(&self, newer: GenerationId, paused: &[GenerationId]) {
-        let named = |id: &GenerationId| self.generations.pid(*id).and_then(Named::of);
-        let Some(newer) = named(&newer) else { return };
-        self.handover.tell(&Duty::End { newer, paused: paused.iter().filter_map(named).collect() });
     }
 }

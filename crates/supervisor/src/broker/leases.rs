@@ -69,7 +69,7 @@ impl Leases {
 
     /// A generation is gone, and its leases are about to end. `used` are the listeners of the others.
     pub(crate) fn gone(&mut self, cx: &Context, gone: &Generation, used: &BTreeSet<String>) {
-        if gone.served {
+        if gone.lease.served {
             return release_after(cx, vec![gone.leave()]);
         }
         // What was bound for it was tentative, and ended with its connection to the broker.

@@ -75,6 +75,7 @@ pub(crate) fn read(
 /// Whether an unknown sender could be a worker of a nested master that has said that it is ready and has died since: then
 /// nothing shows whose it was.
 fn may_be_a_dead_worker(generations: &Generations, pid: i32) -> bool {
-    let starts = |generation: &Generation| !generation.ready && generation.master_worker;
+    let starts =
+        |generation: &Generation| !generation.readiness.ready && generation.cli.master_worker;
     generations.iter().any(starts) && process::parent(pid).is_none()
 }

@@ -50,10 +50,8 @@ impl Supervisor {
             .iter_mut()
             .filter_map(|generation| {
                 // Nothing may be half said when the connections change hands.
-                if let Some(watch) = generation.watch.take() {
-                    watch.abort();
-                }
-                generation.admin.clone()
+                generation.tasks.end();
+                generation.cli.admin.clone()
             })
             .collect();
         crate::tasks::spawn(async move {
@@ -104,9 +102,12 @@ impl Supervisor {
         }
         for generation in self.generations.iter() {
             let id = generation.id;
-            let admin =
-                generation.admin.as_ref().and_then(crate::generations::admin::Admin::connection);
-            let stderr = generation.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
+            let admin = generation
+                .cli
+                .admin
+                .as_ref()
+                .and_then(crate::generations::admin::Admin::connection);
+            let stderr = generation.output.pipe.as_ref().and_then(|stderr| stderr.try_clone().ok());
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
             inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
         }

@@ -149,10 +149,10 @@ async fn find(
     };
     let mut generation = process::take_on(cx, leases, id, process)
         .map_err(Error::system("watch a generation that was found"))?;
-    generation.ready = true;
-    generation.served = true;
-    generation.version = info.as_ref().map(|info| info.version);
-    generation.answers = info.and_then(|info| info.pid);
+    generation.readiness.ready = true;
+    generation.lease.served = true;
+    generation.cli.version = info.as_ref().map(|info| info.version);
+    generation.cli.answers = info.and_then(|info| info.pid);
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));

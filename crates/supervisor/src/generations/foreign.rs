@@ -62,7 +62,7 @@ impl ForeignBinds {
         let no_reuse_port = rendering.is_some_and(|rendering| rendering.no_reuse_port);
         let program = cx.settings.kind.name();
         let mut lines = BTreeSet::new();
-        for address in &generation.own {
+        for address in &generation.own.bound {
             let line =
                 left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
             let (place, text, reason) = match line {

@@ -25,6 +25,21 @@ use bindonce_haproxy::cli::Version;
 pub(crate) struct Generation {
     pub(crate) id: GenerationId,
     pub(crate) pidfd: Rc<Pidfd>,
+    /// When its process was started.
+    pub(crate) started: Timestamp,
+    pub(crate) cli: Cli,
+    pub(crate) output: Output,
+    pub(crate) readiness: Readiness,
+    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) lease: Lease,
+    pub(crate) own: OwnAddresses,
+    /// Connections left, once it drains.
+    pub(crate) connections: Option<u64>,
+    pub(crate) tasks: Tasks,
+}
+
+/// haproxy's admin CLI, and what it has told. Empty for another program.
+pub(crate) struct Cli {
     pub(crate) admin: Option<Admin>,
     /// Known when its admin socket has answered.
     pub(crate) version: Option<Version>,
@@ -32,38 +47,80 @@ pub(crate) struct Generation {
     pub(crate) answers: Option<i32>,
     /// Its configuration or command line asks for haproxy's own master.
     pub(crate) master_worker: bool,
-    pub(crate) listeners: Vec<Rc<Held>>,
+}
+
+/// Its standard error.
+pub(crate) struct Output {
     pub(crate) tail: Tail,
-    /// A copy of the reading end of its standard error, for the next image of this process.
-    pub(crate) stderr: Option<OwnedFd>,
-    /// When its process was started.
-    pub(crate) started: Timestamp,
+    /// A copy of the reading end, for the next image of this process.
+    pub(crate) pipe: Option<OwnedFd>,
+}
+
+/// How far it has come on the way to take over.
+#[derive(Default)]
+pub(crate) struct Readiness {
     /// It is inside the system call by which it says that it is ready, and accepts nothing until
     /// this is let go.
     pub(crate) hold: Option<Rc<Hold>>,
-    /// It cannot bind an address: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN
-    /// (it has given up) that it sent.
-    pub(crate) wants_address: Option<Signal>,
-    /// Addresses that it has bound by itself, as far as it was looked at.
-    pub(crate) own: BTreeSet<String>,
     /// Its readiness was told to the timeline.
     pub(crate) ready: bool,
     /// Why it was ended by us before it took over.
     pub(crate) refused: Option<Cause>,
     /// It has said that it listens on all that was claimed for it.
     pub(crate) listens: bool,
-    /// It has closed its listeners, and is woken for none of them.
-    pub(crate) closed: bool,
+}
+
+/// Its leases, which the broker ends when this is dropped.
+pub(crate) struct Lease {
+    /// What the broker is to know of it.
+    pub(crate) news: mpsc::UnboundedSender<News>,
     /// It has served: what it was given is confirmed.
     pub(crate) served: bool,
-    /// Connections left, once it drains.
-    pub(crate) connections: Option<u64>,
-    /// Tells the broker what this generation does now; its end is the end of the leases.
-    pub(crate) states: mpsc::UnboundedSender<News>,
-    /// Asks it whether it has stopped, and then how many connections are left.
-    pub(crate) watch: Option<AbortHandle>,
-    /// Asks it whether it accepts again, once it is told to.
-    pub(crate) resumes: Option<AbortHandle>,
+    /// It has closed its listeners, and is woken for none of them.
+    pub(crate) closed: bool,
+}
+
+/// Addresses that it binds by itself.
+#[derive(Default)]
+pub(crate) struct OwnAddresses {
+    /// Those that it has, as far as it was looked at.
+    pub(crate) bound: BTreeSet<String>,
+    /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
+    /// that it sent.
+    pub(crate) wanted: Option<Signal>,
+}
+
+/// Tasks that ask it, and end with it.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    /// Whether it has stopped, and then how many connections are left.
+    watch: Option<AbortHandle>,
+    /// Whether it accepts again, once it is told to.
+    resumes: Option<AbortHandle>,
+}
+
+impl Tasks {
+    /// This task asks from now on, and no earlier one.
+    pub(crate) fn watch(&mut self, task: AbortHandle) {
+        abort(self.watch.replace(task));
+    }
+
+    /// The same, for whether it accepts again.
+    pub(crate) fn ask_resumed(&mut self, task: AbortHandle) {
+        abort(self.resumes.replace(task));
+    }
+
+    /// No task asks any more.
+    pub(crate) fn end(&mut self) {
+        abort(self.watch.take());
+        abort(self.resumes.take());
+    }
+}
+
+fn abort(task: Option<AbortHandle>) {
+    if let Some(task) = task {
+        task.abort();
+    }
 }
 
 impl Generation {
@@ -73,7 +130,7 @@ impl Generation {
 
     /// Lets it go on, if it is held. Only its end can make this fail.
     pub(crate) fn let_go_on(&mut self) {
-        if let Some(hold) = self.hold.take()
+        if let Some(hold) = self.readiness.hold.take()
             && let Err(error) = hold.release()
         {
             tracing::debug!(pid = self.pid(), %error, "not let go on");
@@ -89,14 +146,32 @@ impl Generation {
         };
         let (done, taken) = oneshot::channel();
         // The task that takes it lives as long as this generation.
-        let _ = self.states.send(News::State(state, done));
+        let _ = self.lease.news.send(News::State(state, done));
         taken
     }
 
     /// Whether its first process is haproxy's own master, which keeps a copy of each listener for its next
     /// worker and never accepts.
     pub(crate) fn has_master(&self) -> bool {
-        self.answers.map_or(self.master_worker, |answers| answers != self.pid())
+        self.cli.answers.map_or(self.cli.master_worker, |answers| answers != self.pid())
+    }
+
+    /// Whether it is held at its readiness.
+    pub(crate) fn is_held(&self) -> bool {
+        self.readiness.hold.is_some()
+    }
+
+    /// Its version; `binary` is that of the program, where its admin socket has not told it.
+    pub(crate) fn version(&self, binary: Option<Version>) -> Version {
+        self.cli.version.or(binary).unwrap_or_default()
+    }
+
+    /// Whether it can be paused without harm to the shared sockets, so that the accept queues prove it.
+    pub(crate) fn can_pause(&self, binary: Option<Version>) -> bool {
+        let version = self.version(binary);
+        !self.listeners.is_empty()
+            && self.listeners.iter().all(|held| held.can_pause(version))
+            && !self.has_master()
     }
 
     /// The inodes of its listeners.
@@ -111,7 +186,7 @@ impl Generation {
         self.listeners.retain(|held| inodes.contains(&held.inode));
         (self.listeners.len() < before).then(|| {
             let (done, known) = oneshot::channel();
-            let _ = self.states.send(News::Has(self.listeners.clone(), done));
+            let _ = self.lease.news.send(News::Has(self.listeners.clone(), done));
             known
         })
     }
@@ -133,13 +208,13 @@ impl Generation {
                 sent
             }
             // It waits inside the call that said that it is ready.
-            Wanted::Stop if self.hold.is_some() => return None,
-            Wanted::Continue if self.hold.is_some() => {
+            Wanted::Stop if self.is_held() => return None,
+            Wanted::Continue if self.is_held() => {
                 self.let_go_on();
                 return None;
             }
             // It has accepted nothing, and heeds no other signal there.
-            Wanted::Terminate if self.hold.is_some() => self.pidfd.send(Signal::SIGKILL),
+            Wanted::Terminate if self.is_held() => self.pidfd.send(Signal::SIGKILL),
             // Every process of it may accept, and none may outlive its generation.
             Wanted::Kill => {
                 tree::kill(pid);
@@ -156,7 +231,7 @@ impl Generation {
 
     /// Ends it because it is not to take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
-        self.refused = Some(Cause { ours: true, ..cause });
+        self.readiness.refused = Some(Cause { ours: true, ..cause });
         // Held or not: it has served nobody, and must not.
         tree::kill(self.pid());
     }
@@ -164,17 +239,15 @@ impl Generation {
     /// Ends its leases; what it returns ends when the broker knows.
     pub(crate) fn leave(&self) -> oneshot::Receiver<()> {
         let (done, known) = oneshot::channel();
-        let _ = self.states.send(News::Gone(done));
+        let _ = self.lease.news.send(News::Gone(done));
         known
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        for task in [&self.watch, &self.resumes].into_iter().flatten() {
-            task.abort();
-        }
-        if let Some(admin) = &self.admin {
+        self.tasks.end();
+        if let Some(admin) = &self.cli.admin {
             admin.close();
         }
     }

@@ -29,7 +29,7 @@ pub(crate) fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
 /// the newer binds without SO_REUSEPORT.
 pub(crate) fn can_let_go(older: &[(&Generation, bool)], version: Option<Version>) -> bool {
     let has_such = |(generation, no_reuse_port): &(&Generation, bool)| {
-        generation.own.iter().any(|address| is_exclusive(address, *no_reuse_port))
+        generation.own.bound.iter().any(|address| is_exclusive(address, *no_reuse_port))
     };
     older.iter().any(has_such) && older.iter().all(|(one, _)| cannot_let_go(one, version).is_none())
 }
@@ -40,9 +40,9 @@ pub(crate) fn cannot_let_go(
     generation: &Generation,
     version: Option<Version>,
 ) -> Option<&'static str> {
-    let version = generation.version.or(version).unwrap_or_default();
+    let version = generation.version(version);
     let is_abstract = |address: &Address| matches!(address, Address::Abstract(_));
-    let mut own = generation.own.iter().filter_map(|address| address.parse().ok());
+    let mut own = generation.own.bound.iter().filter_map(|address| address.parse().ok());
     let mut given = generation.listeners.iter().map(|held| &held.bound);
     if !version.pauses() {
         Some("a pause is for good before haproxy 2.6.12")

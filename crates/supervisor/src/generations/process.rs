@@ -1,7 +1,6 @@
 //! The process of a generation: it is taken on as a [`Generation`], watched until it ends, and held at its readiness.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
@@ -18,7 +17,9 @@ use bindonce_sys::{spawn, tree};
 use crate::broker::leases::Leases;
 use crate::context::Context;
 use crate::generations::admin::Admin;
-use crate::generations::generation::Generation;
+use crate::generations::generation::{
+    Cli, Generation, Lease, Output, OwnAddresses, Readiness, Tasks,
+};
 use crate::generations::listeners::Held;
 use crate::generations::output::{self, Tail};
 use crate::handover::watchdog::Watchdog;
@@ -57,9 +58,9 @@ pub(crate) fn take_on(
     let pid = pidfd.pid();
     let ended = Watch::new(&*pidfd).inspect_err(|_| drop(pidfd.send(Number::SIGKILL)))?;
     let tail = Tail::default();
-    let mut copy = None;
+    let mut pipe = None;
     let words = process.stderr.map(|(stderr, messages)| {
-        copy = stderr.try_clone().ok();
+        pipe = stderr.try_clone().ok();
         crate::tasks::spawn(output::pass_on(stderr, messages, tail.clone()))
     });
     let (cx, watched) = (cx.clone(), Rc::clone(&pidfd));
@@ -89,30 +90,20 @@ pub(crate) fn take_on(
         }
         cx.send(Message::Exited(id, exit));
     });
-    let states = leases.keep(id, pid, process.listeners.clone(), process.lease);
+    let Process { listeners, started, admin, master_worker, .. } = process;
+    let news = leases.keep(id, pid, listeners.clone(), process.lease);
     let generation = Generation {
         id,
         pidfd,
-        admin: process.admin,
-        version: None,
-        answers: None,
-        master_worker: process.master_worker,
-        listeners: process.listeners,
-        tail,
-        stderr: copy,
-        started: process.started,
-        hold: None,
-        wants_address: None,
-        own: BTreeSet::new(),
-        ready: false,
-        refused: None,
-        listens: false,
-        closed: false,
-        served: false,
+        started,
+        cli: Cli { admin, version: None, answers: None, master_worker },
+        output: Output { tail, pipe },
+        readiness: Readiness::default(),
+        listeners,
+        lease: Lease { news, served: false, closed: false },
+        own: OwnAddresses::default(),
         connections: None,
-        states,
-        watch: None,
-        resumes: None,
+        tasks: Tasks::default(),
     };
     drop(generation.tell(State::Starting));
     Ok(generation)

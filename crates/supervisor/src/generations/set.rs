@@ -79,7 +79,7 @@ impl Generations {
     /// when the broker knows.
     pub(crate) fn give_back(&mut self, timeline: &Timeline) -> Vec<oneshot::Receiver<()>> {
         let has_closed = |generation: &Generation| {
-            generation.closed && timeline.state_of(generation.id) == Some(State::Draining)
+            generation.lease.closed && timeline.state_of(generation.id) == Some(State::Draining)
         };
         let needed = self.iter().filter(|generation| !has_closed(generation));
         let needed: BTreeSet<u64> = needed.flat_map(Generation::inodes).collect();

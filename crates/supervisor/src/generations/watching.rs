@@ -38,7 +38,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
     let (cx, id) = (cx.clone(), generation.id);
     let kind = cx.settings.kind.clone();
-    let mut admin = generation.admin.clone();
+    let mut admin = generation.cli.admin.clone();
     let family = Family::of(&kind, generation);
     if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
         return;
@@ -91,21 +91,17 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
         cx.record(id, Some(family.pid), event::Kind::GenerationStopped, text);
         cx.later(Event::Stopped(id));
     });
-    if let Some(earlier) = generation.watch.replace(task.abort_handle()) {
-        earlier.abort();
-    }
+    generation.tasks.watch(task.abort_handle());
 }
 
 /// Begins to ask a generation whether it has stopped, and then what is left.
 pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
     let (cx, id) = (cx.clone(), generation.id);
     drop(generation.tell(State::Draining));
-    generation.closed = false;
-    let admin = generation.admin.clone();
+    generation.lease.closed = false;
+    let admin = generation.cli.admin.clone();
     let family = Family::of(&cx.settings.kind, generation);
-    for earlier in [generation.watch.take(), generation.resumes.take()].into_iter().flatten() {
-        earlier.abort();
-    }
+    generation.tasks.end();
     let task = crate::tasks::spawn(async move {
         let told = match &admin {
             Some(admin) => said_closed(&family, admin, || cx.later(Event::Stopping(id))).await,
@@ -132,7 +128,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
             tokio::time::sleep(wait).await;
         }
     });
-    generation.watch = Some(task.abort_handle());
+    generation.tasks.watch(task.abort_handle());
 }
 
 /// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it

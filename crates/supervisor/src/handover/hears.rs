@@ -34,15 +34,17 @@ pub(crate) struct Processes {
 }
 
 impl Hears {
-    pub(crate) fn of(kind: &Kind, generation: &Generation) -> Self {
-        match &generation.admin {
+    /// None for a program other than haproxy, which reads its listeners itself.
+    pub(crate) fn of(kind: &Kind, generation: &Generation) -> Option<Self> {
+        kind.haproxy()?;
+        Some(match &generation.cli.admin {
             Some(admin) => Self::Asked(admin.clone(), generation.listeners.len()),
             None => Self::Seen(Box::new(Processes {
                 kind: kind.clone(),
                 pid: generation.pid(),
                 inodes: generation.inodes(),
             })),
-        }
+        })
     }
 
     /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not

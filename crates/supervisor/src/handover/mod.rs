@@ -7,19 +7,30 @@ pub(crate) mod hears;
 pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;
-pub(crate) mod ready;
+pub(crate) mod steps;
 pub mod watchdog;
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_sys::tree::Stopping;
 use tokio::task::AbortHandle;
 
+use crate::context::Context;
 use crate::error::Error;
+use crate::generations::Generations;
+use crate::generations::generation::Generation;
+use crate::generations::listeners::tcp_addresses;
 use crate::handover::ghosts::Removal;
-use crate::handover::watchdog::{Duty, Watchdog};
+use crate::handover::proof::{Older, Proof};
+use crate::handover::watchdog::{Duty, Named, Watchdog};
 use crate::settings::Ghosts;
+
+/// How much longer than it should a pause may last before the watchdog ends it.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What a handover needs beside the generations themselves.
 pub(crate) struct Handover {
@@ -35,9 +46,54 @@ impl Handover {
         Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
     }
 
-    /// The accept queues are watched, for a generation that is to take over.
-    pub(crate) fn watch(&mut self, newer: GenerationId, task: AbortHandle) {
-        self.proof = Some((newer, task));
+    /// Begins to watch the accept queues of the older generations' listeners.
+    pub(crate) fn prove(
+        &mut self,
+        cx: &Context,
+        generations: &Generations,
+        newer: GenerationId,
+        older: &[GenerationId],
+    ) {
+        let older: Vec<_> = older.iter().filter_map(|id| generations.get(id)).collect();
+        let mut listeners = BTreeMap::new();
+        let of_older = older.iter().flat_map(|generation| &generation.listeners);
+        // An older one may be gone by now: what the new one has of the same counts too.
+        let newer_has = generations.get(&newer).into_iter().flat_map(|g| &g.listeners);
+        for held in of_older.chain(newer_has.filter(|held| !held.created)) {
+            if held.has_queue() {
+                listeners.entry(held.inode).or_insert_with(|| Rc::clone(held));
+            }
+        }
+        let older = older.into_iter().map(|generation| Older {
+            id: generation.id,
+            admin: generation.cli.admin.clone(),
+            inodes: generation.inodes().into_iter().collect(),
+        });
+        let newer_runs = generations.get(&newer).filter(|newer| !newer.is_held());
+        let proof = Proof {
+            stopping: newer_runs.map(|newer| Stopping::of(newer.pid())),
+            older: older.collect(),
+            listeners: listeners.into_values().collect(),
+            probe: cx.settings.probe,
+            taken: tcp_addresses(generations.listeners()),
+        };
+        let cx = cx.clone();
+        let task = crate::tasks::spawn(async move {
+            let begun = Instant::now();
+            let watched = proof.watch(|event| cx.later(event)).await;
+            let took = begun.elapsed();
+            match watched {
+                Ok(shown) => tracing::debug!(
+                    generation = newer.0,
+                    probes = shown.probes,
+                    unseen = shown.unseen,
+                    ?took,
+                    "nobody accepts any more, as far as the queues show it"
+                ),
+                Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
+            }
+        });
+        self.proof = Some((newer, task.abort_handle()));
     }
 
     /// The watch is over, whatever it has found.
@@ -55,6 +111,31 @@ impl Handover {
     /// Tells the watchdog what is to be done if this process dies now.
     pub(crate) fn tell(&self, duty: &Duty) {
         self.watchdog.borrow_mut().tell(duty);
+    }
+
+    /// Tells the watchdog to finish this handover, should we die or the older ones stay paused for too long.
+    pub(crate) fn finish_without_us(
+        &self,
+        cx: &Context,
+        newer: &Generation,
+        older: &[&Generation],
+    ) {
+        let listeners: BTreeSet<_> = older.iter().flat_map(|older| older.inodes()).collect();
+        let duty = Named::of(newer.pid()).map(|newer| Duty::Finish {
+            within: cx.settings.timing.retire_timeout + GRACE,
+            retire: cx.settings.kind.retire(),
+            newer,
+            older: older.iter().filter_map(|older| Named::of(older.pid())).collect(),
+            listeners: listeners.into_iter().collect(),
+        });
+        self.tell(&duty.unwrap_or(Duty::None));
+    }
+
+    /// Tells the watchdog which generation to end and which resume, should we end now.
+    pub(crate) fn guard(&self, newer: Option<i32>, paused: impl Iterator<Item = i32>) {
+        if let Some(newer) = newer.and_then(Named::of) {
+            self.tell(&Duty::End { newer, paused: paused.filter_map(Named::of).collect() });
+        }
     }
 
     /// For what tells it from a task.

@@ -61,7 +61,7 @@ pub(crate) fn await_ready(
             }
         }
     });
-    generation.watch = Some(task.abort_handle());
+    generation.tasks.watch(task.abort_handle());
 }
 
 /// Waits until a process of the generation says READY=1.

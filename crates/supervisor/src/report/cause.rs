@@ -14,6 +14,10 @@ pub(crate) struct Cause {
 }
 
 impl Cause {
+    pub(crate) fn new(text: String, hint: Option<String>) -> Self {
+        Self { text, hint, ours: false }
+    }
+
     /// The message with its hint, for somebody who sees only text.
     pub(crate) fn whole(&self) -> String {
         match &self.hint {

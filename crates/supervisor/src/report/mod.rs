@@ -9,13 +9,13 @@ pub(crate) mod outcome;
 pub(crate) mod status;
 pub(crate) mod view;
 
-use std::rc::Rc;
+use std::time::Instant;
 
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, Reason};
-use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::signals::Signal as Number;
 
+use crate::context::Context;
 use crate::generations::foreign::ForeignBinds;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
@@ -23,12 +23,11 @@ use crate::report::measured::Measured;
 
 /// What is told, and what was told last.
 pub(crate) struct Report {
-    pub(crate) journal: Rc<Journal>,
     pub(crate) announcer: Announcer,
-    pub(crate) counts: Counts,
-    pub(crate) measured: Measured,
+    counts: Counts,
+    measured: Measured,
     /// Why the last generation that failed did so.
-    pub(crate) failure: Cause,
+    failure: Cause,
     /// What haproxy has bound by itself, as far as it was told.
     pub(crate) foreign: ForeignBinds,
     /// The last signal that was not the normal course.
@@ -45,9 +44,8 @@ pub(crate) struct Counts {
 }
 
 impl Report {
-    pub(crate) fn new(journal: Rc<Journal>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            journal,
             announcer: Announcer::new(),
             counts: Counts::default(),
             measured: Measured::default(),
@@ -57,19 +55,51 @@ impl Report {
         }
     }
 
-    /// Records what happens to a generation, in the words of the log.
-    pub(crate) fn record(
-        &self,
-        id: GenerationId,
-        pid: Option<i32>,
-        kind: event::Kind,
-        text: impl Into<String>,
-    ) {
-        self.journal.record(Happening::new(kind, text).generation(id.0).pid(pid));
+    /// A reload, or the first start, has begun.
+    pub(crate) fn reload_begins(&mut self) {
+        self.measured.begun = Some(Instant::now());
+    }
+
+    /// The generation that is to take over is ready.
+    pub(crate) fn ready(&mut self) {
+        self.measured.ready = Some(Instant::now());
+    }
+
+    /// A generation serves alone.
+    pub(crate) fn serves(&mut self, id: GenerationId, pid: i32) {
+        self.measured.serves();
+        self.announcer.ready(&format!("generation {id} serves, pid {pid}"));
+    }
+
+    /// A generation has failed, for this reason.
+    pub(crate) fn failed(&mut self, cause: Cause) {
+        self.failure = cause;
+    }
+
+    /// Why the last generation that failed did so.
+    pub(crate) fn failure(&self) -> &Cause {
+        &self.failure
+    }
+
+    /// A configuration is started again because its generation died.
+    pub(crate) fn restarted(&mut self) {
+        self.counts.restarts += 1;
+    }
+
+    /// So many ghosts were removed.
+    pub(crate) fn ghosts_removed(&mut self, count: usize) {
+        self.counts.ghosts_removed += count as u64;
     }
 
     /// Logs a signal with its reason; what is not the normal course is a warning, once.
-    pub(crate) fn signalled(&mut self, id: GenerationId, pid: i32, signal: Number, reason: Reason) {
+    pub(crate) fn signalled(
+        &mut self,
+        cx: &Context,
+        id: GenerationId,
+        pid: i32,
+        signal: Number,
+        reason: Reason,
+    ) {
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {
@@ -111,6 +141,6 @@ impl Report {
             Reason::DidNotExit => "it did not exit when it was told to",
         };
         tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
-        self.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}"));
+        cx.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}"));
     }
 }

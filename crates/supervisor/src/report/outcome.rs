@@ -58,6 +58,10 @@ impl Report {
                     Some(serving) => format!("generation {serving} serves on"),
                     None => "nothing serves".to_owned(),
                 };
+                self.announcer.troubled(&match now.serving {
+                    Some(_) => format!("the last reload failed; {serves}"),
+                    None => serves.clone(),
+                });
                 // The program's own words have been passed on as they came.
                 let first = text.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {serves}: {first}");

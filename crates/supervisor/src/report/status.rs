@@ -33,7 +33,7 @@ impl View<'_> {
             .generations
             .iter()
             .filter(|generation| self.timeline.state_of(generation.id) == Some(State::Draining))
-            .filter_map(|generation| Some((generation.id.0, generation.admin.clone()?)))
+            .filter_map(|generation| Some((generation.id.0, generation.cli.admin.clone()?)))
             .collect();
         crate::tasks::spawn(async move {
             for (id, admin) in ask {
@@ -59,7 +59,7 @@ impl View<'_> {
                 since: generation.map(|known| known.started.to_string()),
                 // By the clock that nobody sets.
                 age: pid.and_then(process::age).map(|age| age.as_secs()),
-                version: generation.and_then(|known| known.version).map(|v| v.to_string()),
+                version: generation.and_then(|known| known.cli.version).map(|v| v.to_string()),
                 listeners: generation.map(|known| known.listeners.len()),
                 connections: generation.and_then(|known| known.connections),
                 memory: pid.and_then(process::memory),

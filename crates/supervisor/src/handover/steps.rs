@@ -1,0 +1,164 @@
+//! The steps of a handover, from a generation that is ready to the proof that no older one accepts, and the comparison of
+//! what the new one listens on with what was claimed. Whether an older one has stopped is in
+//! [`crate::generations::watching`], what it leaves behind in [`crate::handover::ghosts`].
+
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId, Handover};
+use bindonce_sys::signals::Signal as Number;
+
+use crate::control::requests;
+use crate::generations::generation::Generation;
+use crate::handover::compare::{self, Listeners};
+use crate::handover::hears::Hears;
+use crate::handover::promise;
+use crate::kind::Kind;
+use crate::message::{Compared, Message};
+use crate::report::cause::Cause;
+use crate::supervisor::Supervisor;
+
+impl Supervisor {
+    /// Tells the timeline that a generation is ready, once.
+    pub(crate) fn ready(&mut self, id: GenerationId, how: &'static str) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        if std::mem::replace(&mut generation.readiness.ready, true) {
+            return;
+        }
+        let served = self.generations.labels(self.timeline.serving());
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        match promise::compare(served, generation, self.starts.may_be_empty(id)) {
+            Ok(unserved) => self.starts.leaves(unserved),
+            Err(error) => {
+                return generation.refuse(Cause::new(error.to_string(), error.hint()));
+            }
+        }
+        let held = generation.is_held();
+        let first = self.timeline.accepting(id).is_empty();
+        // One that is not held accepts already, beside an older one: nothing may delay the handover.
+        if !((held || first) && compare::begin(&self.cx, generation, how, first && !held)) {
+            self.take_over_now(id, how);
+        }
+    }
+
+    /// Begins the handover to a generation that is ready.
+    fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
+        let Some(newer) = self.generations.get(&id) else { return };
+        let (pid, kind, version) = (newer.pid(), &self.cx.settings.kind, self.starts.version());
+        let older = self.timeline.accepting(id);
+        let older: Vec<_> = older.iter().filter_map(|id| self.generations.get(id)).collect();
+        let handover = match kind {
+            Kind::Program(_) => Handover::StopFirst,
+            Kind::Haproxy(_) if older.iter().all(|one| one.can_pause(version)) => Handover::Pause,
+            Kind::Haproxy(_) if newer.is_held() => Handover::StopFirst,
+            Kind::Haproxy(_) => Handover::SoftStop,
+        };
+        // Before the first signal: whatever becomes of us now, one of them will serve.
+        self.handover.finish_without_us(&self.cx, newer, &older);
+        // Should we die now it goes on: the next supervisor must not take it for one that starts.
+        self.save();
+        tracing::info!(generation = id.0, pid, "ready: {how}");
+        self.record(id, event::Kind::GenerationReady, how);
+        self.report.ready();
+        self.feed(Event::Ready(id, handover));
+    }
+
+    /// What was seen: the start goes on, or ends here.
+    pub(crate) fn compared(&mut self, id: GenerationId, how: &'static str, seen: &Compared) {
+        let refused = self.generations.get(&id).is_none_or(|g| g.readiness.refused.is_some());
+        if refused {
+            return;
+        }
+        let deaf = seen.deaf.as_deref();
+        let rendering = self.rendering(id);
+        let text = rendering.and_then(|rendering| compare::unclaimed(rendering, &seen.own));
+        let text = text.or_else(|| self.passed_over(id, deaf));
+        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
+            self.has_said(id, deaf);
+            self.take_over_now(id, how);
+        }
+    }
+
+    /// Nobody accepts, as far as `proof` tells. The new generation goes on, and before the older ones
+    /// are told to stop for good it must be known that it listens on what it was given.
+    pub(crate) fn proved(&mut self, proof: Event) {
+        // Where one of them is not known to be paused, the new one cannot go on yet.
+        let may_go_on = match proof {
+            Event::ProvedInPart { all_paused } => all_paused || self.timeline.is_stopping(),
+            _ => true,
+        };
+        let newer = self.handover.newer().filter(|_| may_go_on);
+        let asked = newer.and_then(|id| {
+            let newer = self.generations.get_mut(&id)?;
+            let hears = Hears::of(&self.cx.settings.kind, newer)?;
+            if newer.is_held() {
+                newer.let_go_on();
+            } else {
+                newer.pidfd.send(Number::SIGCONT).ok()?;
+            }
+            Some((id, hears))
+        });
+        let Some((id, hears)) = asked else { return self.feed(proof) };
+        let cx = self.cx.clone();
+        crate::tasks::spawn(async move {
+            let deaf = hears.deaf(compare::ANSWER).await;
+            cx.send(Message::Listens(id, deaf, proof));
+        });
+    }
+
+    /// It is known which of its listeners a generation that goes on passes over, or it was not to be known
+    /// in time.
+    pub(crate) fn listens(&mut self, id: GenerationId, deaf: Option<&[usize]>, proof: Event) {
+        if self.handover.newer() != Some(id) {
+            return; // It has died, or the service is being shut down.
+        }
+        let text = self.passed_over(id, deaf);
+        if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
+            self.has_said(id, deaf);
+            self.feed(proof);
+        }
+    }
+
+    fn has_said(&mut self, id: GenerationId, deaf: Option<&[usize]>) {
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.readiness.listens = deaf.is_some();
+        }
+    }
+
+    /// Tells what differs, and ends the generation: true. Not one that was started anew on a configuration
+    /// that serves, or has: nobody else would serve.
+    fn reads_otherwise(&mut self, id: GenerationId, text: String) -> bool {
+        let fresh = self.timeline.configuration_of(id) == Some(id);
+        tracing::error!(generation = id.0, pid = self.generations.pid(id), "{text}");
+        self.record(id, event::Kind::GenerationFailed, text.as_str());
+        if fresh {
+            let hint = Some(requests::READS_OTHERWISE.to_owned());
+            if let Some(generation) = self.generations.get_mut(&id) {
+                generation.refuse(Cause::new(text, hint));
+            }
+        }
+        fresh
+    }
+
+    /// Listeners that haproxy was given and does not listen on.
+    fn passed_over(&self, id: GenerationId, deaf: Option<&[usize]>) -> Option<String> {
+        let listeners = self.listeners(self.generations.get(&id)?);
+        Some(format!("haproxy does not listen on {}", listeners.some(deaf?)?))
+    }
+
+    /// The listeners of a generation, as people know them.
+    pub(crate) fn listeners(&self, generation: &Generation) -> Listeners {
+        let of = self.timeline.configuration_of(generation.id);
+        let prepared = of.and_then(|of| self.starts.prepared(of).cloned());
+        Listeners { prepared, listeners: generation.listeners.clone() }
+    }
+
+    /// A generation that is to accept has not said that it does: it is told again.
+    pub(crate) fn still_paused(&mut self, id: GenerationId) {
+        if self.timeline.serving() == Some(id)
+            && !self.timeline.is_paused(id)
+            && let Some(generation) = self.generations.get(&id)
+        {
+            // Its end is on its way to us.
+            let _ = generation.pidfd.send(Number::SIGTTIN);
+        }
+    }
+}
