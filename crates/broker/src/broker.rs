@@ -21,7 +21,6 @@ use bindonce_sys::clock::now;
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;
 use bindonce_wire::manifest::{self, Manifest, Service};
-use bindonce_wire::result::Problem;
 
 use crate::access::Access;
 use crate::answered::Answered;
@@ -29,6 +28,7 @@ use crate::config::Limits;
 use crate::inquiry::Inquiry;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
+use crate::listings::Listings;
 use crate::persistence::found::Found;
 use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
@@ -50,6 +50,8 @@ pub(crate) struct Broker {
     pub(crate) reporter: Rc<Reporter>,
     /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
+    /// Who is being told of all that is held.
+    pub(crate) listings: Rc<Listings>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
     /// Path of the control socket.
@@ -98,6 +100,7 @@ impl Broker {
             upgrade: Rc::default(),
             reporter,
             inquiry: Rc::default(),
+            listings: Rc::default(),
             not_bound: Vec::new(),
             socket,
             control: None,
@@ -159,16 +162,6 @@ impl Broker {
         self.reporter.record(Happening::new(Kind::ListenerRestored, text));
         self.listeners.adopt(found, false, giver);
         self.listeners.record(&inodes);
-    }
-
-    /// What the broker should hold and cannot.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        let not_bound = self.not_bound.iter().map(|NotBound { wanted, message, hint }| {
-            let message = format!("{wanted} of the configuration is not bound: {message}");
-            Problem::new("listener-not-bound", wanted.to_string(), message, hint.clone())
-        });
-        let records = self.persistence.ledger.problem();
-        not_bound.chain(records).chain(self.listeners.astray()).collect()
     }
 
     /// Records the last generation of a service, for the next broker.

@@ -1,12 +1,12 @@
 //! What a broker exports for Prometheus: itself, its listeners, and what was asked of it.
 //! docs/operations.md lists every family.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::ready;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
@@ -17,15 +17,25 @@ use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::queue::{self, Queue};
 use bindonce_sys::{diag, files};
+use tokio::sync::Mutex;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
 
 use crate::answer;
 use crate::broker::{Broker, VERSION};
 use crate::claims;
 use crate::config::Config;
-use crate::listeners::Socket;
+use crate::listeners::{Held, Socket};
+use crate::problems;
 
 /// Who may connect is decided by the file: its owner and its group.
 const MODE: u32 = 0o660;
+
+/// So many listeners are looked at in one turn.
+const IN_A_TURN: usize = 64;
+
+/// The longest rest between two pages.
+const REST: Duration = Duration::from_secs(1);
 
 const UPGRADES: Family = Family::counter(
     "bindonce_broker_upgrades",
@@ -87,7 +97,8 @@ pub(crate) fn socket(control: &Path) -> PathBuf {
 /// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,
 /// and on the listener of the configuration. Neither keeps the broker from anything.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>, config: &Config) {
-    tokio::join!(beside(broker), on_listener(broker, config));
+    let pages = Rc::default();
+    tokio::join!(beside(broker, &pages), on_listener(broker, &pages, config));
 }
 
 /// The file of the UNIX socket, removed at the end.
@@ -103,7 +114,7 @@ impl Drop for File {
     }
 }
 
-async fn beside(broker: &Rc<RefCell<Broker>>) {
+async fn beside(broker: &Rc<RefCell<Broker>>, pages: &Rc<Pages>) {
     let path = socket(&broker.borrow().socket);
     let Some(text) = path.to_str() else { return };
     let options = Options { mode: Some(MODE), ..Options::default() };
@@ -114,7 +125,7 @@ async fn beside(broker: &Rc<RefCell<Broker>>) {
     match opened {
         Ok(opened) => {
             let _file = File(opened.path);
-            export(broker, opened.fd, false).await;
+            export(broker, pages, opened.fd, false).await;
         }
         Err(error) => {
             tracing::warn!(socket = %path.display(), error, "no metrics beside the control socket");
@@ -123,7 +134,7 @@ async fn beside(broker: &Rc<RefCell<Broker>>) {
 }
 
 /// Claims the listener as any client would, and uses it as long as the broker runs.
-async fn on_listener(broker: &Rc<RefCell<Broker>>, config: &Config) {
+async fn on_listener(broker: &Rc<RefCell<Broker>>, pages: &Rc<Pages>, config: &Config) {
     let Some(listener) = &config.metrics else { return };
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
@@ -146,14 +157,76 @@ async fn on_listener(broker: &Rc<RefCell<Broker>>, config: &Config) {
         broker.listeners.registry.held(lease.listener)?.opened.handle.fd.try_clone().ok()
     });
     if let Some(socket) = socket {
-        export(broker, socket, matches!(listener.address, Address::Tcp(_))).await;
+        export(broker, pages, socket, matches!(listener.address, Address::Tcp(_))).await;
     }
 }
 
-async fn export(broker: &Rc<RefCell<Broker>>, socket: OwnedFd, is_tcp: bool) {
-    let of = Rc::clone(broker);
-    if let Err(error) = scrape::serve(socket, is_tcp, move || ready(page(&of.borrow()))).await {
+async fn export(broker: &Rc<RefCell<Broker>>, pages: &Rc<Pages>, socket: OwnedFd, is_tcp: bool) {
+    let (broker, pages) = (Rc::clone(broker), Rc::clone(pages));
+    let page = move || {
+        let (broker, pages) = (Rc::clone(&broker), Rc::clone(&pages));
+        async move { pages.page(&broker).await }
+    };
+    if let Err(error) = scrape::serve(socket, is_tcp, page).await {
         tracing::warn!(%error, "metrics cannot be served");
+    }
+}
+
+/// Pages, made one at a time: one serves all who have asked before it was begun, and the next waits so long that pages take a
+/// tenth of the broker's time at most.
+#[derive(Default)]
+struct Pages {
+    last: Mutex<Last>,
+    /// How many wait for a page.
+    waiting: Cell<usize>,
+}
+
+/// The page that was made last.
+#[derive(Default)]
+struct Last {
+    /// When it was begun, and its text, while somebody waits who may have it.
+    page: Option<(Instant, String)>,
+    /// When the next may be begun.
+    rested: Option<Instant>,
+}
+
+/// Somebody waits for a page, until this is dropped.
+struct Waits<'a>(&'a Cell<usize>);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Pages {
+    /// Everything, not older than this call.
+    async fn page(&self, broker: &RefCell<Broker>) -> String {
+        let asked = Instant::now();
+        let waits = Waits::new(&self.waiting);
+        let mut last = self.last.lock().await;
+        drop(waits);
+        let (begun, text) = match last.page.take() {
+            Some((begun, text)) if begun >= asked => (begun, text),
+            _ => {
+                if let Some(rested) = last.rested {
+                    sleep_until(rested).await;
+                }
+                let begun = Instant::now();
+                let text = page(broker).await;
+                last.rested = Some(Instant::now() + (begun.elapsed() * 9).min(REST));
+                (begun, text)
+            }
+        };
+        last.page = (self.waiting.get() > 0).then(|| (begun, text.clone()));
+        text
     }
 }
 
@@ -167,48 +240,70 @@ struct Row {
     holders: usize,
 }
 
-/// Everything, as it is now.
-fn page(broker: &Broker) -> String {
+/// Everything, many listeners in many turns.
+async fn page(broker: &RefCell<Broker>) -> String {
+    let problems = problems::all(broker).await.len();
+    let rows = rows(broker).await;
     let mut page = Page::default();
-    self_metrics(&mut page, VERSION);
-    page.single(&UPGRADES, broker.upgrade.count());
-    page.single(&CONNECTIONS, broker.listeners.registry.connections());
-    page.single(&CONNECTIONS_MAX, broker.clients.limits().connections);
-    let counts = &broker.listeners.counts;
-    let requests = broker.answered.iter().map(|(method, result, count)| {
-        ([("method", method.to_owned()), ("result", result.to_owned())], count)
-    });
-    page.family(&REQUESTS, requests);
-    page.single(&CLAIMED, counts.granted);
-    page.single(&DENIALS, broker.reporter.journal.count(Kind::Denied));
-    page.single(&LIMITS, broker.reporter.journal.count(Kind::LimitReached));
-    page.single(&LISTENERS, broker.listeners.registry.len());
-    page.single(&MISSING, broker.persistence.missing.len());
-    page.single(&PROBLEMS, broker.problems().len());
-    page.single(&OPENED, counts.opened);
-    page.single(&CLOSED, counts.closed);
-    let views = broker.listeners.registry.list();
-    let books = Books::of(&views);
-    let rows: Vec<Row> = views.iter().map(|view| books.row(view)).collect();
-    listeners(&mut page, &rows);
+    {
+        let broker = broker.borrow();
+        self_metrics(&mut page, VERSION);
+        page.single(&UPGRADES, broker.upgrade.count());
+        page.single(&CONNECTIONS, broker.listeners.registry.connections());
+        page.single(&CONNECTIONS_MAX, broker.clients.limits().connections);
+        let counts = &broker.listeners.counts;
+        let requests = broker.answered.iter().map(|(method, result, count)| {
+            ([("method", method.to_owned()), ("result", result.to_owned())], count)
+        });
+        page.family(&REQUESTS, requests);
+        page.single(&CLAIMED, counts.granted);
+        page.single(&DENIALS, broker.reporter.journal.count(Kind::Denied));
+        page.single(&LIMITS, broker.reporter.journal.count(Kind::LimitReached));
+        page.single(&LISTENERS, broker.listeners.registry.len());
+        page.single(&MISSING, broker.persistence.missing.len());
+        page.single(&PROBLEMS, problems);
+        page.single(&OPENED, counts.opened);
+        page.single(&CLOSED, counts.closed);
+    }
+    listeners(&mut page, &rows).await;
+    let broker = broker.borrow();
     events(&mut page, &broker.reporter.journal);
     page.single(&FOLLOWERS, broker.reporter.journal.followers());
     page.finish()
 }
 
+/// The metrics of each listener.
+async fn rows(broker: &RefCell<Broker>) -> Vec<Row> {
+    let books = Books::of(broker.borrow().listeners.registry.iter().map(|(_, held)| held));
+    let mut rows = Vec::new();
+    let mut after = None;
+    loop {
+        yield_now().await;
+        let broker = broker.borrow();
+        let views = broker.listeners.registry.list_after(after, IN_A_TURN);
+        let Some(last) = views.last() else { return rows };
+        after = Some(last.id);
+        rows.extend(views.iter().map(|view| books.row(view)));
+    }
+}
+
 /// Each family as a whole, as the format wants it.
-fn listeners(page: &mut Page, rows: &[Row]) {
-    let mut each = |family: &Family, value: &dyn Fn(&Row) -> Option<u64>| {
+async fn listeners(page: &mut Page, rows: &[Row]) {
+    type Told = fn(&Row) -> Option<u64>;
+    let each: [(&Family, Told); 6] = [
+        (&QUEUE, |row| row.queue.map(|queue| queue.len.into())),
+        (&QUEUE_MAX, |row| row.queue.map(|queue| queue.limit.into())),
+        (&DROPS, |row| row.drops.map(u64::from)),
+        (&LISTENING, |row| row.listening.map(u64::from)),
+        (&REPAIRS, |row| Some(row.repairs)),
+        (&HOLDERS, |row| Some(row.holders as u64)),
+    ];
+    for (family, value) in each {
         let samples =
             rows.iter().filter_map(|row| Some(([("listener", row.name.clone())], value(row)?)));
         page.family(family, samples);
-    };
-    each(&QUEUE, &|row| row.queue.map(|queue| queue.len.into()));
-    each(&QUEUE_MAX, &|row| row.queue.map(|queue| queue.limit.into()));
-    each(&DROPS, &|row| row.drops.map(u64::from));
-    each(&LISTENING, &|row| row.listening.map(u64::from));
-    each(&REPAIRS, &|row| Some(row.repairs));
-    each(&HOLDERS, &|row| Some(row.holders as u64));
+        yield_now().await;
+    }
 }
 
 /// The kernel's books of this network namespace by inode: one look at each instead of calls for
@@ -222,10 +317,10 @@ struct Books {
 
 impl Books {
     /// Those that these listeners stand in. A book that cannot be read tells nothing.
-    fn of(views: &[View<'_, Socket>]) -> Self {
+    fn of<'a>(held: impl Iterator<Item = &'a Held>) -> Self {
         let (mut tcp, mut udp, mut unix) = (false, false, false);
-        for view in views {
-            match view.held.listener.address {
+        for held in held {
+            match held.listener.address {
                 Address::Tcp(_) => tcp = true,
                 Address::Udp(_) => udp = true,
                 Address::Unix(_) | Address::Abstract(_) => unix = true,
@@ -268,5 +363,30 @@ impl Books {
             repairs: opened.handle.watch.repaired(),
             holders: view.holders.len(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_daemon::Journal;
+
+    use super::*;
+    use crate::listeners::watch::Guard;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_page_serves_all_who_wait_and_is_not_kept() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let broker = RefCell::new(Broker::new(socket, 0, 1024, guard, Journal::in_memory(None)));
+        let pages = Pages::default();
+        let ask = || pages.page(&broker);
+        // The first is begun before the others ask.
+        let (first, second, third) = tokio::join!(ask(), ask(), ask());
+        for page in [&first, &second, &third] {
+            assert!(page.contains("bindonce_listeners 0") && page.ends_with("# EOF\n"), "{page}");
+        }
+        assert_eq!(second, third, "one page for both");
+        let last = pages.last.lock().await;
+        assert!(last.page.is_none() && last.rested.is_some());
     }
 }

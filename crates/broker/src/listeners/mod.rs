@@ -19,7 +19,7 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
     Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Registry, SavedConnection,
-    View, Want,
+    Want,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
@@ -188,18 +188,6 @@ impl Listeners {
         ids.filter_map(|id| Some(Rc::clone(&self.registry.held(id)?.opened.handle.fd))).collect()
     }
 
-    /// Held listeners that no client reaches any more, as problems.
-    pub(crate) fn astray(&self) -> Vec<Problem> {
-        let views = self.registry.list();
-        let problem = |view: &View<'_, Socket>| {
-            let (label, why) = (view.held.listener.label(), astray(view.held)?);
-            let message = format!("{label} listens, but no client reaches it: {why}");
-            let hint = "reload what uses it, or claim it again: it is then bound anew";
-            Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
-        };
-        views.iter().filter_map(problem).collect()
-    }
-
     /// Whether `need` more listeners of a user are within all limits.
     pub(crate) fn room(&self, uid: u32, need: usize) -> Result<(), Denied> {
         self.room_beside(uid, need, self.registry.planned())
@@ -251,6 +239,15 @@ impl Listeners {
         self.room_beside(uid, count, others)?;
         Ok((0..count).map(|_| self.owners.one_more(uid)).collect())
     }
+}
+
+/// That no client reaches a held listener any more, as a problem.
+pub(crate) fn unreachable(held: &Held) -> Option<Problem> {
+    let why = astray(held)?;
+    let label = held.listener.label();
+    let message = format!("{label} listens, but no client reaches it: {why}");
+    let hint = "reload what uses it, or claim it again: it is then bound anew";
+    Some(Problem::new("listener-unreachable", label, message, Some(hint.to_owned())))
 }
 
 /// Why no client can reach a held listener; None if clients can.

@@ -1,68 +1,143 @@
 //! `list` and `status`: the listeners, who uses them, and what the broker cannot do.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Options;
+use bindonce_core::name::Name;
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::{Generation, Holder, View};
-use bindonce_daemon::rpc::Caller;
+use bindonce_daemon::rpc::{Caller, encode, unwritten};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::{diag, queue};
 use bindonce_wire::RpcError;
+use bindonce_wire::message::Request;
 use bindonce_wire::result::{
-    BrokerInfo, ChangedOption, GenerationInfo, HolderInfo, ListResult, ListenerInfo, Problem,
-    ServiceInfo, StatusResult,
+    BrokerInfo, ChangedOption, GenerationInfo, HolderInfo, ListenerInfo, Problem, ServiceInfo,
 };
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
+use tokio::task::yield_now;
 
 use crate::answer::wire_state;
 use crate::broker::{Broker, VERSION};
 use crate::listeners::Socket;
 use crate::listeners::changes::changes;
+use crate::problems;
+
+/// So many listeners are looked at in one turn: some 10 us each.
+const IN_A_TURN: usize = 32;
+
+/// A `ListResult` whose listeners are written already.
+#[derive(Serialize)]
+struct Listed {
+    listeners: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
+}
+
+/// A `StatusResult` whose listeners are written already.
+#[derive(Serialize)]
+struct Status {
+    broker: BrokerInfo,
+    listeners: Vec<Box<RawValue>>,
+    services: Vec<ServiceInfo>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
+}
 
 /// Every listener that the caller may see.
-pub(super) fn list(broker: &Broker, caller: &Caller) -> Result<ListResult, RpcError> {
-    broker.access.allow(caller, Verb::List, None)?;
-    let mut result = ListResult::new(listeners(broker, caller));
-    result.problems = problems(broker, caller);
-    Ok(result)
+pub(super) async fn list(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &Request<'_>,
+) -> Result<Vec<u8>, RpcError> {
+    broker.borrow().access.allow(caller, Verb::List, None)?;
+    let turn = broker.borrow().listings.of(caller.peer.uid);
+    let _turn = turn.lock().await;
+    let listeners = listeners(broker, caller).await?;
+    encode(request, &Listed { listeners, problems: problems(broker, caller).await })
 }
 
 /// What the broker cannot do, for a caller who may see every listener.
-fn problems(broker: &Broker, caller: &Caller) -> Vec<Problem> {
-    if broker.access.may_see_all(caller) { broker.problems() } else { Vec::new() }
+async fn problems(broker: &RefCell<Broker>, caller: &Caller) -> Vec<Problem> {
+    let all = broker.borrow().access.may_see_all(caller);
+    if all { problems::all(broker).await } else { Vec::new() }
 }
 
-/// Every listener, sorted by name, with its queue as the kernel has it now.
-///
-/// Only those that the caller may see.
-fn listeners(broker: &Broker, caller: &Caller) -> Vec<ListenerInfo> {
-    let mut views = broker.listeners.registry.list();
-    views.retain(|view| broker.access.may_see(caller, &view.held.listener));
-    let unix = unix_queues(&views);
-    let mut listeners: Vec<ListenerInfo> = views.iter().map(|view| info(view, &unix)).collect();
-    listeners.sort_by(|one, other| one.name.cmp(&other.name));
-    listeners
+/// Every listener that the caller may see, sorted by name, with its queue as the kernel has it now. Many in many turns, each as it is
+/// then.
+async fn listeners(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+) -> Result<Vec<Box<RawValue>>, RpcError> {
+    let mut written = BTreeMap::new();
+    let (mut after, mut unix) = (None, None);
+    loop {
+        let more = {
+            let broker = broker.borrow();
+            let views = broker.listeners.registry.list_after(after, IN_A_TURN);
+            for view in &views {
+                after = Some(view.id);
+                let listener = &view.held.listener;
+                if !broker.access.may_see(caller, listener) {
+                    continue;
+                }
+                let is_unix = listener.address.ip().is_none();
+                let queues = is_unix.then(|| &*unix.get_or_insert_with(unix_queues));
+                let info = info(view, queues);
+                let text = to_raw_value(&info).map_err(|error| unwritten(&error))?;
+                written.insert((info.name, view.id), text);
+            }
+            views.len() == IN_A_TURN
+        };
+        if !more {
+            return Ok(written.into_values().collect());
+        }
+        yield_now().await;
+    }
 }
 
 /// Everything about the broker that the caller may see.
-pub(super) fn status(broker: &Broker, caller: &Caller) -> Result<StatusResult, RpcError> {
-    broker.access.allow(caller, Verb::List, None)?;
+pub(super) async fn status(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &Request<'_>,
+) -> Result<Vec<u8>, RpcError> {
+    broker.borrow().access.allow(caller, Verb::List, None)?;
+    let turn = broker.borrow().listings.of(caller.peer.uid);
+    let _turn = turn.lock().await;
+    let services = services(broker).await;
+    let listeners = listeners(broker, caller).await?;
+    let problems = problems(broker, caller).await;
+    let broker = broker.borrow();
     let registry = &broker.listeners.registry;
-    let services = registry.services().into_iter().map(|service| {
-        let generations = service.generations.into_iter().map(generation);
-        ServiceInfo::new(service.name.to_string(), generations.collect())
-    });
     let (since, socket) = (broker.since.to_string(), broker.socket.display().to_string());
     let mut info = BrokerInfo::new(std::process::id(), VERSION, since, socket);
     info.upgrades = broker.upgrade.count();
     info.listeners = registry.len();
     info.connections = registry.connections();
     info.descriptor_limit = broker.listeners.limits.descriptors;
-    let mut result = StatusResult::new(info, listeners(broker, caller), services.collect());
-    result.problems = problems(broker, caller);
-    Ok(result)
+    encode(request, &Status { broker: info, listeners, services, problems })
+}
+
+/// Every service of which a generation is connected, sorted by name; a generation in a turn.
+async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
+    let mut services: BTreeMap<Name, Vec<GenerationInfo>> = BTreeMap::new();
+    let joined = broker.borrow().listeners.registry.joined();
+    for connection in joined {
+        if let Some((service, told)) = broker.borrow().listeners.registry.generation(connection) {
+            services.entry(service.clone()).or_default().push(generation(told));
+        }
+        yield_now().await;
+    }
+    let service = |(name, mut generations): (Name, Vec<GenerationInfo>)| {
+        generations.sort_by_key(|generation| generation.generation);
+        ServiceInfo::new(name.to_string(), generations)
+    };
+    services.into_iter().map(service).collect()
 }
 
 fn generation(generation: Generation) -> GenerationInfo {
@@ -72,14 +147,16 @@ fn generation(generation: Generation) -> GenerationInfo {
     info
 }
 
-fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
+fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerInfo {
     let opened = &view.held.opened;
     let listener = &view.held.listener;
     let fd = std::os::fd::AsFd::as_fd(&*opened.handle.fd);
     let queue = match listener.address {
         Address::Tcp(_) => queue::accept_queue(fd).ok().map(|queue| queue.len),
         Address::Udp(_) => None,
-        Address::Unix(_) | Address::Abstract(_) => unix.get(&opened.inode).copied(),
+        Address::Unix(_) | Address::Abstract(_) => {
+            unix.and_then(|unix| unix.get(&opened.inode).copied())
+        }
     };
     let mut info = ListenerInfo::new(
         listener.label(),
@@ -103,10 +180,7 @@ fn info(view: &View<'_, Socket>, unix: &HashMap<u64, u32>) -> ListenerInfo {
 
 /// The queues of all UNIX listeners by inode, from one look at the kernel's
 /// books, which have no cheap call for a single one.
-fn unix_queues(views: &[View<'_, Socket>]) -> HashMap<u64, u32> {
-    if views.iter().all(|view| view.held.listener.address.ip().is_some()) {
-        return HashMap::new();
-    }
+fn unix_queues() -> HashMap<u64, u32> {
     let sockets = diag::unix().unwrap_or_default();
     sockets.into_iter().map(|socket| (socket.inode, socket.queue.len)).collect()
 }
@@ -141,4 +215,63 @@ fn said(options: &Options) -> Map<String, Value> {
         ("group", text(&options.group)),
     ];
     said.into_iter().filter_map(|(word, value)| Some((word.to_owned(), value?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use bindonce_core::policy::Peer;
+    use bindonce_core::registry::Want;
+    use bindonce_daemon::Journal;
+    use bindonce_wire::result::{ListResult, StatusResult};
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::claims;
+    use crate::listeners::watch::Guard;
+
+    fn result<T: DeserializeOwned>(reply: &Result<Vec<u8>, RpcError>) -> T {
+        let mut reply: Value =
+            serde_json::from_slice(reply.as_ref().expect("a reply")).expect("JSON");
+        serde_json::from_value(reply["result"].take()).expect("the result")
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_long_list_is_made_in_turns_and_one_at_a_time_for_a_user() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let connection = broker.connect_itself();
+        let broker = RefCell::new(broker);
+        let count = 2 * IN_A_TURN;
+        let name = |number| format!("abns@bindonce-list-{}-{number:03}", std::process::id());
+        let want = |number| Want {
+            wanted: name(count - 1 - number).parse().expect("a listener"),
+            tentative: false,
+            change: false,
+        };
+        let claimed = claims::claim(&broker, connection, (0..count).map(want).collect()).await;
+        assert_eq!(claimed.expect("granted").len(), count);
+        let peer = Peer { pid: 1, uid: 0, gid: 0 };
+        let caller = Caller { connection, peer, groups: [].into() };
+        let request = Request::decode(br#"{"id":1,"method":"list"}"#).expect("a request");
+        let mut context = Context::from_waker(Waker::noop());
+        let mut poll = |listing: &mut Pin<Box<_>>| -> Poll<Result<Vec<u8>, RpcError>> {
+            Future::poll(Pin::as_mut(listing), &mut context)
+        };
+        let listing = || Box::pin(list(&broker, &caller, &request));
+        let (mut first, mut second) = (listing(), listing());
+        assert!(poll(&mut first).is_pending(), "others have a turn");
+        assert!(poll(&mut second).is_pending());
+        let one = first.await;
+        let told: ListResult = result(&one);
+        let names: Vec<String> = told.listeners.iter().map(|told| told.name.clone()).collect();
+        assert_eq!(names, (0..count).map(name).collect::<Vec<_>>());
+        assert!(told.listeners.iter().all(|told| told.holders.len() == 1 && told.queue == Some(0)));
+        assert_eq!(second.await.expect("the same"), one.expect("a reply"));
+        let status: StatusResult = result(&status(&broker, &caller, &request).await);
+        assert_eq!((status.broker.listeners, status.listeners.len()), (count, count));
+    }
 }

@@ -49,8 +49,8 @@ async fn perform(
             let released = release::release(broker, caller, &names).await?;
             encode(request, &ReleaseResult { released })
         }
-        Call::List => encode(request, &list::list(&broker.borrow(), caller)?),
-        Call::Status => encode(request, &list::status(&broker.borrow(), caller)?),
+        Call::List => list::list(broker, caller, request).await,
+        Call::Status => list::status(broker, caller, request).await,
         Call::Events(wanted) => {
             broker.borrow().access.allow_all(caller, Verb::List)?;
             let journal = Rc::clone(&broker.borrow().reporter.journal);

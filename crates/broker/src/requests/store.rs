@@ -107,9 +107,8 @@ struct Sorted {
 
 /// Listeners that are new to the broker, and those that the caller uses from now on.
 fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
-    let views = broker.listeners.registry.list();
     let held: HashMap<u64, _> =
-        views.iter().map(|view| (view.held.opened.inode, view.held)).collect();
+        broker.listeners.registry.iter().map(|(_, held)| (held.opened.inode, held)).collect();
     let missing: HashMap<u64, _> =
         broker.persistence.missing.entries.iter().map(|entry| (entry.inode, entry)).collect();
     let mut seen = HashSet::new();
@@ -169,7 +168,6 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, Rp
             change: false,
         });
     }
-    drop(views);
     check_free(broker, &found)?;
     Ok(Sorted { found, wants, new })
 }

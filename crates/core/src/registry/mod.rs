@@ -50,7 +50,7 @@ pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Over
 pub use held::{Held, Opened};
 pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
 pub use refusal::{HeldBy, Refusal};
-pub use view::{Generation, Service, View};
+pub use view::{Generation, View};
 
 /// What is bound, under which name, and who uses it.
 #[derive(Debug)]

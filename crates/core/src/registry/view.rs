@@ -1,12 +1,14 @@
 //! What `list` and `status` tell: every listener with those who use it, and
-//! every service with its generations.
+//! the generations that are connected.
 
-use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use super::Registry;
 use super::connection::{Holder, JoinState};
+use super::event::Want;
 use super::held::Held;
 use super::ids::{ConnectionId, ListenerId};
+use crate::listener::{Listener, Wanted};
 use crate::name::Name;
 use crate::time::Timestamp;
 
@@ -19,15 +21,6 @@ pub struct View<'a, H> {
     pub held: &'a Held<H>,
     /// Those who use it, in the order in which they connected.
     pub holders: Vec<Holder>,
-}
-
-/// A service of which a generation is connected.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Its name.
-    pub name: Name,
-    /// Its generations, the oldest first.
-    pub generations: Vec<Generation>,
 }
 
 /// A generation that is connected.
@@ -48,43 +41,52 @@ pub struct Generation {
 impl<H> Registry<H> {
     /// Every listener in the order of creation, with those who use it.
     pub fn list(&self) -> Vec<View<'_, H>> {
-        let mut holders: HashMap<ListenerId, Vec<Holder>> = HashMap::new();
+        self.list_after(None, usize::MAX)
+    }
+
+    /// So many of those that were created after one, for a look that takes many steps.
+    pub fn list_after(&self, after: Option<ListenerId>, most: usize) -> Vec<View<'_, H>> {
+        let view = |(id, held)| View { id, held, holders: Vec::new() };
+        let mut views: Vec<View<'_, H>> = self.after(after).take(most).map(view).collect();
+        let (Some(first), Some(last)) = (views.first(), views.last()) else { return views };
+        let range = first.id..=last.id;
         for connection in self.connections.values() {
-            for (id, since) in &connection.leases {
+            let mut rest = views.as_mut_slice();
+            for (id, since) in connection.leases.range(range.clone()) {
+                // Both are in order.
+                let place = rest.partition_point(|view| view.id < *id);
+                rest = &mut rest[place..];
+                let Some(view) = rest.first_mut().filter(|view| view.id == *id) else { continue };
                 let label = connection.label.as_ref().map(|(label, _)| label.clone());
-                let holder = Holder { peer: connection.peer, label, since: *since };
-                holders.entry(*id).or_default().push(holder);
+                view.holders.push(Holder { peer: connection.peer, label, since: *since });
             }
-        }
-        let mut views = Vec::with_capacity(self.held.len());
-        for (id, held) in &self.held {
-            let holders = holders.remove(id).unwrap_or_default();
-            views.push(View { id: *id, held, holders });
         }
         views
     }
 
-    /// Every service of which a generation is connected, by name.
-    pub fn services(&self) -> Vec<Service> {
-        let mut services: BTreeMap<&Name, Vec<Generation>> = BTreeMap::new();
-        for connection in self.connections.values() {
-            let Some((label, since)) = &connection.label else {
-                continue;
-            };
-            let held = connection.leases.keys().filter_map(|id| self.held.get(id));
-            services.entry(&label.service).or_default().push(Generation {
-                generation: label.generation,
-                pid: label.pid,
-                phase: label.phase,
-                since: *since,
-                listeners: held.map(|held| held.listener.label()).collect(),
-            });
-        }
-        let service = |(name, mut generations): (&Name, Vec<Generation>)| {
-            generations.sort_by_key(|generation| generation.generation);
-            Service { name: name.clone(), generations }
+    /// The listeners that were created after one, in that order.
+    pub fn after(&self, after: Option<ListenerId>) -> impl Iterator<Item = (ListenerId, &Held<H>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.held.range((from, Bound::Unbounded)).map(|(id, held)| (*id, held.as_ref()))
+    }
+
+    /// The connections that stand for a generation.
+    pub fn joined(&self) -> Vec<ConnectionId> {
+        let joined = self.connections.iter().filter(|(_, connection)| connection.label.is_some());
+        joined.map(|(id, _)| *id).collect()
+    }
+
+    /// The generation that a connection stands for, and the name of its service.
+    pub fn generation(&self, id: ConnectionId) -> Option<(&Name, Generation)> {
+        let (label, since) = self.connections.get(&id)?.label.as_ref()?;
+        let generation = Generation {
+            generation: label.generation,
+            pid: label.pid,
+            phase: label.phase,
+            since: *since,
+            listeners: self.leased(id).map(|held| held.listener.label()).collect(),
         };
-        services.into_iter().map(service).collect()
+        Some((&label.service, generation))
     }
 
     /// What a connection uses, in the order of their ids.
@@ -100,5 +102,28 @@ impl<H> Registry<H> {
             let label = connection.label.as_ref().map(|(label, _)| label.clone());
             Some((*connection_id, Holder { peer: connection.peer, label, since }))
         })
+    }
+
+    /// How many leases the connections of a user have, and will have when the claims that are in hand
+    /// are granted.
+    pub fn leases_of(&self, uid: u32) -> usize {
+        let of_user = |id| self.connections.get(id).is_some_and(|found| found.peer.uid == uid);
+        let pending = self.pending.iter().filter(|(id, _)| of_user(id));
+        let pending: usize = pending.map(|(_, plan)| plan.entries.len()).sum();
+        self.leases.of(uid) + pending
+    }
+
+    /// How many of these a connection has no lease on.
+    pub fn not_leased(&self, id: ConnectionId, wants: &[Want]) -> usize {
+        let leased = self.connections.get(&id).map(|connection| &connection.leases);
+        let is_leased = |id| leased.is_some_and(|leases| leases.contains_key(&id));
+        let new = |want: &Want| match &want.wanted {
+            Wanted::Named(name) => usize::from(!self.index.name(name).is_some_and(is_leased)),
+            Wanted::Listen(spec) => {
+                let is_new = |one: &Listener| !self.index.key(&one.key()).is_some_and(is_leased);
+                spec.expand().filter(is_new).count()
+            }
+        };
+        wants.iter().map(new).fold(0, usize::saturating_add)
     }
 }
