@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
+use bindonce_daemon::state;
+use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::trusted;
-use bindonce_sys::{files, identity};
 
 use crate::error::Error;
 
@@ -119,7 +120,7 @@ impl Control {
 }
 
 fn lock_path(socket: &Path) -> PathBuf {
-    files::with_suffix(socket, ".lock")
+    state::with_suffix(socket, ".lock")
 }
 
 /// Opens the directory, and makes it where it is missing. What lies in it is believed at the next start (the state file), and

@@ -13,10 +13,10 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::registry::{View, Want};
 use bindonce_daemon::openmetrics::{Family, Page};
-use bindonce_daemon::{events, scrape, self_metrics};
+use bindonce_daemon::{events, scrape, self_metrics, state};
+use bindonce_sys::diag;
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::queue::{self, Queue};
-use bindonce_sys::{diag, files};
 use tokio::sync::Mutex;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
@@ -91,7 +91,7 @@ const FOLLOWERS: Family =
 
 /// Where the broker on this control socket always exports its metrics.
 pub(crate) fn socket(control: &Path) -> PathBuf {
-    files::with_suffix(control, ".metrics")
+    state::with_suffix(control, ".metrics")
 }
 
 /// Serves scrapes for as long as the broker runs: on a UNIX socket beside the control socket,

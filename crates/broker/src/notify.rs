@@ -6,22 +6,15 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use bindonce_daemon::notify::{self, STARTER};
 use bindonce_daemon::rpc::Clients;
-use bindonce_sys::notify::STARTER;
-use bindonce_sys::{memory, notify};
+use bindonce_sys::memory;
 use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::broker::Broker;
 
 /// How often the status is looked at without a watchdog.
 const PERIOD: Duration = Duration::from_secs(10);
-
-/// Tells one state, where there is a manager.
-pub(crate) fn tell(state: &str) {
-    if let Err(error) = notify::send(state) {
-        tracing::warn!(%error, state, "cannot tell the service manager");
-    }
-}
 
 /// Lets go of what the start or something large has needed and serving does not.
 pub(crate) fn shrink() {
@@ -51,7 +44,12 @@ pub(crate) fn ready(broker: &RefCell<Broker>) {
         // It may have gone, or have heard it from an earlier image of this process.
         let _ = notify::send_to(&starter, "READY=1");
     }
-    tell(&format!("READY=1\nSTATUS={}", status(broker)));
+    notify::tell(&format!("READY=1\nSTATUS={}", status(broker)));
+}
+
+/// Says that the broker ends.
+pub(crate) fn stopping() {
+    notify::tell("STOPPING=1");
 }
 
 /// Keeps the manager up to date, for as long as the broker runs.
@@ -75,7 +73,7 @@ pub(crate) async fn run(broker: &RefCell<Broker>) {
             message.push_str(&status);
         }
         if !message.is_empty() {
-            tell(&message);
+            notify::tell(&message);
             reported = status;
         }
     }

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event::Kind;
-use bindonce_daemon::Journal;
 use bindonce_daemon::rpc::Server;
-use bindonce_sys::{aside, files, limits};
+use bindonce_daemon::{Journal, state};
+use bindonce_sys::{aside, limits};
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
@@ -132,7 +132,7 @@ async fn serve(
             }
         });
         let _ = timeout(LAST_REQUESTS, answered).await;
-        notify::tell("STOPPING=1");
+        notify::stopping();
         tracing::info!(socket = %control.socket.display(), "broker ends");
         broker.borrow().reporter.own(Kind::BrokerEnding, "broker ends, in order");
         Ok(())
@@ -146,7 +146,7 @@ async fn serve(
 /// the state file: events may be lost and the state may not, they are appended far more often, and they do not
 /// depend on how this process ends.
 pub fn events_file(socket: &Path) -> PathBuf {
-    files::with_suffix(socket, ".events")
+    state::with_suffix(socket, ".events")
 }
 
 /// Sends the service manager's store what could not be sent at once.

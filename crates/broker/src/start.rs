@@ -9,8 +9,7 @@ use std::rc::Rc;
 use bindonce_core::event::Kind;
 use bindonce_core::listener::Wanted;
 use bindonce_core::registry::Want;
-use bindonce_daemon::Happening;
-use bindonce_sys::notify;
+use bindonce_daemon::{Happening, notify};
 use bindonce_wire::RpcError;
 
 use crate::answer;

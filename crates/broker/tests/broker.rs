@@ -512,3 +512,21 @@ fn a_stranger_may_nothing() {
     let listed = broker.client().call("list", &json!([]));
     assert_eq!(listed["result"]["listeners"].as_array().map(Vec::len), Some(1));
 }
+
+/// What cannot be read is kept for a person to look at: the broker writes its own state in the place.
+#[test]
+fn a_state_file_that_cannot_be_read_is_moved_aside() {
+    let scene = Scene::new();
+    let config = scene.config();
+    let directory = config.socket.parent().expect("a directory").to_owned();
+    fs::create_dir_all(&directory).expect("directory");
+    fs::write(directory.join("broker.sock.state"), "damaged").expect("write");
+    let broker = scene.start(config);
+    let names = fs::read_dir(&directory).expect("directory").flatten().map(|entry| entry.path());
+    let aside: Vec<_> =
+        names.filter(|path| path.to_string_lossy().contains(".state.bad-")).collect();
+    let [aside] = aside.as_slice() else { panic!("{aside:?}") };
+    assert_eq!(fs::read_to_string(aside).expect("read"), "damaged");
+    assert!(directory.join("broker.sock.state").exists());
+    broker.stop();
+}

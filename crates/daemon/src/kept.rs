@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::event::{REMEMBERED, Ring};
-use bindonce_sys::files;
-use bindonce_sys::whole;
 use bindonce_wire::event::Event;
+
+use crate::state;
 
 /// The longest file that is read: many times what is ever written.
 const MAX_FILE: u64 = 16 << 20;
@@ -82,7 +82,7 @@ impl Kept {
             text.extend_from_slice(&line);
             self.lines += 1;
         }
-        match files::replace(&self.path, &text) {
+        match state::replace(&self.path, &text) {
             Ok(file) => {
                 if self.failed.take().is_some() {
                     tracing::info!(path = %self.path.display(), "events are kept again");
@@ -140,12 +140,7 @@ struct Read {
 }
 
 fn read_all(path: &Path) -> io::Result<Read> {
-    // It may be another user's, who may have put something else there.
-    match whole::regular(path, MAX_FILE) {
-        Ok(text) => Ok(parse_all(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Read::default()),
-        Err(error) => Err(error),
-    }
+    Ok(state::read(path, MAX_FILE)?.map_or_else(Read::default, |text| parse_all(&text)))
 }
 
 fn parse_all(text: &[u8]) -> Read {
@@ -176,23 +171,8 @@ mod tests {
     use bindonce_core::event::Kind;
 
     use super::*;
+    use crate::testing::Directory;
     use crate::{Happening, Journal};
-
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("daemon-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).expect("a directory");
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn say(journal: &Journal, text: &str) {
         journal.record(Happening::new(Kind::GenerationServing, text));

@@ -1,5 +1,7 @@
 //! What the two long-lived processes, broker and supervisor, have in common: the last things that
-//! happened ([`Journal`]), metrics ([`openmetrics`], [`scrape`]), and serving clients ([`rpc`]).
+//! happened ([`Journal`]), metrics ([`openmetrics`], [`scrape`]), serving clients ([`rpc`]),
+//! the service manager ([`notify`]), files that outlive the process ([`state`]), and becoming a newer binary
+//! ([`reexec`]).
 //!
 //! Both use it in the same way, from their one thread. A disk that is full or a client that does not
 //! read costs events or that client's connection, and never the service.
@@ -9,11 +11,16 @@
 mod follow;
 mod journal;
 mod kept;
+pub mod notify;
 pub mod openmetrics;
+pub mod reexec;
 mod reporter;
 pub mod rpc;
 pub mod scrape;
 mod self_metrics;
+pub mod state;
+#[cfg(test)]
+mod testing;
 
 pub use journal::{Happening, Journal};
 pub use kept::{parse, read};

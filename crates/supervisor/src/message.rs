@@ -58,7 +58,7 @@ pub(crate) enum Message {
     /// What haproxy has bound by itself.
     Foreign(GenerationId, BTreeSet<String>),
     /// The binary that is installed now reads our state, or does not.
-    Proved(Result<bindonce_sys::upgrade::Installed, String>),
+    Proved(Result<bindonce_daemon::reexec::Installed, String>),
 }
 
 /// What came of removing the ghosts of one generation.

@@ -20,7 +20,7 @@
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
 //! - [`aside`], [`ask`], [`log`] and [`whole`] keep what may wait away from the thread that decides;
-//! - [`peer`], [`limits`], [`lock`], [`memory`], [`notify`] and [`privileges`]
+//! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
 pub mod aside;
@@ -31,7 +31,6 @@ pub mod clock;
 pub mod diag;
 pub mod epoll;
 pub mod executable;
-pub mod files;
 pub mod ghosts;
 pub mod guard;
 pub mod hold;
@@ -44,7 +43,6 @@ pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod network;
-pub mod notify;
 pub mod options;
 pub mod peer;
 pub mod privileges;
@@ -57,7 +55,6 @@ pub mod spawn;
 pub mod terminal;
 pub mod tree;
 pub mod trusted;
-pub mod upgrade;
 #[cfg(feature = "tokio")]
 pub mod watch;
 pub mod whole;

@@ -19,15 +19,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bindonce_sys::files;
-use bindonce_sys::{identity, whole};
+use bindonce_daemon::state;
+use bindonce_sys::identity;
 use bindonce_wire::manifest::{Entry, Manifest, Service};
 use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 use tokio::time::sleep;
-
-/// No state file is larger: a record of a million listeners.
-const LARGEST: u64 = 256 << 20;
 
 /// When to try again to write a file that could not be written, from the first time on, and at most.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -63,7 +60,7 @@ struct Failed {
 
 /// The state file of the broker on this control socket.
 fn path(socket: &Path) -> PathBuf {
-    files::with_suffix(socket, ".state")
+    state::with_suffix(socket, ".state")
 }
 
 /// What the previous broker has left in the state file.
@@ -82,18 +79,12 @@ pub(crate) struct Left {
 /// What a broker has left written that did not end in order, or had something to leave.
 pub(crate) fn left(socket: &Path) -> Left {
     let path = path(socket);
-    let bytes = match whole::regular(&path, LARGEST) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Left::default(),
-        Err(error) => {
-            tracing::error!(
-                path = %path.display(), %error,
-                "cannot read the state file: listeners of the previous broker are not recovered"
-            );
-            return Left::default();
-        }
+    let manifest = match state::read(&path, state::LARGEST) {
+        Ok(None) => return Left::default(),
+        Ok(Some(bytes)) => Manifest::decode(&bytes).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
     };
-    match Manifest::decode(&bytes) {
+    match manifest {
         Ok(Manifest { header, listeners, services, .. }) if header.boot == identity::boot() => {
             Left { listeners, in_order: header.ended, services, floor: header.floor }
         }
@@ -102,8 +93,9 @@ pub(crate) fn left(socket: &Path) -> Left {
             Left::default()
         }
         Err(error) => {
+            let moved_to = state::move_aside(&path);
             tracing::error!(
-                path = %path.display(), %error,
+                path = %path.display(), error, moved_to,
                 "cannot read the state file: listeners of the previous broker are not recovered"
             );
             Left::default()
@@ -123,7 +115,7 @@ impl StateFile {
     /// nothing, see above.
     pub(super) fn rewrite(&self, manifest: &Manifest) {
         let begun = Instant::now();
-        let written = files::replace(&self.path, &manifest.encode());
+        let written = state::replace(&self.path, &manifest.encode());
         let mut inner = self.inner.borrow_mut();
         match written {
             Ok(file) => {

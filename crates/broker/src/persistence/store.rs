@@ -21,8 +21,8 @@ use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_daemon::notify::Notifier;
 use bindonce_sys::memory;
-use bindonce_sys::notify::Notifier;
 use bindonce_wire::manifest::Manifest;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;

@@ -5,8 +5,9 @@ use std::io::{self, Read as _, Seek as _};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use bindonce_daemon::reexec;
 use bindonce_sys::listen::UnixPath;
-use bindonce_sys::{identity, inherit, process, upgrade};
+use bindonce_sys::{identity, inherit};
 use bindonce_wire::manifest::{self, Manifest};
 use tokio::net::UnixListener;
 
@@ -44,9 +45,8 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
     }
     let unreadable = |error: io::Error| Error::State { reason: error.to_string() };
     let (manifest, _) = read(&mut File::from(inherit::take(number).map_err(unreadable)?))?;
-    upgrade::take_name();
-    let own = i32::try_from(std::process::id()).unwrap_or_default();
-    let own = (std::process::id(), process::start_time(own).unwrap_or_default());
+    reexec::take_name();
+    let own = reexec::this_process();
     Ok((manifest.header.process == Some(own)).then_some(Inherited { manifest }))
 }
 
@@ -61,7 +61,7 @@ pub fn check(state: &mut File) -> Result<String, Error> {
         let parsed = entry.listener().and_then(|_| entry.bound());
         parsed.map_err(|error| Error::State { reason: error.to_string() })?;
     }
-    Ok(upgrade::answer(manifest.listeners.len(), &bytes))
+    Ok(reexec::answer(manifest.listeners.len(), &bytes))
 }
 
 fn read(file: &mut File) -> Result<(Manifest, Vec<u8>), Error> {

@@ -26,12 +26,12 @@ use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_daemon::Happening;
+use bindonce_daemon::reexec::{self, Installed};
 use bindonce_daemon::rpc::Link;
 use bindonce_sys::memory;
-use bindonce_sys::upgrade::{self as system, Installed};
+use bindonce_wire::RpcError;
 use bindonce_wire::manifest::Manifest;
 use bindonce_wire::message::Id;
-use bindonce_wire::{ErrorCode, RpcError};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -50,9 +50,6 @@ use snapshot::snapshot;
 /// with the arguments that follow.
 pub const CHECK: &str = "__check-broker";
 
-/// What systemd passed to this process is not passed to the next image again.
-const PASSED: [&str; 4] = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-
 /// How long the new binary may take to prove itself.
 const PROOF: Duration = Duration::from_secs(10);
 
@@ -70,8 +67,7 @@ pub(crate) async fn request(broker: &RefCell<Broker>, link: &Rc<Link>, id: &Id) 
     upgrade.wanted.notify_one();
     let reason = failure.await.unwrap_or_else(|_| "the broker ends".to_owned());
     link.set_upgrade(None);
-    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {reason}"))
-        .with_hint("install a working binary where the running one was started from")
+    reexec::failed(&reason)
 }
 
 /// Upgrades as often as it is asked for, by a client or by the caller's signal.
@@ -159,15 +155,13 @@ fn become_binary(
         let sockets = held.iter().map(|view| view.held.opened.handle.fd.as_fd());
         let streams = links.iter().map(|(link, _)| link.stream.as_fd());
         let own = [file.as_fd(), listener.as_fd(), control.lock()];
-        let _left = system::leave(own.into_iter().chain(sockets).chain(streams))?;
-        let mut variables: Vec<(&str, Option<OsString>)> =
-            PASSED.iter().map(|name| (*name, None)).collect();
-        variables.push((inherited::VARIABLE, Some(file.as_raw_fd().to_string().into())));
+        let _left = reexec::leave(own.into_iter().chain(sockets).chain(streams))?;
+        let number = file.as_raw_fd().to_string().into();
         tracing::info!(
             binary = %binary.path().display(), listeners = held.len(), connections = links.len(),
             "becoming the binary that is installed now"
         );
-        Err::<(), _>(binary.take_over(&variables))
+        Err::<(), _>(binary.take_over(Some((inherited::VARIABLE, number))))
     });
     match result {
         Ok(()) => "it came back from the exec".to_owned(),

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use bindonce_core::registry::{self, ConnectionId};
 use bindonce_core::time::Timestamp;
+use bindonce_daemon::reexec;
 use bindonce_daemon::rpc::Link;
-use bindonce_sys::process;
 use bindonce_wire::manifest::{
     ConnectionEntry as Written, ConnectionLabel, ConnectionLease, ConnectionTurn, Manifest,
 };
@@ -26,8 +26,7 @@ pub(super) fn snapshot(
 ) -> Manifest {
     let mut manifest = broker.manifest();
     let header = &mut manifest.header;
-    let own = i32::try_from(std::process::id()).unwrap_or_default();
-    header.process = Some((std::process::id(), process::start_time(own).unwrap_or_default()));
+    header.process = Some(reexec::this_process());
     header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
     header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
     header.unfinished = broker.listeners.unfinished.written();

@@ -14,9 +14,9 @@ use bindonce::{Join, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_daemon::notify::STARTER;
 use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::inherit;
-use bindonce_sys::notify::STARTER;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::watch::Watch;
 

@@ -9,18 +9,14 @@ use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_daemon::Happening;
-use bindonce_sys::upgrade::{self, Installed};
+use bindonce_daemon::reexec::{self, Installed};
 
-use crate::control::upgrades::failed;
 use crate::disk::directory::{Inherited, Saved};
 use crate::message::Message;
 use crate::supervisor::Supervisor;
 
 /// The hidden subcommand that proves that a binary reads the state.
 pub const CHECK: &str = "__check-state";
-
-/// Passed descriptors are for the image that systemd started.
-const NOT_OURS: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// How long the new binary may take to prove it.
 const PROOF: Duration = Duration::from_secs(5);
@@ -33,7 +29,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// What is wrong with it.
 pub fn check(path: &std::path::Path, text: &[u8]) -> Result<String, crate::error::Error> {
     let saved = crate::disk::directory::parse(path, text)?;
-    Ok(upgrade::answer(saved.generations.len(), text))
+    Ok(reexec::answer(saved.generations.len(), text))
 }
 
 impl Supervisor {
@@ -74,7 +70,7 @@ impl Supervisor {
         tracing::error!("upgrade failed, nothing has changed: {error}");
         let text = format!("nothing has changed: {error}");
         self.cx.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
-        let _ = reply.send(Err(failed(&error)));
+        let _ = reply.send(Err(reexec::failed(&error)));
         self.save();
         let draining = self.generations.iter().map(|generation| generation.id).collect::<Vec<_>>();
         for id in draining {
@@ -86,8 +82,8 @@ impl Supervisor {
 
     /// Executes the binary; returns only if that fails, with the reason.
     fn become_binary(&mut self, binary: &Installed) -> String {
-        let pid = i32::try_from(std::process::id()).unwrap_or_default();
-        let start_time = bindonce_sys::process::start_time(pid).unwrap_or_default();
+        let (pid, start_time) = reexec::this_process();
+        let pid = pid.cast_signed();
         let mut inherited = Inherited { pid, start_time, ..Inherited::default() };
         // Copies, so that everything here is as it was should the exec fail.
         let mut copies: Vec<OwnedFd> = Vec::new();
@@ -111,7 +107,7 @@ impl Supervisor {
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
             inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
         }
-        let _left = match upgrade::leave(copies.iter().map(|copy| copy.as_fd())) {
+        let _left = match reexec::leave(copies.iter().map(|copy| copy.as_fd())) {
             Ok(left) => left,
             Err(error) => return format!("descriptors cannot be kept: {error}"),
         };
@@ -120,7 +116,7 @@ impl Supervisor {
         let error = match self.cx.directory.save(&saved) {
             Ok(()) => {
                 tracing::info!(binary = %binary.path().display(), "becoming the new binary");
-                binary.take_over(&NOT_OURS.map(|name| (name, None)))
+                binary.take_over(None)
             }
             Err(error) => error,
         };

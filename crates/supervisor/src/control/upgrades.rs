@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use bindonce_wire::{ErrorCode, RpcError};
+use bindonce_daemon::reexec;
 use tokio::sync::oneshot;
 
 use crate::control::Answer;
@@ -28,7 +28,7 @@ impl Upgrade {
     /// Somebody wants one, when nothing else is in progress; answered only if it fails.
     pub(crate) fn want(&mut self, reply: oneshot::Sender<Answer>) {
         if let Some(earlier) = self.wanted.replace(reply) {
-            let _ = earlier.send(Err(failed("another upgrade was asked for meanwhile")));
+            let _ = earlier.send(Err(reexec::failed("another upgrade was asked for meanwhile")));
         }
     }
 
@@ -42,10 +42,4 @@ impl Upgrade {
         self.proving = false;
         self.wanted.take()
     }
-}
-
-/// The answer to whoever wanted one that failed.
-pub(crate) fn failed(story: &str) -> RpcError {
-    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {story}"))
-        .with_hint("install a working binary where the running one was started from")
 }

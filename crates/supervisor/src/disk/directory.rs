@@ -13,12 +13,10 @@ use std::path::{Path, PathBuf};
 
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
+use bindonce_daemon::state;
 use bindonce_haproxy::names::admin_socket;
-use bindonce_sys::clock;
-use bindonce_sys::files;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
-use bindonce_sys::whole;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::elsewhere::Elsewhere;
@@ -30,9 +28,6 @@ const METRICS: &str = "metrics.sock";
 
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(crate) const LAST_ID: u64 = 1 << 53;
-
-/// No saved state is larger: 10,000 generations of 1,000 listeners.
-const LARGEST: u64 = 256 << 20;
 
 /// The directory of a service, held by this supervisor alone.
 #[derive(Debug)]
@@ -235,24 +230,15 @@ impl Directory {
     /// is moved aside, for whoever wants to know what happened to it: None then.
     pub(crate) fn load(&self) -> Option<Saved> {
         let path = self.state();
-        let error = match read(&path) {
-            Err(Error::Directory { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Some(Saved::default());
-            }
-            Ok(saved) => return Some(saved),
-            Err(error) => error,
-        };
-        let aside = path.with_extension(format!("json.bad-{}", clock::now().0));
-        match fs::rename(&path, &aside) {
-            Ok(()) => tracing::error!(
-                moved_to = %aside.display(),
-                "{error}; going on with what /proc and the broker tell"
-            ),
-            Err(rename) => tracing::error!(
-                "{error}; going on with what /proc and the broker tell; it cannot be moved aside: {rename}"
-            ),
-        }
-        None
+        let failed = |source| Error::Directory { path: path.clone(), source };
+        let text = state::read(&path, state::LARGEST).map_err(failed);
+        let saved = text.and_then(|text| text.map_or(Ok(Saved::default()), |it| parse(&path, &it)));
+        saved
+            .inspect_err(|error| {
+                let moved_to = state::move_aside(&path);
+                tracing::error!(moved_to, "{error}; going on with what /proc and the broker tell");
+            })
+            .ok()
     }
 
     /// The newest generation whose rendered configuration is here; 0 if none is.
@@ -271,14 +257,8 @@ impl Directory {
 
     /// Saves the state, in one step: a reader sees the old or the new one.
     pub(crate) fn save(&self, saved: &Saved) -> io::Result<()> {
-        files::replace(&self.state(), &serde_json::to_vec(saved)?).map(drop)
+        state::replace(&self.state(), &serde_json::to_vec(saved)?).map(drop)
     }
-}
-
-/// Reads a saved state.
-pub(crate) fn read(path: &Path) -> Result<Saved, Error> {
-    let failed = |source| Error::Directory { path: path.to_owned(), source };
-    parse(path, &whole::regular(path, LARGEST).map_err(failed)?)
 }
 
 /// Reads a saved state that is at `path`.

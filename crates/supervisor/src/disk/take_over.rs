@@ -11,7 +11,7 @@ use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
-use bindonce_daemon::Happening;
+use bindonce_daemon::{Happening, reexec};
 use bindonce_sys::process::{self as sys, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{inherit, tree};
@@ -56,11 +56,9 @@ impl Inheritance {
     /// Takes everything that was left for this very process. Must come before any child is
     /// started: it would inherit the connections too, and keep generations alive by them.
     pub(crate) fn take(saved: &Saved) -> Result<Self, Error> {
-        let me = i32::try_from(std::process::id()).unwrap_or_default();
-        let start_time = sys::start_time(me).unwrap_or_default();
         let Some(left) = saved.inherited.as_ref() else { return Ok(Self::default()) };
-        bindonce_sys::upgrade::take_name();
-        if (left.pid, left.start_time) != (me, start_time) {
+        reexec::take_name();
+        if (left.pid.cast_unsigned(), left.start_time) != reexec::this_process() {
             return Ok(Self::default());
         }
         let take =

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use bindonce_sys::notify;
+use bindonce_daemon::notify;
 
 /// The way to tell systemd; does nothing where nobody listens.
 #[derive(Debug, Default)]
@@ -19,11 +19,7 @@ pub(crate) struct Announcer {
 impl Announcer {
     /// Reads what systemd asks of this process.
     pub(crate) fn new() -> Self {
-        let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
-        let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-        // Twice in the time allowed, as sd_watchdog_enabled(3) advises.
-        let keep_alive = number("WATCHDOG_USEC").filter(|_| for_us);
-        Self { keep_alive: keep_alive.map(|us| Duration::from_micros(us / 2)), ..Self::default() }
+        Self { keep_alive: notify::watchdog(), ..Self::default() }
     }
 
     /// How long the loop may sleep before it must call [`Announcer::alive`].
@@ -36,7 +32,7 @@ impl Announcer {
         let Some(interval) = self.keep_alive else { return };
         if self.told.is_none_or(|told| told.elapsed() >= interval / 2) {
             self.told = Some(Instant::now());
-            send("WATCHDOG=1");
+            notify::tell("WATCHDOG=1");
         }
     }
 
@@ -44,30 +40,24 @@ impl Announcer {
     pub(crate) fn reloading(&mut self) {
         self.reloading = true;
         let now = monotonic().as_micros();
-        send(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=reloading"));
+        notify::tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=reloading"));
     }
 
     /// Something serves, or serves on after a reload that failed.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
-        send(&format!("READY=1\nSTATUS={status}"));
+        notify::tell(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// Nothing serves, for the reason in `status`; a reload in progress is over.
     pub(crate) fn troubled(&mut self, status: &str) {
         let ready = if std::mem::take(&mut self.reloading) { "READY=1\n" } else { "" };
-        send(&format!("{ready}STATUS={status}"));
+        notify::tell(&format!("{ready}STATUS={status}"));
     }
 
     /// The service is being shut down.
     pub(crate) fn stopping(&self) {
-        send("STOPPING=1\nSTATUS=draining");
-    }
-}
-
-fn send(state: &str) {
-    if let Err(error) = notify::send(state) {
-        tracing::debug!(%error, "systemd was not told");
+        notify::tell("STOPPING=1\nSTATUS=draining");
     }
 }
 

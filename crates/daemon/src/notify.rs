@@ -16,7 +16,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::inherit;
+use bindonce_sys::inherit;
 
 /// The variable that names the socket of whoever started a broker for itself, as `bindonce run` does, and waits
 /// for its word: READY=1, once, in the manner of sd_notify(3).
@@ -28,12 +28,19 @@ pub const STARTER: &str = "BINDONCE_READY";
 ///
 /// # Errors
 /// Those of sending a datagram; an address that is neither form is `InvalidInput`.
-pub fn send(state: &str) -> io::Result<bool> {
+fn send(state: &str) -> io::Result<bool> {
     let Some(target) = env::var_os("NOTIFY_SOCKET") else {
         return Ok(false);
     };
     send_to(&target, state)?;
     Ok(true)
+}
+
+/// Tells the service manager one state, where there is one.
+pub fn tell(state: &str) {
+    if let Err(error) = send(state) {
+        tracing::warn!(%error, state, "cannot tell the service manager");
+    }
 }
 
 /// Sends `state` to the socket at `target`, a path or `@` and an abstract name.
@@ -114,7 +121,7 @@ impl AsFd for Notifier {
 /// `$WATCHDOG_USEC`, as sd_watchdog_enabled(3) advises); None if it does not.
 pub fn watchdog() -> Option<Duration> {
     let number = |name| env::var(name).ok()?.parse::<u64>().ok();
-    if number("WATCHDOG_PID").is_some_and(|pid| pid != process::id().into()) {
+    if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id())) {
         return None;
     }
     let period = Duration::from_micros(number("WATCHDOG_USEC")? / 2);
@@ -164,7 +171,7 @@ mod tests {
     #[test]
     fn a_descriptor_rides_on_its_name() {
         let directory = Directory::new("notify");
-        let path = directory.path().join("notify");
+        let path = directory.0.join("notify");
         let manager = UnixDatagram::bind(&path).expect("bind");
         let address = SocketAddr::from_pathname(&path).expect("address");
         let notifier = Notifier::connect(&address).expect("connect");
@@ -182,7 +189,7 @@ mod tests {
     #[test]
     fn a_manager_that_does_not_read_delays_nobody() {
         let directory = Directory::new("notify-full");
-        let path = directory.path().join("notify");
+        let path = directory.0.join("notify");
         let _manager = UnixDatagram::bind(&path).expect("bind");
         let address = SocketAddr::from_pathname(&path).expect("address");
         let notifier = Notifier::connect(&address).expect("connect");

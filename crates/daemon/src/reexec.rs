@@ -8,21 +8,29 @@
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
-use std::io;
-#[cfg(feature = "tokio")]
-use std::os::fd::AsRawFd as _;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use bindonce_sys::memory;
+use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::signals::Signal;
+use bindonce_sys::watch::Watch;
+use bindonce_wire::{ErrorCode, RpcError};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 /// The variable with the word that an answer begins with, so that no answer is an old one.
 const WORD: &str = "BINDONCE_PROOF";
 
+/// What the service manager passed to this process is not passed to the next image again.
+const PASSED: [&str; 4] = ["LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// The longest answer that is read.
-#[cfg(feature = "tokio")]
 const ANSWER: u64 = 256;
 
 /// What a binary answers that has read a state of these bytes, with so many entries: empty where nobody
@@ -37,6 +45,19 @@ fn proof(word: &str, entries: usize, state: &[u8]) -> String {
     let add = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
     let sum = state.iter().fold(0xcbf2_9ce4_8422_2325, add);
     format!("{word} {entries} {sum:016x}")
+}
+
+/// The pid of this process, and its start time: so that what one image leaves to the next is taken by no other
+/// process, which may have the pid later.
+pub fn this_process() -> (u32, u64) {
+    let pid = std::process::id();
+    (pid, process::start_time(pid.cast_signed()).unwrap_or_default())
+}
+
+/// The answer to a client that asked for an upgrade that failed.
+pub fn failed(reason: &str) -> RpcError {
+    RpcError::new(ErrorCode::UPGRADE_FAILED, format!("not upgraded, nothing has changed: {reason}"))
+        .with_hint("install a working binary where the running one was started from")
 }
 
 /// Gives this process the name of its program, which it does not have after an exec by descriptor: then it is
@@ -92,23 +113,13 @@ impl Installed {
     /// # Errors
     /// Why it is not up to it, for a person: it cannot be started, did not exit with 0 in time, or did not
     /// answer with what it should have read.
-    #[cfg(feature = "tokio")]
     pub async fn prove(
         &self,
         arguments: Vec<OsString>,
         entries: usize,
         state: &[u8],
-        patience: std::time::Duration,
+        patience: Duration,
     ) -> Result<(), String> {
-        use std::io::{Read as _, Seek as _, Write as _};
-        use std::os::unix::process::CommandExt as _;
-        use std::process::{Command, Stdio};
-
-        use crate::memory;
-        use crate::process::Pidfd;
-        use crate::signals::Signal;
-        use crate::watch::Watch;
-
         let path = self.path.display();
         let word = format!("bindonce-{}", memory::unique());
         let mut input = memory::file("bindonce-upgrade")
@@ -162,34 +173,32 @@ impl Installed {
     }
 
     /// Executes it in place of this process with the same arguments, and with the same
-    /// environment but for `variables`: one with a value is set, one without is taken away.
+    /// environment but for what the service manager has passed, and `variable`, which is set.
     /// The signal mask stays as it is, so that a signal sent meanwhile waits for the new image. (std's own
     /// `exec` resets the mask.) Returns only if it fails, with the reason.
-    pub fn take_over(&self, variables: &[(&str, Option<OsString>)]) -> io::Error {
-        match self.execute(variables) {
+    pub fn take_over(&self, variable: Option<(&str, OsString)>) -> io::Error {
+        match self.execute(variable) {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    fn execute(
-        &self,
-        variables: &[(&str, Option<OsString>)],
-    ) -> io::Result<std::convert::Infallible> {
+    fn execute(&self, variable: Option<(&str, OsString)>) -> io::Result<std::convert::Infallible> {
         if edition(&self.fd)? != self.edition {
             return Err(io::Error::other("it was written to after it had proved itself"));
         }
-        let named = |name: &OsStr| variables.iter().any(|(other, _)| OsStr::new(other) == name);
-        let kept = env::vars_os().filter(|(name, _)| !named(name));
-        let set = variables
-            .iter()
-            .filter_map(|(name, value)| Some((OsString::from(name), value.clone()?)));
+        let set = variable.map(|(name, value)| (OsString::from(name), value));
+        let replaced = |name: &OsStr| {
+            PASSED.iter().any(|other| name == *other)
+                || set.as_ref().is_some_and(|set| set.0 == name)
+        };
+        let kept: Vec<_> = env::vars_os().filter(|(name, _)| !replaced(name)).collect();
         let pair = |(mut name, value): (OsString, OsString)| {
             name.push("=");
             name.push(value);
             CString::new(name.into_vec())
         };
-        let environment = kept.chain(set).map(pair).collect::<Result<Vec<_>, _>>()?;
+        let environment = kept.into_iter().chain(set).map(pair).collect::<Result<Vec<_>, _>>()?;
         let word = |word: OsString| CString::new(word.into_vec());
         let arguments = env::args_os().map(word).collect::<Result<Vec<_>, _>>()?;
         Ok(nix::unistd::fexecve(&self.fd, &arguments, &environment)?)
