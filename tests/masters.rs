@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use bindonce_load::Plan;
@@ -12,7 +13,10 @@ use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
 
 #[test]
 fn what_the_worker_of_a_master_binds_by_itself_is_told() {
-    let Some(program) = Haproxy::system() else { return };
+    Haproxy::with_masters().for_each(|program| worker_is_told(&program));
+}
+
+fn worker_is_told(program: &Path) {
     let scene = Scene::new();
     let (address, stats) = (scene.address(), scene.address());
     let text = config(address, 1).replace(
@@ -21,7 +25,7 @@ fn what_the_worker_of_a_master_binds_by_itself_is_told() {
     );
     let file = scene.write("haproxy.cfg", &text);
     let _broker = scene.broker();
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    let mut haproxy = Haproxy::start(&scene, program, &file);
     haproxy.supervisor.wait_line("has bound this by itself");
 }
 
@@ -34,14 +38,13 @@ struct Nested {
 }
 
 impl Nested {
-    fn start(arguments: &[&str]) -> Option<Self> {
-        let program = Haproxy::system()?;
+    fn start(program: &Path, arguments: &[&str]) -> Self {
         let scene = Scene::new();
         let address = scene.address();
         let file = scene.write("haproxy.cfg", &Self::config(address, 1));
         let broker = scene.broker();
-        let haproxy = Haproxy::start_with(&scene, arguments, &program, &file);
-        Some(Self { haproxy, address, _broker: broker, scene })
+        let haproxy = Haproxy::start_with(&scene, arguments, program, &file);
+        Self { haproxy, address, _broker: broker, scene }
     }
 
     fn config(address: SocketAddr, tag: u64) -> String {
@@ -75,17 +78,17 @@ impl Nested {
 
 #[test]
 fn a_reload_of_haproxys_own_master_becomes_one_of_ours() {
-    becomes_one_of_ours(&[]);
+    Haproxy::with_masters().for_each(|program| becomes_one_of_ours(&program, &[]));
 }
 
 /// Only the configuration says then that there is a master.
 #[test]
 fn without_an_admin_socket_a_reload_of_its_own_master_becomes_one_of_ours() {
-    becomes_one_of_ours(&["--no-admin"]);
+    Haproxy::with_masters().for_each(|program| becomes_one_of_ours(&program, &["--no-admin"]));
 }
 
-fn becomes_one_of_ours(arguments: &[&str]) {
-    let Some(mut nested) = Nested::start(arguments) else { return };
+fn becomes_one_of_ours(program: &Path, arguments: &[&str]) {
+    let mut nested = Nested::start(program, arguments);
     let (_, master) = nested.serving();
     nested.configure(2);
     // A master of 2.6.12 that has just started loses the signal: it says when it heard it.
@@ -93,7 +96,7 @@ fn becomes_one_of_ours(arguments: &[&str]) {
         kill(master, Signal::SIGUSR2).expect("the master");
         std::thread::sleep(Duration::from_millis(200));
         let story = nested.haproxy.supervisor.story();
-        (story.matches("New worker").count() > 1).then_some(())
+        (story.matches("ew worker (").count() > 1).then_some(())
     });
     eventually("another generation serves", || {
         nested.haproxy.serving(&nested.scene).filter(|(generation, _)| *generation > 1)
@@ -107,7 +110,11 @@ fn becomes_one_of_ours(arguments: &[&str]) {
 
 #[test]
 fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
-    let Some(mut nested) = Nested::start(&[]) else { return };
+    Haproxy::with_masters().for_each(|program| is_told_again(&program));
+}
+
+fn is_told_again(program: &Path) {
+    let mut nested = Nested::start(program, &[]);
     let (_, master) = nested.serving();
     let mut half = TcpStream::connect(nested.address).expect("connect");
     half.write_all(b"GET / HTTP/1.1\r\n").expect("half a request");
@@ -129,8 +136,10 @@ fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
 /// be another one after each reload.
 #[test]
 fn the_file_of_a_pidfile_line_names_the_supervisor() {
-    for keyword in ["master-worker", "daemon"] {
-        let Some(program) = Haproxy::system() else { return };
+    let keywords = ["master-worker", "daemon"];
+    for (program, keyword) in
+        Haproxy::with_masters().flat_map(|one| keywords.map(|k| (one.clone(), k)))
+    {
         let scene = Scene::new();
         let path = scene.path("haproxy.pid");
         let lines = format!("global\n    {keyword}\n    pidfile {}\n", path.display());
@@ -149,4 +158,22 @@ fn the_file_of_a_pidfile_line_names_the_supervisor() {
         eventually("one haproxy", || (scene.haproxies().len() < 3).then_some(()));
         assert!(names_it().is_some(), "{keyword}: {:?}", std::fs::read_to_string(&path));
     }
+}
+
+/// Its directory may be made, or have room, only later.
+#[test]
+fn a_pidfile_that_cannot_be_written_is_tried_again() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let path = scene.path("later/haproxy.pid");
+    let lines = format!("global\n    daemon\n    pidfile {}\n", path.display());
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1).replace("global\n", &lines));
+    let _broker = scene.broker();
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    haproxy.supervisor.wait_line("the pidfile could not be written, and is tried again");
+    std::fs::create_dir(scene.path("later")).expect("the directory");
+    let supervisor = format!("{}\n", haproxy.supervisor.pid());
+    eventually("the file to name the supervisor", || {
+        std::fs::read_to_string(&path).ok().filter(|text| *text == supervisor)
+    });
 }

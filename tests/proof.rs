@@ -72,7 +72,7 @@ fn grace_keeps_no_older_generation_accepting() {
 
 #[test]
 fn grace_keeps_no_older_worker_accepting() {
-    grace(Haproxy::system(), true);
+    Haproxy::with_masters().for_each(|program| grace(Some(program), true));
 }
 
 #[test]

@@ -50,6 +50,18 @@ impl Haproxy {
         Self::system().into_iter().chain(fetched)
     }
 
+    /// Those whose own master (`-W`) can execute them again: a wrapper of before `--argv0` cannot be.
+    pub(crate) fn with_masters() -> impl Iterator<Item = PathBuf> {
+        Self::all().filter(|program| {
+            let text = std::fs::read(program).unwrap_or_default();
+            let can = !text.starts_with(b"#!") || text.windows(7).any(|word| word == b"--argv0");
+            if !can {
+                skip(&format!("run tests/haproxies again: {} has no --argv0", program.display()));
+            }
+            can
+        })
+    }
+
     /// Starts `bindonce run` with this program and configuration and waits until
     /// its first generation serves.
     #[track_caller]

@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
 use crate::process::Pidfd;
-use crate::shim;
+use crate::{aside, shim};
 
 /// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
 /// [`crate::shim::Order`] in the words after it.
@@ -114,15 +114,27 @@ impl Launch {
     /// [`Error::Call`] if no process could be made, or it did not take its
     /// descriptors within ten seconds. No process is left then.
     pub fn start(self) -> Result<Started, Error> {
-        self.start_and_tell(|_| {})
+        self.begin()?.give()?.started()
     }
 
-    /// The same, and tells the pid before the shim gets what it waits for: should we end before
-    /// `tell` returns, the shim ends too and never becomes the program.
+    /// The same on threads beside the caller's, for one that must not wait: the binary may be slow to be
+    /// executed, and the shim to read. Tells the pid before the shim gets what it waits for: should we end
+    /// before `tell` returns, the shim ends too and never becomes the program. Not for one that is
+    /// [`tied`](Self::tied): it would end with its thread.
+    ///
+    /// Whoever stops waiting for it leaves no process.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_and_tell(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
+    #[cfg(feature = "tokio")]
+    pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
+        let begun = aside::within(HANDOVER, move || self.begin()).await.map_err(late)??;
+        tell(begun.pid());
+        aside::within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
+    }
+
+    /// Starts the shim.
+    fn begin(self) -> Result<Begun, Error> {
         let (ours, theirs) =
             UnixStream::pair().map_err(|error| Error::call("socketpair", error))?;
         ours.set_nonblocking(true).map_err(|error| Error::call("ioctl(FIONBIO)", error))?;
@@ -151,33 +163,75 @@ impl Launch {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
-        let mut child = command.spawn().map_err(|error| Error::call("start the shim", error))?;
-        // With it goes our copy of the shim's end: only then does its death show.
-        drop(command);
-        tell(i32::try_from(child.id()).unwrap_or_default());
+        let child = command.spawn().map_err(|error| Error::call("start the shim", error))?;
+        // With the command goes our copy of the shim's end: only then does its death show.
+        Ok(Begun {
+            child: Unfinished(Some(child)),
+            ours,
+            descriptors: self.descriptors,
+            holds: self.hold.is_some(),
+        })
+    }
+}
 
-        match hand_over(&ours, &self.descriptors) {
+/// A shim that waits for its descriptors.
+struct Begun {
+    child: Unfinished,
+    ours: UnixStream,
+    descriptors: Vec<(String, Arc<OwnedFd>)>,
+    holds: bool,
+}
+
+impl Begun {
+    fn pid(&self) -> i32 {
+        self.child.0.as_ref().map_or(0, Child::id).cast_signed()
+    }
+
+    /// Gives it what it waits for.
+    fn give(self) -> Result<Self, Error> {
+        match hand_over(&self.ours, &self.descriptors) {
             // A shim that is gone has said why, and its exit code tells the rest.
-            Ok(()) | Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {}
-            Err(error) => {
-                end(&mut child);
-                return Err(error);
-            }
+            Ok(()) | Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => Ok(self),
+            Err(error) => Err(error),
         }
-        let pid = i32::try_from(child.id()).map_err(|_| Errno::EOVERFLOW);
-        match pid.map_err(io::Error::from).and_then(Pidfd::open) {
-            Ok(pidfd) => Ok(Started {
-                pid: pidfd.pid(),
-                pidfd,
-                shim: self.hold.map(|_| ours.into()),
-                stdout: child.stdout.take().map(OwnedFd::from),
-                stderr: child.stderr.take().map(OwnedFd::from),
-            }),
-            Err(error) => {
-                end(&mut child);
-                Err(Error::call("pidfd_open", error))
-            }
+    }
+
+    fn started(mut self) -> Result<Started, Error> {
+        let pidfd = Pidfd::open(self.pid()).map_err(|error| Error::call("pidfd_open", error))?;
+        let child = self.child.0.take();
+        let (stdout, stderr) = child.map_or((None, None), |child| (child.stdout, child.stderr));
+        Ok(Started {
+            pid: pidfd.pid(),
+            pidfd,
+            shim: self.holds.then(|| self.ours.into()),
+            stdout: stdout.map(OwnedFd::from),
+            stderr: stderr.map(OwnedFd::from),
+        })
+    }
+}
+
+/// A child that is ended, unless somebody takes it.
+struct Unfinished(Option<Child>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        // It can only be gone already, and then there is nothing left to do.
+        let _ = child.kill();
+        // One that is stalled in exec ends when that does.
+        if matches!(child.try_wait(), Ok(None)) {
+            let _ = aside::start("reap", move || drop(child.wait()));
         }
+    }
+}
+
+#[cfg(feature = "tokio")]
+fn late(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::TimedOut => {
+            Error::Call { operation: "start the shim", errno: Errno::ETIMEDOUT }
+        }
+        _ => Error::call("start the shim", error),
     }
 }
 
@@ -196,13 +250,6 @@ pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
             _ => return fds.pop(),
         }
     }
-}
-
-/// Ends a child that nobody will ever know of.
-fn end(child: &mut Child) {
-    // It can only be gone already, and then there is nothing left to do.
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 fn hand_over(socket: &UnixStream, descriptors: &[(String, Arc<OwnedFd>)]) -> Result<(), Error> {

@@ -1,36 +1,73 @@
 //! The file of haproxy's `pidfile` line. It has the supervisor's pid: that of the process which lives on
 //! through all generations, and which takes the signals that haproxy's master would take.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::aside;
+use tokio::task::AbortHandle;
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Between a try that failed and the next: at first, doubling, and in the end.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_LAST: Duration = Duration::from_secs(60);
 
-/// The file that was written last.
+/// The file that was written last, or is being written.
 #[derive(Debug, Default)]
-pub(crate) struct PidFile(Option<PathBuf>);
+pub(crate) struct PidFile(Option<Writing>);
+
+#[derive(Debug)]
+struct Writing {
+    path: PathBuf,
+    written: Rc<Cell<bool>>,
+    task: AbortHandle,
+}
 
 impl PidFile {
     /// Writes the file that a configuration names, unless that has been done.
     pub(crate) fn write(&mut self, path: &Path) {
-        if self.0.replace(path.to_owned()).as_deref() == Some(path) {
-            return;
+        match &self.0 {
+            Some(known) if known.path == path && !known.has_failed() => return,
+            Some(known) => known.task.abort(),
+            None => {}
         }
-        let path = path.to_owned();
-        crate::tasks::spawn(async move {
-            let file = path.clone();
-            let written = aside::within(LIMIT, move || write(&file)).await;
-            if let Err(error) = written.and_then(|written| written) {
-                let path = path.display();
-                tracing::error!(%path, "the pidfile could not be written: {error}");
-            }
-        });
+        let (file, written) = (path.to_owned(), Rc::new(Cell::new(false)));
+        let done = Rc::clone(&written);
+        let task = crate::tasks::spawn(async move { done.set(until_written(&file).await) });
+        self.0 = Some(Writing { path: path.to_owned(), written, task: task.abort_handle() });
+    }
+}
+
+impl Writing {
+    /// Nobody tries any more; the next generation that serves does.
+    fn has_failed(&self) -> bool {
+        self.task.is_finished() && !self.written.get()
+    }
+}
+
+/// Tries until it is written: true. Not where the file system stalls: each try would leave a thread there.
+async fn until_written(path: &Path) -> bool {
+    let mut wait = AGAIN;
+    loop {
+        let file = path.to_owned();
+        let written = aside::within(LIMIT, move || write(&file)).await;
+        let Err(error) = written.and_then(|written| written) else { return true };
+        let path = path.display();
+        if error.kind() == io::ErrorKind::TimedOut {
+            tracing::error!(%path, "the pidfile could not be written: {error}");
+            return false;
+        }
+        if wait == AGAIN {
+            tracing::error!(%path, "the pidfile could not be written, and is tried again: {error}");
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_LAST);
     }
 }
 

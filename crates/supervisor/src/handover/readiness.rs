@@ -105,7 +105,7 @@ async fn checked(
         launch.env.extend(environment.map(|(name, value)| ((*name).into(), value.into())));
         launch.service = true;
         launch.stdout = Stdio::null();
-        let check = Check(launch.start()?.pidfd);
+        let check = Check(launch.start_aside(|_| {}).await?.pidfd);
         let ended = Watch::new(&check.0).map_err(Error::system("watch the check"))?;
         ended.readable().await.map_err(Error::system("wait for the check"))?;
         let exit = check.0.try_wait().map_err(Error::system("reap the check"))?;

@@ -138,7 +138,7 @@ pub(crate) async fn launch(
     ];
     order.launch.env.extend(ours);
     order.launch.stderr = std::process::Stdio::piped();
-    let started = order.launch.start_and_tell(tell)?;
+    let started = order.launch.start_aside(tell).await?;
     Ok(Launched {
         pidfd: started.pidfd,
         stderr: started.stderr,
