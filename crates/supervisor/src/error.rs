@@ -41,12 +41,12 @@ pub enum Error {
         why: Box<bindonce::Error>,
     },
     /// A broker was started and did not come up.
-    #[error("a broker was started for {socket} and did not come up: {story}", socket = .socket.display())]
+    #[error("a broker was started for {socket} and did not come up: {reason}", socket = .socket.display())]
     BrokerNotUp {
         /// Its control socket.
         socket: PathBuf,
         /// What happened to it.
-        story: String,
+        reason: String,
     },
     /// The broker refused a claim.
     #[error("{0}")]
@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// A variable of a program cannot be filled in.
     #[error(transparent)]
-    Variable(#[from] crate::program::Wrong),
+    Variable(#[from] crate::program::TemplateError),
     /// What is to be started was made ready as another kind of program.
     #[error("what is to be started is not prepared for this kind of program")]
     NotPrepared,
@@ -142,7 +142,7 @@ impl Error {
     }
 
     /// The message with its hint, for somebody who sees only text.
-    pub fn story(&self) -> String {
+    pub fn with_hint(&self) -> String {
         match self.hint() {
             Some(hint) => format!("{self}\nhint: {hint}"),
             None => self.to_string(),

@@ -35,7 +35,7 @@ impl Supervisor {
             }
             Message::Event(event) => self.feed(event),
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
-            Message::Listens(id, deaf, proof) => self.listens(id, deaf.as_deref(), proof),
+            Message::Listens(id, missing, proof) => self.listens(id, missing.as_deref(), proof),
             Message::Launched(id, launched) => self.launched(id, *launched),
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);

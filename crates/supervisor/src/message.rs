@@ -76,5 +76,5 @@ pub(crate) struct Compared {
     /// Addresses that it has bound by itself.
     pub(crate) own: BTreeSet<String>,
     /// Which of its listeners it does not listen on; None if it was not asked, or did not answer in time.
-    pub(crate) deaf: Option<Vec<usize>>,
+    pub(crate) missing: Option<Vec<usize>>,
 }

@@ -154,7 +154,7 @@ impl Supervisor {
         self.handover.tell(&Duty::None);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
-        generation.let_go_on();
+        generation.release();
         let (pid, confirmed) = (generation.pid(), generation.tell(State::Serving));
         tracing::info!(generation = id.0, pid, "serving");
         self.cx.record(id, Some(pid), event::Kind::GenerationServing, "serving");

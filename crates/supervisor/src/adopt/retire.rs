@@ -121,7 +121,7 @@ pub fn retire(
     stop(&pidfd, &pids, &watched, limit)?;
     drop(migrating);
 
-    let (ghosts, ghosts_left) = exorcise(&pids, served);
+    let (ghosts, ghosts_left) = remove_ghosts(&pids, served);
     let kept: HashSet<u64> = served.iter().map(|one| one.inode).collect();
     let beside = diag::tcp()?.into_iter().filter(|socket| {
         !kept.contains(&socket.inode) && served.iter().any(|one| one.address == socket.address)
@@ -167,7 +167,7 @@ fn stop(
 }
 
 /// Removes what is left of the listeners in epoll sets of processes that go on with their connections.
-fn exorcise(pids: &[i32], served: &[Served<'_>]) -> (usize, Option<bindonce_sys::Error>) {
+fn remove_ghosts(pids: &[i32], served: &[Served<'_>]) -> (usize, Option<bindonce_sys::Error>) {
     let inodes: Vec<u64> = served.iter().map(|one| one.inode).collect();
     let listeners: Vec<_> = served.iter().map(|one| (one.inode, one.fd.as_fd())).collect();
     let (mut removed, mut left) = (0, None);

@@ -17,7 +17,7 @@ use bindonce_sys::peer;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::broker;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::settings::Settings;
 
 /// How long one attempt to find the next broker goes on; then the log says so again.
@@ -27,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ENDED: Duration = Duration::from_secs(1);
 
 /// What the broker is to know of a generation, and where to say that it does.
-pub(crate) enum News {
+pub(crate) enum LeaseUpdate {
     /// What it does now.
     State(State, oneshot::Sender<()>),
     /// It drains, and of its listeners it has these: the leases of all are given back.
-    Has(Vec<Rc<Held>>, oneshot::Sender<()>),
+    Has(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
     /// It is gone.
     Gone(oneshot::Sender<()>),
 }
@@ -45,7 +45,7 @@ pub(crate) struct Broker {
     service: Name,
     /// Its pid, by the peer credentials of the last connection.
     pid: Cell<Option<i32>>,
-    /// Held by the one that starts a broker.
+    /// HeldListener by the one that starts a broker.
     starting: Mutex<()>,
     /// The last connection was lost, and none has been made since.
     lost: Cell<bool>,
@@ -88,7 +88,7 @@ pub(crate) struct Keeper {
     pub(crate) broker: Rc<Broker>,
     pub(crate) id: GenerationId,
     pub(crate) pid: i32,
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
 }
 
 impl Keeper {
@@ -97,7 +97,7 @@ impl Keeper {
     pub(crate) async fn keep(
         mut self,
         mut lease: Option<Client>,
-        mut told: mpsc::UnboundedReceiver<News>,
+        mut told: mpsc::UnboundedReceiver<LeaseUpdate>,
     ) {
         let mut state = State::Starting;
         loop {
@@ -115,15 +115,15 @@ impl Keeper {
             tokio::select! {
                 biased;
                 news = told.recv() => {
-                    // Whoever waits for the broker to know hears of it at the end of this.
+                    // Whoever waits for the broker to know listening of it at the end of this.
                     let _done = match news {
                         None => return,
-                        Some(News::Gone(_done)) => return end(lease).await,
-                        Some(News::State(now, done)) => {
+                        Some(LeaseUpdate::Gone(_done)) => return end(lease).await,
+                        Some(LeaseUpdate::State(now, done)) => {
                             state = now;
                             done
                         }
-                        Some(News::Has(listeners, done)) => {
+                        Some(LeaseUpdate::Has(listeners, done)) => {
                             self.listeners = listeners;
                             // Leases end with their connection, and another has none.
                             if lease.is_some() {
@@ -171,7 +171,7 @@ impl Keeper {
         if *start {
             let _one = starting.lock().await;
             if let Err(error) = broker::ensure(socket, true, journal).await {
-                tracing::error!(generation, "no broker could be started: {}", error.story());
+                tracing::error!(generation, "no broker could be started: {}", error.with_hint());
             }
         }
         let give: Vec<_> = self

@@ -17,10 +17,10 @@ use bindonce_daemon::{Happening, Journal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::broker;
-use crate::broker::lease::{Broker, Keeper, News};
+use crate::broker::lease::{Broker, Keeper, LeaseUpdate};
 use crate::context::Context;
 use crate::generations::generation::Generation;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::message::Message;
 use crate::settings::Settings;
 
@@ -53,9 +53,9 @@ impl Leases {
         &self,
         id: GenerationId,
         pid: i32,
-        listeners: Vec<Rc<Held>>,
+        listeners: Vec<Rc<HeldListener>>,
         lease: Option<Client>,
-    ) -> mpsc::UnboundedSender<News> {
+    ) -> mpsc::UnboundedSender<LeaseUpdate> {
         let (news, told) = mpsc::unbounded_channel();
         let keeper = Keeper { broker: Rc::clone(&self.broker), id, pid, listeners };
         crate::tasks::spawn(keeper.keep(lease, told));

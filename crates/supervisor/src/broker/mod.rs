@@ -91,7 +91,7 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     let (pidfd, ended) = Pidfd::open(pid)
         .and_then(|pidfd| Watch::new(&pidfd).map(|watch| (pidfd, watch)))
         .map_err(watch)?;
-    let failed = |story: String| Error::BrokerNotUp { socket: socket.to_owned(), story };
+    let failed = |reason: String| Error::BrokerNotUp { socket: socket.to_owned(), reason };
     let up = async {
         tokio::select! {
             ready = notifications.from(pid) => ready,

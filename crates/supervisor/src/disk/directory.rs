@@ -19,7 +19,7 @@ use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::elsewhere::Elsewhere;
+use crate::disk::fallback::Fallback;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
 
@@ -34,7 +34,7 @@ pub(crate) const LAST_ID: u64 = 1 << 53;
 pub(crate) struct Directory {
     path: PathBuf,
     /// Used while this one takes no files.
-    elsewhere: Elsewhere,
+    fallback: Fallback,
     /// Kept for its lock.
     _lock: LockFile,
 }
@@ -129,7 +129,7 @@ impl Directory {
             return Err(Error::AlreadySupervised { service: service.clone(), pid });
         };
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
-        Ok(Self { path, elsewhere: Elsewhere::default(), _lock: lock })
+        Ok(Self { path, fallback: Fallback::default(), _lock: lock })
     }
 
     pub(crate) fn control(&self) -> PathBuf {
@@ -139,13 +139,13 @@ impl Directory {
     /// Where the admin socket of a generation is.
     pub(crate) fn admin(&self, id: GenerationId) -> PathBuf {
         let name = admin_socket(id.0);
-        let elsewhere = self.elsewhere.get().map(|path| path.join(&name));
-        elsewhere.filter(|path| path.exists()).unwrap_or_else(|| self.path.join(name))
+        let fallback = self.fallback.get().map(|path| path.join(&name));
+        fallback.filter(|path| path.exists()).unwrap_or_else(|| self.path.join(name))
     }
 
     /// Where it is to be bound if it cannot be in this directory.
-    pub(crate) fn admin_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
-        Ok(self.elsewhere.make()?.join(admin_socket(id.0)))
+    pub(crate) fn fallback_admin(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Ok(self.fallback.make()?.join(admin_socket(id.0)))
     }
 
     /// Where the rendered configuration of a generation is.
@@ -159,8 +159,8 @@ impl Directory {
     }
 
     /// The same where it cannot be written here.
-    pub(crate) fn make_configuration_elsewhere(&self, id: GenerationId) -> io::Result<PathBuf> {
-        Self::make(self.elsewhere.make()?.join(format!("generation-{id}")))
+    pub(crate) fn make_fallback_configuration(&self, id: GenerationId) -> io::Result<PathBuf> {
+        Self::make(self.fallback.make()?.join(format!("generation-{id}")))
     }
 
     fn make(path: PathBuf) -> io::Result<PathBuf> {
@@ -182,7 +182,7 @@ impl Directory {
 
     /// Removes every rendered configuration but those in `keep`.
     pub(crate) fn keep_configurations(&self, keep: &[GenerationId]) -> io::Result<()> {
-        for directory in self.elsewhere.get().into_iter().chain([self.path.clone()]) {
+        for directory in self.fallback.get().into_iter().chain([self.path.clone()]) {
             for entry in fs::read_dir(directory)? {
                 let entry = entry?;
                 let name = entry.file_name();
@@ -194,13 +194,13 @@ impl Directory {
                 }
             }
         }
-        self.elsewhere.tidy();
+        self.fallback.tidy();
         Ok(())
     }
 
     /// Removes everything that only a running supervisor needs.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        self.elsewhere.clear();
+        self.fallback.clear();
         self.keep_configurations(&[])?;
         for name in [place::CONTROL, METRICS, "pid"] {
             match fs::remove_file(self.path.join(name)) {

@@ -1,7 +1,7 @@
 //! What a service keeps on disk, what the next supervisor finds there, and the files that it watches.
 
 pub(crate) mod directory;
-pub(crate) mod elsewhere;
+pub(crate) mod fallback;
 pub(crate) mod files;
 pub(crate) mod found;
 pub(crate) mod pid_file;

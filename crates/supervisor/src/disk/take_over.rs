@@ -24,7 +24,7 @@ use crate::disk::directory::{Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::generations::process::{self, Process};
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
@@ -193,7 +193,7 @@ async fn claim_again(
     generations: &Generations,
     id: GenerationId,
     listeners: &[String],
-) -> (Vec<Rc<Held>>, Option<bindonce::aio::Client>) {
+) -> (Vec<Rc<HeldListener>>, Option<bindonce::aio::Client>) {
     let claim = async {
         let mut lease = broker::connect(&cx.settings.socket).await?;
         leases.broker().note(&lease);
@@ -209,7 +209,7 @@ async fn claim_again(
         let claimed = lease.claim(&claims).await.map_err(Error::claim)?;
         let known = generations.descriptors();
         let held = claimed.into_iter().zip(&wanted);
-        let held = held.map(|(lease, listener)| Held::new(lease, listener, &known));
+        let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &known));
         Ok::<_, Error>((held.collect(), lease))
     };
     match claim.await {
@@ -218,7 +218,7 @@ async fn claim_again(
             let text = format!(
                 "its listeners are not to be had from the broker, so the next handover cannot \
                  be proved by their queues: {}",
-                error.story()
+                error.with_hint()
             );
             tracing::error!(generation = id.0, "{text}");
             cx.record(id, None, event::Kind::ListenerLost, text);

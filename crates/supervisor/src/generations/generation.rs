@@ -14,9 +14,9 @@ use bindonce_sys::tree;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::broker::lease::News;
+use crate::broker::lease::LeaseUpdate;
 use crate::generations::admin::Admin;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
@@ -30,7 +30,7 @@ pub(crate) struct Generation {
     pub(crate) cli: Cli,
     pub(crate) output: Output,
     pub(crate) readiness: Readiness,
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Lease,
     pub(crate) own: OwnAddresses,
     /// Connections left, once it drains.
@@ -73,7 +73,7 @@ pub(crate) struct Readiness {
 /// Its leases, which the broker ends when this is dropped.
 pub(crate) struct Lease {
     /// What the broker is to know of it.
-    pub(crate) news: mpsc::UnboundedSender<News>,
+    pub(crate) news: mpsc::UnboundedSender<LeaseUpdate>,
     /// It has served: what it was given is confirmed.
     pub(crate) served: bool,
     /// It has closed its listeners, and is woken for none of them.
@@ -129,7 +129,7 @@ impl Generation {
     }
 
     /// Lets it go on, if it is held. Only its end can make this fail.
-    pub(crate) fn let_go_on(&mut self) {
+    pub(crate) fn release(&mut self) {
         if let Some(hold) = self.readiness.hold.take()
             && let Err(error) = hold.release()
         {
@@ -146,7 +146,7 @@ impl Generation {
         };
         let (done, taken) = oneshot::channel();
         // The task that takes it lives as long as this generation.
-        let _ = self.lease.news.send(News::State(state, done));
+        let _ = self.lease.news.send(LeaseUpdate::State(state, done));
         taken
     }
 
@@ -186,7 +186,7 @@ impl Generation {
         self.listeners.retain(|held| inodes.contains(&held.inode));
         (self.listeners.len() < before).then(|| {
             let (done, known) = oneshot::channel();
-            let _ = self.lease.news.send(News::Has(self.listeners.clone(), done));
+            let _ = self.lease.news.send(LeaseUpdate::Has(self.listeners.clone(), done));
             known
         })
     }
@@ -210,7 +210,7 @@ impl Generation {
             // It waits inside the call that said that it is ready.
             Wanted::Stop if self.is_held() => return None,
             Wanted::Continue if self.is_held() => {
-                self.let_go_on();
+                self.release();
                 return None;
             }
             // It has accepted nothing, and heeds no other signal there.
@@ -232,14 +232,14 @@ impl Generation {
     /// Ends it because it is not to take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.readiness.refused = Some(Cause { ours: true, ..cause });
-        // Held or not: it has served nobody, and must not.
+        // HeldListener or not: it has served nobody, and must not.
         tree::kill(self.pid());
     }
 
     /// Ends its leases; what it returns ends when the broker knows.
     pub(crate) fn leave(&self) -> oneshot::Receiver<()> {
         let (done, known) = oneshot::channel();
-        let _ = self.lease.news.send(News::Gone(done));
+        let _ = self.lease.news.send(LeaseUpdate::Gone(done));
         known
     }
 }

@@ -16,7 +16,7 @@ use bindonce_haproxy::cli::Version;
 
 /// One listener that the broker gave us.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldListener {
     /// Our descriptor of it: for looking at its queue, never for accepting.
     /// All generations that have it share one.
     pub(crate) fd: Arc<OwnedFd>,
@@ -32,7 +32,7 @@ pub(crate) struct Held {
     pub(crate) created: bool,
 }
 
-/// Reads what [`Held::listener`] prints as.
+/// Reads what [`HeldListener::listener`] prints as.
 pub(crate) fn read(text: &str) -> Option<Listener> {
     text.parse::<ListenSpec>().ok().map(|spec| spec.first)
 }
@@ -40,7 +40,7 @@ pub(crate) fn read(text: &str) -> Option<Listener> {
 /// The descriptors of the sockets that older generations have, by inode.
 pub(crate) type Known = HashMap<u64, Arc<OwnedFd>>;
 
-impl Held {
+impl HeldListener {
     /// What a lease gave for `listener`; of a socket that is known already its descriptor there is kept,
     /// and the new one closed.
     pub(crate) fn new(lease: Lease, listener: &Listener, known: &Known) -> Rc<Self> {
@@ -99,8 +99,10 @@ impl Held {
 }
 
 /// Where the TCP sockets among these are bound.
-pub(crate) fn tcp_addresses<'a>(all: impl Iterator<Item = &'a Rc<Held>>) -> Vec<SocketAddr> {
-    let tcp = |held: &Rc<Held>| match held.bound {
+pub(crate) fn tcp_addresses<'a>(
+    all: impl Iterator<Item = &'a Rc<HeldListener>>,
+) -> Vec<SocketAddr> {
+    let tcp = |held: &Rc<HeldListener>| match held.bound {
         Address::Tcp(address) => Some(address),
         _ => None,
     };

@@ -20,7 +20,7 @@ use crate::generations::admin::Admin;
 use crate::generations::generation::{
     Cli, Generation, Lease, Output, OwnAddresses, Readiness, Tasks,
 };
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
 use crate::handover::watchdog::Watchdog;
 use crate::message::Message;
@@ -39,7 +39,7 @@ pub(crate) struct Process {
     pub(crate) stderr: Option<(OwnedFd, Messages)>,
     /// As in [`Generation`].
     pub(crate) master_worker: bool,
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Option<bindonce::aio::Client>,
     pub(crate) started: Timestamp,
 }

@@ -10,7 +10,7 @@ use bindonce_sys::{holders, process};
 use tokio::sync::oneshot;
 
 use super::generation::Generation;
-use super::listeners::{Held, Known};
+use super::listeners::{HeldListener, Known};
 use crate::kind::Kind;
 
 /// All generations that have not ended, and what is known of them together.
@@ -54,7 +54,7 @@ impl Generations {
     }
 
     /// The listeners of all generations; one that several have comes several times.
-    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Rc<Held>> {
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &Rc<HeldListener>> {
         self.iter().flat_map(|generation| &generation.listeners)
     }
 
@@ -93,7 +93,7 @@ impl Generations {
         &self,
         kind: &Kind,
         broker: Option<i32>,
-        listeners: impl Iterator<Item = &'a Rc<Held>>,
+        listeners: impl Iterator<Item = &'a Rc<HeldListener>>,
     ) -> Vec<(i32, String)> {
         let inodes: BTreeSet<_> = listeners.map(|held| held.inode).collect();
         let inodes: Vec<_> = inodes.into_iter().collect();

@@ -13,9 +13,9 @@ use crate::disk::pid_file::PidFile;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::Known;
 use crate::generations::server_state;
-use crate::generations::start::{self, How, Prepared, Reading, Starting, Step};
+use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
 use crate::handover::promise::{self, Unserved};
-use crate::handover::watchdog::{Duty, Named, Watchdog};
+use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::message::Message;
 
 /// What the starts of a service need to know of each other.
@@ -87,7 +87,7 @@ impl Starts {
             let prepared = match prepared {
                 Some(prepared) => prepared,
                 None => {
-                    let how = Reading { again, alone, no_epoll, devices: plan.devices };
+                    let how = ReadOptions { again, alone, no_epoll, devices: plan.devices };
                     Rc::new(start::prepare(&inner.settings, &inner.directory, id, how).await?)
                 }
             };
@@ -98,12 +98,12 @@ impl Starts {
                     server_state::carry(rendering, &serving).await;
                 }
             }
-            let how = How { older_alive, no_epoll, alone, known: plan.known };
+            let how = StartOptions { older_alive, no_epoll, alone, known: plan.known };
             // Until it has taken over, our death must not leave it beside the older one.
             let tell = |pid| {
                 if older_alive {
                     let end = |newer| Duty::End { newer, paused: Vec::new() };
-                    watchdog.borrow_mut().tell(&Named::of(pid).map_or(Duty::None, end));
+                    watchdog.borrow_mut().tell(&ProcessRef::of(pid).map_or(Duty::None, end));
                 }
             };
             start::launch(&inner.settings, &inner.directory, id, prepared, how, &now, tell).await

@@ -4,7 +4,7 @@
 //! haproxy does, and fails the start.
 //!
 //! What it has bound is seen before anything older is touched. Which descriptors it listens on is known
-//! as soon as it goes on ([`super::hears`]): in a reload the older generations are still paused then,
+//! as soon as it goes on ([`super::listening`]): in a reload the older generations are still paused then,
 //! and resume if it is ended. What is started because nobody serves is compared too, and serves whatever
 //! it listens on.
 
@@ -23,9 +23,9 @@ use crate::context::Context;
 use crate::control::requests;
 use crate::generations::foreign::{self, LOOKS};
 use crate::generations::generation::Generation;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::generations::start::Prepared;
-use crate::handover::hears::Hears;
+use crate::handover::listening::Listening;
 use crate::message::{Compared, Message};
 
 /// How long haproxy may take to tell what it listens on while clients wait. If it takes longer, the
@@ -49,12 +49,12 @@ pub(crate) fn begin(
     how: &'static str,
     running: bool,
 ) -> bool {
-    let Some(hears) = Hears::of(&cx.settings.kind, generation) else { return false };
+    let Some(listening) = Listening::of(&cx.settings.kind, generation) else { return false };
     let (cx, id, look) = (cx.clone(), generation.id, foreign::look_at_own(cx, generation));
     crate::tasks::spawn(async move {
         let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
-        let deaf = if running { hears.deaf(ANSWER).await } else { None };
-        cx.send(Message::Compared(id, how, Compared { own, deaf }));
+        let missing = if running { listening.missing(ANSWER).await } else { None };
+        cx.send(Message::Compared(id, how, Compared { own, missing }));
     });
     true
 }
@@ -84,9 +84,9 @@ pub(crate) fn ask_late(
     if generation.readiness.listens {
         return None;
     }
-    let (id, hears) = (generation.id, Hears::of(&cx.settings.kind, generation)?);
+    let (id, listening) = (generation.id, Listening::of(&cx.settings.kind, generation)?);
     Some(answer_late(cx, id, async move {
-        match hears.deaf(ANSWER_LATE).await {
+        match listening.missing(ANSWER_LATE).await {
             None => Some((
                 format!(
                     "generation {id} has taken over, but has not said on its admin socket within {} \
@@ -95,8 +95,8 @@ pub(crate) fn ask_late(
                 ),
                 "see what it does with `bindonce doctor`; if it stands still, run `bindonce reload` again",
             )),
-            Some(deaf) => {
-                let names = listeners.some(&deaf)?;
+            Some(missing) => {
+                let names = listeners.some(&missing)?;
                 let text = format!(
                     "haproxy does not listen on {names}\n\
                      it serves all the same: no older generation could resume"
@@ -114,26 +114,26 @@ pub(crate) fn ask_resumed(
     generation: &mut Generation,
     listeners: Listeners,
 ) -> Option<Late> {
-    let (id, hears) = (generation.id, Rc::new(Hears::of(&cx.settings.kind, generation)?));
-    let (inbox, asked) = (cx.clone(), Rc::clone(&hears));
+    let (id, listening) = (generation.id, Rc::new(Listening::of(&cx.settings.kind, generation)?));
+    let (inbox, asked) = (cx.clone(), Rc::clone(&listening));
     let task = crate::tasks::spawn(async move {
         // A signal that comes while it is stopped is lost when it is continued.
-        while asked.deaf(ANSWER).await.is_none_or(|deaf| !deaf.is_empty()) {
+        while asked.missing(ANSWER).await.is_none_or(|missing| !missing.is_empty()) {
             inbox.send(Message::StillPaused(id));
             tokio::time::sleep(ANSWER).await;
         }
     });
     generation.tasks.ask_resumed(task.abort_handle());
     Some(answer_late(cx, id, async move {
-        let text = match hears.deaf(ANSWER_LATE).await {
+        let text = match listening.missing(ANSWER_LATE).await {
             None => format!(
                 "generation {id} was told to accept again, and has not said on its admin socket \
                  within {} that it does",
                 duration::format(ANSWER_LATE)
             ),
-            Some(deaf) => format!(
+            Some(missing) => format!(
                 "generation {id} was told to accept again, and does not listen on {}",
-                listeners.some(&deaf)?
+                listeners.some(&missing)?
             ),
         };
         Some((text, RESUMES_NOT))
@@ -165,7 +165,7 @@ fn answer_late(
 /// The listeners of a generation, as people know them.
 pub(crate) struct Listeners {
     pub(crate) prepared: Option<Rc<Prepared>>,
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
 }
 
 impl Listeners {

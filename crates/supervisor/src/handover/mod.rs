@@ -3,7 +3,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;
-pub(crate) mod hears;
+pub(crate) mod listening;
 pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;
@@ -26,7 +26,7 @@ use crate::generations::generation::Generation;
 use crate::generations::listeners::tcp_addresses;
 use crate::handover::ghosts::Removal;
 use crate::handover::proof::{Older, Proof};
-use crate::handover::watchdog::{Duty, Named, Watchdog};
+use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::settings::Ghosts;
 
 /// How much longer than it should a pause may last before the watchdog ends it.
@@ -121,11 +121,11 @@ impl Handover {
         older: &[&Generation],
     ) {
         let listeners: BTreeSet<_> = older.iter().flat_map(|older| older.inodes()).collect();
-        let duty = Named::of(newer.pid()).map(|newer| Duty::Finish {
+        let duty = ProcessRef::of(newer.pid()).map(|newer| Duty::Finish {
             within: cx.settings.timing.retire_timeout + GRACE,
             retire: cx.settings.kind.retire(),
             newer,
-            older: older.iter().filter_map(|older| Named::of(older.pid())).collect(),
+            older: older.iter().filter_map(|older| ProcessRef::of(older.pid())).collect(),
             listeners: listeners.into_iter().collect(),
         });
         self.tell(&duty.unwrap_or(Duty::None));
@@ -133,8 +133,8 @@ impl Handover {
 
     /// Tells the watchdog which generation to end and which resume, should we end now.
     pub(crate) fn guard(&self, newer: Option<i32>, paused: impl Iterator<Item = i32>) {
-        if let Some(newer) = newer.and_then(Named::of) {
-            self.tell(&Duty::End { newer, paused: paused.filter_map(Named::of).collect() });
+        if let Some(newer) = newer.and_then(ProcessRef::of) {
+            self.tell(&Duty::End { newer, paused: paused.filter_map(ProcessRef::of).collect() });
         }
     }
 

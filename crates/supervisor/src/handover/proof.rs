@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::generations::admin::{Admin, NoAnswer};
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
@@ -53,7 +53,7 @@ pub(crate) struct Proof {
     /// takes connections, as if a stranger did.
     pub(crate) stopping: Option<Stopping>,
     /// The listeners that the older generations accept from.
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
     /// The older generations.
     pub(crate) older: Vec<Older>,
     /// Whether to connect where no client waits.
@@ -97,11 +97,11 @@ impl Proof {
                 count
             })
             .collect();
-        let targets = |held: &Held| match self.probe {
+        let targets = |held: &HeldListener| match self.probe {
             true => held.probe_targets(&self.taken),
             false => Vec::new(),
         };
-        let queue = |held: Rc<Held>| Queue::new(targets(&held), held);
+        let queue = |held: Rc<HeldListener>| Queue::new(targets(&held), held);
         let mut queues: Vec<_> = self.listeners.into_iter().map(queue).collect();
         let still_for = if counts.is_empty() { STILL_UNASKED } else { STILL };
         let mut stopping = self.stopping;
@@ -151,12 +151,12 @@ impl Proof {
                             return Ok(shown(&queues));
                         }
                         if queues.iter().all(|q| stands(q) || q.is_unseen(begun, now)) {
-                            let standing: BTreeSet<_> = queues
+                            let at_rest: BTreeSet<_> = queues
                                 .iter()
                                 .filter(|queue| stands(queue))
                                 .map(|queue| queue.listener.inode)
                                 .collect();
-                            let paused = |older: &Older| !older.inodes.is_disjoint(&standing);
+                            let paused = |older: &Older| !older.inodes.is_disjoint(&at_rest);
                             let all_paused = self.older.iter().all(paused);
                             tell(Event::ProvedInPart { all_paused });
                             return Ok(shown(&queues));
@@ -202,7 +202,7 @@ fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation 
 
 /// One accept queue over time.
 struct Queue {
-    listener: Rc<Held>,
+    listener: Rc<HeldListener>,
     length: u32,
     /// Since when it is not empty and has not been seen to shrink.
     still: Option<Instant>,
@@ -219,7 +219,7 @@ struct Queue {
 }
 
 impl Queue {
-    fn new(targets: Vec<Address>, listener: Rc<Held>) -> Self {
+    fn new(targets: Vec<Address>, listener: Rc<HeldListener>) -> Self {
         Self {
             targets: targets.into(),
             listener,

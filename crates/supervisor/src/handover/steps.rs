@@ -9,7 +9,7 @@ use bindonce_sys::signals::Signal as Number;
 use crate::control::requests;
 use crate::generations::generation::Generation;
 use crate::handover::compare::{self, Listeners};
-use crate::handover::hears::Hears;
+use crate::handover::listening::Listening;
 use crate::handover::promise;
 use crate::kind::Kind;
 use crate::message::{Compared, Message};
@@ -67,12 +67,12 @@ impl Supervisor {
         if refused {
             return;
         }
-        let deaf = seen.deaf.as_deref();
+        let missing = seen.missing.as_deref();
         let rendering = self.rendering(id);
         let text = rendering.and_then(|rendering| compare::unclaimed(rendering, &seen.own));
-        let text = text.or_else(|| self.passed_over(id, deaf));
+        let text = text.or_else(|| self.passed_over(id, missing));
         if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
-            self.has_said(id, deaf);
+            self.note_listening(id, missing);
             self.take_over_now(id, how);
         }
     }
@@ -88,38 +88,38 @@ impl Supervisor {
         let newer = self.handover.newer().filter(|_| may_go_on);
         let asked = newer.and_then(|id| {
             let newer = self.generations.get_mut(&id)?;
-            let hears = Hears::of(&self.cx.settings.kind, newer)?;
+            let listening = Listening::of(&self.cx.settings.kind, newer)?;
             if newer.is_held() {
-                newer.let_go_on();
+                newer.release();
             } else {
                 newer.pidfd.send(Number::SIGCONT).ok()?;
             }
-            Some((id, hears))
+            Some((id, listening))
         });
-        let Some((id, hears)) = asked else { return self.feed(proof) };
+        let Some((id, listening)) = asked else { return self.feed(proof) };
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
-            let deaf = hears.deaf(compare::ANSWER).await;
-            cx.send(Message::Listens(id, deaf, proof));
+            let missing = listening.missing(compare::ANSWER).await;
+            cx.send(Message::Listens(id, missing, proof));
         });
     }
 
     /// It is known which of its listeners a generation that goes on passes over, or it was not to be known
     /// in time.
-    pub(crate) fn listens(&mut self, id: GenerationId, deaf: Option<&[usize]>, proof: Event) {
+    pub(crate) fn listens(&mut self, id: GenerationId, missing: Option<&[usize]>, proof: Event) {
         if self.handover.newer() != Some(id) {
             return; // It has died, or the service is being shut down.
         }
-        let text = self.passed_over(id, deaf);
+        let text = self.passed_over(id, missing);
         if !text.is_some_and(|text| self.reads_otherwise(id, text)) {
-            self.has_said(id, deaf);
+            self.note_listening(id, missing);
             self.feed(proof);
         }
     }
 
-    fn has_said(&mut self, id: GenerationId, deaf: Option<&[usize]>) {
+    fn note_listening(&mut self, id: GenerationId, missing: Option<&[usize]>) {
         if let Some(generation) = self.generations.get_mut(&id) {
-            generation.readiness.listens = deaf.is_some();
+            generation.readiness.listens = missing.is_some();
         }
     }
 
@@ -139,9 +139,9 @@ impl Supervisor {
     }
 
     /// Listeners that haproxy was given and does not listen on.
-    fn passed_over(&self, id: GenerationId, deaf: Option<&[usize]>) -> Option<String> {
+    fn passed_over(&self, id: GenerationId, missing: Option<&[usize]>) -> Option<String> {
         let listeners = self.listeners(self.generations.get(&id)?);
-        Some(format!("haproxy does not listen on {}", listeners.some(deaf?)?))
+        Some(format!("haproxy does not listen on {}", listeners.some(missing?)?))
     }
 
     /// The listeners of a generation, as people know them.

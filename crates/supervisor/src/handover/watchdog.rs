@@ -55,7 +55,7 @@ const HOLD: &str = "hold\n";
 
 /// A process, as the supervisor and the watchdog name it to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Named {
+pub(crate) struct ProcessRef {
     pid: i32,
     start_time: u64,
 }
@@ -67,19 +67,19 @@ pub(crate) enum Duty {
     None,
     /// End a generation that was starting, then let those resume that were paused for it; while any are,
     /// also after [`PAUSE`].
-    End { newer: Named, paused: Vec<Named> },
+    End { newer: ProcessRef, paused: Vec<ProcessRef> },
     /// Tell the older ones to stop, and continue the new one; also after this time.
     Finish {
         within: Duration,
         retire: Signal,
-        newer: Named,
-        older: Vec<Named>,
+        newer: ProcessRef,
+        older: Vec<ProcessRef>,
         /// Inode numbers of what the older ones listen on.
         listeners: Vec<u64>,
     },
 }
 
-impl Named {
+impl ProcessRef {
     /// Names the process that has this pid now.
     pub(crate) fn of(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: process::start_time(pid)? })
@@ -122,7 +122,7 @@ impl Named {
     }
 }
 
-impl std::fmt::Display for Named {
+impl std::fmt::Display for ProcessRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.pid, self.start_time)
     }
@@ -150,16 +150,17 @@ impl Duty {
         match words.next()? {
             "none" => Some(Self::None),
             "end" => {
-                let newer = Named::read(words.next()?)?;
-                let paused = words.map(Named::read).collect::<Option<_>>()?;
+                let newer = ProcessRef::read(words.next()?)?;
+                let paused = words.map(ProcessRef::read).collect::<Option<_>>()?;
                 Some(Self::End { newer, paused })
             }
             "finish" => {
                 let within = Duration::from_millis(words.next()?.parse().ok()?);
-                let (retire, newer) = (words.next()?.parse().ok()?, Named::read(words.next()?)?);
+                let (retire, newer) =
+                    (words.next()?.parse().ok()?, ProcessRef::read(words.next()?)?);
                 // Only the name of a process has a colon.
                 let (older, inodes): (Vec<_>, Vec<_>) = words.partition(|word| word.contains(':'));
-                let older = older.into_iter().map(Named::read).collect::<Option<_>>()?;
+                let older = older.into_iter().map(ProcessRef::read).collect::<Option<_>>()?;
                 let inodes = inodes.into_iter().map(str::parse);
                 let listeners = inodes.collect::<Result<_, _>>().ok()?;
                 Some(Self::Finish { within, retire, newer, older, listeners })
@@ -187,7 +188,7 @@ impl Duty {
                 say("the supervisor is gone or stuck: finishing its handover");
                 older.iter().for_each(|older| older.signal(retire));
                 let until = Instant::now() + CLOSING;
-                let open = |older: &Named| older.listens(&listeners);
+                let open = |older: &ProcessRef| older.listens(&listeners);
                 while older.iter().any(open) && Instant::now() < until {
                     // The kernel tells nobody that a process has closed something.
                     std::thread::sleep(LOOK_AGAIN);
@@ -392,8 +393,8 @@ mod tests {
 
     #[test]
     fn a_duty_reads_back_as_it_was_written() {
-        let one = Named { pid: 7, start_time: 99 };
-        let two = Named { pid: 8, start_time: 100 };
+        let one = ProcessRef { pid: 7, start_time: 99 };
+        let two = ProcessRef { pid: 8, start_time: 100 };
         let within = Duration::from_millis(15_000);
         let finish = |retire, older, listeners| Duty::Finish {
             within,
@@ -429,8 +430,8 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_the_same_is_left_alone() {
-        let me = Named::of(std::process::id().cast_signed()).expect("this process");
+        let me = ProcessRef::of(std::process::id().cast_signed()).expect("this process");
         // Were it not for the start time, this would end the test.
-        Named { start_time: me.start_time + 1, ..me }.signal(Signal::SIGKILL);
+        ProcessRef { start_time: me.start_time + 1, ..me }.signal(Signal::SIGKILL);
     }
 }

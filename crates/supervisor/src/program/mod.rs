@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bindonce_sys::signals::Signal;
 
-pub use template::{Numbers, Template, Variable, Wrong};
+pub use template::{Numbers, Template, TemplateError, Variable};
 
 /// A program.
 #[derive(Debug, Clone)]

@@ -50,7 +50,7 @@ pub struct Numbers<'a> {
 /// Why a variable cannot be read, or not be filled in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Wrong {
+pub enum TemplateError {
     /// It is not `NAME=TEXT`, or the name is none that a shell would take.
     #[error("{0:?} is no variable: write NAME=TEXT, as in NGINX='{{fds:;}};'")]
     NoVariable(String),
@@ -71,26 +71,26 @@ pub enum Wrong {
 }
 
 impl FromStr for Variable {
-    type Err = Wrong;
+    type Err = TemplateError;
 
-    fn from_str(text: &str) -> Result<Self, Wrong> {
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
         let (name, value) =
-            text.split_once('=').ok_or_else(|| Wrong::NoVariable(text.to_owned()))?;
+            text.split_once('=').ok_or_else(|| TemplateError::NoVariable(text.to_owned()))?;
         let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
         let good =
             name.starts_with(letter) && name.chars().all(|c| letter(c) || c.is_ascii_digit());
         if !good {
-            return Err(Wrong::NoVariable(text.to_owned()));
+            return Err(TemplateError::NoVariable(text.to_owned()));
         }
         Ok(Self { name: name.to_owned(), value: value.parse()? })
     }
 }
 
 impl FromStr for Template {
-    type Err = Wrong;
+    type Err = TemplateError;
 
-    fn from_str(text: &str) -> Result<Self, Wrong> {
-        let unbalanced = || Wrong::Unbalanced(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
+        let unbalanced = || TemplateError::Unbalanced(text.to_owned());
         let (mut parts, mut plain) = (Vec::new(), String::new());
         let mut rest = text.chars();
         while let Some(c) = rest.next() {
@@ -119,8 +119,8 @@ impl FromStr for Template {
 }
 
 impl Part {
-    fn read(inside: &str) -> Result<Self, Wrong> {
-        let unknown = || Wrong::UnknownPlaceholder(inside.to_owned());
+    fn read(inside: &str) -> Result<Self, TemplateError> {
+        let unknown = || TemplateError::UnknownPlaceholder(inside.to_owned());
         Ok(match inside.split_once(':') {
             Some(("fds", separator)) => Self::Numbers(separator.to_owned()),
             Some(("fd", name)) => Self::Number(name.parse().map_err(|_| unknown())?),
@@ -140,8 +140,8 @@ impl Template {
     /// The text, filled in.
     ///
     /// # Errors
-    /// [`Wrong::UnknownListener`].
-    pub fn fill(&self, numbers: Numbers<'_>) -> Result<String, Wrong> {
+    /// [`TemplateError::UnknownListener`].
+    pub fn fill(&self, numbers: Numbers<'_>) -> Result<String, TemplateError> {
         let Numbers { descriptors, service, generation } = numbers;
         let mut text = String::new();
         for part in &self.0 {
@@ -155,7 +155,8 @@ impl Template {
                 Part::Count => text.push_str(&descriptors.len().to_string()),
                 Part::Number(name) => {
                     let found = descriptors.iter().find(|(known, _)| known == name);
-                    let (_, number) = found.ok_or_else(|| Wrong::UnknownListener(name.clone()))?;
+                    let (_, number) =
+                        found.ok_or_else(|| TemplateError::UnknownListener(name.clone()))?;
                     text.push_str(&number.to_string());
                 }
                 Part::Service => text.push_str(service.as_str()),
@@ -170,7 +171,7 @@ impl Template {
 mod tests {
     use super::*;
 
-    fn fill(text: &str) -> Result<String, Wrong> {
+    fn fill(text: &str) -> Result<String, TemplateError> {
         let name = |name: &str| name.parse::<Name>().expect("a name");
         let descriptors = [(name("web"), 3), (name("admin"), 4)];
         let service = name("edge");

@@ -209,7 +209,7 @@ async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender
             Ok(claimed) => break claimed,
             Err(error) if !told => {
                 told = true;
-                tracing::error!(%listener, "no metrics on it so far: {}", error.story());
+                tracing::error!(%listener, "no metrics on it so far: {}", error.with_hint());
             }
             Err(_) => {}
         }

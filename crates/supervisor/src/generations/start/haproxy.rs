@@ -13,11 +13,11 @@ use bindonce_core::listener::{Listener, Options};
 use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
 
-use super::order::{How, Order, Reading, passed};
+use super::order::{Order, ReadOptions, StartOptions, passed};
 use crate::disk::directory::Directory;
-use crate::disk::elsewhere;
+use crate::disk::fallback;
 use crate::error::Error;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::kind::Haproxy;
 use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering, Supplied, System};
@@ -63,13 +63,13 @@ pub(crate) async fn render(
     kind: &Haproxy,
     directory: &Directory,
     id: GenerationId,
-    how: Reading,
+    how: ReadOptions,
 ) -> Result<Rendered, Error> {
     let (mut command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Conditions can depend on each of these.
     command.arguments.extend(how.no_epoll.then(|| "-de".into()));
     let (service, generation) = (settings.service.to_string(), id.0.to_string());
-    // Reading may resolve host names and ask haproxy about conditions: not on our thread.
+    // ReadOptions may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
@@ -89,8 +89,8 @@ pub(crate) async fn render(
     let admin = kind.admin && rendering.surely_listens();
     let write = |path: io::Result<PathBuf>| write(&rendering, &path?, admin);
     let files = match write(directory.make_configuration(id)) {
-        Err(error) if how.alone && elsewhere::is_refusal(&error) => {
-            write(directory.make_configuration_elsewhere(id))
+        Err(error) if how.alone && fallback::is_refusal(&error) => {
+            write(directory.make_fallback_configuration(id))
         }
         done => done,
     };
@@ -111,22 +111,22 @@ fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<Path
     Ok(files)
 }
 
-/// How haproxy is started on the copies, with these listeners.
+/// StartOptions haproxy is started on the copies, with these listeners.
 pub(crate) fn order(
     kind: &Haproxy,
     rendered: &Rendered,
     directory: &Directory,
     id: GenerationId,
-    how: &How,
-    listeners: &[Rc<Held>],
+    how: &StartOptions,
+    listeners: &[Rc<HeldListener>],
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(kind.command.program.clone());
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let mut admin = rendered.admin.then(|| directory.admin(id));
     if let Some(path) = &mut admin {
         let fd = match listen_for_admin(path) {
-            Err(error) if how.alone && elsewhere::is_refusal(&refused_with(&error)) => {
-                let other = directory.admin_elsewhere(id);
+            Err(error) if how.alone && fallback::is_refusal(&refused_with(&error)) => {
+                let other = directory.fallback_admin(id);
                 *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
                 listen_for_admin(path)?
             }

@@ -10,7 +10,7 @@ mod haproxy;
 mod order;
 mod program;
 
-pub(crate) use order::{How, Reading};
+pub(crate) use order::{ReadOptions, StartOptions};
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 use crate::broker;
 use crate::disk::directory::Directory;
 use crate::error::Error;
-use crate::generations::listeners::{Held, Known};
+use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
 use crate::kind::Kind;
 use crate::settings::Settings;
@@ -59,7 +59,7 @@ pub(crate) struct Launched {
     pub(crate) shim: Option<OwnedFd>,
     pub(crate) messages: Messages,
     pub(crate) prepared: Rc<Prepared>,
-    pub(crate) listeners: Vec<Rc<Held>>,
+    pub(crate) listeners: Vec<Rc<HeldListener>>,
     /// The connection to the broker that holds the leases of this generation.
     pub(crate) lease: bindonce::aio::Client,
     pub(crate) admin: Option<PathBuf>,
@@ -99,7 +99,7 @@ pub(crate) async fn prepare(
     settings: &Settings,
     directory: &Directory,
     id: GenerationId,
-    how: Reading,
+    how: ReadOptions,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
@@ -115,7 +115,7 @@ pub(crate) async fn launch(
     directory: &Directory,
     id: GenerationId,
     prepared: Rc<Prepared>,
-    how: How,
+    how: StartOptions,
     step: &Step,
     tell: impl FnOnce(i32),
 ) -> Result<Launched, Error> {
@@ -157,7 +157,7 @@ async fn claim(
     settings: &Settings,
     rendering: Option<&Rendering>,
     known: &Known,
-) -> Result<Vec<Rc<Held>>, Error> {
+) -> Result<Vec<Rc<HeldListener>>, Error> {
     let wanted: Vec<&Listener> = match rendering {
         Some(rendering) => rendering.bindings.iter().map(|b| &b.listener).collect(),
         None => settings.listeners.iter().collect(),
@@ -174,5 +174,5 @@ async fn claim(
         None => Error::claim(error),
     })?;
     let held = leases.into_iter().zip(wanted);
-    Ok(held.map(|(lease, listener)| Held::new(lease, listener, known)).collect())
+    Ok(held.map(|(lease, listener)| HeldListener::new(lease, listener, known)).collect())
 }

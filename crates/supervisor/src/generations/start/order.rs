@@ -9,12 +9,12 @@ use std::sync::Arc;
 use bindonce_haproxy::config::Messages;
 use bindonce_sys::spawn::Launch;
 
-use crate::generations::listeners::{Held, Known};
+use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
 
 /// What a start depends on besides its configuration.
 #[derive(Debug)]
-pub(crate) struct How {
+pub(crate) struct StartOptions {
     /// An older generation is alive, so haproxy is given `-sf`.
     pub(crate) older_alive: bool,
     /// haproxy must not use epoll, where its ghosts could not be removed.
@@ -25,9 +25,9 @@ pub(crate) struct How {
     pub(crate) alone: bool,
 }
 
-/// How a configuration is read.
+/// StartOptions a configuration is read.
 #[derive(Debug, Clone)]
-pub(crate) struct Reading {
+pub(crate) struct ReadOptions {
     /// It was read by this process before.
     pub(crate) again: bool,
     /// As in [`How`].
@@ -47,6 +47,8 @@ pub(super) struct Order {
 }
 
 /// The listeners' descriptors, to be passed on.
-pub(super) fn passed(listeners: &[Rc<Held>]) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
+pub(super) fn passed(
+    listeners: &[Rc<HeldListener>],
+) -> impl Iterator<Item = (String, Arc<OwnedFd>)> {
     listeners.iter().map(|held| (String::new(), Arc::clone(&held.fd)))
 }

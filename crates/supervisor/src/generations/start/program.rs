@@ -10,18 +10,18 @@ use bindonce_sys::spawn::Launch;
 
 use super::order::{Order, passed};
 use crate::error::Error;
-use crate::generations::listeners::Held;
+use crate::generations::listeners::HeldListener;
 use crate::generations::notifications::Notifications;
 use crate::program::{Numbers, Program, Readiness};
 use crate::settings::Settings;
 use bindonce_haproxy::config::Messages;
 
-/// How the program is started with these listeners.
+/// StartOptions the program is started with these listeners.
 pub(crate) fn order(
     program: &Program,
     settings: &Settings,
     id: GenerationId,
-    listeners: &[Rc<Held>],
+    listeners: &[Rc<HeldListener>],
 ) -> Result<Order, Error> {
     let mut launch = Launch::new(program.program.clone());
     launch.args.clone_from(&program.arguments);

@@ -18,7 +18,7 @@ const ONE_BY_ONE: usize = 32;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The way to find it out for one generation.
-pub(crate) enum Hears {
+pub(crate) enum Listening {
     /// It is asked for its descriptors: that of the admin socket, and those of so many listeners behind it.
     Asked(Admin, usize),
     /// It has no admin socket: its processes are looked at.
@@ -33,7 +33,7 @@ pub(crate) struct Processes {
     inodes: Vec<u64>,
 }
 
-impl Hears {
+impl Listening {
     /// None for a program other than haproxy, which reads its listeners itself.
     pub(crate) fn of(kind: &Kind, generation: &Generation) -> Option<Self> {
         kind.haproxy()?;
@@ -50,7 +50,7 @@ impl Hears {
     /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not
     /// answer in that time. None of them where it is not to be known: it does not have the command, or
     /// uses no epoll; or it has ended, which is noticed elsewhere.
-    pub(crate) async fn deaf(&self, limit: Duration) -> Option<Vec<usize>> {
+    pub(crate) async fn missing(&self, limit: Duration) -> Option<Vec<usize>> {
         let until = Instant::now() + limit;
         let (mut heard, mut last) = (BTreeSet::new(), None);
         loop {
@@ -61,9 +61,9 @@ impl Hears {
             // One that does not end in time tells no more than the one before.
             let is_over = seen.is_none() || Instant::now() + LOOK_AGAIN >= until;
             last = seen.or(last);
-            let deaf = last.as_ref()?;
-            if is_over || deaf.waiting.is_empty() {
-                return Some(deaf.unknown.iter().chain(&deaf.waiting).copied().collect());
+            let missing = last.as_ref()?;
+            if is_over || missing.waiting.is_empty() {
+                return Some(missing.unknown.iter().chain(&missing.waiting).copied().collect());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -72,7 +72,7 @@ impl Hears {
 
 /// Listeners that a generation does not listen on.
 #[derive(Default)]
-struct Deaf {
+struct Missing {
     /// It knows nothing of them.
     unknown: Vec<usize>,
     /// It may be about to.
@@ -82,7 +82,7 @@ struct Deaf {
 impl Processes {
     /// Adds the inodes that are waited for to `heard`: one that is full waits for none. None if the look
     /// takes too long.
-    async fn look(&self, heard: &mut BTreeSet<u64>, until: Instant) -> Option<Deaf> {
+    async fn look(&self, heard: &mut BTreeSet<u64>, until: Instant) -> Option<Missing> {
         let this = self.clone();
         let look = move || {
             let pids = this.kind.processes(this.pid).into_iter();
@@ -92,25 +92,25 @@ impl Processes {
         };
         let left = until.saturating_duration_since(Instant::now());
         let Some(seen) = aside::within(left, look).await.ok()? else {
-            return Some(Deaf::default());
+            return Some(Missing::default());
         };
         heard.extend(seen);
         let all = self.inodes.iter().enumerate();
         let waiting = all.filter(|(_, inode)| !heard.contains(inode)).map(|(index, _)| index);
-        Some(Deaf { unknown: Vec::new(), waiting: waiting.collect() })
+        Some(Missing { unknown: Vec::new(), waiting: waiting.collect() })
     }
 }
 
-async fn ask(admin: &Admin, count: usize, until: Instant) -> Option<Deaf> {
+async fn ask(admin: &Admin, count: usize, until: Instant) -> Option<Missing> {
     let left = until.saturating_duration_since(Instant::now());
     match tokio::time::timeout(left, descriptors(admin, count, left)).await {
-        Ok(Ok(deaf)) => Some(deaf),
-        Ok(Err(NoAnswer::Closed)) => Some(Deaf::default()),
+        Ok(Ok(missing)) => Some(missing),
+        Ok(Err(NoAnswer::Closed)) => Some(Missing::default()),
         Ok(Err(NoAnswer::InTime)) | Err(_) => None,
     }
 }
 
-async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Deaf, NoAnswer> {
+async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Missing, NoAnswer> {
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
     let mut known = BTreeMap::new();
     if count > ONE_BY_ONE {
@@ -124,18 +124,18 @@ async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Dea
             }
         }
     }
-    let mut deaf = Deaf::default();
+    let mut missing = Missing::default();
     // That of the admin socket shows that it has the command, and what an answer looks like.
     if known.contains_key(&(first - 1)) {
         for index in 0..count {
             match known.get(&(first + index)) {
-                Some(true) => deaf.waiting.push(index),
+                Some(true) => missing.waiting.push(index),
                 Some(false) => {}
-                None => deaf.unknown.push(index),
+                None => missing.unknown.push(index),
             }
         }
     }
-    Ok(deaf)
+    Ok(missing)
 }
 
 #[cfg(test)]
@@ -160,15 +160,15 @@ mod tests {
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let local = tokio::task::LocalSet::new();
-        let deaf = local.block_on(&runtime.expect("a runtime"), async {
-            let hears = Hears::Asked(Admin::resume(ours.into(), |_| ()), 2);
+        let missing = local.block_on(&runtime.expect("a runtime"), async {
+            let listening = Listening::Asked(Admin::resume(ours.into(), |_| ()), 2);
             // A minute for what answers; nothing at all for what is silent.
             let limit = if closes { 60_000 } else { 50 };
-            hears.deaf(Duration::from_millis(limit)).await
+            listening.missing(Duration::from_millis(limit)).await
         });
         drop(local); // Its end of the connection.
         drop(talks.join().expect("a haproxy"));
-        deaf
+        missing
     }
 
     #[test]

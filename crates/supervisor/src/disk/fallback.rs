@@ -11,9 +11,9 @@ use std::time::SystemTime;
 
 /// A directory of this process alone, made when it is first needed.
 #[derive(Debug, Default)]
-pub(crate) struct Elsewhere(RefCell<Option<PathBuf>>);
+pub(crate) struct Fallback(RefCell<Option<PathBuf>>);
 
-impl Elsewhere {
+impl Fallback {
     /// The directory, if it was needed.
     pub(crate) fn get(&self) -> Option<PathBuf> {
         self.0.borrow().clone()
