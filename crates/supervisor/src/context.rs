@@ -1,4 +1,5 @@
-//! What every part of a supervisor may use: what it was told, where its files lie, the loop's inbox, and the journal.
+//! What every part of a supervisor may use: the settings, the directory, the journal, and the way to send the loop a
+//! message.
 
 use std::rc::Rc;
 

@@ -64,7 +64,7 @@ pub enum Error {
     /// The configuration cannot be used.
     #[error(transparent)]
     Configuration(#[from] config::Error),
-    /// A reload would leave nobody who accepts.
+    /// A reload would leave no listener.
     #[error(
         "the configuration has nothing for clients to connect to, and {} serve{} now: {}",
         count(.served), if .served.len() == 1 { "s" } else { "" }, few(.served)
@@ -141,7 +141,7 @@ impl Error {
         }
     }
 
-    /// The message with its hint, for somebody who sees only text.
+    /// The message with its hint, for a reader who sees only text.
     pub fn with_hint(&self) -> String {
         match self.hint() {
             Some(hint) => format!("{self}\nhint: {hint}"),
@@ -150,7 +150,7 @@ impl Error {
     }
 }
 
-/// Why nobody answers, without the path, which the message has.
+/// Why no broker answers, without the path, which the message has.
 fn why_not(error: &bindonce::Error) -> String {
     match error {
         bindonce::Error::Connect { source, .. } => format!(": {source}"),

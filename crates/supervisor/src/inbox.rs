@@ -115,7 +115,7 @@ impl Supervisor {
         }
     }
 
-    /// Wants a reload, with the reason, and for whom it is answered.
+    /// Begins a reload, for this reason, and for the client that waits for it.
     pub(crate) fn reload(
         &mut self,
         reply: Option<oneshot::Sender<control::Answer>>,

@@ -43,7 +43,7 @@ pub(crate) enum Message {
     /// Another process than us has told the generation that serves to stop, or its own master to
     /// reload: how.
     Leaves(GenerationId, &'static str),
-    /// Somebody wants the metrics.
+    /// A scrape of the metrics.
     Scraped(oneshot::Sender<String>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),

@@ -1,4 +1,4 @@
-//! Performing what the timeline says.
+//! What the timeline decides (its actions), done by the parts.
 
 use bindonce_core::event;
 use bindonce_core::generation::{

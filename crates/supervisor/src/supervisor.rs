@@ -1,4 +1,6 @@
-//! The parts of a supervisor, each with its own data. The loop in [`crate::main_loop`] owns them all.
+//! The parts of a supervisor. Each owns its data and offers verbs; what needs several of them is here, in
+//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and
+//! [`crate::handover::steps`].
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;

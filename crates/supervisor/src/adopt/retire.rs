@@ -1,7 +1,7 @@
 //! Ending a haproxy whose listeners something else serves by now, with proof.
 //!
 //! It is told by SIGUSR1, never paused: on a socket that it bound itself haproxy's pause
-//! (SIGTTOU) would disconnect it for everybody. The proof is that none of its processes has a
+//! (SIGTTOU) would disconnect it for all its holders. The proof is that none of its processes has a
 //! descriptor of any of its listening sockets left.
 //!
 //! Sockets of its own on the same address close with it, and what waits in their queues would be

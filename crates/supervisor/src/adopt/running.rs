@@ -36,7 +36,7 @@ pub struct Socket {
     pub fd: OwnedFd,
     /// What it is.
     pub candidate: Candidate,
-    /// Whether nobody can bind the address beside it.
+    /// Whether no other socket can be bound to the address.
     pub exclusive: bool,
 }
 
@@ -128,7 +128,7 @@ fn describe(fd: OwnedFd, elsewhere: bool, listening: &BTreeSet<u64>) -> Option<S
 /// The haproxy command that a process runs: without what says how it was started (`-D`, `-p`, `-sf`,
 /// `-x` ...). None if it runs something else.
 pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
-    // Other programs, a supervisor for one, have the word on their command line too.
+    // Other programs, as a supervisor, have the word on their command line too.
     let name = process::name(pid)?;
     if !name.starts_with("haproxy") && !name.starts_with("ld-linux") {
         return None;

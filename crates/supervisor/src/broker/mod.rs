@@ -1,4 +1,5 @@
-//! The supervisor's way to its broker, which it starts if there is none.
+//! The supervisor as a client of its broker, which it starts if none answers. The leases of a generation are in [`lease`], the
+//! listeners of the service in [`leases`].
 
 pub(crate) mod lease;
 pub(crate) mod leases;

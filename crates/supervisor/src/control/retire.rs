@@ -1,4 +1,4 @@
-//! Which generation `bindonce retire` ends.
+//! `bindonce retire`: which generation it ends.
 
 use bindonce_core::generation::{GenerationId, State, Timeline};
 use bindonce_core::name::Name;

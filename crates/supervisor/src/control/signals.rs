@@ -1,4 +1,4 @@
-//! What a signal to the supervisor asks for. A SIGUSR1 from a generation is haproxy's word that it is ready, from any other
+//! What a signal to the supervisor asks for. A SIGUSR1 from a generation says that haproxy is ready, from any other
 //! process it is a soft stop. SIGTTOU is haproxy's request that older ones let go of an address that it cannot bind, SIGTTIN that they
 //! take it back: it has given up (see [`crate::generations::own`]).
 

@@ -62,7 +62,7 @@ pub(crate) struct Saved {
 pub(crate) struct SavedGeneration {
     pub(crate) id: u64,
     pub(crate) pid: i32,
-    /// In clock ticks since boot: a pid alone may be somebody else's by then.
+    /// In clock ticks since boot: a pid alone may name another process by then.
     pub(crate) start_time: u64,
     /// `starting`, `serving` or `draining`.
     pub(crate) state: String,
@@ -82,7 +82,7 @@ pub(crate) struct SavedGeneration {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Inherited {
-    /// Whose descriptors these are: this pid with this start time, and nobody else.
+    /// Whose descriptors these are: the process with this pid and this start time.
     pub(crate) pid: i32,
     pub(crate) start_time: u64,
     /// The listening control socket.
@@ -227,7 +227,7 @@ impl Directory {
     }
 
     /// The state that the last supervisor saved; none is the same as an empty one. What cannot be read
-    /// is moved aside, for whoever wants to know what happened to it: None then.
+    /// is moved aside, so that it can be examined: None then.
     pub(crate) fn load(&self) -> Option<Saved> {
         let path = self.state();
         let failed = |source| Error::Directory { path: path.clone(), source };

@@ -1,5 +1,5 @@
 //! Where the files of a generation lie while the service's directory takes none: it is full, or has
-//! become read-only. Only for a generation without which nobody would serve; a reload is refused
+//! become read-only. Only for a generation without which none would serve; a reload is refused
 //! then.
 
 use std::cell::RefCell;
@@ -32,7 +32,7 @@ impl Fallback {
         let mut last = io::Error::from(io::ErrorKind::StorageFull);
         for parent in [PathBuf::from("/dev/shm"), std::env::temp_dir(), PathBuf::from("/run")] {
             let path = parent.join(&name);
-            // It must not be there: what somebody else has made is never used.
+            // It must not be there: what another user has made is never used.
             let made = protects(&parent).and_then(|()| DirBuilder::new().mode(0o700).create(&path));
             match made {
                 Ok(()) => {

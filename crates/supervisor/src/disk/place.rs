@@ -94,7 +94,7 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
             }
             fs::write(parent.join("socket"), [socket.as_os_str().as_bytes(), b"\n"].concat())?;
         }
-        // What stands there already is somebody else's, or this link.
+        // What is there already belongs to another program, or is this link.
         if let Err(error) = symlink(&place.path, &beside)
             && error.kind() != io::ErrorKind::AlreadyExists
         {
@@ -140,7 +140,7 @@ fn own(socket: &Path, name: &OsString) -> Place {
     Place { path, untrusted }
 }
 
-/// The directory for the services of one broker that nobody but this user writes.
+/// The directory for the services of one broker that only this user writes.
 fn private(socket: &Path) -> Option<PathBuf> {
     let root = match me() {
         0 => PathBuf::from(PRIVATE),

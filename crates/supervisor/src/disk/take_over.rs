@@ -227,7 +227,7 @@ async fn claim_again(
     }
 }
 
-/// Says who else holds our listeners: whoever does may accept from them.
+/// Logs which other processes hold our listeners: they may accept from them.
 fn name_strangers(cx: &Context, leases: &Leases, generations: &Generations) {
     let (kind, broker) = (&cx.settings.kind, leases.broker().pid());
     let strangers = generations.strangers(kind, broker, generations.listeners());

@@ -1,7 +1,7 @@
 //! Which processes of a generation have its listeners: only when none has, it has stopped.
 //!
-//! "Stopping: 1" of haproxy is no proof: `grace` delays the close, and in master-worker mode it is
-//! the word of one worker, while the master may have been reloaded and have another one.
+//! "Stopping: 1" of haproxy is no proof: `grace` delays the close, and in master-worker mode only
+//! one worker says it, while the master may have been reloaded and have another one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) enum Seen {
     Closed,
     /// Some process has.
     Open,
-    /// Nobody is seen to, and the descriptors of some may not be read.
+    /// No process is seen to have one, but the descriptors of some may not be read.
     Hidden(io::Error),
 }
 

@@ -1,4 +1,5 @@
-//! One generation as the supervisor sees it: a process and what it was given.
+//! One generation: its process, the listeners that it was given, and what is known of it so far. Dropping it ends its leases
+//! and its admin connection; the process lives on.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,4 +1,5 @@
-//! The listeners that a generation was given, as the supervisor keeps them.
+//! The listeners that a generation was given. The supervisor keeps a descriptor of each, to read its accept queue and to give
+//! it back to the next broker; it never accepts.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

@@ -43,7 +43,7 @@ impl Notifications {
         &self.address
     }
 
-    /// Waits until somebody says READY=1, and gives the pid. Anybody on this host can say it.
+    /// Waits for READY=1, and gives the pid of its sender. Any process of this host can send it.
     pub(crate) async fn ready(&self) -> io::Result<i32> {
         loop {
             let message = self.socket.async_io(Interest::READABLE, || self.receive()).await?;

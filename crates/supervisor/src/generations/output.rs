@@ -1,5 +1,5 @@
-//! haproxy's standard error: passed on line by line, said of the user's files
-//! ([`Messages`]), and its last lines kept for the error message.
+//! The standard error of a generation: passed on line by line, with the names of the user's files in place of those of the
+//! copies ([`Messages`]), and its last lines kept for the error message.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -64,10 +64,10 @@ pub(crate) async fn pass_on(
         if (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        // haproxy has left root by now, and whoever has taken it over writes here.
+        // haproxy has dropped root by now, and may have been taken over: its bytes are not trusted.
         let text = shown(&messages.of_the_user(&line));
         tail.push(&text);
-        // Nobody may be listening; haproxy must not be held up by that.
+        // Our own standard error may have no reader; haproxy must not wait for one.
         log::write(&text);
     }
 }

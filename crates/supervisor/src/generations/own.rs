@@ -3,7 +3,7 @@
 //!
 //! A new haproxy that finds such an address in use asks the pid of its `-sf`, which is ours, to let go of it.
 //! The older generation does so when it is told to pause (SIGTTOU), and takes it back when it is told to
-//! resume (SIGTTIN), if nobody has it by then. It is told so only where that harms nothing else, and where
+//! resume (SIGTTIN), if it is still free. It is told so only where that harms nothing else, and where
 //! it has such an address at all. When and for how long is the timeline's decision.
 
 use bindonce_core::address::Address;

@@ -1,5 +1,5 @@
 //! As PID 1 of a container we inherit orphans and must reap them (wait(2)). Our own children are
-//! reaped by the part that started them; a zombie that is there for a second is nobody's.
+//! reaped by the part that started them; a zombie that is there for a second was started by none.
 
 use std::collections::BTreeSet;
 use std::fs;

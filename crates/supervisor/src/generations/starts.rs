@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     pub(crate) known: Known,
     /// The generation that serves, to be asked for the state of its servers.
     pub(crate) serving: Option<Admin>,
-    /// Nobody serves.
+    /// No generation serves.
     pub(crate) alone: bool,
     pub(crate) older_alive: bool,
     pub(crate) no_epoll: bool,

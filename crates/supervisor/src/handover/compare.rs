@@ -5,7 +5,7 @@
 //!
 //! What it has bound is seen before anything older is touched. Which descriptors it listens on is known
 //! as soon as it goes on ([`super::listening`]): in a reload the older generations are still paused then,
-//! and resume if it is ended. What is started because nobody serves is compared too, and serves whatever
+//! and resume if it is ended. What is started while no generation serves is compared too, and serves whatever
 //! it listens on.
 
 use std::collections::BTreeSet;

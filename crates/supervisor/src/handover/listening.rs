@@ -1,4 +1,4 @@
-//! How it is found out which of its listeners a generation of haproxy listens on: it says so on its
+//! Which of its listeners a generation of haproxy really listens on: it says so on its
 //! admin socket (`show fd`), or its epoll sets show it.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,9 @@
-//! The handover in progress: the watch of the accept queues, and the process that finishes it if this one
-//! dies in it.
+//! A handover: from a generation that is ready to the proof that it alone accepts.
+//!
+//! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
+//! comparison with what serves ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
+//! no older generation accepts, and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
+//! process that finishes a handover if this one dies in it.
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;

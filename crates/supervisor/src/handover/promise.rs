@@ -1,5 +1,5 @@
-//! What a new generation must keep of the promise that exit 0 of `reload` is, before the older one is
-//! touched for it: that somebody serves afterwards.
+//! What is checked before an older generation is touched for a newer one: that the newer one has a listener to serve on, if
+//! any serves now.
 
 use std::collections::BTreeSet;
 

@@ -2,13 +2,13 @@
 //!
 //! While the new generation is stopped and the older ones are told to pause, the
 //! accept queue of every listener is sampled. A queue that is not empty and was
-//! never seen to shrink for [`STILL`] means that nobody accepts from it, whoever
-//! might: known to us or not. Where no client waits, a probe does. A queue that is
+//! never seen to shrink for [`STILL`] means that no process accepts from it,
+//! known to us or not. Where no client waits, a probe does. A queue that is
 //! refilled as fast as it drains would look still, so each older generation's
 //! own count of accepted connections must not move over the same time.
 //!
 //! A listener that no connection from here reaches, and that no client uses at this moment, shows
-//! nothing. It must not keep the others waiting: the older generations' own stop tells of it then.
+//! nothing. It must not delay the others: that the older generations stop is then what shows it.
 //! See docs/architecture.md, "Why sharing a socket is not enough".
 
 use std::cell::Cell;
@@ -33,7 +33,7 @@ use crate::generations::listeners::HeldListener;
 
 /// How long each queue must stand still.
 const STILL: Duration = Duration::from_millis(5);
-/// The same where no older generation can be asked: then no answer shows that whoever might accept
+/// The same where no older generation can be asked: then no answer shows that a process which might accept
 /// has run meanwhile, and on a busy machine a process may well not run for some milliseconds.
 const STILL_UNASKED: Duration = Duration::from_millis(25);
 /// Between two samples.
@@ -41,7 +41,7 @@ const SAMPLE: Duration = Duration::from_millis(1);
 /// How long an older generation may take to answer; it is asked again at each sample.
 const ANSWER: Duration = Duration::from_millis(100);
 /// How long a queue may show nothing at all before its listener counts as one that no connection from
-/// here reaches: a firewall may drop it, or nobody may be allowed to connect (`--no-probe`).
+/// here reaches: a firewall may drop it, or no connection may be allowed (`--no-probe`).
 const GIVE_UP: Duration = Duration::from_millis(40);
 /// Probes to one listener: at first at each sample, then no more often than this.
 const MANY_PROBES: u32 = 20;
@@ -75,7 +75,7 @@ pub(crate) struct Older {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shown {
     pub(crate) probes: u32,
-    /// Listeners that no connection from here reaches, and from which nobody took anything.
+    /// Listeners that no connection from here reaches, and from which no connection was taken.
     pub(crate) unseen: usize,
 }
 
@@ -233,14 +233,14 @@ impl Queue {
         }
     }
 
-    /// Whether it shows nothing and will not: nobody waits in it, nobody was seen to take anything from
+    /// Whether it shows nothing and will not: it is empty, no connection was seen to be taken from
     /// it, and no connection from here reaches it.
     fn is_unseen(&self, begun: Instant, now: Instant) -> bool {
         let given_up = self.targets.is_empty() || now >= begun + GIVE_UP;
         self.still.is_none() && self.shrank.is_none() && given_up
     }
 
-    /// Looks at the queue; where nobody waits in it, lets a probe wait there.
+    /// Looks at the queue; where it is empty, puts a probe into it.
     fn sample(&mut self) {
         self.look();
         if self.length > 0 {

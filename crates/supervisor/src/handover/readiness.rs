@@ -117,7 +117,7 @@ async fn checked(
     }
 }
 
-/// A check that runs; it does not outlive whoever waits for it.
+/// A check that runs; it is killed with the task that waits for it.
 struct Check(Pidfd);
 
 impl Drop for Check {

@@ -77,7 +77,7 @@ impl Supervisor {
         }
     }
 
-    /// Nobody accepts, as far as `proof` tells. The new generation goes on, and before the older ones
+    /// No process accepts, as far as `proof` shows. The new generation goes on, and before the older ones
     /// are told to stop for good it must be known that it listens on what it was given.
     pub(crate) fn proved(&mut self, proof: Event) {
         // Where one of them is not known to be paused, the new one cannot go on yet.
@@ -124,7 +124,7 @@ impl Supervisor {
     }
 
     /// Tells what differs, and ends the generation: true. Not one that was started anew on a configuration
-    /// that serves, or has: nobody else would serve.
+    /// that serves, or has served: no other would serve.
     fn reads_otherwise(&mut self, id: GenerationId, text: String) -> bool {
         let fresh = self.timeline.configuration_of(id) == Some(id);
         tracing::error!(generation = id.0, pid = self.generations.pid(id), "{text}");

@@ -2,7 +2,7 @@
 //!
 //! While a new generation starts next to an older one, or is stopped and the older
 //! ones are paused, the death of the supervisor would leave two configurations
-//! accepting, or nobody. So the supervisor tells this process about every handover, over
+//! accepting, or none. So the supervisor tells this process about every handover, over
 //! a socket that ends with the supervisor, and what is to be done then:
 //!
 //! - a generation that was only starting is ended: the older one serves on, and resumes if it was
@@ -13,7 +13,7 @@
 //! The same is done when a pause lasts longer than the supervisor said it might. A new generation
 //! that is held at its readiness stays so meanwhile: this process has a copy of the hold,
 //! which the death of the supervisor does not release.
-//! Processes are named by pid and start time, so that nobody else's is ever signalled.
+//! Processes are named by pid and start time, so that no other process is ever signalled.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -190,7 +190,7 @@ impl Duty {
                 let until = Instant::now() + CLOSING;
                 let open = |older: &ProcessRef| older.listens(&listeners);
                 while older.iter().any(open) && Instant::now() < until {
-                    // The kernel tells nobody that a process has closed something.
+                    // There is no event for a descriptor that another process closes.
                     std::thread::sleep(LOOK_AGAIN);
                 }
                 if newer.is_there() {
@@ -291,7 +291,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// Says something on standard error, which nobody may be reading: what is to be done next does not
+/// Writes to standard error, which may have no reader: what is to be done next does not
 /// wait for that.
 fn say(text: &str) {
     log::keep(|dropped| format!("bindonce: {dropped} lines were dropped\n"));

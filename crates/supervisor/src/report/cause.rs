@@ -18,7 +18,7 @@ impl Cause {
         Self { text, hint, ours: false }
     }
 
-    /// The message with its hint, for somebody who sees only text.
+    /// The message with its hint, for a reader who sees only text.
     pub(crate) fn whole(&self) -> String {
         match &self.hint {
             Some(hint) => format!("{}\nhint: {hint}", self.text),

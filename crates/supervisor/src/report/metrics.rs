@@ -3,8 +3,8 @@
 //!
 //! Scraped on a UNIX socket in the service's directory, and on a listener of the broker's if
 //! one is asked for. That one is claimed tentatively: it ends with this supervisor, so that
-//! nobody waits in the queue of a listener that nobody accepts from. Whatever goes wrong
-//! here is logged and costs the service nothing.
+//! no client waits in the queue of a listener from which no process accepts. Errors
+//! here are logged and do not affect the service.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What the supervisor tells without being asked: events, the log of its signals, the service manager's
-//! messages, and the counts and times that metrics show.
+//! What the supervisor reports: the log of its signals, the messages to the service manager, the counts and times for
+//! metrics, the answer to a reload ([`outcome`]), and status ([`status`]).
 
 pub(crate) mod announce;
 pub(crate) mod cause;

@@ -1,4 +1,4 @@
-//! The answer to everybody who waits for a reload: what serves now, or why the new generation failed.
+//! The answer to the clients that wait for a reload: what serves now, or why the new generation failed.
 
 use bindonce_core::duration;
 use bindonce_core::event;
@@ -24,7 +24,7 @@ pub(crate) struct Now<'a> {
 }
 
 impl Report {
-    /// The answer to everybody who waits for a reload.
+    /// The answer to the clients that wait for a reload.
     pub(crate) fn outcome(
         &mut self,
         cx: &Context,

@@ -57,7 +57,7 @@ impl View<'_> {
                 state: state.to_string(),
                 pid,
                 since: generation.map(|known| known.started.to_string()),
-                // By the clock that nobody sets.
+                // By the monotonic clock.
                 age: pid.and_then(process::age).map(|age| age.as_secs()),
                 version: generation.and_then(|known| known.cli.version).map(|v| v.to_string()),
                 listeners: generation.map(|known| known.listeners.len()),

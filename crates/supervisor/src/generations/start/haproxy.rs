@@ -148,8 +148,8 @@ pub(crate) fn order(
         launch.args.push("-de".into());
     }
     if how.older_alive || !rendered.admin {
-        // haproxy tells this pid, ours, when it has bound everything. Nobody else's pid is ever
-        // given to it, so that it can pause nobody.
+        // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
+        // given to it, so that it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
         launch.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());

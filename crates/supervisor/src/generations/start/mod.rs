@@ -73,7 +73,7 @@ pub(crate) struct Starting {
     pub(crate) step: Step,
 }
 
-/// What a start is doing now, for whoever waits for it in vain.
+/// What a start is doing now, for the error if it takes too long.
 #[derive(Debug, Clone)]
 pub(crate) struct Step(Rc<Cell<&'static str>>);
 

@@ -21,7 +21,7 @@ pub(crate) struct StartOptions {
     pub(crate) no_epoll: bool,
     /// The descriptors of listeners that other generations have: none is had twice.
     pub(crate) known: Known,
-    /// Nobody serves: this start must work where a reload would rather fail.
+    /// No generation serves: this start must work where a reload would rather fail.
     pub(crate) alone: bool,
 }
 
@@ -30,9 +30,9 @@ pub(crate) struct StartOptions {
 pub(crate) struct ReadOptions {
     /// It was read by this process before.
     pub(crate) again: bool,
-    /// As in [`How`].
+    /// As in [`StartOptions`].
     pub(crate) alone: bool,
-    /// As in [`How`]: a condition can depend on it.
+    /// As in [`StartOptions`]: a condition can depend on it.
     pub(crate) no_epoll: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
