@@ -32,7 +32,7 @@ fn a_stopped_haproxy_is_unserved_with_its_queue() {
         (0..3).map(|_| TcpStream::connect(address).expect("connecting")).collect();
     let found = expect(&scene, "unserved");
     assert_eq!(found["evidence"]["queue"], 3, "{found:#}");
-    assert!(text(&found["summary"]).starts_with("nobody accepts: 3 of "), "{found:#}");
+    assert!(text(&found["summary"]).starts_with("no process accepts: 3 of "), "{found:#}");
     assert_eq!(found["remedy"][0], format!("kill -CONT {}", haproxy.pid()));
     haproxy.signal(Signal::SIGCONT);
     eventually("it to go on", || findings(&scene).is_empty().then_some(()));

@@ -2,7 +2,7 @@
 //! remembered ([`recent`]), and what happens from then on ([`follow`]).
 //!
 //! A supervisor or a broker that does not run has left its events in a file, and they are
-//! read there. Whoever follows loses nothing while one of them is restarted: the follower
+//! read there. A follower loses nothing while one of them is restarted: the follower
 //! connects again and asks for what came after the last event that it has seen.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use bindonce_supervisor as supervisor;
 
 /// How long one of them may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// Between two looks for somebody new, or for one who was lost: nothing tells that it is there.
+/// The time between two looks for a new source, or for one that was lost: no event announces it.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Who tells.

@@ -26,7 +26,7 @@ impl Globals {
         self.socket.clone().unwrap_or_else(bindonce::default_socket)
     }
 
-    /// Whether somebody said where the broker is: then it must be there.
+    /// Whether the path was given by an option or a variable: then the broker must be there.
     pub(crate) fn socket_is_given(&self) -> bool {
         let said = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         self.socket.is_some() || said("BINDONCE_SOCKET") || said("MULTIBINDER_SOCK")

@@ -74,7 +74,7 @@ pub fn command() -> clap::Command {
 /// Does what the command line says, and gives the exit code.
 pub fn main() -> ExitCode {
     // Rust's handler tells a stack that has overflowed from other faults; but it swallows the first
-    // SIGSEGV or SIGBUS that is sent with kill(2), and a process that must end goes on.
+    // SIGSEGV or SIGBUS that is sent with kill(2), and a process that must end continues.
     signals::die_of_faults();
     // What bindonce starts of itself, and nobody else does: as little as possible is in the way.
     let mut words = std::env::args_os().skip(1);

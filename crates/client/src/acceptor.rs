@@ -93,7 +93,7 @@ impl<L: AsFd> Acceptor<L> {
 }
 
 impl Acceptor<TcpListener> {
-    /// Waits for a connection; for ever if `deadline` is none.
+    /// Waits for a connection; without a `deadline` it waits without limit.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s,
@@ -139,7 +139,7 @@ impl Acceptor<UnixListener> {
 }
 
 /// Waits until a socket has a connection or a datagram; says whether it has one
-/// (`true`) or the deadline passed (`false`). With no deadline it waits for ever. Another holder of a shared socket
+/// (`true`) or the deadline passed (`false`). With no deadline it waits without limit. Another holder of a shared socket
 /// may still be faster, so be prepared for `WouldBlock` afterwards.
 ///
 /// # Errors
@@ -159,7 +159,7 @@ fn wait_either(
     let fds = if stop.is_some() { &mut both[..] } else { &mut both[..1] };
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // Longer than the kernel can count is as good as for ever.
+        // A time that the kernel cannot represent means no limit.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(fds, left.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}

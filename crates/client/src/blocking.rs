@@ -60,7 +60,7 @@ impl Client {
     }
 
     /// Connects to the broker that follows one that was lost: as soon as one answers, gives
-    /// back what this process holds ([`Lease::give`]), and says what it stands for. Tries for as long
+    /// back what this process holds ([`Lease::give`]), and joins as its generation. Tries for as long
     /// as `patience`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use bindonce_wire::params::Bind;
 ///     "web=0.0.0.0:80,backlog=4096".into(),
 ///     "unix@/run/app.sock,mode=0660".into(),
 ///     Claim::tcp("[::1]:8443".parse()?),
-///     // Closed again with this process, unless somebody confirms it.
+///     // Closed again when this process ends, unless it is confirmed.
 ///     Claim::listen(":8000-8010").tentative(),
 /// ];
 /// # Ok(())

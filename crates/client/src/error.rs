@@ -8,7 +8,7 @@ use bindonce_wire::RpcError;
 use rustix::process::{Resource, getrlimit};
 
 /// Why a call failed. After [`Error::Refused`] and the two about a single lease
-/// the connection goes on to serve; after any other it does not, and the
+/// the connection can still be used; after any other it cannot, and the
 /// next call says [`Error::Interrupted`]: connect again. (A [`Generation`](crate::Generation) does that
 /// by itself.) The text does not repeat the [`source`](std::error::Error::source): print the whole chain.
 ///
@@ -155,7 +155,7 @@ impl Error {
             }
             Self::Kind { found, .. } => format!("it was claimed as {found}: check its address"),
             Self::Superseded { .. } => {
-                "end this process; to put its version in place again, start it anew".to_owned()
+                "end this process; to run its version again, start it again".to_owned()
             }
             Self::Io(_) | Self::Encode(_) | Self::Descriptor { .. } => return None,
         };

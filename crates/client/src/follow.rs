@@ -21,7 +21,7 @@ const METHOD: &str = "events";
 
 /// The events of a broker or of a supervisor: those that are remembered, then each as it
 /// happens. As an iterator it waits for the next, and ends when the other side has gone; a
-/// new follower that is given the last id then goes on without a gap, whoever answers.
+/// new follower that is given the last id then continues without a gap, also with the next broker.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), bindonce::Error> {
@@ -67,7 +67,7 @@ impl Follower {
         Ok(follower)
     }
 
-    /// The next event; none if there is none within `timeout`, for ever if that is none.
+    /// The next event; none if there is none within `timeout`; without a timeout it waits without limit.
     ///
     /// # Errors
     /// [`Error::Closed`] when the other side has gone; see [`Error`].

@@ -300,7 +300,7 @@ impl Generation {
         }
     }
 
-    /// Makes `due` readable after this time, and for good.
+    /// Makes `due` readable after this time; it stays readable.
     fn ring(&self, after: Duration) -> Result<(), Error> {
         // A time of zero would disarm it.
         let after = after.max(Duration::from_nanos(1));
@@ -314,7 +314,7 @@ impl Generation {
 }
 
 /// Readable when there is something to do: [`Generation::has_retired`] does it. Ask for the
-/// descriptor anew each time, because it is another one while there is no broker.
+/// descriptor again each time, because it is another one while there is no broker.
 impl AsFd for Generation {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.doorbell()

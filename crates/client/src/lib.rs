@@ -12,7 +12,7 @@
 //! | a look at what is held, and what happens | [`Client::status`], [`Follower`] |
 //!
 //! # A server that takes over from the one before
-//! Whoever starts your processes (a shell, systemd, a container) simply starts the new one. It joins, does
+//! What starts your processes (a shell, systemd, a container) simply starts the new one. It joins, does
 //! whatever takes long in a start, says that it is ready, and begins to accept when the old one
 //! has stopped; the old one finishes what it has accepted and ends.
 //!
@@ -85,7 +85,7 @@
 //!
 //! # What a server must know about a shared socket
 //! The descriptors are non-blocking, and that flag belongs to the socket, not
-//! to the process: whoever changes it, changes it for every holder. So nothing here
+//! to the process: a change of it changes it for every holder. So nothing here
 //! changes it. `accept` on a std listener may return `WouldBlock`; use
 //! [`Acceptor`], which waits with poll(2), or a runtime like tokio. For the same
 //! reason never call shutdown(2) on a listener, and never `set_nonblocking(false)`.

@@ -1,5 +1,5 @@
-//! Where a generation stands, without its connection: what it says to the broker and what it
-//! hears. The blocking and the tokio generation share it.
+//! The state of a generation, without its connection: what it sends to the broker, and what the broker has
+//! sent. The blocking and the tokio generation share it.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -22,11 +22,11 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Between two attempts once a broker has answered and refused.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long it is tried to tell a broker that is gone that this generation has stopped. The
-/// next one waits no longer for it either.
+/// How long to look for the next broker, to report that this generation has stopped. The
+/// next broker waits no longer for it either.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 
-/// What has come of a generation's having stopped.
+/// The result of a stop.
 #[must_use = "a generation that has stopped in vain may serve on"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
@@ -34,11 +34,11 @@ pub enum Stopped {
     ForGood,
     /// The newer one that was ready has gone before it was let in, and no other waits. This
     /// generation is the one that serves, as before: it claims its listeners again, the same
-    /// sockets, and goes on. (To end all the same, drop the generation.)
+    /// sockets, and continues. (To end it anyway, drop the generation.)
     InVain,
 }
 
-/// Where a generation stands.
+/// The state of a generation that has joined.
 #[derive(Debug)]
 pub(crate) struct Membership {
     service: Name,
@@ -47,7 +47,7 @@ pub(crate) struct Membership {
     /// The broker has let it in, and not heard that it has stopped.
     serves: bool,
     retired: bool,
-    /// It has stopped for good.
+    /// It has stopped, and no longer serves in any case.
     over: bool,
     /// The newer one, if the broker has named it.
     successor: Option<u64>,
@@ -89,7 +89,7 @@ impl Membership {
         self.retired
     }
 
-    /// Whether it has stopped for good, and drains.
+    /// Whether it has stopped and drains.
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }
@@ -102,7 +102,7 @@ impl Membership {
             pid: Some(std::process::id()),
             state: self.wanted,
             handover: true,
-            // Once it has stopped for good it makes room for whoever comes.
+            // Once it drains it makes room for any successor.
             successor: self.successor.filter(|_| self.wanted == State::Draining && !self.over),
         }
     }
@@ -121,7 +121,7 @@ impl Membership {
     }
 
     /// What has come of having stopped, now that the broker has answered, or no broker has been
-    /// found: then nobody waits, and whoever comes must not.
+    /// found: then no successor waits, and one that comes need not.
     pub(crate) fn stopped(&mut self) -> Stopped {
         if self.wanted == State::Serving {
             return Stopped::InVain;
@@ -226,7 +226,7 @@ pub(crate) fn after(error: Error) -> (Duration, Option<Error>) {
     }
 }
 
-/// Whether the connection goes on after this error.
+/// Whether the connection is lost by this error.
 pub(crate) fn is_over(error: &Error) -> bool {
     !matches!(error, Error::Refused(_) | Error::Kind { .. } | Error::Descriptor { .. })
 }

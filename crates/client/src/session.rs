@@ -44,7 +44,7 @@ pub(crate) struct Session {
     call: Option<Call>,
     /// Whether the broker may say something unasked, as it has been asked to.
     overhears: bool,
-    /// What it has said, until somebody asks.
+    /// Notifications that have not been asked for yet.
     heard: VecDeque<Notification>,
 }
 
@@ -99,12 +99,12 @@ impl Session {
     /// Takes bytes that have come between two calls.
     pub(crate) fn overhear(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         if !self.overhears || self.call.is_some() {
-            return Err(Error::Protocol("something that nobody asked for".to_owned()));
+            return Err(Error::Protocol("a message without a request".to_owned()));
         }
         while let Some(line) = next_line(&mut self.partial, &mut bytes, MAX_NOTIFICATION)? {
             match notification(&line)? {
                 Some(notification) => self.heard.push_back(notification),
-                None => return Err(Error::Protocol("a reply that nobody asked for".to_owned())),
+                None => return Err(Error::Protocol("a reply without a request".to_owned())),
             }
         }
         Ok(())

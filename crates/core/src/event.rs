@@ -40,7 +40,7 @@ kinds! {
     ReloadAsked = "reload-asked",
     /// A reload ended well: the new generation serves alone.
     ReloadDone = "reload-done",
-    /// A reload failed, or somebody unknown accepts beside the new generation.
+    /// A reload failed, or an unknown process accepts beside the new generation.
     ReloadFailed = "reload-failed",
     /// A process was started for a generation.
     GenerationStarted = "generation-started",
@@ -134,7 +134,7 @@ impl<T> Ring<T> {
         Self { limit, next: 1, entries: VecDeque::new() }
     }
 
-    /// One that goes on after what was read back. What does not come in the order of its ids
+    /// One that continues after the events that were read back. What does not come in the order of its ids
     /// is left out.
     pub fn resume(limit: usize, read: impl IntoIterator<Item = (u64, T)>) -> Self {
         let mut ring = Self::new(limit);

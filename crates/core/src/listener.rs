@@ -92,12 +92,12 @@ pub struct ListenSpec {
 }
 
 impl ListenSpec {
-    /// Whether it stands for more than one listener.
+    /// Whether it is a range: more than one listener.
     pub fn is_range(&self) -> bool {
         self.first.address.port().is_some_and(|first| self.last_port > first)
     }
 
-    /// How many listeners it stands for, at least 1.
+    /// How many listeners it names, at least 1.
     pub fn count(&self) -> usize {
         let first = self.first.address.port().unwrap_or(0);
         usize::from(self.last_port.saturating_sub(first)) + 1

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 /// Those who wait, each for one turn.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Users for whom somebody waits, the next first.
+    /// Users with a task that waits, the next first.
     ring: VecDeque<u32>,
     waiting: HashMap<u32, VecDeque<T>>,
     /// The user whose turn it is or was: others who come meanwhile are before it.

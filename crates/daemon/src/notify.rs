@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bindonce_sys::inherit;
 
-/// The variable that names the socket of whoever started a broker for itself, as `bindonce run` does, and waits
+/// The variable that names the socket of the process that has started a broker for itself, as `bindonce run` does, and waits
 /// for its word: READY=1, once, in the manner of sd_notify(3).
 pub const STARTER: &str = "BINDONCE_READY";
 

@@ -1,4 +1,4 @@
-//! What a running haproxy says of its own limits, asked on the stats socket that
+//! The limits and counts of a running haproxy, from the stats socket that
 //! its configuration names: any haproxy, also one that bindonce does not run.
 //!
 //! One connection, two commands that change nothing, and a deadline. Source: haproxy
@@ -49,7 +49,7 @@ const LONGEST: u64 = 8 << 20;
 /// Asks at a stats socket; the answer must be complete within `limit`.
 ///
 /// # Errors
-/// What the system says of the connection, `TimedOut`, and `InvalidData` if what answers is
+/// The errors of connect(2) and read(2), `TimedOut`, and `InvalidData` if what answers is
 /// no stats socket.
 pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
     let deadline = Instant::now() + limit;
@@ -84,7 +84,7 @@ pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
 /// The answer must begin within `limit`.
 ///
 /// # Errors
-/// What the system says of the connection; `TimedOut`.
+/// The errors of connect(2) and read(2); `TimedOut`.
 pub fn is_master(path: &Path, limit: Duration) -> io::Result<bool> {
     let mut stream = connect(path)?;
     stream.set_write_timeout(Some(limit))?;

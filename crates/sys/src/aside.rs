@@ -56,7 +56,7 @@ pub async fn within<T: Send + 'static>(
     let place = Place;
     let (send, done) = tokio::sync::oneshot::channel();
     start("aside", move || {
-        // Whoever wanted it may not wait any more.
+        // The caller may have given up waiting.
         let _ = send.send(work());
         drop(place);
     })?;

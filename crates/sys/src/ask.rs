@@ -45,7 +45,7 @@ impl Answer {
     }
 }
 
-/// As whom a program is run that somebody else has named.
+/// The user to run a program as that another user has named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User {
     /// User id.

@@ -32,7 +32,7 @@ pub enum Error {
         /// The address that was asked for.
         address: Address,
     },
-    /// Somebody accepts connections on this UNIX path.
+    /// Another process accepts connections on this UNIX path.
     #[error("cannot listen on {path}: a live socket answers there")]
     PathInUse {
         /// The path of the socket.
@@ -246,7 +246,7 @@ fn not_here_hint(address: &Address) -> String {
     )
 }
 
-/// How to find out who has the address. Looking for it here would read all of /proc.
+/// How to find the process that has the address. Looking for it here would read all of /proc.
 fn occupied_hint(address: &Address) -> String {
     let ask = match address {
         Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),

@@ -4,7 +4,7 @@
 //! closes a listener which others hold open stays registered: it is woken for
 //! every new connection, finds nothing it could accept, and burns a core. It cannot help
 //! itself either, because EPOLL_CTL_DEL wants the descriptor that it closed. We
-//! can: the kernel keys a registration on file and number, so whoever has the epoll
+//! can: the kernel keys a registration on file and number, so a process that has the epoll
 //! descriptor and the listener *under the same number* may delete it.
 
 use std::collections::HashSet;

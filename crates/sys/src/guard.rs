@@ -1,6 +1,6 @@
 //! Tells at once when a listener stops listening, and makes it listen again.
 //!
-//! Whoever has a descriptor of a shared listener can end its LISTEN state for
+//! Every holder of a shared listener can end its LISTEN state for
 //! everybody: connect(2) to AF_UNSPEC (haproxy's SIGTTOU on a socket that came by
 //! `-x`) or shutdown(2). What the kernel then allows, tried on Linux 6.18:
 //!
@@ -24,7 +24,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How many listeners are told of in one call.
+/// How many listeners one call reports.
 const EVENTS: usize = 64;
 
 /// Watches listeners for leaving the LISTEN state. Readable when one has.
@@ -115,7 +115,7 @@ pub fn repair(listener: BorrowedFd<'_>, bound: &Address, backlog: u32) -> io::Re
     Ok(Health::Repaired)
 }
 
-/// Whether a socket in the LISTEN state has its reading side shut down, for ever,
+/// Whether a socket in the LISTEN state has its reading side shut down, permanently,
 /// as a UNIX listener can. (A TCP listener leaves the state instead, and has no
 /// RDHUP while it is in it.)
 pub(crate) fn is_shut_down(listener: BorrowedFd<'_>) -> bool {

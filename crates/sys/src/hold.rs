@@ -10,12 +10,12 @@
 //! Only that one call is looked at: any other system call, any other signal, and SIGUSR1 to anybody
 //! else pass, from a table of the kernel (Linux 5.11), which costs about 40 ns a call. Nothing
 //! depends on the supervisor living on: when its last descriptor closes, kill() fails with ENOSYS,
-//! and haproxy, to which telling the older process is a courtesy, goes on by itself. Where the
+//! and haproxy, to which telling the older process is a courtesy, continues by itself. Where the
 //! kernel (before 5.0) or a container's own filter refuses, nothing is held; the supervisor then
 //! gets no descriptor, and has to stop the process by SIGSTOP as soon as it hears of it.
 //!
 //! What it means for the program: its filter cannot be taken off again, and is inherited by
-//! its children. A process without CAP_SYS_ADMIN must also give up for good that executing a file
+//! its children. A process without CAP_SYS_ADMIN must also give up irrevocably that executing a file
 //! gives it rights (prctl(2) PR_SET_NO_NEW_PRIVS). haproxy does that by itself since 2.2, unless
 //! its configuration says `insecure-setuid-wanted`; and it is not done to a program that gains
 //! rights from its own file (set-user-ID or file capabilities).
@@ -52,7 +52,7 @@ const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
 /// Lets `supervisor` hold this thread, and what it executes, when it sends SIGUSR1 to it. Gives the
 /// descriptor for [`Hold::new`], which is the supervisor's alone. For a process
-/// with a single thread. `no_new_privs` says whether that may be set for good where the kernel
+/// with a single thread. `no_new_privs` says whether that may be set (it cannot be unset) where the kernel
 /// demands it: see the module.
 ///
 /// # Errors

@@ -100,7 +100,7 @@ impl Table {
         self.link(fd).is_some_and(|link| link == Path::new("anon_inode:[eventpoll]"))
     }
 
-    /// What the kernel says of descriptor `fd` (proc_pid_fdinfo(5)).
+    /// What the kernel shows of descriptor `fd` (proc_pid_fdinfo(5)).
     pub(crate) fn info(&self, fd: i32) -> Option<String> {
         fs::read_to_string(self.base.join("fdinfo").join(fd.to_string())).ok()
     }

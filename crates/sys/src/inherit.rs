@@ -20,8 +20,8 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use crate::error::{Error, errno_of};
 use crate::executable;
 
-/// What a service manager says to the process that it has started, and to nothing that this one
-/// starts (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
+/// Variables that a service manager sets for the process that it has started, and that its children must not
+/// inherit (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3), systemd.exec(5)).
 pub const SERVICE_MANAGER: [&str; 11] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -162,7 +162,7 @@ impl Drop for Placed {
         for number in self.first..self.next {
             if let Some((fd, flags)) = self.before.remove(&number) {
                 // Cannot fail on open descriptors; else the first owner has ours, which harms less
-                // than a number that somebody else may get.
+                // than a number that may be given out again.
                 let _ = duplicate(fd.as_fd(), number);
                 // SAFETY: it is open, one way or the other, and only its flags are set.
                 let _ = fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags);

@@ -64,8 +64,7 @@ pub fn raise_nofile() -> io::Result<u64> {
     Ok(nofile().0)
 }
 
-/// Lets every other thread of the host run before the one that calls this, for good: it does what
-/// nobody is served by. Without effect where that is refused.
+/// Gives the calling thread the lowest useful priority, for work that no client waits for. Without effect where that is refused.
 pub fn give_way() {
     // Of a thread, not of the process, as sched(7) has it of Linux.
     let _ = setpriority_process(None, LOW);

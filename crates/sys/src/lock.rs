@@ -17,7 +17,7 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Takes the lock if nobody has it; None if somebody does. Creates the
+    /// Takes the lock if it is free; None if another process has it. Creates the
     /// file, mode 0600, where there is none.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Standard error of a process that must go on deciding when nobody reads it: a pipe that is full, a
 //! terminal that was stopped with Ctrl-S, a log service that hangs.
 //!
-//! write(2) to it would wait until somebody reads, and O_NONBLOCK is a property of the open file,
+//! write(2) to it would wait until it is read, and O_NONBLOCK is a property of the open file,
 //! which others share. So what is said goes into a buffer, and a thread that does nothing else writes
 //! it. Lines that find the buffer full are dropped and counted; the count is said as soon as there is
 //! room again. Where the system lets no thread be made (a limit on pids), what a reader has room for at

@@ -1,10 +1,10 @@
-//! Which options of a shared socket somebody has changed.
+//! Which options of a shared socket another holder has changed.
 //!
 //! Options belong to the socket, not to a descriptor: what one process sets holds
 //! for all that share it, and for every connection accepted from then on. haproxy,
 //! for one, sets several at each start from its own bind line. So the options
 //! here are those whose value in a socket that [`crate::listen`] has made is known:
-//! they do not follow a sysctl, and any other value was set by somebody else.
+//! they do not follow a sysctl, and any other value was set by another holder.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::{mem, ptr};

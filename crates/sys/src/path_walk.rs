@@ -1,7 +1,7 @@
 //! The way to a directory, walked by descriptors.
 //!
 //! Each component is opened from the one before it, and a symbolic link is read by the descriptor of the link. So what was looked
-//! at is what is used: a directory that is exchanged meanwhile leads nowhere else. Whoever walks decides at each
+//! at is what is used: a directory that is exchanged meanwhile leads nowhere else. The caller decides at each
 //! step whether to go on: [`crate::trusted`] asks whether others could replace what lies there, `listen` whether the path of a
 //! socket can be led elsewhere.
 
@@ -138,7 +138,7 @@ pub(crate) fn walk_or_make<B>(
     Ok(ControlFlow::Continue(fd))
 }
 
-/// Makes a directory in one that is open; false if somebody else was faster.
+/// Makes a directory in one that is open; false if it exists already.
 fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<(OwnedFd, bool)> {
     let made = match mkdirat(parent, name, mode) {
         Err(rustix::io::Errno::EXIST) => false,

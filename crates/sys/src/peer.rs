@@ -1,8 +1,8 @@
 //! Who is at the other end of a UNIX socket.
 //!
 //! All of it is what the kernel bound to the connection when it was made (unix(7): SO_PEERCRED,
-//! SO_PEERGROUPS). It stays what it was whatever the process that connected does later, whoever
-//! has the connection then, and whoever gets that process id.
+//! SO_PEERGROUPS). It does not change when the process that connected changes its user,
+//! passes the connection on, or ends and its process id is used again.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};

@@ -1,4 +1,4 @@
-//! Giving up root for good, but for what listeners need.
+//! Giving up root irrevocably, except for the capabilities that listeners need.
 //!
 //! After [`drop_to`] the process is another user with a few capabilities, which it cannot
 //! grow again: the bounding set holds no others, and no_new_privs keeps set-user-ID
@@ -149,7 +149,7 @@ impl Account {
 }
 
 /// Becomes `account` with those capabilities of `keep` that this process has, and no others,
-/// for good. Call it while the process has one thread: capabilities belong to threads.
+/// irrevocably. Call it while the process has one thread: capabilities belong to threads.
 ///
 /// # Errors
 /// `EPERM` without the right to do so. Part of it may have happened: end the process then.

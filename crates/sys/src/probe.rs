@@ -14,7 +14,7 @@ use crate::listen::padded;
 use crate::{diag, options};
 
 /// A connection to a listener on this host, which is reset when this is dropped. The entry stays in
-/// the accept queue until somebody accepts it, and they find a connection that has already
+/// the accept queue until a process accepts it, which finds a connection that has already
 /// ended (tcp(7), unix(7)).
 #[derive(Debug)]
 pub struct Probe {
@@ -27,7 +27,7 @@ impl Probe {
     ///
     /// On loopback the handshake is complete when connect(2) returns, so nothing is waited for. A
     /// listener with TCP_DEFER_ACCEPT lets no connection into its queue that has sent nothing: the
-    /// option is lifted for the time of this call. (A byte would do too, and whoever accepts the
+    /// option is lifted for the time of this call. (A byte would do too, and a process that accepts the
     /// probe would read it and perhaps pass it on.)
     ///
     /// # Errors

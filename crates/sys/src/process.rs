@@ -236,7 +236,7 @@ pub fn command(pid: i32) -> Option<Vec<String>> {
     )
 }
 
-/// A process, held by a descriptor (pidfd_open(2)): it goes on naming this
+/// A process, held by a descriptor (pidfd_open(2)): it keeps naming this
 /// process when its pid is used again, and becomes readable when it ends.
 #[derive(Debug)]
 pub struct Pidfd {

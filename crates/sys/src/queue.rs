@@ -71,8 +71,8 @@ fn tcp_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
     }
 }
 
-/// Whether the socket listens. False for UDP, and for a listener that somebody
-/// with a descriptor of it has shut down or disconnected. (Of a UNIX socket that was
+/// Whether the socket listens. False for UDP, and for a listener that
+/// another holder has shut down or disconnected. (Of a UNIX socket that was
 /// shut down SO_ACCEPTCONN alone would say that it listens.)
 pub fn is_listening(socket: BorrowedFd<'_>) -> bool {
     socket_acceptconn(socket).unwrap_or(false) && !guard::is_shut_down(socket)

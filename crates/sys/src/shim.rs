@@ -19,10 +19,10 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::Error;
 use crate::{executable, hold, inherit, limits, signals};
 
-/// The word that stands for [`crate::spawn::Launch::service`].
+/// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
-/// What stands before the parent's pid for [`crate::spawn::Launch::tied`].
+/// The prefix of the parent's pid for [`crate::spawn::Launch::tied`].
 pub(crate) const TIED: &str = "tied=";
 
 /// What a shim shall do.

@@ -77,7 +77,7 @@ pub fn ignore(signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives SIGSEGV and SIGBUS their defaults: they end the process, whoever has sent them.
+/// Gives SIGSEGV and SIGBUS their defaults: they end the process, also when they were sent with kill(2).
 pub fn die_of_faults() {
     for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
         // SAFETY: SIG_DFL is no handler, so no code can run in a signal's context.

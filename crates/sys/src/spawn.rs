@@ -51,7 +51,7 @@ pub struct Launch {
     /// Where it starts; None is the directory of this process.
     pub cwd: Option<PathBuf>,
     /// Descriptors, from 3 up in this order, each with the variable that says its number; no
-    /// variable is set where that is empty. Whoever shares them needs no copies for it.
+    /// variable is set where that is empty. The caller can share them without making copies.
     pub descriptors: Vec<(String, Arc<OwnedFd>)>,
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
@@ -60,7 +60,7 @@ pub struct Launch {
     /// (PR_SET_PDEATHSIG(2const)).
     pub tied: bool,
     /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
-    /// SIGPIPE ignored, since whoever reads its standard error may be gone first; and with
+    /// SIGPIPE ignored, since the reader of its standard error may end first; and with
     /// LISTEN_PID set to its own pid, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
     pub service: bool,
     /// Its standard output.

@@ -41,7 +41,7 @@ pub fn restore(terminal: impl AsFd, modes: &Modes) -> io::Result<()> {
 }
 
 /// Throws away what was written and nobody has read, and lets go on what was held up by Ctrl-S: so
-/// whoever waits in write(2) for a window that hangs waits no longer.
+/// a write(2) that waits for a window that hangs returns.
 ///
 /// # Errors
 /// Those of tcflow(3) and tcflush(3), as [`raw`].

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat};
 
 use crate::path_walk::{Step, is_of, is_sticky, others_write, walk, walk_or_make};
 
-/// Why a directory is not trusted: the first place on the way to it that somebody else controls.
+/// Why a directory is not trusted: the first component of its path that another user controls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Untrusted {
     /// The directory or the symbolic link.
@@ -59,7 +59,7 @@ pub struct Made {
     directory: OwnedFd,
     /// It was not there.
     pub created: bool,
-    /// The first place on the way that somebody else controls.
+    /// The first component of the path that another user controls.
     pub untrusted: Option<Untrusted>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading a file whole, while somebody may be writing it.
+//! Reading a file whole, while another process may be writing it.
 //!
 //! A file that is rewritten in place is empty, then half there, until its writer closes it. The kernel
 //! tells whether anybody has it open for writing: a read lease (fcntl(2), F_SETLEASE) is refused then.
@@ -29,7 +29,7 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 /// Symbolic links on one way, as path_resolution(7) limits them.
 const LINKS: usize = 40;
 
-/// F_SETSIG of linux/fcntl.h: the signal that says that a lease is in somebody's way.
+/// F_SETSIG of linux/fcntl.h: the signal that the kernel sends when another process wants to open the file.
 const F_SETSIG: libc::c_int = 10;
 
 /// Why a file was not read.
@@ -195,7 +195,7 @@ fn being_written(file: &File, before: &Metadata) -> bool {
         // SAFETY: both commands take an int, and the descriptor is open.
         Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, value) })
     };
-    // Whoever opens it for writing while we have the lease makes the kernel send this signal, which
+    // A process that opens it for writing while we have the lease makes the kernel send this signal, which
     // does nothing by default, and waits for the few microseconds.
     let leased = set(F_SETSIG, libc::SIGURG)
         .and_then(|_| set(libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));

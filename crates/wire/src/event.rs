@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use bindonce_core::time::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The method of the notification by which a follower is told of an event.
+/// The method of the notification that carries an event to a follower.
 pub const NOTIFICATION: &str = "event";
 
 /// One thing that happened.

@@ -77,7 +77,7 @@ pub enum Reason {
     ExpectedObject,
     /// A bracket closes one of another kind.
     WrongBracket,
-    /// A string goes on in the next line: most likely the request was cut off.
+    /// A string continues in the next line: most likely the request was cut off.
     LineEndInString,
     /// More than [`MAX_DEPTH`] levels.
     TooDeep,
@@ -130,7 +130,7 @@ impl Scanner {
         self.buffer.capacity()
     }
 
-    /// The bytes of the request that has begun, to be read anew by another reader; empty
+    /// The bytes of the request that has begun, for another reader to read again; empty
     /// between requests. `None` in a request that is too large, and where the connection must end.
     pub fn unread(&self) -> Option<&[u8]> {
         match &self.state {

@@ -210,7 +210,7 @@ pub fn encode_error(id: &Id, error: &RpcError) -> Vec<u8> {
     })
 }
 
-/// What a broker says unasked, to a connection that has joined with `handover`.
+/// A notification of a broker, to a connection that has joined with `handover`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notification {
@@ -220,7 +220,7 @@ pub enum Notification {
     Retire(Turn),
     /// The generation need not retire after all: the newer one has gone before it was let in.
     Stay(Turn),
-    /// One that this version does not know, which means nothing to it.
+    /// One that this version does not know, and ignores.
     Unknown,
 }
 

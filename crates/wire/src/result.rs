@@ -184,7 +184,7 @@ pub struct ListenerInfo {
     /// How often it had left the LISTEN state and was made to listen again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub repaired: u64,
-    /// Socket options that somebody who shares it has changed.
+    /// Socket options that another holder has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<ChangedOption>,
     /// When it was created, RFC 3339.

@@ -163,13 +163,13 @@ fn text(running: &Running, plan: &Plan, args: &Args, command: Option<&[OsString]
     if joinable > 0 {
         text.push_str(
             "joinable: SO_REUSEPORT was set when it was bound, and cannot be taken back. Another process of\n\
-             \x20 the same user can still bind beside it, until the listener is released and bound anew.\n",
+             \x20 the same user can still bind beside it, until the listener is released and bound again.\n",
         );
     }
     if siblings > 0 {
         text.push_str(
-            "more of its own: one socket serves an address from now on; the others go on in that process and\n\
-             \x20 close with it. --retire has the kernel move what waits in them.\n",
+            "more of its own: one socket serves an address from now on; the others stay open in that process\n\
+             \x20 and close with it. --retire has the kernel move what waits in them.\n",
         );
     }
     if let Some(command) = command.filter(|_| !args.dry_run) {
@@ -308,12 +308,13 @@ fn is_served(listener: &ListenerInfo, family: &[i32]) -> bool {
 }
 
 fn retired_text(pid: i32, retired: &Retired) -> String {
-    let mut text = format!("pid {pid} accepts no more; it finishes what it has and ends\n");
+    let mut text =
+        format!("pid {pid} has stopped accepting; it finishes its connections and ends\n");
     for (address, inode) in &retired.addresses {
         // Writing to a String does not fail.
         let _ = match inode {
-            Some(inode) => writeln!(text, "  {address}  served on by inode {inode}"),
-            None => writeln!(text, "  {address}  was its own, and is closed"),
+            Some(inode) => writeln!(text, "  {address}  is served by inode {inode}"),
+            None => writeln!(text, "  {address}  belonged to it alone, and is closed"),
         };
     }
     let moved = match retired.migration {
@@ -331,7 +332,7 @@ fn retired_text(pid: i32, retired: &Retired) -> String {
     if let Some(error) = &retired.ghosts_left {
         let _ = writeln!(
             text,
-            "until it has ended it is woken for every connection and may use a core: {error}"
+            "until it ends, every connection wakes it, and it may use a whole core: {error}"
         );
     }
     for (address, pids) in &retired.others {

@@ -131,7 +131,7 @@ fn become_account(
     Ok(())
 }
 
-/// Makes the directory of the control socket for the account, if it is missing. One that is there is whoever's it is.
+/// Makes the directory of the control socket for the account, if it is missing. A directory that exists keeps its owner.
 fn give_directory(directory: &Path, account: &Account) -> io::Result<()> {
     let made = match fs::exists(directory) {
         Ok(true) => return Ok(()),

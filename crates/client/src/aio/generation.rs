@@ -51,8 +51,8 @@ use crate::verbs;
 /// awaited as long as the process serves: that is also what finds the next broker when this
 /// one is lost.
 ///
-/// Each call may be dropped before it is done and made again; at worst the next one connects anew,
-/// and takes the same place.
+/// Each call may be dropped before it is done and made again; at worst the next one connects again
+/// as the same generation.
 #[derive(Debug)]
 pub struct Generation {
     path: PathBuf,

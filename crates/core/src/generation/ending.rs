@@ -40,7 +40,7 @@ impl Timeline {
         };
         match life.phase {
             Phase::Stopping { .. } => {}
-            // Somebody else told it to stop; what serves must be found anew.
+            // Something else told it to stop; a serving generation must be started again.
             Phase::Serving { .. } => out.push(Action::WatchStop(id)),
             _ => return,
         }
@@ -57,7 +57,7 @@ impl Timeline {
         }
     }
 
-    /// It had closed its listeners and has them again: it is told to stop anew, and whatever is in
+    /// It had closed its listeners and has them again: it is told to stop again, and whatever is in
     /// progress waits for it too.
     pub(super) fn listens_again(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         let Some(life) = self.lives.get_mut(&id) else { return };

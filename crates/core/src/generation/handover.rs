@@ -42,7 +42,7 @@ impl Timeline {
         });
     }
 
-    /// Nobody accepts: the new generation goes on, the older ones stop for good.
+    /// No generation accepts: the new one continues, the older ones stop.
     pub(super) fn proved(&mut self, now: Moment, out: &mut Vec<Action>) {
         if let Some(pausing) = self.pausing().cloned() {
             self.resume_newer(now, &pausing, out);
@@ -237,7 +237,7 @@ impl Timeline {
         }
     }
 
-    /// The older generations that are ended because somebody still accepts: those that were seen to,
+    /// The older generations that are ended because a process still accepts: those that were seen to,
     /// or do not answer; if none was seen, each of them, since an answer may be late.
     fn suspects(&self, pausing: &Pausing) -> Vec<GenerationId> {
         let can_be_ended = |id: &&GenerationId| {
@@ -252,7 +252,7 @@ impl Timeline {
         }
     }
 
-    /// Ends a handover whose older generations have all confirmed, or are gone; or goes on to watch
+    /// Ends a handover whose older generations have all confirmed, or are gone; or continues with a watch of
     /// the accept queues.
     pub(super) fn finish_stopping(&mut self, now: Moment, out: &mut Vec<Action>) {
         let Operation::Stopping(stopping) = &self.operation else { return };
@@ -276,7 +276,7 @@ impl Timeline {
         if let Operation::Proving { stopping, until, moving } = &self.operation
             && now >= *until
         {
-            // Whoever accepts is none of the older ones: each has closed its listeners.
+            // The process that accepts is none of the older ones: each has closed its listeners.
             let (stopping, alone) = (stopping.clone(), !moving);
             self.finish_proving(now, stopping, alone, out);
         }
@@ -293,7 +293,7 @@ impl Timeline {
         self.finish(now, stopping, alone, out);
     }
 
-    /// The new generation goes on, if it waits, and everybody is answered.
+    /// The new generation continues, if it waits, and every caller is answered.
     fn finish(&mut self, now: Moment, stopping: Stopping, alone: bool, out: &mut Vec<Action>) {
         let Stopping { newer: id, ended, .. } = stopping;
         self.operation = Operation::None;

@@ -21,8 +21,8 @@ pub(super) enum Phase {
     Waiting,
     /// Accepts.
     Serving { since: Moment },
-    /// Told to stop for good, and may still accept: unless `proved`, by the accept queues. Looked
-    /// at again, and signalled again, at `again`. `says`: it says that it was told.
+    /// Told to stop, and may still accept: unless `proved`, by the accept queues. Looked
+    /// at again, and signalled again, at `again`. `says`: it has confirmed the signal.
     Stopping { since: Moment, again: Moment, proved: bool, says: bool },
     /// Has closed its listeners.
     Draining { until: Moment },

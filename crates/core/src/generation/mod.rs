@@ -84,7 +84,7 @@ pub const PAUSED_TO_CLOSED: Duration = Duration::from_millis(40);
 /// How long older generations are paused at most so that one that starts can bind an address that they
 /// have bound by themselves; once for each start. Clients wait meanwhile.
 pub const PAUSED_FOR_ADDRESS: Duration = Duration::from_secs(1);
-/// After this silence a generation that was told to pause is continued (SIGCONT): somebody may
+/// After this silence a generation that was told to pause is continued (SIGCONT): another process may
 /// have stopped it.
 pub const SILENCE_CONTINUE: Duration = Duration::from_millis(250);
 /// After this silence it is killed: nobody accepts meanwhile, and a service must not stay paused.
@@ -94,7 +94,7 @@ pub const TERM_TO_KILL: Duration = Duration::from_secs(1);
 /// How long a process that was sent SIGKILL may take to be gone before a queue that still shrinks
 /// accuses another one.
 pub const KILLED_TO_GONE: Duration = Duration::from_secs(5);
-/// How long the accept queues are watched anew when the last older generation is ended.
+/// How long the accept queues are watched again when the last older generation is ended.
 pub const OBSERVED_AGAIN: Duration = Duration::from_millis(500);
 /// The first wait before a crashed generation is started again; doubles at each further crash.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -125,7 +125,7 @@ pub enum Handover {
     /// The new one waits where it said that it is ready, the older ones are told to stop (SIGUSR1),
     /// and when each has closed its listeners the accept queues must stand still too: a process that
     /// nobody knows of may hold a copy, and closed descriptors do not show a call that still waits for a
-    /// connection. Then the new one goes on. Where a pause is not possible; an older generation
+    /// connection. Then the new one continues. Where a pause is not possible; an older generation
     /// that was told to stop cannot resume.
     StopFirst,
     /// The older ones are told to stop, and each confirms it, while the new one accepts already.
@@ -184,7 +184,7 @@ pub enum Event {
     /// A generation says that it was told to stop. It may not have closed its listeners: `grace`
     /// delays that.
     Stopping(GenerationId),
-    /// A generation has closed its listeners for good: none of its processes has one.
+    /// A generation has closed its listeners: none of its processes has one.
     Stopped(GenerationId),
     /// A generation that had closed its listeners has them again: its own master was told to reload
     /// and has started another worker with them.
@@ -202,7 +202,7 @@ pub enum Event {
 /// What the accept queues and the older generations show while a proof is under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// Some accept queue has shrunk lately: somebody accepts.
+    /// Some accept queue has shrunk lately: a process accepts.
     pub moving: bool,
     /// Older generations whose count of accepted connections has grown lately.
     pub accepting: Vec<GenerationId>,
@@ -307,7 +307,7 @@ pub enum Reason {
     ListensAgain,
     /// It did not stop accepting in time.
     StillAccepts,
-    /// It was proved not to accept, and did not confirm that it stops for good.
+    /// It was proved not to accept, and did not confirm that it stops.
     NotConfirmed,
     /// Its connections did not end in time.
     DrainTimeout,

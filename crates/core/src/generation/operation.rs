@@ -19,7 +19,7 @@ pub(super) enum Operation {
     Proving { stopping: Stopping, until: Moment, moving: bool },
 }
 
-/// A handover whose older generations are told to stop for good.
+/// A handover whose older generations are told to stop.
 #[derive(Debug, Clone)]
 pub(super) struct Stopping {
     pub(super) newer: GenerationId,

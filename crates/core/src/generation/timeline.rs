@@ -34,7 +34,7 @@ pub struct Timeline {
 
 impl Timeline {
     /// A service without a generation; the first will be `next_id`. Nothing happens until
-    /// somebody asks for a reload.
+    /// a reload is requested.
     pub fn new(settings: Settings, next_id: GenerationId) -> Self {
         Self {
             settings,
@@ -153,7 +153,7 @@ impl Timeline {
         self.operation.is_none() && !self.shutdown
     }
 
-    /// Whether the older generations have been told to stop for good.
+    /// Whether the older generations have been told to stop.
     pub fn is_stopping(&self) -> bool {
         matches!(self.operation, Operation::Stopping(_) | Operation::Proving { .. })
     }
@@ -247,7 +247,7 @@ impl Timeline {
         if takes_over {
             self.newer_died(out);
         }
-        // Behind the signals: as long as somebody is paused for it, its end is not forgotten.
+        // Behind the signals: as long as a generation is paused for it, its end is not forgotten.
         out.push(Action::Gone(id));
         if takes_over {
             self.answer(Outcome::Failed(id, failure), out);

@@ -44,7 +44,7 @@ impl Timeline {
         if let Operation::Starting { newer, yielding } = &mut self.operation
             && *newer == id
         {
-            // Whoever is asked for it from now on would be asked in vain.
+            // From now on no older generation could do it in time.
             yielding.get_or_insert_with(|| Yielding { paused: BTreeSet::new(), until: None });
             self.resume_yielding(out);
         }

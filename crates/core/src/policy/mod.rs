@@ -5,7 +5,7 @@
 //!
 //! Without rules, root and the user the broker runs as may do everything, everybody else
 //! nothing. With rules, only what a rule allows is allowed, to whom it is allowed, root
-//! included. Nothing is remembered: each request is judged anew.
+//! included. Nothing is remembered: each request is judged by itself.
 
 mod pattern;
 mod peer;
@@ -123,7 +123,7 @@ impl Policy {
         Verdict::Deny(Box::new(Denial { peer, verb, subject: None, owner: None }))
     }
 
-    /// Whether names are this user's to take back from whoever has them: root and the user the
+    /// Whether this user may take names back from others: root and the user the
     /// broker runs as.
     pub fn owns_names(&self, uid: u32) -> bool {
         owns_names(self.owner, uid)
@@ -135,7 +135,7 @@ impl Policy {
         self.owns_names(peer.uid) || self.rules.iter().any(allows)
     }
 
-    /// Whether `peer` may join this service, whoever has it.
+    /// Whether `peer` may join this service, whichever user has it.
     pub fn may_join(&self, peer: Peer, groups: &[u32], service: &Name) -> bool {
         let allows = |rule: &Rule| rule.allows_name(peer, groups, |rule| &rule.services, service);
         self.owns_names(peer.uid) || self.rules.iter().any(allows)

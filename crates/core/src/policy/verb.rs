@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What somebody wants to do.
+/// What a client wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// Have an address bound that is not held yet, or change its options; also to use it.

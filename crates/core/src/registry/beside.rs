@@ -1,7 +1,7 @@
 //! Listeners that overlap: a wildcard and a specific address of its port, or the wildcards of
 //! both families.
 //!
-//! The kernel gives a connection to the more specific one, so whoever gets that takes
+//! The kernel gives a connection to the more specific one, so a client that gets that one takes
 //! connections from the other. Therefore only one owner may have both: a claim that asks for
 //! both, or a service whose generations have the other, or had it last. Everybody else is refused.
 

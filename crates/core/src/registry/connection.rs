@@ -1,4 +1,4 @@
-//! A connection, which generation it stands for, and who uses a listener.
+//! A connection, the generation that it has joined as, and who uses a listener.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-/// Where a generation is in its life, as far as it matters here.
+/// The state of a generation, as its connection has joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum JoinState {
     /// It does not accept yet.
@@ -19,7 +19,7 @@ pub enum JoinState {
     Draining,
 }
 
-/// Which generation of which service a connection stands for.
+/// The generation of a service that a connection has joined as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     /// Name of the service.
@@ -39,7 +39,7 @@ pub struct SavedConnection {
     pub id: ConnectionId,
     /// Who connected.
     pub peer: Peer,
-    /// Which generation it stands for, and since when it does as it says.
+    /// The generation that it has joined as, and since when it is in that state.
     pub label: Option<(Label, Timestamp)>,
     /// The listeners that it uses, by the inode of the socket, and since when.
     pub leases: Vec<(u64, Timestamp)>,
@@ -50,7 +50,7 @@ pub struct SavedConnection {
 pub struct Holder {
     /// Who connected.
     pub peer: Peer,
-    /// Which generation it stands for, where it said so.
+    /// The generation that it has joined as, if it has.
     pub label: Option<Label>,
     /// When it first claimed the listener.
     pub since: Timestamp,

@@ -50,9 +50,9 @@ pub enum Event<H> {
     ChangeFailed(ConnectionId),
     /// The answer to [`Action::Retry`].
     Retry(ConnectionId),
-    /// A connection says which generation it stands for, or that its phase changed.
+    /// A connection joins as a generation, or its state has changed.
     Join(ConnectionId, Label),
-    /// This listener loses its name, which is somebody else's to give.
+    /// This listener loses its name, which belongs to another user.
     Unname(ListenerId),
     /// A listener that has lost this name has it again, unless it or the name has got another.
     Rename(ListenerId, Name),

@@ -12,7 +12,7 @@ pub struct ConnectionId(pub u64);
 pub struct ListenerId(pub(super) u64);
 
 impl ListenerId {
-    /// As a number, for whoever keeps numbers.
+    /// As a number, for callers that store it.
     pub fn number(self) -> u64 {
         self.0
     }

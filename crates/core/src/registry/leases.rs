@@ -1,4 +1,4 @@
-//! How many leases each user has: every one takes memory, whoever created the listener.
+//! How many leases each user has: every one takes memory, whichever user created the listener.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

@@ -138,13 +138,13 @@ impl<H> Registry<H> {
         self.held.iter().map(|(id, held)| (*id, held.as_ref()))
     }
 
-    /// Who is at the other end of a connection, and which generation it stands for.
+    /// The peer of a connection, and the generation that it has joined as.
     pub fn caller(&self, id: ConnectionId) -> Option<(Peer, Option<&Label>)> {
         let connection = self.connections.get(&id)?;
         Some((connection.peer, connection.label.as_ref().map(|(label, _)| label)))
     }
 
-    /// Whether a connection uses a listener or stands for a generation.
+    /// Whether a connection uses a listener or has joined as a generation.
     pub fn is_used(&self, id: ConnectionId) -> bool {
         let used =
             |connection: &Connection| connection.label.is_some() || !connection.leases.is_empty();

@@ -153,7 +153,7 @@ impl Refusal {
         match self {
             Self::Options { .. } => {
                 "leave the option out to share the listener as it is, or release it first \
-                 (`bindonce release`) and claim it anew"
+                 (`bindonce release`) and claim it again"
             }
             Self::OptionsInRequest { .. } => "write the same options in both places",
             Self::Name { .. } => "choose another name, or release that listener first",

@@ -10,8 +10,8 @@
 //!   served has said that it stopped, has gone, or was cut off at its deadline;
 //! - a generation that goes before it was let in has disturbed nobody: where older ones were told
 //!   to retire for its sake and have not stopped yet, they are told to stay;
-//! - a number is never given twice, also when a later broker goes on from the [`Record`]s;
-//! - whoever waits waits for something that has a deadline.
+//! - a number is never given twice, also when a later broker continues from the [`Record`]s;
+//! - every wait has a deadline.
 //!
 //! A supervisor that orders its generations itself (haproxy's) joins with its own numbers and
 //! is merely entered; one service is ordered by one of the two.
@@ -49,7 +49,7 @@ pub const LARGEST_BROUGHT: u64 = 1 << 48;
 /// forgotten, those that ended first, and no number that they had is given again.
 pub const REMEMBERED: usize = 1000;
 
-/// What a connection says of itself.
+/// What a connection joins as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joining {
     /// The service.
@@ -92,14 +92,14 @@ pub struct Record {
     pub serving: Option<u64>,
 }
 
-/// A connection that stands for a generation, told to the next image of the broker.
+/// A connection that has joined as a generation, for the next image of the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Its connection.
     pub connection: ConnectionId,
     /// Its user.
     pub uid: u32,
-    /// What it stands for.
+    /// What it has joined as.
     pub label: Label,
     /// Where the broker keeps the order: how far it is. None for one of a supervisor's.
     pub ordered: Option<Progress>,
@@ -117,7 +117,7 @@ pub struct Progress {
 /// What happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A connection says which generation it stands for, or that its phase changed.
+    /// A connection joins as a generation, or its state has changed.
     Join(Speaker, Joining),
     /// A connection has ended, and with it its generation.
     Gone(ConnectionId),
@@ -135,9 +135,9 @@ pub enum Event {
 pub enum Action {
     /// Write this down before anything else is done.
     Record(Record),
-    /// Services were forgotten: write down anew all that [`Succession::records`] gives.
+    /// Services were forgotten: write all of [`Succession::records`] again.
     Rewrite,
-    /// A connection stands for this generation in this phase. The answer to who joined.
+    /// A connection has joined as this generation, in this state. The answer to `join`.
     Enter(ConnectionId, Label),
     /// Tell a generation that waits that it serves.
     Serve(ConnectionId, Label),
@@ -181,7 +181,7 @@ struct Service {
     members: BTreeMap<ConnectionId, Member>,
     /// Served under the previous broker, and until when it may come back.
     absent: Option<(u64, Moment)>,
-    /// What its record says of `last` and of who serves.
+    /// The record of the last number and of the generation that serves.
     written: (u64, Option<u64>),
     /// Since when it has had no generation.
     idle: Moment,
@@ -283,7 +283,7 @@ impl Succession {
         self.floor
     }
 
-    /// Every connection that stands for a generation.
+    /// Every connection that has joined as a generation.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         self.services.iter().flat_map(|(name, service)| {
             service.members.iter().map(|(connection, member)| Place {
@@ -322,7 +322,7 @@ impl Succession {
             let service = self.services.entry(name.clone()).or_default();
             if ordered.is_some() {
                 service.last = service.last.max(generation);
-                // It was told of as one that served, and here it is.
+                // The record names it as the one that served.
                 service.absent.take_if(|(absent, _)| *absent == generation);
             }
             service.members.insert(connection, member);

@@ -2,7 +2,7 @@
 
 use crate::name::Name;
 
-/// Why a connection may not join a service. Whoever joined before is not disturbed.
+/// Why a connection may not join a service. Connections that joined before are not disturbed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -40,7 +40,7 @@ pub enum Refusal {
         /// Its process.
         pid: u32,
     },
-    /// The connection stands for another generation already.
+    /// The connection has joined as another generation already.
     #[error("this connection is generation {generation} of service {service} already")]
     Fixed {
         /// The service.

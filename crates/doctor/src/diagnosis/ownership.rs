@@ -55,7 +55,7 @@ fn setter(look: &Look, socket: &Socket) -> Option<String> {
     look.holders(socket.inode).find(of_it).map(|process| process.program.clone())
 }
 
-/// Sockets of a generation that the broker does not hold: each reload binds them anew.
+/// Sockets of a generation that the broker does not hold: each reload binds them again.
 pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
     for (service, generation) in look.generations() {
         let process = look.processes.get(&generation.pid.cast_signed());

@@ -102,7 +102,7 @@ impl Processes {
         let meant = |pid: i32, parent: i32| pids.contains(&pid) || pids.contains(&parent);
         let mut again = numbered(Path::new("/proc")).unwrap_or_default();
         again.retain(|pid| self.family.get(pid).is_none_or(|(parent, _)| meant(*pid, *parent)));
-        // Whoever has ended since holds nothing any more.
+        // A process that has ended since holds nothing any more.
         self.seen.retain(|_, process| !meant(process.pid, process.parent));
         for pid in again {
             self.look_at(pid, &surroundings);

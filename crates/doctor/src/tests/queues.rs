@@ -15,7 +15,7 @@ fn unserved_tells_how_long_and_when_full() {
     let (_, said) = only_of(&facts, Kind::Unserved);
     assert_eq!(
         said.summary,
-        "nobody accepts: 29 of 129 wait in the queue, the oldest for 3 s; at this rate it is full in 1 s"
+        "no process accepts: 29 of 129 wait in the queue, the oldest for 3 s; at this rate it is full in 1 s"
     );
     assert_eq!(said.remedy, ["kill -CONT 7"]);
 }

@@ -1,5 +1,5 @@
 //! haproxy's admin CLI (management guide, section 9.3, "Unix Socket commands") and what differs between its
-//! versions: the text of an answer becomes values. Whoever has the connection sends the commands.
+//! versions: the text of an answer becomes values. The caller has the connection and sends the commands.
 
 mod descriptors;
 mod info;

@@ -14,18 +14,18 @@ pub struct Version {
 }
 
 /// From here on SIGTTOU on a listener that came as `fd@` is a pause that SIGTTIN
-/// ends. Before, it stops for good or disconnects the shared socket.
+/// ends. Before, it stops and cannot resume, or disconnects the shared socket.
 const PAUSES: Version = Version { major: 2, minor: 6, patch: 12 };
 
-/// From here on that is so for UNIX listeners too: 2.6.12 says that it has paused them and goes on
+/// From here on that is so for UNIX listeners too: 2.6.12 says that it has paused them and continues
 /// accepting (tried with 2.6.12, 3.0.11 and 3.2.26).
 const PAUSES_UNIX: Version = Version { major: 3, minor: 0, patch: 0 };
 
-/// From here on it binds an abstract name anew that it has let go of by a pause.
+/// From here on it binds an abstract name again after a pause has released it.
 const RESUMES_ABSTRACT: Version = Version { major: 3, minor: 0, patch: 0 };
 
 impl Version {
-    /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 stands for
+    /// Reads the numbers at the front of `2.6.12-1+deb12u4` or `3.5-dev5`; 0 means
     /// what is not there.
     pub fn read(text: &str) -> Self {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("");

@@ -39,8 +39,8 @@ pub(super) struct Haproxy<'a> {
 /// Asks.
 ///
 /// # Errors
-/// It cannot be started, has not answered in time, was killed, or says something else: always with
-/// what it said or what happened.
+/// haproxy cannot be started, has not answered in time, was killed, or printed something else; the error
+/// quotes it or says what happened.
 pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
     let mut left = questions.clone();
     // Terms that cannot be asked together with others, with what became of them.

@@ -27,7 +27,7 @@ type Earlier = HashMap<(Key, u16), Bound>;
 
 /// What an earlier line of the section has bound.
 struct Bound {
-    /// The word that stands for it.
+    /// The word that replaces its address.
     word: String,
     bindings: Range<usize>,
     /// The words behind the address on that line.

@@ -2,7 +2,7 @@
 //! haproxy reads lies elsewhere.
 //!
 //! `config` and `parent` are relative to the file they stand in, and haproxy
-//! applies them anew at the start of every further file. In the copy they become
+//! applies them again at the start of every further file. In the copy they become
 //! `origin` with the directory of the user's file; where a further file lies in
 //! another directory, a file of two lines is put before it.
 

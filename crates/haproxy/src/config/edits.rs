@@ -85,7 +85,7 @@ impl Edits {
         self.add(self.copy(), range, text);
     }
 
-    /// Puts the user's files in place of what stands for haproxy's: it reads copies. `listed` gives
+    /// Replaces variables that would name the copies by the names of the user's files. `listed` gives
     /// haproxy's list of its files at this line, where it is known.
     pub(super) fn name_files(
         &mut self,

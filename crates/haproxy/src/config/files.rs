@@ -12,7 +12,7 @@ use super::{Error, templates};
 pub(super) struct Source {
     /// As haproxy would have named it from the user's command line.
     pub(super) path: PathBuf,
-    /// Its text; that of a template as the configuration that it stands for.
+    /// Its text; for a template, the configuration that it generates.
     pub(super) text: Vec<u8>,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn listed(sources: &[Source]) -> Vec<u8> {
     paths.join(&b';')
 }
 
-/// The files in haproxy's order: what a directory stands for is every `*.cfg`
+/// The files in haproxy's order: a directory means every `*.cfg`
 /// in it, without hidden ones, in the order of their bytes (haproxy stays in
 /// the C locale).
 fn paths(

@@ -128,7 +128,7 @@ impl BindOptions {
         true
     }
 
-    /// These options, with those of `other` where nothing is said.
+    /// These options, with those of `other` where an option is not set.
     pub(super) fn or(&self, other: &Self) -> Self {
         let text = |mine: &Option<String>, theirs: &Option<String>| mine.clone().or(theirs.clone());
         Self {

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// Which rendered file stands for which of the user's files.
+/// Which rendered file is the copy of which of the user's files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct PathMap {
     /// Rendered path and user's path, the longest rendered path first, so that

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::edits::Edits;
 
-/// What the lines of `global` say about it.
+/// The lines of `global` about it.
 #[derive(Debug, Default)]
 pub(super) struct PidFile {
     /// The first line: its path, its copy, and where its keyword is there.
@@ -28,8 +28,8 @@ impl PidFile {
         self.daemon = true;
     }
 
-    /// The file, if haproxy would write it. Its own master would write it whatever we say: the line is
-    /// made a comment there.
+    /// The file, if haproxy would write it. haproxy's own master would write it in any case, so the line
+    /// becomes a comment.
     pub(super) fn finish(
         self,
         has_master: bool,

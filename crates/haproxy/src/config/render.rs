@@ -28,17 +28,17 @@ impl Rendering {
                 Err(Stopped::Error(error)) => return Err(error),
                 Err(Stopped::Asks(questions)) => questions,
             };
-            let told = world.ask(&questions, &command.arguments);
-            let told = told
+            let answer = world.ask(&questions, &command.arguments);
+            let answer = answer
                 .map_err(|source| Error::Unanswered { program: command.program.clone(), source })?;
             match &mut answers {
-                None => answers = Some(told),
-                // Nothing new: it would be asked for ever.
-                Some(known) if !told.adds_to(known) => {
+                None => answers = Some(answer),
+                // Nothing new: the next question would be the same.
+                Some(known) if !answer.adds_to(known) => {
                     let source = io::Error::other("it does not say whether a condition holds");
                     return Err(Error::Unanswered { program: command.program.clone(), source });
                 }
-                Some(known) => known.terms.extend(told.terms),
+                Some(known) => known.terms.extend(answer.terms),
             }
         }
     }

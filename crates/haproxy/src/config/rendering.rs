@@ -67,7 +67,7 @@ pub struct Binding {
     pub text: String,
 }
 
-/// An address that haproxy goes on binding by itself.
+/// An address that haproxy still binds itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftAlone {
     /// Where it stands.
@@ -89,7 +89,7 @@ pub struct LeftAlone {
 pub struct Variable {
     /// Its name.
     pub name: String,
-    /// The bindings that it stands for, by index: one, or a whole range of ports.
+    /// The bindings whose numbers it holds, by index: one, or a whole range of ports.
     pub bindings: Range<usize>,
     /// True when the value is `fd@3,fd@4,...` instead of one number: a variable for
     /// each port of a long range would make haproxy's start quadratic in it.
@@ -163,8 +163,8 @@ impl Rendering {
         self.left_alone.iter().any(|left| left.text.starts_with("stats socket "))
     }
 
-    /// The bind line that may stand for an address and was not claimed: haproxy takes a branch that we
-    /// did not take, or expands it in another way.
+    /// The bind line that may name an address and was not claimed: haproxy takes a branch that was
+    /// not taken here, or expands the line in another way.
     pub fn unclaimed_bind(&self, address: &str) -> Option<Place> {
         self.files.iter().find_map(|file| {
             let text = String::from_utf8_lossy(&file.text);
@@ -213,8 +213,8 @@ impl Rendering {
     }
 }
 
-/// Whether the address word of a bind line may stand for a socket that the kernel shows. What is a
-/// variable may be anything.
+/// Whether the address word of a bind line may name a socket that the kernel shows. A variable may be
+/// anything.
 fn may_stand_for(word: &str, address: &str) -> bool {
     let word = word.trim_matches('"');
     let datagram = |text: &str| text.starts_with("udp") || text.starts_with("quic");

@@ -168,7 +168,7 @@ impl Section {
         }
     }
 
-    /// The options of its bind lines where they say nothing. `unix-bind` counts for
+    /// The options of its bind lines where a line does not set them. `unix-bind` applies to
     /// proxies only.
     pub(super) fn defaults(&self, unix: &BindOptions) -> BindOptions {
         let mut own = match self.kind {

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// A file from which haproxy takes the state of servers when it starts. What
-/// `show servers state` says of the older generation belongs there before the
+/// `show servers state` prints for the older generation belongs there before the
 /// newer one starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerState {

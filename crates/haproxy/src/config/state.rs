@@ -115,7 +115,7 @@ impl State {
         self.set("HAPROXY_LOCALPEER", self.local_peer.clone().into_bytes());
     }
 
-    /// Takes a line of `global`, in haproxy's first pass over all of them or when it reads for good.
+    /// Takes a line of `global`, in haproxy's first pass over all of them or in its second.
     /// `localpeer` has no effect beside `-L`, which is the caller's to know.
     pub(super) fn global(&mut self, words: &[&[u8]], first_pass: bool) -> Done {
         let value = |index: usize| words.get(index).copied().unwrap_or_default();

@@ -115,7 +115,7 @@ impl World for System {
             ));
         }
         if self.user.is_some_and(|user| !user.is_ours()) {
-            // Who has named it may not open every device, and we may.
+            // The user who named the file may not open every device; root may.
             return whole::regular(path, LARGEST);
         }
         whole::read(path, WRITTEN).map_err(|unread| match unread {

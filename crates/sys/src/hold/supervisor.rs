@@ -14,7 +14,7 @@ use crate::watch::Watch;
 
 /// A program that is held when it says that it is ready, until it is let go.
 ///
-/// Everything that comes before [`release`](Self::release) waits, everything after it goes on at
+/// Everything that comes before [`release`](Self::release) waits, everything after it continues at
 /// once: a call that a signal interrupts comes again as another. A task of its own answers, for as
 /// long as the process and its children live. Dropping it releases.
 ///

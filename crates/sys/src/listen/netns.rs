@@ -17,7 +17,7 @@ use nix::errno::Errno;
 const DIRECTORY: &str = "/run/netns";
 
 /// Runs `work` in the network namespace called `name`. What it opens belongs
-/// to that namespace for good, wherever it is used.
+/// to that namespace for its whole life, wherever it is used.
 ///
 /// # Errors
 /// [`Error::Netns`] if there is no such namespace or it may not be entered.

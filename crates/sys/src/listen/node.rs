@@ -33,7 +33,7 @@ pub struct UnixPath {
 }
 
 /// Removes the file if it is still ours; true if it did. Nobody can connect
-/// afterwards, so call it when the listener is closed for good.
+/// afterwards, so call it when the last descriptor of the listener is closed.
 ///
 /// # Errors
 /// Those of the system calls on the way; a file that is gone is no error.

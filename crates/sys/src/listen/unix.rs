@@ -69,7 +69,7 @@ pub(super) fn path(
     let mut node = None;
     let mut ready = || {
         let node = node.insert(Node::open(&directory, name).map_err(fail("open"))?);
-        // Whoever may write in the directory may have put another file there.
+        // Another user who may write in the directory may have put another file there.
         if !node.is_socket || node.life().map_err(fail("connect"))? != Life::Bound {
             return Err(fail("bind")(Errno::EADDRINUSE.into()));
         }

@@ -18,7 +18,7 @@ pub struct ConnectionEntry {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
-    /// Which generation it says it stands for.
+    /// The generation that it has joined as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<ConnectionLabel>,
     /// What it uses.
@@ -32,7 +32,7 @@ pub struct ConnectionEntry {
     pub owed: Option<String>,
 }
 
-/// Which generation a connection stands for.
+/// The generation that a connection has joined as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionLabel {
     /// Name of the service.

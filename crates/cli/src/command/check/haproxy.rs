@@ -30,7 +30,7 @@ pub(super) enum End {
     Signal(Signal),
 }
 
-/// Checks the rendering with these descriptors, and passes on what haproxy says of it.
+/// Checks the rendering with these descriptors, and passes on the messages of haproxy.
 pub(super) fn check(
     command: &Command,
     rendering: &Rc<Rendering>,

@@ -2,7 +2,7 @@
 //! installed here.
 //!
 //! First the old way: haproxy is reloaded with `-sf`, two reloads overlap, one process is never told
-//! to stop, and a share of the requests for a new host fails. What `doctor` says of that. Then
+//! to stop, and a share of the requests for a new host fails. `doctor` explains it. Then
 //! the same schedule under bindonce.
 //!
 //! It touches nothing of the host: as root it works in a network namespace of its own, else on a
@@ -66,7 +66,7 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
     let Args { haproxy, reloads, every } = args;
     let haproxy = find(haproxy)?;
     match show(haproxy, &Schedule { reloads, every }) {
-        // Whoever closed the pipe has seen enough; what was started has ended.
+        // The reader has closed the pipe; everything that was started has ended.
         Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             // It may have been in the middle of a line.

@@ -52,7 +52,7 @@ impl Stage {
         // From here on a signal is noticed where something is waited for, and all is ended.
         let signals = SignalFd::new(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
             .context("cannot take signals over")?;
-        // Free here too, so that whoever looks at all namespaces at once cannot mistake it.
+        // Free in this namespace too, so that a tool that looks at all namespaces cannot confuse the two.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|free| free.local_addr())
             .context("no port is free on 127.0.0.1")?;
@@ -118,7 +118,7 @@ impl Stage {
         OpenOptions::new().create(true).append(true).open(path).context("cannot write a log")
     }
 
-    /// Fails if somebody wants this to end.
+    /// Fails if a signal has arrived that ends the demonstration.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         match self.signals.read()? {
             Some(received) => bail!(
@@ -129,7 +129,7 @@ impl Stage {
         }
     }
 
-    /// Waits that long, or until somebody wants this to end.
+    /// Waits that long, or until a signal ends the demonstration.
     pub(super) fn pause(&self, time: Duration) -> anyhow::Result<()> {
         wait(&[self.signals.as_fd()], time)?;
         self.check()
@@ -172,7 +172,7 @@ impl Stage {
             if Instant::now() >= until {
                 bail!("haproxy, pid {pid}, did not bind {}\n{}", self.address, self.last_words());
             }
-            // Nothing tells.
+            // No event announces it.
             self.pause(Duration::from_millis(10))?;
         }
     }

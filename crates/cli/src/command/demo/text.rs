@@ -16,7 +16,7 @@ pub(super) fn opening(stage: &Stage, schedule: &Schedule) -> String {
     };
     let seconds = schedule.every.as_secs_f64() * (2 * schedule.reloads + 5) as f64;
     format!(
-        "{}, {}, on {}, {place}.\nThis takes about {seconds:.0} seconds, and ends whatever it starts.\n",
+        "{}, {}, on {}, {place}.\nThis takes about {seconds:.0} seconds, and ends everything that it starts.\n",
         stage::version(&stage.haproxy),
         stage.haproxy.display(),
         stage.address,
@@ -30,7 +30,7 @@ pub(super) fn old_way(stage: &Stage, schedule: &Schedule) -> String {
     format!(
         "\n1. The old way: {reloads} times {} -f haproxy.cfg -sf PID, one a second\n\n    \
          Reloads {one} and {other} overlap: both read the same pid file, both tell the same process to stop, and\n    \
-         nobody ever tells the process that reload {one} has started. Only the last configuration knows\n    \
+         no signal ever reaches the process that reload {one} has started. Only the last configuration knows\n    \
          {NEW}.\n\n",
         program(stage),
     )
@@ -83,7 +83,7 @@ pub(super) fn doctor(stage: &Stage) -> String {
     )
 }
 
-/// Before what doctor says of the second way.
+/// Introduces the output of `doctor` for the second way.
 pub(super) fn doctor_again(stage: &Stage) -> String {
     format!("\n    $ bindonce doctor {}\n", stage.address)
 }

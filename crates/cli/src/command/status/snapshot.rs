@@ -36,7 +36,7 @@ impl Snapshot {
         let socket = self.socket.display();
         Some(match error.is_absence() {
             true => format!("no broker answers at {socket}, waiting"),
-            false => format!("the broker at {socket} does not tell: {}, waiting", chain(error)),
+            false => format!("the broker at {socket} does not answer: {}, waiting", chain(error)),
         })
     }
 

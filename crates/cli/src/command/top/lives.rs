@@ -107,7 +107,7 @@ impl Lives {
         forget(lives);
     }
 
-    /// What is seen of a service now: who lives, and that whoever is not told of has ended.
+    /// The generations of a service that exist now; a generation that is not listed has ended.
     pub(super) fn seen(&mut self, now: Timestamp, service: &Service) {
         let lives = self.0.entry(service.name.clone()).or_default();
         for generation in &service.generations {

@@ -110,7 +110,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         shown => shown?,
     }
     if let Some((action, _)) = &show.model.doing {
-        output::print(&format!("{} goes on; see `bindonce events`\n", action.gerund()))?;
+        output::print(&format!("{} continues; see `bindonce events`\n", action.gerund()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -142,7 +142,7 @@ fn leave_before_panic(screen: Arc<Screen>, news: SyncSender<News>) {
     panic::set_hook(Box::new(move |panic| {
         screen.leave();
         before(panic);
-        // If it is full, there is somebody who will look at it, and fail as this did.
+        // If it is full, the loop will read it, and fail as this did.
         let _ = news.try_send(News::Panicked);
     }));
 }
@@ -181,7 +181,7 @@ impl Show<'_> {
                 Err(RecvTimeoutError::Timeout) => News::Input(Input::Time),
                 came => came?,
             };
-            // All that comes before the next picture, but not for ever.
+            // Everything that arrives before the next frame, up to a limit.
             for _ in 0..WAITING {
                 if !self.take(came, &mut painter)? {
                     return Ok(());

@@ -24,7 +24,7 @@ const SIZE: (u16, u16) = (80, 24);
 pub(super) struct Screen(Mutex<Option<Modes>>);
 
 impl Screen {
-    /// Takes the terminal over, also once more when somebody else has set it since.
+    /// Takes the terminal over, also again when another program has set it since.
     ///
     /// # Errors
     /// It is none, or it is gone.
@@ -52,7 +52,7 @@ fn write(mut bytes: &[u8]) -> io::Result<()> {
         match nix::unistd::write(&out, bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(Errno::EINTR) => {}
-            // Whoever shares the terminal has made it non-blocking.
+            // Another program on the terminal has made it non-blocking.
             Err(Errno::EAGAIN) => {
                 let mut writable = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];
                 poll(&mut writable, PollTimeout::NONE)?;

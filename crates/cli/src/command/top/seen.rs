@@ -1,5 +1,5 @@
 //! What the screen shows of a snapshot: the broker, its listeners, and every service with its
-//! generations, whoever told of them.
+//! generations, from the supervisor or from the broker.
 
 use std::collections::BTreeMap;
 
@@ -28,14 +28,14 @@ pub(super) struct Service {
     pub(super) generations: Vec<Generation>,
 }
 
-/// Who looks after a service.
+/// Which supervisor a service has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Supervision {
-    /// A supervisor, and what it says of itself.
+    /// A supervisor, with its own counts.
     By { pid: u32, program: String, reloads: u64, failed: u64 },
     /// A supervisor that does not answer, and why.
     Silent(String),
-    /// Nobody: its program has joined the broker by itself.
+    /// None: the program has joined the broker itself.
     Nobody,
 }
 

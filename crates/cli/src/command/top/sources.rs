@@ -26,7 +26,7 @@ use crate::{events, failure};
 pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the rest of a key may take that begins as the key Escape does.
 const REST_OF_KEY: u16 = 50;
-/// How long to wait for a reload; it goes on if this passes.
+/// How long to wait for a reload; after that the reload continues without this program.
 const RELOAD: Duration = Duration::from_secs(300);
 
 /// From being told to end until what the terminal does not take is thrown away, and again.

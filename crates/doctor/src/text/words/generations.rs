@@ -87,7 +87,7 @@ pub(super) fn lingering(look: &Look, finding: &Finding, lingering: &Lingering) -
         (Some(_), Some(service)) => vec![format!("bindonce status --name {service}"), end],
         _ => {
             let limit =
-                "# set `hard-stop-after` in the global section, so that none lingers for ever";
+                "# set `hard-stop-after` in the global section, so that none lingers without end";
             vec![end, limit.to_owned()]
         }
     };

@@ -9,7 +9,7 @@ use crate::text::units::{count, pids, s, span};
 pub(super) fn unserved(look: &Look, finding: &Finding, unserved: &Unserved) -> Words {
     let Unserved { queue, queue_limit, waiting, full_in, .. } = unserved;
     let summary = if *queue == 0 {
-        "nobody accepts: the next client will wait and get no answer".to_owned()
+        "no process accepts: the next client will wait and get no answer".to_owned()
     } else {
         let oldest = waiting.map(|time| format!(", the oldest for {}", span(time)));
         let full = match full_in {
@@ -20,7 +20,7 @@ pub(super) fn unserved(look: &Look, finding: &Finding, unserved: &Unserved) -> W
             None => String::new(),
         };
         format!(
-            "nobody accepts: {queue} of {} wait in the queue{}{full}",
+            "no process accepts: {queue} of {} wait in the queue{}{full}",
             queue_limit + 1,
             oldest.unwrap_or_default()
         )
@@ -139,7 +139,7 @@ pub(super) fn paused(look: &Look, finding: &Finding, paused: &Paused) -> Words {
     let pids = pids(&finding.pids);
     Words::new(
         format!(
-            "bound and not listening: clients are refused, and nobody else can bind it (held by {})",
+            "bound and not listening: clients are refused, and no other process can bind it (held by {})",
             processes(look, &finding.pids)
         ),
         "a process that shares the socket has disconnected or shut it down, as haproxy does on \

@@ -36,7 +36,7 @@ pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
 pub(super) fn stale(look: &Look, finding: &Finding, stale: &Stale) -> Words {
     let beside = match stale.beside {
         Some(newest) => format!("beside {}", process(look, newest)),
-        None => "and nobody else does".to_owned(),
+        None => "and no other process does".to_owned(),
     };
     let mut remedy = end(look, &finding.pids);
     if let Some(service) = &finding.service {

@@ -159,7 +159,7 @@ impl Pane {
 }
 
 impl Action {
-    /// As in "... goes on".
+    /// As in "... continues".
     pub(in crate::command::top) fn gerund(&self) -> String {
         match self {
             Self::Reload { service } => format!("reloading \"{service}\""),

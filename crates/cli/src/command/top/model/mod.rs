@@ -48,7 +48,7 @@ pub(super) enum Effect {
     Act(Action),
     /// Ask them all, now.
     Look,
-    /// Draw everything anew: something else may have written on the terminal.
+    /// Draw everything again: another program may have written on the terminal.
     Redraw,
     /// Give the terminal back to the shell until it continues this process.
     Suspend,

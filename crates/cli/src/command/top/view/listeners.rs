@@ -112,7 +112,7 @@ fn state(listener: &ListenerInfo) -> (String, Style) {
     }
     words.extend(listener.holders.iter().map(holder));
     if listener.holders.is_empty() {
-        words.push("nobody has it".to_owned());
+        words.push("no holder".to_owned());
     }
     (words.join(", "), style)
 }
