@@ -162,7 +162,7 @@ mod tests {
             ("group = 'root'", "only with `user`"),
             ("listen = 5", "line 1"),
             ("listen = [':80', 'localhost:80']", "listen[1]"),
-            ("[[rule]]\nallow = ['bind']", "rule[0]: it says of nobody"),
+            ("[[rule]]\nallow = ['bind']", "rule[0]: it names no user or group"),
             ("[[rule]]\nuid = 1\nallow = []", "`allow` is empty"),
             ("[[rule]]\nuid = 4294967295\nallow = ['use']", "4294967295"),
             ("[[rule]]\nuid = 1\nexe = '/bin/a'\nallow = ['use']", "`exe` gives no right"),

@@ -99,7 +99,7 @@ impl RawRule {
         let Self { user, group, uid, gid, .. } = self;
         let who = Who { uid, gid };
         if who == Who::default() && user.is_none() && group.is_none() {
-            return Err("it says of nobody: add user, uid, group or gid".into());
+            return Err("it names no user or group: add user, uid, group or gid".into());
         }
         if [uid, gid].contains(&Some(Peer::UNKNOWN)) {
             return Err(format!("no user and no group has the number {}", Peer::UNKNOWN));

@@ -216,7 +216,7 @@ async fn claim_again(
         Ok((listeners, lease)) => (listeners, Some(lease)),
         Err(error) => {
             let text = format!(
-                "its listeners are not to be had from the broker, so the next handover cannot \
+                "its listeners cannot be claimed from the broker, so the next handover cannot \
                  be proved by their queues: {}",
                 error.with_hint()
             );

@@ -35,7 +35,7 @@ impl Notifications {
             setsockopt(&socket, sockopt::PassCred, &true)?;
             Ok(Self { socket, address })
         });
-        made.map_err(Error::system("make a socket for the program's word"))
+        made.map_err(Error::system("make a socket for the program's notifications"))
     }
 
     /// What NOTIFY_SOCKET is to be.

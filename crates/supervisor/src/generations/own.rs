@@ -45,7 +45,7 @@ pub(crate) fn cannot_let_go(
     let mut own = generation.own.bound.iter().filter_map(|address| address.parse().ok());
     let mut given = generation.listeners.iter().map(|held| &held.bound);
     if !version.pauses() {
-        Some("a pause is for good before haproxy 2.6.12")
+        Some("a pause cannot be undone before haproxy 2.6.12")
     } else if generation.has_master() {
         Some("haproxy's own master cannot be paused")
     } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {

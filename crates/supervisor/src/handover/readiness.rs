@@ -72,8 +72,10 @@ async fn told(
 ) -> Result<&'static str, Error> {
     let (begun, mut flood) = (Instant::now(), Flood::default());
     loop {
-        let sender =
-            notifications.ready().await.map_err(Error::system("receive the program's word"))?;
+        let sender = notifications
+            .ready()
+            .await
+            .map_err(Error::system("receive the program's notification"))?;
         if sender == pid || tree::members(pid).contains(&sender) {
             return Ok("it says so (READY=1)");
         }

@@ -137,7 +137,7 @@ impl Report {
             Reason::NotConfirmed => "it did not confirm that it stopped (--retire-timeout)",
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",
-            Reason::Retired => "somebody wants it to end (`bindonce retire`)",
+            Reason::Retired => "`bindonce retire` asked it to end",
             Reason::DidNotExit => "it did not exit when it was told to",
         };
         tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");

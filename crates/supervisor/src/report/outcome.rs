@@ -109,7 +109,7 @@ fn strangers(cx: &Context, id: GenerationId, now: &Now<'_>) -> RpcError {
     let named: Vec<_> =
         strangers.iter().map(|(pid, command)| format!("pid {pid} ({command})")).collect();
     let who =
-        if named.is_empty() { "nobody that /proc shows".to_owned() } else { named.join(", ") };
+        if named.is_empty() { "no process that /proc shows".to_owned() } else { named.join(", ") };
     let text = format!(
         "generation {id} serves, but a process that is no generation of this service also \
          accepts on its listeners; they are also held by: {who}"
