@@ -276,3 +276,30 @@ fn one_address_on_two_lines_is_refused_or_shared_and_never_split() {
         }
     }
 }
+
+/// What a reload accepts, check accepts: beside what the service has, a more specific address is its own.
+#[test]
+fn check_judges_an_overlap_with_the_service_as_a_reload_does() {
+    for program in haproxies() {
+        let Some(scene) = scene() else { return };
+        let _broker = scene.broker();
+        let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let check = |binds: &[&str], name: &str| {
+            scene.write("haproxy.cfg", &config(binds));
+            let command = ["check", "--name", name, "--"];
+            finish(
+                scene.bindonce(command[0]).args(&command[1..]).arg(&program).arg("-f").arg(&file),
+            )
+        };
+        let refused = check(&["127.0.0.1:8080"], "other").fails(1);
+        assert!(refused.contains("127.0.0.1:8080"), "{refused}");
+        for binds in [&["127.0.0.1:8080"][..], &["*:8080", "127.0.0.1:8080"]] {
+            check(binds, "web").ok();
+            assert_eq!(ask("127.0.0.1"), "<0>", "nothing was bound beside it");
+            haproxy.reload(&scene).ok();
+            scene.write("haproxy.cfg", &config(&["*:8080"]));
+            haproxy.reload(&scene).ok();
+        }
+    }
+}

@@ -20,12 +20,14 @@ use anyhow::{Context as _, bail};
 use bindonce::{Claim, Client};
 use bindonce_core::address::Address;
 use bindonce_core::duration;
-use bindonce_core::listener::{Key, Listener, Options, Wanted};
+use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
+use bindonce_core::name::Name;
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::{executable, inherit, limits};
+use serde_json::Value;
 
 use self::haproxy::End;
 use crate::globals::Globals;
@@ -47,6 +49,9 @@ pub(crate) struct Args {
     /// A listener for `fd@${NAME}` in the configuration; may be given again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
+    /// The service whose reload this is for: beside its own listeners an overlapping one may be bound
+    #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
+    name: Name,
     /// How long haproxy may take
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     timeout: Duration,
@@ -70,7 +75,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     limits::make_room(needed).context("cannot raise the open-files limit")?;
 
     // Leases and opened paths live until haproxy has answered.
-    let mut sockets = Sockets::of(&rendering, globals)?;
+    let mut sockets = Sockets::of(&rendering, &args.name, globals)?;
     let descriptors = sockets.take();
     let deadline = Instant::now() + args.timeout;
     let end = haproxy::check(&command, &rendering, descriptors, &sockets.signals, deadline)?;
@@ -105,14 +110,20 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn of(rendering: &Rendering, globals: &Globals) -> anyhow::Result<Self> {
+    fn of(rendering: &Rendering, service: &Name, globals: &Globals) -> anyhow::Result<Self> {
         let mut client = match Client::connect(&globals.socket_path()) {
             Err(bindonce::Error::Connect { .. }) if !globals.socket_is_given() => {
                 return Self::open(rendering);
             }
             client => client?,
         };
-        let overlapping = overlapping(rendering);
+        let mut overlapping = overlapping(rendering);
+        let held = held_by(service, &mut client)?;
+        for (binding, overlaps) in std::iter::zip(&rendering.bindings, &mut overlapping) {
+            // What it has is claimed; what only overlaps that, and would take its connections, is not bound.
+            let key = binding.listener.key();
+            *overlaps |= !held.contains(&key) && held.iter().any(|other| other.overlaps(&key));
+        }
         let claims: Vec<Claim> = std::iter::zip(&rendering.bindings, &overlapping)
             .filter(|(_, overlaps)| !**overlaps)
             .map(|(binding, _)| Claim::listen(binding.listener.to_string()).tentative())
@@ -181,6 +192,24 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
         }
     }
     overlapping
+}
+
+/// Where the listeners of a service are, among those of the broker.
+fn held_by(service: &Name, client: &mut Client) -> anyhow::Result<Vec<Key>> {
+    let listed = client.list()?.listeners.into_iter();
+    let mine = listed.filter(|listener| {
+        listener.holders.iter().any(|holder| holder.service.as_deref() == Some(service.as_str()))
+    });
+    let read = |listener: bindonce::ListenerInfo| {
+        let options = listener.options.iter().map(|(name, value)| match value {
+            Value::Bool(true) => format!(",{name}"),
+            Value::String(text) => format!(",{name}={text}"),
+            other => format!(",{name}={other}"),
+        });
+        let text: String = std::iter::once(listener.address.clone()).chain(options).collect();
+        Some(text.parse::<ListenSpec>().ok()?.first.key())
+    };
+    Ok(mine.filter_map(read).collect())
 }
 
 /// A socket of the same kind at a free port, which is all that `haproxy -c` looks at.
