@@ -300,6 +300,8 @@ fn check_judges_an_overlap_with_the_service_as_a_reload_does() {
             haproxy.reload(&scene).ok();
             scene.write("haproxy.cfg", &config(&["*:8080"]));
             haproxy.reload(&scene).ok();
+            // The address that has left is closed behind the reload: who waits there until then is reset.
+            eventually("the wildcard alone", || (ask("127.0.0.1") == "<0>").then_some(()));
         }
     }
 }
