@@ -522,6 +522,8 @@ fn a_state_file_that_cannot_be_read_is_moved_aside() {
     fs::create_dir_all(&directory).expect("directory");
     fs::write(directory.join("broker.sock.state"), "damaged").expect("write");
     let broker = scene.start(config);
+    // Clients can connect a moment before it has written its state; it answers after that.
+    broker.client().call("ping", &json!([]));
     let names = fs::read_dir(&directory).expect("directory").flatten().map(|entry| entry.path());
     let aside: Vec<_> =
         names.filter(|path| path.to_string_lossy().contains(".state.bad-")).collect();
