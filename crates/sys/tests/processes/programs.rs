@@ -107,18 +107,21 @@ fn forks_meanwhile() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     let mut launch = Launch::new("python3");
     let script = "import os, signal, sys\n\
+                  print('up', flush=True)\n\
                   opens = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n\
                   os.posix_spawn('/bin/sleep', ['sleep', '1000'], {}, file_actions=opens)\n\
                   os.posix_spawn('/bin/sleep', ['sleep', '1000'], {})\n\
                   signal.pause()";
     launch.args = vec!["-c".into(), script.into(), pipe.clone().into()];
     launch.service = true;
+    launch.stdout = Stdio::piped();
     let started = launch.start().expect("start");
     let leader = started.pid;
+    // `python3` may be a script that makes processes before it becomes python3.
+    let mut stdout = std::fs::File::from(started.stdout.expect("piped"));
+    stdout.read_exact(&mut [0; 3]).expect("up");
     let mut members = vec![leader];
-    // `python3` may be a script that becomes it.
-    let name = || bindonce_sys::process::name(leader);
-    while members.len() < 2 || name().is_none_or(|name| !name.starts_with("python3")) {
+    while members.len() < 2 {
         members = tree::members(leader);
     }
     let child = Pidfd::open(members[1]).expect("the child");
