@@ -100,14 +100,14 @@ fn store(wire: &mut Wire, listen: &str, fd: &OwnedFd) -> Value {
 #[test]
 fn store_is_judged_by_the_socket_itself() {
     let scene = Scene::new();
-    let (secret, mine) = (scene.address(), scene.address());
+    let (secret, mine, both) = (scene.address(), scene.address(), scene.address().port());
     let uid = nix::unistd::geteuid();
     let config = scene.write(
         "bindonce.toml",
         &format!(
             "listen = ['secret={secret}']\n[limits]\nlisteners_per_user = 4\n\
              [[rule]]\nuid = {uid}\nallow = ['use', 'list']\n\
-             [[rule]]\nuid = {uid}\nallow = ['store']\naddresses = ['127.0.0.1:{}', '127.0.0.1:9000-9999', '0.0.0.0/0:7000']\n",
+             [[rule]]\nuid = {uid}\nallow = ['store']\naddresses = ['127.0.0.1:{}', '127.0.0.1:9000-9999', '0.0.0.0/0:7000', '[::]:{both}']\n",
             mine.port()
         ),
     );
@@ -119,6 +119,12 @@ fn store_is_judged_by_the_socket_itself() {
     assert_eq!(refused["error"]["code"], -32003, "{refused}");
     let refused = store(&mut scene.wire(), &secret.to_string(), &fds[0]);
     assert_eq!(refused["error"]["code"], -32002, "{refused}");
+    // The rule is about IPv6. The socket has the address that is said, and takes IPv4 as well.
+    if let Ok(socket) = TcpListener::bind(("::", both)) {
+        let said = format!("[::]:{both},v6only");
+        let refused = store(&mut scene.wire(), &said, &OwnedFd::from(socket));
+        assert_eq!(refused["error"]["code"], -32002, "{refused}");
+    }
 
     let mut holder = scene.wire();
     let mut kept = Vec::new();
