@@ -108,6 +108,38 @@ fn becomes_one_of_ours(program: &Path, arguments: &[&str]) {
     }
 }
 
+/// What reads what haproxy says is another image of the supervisor then.
+#[test]
+fn after_an_upgrade_messages_still_name_the_users_file() {
+    Haproxy::with_masters().for_each(|program| names_the_users_file(&program));
+}
+
+fn names_the_users_file(program: &Path) {
+    let scene = Scene::new();
+    let text = Nested::config(scene.address(), 1);
+    let text = text + "    use_backend x if TRUE\n    http-request deny if FALSE\nbackend x\n";
+    let warning = format!("haproxy.cfg:{}] : a 'http-request' rule", text.lines().count() - 1);
+    let file = scene.write("haproxy.cfg", &text);
+    let _broker = scene.broker();
+    let mut haproxy = Haproxy::start(&scene, program, &file);
+    let users = format!("[{}", file.parent().expect("a directory").join(&warning).display());
+    let (_, master) = haproxy.wait_serving(&scene);
+    // It reads the copy as often as it starts a worker.
+    let told = |haproxy: &mut Haproxy| haproxy.supervisor.story().matches(&users).count();
+    let before = eventually("the warning", || Some(told(&mut haproxy)).filter(|count| *count > 0));
+    scene.run("upgrade", &["--name", "web"]).ok();
+    eventually("the warning again", || {
+        kill(Pid::from_raw(master), Signal::SIGUSR2).expect("the master");
+        std::thread::sleep(Duration::from_millis(200));
+        let again =
+            haproxy.supervisor.story().matches(warning.trim_start_matches("haproxy.cfg")).count();
+        (again > before).then_some(())
+    });
+    let story = haproxy.supervisor.story();
+    assert!(!story.contains("generation-1/"), "a copy is named: {story}");
+    assert!(told(&mut haproxy) > before, "{story}");
+}
+
 #[test]
 fn an_older_master_that_is_reloaded_while_it_drains_is_told_to_stop_again() {
     Haproxy::with_masters().for_each(|program| is_told_again(&program));

@@ -103,9 +103,13 @@ impl Supervisor {
                 .admin
                 .as_ref()
                 .and_then(crate::generations::admin::Admin::connection);
-            let stderr = generation.output.pipe.as_ref().and_then(|stderr| stderr.try_clone().ok());
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
-            inherited.stderr.extend(stderr.map(|fd| (id.0, leave(fd))));
+            if let Some((pipe, messages)) = &generation.output.pipe
+                && let Ok(pipe) = pipe.try_clone()
+            {
+                inherited.stderr.insert(id.0, leave(pipe));
+                inherited.messages.insert(id.0, messages.saved());
+            }
         }
         let _left = match reexec::leave(copies.iter().map(|copy| copy.as_fd())) {
             Ok(left) => left,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_daemon::state;
+use bindonce_haproxy::config::SavedMessages;
 use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
@@ -91,6 +92,8 @@ pub(crate) struct Inherited {
     pub(crate) admin: BTreeMap<u64, i32>,
     /// The reading end of each generation's standard error.
     pub(crate) stderr: BTreeMap<u64, i32>,
+    /// What translates it, of each haproxy.
+    pub(crate) messages: BTreeMap<u64, SavedMessages>,
 }
 
 impl Saved {

@@ -27,7 +27,7 @@ use crate::generations::admin::Admin;
 use crate::generations::listeners::HeldListener;
 use crate::generations::process::{self, Process};
 use bindonce_haproxy::cli::Info;
-use bindonce_haproxy::config::Messages;
+use bindonce_haproxy::config::{Messages, SavedMessages};
 
 /// How long a generation that was found may take to answer on its admin socket.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -38,9 +38,23 @@ pub(crate) struct Inheritance {
     pub(crate) control: Option<OwnedFd>,
     admin: BTreeMap<u64, OwnedFd>,
     stderr: BTreeMap<u64, OwnedFd>,
+    messages: BTreeMap<u64, SavedMessages>,
 }
 
 impl Inheritance {
+    /// The reading end of a generation's standard error, and what translates it.
+    fn stderr(&mut self, id: GenerationId) -> Option<(OwnedFd, Messages)> {
+        let stderr = self.stderr.remove(&id.0)?;
+        // An older version has saved none.
+        let saved = self.messages.remove(&id.0).unwrap_or_default();
+        let messages = Messages::resume(saved).unwrap_or_else(|error| {
+            let text = "what this generation says will name descriptors and copies";
+            tracing::warn!(generation = id.0, %error, "{text}");
+            Messages::default()
+        });
+        Some((stderr, messages))
+    }
+
     /// How this supervisor begins.
     pub(crate) fn began(&self) -> Happening {
         let version = env!("CARGO_PKG_VERSION");
@@ -73,6 +87,7 @@ impl Inheritance {
             control: Some(take(left.control)?),
             admin: all(&left.admin)?,
             stderr: all(&left.stderr)?,
+            messages: left.messages.clone(),
         })
     }
 }
@@ -139,7 +154,7 @@ async fn find(
     let process = Process {
         pidfd,
         admin,
-        stderr: left.stderr.remove(&id.0).map(|stderr| (stderr, Messages::default())),
+        stderr: left.stderr(id),
         master_worker: saved.master_worker,
         listeners,
         lease,

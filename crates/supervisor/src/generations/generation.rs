@@ -21,6 +21,7 @@ use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
+use bindonce_haproxy::config::Messages;
 
 /// A process that serves, is about to, or has served.
 pub(crate) struct Generation {
@@ -53,8 +54,8 @@ pub(crate) struct Cli {
 /// Its standard error.
 pub(crate) struct Output {
     pub(crate) tail: Tail,
-    /// A copy of the reading end, for the next image of this process.
-    pub(crate) pipe: Option<OwnedFd>,
+    /// A copy of the reading end and what translates it, for the next image of this process.
+    pub(crate) pipe: Option<(OwnedFd, Messages)>,
 }
 
 /// How far it has come on the way to take over.
