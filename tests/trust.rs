@@ -87,6 +87,13 @@ impl Trap {
 
     /// Root's supervisor; it serves.
     fn supervisor(&mut self, program: &Path) -> Process {
+        let mut supervisor = self.begin(program);
+        supervisor.wait_line("serving");
+        supervisor
+    }
+
+    /// Root's supervisor; it has the place of its files.
+    fn begin(&mut self, program: &Path) -> Process {
         let file = self.scene.path("haproxy.cfg");
         if !file.exists() {
             fs::write(&file, config(self.scene.address(), 1)).expect("write");
@@ -103,7 +110,6 @@ impl Trap {
         let line = supervisor.wait_line("files of this service lie elsewhere");
         let private = PathBuf::from(line.rsplit("path=").next().expect("a path").trim());
         self.private = Some(private);
-        supervisor.wait_line("serving");
         supervisor
     }
 
@@ -174,6 +180,21 @@ fn roots_broker_keeps_nothing_where_others_could_replace_it() {
         broker.terminate();
         assert_eq!(broker.story().contains("take the control socket's place"), owner != OTHER);
     }
+}
+
+/// A link of the broker's user leads root's supervisor to make no directory anywhere.
+#[test]
+fn roots_supervisor_makes_nothing_where_others_could_replace_it() {
+    let Some(program) = Haproxy::system() else { return };
+    let Some(mut trap) = Trap::new(OTHER, 0o755) else { return };
+    let link = trap.socket.with_file_name("link");
+    symlink(trap.scene.path("roots"), &link).expect("symlink");
+    lchown(&link, Some(OTHER), Some(OTHER)).expect("chown");
+    trap.socket = link.join("run/broker.sock");
+    // No broker can be there.
+    trap.begin(&program).wait_line("no broker answers");
+    assert!(trap.private.as_ref().is_some_and(|path| path.is_dir()), "{:?}", trap.private);
+    assert!(!trap.scene.path("roots").exists());
 }
 
 #[test]

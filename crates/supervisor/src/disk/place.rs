@@ -8,14 +8,17 @@
 //! Clients of the control socket look in the same places in the same order.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink,
+};
 use std::path::{Path, PathBuf};
 
 use bindonce_core::name::Name;
 use bindonce_sys::trusted::{self, Untrusted};
+use nix::libc;
 
 /// The file of events, kept for the next supervisor too.
 pub(crate) const EVENTS: &str = "events.jsonl";
@@ -69,29 +72,24 @@ pub fn services(socket: &Path) -> Vec<Name> {
     names
 }
 
-/// Makes the directory of a service where this user's supervisor keeps its files.
+/// Makes the directory of a service where this user's supervisor keeps its files. Nothing is made for root in a directory that
+/// another user controls.
 ///
 /// # Errors
 /// Those of the system calls, and if the directory belongs to another user.
 pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
     let name = directory_name(service);
-    let builder = |mode| {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(mode);
-        builder
-    };
+    let denied = |text: String| io::Error::new(io::ErrorKind::PermissionDenied, text);
     if let Some(parent) = socket.parent() {
-        builder(0o755).create(parent)?;
+        // Where it is not trusted `own` finds that, too, and has another place.
+        let _ = trusted::make(parent, me(), 0o755, me() == 0)?;
     }
     let place = own(socket, &name);
     let beside = socket.with_file_name(&name);
     if place.path != beside {
         if let Some(parent) = place.path.parent() {
-            builder(0o700).create(parent)?;
-            // Whatever made it there, root's umask or another user.
-            if let Err(untrusted) = trusted::directory(parent, me())? {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, untrusted.to_string()));
-            }
+            trusted::make(parent, me(), 0o700, true)?
+                .map_err(|untrusted| denied(untrusted.to_string()))?;
             fs::write(parent.join("socket"), [socket.as_os_str().as_bytes(), b"\n"].concat())?;
         }
         // What is there already belongs to another program, or is this link.
@@ -105,13 +103,18 @@ pub(crate) fn make(socket: &Path, service: &Name) -> io::Result<Place> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let found = fs::symlink_metadata(&place.path)?;
-    if !found.is_dir() || found.uid() != me() {
-        let text = format!("it belongs to user {}, who could replace what lies there", found.uid());
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    // A link that takes its place is not followed.
+    let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY;
+    let directory = OpenOptions::new().read(true).custom_flags(flags).open(&place.path)?;
+    let found = directory.metadata()?;
+    if found.uid() != me() {
+        let owner = found.uid();
+        return Err(denied(format!(
+            "it belongs to user {owner}, who could replace what lies there"
+        )));
     }
     if found.mode() & 0o077 != 0 {
-        fs::set_permissions(&place.path, fs::Permissions::from_mode(0o700))?;
+        directory.set_permissions(fs::Permissions::from_mode(0o700))?;
     }
     Ok(place)
 }
