@@ -188,13 +188,15 @@ fn roots_supervisor_makes_nothing_where_others_could_replace_it() {
     let Some(program) = Haproxy::system() else { return };
     let Some(mut trap) = Trap::new(OTHER, 0o755) else { return };
     let link = trap.socket.with_file_name("link");
+    fs::create_dir(trap.scene.path("roots")).expect("mkdir");
     symlink(trap.scene.path("roots"), &link).expect("symlink");
     lchown(&link, Some(OTHER), Some(OTHER)).expect("chown");
     trap.socket = link.join("run/broker.sock");
-    // No broker can be there.
-    trap.begin(&program).wait_line("no broker answers");
+    let mut supervisor = trap.begin(&program);
+    assert!(!trap.scene.path("roots/run").exists());
     assert!(trap.private.as_ref().is_some_and(|path| path.is_dir()), "{:?}", trap.private);
-    assert!(!trap.scene.path("roots").exists());
+    // No broker can be there.
+    supervisor.wait_line("no broker answers");
 }
 
 #[test]
