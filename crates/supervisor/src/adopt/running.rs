@@ -133,10 +133,18 @@ pub fn command_of(pid: i32) -> Option<Vec<OsString>> {
     if !name.starts_with("haproxy") && !name.starts_with("ld-linux") {
         return None;
     }
+    own_command(process::command(pid)?)
+}
+
+fn own_command(words: Vec<String>) -> Option<Vec<OsString>> {
     let is_haproxy = |word: &String| word.rsplit('/').next() == Some("haproxy");
-    let words = process::command(pid)?;
-    // Behind the loader of another system's libraries it is not the first word.
-    let mut words = words.into_iter().skip_while(|word| !is_haproxy(word)).peekable();
+    let mut words = words.into_iter().peekable();
+    // Behind the loader of another system's libraries (ld.so(8)) it is not the first word.
+    while let Some(word) = words.next_if(|word| !is_haproxy(word)) {
+        if ["--argv0", "--library-path", "--preload"].contains(&word.as_str()) {
+            words.next();
+        }
+    }
     let mut kept: Vec<OsString> = vec![words.next()?.into()];
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -204,5 +212,21 @@ mod tests {
     #[test]
     fn a_program_that_is_no_haproxy_has_no_command() {
         assert_eq!(command_of(i32::try_from(std::process::id()).expect("pid")), None);
+    }
+
+    #[test]
+    fn what_the_loader_is_told_is_not_the_command() {
+        let command = |line: &str| {
+            let words = own_command(line.split(' ').map(str::to_owned).collect())?;
+            words.into_iter().map(OsString::into_string).collect::<Result<Vec<_>, _>>().ok()
+        };
+        let haproxy = ["/x/haproxy", "-f", "a.cfg"].map(str::to_owned).to_vec();
+        for line in [
+            "/x/haproxy -D -f a.cfg -sf 1 2",
+            "/lib/ld-linux.so --library-path /opt/haproxy /x/haproxy -db -f a.cfg",
+            "/lib/ld-linux.so --argv0 /opt/haproxy --library-path /lib /x/haproxy -f a.cfg -p pid",
+        ] {
+            assert_eq!(command(line).as_ref(), Some(&haproxy), "{line}");
+        }
     }
 }
