@@ -70,6 +70,30 @@ fn too_many_open_files_names_whose_limit_it_is() {
 }
 
 #[test]
+fn too_many_open_files_of_the_broker_names_the_broker() {
+    let scene = Scene::new();
+    let mut broker = scene.broker();
+    let pid = broker.pid();
+    let mut limit = scene.command("prlimit");
+    finish(limit.args(["--pid", &pid.to_string(), "--nofile=40:40"])).ok();
+    let said =
+        finish(scene.bindonce("bind").args((0..60).map(|number| format!("abns@many-{number}"))))
+            .fails(1);
+    let whose = format!("the broker (pid {pid}: 40 open files)");
+    for part in [whose.as_str(), "LimitNOFILE=", "`bindonce retire` ends the oldest"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    // It can accept no client either then, and says the same to its log.
+    let clients: Vec<_> = (0..60)
+        .filter_map(|_| std::os::unix::net::UnixStream::connect(scene.socket()).ok())
+        .collect();
+    let who = format!("pid {pid} (bindonce) has reached its soft limit of 40 open files");
+    let line = broker.wait_line("cannot accept connections until a descriptor is free");
+    assert!(line.contains(&who) && line.contains("bindonce retire"), "{line}");
+    drop(clients);
+}
+
+#[test]
 fn the_end_of_a_supervisor_says_what_stays_bound() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();

@@ -158,8 +158,14 @@ fn limit_reached(need: usize, open: u64, limit: u64) -> RpcError {
         .with_hint(raise_limit())
 }
 
-/// How to raise the limit, which the broker has already raised to its hard limit.
-fn raise_limit() -> &'static str {
-    "raise the hard limit of the broker and start it again: LimitNOFILE= in its systemd unit, \
-     `ulimit -Hn` in the shell that starts it, --ulimit nofile= for a container"
+/// Whose limit it is and how to raise it; the broker has already raised it to its hard limit.
+fn raise_limit() -> String {
+    let (limit, _) = bindonce_sys::limits::nofile();
+    let pid = std::process::id();
+    format!(
+        "raise the hard limit of the broker (pid {pid}: {limit} open files) and start it again: LimitNOFILE= \
+         in its systemd unit, `ulimit -Hn` in the shell that starts it, --ulimit nofile= for a container; \
+         clients and generations that drain hold descriptors too, and `bindonce retire` ends the oldest \
+         generation"
+    )
 }
