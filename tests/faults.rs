@@ -388,6 +388,51 @@ fn a_read_only_run_directory_fails_a_reload_and_no_restart() {
     take_away(stage);
 }
 
+/// What a first start in a directory says that takes no files, and that one with room for the lock and
+/// the control socket alone serves.
+#[test]
+fn a_first_start_without_room_says_what_to_do_or_serves() {
+    use nix::mount::{MsFlags, mount};
+    let Some(program) = Haproxy::system() else { return };
+    let Some(stage) = on_a_small_disk() else { return };
+    take_away(stage);
+    let scene = crate::harness::Scene::new();
+    let place = scene.path("web.d");
+    fs::create_dir(&place).expect("a directory");
+    let file = scene.write("h.cfg", &crate::harness::config(scene.address(), 1));
+    let _broker = scene.broker();
+    let on = |flags, options: &str| {
+        mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some(options)).expect("a file system");
+    };
+    let off = || nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("unmounted");
+    let read_only = (MsFlags::MS_RDONLY, "mode=0700", "Read-only file system");
+    let no_room = "No space left on device";
+    // Room for nothing, for the lock, and for all but the control socket.
+    let full = [1, 2, 4].map(|files| format!("mode=0700,nr_inodes={files}"));
+    let full = full.iter().map(|options| (MsFlags::empty(), options.as_str(), no_room));
+    for (flags, options, reason) in full.chain([read_only]) {
+        on(flags, options);
+        let mut run = scene.bindonce("run");
+        run.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file);
+        let said = crate::harness::finish(&mut run).fails(1);
+        let error = said.lines().find(|line| line.starts_with("bindonce: ")).expect(&said);
+        assert_eq!(error.matches(reason).count(), 1, "{said}");
+        assert!(error.contains(place.to_str().expect("its path")), "{said}");
+        assert!(said.contains("hint: make room there, or mount it writable"), "{said}");
+        off();
+    }
+    on(MsFlags::empty(), "mode=0700,nr_inodes=5");
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    haproxy.supervisor.wait_line("takes no files; those of this start lie elsewhere");
+    let (first, pid) = haproxy.wait_serving(&scene);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).expect("haproxy");
+    crate::harness::eventually("another one", || {
+        haproxy.serving(&scene).filter(|(generation, _)| *generation > first)
+    });
+    haproxy.supervisor.terminate();
+    off();
+}
+
 #[test]
 fn the_sockets_stay_the_same_through_all_of_it() {
     let faults = [Deaf(SIGTTOU, 1), Twice(SIGUSR1)];

@@ -8,17 +8,19 @@ use bindonce_core::name::Name;
 use bindonce_haproxy::config;
 use bindonce_sys::limits::Reached;
 
+use crate::disk::fallback;
+
 /// Why a supervisor or a generation could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The service's directory cannot be used.
-    #[error("the service's directory {path} cannot be used: {source}", path = .path.display())]
+    #[error("the service's directory {path} cannot be used: {why}", path = .path.display())]
     Directory {
         /// The directory, or the file in it.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        why: io::Error,
     },
     /// Another supervisor has this service.
     #[error(
@@ -129,9 +131,13 @@ impl Error {
             Self::NoBroker { socket, .. } => {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
+            Self::Directory { why, .. } => full_or_read_only(why),
+            Self::Sys(error) => {
+                let system = error.errno().map(io::Error::from_raw_os_error);
+                error.hint().or_else(|| full_or_read_only(&system?))
+            }
             Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
             Self::LimitReached { reached, .. } => Some(reached.to_string()),
-            Self::Sys(error) => error.hint(),
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \
                  `bindonce reload --allow-empty` closes them all"
@@ -148,6 +154,15 @@ impl Error {
             None => self.to_string(),
         }
     }
+}
+
+/// What to do about a directory that takes no files when a supervisor starts.
+fn full_or_read_only(error: &io::Error) -> Option<String> {
+    fallback::is_refusal(error).then(|| {
+        "make room there, or mount it writable, and start the service again; or choose another directory for \
+         broker and services with --socket. Generations that run serve on"
+            .to_owned()
+    })
 }
 
 /// Why no broker answers, without the path, which the message has.

@@ -64,14 +64,14 @@ pub(crate) type Answer = Result<serde_json::Value, RpcError>;
 /// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
 /// socket that is there belongs to a supervisor that is gone.
 pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
-    let odd = |error: &dyn std::fmt::Display| std::io::Error::other(error.to_string());
-    let bound = || {
-        let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(|e| odd(&e))?;
-        let options = Options { mode: Some(0o600), ..Options::default() };
-        let listener = Listener::new(None, address, options).map_err(|e| odd(&e))?;
-        Ok(listen::open(&listener).map_err(|e| odd(&e))?.fd)
+    let odd = |error: &dyn std::fmt::Display| Error::Directory {
+        path: path.to_owned(),
+        why: std::io::Error::other(error.to_string()),
     };
-    bound().map_err(Error::system("bind the service's control socket"))
+    let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(|e| odd(&e))?;
+    let options = Options { mode: Some(0o600), ..Options::default() };
+    let listener = Listener::new(None, address, options).map_err(|e| odd(&e))?;
+    Ok(listen::open(&listener)?.fd)
 }
 
 /// Serves clients until the task is ended.

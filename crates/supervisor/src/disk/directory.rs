@@ -109,11 +109,11 @@ impl Directory {
     pub(crate) fn open(socket: &Path, service: &Name) -> Result<Self, Error> {
         // It may have been given from the current directory, and a UNIX socket is bound by a whole path.
         let socket = &std::path::absolute(socket)
-            .map_err(|source| Error::Directory { path: socket.to_owned(), source })?;
+            .map_err(|why| Error::Directory { path: socket.to_owned(), why })?;
         let beside = service_directory(socket, service);
-        let Place { path, untrusted } = place::make(socket, service)
-            .map_err(|source| Error::Directory { path: beside, source })?;
-        let failed = |source| Error::Directory { path: path.clone(), source };
+        let Place { path, untrusted } =
+            place::make(socket, service).map_err(|why| Error::Directory { path: beside, why })?;
+        let failed = |why| Error::Directory { path: path.clone(), why };
         match untrusted {
             Some(why) if path.parent() == socket.parent() => tracing::warn!(
                 path = %path.display(),
@@ -233,7 +233,7 @@ impl Directory {
     /// is moved aside, so that it can be examined: None then.
     pub(crate) fn load(&self) -> Option<Saved> {
         let path = self.state();
-        let failed = |source| Error::Directory { path: path.clone(), source };
+        let failed = |why| Error::Directory { path: path.clone(), why };
         let text = state::read(&path, state::LARGEST).map_err(failed);
         let saved = text.and_then(|text| text.map_or(Ok(Saved::default()), |it| parse(&path, &it)));
         saved
@@ -266,7 +266,7 @@ impl Directory {
 
 /// Reads a saved state that is at `path`.
 pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
-    let failed = |source| Error::Directory { path: path.to_owned(), source };
+    let failed = |why| Error::Directory { path: path.to_owned(), why };
     let saved: Saved = serde_json::from_slice(text).map_err(|error| failed(error.into()))?;
     // Times and numbers that cannot be were not written by a supervisor.
     let numbers = saved.generations.iter().flat_map(|g| [g.id, g.configuration, g.since]);
