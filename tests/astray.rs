@@ -119,6 +119,40 @@ fn device_made_anew(program: &Path) {
 }
 
 #[test]
+fn a_device_that_comes_later_is_bound_at_the_next_reload() {
+    Haproxy::all().for_each(|program| device_comes_later(&program));
+}
+
+fn device_comes_later(program: &Path) {
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return skip("it takes a network namespace");
+    }
+    let network = Network::new(&scene);
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config("0.0.0.0:8080 interface bo0"));
+    let mut haproxy = Haproxy::start(&scene, program, &file);
+    haproxy.supervisor.wait_line("its interface does not exist");
+    let elsewhere = || std::net::TcpStream::connect("127.0.0.1:8080").is_ok();
+    assert!(elsewhere(), "haproxy listens on every interface");
+    device(&network);
+    haproxy.reload(&scene).ok();
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    eventually("the older one to be closed", || (!elsewhere()).then_some(()));
+    // Also by a supervisor that has found it, and by one that starts with none.
+    haproxy.supervisor.kill();
+    drop(haproxy);
+    let haproxy = Haproxy::start(&scene, program, &file);
+    haproxy.reload(&scene).ok();
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    drop(haproxy);
+    let haproxy = Haproxy::start(&scene, program, &file);
+    haproxy.reload(&scene).ok();
+    assert_eq!(network.ask("10.77.0.1"), "<here>");
+    assert!(scene.run("list", &[]).ok().contains("0.0.0.0:8080"), "the broker's by now");
+}
+
+#[test]
 fn an_address_that_leaves_and_comes_back_needs_nothing() {
     Haproxy::all().for_each(|program| address_comes_back(&program));
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, State};
 use bindonce_daemon::Happening;
+use bindonce_haproxy::config::Rendering;
 use bindonce_sys::clock;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
@@ -185,6 +186,7 @@ impl Supervisor {
         }
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
+        let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
         self.starts.started_on(id, launched.prepared);
         let admin =
             launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
@@ -209,6 +211,7 @@ impl Supervisor {
                 return self.feed(Event::StartFailed(id));
             }
         };
+        generation.own.devices = devices;
         if let Some(shim) = launched.shim {
             process::hold(&self.cx, self.handover.watchdog(), id, shim);
         }

@@ -90,6 +90,9 @@ impl Supervisor {
             served: self.generations.labels(serving),
             may_be_empty: is_fresh && self.requests.take_allow_empty(),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
+            haproxys: serving
+                .and_then(|id| Some(self.generations.get(&id)?.own.devices.clone()))
+                .unwrap_or_default(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)?.cli.admin.clone()),
             alone: serving.is_none(),

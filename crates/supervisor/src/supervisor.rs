@@ -122,6 +122,7 @@ impl Supervisor {
             configuration: self.timeline.configuration_of(generation.id).unwrap_or(generation.id).0,
             since: generation.started.0,
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
+            own_devices: generation.own.devices.clone(),
         });
         Saved {
             next: self.timeline.next_id().0,

@@ -67,6 +67,19 @@ pub(super) struct BindLine {
 const NO_DEVICE: &str =
     "its interface does not exist: haproxy warns, and listens on every interface";
 
+/// Why it stays haproxy's own when the interface is there.
+const LATE_DEVICE: &str = "its interface came when haproxy had bound the address already: haproxy binds it until the service \
+     is stopped and started";
+
+/// Why the addresses of this device are haproxy's own, if they are.
+fn why_haproxys(world: &dyn World, device: &str) -> Option<&'static str> {
+    match (world.has_device(device), world.is_haproxys_device(device)) {
+        (false, _) => Some(NO_DEVICE),
+        (true, true) => Some(LATE_DEVICE),
+        (true, false) => None,
+    }
+}
+
 /// What reading a line takes from outside it.
 pub(super) struct Surroundings<'a> {
     pub(super) world: &'a dyn World,
@@ -124,11 +137,11 @@ pub(super) fn read(
     let bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
     // In another network namespace haproxy alone can look.
     if let (Some(device), None) = (&bind_options.interface, &bind_options.namespace)
-        && !around.world.has_device(device)
+        && let Some(reason) = why_haproxys(around.world, device)
     {
         for piece in &mut pieces {
             if matches!(&piece.part, Part::Listen(address, _) if address.ip().is_some()) {
-                piece.part = Part::Alone(NO_DEVICE);
+                piece.part = Part::Alone(reason);
             }
         }
     }

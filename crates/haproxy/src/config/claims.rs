@@ -124,6 +124,7 @@ impl Claims {
             text,
             reason,
             descriptor,
+            device: None,
         });
     }
 
@@ -141,6 +142,10 @@ impl Claims {
             reason,
             descriptor: false,
             listens: true,
+            device: match line.bind_options.namespace {
+                None => line.bind_options.interface.clone(),
+                Some(_) => None,
+            },
         });
     }
 

@@ -1,5 +1,6 @@
 //! The rendered copy: what haproxy is started on, and what it takes to start it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 use std::ops::Range;
@@ -82,6 +83,8 @@ pub struct LeftAlone {
     pub descriptor: bool,
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
+    /// The device of this network namespace that it is for.
+    pub device: Option<String>,
 }
 
 /// A variable of the environment that the rendered copy reads.
@@ -139,6 +142,11 @@ impl Rendering {
             Some((variable.name.clone(), value))
         };
         self.variables.iter().filter_map(value).chain(self.constants.iter().cloned()).collect()
+    }
+
+    /// The devices whose addresses haproxy binds by itself.
+    pub fn haproxys_devices(&self) -> BTreeSet<String> {
+        self.left_alone.iter().filter_map(|left| left.device.clone()).collect()
     }
 
     /// The binding that wants this address, as the broker names it where it refuses one.

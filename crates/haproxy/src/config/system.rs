@@ -33,6 +33,8 @@ pub struct System {
     user: Option<User>,
     /// Devices of listeners that are held.
     devices: BTreeSet<String>,
+    /// Devices whose addresses the haproxy that serves has bound by itself.
+    haproxys: BTreeSet<String>,
 }
 
 impl System {
@@ -58,8 +60,8 @@ impl System {
 
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
-        let (program, devices) = (program.to_owned(), BTreeSet::new());
-        Self { program, directory, environment, again: false, user: None, devices }
+        let (program, devices, haproxys) = (program.to_owned(), BTreeSet::new(), BTreeSet::new());
+        Self { program, directory, environment, again: false, user: None, devices, haproxys }
     }
 
     /// The same, where this user has chosen the program and the environment: questions are put to it
@@ -80,11 +82,21 @@ impl System {
     pub fn holding(self, devices: BTreeSet<String>) -> Self {
         Self { devices, ..self }
     }
+
+    /// The same, where the haproxy that serves has bound the addresses of these devices by itself.
+    #[must_use]
+    pub fn beside(self, haproxys: BTreeSet<String>) -> Self {
+        Self { haproxys, ..self }
+    }
 }
 
 impl World for System {
     fn has_device(&self, name: &str) -> bool {
         self.devices.contains(name) || nix::net::if_::if_nametoindex(name).is_ok()
+    }
+
+    fn is_haproxys_device(&self, name: &str) -> bool {
+        self.haproxys.contains(name)
     }
 
     fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {

@@ -36,6 +36,12 @@ pub trait World {
         nix::net::if_::if_nametoindex(name).is_ok()
     }
 
+    /// Whether the haproxy that serves has bound the addresses of this device by itself: the broker
+    /// cannot bind them beside it, and the next haproxy can.
+    fn is_haproxys_device(&self, _name: &str) -> bool {
+        false
+    }
+
     /// The environment that haproxy is started with.
     fn environment(&self) -> Environment;
 

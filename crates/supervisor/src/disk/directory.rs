@@ -77,6 +77,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) since: u64,
     /// Its listeners, as they were claimed.
     pub(crate) listeners: Vec<String>,
+    /// Devices whose addresses it has bound by itself.
+    pub(crate) own_devices: BTreeSet<String>,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.

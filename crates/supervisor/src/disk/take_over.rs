@@ -164,6 +164,7 @@ async fn find(
         .map_err(Error::system("watch a generation that was found"))?;
     generation.readiness.ready = true;
     generation.lease.served = true;
+    generation.own.devices.clone_from(&saved.own_devices);
     generation.cli.version = info.as_ref().map(|info| info.version);
     generation.cli.answers = info.and_then(|info| info.pid);
     generations.insert(generation);

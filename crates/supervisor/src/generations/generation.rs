@@ -87,6 +87,8 @@ pub(crate) struct Lease {
 pub(crate) struct OwnAddresses {
     /// Those that it has, as far as it was looked at.
     pub(crate) bound: BTreeSet<String>,
+    /// Devices of its configuration that they are for.
+    pub(crate) devices: BTreeSet<String>,
     /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
     /// that it sent.
     pub(crate) wanted: Option<Signal>,

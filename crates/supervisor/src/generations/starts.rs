@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) may_be_empty: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
+    /// Devices whose addresses the haproxy that serves has bound by itself.
+    pub(crate) haproxys: BTreeSet<String>,
     /// Their descriptors.
     pub(crate) known: Known,
     /// The generation that serves, to be asked for the state of its servers.
@@ -87,7 +89,8 @@ impl Starts {
             let prepared = match prepared {
                 Some(prepared) => prepared,
                 None => {
-                    let how = ReadOptions { again, alone, no_epoll, devices: plan.devices };
+                    let (devices, haproxys) = (plan.devices, plan.haproxys);
+                    let how = ReadOptions { again, alone, no_epoll, devices, haproxys };
                     Rc::new(start::prepare(&inner.settings, &inner.directory, id, how).await?)
                 }
             };

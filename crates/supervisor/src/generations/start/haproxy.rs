@@ -75,7 +75,7 @@ pub(crate) async fn render(
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
         let world = world.with(&crate::broker::not_theirs(), &ours);
-        let world = world.holding(how.devices);
+        let world = world.holding(how.devices).beside(how.haproxys);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;

@@ -36,6 +36,8 @@ pub(crate) struct ReadOptions {
     pub(crate) no_epoll: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
+    /// Devices whose addresses the haproxy that serves has bound by itself.
+    pub(crate) haproxys: BTreeSet<String>,
 }
 
 /// What is to be started, and what belongs to it.
