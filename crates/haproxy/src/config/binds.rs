@@ -64,11 +64,11 @@ pub(super) struct BindLine {
 }
 
 /// Why an address of an `interface` that is not there is haproxy's own. (2.6 to 3.5 warn and go on.)
-const NO_DEVICE: &str =
+pub(super) const NO_DEVICE: &str =
     "its interface does not exist: haproxy warns, and listens on every interface";
 
 /// Why it stays haproxy's own when the interface is there.
-const LATE_DEVICE: &str = "its interface came when haproxy had bound the address already: haproxy binds it until the service \
+pub(super) const LATE_DEVICE: &str = "its interface came when haproxy had bound the address already: haproxy binds it until the service \
      is stopped and started";
 
 /// Why the addresses of this device are haproxy's own, if they are.

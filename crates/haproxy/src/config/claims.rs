@@ -8,7 +8,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
-use super::binds::{BindLine, Part, Piece};
+use super::binds::{BindLine, LATE_DEVICE, NO_DEVICE, Part, Piece};
 use super::edits::Edits;
 use super::listeners::{Names, Occupied, Supply};
 use super::options::BindOptions;
@@ -142,9 +142,9 @@ impl Claims {
             reason,
             descriptor: false,
             listens: true,
-            device: match line.bind_options.namespace {
-                None => line.bind_options.interface.clone(),
-                Some(_) => None,
+            device: match reason {
+                NO_DEVICE | LATE_DEVICE => line.bind_options.interface.clone(),
+                _ => None,
             },
         });
     }

@@ -83,7 +83,7 @@ pub struct LeftAlone {
     pub descriptor: bool,
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
-    /// The device of this network namespace that it is for.
+    /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
 }
 
@@ -144,7 +144,7 @@ impl Rendering {
         self.variables.iter().filter_map(value).chain(self.constants.iter().cloned()).collect()
     }
 
-    /// The devices whose addresses haproxy binds by itself.
+    /// The devices whose addresses haproxy binds by itself because they are not there, or came late.
     pub fn haproxys_devices(&self) -> BTreeSet<String> {
         self.left_alone.iter().filter_map(|left| left.device.clone()).collect()
     }

@@ -96,7 +96,8 @@ impl World for System {
     }
 
     fn is_haproxys_device(&self, name: &str) -> bool {
-        self.haproxys.contains(name)
+        // What is held is never haproxy's to bind.
+        self.haproxys.contains(name) && !self.devices.contains(name)
     }
 
     fn is_ipv6_only(&self, namespace: Option<&str>) -> bool {

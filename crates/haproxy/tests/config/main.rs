@@ -1,6 +1,7 @@
 //! Reading and rendering configurations, against answers on file and against the
 //! haproxy that is installed.
 
+mod devices;
 mod golden;
 mod messages;
 #[path = "../../../../tests/fuzz/src/one.rs"]

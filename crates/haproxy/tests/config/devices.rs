@@ -1,0 +1,36 @@
+//! Lines for an interface that is not there, or came when haproxy had bound their address.
+
+use std::collections::BTreeSet;
+
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+
+use super::support::Scratch;
+
+/// Reads bind lines for `lo` and for a device that is not there.
+fn read(name: &str, held: &[&str], haproxys: &[&str]) -> (BTreeSet<String>, Vec<String>) {
+    let scratch = Scratch::new(name);
+    let text = "frontend f\n mode http\n bind quic4@127.0.0.1:443 interface lo\n bind 127.0.0.1:80 interface lo\n \
+                bind 127.0.0.1:81 interface nosuch0\n";
+    std::fs::write(scratch.0.join("a.cfg"), text).expect("write");
+    let directory = scratch.0.to_str().expect("path");
+    let command = Command::parse(["haproxy", "-C", directory, "-f", "a.cfg"]).expect("command");
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    let world = System::new("haproxy".as_ref()).expect("world");
+    let world = world.holding(names(held)).beside(names(haproxys));
+    let rendering = Rendering::of(&command, Supplied::default(), &world).expect("rendering");
+    let claimed = rendering.bindings.iter().map(|binding| binding.text.clone()).collect();
+    (rendering.haproxys_devices(), claimed)
+}
+
+#[test]
+fn only_the_addresses_of_a_device_that_was_not_there_stay_haproxys() {
+    // A line that is haproxy's own for another reason (QUIC) says nothing of its device.
+    let missing = BTreeSet::from(["nosuch0".to_owned()]);
+    assert_eq!(read("first", &[], &[]), (missing, vec!["127.0.0.1:80".to_owned()]));
+    // It is there by now, and the haproxy that serves has bound its address.
+    let both = BTreeSet::from(["lo".to_owned(), "nosuch0".to_owned()]);
+    assert_eq!(read("late", &[], &["lo"]), (both, vec![]));
+    // What is held is the broker's, whatever else was said of the device.
+    let claimed = ["127.0.0.1:80", "127.0.0.1:81"].map(str::to_owned).to_vec();
+    assert_eq!(read("held", &["lo", "nosuch0"], &["lo"]), (BTreeSet::new(), claimed));
+}
