@@ -1,6 +1,7 @@
 //! The broker becomes another binary in place: same pid, same sockets, same connections.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -139,5 +140,19 @@ fn what_has_proved_itself_is_what_is_executed() {
     assert_eq!(broker(&mut scene.wire())["upgrades"], 1, "{}", process.story());
     let comm = fs::read_to_string(format!("/proc/{}/comm", process.pid())).expect("its name");
     assert_eq!(comm.trim_end(), "bindonce");
+
+    // The same file, with other bytes.
+    let next = scene.path("next");
+    install(bindonce(), &next);
+    fs::rename(&next, &binary).expect("exchanged");
+    let (mut upgrading, mut slow) = (scene.wire(), scene.wire());
+    slow.send("{\"method\":\"status\"}\n".repeat(2000).as_bytes());
+    upgrading.send(b"{\"method\":\"upgrade\"}\n");
+    process.wait_line("has proved itself");
+    let mut written = fs::File::options().append(true).open(&binary).expect("opened");
+    written.write_all(b"x").expect("written");
+    drop((written, slow));
+    process.wait_line("it was written to after it had proved itself");
+    assert_eq!(broker(&mut scene.wire())["upgrades"], 1, "{}", process.story());
     process.terminate();
 }
