@@ -105,9 +105,9 @@ fn store_is_judged_by_the_socket_itself() {
     let config = scene.write(
         "bindonce.toml",
         &format!(
-            "listen = ['secret={secret}']\n[limits]\nlisteners_per_user = 4\n\
+            "listen = ['secret={secret}']\n[limits]\nlisteners_per_user = 5\n\
              [[rule]]\nuid = {uid}\nallow = ['use', 'list']\n\
-             [[rule]]\nuid = {uid}\nallow = ['store']\naddresses = ['127.0.0.1:{}', '127.0.0.1:9000-9999', '0.0.0.0/0:7000', '[::]:{both}']\n",
+             [[rule]]\nuid = {uid}\nallow = ['store']\naddresses = ['127.0.0.1:{}', '127.0.0.1:0', '127.0.0.1:9000-9999', '0.0.0.0/0:7000', '[::]:{both}']\n",
             mine.port()
         ),
     );
@@ -119,6 +119,15 @@ fn store_is_judged_by_the_socket_itself() {
     assert_eq!(refused["error"]["code"], -32003, "{refused}");
     let refused = store(&mut scene.wire(), &secret.to_string(), &fds[0]);
     assert_eq!(refused["error"]["code"], -32002, "{refused}");
+    // Port 0 means one that the kernel has chosen.
+    let store_as_any = |port| {
+        let socket = TcpListener::bind(("127.0.0.1", port)).expect("a socket");
+        store(&mut scene.wire(), "127.0.0.1:0", &OwnedFd::from(socket))
+    };
+    if scene.is_isolated() {
+        assert_eq!(store_as_any(7001)["error"]["code"], -32002);
+    }
+    assert!(store_as_any(0)["result"].is_object());
     // The rule is about IPv6. The socket has the address that is said, and takes IPv4 as well.
     if let Ok(socket) = TcpListener::bind(("::", both)) {
         let said = format!("[::]:{both},v6only");
@@ -136,7 +145,11 @@ fn store_is_judged_by_the_socket_itself() {
         kept.push(socket);
     }
     let refused = told.iter().filter(|reply| reply["error"]["code"] == -32008);
-    assert_eq!(refused.count(), 2, "`secret` and three more are allowed: {told:?}");
+    assert_eq!(
+        refused.count(),
+        2,
+        "`secret`, one on any port and three more are allowed: {told:?}"
+    );
     // What the broker holds already counts no second time.
     let again = store(&mut scene.wire(), "127.0.0.1:9001", &kept[0]);
     assert!(again["result"].is_object(), "{again}");

@@ -95,6 +95,14 @@ pub(crate) fn needed(count: usize) -> (u64, u64) {
     (OWN.saturating_add(count as u64).max(limit.saturating_add(1)), limit)
 }
 
+/// Whether the kernel may have chosen this port in this network namespace for a socket that was bound to
+/// port 0 (/proc/sys/net/ipv4/ip_local_port_range). False if it does not say.
+pub fn is_chosen_port(port: u16) -> bool {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = text.split_ascii_whitespace().map(str::parse);
+    matches!((ends.next(), ends.next()), (Some(Ok(first)), Some(Ok(last))) if (first..=last).contains(&port))
+}
+
 /// The longest accept queue that listen(2) grants in this network namespace
 /// (/proc/sys/net/core/somaxconn).
 pub fn somaxconn() -> u32 {

@@ -20,6 +20,7 @@ use bindonce_core::registry::Want;
 use bindonce_daemon::rpc::Link;
 use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
+use bindonce_sys::limits::is_chosen_port;
 use bindonce_sys::{diag, listen};
 use bindonce_wire::params::Give;
 use bindonce_wire::result::{Bound, StoreResult};
@@ -63,6 +64,14 @@ pub(super) async fn store(
     for want in &sorted.wants {
         if let Wanted::Listen(spec) = &want.wanted {
             broker.borrow().access.allow(&link.caller, Verb::Store, Some(spec))?;
+        }
+    }
+    for found in &sorted.found {
+        let bound = &found.socket.bound;
+        // A rule for port 0 is one for the ports that the kernel chooses.
+        if *bound != found.listener.address && !bound.port().is_some_and(is_chosen_port) {
+            let listener = Listener { address: bound.clone(), ..found.listener.clone() };
+            broker.borrow().access.allow(&link.caller, Verb::Store, Some(&listener.into()))?;
         }
     }
     let uid = link.caller.peer.uid;
