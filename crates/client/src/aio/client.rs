@@ -125,8 +125,8 @@ impl Client {
     }
 
     /// Says which generation of which service this connection is, for a supervisor that numbers and
-    /// orders its generations itself; where the broker is to do that, use [`Generation`]. May be said
-    /// again when the process or the state changes.
+    /// orders its generations itself; where the broker is to do that, use
+    /// [`Generation`](crate::aio::Generation). May be said again when the process or the state changes.
     ///
     /// # Errors
     /// See [`Error`].
