@@ -50,7 +50,7 @@ pub(crate) struct Broker {
     pub(crate) reporter: Rc<Reporter>,
     /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
-    /// Who is being told of all that is held.
+    /// Listings in progress: one at a time for each user.
     pub(crate) listings: Rc<Listings>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,

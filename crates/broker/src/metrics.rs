@@ -184,13 +184,13 @@ struct Pages {
 /// The page that was made last.
 #[derive(Default)]
 struct Last {
-    /// When it was begun, and its text, while somebody waits who may have it.
+    /// When it was begun, and its text, while a request waits that it can answer.
     page: Option<(Instant, String)>,
     /// When the next may be begun.
     rested: Option<Instant>,
 }
 
-/// Somebody waits for a page, until this is dropped.
+/// A request that waits for a page, until this is dropped.
 struct Waits<'a>(&'a Cell<usize>);
 
 impl<'a> Waits<'a> {

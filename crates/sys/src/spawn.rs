@@ -122,7 +122,7 @@ impl Launch {
     /// before `tell` returns, the shim ends too and never becomes the program. Not for one that is
     /// [`tied`](Self::tied): it would end with its thread.
     ///
-    /// Whoever stops waiting for it leaves no process.
+    /// A caller that stops waiting leaves no process.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -210,7 +210,7 @@ impl Begun {
     }
 }
 
-/// A child that is ended, unless somebody takes it.
+/// A child that is ended unless it is taken.
 struct Unfinished(Option<Child>);
 
 impl Drop for Unfinished {

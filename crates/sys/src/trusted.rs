@@ -177,7 +177,7 @@ mod tests {
         let made = made.expect("whatever others can do");
         assert!(made.created && made.untrusted.is_some_and(|first| first.path == outer));
         if uid == 0 {
-            // A link of somebody else's to a place where only root may make anything.
+            // Another user's link to a place where only root may make anything.
             let theirs = scene.path().join("theirs");
             symlink(scene.path().join("victim/new"), &theirs).expect("symlink");
             std::os::unix::fs::lchown(&theirs, Some(65_533), None).expect("lchown");

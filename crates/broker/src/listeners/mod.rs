@@ -143,7 +143,7 @@ impl Listeners {
     }
 
     /// Enters listeners that are held already. `stored`: they came from the service manager's store, where
-    /// they still are. They count as those of whoever created them, and where that is not written, of the user `giver`.
+    /// they still are. They count as those of the user that created them, or of `giver` where that is not recorded.
     pub(crate) fn adopt(&mut self, found: Vec<Found>, stored: bool, giver: Option<u32>) {
         let count = found.len();
         let mut adoptions = Vec::with_capacity(count);

@@ -45,7 +45,7 @@ pub(crate) struct Broker {
     service: Name,
     /// Its pid, by the peer credentials of the last connection.
     pid: Cell<Option<i32>>,
-    /// HeldListener by the one that starts a broker.
+    /// Held by the connection that starts a broker.
     starting: Mutex<()>,
     /// The last connection was lost, and none has been made since.
     lost: Cell<bool>,
@@ -115,7 +115,7 @@ impl Keeper {
             tokio::select! {
                 biased;
                 news = told.recv() => {
-                    // Whoever waits for the broker to know listening of it at the end of this.
+                    // Dropped at the end of this, which answers the task that waits for the broker to know.
                     let _done = match news {
                         None => return,
                         Some(LeaseUpdate::Gone(_done)) => return end(lease).await,

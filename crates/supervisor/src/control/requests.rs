@@ -28,7 +28,7 @@ pub(crate) struct Requests {
     retirements: Vec<Retirement>,
     /// Ends when the broker knows which generation serves.
     confirmed: Option<oneshot::Receiver<()>>,
-    /// What the generation that serves says of its listeners, where it is asked only after the handover, or
+    /// The late answer of the serving generation about its listeners, where it is asked only after the handover, or
     /// after one that failed.
     late: Option<oneshot::Receiver<Option<RpcError>>>,
 }

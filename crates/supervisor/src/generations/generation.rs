@@ -236,7 +236,7 @@ impl Generation {
     /// Ends it because it is not to take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.readiness.refused = Some(Cause { ours: true, ..cause });
-        // HeldListener or not: it has served nobody, and must not.
+        // Held or not: it has served nobody, and must not.
         tree::kill(self.pid());
     }
 

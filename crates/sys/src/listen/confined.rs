@@ -1,8 +1,8 @@
 //! bind(2) that can make a socket's file in one directory alone.
 //!
 //! The name that getsockname(2) gives is the very text that bind(2) was given, so a program that
-//! knows its sockets by their paths needs that text, and the kernel resolves it again. Where somebody
-//! else can exchange a directory on the way, a thread that Landlock (landlock(7)) keeps from making
+//! knows its sockets by their paths needs that text, and the kernel resolves it again. Where another
+//! user can exchange a directory on the way, a thread that Landlock (landlock(7)) keeps from making
 //! a socket anywhere but beneath the directory that was opened binds it, and ends.
 
 use std::io;

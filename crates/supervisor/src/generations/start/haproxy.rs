@@ -69,7 +69,7 @@ pub(crate) async fn render(
     // Conditions can depend on each of these.
     command.arguments.extend(how.no_epoll.then(|| "-de".into()));
     let (service, generation) = (settings.service.to_string(), id.0.to_string());
-    // ReadOptions may resolve host names and ask haproxy about conditions: not on our thread.
+    // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
     let read = aside::within(limit, move || -> Result<Rendering, Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
@@ -111,7 +111,7 @@ fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<Path
     Ok(files)
 }
 
-/// StartOptions haproxy is started on the copies, with these listeners.
+/// How haproxy is started on the copies, with these listeners.
 pub(crate) fn order(
     kind: &Haproxy,
     rendered: &Rendered,

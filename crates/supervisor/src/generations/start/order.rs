@@ -25,7 +25,7 @@ pub(crate) struct StartOptions {
     pub(crate) alone: bool,
 }
 
-/// StartOptions a configuration is read.
+/// How a configuration is read.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadOptions {
     /// It was read by this process before.

@@ -16,7 +16,7 @@ use crate::program::{Numbers, Program, Readiness};
 use crate::settings::Settings;
 use bindonce_haproxy::config::Messages;
 
-/// StartOptions the program is started with these listeners.
+/// How the program is started with these listeners.
 pub(crate) fn order(
     program: &Program,
     settings: &Settings,
