@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use bindonce_haproxy::config::MasterSocket;
 
 use crate::kind::Kind;
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub ghosts: Ghosts,
     /// Files and directories whose change is a reload.
     pub watch: Vec<PathBuf>,
+    /// Where the master CLI is served (haproxy's `-S`).
+    pub master_cli: Vec<MasterSocket>,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
 }

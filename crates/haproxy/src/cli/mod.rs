@@ -3,11 +3,13 @@
 
 mod descriptors;
 mod info;
+mod level;
 mod sessions;
 mod version;
 
 pub use descriptors::descriptor;
 pub use info::Info;
+pub use level::Level;
 pub use sessions::{Session, oldest_sessions};
 pub use version::Version;
 

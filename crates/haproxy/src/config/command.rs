@@ -2,8 +2,9 @@
 //!
 //! Words are read as haproxy 2.6 to 3.x read them: an option is known by its
 //! first letters, and everything after a `--` is a configuration file. The
-//! arguments are kept in their order; only the configuration files are taken
-//! out, since haproxy is started on rendered copies of them.
+//! arguments are kept in their order; the configuration files are taken
+//! out, since haproxy is started on rendered copies of them, and so is what
+//! the supervisor does in haproxy's place.
 
 use std::ffi::{OsStr, OsString};
 use std::iter::Peekable;
@@ -12,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 
-/// A haproxy command, without its configuration files.
+/// A haproxy command, without its configuration files and what the supervisor does in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The program: a path, or a name to be found in `PATH`.
     pub program: OsString,
-    /// All arguments but the configuration files, in their order.
+    /// The arguments that haproxy is started with, in their order.
     pub arguments: Vec<OsString>,
     /// The configuration files and directories as written, in their order.
     pub files: Vec<PathBuf>,
@@ -27,6 +28,8 @@ pub struct Command {
     pub local_peer: Option<OsString>,
     /// `-W` or `-Ws`: a master process with workers.
     pub master_worker: bool,
+    /// `-S`: the sockets of the master CLI, as written. haproxy does not get them: the supervisor serves them.
+    pub master_sockets: Vec<OsString>,
 }
 
 const DAEMON: &str = "bindonce supervises haproxy in the foreground; leave it out, and let systemd \
@@ -61,6 +64,7 @@ impl Command {
             directory: None,
             local_peer: None,
             master_worker: false,
+            master_sockets: Vec::new(),
         };
         while let Some(word) = words.next() {
             command.take(word, &mut words)?;
@@ -123,7 +127,8 @@ impl Command {
                 self.local_peer = Some(peer.clone());
                 self.arguments.extend([word, peer]);
             }
-            [b'n' | b'm' | b'N' | b'S', ..] => {
+            [b'S', ..] => self.master_sockets.push(value(&word, rest)?),
+            [b'n' | b'm' | b'N', ..] => {
                 let value = value(&word, rest)?;
                 self.arguments.extend([word, value]);
             }
@@ -157,10 +162,8 @@ mod tests {
         .expect("a good command");
         assert_eq!(command.program, "/usr/sbin/haproxy");
         assert_eq!(command.files, ["a.cfg", "d", "x", "y"].map(PathBuf::from));
-        assert_eq!(
-            command.arguments,
-            ["-Ws", "-C", "/srv", "-n", "100", "-S", "/m,mode,600", "-dG", "-L", "me"]
-        );
+        assert_eq!(command.arguments, ["-Ws", "-C", "/srv", "-n", "100", "-dG", "-L", "me"]);
+        assert_eq!(command.master_sockets, ["/m,mode,600"]);
         assert_eq!(command.directory.as_deref(), Some(Path::new("/srv")));
         assert_eq!(command.local_peer.as_deref(), Some(OsStr::new("me")));
         assert!(command.master_worker);

@@ -46,6 +46,14 @@ pub enum Error {
         /// The word as written.
         argument: OsString,
     },
+    /// The socket of a master CLI that cannot be.
+    #[error("cannot create the listener of the master CLI: -S {text}: {why}", text = .text.display())]
+    MasterSocket {
+        /// The word after `-S`.
+        text: OsString,
+        /// What is wrong.
+        why: String,
+    },
     /// No program after `--`.
     #[error(
         "no command: write the haproxy command after --, as in `-- haproxy -f /etc/haproxy/haproxy.cfg`"

@@ -24,6 +24,7 @@ mod expression;
 mod files;
 mod global;
 mod listeners;
+mod master_socket;
 mod messages;
 mod options;
 mod paths;
@@ -44,6 +45,7 @@ mod world;
 
 pub use command::Command;
 pub use error::{Error, Place};
+pub use master_socket::{MasterAddress, MasterSocket};
 pub use messages::Messages;
 use paths::PathMap;
 pub use questions::{Answers, Questions};

@@ -154,6 +154,13 @@ fn try_variables(program: &Program, listeners: &[Listener]) -> anyhow::Result<()
     Ok(())
 }
 
+/// The sockets of the master CLI that a haproxy command names.
+pub(super) fn master_cli(kind: &Kind) -> anyhow::Result<Vec<config::MasterSocket>> {
+    let Kind::Haproxy(Haproxy { command, .. }) = kind else { return Ok(Vec::new()) };
+    let world = config::System::new(&command.program)?;
+    Ok(config::MasterSocket::all_of(command, &world)?)
+}
+
 /// The name of a service that was given none: `haproxy`, or the program's own; `program` where that
 /// cannot be a service's.
 pub(super) fn service_name(kind: &Kind) -> Result<Name, InvalidName> {

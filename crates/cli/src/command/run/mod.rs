@@ -112,6 +112,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         socket: globals.socket_path(),
         start_broker: !globals.socket_is_given(),
         service: args.name.map_or_else(|| kind::service_name(&kind), Ok)?,
+        master_cli: kind::master_cli(&kind)?,
         kind,
         listeners,
         timing: generation::Settings {

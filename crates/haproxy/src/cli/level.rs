@@ -1,0 +1,36 @@
+//! What a client of a CLI may do (configuration manual, section 5.1, "level").
+
+use std::fmt;
+
+/// What a client of a CLI may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Look at what is not sensitive.
+    User,
+    /// The default of an admin socket: look at everything, change what is harmless.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Level {
+    /// Reads its name.
+    pub fn read(name: &str) -> Option<Self> {
+        match name {
+            "user" => Some(Self::User),
+            "operator" => Some(Self::Operator),
+            "admin" => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "user",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
