@@ -35,7 +35,7 @@ with Stage() as stage:
     assert bound.returncode == 0, bound.stderr
     took = time.monotonic() - begun
     at_once = resident(stage.broker.pid)
-    # A second after the last large request the broker gives back what that has needed.
+    # What large requests have needed the broker gives back at once, but only once in a second.
     time.sleep(2)
     full = resident(stage.broker.pid)
     print(f"broker: {empty[0]:.2f} MiB resident when empty, {at_once[0]:.2f} MiB just after 1,000 listeners were bound, "

@@ -24,16 +24,16 @@ pub(crate) fn shrink() {
     }
 }
 
-/// So long after something large has ended memory is given back, once for all that end meanwhile.
+/// So long after memory was given back it is given back again, once for all that has ended meanwhile.
 const REST: Duration = Duration::from_secs(1);
 
-/// Gives back what large requests have needed, for as long as the broker runs. That costs those who come
-/// next some page faults, so a client does not bring it about as often as it likes.
+/// Gives back what large requests have needed, for as long as the broker runs: at once, but since that costs
+/// those who come next some page faults, no client brings it about as often as it likes.
 pub(crate) async fn shrink_at_rest(clients: &Clients) {
     loop {
         clients.shrinking.notified().await;
-        sleep(REST).await;
         shrink();
+        sleep(REST).await;
     }
 }
 

@@ -28,6 +28,9 @@ impl Supervisor {
             }
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
             Action::Prove { newer, older } => {
+                if let Some(newer) = self.generations.get_mut(&newer) {
+                    newer.readiness.stopped |= !newer.is_held();
+                }
                 self.handover.prove(&self.cx, &self.generations, newer, &older);
             }
             Action::EndProof => self.handover.end_watch(),

@@ -3,7 +3,7 @@
 //! Processes of other users are visible to root alone; what cannot be read is
 //! left out, so an empty answer proves nothing without root.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,21 @@ pub fn of(inodes: &[u64]) -> Vec<Holder> {
 /// As [`of`], for one process.
 pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
     in_process(pid, &inodes.iter().copied().collect())
+}
+
+/// The inodes of all sockets that a process has open.
+pub fn sockets(pid: i32) -> BTreeSet<u64> {
+    let of = |table: Table| table.numbers.iter().filter_map(|fd| table.socket(*fd)).collect();
+    tables(pid).into_iter().flat_map(|table| -> Vec<_> { of(table) }).collect()
+}
+
+/// The inode of descriptor `fd` of a process, if it is a socket.
+pub fn socket(pid: i32, fd: i32) -> Option<u64> {
+    inode(&fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?)
+}
+
+fn inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether a process has a descriptor of one of these sockets. One that is gone has none.
@@ -92,7 +107,7 @@ impl Table {
 
     /// The inode of descriptor `fd`, if it is a socket.
     pub(crate) fn socket(&self, fd: i32) -> Option<u64> {
-        self.link(fd)?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        inode(&self.link(fd)?)
     }
 
     /// Whether descriptor `fd` is an epoll instance.

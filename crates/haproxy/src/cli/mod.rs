@@ -14,4 +14,4 @@ pub use sessions::{Session, oldest_sessions};
 pub use version::Version;
 
 /// The end of every answer in interactive mode (`prompt`).
-pub const PROMPT: &[u8] = b"\n> ";
+pub const PROMPT: &str = "\n> ";

@@ -53,8 +53,7 @@ impl Admin {
         Self::over(
             async move {
                 let mut stream = UnixStream::connect(path).await?;
-                exchange(&mut stream, "prompt").await?;
-                exchange(&mut stream, "set timeout cli 86400").await?;
+                exchange(&mut stream, "prompt\nset timeout cli 86400").await?;
                 Ok(stream)
             },
             ready,
@@ -100,7 +99,7 @@ impl Admin {
         self.connection.borrow().as_ref()?.try_clone().ok()
     }
 
-    /// Sends one command and gives its answer, which may take `limit`.
+    /// Sends a command, or one in each line, and gives what is answered, which may take `limit`.
     pub(crate) async fn ask(
         &self,
         command: impl Into<Cow<'static, str>>,
@@ -141,10 +140,14 @@ async fn talk(
     Ok(())
 }
 
-async fn exchange(stream: &mut UnixStream, command: &str) -> io::Result<String> {
-    stream.write_all(format!("{command}\n").as_bytes()).await?;
+/// Sends commands, one in each line, all at once: each way there and back is time in which a new
+/// generation is not known to serve. Gives the answers, one behind the other.
+async fn exchange(stream: &mut UnixStream, commands: &str) -> io::Result<String> {
+    stream.write_all(format!("{commands}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(4096);
-    while !answer.ends_with(PROMPT) {
+    let end = PROMPT.as_bytes();
+    let ends = |answer: &[u8]| answer.windows(end.len()).filter(|part| *part == end).count();
+    while !answer.ends_with(end) || ends(&answer) < commands.lines().count() {
         if answer.len() > LONGEST {
             return Err(io::Error::other("an answer without end"));
         }
@@ -152,6 +155,6 @@ async fn exchange(stream: &mut UnixStream, command: &str) -> io::Result<String> 
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    answer.truncate(answer.len() - PROMPT.len());
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    answer.truncate(answer.len() - end.len());
+    Ok(String::from_utf8_lossy(&answer).replace(PROMPT, "\n"))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
-use bindonce_sys::{aside, diag, holders};
+use bindonce_sys::{aside, diag, holders, inherit};
 
 use crate::context::Context;
 use crate::generations::generation::Generation;
@@ -33,10 +33,13 @@ pub(crate) fn look_at_own(
 ) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
     let pid = generation.pid();
     let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
-    let admin = format!("unix@{}", cx.directory.admin(generation.id).display());
+    let has_admin = generation.cli.admin.is_some();
     let kind = cx.settings.kind.clone();
-    // In master-worker mode the worker has them, not the first process.
-    move || listening(&kind.processes(pid), &known, Some(&admin))
+    move || {
+        let admin = has_admin.then(|| holders::socket(pid, inherit::FIRST)).flatten();
+        // In master-worker mode the worker has them, not the first process.
+        listening(&kind.processes(pid), &(&known | &admin.into_iter().collect()))
+    }
 }
 
 /// What the program has bound by itself, as far as it was told.
@@ -112,21 +115,17 @@ impl ForeignBinds {
     }
 }
 
-/// The addresses that these processes listen on, but for the sockets in `known` and the one at `admin`.
-pub(crate) fn listening(
-    pids: &[i32],
-    known: &BTreeSet<u64>,
-    admin: Option<&str>,
-) -> BTreeSet<String> {
-    let all = diag::listening().unwrap_or_default();
-    let others: Vec<_> = all.into_iter().filter(|socket| !known.contains(&socket.inode)).collect();
-    let inodes: Vec<_> = others.iter().map(|socket| socket.inode).collect();
-    let held = pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
-    let held: BTreeSet<_> = held.map(|holder| holder.inode).collect();
-    let own = others.into_iter().filter(|socket| held.contains(&socket.inode));
-    // A UNIX socket keeps the temporary name that it was bound under: only its front counts.
-    let addresses = own.map(|socket| socket.address.to_string());
-    addresses.filter(|at| admin.is_none_or(|admin| !at.starts_with(admin))).collect()
+/// The addresses that these processes listen on, but for the sockets in `known`.
+pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String> {
+    let held: BTreeSet<_> = pids.iter().flat_map(|pid| holders::sockets(*pid)).collect();
+    let others = &held - known;
+    if others.is_empty() {
+        return BTreeSet::new(); // The kernel's list of all sockets may be long.
+    }
+    let all = diag::listening().unwrap_or_default().into_iter();
+    all.filter(|socket| others.contains(&socket.inode))
+        .map(|socket| socket.address.to_string())
+        .collect()
 }
 
 /// Whether a line of the configuration stands for a socket that the kernel shows.

@@ -64,6 +64,8 @@ pub(crate) struct Readiness {
     /// It is inside the system call by which it says that it is ready, and accepts nothing until
     /// this is let go.
     pub(crate) hold: Option<Rc<Hold>>,
+    /// It was stopped (SIGSTOP) by us: only then must all its processes be told to go on.
+    pub(crate) stopped: bool,
     /// Its readiness was told to the timeline.
     pub(crate) ready: bool,
     /// Why it was ended by us before it took over.
@@ -195,7 +197,7 @@ impl Generation {
         })
     }
 
-    /// Sends it what the timeline wants sent. None if it is held and there was nothing to send.
+    /// Sends it what the timeline wants sent. None if it is held, or was, and there was nothing to send.
     pub(crate) fn signal(
         &mut self,
         signal: Wanted,
@@ -217,6 +219,8 @@ impl Generation {
                 self.release();
                 return None;
             }
+            // It was let go on already. To find its processes all of /proc would be read.
+            Wanted::Continue if reason != Reason::Silent && !self.readiness.stopped => return None,
             // It has accepted nothing, and heeds no other signal there.
             Wanted::Terminate if self.is_held() => self.pidfd.send(Signal::SIGKILL),
             // Every process of it may accept, and none may outlive its generation.
@@ -226,6 +230,7 @@ impl Generation {
             }
             // The proof completes the stop: it takes effect later.
             Wanted::Stop | Wanted::Continue => {
+                self.readiness.stopped = signal == Wanted::Stop;
                 tree::signal(pid, number);
                 Ok(())
             }

@@ -177,7 +177,7 @@ async fn closed(family: &Family, told: Option<&Info>) {
 async fn listens_elsewhere(kind: Kind, pid: i32, inodes: &[u64]) -> Option<String> {
     kind.program()?;
     let known = inodes.iter().copied().collect();
-    let look = move || foreign::listening(&kind.processes(pid), &known, None);
+    let look = move || foreign::listening(&kind.processes(pid), &known);
     let found = aside::within(ELSEWHERE, look).await.unwrap_or_default();
     let addresses: Vec<_> = found.into_iter().take(4).collect();
     (!addresses.is_empty()).then(|| addresses.join(", "))

@@ -112,18 +112,15 @@ async fn ask(admin: &Admin, count: usize, until: Instant) -> Option<Missing> {
 
 async fn descriptors(admin: &Admin, count: usize, limit: Duration) -> Result<Missing, NoAnswer> {
     let first = usize::try_from(inherit::FIRST).unwrap_or_default() + 1;
-    let mut known = BTreeMap::new();
-    if count > ONE_BY_ONE {
-        known.extend(admin.ask("show fd", limit).await?.lines().filter_map(descriptor));
-    } else {
-        for fd in (first - 1)..(first + count) {
-            let answer = admin.ask(format!("show fd {fd}"), limit).await?;
-            known.extend(answer.lines().filter_map(descriptor));
-            if known.is_empty() {
-                break;
-            }
+    let commands = match count > ONE_BY_ONE {
+        true => "show fd".to_owned(),
+        false => {
+            let each = ((first - 1)..(first + count)).map(|fd| format!("show fd {fd}"));
+            each.collect::<Vec<_>>().join("\n")
         }
-    }
+    };
+    let answer = admin.ask(commands, limit).await?;
+    let known: BTreeMap<_, _> = answer.lines().filter_map(descriptor).collect();
     let mut missing = Missing::default();
     // That of the admin socket shows that it has the command, and what an answer looks like.
     if known.contains_key(&(first - 1)) {
