@@ -38,7 +38,7 @@ fn containers_are_replaced_under_load_and_nobody_is_refused() {
     let load = load();
     let load = load.to_str().expect("a path of UTF-8");
     let rounds = ["--haproxy", "4", "--broker", "2", "--kills", "1", "--rate", "300"];
-    let all = [&["--load", load, "--rights", "two", "--timeout", "170"], &rounds[..]].concat();
+    let all = [&["--load", load, "--rights", "two", "--timeout", "410"], &rounds[..]].concat();
     let Some(seen) = printed("tests/measure/container.py", &all) else { return };
 
     let load = &seen["load"];

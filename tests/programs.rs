@@ -156,11 +156,11 @@ fn a_broken_configuration_is_named_and_forgotten(guest: Guest) {
 }
 
 fn a_start_that_hangs_is_ended_in_time(guest: Guest) {
-    let arguments = ["--ready-timeout", "1s"];
+    let arguments = ["--ready-timeout", "4s"];
     let Some(mut stage) = Stage::of(guest, &[(2, &[Hangs])], &arguments) else { return };
     stage.configure(2);
     let said = stage.haproxy.reload(&stage.scene).fails(1);
-    assert!(said.contains("not ready within 1s") && said.contains("--ready-timeout"), "{said}");
+    assert!(said.contains("not ready within 4s") && said.contains("--ready-timeout"), "{said}");
     assert!(said.contains("generation 1 serves on"), "{said}");
     stage.wait_generations(&[(1, "serving")]);
     stage.only(1);
@@ -218,7 +218,7 @@ fn one_that_ignores_sigterm_at_the_end_of_its_drain_is_killed(guest: Guest) {
     let Some(mut stage) = Stage::of(guest, &[(1, faults)], &drain) else { return };
     let half = stage.half_a_request();
     stage.reload(2);
-    stage.wait_generations(&[(1, "draining"), (2, "serving")]);
+    stage.haproxy.supervisor.wait_line("did not end in time (--drain-timeout)");
     stage.wait_generations(&[(2, "serving")]);
     stage.nothing_failed();
     drop(half);
