@@ -48,7 +48,7 @@ impl<H> Registry<H> {
             self.next += 1;
             self.index.insert(id, &key);
             if opened.bound != listener.address {
-                self.index.occupy(id, &bound);
+                self.index.occupy(id, bound);
             }
             if let Some(name) = &listener.name {
                 self.index.insert_name(id, name);
@@ -79,9 +79,8 @@ impl<H> Registry<H> {
         let new = opened.bound.clone();
         let old = std::mem::replace(&mut held.opened, opened);
         actions.push(Action::Close(old.handle, held.listener.clone(), Closing::Replaced));
-        self.index.vacate(id, &key.bound(&old.bound));
-        self.index.occupy(id, &key);
-        self.index.occupy(id, &key.bound(&new));
+        self.index.vacate(id, key.bound(&old.bound));
+        self.index.occupy(id, key.bound(&new));
     }
 }
 

@@ -158,7 +158,7 @@ impl<H> Registry<H> {
             return Err(who.map_or(Stop::Wait, |who| overlap(asked, who).into()));
         }
         let id = ListenerId(plan.base + plan.new.len() as u64);
-        if self.index.is_met(&key) {
+        if self.index.overlapping(&key).next().is_some() {
             plan.crowd.new.push(id);
         }
         self.index.insert(id, &key);
@@ -284,7 +284,7 @@ impl<H> Registry<H> {
         for (offset, (new, opened)) in plan.new.into_iter().zip(plan.opened).enumerate() {
             let id = ListenerId(base + offset as u64);
             if opened.bound != new.listener.address {
-                self.index.occupy(id, &new.key.bound(&opened.bound));
+                self.index.occupy(id, new.key.bound(&opened.bound));
             }
             let held = Held::new(new.listener, opened, now, true);
             self.held.insert(id, Box::new(held));

@@ -1,28 +1,32 @@
-//! Finding listeners by key, by name, and by what they would collide with, each in constant or
+//! Finding listeners by key, by name, and by what they would collide with, each in
 //! logarithmic time, so that a request for ten thousand stays linear.
 
-mod places;
-
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use super::ids::ListenerId;
 use crate::key::Key;
 use crate::name::Name;
 
-use places::Places;
-
 /// Which listener has which key, name and place in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    keys: HashMap<Key, ListenerId>,
+    /// By what was asked for, and by the address that a socket has where another was asked for.
+    keys: BTreeMap<Key, (ListenerId, Why)>,
     names: HashMap<Name, ListenerId>,
-    places: Places,
+}
+
+/// Why a listener stands under a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Asked,
+    Bound,
 }
 
 impl Index {
     /// The listener with this key.
     pub(super) fn key(&self, key: &Key) -> Option<ListenerId> {
-        self.keys.get(key).copied()
+        self.keys.get(key).filter(|(_, why)| *why == Why::Asked).map(|(id, _)| *id)
     }
 
     /// The listener with this name.
@@ -30,19 +34,25 @@ impl Index {
         self.names.get(name).copied()
     }
 
-    /// A listener that the kernel would not bind this one beside.
-    pub(super) fn overlapping(&self, key: &Key) -> Option<ListenerId> {
-        key.slots().find_map(|slot| self.places.meeting(&slot))
-    }
-
-    /// Whether there is one that the kernel would not bind this one beside.
-    pub(super) fn is_met(&self, key: &Key) -> bool {
-        key.slots().any(|slot| self.places.is_met(&slot))
+    /// The listeners that the kernel would not bind this one beside.
+    pub(super) fn overlapping<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = ListenerId> + 'a {
+        let there = |(first, whole): (Key, bool)| {
+            self.keys.range(first.clone()..).take_while(move |(other, _)| {
+                first.cmp_place(other).is_eq() || (whole && first.covers(other))
+            })
+        };
+        let near = key.near().into_iter().flat_map(there);
+        near.filter(|(other, _)| key.overlaps(other)).map(|(_, (id, _))| *id)
     }
 
     /// The listener that the same connections would ask for: never a second one.
     pub(super) fn same_place(&self, key: &Key) -> Option<ListenerId> {
-        self.places.at(&key.place()?)
+        let there = |(first, _): (Key, bool)| {
+            let from = self.keys.range(first.clone()..);
+            from.take_while(move |(other, _)| first.cmp_place(other).is_eq())
+        };
+        let mut near = key.near().into_iter().flat_map(there);
+        near.find(|(other, _)| key.is_same_place(other)).map(|(_, (id, _))| *id)
     }
 
     /// All that overlap one of these and stand beside it, in pairs, each once and in their order.
@@ -50,13 +60,10 @@ impl Index {
         &self,
         of: impl IntoIterator<Item = (ListenerId, &'a Key)>,
     ) -> Vec<(ListenerId, ListenerId)> {
-        let slots = of.into_iter().flat_map(|(id, key)| key.slots().map(move |slot| (id, slot)));
-        let mut pairs = Vec::new();
-        self.places.all_meeting(slots, |id, other| {
-            if id != other {
-                pairs.push((id, other));
-            }
-        });
+        let pairs = |(id, key): (ListenerId, &'a Key)| -> Vec<_> {
+            self.overlapping(key).filter(|other| *other != id).map(|other| (id, other)).collect()
+        };
+        let mut pairs: Vec<_> = of.into_iter().flat_map(pairs).collect();
         pairs.sort_unstable();
         pairs.dedup();
         pairs
@@ -64,30 +71,28 @@ impl Index {
 
     /// Enters a listener under its key. The caller has looked for one at the same place.
     pub(super) fn insert(&mut self, id: ListenerId, key: &Key) {
-        self.keys.insert(key.clone(), id);
-        self.occupy(id, key);
+        self.keys.insert(key.clone(), (id, Why::Asked));
     }
 
     /// Enters what a listener occupies in the kernel, which for port 0 is known
     /// only once it is bound.
-    pub(super) fn occupy(&mut self, id: ListenerId, key: &Key) {
-        for slot in key.slots() {
-            self.places.insert(slot, id);
-        }
+    pub(super) fn occupy(&mut self, id: ListenerId, key: Key) {
+        self.keys.entry(key).or_insert((id, Why::Bound));
     }
 
     /// Takes a listener out.
     pub(super) fn remove(&mut self, id: ListenerId, key: &Key) {
-        if self.keys.get(key) == Some(&id) {
+        if self.keys.get(key).is_some_and(|(other, _)| *other == id) {
             self.keys.remove(key);
         }
-        self.vacate(id, key);
     }
 
     /// Undoes [`Index::occupy`].
-    pub(super) fn vacate(&mut self, id: ListenerId, key: &Key) {
-        for slot in key.slots() {
-            self.places.remove(&slot, id);
+    pub(super) fn vacate(&mut self, id: ListenerId, key: Key) {
+        if let Entry::Occupied(entry) = self.keys.entry(key)
+            && *entry.get() == (id, Why::Bound)
+        {
+            entry.remove();
         }
     }
 
@@ -103,10 +108,10 @@ impl Index {
         }
     }
 
-    /// How many entries there are of each kind: keys, names, slots.
+    /// How many entries there are of each kind: keys, names.
     #[cfg(test)]
-    pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.keys.len(), self.names.len(), self.places.len())
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.keys.len(), self.names.len())
     }
 }
 
@@ -167,10 +172,7 @@ mod tests {
             held.retain(|(id, _)| gone >> id.0 & 1 == 0);
             let mut meeting: Vec<ListenerId> =
                 held.iter().filter(|(_, other)| asked.overlaps(other)).map(|(id, _)| *id).collect();
-            prop_assert_eq!(index.is_met(&asked), !meeting.is_empty());
-            let found = index.overlapping(&asked);
-            prop_assert!(found.map_or(meeting.is_empty(), |id| meeting.contains(&id)));
-            let same = held.iter().find(|(_, other)| asked.is_same_place(other));
+                        let same = held.iter().find(|(_, other)| asked.is_same_place(other));
             prop_assert_eq!(index.same_place(&asked), same.map(|(id, _)| *id));
             let me = ListenerId(u64::MAX);
             let all = index.neighbours([(me, &asked)]).into_iter();

@@ -90,7 +90,7 @@ impl<H> Registry<H> {
         };
         self.index
             .key(&key)
-            .or_else(|| self.index.overlapping(&key).filter(bound))
+            .or_else(|| self.index.overlapping(&key).find(bound))
             .filter(|id| self.held.contains_key(id))
     }
 
@@ -147,7 +147,7 @@ impl<H> Registry<H> {
             return;
         };
         let key = held.key();
-        self.index.vacate(id, &key.bound(&held.opened.bound));
+        self.index.vacate(id, key.bound(&held.opened.bound));
         self.index.remove(id, &key);
         if let Some(name) = &held.listener.name {
             self.index.remove_name(id, name);
