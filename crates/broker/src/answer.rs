@@ -1,51 +1,22 @@
 //! What the registry says, in the words of the wire.
 
 use bindonce_core::listener::Listener;
-use bindonce_core::registry::{Holder, JoinState, Refusal};
+use bindonce_core::registry::{Holder, Refusal};
 use bindonce_sys::Errno;
-use bindonce_wire::message::Id;
-use bindonce_wire::params::State as WireState;
+use bindonce_wire::result::Bound;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::inquiry::{Inquiry, Question};
 use crate::listeners::{Denied, Held};
 
-/// The reply to `bind`: what [`encode_result`] makes of a [`BindResult`] with these listeners.
-///
-/// [`encode_result`]: bindonce_wire::message::encode_result
-/// [`BindResult`]: bindonce_wire::result::BindResult
-pub(crate) fn bound<'a>(
-    id: &Id,
-    listeners: impl Iterator<Item = (&'a Held, bool)>,
-) -> serde_json::Result<Vec<u8>> {
-    let mut text = br#"{"jsonrpc":"2.0","id":"#.to_vec();
-    serde_json::to_writer(&mut text, id)?;
-    text.extend_from_slice(br#","result":{"listeners":["#);
-    for (index, (held, created)) in listeners.enumerate() {
-        text.extend_from_slice(if index == 0 { &br#"{"name":"#[..] } else { br#",{"name":"# });
-        held.opened.handle.described.write(&mut text, held.listener.name.as_ref());
-        let created: &[u8] = if created { br#","created":true}"# } else { br#","created":false}"# };
-        text.extend_from_slice(created);
-    }
-    text.extend_from_slice(b"]}}\n");
-    Ok(text)
-}
-
-/// A phase of the registry, as the wire has it.
-pub(crate) fn wire_state(phase: JoinState) -> WireState {
-    match phase {
-        JoinState::Starting => WireState::Starting,
-        JoinState::Serving => WireState::Serving,
-        JoinState::Draining => WireState::Draining,
-    }
-}
-
-/// A state of the wire, as the registry has it.
-pub(crate) fn phase(state: WireState) -> JoinState {
-    match state {
-        WireState::Starting => JoinState::Starting,
-        WireState::Serving => JoinState::Serving,
-        WireState::Draining => JoinState::Draining,
+/// A listener as `bind` and `store` hand it out.
+pub(crate) fn bound(held: &Held, created: bool) -> Bound {
+    Bound {
+        name: held.listener.label(),
+        address: held.listener.address.to_string(),
+        bound: held.opened.bound.to_string(),
+        created,
+        inode: held.opened.inode,
     }
 }
 

@@ -14,13 +14,14 @@ use bindonce_core::event::Kind;
 use bindonce_core::listener::{Key, Wanted};
 use bindonce_core::policy::{Peer, Rule};
 use bindonce_core::registry::{ConnectionId, Holder, Lease, Registry};
+use bindonce_core::succession::Record;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::rpc::Clients;
 use bindonce_daemon::{Happening, Journal, Reporter};
 use bindonce_sys::clock::now;
 use bindonce_sys::identity;
 use bindonce_sys::listen::UnixPath;
-use bindonce_wire::manifest::{self, Manifest, Service};
+use bindonce_wire::manifest::{self, Manifest};
 
 use crate::access::Access;
 use crate::answered::Answered;
@@ -165,7 +166,7 @@ impl Broker {
     }
 
     /// Records the last generation of a service, for the next broker.
-    pub(crate) fn record_service(&self, service: &Service) {
+    pub(crate) fn record_service(&self, service: &Record) {
         self.persistence.ledger.record_service(service);
         self.tidy();
     }
@@ -195,7 +196,7 @@ impl Broker {
         manifest.header.control = self.control.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();
         let held = self.listeners.registry.iter();
-        manifest.listeners = held.map(|(_, held)| held.entry().into_owned()).collect();
+        manifest.listeners = held.map(|(_, held)| held.entry()).collect();
         manifest
     }
 

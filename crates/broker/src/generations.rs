@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::event::Kind;
-use bindonce_core::registry::{ConnectionId, JoinState, Label};
+use bindonce_core::registry::{ConnectionId, Label, State};
 use bindonce_core::succession::{self, Action, Cause, Event, Joining, Place};
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::Caller;
@@ -18,9 +18,7 @@ use bindonce_wire::{ErrorCode, RpcError};
 use tokio::task::yield_now;
 use tokio::time::timeout_at;
 
-use crate::answer;
 use crate::broker::Broker;
-use crate::succession::written;
 
 /// Reports each deadline of the succession as it passes, for as long as the broker runs.
 pub(crate) async fn keep(broker: &RefCell<Broker>) {
@@ -55,8 +53,7 @@ pub(crate) fn join(
         broker.access.allow_service(caller, &service)?;
     }
     let pid = pid.unwrap_or(caller.peer.pid);
-    let phase = answer::phase(state);
-    let joining = Joining { service, generation, pid, phase, ordered: handover, successor };
+    let joining = Joining { service, generation, pid, state, ordered: handover, successor };
     let connection = caller.connection;
     let takes_back = broker.access.owns_names(caller);
     let privileged = takes_back || broker.access.is_admin(caller);
@@ -79,7 +76,7 @@ pub(crate) fn join(
     Ok(JoinResult {
         joined: true,
         generation: told.map(|label| label.generation),
-        state: told.map(|label| answer::wire_state(label.phase)),
+        state: told.map(|label| label.state),
     })
 }
 
@@ -101,7 +98,7 @@ fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refu
     let mut refused = None;
     for action in actions {
         match action {
-            Action::Record(record) => broker.record_service(&written(&record)),
+            Action::Record(record) => broker.record_service(&record),
             Action::Rewrite => broker.rewrite(),
             Action::Enter(connection, label) => enter(broker, connection, label),
             Action::Serve(connection, label) => {
@@ -145,9 +142,9 @@ fn perform(broker: &mut Broker, actions: Vec<Action>) -> Option<succession::Refu
 fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
     tracing::debug!(
         service = %label.service, generation = label.generation, pid = label.pid,
-        phase = ?label.phase, "generation joined"
+        state = %label.state, "generation joined"
     );
-    let serves = label.phase == JoinState::Serving;
+    let serves = label.state == State::Serving;
     let who = format!("{} generation {}", label.service, label.generation);
     broker.listeners.join(id, label);
     if serves {

@@ -9,7 +9,6 @@ use bindonce_core::generation::Moment;
 use bindonce_core::name::Name;
 use bindonce_core::registry::ConnectionId;
 use bindonce_core::succession::{self, Action, Event, Progress, Record};
-use bindonce_wire::manifest::{ConnectionTurn, Service};
 use tokio::sync::Notify;
 
 /// The succession of every service, and when to look at it again.
@@ -52,36 +51,17 @@ impl Succession {
     }
 
     /// The records for the next broker, and the lowest number it may give.
-    pub(crate) fn written(&self) -> (Vec<Service>, u64) {
-        (self.inner.records().map(|record| written(&record)).collect(), self.inner.floor())
+    pub(crate) fn written(&self) -> (Vec<Record>, u64) {
+        (self.inner.records().collect(), self.inner.floor())
     }
 
     /// The progress of each generation whose order the broker keeps.
-    pub(crate) fn turns(&self) -> impl Iterator<Item = (ConnectionId, ConnectionTurn)> {
-        self.inner.places().filter_map(|place| {
-            let Progress { ready, told } = place.ordered?;
-            Some((place.connection, ConnectionTurn { ready, told }))
-        })
+    pub(crate) fn turns(&self) -> impl Iterator<Item = (ConnectionId, Progress)> {
+        self.inner.places().filter_map(|place| Some((place.connection, place.ordered?)))
     }
 
     /// Resumes from the records of the previous broker.
-    pub(crate) fn recall(&mut self, services: Vec<Service>, floor: u64) {
-        let record = |service: Service| {
-            let Service { name, last, serving } = service;
-            Some(Record { service: name.parse().ok()?, last, serving })
-        };
-        let records = services.into_iter().filter_map(record).collect();
+    pub(crate) fn recall(&mut self, records: Vec<Record>, floor: u64) {
         self.on(Event::Recall(records, floor));
     }
-}
-
-/// A record as the manifest has it.
-pub(crate) fn written(record: &Record) -> Service {
-    let Record { service, last, serving } = record;
-    Service { name: service.to_string(), last: *last, serving: *serving }
-}
-
-/// The progress of a generation in the image before.
-pub(crate) fn progress(turn: ConnectionTurn) -> Progress {
-    Progress { ready: turn.ready, told: turn.told }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest name, in bytes.
 pub const MAX_LEN: usize = 63;
 
@@ -10,7 +12,8 @@ pub const MAX_LEN: usize = 63;
 /// [`MAX_LEN`] bytes. It can stand in a path, in an environment variable (after
 /// [`Name::variable`]) and in systemd's colon-separated `LISTEN_FDNAMES`. Made by `parse`:
 /// `"edge".parse::<Name>()`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 /// Why a text is not a [`Name`].
@@ -46,6 +49,20 @@ impl FromStr for Name {
         } else {
             Err(InvalidName(text.to_owned()))
         }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
     }
 }
 

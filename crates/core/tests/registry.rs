@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
-    Action, Closing, ConnectionId, Event, Holder, JoinState, Label, Neighbour, Opened, Overlap,
-    Registry, Want,
+    Action, Closing, ConnectionId, Event, Holder, Label, Neighbour, Opened, Overlap, Registry,
+    State, Want,
 };
 use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
@@ -54,7 +54,7 @@ enum Step {
     /// The shell answers the outstanding Open; the number says how many sockets
     /// it opens before one fails, if that is fewer than all.
     Answer(usize),
-    Join(u8, JoinState),
+    Join(u8, State),
     Release(u8, Vec<usize>),
     Gone(u8),
 }
@@ -62,13 +62,12 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let client = 0_u8..4;
     let wants = prop::collection::vec((0..WANTED.len(), any::<bool>(), any::<bool>()), 1..4);
-    let phase =
-        prop_oneof![Just(JoinState::Starting), Just(JoinState::Serving), Just(JoinState::Draining)];
+    let state = prop_oneof![Just(State::Starting), Just(State::Serving), Just(State::Draining)];
     prop_oneof![
         2 => client.clone().prop_map(Step::Connect),
         6 => (client.clone(), wants).prop_map(|(id, wants)| Step::Claim(id, wants)),
         8 => prop_oneof![4 => Just(usize::MAX), 1 => 0..4_usize].prop_map(Step::Answer),
-        1 => (client.clone(), phase).prop_map(|(id, phase)| Step::Join(id, phase)),
+        1 => (client.clone(), state).prop_map(|(id, state)| Step::Join(id, state)),
         3 => (client.clone(), prop::collection::vec(0..WANTED.len(), 1..3))
             .prop_map(|(id, wanted)| Step::Release(id, wanted)),
         2 => client.prop_map(Step::Gone),
@@ -374,11 +373,11 @@ impl World {
                 }
             }
             Step::Answer(fail_at) => self.answer(*fail_at)?,
-            Step::Join(client, phase) => {
+            Step::Join(client, state) => {
                 let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
                 let service = ["edge", "web"][usize::from(client % 2)].parse().expect("name");
                 let label =
-                    Label { service, generation: u64::from(*client), pid: 2, phase: *phase };
+                    Label { service, generation: u64::from(*client), pid: 2, state: *state };
                 self.on(Event::Join(id, label))?;
             }
             Step::Release(client, which) => {

@@ -6,7 +6,6 @@
 //! has the error codes. docs/protocol.md
 //! states the same for people who write a client. [`manifest`] is what a broker
 //! leaves to its successor.
-//! [`text`] writes what comes by the thousand.
 //!
 //! Nothing here reads or writes: bytes come in as slices, decisions go out as
 //! values, so that hostile input can be tested one byte at a time.
@@ -21,7 +20,6 @@ pub mod manifest;
 pub mod message;
 pub mod params;
 pub mod result;
-pub mod text;
 
 pub use error::{ErrorCode, RpcError};
 

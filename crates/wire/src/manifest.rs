@@ -24,17 +24,15 @@
 
 mod connections;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::Listener;
+use bindonce_core::succession::Record;
 use serde::{Deserialize, Serialize};
 
-use crate::text;
-
-pub use connections::{ConnectionEntry, ConnectionLabel, ConnectionLease, ConnectionTurn, Service};
+pub use connections::{ConnectionEntry, ConnectionLabel};
 
 /// The version that this library writes.
 pub const VERSION: u32 = 1;
@@ -127,11 +125,11 @@ pub struct Header {
 
 /// A listener that is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry<S = String> {
+pub struct Entry {
     /// As it was asked for: `web=0.0.0.0:80,backlog=4096`.
-    pub listen: S,
+    pub listen: String,
     /// The address that the socket has.
-    pub bound: S,
+    pub bound: String,
     /// Inode number of the socket.
     pub inode: u64,
     /// SO_COOKIE of the socket; 0 if unknown.
@@ -158,25 +156,6 @@ pub struct Entry<S = String> {
     /// The number of its descriptor, for an upgrade in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptor: Option<i32>,
-}
-
-impl Entry<Cow<'_, str>> {
-    /// The same, with texts of its own.
-    pub fn into_owned(self) -> Entry {
-        Entry {
-            listen: self.listen.into_owned(),
-            bound: self.bound.into_owned(),
-            inode: self.inode,
-            cookie: self.cookie,
-            backlog: self.backlog,
-            exclusive: self.exclusive,
-            since: self.since,
-            tentative: self.tentative,
-            owner: self.owner,
-            file: self.file,
-            descriptor: self.descriptor,
-        }
-    }
 }
 
 /// A file of the file system, by its identity.
@@ -219,22 +198,23 @@ struct Socket {
     cookie: u64,
 }
 
-/// One line behind the header; exactly one member is there, or none that this
-/// version knows.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Record<E, L> {
-    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
-    listener: Option<E>,
-    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
-    connection: Option<L>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    closed: Option<Socket>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    service: Option<Service>,
+/// One line behind the header.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Line<'a> {
+    Listener(&'a Entry),
+    Connection(&'a ConnectionEntry),
+    Closed(Socket),
+    Service(&'a Record),
 }
 
-fn none<T>() -> Option<T> {
-    None
+/// One line behind the header as it is read: one member is there, or none that this version knows.
+#[derive(Deserialize)]
+struct Read {
+    listener: Option<Entry>,
+    connection: Option<ConnectionEntry>,
+    closed: Option<Socket>,
+    service: Option<Record>,
 }
 
 /// What a broker has written down.
@@ -247,7 +227,7 @@ pub struct Manifest {
     /// The clients that are connected.
     pub connections: Vec<ConnectionEntry>,
     /// The services whose order the broker keeps.
-    pub services: Vec<Service>,
+    pub services: Vec<Record>,
 }
 
 impl Manifest {
@@ -280,9 +260,7 @@ impl Manifest {
             opened(&mut text, entry);
         }
         for link in &self.connections {
-            let connection = Some(link);
-            let record = Record { listener: none::<()>(), connection, closed: None, service: None };
-            line(&mut text, &record);
+            line(&mut text, &Line::Connection(link));
         }
         for known in &self.services {
             service(&mut text, known);
@@ -302,13 +280,11 @@ impl Manifest {
         let mut listeners: Vec<Option<Entry>> = Vec::new();
         let mut places: BTreeMap<u64, usize> = BTreeMap::new();
         let (mut connections, mut seen) = (Vec::new(), 0);
-        let mut services: BTreeMap<String, Service> = BTreeMap::new();
+        let mut services: BTreeMap<_, Record> = BTreeMap::new();
         for (index, text) in lines.enumerate() {
-            let record: Record<Entry, ConnectionEntry> =
-                serde_json::from_slice(text).map_err(|error| Unreadable::Record {
-                    line: index + 2,
-                    reason: error.to_string(),
-                })?;
+            let record: Read = serde_json::from_slice(text).map_err(|error| {
+                Unreadable::Record { line: index + 2, reason: error.to_string() }
+            })?;
             if let Some(entry) = record.listener {
                 seen += 1;
                 match places.get(&entry.inode) {
@@ -336,51 +312,18 @@ impl Manifest {
 }
 
 /// Appends the record that a listener is held, or is now as `entry` says.
-///
-/// The text is that of [`Entry`], written by hand: one claim may open thousands.
-pub fn opened<S: AsRef<str>>(text: &mut Vec<u8>, entry: &Entry<S>) {
-    let number = |text: &mut Vec<u8>, member: &str, value: u64| {
-        text.extend_from_slice(member.as_bytes());
-        text::number(text, value);
-    };
-    text.extend_from_slice(br#"{"listener":{"listen":"#);
-    text::string(text, entry.listen.as_ref());
-    text.extend_from_slice(br#","bound":"#);
-    text::string(text, entry.bound.as_ref());
-    number(text, r#","inode":"#, entry.inode);
-    number(text, r#","cookie":"#, entry.cookie);
-    number(text, r#","backlog":"#, entry.backlog.into());
-    text.extend_from_slice(br#","exclusive":"#);
-    text::truth(text, entry.exclusive);
-    number(text, r#","since":"#, entry.since);
-    text.extend_from_slice(br#","tentative":"#);
-    text::truth(text, entry.tentative);
-    if let Some(owner) = entry.owner {
-        number(text, r#","owner":"#, owner.into());
-    }
-    if let Some(File { dev, ino }) = entry.file {
-        number(text, r#","file":{"dev":"#, dev);
-        number(text, r#","ino":"#, ino);
-        text.push(b'}');
-    }
-    if let Some(descriptor) = entry.descriptor {
-        text.extend_from_slice(format!(r#","descriptor":{descriptor}"#).as_bytes());
-    }
-    text.extend_from_slice(b"}}\n");
+pub fn opened(text: &mut Vec<u8>, entry: &Entry) {
+    line(text, &Line::Listener(entry));
 }
 
 /// Appends the record of a service.
-pub fn service(text: &mut Vec<u8>, service: &Service) {
-    let service = Some(service.clone());
-    let (listener, connection) = (none::<()>(), none::<()>());
-    line(text, &Record { listener, connection, closed: None, service });
+pub fn service(text: &mut Vec<u8>, service: &Record) {
+    line(text, &Line::Service(service));
 }
 
 /// Appends the record that a listener is not held any more.
 pub fn closed(text: &mut Vec<u8>, inode: u64, cookie: u64) {
-    let closed = Some(Socket { inode, cookie });
-    let (listener, connection) = (none::<()>(), none::<()>());
-    line(text, &Record { listener, connection, closed, service: None });
+    line(text, &Line::Closed(Socket { inode, cookie }));
 }
 
 fn header(text: &[u8]) -> Result<Header, Unreadable> {

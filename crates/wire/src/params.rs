@@ -5,6 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use bindonce_core::name::Name;
+pub use bindonce_core::registry::State;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
@@ -191,7 +192,6 @@ pub struct Events {
 #[non_exhaustive]
 pub struct Join {
     /// The name of the service.
-    #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
     pub service: Name,
     /// Which start of the service it is.
     pub generation: u64,
@@ -214,7 +214,6 @@ impl Join {
 #[serde(deny_unknown_fields)]
 pub struct Joining {
     /// The name of the service.
-    #[serde(serialize_with = "name_to_text", deserialize_with = "name_from_text")]
     pub service: Name,
     /// Which start of the service it is. With `handover` the next number if missing, or the
     /// one that the connection has.
@@ -259,35 +258,6 @@ impl From<Join> for Joining {
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
 fn is_false(said: &bool) -> bool {
     !said
-}
-
-/// Where a generation is in its life, as far as the broker is told. There are these three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It has not accepted yet.
-    Starting,
-    /// It accepts. What it holds is confirmed.
-    Serving,
-    /// It finishes what it has accepted.
-    Draining,
-}
-
-impl State {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Serving => "serving",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// An array of at least one element; an error says in which element it is.
@@ -338,12 +308,4 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for One<T> {
             _ => Err(de::Error::custom("`params` has more than one element")),
         }
     }
-}
-
-fn name_to_text<S: Serializer>(name: &Name, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(name.as_str())
-}
-
-fn name_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
 }

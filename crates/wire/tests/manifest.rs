@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::{ConnectionId, Label, SavedLease, State};
+use bindonce_core::succession::{Progress, Record};
+use bindonce_core::time::Timestamp;
 use bindonce_wire::manifest::{
-    self, ConnectionEntry, ConnectionLabel, ConnectionLease, ConnectionTurn, Entry, File, Manifest,
-    Service, Unreadable, VERSION,
+    self, ConnectionEntry, ConnectionLabel, Entry, File, Manifest, Unreadable, VERSION,
 };
-use bindonce_wire::params::State;
 use proptest::prelude::*;
 
 const LISTEN: [&str; 6] = [
@@ -48,12 +50,15 @@ prop_compose! {
         owed in prop::option::of("[0-9]{1,3}"),
     ) -> ConnectionEntry {
         let label = label.map(|(generation, pid, since, turn)| ConnectionLabel {
-            service: "haproxy".to_owned(), generation, pid, state: State::Serving, since,
-            turn: turn.map(|(ready, told)| ConnectionTurn { ready, told }),
+            label: Label {
+                service: "haproxy".parse().expect("a name"), generation, pid, state: State::Serving,
+            },
+            since: Timestamp(since), turn: turn.map(|(ready, told)| Progress { ready, told }),
         });
-        let leases =
-            leases.into_iter().map(|(inode, since)| ConnectionLease { inode, since }).collect();
-        ConnectionEntry { id, descriptor, pid, uid, gid, label, leases, unread, owed }
+        let lease = |(inode, since)| SavedLease { inode, since: Timestamp(since) };
+        let leases = leases.into_iter().map(lease).collect();
+        let (id, peer) = (ConnectionId(id), Peer { pid, uid, gid });
+        ConnectionEntry { id, descriptor, peer, label, leases, unread, owed }
     }
 }
 
@@ -79,7 +84,9 @@ prop_compose! {
         manifest.header.floor = floor;
         let file = |(path, (dev, ino))| (path, File { dev, ino });
         manifest.header.unfinished = unfinished.into_iter().map(file).collect();
-        let service = |(name, (last, serving))| Service { name, last, serving };
+        let service = |(name, (last, serving)): (String, _)| Record {
+            name: name.parse().expect("a name"), last, serving,
+        };
         manifest.services = services.into_iter().map(service).collect();
         manifest
     }
@@ -106,14 +113,6 @@ fn text(manifest: &Manifest) -> String {
 }
 
 proptest! {
-    #[test]
-    fn a_record_is_as_serde_writes_it(entry in entry()) {
-        let mut text = Vec::new();
-        manifest::opened(&mut text, &entry);
-        let serde = serde_json::to_string(&entry).expect("JSON");
-        prop_assert_eq!(text, format!("{{\"listener\":{serde}}}\n").into_bytes());
-    }
-
     #[test]
     fn what_is_written_is_read(manifest in manifest()) {
         let text = manifest.encode();

@@ -6,7 +6,6 @@
 
 pub(crate) mod changes;
 mod denied;
-mod described;
 mod perform;
 mod socket;
 pub(crate) mod watch;
@@ -179,7 +178,7 @@ impl Listeners {
             Some(backlog) => backlog.min(self.somaxconn),
             None => self.somaxconn,
         };
-        socket::opened(listener, socket, self.guard.watch(), backlog)
+        socket::opened(socket, self.guard.watch(), backlog)
     }
 
     /// The sockets of held listeners that overlap this one.

@@ -1,18 +1,15 @@
 //! A listener's socket with its data, and how many listeners each user has created.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use bindonce_core::listener::Listener;
 use bindonce_core::registry::{self, Opened};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry};
 
-use super::described::Described;
 use super::watch::Watch;
 use crate::persistence::{Mark, Recorded};
 
@@ -23,7 +20,6 @@ pub(crate) type Held = registry::Held<Socket>;
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Rc<OwnedFd>,
-    pub(crate) described: Described,
     pub(crate) watch: Watch,
     /// Whose claim created it, for as long as it is held.
     pub(crate) owned: Option<Owned>,
@@ -96,15 +92,9 @@ impl Unfinished {
 }
 
 /// A socket that was just opened, as the registry has it.
-pub(super) fn opened(
-    listener: &Listener,
-    socket: listen::Opened,
-    watch: Watch,
-    backlog: u32,
-) -> Opened<Socket> {
+pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Opened<Socket> {
     Opened {
         handle: Socket {
-            described: Described::new(listener, &socket.bound, socket.inode),
             fd: Rc::new(socket.fd),
             watch,
             owned: None,
@@ -142,14 +132,12 @@ impl Recorded for Held {
         self.opened.cookie
     }
 
-    fn entry(&self) -> Entry<Cow<'_, str>> {
+    fn entry(&self) -> Entry {
         let Self { opened, listener, .. } = self;
-        let described = &opened.handle.described;
-        let bare = listener.name.is_none() && listener.options.is_empty();
         let file = opened.handle.path.as_ref();
         Entry {
-            listen: if bare { (&*described.address).into() } else { listener.to_string().into() },
-            bound: described.bound().into(),
+            listen: listener.to_string(),
+            bound: opened.bound.to_string(),
             inode: opened.inode,
             cookie: opened.cookie,
             backlog: opened.backlog,

@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bindonce_core::succession::Record;
 use bindonce_daemon::state;
 use bindonce_sys::identity;
-use bindonce_wire::manifest::{Entry, Manifest, Service};
+use bindonce_wire::manifest::{Entry, Manifest};
 use bindonce_wire::result::Problem;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -71,7 +72,7 @@ pub(crate) struct Left {
     /// It ended in order: a listener that no process holds any more need not be recovered.
     pub(crate) in_order: bool,
     /// The services whose order it kept.
-    pub(crate) services: Vec<Service>,
+    pub(crate) services: Vec<Record>,
     /// The number that those which it had forgotten did not go beyond.
     pub(crate) floor: u64,
 }

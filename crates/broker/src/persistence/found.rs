@@ -14,6 +14,7 @@ use std::path::Path;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
+use bindonce_core::succession::Record;
 use bindonce_core::time::Timestamp;
 use bindonce_sys::clock::now;
 use bindonce_sys::identity::{self, Identity};
@@ -47,7 +48,7 @@ pub(crate) struct Sorted {
     /// The control socket, if a client that connects to its path reaches it.
     pub(crate) control: Option<OwnedFd>,
     /// Services whose order the previous broker kept.
-    pub(crate) services: Vec<manifest::Service>,
+    pub(crate) services: Vec<Record>,
     /// The number that those which it had forgotten did not go beyond.
     pub(crate) floor: u64,
     /// Names in the store of what is not used.

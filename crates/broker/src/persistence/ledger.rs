@@ -4,13 +4,13 @@
 //! A listener is recorded when it is opened and again when something of it has changed; its [`Mark`] tells
 //! what was written last, and writes the record of its end when it is dropped.
 
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use bindonce_wire::manifest::{self, Entry, Manifest, Service};
+use bindonce_core::succession::Record;
+use bindonce_wire::manifest::{self, Entry, Manifest};
 use bindonce_wire::result::Problem;
 
 use super::file::StateFile;
@@ -29,7 +29,7 @@ pub(crate) trait Recorded {
     fn inode(&self) -> u64;
     fn cookie(&self) -> u64;
     /// What the record says.
-    fn entry(&self) -> Entry<Cow<'_, str>>;
+    fn entry(&self) -> Entry;
 }
 
 /// Where it is written.
@@ -131,7 +131,7 @@ impl Ledger {
     }
 
     /// Notes how far a service is.
-    pub(crate) fn record_service(&self, service: &Service) {
+    pub(crate) fn record_service(&self, service: &Record) {
         let mut text = Vec::new();
         manifest::service(&mut text, service);
         self.outdate(1);

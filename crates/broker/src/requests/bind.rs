@@ -9,9 +9,10 @@ use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
-use bindonce_daemon::rpc::{Caller, Reply, unwritten};
+use bindonce_daemon::rpc::{Caller, Reply, encode};
 use bindonce_wire::message::Request;
 use bindonce_wire::params::{Bind, Target};
+use bindonce_wire::result::BindResult;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use super::text::invalid;
@@ -68,9 +69,9 @@ pub(super) async fn bind(
     let listeners = leases.iter().filter_map(|lease| {
         let held = registry.held(lease.listener)?;
         descriptors.push(Rc::clone(&held.opened.handle.fd));
-        Some((held, lease.created))
+        Some(answer::bound(held, lease.created))
     });
-    let text = answer::bound(&request.id, listeners).map_err(|error| unwritten(&error))?;
+    let text = encode(request, &BindResult { listeners: listeners.collect() })?;
     Ok(Reply { text, descriptors })
 }
 

@@ -21,7 +21,6 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use tokio::task::yield_now;
 
-use crate::answer::wire_state;
 use crate::broker::{Broker, VERSION};
 use crate::listeners::Socket;
 use crate::listeners::changes::changes;
@@ -141,8 +140,8 @@ async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
 }
 
 fn generation(generation: Generation) -> GenerationInfo {
-    let Generation { generation, pid, phase, since, listeners } = generation;
-    let mut info = GenerationInfo::new(generation, pid, wire_state(phase), since.to_string());
+    let Generation { generation, pid, state, since, listeners } = generation;
+    let mut info = GenerationInfo::new(generation, pid, state, since.to_string());
     info.listeners = listeners;
     info
 }
@@ -194,7 +193,7 @@ fn holder(holder: &Holder) -> HolderInfo {
     let mut info = HolderInfo::new(holder.pid(), holder.peer.uid, holder.since.to_string());
     info.service = label.map(|label| label.service.to_string());
     info.generation = label.map(|label| label.generation);
-    info.state = label.map(|label| wire_state(label.phase));
+    info.state = label.map(|label| label.state);
     info
 }
 

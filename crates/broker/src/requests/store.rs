@@ -23,7 +23,7 @@ use bindonce_sys::identity::{self, Identity};
 use bindonce_sys::limits::is_chosen_port;
 use bindonce_sys::{diag, listen};
 use bindonce_wire::params::Give;
-use bindonce_wire::result::{Bound, StoreResult};
+use bindonce_wire::result::StoreResult;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use super::bind::allow_name;
@@ -91,16 +91,8 @@ pub(super) async fn store(
     let ledger = Rc::clone(&broker.borrow().persistence.ledger);
     ledger.settled().await;
     let registry = &broker.borrow().listeners.registry;
-    let bound = leases.iter().filter_map(|lease| {
-        let held = registry.held(lease.listener)?;
-        Some(Bound {
-            name: held.listener.label(),
-            address: held.listener.address.to_string(),
-            bound: held.opened.bound.to_string(),
-            created: false,
-            inode: held.opened.inode,
-        })
-    });
+    let held = leases.iter().filter_map(|lease| registry.held(lease.listener));
+    let bound = held.map(|held| answer::bound(held, false));
     Ok(StoreResult { listeners: bound.collect() })
 }
 

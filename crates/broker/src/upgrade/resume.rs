@@ -6,27 +6,24 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
 use bindonce_core::event::Kind;
-use bindonce_core::policy::Peer;
-use bindonce_core::registry::{self, ConnectionId, Label};
+use bindonce_core::registry::SavedConnection;
 use bindonce_core::succession::Place;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
 use bindonce_daemon::rpc::{Caller, Link, Reply};
 use bindonce_sys::listen::UnixPath;
 use bindonce_sys::{identity, inherit};
-use bindonce_wire::manifest::{self, ConnectionEntry as Written, ConnectionLease, Manifest};
+use bindonce_wire::manifest::{self, ConnectionEntry, ConnectionLabel, Manifest};
 use bindonce_wire::message::{Id, encode_result};
 use bindonce_wire::result::UpgradeResult;
 use tokio::net::UnixStream;
 
 use super::inherited::Inherited;
-use crate::answer::phase;
 use crate::broker::{Broker, VERSION};
 use crate::generations;
 use crate::listeners::unlink;
 use crate::persistence::found::{Found, as_written};
 use crate::persistence::store::Store;
-use crate::succession;
 
 /// A resumed connection, and the reply to the upgrade that it has asked for.
 pub(crate) type Resumed = (Rc<Link>, Option<Reply>);
@@ -74,12 +71,11 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     for written in connections {
         match link(&written, broker) {
             Ok(link) => {
-                let read = read_link(&written);
-                places.extend(place(&written, &read));
-                links.push(read);
+                places.extend(place(&written));
+                links.push(read_link(&written));
                 resumed.push((link, written.owed.as_deref().and_then(answer)));
             }
-            Err(error) => tracing::warn!(pid = written.pid, %error, "a connection was lost"),
+            Err(error) => tracing::warn!(pid = written.peer.pid, %error, "a connection was lost"),
         }
     }
     broker.listeners.resume(links);
@@ -104,54 +100,30 @@ pub(crate) fn remove(unfinished: Vec<(String, manifest::File)>) {
     }
 }
 
-fn peer(written: &Written) -> Peer {
-    Peer { pid: written.pid, uid: written.uid, gid: written.gid }
-}
-
-fn link(written: &Written, broker: &mut Broker) -> io::Result<Rc<Link>> {
+fn link(written: &ConnectionEntry, broker: &mut Broker) -> io::Result<Rc<Link>> {
     let fd: OwnedFd = inherit::take(written.descriptor.unwrap_or(-1))?;
     let stream = UnixStream::from_std(fd.into())?;
     // The kernel still has what is not recorded.
     let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
-    let caller = Caller { connection: ConnectionId(written.id), peer: peer(written), groups };
+    let caller = Caller { connection: written.id, peer: written.peer, groups };
     let admission = broker.access.admission(&caller);
     Ok(broker.clients.enter(stream, caller, admission, &written.unread))
 }
 
-fn read_link(written: &Written) -> registry::SavedConnection {
-    let label = written.label.as_ref().and_then(|label| {
-        let read = Label {
-            service: label.service.parse().ok()?,
-            generation: label.generation,
-            pid: label.pid,
-            phase: phase(label.state),
-        };
-        Some((read, Timestamp(label.since)))
-    });
-    let lease = |lease: &ConnectionLease| (lease.inode, Timestamp(lease.since));
-    registry::SavedConnection {
-        id: ConnectionId(written.id),
-        peer: peer(written),
-        label,
-        leases: written.leases.iter().map(lease).collect(),
-    }
+fn read_link(written: &ConnectionEntry) -> SavedConnection {
+    let label = written.label.as_ref().map(|label| (label.label.clone(), label.since));
+    SavedConnection { id: written.id, peer: written.peer, label, leases: written.leases.clone() }
 }
 
 /// The place of a connection's generation among those of its service.
-fn place(written: &Written, read: &registry::SavedConnection) -> Option<Place> {
-    let (label, _) = read.label.clone()?;
-    let turn = written.label.as_ref().and_then(|label| label.turn);
-    let ordered = turn.map(succession::progress);
-    Some(Place { connection: read.id, uid: read.peer.uid, label, ordered })
+fn place(written: &ConnectionEntry) -> Option<Place> {
+    let ConnectionLabel { label, turn, .. } = written.label.clone()?;
+    Some(Place { connection: written.id, uid: written.peer.uid, label, ordered: turn })
 }
 
 /// The reply to a request for the upgrade that has been done, by its id.
 fn answer(owed: &str) -> Option<Reply> {
-    let id = match serde_json::from_str(owed) {
-        Ok(serde_json::Value::Number(number)) => Id::Number(number),
-        Ok(serde_json::Value::String(text)) => Id::Text(text),
-        _ => Id::Null,
-    };
+    let id: Id = serde_json::from_str(owed).unwrap_or_default();
     let version = VERSION.to_owned();
     let result = UpgradeResult { upgraded: true, pid: std::process::id(), version };
     encode_result(&id, &result).ok().map(Reply::from)

@@ -5,15 +5,12 @@ use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 
 use bindonce_core::registry::{self, ConnectionId};
-use bindonce_core::time::Timestamp;
+use bindonce_core::succession::Progress;
 use bindonce_daemon::reexec;
 use bindonce_daemon::rpc::Link;
-use bindonce_wire::manifest::{
-    ConnectionEntry as Written, ConnectionLabel, ConnectionLease, ConnectionTurn, Manifest,
-};
+use bindonce_wire::manifest::{ConnectionEntry, ConnectionLabel, Manifest};
 use tokio::net::UnixListener;
 
-use crate::answer;
 use crate::broker::Broker;
 use crate::control::Control;
 
@@ -34,7 +31,7 @@ pub(super) fn snapshot(
     for (entry, view) in manifest.listeners.iter_mut().zip(broker.listeners.registry.list()) {
         entry.descriptor = Some(view.held.opened.handle.fd.as_raw_fd());
     }
-    let turns: HashMap<ConnectionId, ConnectionTurn> = broker.succession.turns().collect();
+    let turns: HashMap<ConnectionId, Progress> = broker.succession.turns().collect();
     manifest.connections = broker
         .listeners
         .registry
@@ -51,27 +48,16 @@ pub(super) fn snapshot(
 
 fn written(
     link: registry::SavedConnection,
-    turn: Option<ConnectionTurn>,
+    turn: Option<Progress>,
     open: &Link,
     unread: &[u8],
-) -> Written {
-    let label = link.label.map(|(label, since)| ConnectionLabel {
-        service: label.service.to_string(),
-        generation: label.generation,
-        pid: label.pid,
-        state: answer::wire_state(label.phase),
-        since: since.0,
-        turn,
-    });
-    let lease = |(inode, since): (u64, Timestamp)| ConnectionLease { inode, since: since.0 };
-    Written {
-        id: link.id.0,
+) -> ConnectionEntry {
+    ConnectionEntry {
+        id: link.id,
         descriptor: Some(open.stream.as_raw_fd()),
-        pid: link.peer.pid,
-        uid: link.peer.uid,
-        gid: link.peer.gid,
-        label,
-        leases: link.leases.into_iter().map(lease).collect(),
+        peer: link.peer,
+        label: link.label.map(|(label, since)| ConnectionLabel { label, since, turn }),
+        leases: link.leases,
         unread: unread.to_vec(),
         owed: open.upgrade(),
     }

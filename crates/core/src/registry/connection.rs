@@ -3,24 +3,44 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::ids::{ConnectionId, ListenerId};
 use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-/// The state of a generation, as its connection has joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum JoinState {
-    /// It does not accept yet.
+/// Where a generation is in its life, as far as the broker is told. There are these three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has not accepted yet.
     Starting,
-    /// It accepts.
+    /// It accepts. What it holds is confirmed.
     Serving,
-    /// It finishes what it has.
+    /// It finishes what it has accepted.
     Draining,
 }
 
+impl State {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// The generation of a service that a connection has joined as.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
     /// Name of the service.
     pub service: Name,
@@ -29,7 +49,7 @@ pub struct Label {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life.
-    pub phase: JoinState,
+    pub state: State,
 }
 
 /// A connection with all that the registry knows of it.
@@ -41,8 +61,18 @@ pub struct SavedConnection {
     pub peer: Peer,
     /// The generation that it has joined as, and since when it is in that state.
     pub label: Option<(Label, Timestamp)>,
-    /// The listeners that it uses, by the inode of the socket, and since when.
-    pub leases: Vec<(u64, Timestamp)>,
+    /// The listeners that it uses.
+    pub leases: Vec<SavedLease>,
+}
+
+/// A listener that a connection uses, for another image of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SavedLease {
+    /// Inode number of the listener's socket.
+    pub inode: u64,
+    /// Since when.
+    #[serde(default)]
+    pub since: Timestamp,
 }
 
 /// A connection that has a lease on a listener.

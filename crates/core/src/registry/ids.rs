@@ -1,10 +1,12 @@
 //! Numbers of connections and listeners.
 
+use serde::{Deserialize, Serialize};
+
 /// The most listeners that one request may ask for: every port twice, and some.
 pub const MAX_CLAIM: usize = 150_000;
 
 /// One connection to the broker; a number that the shell chose and never uses twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ConnectionId(pub u64);
 
 /// One listener that is held. Never used twice.

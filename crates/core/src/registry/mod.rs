@@ -45,7 +45,7 @@ use index::Index;
 use leases::Leases;
 use plan::Pending;
 
-pub use connection::{Holder, JoinState, Label, SavedConnection};
+pub use connection::{Holder, Label, SavedConnection, SavedLease, State};
 pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Overlap, Want};
 pub use held::{Held, Opened};
 pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
@@ -229,7 +229,7 @@ impl<H> Registry<H> {
             Some((old, since)) if *old == label => *since,
             _ => now,
         };
-        if label.phase == JoinState::Serving {
+        if label.state == State::Serving {
             for id in connection.leases.keys() {
                 if let Some(held) = self.held.get_mut(id) {
                     held.confirm();

@@ -4,14 +4,17 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Registry;
-use super::connection::{Connection, SavedConnection};
+use super::connection::{Connection, SavedConnection, SavedLease};
 use super::event::Action;
 
 impl<H> Registry<H> {
     /// Every connection, in the order in which they connected.
     pub fn links(&self) -> impl Iterator<Item = SavedConnection> {
         self.connections.iter().map(|(id, connection)| {
-            let lease = |(id, since): (&_, &_)| Some((self.held.get(id)?.opened.inode, *since));
+            let lease = |(id, since): (&_, &_)| {
+                let inode = self.held.get(id)?.opened.inode;
+                Some(SavedLease { inode, since: *since })
+            };
             let mut leases: Vec<_> = connection.leases.iter().filter_map(lease).collect();
             leases.sort_unstable();
             SavedConnection {
@@ -31,7 +34,7 @@ impl<H> Registry<H> {
             self.held.iter().map(|(id, held)| (held.opened.inode, *id)).collect();
         for link in links {
             let mut leases = BTreeMap::new();
-            for (inode, since) in link.leases {
+            for SavedLease { inode, since } in link.leases {
                 if let Some(id) = ids.get(&inode)
                     && let Some(held) = self.held.get_mut(id)
                     && leases.insert(*id, since).is_none()
@@ -51,7 +54,7 @@ impl<H> Registry<H> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Adoption, Closing, ConnectionId, Event, JoinState, Label, Opened};
+    use super::super::{Adoption, Closing, ConnectionId, Event, Label, Opened, State};
     use super::*;
     use crate::policy::Peer;
     use crate::time::Timestamp;
@@ -80,15 +83,16 @@ mod tests {
             service: "edge".parse().expect("name"),
             generation: 7,
             pid: 9,
-            phase: JoinState::Serving,
+            state: State::Serving,
         };
         let peer = Peer { pid: 1, uid: 2, gid: 3 };
         let link =
             |id, leases, label| SavedConnection { id: ConnectionId(id), peer, label, leases };
+        let lease = |inode, since| SavedLease { inode, since };
         let links = vec![
-            link(3, vec![(80, Timestamp(6)), (81, Timestamp(7))], Some((label, NOW))),
+            link(3, vec![lease(80, Timestamp(6)), lease(81, Timestamp(7))], Some((label, NOW))),
             // What is gone is left out.
-            link(4, vec![(99, NOW)], None),
+            link(4, vec![lease(99, NOW)], None),
         ];
         first.on(NOW, Event::Resume(links));
         let told: Vec<SavedConnection> = first.links().collect();

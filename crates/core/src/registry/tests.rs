@@ -252,7 +252,7 @@ fn a_service_may_claim_what_overlaps_its_older_generation() {
         service: service.parse().expect("name"),
         generation,
         pid: 99,
-        phase: JoinState::Serving,
+        state: State::Serving,
     };
     shell.on(Event::Join(TWO, label("edge", 2)));
     assert!(shell.refused(&["127.0.0.1:80"]).contains("overlaps"), "nobody's is not the service's");
@@ -314,7 +314,7 @@ fn release_waits_for_nobody_but_the_caller() {
         service: "edge".parse().expect("name"),
         generation: 7,
         pid: 99,
-        phase: JoinState::Serving,
+        state: State::Serving,
     };
     shell.on(Event::Join(TWO, label));
     let actions = shell.release(ONE, &[":81", "web"]);
@@ -346,7 +346,7 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
         service: "edge".parse().expect("name"),
         generation: 7,
         pid: 99,
-        phase: JoinState::Serving,
+        state: State::Serving,
     };
     shell.on(Event::Join(TWO, label));
     assert_eq!(shell.on(Event::Gone(TWO)), []);

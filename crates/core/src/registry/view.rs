@@ -4,7 +4,7 @@
 use std::ops::Bound;
 
 use super::Registry;
-use super::connection::{Holder, JoinState};
+use super::connection::{Holder, State};
 use super::event::Want;
 use super::held::Held;
 use super::ids::{ConnectionId, ListenerId};
@@ -31,7 +31,7 @@ pub struct Generation {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life.
-    pub phase: JoinState,
+    pub state: State,
     /// Since when it is there.
     pub since: Timestamp,
     /// The names on the wire of the listeners it uses, in the order they were created.
@@ -82,7 +82,7 @@ impl<H> Registry<H> {
         let generation = Generation {
             generation: label.generation,
             pid: label.pid,
-            phase: label.phase,
+            state: label.state,
             since: *since,
             listeners: self.leased(id).map(|held| held.listener.label()).collect(),
         };

@@ -28,9 +28,11 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::generation::Moment;
 use crate::name::Name;
-use crate::registry::{ConnectionId, JoinState, Label};
+use crate::registry::{ConnectionId, Label, State};
 
 pub use refusal::Refusal;
 
@@ -59,7 +61,7 @@ pub struct Joining {
     /// Its process.
     pub pid: u32,
     /// Where it is in its life. Where the broker keeps the order, `Serving` is a wish.
-    pub phase: JoinState,
+    pub state: State,
     /// Whether the broker keeps the order.
     pub ordered: bool,
     /// With `Draining`: it has stopped to make room for this newer one. Should that one be gone,
@@ -82,13 +84,14 @@ pub struct Speaker {
 }
 
 /// What is written down of a service for the next broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its name.
-    pub service: Name,
+    pub name: Name,
     /// The last number that was given.
     pub last: u64,
     /// The generation that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serving: Option<u64>,
 }
 
@@ -105,12 +108,14 @@ pub struct Place {
     pub ordered: Option<Progress>,
 }
 
-/// How far a generation is, beside its phase.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How far a generation is, beside its state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// It has said that it is ready.
+    #[serde(default)]
     pub ready: bool,
     /// It has been told to retire.
+    #[serde(default)]
     pub told: bool,
 }
 
@@ -208,23 +213,23 @@ enum Stage {
 }
 
 impl Stage {
-    fn of(phase: JoinState) -> Self {
-        match phase {
-            JoinState::Starting => Self::Starting,
-            JoinState::Serving => Self::Serving,
-            JoinState::Draining => Self::Draining,
+    fn of(state: State) -> Self {
+        match state {
+            State::Starting => Self::Starting,
+            State::Serving => Self::Serving,
+            State::Draining => Self::Draining,
         }
     }
 }
 
 impl Member {
     fn label(&self, service: &Name) -> Label {
-        let phase = match self.stage {
-            Stage::Starting | Stage::Ready => JoinState::Starting,
-            Stage::Serving => JoinState::Serving,
-            Stage::Draining => JoinState::Draining,
+        let state = match self.stage {
+            Stage::Starting | Stage::Ready => State::Starting,
+            Stage::Serving => State::Serving,
+            Stage::Draining => State::Draining,
         };
-        Label { service: service.clone(), generation: self.generation, pid: self.pid, phase }
+        Label { service: service.clone(), generation: self.generation, pid: self.pid, state }
     }
 }
 
@@ -300,7 +305,7 @@ impl Succession {
 
     fn recall(&mut self, now: Moment, records: Vec<Record>, floor: u64) {
         self.floor = self.floor.max(floor);
-        for Record { service: name, last, serving } in records {
+        for Record { name, last, serving } in records {
             let service = self.services.entry(name).or_default();
             service.last = service.last.max(last);
             service.absent = serving.map(|generation| (generation, now + ABSENCE));
@@ -311,11 +316,11 @@ impl Succession {
 
     fn resume(&mut self, now: Moment, places: Vec<Place>, actions: &mut Vec<Action>) {
         for Place { connection, uid, label, ordered } in places {
-            let Label { service: name, generation, pid, phase } = label;
+            let Label { service: name, generation, pid, state } = label;
             let progress = ordered.unwrap_or_default();
-            let stage = match phase {
-                JoinState::Starting if progress.ready => Stage::Ready,
-                phase => Stage::of(phase),
+            let stage = match state {
+                State::Starting if progress.ready => Stage::Ready,
+                state => Stage::of(state),
             };
             let told = progress.told.then(|| now + self.patience);
             let member = Member { uid, pid, generation, stage, ordered: ordered.is_some(), told };

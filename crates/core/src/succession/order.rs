@@ -6,7 +6,7 @@ use super::{
 };
 use crate::generation::Moment;
 use crate::name::Name;
-use crate::registry::{ConnectionId, JoinState};
+use crate::registry::{ConnectionId, State};
 
 impl Member {
     /// When it must have stopped accepting, where it has to.
@@ -23,7 +23,7 @@ fn in_the_way(member: &Member, speaker: Speaker, ordered: bool) -> bool {
 
 impl Service {
     pub(super) fn record(&self, name: &Name) -> Record {
-        Record { service: name.clone(), last: self.last, serving: self.serving() }
+        Record { name: name.clone(), last: self.last, serving: self.serving() }
     }
 
     /// The generation that serves, as far as is known.
@@ -130,7 +130,7 @@ impl Succession {
     ) -> Result<(), Refusal> {
         let connection = speaker.connection;
         self.check(speaker, &joining)?;
-        let Joining { service: name, generation, pid, phase, ordered, successor } = joining;
+        let Joining { service: name, generation, pid, state, ordered, successor } = joining;
         if self.places.get(&connection).is_some_and(|place| *place != name) {
             self.leave(now, connection, actions);
         }
@@ -145,7 +145,7 @@ impl Succession {
             uid: speaker.uid,
             pid,
             generation: generation.unwrap_or(0),
-            stage: Stage::of(phase),
+            stage: Stage::of(state),
             ordered,
             told: None,
         };
@@ -166,16 +166,16 @@ impl Succession {
             let newest = service.newest();
             // It has made room for one that has gone, and nobody else waits: it serves on.
             let stays = served && successor.is_some() && newest <= Some(member.generation);
-            member.stage = match (phase, stage) {
-                (JoinState::Draining, _) if stays => Stage::Serving,
-                (JoinState::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
+            member.stage = match (state, stage) {
+                (State::Draining, _) if stays => Stage::Serving,
+                (State::Draining, _) | (_, Some(Stage::Draining)) => Stage::Draining,
                 (_, Some(Stage::Serving)) => Stage::Serving,
                 // It served under the previous broker.
-                (JoinState::Serving, _) if served => Stage::Serving,
+                (State::Serving, _) if served => Stage::Serving,
                 _ if member.told.is_some() => Stage::Draining,
                 _ if service.has_successor(member.generation) => Stage::Draining,
-                (JoinState::Serving, _) => Stage::Ready,
-                (JoinState::Starting, _) => Stage::Starting,
+                (State::Serving, _) => Stage::Ready,
+                (State::Starting, _) => Stage::Starting,
             };
         }
         let label = member.label(&name);
@@ -313,7 +313,7 @@ impl Service {
         let connection = *self.members.iter().find(|(_, member)| same(member))?.0;
         let member = self.members.remove(&connection)?;
         let mut label = member.label(name);
-        label.phase = JoinState::Draining;
+        label.state = State::Draining;
         actions.push(Action::Enter(connection, label.clone()));
         actions.push(Action::Cut(connection, label, Cause::Replaced));
         Some((connection, member))

@@ -50,7 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug, Clone)]
 struct Process {
     connection: Option<u64>,
-    wish: JoinState,
+    wish: State,
     was_ready: bool,
     /// The newer one that it was told to retire for, as far as it knows.
     told: Option<u64>,
@@ -82,7 +82,7 @@ impl World {
     /// The generation that the broker shows as serving.
     fn serving(&self) -> Option<u64> {
         let mut shown = self.shown.values();
-        shown.find(|label| label.phase == JoinState::Serving).map(|label| label.generation)
+        shown.find(|label| label.state == State::Serving).map(|label| label.generation)
     }
 
     /// Whether the broker has told a generation to retire and holds on to it.
@@ -103,7 +103,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Record(record) => {
-                    self.disk.insert(record.service.clone(), record.clone());
+                    self.disk.insert(record.name.clone(), record.clone());
                     continue;
                 }
                 _ if half => return,
@@ -137,7 +137,7 @@ impl World {
                 Action::Rewrite => {}
                 Action::Refuse(_, refusal) => panic!("{refusal}"),
             }
-            let serving = self.shown.values().filter(|label| label.phase == JoinState::Serving);
+            let serving = self.shown.values().filter(|label| label.state == State::Serving);
             assert!(serving.count() <= 1, "invariant 2, as shown: {:?} {actions:?}", self.shown);
         }
     }
@@ -153,7 +153,7 @@ impl World {
         let process = self.processes.get_mut(&number).expect("it lives");
         let Some(connection) = process.connection else { return Vec::new() };
         let event = match process.told {
-            Some(successor) if process.wish == JoinState::Draining => {
+            Some(successor) if process.wish == State::Draining => {
                 obeys(connection, number, successor)
             }
             _ => join(connection, number, process.wish),
@@ -163,15 +163,15 @@ impl World {
         assert_eq!(answer.0, number);
         let process = self.processes.get_mut(&number).expect("it lives");
         match answer.1 {
-            JoinState::Serving => {
+            State::Serving => {
                 process.accepts = true;
-                process.wish = JoinState::Serving;
+                process.wish = State::Serving;
             }
-            JoinState::Draining => {
+            State::Draining => {
                 process.accepts = false;
-                process.wish = JoinState::Draining;
+                process.wish = State::Draining;
             }
-            JoinState::Starting => assert!(!process.accepts || process.given_up, "{actions:?}"),
+            State::Starting => assert!(!process.accepts || process.given_up, "{actions:?}"),
         }
         actions
     }
@@ -210,13 +210,13 @@ proptest! {
             match step {
                 Step::Start => {
                     let connection = world.connect();
-                    let actions = world.event(join(connection, None, JoinState::Starting));
+                    let actions = world.event(join(connection, None, State::Starting));
                     let (number, _) = entered(&actions, connection).expect("an answer");
                     prop_assert!(given.iter().all(|before| *before < number), "it only grows");
                     given.insert(number);
                     world.processes.insert(number, Process {
                         connection: Some(connection),
-                        wish: JoinState::Starting,
+                        wish: State::Starting,
                         was_ready: false,
                         told: None,
                         accepts: false,
@@ -226,8 +226,8 @@ proptest! {
                 Step::Ready(index) => {
                     let Some(number) = world.pick(index) else { continue };
                     let process = world.processes.get_mut(&number).expect("it lives");
-                    if process.wish == JoinState::Starting && process.told.is_none() {
-                        process.wish = JoinState::Serving;
+                    if process.wish == State::Starting && process.told.is_none() {
+                        process.wish = State::Serving;
                         process.was_ready |= process.connection.is_some();
                         world.says(number);
                     }
@@ -240,7 +240,7 @@ proptest! {
                     }
                     if process.told.is_some() || matches!(step, Step::Stop(_)) {
                         process.accepts = false;
-                        process.wish = JoinState::Draining;
+                        process.wish = State::Draining;
                         world.says(number);
                     }
                 }
@@ -255,7 +255,7 @@ proptest! {
                     let process = world.processes.remove(&number).expect("it lives");
                     if let Some(connection) = process.connection {
                         let label = world.shown.remove(&connection);
-                        let was_let_in = label.is_some_and(|label| label.phase != JoinState::Starting);
+                        let was_let_in = label.is_some_and(|label| label.state != State::Starting);
                         let before = world.serving();
                         let actions = world.event(Event::Gone(ConnectionId(connection)));
                         let touched = |action: &Action| {
@@ -287,12 +287,12 @@ proptest! {
                 Step::Kill { half } => {
                     if let Some(number) = half.and_then(|index| world.pick(index)) {
                         let process = world.processes.get_mut(&number).expect("it lives");
-                        if let (Some(connection), JoinState::Starting) =
+                        if let (Some(connection), State::Starting) =
                             (process.connection, process.wish)
                         {
-                            process.wish = JoinState::Serving;
+                            process.wish = State::Serving;
                             process.was_ready = true;
-                            let event = join(connection, number, JoinState::Serving);
+                            let event = join(connection, number, State::Serving);
                             let actions = world.succession.on(world.now, event);
                             world.perform(&actions, true);
                         }
@@ -318,26 +318,26 @@ proptest! {
             });
             prop_assert!(!waits || world.succession.deadline().is_some(), "invariant 5");
             let places: Vec<Place> = world.succession.places().collect();
-            for place in places.iter().filter(|place| place.label.phase != JoinState::Draining) {
+            for place in places.iter().filter(|place| place.label.state != State::Draining) {
                 let newer = |other: &&Place| {
                     let ready = other.ordered.is_some_and(|progress| progress.ready);
                     other.label.generation > place.label.generation
-                        && (ready || other.label.phase == JoinState::Serving)
+                        && (ready || other.label.state == State::Serving)
                 };
                 let told = place.ordered.is_some_and(|progress| progress.told);
                 prop_assert_eq!(told, places.iter().find(newer).is_some(), "for a newer one only");
             }
             for record in world.succession.records() {
-                prop_assert_eq!(world.disk.get(&record.service), Some(&record), "written down");
+                prop_assert_eq!(world.disk.get(&record.name), Some(&record), "written down");
             }
         }
         // From anywhere, whoever is newest and ready serves in bounded time.
         let starts = world.connect();
-        world.event(join(starts, None, JoinState::Serving));
+        world.event(join(starts, None, State::Serving));
         for _ in 0..3 {
             world.now += PATIENCE.max(ABSENCE);
             world.event(Event::Tick);
         }
-        prop_assert_eq!(world.shown[&starts].phase, JoinState::Serving);
+        prop_assert_eq!(world.shown[&starts].state, State::Serving);
     }
 }

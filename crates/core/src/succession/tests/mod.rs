@@ -19,24 +19,24 @@ fn speaker(connection: u64, uid: u32) -> Speaker {
     }
 }
 
-fn joining(generation: Option<u64>, phase: JoinState, ordered: bool) -> Joining {
-    Joining { service: name("edge"), generation, pid: 9, phase, ordered, successor: None }
+fn joining(generation: Option<u64>, state: State, ordered: bool) -> Joining {
+    Joining { service: name("edge"), generation, pid: 9, state, ordered, successor: None }
 }
 
 /// Generation 1, which was told to retire for the sake of a newer one, has stopped.
 fn obeys(connection: u64, generation: u64, successor: u64) -> Event {
-    let stopped = joining(Some(generation), JoinState::Draining, true);
+    let stopped = joining(Some(generation), State::Draining, true);
     Event::Join(speaker(connection, 7), Joining { successor: Some(successor), ..stopped })
 }
 
-fn join(connection: u64, generation: impl Into<Option<u64>>, phase: JoinState) -> Event {
-    Event::Join(speaker(connection, 7), joining(generation.into(), phase, true))
+fn join(connection: u64, generation: impl Into<Option<u64>>, state: State) -> Event {
+    Event::Join(speaker(connection, 7), joining(generation.into(), state, true))
 }
 
 /// What a connection is told in the answer to its joining.
-fn entered(actions: &[Action], connection: u64) -> Option<(u64, JoinState)> {
+fn entered(actions: &[Action], connection: u64) -> Option<(u64, State)> {
     actions.iter().rev().find_map(|action| match action {
-        Action::Enter(at, label) if at.0 == connection => Some((label.generation, label.phase)),
+        Action::Enter(at, label) if at.0 == connection => Some((label.generation, label.state)),
         _ => None,
     })
 }
@@ -60,9 +60,9 @@ fn served(actions: &[Action]) -> Vec<u64> {
 /// A service whose generation 1 serves on connection 1.
 fn serving() -> Succession {
     let mut succession = Succession::default();
-    succession.on(NOW, join(1, None, JoinState::Starting));
-    let actions = succession.on(NOW, join(1, None, JoinState::Serving));
-    assert_eq!(entered(&actions, 1), Some((1, JoinState::Serving)), "{actions:?}");
+    succession.on(NOW, join(1, None, State::Starting));
+    let actions = succession.on(NOW, join(1, None, State::Serving));
+    assert_eq!(entered(&actions, 1), Some((1, State::Serving)), "{actions:?}");
     assert_eq!(served(&actions), [], "it hears it in the answer");
     succession
 }
@@ -70,47 +70,44 @@ fn serving() -> Succession {
 #[test]
 fn the_newer_one_serves_when_the_older_one_has_stopped() {
     let mut succession = serving();
-    let actions = succession.on(NOW, join(2, None, JoinState::Starting));
-    assert_eq!(entered(&actions, 2), Some((2, JoinState::Starting)));
+    let actions = succession.on(NOW, join(2, None, State::Starting));
+    assert_eq!(entered(&actions, 2), Some((2, State::Starting)));
     assert_eq!(retired(&actions), [], "it is not ready yet");
-    let actions = succession.on(NOW, join(2, None, JoinState::Serving));
-    assert_eq!(entered(&actions, 2), Some((2, JoinState::Starting)), "it waits");
+    let actions = succession.on(NOW, join(2, None, State::Serving));
+    assert_eq!(entered(&actions, 2), Some((2, State::Starting)), "it waits");
     assert_eq!(retired(&actions), [1]);
     assert_eq!(succession.deadline(), Some(PATIENCE));
-    let actions = succession.on(NOW, join(1, 1, JoinState::Draining));
+    let actions = succession.on(NOW, join(1, 1, State::Draining));
     assert_eq!(served(&actions), [2]);
     assert_eq!(succession.deadline(), None);
-    let record = Record { service: name("edge"), last: 2, serving: Some(2) };
+    let record = Record { name: name("edge"), last: 2, serving: Some(2) };
     assert_eq!(actions[0], Action::Record(record), "written down before anybody acts on it");
 }
 
 #[test]
 fn the_end_of_a_connection_is_the_end_of_its_generation() {
     let mut succession = serving();
-    succession.on(NOW, join(2, None, JoinState::Serving));
+    succession.on(NOW, join(2, None, State::Serving));
     let actions = succession.on(NOW, Event::Gone(ConnectionId(1)));
     assert_eq!(served(&actions), [2]);
     // Its number is not given again, and one that goes before it was ready disturbs nobody.
-    let actions = succession.on(NOW, join(3, None, JoinState::Starting));
-    assert_eq!(entered(&actions, 3), Some((3, JoinState::Starting)));
+    let actions = succession.on(NOW, join(3, None, State::Starting));
+    assert_eq!(entered(&actions, 3), Some((3, State::Starting)));
     assert_eq!(succession.on(NOW, Event::Gone(ConnectionId(3))), []);
-    assert_eq!(
-        entered(&succession.on(NOW, join(4, None, JoinState::Starting)), 4).expect("in").0,
-        4
-    );
+    assert_eq!(entered(&succession.on(NOW, join(4, None, State::Starting)), 4).expect("in").0, 4);
 }
 
 #[test]
 fn who_does_not_stop_in_time_is_cut_off_and_finds_its_place_taken() {
     let mut succession = serving();
-    succession.on(NOW, join(2, None, JoinState::Serving));
+    succession.on(NOW, join(2, None, State::Serving));
     assert_eq!(succession.on(PATIENCE / 2, Event::Tick), []);
     let actions = succession.on(PATIENCE, Event::Tick);
     let cut = |action: &Action| matches!(action, Action::Cut(ConnectionId(1), _, Cause::Overdue));
     assert!(actions.iter().any(cut), "{actions:?}");
     assert_eq!(served(&actions), [2]);
-    let actions = succession.on(PATIENCE, join(3, 1, JoinState::Serving));
-    assert_eq!(entered(&actions, 3), Some((1, JoinState::Draining)));
+    let actions = succession.on(PATIENCE, join(3, 1, State::Serving));
+    assert_eq!(entered(&actions, 3), Some((1, State::Draining)));
 }
 
 #[test]
@@ -123,47 +120,47 @@ fn one_that_goes_before_it_is_let_in_leaves_the_older_ones_as_they_were() {
         told.collect()
     };
     let mut succession = serving();
-    succession.on(NOW, join(2, None, JoinState::Starting));
-    assert_eq!(retired(&succession.on(NOW, join(3, None, JoinState::Serving))), [1, 2]);
+    succession.on(NOW, join(2, None, State::Starting));
+    assert_eq!(retired(&succession.on(NOW, join(3, None, State::Serving))), [1, 2]);
     let gone = succession.on(NOW, Event::Gone(ConnectionId(3)));
     assert_eq!(stayed(&gone), [1, 2]);
     assert_eq!(succession.deadline(), None, "nobody has to stop any more");
     // What 1 says of having stopped for 3 crosses the word to stay.
     let crossing = succession.on(NOW, obeys(1, 1, 3));
-    assert_eq!(entered(&crossing, 1), Some((1, JoinState::Serving)));
+    assert_eq!(entered(&crossing, 1), Some((1, State::Serving)));
     // 2 may be ready yet, and for its sake 1 stops.
-    assert_eq!(retired(&succession.on(NOW, join(2, 2, JoinState::Serving))), [1]);
+    assert_eq!(retired(&succession.on(NOW, join(2, 2, State::Serving))), [1]);
     let stopped = succession.on(NOW, obeys(1, 1, 2));
-    assert_eq!(entered(&stopped, 1), Some((1, JoinState::Draining)));
+    assert_eq!(entered(&stopped, 1), Some((1, State::Draining)));
     assert_eq!(served(&stopped), [2]);
     // One that gives up is as good as gone; and who stops of its own accord has stopped.
-    succession.on(NOW, join(4, None, JoinState::Serving));
-    assert_eq!(stayed(&succession.on(NOW, join(4, None, JoinState::Draining))), [2]);
-    let actions = succession.on(NOW, join(2, 2, JoinState::Draining));
-    assert_eq!(entered(&actions, 2), Some((2, JoinState::Draining)));
+    succession.on(NOW, join(4, None, State::Serving));
+    assert_eq!(stayed(&succession.on(NOW, join(4, None, State::Draining))), [2]);
+    let actions = succession.on(NOW, join(2, 2, State::Draining));
+    assert_eq!(entered(&actions, 2), Some((2, State::Draining)));
     // One that has stopped already does not come back.
     succession.on(NOW, Event::Gone(ConnectionId(4)));
-    assert_eq!(entered(&succession.on(NOW, obeys(2, 2, 4)), 2), Some((2, JoinState::Draining)));
+    assert_eq!(entered(&succession.on(NOW, obeys(2, 2, 4)), 2), Some((2, State::Draining)));
 }
 
 #[test]
 fn under_the_next_broker_one_that_stopped_for_nobody_serves_on() {
-    let record = Record { service: name("edge"), last: 2, serving: Some(1) };
+    let record = Record { name: name("edge"), last: 2, serving: Some(1) };
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(vec![record.clone()], 0));
-    assert_eq!(entered(&succession.on(NOW, obeys(8, 1, 2)), 8), Some((1, JoinState::Serving)));
-    assert_eq!(retired(&succession.on(NOW, join(9, 2, JoinState::Serving))), [8], "it is back");
+    assert_eq!(entered(&succession.on(NOW, obeys(8, 1, 2)), 8), Some((1, State::Serving)));
+    assert_eq!(retired(&succession.on(NOW, join(9, 2, State::Serving))), [8], "it is back");
     // It had been let in: whatever has become of it, 1 is over.
     let let_in = Record { serving: Some(2), ..record };
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(vec![let_in], 0));
-    assert_eq!(entered(&succession.on(NOW, obeys(8, 1, 2)), 8), Some((1, JoinState::Draining)));
+    assert_eq!(entered(&succession.on(NOW, obeys(8, 1, 2)), 8), Some((1, State::Draining)));
 }
 
 #[test]
 fn one_whose_successor_was_lost_in_an_upgrade_is_told_to_stay() {
     let mut succession = serving();
-    succession.on(NOW, join(2, None, JoinState::Serving));
+    succession.on(NOW, join(2, None, State::Serving));
     let mut places: Vec<Place> = succession.places().collect();
     places.retain(|place| place.label.generation == 1);
     let mut next = Succession::default();
@@ -175,45 +172,42 @@ fn one_whose_successor_was_lost_in_an_upgrade_is_told_to_stay() {
 #[test]
 fn one_that_is_overtaken_before_it_was_ready_never_serves() {
     let mut succession = serving();
-    succession.on(NOW, join(2, None, JoinState::Starting));
-    let actions = succession.on(NOW, join(3, None, JoinState::Serving));
+    succession.on(NOW, join(2, None, State::Starting));
+    let actions = succession.on(NOW, join(3, None, State::Serving));
     assert_eq!(retired(&actions), [1, 2]);
-    let actions = succession.on(NOW, join(2, 2, JoinState::Serving));
-    assert_eq!(entered(&actions, 2), Some((2, JoinState::Draining)));
-    assert_eq!(served(&succession.on(NOW, join(1, 1, JoinState::Draining))), [3]);
+    let actions = succession.on(NOW, join(2, 2, State::Serving));
+    assert_eq!(entered(&actions, 2), Some((2, State::Draining)));
+    assert_eq!(served(&succession.on(NOW, join(1, 1, State::Draining))), [3]);
 }
 
 #[test]
 fn under_the_next_broker_the_one_that_served_is_waited_for() {
-    let records = |serving| vec![Record { service: name("edge"), last: 2, serving }];
+    let records = |serving| vec![Record { name: name("edge"), last: 2, serving }];
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(records(Some(1)), 0));
-    let actions = succession.on(NOW, join(8, 2, JoinState::Serving));
-    assert_eq!(entered(&actions, 8), Some((2, JoinState::Starting)), "1 may still accept");
-    let actions = succession.on(NOW, join(9, 1, JoinState::Serving));
-    assert_eq!(entered(&actions, 9), Some((1, JoinState::Serving)));
+    let actions = succession.on(NOW, join(8, 2, State::Serving));
+    assert_eq!(entered(&actions, 8), Some((2, State::Starting)), "1 may still accept");
+    let actions = succession.on(NOW, join(9, 1, State::Serving));
+    assert_eq!(entered(&actions, 9), Some((1, State::Serving)));
     assert_eq!(retired(&actions), [9]);
-    assert_eq!(served(&succession.on(NOW, join(9, 1, JoinState::Draining))), [8]);
+    assert_eq!(served(&succession.on(NOW, join(9, 1, State::Draining))), [8]);
     // One that does not come back is not waited for for ever.
     let mut succession = Succession::default();
     succession.on(NOW, Event::Recall(records(Some(1)), 0));
-    succession.on(NOW, join(8, None, JoinState::Serving));
+    succession.on(NOW, join(8, None, State::Serving));
     let actions = succession.on(succession.deadline().expect("a deadline"), Event::Tick);
     assert!(actions.contains(&Action::Missed(name("edge"), 1)));
     assert_eq!(served(&actions), [8]);
-    assert_eq!(
-        entered(&succession.on(NOW, join(9, None, JoinState::Starting)), 9).expect("in").0,
-        4
-    );
+    assert_eq!(entered(&succession.on(NOW, join(9, None, State::Starting)), 9).expect("in").0, 4);
 }
 
 #[test]
 fn the_same_generation_on_another_connection_takes_its_own_place() {
     let mut succession = serving();
-    let actions = succession.on(NOW, join(2, 1, JoinState::Serving));
+    let actions = succession.on(NOW, join(2, 1, State::Serving));
     let cut = |action: &Action| matches!(action, Action::Cut(ConnectionId(1), _, Cause::Replaced));
     assert!(actions.iter().any(cut), "{actions:?}");
-    assert_eq!(entered(&actions, 2), Some((1, JoinState::Serving)));
+    assert_eq!(entered(&actions, 2), Some((1, State::Serving)));
     assert_eq!(succession.on(NOW, Event::Gone(ConnectionId(1))), [], "it was cut off already");
 }
 
@@ -229,24 +223,24 @@ fn a_service_belongs_to_a_user_and_to_one_way_of_ordering() {
         refusal.clone()
     };
     let mut succession = serving();
-    let next = || joining(None, JoinState::Starting, true);
+    let next = || joining(None, State::Starting, true);
     let other = refused(&mut succession, speaker(2, 8), next());
     assert!(matches!(other, Refusal::OtherUser { uid: 7, .. }));
-    let plain = joining(Some(5), JoinState::Serving, false);
+    let plain = joining(Some(5), State::Serving, false);
     let mixed = refused(&mut succession, speaker(2, 7), plain.clone());
     assert!(matches!(mixed, Refusal::Ordered { .. }));
-    let fixed = refused(&mut succession, speaker(1, 7), joining(Some(2), JoinState::Serving, true));
+    let fixed = refused(&mut succession, speaker(1, 7), joining(Some(2), State::Serving, true));
     assert!(matches!(fixed, Refusal::Fixed { generation: 1, .. }));
     let elsewhere = Joining { service: name("other"), ..next() };
     let fixed = refused(&mut succession, speaker(1, 7), elsewhere);
     assert!(matches!(fixed, Refusal::Fixed { .. }));
     for number in [0, LARGEST_BROUGHT + 1] {
-        let wrong = joining(Some(number), JoinState::Starting, true);
+        let wrong = joining(Some(number), State::Starting, true);
         let refusal = refused(&mut succession, speaker(2, 7), wrong);
         assert!(matches!(refusal, Refusal::Number { .. }));
     }
     let root = succession.on(NOW, Event::Join(speaker(3, 0), next()));
-    assert_eq!(entered(&root, 3), Some((2, JoinState::Starting)));
+    assert_eq!(entered(&root, 3), Some((2, State::Starting)));
 
     let mut succession = Succession::default();
     let actions = succession.on(NOW, Event::Join(speaker(1, 7), plain.clone()));
@@ -255,10 +249,9 @@ fn a_service_belongs_to_a_user_and_to_one_way_of_ordering() {
     assert!(matches!(mixed, Refusal::Supervised { generation: 5, .. }));
     // Two connections of a supervisor may say the same, and one may say something else later.
     succession.on(NOW, Event::Join(speaker(2, 7), plain));
-    let elsewhere =
-        Joining { service: name("other"), ..joining(Some(9), JoinState::Draining, false) };
+    let elsewhere = Joining { service: name("other"), ..joining(Some(9), State::Draining, false) };
     let actions = succession.on(NOW, Event::Join(speaker(2, 7), elsewhere));
-    assert_eq!(entered(&actions, 2), Some((9, JoinState::Draining)));
+    assert_eq!(entered(&actions, 2), Some((9, State::Draining)));
     assert_eq!(succession.records().count(), 0);
 }
 
@@ -268,7 +261,7 @@ fn services_that_ended_are_forgotten_and_their_numbers_are_not_given_again() {
     let mut rewrites = 0;
     let newcomer = |n: usize| Joining {
         service: name(&format!("s{n}")),
-        ..joining(None, JoinState::Starting, true)
+        ..joining(None, State::Starting, true)
     };
     for n in 0..=REMEMBERED + 1 {
         let now = Moment::from_millis(n as u64);
