@@ -10,8 +10,6 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use bindonce_core::address::Address;
-use bindonce_core::listener::{Listener, Options};
 use bindonce_daemon::state;
 use bindonce_sys::identity;
 use bindonce_sys::listen::{self, UnixPath};
@@ -90,14 +88,7 @@ impl Control {
             tracing::info!(socket = %self.socket.display(), "control socket taken over");
             return Ok(passed);
         }
-        let invalid = |source| Error::SocketPath { socket: self.socket.clone(), source };
-        // A path that is not UTF-8 fails as one with a replacement character
-        // would: it cannot be written down in a message or a list of options.
-        let text = self.socket.to_str().unwrap_or("\0");
-        let address = Address::unix(text).map_err(invalid)?;
-        let options = Options { mode: Some(SOCKET_MODE), ..Options::default() };
-        let listener = Listener::new(None, address, options).map_err(invalid)?;
-        let opened = listen::open(&listener)
+        let opened = listen::open_path(&self.socket, SOCKET_MODE)
             .map_err(|source| Error::ControlSocket { socket: self.socket.clone(), source })?;
         self.path = opened.path;
         Ok(OwnedFd::into(opened.fd))

@@ -17,14 +17,6 @@ pub enum Error {
         /// Its process, where the lock file tells.
         pid: Option<u32>,
     },
-    /// The path of the control socket cannot be used.
-    #[error("the control socket cannot be at {}", .socket.display())]
-    SocketPath {
-        /// The path.
-        socket: PathBuf,
-        /// The reason.
-        source: bindonce_core::error::Invalid,
-    },
     /// The control socket could not be opened.
     #[error("cannot open the control socket {}", .socket.display())]
     ControlSocket {
@@ -103,8 +95,7 @@ impl Error {
                  root can change (`namei -l {}` shows what is on the way)",
                 untrusted.path.display()
             )),
-            Self::SocketPath { .. }
-            | Self::Configuration { .. }
+            Self::Configuration { .. }
             | Self::File { .. }
             | Self::State { .. }
             | Self::Runtime { .. } => None,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event::Kind;
-use bindonce_core::listener::{Listener, Options, Wanted};
+use bindonce_core::listener::Wanted;
 use bindonce_core::registry::{View, Want};
 use bindonce_daemon::openmetrics::{Family, Page};
 use bindonce_daemon::{events, scrape, self_metrics, state};
@@ -116,19 +116,13 @@ impl Drop for File {
 
 async fn beside(broker: &Rc<RefCell<Broker>>, pages: &Rc<Pages>) {
     let path = socket(&broker.borrow().socket);
-    let Some(text) = path.to_str() else { return };
-    let options = Options { mode: Some(MODE), ..Options::default() };
-    let opened = Address::unix(text)
-        .and_then(|address| Listener::new(None, address, options))
-        .map_err(|error| error.to_string())
-        .and_then(|listener| listen::open(&listener).map_err(|error| error.to_string()));
-    match opened {
+    match listen::open_path(&path, MODE) {
         Ok(opened) => {
             let _file = File(opened.path);
             export(broker, pages, opened.fd, false).await;
         }
         Err(error) => {
-            tracing::warn!(socket = %path.display(), error, "no metrics beside the control socket");
+            tracing::warn!(socket = %path.display(), %error, "no metrics beside the control socket");
         }
     }
 }

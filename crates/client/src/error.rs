@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bindonce_wire::RpcError;
-use rustix::process::{Resource, getrlimit};
 
 /// Why a call failed. After [`Error::Refused`] and the two about a single lease
 /// the connection can still be used; after any other it cannot, and the
@@ -142,13 +141,9 @@ impl Error {
                 "connect again; the broker's log says why it closed".to_owned()
             }
             Self::Refused(error) => return error.hint().map(str::to_owned),
-            Self::Truncated => {
-                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-                format!(
-                    "this process has reached its soft limit of {limit} open files: start it with a higher \
-                     one (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container)"
-                )
-            }
+            Self::Truncated => "this process has reached its soft limit of open files (RLIMIT_NOFILE): start it \
+                 with a higher one (LimitNOFILE= in the unit, ulimit -n, --ulimit nofile= of a container)"
+                .to_owned(),
             Self::Descriptors { .. } | Self::Protocol(_) => {
                 "is it a bindonce broker that listens there? `bindonce status` tells its version"
                     .to_owned()

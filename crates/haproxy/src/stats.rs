@@ -1,16 +1,11 @@
-//! The limits and counts of a running haproxy, from the stats socket that
-//! its configuration names: any haproxy, also one that bindonce does not run.
+//! The limits and counts of a running haproxy, as its stats socket tells them, and where its configuration has
+//! such a socket: of any haproxy, also one that bindonce does not run.
 //!
-//! One connection, two commands that change nothing, and a deadline. Source: haproxy
-//! management guide, section 9.3, `show info` and `show stat`.
+//! Source: haproxy management guide, section 9.3, `show info` and `show stat`.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use bindonce_sys::whole;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::config::reader;
 use crate::names;
@@ -43,85 +38,20 @@ pub struct Proxy {
     pub queued: u64,
 }
 
+/// The commands whose answers [`read`] takes; they change nothing.
+pub const QUESTION: &[u8] = b"show info;show stat\n";
+
 /// More than this is not read: a configuration with 10,000 servers takes half of it.
-const LONGEST: u64 = 8 << 20;
+pub const LONGEST: usize = 8 << 20;
 
-/// Asks at a stats socket; the answer must be complete within `limit`.
-///
-/// # Errors
-/// The errors of connect(2) and read(2), `TimedOut`, and `InvalidData` if what answers is
-/// no stats socket.
-pub fn ask(path: &Path, limit: Duration) -> io::Result<Stats> {
-    let deadline = Instant::now() + limit;
-    if limit.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    let mut stream = connect(path)?;
-    stream.set_write_timeout(Some(limit))?;
-    stream.write_all(b"show info;show stat\n")?;
-    let mut answer = Vec::new();
-    let mut part = vec![0; 16 * 1024];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(length) => answer.extend_from_slice(part.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(timed_out(error)),
-        }
-        if answer.len() as u64 > LONGEST {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-    read(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Whether a master's CLI (haproxy's `-S`) answers at this path instead of a worker's stats socket.
-/// The answer must begin within `limit`.
-///
-/// # Errors
-/// The errors of connect(2) and read(2); `TimedOut`.
-pub fn is_master(path: &Path, limit: Duration) -> io::Result<bool> {
-    let mut stream = connect(path)?;
-    stream.set_write_timeout(Some(limit))?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(b"show proc\n")?;
-    // Only a master knows the command (management guide, section 9.4.1, `show proc`).
-    let mut head = [0; 6];
-    match stream.read_exact(&mut head) {
-        Ok(()) => Ok(&head == b"#<PID>"),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(timed_out(error)),
-    }
-}
-
-/// A timeout of a socket is told as EAGAIN.
-fn timed_out(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-        _ => error,
-    }
-}
-
-/// Connects to a stats socket without waiting: where the queue is full, nobody takes the connection anyway.
-///
-/// # Errors
-/// Those of socket(2) and connect(2).
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
+/// A command that only the CLI of a master (haproxy's `-S`) knows, and how that answers it (management guide, section
+/// 9.4.1, `show proc`). A worker's stats socket answers something else.
+pub const ASK_MASTER: &[u8] = b"show proc\n";
+/// How a master's answer to [`ASK_MASTER`] begins.
+pub const MASTER: &[u8] = b"#<PID>";
 
 /// Reads both answers; None if it is not haproxy that said it.
-fn read(text: &str) -> Option<Stats> {
+pub fn read(text: &str) -> Option<Stats> {
     let mut stats = Stats::default();
     let mut columns: Vec<&str> = Vec::new();
     for line in text.lines() {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
 use nix::errno::Errno;
 
 use crate::limits::{self, Reached};
@@ -43,6 +44,14 @@ pub enum Error {
     NotASocket {
         /// The path.
         path: PathBuf,
+    },
+    /// No UNIX socket can have this path.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: Invalid,
     },
     /// `user=` or `group=` of a UNIX path is not known to this system.
     #[error("cannot listen on {address}: there is no {kind} {name:?} on this system")]
@@ -190,7 +199,9 @@ impl Error {
                 "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
                     .to_owned()
             }
-            Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => return None,
+            Self::Path { .. } | Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => {
+                return None;
+            }
         };
         Some(hint)
     }

@@ -30,6 +30,7 @@ pub mod changes;
 pub mod clock;
 pub mod diag;
 pub mod epoll;
+pub mod exchange;
 pub mod executable;
 pub mod ghosts;
 pub mod guard;

@@ -1,12 +1,14 @@
 //! What the haproxies of this host report of themselves.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
 use bindonce_haproxy::names::renamed;
-use bindonce_haproxy::stats;
+use bindonce_haproxy::stats::{self, Stats};
+use bindonce_sys::exchange::exchange;
 
 use crate::facts::{Accepting, Look, Socket, Unseen};
 
@@ -54,9 +56,9 @@ pub(super) fn ask(look: &mut Look) {
                 continue;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match stats::ask(&socket, ANSWER.min(left)) {
+            match limits(&socket, ANSWER.min(left)) {
                 Ok(stats) => look.haproxies.push(stats),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     silent.push(Unseen::Haproxy { pid, socket, error: error.to_string() });
                 }
@@ -65,4 +67,10 @@ pub(super) fn ask(look: &mut Look) {
     }
     look.unseen.extend((!mute.is_empty()).then_some(Unseen::NoStatsSocket(mute)));
     look.unseen.extend(silent);
+}
+
+fn limits(socket: &Path, limit: Duration) -> io::Result<Stats> {
+    let answer = exchange(socket, stats::QUESTION, stats::LONGEST, limit)?;
+    let stats = stats::read(&String::from_utf8_lossy(&answer));
+    stats.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

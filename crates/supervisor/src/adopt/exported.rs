@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use bindonce_haproxy::stats;
+use bindonce_sys::exchange::connect;
 
 /// A socket that haproxy handed over.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub fn exported(path: &Path, limit: Duration) -> Result<Vec<Exported>, Error> {
     let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
     let malformed = |what| Error::Malformed { path: path.to_owned(), what };
     let deadline = Instant::now() + limit;
-    let mut stream = stats::connect(path).map_err(failed)?;
+    let mut stream = connect(path).map_err(failed)?;
     stream.set_write_timeout(Some(limit)).map_err(failed)?;
     stream.write_all(b"_getsocks\n").map_err(failed)?;
 

@@ -11,6 +11,7 @@ use bindonce_core::address::Address;
 use bindonce_core::adoption::{Candidate, Unfit};
 use bindonce_core::listener::Listener;
 use bindonce_sys::ask::User;
+use bindonce_sys::exchange::exchange;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::{diag, holders, identity, process};
 
@@ -47,11 +48,12 @@ impl Running {
     /// [`Error::Master`]; those of [`exported`].
     pub fn at_stats_socket(path: &Path, limit: Duration) -> Result<Self, Error> {
         let failed = |source| Error::StatsSocket { path: path.to_owned(), source };
-        if stats::is_master(path, limit).map_err(failed)? {
+        let ask = |question| exchange(path, question, stats::LONGEST, limit).map_err(failed);
+        if ask(stats::ASK_MASTER)?.starts_with(stats::MASTER) {
             return Err(Error::Master { path: path.to_owned() });
         }
-        let asked = stats::ask(path, limit);
-        let said = asked.map_err(failed)?;
+        let said = stats::read(&String::from_utf8_lossy(&ask(stats::QUESTION)?));
+        let said = said.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
         let listening = listening()?;
         let found = exported(path, limit)?;
         let sockets = found

@@ -12,8 +12,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::address::Address;
-use bindonce_core::listener::{Listener, Options};
 use bindonce_core::policy::Peer;
 use bindonce_daemon::rpc::{self, Admission, Caller, Clients, Excess, Limits, Link, Reply, Server};
 use bindonce_daemon::{Journal, Reporter};
@@ -64,14 +62,7 @@ pub(crate) type Answer = Result<serde_json::Value, RpcError>;
 /// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
 /// socket that is there belongs to a supervisor that is gone.
 pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
-    let odd = |error: &dyn std::fmt::Display| Error::Directory {
-        path: path.to_owned(),
-        why: std::io::Error::other(error.to_string()),
-    };
-    let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(|e| odd(&e))?;
-    let options = Options { mode: Some(0o600), ..Options::default() };
-    let listener = Listener::new(None, address, options).map_err(|e| odd(&e))?;
-    Ok(listen::open(&listener)?.fd)
+    Ok(listen::open_path(path, 0o600)?.fd)
 }
 
 /// Serves clients until the task is ended.

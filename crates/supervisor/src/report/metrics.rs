@@ -15,9 +15,10 @@ use bindonce::{Claim, Give};
 use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::State;
-use bindonce_core::listener::{Listener, Options};
+use bindonce_core::listener::Listener;
 use bindonce_daemon::openmetrics::{Family, Page, Value};
 use bindonce_daemon::{events, scrape, self_metrics};
+use bindonce_sys::listen::open_path;
 use bindonce_sys::{clock, process};
 use tokio::sync::{mpsc, oneshot};
 
@@ -181,8 +182,8 @@ pub(crate) async fn keep(
     sender: mpsc::UnboundedSender<Message>,
 ) {
     let in_directory = async {
-        match open(&beside) {
-            Ok(fd) => export(fd, false, sender.clone()).await,
+        match open_path(&beside, 0o600) {
+            Ok(opened) => export(opened.fd, false, sender.clone()).await,
             Err(error) => tracing::warn!("no metrics in the service's directory: {error}"),
         }
     };
@@ -192,13 +193,6 @@ pub(crate) async fn keep(
         }
     };
     tokio::join!(in_directory, on_listener);
-}
-
-fn open(path: &Path) -> Result<OwnedFd, Error> {
-    let options = Options { mode: Some(0o600), ..Options::default() };
-    let text = path.to_string_lossy().into_owned();
-    let listener = Listener { name: None, address: Address::Unix(text), options };
-    Ok(bindonce_sys::listen::open(&listener)?.fd)
 }
 
 /// Claims the listener, serves on it, and gives it back to the next broker when one is lost.

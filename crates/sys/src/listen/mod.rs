@@ -18,9 +18,10 @@ mod unix;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use bindonce_core::address::Address;
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{Listener, Options};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::Error;
@@ -62,6 +63,18 @@ pub fn open(listener: &Listener) -> Result<Opened, Error> {
         None => open_here(listener, false),
         Some(name) => within_netns(name, || open_here(listener, false))?,
     }
+}
+
+/// Opens the socket of a UNIX path whose file has this mode.
+///
+/// # Errors
+/// As [`open`]; [`Error::Path`] if no socket can have this path.
+pub fn open_path(path: &Path, mode: u32) -> Result<Opened, Error> {
+    let unfit = |source| Error::Path { path: path.to_owned(), source };
+    // One that is not UTF-8 fails as one with a NUL does: it cannot be written in a message or a list of options.
+    let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(unfit)?;
+    let options = Options { mode: Some(mode), ..Options::default() };
+    open(&Listener::new(None, address, options).map_err(unfit)?)
 }
 
 /// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again.

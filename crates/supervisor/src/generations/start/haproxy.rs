@@ -1,17 +1,14 @@
 //! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
 
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bindonce_core::address::Address;
 use bindonce_core::generation::GenerationId;
-use bindonce_core::listener::{Listener, Options};
-use bindonce_sys::aside;
 use bindonce_sys::spawn::Launch;
+use bindonce_sys::{aside, listen};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
 use crate::disk::directory::Directory;
@@ -124,15 +121,15 @@ pub(crate) fn order(
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let mut admin = rendered.admin.then(|| directory.admin(id));
     if let Some(path) = &mut admin {
-        let fd = match listen_for_admin(path) {
+        let opened = match listen::open_path(path, 0o600) {
             Err(error) if how.alone && fallback::is_refusal(&refused_with(&error)) => {
                 let other = directory.fallback_admin(id);
                 *path = other.map_err(Error::system("bind haproxy's admin socket"))?;
-                listen_for_admin(path)?
+                listen::open_path(path, 0o600)?
             }
             done => done?,
         };
-        descriptors.push((String::new(), Arc::new(fd)));
+        descriptors.push((String::new(), Arc::new(opened.fd)));
         launch.env.push((ADMIN_VARIABLE.into(), FIRST_DESCRIPTOR.to_string().into()));
     }
     let first = FIRST_DESCRIPTOR + i32::from(admin.is_some());
@@ -179,12 +176,4 @@ pub(crate) fn refused(error: bindonce::Error, rendering: &Rendering) -> Error {
 /// What the system answered.
 fn refused_with(error: &bindonce_sys::Error) -> io::Error {
     error.errno().map_or_else(|| io::Error::other("no answer"), io::Error::from_raw_os_error)
-}
-
-/// Binds a generation's admin socket: the supervisor's own, not the broker's.
-fn listen_for_admin(path: &Path) -> Result<OwnedFd, bindonce_sys::Error> {
-    let options = Options { mode: Some(0o600), ..Options::default() };
-    let text = path.to_string_lossy().into_owned();
-    let listener = Listener { name: None, address: Address::Unix(text), options };
-    Ok(bindonce_sys::listen::open(&listener)?.fd)
 }
