@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bindonce_core::event;
-use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_core::generation::{Caller, Event, GenerationId, State};
 use bindonce_daemon::Happening;
 use bindonce_haproxy::config::Rendering;
 use bindonce_sys::clock;
@@ -48,6 +48,7 @@ impl Supervisor {
             Message::Answers(id, info) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.cli.version = Some(info.version);
+                    generation.cli.release = Some(info.release);
                     generation.cli.answers = info.pid;
                     self.ready(id, "its admin socket answers");
                 }
@@ -86,6 +87,7 @@ impl Supervisor {
             // A client that has gone away misses nothing.
             Message::Scraped(reply) => drop(reply.send(self.view().metrics())),
             Message::Asked(ask) => self.answer_client(ask),
+            Message::Master(ask) => self.answer_master_cli(ask),
         }
     }
 
@@ -122,10 +124,11 @@ impl Supervisor {
         reply: Option<oneshot::Sender<control::Answer>>,
         why: &str,
         pid: Option<i32>,
-    ) {
+    ) -> Caller {
         self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
         let caller = self.requests.reload(reply);
         self.feed(Event::Reload(caller));
+        caller
     }
 
     /// Does what a signal to the supervisor asks for.
@@ -255,6 +258,7 @@ impl Supervisor {
                 _ => tracing::error!(generation = id.0, pid, "{text}"),
             }
             self.record(id, kind, text);
+            self.master.failing = Some((id, generation.output.tail.clone()));
             let words = generation.output.tail.text();
             let name = self.cx.settings.kind.name();
             let text = if words.is_empty() {

@@ -4,6 +4,7 @@
 //! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use bindonce_haproxy::cli::Version;
@@ -41,12 +42,17 @@ impl Haproxy {
         if self.admin {
             return Ok(None);
         }
-        let mut command = std::process::Command::new(&self.command.program);
-        command.arg("-v");
-        let answer = ask::answer(command, VERSION);
-        let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
-        Ok(Some(Version::of_banner(&String::from_utf8_lossy(&answer.stdout))))
+        version_of(&self.command.program).map(Some)
     }
+}
+
+/// The version that a haproxy binary prints.
+pub(crate) fn version_of(program: &OsStr) -> Result<Version, Error> {
+    let mut command = std::process::Command::new(program);
+    command.arg("-v");
+    let answer = ask::answer(command, VERSION);
+    let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
+    Ok(Version::of_banner(&String::from_utf8_lossy(&answer.stdout)))
 }
 
 impl Kind {

@@ -20,6 +20,7 @@ mod handover;
 mod inbox;
 mod kind;
 mod main_loop;
+mod master_cli;
 mod message;
 mod perform;
 pub mod program;

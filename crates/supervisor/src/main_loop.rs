@@ -18,6 +18,7 @@ use crate::disk::take_over::{Inheritance, take_over};
 use crate::disk::{files, found};
 use crate::error::Error;
 use crate::generations::reaper;
+use crate::master_cli::Master;
 use crate::message::Message;
 use crate::report::metrics;
 use crate::settings::Settings;
@@ -65,6 +66,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
+    let master = Master::open(&settings.master_cli, &saved, &mut left)?;
     spawn(control::serve(listener, Rc::clone(&journal), move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Asked(ask));
@@ -82,7 +84,8 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
     spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
     let cx = Context::new(settings, directory, journal, sender);
-    let mut supervisor = Supervisor::new(cx, &saved, control)?;
+    master.serve(&cx)?;
+    let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.adopt(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
 }
@@ -95,6 +98,7 @@ impl Supervisor {
     ) -> Result<Ended, Error> {
         let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
         if self.timeline.serving().is_none() {
+            self.master.begin();
             self.reload(None, "the service begins", None);
         }
         loop {

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use crate::control::Ask;
 use crate::error::Error;
 use crate::generations::start::Launched;
+use crate::master_cli;
 use bindonce_haproxy::cli::Info;
 
 /// Something that happened, on its way to the loop.
@@ -40,6 +41,8 @@ pub(crate) enum Message {
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
     Asked(Ask),
+    /// A client of the master CLI does.
+    Master(master_cli::Ask),
     /// Another process than us has told the generation that serves to stop, or its own master to
     /// reload: how.
     Leaves(GenerationId, &'static str),

@@ -42,9 +42,7 @@ impl Supervisor {
             }
             Action::LetGo(id) => {
                 if let Some(generation) = self.generations.get(&id) {
-                    if let Some(admin) = &generation.cli.admin {
-                        admin.close();
-                    }
+                    generation.cli.close();
                     tracing::info!(generation = id.0, pid = generation.pid(), "drained");
                 }
             }
@@ -78,8 +76,9 @@ impl Supervisor {
         // The id must never be used again, whatever becomes of us.
         self.save();
         let serving = self.timeline.serving();
-        if serving.is_some() {
+        if let Some(serving) = serving {
             self.report.announcer.reloading();
+            self.open_spares(serving);
         }
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
@@ -98,6 +97,7 @@ impl Supervisor {
                 .unwrap_or_default(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)?.cli.admin.clone()),
+            version: serving.and_then(|id| self.generations.get(&id)?.cli.version),
             alone: serving.is_none(),
             older_alive,
             no_epoll: self.handover.ghosts.no_epoll(),
@@ -160,6 +160,8 @@ impl Supervisor {
         self.handover.tell(&Duty::None);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
+        generation.reloads_before = self.master.reloads;
+        generation.output.started();
         generation.release();
         let (pid, confirmed) = (generation.pid(), generation.tell(State::Serving));
         tracing::info!(generation = id.0, pid, "serving");
@@ -189,6 +191,7 @@ impl Supervisor {
             broker: self.leases.broker().pid(),
         };
         let answer = self.report.outcome(&self.cx, outcome, now);
+        self.reload_ended(callers, outcome);
         self.requests.answer(callers, answer);
     }
 

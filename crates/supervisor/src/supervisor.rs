@@ -20,6 +20,7 @@ use crate::generations::own;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
 use crate::kind::Haproxy;
+use crate::master_cli::Master;
 use crate::report::Report;
 use crate::report::view::View;
 use bindonce_haproxy::config::Rendering;
@@ -38,11 +39,17 @@ pub(crate) struct Supervisor {
     pub(crate) requests: Requests,
     pub(crate) report: Report,
     pub(crate) upgrade: Upgrade,
+    pub(crate) master: Master,
     pub(crate) ending: Option<Ending>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(cx: Context, saved: &Saved, control: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn new(
+        cx: Context,
+        saved: &Saved,
+        control: OwnedFd,
+        master: Master,
+    ) -> Result<Self, Error> {
         let settings = &cx.settings;
         let version = settings.kind.haproxy().map(Haproxy::version).transpose()?.flatten();
         let next = GenerationId(saved.next.max(1));
@@ -56,6 +63,7 @@ impl Supervisor {
             requests: Requests::default(),
             report: Report::new(),
             upgrade: Upgrade::new(control, saved.upgrades),
+            master,
             ending: None,
             cx,
         })
@@ -123,6 +131,7 @@ impl Supervisor {
             since: generation.started.0,
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
             own_devices: generation.own.devices.clone(),
+            reloads_before: generation.reloads_before,
         });
         Saved {
             next: self.timeline.next_id().0,
@@ -130,6 +139,9 @@ impl Supervisor {
             ours: self.leases.ours().clone(),
             inherited,
             upgrades: self.upgrade.count,
+            began: self.master.began.0,
+            reloads: self.master.reloads,
+            failed_reloads: self.master.failed,
         }
     }
 }

@@ -7,6 +7,8 @@ use super::Version;
 pub struct Info {
     /// haproxy's version.
     pub version: Version,
+    /// The same as haproxy writes it, as in `2.6.12-1+deb12u4`.
+    pub release: String,
     /// The process that answers: in master-worker mode a worker, not the process that was started.
     pub pid: Option<i32>,
     /// Whether it was told to stop. It may not have closed its listeners: `grace` delays that.
@@ -26,7 +28,10 @@ impl Info {
         for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {
             let number = || value.trim().parse().unwrap_or_default();
             match name {
-                "Version" => info.version = Version::read(value),
+                "Version" => {
+                    info.version = Version::read(value);
+                    value.trim().clone_into(&mut info.release);
+                }
                 "Pid" => info.pid = value.trim().parse().ok(),
                 "Listeners" => info.listeners = value.trim().parse().ok(),
                 "Stopping" => info.stopping = value.trim() != "0",
@@ -49,6 +54,7 @@ mod tests {
              Listeners: 2\nCurrConns: 3\nCumConns: 812\n";
         let info = Info::read(text);
         assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
+        assert_eq!(info.release, "2.6.12-1+deb12u4");
         assert!(info.stopping);
         assert_eq!((info.pid, info.listeners), (Some(77), Some(2)));
         assert_eq!((info.connections, info.accepted), (3, 812));

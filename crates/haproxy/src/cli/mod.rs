@@ -4,6 +4,7 @@
 mod descriptors;
 mod info;
 mod level;
+pub mod master;
 mod sessions;
 mod version;
 

@@ -8,7 +8,7 @@ use bindonce_core::listener::{Listener, Options};
 
 use super::address::{self, Context, Problem, Target};
 use super::{Command, Error, World, files};
-use crate::cli::Level;
+use crate::cli::{Level, Version};
 
 /// A socket of the master CLI.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,19 @@ pub enum MasterAddress {
 }
 
 impl MasterSocket {
+    /// The variable that names all sockets of the master CLI.
+    pub const VARIABLE: &str = "HAPROXY_MASTER_CLI";
+
+    /// Its value.
+    pub fn variable_of(sockets: &[Self]) -> String {
+        sockets.iter().filter_map(Self::variable).collect::<Vec<_>>().join(";")
+    }
+
+    /// Whether a process that serves under a master of this version has it; in later ones only the master itself.
+    pub fn is_in_workers(version: Version) -> bool {
+        version < Version { major: 3, minor: 1, patch: 0 }
+    }
+
     /// Those of a command.
     ///
     /// # Errors
@@ -116,7 +129,7 @@ impl MasterSocket {
     }
 
     /// How haproxy names it in HAPROXY_MASTER_CLI; none of an inherited one.
-    pub fn variable(&self) -> Option<String> {
+    fn variable(&self) -> Option<String> {
         match &self.at {
             MasterAddress::Listen(listener) => Some(match &listener.address {
                 Address::Tcp(at) if at.is_ipv4() => format!("ipv4@{at}"),

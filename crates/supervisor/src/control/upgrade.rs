@@ -44,10 +44,10 @@ impl Supervisor {
         let admins: Vec<_> = self
             .generations
             .iter_mut()
-            .filter_map(|generation| {
+            .flat_map(|generation| {
                 // Nothing may be half said when the connections change hands.
                 generation.tasks.end();
-                generation.cli.admin.clone()
+                generation.cli.all()
             })
             .collect();
         crate::tasks::spawn(async move {
@@ -96,6 +96,12 @@ impl Supervisor {
             Ok(control) => inherited.control = leave(control),
             Err(error) => return format!("the control socket cannot be kept: {error}"),
         }
+        for socket in &self.master.sockets {
+            match socket.fd.try_clone() {
+                Ok(fd) => drop(inherited.master_cli.insert(socket.wanted.text.clone(), leave(fd))),
+                Err(error) => return format!("a socket of the master CLI cannot be kept: {error}"),
+            }
+        }
         for generation in self.generations.iter() {
             let id = generation.id;
             let admin = generation
@@ -104,6 +110,9 @@ impl Supervisor {
                 .as_ref()
                 .and_then(crate::generations::admin::Admin::connection);
             inherited.admin.extend(admin.map(|fd| (id.0, leave(fd))));
+            let spares = generation.cli.spares.connections();
+            let spares = spares.into_iter().map(|(level, fd)| (level, leave(fd)));
+            inherited.spares.insert(id.0, spares.collect());
             if let Some((pipe, messages)) = &generation.output.pipe
                 && let Ok(pipe) = pipe.try_clone()
             {

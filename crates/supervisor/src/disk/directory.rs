@@ -55,6 +55,12 @@ pub(crate) struct Saved {
     pub(crate) inherited: Option<Inherited>,
     /// How often it has done so.
     pub(crate) upgrades: u64,
+    /// When this process began, in milliseconds since the Unix epoch.
+    pub(crate) began: u64,
+    /// How many reloads there were.
+    pub(crate) reloads: u64,
+    /// How many have failed since the last that succeeded.
+    pub(crate) failed_reloads: u64,
 }
 
 /// One generation as the next supervisor must know it.
@@ -79,6 +85,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) listeners: Vec<String>,
     /// Devices whose addresses it has bound by itself.
     pub(crate) own_devices: BTreeSet<String>,
+    /// How many reloads there had been when it began to serve.
+    pub(crate) reloads_before: u64,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.
@@ -92,6 +100,10 @@ pub(crate) struct Inherited {
     pub(crate) control: i32,
     /// The admin connection of each generation that has one.
     pub(crate) admin: BTreeMap<u64, i32>,
+    /// The listening sockets of the master CLI, by what `-S` says.
+    pub(crate) master_cli: BTreeMap<String, i32>,
+    /// The admin connections of each generation for clients of the master CLI, by their level.
+    pub(crate) spares: BTreeMap<u64, BTreeMap<String, i32>>,
     /// The reading end of each generation's standard error.
     pub(crate) stderr: BTreeMap<u64, i32>,
     /// What translates it, of each haproxy.

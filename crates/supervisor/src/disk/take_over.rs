@@ -36,6 +36,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(crate) struct Inheritance {
     pub(crate) control: Option<OwnedFd>,
+    /// By what `-S` says.
+    pub(crate) master_cli: BTreeMap<String, OwnedFd>,
+    spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
     stderr: BTreeMap<u64, OwnedFd>,
     messages: BTreeMap<u64, SavedMessages>,
@@ -53,6 +56,11 @@ impl Inheritance {
             Messages::default()
         });
         Some((stderr, messages))
+    }
+
+    /// The admin connections of a generation for clients of the master CLI.
+    fn spares(&mut self, id: GenerationId) -> BTreeMap<String, OwnedFd> {
+        self.spares.remove(&id.0).unwrap_or_default()
     }
 
     /// How this supervisor begins.
@@ -77,14 +85,19 @@ impl Inheritance {
         }
         let take =
             |number: i32| inherit::take(number).map_err(Error::system("take a descriptor over"));
-        let all = |numbers: &BTreeMap<u64, i32>| {
-            numbers
-                .iter()
-                .map(|(id, number)| Ok((*id, take(*number)?)))
-                .collect::<Result<_, Error>>()
-        };
+        fn all<K: Ord + Clone>(numbers: &BTreeMap<K, i32>) -> Result<BTreeMap<K, OwnedFd>, Error> {
+            let take = |number| inherit::take(number);
+            let taken = numbers.iter().map(|(of, number)| Ok((of.clone(), take(*number)?)));
+            taken.collect::<std::io::Result<_>>().map_err(Error::system("take a descriptor over"))
+        }
         Ok(Self {
             control: Some(take(left.control)?),
+            master_cli: all(&left.master_cli)?,
+            spares: left
+                .spares
+                .iter()
+                .map(|(id, numbers)| Ok((*id, all(numbers)?)))
+                .collect::<Result<_, Error>>()?,
             admin: all(&left.admin)?,
             stderr: all(&left.stderr)?,
             messages: left.messages.clone(),
@@ -166,7 +179,10 @@ async fn find(
     generation.lease.served = true;
     generation.own.devices.clone_from(&saved.own_devices);
     generation.cli.version = info.as_ref().map(|info| info.version);
-    generation.cli.answers = info.and_then(|info| info.pid);
+    generation.cli.answers = info.as_ref().and_then(|info| info.pid);
+    generation.cli.release = info.map(|info| info.release);
+    generation.reloads_before = saved.reloads_before;
+    generation.cli.spares.resume(left.spares(id));
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));

@@ -35,6 +35,8 @@ pub(crate) struct Admin {
 #[derive(Debug)]
 struct Ask {
     command: Cow<'static, str>,
+    /// What is sent before it and after it, with nothing between: each on a line of its own, whose answer does not matter.
+    around: (Vec<String>, Vec<String>),
     reply: oneshot::Sender<String>,
 }
 
@@ -105,14 +107,38 @@ impl Admin {
         command: impl Into<Cow<'static, str>>,
         limit: Duration,
     ) -> Result<String, NoAnswer> {
+        self.ask_between(Vec::new(), command, Vec::new(), limit).await
+    }
+
+    /// The same, with more commands before it and after it, between which no other comes.
+    pub(crate) async fn ask_between(
+        &self,
+        before: Vec<String>,
+        command: impl Into<Cow<'static, str>>,
+        after: Vec<String>,
+        limit: Duration,
+    ) -> Result<String, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        let command = command.into();
-        self.asks.send(Ask { command, reply }).map_err(|_| NoAnswer::Closed)?;
+        let ask = Ask { command: command.into(), around: (before, after), reply };
+        self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(NoAnswer::Closed),
             Err(_) => Err(NoAnswer::InTime),
         }
+    }
+
+    /// Sends one command whose answer does not matter, before any that is asked later.
+    pub(crate) fn tell(&self, command: impl Into<Cow<'static, str>>) {
+        let (reply, _) = oneshot::channel();
+        // One that has ended hears nothing, and is asked nothing.
+        let ask = Ask { command: command.into(), around: <_>::default(), reply };
+        let _ = self.asks.send(ask);
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.asks.is_closed()
     }
 
     /// `show info`, read.
@@ -133,9 +159,16 @@ async fn talk(
     mut requests: mpsc::UnboundedReceiver<Ask>,
 ) -> io::Result<()> {
     ready(Info::read(&exchange(&mut stream, "show info").await?));
-    while let Some(Ask { command, reply }) = requests.recv().await {
+    while let Some(Ask { command, around: (before, after), reply }) = requests.recv().await {
+        for command in before {
+            exchange(&mut stream, &command).await?;
+        }
+        let answer = exchange(&mut stream, &command).await?;
+        for command in after {
+            exchange(&mut stream, &command).await?;
+        }
         // Whoever asked may have stopped waiting; the answer must be read all the same.
-        let _ = reply.send(exchange(&mut stream, &command).await?);
+        let _ = reply.send(answer);
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::broker::lease::LeaseUpdate;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
+use crate::generations::spares::Spares;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Messages;
@@ -35,6 +36,8 @@ pub(crate) struct Generation {
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Lease,
     pub(crate) own: OwnAddresses,
+    /// How many reloads there had been when it began to serve.
+    pub(crate) reloads_before: u64,
     /// Connections left, once it drains.
     pub(crate) connections: Option<u64>,
     pub(crate) tasks: Tasks,
@@ -45,6 +48,10 @@ pub(crate) struct Cli {
     pub(crate) admin: Option<Admin>,
     /// Known when its admin socket has answered.
     pub(crate) version: Option<Version>,
+    /// That version as haproxy writes it.
+    pub(crate) release: Option<String>,
+    /// More connections, for the clients of the master CLI.
+    pub(crate) spares: Spares,
     /// The process that answers on its admin socket, once it has.
     pub(crate) answers: Option<i32>,
     /// Its configuration or command line asks for haproxy's own master.
@@ -56,6 +63,15 @@ pub(crate) struct Output {
     pub(crate) tail: Tail,
     /// A copy of the reading end and what translates it, for the next image of this process.
     pub(crate) pipe: Option<(OwnedFd, Messages)>,
+}
+
+impl Output {
+    /// It has started: what it writes from now on does not belong to its start.
+    pub(crate) fn started(&self) {
+        let pipe = self.pipe.as_ref().map(|(pipe, _)| rustix::io::ioctl_fionread(pipe));
+        let unread = pipe.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok());
+        self.tail.started(unread.unwrap_or_default());
+    }
 }
 
 /// How far it has come on the way to take over.
@@ -256,8 +272,21 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.tasks.end();
-        if let Some(admin) = &self.cli.admin {
+        self.cli.close();
+    }
+}
+
+impl Cli {
+    /// All connections.
+    pub(crate) fn all(&self) -> Vec<Admin> {
+        self.admin.iter().cloned().chain(self.spares.all()).collect()
+    }
+
+    /// Closes all connections: they keep the process alive.
+    pub(crate) fn close(&self) {
+        if let Some(admin) = &self.admin {
             admin.close();
         }
+        self.spares.close();
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod process;
 pub(crate) mod reaper;
 pub(crate) mod server_state;
 mod set;
+pub(crate) mod spares;
 pub(crate) mod start;
 pub(crate) mod starts;
 pub(crate) mod watching;

@@ -1,5 +1,5 @@
 //! The standard error of a generation: passed on line by line, with the names of the user's files in place of those of the
-//! copies ([`Messages`]), and its last lines kept for the error message.
+//! copies ([`Messages`]), and its first and last lines kept: what it said when it started, and the error message.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,23 +17,53 @@ use bindonce_haproxy::config::Messages;
 const LINES: usize = 40;
 const LINE_BYTES: u64 = 16 * 1024;
 
-/// The last lines that a generation wrote on its standard error.
+/// How many bytes are kept of what it says when it starts: as many as haproxy's own buffer for them holds.
+const STARTUP_BYTES: usize = 64 * 1024;
+
+/// The first and the last lines that a generation wrote on its standard error.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Tail(Rc<RefCell<VecDeque<String>>>);
+pub(crate) struct Tail(Rc<RefCell<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    last: VecDeque<String>,
+    startup: String,
+    /// It has started: how many bytes are left that it wrote before.
+    started: Option<usize>,
+}
 
 impl Tail {
-    /// The lines, oldest first.
+    /// The last lines, oldest first.
     pub(crate) fn text(&self) -> String {
         let lines = self.0.borrow();
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        lines.last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
-    fn push(&self, line: &[u8]) {
+    /// The lines that it wrote until it had started.
+    pub(crate) fn startup(&self) -> String {
+        self.0.borrow().startup.clone()
+    }
+
+    /// It has started: what it writes from now on does not belong to its start. `unread`: what is still in its pipe.
+    pub(crate) fn started(&self, unread: usize) {
+        self.0.borrow_mut().started.get_or_insert(unread);
+    }
+
+    /// `read`: how many bytes it was as it was written.
+    fn push(&self, line: &[u8], read: usize) {
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_end();
         let mut lines = self.0.borrow_mut();
-        if lines.len() == LINES {
-            lines.pop_front();
+        let belongs = lines.started.is_none_or(|left| left > 0);
+        if belongs && lines.startup.len() + line.len() < STARTUP_BYTES {
+            lines.startup.push_str(line);
+            lines.startup.push('\n');
         }
-        lines.push_back(String::from_utf8_lossy(line).trim_end().to_owned());
+        lines.started = lines.started.map(|left| left.saturating_sub(read));
+        if lines.last.len() == LINES {
+            lines.last.pop_front();
+        }
+        lines.last.push_back(line.to_owned());
     }
 }
 
@@ -61,12 +91,13 @@ pub(crate) async fn pass_on(
     let mut line = Vec::new();
     loop {
         line.clear();
-        if (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await? == 0 {
+        let read = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line).await?;
+        if read == 0 {
             return Ok(());
         }
         // haproxy has dropped root by now, and may have been taken over: its bytes are not trusted.
         let text = shown(&messages.of_the_user(&line));
-        tail.push(&text);
+        tail.push(&text, read);
         // Our own standard error may have no reader; haproxy must not wait for one.
         log::write(&text);
     }

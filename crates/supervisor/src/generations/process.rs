@@ -22,6 +22,7 @@ use crate::generations::generation::{
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
+use crate::generations::spares::Spares;
 use crate::handover::watchdog::Watchdog;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
@@ -96,12 +97,20 @@ pub(crate) fn take_on(
         id,
         pidfd,
         started,
-        cli: Cli { admin, version: None, answers: None, master_worker },
+        cli: Cli {
+            admin,
+            version: None,
+            release: None,
+            spares: Spares::default(),
+            answers: None,
+            master_worker,
+        },
         output: Output { tail, pipe },
         readiness: Readiness::default(),
         listeners,
         lease: Lease { news, served: false, closed: false },
         own: OwnAddresses::default(),
+        reloads_before: 0,
         connections: None,
         tasks: Tasks::default(),
     };

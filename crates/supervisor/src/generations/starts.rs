@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) known: Known,
     /// The generation that serves, to be asked for the state of its servers.
     pub(crate) serving: Option<Admin>,
+    /// Its version.
+    pub(crate) version: Option<Version>,
     /// No generation serves.
     pub(crate) alone: bool,
     pub(crate) older_alive: bool,
@@ -90,7 +92,8 @@ impl Starts {
                 Some(prepared) => prepared,
                 None => {
                     let (devices, haproxys) = (plan.devices, plan.haproxys);
-                    let how = ReadOptions { again, alone, no_epoll, devices, haproxys };
+                    let version = plan.version;
+                    let how = ReadOptions { again, alone, no_epoll, devices, haproxys, version };
                     Rc::new(start::prepare(&inner.settings, &inner.directory, id, how).await?)
                 }
             };

@@ -1,5 +1,6 @@
 //! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
 
+use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use crate::disk::directory::Directory;
 use crate::disk::fallback;
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
-use crate::kind::Haproxy;
+use crate::kind::{self, Haproxy};
 use crate::settings::Settings;
-use bindonce_haproxy::config::{Messages, Rendering, Supplied, System};
+use bindonce_haproxy::cli::Version;
+use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied, System};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
@@ -42,6 +44,8 @@ pub(crate) struct Rendered {
     /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
     /// listen on: where only haproxy can say whether there is anything, it is left out.
     admin: bool,
+    /// What names the sockets of the master CLI to a process under a master of its version.
+    master_cli: Option<String>,
 }
 
 impl Rendered {
@@ -66,21 +70,24 @@ pub(crate) async fn render(
     // Conditions can depend on each of these.
     command.arguments.extend(how.no_epoll.then(|| "-de".into()));
     let (service, generation) = (settings.service.to_string(), id.0.to_string());
+    let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let read = aside::within(limit, move || -> Result<Rendering, Error> {
+    let read = aside::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
-        let ours = [("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
+        let sockets = master_cli(&sockets, version, &command.program)?;
+        let mut ours = vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
+        ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
         let world = world.with(&crate::broker::not_theirs(), &ours);
         let world = world.holding(how.devices).beside(how.haproxys);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
         let rendering = Rendering::of(&command, supplied, &world)?;
         rendering.self_contained()?;
-        Ok(rendering)
+        Ok((rendering, sockets))
     });
-    let rendering = match read.await {
-        Ok(rendering) => rendering?,
+    let (rendering, master_cli) = match read.await {
+        Ok(read) => read?,
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
     let admin = kind.admin && rendering.surely_listens();
@@ -92,7 +99,7 @@ pub(crate) async fn render(
         done => done,
     };
     let files = files.map_err(Error::system("write the rendered configuration"))?;
-    Ok(Rendered { rendering: Rc::new(rendering), files, admin })
+    Ok(Rendered { rendering: Rc::new(rendering), files, admin, master_cli })
 }
 
 /// Writes the copies into a directory, with that of the admin socket first; gives their paths.
@@ -138,6 +145,8 @@ pub(crate) fn order(
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
     let environment = rendered.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
+    let master_cli = rendered.master_cli.as_ref();
+    launch.env.extend(master_cli.map(|sockets| (MasterSocket::VARIABLE.into(), sockets.into())));
     launch.descriptors = descriptors;
     launch.args = kind.command.arguments_on(&rendered.files);
     launch.args.push("-db".into());
@@ -154,6 +163,19 @@ pub(crate) fn order(
     let copies = &rendered.files[usize::from(rendered.admin)..];
     let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
     Ok(Order { launch, messages, admin, notifications: None })
+}
+
+/// The sockets of the master CLI, for the environment of a haproxy of this version; of the program's, if none is known.
+fn master_cli(
+    sockets: &[MasterSocket],
+    version: Option<Version>,
+    program: &OsStr,
+) -> Result<Option<String>, Error> {
+    if sockets.is_empty() {
+        return Ok(None);
+    }
+    let version = version.map_or_else(|| kind::version_of(program), Ok)?;
+    Ok(MasterSocket::is_in_workers(version).then(|| MasterSocket::variable_of(sockets)))
 }
 
 /// A claim that was refused, with the line of the user's that wants the address.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Messages;
 use bindonce_sys::spawn::Launch;
 
@@ -38,6 +39,8 @@ pub(crate) struct ReadOptions {
     pub(crate) devices: BTreeSet<String>,
     /// Devices whose addresses the haproxy that serves has bound by itself.
     pub(crate) haproxys: BTreeSet<String>,
+    /// The version of the haproxy that serves.
+    pub(crate) version: Option<Version>,
 }
 
 /// What is to be started, and what belongs to it.

@@ -1,0 +1,231 @@
+//! What a client sends, cut into commands: one ends at a `;` or a line end without a backslash before it, and `<<` as the beginning of
+//! its last word announces a payload, which ends with an empty line or with the text after the `<<`.
+
+/// How long a line may be: as much as haproxy's buffer holds by default (`tune.bufsize`).
+pub const LONGEST_LINE: usize = 16 * 1024;
+
+/// How long a command may be with its payload.
+pub const LONGEST_REQUEST: usize = 256 * 1024;
+
+/// A pattern of more bytes announces no payload.
+const LONGEST_PATTERN: usize = 63;
+
+/// What was received and is not done.
+#[derive(Debug, Default)]
+pub struct Input {
+    bytes: Vec<u8>,
+    /// The last command stood at the end of its line.
+    ended_line: bool,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing before more is received.
+    More,
+    /// A line that is longer than [`LONGEST_LINE`].
+    TooLong,
+    /// A command, without what ended it.
+    Command(Vec<u8>),
+    /// `@@PREFIX`, with the prefix less one `@`, and the rest of its line with the line end.
+    Both(String, Vec<u8>),
+}
+
+impl Input {
+    /// Takes what was received.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Forgets what is not done.
+    pub fn clear(&mut self) {
+        *self = Self { bytes: Vec::new(), ended_line: true };
+    }
+
+    /// Gives all that is not done.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Whether the last command stood at the end of its line, and no other line is complete.
+    pub fn is_between_lines(&self) -> bool {
+        self.ended_line && !self.bytes.contains(&b'\n')
+    }
+
+    /// How many bytes are not done.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether all is done.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The next command, once its line is complete. `both`: whether `@@` is known.
+    pub fn next(&mut self, both: bool) -> Next {
+        let Some(line) = self.bytes.iter().position(|&byte| byte == b'\n') else {
+            return self.unless_too_long();
+        };
+        let start = self.bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+        if both && self.bytes[start..].starts_with(b"@@") {
+            let rest = self.bytes.split_off(line + 1);
+            let line = std::mem::replace(&mut self.bytes, rest);
+            let word = line[start + 1..].iter().take_while(|byte| !byte.is_ascii_whitespace());
+            let word = word.count();
+            let prefix = String::from_utf8_lossy(&line[start + 1..start + 1 + word]).into_owned();
+            let after = line[start + 1 + word..].trim_ascii_start().to_vec();
+            self.ended_line = true;
+            return Next::Both(prefix, after);
+        }
+        let mut at = 0;
+        loop {
+            match self.bytes.get(at) {
+                Some(b'\\') => at += 2,
+                Some(b';' | b'\n') => break,
+                Some(_) => at += 1,
+                None => return self.unless_too_long(),
+            }
+        }
+        if at > LONGEST_LINE {
+            return Next::TooLong;
+        }
+        let rest = self.bytes.split_off(at + 1);
+        let mut command = std::mem::replace(&mut self.bytes, rest);
+        let end = command.pop();
+        self.ended_line = end == Some(b'\n');
+        Next::Command(command)
+    }
+
+    /// The next line of a payload, with its line end.
+    pub fn payload_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.bytes.iter().position(|&byte| byte == b'\n')?;
+        let rest = self.bytes.split_off(end + 1);
+        Some(std::mem::replace(&mut self.bytes, rest))
+    }
+
+    fn unless_too_long(&self) -> Next {
+        if self.bytes.len() > LONGEST_LINE { Next::TooLong } else { Next::More }
+    }
+}
+
+/// The words of a command, each with where it begins; a backslash keeps the byte after it in its word.
+pub(super) fn words(command: &[u8]) -> Vec<(usize, &[u8])> {
+    let mut words = Vec::new();
+    let mut at = 0;
+    while at < command.len() {
+        if matches!(command[at], b' ' | b'\t') {
+            at += 1;
+            continue;
+        }
+        let start = at;
+        while at < command.len() && !matches!(command[at], b' ' | b'\t') {
+            at += if command[at] == b'\\' { 2 } else { 1 };
+        }
+        at = at.min(command.len());
+        words.push((start, &command[start..at]));
+    }
+    words
+}
+
+/// What ends the payload that a command announces, if it does: the line, without its end. `patterns`: whether the client may
+/// choose it.
+pub(super) fn payload(words: &[(usize, &[u8])], patterns: bool) -> Option<Vec<u8>> {
+    let (_, last) = words.last()?;
+    let pattern = last.strip_prefix(b"<<")?;
+    let fits = if patterns { pattern.len() <= LONGEST_PATTERN } else { pattern.is_empty() };
+    fits.then(|| pattern.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn commands(text: &str) -> Vec<String> {
+        let mut input = Input::default();
+        input.push(text.as_bytes());
+        let mut found = Vec::new();
+        while let Next::Command(command) = input.next(true) {
+            found.push(String::from_utf8(command).expect("UTF-8"));
+        }
+        found
+    }
+
+    #[test]
+    fn commands_end_at_semicolons_and_lines() {
+        assert_eq!(commands("show proc\n"), ["show proc"]);
+        assert_eq!(commands("a; b ;c\nd\n"), ["a", " b ", "c", "d"]);
+        assert_eq!(
+            commands("@1 add acl f Mon\\ User\\;;@1 x\n"),
+            [r"@1 add acl f Mon\ User\;", "@1 x"]
+        );
+        assert_eq!(commands("no end"), Vec::<String>::new());
+        assert_eq!(commands("a;b"), Vec::<String>::new());
+        assert_eq!(commands("\n;\n"), ["", "", ""]);
+    }
+
+    #[test]
+    fn two_ats_take_their_whole_line() {
+        let mut input = Input::default();
+        input.push(b"show proc; @@1  show info; show stat\nmore\n");
+        assert_eq!(input.next(true), Next::Command(b"show proc".to_vec()));
+        assert!(!input.is_between_lines());
+        let line = b"show info; show stat\n".to_vec();
+        assert_eq!(input.next(true), Next::Both("@1".to_owned(), line));
+        assert_eq!(input.take(), b"more\n");
+        input.push(b"@@!12\n");
+        assert_eq!(input.next(true), Next::Both("@!12".to_owned(), Vec::new()));
+        input.push(b"@@1 x\n");
+        assert_eq!(input.next(false), Next::Command(b"@@1 x".to_vec()));
+    }
+
+    #[test]
+    fn a_line_has_a_limit() {
+        let mut input = Input::default();
+        input.push(&vec![b'a'; LONGEST_LINE]);
+        assert_eq!(input.next(true), Next::More);
+        input.push(b"aa");
+        assert_eq!(input.next(true), Next::TooLong);
+        input.push(b"\n");
+        assert_eq!(input.next(true), Next::TooLong);
+    }
+
+    #[test]
+    fn words_keep_what_is_escaped() {
+        let text = |command: &'static str| {
+            let words = words(command.as_bytes());
+            words.into_iter().map(|(_, word)| String::from_utf8_lossy(word)).collect::<Vec<_>>()
+        };
+        assert_eq!(text("  a\tb\\ c  d"), ["a", r"b\ c", "d"]);
+        assert_eq!(text("a\\"), [r"a\"]);
+        assert_eq!(payload(&words(b"add map f <<"), true), Some(Vec::new()));
+        assert_eq!(payload(&words(b"add map f <<EOF"), true), Some(b"EOF".to_vec()));
+        assert_eq!(payload(&words(b"add map f <<EOF"), false), None);
+        assert_eq!(payload(&words(b"add map << f"), true), None);
+    }
+
+    proptest! {
+        /// However it is split, a text is cut into the same commands, and nothing is lost or made up.
+        #[test]
+        fn where_bytes_are_split_does_not_matter(text in "[ab @;\\\\\n]{0,80}", at in 0usize..80) {
+            let all = |parts: &[&[u8]]| {
+                let mut input = Input::default();
+                let mut found = Vec::new();
+                for part in parts {
+                    input.push(part);
+                    loop {
+                        match input.next(true) {
+                            Next::More | Next::TooLong => break,
+                            other => found.push(other),
+                        }
+                    }
+                }
+                (found, input.take())
+            };
+            let bytes = text.as_bytes();
+            let at = at.min(bytes.len());
+            prop_assert_eq!(all(&[bytes]), all(&[&bytes[..at], &bytes[at..]]));
+        }
+    }
+}

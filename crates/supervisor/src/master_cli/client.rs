@@ -1,0 +1,111 @@
+//! The connection of a client of the master CLI, and what all of them share.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_haproxy::cli::master::Input;
+use bindonce_haproxy::config::MasterSocket;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::ask::{Ask, Reloaded, Seen};
+use crate::context::Context;
+use crate::message::Message;
+
+/// How long a client may take what is sent to it.
+const WRITE: Duration = Duration::from_secs(30);
+
+/// How many connections to generations are open for clients at once, so that some of the ten that a haproxy has by default are left.
+const TO_GENERATIONS: usize = 6;
+
+/// How long what a refused client still sends is read, so that it sees why.
+const DISCARD: Duration = Duration::from_secs(2);
+
+/// What all clients share.
+#[derive(Clone)]
+pub(super) struct Hub {
+    cx: Context,
+    pub(super) to_generations: Rc<Semaphore>,
+}
+
+impl Hub {
+    pub(super) fn new(cx: Context) -> Self {
+        Self { cx, to_generations: Rc::new(Semaphore::new(TO_GENERATIONS)) }
+    }
+
+    /// Asks the loop what there is.
+    pub(super) async fn look(&self) -> io::Result<Seen> {
+        let (reply, seen) = oneshot::channel();
+        self.cx.send(Message::Master(Ask::Look(reply)));
+        seen.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// The answer to `show env`: what a master has in its environment.
+    pub(super) fn environment(&self, name: Option<&str>) -> String {
+        let sockets = MasterSocket::variable_of(&self.cx.settings.master_cli);
+        let own = [(MasterSocket::VARIABLE, sockets), ("HAPROXY_MWORKER", "1".to_owned())];
+        let all = std::env::vars_os().map(|(name, value)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        });
+        let all = all.chain(own.map(|(name, value)| (name.to_owned(), value)));
+        let all: BTreeMap<String, String> = all.collect();
+        let shown = all.iter().filter(|(of, _)| name.is_none_or(|name| *of == name));
+        let text: String = shown.map(|(name, value)| format!("{name}={value}\n")).collect();
+        if text.is_empty() { "Variable not found\n".to_owned() } else { text }
+    }
+
+    pub(super) async fn reload(&self, hard: bool, pid: Option<i32>) -> io::Result<Reloaded> {
+        let (reply, outcome) = oneshot::channel();
+        self.cx.send(Message::Master(Ask::Reload { hard, pid, reply }));
+        outcome.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// The client's connection.
+pub(super) struct Client<S> {
+    pub(super) stream: S,
+    pub(super) input: Input,
+    /// It sends nothing more.
+    pub(super) ended: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub(super) async fn say(&mut self, text: &[u8]) -> io::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let written = tokio::time::timeout(WRITE, self.stream.write_all(text)).await;
+        written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Receives more, for at most `limit`.
+    pub(super) async fn receive(&mut self, limit: Duration) -> io::Result<()> {
+        let mut bytes = [0; 4096];
+        let read = tokio::time::timeout(limit, self.stream.read(&mut bytes)).await;
+        let read = read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        self.ended = read == 0;
+        self.input.push(&bytes[..read]);
+        Ok(())
+    }
+
+    /// Refuses what is too long, and reads on for a moment: a connection that is closed before all is read is reset, and the
+    /// client would not see why.
+    pub(super) async fn refuse(&mut self, text: &str) -> io::Result<()> {
+        self.input.clear();
+        self.say(text.as_bytes()).await?;
+        self.stream.shutdown().await?;
+        let mut bytes = vec![0; 16 * 1024];
+        let discard = async { while matches!(self.stream.read(&mut bytes).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(DISCARD, discard).await;
+        Ok(())
+    }
+}
+
+/// Whether the conversation goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goes {
+    On,
+    Ends,
+}

@@ -1,0 +1,183 @@
+//! Commands for a generation, each on a connection of its own to its admin socket; or, to one that accepts none any more, on one that
+//! was opened before ([`Spares`](crate::generations::spares::Spares)).
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bindonce_haproxy::cli::master::{Input, Next, Session};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use super::ask::Seen;
+use super::client::{Client, Goes, Hub};
+use crate::generations::spares::Spares;
+
+/// What is said when a generation cannot be reached, in haproxy's words.
+const NOT_REACHED: &[u8] = b"Can't connect to the target CLI!\n";
+
+/// How long a command waits for a connection, and how long a generation may be silent.
+const CONNECT: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(600);
+
+/// How long one that drains may take for an answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// How often a connection that was not accepted is tried again: a handover has come between.
+const ATTEMPTS: usize = 20;
+
+/// A command, with its line end and its payload, and what holds for it.
+pub(super) struct Request<'a> {
+    pub(super) session: &'a Session,
+    pub(super) text: &'a [u8],
+}
+
+/// Sends a command to a process and its answer to the client.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut Client<S>,
+    hub: &Hub,
+    request: Request<'_>,
+    pid: i32,
+    mut seen: Seen,
+) -> io::Result<Goes> {
+    for _ in 0..ATTEMPTS {
+        let Some(route) = seen.routes.remove(&pid) else { break };
+        let Some(socket) = route.socket else {
+            return ask_spare(client, &route.spares, &request).await;
+        };
+        let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { break };
+        let sent = tokio::time::timeout(CONNECT, send(&socket, &request)).await;
+        if let Ok(Ok(mut stream)) = sent
+            && relay(&mut stream, client, request.session.empty_answers(seen.version)).await?
+        {
+            return Ok(Goes::On);
+        }
+        // It was told to stop before it accepted the connection.
+        seen = hub.look().await?;
+    }
+    client.say(NOT_REACHED).await?;
+    Ok(Goes::Ends)
+}
+
+async fn send(socket: &Path, request: &Request<'_>) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let text = [request.session.preamble().as_bytes(), request.text].concat();
+    stream.write_all(&text).await?;
+    stream.shutdown().await?;
+    Ok(stream)
+}
+
+/// Passes an answer on to its end, but for so many line ends before it; false if there is none, as when the connection was not
+/// accepted.
+async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut UnixStream,
+    client: &mut Client<S>,
+    mut empty: usize,
+) -> io::Result<bool> {
+    let mut bytes = vec![0; 16 * 1024];
+    let mut passed = false;
+    loop {
+        match tokio::time::timeout(SILENT, stream.read(&mut bytes)).await {
+            Ok(Ok(read @ 1..)) => {
+                let skipped = empty.min(read);
+                client.say(&bytes[skipped..read]).await?;
+                (empty, passed) = (empty - skipped, true);
+            }
+            _ => return Ok(passed),
+        }
+    }
+}
+
+/// Asks a generation that accepts no connection any more.
+async fn ask_spare<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut Client<S>,
+    spares: &Spares,
+    request: &Request<'_>,
+) -> io::Result<Goes> {
+    let Request { session, text } = request;
+    let text = String::from_utf8_lossy(text);
+    let command = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+    let owned = |commands: Vec<&str>| commands.into_iter().map(str::to_owned).collect();
+    let (before, after) = (owned(session.modes()), owned(session.undone()));
+    let answer = match spares.get(session.level) {
+        Some(spare) => spare.ask_between(before, command, after, ANSWER).await.ok(),
+        None => None,
+    };
+    let Some(answer) = answer else {
+        client.say(NOT_REACHED).await?;
+        return Ok(Goes::Ends);
+    };
+    // It is asked with a prompt, so that it shows where an answer ends; for each line of a payload it says that it waits for more.
+    let mut answer = answer.as_str();
+    while let Some(rest) = answer.strip_prefix("+ ") {
+        answer = rest;
+    }
+    client.say(answer.as_bytes()).await?;
+    client.say(b"\n").await?;
+    Ok(Goes::On)
+}
+
+/// Joins the client with a process until that closes the connection.
+pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut Client<S>,
+    hub: &Hub,
+    request: Request<'_>,
+    pid: i32,
+    seen: &Seen,
+) -> io::Result<Goes> {
+    let Some(route) = seen.routes.get(&pid) else {
+        client.say(NOT_REACHED).await?;
+        return Ok(Goes::Ends);
+    };
+    let Some(socket) = &route.socket else {
+        if request.text.is_empty() {
+            let text = "This process is stopping, and can be asked only single commands: @@!PID COMMAND\n\n";
+            client.say(text.as_bytes()).await?;
+            return Ok(Goes::On);
+        }
+        // Its connection is shared: each command is asked alone.
+        let mut commands = Input::default();
+        commands.push(request.text);
+        while let Next::Command(mut text) = commands.next(false) {
+            text.push(b'\n');
+            let one = Request { session: request.session, text: &text };
+            if ask_spare(client, &route.spares, &one).await? == Goes::Ends {
+                return Ok(Goes::Ends);
+            }
+        }
+        return Ok(Goes::On);
+    };
+    let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
+    let stream = tokio::time::timeout(CONNECT, UnixStream::connect(socket)).await;
+    let (Ok(Ok(_permit)), Ok(Ok(mut stream))) = (permit, stream) else {
+        client.say(NOT_REACHED).await?;
+        return Ok(Goes::Ends);
+    };
+    let more = client.input.take();
+    let text = match request.text {
+        [] if more.is_empty() => request.session.mode().as_bytes(),
+        text => text,
+    };
+    let text = [request.session.lowered().as_bytes(), text, &more].concat();
+    stream.write_all(&text).await?;
+    let (mut theirs, mut ours) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+    loop {
+        tokio::select! {
+            read = stream.read(&mut theirs) => match read {
+                Ok(read @ 1..) => client.say(&theirs[..read]).await?,
+                _ => return Ok(Goes::On),
+            },
+            read = client.stream.read(&mut ours), if !client.ended => match read? {
+                0 => {
+                    client.ended = true;
+                    stream.shutdown().await?;
+                }
+                read => {
+                    let sent = tokio::time::timeout(SILENT, stream.write_all(&ours[..read])).await;
+                    sent.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                }
+            },
+        }
+    }
+}

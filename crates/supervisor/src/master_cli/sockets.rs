@@ -1,0 +1,105 @@
+//! The sockets of the master CLI: bound anew by each supervisor, kept when it becomes a newer binary.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
+
+use bindonce_core::address::Address;
+use bindonce_haproxy::config::{MasterAddress, MasterSocket};
+use bindonce_sys::{inherit, listen};
+use nix::libc;
+use rustix::net::{AddressFamily, sockopt};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::client::Hub;
+use super::conversation;
+use super::seats::Seats;
+use crate::error::Error;
+
+/// One socket of the master CLI.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) wanted: MasterSocket,
+    pub(crate) fd: OwnedFd,
+}
+
+impl Socket {
+    /// Takes the one that an earlier image of this process left, or that was inherited, or binds it.
+    pub(super) fn open(
+        wanted: &MasterSocket,
+        left: &mut BTreeMap<String, OwnedFd>,
+    ) -> Result<Self, Error> {
+        let fd = match (left.remove(&wanted.text), &wanted.at) {
+            (Some(fd), _) => fd,
+            (None, MasterAddress::Descriptor(number)) => {
+                let fd = inherit::take(*number)
+                    .map_err(Error::system("take over the descriptor that -S names"))?;
+                std::os::unix::net::UnixListener::from(
+                    fd.try_clone()
+                        .map_err(Error::system("take over the descriptor that -S names"))?,
+                )
+                .set_nonblocking(true)
+                .map_err(Error::system("take over the descriptor that -S names"))?;
+                fd
+            }
+            (None, MasterAddress::Listen(listener)) => match listen::open(listener) {
+                Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
+                    // haproxy's own master takes a path from whoever has it: that is how one takes over from another.
+                    let Address::Unix(path) = &listener.address else { return Err(error.into()) };
+                    tracing::warn!(
+                        path,
+                        "another process listens here for its master CLI; taking its place"
+                    );
+                    std::fs::remove_file(path).map_err(Error::system("bind the master CLI"))?;
+                    listen::open(listener)?.fd
+                }
+                done => done?.fd,
+            },
+        };
+        Ok(Self { wanted: wanted.clone(), fd })
+    }
+
+    /// Serves its clients until the process ends.
+    pub(super) fn serve(&self, hub: &Hub, seats: &Rc<Seats>) -> Result<(), Error> {
+        let failed = || Error::system("serve the master CLI");
+        let fd = self.fd.try_clone().map_err(failed())?;
+        let family = sockopt::socket_domain(fd.as_fd()).map_err(|e| failed()(e.into()))?;
+        let (hub, seats, level) = (hub.clone(), Rc::clone(seats), self.wanted.level);
+        if family == AddressFamily::UNIX {
+            let listener = UnixListener::from_std(fd.into()).map_err(failed())?;
+            crate::tasks::spawn(async move {
+                loop {
+                    seats.free().await;
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                            conversation::begin(stream, level, pid, &hub, &seats);
+                        }
+                        Err(error) => refused(&error).await,
+                    }
+                }
+            });
+        } else {
+            let listener = TcpListener::from_std(fd.into()).map_err(failed())?;
+            crate::tasks::spawn(async move {
+                loop {
+                    seats.free().await;
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            let _ = stream.set_nodelay(true);
+                            conversation::begin(stream, level, None, &hub, &seats);
+                        }
+                        Err(error) => refused(&error).await,
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// accept(2) has failed: of one client, or until descriptors are free again.
+async fn refused(error: &std::io::Error) {
+    tracing::warn!(%error, "a client of the master CLI was not accepted");
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+}

@@ -1,0 +1,80 @@
+//! What the loop keeps for the master CLI.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use bindonce_core::generation::{Caller, GenerationId};
+use bindonce_core::time::Timestamp;
+use bindonce_haproxy::config::MasterSocket;
+use bindonce_sys::clock;
+
+use super::ask::Startup;
+use super::client::Hub;
+use super::seats::Seats;
+use super::sockets::Socket;
+use crate::context::Context;
+use crate::disk::directory::Saved;
+use crate::disk::take_over::Inheritance;
+use crate::error::Error;
+use crate::generations::output::Tail;
+
+/// What the loop keeps for the master CLI.
+#[derive(Debug)]
+pub(crate) struct Master {
+    pub(crate) sockets: Vec<Socket>,
+    /// When this process began.
+    pub(crate) began: Timestamp,
+    /// How many reloads there were, the failed ones too.
+    pub(crate) reloads: u64,
+    /// How many have failed since the last that succeeded.
+    pub(crate) failed: u64,
+    /// The service begins: its first start is no reload.
+    pub(super) begins: bool,
+    pub(super) startup: Startup,
+    /// The generation that has failed, and what it wrote.
+    pub(crate) failing: Option<(GenerationId, Tail)>,
+    /// Clients that wait for a reload, each with what was said at its start.
+    pub(super) waiting: HashMap<Caller, Rc<OnceCell<Startup>>>,
+    /// After the next reload older generations end at once.
+    pub(super) hard: bool,
+    /// The version that was last seen, as haproxy writes it.
+    pub(super) release: String,
+}
+
+impl Master {
+    pub(crate) fn open(
+        wanted: &[MasterSocket],
+        saved: &Saved,
+        left: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let mut sockets = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            sockets.push(Socket::open(wanted, &mut left.master_cli)?);
+        }
+        let same_process = left.control.is_some() && saved.began > 0;
+        Ok(Self {
+            sockets,
+            began: if same_process { Timestamp(saved.began) } else { clock::now() },
+            reloads: saved.reloads,
+            failed: saved.failed_reloads,
+            begins: false,
+            startup: Startup::default(),
+            failing: None,
+            waiting: HashMap::new(),
+            hard: false,
+            release: String::new(),
+        })
+    }
+
+    /// The service begins: nothing of an earlier one serves.
+    pub(crate) fn begin(&mut self) {
+        (self.begins, self.reloads, self.failed) = (true, 0, 0);
+    }
+
+    /// Serves the sockets.
+    pub(crate) fn serve(&self, cx: &Context) -> Result<(), Error> {
+        let (hub, seats) = (Hub::new(cx.clone()), Rc::new(Seats::default()));
+        self.sockets.iter().try_for_each(|socket| socket.serve(&hub, &seats))
+    }
+}
