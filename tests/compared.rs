@@ -140,8 +140,9 @@ fn many_listeners_are_compared_too() {
 /// Where haproxy has no admin socket its epoll sets show it, of a worker too.
 #[test]
 fn without_an_admin_socket_it_is_compared_too() {
-    let masters = ["", "    master-worker\n"];
-    for (program, global) in
+    let masters =
+        [("", &["--no-admin"][..]), ("    master-worker\n", &["--no-admin", "--nested-master"])];
+    for (program, (global, options)) in
         Haproxy::with_masters().flat_map(|one| masters.map(|text| (one.clone(), text)))
     {
         let scene = Scene::new();
@@ -153,10 +154,10 @@ fn without_an_admin_socket_it_is_compared_too() {
             scene.write("haproxy.cfg", &text.replace("global\n", &format!("global\n{global}")))
         };
         let extra = PASSED_OVER.replace('@', &other.to_string());
-        let mut none = Haproxy::begin(&scene, &["--no-admin"], &program, &write(&extra, 1));
+        let mut none = Haproxy::begin(&scene, options, &program, &write(&extra, 1));
         assert_eq!(none.supervisor.wait_exit().code(), Some(1), "{}", none.supervisor.story());
         let file = write("", 1);
-        let haproxy = Haproxy::start_with(&scene, &["--no-admin"], &program, &file);
+        let haproxy = Haproxy::start_with(&scene, options, &program, &file);
         write(&extra, 2);
         let said = haproxy.reload(&scene).fails(1);
         assert!(said.contains(&format!("haproxy does not listen on {other}")), "{said}");

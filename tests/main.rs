@@ -58,6 +58,7 @@ mod render;
 mod rights;
 mod security;
 mod serve;
+mod stand_in;
 mod succession;
 mod supervise;
 mod systemd;

@@ -1,4 +1,4 @@
-//! haproxy with a master of its own (`-W`): the worker accepts, not the process that was started.
+//! haproxy with a master of its own (`run --nested-master`): the worker accepts, not the process that was started.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,6 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
+
+/// Without it the supervisor does what a master does, and generations have none.
+const NESTED: &[&str] = &["--nested-master"];
 
 #[test]
 fn what_the_worker_of_a_master_binds_by_itself_is_told() {
@@ -25,7 +28,7 @@ fn worker_is_told(program: &Path) {
     );
     let file = scene.write("haproxy.cfg", &text);
     let _broker = scene.broker();
-    let mut haproxy = Haproxy::start(&scene, program, &file);
+    let mut haproxy = Haproxy::start_with(&scene, NESTED, program, &file);
     haproxy.supervisor.wait_line("has bound this by itself");
 }
 
@@ -43,7 +46,7 @@ impl Nested {
         let address = scene.address();
         let file = scene.write("haproxy.cfg", &Self::config(address, 1));
         let broker = scene.broker();
-        let haproxy = Haproxy::start_with(&scene, arguments, program, &file);
+        let haproxy = Haproxy::start_with(&scene, &[NESTED, arguments].concat(), program, &file);
         Self { haproxy, address, _broker: broker, scene }
     }
 
@@ -121,7 +124,7 @@ fn names_the_users_file(program: &Path) {
     let warning = format!("haproxy.cfg:{}] : a 'http-request' rule", text.lines().count() - 1);
     let file = scene.write("haproxy.cfg", &text);
     let _broker = scene.broker();
-    let mut haproxy = Haproxy::start(&scene, program, &file);
+    let mut haproxy = Haproxy::start_with(&scene, NESTED, program, &file);
     let users = format!("[{}", file.parent().expect("a directory").join(&warning).display());
     let (_, master) = haproxy.wait_serving(&scene);
     // It reads the copy as often as it starts a worker.

@@ -47,7 +47,8 @@ fn grace(program: Option<PathBuf>, master: bool) {
         let text = config(web, tag).replace("global\n", &global) + &frontend("more", &binds, tag);
         scene.write("haproxy.cfg", &text)
     };
-    let haproxy = Haproxy::start(&scene, &program, &write(1));
+    let nested: &[&str] = if master { &["--nested-master"] } else { &[] };
+    let haproxy = Haproxy::start_with(&scene, nested, &program, &write(1));
     let mut padded = name.clone().into_bytes();
     padded.resize(107, 0);
     let hidden = UnixAddress::from_abstract_name(padded).expect("an abstract name");

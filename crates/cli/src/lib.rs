@@ -8,14 +8,16 @@
 
 #![forbid(unsafe_code)]
 
+mod background;
 mod command;
 mod events;
 mod failure;
 mod globals;
 mod logging;
 mod output;
+mod stand_in;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -103,11 +105,30 @@ pub fn main() -> ExitCode {
         }
         _ => {}
     }
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let mut words = words.peekable();
+    let is_stand_in = Path::new(&name).file_name() == Some(stand_in::NAME.as_ref());
+    if is_stand_in || words.next_if(|word| word == stand_in::NAME).is_some() {
+        let words = std::iter::once(stand_in::NAME.into()).chain(words).collect();
+        return finish(stand_in::answer(words).and_then(|outcome| match outcome {
+            stand_in::Outcome::Done(code) => Ok(code),
+            stand_in::Outcome::Serve(words) => {
+                let Cli { globals, command } = Cli::try_parse_from(words)?;
+                match command {
+                    command::Command::Run(args) => command::run::supervise(args, &globals, true),
+                    _ => anyhow::bail!("these are not the words of `bindonce run`"),
+                }
+            }
+        }));
+    }
     let cli = Cli::parse();
-    let code = match command::run(cli.command, &cli.globals) {
-        Ok(code) => code,
-        Err(error) => failure::print(&error),
-    };
+    finish(command::run(cli.command, &cli.globals))
+}
+
+/// The exit code, when everything is said.
+fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
+    let code = done.unwrap_or_else(|error| failure::print(&error));
     log::finish(log::LAST_WORDS);
     code
 }

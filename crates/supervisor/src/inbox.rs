@@ -135,18 +135,17 @@ impl Supervisor {
     pub(crate) fn signal(&mut self, signal: Received) {
         let (name, pid) = (signal.signo.as_str(), signal.pid);
         let is_shutting_down = self.timeline.is_shutting_down();
-        match signals::read(signal, &self.cx.settings.kind, &self.generations, is_shutting_down) {
+        match signals::read(signal, &self.cx.settings, &self.generations, is_shutting_down) {
             Wanted::Nothing => {}
             Wanted::Reload => {
                 tracing::info!(signal = name, sender = pid, "reload asked for");
                 self.reload(None, name, Some(pid));
             }
-            Wanted::Shutdown => {
-                tracing::info!(signal = name, sender = pid, "shutdown asked for");
-                let text = format!("shutdown asked for: {name}");
-                let happening = Happening::new(event::Kind::SupervisorEnding, text);
-                self.cx.journal.record(happening.pid(pid));
-                self.report.announcer.stopping();
+            Wanted::Shutdown => self.shut_down(name, pid),
+            Wanted::End(signal) => {
+                self.ended_by.get_or_insert(signal);
+                self.shut_down(name, pid);
+                // The second one ends what drains.
                 self.feed(Event::Shutdown);
             }
             Wanted::Ready(id) => self.ready(id, "it has bound everything"),
@@ -162,6 +161,15 @@ impl Supervisor {
                 self.wants_address(id, signal, "has given up on the address that it cannot bind");
             }
         }
+    }
+
+    fn shut_down(&mut self, signal: &str, pid: i32) {
+        tracing::info!(signal, sender = pid, "shutdown asked for");
+        let text = format!("shutdown asked for: {signal}");
+        let happening = Happening::new(event::Kind::SupervisorEnding, text);
+        self.cx.journal.record(happening.pid(pid));
+        self.report.announcer.stopping();
+        self.feed(Event::Shutdown);
     }
 
     fn wants_address(&mut self, id: GenerationId, signal: Received, text: &str) {

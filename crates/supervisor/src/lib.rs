@@ -38,6 +38,7 @@ pub use error::Error;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};
 pub use main_loop::Ended;
+pub use report::starter::{BACKGROUND, SERVES};
 pub use settings::{Ghosts, Settings};
 
 /// Supervises one service until it is told to stop. Call it within a

@@ -30,6 +30,8 @@ use crate::tasks::spawn;
 pub enum Ended {
     /// It was told to, and every generation is gone.
     Shutdown,
+    /// The same, by a signal that ends it at once.
+    AtOnce(Signal),
     /// The first generation failed; this is its story.
     NeverServed(String),
 }
@@ -166,7 +168,7 @@ impl Supervisor {
         match ending {
             Ending::Shutdown => {
                 self.say_what_stays();
-                Ended::Shutdown
+                self.ended_by.map_or(Ended::Shutdown, Ended::AtOnce)
             }
             Ending::NeverServed => Ended::NeverServed(self.report.failure().whole()),
         }

@@ -12,6 +12,7 @@ use crate::generations::{foreign, watching};
 use crate::handover::promise::Unserved;
 use crate::handover::watchdog::Duty;
 use crate::handover::{compare, ghosts};
+use crate::report;
 use crate::report::cause::Cause;
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
@@ -175,8 +176,10 @@ impl Supervisor {
         });
         self.requests.wait_for(Some(confirmed), late);
         self.give_back();
-        if let Some(of) = self.timeline.configuration_of(id) {
-            self.starts.write_pid_file(of);
+        let of = self.timeline.configuration_of(id);
+        let written = of.and_then(|of| self.starts.write_pid_file(of));
+        if let Some(starter) = self.starter.take() {
+            crate::tasks::spawn(report::starter::tell(starter, written));
         }
     }
 

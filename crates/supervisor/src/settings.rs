@@ -1,6 +1,8 @@
 //! What a supervisor is told, once and for its whole life.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
@@ -33,6 +35,11 @@ pub struct Settings {
     pub watch: Vec<PathBuf>,
     /// Where the master CLI is served (haproxy's `-S`).
     pub master_cli: Vec<MasterSocket>,
+    /// It stands in for haproxy under its name: SIGTERM and SIGINT end it at once, as they end haproxy's master.
+    pub at_once: bool,
+    /// Who waits for the first generation to serve, in a process that goes on in the background: it reads one line
+    /// here, once that generation serves.
+    pub starter: Option<Rc<OwnedFd>>,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
 }

@@ -25,6 +25,7 @@ use crate::report::Report;
 use crate::report::view::View;
 use bindonce_haproxy::config::Rendering;
 use bindonce_sys::process;
+use bindonce_sys::signals::Signal;
 
 pub(crate) struct Supervisor {
     pub(crate) cx: Context,
@@ -41,6 +42,10 @@ pub(crate) struct Supervisor {
     pub(crate) upgrade: Upgrade,
     pub(crate) master: Master,
     pub(crate) ending: Option<Ending>,
+    /// Who waits for the first generation to serve.
+    pub(crate) starter: Option<Rc<OwnedFd>>,
+    /// The signal that ends this process at once.
+    pub(crate) ended_by: Option<Signal>,
 }
 
 impl Supervisor {
@@ -65,6 +70,8 @@ impl Supervisor {
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             ending: None,
+            starter: settings.starter.clone(),
+            ended_by: None,
             cx,
         })
     }

@@ -15,7 +15,7 @@ mod release;
 mod reload;
 mod render;
 mod retire;
-mod run;
+pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod shim;
 mod status;

@@ -1,10 +1,10 @@
-//! The haproxy command that a person writes after `--`.
+//! The haproxy command that a person writes after `--`, or with which another program starts haproxy.
 //!
 //! Words are read as haproxy 2.6 to 3.x read them: an option is known by its
 //! first letters, and everything after a `--` is a configuration file. The
 //! arguments are kept in their order; the configuration files are taken
 //! out, since haproxy is started on rendered copies of them, and so is what
-//! the supervisor does in haproxy's place.
+//! the supervisor does in haproxy's place: [`Role`].
 
 use std::ffi::{OsStr, OsString};
 use std::iter::Peekable;
@@ -26,30 +26,58 @@ pub struct Command {
     pub directory: Option<PathBuf>,
     /// `-L`: the name of the local peer.
     pub local_peer: Option<OsString>,
-    /// `-W` or `-Ws`: a master process with workers.
-    pub master_worker: bool,
+    /// Each generation is a master of haproxy's own with its workers.
+    pub nested_master: bool,
     /// `-S`: the sockets of the master CLI, as written. haproxy does not get them: the supervisor serves them.
     pub master_sockets: Vec<OsString>,
+    /// What the supervisor does in haproxy's place.
+    pub role: Role,
 }
 
-const DAEMON: &str = "bindonce supervises haproxy in the foreground; leave it out, and let systemd \
-                      or the shell put bindonce itself into the background";
-const PID_FILE: &str = "haproxy runs in the foreground here; `bindonce status` tells the pid of every generation, and a \
-     `pidfile` line beside `daemon` or `master-worker` names the file that gets the supervisor's";
-const OLD_PIDS: &str =
-    "bindonce retires the older generations itself; leave it out and run `bindonce reload`";
-const OLD_SOCKET: &str =
-    "the sockets come from the broker, not from an older haproxy; leave it out";
+/// What a command line asks of the process that is started, rather than of each generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Role {
+    /// `-W` or `-Ws`: a master.
+    pub master: Option<Master>,
+    /// `-D`: it goes on in the background.
+    pub daemon: bool,
+    /// `-Ws`, `-db` or `-d`: it stays in the foreground, whatever `daemon` says.
+    pub foreground: bool,
+    /// `-p`: the file that gets its pid.
+    pub pid_file: Option<PathBuf>,
+    /// `-sf` or `-st`: the processes that it replaces.
+    pub older: Vec<i32>,
+    /// `-st`: these end at once.
+    pub at_once: bool,
+    /// `-x`: the admin socket of an older haproxy, which gives its listeners.
+    pub transfer: Option<OsString>,
+}
+
+/// How a master was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Master {
+    /// `-W`.
+    Plain,
+    /// `-Ws`: it tells the service manager how it does.
+    Notifying,
+}
+
+impl Role {
+    /// Whether `-sf`, `-st` or `-x` names what is to be replaced.
+    pub fn replaces(&self) -> bool {
+        !self.older.is_empty() || self.transfer.is_some()
+    }
+}
+
 const CHECK: &str = "to check a configuration run `bindonce check -- haproxy -f FILE`";
 const EXITS: &str = "it makes haproxy print something and exit; run haproxy itself for that";
 
 impl Command {
-    /// Reads the words after `--`: the program, then its arguments.
+    /// Reads the program, then its arguments.
     ///
     /// # Errors
-    /// [`Error::Refused`] for arguments that are the supervisor's own to give
-    /// (`-D`, `-p`, `-sf`, `-st`, `-x`) or that end haproxy at once;
-    /// [`Error::NoFiles`] when no configuration is named.
+    /// [`Error::Refused`] for arguments that make haproxy answer or check, and exit;
+    /// [`Error::NoFiles`] when no configuration is named; what haproxy would refuse.
     pub fn parse<I>(words: I) -> Result<Self, Error>
     where
         I: IntoIterator,
@@ -63,8 +91,9 @@ impl Command {
             files: Vec::new(),
             directory: None,
             local_peer: None,
-            master_worker: false,
+            nested_master: false,
             master_sockets: Vec::new(),
+            role: Role::default(),
         };
         while let Some(word) = words.next() {
             command.take(word, &mut words)?;
@@ -73,6 +102,14 @@ impl Command {
             return Err(Error::NoFiles);
         }
         Ok(command)
+    }
+
+    /// The same, where each generation is a master of haproxy's own.
+    #[must_use]
+    pub fn with_nested_master(mut self) -> Self {
+        self.nested_master = true;
+        self.arguments.push("-W".into());
+        self
     }
 
     /// The arguments to start haproxy with, on `files` in place of the user's
@@ -100,22 +137,38 @@ impl Command {
         };
         match flag {
             b"-" => self.files.extend(rest.map(PathBuf::from)),
-            [b'v', ..] | [b'd', b'K', ..] | [b'h', ..] => return Err(refused(word, EXITS)),
+            [b'v' | b'h', ..] | [b'c', b'c', ..] | [b'd', b'K' | b'C' | b'A', ..] | b"dMhelp" => {
+                return Err(refused(word, EXITS));
+            }
             // Since 3.2 the sources to trace may be the next word.
             b"dt" => {
                 self.arguments.push(word);
                 self.arguments.extend(rest.next_if(|next| !next.as_bytes().starts_with(b"-")));
             }
-            [b'd' | b'V' | b'q' | b'4', ..] => self.arguments.push(word),
-            [b'c', ..] => return Err(refused(word, CHECK)),
-            [b'D', ..] => return Err(refused(word, DAEMON)),
-            [b'W', ..] => {
-                self.master_worker = true;
+            [b'd', b'b', ..] => self.role.foreground = true,
+            [b'd' | b'V' | b'q' | b'4', ..] => {
+                self.role.foreground |= is_debug(flag);
                 self.arguments.push(word);
             }
-            [b'x', ..] => return Err(refused(word, OLD_SOCKET)),
-            [b's', b'f' | b't', ..] => return Err(refused(word, OLD_PIDS)),
-            [b'p', ..] => return Err(refused(word, PID_FILE)),
+            [b'c', ..] => return Err(refused(word, CHECK)),
+            [b'D', ..] => self.role.daemon = true,
+            [b'W', b's', ..] => {
+                self.role.master = Some(Master::Notifying);
+                self.role.foreground = true;
+            }
+            [b'W', ..] => {
+                self.role.master.get_or_insert(Master::Plain);
+            }
+            [b'x', ..] => self.role.transfer = Some(value(&word, rest)?),
+            [b's', kind @ (b'f' | b't'), ..] => {
+                self.role.at_once = *kind == b't';
+                while let Some(text) = rest.next_if(|next| !next.as_bytes().starts_with(b"-")) {
+                    let pid = text.to_str().and_then(|text| text.trim().parse().ok());
+                    let pid = pid.filter(|pid| *pid > 0).ok_or(Error::NoPid { text })?;
+                    self.role.older.push(pid);
+                }
+            }
+            [b'p', ..] => self.role.pid_file = Some(value(&word, rest)?.into()),
             [b'f', ..] => self.files.push(value(&word, rest)?.into()),
             [b'C', ..] => {
                 let directory = value(&word, rest)?;
@@ -135,6 +188,15 @@ impl Command {
             _ => return Err(Error::UnknownArgument { argument: word }),
         }
         Ok(())
+    }
+}
+
+/// `-d`, also where what follows names nothing that haproxy knows.
+fn is_debug(flag: &[u8]) -> bool {
+    match flag {
+        [b'd', kind, ..] => !b"bCDeFGIkKLMpPrRSStTvVWZAc".contains(kind),
+        [b'd'] => true,
+        _ => false,
     }
 }
 
@@ -162,11 +224,10 @@ mod tests {
         .expect("a good command");
         assert_eq!(command.program, "/usr/sbin/haproxy");
         assert_eq!(command.files, ["a.cfg", "d", "x", "y"].map(PathBuf::from));
-        assert_eq!(command.arguments, ["-Ws", "-C", "/srv", "-n", "100", "-dG", "-L", "me"]);
+        assert_eq!(command.arguments, ["-C", "/srv", "-n", "100", "-dG", "-L", "me"]);
         assert_eq!(command.master_sockets, ["/m,mode,600"]);
         assert_eq!(command.directory.as_deref(), Some(Path::new("/srv")));
         assert_eq!(command.local_peer.as_deref(), Some(OsStr::new("me")));
-        assert!(command.master_worker);
         let traced = parse("haproxy -4 -dt h1 -dt -f a").expect("good").arguments;
         assert_eq!(traced, ["-4", "-dt", "h1", "-dt"]);
         let arguments = parse("haproxy -q -f a").expect("good").arguments_on(["/run/1/a.cfg"]);
@@ -174,15 +235,38 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_the_supervisor_owns_with_a_hint() {
+    fn what_the_supervisor_does_itself_is_not_passed_on() {
+        let role = |line| {
+            let command: Command = parse(line).expect(line);
+            assert_eq!(command.arguments, [""; 0], "{line}");
+            command.role
+        };
+        let plain = Role::default();
+        let notifying = Role { master: Some(Master::Notifying), foreground: true, ..plain.clone() };
+        assert_eq!(role("haproxy -W -Ws -f a"), notifying);
+        let daemon = Role {
+            daemon: true,
+            pid_file: Some("/run/x.pid".into()),
+            older: vec![12, 13],
+            transfer: Some("/run/admin".into()),
+            ..plain.clone()
+        };
+        assert_eq!(role("haproxy -D -f a -p /run/x.pid -sf 12 13 -x /run/admin"), daemon);
+        assert_eq!(role("haproxy -f a -st"), Role { at_once: true, ..plain.clone() });
+        assert_eq!(role("haproxy -W -db -f a").master, Some(Master::Plain));
+        for (line, foreground) in [("-db", true), ("-d", true), ("-dr", false), ("-dM", false)] {
+            let command = parse(&format!("haproxy {line} -f a")).expect(line);
+            assert_eq!(command.role.foreground, foreground, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_haproxy_answers_without_serving_is_refused_with_a_hint() {
         for (line, word) in [
-            ("haproxy -D -f a", "-D"),
-            ("haproxy -f a -p /run/x.pid", "-p"),
-            ("haproxy -f a -sf 12 13", "-sf"),
-            ("haproxy -f a -st", "-st"),
-            ("haproxy -x /run/sock -f a", "-x"),
             ("haproxy -c -f a", "-c"),
             ("haproxy -vv -f a", "-vv"),
+            ("haproxy -cc 1", "-cc"),
+            ("haproxy -f a -dKall", "-dKall"),
         ] {
             match parse(line) {
                 Err(Error::Refused { argument, hint }) => {
@@ -201,5 +285,7 @@ mod tests {
         assert!(matches!(parse("haproxy -f"), Err(Error::MissingValue { .. })));
         assert!(matches!(parse("haproxy a.cfg"), Err(Error::UnknownArgument { .. })));
         assert!(matches!(parse("haproxy -f a -Z"), Err(Error::UnknownArgument { .. })));
+        assert!(matches!(parse("haproxy -f a -sf 12 x"), Err(Error::NoPid { .. })));
+        assert!(matches!(parse("haproxy -f a -sf 0"), Err(Error::NoPid { .. })));
     }
 }

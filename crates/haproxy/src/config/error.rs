@@ -46,6 +46,12 @@ pub enum Error {
         /// The word as written.
         argument: OsString,
     },
+    /// A word after `-sf` or `-st` that is no pid.
+    #[error("haproxy's -sf and -st take pids, and {text:?} is none")]
+    NoPid {
+        /// The word as written.
+        text: OsString,
+    },
     /// The socket of a master CLI that cannot be.
     #[error("cannot create the listener of the master CLI: -S {text}: {why}", text = .text.display())]
     MasterSocket {
@@ -184,11 +190,11 @@ pub enum Error {
         /// The address as written.
         text: String,
     },
-    /// A `program` section that a nested master would run.
+    /// A `program` section: haproxy's own master would run it, in each generation once.
     #[error(
-        "{place}: the section {section:?} cannot be run here: each generation has a master of its own, \
-         so every reload would start one more copy of the program; run the program as a service of its \
-         own (a systemd unit, another container) and remove the section"
+        "{place}: the section {section:?} cannot be run here: a master of haproxy's own would run it, in \
+         each generation, so every reload would start one more copy of the program; run the program as a \
+         service of its own (a systemd unit, another container) and remove the section"
     )]
     Program {
         /// As a person names it: `program api`.

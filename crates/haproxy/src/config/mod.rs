@@ -43,7 +43,7 @@ mod unknowns;
 mod walk;
 mod world;
 
-pub use command::Command;
+pub use command::{Command, Master, Role};
 pub use error::{Error, Place};
 pub use master_socket::{MasterAddress, MasterSocket};
 pub use messages::Messages;

@@ -28,16 +28,22 @@ impl PidFile {
         self.daemon = true;
     }
 
-    /// The file, if haproxy would write it. haproxy's own master would write it in any case, so the line
-    /// becomes a comment.
+    /// Whether a line says `daemon`.
+    pub(super) fn is_daemon(&self) -> bool {
+        self.daemon
+    }
+
+    /// The file, if haproxy would write it: as a daemon or a master. A nested master would write it in any case,
+    /// so the line becomes a comment.
     pub(super) fn finish(
         self,
-        has_master: bool,
+        would_write: bool,
+        nested: bool,
         directory: &Path,
         edits: &mut Edits,
     ) -> Option<PathBuf> {
-        let (path, copy, keyword) = self.first.filter(|_| has_master || self.daemon)?;
-        if has_master {
+        let (path, copy, keyword) = self.first.filter(|_| would_write || self.daemon)?;
+        if nested {
             edits.add(copy, keyword, b"#pidfile".to_vec());
         }
         Some(directory.join(std::ffi::OsStr::from_bytes(&path)))

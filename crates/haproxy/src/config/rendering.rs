@@ -115,8 +115,12 @@ pub struct Rendering {
     /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
     /// generation cannot bind the same.
     pub no_reuse_port: bool,
-    /// haproxy runs as a master with workers, by `-W` or `master-worker`.
+    /// haproxy runs as a master with workers of its own.
     pub master_worker: bool,
+    /// haproxy alone would run as a master, by `-W`, `-Ws` or `master-worker`.
+    pub is_master: bool,
+    /// haproxy alone would go on in the background, by `-D` or `daemon`, unless it was told to stay.
+    pub is_daemon: bool,
     /// The file that it would write its pid to: absolute.
     pub pid_file: Option<PathBuf>,
     /// Names of `--listen` that nothing in the configuration uses.

@@ -5,6 +5,7 @@
 //! From 3.1 on haproxy does it twice: a first pass takes nothing but a few keywords of
 //! all global sections, and what they have set is there for every line of the second.
 
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,14 @@ impl<'a> Walk<'a> {
         let kept = self.edits.keep_through_resets(&self.claims.variables, first_pass);
         kept.map_err(Stopped::Error)?;
         let master_worker = self.has_master();
-        let pid_file = self.global.pid_file.finish(master_worker, &self.directory, &mut self.edits);
+        let role = &self.command.role;
+        let is_master = master_worker || self.was_master();
+        let is_daemon = role.daemon || self.global.pid_file.is_daemon();
+        let would_write = is_master || role.daemon;
+        let own = &mut self.edits;
+        let line = self.global.pid_file.finish(would_write, master_worker, &self.directory, own);
+        let given = role.pid_file.as_ref().filter(|_| is_master || is_daemon);
+        let pid_file = given.map(|path| self.directory.join(path)).or(line);
         for (copy, file) in self.files.iter_mut().enumerate() {
             file.changes = self.edits.apply(copy, &mut file.text);
         }
@@ -111,6 +119,8 @@ impl<'a> Walk<'a> {
             no_reuse_port: self.command.arguments.iter().any(without)
                 || self.state.enabled(b"REUSEPORT") == Some(false),
             master_worker,
+            is_master,
+            is_daemon,
             pid_file,
             unused: self.claims.unused(),
             bindings: self.claims.bindings,
@@ -142,16 +152,24 @@ impl<'a> Walk<'a> {
             self.file(number, source)?;
         }
         match self.sections.program.take() {
-            // Each generation has a master of its own, which would run one more copy of each program and
-            // live as long as it. Without a master haproxy itself refuses the section.
-            Some((section, place)) if self.has_master() => Err(Error::Program { section, place }),
+            // haproxy's own master would run it, and each generation have one. Without any haproxy itself
+            // refuses the section.
+            Some((section, place)) if self.has_master() || self.was_master() => {
+                Err(Error::Program { section, place })
+            }
             _ if self.files.is_empty() => Err(Error::NoFiles),
             _ => Ok(()),
         }
     }
 
+    /// Each generation is a master of haproxy's own.
     fn has_master(&self) -> bool {
-        self.command.master_worker || self.state.master_worker
+        self.command.nested_master
+    }
+
+    /// The supervisor stands in for a master.
+    fn was_master(&self) -> bool {
+        self.command.role.master.is_some() || self.state.master_worker
     }
 
     /// Sets what haproxy sets before it reads the files, in each pass.
@@ -375,6 +393,11 @@ impl<'a> Walk<'a> {
         }
         if self.first_pass {
             return;
+        }
+        if values[0] == b"master-worker" && !self.has_master() {
+            // The supervisor does what that master would do.
+            let Range { start, end } = words[0].source;
+            self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
         }
         if let [b"stats", b"socket", rest @ ..] = values {
             let reason = "an admin socket belongs to one generation; the newest has it";

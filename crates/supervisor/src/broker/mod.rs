@@ -23,10 +23,11 @@ use bindonce_sys::watch::Watch;
 
 use crate::error::Error;
 use crate::generations::notifications::Notifications;
+use crate::report::starter::BACKGROUND;
 
 /// Variables that are for the supervisor, or for a broker that it starts, alone.
 pub(crate) fn not_theirs() -> Vec<std::ffi::OsString> {
-    inherit::SERVICE_MANAGER.into_iter().chain([STARTER]).map(Into::into).collect()
+    inherit::SERVICE_MANAGER.into_iter().chain([STARTER, BACKGROUND]).map(Into::into).collect()
 }
 
 /// How long a broker that was just started may take until it listens.

@@ -8,7 +8,7 @@ use bindonce_sys::signals::{Received, Signal};
 
 use crate::generations::Generations;
 use crate::generations::generation::Generation;
-use crate::kind::Kind;
+use crate::settings::Settings;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) enum Wanted {
     Nothing,
     Reload,
     Shutdown,
+    /// Every generation ends, and then this process, by this signal.
+    End(Signal),
     /// This generation says that it is ready.
     Ready(GenerationId),
     /// This generation cannot bind an address of its own: it asks every pid of its `-sf`, about 100 times a second for
@@ -28,15 +30,17 @@ pub(crate) enum Wanted {
 /// Reads a signal. One that is ignored is logged, with its sender.
 pub(crate) fn read(
     signal: Received,
-    kind: &Kind,
+    settings: &Settings,
     generations: &Generations,
     is_shutting_down: bool,
 ) -> Wanted {
     let Received { signo, pid, uid, .. } = signal;
-    let sender = generations.of_process(pid).map(|generation| generation.id);
-    let haproxy = sender.filter(|_| kind.haproxy().is_some());
+    let kind = &settings.kind;
+    let sender = generations.of_process(pid).filter(|generation| speaks_for(generation, pid));
+    let haproxy = sender.map(|generation| generation.id).filter(|_| kind.haproxy().is_some());
     match (signo, haproxy) {
         (Signal::SIGHUP | Signal::SIGUSR2, _) => Wanted::Reload,
+        (Signal::SIGTERM | Signal::SIGINT, _) if settings.at_once => Wanted::End(signo),
         (Signal::SIGTERM | Signal::SIGINT, _) => Wanted::Shutdown,
         (Signal::SIGTTOU, Some(id)) => Wanted::Address(id),
         (Signal::SIGTTIN, Some(id)) => Wanted::NoAddress(id),
@@ -70,6 +74,12 @@ pub(crate) fn read(
         // A soft stop, as it is to haproxy: container images have it as their stop signal.
         (_, None) => Wanted::Shutdown,
     }
+}
+
+/// Whether a signal of this process is one of haproxy's own. What a generation has started, a check or a script, may
+/// ask for a soft stop like anybody else; a wrapper's child is haproxy only until that is ready.
+fn speaks_for(generation: &Generation, pid: i32) -> bool {
+    pid == generation.pid() || generation.has_master() || !generation.readiness.ready
 }
 
 /// Whether an unknown sender could be a worker of a nested master that has said that it is ready and has died since: then

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::aside;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -30,10 +30,11 @@ struct Writing {
 }
 
 impl PidFile {
-    /// Writes the file that a configuration names, unless that has been done.
-    pub(crate) fn write(&mut self, path: &Path) {
+    /// Writes the file that a command or its configuration names, unless that has been done; what it returns ends
+    /// when it is written.
+    pub(crate) fn write(&mut self, path: &Path) -> Option<JoinHandle<()>> {
         match &self.0 {
-            Some(known) if known.path == path && !known.has_failed() => return,
+            Some(known) if known.path == path && !known.has_failed() => return None,
             Some(known) => known.task.abort(),
             None => {}
         }
@@ -41,6 +42,7 @@ impl PidFile {
         let done = Rc::clone(&written);
         let task = crate::tasks::spawn(async move { done.set(until_written(&file).await) });
         self.0 = Some(Writing { path: path.to_owned(), written, task: task.abort_handle() });
+        Some(task)
     }
 }
 

@@ -8,6 +8,8 @@ use bindonce_core::generation::{Configuration, GenerationId};
 use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Rendering;
 
+use tokio::task::JoinHandle;
+
 use crate::context::Context;
 use crate::disk::pid_file::PidFile;
 use crate::generations::admin::Admin;
@@ -175,11 +177,10 @@ impl Starts {
         std::mem::take(&mut self.unserved)
     }
 
-    /// Writes the `pidfile` that the configuration of a generation names.
-    pub(crate) fn write_pid_file(&mut self, of: GenerationId) {
+    /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is
+    /// written.
+    pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<()>> {
         let path = self.rendering(of).and_then(|rendering| rendering.pid_file.clone());
-        if let Some(path) = path {
-            self.pid_file.write(&path);
-        }
+        path.and_then(|path| self.pid_file.write(&path))
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod cause;
 pub(crate) mod measured;
 pub(crate) mod metrics;
 pub(crate) mod outcome;
+pub(crate) mod starter;
 pub(crate) mod status;
 pub(crate) mod view;
 

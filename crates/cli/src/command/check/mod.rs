@@ -82,9 +82,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     drop(sockets);
     match end {
         // Some versions say so only when they start (3.5).
-        End::Exit(Exit::Code(0)) if !rendering.may_listen() && !command.master_worker => bail!(
-            "No enabled listener found (check for 'bind' directives): haproxy does not start on this"
-        ),
+        End::Exit(Exit::Code(0)) if !rendering.may_listen() && command.role.master.is_none() => {
+            bail!(
+                "No enabled listener found (check for 'bind' directives): haproxy does not start on this"
+            )
+        }
         End::Exit(Exit::Code(0)) => Ok(ExitCode::SUCCESS),
         End::Exit(Exit::Code(_)) => Ok(ExitCode::FAILURE),
         End::Exit(Exit::Signal(signal)) => bail!("signal {signal} ended `haproxy -c`"),

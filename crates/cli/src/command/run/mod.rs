@@ -11,9 +11,10 @@ use anyhow::{Context as _, bail};
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
-use bindonce_supervisor::{self as supervisor, Ended, Settings};
+use bindonce_supervisor::{self as supervisor, Ended, Kind, Settings};
 use bindonce_sys::log;
 
+use crate::background;
 use crate::globals::Globals;
 use crate::logging;
 
@@ -68,6 +69,10 @@ pub(crate) struct Args {
     /// Do not give haproxy a private admin socket; watch it through /proc instead
     #[arg(long)]
     no_admin: bool,
+    /// Start each generation of haproxy as a master of its own with its workers. Without it the supervisor does what
+    /// a master does, and -W, -Ws and `master-worker` start none
+    #[arg(long)]
+    nested_master: bool,
     /// Do not connect to idle listeners during a handover; wait for a client instead
     #[arg(long)]
     no_probe: bool,
@@ -104,9 +109,25 @@ enum Ghosts {
 
 /// Supervises until a signal ends it.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    supervise(args, globals, false)
+}
+
+/// The same; under the name of haproxy SIGTERM and SIGINT end it at once.
+pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow::Result<ExitCode> {
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
-    let kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
+    let mut kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
+    if let Kind::Haproxy(haproxy) = &mut kind {
+        let role = &haproxy.command.role;
+        if role.daemon && !role.foreground && !background::is_it() {
+            let mut words = std::env::args_os();
+            let name = words.next().unwrap_or_default();
+            return background::start(&name, &words.collect::<Vec<_>>());
+        }
+        if args.nested_master {
+            haproxy.command = haproxy.command.clone().with_nested_master();
+        }
+    }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
     let settings = Settings {
         socket: globals.socket_path(),
@@ -129,6 +150,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             Ghosts::Noepoll => supervisor::Ghosts::NoEpoll,
             Ghosts::Ignore => supervisor::Ghosts::Ignore,
         },
+        at_once,
+        starter: background::starter()?,
         metrics: args.metrics,
     };
     logging::start(globals.log_format, &globals.log_level);
@@ -149,6 +172,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     runtime.shutdown_background();
     match ended? {
         Ended::Shutdown => Ok(ExitCode::SUCCESS),
+        // As a shell tells of a process that a signal has ended.
+        Ended::AtOnce(signal) => Ok(ExitCode::from(128 + u8::try_from(signal as i32)?)),
         Ended::NeverServed(story) => bail!("the first generation failed: {story}"),
     }
 }

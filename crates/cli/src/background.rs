@@ -1,0 +1,82 @@
+//! `haproxy -D`: a supervisor goes on in the background, and the process that was started tells by its exit code whether
+//! it serves.
+//!
+//! What is said until then goes through a pipe of the first process to its standard error. So nothing that goes on
+//! keeps a descriptor of the caller's, who may wait for its end.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+
+use anyhow::Context as _;
+use bindonce_supervisor::{BACKGROUND as VARIABLE, SERVES};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Whether this process is the one that goes on.
+pub(crate) fn is_it() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
+/// Who waits until this process serves, if it goes on in the background.
+pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
+    if !is_it() {
+        return Ok(None);
+    }
+    // It may be the leader already, where an upgrade has executed it again.
+    let _ = nix::unistd::setsid();
+    let starter = io::stdout().as_fd().try_clone_to_owned().context("no way to the starter")?;
+    let nowhere = std::fs::File::options().write(true).open("/dev/null").context("/dev/null")?;
+    nix::unistd::dup2_stdout(&nowhere).context("cannot let go of standard output")?;
+    Ok(Some(Rc::new(starter)))
+}
+
+/// Starts the process that goes on; gives 0 when it serves, else its own exit code.
+pub(crate) fn start(name: &OsStr, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    let (mut words, error_writer) = io::pipe().context("no pipe")?;
+    let (mut news, writer) = io::pipe().context("no pipe")?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(arguments)
+        .env(VARIABLE, "1")
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(error_writer)
+        .spawn()
+        .context("cannot go on in the background")?;
+    let (mut said, mut text, mut outcome) = (Vec::new(), [0; 4096], None);
+    loop {
+        let mut fds = [&words, &news].map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+        // At the end what is still in the pipe is passed on, and no more is waited for: others may have it too.
+        let timeout = if outcome.is_some() { PollTimeout::ZERO } else { PollTimeout::NONE };
+        match poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            done => done.context("cannot wait for the supervisor")?,
+        };
+        let [has_words, has_news] = fds.map(|fd| fd.any().unwrap_or_default());
+        if has_words {
+            let read = words.read(&mut text).context("cannot read what it says")?;
+            // Without a reader there is nobody to tell.
+            let _ = io::stderr().write_all(text.get(..read).unwrap_or_default());
+            if read > 0 {
+                continue;
+            }
+        }
+        if let Some(outcome) = outcome {
+            return Ok(outcome);
+        }
+        if has_news {
+            let read = news.read(&mut text).context("cannot read whether it serves")?;
+            said.extend_from_slice(text.get(..read).unwrap_or_default());
+            if said == SERVES {
+                outcome = Some(ExitCode::SUCCESS);
+            } else if read == 0 {
+                let status = child.wait().context("cannot wait for the supervisor")?;
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                outcome = Some(ExitCode::from(code.filter(|code| *code != 0).unwrap_or(1)));
+            }
+        }
+    }
+}

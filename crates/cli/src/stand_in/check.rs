@@ -1,0 +1,48 @@
+//! `haproxy -c`: haproxy's own answer and exit code. What it accepts and bindonce refuses is said too, so that a check
+//! that succeeds is one after which a reload does.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_sys::inherit;
+
+use super::real;
+
+/// Whether these arguments ask for a check.
+pub(super) fn is_wanted(arguments: &[OsString]) -> bool {
+    let files = arguments.iter().position(|word| word.as_bytes() == b"--");
+    let options = arguments.get(..files.unwrap_or(arguments.len())).unwrap_or_default();
+    options.iter().any(is_check)
+}
+
+fn is_check(word: &OsString) -> bool {
+    word.as_bytes().starts_with(b"-c") && !word.as_bytes().starts_with(b"-cc")
+}
+
+/// Checks.
+pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    let others = arguments.iter().filter(|word| !is_check(word)).cloned();
+    let words = std::iter::once(haproxy.into()).chain(others);
+    let refused = match Command::parse(words) {
+        Ok(command) => rendering(&command)?.err(),
+        Err(_) => None,
+    };
+    let Some(refused) = refused else { return Err(real::become_it(haproxy, arguments)) };
+    match real::run(haproxy, arguments)? {
+        0 => Err(refused.into()),
+        code => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+    }
+}
+
+/// The configuration of a command, as a start would read it.
+pub(super) fn rendering(
+    command: &Command,
+) -> anyhow::Result<Result<Rendering, bindonce_haproxy::config::Error>> {
+    let world = System::new(&command.program).context("cannot tell the current directory")?;
+    let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]);
+    Ok(Rendering::of(command, Supplied::default(), &world))
+}

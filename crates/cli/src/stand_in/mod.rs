@@ -1,0 +1,81 @@
+//! `haproxy ARGS`, through a link of that name, and `bindonce haproxy ARGS`: this program stands in for haproxy. Whoever starts
+//! haproxy and signals it finds what it expects; a reload loses nothing (docs/stand-in.md).
+//!
+//! What haproxy answers without serving, it answers itself. What serves becomes `bindonce run` of the same command.
+
+mod check;
+mod name;
+mod real;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use bindonce_haproxy::config::{Command, Role};
+
+use crate::background;
+pub(crate) use real::NAME;
+
+/// What becomes of a haproxy command line.
+pub(crate) enum Outcome {
+    /// It is answered.
+    Done(ExitCode),
+    /// This process supervises, as `bindonce run` with these words does.
+    Serve(Vec<OsString>),
+}
+
+/// Does what haproxy would do with these words, its name first.
+pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
+    let real = real::find()?;
+    match words.first_mut() {
+        Some(first) => *first = real.clone().into(),
+        None => words.push(real.clone().into()),
+    }
+    let arguments = words.get(1..).unwrap_or_default();
+    if check::is_wanted(arguments) {
+        return check::run(&real, arguments).map(Outcome::Done);
+    }
+    let Ok(command) = Command::parse(words.clone()) else {
+        // It answers and exits, or says what is wrong, in its own words and with its own exit code.
+        return Err(real::become_it(&real, arguments));
+    };
+    let name = name::of(&command)?;
+    if !background::is_it() && goes_to_background(&command)? {
+        return background::start(NAME.as_ref(), arguments).map(Outcome::Done);
+    }
+    serve(&real, &command.role, name.as_str(), arguments)
+}
+
+/// What `bindonce run` is told for this command.
+fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow::Result<Outcome> {
+    if let Some(path) = &role.pid_file {
+        name::can_write(path)?;
+    }
+    let quiet = background::is_it() || role.replaces();
+    let mut words: Vec<OsString> = Vec::new();
+    words.extend(["bindonce", "run", "--kind", "haproxy", "--name", name].map(Into::into));
+    // As long as haproxy's own do: hard-stop-after and mworker-max-reloads are haproxy's to say.
+    words.extend(["--drain-timeout", "87600h", "--max-draining", "1000"].map(Into::into));
+    words.extend(["--log-level", if quiet { "error" } else { "info" }].map(Into::into));
+    words.push("--".into());
+    words.push(real.into());
+    words.extend(arguments.iter().cloned());
+    // ps(1) and killall(1) look for the name, which is that of the link or of the file.
+    if let Ok(name) = std::ffi::CString::new(NAME) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+    Ok(Outcome::Serve(words))
+}
+
+/// Whether haproxy would go on in the background with this command.
+fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
+    let role = &command.role;
+    if role.foreground {
+        return Ok(false);
+    }
+    if role.daemon {
+        return Ok(true);
+    }
+    // What is wrong with it is said where it is started.
+    Ok(check::rendering(command)?.is_ok_and(|rendering| rendering.is_daemon))
+}

@@ -1,0 +1,81 @@
+//! What a service is called that was given no name: after its pid file, else after its configuration.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use bindonce_core::name::Name;
+use bindonce_haproxy::config::Command;
+use nix::unistd::AccessFlags;
+
+/// Where there is one haproxy of each name, so that the name alone is enough.
+const WELL_KNOWN: [&str; 6] =
+    ["/run", "/var/run", "/run/haproxy", "/etc", "/etc/haproxy", "/usr/local/etc/haproxy"];
+
+/// The name of the service that a command is: that of its pid file (`-p`) without the extension, else that of its first
+/// configuration file. Elsewhere than where packages put them the rest of the path makes the difference.
+pub(super) fn of(command: &Command) -> anyhow::Result<Name> {
+    let here = std::env::current_dir().context("cannot tell the current directory")?;
+    let here = command.directory.as_ref().map_or_else(|| here.clone(), |other| here.join(other));
+    let paths: Vec<PathBuf> = match &command.role.pid_file {
+        Some(file) => vec![here.join(file)],
+        None => command.files.iter().map(|file| here.join(file)).collect(),
+    };
+    Ok(after(&paths).parse()?)
+}
+
+fn after(paths: &[PathBuf]) -> String {
+    let stem = paths.first().and_then(|path| path.file_stem()).unwrap_or_default();
+    let stem = stem.to_string_lossy();
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' };
+    let mut name: String = stem.chars().take(40).map(allowed).collect();
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        name.insert(0, '_');
+    }
+    let well_known = |path: &Path| {
+        path.parent()
+            .is_some_and(|parent| WELL_KNOWN.iter().any(|known| parent == Path::new(known)))
+    };
+    if let [only] = paths
+        && well_known(only)
+    {
+        return name;
+    }
+    let bytes = paths.iter().flat_map(|path| path.as_os_str().as_bytes().iter().chain([&0]));
+    // FNV-1a: it tells paths apart, and keeps no secret.
+    let hash = bytes
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{name}-{hash:08x}")
+}
+
+/// Whether haproxy could write its pid there, in haproxy's words if not.
+pub(super) fn can_write(path: &Path) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    nix::unistd::access(parent, AccessFlags::W_OK | AccessFlags::X_OK)
+        .with_context(|| format!("Cannot create pidfile {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short_where_there_is_one_and_different_elsewhere() {
+        let name = |paths: &[&str]| after(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        for (path, expected) in [
+            ("/run/haproxy.pid", "haproxy"),
+            ("/etc/haproxy/haproxy.cfg", "haproxy"),
+            ("/usr/local/etc/haproxy/edge.cfg", "edge"),
+            ("/etc/haproxy", "haproxy"),
+        ] {
+            assert_eq!(name(&[path]), expected, "{path}");
+        }
+        let elsewhere = ["/srv/a/haproxy.cfg", "/srv/b/haproxy.cfg"];
+        assert_ne!(name(&elsewhere[..1]), name(&elsewhere[1..]));
+        assert_ne!(name(&elsewhere), name(&elsewhere[..1]));
+        for paths in [&["/srv/1 \u{e4}.cfg"][..], &["/"], &elsewhere, &["/run/1.pid"]] {
+            assert!(name(paths).parse::<Name>().is_ok(), "{paths:?} {}", name(paths));
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The haproxy that this program stands in for: `$BINDONCE_HAPROXY`, else the first other `haproxy` in PATH or where
+//! packages put it. Never this program itself, which is one file under several names.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use bindonce_sys::executable;
+
+/// The name under which this program stands in for haproxy, and the command that does the same.
+pub(crate) const NAME: &str = "haproxy";
+
+/// The variable that names it.
+const VARIABLE: &str = "BINDONCE_HAPROXY";
+
+/// Where packages put haproxy, in case PATH lacks it.
+const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"];
+
+/// Where it is.
+pub(super) fn find() -> anyhow::Result<PathBuf> {
+    let ours = std::fs::metadata("/proc/self/exe").context("cannot tell which file this is")?;
+    let is_ours = |path: &Path| {
+        std::fs::metadata(path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == (ours.dev(), ours.ino()))
+    };
+    if let Some(given) = std::env::var_os(VARIABLE).filter(|given| !given.is_empty()) {
+        let path = executable::find(&given)?;
+        if is_ours(&path) {
+            bail!("${VARIABLE} names bindonce itself: let it name the real haproxy");
+        }
+        return Ok(path);
+    }
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&search).chain(PLACES.map(PathBuf::from));
+    directories
+        .map(|directory| directory.join(NAME))
+        .find(|path| executable::find(path.as_os_str()).is_ok() && !is_ours(path))
+        .with_context(|| {
+            format!("there is no other haproxy in PATH: install it, or let ${VARIABLE} name it")
+        })
+}
+
+/// Executes it in place of this process, with these arguments. Returns only if that fails, and why.
+pub(super) fn become_it(real: &Path, arguments: &[OsString]) -> anyhow::Error {
+    let mut command = Command::new(real);
+    // Should it be another copy of this program, that looks for no third one.
+    let error = command.arg0(NAME).args(arguments).env(VARIABLE, real).exec();
+    executable::cannot_execute(real.as_os_str(), &error).into()
+}
+
+/// Runs it to its end, with these arguments; gives its exit code.
+pub(super) fn run(real: &Path, arguments: &[OsString]) -> anyhow::Result<i32> {
+    let mut command = Command::new(real);
+    let status = command.args(arguments).env(VARIABLE, real).status();
+    let status = status.map_err(|error| executable::cannot_execute(real.as_os_str(), &error))?;
+    Ok(status.code().unwrap_or(1))
+}

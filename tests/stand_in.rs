@@ -1,0 +1,197 @@
+//! bindonce under the name of haproxy, started and signalled as those do who start haproxy: each test is one caller of
+//! docs/stand-in.md.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bindonce_load::{Load, Plan};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, bindonce, config, eventually, finish,
+};
+
+/// A directory with a link to bindonce by the name of haproxy, and a broker.
+struct Caller {
+    _broker: Process,
+    program: PathBuf,
+    address: std::net::SocketAddr,
+    scene: Scene,
+}
+
+impl Caller {
+    fn new(program: &Path) -> Self {
+        let scene = Scene::new();
+        std::fs::create_dir(scene.path("bin")).expect("a directory");
+        symlink(bindonce(), scene.path("bin/haproxy")).expect("a link");
+        let (broker, address) = (scene.broker(), scene.address());
+        let caller = Self { _broker: broker, program: program.to_owned(), address, scene };
+        caller.configure("", 1);
+        caller
+    }
+
+    fn configure(&self, global: &str, tag: u64) {
+        let text = config(self.address, tag).replace("global\n", &format!("global\n{global}"));
+        self.scene.write("haproxy.cfg", &text);
+    }
+
+    /// `haproxy WORDS`, by the link.
+    fn haproxy(&self, words: &str) -> Command {
+        self.command(self.scene.path("bin/haproxy"), words)
+    }
+
+    fn command(&self, program: impl AsRef<OsStr>, words: &str) -> Command {
+        let mut command = self.scene.command(program);
+        command.env("BINDONCE_HAPROXY", &self.program);
+        command.env("BINDONCE_SOCKET", self.scene.socket());
+        command.args(words.split_whitespace());
+        command
+    }
+
+    fn pid(&self, file: &str) -> Option<i32> {
+        std::fs::read_to_string(self.scene.path(file)).ok()?.strip_suffix('\n')?.parse().ok()
+    }
+
+    #[track_caller]
+    fn load(&self) -> Load {
+        let mut plan = Plan::new(self.address);
+        plan.clients = 4;
+        let load = plan.start().expect("load");
+        self.wait_tag(&load, 1);
+        load
+    }
+
+    #[track_caller]
+    fn wait_tag(&self, load: &Load, tag: u64) {
+        assert!(load.wait_for_token(&tag.to_string(), DEADLINE), "generation {tag} never answered");
+    }
+
+    /// Sends a signal to every haproxy, as `kill -USR1 $(pidof haproxy)` does.
+    fn signal_all(&self, signal: Signal) {
+        for pid in self.scene.haproxies() {
+            // It may be gone by now.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    #[track_caller]
+    fn wait_none(&self) {
+        eventually("no haproxy", || self.scene.haproxies().is_empty().then_some(()));
+    }
+}
+
+#[track_caller]
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).expect("it is there");
+}
+
+#[test]
+fn what_haproxy_answers_without_serving_is_its_own_answer() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
+        // A pid of haproxy's own stands in its messages.
+        let without_pid = |text: String| {
+            let lines = text.lines().map(|line| match line.split_once(") : ") {
+                Some((_, rest)) => rest.to_owned(),
+                None => line.to_owned(),
+            });
+            lines.collect::<Vec<_>>()
+        };
+        for words in [
+            "-v",
+            "-vv",
+            "",
+            "-h",
+            "-cc 1",
+            "-Z",
+            "-f",
+            "-c -f haproxy.cfg",
+            "-W -c -q -f haproxy.cfg",
+            "-c -f bad.cfg",
+            "-c -f none.cfg",
+            "-f haproxy.cfg -sf x",
+        ] {
+            let real = finish(&mut caller.command(&program, words));
+            let ours = finish(&mut caller.haproxy(words));
+            let by_command = finish(&mut caller.command(bindonce(), &format!("haproxy {words}")));
+            for (how, ours) in [("by a link", ours), ("by the command", by_command)] {
+                assert_eq!(ours.code, real.code, "{words} {how}: {}", ours.err);
+                assert_eq!(ours.out, real.out, "{words} {how}");
+                let said = [without_pid(ours.err), without_pid(real.err.clone())];
+                let named =
+                    |line: &String| !line.contains("Usage : ") && !line.contains("path to exec");
+                let [ours, real] =
+                    said.map(|lines| lines.into_iter().filter(named).collect::<Vec<_>>());
+                assert_eq!(ours, real, "{words} {how}");
+            }
+        }
+    });
+}
+
+/// The official image's entrypoint prepends `-W -db`; engines send HUP or USR2 to reload, and USR1 to stop.
+#[test]
+fn an_image_has_the_pid_that_was_started_and_stops_in_order() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let mut haproxy = Process::start(&mut caller.haproxy("-W -db -f haproxy.cfg -p pid"));
+        eventually("the pid file", || caller.pid("pid"));
+        assert_eq!(caller.pid("pid"), Some(haproxy.pid().cast_signed()));
+        let load = caller.load();
+        for (tag, signal) in [(2, Signal::SIGHUP), (3, Signal::SIGUSR2)] {
+            caller.configure("", tag);
+            haproxy.signal(signal);
+            caller.wait_tag(&load, tag);
+        }
+        assert_nothing_lost(&load.stop());
+        assert_eq!(caller.pid("pid"), Some(haproxy.pid().cast_signed()));
+        haproxy.signal(Signal::SIGUSR1);
+        assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
+        caller.wait_none();
+    });
+}
+
+/// As haproxy's master: everything ends, with the signal's exit code; a worker's end is no crash to be repaired.
+#[test]
+fn a_signal_to_every_haproxy_is_a_stop() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGUSR1, 0)] {
+        let mut haproxy = Process::start(&mut caller.haproxy("-W -f haproxy.cfg"));
+        drop(caller.load().stop());
+        caller.signal_all(signal);
+        assert_eq!(haproxy.wait_exit().code(), Some(code), "{signal}: {}", haproxy.story());
+        caller.wait_none();
+    }
+}
+
+/// Tools that start `haproxy -D` look at the exit code, and go on when its output ends.
+#[test]
+fn in_the_background_the_exit_code_tells_whether_it_serves() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        for (words, global) in [("-D", ""), ("", "    daemon\n"), ("-W", "    daemon\n")] {
+            caller.configure(global, 1);
+            let done = finish(&mut caller.haproxy(&format!("{words} -f haproxy.cfg -p pid")));
+            assert_eq!((done.code, &*done.err), (Some(0), ""), "{words}{global}");
+            let supervisor = caller.pid("pid").expect("the pid file");
+            let mut plan = Plan::new(caller.address);
+            plan.connections = Some(4);
+            let load = plan.start().expect("load");
+            assert!(load.wait_over(DEADLINE), "no answers");
+            assert_nothing_lost(&load.stop());
+            signal(supervisor, Signal::SIGTERM);
+            caller.wait_none();
+        }
+        caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
+        let said = finish(&mut caller.haproxy("-D -f bad.cfg -p bad.pid")).fails(1);
+        assert!(said.contains("bad.cfg:2] : unknown keyword 'bnid'"), "{said}");
+        assert_eq!(caller.pid("bad.pid"), None);
+        let said = finish(&mut caller.haproxy("-D -f haproxy.cfg -p none/pid")).fails(1);
+        assert!(said.contains("Cannot create pidfile none/pid"), "{said}");
+        caller.wait_none();
+    });
+}
