@@ -1,15 +1,19 @@
-//! Descriptor counts of the broker, the supervisor and its clients return to
-//! where they were.
+//! What the broker, the supervisor and its clients have open returns to
+//! what it was.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Haproxy, Scene, config, descriptors, eventually};
+use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, open_files};
 
-/// Waits until a process has this many descriptors again.
+/// Waits until a process has this open again; on failure says what it has instead.
 #[track_caller]
-fn back_to(pid: u32, before: usize, whose: &str) {
-    let what = format!("{whose} to have {before} descriptors again");
-    eventually(&what, || (descriptors(pid) == before).then_some(()));
+fn back_to(pid: u32, before: &[String], whose: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    while open_files(pid) != before {
+        let late = Instant::now() > deadline;
+        assert!(!late, "{whose} has {:#?} open, and had {before:#?}", open_files(pid));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What `look` gives once it gives the same for a while: connections that have just ended are closed.
@@ -27,7 +31,7 @@ fn the_brokers_connections_and_listeners() {
     let scene = Scene::new();
     let broker = scene.broker();
     scene.wire().call("ping", &serde_json::json!([]));
-    let empty = at_rest(|| descriptors(broker.pid()));
+    let empty = at_rest(|| open_files(broker.pid()));
     let address = scene.address();
     for round in 0..20 {
         let mut wire = scene.wire();
@@ -49,7 +53,7 @@ fn the_brokers_connections_and_listeners() {
         scene.wire().error("bind", &params);
     }
     scene.run("release", &["web"]).ok();
-    back_to(broker.pid(), empty, "the broker");
+    back_to(broker.pid(), &empty, "the broker");
 }
 
 #[test]
@@ -65,21 +69,26 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     let settle = || {
         eventually("older generations to be gone", || (scene.haproxies().len() == 1).then_some(()));
     };
-    // The first reload may open what stays open, such as a second admin socket.
+    let bad = "frontend web\n    bind 127.0.0.1:7999\n    no-such-word\n";
+    // The first reloads may open what stays open, such as a second admin socket.
+    haproxy.reload(&scene).ok();
+    scene.write("haproxy.cfg", bad);
+    haproxy.reload(&scene).fails(1);
+    scene.write("haproxy.cfg", &config(address, 1));
     haproxy.reload(&scene).ok();
     settle();
     let supervisor = haproxy.supervisor.pid();
-    let before = at_rest(|| (descriptors(broker.pid()), descriptors(supervisor)));
+    let before = at_rest(|| (open_files(broker.pid()), open_files(supervisor)));
     for round in 0..6 {
         if round % 2 == 0 {
             scene.write("haproxy.cfg", &config(address, 2 + round));
             haproxy.reload(&scene).ok();
         } else {
-            scene.write("haproxy.cfg", "frontend web\n    bind 127.0.0.1:7999\n    no-such-word\n");
+            scene.write("haproxy.cfg", bad);
             haproxy.reload(&scene).fails(1);
         }
     }
     settle();
-    back_to(broker.pid(), before.0, "the broker");
-    back_to(supervisor, before.1, "the supervisor");
+    back_to(broker.pid(), &before.0, "the broker");
+    back_to(supervisor, &before.1, "the supervisor");
 }

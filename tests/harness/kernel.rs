@@ -36,7 +36,13 @@ pub(crate) fn listening(address: SocketAddr) -> Vec<Listening> {
     shown.lines().map(line).collect()
 }
 
-/// How many descriptors a process has open.
-pub(crate) fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).unwrap_or(0)
+/// What a process has open, sorted, without the numbers that tell one socket from another.
+pub(crate) fn open_files(pid: u32) -> Vec<String> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let names = links.filter_map(|link| fs::read_link(link.path()).ok());
+    let number = |c: char| c.is_ascii_digit() || "[]".contains(c);
+    let mut names: Vec<_> =
+        names.map(|name| name.to_string_lossy().trim_end_matches(number).to_owned()).collect();
+    names.sort();
+    names
 }
