@@ -214,7 +214,7 @@ fn live(mut handle: Handle, accepting: &AtomicUsize, step: &Sender<Step>, gate: 
         if !goes_on || !stand(Step::Retiring) {
             return;
         }
-        if handle.stopped() == Stopped::ForGood {
+        if handle.stopped() == Stopped::Retired {
             break;
         }
         let again = handle.claim();

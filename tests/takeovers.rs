@@ -64,7 +64,7 @@ fn blocking(path: &Path, claim: &[Claim], accepts: &Sender<u64>) -> Result<(), E
             }
         }
         drop(acceptor);
-        if generation.stopped()? == Stopped::ForGood {
+        if generation.stopped()? == Stopped::Retired {
             return Ok(());
         }
     }
@@ -91,7 +91,7 @@ async fn on_tokio(path: &Path, claim: &[Claim], accepts: &Sender<u64>) -> Result
             }
         }
         drop(listener);
-        if generation.stopped().await? == Stopped::ForGood {
+        if generation.stopped().await? == Stopped::Retired {
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener, Options};
 use bindonce_core::text::printable;
-use bindonce_sys::{aside, diag, holders, limits, listen, process};
+use bindonce_sys::{diag, holders, limits, listen, process, worker};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
@@ -108,7 +108,7 @@ impl Shared {
             return Step::Rest(rest);
         }
         let (shared, question) = (Arc::clone(self), question.clone());
-        let started = aside::start("inquiry", move || {
+        let started = worker::start("inquiry", move || {
             let _looking = Looking(&shared);
             limits::give_way();
             let begun = Instant::now();

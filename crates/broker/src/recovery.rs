@@ -26,7 +26,7 @@ use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
 use bindonce_sys::holders::Holder;
 use bindonce_sys::process::Pidfd;
-use bindonce_sys::{aside, diag, holders, identity};
+use bindonce_sys::{diag, holders, identity, worker};
 use bindonce_wire::manifest::Entry;
 use tokio::time::{Instant, timeout_at};
 
@@ -114,7 +114,7 @@ async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
     }
     let own = i32::try_from(std::process::id()).unwrap_or_default();
     // It reads all of /proc, so it happens beside this thread.
-    let found = aside::within(LOOK, move || holders::of(&inodes)).await.unwrap_or_default();
+    let found = worker::within(LOOK, move || holders::of(&inodes)).await.unwrap_or_default();
     let mut held: BTreeMap<u64, Vec<Holder>> = BTreeMap::new();
     for holder in found.into_iter().filter(|holder| holder.pid != own) {
         let holders = held.entry(holder.inode).or_default();
@@ -128,7 +128,7 @@ async fn look(broker: &Rc<RefCell<Broker>>) -> BTreeMap<u64, Vec<Holder>> {
 /// Forgets the listeners that no process holds any more; gives how many. The kernel's list of listening
 /// sockets decides: it has those of other pid namespaces too.
 async fn forget_closed(broker: &Rc<RefCell<Broker>>) -> usize {
-    let Ok(Ok(listening)) = aside::within(LOOK, diag::listening).await else { return 0 };
+    let Ok(Ok(listening)) = worker::within(LOOK, diag::listening).await else { return 0 };
     let open: HashSet<u64> = listening.iter().map(|socket| socket.inode).collect();
     // Those of another network namespace are not on this list.
     let elsewhere =
@@ -160,7 +160,7 @@ async fn take(broker: &Rc<RefCell<Broker>>) {
         .filter(|entry| !entry.tentative)
         .cloned()
         .collect();
-    let taken = aside::within(LOOK, move || {
+    let taken = worker::within(LOOK, move || {
         let from = |entry: &Entry| {
             held.get(&entry.inode)?.iter().find_map(|holder| from_process(entry, *holder))
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_daemon::rpc::Server;
 use bindonce_daemon::{Journal, state};
-use bindonce_sys::{aside, limits};
+use bindonce_sys::{limits, worker};
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, yield_now};
 use tokio::time::timeout;
@@ -224,7 +224,7 @@ async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
         };
         let from = path.clone();
         let read = move || File::read(&from).and_then(|file| Ok((file.rules()?, file.limits)));
-        let read = aside::within(READ, read).await.unwrap_or_else(|source| {
+        let read = worker::within(READ, read).await.unwrap_or_else(|source| {
             Err(Error::File { doing: "read the configuration", path: path.clone(), source })
         });
         match read {

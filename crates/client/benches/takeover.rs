@@ -112,8 +112,8 @@ async fn tokio(path: &Path) -> Outcome<()> {
 
 fn ended(stopped: Stopped) -> Outcome<()> {
     match stopped {
-        Stopped::ForGood => Ok(()),
-        Stopped::InVain => Err("the next generation has gone".into()),
+        Stopped::Retired => Ok(()),
+        Stopped::Recalled => Err("the next generation has gone".into()),
     }
 }
 

@@ -62,9 +62,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         // which waits for this word, accepts from it.
         drop(listener);
         match generation.stopped().await? {
-            Stopped::ForGood => break,
+            Stopped::Retired => break,
             // The next one has died before it was let in: this one serves on.
-            Stopped::InVain => {}
+            Stopped::Recalled => {}
         }
     }
     generation.drain(connections.finish()).await;

@@ -59,9 +59,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         // which waits for this word, accepts from it.
         drop(acceptor);
         match generation.stopped()? {
-            Stopped::ForGood => break,
+            Stopped::Retired => break,
             // The next one has died before it was let in: this one serves on.
-            Stopped::InVain => {}
+            Stopped::Recalled => {}
         }
     }
     for connection in connections {

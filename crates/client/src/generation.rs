@@ -32,7 +32,7 @@ use crate::verbs;
 /// 4. [`retired`](Self::retired): waits until a newer one is ready.
 /// 5. Stop accepting (drop every listener), then say so: [`stopped`](Self::stopped). The newer one
 ///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
-///    Should the newer one have died meanwhile, this returns [`Stopped::InVain`]: claim the
+///    Should the newer one have died meanwhile, this returns [`Stopped::Recalled`]: claim the
 ///    listeners again and serve on.
 /// 6. Finish what is connected, then [`drained`](Self::drained). Should the broker be lost meanwhile, the
 ///    next one knows of this generation once the descriptor has become readable and
@@ -59,8 +59,8 @@ use crate::verbs;
 ///     }
 ///     drop(acceptor);
 ///     match generation.stopped()? {
-///         Stopped::ForGood => break,
-///         Stopped::InVain => {} // the newer one has died: serve on
+///         Stopped::Retired => break,
+///         Stopped::Recalled => {} // the newer one has died: serve on
 ///     }
 /// }
 /// // ... finish what is connected ...
@@ -201,8 +201,8 @@ impl Generation {
     }
 
     /// Says that this process accepts no more, whether it was told to or not: every listener has
-    /// been dropped. The newer generation is let in at this, and it is [`Stopped::ForGood`]; if
-    /// that one has gone meanwhile, it was [`Stopped::InVain`].
+    /// been dropped. The newer generation is let in at this, and it is [`Stopped::Retired`]; if
+    /// that one has gone meanwhile, it was [`Stopped::Recalled`].
     ///
     /// # Errors
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,

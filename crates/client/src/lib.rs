@@ -53,9 +53,9 @@
 //!         // newer generation is let in.
 //!         drop(acceptor);
 //!         match generation.stopped()? {
-//!             Stopped::ForGood => break,
+//!             Stopped::Retired => break,
 //!             // The newer one has died before it was let in: serve on.
-//!             Stopped::InVain => {}
+//!             Stopped::Recalled => {}
 //!         }
 //!     }
 //!     for connection in connections {

@@ -27,15 +27,15 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The result of a stop.
-#[must_use = "a generation that has stopped in vain may serve on"]
+#[must_use = "a generation that was recalled serves again"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// This generation accepts nothing any more: it finishes what is connected, and ends.
-    ForGood,
+    Retired,
     /// The newer one that was ready has gone before it was let in, and no other waits. This
     /// generation is the one that serves, as before: it claims its listeners again, the same
     /// sockets, and continues. (To end it anyway, drop the generation.)
-    InVain,
+    Recalled,
 }
 
 /// The state of a generation that has joined.
@@ -124,11 +124,11 @@ impl Membership {
     /// found: then no successor waits, and one that comes need not.
     pub(crate) fn stopped(&mut self) -> Stopped {
         if self.wanted == State::Serving {
-            return Stopped::InVain;
+            return Stopped::Recalled;
         }
         self.over = true;
         self.held.clear();
-        Stopped::ForGood
+        Stopped::Retired
     }
 
     /// What the broker answers to it.
@@ -262,7 +262,7 @@ mod tests {
         // The word to stay crosses what it says: the answer counts.
         membership.heard(&Notification::Stay(turn(7, None)));
         membership.joined(&result(7, State::Serving)).expect("joined");
-        assert_eq!(membership.stopped(), Stopped::InVain);
+        assert_eq!(membership.stopped(), Stopped::Recalled);
         assert!(!membership.is_retired() && membership.may_serve().expect("it serves on"));
         assert_eq!(
             (membership.joining().state, membership.joining().successor),
@@ -299,7 +299,7 @@ mod tests {
             (State::Draining, Some(9))
         );
         membership.joined(&result(7, State::Draining)).expect("joined");
-        assert_eq!(membership.stopped(), Stopped::ForGood);
+        assert_eq!(membership.stopped(), Stopped::Retired);
         let error = membership.may_serve().expect_err("superseded");
         assert!(matches!(error, Error::Superseded { generation: 7, successor: Some(9), .. }));
         assert_eq!(membership.joining().successor, None, "whatever becomes of that one");

@@ -47,7 +47,7 @@ fn the_blocking_generation_hears_the_next_broker_out() {
         Generation::join_at(&path, &"edge".parse().expect("a name")).expect("join");
     generation.ready(Some(Instant::now() + PATIENCE)).expect("ready");
     assert!(generation.retired(Some(Instant::now() + PATIENCE)).expect("retired"), "in time");
-    assert_eq!(generation.stopped().expect("stopped"), bindonce::Stopped::ForGood);
+    assert_eq!(generation.stopped().expect("stopped"), bindonce::Stopped::Retired);
     server.join().expect("the broker");
     std::fs::remove_file(path).expect("remove");
 }
@@ -63,7 +63,7 @@ async fn the_generation_for_tokio_hears_the_next_broker_out() {
     generation.ready().await.expect("ready");
     let retired = tokio::time::timeout(PATIENCE, generation.retired()).await;
     retired.expect("in time").expect("retired");
-    assert_eq!(generation.stopped().await.expect("stopped"), bindonce::Stopped::ForGood);
+    assert_eq!(generation.stopped().await.expect("stopped"), bindonce::Stopped::Retired);
     server.join().expect("the broker");
     std::fs::remove_file(path).expect("remove");
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bindonce_core::time::Timestamp;
 use bindonce_sys::clock::now;
-use bindonce_sys::whole;
+use bindonce_sys::file;
 
 /// The longest state that is read: a record of a million listeners.
 pub const LARGEST: u64 = 256 << 20;
@@ -26,7 +26,7 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// Those of reading it.
 pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    match whole::regular(path, most) {
+    match file::regular(path, most) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
     }

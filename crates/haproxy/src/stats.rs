@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bindonce_sys::whole;
+use bindonce_sys::file;
 
 use crate::config::reader;
 use crate::names;
@@ -134,7 +134,7 @@ fn private(file: &Path) -> Option<PathBuf> {
 
 fn named_in(file: &Path, directory: &Path) -> Vec<PathBuf> {
     // Any user of this host may run something that is called haproxy, and name any file.
-    let text = whole::regular(file, LARGEST).unwrap_or_default();
+    let text = file::regular(file, LARGEST).unwrap_or_default();
     let mut found = Vec::new();
     for line in reader::lines(&text) {
         let Some(line) =

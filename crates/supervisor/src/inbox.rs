@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::broker::leases;
 use crate::control::requests::Retirement;
 use crate::control::signals::{self, Wanted};
-use crate::control::{self, Ask, retire};
+use crate::control::{self, Command, retire};
 use crate::generations::admin::Admin;
 use crate::generations::generation::Generation;
 use crate::generations::own;
@@ -86,20 +86,20 @@ impl Supervisor {
             Message::Proved(proved) => self.upgrade_now(proved),
             // A client that has gone away misses nothing.
             Message::Scraped(reply) => drop(reply.send(self.view().metrics())),
-            Message::Asked(ask) => self.answer_client(ask),
+            Message::Command(ask) => self.answer_client(ask),
             Message::Master(ask) => self.answer_master_cli(ask),
         }
     }
 
-    fn answer_client(&mut self, ask: Ask) {
+    fn answer_client(&mut self, ask: Command) {
         match ask {
-            Ask::Reload { allow_empty, reply, pid } => {
+            Command::Reload { allow_empty, reply, pid } => {
                 if allow_empty {
                     self.requests.allow_empty();
                 }
                 self.reload(Some(reply), "a client asked for it", Some(pid));
             }
-            Ask::Retire(wanted, reply, by) => {
+            Command::Retire(wanted, reply, by) => {
                 let wanted = wanted.map(GenerationId);
                 let id = match retire::choose(&self.cx.settings.service, &self.timeline, wanted) {
                     Ok(id) => id,
@@ -112,9 +112,9 @@ impl Supervisor {
                 self.requests.await_end(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
             }
-            Ask::Upgrade(reply) => self.upgrade.want(reply),
-            Ask::Status(reply) => self.view().tell_status(reply),
-            Ask::Ping(reply) => self.view().tell_alive(reply),
+            Command::Upgrade(reply) => self.upgrade.want(reply),
+            Command::Status(reply) => self.view().tell_status(reply),
+            Command::Ping(reply) => self.view().tell_alive(reply),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bindonce_haproxy::cli::Version;
 use bindonce_sys::signals::Signal as Number;
-use bindonce_sys::{ask, process, tree};
+use bindonce_sys::{process, subprocess, tree};
 
 use crate::error::Error;
 use crate::program::Program;
@@ -50,7 +50,7 @@ impl Haproxy {
 pub(crate) fn version_of(program: &OsStr) -> Result<Version, Error> {
     let mut command = std::process::Command::new(program);
     command.arg("-v");
-    let answer = ask::answer(command, VERSION);
+    let answer = subprocess::answer(command, VERSION);
     let answer = answer.map_err(Error::system("ask haproxy for its version"))?;
     Ok(Version::of_banner(&String::from_utf8_lossy(&answer.stdout)))
 }

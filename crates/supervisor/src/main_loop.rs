@@ -71,7 +71,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let master = Master::open(&settings.master_cli, &saved, &mut left)?;
     spawn(control::serve(listener, Rc::clone(&journal), move |ask| {
         // The supervisor's loop ends only with the process.
-        let _ = asks.send(Message::Asked(ask));
+        let _ = asks.send(Message::Command(ask));
     }));
     if !settings.watch.is_empty() {
         // Before anything is read for the first generation.

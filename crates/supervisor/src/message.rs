@@ -8,7 +8,7 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use tokio::sync::oneshot;
 
-use crate::control::Ask;
+use crate::control::Command;
 use crate::error::Error;
 use crate::generations::start::Launched;
 use crate::master_cli;
@@ -40,7 +40,7 @@ pub(crate) enum Message {
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
     /// A client wants something.
-    Asked(Ask),
+    Command(Command),
     /// A client of the master CLI does.
     Master(master_cli::Ask),
     /// Another process than us has told the generation that serves to stop, or its own master to

@@ -19,12 +19,10 @@
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
-//! - [`aside`], [`ask`], [`log`] and [`whole`] keep what may wait away from the thread that decides;
+//! - [`file`], [`log`], [`subprocess`] and [`worker`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
-pub mod aside;
-pub mod ask;
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod clock;
@@ -32,6 +30,7 @@ pub mod diag;
 pub mod epoll;
 pub mod exchange;
 pub mod executable;
+pub mod file;
 pub mod ghosts;
 pub mod guard;
 pub mod hold;
@@ -53,12 +52,13 @@ pub mod queue;
 pub mod shim;
 pub mod signals;
 pub mod spawn;
+pub mod subprocess;
 pub mod terminal;
 pub mod tree;
 pub mod trusted;
 #[cfg(feature = "tokio")]
 pub mod watch;
-pub mod whole;
+pub mod worker;
 
 mod error;
 mod netlink;

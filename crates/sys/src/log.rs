@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::aside;
+use crate::worker;
 
 /// How much is kept for a reader that does not read, about a thousand lines.
 const ROOM: usize = 128 * 1024;
@@ -108,7 +108,7 @@ impl Log {
             return;
         }
         let shared = Arc::clone(&self.0);
-        state.started = aside::start("log", move || shared.pass_on()).is_ok();
+        state.started = worker::start("log", move || shared.pass_on()).is_ok();
         state.alone = !state.started;
         drop(state);
         self.0.write_ready();

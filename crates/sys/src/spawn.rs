@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
 use crate::process::Pidfd;
-use crate::{aside, shim};
+use crate::{shim, worker};
 
 /// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
 /// [`crate::shim::Order`] in the words after it.
@@ -128,9 +128,9 @@ impl Launch {
     /// As [`start`](Self::start).
     #[cfg(feature = "tokio")]
     pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
-        let begun = aside::within(HANDOVER, move || self.begin()).await.map_err(late)??;
+        let begun = worker::within(HANDOVER, move || self.begin()).await.map_err(late)??;
         tell(begun.pid());
-        aside::within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
+        worker::within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
     }
 
     /// Starts the shim.
@@ -220,7 +220,7 @@ impl Drop for Unfinished {
         let _ = child.kill();
         // One that is stalled in exec ends when that does.
         if matches!(child.try_wait(), Ok(None)) {
-            let _ = aside::start("reap", move || drop(child.wait()));
+            let _ = worker::start("reap", move || drop(child.wait()));
         }
     }
 }

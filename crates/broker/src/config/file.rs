@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use bindonce_core::listener::Wanted;
 use bindonce_core::policy::Rule;
+use bindonce_sys::file::{self, Unread};
 use bindonce_sys::privileges::Capability;
-use bindonce_sys::whole::{self, Unread};
 use serde::Deserialize;
 
 use super::Limits;
@@ -91,7 +91,7 @@ impl File {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let doing = "read the configuration";
         let failed = |source| Error::File { doing, path: path.to_owned(), source };
-        let text = whole::read(path, WRITTEN).map_err(|unread| match unread {
+        let text = file::read(path, WRITTEN).map_err(|unread| match unread {
             Unread::System(error) => failed(error),
             unread => failed(io::Error::other(unread.to_string())),
         })?;

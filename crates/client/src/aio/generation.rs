@@ -36,8 +36,8 @@ use crate::verbs;
 ///     }
 ///     drop(listener);
 ///     match generation.stopped().await? {
-///         bindonce::Stopped::ForGood => break,
-///         bindonce::Stopped::InVain => {} // the newer one has died: serve on
+///         bindonce::Stopped::Retired => break,
+///         bindonce::Stopped::Recalled => {} // the newer one has died: serve on
 ///     }
 /// }
 /// generation.drain(connections.join_all()).await;
@@ -150,8 +150,8 @@ impl Generation {
     }
 
     /// Says that this process accepts no more, whether it was told to or not: every listener has
-    /// been dropped. The newer generation is let in at this, and it is [`Stopped::ForGood`]; if
-    /// that one has gone meanwhile, it was [`Stopped::InVain`].
+    /// been dropped. The newer generation is let in at this, and it is [`Stopped::Retired`]; if
+    /// that one has gone meanwhile, it was [`Stopped::Recalled`].
     ///
     /// # Errors
     /// See [`Error`]. If the broker is lost meanwhile the next one is sought for at most 3 seconds,

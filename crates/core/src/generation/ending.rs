@@ -1,6 +1,6 @@
 //! Telling a generation to stop, and ending it when it does not.
 
-use super::life::{Life, Phase};
+use super::life::{Life, Stage};
 use super::timeline::Timeline;
 use super::{
     Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL, WORKED_AFTER,
@@ -19,15 +19,15 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        match life.phase {
-            Phase::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
+        match life.stage {
+            Stage::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
                 self.worked = Some(life.configuration);
             }
             _ => {}
         }
-        if let Phase::Serving { .. } | Phase::Stopping { .. } = life.phase {
+        if let Stage::Serving { .. } | Stage::Stopping { .. } = life.stage {
             let again = now + SOFT_STOP_AGAIN;
-            life.phase = Phase::Stopping { since: now, again, proved, says: false };
+            life.stage = Stage::Stopping { since: now, again, proved, says: false };
             out.push(Action::Signal { id, signal: Signal::SoftStop, reason });
             out.push(Action::WatchStop(id));
         }
@@ -38,20 +38,20 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        match life.phase {
-            Phase::Stopping { .. } => {}
+        match life.stage {
+            Stage::Stopping { .. } => {}
             // Something else told it to stop; a serving generation must be started again.
-            Phase::Serving { .. } => out.push(Action::WatchStop(id)),
+            Stage::Serving { .. } => out.push(Action::WatchStop(id)),
             _ => return,
         }
-        life.phase = Phase::Draining { until: now + drain };
+        life.stage = Stage::Draining { until: now + drain };
         out.push(Action::Detach(id));
     }
 
     /// It says that it was told to stop.
     pub(super) fn says_stopping(&mut self, id: GenerationId) {
-        if let Some(Phase::Stopping { says, .. }) =
-            self.lives.get_mut(&id).map(|life| &mut life.phase)
+        if let Some(Stage::Stopping { says, .. }) =
+            self.lives.get_mut(&id).map(|life| &mut life.stage)
         {
             *says = true;
         }
@@ -61,9 +61,9 @@ impl Timeline {
     /// progress waits for it too.
     pub(super) fn listens_again(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         let Some(life) = self.lives.get_mut(&id) else { return };
-        if let Phase::Draining { .. } = life.phase {
+        if let Stage::Draining { .. } = life.stage {
             let again = now + SOFT_STOP_AGAIN;
-            life.phase = Phase::Stopping { since: now, again, proved: false, says: false };
+            life.stage = Stage::Stopping { since: now, again, proved: false, says: false };
             let (signal, reason) = (Signal::SoftStop, Reason::ListensAgain);
             out.push(Action::Signal { id, signal, reason });
             out.push(Action::WatchStop(id));
@@ -73,7 +73,7 @@ impl Timeline {
 
     pub(super) fn connections(&mut self, id: GenerationId, left: u64, out: &mut Vec<Action>) {
         let Some(life) = self.lives.get_mut(&id) else { return };
-        if let (0, false, Phase::Draining { .. }) = (left, life.let_go, &life.phase) {
+        if let (0, false, Stage::Draining { .. }) = (left, life.let_go, &life.stage) {
             life.let_go = true;
             out.push(Action::LetGo(id));
         }
@@ -98,9 +98,9 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        if !matches!(life.phase, Phase::Ending { .. } | Phase::Killed { .. }) {
+        if !matches!(life.stage, Stage::Ending { .. } | Stage::Killed { .. }) {
             let accepts = life.may_accept();
-            life.phase = Phase::Ending { kill: now + TERM_TO_KILL, accepts };
+            life.stage = Stage::Ending { kill: now + TERM_TO_KILL, accepts };
             out.push(Action::Signal { id, signal: Signal::Terminate, reason });
         }
     }
@@ -115,7 +115,7 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        life.phase = Phase::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
+        life.stage = Stage::Killed { again: now + TERM_TO_KILL, accepts: life.may_accept() };
         out.push(Action::Signal { id, signal: Signal::Kill, reason });
     }
 
@@ -125,19 +125,19 @@ impl Timeline {
             .lives
             .iter()
             .filter(|(_, life)| life.deadline().is_some_and(|at| at <= now))
-            .map(|(id, life)| (*id, life.phase.clone()))
+            .map(|(id, life)| (*id, life.stage.clone()))
             .collect();
-        for (id, phase) in due {
-            match phase {
-                Phase::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
-                Phase::Stopping { since, proved, says, .. } => {
+        for (id, stage) in due {
+            match stage {
+                Stage::Starting { .. } => self.terminate(now, id, Reason::NotReady, out),
+                Stage::Stopping { since, proved, says, .. } => {
                     self.stop_is_due(now, id, since, (proved, says), out);
                 }
-                Phase::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
-                Phase::Ending { .. } | Phase::Killed { .. } => {
+                Stage::Draining { .. } => self.terminate(now, id, Reason::DrainTimeout, out),
+                Stage::Ending { .. } | Stage::Killed { .. } => {
                     self.kill(now, id, Reason::DidNotExit, out);
                 }
-                Phase::Waiting | Phase::Serving { .. } => {}
+                Stage::Waiting | Stage::Serving { .. } => {}
             }
         }
         self.yielding_is_due(now, out);
@@ -167,7 +167,7 @@ impl Timeline {
             self.terminate(now, id, reason, out);
         } else if let Some(life) = self.lives.get_mut(&id) {
             let again = (now + SOFT_STOP_AGAIN).min(until);
-            life.phase = Phase::Stopping { since, again, proved, says };
+            life.stage = Stage::Stopping { since, again, proved, says };
             if !(proved && says) {
                 out.push(Action::Signal { id, signal: Signal::SoftStop, reason: Reason::Again });
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::life::{Life, Phase};
+use super::life::{Life, Stage};
 use super::operation::{Operation, Pausing, Stopping};
 use super::timeline::Timeline;
 use super::{
@@ -21,7 +21,7 @@ impl Timeline {
         out: &mut Vec<Action>,
     ) {
         if let Some(life) = self.lives.get_mut(&newer) {
-            life.phase = Phase::Waiting;
+            life.stage = Stage::Waiting;
         }
         let reason = Reason::Handover;
         out.push(Action::Signal { id: newer, signal: Signal::Stop, reason });
@@ -156,8 +156,8 @@ impl Timeline {
             out.push(Action::Signal { id, signal: Signal::Continue, reason: Reason::Silent });
         }
         for id in kill {
-            let known = self.lives.get(&id).map(|life| &life.phase);
-            if !matches!(known, Some(Phase::Killed { .. })) {
+            let known = self.lives.get(&id).map(|life| &life.stage);
+            if !matches!(known, Some(Stage::Killed { .. })) {
                 self.operation.note_ended(id);
                 self.kill(now, id, Reason::Silent, out);
             }
@@ -180,7 +180,7 @@ impl Timeline {
             let older = pausing.older.clone();
             // One that is being ended needs no further signal of this kind.
             let paused = |id: &GenerationId| {
-                self.lives.get(id).is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
+                self.lives.get(id).is_some_and(|life| matches!(life.stage, Stage::Serving { .. }))
             };
             for id in older.into_iter().filter(paused) {
                 let (signal, reason) = (Signal::Pause, Reason::Again);
@@ -241,7 +241,7 @@ impl Timeline {
     /// or do not answer; if none was seen, each of them, since an answer may be late.
     fn suspects(&self, pausing: &Pausing) -> Vec<GenerationId> {
         let can_be_ended = |id: &&GenerationId| {
-            self.lives.get(id).is_some_and(|life| matches!(life.phase, Phase::Serving { .. }))
+            self.lives.get(id).is_some_and(|life| matches!(life.stage, Stage::Serving { .. }))
         };
         let alive = || pausing.older.iter().filter(can_be_ended).copied();
         let Some(seen) = &pausing.latest else { return alive().collect() };
@@ -306,7 +306,7 @@ impl Timeline {
     }
 
     fn waits(&self, id: GenerationId) -> bool {
-        self.lives.get(&id).is_some_and(|life| life.phase == Phase::Waiting)
+        self.lives.get(&id).is_some_and(|life| life.stage == Stage::Waiting)
     }
 
     /// The generation that was to take over is gone: who was paused for it serves on.
@@ -332,8 +332,8 @@ impl Timeline {
         out: &mut Vec<Action>,
     ) {
         for &id in paused {
-            let phase = self.lives.get(&id).map(|life| &life.phase);
-            if let Some(Phase::Serving { .. }) = phase {
+            let stage = self.lives.get(&id).map(|life| &life.stage);
+            if let Some(Stage::Serving { .. }) = stage {
                 out.push(Action::Signal { id, signal: Signal::Resume, reason });
             }
         }

@@ -1,11 +1,11 @@
-//! One generation: its phase, and what each phase waits for.
+//! One generation: its stage, and what each stage waits for.
 
 use super::{GenerationId, Moment, State};
 
 /// One generation that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Life {
-    pub(super) phase: Phase,
+    pub(super) stage: Stage,
     /// Whose configuration it serves: its own id, or that of the generation whose copy it runs.
     pub(super) configuration: GenerationId,
     /// The connection count is 0 and the admin connection was closed.
@@ -14,7 +14,7 @@ pub(super) struct Life {
 
 /// What a generation does, and until when it may.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum Stage {
     /// Started, not ready.
     Starting { until: Moment },
     /// Ready and stopped, while the older ones are paused.
@@ -36,54 +36,54 @@ pub(super) enum Phase {
 impl Life {
     /// Whether it is possible that this generation accepts connections now.
     pub(super) fn may_accept(&self) -> bool {
-        match self.phase {
-            Phase::Serving { .. } => true,
-            Phase::Stopping { proved, .. } => !proved,
-            Phase::Ending { accepts, .. } | Phase::Killed { accepts, .. } => accepts,
-            Phase::Starting { .. } | Phase::Waiting | Phase::Draining { .. } => false,
+        match self.stage {
+            Stage::Serving { .. } => true,
+            Stage::Stopping { proved, .. } => !proved,
+            Stage::Ending { accepts, .. } | Stage::Killed { accepts, .. } => accepts,
+            Stage::Starting { .. } | Stage::Waiting | Stage::Draining { .. } => false,
         }
     }
 
     /// Whether it was told to exit at once, and accepted before.
     pub(super) fn is_being_ended(&self) -> bool {
         matches!(
-            self.phase,
-            Phase::Ending { accepts: true, .. } | Phase::Killed { accepts: true, .. }
+            self.stage,
+            Stage::Ending { accepts: true, .. } | Stage::Killed { accepts: true, .. }
         )
     }
 
     /// It was proved not to accept while it was being ended.
     pub(super) fn accepts_no_more(&mut self) {
-        if let Phase::Ending { accepts, .. } | Phase::Killed { accepts, .. } = &mut self.phase {
+        if let Stage::Ending { accepts, .. } | Stage::Killed { accepts, .. } = &mut self.stage {
             *accepts = false;
         }
     }
 
     /// Whether it counts towards `--max-draining`.
     pub(super) fn lingers(&self) -> bool {
-        matches!(self.phase, Phase::Stopping { .. } | Phase::Draining { .. })
+        matches!(self.stage, Stage::Stopping { .. } | Stage::Draining { .. })
     }
 
-    /// When this phase must be looked at again.
+    /// When this stage must be looked at again.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        match self.phase {
-            Phase::Starting { until } | Phase::Draining { until } => Some(until),
-            Phase::Stopping { again, .. } => Some(again),
-            Phase::Ending { kill, .. } => Some(kill),
-            Phase::Killed { again, .. } => Some(again),
+        match self.stage {
+            Stage::Starting { until } | Stage::Draining { until } => Some(until),
+            Stage::Stopping { again, .. } => Some(again),
+            Stage::Ending { kill, .. } => Some(kill),
+            Stage::Killed { again, .. } => Some(again),
             // Serving has no end of its own; a waiting one is under the handover's deadline.
-            Phase::Waiting | Phase::Serving { .. } => None,
+            Stage::Waiting | Stage::Serving { .. } => None,
         }
     }
 
     pub(super) fn state(&self) -> State {
-        match self.phase {
-            Phase::Starting { .. } | Phase::Waiting => State::Starting,
-            Phase::Serving { .. } => State::Serving,
-            Phase::Stopping { .. }
-            | Phase::Draining { .. }
-            | Phase::Ending { .. }
-            | Phase::Killed { .. } => State::Draining,
+        match self.stage {
+            Stage::Starting { .. } | Stage::Waiting => State::Starting,
+            Stage::Serving { .. } => State::Serving,
+            Stage::Stopping { .. }
+            | Stage::Draining { .. }
+            | Stage::Ending { .. }
+            | Stage::Killed { .. } => State::Draining,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::life::{Life, Phase};
+use super::life::{Life, Stage};
 use super::operation::{Crashes, Operation, Pausing, Stopping};
 use super::{
     Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
@@ -67,8 +67,8 @@ impl Timeline {
             found.iter().rev().find(|(_, (s, _))| *s == State::Serving).map(|(id, _)| *id);
         for (&id, &(_, configuration)) in &found {
             self.next_id = self.next_id.max(id.0 + 1);
-            let phase = Phase::Serving { since: now };
-            self.lives.insert(id, Life { phase, configuration, let_go: false });
+            let stage = Stage::Serving { since: now };
+            self.lives.insert(id, Life { stage, configuration, let_go: false });
             if Some(id) == serving {
                 self.current = Some(configuration);
                 out.push(Action::Serving(id));
@@ -129,7 +129,7 @@ impl Timeline {
     /// The generation that serves.
     pub fn serving(&self) -> Option<GenerationId> {
         let mut newest_first = self.lives.iter().rev();
-        newest_first.find(|(_, l)| matches!(l.phase, Phase::Serving { .. })).map(|(id, _)| *id)
+        newest_first.find(|(_, l)| matches!(l.stage, Stage::Serving { .. })).map(|(id, _)| *id)
     }
 
     /// Whose copies of the configuration may still be started or are being served.
@@ -177,7 +177,7 @@ impl Timeline {
 
     fn ready(&mut self, now: Moment, id: GenerationId, how: Handover, out: &mut Vec<Action>) {
         let starting =
-            matches!(self.lives.get(&id), Some(l) if matches!(l.phase, Phase::Starting { .. }));
+            matches!(self.lives.get(&id), Some(l) if matches!(l.stage, Stage::Starting { .. }));
         if !starting {
             return; // a second readiness signal, or one that came too late
         }
@@ -192,7 +192,7 @@ impl Timeline {
             Handover::StopFirst | Handover::SoftStop => {
                 match (how, self.lives.get_mut(&id)) {
                     (Handover::StopFirst, Some(life)) => {
-                        life.phase = Phase::Waiting;
+                        life.stage = Stage::Waiting;
                         let (signal, reason) = (Signal::Stop, Reason::Handover);
                         out.push(Action::Signal { id, signal, reason });
                     }
@@ -211,7 +211,7 @@ impl Timeline {
     /// From now on `id` accepts.
     pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if let Some(life) = self.lives.get_mut(&id) {
-            life.phase = Phase::Serving { since: now };
+            life.stage = Stage::Serving { since: now };
             self.current = Some(life.configuration);
             self.restart = None;
             out.push(Action::Serving(id));
@@ -229,8 +229,8 @@ impl Timeline {
             return;
         };
         let takes_over = self.operation.newer() == Some(id);
-        match life.phase {
-            Phase::Serving { since } if !self.shutdown => {
+        match life.stage {
+            Stage::Serving { since } if !self.shutdown => {
                 self.crashed(life.configuration, now.saturating_sub(since));
             }
             // A restart that nobody asked for has failed; the next one waits longer.
@@ -239,9 +239,9 @@ impl Timeline {
             }
             _ => {}
         }
-        let failure = failure.unwrap_or(match life.phase {
-            Phase::Starting { .. } => Failure::Exited,
-            Phase::Ending { .. } | Phase::Killed { .. } => Failure::NotReady,
+        let failure = failure.unwrap_or(match life.stage {
+            Stage::Starting { .. } => Failure::Exited,
+            Stage::Ending { .. } | Stage::Killed { .. } => Failure::NotReady,
             _ => Failure::DiedInHandover,
         });
         if takes_over {
@@ -267,12 +267,12 @@ impl Timeline {
         self.answer(Outcome::ShuttingDown, out);
         let ids: Vec<_> = self.lives.keys().copied().collect();
         for id in ids {
-            let phase = self.lives.get(&id).map(|life| life.phase.clone());
-            match phase {
-                Some(Phase::Serving { .. }) if !again => {
+            let stage = self.lives.get(&id).map(|life| life.stage.clone());
+            match stage {
+                Some(Stage::Serving { .. }) if !again => {
                     self.soft_stop(now, id, false, Reason::Shutdown, out);
                 }
-                Some(Phase::Stopping { .. } | Phase::Draining { .. }) if !again => {}
+                Some(Stage::Stopping { .. } | Stage::Draining { .. }) if !again => {}
                 Some(_) => self.terminate(now, id, Reason::Shutdown, out),
                 None => {}
             }
@@ -323,8 +323,8 @@ impl Timeline {
             Configuration::Fresh => id,
             Configuration::Of(of) => of,
         };
-        let phase = Phase::Starting { until: now + self.settings.ready_timeout };
-        self.lives.insert(id, Life { phase, configuration: of, let_go: false });
+        let stage = Stage::Starting { until: now + self.settings.ready_timeout };
+        self.lives.insert(id, Life { stage, configuration: of, let_go: false });
         self.operation = Operation::Starting { newer: id, yielding: None };
         out.push(Action::Start { id, configuration, older_alive });
     }

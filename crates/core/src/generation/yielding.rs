@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::life::{Life, Phase};
+use super::life::{Life, Stage};
 use super::operation::{Operation, Yielding};
 use super::timeline::Timeline;
 use super::{Action, GenerationId, Moment, PAUSED_FOR_ADDRESS, Reason, Signal};
@@ -15,10 +15,10 @@ use super::{Action, GenerationId, Moment, PAUSED_FOR_ADDRESS, Reason, Signal};
 impl Timeline {
     /// A generation that starts cannot bind an address of its own that an older one has.
     pub(super) fn address_in_use(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
-        let serves = |life: &Life| matches!(life.phase, Phase::Serving { .. });
+        let serves = |life: &Life| matches!(life.stage, Stage::Serving { .. });
         let paused: BTreeSet<_> =
             self.lives.iter().filter(|(_, life)| serves(life)).map(|(id, _)| *id).collect();
-        let starts = |life: &Life| matches!(life.phase, Phase::Starting { .. });
+        let starts = |life: &Life| matches!(life.stage, Stage::Starting { .. });
         let may_ask = self.lives.get(&id).is_some_and(starts) && !paused.is_empty();
         match &mut self.operation {
             Operation::Starting { newer, yielding } if *newer == id && may_ask => {

@@ -153,12 +153,13 @@ impl<H> Registry<H> {
             }
             return Ok(id);
         }
-        if let Some(other) = self.index.same_place(&key) {
-            let who = self.who(plan, other);
-            return Err(who.map_or(Stop::Wait, |who| overlap(asked, who).into()));
-        }
         let id = ListenerId(plan.base + plan.new.len() as u64);
-        if self.index.overlapping(&key).next().is_some() {
+        let overlaps = self.index.overlapping(&key).next().is_some();
+        if overlaps {
+            if let Some(other) = self.index.same_place(&key) {
+                let who = self.who(plan, other);
+                return Err(who.map_or(Stop::Wait, |who| overlap(asked, who).into()));
+            }
             plan.crowd.new.push(id);
         }
         self.index.insert(id, &key);

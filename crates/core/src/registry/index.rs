@@ -37,7 +37,7 @@ impl Index {
     /// The listeners that the kernel would not bind this one beside.
     pub(super) fn overlapping<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = ListenerId> + 'a {
         let there = |(first, whole): (Key, bool)| {
-            self.keys.range(first.clone()..).take_while(move |(other, _)| {
+            self.keys.range::<Key, _>(&first..).take_while(move |(other, _)| {
                 first.cmp_place(other).is_eq() || (whole && first.covers(other))
             })
         };
@@ -48,7 +48,7 @@ impl Index {
     /// The listener that the same connections would ask for: never a second one.
     pub(super) fn same_place(&self, key: &Key) -> Option<ListenerId> {
         let there = |(first, _): (Key, bool)| {
-            let from = self.keys.range(first.clone()..);
+            let from = self.keys.range::<Key, _>(&first..);
             from.take_while(move |(other, _)| first.cmp_place(other).is_eq())
         };
         let mut near = key.near().into_iter().flat_map(there);

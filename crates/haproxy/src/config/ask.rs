@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bindonce_sys::ask::{Answer, User, answer_on};
+use bindonce_sys::subprocess::{Answer, User, answer_on};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::questions::{Answers, Questions};

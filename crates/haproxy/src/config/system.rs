@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bindonce_sys::ask::User;
+use bindonce_sys::file::{self, Unread};
 use bindonce_sys::listen;
-use bindonce_sys::whole::{self, Unread};
+use bindonce_sys::subprocess::User;
 
 use super::ask;
 use super::questions::{Answers, Questions};
@@ -121,7 +121,7 @@ impl World for System {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        if self.again && whole::is_unnamed_pipe(path) {
+        if self.again && file::is_unnamed_pipe(path) {
             return Err(io::Error::other(
                 "it is a pipe, which was read when the service began and gives nothing a second time; \
                  to reload, start the service with -f and a file",
@@ -129,9 +129,9 @@ impl World for System {
         }
         if self.user.is_some_and(|user| !user.is_ours()) {
             // The user who named the file may not open every device; root may.
-            return whole::regular(path, LARGEST);
+            return file::regular(path, LARGEST);
         }
-        whole::read(path, WRITTEN).map_err(|unread| match unread {
+        file::read(path, WRITTEN).map_err(|unread| match unread {
             Unread::System(error) => error,
             unread @ Unread::BeingWritten { .. } => io::Error::other(format!(
                 "{unread}; reload when it is complete, or write a new file and rename it into place"

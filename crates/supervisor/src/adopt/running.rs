@@ -10,9 +10,9 @@ use std::time::Duration;
 use bindonce_core::address::Address;
 use bindonce_core::adoption::{Candidate, Unfit};
 use bindonce_core::listener::Listener;
-use bindonce_sys::ask::User;
 use bindonce_sys::exchange::exchange;
 use bindonce_sys::process::Pidfd;
+use bindonce_sys::subprocess::User;
 use bindonce_sys::{diag, holders, identity, process};
 
 use super::Error;

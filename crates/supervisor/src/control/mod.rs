@@ -42,7 +42,7 @@ const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "
 
 /// What a client wants, and where the answer goes.
 #[derive(Debug)]
-pub(crate) enum Ask {
+pub(crate) enum Command {
     /// Serve the files as they are now; asked for by this process.
     Reload { allow_empty: bool, reply: oneshot::Sender<Answer>, pid: i32 },
     /// End this generation, or the oldest one that drains; asked for by this process.
@@ -69,7 +69,7 @@ pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
 pub(crate) async fn serve(
     listener: UnixListener,
     journal: Rc<Journal>,
-    ask: impl Fn(Ask) + 'static,
+    ask: impl Fn(Command) + 'static,
 ) {
     let reporter = Reporter::new(journal, nix::unistd::getuid().as_raw());
     let handler = Handler { reporter: Rc::clone(&reporter), ask };
@@ -82,7 +82,7 @@ struct Handler<F> {
     ask: F,
 }
 
-impl<F: Fn(Ask) + 'static> rpc::Handler for Handler<F> {
+impl<F: Fn(Command) + 'static> rpc::Handler for Handler<F> {
     fn admission(&self, caller: &Caller) -> Admission {
         let exempt = self.reporter.is_owner(caller.peer.uid);
         Admission { unknown: !exempt, exempt }
@@ -117,18 +117,18 @@ fn denied(message: String) -> RpcError {
         .with_hint("ask as root, or as the user that runs `bindonce run`")
 }
 
-async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Ask)) -> Answer {
+async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Answer {
     let (reply, answer) = oneshot::channel();
     let method = request.method.as_str();
     if !matches!(method, "retire" | "reload") && METHODS.contains(&method) {
         request.no_params()?;
     }
     match method {
-        "ping" => ask(Ask::Ping(reply)),
-        "reload" => ask(Ask::Reload { allow_empty: allow_empty(request)?, reply, pid }),
-        "retire" => ask(Ask::Retire(generation(request)?, reply, pid)),
-        "status" => ask(Ask::Status(reply)),
-        "upgrade" => ask(Ask::Upgrade(reply)),
+        "ping" => ask(Command::Ping(reply)),
+        "reload" => ask(Command::Reload { allow_empty: allow_empty(request)?, reply, pid }),
+        "retire" => ask(Command::Retire(generation(request)?, reply, pid)),
+        "status" => ask(Command::Status(reply)),
+        "upgrade" => ask(Command::Upgrade(reply)),
         _ => return Err(request.method_not_found(&METHODS)),
     }
     let gone = || RpcError::new(ErrorCode::INTERNAL, "the supervisor has ended");

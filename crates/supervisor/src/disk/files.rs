@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_sys::changes::{Changes, Directory};
-use bindonce_sys::{aside, whole};
+use bindonce_sys::{file, worker};
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -61,7 +61,7 @@ impl Files {
             }
             let before = self.contents;
             let (send, mut done) = tokio::sync::oneshot::channel();
-            let started = aside::start("watch", move || {
+            let started = worker::start("watch", move || {
                 let looked = self.look();
                 let _ = send.send((self, looked));
             });
@@ -216,7 +216,7 @@ fn entries(directory: &Path) -> BTreeSet<PathBuf> {
 }
 
 fn read(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
-    let mut file = whole::open(path)?;
+    let mut file = file::open(path)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = file.read(&mut buffer)?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bindonce_core::event::Kind;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Journal;
-use bindonce_sys::{aside, clock, holders, process};
+use bindonce_sys::{clock, holders, process, worker};
 
 use crate::broker;
 use crate::disk::directory::{Directory, LAST_ID, Saved, SavedGeneration};
@@ -42,7 +42,7 @@ pub(crate) async fn look(
         started.filter_map(|event| Some((event.pid?, (event.generation?, event.time)))).collect();
     let of = Service { name: service, started };
     let find = move || generations(&of, &place, &listeners);
-    let generations = aside::within(LOOKS, find).await.map_err(Error::system("look at /proc"))?;
+    let generations = worker::within(LOOKS, find).await.map_err(Error::system("look at /proc"))?;
     let known = generations.last().map_or(0, |generation: &SavedGeneration| generation.id);
     let next = known.max(directory.newest_configuration()) + 1;
     Ok(Saved { next, generations, ..Saved::default() })

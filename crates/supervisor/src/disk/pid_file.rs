@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_sys::aside;
+use bindonce_sys::worker;
 use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a file system may take.
@@ -58,7 +58,7 @@ async fn until_written(path: &Path) -> bool {
     let mut wait = AGAIN;
     loop {
         let file = path.to_owned();
-        let written = aside::within(LIMIT, move || write(&file)).await;
+        let written = worker::within(LIMIT, move || write(&file)).await;
         let Err(error) = written.and_then(|written| written) else { return true };
         let path = path.display();
         if error.kind() == io::ErrorKind::TimedOut {

@@ -28,7 +28,7 @@ pub(crate) struct Family {
 }
 
 /// What was seen of the descriptors of a family.
-pub(crate) enum Seen {
+pub(crate) enum Descriptors {
     /// No process has a listener.
     Closed,
     /// Some process has.
@@ -74,30 +74,30 @@ impl Family {
     /// Looks at the descriptors of all processes. `told` is what the process on the admin socket says: it
     /// is believed where its descriptors are hidden, and where it keeps a UDP socket for the
     /// connections that it has on it.
-    pub(crate) fn look(&self, told: Option<&Info>) -> Seen {
+    pub(crate) fn look(&self, told: Option<&Info>) -> Descriptors {
         // The first process and those that descend from it are quickly looked at. Only if they have
         // none are all others looked for.
         match self.look_at(&self.workers(), told) {
-            Seen::Closed if self.kind.program().is_some() => {
+            Descriptors::Closed if self.kind.program().is_some() => {
                 self.look_at(&self.without_master(self.kind.processes(self.pid)), told)
             }
             seen => seen,
         }
     }
 
-    fn look_at(&self, pids: &BTreeSet<i32>, told: Option<&Info>) -> Seen {
+    fn look_at(&self, pids: &BTreeSet<i32>, told: Option<&Info>) -> Descriptors {
         let closed = told.filter(|info| self.says_closed(info)).and_then(|info| info.pid);
         let mut hidden = None;
         for &pid in pids {
             let believed = closed == Some(pid);
             let inodes = if believed { &self.queues } else { &self.all };
             match holders::holds(pid, inodes) {
-                Ok(true) => return Seen::Open,
+                Ok(true) => return Descriptors::Open,
                 Err(error) if !believed => hidden = Some(error),
                 Ok(false) | Err(_) => {}
             }
         }
-        hidden.map_or(Seen::Closed, Seen::Hidden)
+        hidden.map_or(Descriptors::Closed, Descriptors::Hidden)
     }
 
     /// Whether haproxy says that it has closed its listeners; one that does not count them is taken

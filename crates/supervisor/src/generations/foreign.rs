@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
-use bindonce_sys::{aside, diag, holders, inherit};
+use bindonce_sys::{diag, holders, inherit, worker};
 
 use crate::context::Context;
 use crate::generations::generation::Generation;
@@ -20,7 +20,7 @@ pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 pub(crate) fn look(cx: &Context, generation: &Generation) {
     let (cx, id, look) = (cx.clone(), generation.id, look_at_own(cx, generation));
     crate::tasks::spawn(async move {
-        let found = aside::within(LOOKS, look).await;
+        let found = worker::within(LOOKS, look).await;
         // Nothing, where the kernel's answer could not be had or the runtime ends.
         cx.send(Message::Foreign(id, found.unwrap_or_default()));
     });

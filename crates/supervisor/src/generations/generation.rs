@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::hold::Hold;
-use bindonce_sys::process::Pidfd;
+use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
 use bindonce_sys::tree;
 use tokio::sync::{mpsc, oneshot};
@@ -235,8 +235,15 @@ impl Generation {
                 self.release();
                 return None;
             }
-            // It was let go on already. To find its processes all of /proc would be read.
-            Wanted::Continue if reason != Reason::Silent && !self.readiness.stopped => return None,
+            // It was let go on already, and nobody else has stopped it. To find all its processes all of /proc would be
+            // read.
+            Wanted::Continue
+                if reason != Reason::Silent
+                    && !self.readiness.stopped
+                    && !process::is_stopped(pid) =>
+            {
+                return None;
+            }
             // It has accepted nothing, and heeds no other signal there.
             Wanted::Terminate if self.is_held() => self.pidfd.send(Signal::SIGKILL),
             // Every process of it may accept, and none may outlive its generation.

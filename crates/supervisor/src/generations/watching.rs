@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, State};
-use bindonce_sys::aside;
+use bindonce_sys::worker;
 
 use crate::context::Context;
 use crate::generations::admin::{Admin, NoAnswer};
-use crate::generations::family::{Family, Seen};
+use crate::generations::family::{Descriptors, Family};
 use crate::generations::foreign;
 use crate::generations::generation::Generation;
 use crate::kind::Kind;
@@ -70,7 +70,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
                 known = workers;
             }
             let may_have_closed = told.is_some() || admin.is_none();
-            if may_have_closed && matches!(family.look(told.as_ref()), Seen::Closed) {
+            if may_have_closed && matches!(family.look(told.as_ref()), Descriptors::Closed) {
                 break;
             }
             if told.is_some() && !std::mem::replace(&mut said, true) && !family.has_master {
@@ -121,7 +121,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
                 None if !family.has_master => return,
                 None => {}
             }
-            if family.has_master && matches!(family.look(told.as_ref()), Seen::Open) {
+            if family.has_master && matches!(family.look(told.as_ref()), Descriptors::Open) {
                 return cx.later(Event::Listens(id));
             }
             let wait = if look < 20 { DRAIN_LOOK } else { DRAIN_LOOK_LATER };
@@ -156,10 +156,10 @@ async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Opt
 async fn closed(family: &Family, told: Option<&Info>) {
     for look in 0u32.. {
         match family.look(told) {
-            Seen::Closed => return,
-            Seen::Open => {}
+            Descriptors::Closed => return,
+            Descriptors::Open => {}
             // Nothing will ever be known.
-            Seen::Hidden(error) => {
+            Descriptors::Hidden(error) => {
                 return tracing::warn!(
                     generation = family.id.0,
                     pid = family.pid,
@@ -178,7 +178,7 @@ async fn listens_elsewhere(kind: Kind, pid: i32, inodes: &[u64]) -> Option<Strin
     kind.program()?;
     let known = inodes.iter().copied().collect();
     let look = move || foreign::listening(&kind.processes(pid), &known);
-    let found = aside::within(ELSEWHERE, look).await.unwrap_or_default();
+    let found = worker::within(ELSEWHERE, look).await.unwrap_or_default();
     let addresses: Vec<_> = found.into_iter().take(4).collect();
     (!addresses.is_empty()).then(|| addresses.join(", "))
 }

@@ -52,7 +52,7 @@ pub(crate) fn begin(
     let Some(listening) = Listening::of(&cx.settings.kind, generation) else { return false };
     let (cx, id, look) = (cx.clone(), generation.id, foreign::look_at_own(cx, generation));
     crate::tasks::spawn(async move {
-        let own = bindonce_sys::aside::within(LOOKS, look).await.unwrap_or_default();
+        let own = bindonce_sys::worker::within(LOOKS, look).await.unwrap_or_default();
         let missing = if running { listening.missing(ANSWER).await } else { None };
         cx.send(Message::Compared(id, how, Compared { own, missing }));
     });

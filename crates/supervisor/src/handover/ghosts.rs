@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
-use bindonce_sys::aside;
 use bindonce_sys::ghosts::{self, Ghost};
 use bindonce_sys::process::Pidfd;
+use bindonce_sys::worker;
 use nix::libc::EPERM;
 
 use crate::context::Context;
@@ -46,7 +46,7 @@ pub(crate) fn detach(cx: &Context, generation: &Generation) {
             .map(|held| Ok((held.inode, held.fd.try_clone()?)))
             .collect::<std::io::Result<Vec<_>>>();
         let ghosts = found.clone();
-        let removed = aside::within(LOOKS, move || {
+        let removed = worker::within(LOOKS, move || {
             let ours = ours.map_err(Error::system("copy a listener's descriptor"))?;
             let ours: Vec<_> = ours.iter().map(|(inode, fd)| (*inode, fd.as_fd())).collect();
             let mut removed = 0;
@@ -133,5 +133,5 @@ impl Removal {
 async fn find(settings: &Settings, pid: i32, inodes: Vec<u64>) -> Vec<Ghost> {
     let processes = settings.kind.processes(pid);
     let find = move || processes.iter().flat_map(|p| ghosts::find(*p, &inodes)).collect();
-    aside::within(LOOKS, find).await.unwrap_or_default()
+    worker::within(LOOKS, find).await.unwrap_or_default()
 }

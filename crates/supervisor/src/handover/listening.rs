@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bindonce_haproxy::cli::descriptor;
-use bindonce_sys::{aside, epoll, inherit};
+use bindonce_sys::{epoll, inherit, worker};
 
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::generation::Generation;
@@ -91,7 +91,7 @@ impl Processes {
             (!seen.is_empty()).then(|| seen.into_iter().flatten().collect::<BTreeSet<_>>())
         };
         let left = until.saturating_duration_since(Instant::now());
-        let Some(seen) = aside::within(left, look).await.ok()? else {
+        let Some(seen) = worker::within(left, look).await.ok()? else {
             return Some(Missing::default());
         };
         heard.extend(seen);

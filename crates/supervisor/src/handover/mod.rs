@@ -127,7 +127,7 @@ impl Handover {
         let listeners: BTreeSet<_> = older.iter().flat_map(|older| older.inodes()).collect();
         let duty = ProcessRef::of(newer.pid()).map(|newer| Duty::Finish {
             within: cx.settings.timing.retire_timeout + GRACE,
-            retire: cx.settings.kind.retire(),
+            retire: cx.settings.kind.retire() as i32,
             newer,
             older: older.iter().filter_map(|older| ProcessRef::of(older.pid())).collect(),
             listeners: listeners.into_iter().collect(),

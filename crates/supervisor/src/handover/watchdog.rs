@@ -27,6 +27,7 @@ use bindonce_sys::signals::Signal;
 use bindonce_sys::{holders, log, queue, tree};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
@@ -54,14 +55,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 const HOLD: &str = "hold\n";
 
 /// A process, as the supervisor and the watchdog name it to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessRef {
     pid: i32,
     start_time: u64,
 }
 
 /// What is to be done if the supervisor dies now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Duty {
     /// Nothing.
     None,
@@ -71,7 +72,8 @@ pub(crate) enum Duty {
     /// Tell the older ones to stop, and continue the new one; also after this time.
     Finish {
         within: Duration,
-        retire: Signal,
+        /// The number of the signal.
+        retire: i32,
         newer: ProcessRef,
         older: Vec<ProcessRef>,
         /// Inode numbers of what the older ones listen on.
@@ -115,58 +117,13 @@ impl ProcessRef {
     fn is_there(self) -> bool {
         process::start_time(self.pid) == Some(self.start_time)
     }
-
-    fn read(text: &str) -> Option<Self> {
-        let (pid, start_time) = text.split_once(':')?;
-        Some(Self { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? })
-    }
-}
-
-impl std::fmt::Display for ProcessRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.pid, self.start_time)
-    }
 }
 
 impl Duty {
     /// One line of the socket.
     fn write(&self) -> String {
-        match self {
-            Self::None => "none\n".to_owned(),
-            Self::End { newer, paused } => {
-                let paused: String = paused.iter().map(|paused| format!(" {paused}")).collect();
-                format!("end {newer}{paused}\n")
-            }
-            Self::Finish { within, retire, newer, older, listeners } => {
-                let older: String = older.iter().map(|older| format!(" {older}")).collect();
-                let inodes: String = listeners.iter().map(|inode| format!(" {inode}")).collect();
-                format!("finish {} {retire} {newer}{older}{inodes}\n", within.as_millis())
-            }
-        }
-    }
-
-    fn read(line: &str) -> Option<Self> {
-        let mut words = line.split_ascii_whitespace();
-        match words.next()? {
-            "none" => Some(Self::None),
-            "end" => {
-                let newer = ProcessRef::read(words.next()?)?;
-                let paused = words.map(ProcessRef::read).collect::<Option<_>>()?;
-                Some(Self::End { newer, paused })
-            }
-            "finish" => {
-                let within = Duration::from_millis(words.next()?.parse().ok()?);
-                let (retire, newer) =
-                    (words.next()?.parse().ok()?, ProcessRef::read(words.next()?)?);
-                // Only the name of a process has a colon.
-                let (older, inodes): (Vec<_>, Vec<_>) = words.partition(|word| word.contains(':'));
-                let older = older.into_iter().map(ProcessRef::read).collect::<Option<_>>()?;
-                let inodes = inodes.into_iter().map(str::parse);
-                let listeners = inodes.collect::<Result<_, _>>().ok()?;
-                Some(Self::Finish { within, retire, newer, older, listeners })
-            }
-            _ => None,
-        }
+        // Nothing in it can fail to be written.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
     /// Does it. What is held goes on behind this, at the earliest.
@@ -182,11 +139,16 @@ impl Duty {
                     newer.wait_end();
                     paused.iter().for_each(|paused| paused.signal(Signal::SIGTTIN));
                 }
-                say(&format!("the supervisor is gone or stuck: ended {newer}, which was starting"));
+                say(&format!(
+                    "the supervisor is gone or stuck: ended pid {}, which was starting",
+                    newer.pid
+                ));
             }
             Self::Finish { retire, newer, older, listeners, .. } => {
                 say("the supervisor is gone or stuck: finishing its handover");
-                older.iter().for_each(|older| older.signal(retire));
+                if let Ok(retire) = Signal::try_from(retire) {
+                    older.iter().for_each(|older| older.signal(retire));
+                }
                 let until = Instant::now() + CLOSING;
                 let open = |older: &ProcessRef| older.listens(&listeners);
                 while older.iter().any(open) && Instant::now() < until {
@@ -319,7 +281,7 @@ fn work() {
             Next::Line(line) if line == HOLD => held = inbox.descriptors.pop(),
             Next::Line(line) => {
                 // What it does not understand comes from no supervisor of this version.
-                duty = Duty::read(&line).unwrap_or(Duty::None);
+                duty = serde_json::from_str(&line).unwrap_or(Duty::None);
                 until = match &duty {
                     Duty::Finish { within, .. } => Some(Instant::now() + *within),
                     Duty::End { paused, .. } if !paused.is_empty() => Some(Instant::now() + PAUSE),
@@ -407,24 +369,18 @@ mod tests {
             Duty::None,
             Duty::End { newer: one, paused: vec![] },
             Duty::End { newer: one, paused: vec![two, one] },
-            finish(Signal::SIGUSR1, vec![one], vec![]),
-            finish(Signal::SIGQUIT, vec![one, two], vec![4711, 4712]),
-            finish(Signal::SIGQUIT, vec![], vec![1]),
+            finish(Signal::SIGUSR1 as i32, vec![one], vec![]),
+            finish(Signal::SIGQUIT as i32, vec![one, two], vec![4711, 4712]),
+            finish(Signal::SIGQUIT as i32, vec![], vec![1]),
         ] {
-            assert_eq!(Duty::read(&duty.write()), Some(duty));
+            let line = duty.write();
+            assert_eq!(line.find('\n'), Some(line.len() - 1));
+            assert_eq!(serde_json::from_str::<Duty>(&line).ok(), Some(duty));
         }
-        for bad in [
-            "",
-            "finish",
-            "finish 1",
-            "end 7",
-            "end 7:9 8",
-            "finish 1 SIGUSR1 7:9 x",
-            "finish 1 SIGUSR1 7:9 8:x",
-            "finish 1 7 7:9",
-            "other",
-        ] {
-            assert_eq!(Duty::read(bad), None, "{bad:?}");
+        for bad in
+            ["", "{}", "7", "\"Finish\"", "{\"End\":{\"newer\":7}}", "{\"None\":null", "\"Other\""]
+        {
+            assert!(serde_json::from_str::<Duty>(bad).is_err(), "{bad:?}");
         }
     }
 

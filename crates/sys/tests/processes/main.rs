@@ -4,8 +4,6 @@
 //! children. Its tests run one after the other in the main thread, so that counts
 //! of descriptors mean something and exec has a single thread.
 
-#[cfg(feature = "tokio")]
-mod aside;
 mod children;
 mod ghosts;
 #[cfg(feature = "tokio")]
@@ -14,6 +12,8 @@ mod programs;
 #[path = "../../../../tests/harness/skip.rs"]
 mod skip;
 mod system;
+#[cfg(feature = "tokio")]
+mod worker;
 
 use std::ffi::OsString;
 use std::panic::catch_unwind;
@@ -35,10 +35,10 @@ fn run(filter: &str) -> ExitCode {
     keep_to_ourselves();
     let mut failed = 0;
     #[cfg(not(feature = "tokio"))]
-    let (aside, held): (&[Test], &[Test]) = (&[], &[]);
+    let (worker, held): (&[Test], &[Test]) = (&[], &[]);
     #[cfg(feature = "tokio")]
-    let (aside, held) = (aside::TESTS, hold::TESTS);
-    for (name, test) in [programs::TESTS, aside, held, ghosts::TESTS, system::TESTS]
+    let (worker, held) = (worker::TESTS, hold::TESTS);
+    for (name, test) in [programs::TESTS, worker, held, ghosts::TESTS, system::TESTS]
         .concat()
         .into_iter()
         .filter(|(n, _)| n.contains(filter))

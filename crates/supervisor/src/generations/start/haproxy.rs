@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::spawn::Launch;
-use bindonce_sys::{aside, listen};
+use bindonce_sys::{listen, worker};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
 use crate::disk::directory::Directory;
@@ -76,7 +76,7 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let read = aside::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
+    let read = worker::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
         let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let sockets = master_cli(&sockets, version, &command.program)?;
         let mut ours = vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
