@@ -131,10 +131,10 @@ class Stage(contextlib.ExitStack):
             wait_for("the broker", lambda: self.bindonce("list").returncode == 0)
         return self
 
-    def start(self, name, command, **options):
+    def start(self, name, command, environment=None, **options):
         log = self.enter_context(open(self.directory / f"{name}.log", "ab"))
         options.setdefault("stdout", log)
-        process = subprocess.Popen(command, stderr=log, env=self.environment, preexec_fn=unblock, **options)
+        process = subprocess.Popen(command, stderr=log, env=environment or self.environment, preexec_fn=unblock, **options)
         self.callback(self.end, process)
         return process
 

@@ -132,12 +132,12 @@ impl Broker {
         self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
     }
 
-    /// The work that may follow the reply to a claim, as long as nothing else runs in between: watches
-    /// the new listeners and tidies the records. The record of a listener itself may not come later:
+    /// The work that may follow the reply to a claim: tidies the records and watches the new listeners, many in many turns.
+    /// True if there are more. The record of a listener itself may not come later:
     /// this process may be killed as soon as a client has the listener, and the next broker must know.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) -> bool {
         self.tidy();
-        self.listeners.watch_new();
+        self.listeners.watch_new()
     }
 
     /// Removes from the missing listeners those that a claim has bound.

@@ -51,12 +51,18 @@ pub(crate) async fn claim(
     wants: Vec<Want>,
 ) -> Result<Vec<Lease>, Denied> {
     let outcome = claim_unsettled(broker, id, wants, |_, _| Ok(())).await;
-    broker.borrow_mut().settle();
+    settle(broker).await;
     outcome
 }
 
-/// Finds or opens listeners, all or none; many in many turns. [`Broker::settle`] must follow before
-/// anything else can run. A claim that has waited for another is judged again by `allow`: other
+/// What follows a claim, in as many turns as it needs.
+pub(crate) async fn settle(broker: &RefCell<Broker>) {
+    while broker.borrow_mut().settle() {
+        yield_now().await;
+    }
+}
+
+/// Finds or opens listeners, all or none; many in many turns. [`Broker::settle`] must follow. A claim that has waited for another is judged again by `allow`: other
 /// listeners are held then.
 pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
@@ -164,6 +170,10 @@ async fn open(
                 break;
             }
         }
+    }
+    if listeners.len() > OPENED_AT_ONCE {
+        // To hand out so many is a turn of its own.
+        yield_now().await;
     }
     // In the order of the listeners.
     let mut sockets: Vec<_> = opened.take().into_iter().map(Some).collect();

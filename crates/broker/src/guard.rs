@@ -220,3 +220,47 @@ fn tell_log(broker: &Broker, unreported: &BTreeMap<ListenerId, u64>, sharing: &s
         broker.reporter.record(Happening::new(Kind::ListenerRepaired, text));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use bindonce_core::registry::Want;
+    use bindonce_daemon::Journal;
+    use bindonce_sys::queue::is_listening;
+    use rustix::net::Shutdown;
+
+    use super::*;
+    use crate::claims;
+    use crate::listeners::watch::Guard;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_is_repaired_in_a_turn() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let connection = broker.connect_itself();
+        let broker = Rc::new(RefCell::new(broker));
+        let wanted = "127.0.0.1:0".parse().expect("a listener");
+        let want = Want { wanted, tentative: false, change: false };
+        let count = 4;
+        claims::claim(&broker, connection, vec![want; count]).await.expect("granted");
+        let fds: Vec<_> = broker
+            .borrow()
+            .listeners
+            .registry
+            .iter()
+            .map(|(_, held)| Rc::clone(&held.opened.handle.fd))
+            .collect();
+        let fds = &fds;
+        fds.iter().for_each(|fd| rustix::net::shutdown(fd, Shutdown::Read).expect("shutdown"));
+        let mut watched = std::pin::pin!(watch(&broker));
+        let mut turn = || {
+            let polled = watched.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(polled, Poll::Pending);
+            fds.iter().filter(|fd| is_listening(fd.as_fd())).count()
+        };
+        let turns: Vec<usize> = (0..fds.len()).map(|_| turn()).collect();
+        assert_eq!(turns, (1..=fds.len()).collect::<Vec<_>>());
+    }
+}

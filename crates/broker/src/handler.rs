@@ -29,7 +29,8 @@ impl rpc::Handler for Handler {
     }
 
     fn replied(&self) {
-        self.0.borrow_mut().settle();
+        // What is left of many has another turn, and the kernel's word waits for it.
+        let _ = self.0.borrow_mut().settle();
     }
 
     fn is_used(&self, connection: ConnectionId) -> bool {

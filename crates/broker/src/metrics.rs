@@ -362,6 +362,8 @@ impl Books {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
     use bindonce_daemon::Journal;
 
     use super::*;
@@ -374,13 +376,63 @@ mod tests {
         let broker = RefCell::new(Broker::new(socket, 0, 1024, guard, Journal::in_memory(None)));
         let pages = Pages::default();
         let ask = || pages.page(&broker);
+        // No two moments are the same.
+        let time = async {
+            loop {
+                broker.borrow_mut().listeners.counts.granted += 1;
+                yield_now().await;
+            }
+        };
         // The first is begun before the others ask.
-        let (first, second, third) = tokio::join!(ask(), ask(), ask());
+        let (first, second, third) = tokio::select! {
+            pages = async { tokio::join!(ask(), ask(), ask()) } => pages,
+            () = time => unreachable!(),
+        };
         for page in [&first, &second, &third] {
             assert!(page.contains("bindonce_listeners 0") && page.ends_with("# EOF\n"), "{page}");
         }
         assert_eq!(second, third, "one page for both");
-        let last = pages.last.lock().await;
-        assert!(last.page.is_none() && last.rested.is_some());
+        assert_ne!(first, second, "not older than the question");
+        let rest = Duration::from_millis(50);
+        let asked = Instant::now();
+        {
+            let mut last = pages.last.lock().await;
+            assert!(last.page.is_none() && last.rested.is_some());
+            last.rested = Some(asked + rest);
+        }
+        ask().await;
+        assert!(asked.elapsed() >= rest, "the page before is paid for first");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_page_is_made_in_turns() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let connection = broker.connect_itself();
+        let broker = RefCell::new(broker);
+        let name = |number| format!("abns@bindonce-page-{}-{number}", std::process::id());
+        let want = |number| Want {
+            wanted: name(number).parse().expect("a listener"),
+            tentative: false,
+            change: false,
+        };
+        let claimed = claims::claim(&broker, connection, (0..2 * IN_A_TURN).map(want).collect());
+        assert_eq!(claimed.await.expect("granted").len(), 2 * IN_A_TURN);
+        let mut looks = std::pin::pin!(rows(&broker));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut turns = 0;
+        let rows = loop {
+            match looks.as_mut().poll(&mut context) {
+                Poll::Ready(rows) => break rows,
+                Poll::Pending => turns += 1,
+            }
+        };
+        assert_eq!((turns, rows.len()), (3, 2 * IN_A_TURN));
+        let mut page = Page::default();
+        let mut families = std::pin::pin!(listeners(&mut page, &rows));
+        let turns =
+            std::iter::from_fn(|| families.as_mut().poll(&mut context).is_pending().then_some(()));
+        assert_eq!(turns.count(), 6, "one for each family");
     }
 }

@@ -150,7 +150,7 @@ impl World {
                 Action::Retry(id)
                 | Action::Grant(id, _)
                 | Action::NotOpened(id)
-                | Action::Released(id, _)
+                | Action::Released(id, ..)
                 | Action::Refuse(id, _) => {
                     prop_assert!(live.contains(id), "{id:?} has gone");
                 }

@@ -21,6 +21,9 @@ use super::{Listeners, astray};
 /// More listeners than this that are opened or closed at once get one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
+/// So many new listeners are watched in one turn: about a microsecond each.
+const WATCHED_AT_ONCE: usize = 512;
+
 /// The next step of a claim.
 pub(crate) enum Next {
     /// These are to be opened.
@@ -135,14 +138,16 @@ impl Listeners {
         denied
     }
 
-    /// Begins to watch new listeners. The kernel reports one that has left LISTEN before as soon as it is
-    /// watched.
-    pub(crate) fn watch_new(&mut self) {
-        for id in self.unsettled.drain(..) {
+    /// Begins to watch some of the new listeners; true if there are more. The kernel reports one that has left LISTEN
+    /// before as soon as it is watched.
+    pub(crate) fn watch_new(&mut self) -> bool {
+        let some = self.unsettled.len().min(WATCHED_AT_ONCE);
+        for id in self.unsettled.drain(..some) {
             if let Some(held) = self.registry.held(id) {
                 held.opened.handle.watch.begin(id, &held.opened.handle.fd, &held.listener.address);
             }
         }
+        !self.unsettled.is_empty()
     }
 
     /// Adds to an event the caller that caused it.
@@ -306,30 +311,61 @@ impl Listeners {
         Ok(Some(inode))
     }
 
-    /// Closes listeners; gives their names.
+    /// Closes some listeners; gives their names, and those that are to be closed in later turns.
     pub(crate) fn release(
         &mut self,
         id: ConnectionId,
         wanted: Vec<Wanted>,
-    ) -> Result<Vec<String>, Refusal> {
-        let mut outcome = Ok(Vec::new());
-        let mut rest = Vec::new();
-        for action in self.registry.on(now(), Event::Release(id, wanted)) {
+    ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
+        self.released(Event::Release(id, wanted))
+    }
+
+    /// Closes some of the rest.
+    pub(crate) fn release_rest(
+        &mut self,
+        id: ConnectionId,
+        rest: Vec<ListenerId>,
+    ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
+        self.released(Event::ReleaseRest(id, rest))
+    }
+
+    fn released(
+        &mut self,
+        event: Event<Socket>,
+    ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
+        let mut outcome = Ok(Default::default());
+        let mut others = Vec::new();
+        for action in self.registry.on(now(), event) {
             match action {
-                Action::Released(_, names) => outcome = Ok(names),
+                Action::Released(_, names, rest) => outcome = Ok((names, rest)),
                 Action::Refuse(_, refusal) => outcome = Err(refusal),
-                other => rest.push(other),
+                other => others.push(other),
             }
         }
-        self.perform(rest);
+        self.close(others);
         outcome
     }
 
+    /// Reports listeners that a connection has released, in however many turns.
+    pub(crate) fn tell_released(&self, id: ConnectionId, names: &[String]) {
+        let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
+        self.tell_closed(Closing::Released, uid, names);
+    }
+
     /// Closes the sockets of every `Close`, and wakes the claims that have waited; other
-    /// actions have been dealt with. A few closed sockets get a line each in the log, many that end
-    /// for one reason get one line.
+    /// actions have been dealt with.
     pub(crate) fn perform(&mut self, actions: Vec<Action<Socket>>) {
-        let mut closed: Vec<(Closing, Listener, u32)> = Vec::new();
+        let closed = self.close(actions);
+        for group in closed.chunk_by(|one, other| one.0 == other.0) {
+            let names: Vec<_> = group.iter().map(|(_, listener, _)| listener.label()).collect();
+            if let Some((why, _, uid)) = group.first() {
+                self.tell_closed(*why, *uid, &names);
+            }
+        }
+    }
+
+    fn close(&mut self, actions: Vec<Action<Socket>>) -> Vec<(Closing, Listener, u32)> {
+        let mut closed = Vec::new();
         let mut decided = false;
         for action in actions {
             match action {
@@ -346,28 +382,25 @@ impl Listeners {
             self.decided.notify_waiters();
         }
         self.counts.closed += closed.len() as u64;
-        for group in closed.chunk_by(|one, other| one.0 == other.0) {
-            match group {
-                [(why, first, uid), .., (_, last, _)] if group.len() > LOGGED_ONE_BY_ONE => {
-                    let (first, last) = (first.label(), last.label());
-                    let (count, why) = (group.len(), reason(*why));
-                    let Some(left_out) = self.reporter.worth_a_line(*uid, "closed") else {
-                        continue;
-                    };
-                    tracing::info!(first, last, count, why, left_out, "listeners closed");
-                    let text = format!("{count} listeners closed, {first} to {last}: {why}");
-                    self.reporter.record(Happening::new(Kind::ListenerReleased, text));
-                }
-                few => {
-                    few.iter().for_each(|(why, listener, uid)| self.closed(*why, listener, *uid));
-                }
-            }
-        }
+        closed
     }
 
-    fn closed(&self, why: Closing, listener: &Listener, uid: u32) {
+    /// Reports listeners that were closed for one reason: each of a few, or the count and the names of the first and
+    /// the last.
+    fn tell_closed(&self, why: Closing, uid: u32, names: &[String]) {
+        let ([first, .., last], true) = (names, names.len() > LOGGED_ONE_BY_ONE) else {
+            return names.iter().for_each(|name| self.closed(why, name, uid));
+        };
         let Some(left_out) = self.reporter.worth_a_line(uid, "closed") else { return };
-        let (listener, reason) = (listener.label(), reason(why));
+        let (count, why) = (names.len(), reason(why));
+        tracing::info!(first, last, count, why, left_out, "listeners closed");
+        let text = format!("{count} listeners closed, {first} to {last}: {why}");
+        self.reporter.record(Happening::new(Kind::ListenerReleased, text));
+    }
+
+    fn closed(&self, why: Closing, listener: &str, uid: u32) {
+        let Some(left_out) = self.reporter.worth_a_line(uid, "closed") else { return };
+        let reason = reason(why);
         match why {
             Closing::Replaced => {
                 tracing::warn!(listener, why = reason, left_out, "listener closed");

@@ -14,12 +14,16 @@ use bindonce_wire::message::Request;
 use bindonce_wire::params::{Bind, Target};
 use bindonce_wire::result::BindResult;
 use bindonce_wire::{ErrorCode, RpcError};
+use tokio::task::yield_now;
 
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
 use crate::listeners::TakenName;
+
+/// So many listeners are told of in one turn: about a microsecond each.
+const TOLD_AT_ONCE: usize = 512;
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
@@ -52,26 +56,31 @@ pub(super) async fn bind(
         Err(failure) => {
             taken.into_iter().for_each(|name| broker.borrow_mut().listeners.give_back(name));
             // Others run while it is asked who is in the way.
-            broker.borrow_mut().settle();
+            claims::settle(broker).await;
             let inquiry = Rc::clone(&broker.borrow().inquiry);
             return Err(answer::claim_failed(&inquiry, failure).await);
         }
     };
-    if leases.iter().any(|lease| lease.created) {
-        let ledger = Rc::clone(&broker.borrow().persistence.ledger);
-        if ledger.store().is_some() {
-            broker.borrow_mut().settle();
-            ledger.settled().await;
+    let ledger = Rc::clone(&broker.borrow().persistence.ledger);
+    if ledger.store().is_some() && leases.iter().any(|lease| lease.created) {
+        claims::settle(broker).await;
+        ledger.settled().await;
+    }
+    let mut descriptors = Vec::with_capacity(leases.len());
+    let mut listeners = Vec::with_capacity(leases.len());
+    for some in leases.chunks(TOLD_AT_ONCE) {
+        if leases.len() > TOLD_AT_ONCE {
+            claims::settle(broker).await;
+            yield_now().await;
+        }
+        let registry = &broker.borrow().listeners.registry;
+        for lease in some {
+            let Some(held) = registry.held(lease.listener) else { continue };
+            descriptors.push(Rc::clone(&held.opened.handle.fd));
+            listeners.push(answer::bound(held, lease.created));
         }
     }
-    let registry = &broker.borrow().listeners.registry;
-    let mut descriptors = Vec::with_capacity(leases.len());
-    let listeners = leases.iter().filter_map(|lease| {
-        let held = registry.held(lease.listener)?;
-        descriptors.push(Rc::clone(&held.opened.handle.fd));
-        Some(answer::bound(held, lease.created))
-    });
-    let text = encode(request, &BindResult { listeners: listeners.collect() })?;
+    let text = encode(request, &BindResult { listeners })?;
     Ok(Reply { text, descriptors })
 }
 

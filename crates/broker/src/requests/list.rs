@@ -257,20 +257,30 @@ mod tests {
         let caller = Caller { connection, peer, groups: [].into() };
         let request = Request::decode(br#"{"id":1,"method":"list"}"#).expect("a request");
         let mut context = Context::from_waker(Waker::noop());
-        let mut poll = |listing: &mut Pin<Box<_>>| -> Poll<Result<Vec<u8>, RpcError>> {
-            Future::poll(Pin::as_mut(listing), &mut context)
-        };
+        let mut poll =
+            |listing: Pin<&mut dyn Future<Output = Result<Vec<u8>, RpcError>>>| -> Poll<_> {
+                listing.poll(&mut context)
+            };
+        let mut looks = Box::pin(listeners(&broker, &caller));
+        let turns = std::iter::from_fn(|| {
+            looks.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending().then_some(())
+        });
+        assert_eq!(turns.count(), count / IN_A_TURN, "others have a turn after each part");
         let listing = || Box::pin(list(&broker, &caller, &request));
         let (mut first, mut second) = (listing(), listing());
-        assert!(poll(&mut first).is_pending(), "others have a turn");
-        assert!(poll(&mut second).is_pending());
+        let mut third = Box::pin(status(&broker, &caller, &request));
+        assert!(poll(first.as_mut()).is_pending());
+        for _ in 0..10 * count {
+            let waits = poll(second.as_mut()).is_pending() && poll(third.as_mut()).is_pending();
+            assert!(waits, "one at a time for a user");
+        }
         let one = first.await;
         let told: ListResult = result(&one);
         let names: Vec<String> = told.listeners.iter().map(|told| told.name.clone()).collect();
         assert_eq!(names, (0..count).map(name).collect::<Vec<_>>());
         assert!(told.listeners.iter().all(|told| told.holders.len() == 1 && told.queue == Some(0)));
         assert_eq!(second.await.expect("the same"), one.expect("a reply"));
-        let status: StatusResult = result(&status(&broker, &caller, &request).await);
+        let status: StatusResult = result(&third.await);
         assert_eq!((status.broker.listeners, status.listeners.len()), (count, count));
     }
 }

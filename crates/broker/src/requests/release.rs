@@ -53,7 +53,15 @@ pub(super) async fn release(
         }
         released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
     }
-    let released = released.map_err(|refusal| answer::refused(&refusal))?;
+    let (mut names, mut rest) = released.map_err(|refusal| answer::refused(&refusal))?;
+    while !rest.is_empty() {
+        yield_now().await;
+        let some = broker.borrow_mut().listeners.release_rest(caller.connection, rest);
+        let (more, left) = some.map_err(|refusal| answer::refused(&refusal))?;
+        names.extend(more);
+        rest = left;
+    }
+    broker.borrow().listeners.tell_released(caller.connection, &names);
     start::bind_rest(broker).await;
-    Ok(released)
+    Ok(names)
 }

@@ -58,6 +58,8 @@ pub enum Event<H> {
     Rename(ListenerId, Name),
     /// A connection asks for listeners to be closed, by name or address.
     Release(ConnectionId, Vec<Wanted>),
+    /// The rest of [`Action::Released`].
+    ReleaseRest(ConnectionId, Vec<ListenerId>),
     /// A connection has ended; the answer to [`Action::Leaving`] as well.
     Gone(ConnectionId),
     /// These are held already, from before.
@@ -89,8 +91,9 @@ pub enum Action<H> {
     /// Answer that the claim came to nothing because opening or changing failed; the shell
     /// knows why.
     NotOpened(ConnectionId),
-    /// Answer that these were closed, by their names on the wire.
-    Released(ConnectionId, Vec<String>),
+    /// These were closed, by their names on the wire. Answer with those of all steps; if there is a rest, go on with
+    /// [`Event::ReleaseRest`] first, after others have had their turn.
+    Released(ConnectionId, Vec<String>, Vec<ListenerId>),
     /// Answer that nothing was done, and why.
     Refuse(ConnectionId, Refusal),
     /// Close this socket.

@@ -108,13 +108,16 @@ impl<H> Registry<H> {
             Event::Release(id, wanted) if self.connections.contains_key(&id) => {
                 self.release(id, &wanted, &mut actions);
             }
+            Event::ReleaseRest(id, rest) if self.connections.contains_key(&id) => {
+                self.release_some(id, rest, &mut actions);
+            }
             Event::Unname(id) => self.unname(id),
             Event::Rename(id, name) => self.rename(id, name),
             Event::Gone(id) => self.gone(id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links, &mut actions),
             Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
-            Event::Claim(..) | Event::Release(..) => {}
+            Event::Claim(..) | Event::Release(..) | Event::ReleaseRest(..) => {}
         }
         if self.pending.len() < pending {
             actions.extend(self.waiting.keys().copied().map(Action::Retry));

@@ -12,7 +12,7 @@ use crate::listener::{Listener, Wanted};
 /// So many leases of a connection that has gone end in one step at most,
 pub(super) const ENDED_AT_ONCE: usize = 512;
 
-/// and so many of the listeners are closed, which takes far longer.
+/// and so many listeners are closed, which takes far longer.
 pub(super) const CLOSED_AT_ONCE: usize = 64;
 
 impl<H> Registry<H> {
@@ -26,19 +26,34 @@ impl<H> Registry<H> {
     ) {
         match self.releasable(caller, wanted) {
             Err(refusal) => actions.push(Action::Refuse(caller, refusal)),
-            Ok(ids) => {
-                let mut names = Vec::with_capacity(ids.len());
-                for id in ids {
-                    if let Some(connection) = self.connections.get_mut(&caller)
-                        && connection.leases.remove(&id).is_some()
-                    {
-                        self.leases.remove(connection.peer.uid, 1);
-                    }
-                    self.close(id, Closing::Released, Some(&mut names), actions);
-                }
-                actions.push(Action::Released(caller, names));
+            Ok(ids) => self.release_some(caller, ids, actions),
+        }
+    }
+
+    /// Closes some of these, for which nobody but the caller has a lease. One that somebody has claimed since the
+    /// decision stays.
+    pub(super) fn release_some(
+        &mut self,
+        caller: ConnectionId,
+        mut ids: Vec<ListenerId>,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let rest = ids.split_off(ids.len().min(CLOSED_AT_ONCE));
+        let mut names = Vec::with_capacity(ids.len());
+        for id in ids {
+            let own = self
+                .connections
+                .get_mut(&caller)
+                .and_then(|connection| connection.leases.remove(&id).map(|_| connection.peer.uid));
+            if let Some(uid) = own {
+                self.leases.remove(uid, 1);
+                self.held.get_mut(&id).into_iter().for_each(|held| held.leases -= 1);
+            }
+            if self.held.get(&id).is_some_and(|held| held.leases == 0) {
+                self.close(id, Closing::Released, Some(&mut names), actions);
             }
         }
+        actions.push(Action::Released(caller, names, rest));
     }
 
     fn releasable(

@@ -328,11 +328,33 @@ fn release_waits_for_nobody_but_the_caller() {
         matches!(&actions[..], [
             Action::Close(2, _, Closing::Released),
             Action::Close(1, _, Closing::Released),
-            Action::Released(ONE, names),
-        ] if *names == ["0.0.0.0:81", "web"]),
+            Action::Released(ONE, names, rest),
+        ] if rest.is_empty() && *names == ["0.0.0.0:81", "web"]),
         "{actions:?}"
     );
     assert_eq!(shell.claim(ONE, &[want("web=:80")]), Ok(vec![(3, true)]));
+}
+
+#[test]
+fn many_are_released_some_at_a_time_but_for_those_that_are_claimed_meanwhile() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":1000-1199")]).expect("claim");
+    let mut actions = shell.release(ONE, &[":1000-1199"]);
+    // All were free when it was decided. One of them is somebody's when its turn comes.
+    assert_eq!(shell.claim(TWO, &[want(":1150")]), Ok(vec![(151, false)]));
+    let mut released = Vec::new();
+    while let Some(Action::Released(ONE, names, rest)) = actions.pop() {
+        assert!(actions.len() == names.len() && names.len() <= 64, "{actions:?}");
+        released.extend(names);
+        actions =
+            if rest.is_empty() { Vec::new() } else { shell.on(Event::ReleaseRest(ONE, rest)) };
+    }
+    assert_eq!((released.len(), shell.registry.len()), (199, 1));
+    assert!(!shell.registry.is_used(ONE) && shell.registry.is_used(TWO));
+    assert!(matches!(
+        shell.release(TWO, &[":1150"])[..],
+        [Action::Close(151, ..), Action::Released(..)]
+    ));
 }
 
 #[test]

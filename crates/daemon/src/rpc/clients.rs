@@ -213,3 +213,55 @@ impl Clients {
         self.turns.is_idle()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bindonce_core::policy::Peer;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nobody_takes_the_connections_of_all() {
+        let limits = Limits {
+            accepted: 100,
+            connections: 16,
+            connections_per_user: 10,
+            connections_without_rights: 3,
+            buffered_bytes: 0,
+            request_bytes: 100,
+            request_time: Duration::ZERO,
+            idle_time: Duration::ZERO,
+            descriptors_in_flight: 0,
+        };
+        let clients = Clients::new(limits);
+        let known = Admission { unknown: false, exempt: false };
+        let unknown = Admission { unknown: true, exempt: false };
+        let exempt = Admission { unknown: false, exempt: true };
+        let mut peers = Vec::new();
+        // How many of these have room, and what the next is told.
+        let mut fill = |uid: u32, admission| {
+            let mut count = 0;
+            loop {
+                if let Err((limit, _)) = clients.admit(uid, admission) {
+                    return (count, limit);
+                }
+                let (peer, stream) = UnixStream::pair().expect("a pair");
+                let peer_of = Peer { pid: 1, uid, gid: uid };
+                let caller =
+                    Caller { connection: clients.number(), peer: peer_of, groups: [].into() };
+                clients.enter(stream, caller, admission, &[]);
+                peers.push(peer);
+                count += 1;
+            }
+        };
+        assert_eq!(fill(1, unknown), (3, "connections_without_rights"));
+        assert_eq!(fill(2, unknown), (0, "connections_without_rights"));
+        assert_eq!(fill(3, known), (10, "connections_per_user"));
+        // An eighth is kept.
+        assert_eq!(fill(4, known), (1, "connections"));
+        assert_eq!(fill(0, exempt), (2, "connections"));
+        // What has ended counts no more.
+        clients.links().iter().for_each(|link| clients.remove(link.caller.connection));
+        assert_eq!((clients.of_user.borrow().len(), clients.unknown.get()), (0, 0));
+    }
+}

@@ -1,11 +1,14 @@
 //! The server with a handler that says `true`.
 
+use std::cell::RefCell;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream as Client;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::ConnectionId;
 use bindonce_wire::message::Request;
 use bindonce_wire::{ErrorCode, RpcError};
 use serde_json::Value;
@@ -32,8 +35,11 @@ const LIMITS: Limits = Limits {
     descriptors_in_flight: 0,
 };
 
+#[derive(Default)]
 struct Yes {
     exempt: bool,
+    /// The users that were answered, in order.
+    answered: Rc<RefCell<Vec<u32>>>,
 }
 
 impl Handler for Yes {
@@ -41,7 +47,8 @@ impl Handler for Yes {
         Admission { unknown: !self.exempt, exempt: self.exempt }
     }
 
-    async fn answer(&self, _: &Rc<Link>, request: &Request<'_>) -> Result<Reply, RpcError> {
+    async fn answer(&self, link: &Rc<Link>, request: &Request<'_>) -> Result<Reply, RpcError> {
+        self.answered.borrow_mut().push(link.caller.peer.uid);
         Ok(encode(request, &true)?.into())
     }
 
@@ -67,7 +74,7 @@ fn serve<T: Future<Output = ()>>(
     let tested = runtime.expect("a runtime").block_on(LocalSet::new().run_until(async {
         let listener = UnixListener::bind(&path).expect("a listener");
         let reporter = Reporter::new(Journal::in_memory(None), 0);
-        let server = Server::new(Clients::new(limits), reporter, Yes { exempt });
+        let server = Server::new(Clients::new(limits), reporter, Yes { exempt, ..Yes::default() });
         tokio::select! {
             () = server.accept(&listener) => {}
             tested = timeout(PATIENCE, test(path.clone())) => return tested,
@@ -143,4 +150,47 @@ fn clients_without_rights_have_few_connections() {
         assert_eq!(refused["error"]["code"], ErrorCode::LIMIT.0, "{refused}");
         assert_eq!(line(&mut second).await, None, "closed");
     });
+}
+
+#[test]
+fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
+    const TOGETHER: &str = r#"{"id":1,"method":"ping"}{"id":2,"method":"ping"}"#;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answered = runtime.expect("a runtime").block_on(LocalSet::new().run_until(async {
+        let path =
+            std::env::temp_dir().join(format!("bindonce-rpc-{}-turns.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).expect("a listener");
+        let _ = std::fs::remove_file(&path);
+        let reporter = Reporter::new(Journal::in_memory(None), 0);
+        let clients = Clients::new(LIMITS);
+        let handler = Yes::default();
+        let answered = Rc::clone(&handler.answered);
+        let server = Server::new(Rc::clone(&clients), reporter, handler);
+        let mut peers = Vec::new();
+        // The last to come is the one of the other user.
+        for (number, uid) in [7; 50].into_iter().chain([8]).enumerate() {
+            let (mut peer, stream) = Client::pair().expect("a pair");
+            peer.write_all(TOGETHER.as_bytes()).expect("two requests");
+            stream.set_nonblocking(true).expect("non-blocking");
+            let stream = UnixStream::from_std(stream).expect("a stream");
+            let peer_of = Peer { pid: 1, uid, gid: uid };
+            let connection = ConnectionId(number as u64);
+            let caller = Caller { connection, peer: peer_of, groups: [].into() };
+            let admission = Admission { unknown: false, exempt: false };
+            server.attend(clients.enter(stream, caller, admission, &[]), None);
+            peers.push(peer);
+        }
+        let all = async {
+            while answered.borrow().len() < 2 * peers.len() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = Rc::clone(&server).accept(&listener) => {}
+            done = timeout(PATIENCE, all) => done.expect("in time"),
+        }
+        answered.take()
+    }));
+    let places = (0..answered.len()).filter(|place| answered[*place] == 8).collect::<Vec<_>>();
+    assert!(places.len() == 2 && places[0] <= 2 && places[1] <= places[0] + 2, "{places:?}");
 }

@@ -65,14 +65,32 @@ pub(super) fn path(
     let socket = stream(listener)?;
     let (directory, name) = Directory::of(path).map_err(fail("open"))?;
     bind(listener, &socket, &directory, path, name)?;
+    let file = appear(listener, &owner, backlog, &socket, &directory, name)?;
+    Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
+}
 
-    let mut node = None;
-    let mut ready = || {
-        let node = node.insert(Node::open(&directory, name).map_err(fail("open"))?);
-        // Another user who may write in the directory may have put another file there.
-        if !node.is_socket || node.life().map_err(fail("connect"))? != Life::Bound {
-            return Err(fail("bind")(Errno::EADDRINUSE.into()));
-        }
+/// Gives the file of a bound socket its mode and owner, and lets the socket listen. Where that fails nothing is left.
+fn appear(
+    listener: &Listener,
+    owner: &Owner,
+    backlog: i32,
+    socket: &Socket,
+    directory: &Directory,
+    name: &OsStr,
+) -> Result<Node, Error> {
+    let fail = |operation| Error::listen(operation, &listener.address);
+    let remove = || {
+        // Nothing to do about a failure, and the usual one is that it is gone.
+        let _ = rustix::fs::unlinkat(&directory.fd, name, AtFlags::empty());
+    };
+    let node = Node::open(directory, name).inspect_err(|_| remove()).map_err(fail("open"))?;
+    let life = if node.is_socket { node.life() } else { Ok(Life::Dead) };
+    if matches!(life, Ok(Life::Dead | Life::Alive)) {
+        // Another user who may write in the directory has put another file there. It is not ours to remove.
+        return Err(fail("bind")(Errno::EADDRINUSE.into()));
+    }
+    let ready = || {
+        life.map_err(fail("connect"))?;
         // Not listening yet: until the mode and owner are right a connection is refused.
         if owner.is_said() {
             node.set_owner(owner.user, owner.group).map_err(fail("chown"))?;
@@ -83,17 +101,16 @@ pub(super) fn path(
         }
         socket.listen(backlog).map_err(fail("listen"))?;
         // Until now it looked dead, and another process may have replaced it.
-        if !node.is_at(&directory, name) {
+        if !node.is_at(directory, name) {
             return Err(fail("bind")(Errno::EADDRINUSE.into()));
         }
-        Ok(UnixPath { path: path.to_owned(), dev: node.dev, ino: node.ino })
+        Ok(())
     };
     let ready = ready();
-    if ready.is_err() && node.is_none_or(|node| node.is_at(&directory, name)) {
-        // Nothing to do about a failure, and the usual one is that it is gone.
-        let _ = rustix::fs::unlinkat(&directory.fd, name, AtFlags::empty());
+    if ready.is_err() && node.is_at(directory, name) {
+        remove();
     }
-    ready.map(|at| (socket, at))
+    ready.map(|()| node)
 }
 
 /// Binds, in place of a dead socket where one is in the way.
@@ -170,5 +187,47 @@ impl Owner {
 
     fn is_said(&self) -> bool {
         self.user.is_some() || self.group.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// The new socket is bound, and whoever may write in the directory puts something else in its place before the broker
+    /// looks at it again: neither that, nor what it leads to, is changed or removed.
+    #[test]
+    fn what_takes_the_place_of_a_bound_socket_is_neither_changed_nor_removed() {
+        let directory = std::env::temp_dir().join(format!("bindonce-place-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let (secret, path) = (directory.join("secret"), directory.join("app"));
+        fs::write(&secret, "root only").expect("a file");
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("its mode");
+        let listener: Listener =
+            format!("unix@{},mode=0666", path.display()).parse().expect("a listener");
+        let theirs = directory.join("theirs");
+        let alive = UnixListener::bind(&theirs).expect("a socket");
+        fs::set_permissions(&theirs, Permissions::from_mode(0o600)).expect("its mode");
+        type Put = fn(&Path, &Path);
+        let link: Put = |from, to| fs::hard_link(from, to).expect("a link");
+        let lead: Put = |from, to| symlink(from, to).expect("a link");
+        for (from, put) in [(&secret, link), (&secret, lead), (&theirs, link), (&theirs, lead)] {
+            let owner = Owner::find(&listener).expect("nobody");
+            let socket = stream(&listener).expect("a socket");
+            let (opened, name) = Directory::of(&path).expect("the directory");
+            bind(&listener, &socket, &opened, &path, name).expect("bound");
+            fs::remove_file(&path).expect("removed");
+            put(from, &path);
+            let refused = appear(&listener, &owner, 1, &socket, &opened, name).err();
+            assert_eq!(refused.and_then(|error| error.errno()), Some(Errno::EADDRINUSE as i32));
+            assert_eq!(fs::metadata(from).expect("it").mode() & 0o777, 0o600);
+            fs::remove_file(&path).expect("it is still there");
+        }
+        drop(alive);
+        fs::remove_dir_all(&directory).expect("removed");
     }
 }
