@@ -491,3 +491,59 @@ fn a_client_writes_some_lines_of_the_log_and_not_more() {
         assert!((100..=400).contains(&count("listener closed")), "{story}");
     }
 }
+
+/// Whoever closes the last descriptor of a connection waits as long as its SO_LINGER says: here a minute, longer than the
+/// other client waits for its answer. The attacker has no right, and for the last attack that to some listeners.
+#[test]
+fn what_a_client_passes_or_makes_of_a_listener_keeps_nobody_waiting() {
+    for user in brokers() {
+        let scene = Scene::new();
+        let config = match geteuid().is_root() {
+            true => rules("allow = ['bind']\naddresses = ['127.0.0.1:0']"),
+            false => String::new(),
+        };
+        let _broker = serve(&scene, &config, user);
+        let attack = "import struct, encodings.idna\n\
+            kept, server = [], socket.create_server(('127.0.0.1', 0))\n\
+            def linger(one):\n\
+            \x20   one.setblocking(False)\n\
+            \x20   try:\n\
+            \x20       while True: one.send(b'x' * 65536)\n\
+            \x20   except BlockingIOError: pass\n\
+            \x20   one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 60))\n\
+            \x20   return one\n\
+            def lingering():\n\
+            \x20   one = linger(socket.create_connection(server.getsockname()))\n\
+            \x20   kept.append(server.accept())\n\
+            \x20   return one\n\
+            good = Broker()\n\
+            if os.getuid() == 0: become(65534)\n\
+            def passing():\n\
+            \x20   broker, one = Broker(), lingering()\n\
+            \x20   socket.send_fds(broker.socket, [b'{\"id\":1,'], [one.fileno()])\n\
+            \x20   one.close()\n\
+            \x20   return broker\n\
+            passing().socket.close()\n\
+            say('unfinished', good.call('ping'))\n\
+            broker = passing()\n\
+            broker.socket.sendall(b'\"method\":\"ping\"}\\n')\n\
+            say('with a request', 'result' in broker.reply(), good.call('ping'))\n\
+            libc, none = ctypes.CDLL(None), struct.pack('HH12x', 0, 0)\n\
+            connected = False\n\
+            while not connected:\n\
+            \x20   broker = Broker()\n\
+            \x20   broker.send('bind', {'listen': '127.0.0.1:0', 'tentative': True})\n\
+            \x20   broker.reply()\n\
+            \x20   listener = socket.socket(fileno=broker.descriptors[0])\n\
+            \x20   libc.connect(listener.fileno(), none, 16)\n\
+            \x20   listener.setblocking(True)\n\
+            \x20   try: listener.connect(server.getsockname())\n\
+            \x20   except OSError: continue\n\
+            \x20   connected = True\n\
+            linger(listener).close()\n\
+            broker.socket.close()\n\
+            say('a listener', good.call('ping'))\n";
+        let said = stranger(&scene, attack);
+        assert_eq!(said, ["unfinished ok", "with a request True ok", "a listener ok"]);
+    }
+}

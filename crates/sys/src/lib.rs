@@ -19,13 +19,14 @@
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
-//! - [`file`], [`log`], [`subprocess`] and [`worker`] keep what may wait away from the thread that decides;
+//! - [`closing`], [`file`], [`log`], [`subprocess`] and [`worker`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
 #[cfg(feature = "tokio")]
 pub mod changes;
 pub mod clock;
+pub mod closing;
 pub mod diag;
 pub mod epoll;
 pub mod exchange;

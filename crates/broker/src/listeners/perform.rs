@@ -12,6 +12,7 @@ use bindonce_core::registry::{
 use bindonce_daemon::Happening;
 use bindonce_sys::Errno;
 use bindonce_sys::clock::now;
+use bindonce_sys::closing;
 use bindonce_sys::listen::{self, UnixPath, can_go_astray};
 
 use super::denied::Denied;
@@ -371,8 +372,12 @@ impl Listeners {
             match action {
                 Action::Close(socket, listener, why) => {
                     unlink(socket.path.as_ref());
+                    let last = closing::shared(socket.fd.as_fd(), &listener.address);
                     let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
                     closed.push((why, listener, uid));
+                    // In this order: whoever closes the last descriptor waits.
+                    drop(socket);
+                    drop(last);
                 }
                 Action::Retry(_) => decided = true,
                 _ => {}

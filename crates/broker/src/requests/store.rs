@@ -39,6 +39,7 @@ pub(super) async fn store(
     link: &Rc<Link>,
     gives: Vec<Give>,
 ) -> Result<StoreResult, RpcError> {
+    // Whatever these are, the last descriptor of each is closed aside.
     let received = link.take_received();
     if received.len() != gives.len() {
         let message = format!(
@@ -51,12 +52,14 @@ pub(super) async fn store(
         ));
     }
     let mut sockets = Vec::with_capacity(received.len());
-    for (give, fd) in gives.into_iter().zip(received) {
+    for (give, foreign) in gives.into_iter().zip(&received) {
         let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
         let spec = asked.clone().into();
         let broker = broker.borrow();
         broker.access.allow(&link.caller, Verb::Store, Some(&spec))?;
         allow_name(&broker, &link.caller, &spec)?;
+        let fd = foreign.try_clone();
+        let fd = fd.map_err(|error| RpcError::new(ErrorCode::LIMIT, error.to_string()))?;
         sockets.push((asked, fd));
     }
     let sorted = sort(&broker.borrow(), sockets)?;

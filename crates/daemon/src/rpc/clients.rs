@@ -3,12 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::budget::Budget;
 use bindonce_core::registry::ConnectionId;
+use bindonce_sys::closing::Account;
 use bindonce_wire::message::Notification;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -42,13 +42,20 @@ pub struct Limits {
     pub descriptors_in_flight: usize,
 }
 
+/// A user that has connections, or has passed descriptors that are not closed yet.
+#[derive(Debug, Default)]
+struct User {
+    connections: usize,
+    account: Account,
+}
+
 /// The clients of one server.
 #[derive(Debug)]
 pub struct Clients {
     /// Every connection that is being served.
     links: RefCell<BTreeMap<ConnectionId, Rc<Link>>>,
-    /// How many those of each user are: a connection that is refused costs no look at all of them.
-    of_user: RefCell<BTreeMap<u32, usize>>,
+    /// Each user that has some: a connection that is refused costs no look at all of them.
+    users: RefCell<BTreeMap<u32, User>>,
     /// How many had no right when they connected.
     unknown: Cell<usize>,
     next: Cell<u64>,
@@ -72,7 +79,7 @@ impl Clients {
     pub fn new(limits: Limits) -> Rc<Self> {
         let clients = Self {
             links: RefCell::default(),
-            of_user: RefCell::default(),
+            users: RefCell::default(),
             unknown: Cell::default(),
             next: Cell::new(0),
             limits: Cell::new(limits),
@@ -113,7 +120,7 @@ impl Clients {
         admission: Admission,
     ) -> Result<(), (&'static str, usize)> {
         let limits = self.limits.get();
-        let same = self.of_user.borrow().get(&uid).copied().unwrap_or_default();
+        let same = self.users.borrow().get(&uid).map_or(0, |user| user.connections);
         // Some are kept for those who have to put things right.
         let most = limits.connections - if admission.exempt { 0 } else { limits.connections / 8 };
         if admission.unknown && self.unknown.get() >= limits.connections_without_rights {
@@ -127,6 +134,11 @@ impl Clients {
         }
     }
 
+    /// What a user has passed that is not closed yet.
+    pub(super) fn account(&self, uid: u32) -> Account {
+        self.users.borrow().get(&uid).map(|user| user.account.clone()).unwrap_or_default()
+    }
+
     /// Enters a new connection, or a resumed one with the part of a request that was read.
     pub fn enter(
         &self,
@@ -138,8 +150,13 @@ impl Clients {
         let id = caller.connection;
         self.next.set(self.next.get().max(id.0 + 1));
         let kept = (self.limits.get().request_bytes, &self.budget, &self.in_flight);
-        let link = Link::new(stream, caller, admission, unread, kept);
-        *self.of_user.borrow_mut().entry(link.caller.peer.uid).or_default() += 1;
+        let account = {
+            let mut users = self.users.borrow_mut();
+            let user = users.entry(caller.peer.uid).or_default();
+            user.connections += 1;
+            user.account.clone()
+        };
+        let link = Link::new(stream, caller, admission, unread, account, kept);
         self.unknown.set(self.unknown.get() + usize::from(link.unknown));
         self.links.borrow_mut().insert(id, Rc::clone(&link));
         link
@@ -154,12 +171,11 @@ impl Clients {
     pub(super) fn remove(&self, id: ConnectionId) {
         if let Some(link) = self.links.borrow_mut().remove(&id) {
             self.unknown.set(self.unknown.get() - usize::from(link.unknown));
-            if let Entry::Occupied(mut count) =
-                self.of_user.borrow_mut().entry(link.caller.peer.uid)
-            {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
+            let mut users = self.users.borrow_mut();
+            if let Some(user) = users.get_mut(&link.caller.peer.uid) {
+                user.connections -= 1;
+                if user.connections == 0 {
+                    users.retain(|_, user| user.connections != 0 || user.account.unclosed() != 0);
                 }
             }
         }
@@ -262,6 +278,6 @@ mod tests {
         assert_eq!(fill(0, exempt), (2, "connections"));
         // What has ended counts no more.
         clients.links().iter().for_each(|link| clients.remove(link.caller.connection));
-        assert_eq!((clients.of_user.borrow().len(), clients.unknown.get()), (0, 0));
+        assert_eq!((clients.users.borrow().len(), clients.unknown.get()), (0, 0));
     }
 }

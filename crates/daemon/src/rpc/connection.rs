@@ -48,6 +48,9 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
                 Err(_) => return unfinished(&link.stream, deadline).await,
             },
         };
+        if !link.closed(deadline).await {
+            return End::TooMuch;
+        }
         let read = |ready| if ready { link.read() } else { Ok(Some(Taken::default())) };
         let Taken { frames, more } = match ready.and_then(read) {
             Ok(Some(taken)) => taken,

@@ -1,20 +1,21 @@
 //! A connection and the state of its current request, which an upgrade in place hands over.
 //!
 //! Descriptors that a peer sends are received, because those that come with a
-//! `store` are wanted, and closed at the latest when the request that they came with ends.
+//! `store` are wanted, and given up at the latest when the request that they came with ends ([`bindonce_sys::closing`]).
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::budget::Budget;
+use bindonce_sys::closing::{Account, Foreign};
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::caller::Caller;
 use super::end::End;
@@ -23,6 +24,9 @@ use crate::follow::Follower;
 
 /// Most requests are far shorter. Longer ones take more than one read, each a turn of its own.
 const READ: usize = 16 * 1024;
+
+/// So many descriptors that a user has passed may wait to be closed before more is read of it.
+const UNCLOSED: usize = 4 * bindonce_fd::MAX_FDS;
 
 /// From this length on a request or a reply counts as large.
 pub(super) const LARGE: usize = 32 * 1024;
@@ -39,9 +43,11 @@ pub struct Admission {
 /// Descriptors that came with requests that are not answered yet.
 #[derive(Debug)]
 struct Received {
-    descriptors: RefCell<Vec<OwnedFd>>,
+    descriptors: RefCell<Vec<Foreign>>,
     /// How many these are, of those that all may have.
     count: Share,
+    /// Of its user.
+    account: Account,
 }
 
 /// The state of a connection.
@@ -92,6 +98,7 @@ impl Link {
         caller: Caller,
         admission: Admission,
         unread: &[u8],
+        account: Account,
         (cap, budget, in_flight): (usize, &Rc<RefCell<Budget>>, &Rc<RefCell<Budget>>),
     ) -> Rc<Self> {
         let Admission { unknown, exempt } = admission;
@@ -109,6 +116,7 @@ impl Link {
                 descriptors: RefCell::default(),
                 // No user is exempt: the system has a fixed number of descriptors.
                 count: Share::new(in_flight, uid, false),
+                account,
             },
             cap,
             share,
@@ -226,9 +234,21 @@ impl Link {
     }
 
     /// Descriptors for the request that is being answered, in the order in which they came.
-    pub fn take_received(&self) -> Vec<OwnedFd> {
+    pub fn take_received(&self) -> Vec<Foreign> {
         self.received.count.keep(0);
         self.received.descriptors.take()
+    }
+
+    /// Waits until what its user has passed is closed, but for some, for `patience` at most. False if it is not.
+    pub(super) async fn closed(&self, patience: Duration) -> bool {
+        let account = &self.received.account;
+        account.unclosed() <= UNCLOSED || timeout(patience, account.until(UNCLOSED)).await.is_ok()
+    }
+
+    /// Ends it from both sides. What is given is to be dropped after it, so that nobody waits.
+    #[must_use]
+    pub(super) fn end(&self) -> Option<Foreign> {
+        self.received.account.end(self.stream.as_fd())
     }
 
     /// Reads what there is, and cuts it into frames. None at the end of the stream.
@@ -237,19 +257,19 @@ impl Link {
         thread_local!(static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into()));
         BUFFER.with_borrow_mut(|buffer| {
             let mut received = self.received.descriptors.borrow_mut();
-            let before = received.len();
-            let mut came = None;
+            let (mut came, mut passed) = (None, Vec::new());
             let read = self.stream.try_io(Interest::READABLE, || {
-                let count = bindonce_fd::recv(self.stream.as_fd(), buffer, &mut received)?;
+                let count = bindonce_fd::recv(self.stream.as_fd(), buffer, &mut passed)?;
                 came = Some(count);
                 // A message with descriptors ends a read; any other short one has emptied the
                 // socket, and what comes next is an event. Saying so spares a read in vain.
-                if count < buffer.len() && received.len() == before {
+                if count < buffer.len() && passed.is_empty() {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 Ok(count)
             });
             let count = came.map_or(read, Ok)?;
+            received.extend(passed.into_iter().map(|fd| self.received.account.foreign(fd)));
             let fits = self.received.count.keep(received.len());
             if received.len() > bindonce_fd::MAX_FDS || !fits {
                 // More than any request, or the connections of a user together, may have.

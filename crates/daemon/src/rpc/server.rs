@@ -110,6 +110,9 @@ impl<H: Handler> Server<H> {
             let error = self.handler.refusal(Excess::Connections(limit, most));
             // A new connection has room for it; if not, its end tells as much.
             let _ = stream.try_write(&encode_error(&Id::Null, &error));
+            let last = self.clients.account(peer.uid).end(stream.as_fd());
+            drop(stream);
+            drop(last);
             return None;
         }
         self.handler.connected(&caller);
@@ -133,9 +136,11 @@ impl<H: Handler> Server<H> {
             link.progress.leaving.set(true);
             server.handler.disconnected(id).await;
             let large = link.was_large();
+            let last = link.end();
             drop(lost);
             drop(link);
             server.clients.remove(id);
+            drop(last);
             if large {
                 server.clients.shrinking.notify_one();
             }

@@ -1,0 +1,244 @@
+//! Closing what others have had in their hands.
+//!
+//! close(2) of the last descriptor may wait: for a connection as long as its SO_LINGER says (socket(7)), which its owner sets;
+//! for a file of a FUSE mount as long as its server likes; and for a UNIX socket on what lies unread in it, since descriptors on
+//! their way are closed with it. So whatever a client has passed, or may have left in a socket, is closed on a thread of its
+//! own. Each user has an [`Account`] of what is not closed yet, and one that has something that waits keeps a thread;
+//! the others have theirs.
+
+use std::collections::VecDeque;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bindonce_core::address::Address;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::net::Shutdown;
+
+use crate::{queue, worker};
+
+/// So many threads close at the same time at most.
+const THREADS: usize = 8;
+
+/// What waits to be closed for one user.
+#[derive(Debug, Clone, Default)]
+pub struct Account(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// Rung when one is closed.
+    #[cfg(feature = "tokio")]
+    closed: tokio::sync::Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    descriptors: VecDeque<OwnedFd>,
+    /// It waits for a thread, or has one.
+    ready: bool,
+}
+
+/// A descriptor that a client has passed, closed aside when this is dropped.
+#[derive(Debug)]
+pub struct Foreign {
+    /// None only while it is dropped.
+    fd: Option<OwnedFd>,
+    account: Account,
+}
+
+impl Foreign {
+    /// Another descriptor of the same. Closing it waits for nothing as long as this is there.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        match &self.fd {
+            Some(fd) => fd.try_clone(),
+            None => Err(rustix::io::Errno::BADF.into()),
+        }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        self.fd.take().into_iter().for_each(|fd| self.account.close(fd));
+    }
+}
+
+impl Account {
+    /// How many are not closed yet.
+    pub fn unclosed(&self) -> usize {
+        let waiting = lock(&self.0.waiting);
+        waiting.descriptors.len() + usize::from(waiting.ready)
+    }
+
+    /// Waits until so few are not closed yet.
+    #[cfg(feature = "tokio")]
+    pub async fn until(&self, few: usize) {
+        loop {
+            // From here on none is missed.
+            let closed = self.0.closed.notified();
+            if self.unclosed() <= few {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    /// Takes a descriptor that a client of this user has passed.
+    pub fn foreign(&self, fd: OwnedFd) -> Foreign {
+        Foreign { fd: Some(fd), account: self.clone() }
+    }
+
+    /// Closes it aside.
+    fn close(&self, fd: OwnedFd) {
+        let first = {
+            let mut waiting = lock(&self.0.waiting);
+            waiting.descriptors.push_back(fd);
+            !std::mem::replace(&mut waiting.ready, true)
+        };
+        if first {
+            ready(self.clone());
+        }
+    }
+
+    /// Ends a connection from both sides. Where its peer has left something unread in it, what is given is to be dropped
+    /// after the connection's own descriptor.
+    #[must_use]
+    pub fn end(&self, connection: BorrowedFd<'_>) -> Option<Foreign> {
+        // Nothing more comes from here on.
+        let _ = rustix::net::shutdown(connection, Shutdown::Both);
+        let unread = rustix::io::ioctl_fionread(connection).is_ok_and(|bytes| bytes != 0);
+        unread.then(|| connection.try_clone_to_owned().ok().map(|fd| self.foreign(fd))).flatten()
+    }
+}
+
+/// For the close of a listener that others have shared. Where it may wait (it is no listener any more, or connections lie in its queue
+/// with what their clients have sent already), what is given is to be dropped after the listener's own descriptor.
+#[must_use]
+pub fn shared(listener: BorrowedFd<'_>, address: &Address) -> Option<Foreign> {
+    static ALL: Mutex<Option<Account>> = Mutex::new(None);
+    let may_wait = match address {
+        Address::Tcp(_) => !queue::is_listening(listener),
+        Address::Udp(_) => false,
+        Address::Unix(_) | Address::Abstract(_) => {
+            let poll = poll(&mut [PollFd::new(listener, PollFlags::POLLIN)], PollTimeout::ZERO);
+            poll != Ok(0)
+        }
+    };
+    let account = || lock(&ALL).get_or_insert_default().clone();
+    may_wait.then(|| listener.try_clone_to_owned().ok().map(|fd| account().foreign(fd))).flatten()
+}
+
+/// The accounts that wait for a thread.
+#[derive(Default)]
+struct Ready {
+    accounts: VecDeque<Account>,
+    threads: usize,
+}
+
+static READY: Mutex<Option<Ready>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ready(account: Account) {
+    let mut ready = lock(&READY);
+    let ready = ready.get_or_insert_default();
+    ready.accounts.push_back(account);
+    // Where no thread can be made, the next that has something finds this too.
+    if ready.threads < THREADS && worker::start("closing", work).is_ok() {
+        ready.threads += 1;
+    }
+}
+
+/// Closes one descriptor of each account in turn, until nothing is left.
+fn work() {
+    while let Some(account) = next() {
+        let one = lock(&account.0.waiting).descriptors.pop_front();
+        drop(one);
+        let more = {
+            let mut waiting = lock(&account.0.waiting);
+            waiting.ready = !waiting.descriptors.is_empty();
+            waiting.ready
+        };
+        #[cfg(feature = "tokio")]
+        account.0.closed.notify_waiters();
+        if more {
+            lock(&READY).get_or_insert_default().accounts.push_back(account);
+        }
+    }
+}
+
+/// The next account; without one the thread ends.
+fn next() -> Option<Account> {
+    let mut ready = lock(&READY);
+    let ready = ready.get_or_insert_default();
+    let account = ready.accounts.pop_front();
+    ready.threads -= usize::from(account.is_none());
+    account
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// So long the close of such a connection would wait.
+    const LINGER: Duration = Duration::from_secs(20);
+
+    /// A connection with data that nobody reads, the last descriptor of which waits when it is closed. And its peer.
+    fn lingering() -> (OwnedFd, (TcpListener, TcpStream)) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut stream =
+            TcpStream::connect(listener.local_addr().expect("its address")).expect("connect");
+        let peer = listener.accept().expect("a peer").0;
+        stream.set_nonblocking(true).expect("non-blocking");
+        while stream.write(&[0; 1 << 16]).is_ok() {}
+        socket2::SockRef::from(&stream).set_linger(Some(LINGER)).expect("SO_LINGER");
+        (stream.into(), (listener, peer))
+    }
+
+    fn eventually(what: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !what() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "in vain");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_close_that_waits_keeps_nobody_else_waiting() {
+        let begun = Instant::now();
+        let (hostile, other) = (Account::default(), Account::default());
+        let mut peers = Vec::new();
+        // Passed and given up; and unread in a connection that ends.
+        let (fd, peer) = lingering();
+        peers.push(peer);
+        drop(hostile.foreign(fd));
+        let (connection, client) = UnixStream::pair().expect("a pair");
+        let (fd, peer) = lingering();
+        peers.push(peer);
+        bindonce_fd::send(&client, b"x", &[fd.as_fd()]).expect("sent");
+        drop((fd, client));
+        let last = hostile.end(connection.as_fd());
+        drop(connection);
+        drop(last);
+        assert_eq!(hostile.unclosed(), 2);
+        let (one, another) = UnixStream::pair().expect("a pair");
+        drop(other.foreign(one.into()));
+        eventually(|| other.unclosed() == 0);
+        drop(another);
+        assert!(begun.elapsed() < LINGER, "{:?}", begun.elapsed());
+        assert_ne!(hostile.unclosed(), 0, "the first waits");
+        // Its peer goes away, and nothing waits any more.
+        drop(peers);
+        eventually(|| hostile.unclosed() == 0);
+    }
+}
