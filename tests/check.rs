@@ -143,3 +143,32 @@ fn a_haproxy_that_does_not_end_has_a_deadline() {
     eventually("its haproxy to be gone", || is_gone(haproxy));
     eventually("its socket to be closed", || listening(address).is_empty().then_some(()));
 }
+
+/// A reload changes these in place: the check says that it will, and changes nothing.
+#[test]
+fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, path) = (scene.address(), scene.path("app.sock"));
+    let text = |backlog, mode| {
+        let path = path.display();
+        format!(
+            "{DEFAULTS}frontend f\n    bind {address} backlog {backlog}\n    bind {path} mode {mode}\n"
+        )
+    };
+    let file = scene.write("haproxy.cfg", &text(11, 660));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    scene.write("haproxy.cfg", &text(12, 600));
+    let has = |backlog, mode: u32| {
+        assert_eq!(listening(address)[0].limit, backlog);
+        assert_eq!(path.metadata().expect("a path").permissions().mode() & 0o777, mode);
+    };
+    let mut check = scene.bindonce("check");
+    check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file);
+    finish(&mut check).ok();
+    has(11, 0o660);
+    haproxy.reload(&scene).ok();
+    has(12, 0o600);
+}

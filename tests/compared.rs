@@ -170,6 +170,20 @@ fn without_an_admin_socket_it_is_compared_too() {
     }
 }
 
+/// Neither an admin socket nor an epoll set shows it.
+#[test]
+fn where_it_is_not_to_be_seen_that_is_told() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let text = with(address, "", 1).replace("global\n", "global\n    noepoll\n");
+    let file = scene.write("haproxy.cfg", &text);
+    let mut haproxy = Haproxy::start_with(&scene, &["--no-admin"], &program, &file);
+    haproxy.supervisor.wait_line("which addresses haproxy listens on is not to be seen");
+    serves(address, 1);
+}
+
 /// A listener that no connection reaches shows nothing: the older generation is paused all the same, and
 /// serves on.
 #[test]

@@ -226,7 +226,7 @@ fn ip(
         return bad("it has no port: write one after a colon, as in :80".to_owned());
     };
     let (host, ports) = (&rest[..colon], &rest[colon + 1..]);
-    let (low, high) = ports_of(ports)?;
+    let Some((low, high)) = ports_of(ports)? else { return Ok(Target::Alone(LOOSE_PORT)) };
     let ip = host_of(host, family, context)?;
     let at = SocketAddr::new(ip, low);
     let address = match kind {
@@ -236,9 +236,11 @@ fn ip(
     Ok(Target::Listen(address, high))
 }
 
-/// `80` or `8000-8010`. (haproxy 2.6 passes over what follows the digits, 3.0
-/// refuses it; a slip of the pen is better named than bound.)
-fn ports_of(ports: &str) -> Result<(u16, u16), Problem> {
+const LOOSE_PORT: &str =
+    "something follows the digits of its port: haproxy 2.6 passes over that, later ones refuse it";
+
+/// `80` or `8000-8010`. None where only a haproxy before 3.0 takes it.
+fn ports_of(ports: &str) -> Result<Option<(u16, u16)>, Problem> {
     let number = |text: &str| match text.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(Problem::Bad(format!("{text:?} is not a port from 1 to 65535"))),
@@ -248,13 +250,30 @@ fn ports_of(ports: &str) -> Result<(u16, u16), Problem> {
     }
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     // strtol() takes spaces and a sign in front of the second.
-    let (low, high) = (number(first)?, number(last.trim_ascii_start())?);
+    let (low, high) = match (number(first), number(last.trim_ascii_start())) {
+        (Ok(low), Ok(high)) => (low, high),
+        (low, high) => match loose_ports(ports).filter(|(low, high)| *low > 0 && low <= high) {
+            Some(_) => return Ok(None),
+            None => (low?, high?),
+        },
+    };
     if low > high {
         return Err(Problem::Bad(format!(
             "{ports:?} is not a range of ports: write the lower one first"
         )));
     }
-    Ok((low, high))
+    Ok(Some((low, high)))
+}
+
+/// The first and the last port of a text, each up to what is no digit, as a haproxy before 3.0 reads them.
+pub fn loose_ports(ports: &str) -> Option<(u16, u16)> {
+    let number = |text: &str| {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse::<u16>().ok()
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let last = last.trim_ascii_start();
+    number(first).zip(number(last.strip_prefix('+').unwrap_or(last)))
 }
 
 fn host_of(host: &str, family: Option<Family>, context: &Context<'_>) -> Result<IpAddr, Problem> {
@@ -396,6 +415,11 @@ mod tests {
             "mptcp@:80",
             "abnsz@a",
             "x@:80",
+            // haproxy 2.6 takes these, 3.0 does not.
+            ":80x",
+            ":80.5",
+            ":80 ",
+            ":80-81-82",
         ] {
             assert!(printed(text, false).starts_with("alone: "), "{text}");
         }
@@ -418,8 +442,9 @@ mod tests {
             ":-80",
             ":90-80",
             ":80-",
-            ":80x",
             ":+80",
+            ":90-80x",
+            ":0x",
             ":80-++81",
             ": 80",
             "[*]:80",

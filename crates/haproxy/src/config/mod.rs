@@ -43,6 +43,7 @@ mod unknowns;
 mod walk;
 mod world;
 
+pub use address::loose_ports;
 pub use command::{Command, Master, Role};
 pub use error::{Error, Place};
 pub use master_socket::{MasterAddress, MasterSocket};

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::own;
 use crate::message::Message;
-use bindonce_haproxy::config::Rendering;
+use bindonce_haproxy::config::{Rendering, loose_ports};
 
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
@@ -130,7 +130,7 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
 
 /// Whether a line of the configuration stands for a socket that the kernel shows.
 pub(crate) fn names(line: &str, address: &str) -> bool {
-    let word = line.rsplit(' ').next().unwrap_or(line);
+    let word = line.trim_end().rsplit(' ').next().unwrap_or(line);
     // The kernel shows a name with and without padding alike.
     let word = word.replacen("abnsz@", "abns@", 1);
     match address.strip_prefix("unix@") {
@@ -151,14 +151,8 @@ fn port(address: &str) -> Option<&str> {
 
 /// Whether a word ends in this port, or in a range of ports that has it.
 fn has_port(word: &str, wanted: &str) -> bool {
-    let Some(ports) = port(word) else { return false };
-    match (ports.split_once('-'), wanted.parse::<u16>()) {
-        (Some((first, last)), Ok(wanted)) => {
-            let bounds = first.parse::<u16>().ok().zip(last.trim_start().parse::<u16>().ok());
-            bounds.is_some_and(|(first, last)| (first..=last).contains(&wanted))
-        }
-        _ => ports == wanted,
-    }
+    let ports = port(word).and_then(loose_ports).map(|(first, last)| first..=last);
+    ports.zip(wanted.parse().ok()).is_some_and(|(ports, wanted)| ports.contains(&wanted))
 }
 
 #[cfg(test)]
@@ -171,6 +165,11 @@ mod tests {
         assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
         assert!(names("127.0.0.1:8080-+8081", "127.0.0.1:8081"));
         assert!(!names("127.0.0.1:8080-8081", "127.0.0.1:8082"));
+        // As haproxy 2.6 reads them.
+        assert!(names(":8080.5", "0.0.0.0:8080") && names(":8080 ", "0.0.0.0:8080"));
+        assert!(
+            names(":8080-8081-8082", "0.0.0.0:8081") && !names(":8080-8081-8082", "0.0.0.0:8082")
+        );
         assert!(names("abnsz@web", "abns@web"));
         assert!(!names("abnsz@web", "abns@other"));
         assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));

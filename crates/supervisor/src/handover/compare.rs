@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
-use bindonce_core::{duration, event};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
@@ -89,9 +89,8 @@ pub(crate) fn ask_late(
         match listening.missing(ANSWER_LATE).await {
             None => Some((
                 format!(
-                    "generation {id} has taken over, but has not said on its admin socket within {} \
-                     which listeners it listens on: nothing shows that it serves",
-                    duration::format(ANSWER_LATE)
+                    "generation {id} has taken over, but {}: nothing shows that it serves",
+                    listening.silence(ANSWER_LATE)
                 ),
                 "see what it does with `bindonce doctor`; if it stands still, run `bindonce reload` again",
             )),
@@ -127,9 +126,8 @@ pub(crate) fn ask_resumed(
     Some(answer_late(cx, id, async move {
         let text = match listening.missing(ANSWER_LATE).await {
             None => format!(
-                "generation {id} was told to accept again, and has not said on its admin socket \
-                 within {} that it does",
-                duration::format(ANSWER_LATE)
+                "generation {id} was told to accept again, and {}: nothing shows that it does",
+                listening.silence(ANSWER_LATE)
             ),
             Some(missing) => format!(
                 "generation {id} was told to accept again, and does not listen on {}",

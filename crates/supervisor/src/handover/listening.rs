@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use bindonce_core::duration;
 use bindonce_haproxy::cli::descriptor;
-use bindonce_sys::{epoll, inherit, worker};
+use bindonce_sys::{epoll, inherit, process, worker};
 
 use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::generation::Generation;
@@ -45,6 +46,19 @@ impl Listening {
                 inodes: generation.inodes(),
             })),
         })
+    }
+
+    /// What it has not told within `limit`, in words.
+    pub(crate) fn silence(&self, limit: Duration) -> String {
+        let limit = duration::format(limit);
+        match self {
+            Self::Asked(..) => format!(
+                "has not said on its admin socket within {limit} which listeners it listens on"
+            ),
+            Self::Seen(_) => format!(
+                "the look at which listeners it listens on, in its epoll sets, was not done within {limit}"
+            ),
+        }
     }
 
     /// Which of its listeners it does not listen on, nor begins to within `limit`. None if it does not
@@ -92,6 +106,13 @@ impl Processes {
         };
         let left = until.saturating_duration_since(Instant::now());
         let Some(seen) = worker::within(left, look).await.ok()? else {
+            if process::start_time(self.pid).is_some() {
+                tracing::warn!(
+                    pid = self.pid,
+                    "which addresses haproxy listens on is not to be seen: it has no admin socket \
+                     (--no-admin) and uses no epoll (-de, noepoll); leave one of the two out"
+                );
+            }
             return Some(Missing::default());
         };
         heard.extend(seen);

@@ -120,16 +120,22 @@ impl Sockets {
             client => client?,
         };
         let mut overlapping = overlapping(rendering);
-        let held = held_by(service, &mut client)?;
+        let held = held(service, &mut client)?;
+        let (mine, mut claims) = (held.iter().filter(|(_, is_mine)| **is_mine), Vec::new());
         for (binding, overlaps) in std::iter::zip(&rendering.bindings, &mut overlapping) {
+            let (mut listener, key) = (binding.listener.clone(), binding.listener.key());
+            let it = held.get(&key);
             // What it has is claimed; what only overlaps that, and would take its connections, is not bound.
-            let key = binding.listener.key();
-            *overlaps |= !held.contains(&key) && held.iter().any(|other| other.overlaps(&key));
+            *overlaps |= it != Some(&true) && mine.clone().any(|(other, _)| other.overlaps(&key));
+            if it.is_some() {
+                // A reload changes the rest in place. Nothing is changed here.
+                let Options { v6only, interface, netns, .. } = listener.options;
+                listener.options = Options { v6only, interface, netns, ..Options::default() };
+            }
+            if !*overlaps {
+                claims.push(Claim::listen(listener.to_string()).tentative());
+            }
         }
-        let claims: Vec<Claim> = std::iter::zip(&rendering.bindings, &overlapping)
-            .filter(|(_, overlaps)| !**overlaps)
-            .map(|(binding, _)| Claim::listen(binding.listener.to_string()).tentative())
-            .collect();
         let leases = if claims.is_empty() {
             Vec::new()
         } else {
@@ -196,22 +202,20 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
     overlapping
 }
 
-/// Where the listeners of a service are, among those of the broker.
-fn held_by(service: &Name, client: &mut Client) -> anyhow::Result<Vec<Key>> {
-    let listed = client.list()?.listeners.into_iter();
-    let mine = listed.filter(|listener| {
-        listener.holders.iter().any(|holder| holder.service.as_deref() == Some(service.as_str()))
-    });
+/// The broker's listeners, and whether a service has each.
+fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, bool>> {
     let read = |listener: bindonce::ListenerInfo| {
+        let service = Some(service.as_str());
+        let mine = listener.holders.iter().any(|holder| holder.service.as_deref() == service);
         let options = listener.options.iter().map(|(name, value)| match value {
             Value::Bool(true) => format!(",{name}"),
             Value::String(text) => format!(",{name}={text}"),
             other => format!(",{name}={other}"),
         });
         let text: String = std::iter::once(listener.address.clone()).chain(options).collect();
-        Some(text.parse::<ListenSpec>().ok()?.first.key())
+        Some((text.parse::<ListenSpec>().ok()?.first.key(), mine))
     };
-    Ok(mine.filter_map(read).collect())
+    Ok(client.list()?.listeners.into_iter().filter_map(read).collect())
 }
 
 /// A socket of the same kind at a free port, which is all that `haproxy -c` looks at.
