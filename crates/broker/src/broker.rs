@@ -189,9 +189,9 @@ impl Broker {
     /// The record of everything that is held.
     pub(crate) fn manifest(&self) -> Manifest {
         let mut manifest = Manifest::new(VERSION);
-        manifest.header.since = self.since.0;
-        manifest.header.boot = identity::boot();
-        manifest.header.upgrades = self.upgrade.count();
+        manifest.header.broker.since = self.since.0;
+        manifest.header.broker.boot = identity::boot();
+        manifest.header.broker.upgrades = self.upgrade.count();
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
         manifest.header.control = self.control.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();

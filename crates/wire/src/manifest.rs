@@ -85,21 +85,9 @@ pub struct Header {
     bindonce: String,
     /// The version of the format.
     pub version: u32,
-    /// The version of the program that wrote it.
-    #[serde(default)]
-    pub written_by: String,
-    /// When the broker started, in milliseconds since the Unix epoch.
-    #[serde(default)]
-    pub since: u64,
-    /// The boot that inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub boot: String,
-    /// The process that wrote it, by its pid and the time at which it started (proc_pid_stat(5)).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub process: Option<(u32, u64)>,
-    /// How often the broker has been upgraded in place since it started.
-    #[serde(default)]
-    pub upgrades: u64,
+    /// The broker that wrote it.
+    #[serde(flatten)]
+    pub broker: Broker,
     /// The broker has ended in order, and what follows was used by others then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ended: bool,
@@ -121,6 +109,24 @@ pub struct Header {
     /// How many listeners follow at least.
     #[serde(default)]
     listeners: usize,
+}
+
+/// The broker that wrote a manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Broker {
+    /// The version of the program.
+    pub written_by: String,
+    /// When the broker started, in milliseconds since the Unix epoch.
+    pub since: u64,
+    /// The boot that inodes and cookies belong to (/proc/sys/kernel/random/boot_id).
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub boot: String,
+    /// The process, by its pid and the time at which it started (proc_pid_stat(5)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<(u32, u64)>,
+    /// How often the broker has been upgraded in place since it started.
+    pub upgrades: u64,
 }
 
 /// A listener that is held.
@@ -236,11 +242,7 @@ impl Manifest {
         let header = Header {
             bindonce: KIND.to_owned(),
             version: VERSION,
-            written_by: written_by.to_owned(),
-            since: 0,
-            boot: String::new(),
-            process: None,
-            upgrades: 0,
+            broker: Broker { written_by: written_by.to_owned(), ..Broker::default() },
             ended: false,
             descriptors: BTreeMap::new(),
             control: None,

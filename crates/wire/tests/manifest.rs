@@ -74,8 +74,8 @@ prop_compose! {
         unfinished in prop::collection::vec(("/[a-z]{1,5}", any::<(u64, u64)>()), 0..3),
     ) -> Manifest {
         let mut manifest = Manifest::new("0.1.0");
-        manifest.header.since = since;
-        manifest.header.boot = boot;
+        manifest.header.broker.since = since;
+        manifest.header.broker.boot = boot;
         manifest.header.descriptors = descriptors;
         let by_inode: BTreeMap<u64, Entry> =
             listeners.into_iter().map(|entry| (entry.inode, entry)).collect();

@@ -86,7 +86,9 @@ pub(crate) fn left(socket: &Path) -> Left {
         Err(error) => Err(error.to_string()),
     };
     match manifest {
-        Ok(Manifest { header, listeners, services, .. }) if header.boot == identity::boot() => {
+        Ok(Manifest { header, listeners, services, .. })
+            if header.broker.boot == identity::boot() =>
+        {
             Left { listeners, in_order: header.ended, services, floor: header.floor }
         }
         Ok(_) => {

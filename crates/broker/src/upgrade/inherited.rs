@@ -47,7 +47,7 @@ pub fn inherited() -> Result<Option<Inherited>, Error> {
     let (manifest, _) = read(&mut File::from(inherit::take(number).map_err(unreadable)?))?;
     reexec::take_name();
     let own = reexec::this_process();
-    Ok((manifest.header.process == Some(own)).then_some(Inherited { manifest }))
+    Ok((manifest.header.broker.process == Some(own)).then_some(Inherited { manifest }))
 }
 
 /// Reads a state that another image may leave to this one, to prove that it can. Gives what that

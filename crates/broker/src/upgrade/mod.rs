@@ -149,7 +149,7 @@ fn become_binary(
         );
     }
     let mut manifest = snapshot(broker, &links, listener, control);
-    manifest.header.upgrades += 1;
+    manifest.header.broker.upgrades += 1;
     let result = memory_file(&manifest).and_then(|file| {
         let held = broker.listeners.registry.list();
         let sockets = held.iter().map(|view| view.held.opened.handle.fd.as_fd());

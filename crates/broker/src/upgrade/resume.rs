@@ -35,8 +35,8 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     let mut broker = broker.borrow_mut();
     let broker = &mut *broker;
     remove(header.unfinished);
-    broker.since = Timestamp(header.since);
-    broker.upgrade.done.set(header.upgrades);
+    broker.since = Timestamp(header.broker.since);
+    broker.upgrade.done.set(header.broker.upgrades);
     let store = Store::new(header.store)?;
     let stored = store.is_some();
     if let Some(store) = store {
@@ -83,11 +83,11 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
     tracing::info!(
         listeners = broker.listeners.registry.len(),
         connections = resumed.len(),
-        from = header.written_by,
+        from = header.broker.written_by,
         to = VERSION,
         "upgraded in place"
     );
-    let text = format!("upgraded in place, from {} to {}", header.written_by, VERSION);
+    let text = format!("upgraded in place, from {} to {}", header.broker.written_by, VERSION);
     let happening = Happening::new(Kind::Upgraded, text);
     broker.reporter.record(happening.pid(std::process::id().cast_signed()));
     Ok(resumed)

@@ -23,7 +23,7 @@ pub(super) fn snapshot(
 ) -> Manifest {
     let mut manifest = broker.manifest();
     let header = &mut manifest.header;
-    header.process = Some(reexec::this_process());
+    header.broker.process = Some(reexec::this_process());
     header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
     header.descriptors.insert("lock".to_owned(), control.lock().as_raw_fd());
     header.unfinished = broker.listeners.unfinished.written();

@@ -12,7 +12,7 @@ use bindonce_sys::subprocess::{Answer, User, answer_on};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::questions::{Answers, Questions};
-use super::reader::printable;
+use super::quoting::printable;
 use super::world::Environment;
 
 /// How long haproxy may take to answer; it needs some 20 ms.

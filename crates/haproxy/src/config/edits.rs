@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::files::CFGFILES;
-use super::reader::{self, Line, Word};
+use super::quoting;
+use super::reader::{Line, Word};
 use super::rendering::{Change, Variable};
 use super::{Error, Place};
 
@@ -110,7 +111,7 @@ impl Edits {
             // Words of it would be words no more.
             if !written.ends_with(b"[*]}") || !value.iter().any(u8::is_ascii_whitespace) {
                 let mut text = Vec::new();
-                reader::escape_into(&mut text, &value);
+                quoting::escape_into(&mut text, &value);
                 self.edit(offset + range.start..offset + range.end, text);
             }
         }

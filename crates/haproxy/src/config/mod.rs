@@ -30,6 +30,7 @@ mod options;
 mod paths;
 mod pid_file;
 mod questions;
+mod quoting;
 pub mod reader;
 mod render;
 mod rendering;

@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::reader::{Unset, printable, quoted};
+use super::quoting::{printable, quoted};
+use super::reader::Unset;
 
 /// The variables that haproxy sets while it reads, as far as they are known (2.6 to 3.5-dev5).
 const PREDEFINED: [&str; 9] = [

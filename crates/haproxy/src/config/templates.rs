@@ -8,7 +8,8 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use super::reader::{lines, printable};
+use super::quoting::printable;
+use super::reader::lines;
 use super::{Error, Place};
 
 /// Whether a file is a template, by its name.

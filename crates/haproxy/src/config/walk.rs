@@ -5,12 +5,11 @@
 //! From 3.1 on haproxy does it twice: a first pass takes nothing but a few keywords of
 //! all global sections, and what they have set is there for every line of the second.
 
-use std::ops::Range;
+mod line;
+
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::address::is_descriptor;
-use super::binds::{self, Surroundings};
 use super::claims::Claims;
 use super::command::Command;
 use super::conditions::Blocks;
@@ -19,10 +18,11 @@ use super::files::{self, CFGFILES, Source};
 use super::global::Global;
 use super::listeners::mark;
 use super::questions::{Answers, Questions};
-use super::reader::{self, Word, printable};
+use super::quoting::printable;
+use super::reader::{self, Word};
 use super::rendering::{RenderedFile, Rendering, Supplied};
-use super::sections::{Kind, Section, Sections};
-use super::state::{Done, State};
+use super::sections::{Section, Sections};
+use super::state::State;
 use super::unknowns::{Unknowns, expression_of, matters};
 use super::world::World;
 use super::{Error, Place};
@@ -295,131 +295,6 @@ impl<'a> Walk<'a> {
             Some(Err(reason)) => Err(Error::Nesting { place: place.clone(), reason }),
             _ => Ok(()),
         }
-    }
-
-    fn line(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        line: &[u8],
-        offset: usize,
-        place: &Place,
-    ) -> Result<(), Error> {
-        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
-        if let Some(kind) = Kind::of(values[0]) {
-            if !self.first_pass {
-                self.end_section()?;
-            }
-            self.sections.begin(kind, &values, place);
-            return Ok(());
-        }
-        let section = &mut self.sections.open;
-        if section.kind == Kind::Global {
-            self.global(source, words, &values, offset, place);
-            return Ok(());
-        }
-        if self.first_pass {
-            return Ok(());
-        }
-        let written = |word: Option<&Word>| {
-            word.map_or(String::new(), |word| printable(&line[word.source.clone()]))
-        };
-        match (section.kind, values[0]) {
-            (Kind::Defaults, b"bind") => {
-                let reason = "haproxy does not allow bind in defaults";
-                self.claims.leave(section, written(words.get(1)), place, reason, false);
-            }
-            (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
-            | (Kind::LogForward, b"dgram-bind")
-                if values.get(1).is_some_and(|word| !word.is_empty()) =>
-            {
-                // Whether haproxy asks getaddrinfo() for host names here.
-                let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
-                let getaddrinfo = !self.command.arguments.iter().any(disabled)
-                    && self.state.enabled(b"GETADDRINFO") != Some(false);
-                let around = Surroundings {
-                    world: self.world,
-                    state: &self.state,
-                    getaddrinfo,
-                    directory: &self.directory,
-                    prefix: self.global.prefix.as_deref().unwrap_or_default(),
-                };
-                section.lines.push(binds::read(words, line, offset, place.clone(), &around)?);
-            }
-            (Kind::Peers, b"peer" | b"server")
-                if values.get(1) == Some(&self.state.local_peer()) =>
-            {
-                section.local_peer = true;
-                if values[0] == b"peer" {
-                    let reason = "haproxy binds the address of the local peer by itself; write bind and server lines to share it";
-                    self.claims.leave(section, written(words.get(2)), place, reason, false);
-                }
-            }
-            (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
-                section.keyword(&values);
-                let text = format!("server {}", printable(values[2]));
-                self.claims.leave(section, text, place, "a descriptor from outside", true);
-            }
-            _ => section.keyword(&values),
-        }
-        Ok(())
-    }
-
-    /// A line of `global`, which may change something for the lines after it.
-    fn global(
-        &mut self,
-        source: usize,
-        words: &[Word],
-        values: &[&[u8]],
-        offset: usize,
-        place: &Place,
-    ) {
-        if values[0] == b"localpeer" && self.command.local_peer.is_some() {
-            return;
-        }
-        let looked = self.state.marks().looked;
-        let made = self.claims.variables.len();
-        let late = match self.state.global(values, self.first_pass) {
-            Done::Environment => looked,
-            Done::Reset => looked || made > 0,
-            Done::Nothing | Done::Other => false,
-        };
-        // It matters whether haproxy has done this already when it comes to the lines before.
-        if late {
-            self.unknowns.depend();
-        }
-        if values[0] == b"resetenv" {
-            self.edits.reset(words, offset, place, source, made);
-        }
-        if self.first_pass {
-            return;
-        }
-        if values[0] == b"master-worker" && !self.has_master() {
-            // The supervisor does what that master would do.
-            let Range { start, end } = words[0].source;
-            self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
-        }
-        if let [b"stats", b"socket", rest @ ..] = values {
-            let reason = "an admin socket belongs to one generation; the newest has it";
-            let address = rest.first().copied().unwrap_or_default();
-            let text = format!("stats socket {}", printable(address));
-            let descriptor = address.split(|&byte| byte == b',').any(is_descriptor);
-            self.claims.leave(&self.sections.open, text, place, reason, descriptor);
-        }
-        if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
-        {
-            self.edits.edit(range, text);
-        }
-    }
-
-    /// Everything that a section says is known now.
-    fn end_section(&mut self) -> Result<(), Error> {
-        let section = self.sections.end();
-        if section.loads_server_states() {
-            self.global.server_states.loaded_by(&section.name, &section.proxy.loads);
-        }
-        let (unix, unknowns, edits) = (&self.global.unix, &self.unknowns, &mut self.edits);
-        self.claims.section(&section, unix, self.world, unknowns, edits)
     }
 }
 

@@ -54,18 +54,8 @@ pub(crate) struct Args {
     /// again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
-    /// How long a new generation may take to become ready
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
-    ready_timeout: Duration,
-    /// How long an older generation may take to stop accepting before it is ended
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
-    retire_timeout: Duration,
-    /// How long an older generation may drain
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
-    drain_timeout: Duration,
-    /// How many older generations may drain at the same time; the oldest is ended first
-    #[arg(long, value_name = "COUNT", default_value_t = 16)]
-    max_draining: usize,
+    #[command(flatten)]
+    timing: Timing,
     /// Do not give haproxy a private admin socket; watch it through /proc instead
     #[arg(long)]
     no_admin: bool,
@@ -92,6 +82,23 @@ pub(crate) struct Args {
     /// The command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// How long things may take.
+#[derive(Debug, clap::Args)]
+struct Timing {
+    /// How long a new generation may take to become ready
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    ready_timeout: Duration,
+    /// How long an older generation may take to stop accepting before it is ended
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    retire_timeout: Duration,
+    /// How long an older generation may drain
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
+    drain_timeout: Duration,
+    /// How many older generations may drain at the same time; the oldest is ended first
+    #[arg(long, value_name = "COUNT", default_value_t = 16)]
+    max_draining: usize,
 }
 
 /// [`supervisor::Ghosts`], as it is written.
@@ -137,10 +144,10 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         kind,
         listeners,
         timing: generation::Settings {
-            ready_timeout: args.ready_timeout,
-            retire_timeout: args.retire_timeout,
-            drain_timeout: args.drain_timeout,
-            max_draining: args.max_draining,
+            ready_timeout: args.timing.ready_timeout,
+            retire_timeout: args.timing.retire_timeout,
+            drain_timeout: args.timing.drain_timeout,
+            max_draining: args.timing.max_draining,
         },
         probe: !args.no_probe,
         watch,

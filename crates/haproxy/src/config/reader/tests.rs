@@ -1,6 +1,7 @@
 //! Words and lines: what haproxy was seen to do, and hostile bytes.
 
 use super::*;
+use crate::config::quoting::quoted;
 use proptest::prelude::*;
 
 fn environment(name: &[u8]) -> Option<Vec<u8>> {

@@ -16,8 +16,8 @@ impl Model {
             Key::Control('z') => return vec![Effect::Suspend],
             _ => {}
         }
-        if self.help {
-            self.help = false;
+        if self.view.help {
+            self.view.help = false;
             return Vec::new();
         }
         if let Some((service, generation)) = self.asking.take() {
@@ -30,15 +30,15 @@ impl Model {
             Key::Char('q') => return vec![Effect::Quit],
             Key::Escape if self.message.is_some() => self.message = None,
             Key::Escape => return vec![Effect::Quit],
-            Key::Char('?' | 'h') => self.help = true,
+            Key::Char('?' | 'h') => self.view.help = true,
             Key::Char('r') => return self.reload(),
             Key::Char('x' | 'R') => return self.retire(),
-            Key::Char('s') => self.sort = self.sort.next(),
-            Key::Char('+' | '=') => self.span = Some(self.span_index().saturating_sub(1)),
-            Key::Char('-') => self.span = Some((self.span_index() + 1).min(SPANS.len() - 1)),
-            Key::Char('0') => self.span = None,
-            Key::Tab => self.pane = self.pane.next(),
-            Key::BackTab => self.pane = self.pane.next().next(),
+            Key::Char('s') => self.view.sort = self.view.sort.next(),
+            Key::Char('+' | '=') => self.view.span = Some(self.span_index().saturating_sub(1)),
+            Key::Char('-') => self.view.span = Some((self.span_index() + 1).min(SPANS.len() - 1)),
+            Key::Char('0') => self.view.span = None,
+            Key::Tab => self.view.pane = self.view.pane.next(),
+            Key::BackTab => self.view.pane = self.view.pane.next().next(),
             Key::Up | Key::Char('k') => self.go(1, false),
             Key::Down | Key::Char('j') => self.go(1, true),
             Key::PageUp => self.go(PAGE, false),
@@ -55,14 +55,16 @@ impl Model {
             true => at.saturating_add(by).min(len.saturating_sub(1)),
             false => at.saturating_sub(by),
         };
-        match self.pane {
+        match self.view.pane {
             Pane::Services => {
                 let rows = self.rows();
-                let at = rows.iter().position(|row| Some(row) == self.chosen.as_ref());
-                self.chosen = rows.get(moved(at.unwrap_or(0), rows.len(), down)).cloned();
+                let at = rows.iter().position(|row| Some(row) == self.view.chosen.as_ref());
+                self.view.chosen = rows.get(moved(at.unwrap_or(0), rows.len(), down)).cloned();
             }
-            Pane::Listeners => self.listener = moved(self.listener, self.listeners.len(), down),
-            Pane::Events => self.back = moved(self.back, self.events.len(), !down),
+            Pane::Listeners => {
+                self.view.listener = moved(self.view.listener, self.listeners.len(), down);
+            }
+            Pane::Events => self.view.back = moved(self.view.back, self.events.len(), !down),
         }
     }
 
@@ -107,7 +109,7 @@ impl Model {
         let Some(service) = self.free() else { return Vec::new() };
         let name = service.name;
         let drains = |generation: &&Generation| generation.state == "draining";
-        let number = self.chosen.as_ref().and_then(|(_, number)| *number);
+        let number = self.view.chosen.as_ref().and_then(|(_, number)| *number);
         let found = match number {
             None => service.generations.iter().find(drains),
             Some(number) => service.generations.iter().find(|known| known.number == number),

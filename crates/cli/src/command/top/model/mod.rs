@@ -91,6 +91,21 @@ pub(super) enum Message {
     Failed(String),
 }
 
+/// What of it the keys have chosen.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) pane: Pane,
+    chosen: Option<Row>,
+    /// The line of the listeners that is in sight.
+    pub(super) listener: usize,
+    /// How far back from the newest event.
+    pub(super) back: usize,
+    pub(super) sort: Sort,
+    /// Which of [`SPANS`] was asked for.
+    span: Option<usize>,
+    pub(super) help: bool,
+}
+
 /// All that is on the screen.
 #[derive(Debug)]
 pub(super) struct Model {
@@ -106,16 +121,7 @@ pub(super) struct Model {
     pub(super) lives: Lives,
     /// Oldest first.
     pub(super) events: VecDeque<SourcedEvent>,
-    pub(super) pane: Pane,
-    chosen: Option<Row>,
-    /// The line of the listeners that is in sight.
-    pub(super) listener: usize,
-    /// How far back from the newest event.
-    pub(super) back: usize,
-    pub(super) sort: Sort,
-    /// Which of [`SPANS`] was asked for.
-    span: Option<usize>,
-    pub(super) help: bool,
+    pub(super) view: View,
     /// The generation that is to be ended once that is confirmed.
     pub(super) asking: Option<(String, u64)>,
     /// What is being done, and since when.
@@ -135,13 +141,15 @@ impl Model {
             services: Vec::new(),
             lives: Lives::default(),
             events: VecDeque::new(),
-            pane: Pane::Services,
-            chosen: None,
-            listener: 0,
-            back: 0,
-            sort: Sort::Name,
-            span: None,
-            help: false,
+            view: View {
+                pane: Pane::Services,
+                chosen: None,
+                listener: 0,
+                back: 0,
+                sort: Sort::Name,
+                span: None,
+                help: false,
+            },
             asking: None,
             doing: None,
             message: None,
@@ -163,11 +171,11 @@ impl Model {
                     self.lives.happened(&told);
                     self.events.push_back(told);
                     // What is being read stays where it is.
-                    self.back += usize::from(self.back > 0);
+                    self.view.back += usize::from(self.view.back > 0);
                 }
                 let surplus = self.events.len().saturating_sub(REMEMBERED);
                 self.events.drain(..surplus);
-                self.back = self.back.min(self.events.len().saturating_sub(1));
+                self.view.back = self.view.back.min(self.events.len().saturating_sub(1));
                 vec![Effect::Look]
             }
             Input::Done(outcome) => {
@@ -207,12 +215,12 @@ impl Model {
             }
         }
         self.services = seen.services;
-        self.listener = self.listener.min(self.listeners.len().saturating_sub(1));
+        self.view.listener = self.view.listener.min(self.listeners.len().saturating_sub(1));
         let rows = self.rows();
-        if !self.chosen.as_ref().is_some_and(|chosen| rows.contains(chosen)) {
+        if !self.view.chosen.as_ref().is_some_and(|chosen| rows.contains(chosen)) {
             // A generation that is gone leaves the choice to its service.
-            let service = self.chosen.take().map(|(service, _)| (service, None));
-            self.chosen = service.filter(|row| rows.contains(row)).or(rows.into_iter().next());
+            let service = self.view.chosen.take().map(|(service, _)| (service, None));
+            self.view.chosen = service.filter(|row| rows.contains(row)).or(rows.into_iter().next());
         }
     }
 
@@ -238,19 +246,19 @@ impl Model {
 
     /// The line of [`Model::rows`] that is chosen.
     pub(super) fn chosen(&self) -> Option<&Row> {
-        self.chosen.as_ref()
+        self.view.chosen.as_ref()
     }
 
     /// The service that is chosen, or one of whose generations is.
     pub(super) fn service(&self) -> Option<&Service> {
-        let (name, _) = self.chosen.as_ref()?;
+        let (name, _) = self.view.chosen.as_ref()?;
         self.services.iter().find(|service| service.name == *name)
     }
 
     /// The listeners as they are sorted.
     pub(super) fn listeners(&self) -> Vec<&ListenerInfo> {
         let mut listeners: Vec<_> = self.listeners.iter().collect();
-        match self.sort {
+        match self.view.sort {
             Sort::Name => listeners.sort_by(|one, other| one.name.cmp(&other.name)),
             Sort::Queue => {
                 listeners.sort_by(|one, other| fullness(other).total_cmp(&fullness(one)));
@@ -263,7 +271,7 @@ impl Model {
     }
 
     fn span_index(&self) -> usize {
-        self.span.unwrap_or_else(|| {
+        self.view.span.unwrap_or_else(|| {
             let generations = self.services.iter().flat_map(|service| {
                 let of = |known: &Generation| self.lives.get(&service.name, known.number);
                 service.generations.iter().filter_map(of)

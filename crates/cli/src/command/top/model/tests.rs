@@ -161,10 +161,10 @@ fn events_are_looked_into_at_once_and_only_so_many_kept() {
     model.on(NOW, Input::Key(Key::BackTab));
     press(&mut model, "kkk");
     model.on(NOW, Input::Happened(vec![told(0, "reload-done", 1, "done")]));
-    assert_eq!((model.pane, model.back), (Pane::Events, 4));
+    assert_eq!((model.view.pane, model.view.back), (Pane::Events, 4));
     press(&mut model, "G");
     model.on(NOW, Input::Happened(vec![told(0, "reload-done", 2, "done")]));
-    assert_eq!(model.back, 0);
+    assert_eq!(model.view.back, 0);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn keys_that_end_it_end_it_and_escape_closes_what_is_open_first() {
     assert_eq!(press(&mut model, "q"), [Effect::Quit]);
     assert_eq!(model.on(NOW, Input::Key(Key::Control('c'))), [Effect::Quit]);
     press(&mut model, "?");
-    assert!(model.help);
+    assert!(model.view.help);
     assert_eq!(press(&mut model, "q"), []);
     model.on(NOW, Input::Done(Ok("generation 6 serves".to_owned())));
     assert_eq!(model.on(NOW, Input::Key(Key::Escape)), []);

@@ -11,18 +11,19 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
         return;
     }
     let count = model.events.len();
-    let aside = if model.back > 0 { format!("{} newer", model.back) } else { String::new() };
-    title(canvas, area, ("EVENTS", model.pane == Pane::Events), &[], &aside);
-    let at = count.saturating_sub(model.back + 1);
+    let aside =
+        if model.view.back > 0 { format!("{} newer", model.view.back) } else { String::new() };
+    title(canvas, area, ("EVENTS", model.view.pane == Pane::Events), &[], &aside);
+    let at = count.saturating_sub(model.view.back + 1);
     // The newest is at the bottom.
     let height = area.height - 1;
-    let shown = if model.back == 0 {
+    let shown = if model.view.back == 0 {
         count.saturating_sub(usize::from(height))..count
     } else {
         window(count, height, at)
     };
     for (number, y) in shown.zip(area.y + 1..) {
-        let chosen = model.pane == Pane::Events && model.back > 0 && number == at;
+        let chosen = model.view.pane == Pane::Events && model.view.back > 0 && number == at;
         event(canvas, Area { y, ..area }, &model.events[number], chosen);
     }
 }

@@ -17,9 +17,9 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     let stale = model.lost.as_ref().map(|(since, _)| words::clock(*since));
     let aside = match &stale {
         Some(since) if !listeners.is_empty() => format!("as they were at {since}Z"),
-        _ => format!("by {}", model.sort.word()),
+        _ => format!("by {}", model.view.sort.word()),
     };
-    let shown = window(listeners.len(), area.height - 1, model.listener);
+    let shown = window(listeners.len(), area.height - 1, model.view.listener);
     let (name, address) = columns(area.width);
     let mut heads = Vec::new();
     if shown.len() < listeners.len() {
@@ -30,7 +30,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
         heads.push((queue, "QUEUE".to_owned()));
         heads.push((queue + BAR + 1 + NUMBERS + 1, "USED BY".to_owned()));
     }
-    let pane = ("LISTENERS", model.pane == Pane::Listeners);
+    let pane = ("LISTENERS", model.view.pane == Pane::Listeners);
     title(canvas, area, pane, &heads, &aside);
     let y = area.y + 1;
     if listeners.is_empty() && y < area.bottom() && (model.looked || stale.is_some()) {
@@ -39,7 +39,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     }
     for (number, y) in shown.zip(y..) {
         let cells = cells(canvas, listeners[number], area.width, stale.is_some());
-        let chosen = model.pane == Pane::Listeners && number == model.listener;
+        let chosen = model.view.pane == Pane::Listeners && number == model.view.listener;
         canvas.row(Area { y, ..area }, &cells, chosen);
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
         _ => return,
     };
     footer(model, canvas, foot);
-    if model.help {
+    if model.view.help {
         return help(canvas, below);
     }
     let mut told = told(model, usize::from(area.width));

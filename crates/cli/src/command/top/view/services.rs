@@ -68,7 +68,7 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
         (begin, head.to_owned())
     });
     let heads: Vec<_> = heads.collect();
-    title(canvas, area, ("SERVICES", model.pane == Pane::Services), &heads, &span);
+    title(canvas, area, ("SERVICES", model.view.pane == Pane::Services), &heads, &span);
     let rows = model.rows();
     if rows.is_empty() && model.looked {
         let text = "no service; start one with `bindonce run -- haproxy -f FILE`";

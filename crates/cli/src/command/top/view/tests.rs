@@ -141,6 +141,6 @@ fn no_size_is_too_small_and_no_name_too_strange() {
     for (width, height) in widths.flat_map(|width| (1..=16).map(move |height| (width, height))) {
         let shown = screen(&model, width, height, &UNICODE);
         assert!(!shown.replace('\n', "").contains(char::is_control), "{shown:?}");
-        model.help = !model.help;
+        model.view.help = !model.view.help;
     }
 }
