@@ -37,6 +37,7 @@ mod leaks;
 mod left;
 mod lingering;
 mod many;
+mod master_cli;
 mod masters;
 mod metrics;
 mod migrating;

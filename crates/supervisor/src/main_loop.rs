@@ -58,6 +58,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
     }
     let (sender, inbox) = mpsc::unbounded_channel();
+    let mut master = Master::open(&settings.master_cli, &saved, &mut left)?;
     let control = match left.control.take() {
         Some(control) => control,
         None => control::bind(&directory.control())?,
@@ -68,7 +69,6 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
-    let master = Master::open(&settings.master_cli, &saved, &mut left)?;
     spawn(control::serve(listener, Rc::clone(&journal), move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Command(ask));

@@ -162,6 +162,7 @@ impl Supervisor {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
         generation.reloads_before = self.master.reloads;
+        self.master.forget();
         generation.output.started();
         generation.release();
         let (pid, confirmed) = (generation.pid(), generation.tell(State::Serving));

@@ -149,6 +149,7 @@ impl Supervisor {
             began: self.master.began.0,
             reloads: self.master.reloads,
             failed_reloads: self.master.failed,
+            startup_logs: self.master.startup.text(),
         }
     }
 }

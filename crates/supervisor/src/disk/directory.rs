@@ -61,6 +61,8 @@ pub(crate) struct Saved {
     pub(crate) reloads: u64,
     /// How many have failed since the last that succeeded.
     pub(crate) failed_reloads: u64,
+    /// What was said at the last of them, or at the start.
+    pub(crate) startup_logs: String,
 }
 
 /// One generation as the next supervisor must know it.

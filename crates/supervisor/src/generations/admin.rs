@@ -35,9 +35,18 @@ pub(crate) struct Admin {
 #[derive(Debug)]
 struct Ask {
     command: Cow<'static, str>,
+    /// How many answers it has: one for each line, or one behind a payload.
+    answers: usize,
     /// What is sent before it and after it, with nothing between: each on a line of its own, whose answer does not matter.
     around: (Vec<String>, Vec<String>),
     reply: oneshot::Sender<String>,
+}
+
+impl Ask {
+    fn new(command: Cow<'static, str>, answers: usize) -> (Self, oneshot::Receiver<String>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { command, answers, around: <_>::default(), reply }, answer)
+    }
 }
 
 /// Why there is no answer.
@@ -55,7 +64,7 @@ impl Admin {
         Self::over(
             async move {
                 let mut stream = UnixStream::connect(path).await?;
-                exchange(&mut stream, "prompt\nset timeout cli 86400").await?;
+                exchange(&mut stream, "prompt\nset timeout cli 86400", 2).await?;
                 Ok(stream)
             },
             ready,
@@ -107,19 +116,28 @@ impl Admin {
         command: impl Into<Cow<'static, str>>,
         limit: Duration,
     ) -> Result<String, NoAnswer> {
-        self.ask_between(Vec::new(), command, Vec::new(), limit).await
+        let command = command.into();
+        let answers = command.lines().count();
+        self.put(Ask::new(command, answers), limit).await
     }
 
-    /// The same, with more commands before it and after it, between which no other comes.
+    /// Sends one command, perhaps with a payload, with more commands before it and after it; no other comes between.
     pub(crate) async fn ask_between(
         &self,
         before: Vec<String>,
-        command: impl Into<Cow<'static, str>>,
+        command: String,
         after: Vec<String>,
         limit: Duration,
     ) -> Result<String, NoAnswer> {
-        let (reply, answer) = oneshot::channel();
-        let ask = Ask { command: command.into(), around: (before, after), reply };
+        let (ask, answer) = Ask::new(command.into(), 1);
+        self.put((Ask { around: (before, after), ..ask }, answer), limit).await
+    }
+
+    async fn put(
+        &self,
+        (ask, answer): (Ask, oneshot::Receiver<String>),
+        limit: Duration,
+    ) -> Result<String, NoAnswer> {
         self.asks.send(ask).map_err(|_| NoAnswer::Closed)?;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -130,10 +148,8 @@ impl Admin {
 
     /// Sends one command whose answer does not matter, before any that is asked later.
     pub(crate) fn tell(&self, command: impl Into<Cow<'static, str>>) {
-        let (reply, _) = oneshot::channel();
         // One that has ended hears nothing, and is asked nothing.
-        let ask = Ask { command: command.into(), around: <_>::default(), reply };
-        let _ = self.asks.send(ask);
+        let _ = self.asks.send(Ask::new(command.into(), 1).0);
     }
 
     /// Whether the connection has ended.
@@ -158,14 +174,15 @@ async fn talk(
     ready: impl FnOnce(Info),
     mut requests: mpsc::UnboundedReceiver<Ask>,
 ) -> io::Result<()> {
-    ready(Info::read(&exchange(&mut stream, "show info").await?));
-    while let Some(Ask { command, around: (before, after), reply }) = requests.recv().await {
+    ready(Info::read(&exchange(&mut stream, "show info", 1).await?));
+    while let Some(Ask { command, answers, around: (before, after), reply }) = requests.recv().await
+    {
         for command in before {
-            exchange(&mut stream, &command).await?;
+            exchange(&mut stream, &command, 1).await?;
         }
-        let answer = exchange(&mut stream, &command).await?;
+        let answer = exchange(&mut stream, &command, answers).await?;
         for command in after {
-            exchange(&mut stream, &command).await?;
+            exchange(&mut stream, &command, 1).await?;
         }
         // Whoever asked may have stopped waiting; the answer must be read all the same.
         let _ = reply.send(answer);
@@ -175,12 +192,12 @@ async fn talk(
 
 /// Sends commands, one in each line, all at once: each way there and back is time in which a new
 /// generation is not known to serve. Gives the answers, one behind the other.
-async fn exchange(stream: &mut UnixStream, commands: &str) -> io::Result<String> {
+async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io::Result<String> {
     stream.write_all(format!("{commands}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(4096);
     let end = PROMPT.as_bytes();
     let ends = |answer: &[u8]| answer.windows(end.len()).filter(|part| *part == end).count();
-    while !answer.ends_with(end) || ends(&answer) < commands.lines().count() {
+    while !answer.ends_with(end) || ends(&answer) < answers {
         if answer.len() > LONGEST {
             return Err(io::Error::other("an answer without end"));
         }
@@ -189,5 +206,6 @@ async fn exchange(stream: &mut UnixStream, commands: &str) -> io::Result<String>
         }
     }
     answer.truncate(answer.len() - end.len());
-    Ok(String::from_utf8_lossy(&answer).replace(PROMPT, "\n"))
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(if answers > 1 { answer.replace(PROMPT, "\n") } else { answer.into_owned() })
 }

@@ -90,6 +90,7 @@ impl Supervisor {
 
     /// A reload begins while this generation serves: clients of the master CLI will want to reach it when it drains.
     pub(crate) fn open_spares(&self, serving: GenerationId) {
+        self.master.forget();
         let generation = self.generations.get(&serving);
         if let Some(generation) = generation.filter(|generation| generation.cli.admin.is_some())
             && !self.master.sockets.is_empty()

@@ -47,14 +47,19 @@ pub(crate) struct Reloaded {
 
 /// What was said at the last start or reload.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Startup {
+pub(crate) struct Startup {
     pub(super) before: String,
     pub(super) tail: Option<Tail>,
     pub(super) after: String,
 }
 
 impl Startup {
-    pub(super) fn text(&self) -> String {
+    /// What an earlier supervisor has kept.
+    pub(super) fn said(text: String) -> Self {
+        Self { before: text, tail: None, after: String::new() }
+    }
+
+    pub(crate) fn text(&self) -> String {
         let said = self.tail.as_ref().map(Tail::startup).unwrap_or_default();
         [self.before.as_str(), &said, &self.after].concat()
     }

@@ -1,13 +1,16 @@
 //! The connection of a client of the master CLI, and what all of them share.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_haproxy::cli::master::Input;
 use bindonce_haproxy::config::MasterSocket;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::ask::{Ask, Reloaded, Seen};
@@ -20,6 +23,9 @@ const WRITE: Duration = Duration::from_secs(30);
 /// How many connections to generations are open for clients at once, so that some of the ten that a haproxy has by default are left.
 const TO_GENERATIONS: usize = 6;
 
+/// How long a connection to a generation that nobody needs stays open.
+const READY: Duration = Duration::from_secs(2);
+
 /// How long what a refused client still sends is read, so that it sees why.
 const DISCARD: Duration = Duration::from_secs(2);
 
@@ -28,11 +34,47 @@ const DISCARD: Duration = Duration::from_secs(2);
 pub(super) struct Hub {
     cx: Context,
     pub(super) to_generations: Rc<Semaphore>,
+    /// A connection to this admin socket, opened before it is needed.
+    ready: Rc<RefCell<Option<(PathBuf, UnixStream)>>>,
 }
 
 impl Hub {
     pub(super) fn new(cx: Context) -> Self {
-        Self { cx, to_generations: Rc::new(Semaphore::new(TO_GENERATIONS)) }
+        let to_generations = Rc::new(Semaphore::new(TO_GENERATIONS));
+        Self { cx, to_generations, ready: Rc::default() }
+    }
+
+    /// A connection to this admin socket.
+    pub(super) async fn connect(&self, socket: &Path) -> io::Result<UnixStream> {
+        let ready = self.ready.take().filter(|(at, stream)| {
+            let open = || {
+                stream.try_read(&mut [0; 1]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+            };
+            at == socket && open()
+        });
+        match ready {
+            Some((_, stream)) => Ok(stream),
+            None => UnixStream::connect(socket).await,
+        }
+    }
+
+    /// One client has asked a generation, and others may follow: opens the next connection to it, for a short time.
+    pub(super) fn prepare(&self, socket: PathBuf) {
+        let hub = self.clone();
+        crate::tasks::spawn(async move {
+            if hub.ready.borrow().is_none()
+                && let Ok(stream) = UnixStream::connect(&socket).await
+            {
+                hub.ready.replace(Some((socket, stream)));
+                tokio::time::sleep(READY).await;
+                hub.forget();
+            }
+        });
+    }
+
+    /// Closes the connection that was opened before it was needed: it would keep a generation that is to end alive.
+    pub(super) fn forget(&self) {
+        self.ready.take();
     }
 
     /// Asks the loop what there is.

@@ -129,8 +129,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 }
             }
         };
-        if goes == Goes::On {
-            // A reload may have changed what it shows.
+        if goes == Goes::On && self.session.has_prompt() {
+            // What it shows may have changed meanwhile.
             let seen = self.hub.look().await?;
             self.prompt(&seen).await?;
         }

@@ -47,10 +47,11 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         };
         let permit = tokio::time::timeout(CONNECT, hub.to_generations.acquire()).await;
         let Ok(Ok(_permit)) = permit else { break };
-        let sent = tokio::time::timeout(CONNECT, send(&socket, &request)).await;
+        let sent = tokio::time::timeout(CONNECT, send(hub, &socket, &request)).await;
         if let Ok(Ok(mut stream)) = sent
             && relay(&mut stream, client, request.session.empty_answers(seen.version)).await?
         {
+            hub.prepare(socket);
             return Ok(Goes::On);
         }
         // It was told to stop before it accepted the connection.
@@ -60,8 +61,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Goes::Ends)
 }
 
-async fn send(socket: &Path, request: &Request<'_>) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
+async fn send(hub: &Hub, socket: &Path, request: &Request<'_>) -> io::Result<UnixStream> {
+    let mut stream = hub.connect(socket).await?;
     let text = [request.session.preamble().as_bytes(), request.text].concat();
     stream.write_all(&text).await?;
     stream.shutdown().await?;

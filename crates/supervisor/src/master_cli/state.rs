@@ -20,7 +20,6 @@ use crate::error::Error;
 use crate::generations::output::Tail;
 
 /// What the loop keeps for the master CLI.
-#[derive(Debug)]
 pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
     /// When this process began.
@@ -31,7 +30,8 @@ pub(crate) struct Master {
     pub(crate) failed: u64,
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
-    pub(super) startup: Startup,
+    pub(crate) startup: Startup,
+    hub: Option<Hub>,
     /// The generation that has failed, and what it wrote.
     pub(crate) failing: Option<(GenerationId, Tail)>,
     /// Clients that wait for a reload, each with what was said at its start.
@@ -59,7 +59,8 @@ impl Master {
             reloads: saved.reloads,
             failed: saved.failed_reloads,
             begins: false,
-            startup: Startup::default(),
+            startup: Startup::said(saved.startup_logs.clone()),
+            hub: None,
             failing: None,
             waiting: HashMap::new(),
             hard: false,
@@ -72,9 +73,15 @@ impl Master {
         (self.begins, self.reloads, self.failed) = (true, 0, 0);
     }
 
+    /// A generation begins to end, or is about to.
+    pub(crate) fn forget(&self) {
+        self.hub.iter().for_each(Hub::forget);
+    }
+
     /// Serves the sockets.
-    pub(crate) fn serve(&self, cx: &Context) -> Result<(), Error> {
+    pub(crate) fn serve(&mut self, cx: &Context) -> Result<(), Error> {
         let (hub, seats) = (Hub::new(cx.clone()), Rc::new(Seats::default()));
+        self.hub = Some(hub.clone());
         self.sockets.iter().try_for_each(|socket| socket.serve(&hub, &seats))
     }
 }

@@ -225,6 +225,11 @@ impl Session {
         }
     }
 
+    /// Whether it is shown a prompt.
+    pub fn has_prompt(&self) -> bool {
+        self.prompt
+    }
+
     /// What is written when it waits for more of a payload.
     pub fn payload_prompt(&self) -> &'static str {
         if self.prompt { "+ " } else { "" }
