@@ -45,8 +45,8 @@ pub const QUESTION: &[u8] = b"show info;show stat\n";
 pub const LONGEST: usize = 8 << 20;
 
 /// A command that only the CLI of a master (haproxy's `-S`) knows, and how that answers it (management guide, section
-/// 9.4.1, `show proc`). A worker's stats socket answers something else.
-pub const ASK_MASTER: &[u8] = b"show proc\n";
+/// 9.4.1, `show proc`). A worker's stats socket answers something else. A master ends the connection only when it is told.
+pub const ASK_MASTER: &[u8] = b"show proc;quit\n";
 /// How a master's answer to [`ASK_MASTER`] begins.
 pub const MASTER: &[u8] = b"#<PID>";
 

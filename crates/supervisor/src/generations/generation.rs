@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::hold::Hold;
-use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::process::Pidfd;
 use bindonce_sys::signals::Signal;
 use bindonce_sys::tree;
 use tokio::sync::{mpsc, oneshot};
@@ -235,13 +235,10 @@ impl Generation {
                 self.release();
                 return None;
             }
-            // It was let go on already, and nobody else has stopped it. To find all its processes all of /proc would be
-            // read.
-            Wanted::Continue
-                if reason != Reason::Silent
-                    && !self.readiness.stopped
-                    && !process::is_stopped(pid) =>
-            {
+            // It was let go on already. Somebody else may have stopped it, or has a SIGSTOP on its way to it, which
+            // SIGCONT discards. To find all its processes all of /proc would be read.
+            Wanted::Continue if reason != Reason::Silent && !self.readiness.stopped => {
+                let _ = self.pidfd.send(number);
                 return None;
             }
             // It has accepted nothing, and heeds no other signal there.
