@@ -23,7 +23,7 @@ use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
-use bindonce_sys::listen::{self, UnixPath};
+use bindonce_sys::listen;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::{executable, inherit, limits};
@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());
     limits::make_room(needed).context("cannot raise the open-files limit")?;
 
-    // Leases and opened paths live until haproxy has answered.
+    // Leases live until haproxy has answered.
     let mut sockets = Sockets::of(&rendering, &args.name, globals)?;
     let descriptors = sockets.take();
     let deadline = Instant::now() + args.timeout;
@@ -105,8 +105,6 @@ struct Sockets {
     /// Signals that end the check: once something is bound here, it is taken away first.
     signals: SignalFd,
     descriptors: Vec<OwnedFd>,
-    /// Paths of sockets that were opened here.
-    paths: Vec<UnixPath>,
     /// The connection with the leases.
     _broker: Option<Client>,
 }
@@ -150,24 +148,22 @@ impl Sockets {
                 None => listen::open(&stand_in(&binding.listener))?.fd,
             });
         }
-        Ok(Self {
-            signals: ending_signals()?,
-            descriptors,
-            paths: Vec::new(),
-            _broker: Some(client),
-        })
+        Ok(Self { signals: ending_signals()?, descriptors, _broker: Some(client) })
     }
 
     fn open(rendering: &Rendering) -> anyhow::Result<Self> {
         let signals = ending_signals()?;
-        let mut sockets =
-            Self { signals, descriptors: Vec::new(), paths: Vec::new(), _broker: None };
+        let mut sockets = Self { signals, descriptors: Vec::new(), _broker: None };
         for (binding, overlaps) in std::iter::zip(&rendering.bindings, overlapping(rendering)) {
             let stand_in = overlaps.then(|| stand_in(&binding.listener));
             let opened = listen::open(stand_in.as_ref().unwrap_or(&binding.listener))
                 .with_context(|| format!("{}: {}", binding.place, binding.text))?;
             sockets.descriptors.push(opened.fd);
-            sockets.paths.extend(opened.path);
+            if let Some(path) = opened.path {
+                // It can be bound. The descriptor is enough for haproxy, and what ends this process leaves no
+                // file. Somebody else's by now, or gone: either is fine.
+                let _ = listen::unlink_if_ours(&path);
+            }
         }
         Ok(sockets)
     }
@@ -247,13 +243,4 @@ fn at_its_line(error: bindonce::Error, rendering: &Rendering) -> anyhow::Error {
 fn ending_signals() -> anyhow::Result<SignalFd> {
     SignalFd::new(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
         .context("cannot take signals over")
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for path in &self.paths {
-            // Somebody else's file by now, or gone: either is fine.
-            let _ = listen::unlink_if_ours(path);
-        }
-    }
 }
