@@ -56,15 +56,6 @@ impl Address {
         }
     }
 
-    /// The canonical text, as printing gives it, without the detour of formatting for what comes
-    /// by the thousand.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Tcp(SocketAddr::V4(at)) => Ipv4Text::of(at).as_str().to_owned(),
-            other => other.to_string(),
-        }
-    }
-
     /// Whether sockets of this kind listen (UDP sockets do not).
     pub fn listens(&self) -> bool {
         !matches!(self, Self::Udp(_))

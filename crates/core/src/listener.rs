@@ -43,7 +43,7 @@ impl Listener {
             None if options.v6only || options.interface.is_some() || options.netns.is_some() => {
                 self.key().to_string()
             }
-            None => self.address.text(),
+            None => self.address.to_string(),
         }
     }
 

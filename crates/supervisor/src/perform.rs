@@ -189,7 +189,7 @@ impl Supervisor {
             generations: &self.generations,
             serving: self.timeline.serving(),
             unserved: match outcome {
-                Outcome::Serving { alone: true, .. } => self.starts.take_unserved(),
+                Outcome::Serving { alone: true, .. } => std::mem::take(&mut self.starts.unserved),
                 _ => Unserved::default(),
             },
             broker: self.leases.broker().pid(),

@@ -102,7 +102,7 @@ impl Supervisor {
         let older: Vec<_> = older
             .filter_map(|id| Some((self.generations.get(&id)?, of_newer || no_reuse_port(id))))
             .collect();
-        own::can_let_go(&older, self.starts.version())
+        own::can_let_go(&older, self.starts.version)
     }
 
     /// What status and metrics show.

@@ -6,6 +6,7 @@
 
 pub(crate) mod changes;
 mod denied;
+mod names;
 mod perform;
 mod socket;
 pub(crate) mod watch;
@@ -34,7 +35,8 @@ use socket::{Owned, Owners};
 use watch::Guard;
 
 pub(crate) use denied::Denied;
-pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, TakenName, unlink};
+pub(crate) use names::TakenName;
+pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, unlink};
 pub(crate) use socket::{Held, Socket, Unfinished};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a

@@ -31,10 +31,10 @@ pub(crate) struct Starts {
     /// The generation that may have nothing to listen on.
     may_be_empty: Option<GenerationId>,
     /// What the newest generation leaves of what served before it.
-    unserved: Unserved,
+    pub(crate) unserved: Unserved,
     pid_file: PidFile,
     /// The version of the binary, where no admin socket tells it.
-    version: Option<Version>,
+    pub(crate) version: Option<Version>,
 }
 
 /// One start.
@@ -157,24 +157,9 @@ impl Starts {
         self.configurations.retain(|of, _| keep.contains(of));
     }
 
-    /// The version of the binary, where no admin socket tells it.
-    pub(crate) fn version(&self) -> Option<Version> {
-        self.version
-    }
-
     /// Whether this generation may have nothing to listen on.
     pub(crate) fn may_be_empty(&self, id: GenerationId) -> bool {
         self.may_be_empty == Some(id)
-    }
-
-    /// The newest generation is ready, and leaves this of what served before it.
-    pub(crate) fn leaves(&mut self, unserved: Unserved) {
-        self.unserved = unserved;
-    }
-
-    /// What the newest generation leaves of what served before it, to be told once.
-    pub(crate) fn take_unserved(&mut self) -> Unserved {
-        std::mem::take(&mut self.unserved)
     }
 
     /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is

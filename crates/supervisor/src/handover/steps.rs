@@ -26,7 +26,7 @@ impl Supervisor {
         let served = self.generations.labels(self.timeline.serving());
         let Some(generation) = self.generations.get_mut(&id) else { return };
         match promise::compare(served, generation, self.starts.may_be_empty(id)) {
-            Ok(unserved) => self.starts.leaves(unserved),
+            Ok(unserved) => self.starts.unserved = unserved,
             Err(error) => {
                 return generation.refuse(Cause::new(error.to_string(), error.hint()));
             }
@@ -42,7 +42,7 @@ impl Supervisor {
     /// Begins the handover to a generation that is ready.
     fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
         let Some(newer) = self.generations.get(&id) else { return };
-        let (pid, kind, version) = (newer.pid(), &self.cx.settings.kind, self.starts.version());
+        let (pid, kind, version) = (newer.pid(), &self.cx.settings.kind, self.starts.version);
         let older = self.timeline.accepting(id);
         let older: Vec<_> = older.iter().filter_map(|id| self.generations.get(id)).collect();
         let handover = match kind {
