@@ -119,6 +119,10 @@ fn store_is_judged_by_the_socket_itself() {
     assert_eq!(refused["error"]["code"], -32003, "{refused}");
     let refused = store(&mut scene.wire(), &secret.to_string(), &fds[0]);
     assert_eq!(refused["error"]["code"], -32002, "{refused}");
+    // Both are allowed, and it is the one.
+    let socket = TcpListener::bind("127.0.0.1:9100").expect("a socket");
+    let refused = store(&mut scene.wire(), "127.0.0.1:9101", &OwnedFd::from(socket));
+    assert_eq!(refused["error"]["code"], -32003, "{refused}");
     // Port 0 means one that the kernel has chosen.
     let store_as_any = |port| {
         let socket = TcpListener::bind(("127.0.0.1", port)).expect("a socket");

@@ -259,3 +259,43 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
         owner: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bindonce_daemon::Journal;
+
+    use super::*;
+    use crate::listeners::watch::Guard;
+    use crate::persistence::Recorded as _;
+
+    /// What a broker that was killed has written of a socket tells what it is, not the client that gives it back.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_missing_socket_comes_back_as_what_was_written_and_nothing_else() {
+        let broker = || {
+            let guard = Guard::new().expect("a guard");
+            let socket = "/nonexistent/bindonce.sock".into();
+            Broker::new(socket, 0, 1024, guard, Journal::in_memory(None))
+        };
+        let mut before = broker();
+        let connection = before.connect_itself();
+        let before = RefCell::new(before);
+        let wanted = "web=127.0.0.1:0".parse().expect("a listener");
+        let want = Want { wanted, tentative: false, change: false };
+        claims::claim(&before, connection, vec![want]).await.expect("granted");
+        let before = before.borrow();
+        let (_, held) = before.listeners.registry.iter().next().expect("it");
+        let text = serde_json::to_string(&held.entry()).expect("an entry");
+        let mut next = broker();
+        next.persistence.missing.entries = vec![serde_json::from_str(&text).expect("an entry")];
+        let give = |listen: &str| {
+            let fd = held.opened.handle.fd.try_clone().expect("a copy");
+            sort(&next, vec![(listen.parse().expect("a listener"), fd)])
+        };
+        let refused = give("127.0.0.1:1").err().expect("refused");
+        assert!(refused.message.contains("it is the socket of web="), "{}", refused.message);
+        for known in ["127.0.0.1:0", &held.opened.bound.to_string()] {
+            let sorted = give(known).ok().expect("taken");
+            assert_eq!((sorted.found.len(), sorted.new), (1, 0));
+        }
+    }
+}

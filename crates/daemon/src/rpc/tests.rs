@@ -38,8 +38,8 @@ const LIMITS: Limits = Limits {
 #[derive(Default)]
 struct Yes {
     exempt: bool,
-    /// The users that were answered, in order.
-    answered: Rc<RefCell<Vec<u32>>>,
+    /// The users that were answered, in order, and how many descriptors each had passed.
+    answered: Rc<RefCell<Vec<(u32, usize)>>>,
 }
 
 impl Handler for Yes {
@@ -48,7 +48,8 @@ impl Handler for Yes {
     }
 
     async fn answer(&self, link: &Rc<Link>, request: &Request<'_>) -> Result<Reply, RpcError> {
-        self.answered.borrow_mut().push(link.caller.peer.uid);
+        let passed = link.take_received().len();
+        self.answered.borrow_mut().push((link.caller.peer.uid, passed));
         Ok(encode(request, &true)?.into())
     }
 
@@ -68,13 +69,22 @@ fn serve<T: Future<Output = ()>>(
     exempt: bool,
     test: impl Fn(PathBuf) -> T,
 ) {
+    run(name, limits, Yes { exempt, ..Yes::default() }, test);
+}
+
+fn run<T: Future<Output = ()>>(
+    name: &str,
+    limits: Limits,
+    handler: Yes,
+    test: impl FnOnce(PathBuf) -> T,
+) {
     let path = format!("bindonce-rpc-{}-{name}.sock", std::process::id());
     let path = std::env::temp_dir().join(path);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let tested = runtime.expect("a runtime").block_on(LocalSet::new().run_until(async {
         let listener = UnixListener::bind(&path).expect("a listener");
         let reporter = Reporter::new(Journal::in_memory(None), 0);
-        let server = Server::new(Clients::new(limits), reporter, Yes { exempt, ..Yes::default() });
+        let server = Server::new(Clients::new(limits), reporter, handler);
         tokio::select! {
             () = server.accept(&listener) => {}
             tested = timeout(PATIENCE, test(path.clone())) => return tested,
@@ -191,6 +201,25 @@ fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
         }
         answered.take()
     }));
-    let places = (0..answered.len()).filter(|place| answered[*place] == 8).collect::<Vec<_>>();
-    assert!(places.len() == 2 && places[0] <= 2 && places[1] <= places[0] + 2, "{places:?}");
+    let places = (0..answered.len()).filter(|place| answered[*place].0 == 8).collect::<Vec<_>>();
+    assert!(places.len() == 2 && places[0] <= 2 && places[1] == places[0] + 2, "{places:?}");
+}
+
+#[test]
+fn a_user_has_a_part_of_the_descriptors_that_may_wait() {
+    let answered = Rc::new(RefCell::new(Vec::new()));
+    let handler = || Yes { exempt: true, answered: Rc::clone(&answered) };
+    let limits = Limits { descriptors_in_flight: 4, ..LIMITS };
+    run("passed", limits, handler(), |path| async move {
+        let mut stream = UnixStream::connect(path).await.expect("connect");
+        let passed = std::io::stdin();
+        let some = [std::os::fd::AsFd::as_fd(&passed); 3];
+        for count in [2, 3] {
+            let text = br#"{"id":1,"method":"ping"}"#;
+            bindonce_fd::send(&stream, text, &some[..count]).expect("sent");
+            line(&mut stream).await.expect("a reply");
+        }
+    });
+    let passed: Vec<usize> = answered.borrow().iter().map(|(_, passed)| *passed).collect();
+    assert_eq!(passed, [2, 0]);
 }
