@@ -53,8 +53,7 @@ pub const CHECK: &str = "__check-broker";
 /// How long the new binary may take to prove itself.
 const PROOF: Duration = Duration::from_secs(10);
 
-/// How long requests that are being answered may take to be done: a lookup of a host name
-/// may take 5 s.
+/// How long requests that are being answered may take to be done. What takes longer ends with its connection.
 const CALM: Duration = Duration::from_secs(6);
 
 /// A client asks for an upgrade. Comes back only if there was none: after one, the next image
