@@ -2,6 +2,7 @@
 //! docs/stand-in.md.
 
 use std::ffi::OsStr;
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,12 +56,19 @@ impl Caller {
         std::fs::read_to_string(self.scene.path(file)).ok()?.strip_suffix('\n')?.parse().ok()
     }
 
+    /// Clients, once one is answered by generation 1.
     #[track_caller]
     fn load(&self) -> Load {
+        self.answers(1)
+    }
+
+    #[track_caller]
+    fn answers(&self, tag: u64) -> Load {
+        eventually("it listens", || TcpStream::connect(self.address).ok());
         let mut plan = Plan::new(self.address);
         plan.clients = 4;
         let load = plan.start().expect("load");
-        self.wait_tag(&load, 1);
+        self.wait_tag(&load, tag);
         load
     }
 
@@ -192,6 +200,75 @@ fn in_the_background_the_exit_code_tells_whether_it_serves() {
         assert_eq!(caller.pid("bad.pid"), None);
         let said = finish(&mut caller.haproxy("-D -f haproxy.cfg -p none/pid")).fails(1);
         assert!(said.contains("Cannot create pidfile none/pid"), "{said}");
+        caller.wait_none();
+    });
+}
+
+/// Controllers and routers: `-D -sf $(cat PID)`, `-x ADMIN -sf $(pidof haproxy)`, with `daemon` in the configuration or
+/// without, from another directory, on other files and with another environment each time.
+#[test]
+fn another_haproxy_with_sf_is_a_reload_of_the_one_that_runs() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        caller.configure("", 1);
+        let started = finish(&mut caller.haproxy("-D -f haproxy.cfg -p pid"));
+        assert_eq!((started.code, &*started.err), (Some(0), ""));
+        let supervisor = caller.pid("pid").expect("the pid file");
+        let load = caller.load();
+        let pidof = || {
+            let pids = caller.scene.haproxies().into_iter().map(|pid| format!(" {pid}"));
+            pids.collect::<String>()
+        };
+        for (tag, words) in [
+            (2, format!("-D -f haproxy.cfg -p pid -sf {supervisor}")),
+            (3, format!("-f haproxy.cfg -p pid -x none -sf{}", pidof())),
+            (4, format!("-W -db -f {} -sf {supervisor}", caller.scene.path("4.cfg").display())),
+            (5, "-D -f haproxy.cfg -p pid -sf 4194303".to_owned()),
+        ] {
+            let text = config(caller.address, tag).replace("global\n", "global\n    daemon\n");
+            caller.scene.write(if tag == 4 { "4.cfg" } else { "haproxy.cfg" }, &text);
+            let done = finish(&mut caller.haproxy(&words));
+            assert_eq!((done.code, &*done.err), (Some(0), ""), "{words}");
+            caller.wait_tag(&load, tag);
+            assert_eq!(caller.pid("pid"), Some(supervisor), "{words}");
+        }
+        caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
+        let words = format!("-D -f bad.cfg -p pid -sf {supervisor}");
+        let said = finish(&mut caller.haproxy(&words)).fails(1);
+        assert!(said.contains("bad.cfg:2] : unknown keyword 'bnid'"), "{said}");
+        // A signal reads what served last, not what was refused.
+        caller.configure("", 7);
+        signal(supervisor, Signal::SIGUSR2);
+        caller.wait_tag(&load, 7);
+        assert_nothing_lost(&load.stop());
+        // What an older one serves ends with it then.
+        caller.configure("", 8);
+        finish(&mut caller.haproxy(&format!("-D -f haproxy.cfg -p pid -st {supervisor}"))).ok();
+        let load = caller.answers(8);
+        eventually("the older one to end", || (caller.scene.haproxies().len() == 2).then_some(()));
+        drop(load.stop());
+        signal(supervisor, Signal::SIGTERM);
+        caller.wait_none();
+    });
+}
+
+/// Installing the link and reloading once is the migration.
+#[test]
+fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let words = "-W -db -f haproxy.cfg";
+        let mut plain = Process::start(&mut caller.command(&program, words));
+        let load = caller.load();
+        caller.configure("", 2);
+        let words = format!("-D -f haproxy.cfg -p pid -sf {}", plain.pid());
+        let done = finish(&mut caller.haproxy(&words));
+        assert_eq!((done.code, &*done.err), (Some(0), ""));
+        caller.wait_tag(&load, 2);
+        assert!(plain.wait_exit().success(), "{}", plain.story());
+        let report = load.stop();
+        assert_eq!((report.failed(), report.local), (0, 0), "{report}");
+        signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
         caller.wait_none();
     });
 }

@@ -72,6 +72,8 @@ pub(crate) fn start(name: &OsStr, arguments: &[OsString]) -> anyhow::Result<Exit
             said.extend_from_slice(text.get(..read).unwrap_or_default());
             if said == SERVES {
                 outcome = Some(ExitCode::SUCCESS);
+            } else if said.ends_with(b"\n") {
+                outcome = Some(ExitCode::FAILURE);
             } else if read == 0 {
                 let status = child.wait().context("cannot wait for the supervisor")?;
                 let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -50,6 +50,9 @@ pub enum Error {
         /// What happened to it.
         reason: String,
     },
+    /// A haproxy that runs cannot be replaced.
+    #[error(transparent)]
+    Replaced(#[from] crate::adopt::Error),
     /// The broker refused a claim.
     #[error("{0}")]
     Claim(Box<bindonce::Error>),

@@ -12,6 +12,7 @@ use bindonce_sys::clock;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::Received;
+use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
 use crate::broker::leases;
@@ -27,6 +28,11 @@ use crate::handover::readiness;
 use crate::message::Message;
 use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
+
+/// The answer to a client whose command cannot be started.
+fn refused(error: &crate::error::Error) -> RpcError {
+    RpcError::new(ErrorCode::INVALID_PARAMS, error.to_string())
+}
 
 impl Supervisor {
     pub(crate) fn take(&mut self, message: Message) {
@@ -93,9 +99,19 @@ impl Supervisor {
 
     fn answer_client(&mut self, ask: Command) {
         match ask {
-            Command::Reload { allow_empty, reply, pid } => {
-                if allow_empty {
+            Command::Reload { how, reply, pid } => {
+                match self.cx.settings.kind.haproxy().zip(how.caller) {
+                    Some((haproxy, caller)) => match haproxy.of(caller) {
+                        Ok(haproxy) => self.starts.want(haproxy),
+                        Err(error) => return drop(reply.send(Err(refused(&error)))),
+                    },
+                    None => {}
+                }
+                if how.allow_empty {
                     self.requests.allow_empty();
+                }
+                if how.at_once {
+                    self.master.hard = true;
                 }
                 self.reload(Some(reply), "a client asked for it", Some(pid));
             }

@@ -4,7 +4,10 @@
 //! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bindonce_haproxy::cli::Version;
@@ -13,7 +16,9 @@ use bindonce_sys::{process, subprocess, tree};
 
 use crate::error::Error;
 use crate::program::Program;
-use bindonce_haproxy::config::Command;
+use bindonce_haproxy::config::{Command, System};
+use bindonce_sys::spawn::Launch;
+use serde::{Deserialize, Serialize};
 
 /// What is supervised.
 #[derive(Debug, Clone)]
@@ -31,12 +36,54 @@ pub struct Haproxy {
     pub command: Command,
     /// Whether each generation gets a private admin socket.
     pub admin: bool,
+    /// Whose command it is, if not this process's own.
+    pub caller: Option<Origin>,
+}
+
+/// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Where it was started.
+    pub directory: PathBuf,
+    /// Its environment.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// How long a haproxy binary may take to print its version.
 const VERSION: Duration = Duration::from_secs(10);
 
 impl Haproxy {
+    /// The same program with the command of a caller.
+    pub(crate) fn of(&self, caller: Origin) -> Result<Self, Error> {
+        let mut command = Command::parse(caller.command.iter())?;
+        if self.command.nested_master {
+            command = command.with_nested_master();
+        }
+        Ok(Self { command, admin: self.admin, caller: Some(caller) })
+    }
+
+    /// The system as this haproxy will see it.
+    pub(crate) fn world(&self) -> io::Result<System> {
+        let Some(caller) = &self.caller else { return System::new(&self.command.program) };
+        let environment = caller.environment.iter();
+        let environment =
+            environment.map(|(name, value)| (name.clone().into(), value.clone().into()));
+        Ok(System::at(&self.command.program, caller.directory.clone(), environment.collect()))
+    }
+
+    /// Has it started as from its caller.
+    pub(crate) fn place(&self, launch: &mut Launch) {
+        let Some(caller) = &self.caller else { return };
+        launch.cwd = Some(caller.directory.clone());
+        launch.env_remove.extend(std::env::vars_os().map(|(name, _)| name));
+        let not_theirs = crate::broker::not_theirs();
+        let environment =
+            caller.environment.iter().map(|(name, value)| (name.into(), value.into()));
+        launch.env.extend(environment.filter(|(name, _)| !not_theirs.contains(name)));
+    }
+
     /// The version of the binary, where no admin socket tells it.
     pub(crate) fn version(&self) -> Result<Option<Version>, Error> {
         if self.admin {

@@ -36,7 +36,7 @@ pub use control::upgrade;
 pub use disk::place::{control_socket, events_file, service_directory, services};
 pub use error::Error;
 pub use handover::watchdog;
-pub use kind::{Haproxy, Kind};
+pub use kind::{Haproxy, Kind, Origin};
 pub use main_loop::Ended;
 pub use report::starter::{BACKGROUND, SERVES};
 pub use settings::{Ghosts, Settings};

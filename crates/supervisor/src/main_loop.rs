@@ -8,6 +8,7 @@ use bindonce_core::generation::{Ending, Event};
 use bindonce_daemon::Journal;
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
+use bindonce_sys::worker;
 use tokio::sync::mpsc;
 
 use crate::broker;
@@ -85,11 +86,26 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     }
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
     spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
+    let replaced = replaced(&settings, &saved).await?;
     let cx = Context::new(settings, directory, journal, sender);
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
+    supervisor.replaced = replaced;
     supervisor.adopt(&saved, left).await?;
     supervisor.supervise(signals, inbox).await
+}
+
+/// The haproxys that the first generation replaces; the broker has their listeners then. An upgrade has begun before.
+async fn replaced(settings: &Settings, saved: &Saved) -> Result<Vec<i32>, Error> {
+    let replaced = settings.replaced.clone();
+    if saved.inherited.is_some() || replaced.pids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known: Vec<i32> = saved.generations.iter().map(|generation| generation.pid).collect();
+    let socket = settings.socket.clone();
+    let taken =
+        worker::within(settings.timing.ready_timeout, move || replaced.take(&socket, &known));
+    taken.await.map_err(Error::system("take over from the haproxy that is replaced"))?
 }
 
 impl Supervisor {

@@ -1,10 +1,16 @@
 //! What the timeline decides (its actions), done by the parts.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bindonce_core::event;
 use bindonce_core::generation::{
     Action, Caller, Configuration, Event, GenerationId, Outcome, Reason, Signal, State,
 };
 use bindonce_sys::signals::Signal as Number;
+use bindonce_sys::worker;
+
+use crate::adopt::{self, ServedNow};
 
 use crate::generations::start;
 use crate::generations::starts::Plan;
@@ -16,6 +22,9 @@ use crate::report;
 use crate::report::cause::Cause;
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
+
+/// What a look at all processes may take besides, where one is to be ended.
+const LOOK: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     pub(crate) fn perform(&mut self, action: Action) {
@@ -178,9 +187,49 @@ impl Supervisor {
         self.requests.wait_for(Some(confirmed), late);
         self.give_back();
         let of = self.timeline.configuration_of(id);
+        if let Some(of) = of {
+            self.starts.serves(of, &self.cx.settings.kind);
+        }
         let written = of.and_then(|of| self.starts.write_pid_file(of));
-        if let Some(starter) = self.starter.take() {
-            crate::tasks::spawn(report::starter::tell(starter, written));
+        let ended = self.end_replaced(id);
+        let starter = self.starter.take();
+        crate::tasks::spawn(async move {
+            let alone = ended.await;
+            if let Some(starter) = starter {
+                report::starter::tell(starter, written, alone).await;
+            }
+        });
+    }
+
+    /// Ends the haproxys that this generation replaces, where there are any: true when none of them accepts any more.
+    fn end_replaced(&mut self, id: GenerationId) -> impl Future<Output = bool> + use<> {
+        let pids = std::mem::take(&mut self.replaced);
+        let generation = self.generations.get(&id).filter(|_| !pids.is_empty());
+        let listeners = generation.into_iter().flat_map(|generation| &generation.listeners);
+        let served: ServedNow =
+            listeners.map(|held| (held.bound.clone(), held.inode, Arc::clone(&held.fd))).collect();
+        let limit = self.cx.settings.timing.retire_timeout;
+        async move {
+            let mut alone = true;
+            for pid in pids {
+                let served = served.clone();
+                let ended =
+                    worker::within(2 * limit + LOOK, move || adopt::end(pid, &served, limit));
+                let ended = ended.await.map_err(|error| error.to_string());
+                match ended.and_then(|ended| ended.map_err(|error| error.to_string())) {
+                    Ok(_) => {
+                        tracing::info!(pid, "the haproxy that was replaced has stopped accepting")
+                    }
+                    Err(error) => {
+                        alone = false;
+                        tracing::error!(
+                            pid,
+                            "the haproxy that is replaced may still accept: {error}"
+                        );
+                    }
+                }
+            }
+            alone
         }
     }
 

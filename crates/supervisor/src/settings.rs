@@ -9,6 +9,7 @@ use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::MasterSocket;
 
+use crate::adopt::Replaced;
 use crate::kind::Kind;
 
 /// What a supervisor is told on its command line.
@@ -40,6 +41,8 @@ pub struct Settings {
     /// Who waits for the first generation to serve, in a process that goes on in the background: it reads one line
     /// here, once that generation serves.
     pub starter: Option<Rc<OwnedFd>>,
+    /// A haproxy that runs without bindonce, to be replaced by the first generation.
+    pub replaced: Replaced,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
 }

@@ -42,6 +42,8 @@ pub(crate) struct Supervisor {
     pub(crate) upgrade: Upgrade,
     pub(crate) master: Master,
     pub(crate) ending: Option<Ending>,
+    /// The haproxys without bindonce that the first generation replaces.
+    pub(crate) replaced: Vec<i32>,
     /// Who waits for the first generation to serve.
     pub(crate) starter: Option<Rc<OwnedFd>>,
     /// The signal that ends this process at once.
@@ -58,11 +60,17 @@ impl Supervisor {
         let settings = &cx.settings;
         let version = settings.kind.haproxy().map(Haproxy::version).transpose()?.flatten();
         let next = GenerationId(saved.next.max(1));
+        let mut starts = Starts::new(saved.inherited.is_some(), version);
+        // Another process has the command that it is started with.
+        let caller = saved.caller.as_ref().filter(|_| saved.inherited.is_some());
+        if let (Some(haproxy), Some(caller)) = (settings.kind.haproxy(), caller) {
+            starts.was_given(haproxy.of(caller.clone())?);
+        }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
             epoch: Instant::now(),
             generations: Generations::default(),
-            starts: Starts::new(saved.inherited.is_some(), version),
+            starts,
             handover: Handover::new(settings.ghosts)?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
@@ -70,6 +78,7 @@ impl Supervisor {
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             ending: None,
+            replaced: Vec::new(),
             starter: settings.starter.clone(),
             ended_by: None,
             cx,
@@ -150,6 +159,7 @@ impl Supervisor {
             reloads: self.master.reloads,
             failed_reloads: self.master.failed,
             startup_logs: self.master.startup.text(),
+            caller: self.starts.caller().cloned(),
         }
     }
 }

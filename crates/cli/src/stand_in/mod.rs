@@ -6,6 +6,7 @@
 mod check;
 mod name;
 mod real;
+mod replace;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -40,6 +41,13 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         return Err(real::become_it(&real, arguments));
     };
     let name = name::of(&command)?;
+    if command.role.replaces()
+        && !background::is_it()
+        && let Some(service) = replace::running(&command, &name)?
+    {
+        let done = replace::reload(&service, &real, arguments, command.role.at_once);
+        return done.map(Outcome::Done);
+    }
     if !background::is_it() && goes_to_background(&command)? {
         return background::start(NAME.as_ref(), arguments).map(Outcome::Done);
     }

@@ -8,10 +8,13 @@
 
 mod error;
 mod exported;
+mod replaced;
 mod retire;
 mod running;
 
 pub use error::Error;
 pub use exported::{Exported, exported};
+pub use replaced::Replaced;
+pub(crate) use replaced::{ServedNow, end};
 pub use retire::{Migration, Retired, Served, retire};
 pub use running::{Running, Socket, belongs_to, command_of, configured, master_of};

@@ -23,6 +23,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::kind::Origin;
 
 /// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
 /// may be idle.
@@ -44,7 +45,7 @@ const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Serve the files as they are now; asked for by this process.
-    Reload { allow_empty: bool, reply: oneshot::Sender<Answer>, pid: i32 },
+    Reload { how: How, reply: oneshot::Sender<Answer>, pid: i32 },
     /// End this generation, or the oldest one that drains; asked for by this process.
     Retire(Option<u64>, oneshot::Sender<Answer>, i32),
     /// Tell that the loop goes round, and which generation serves.
@@ -54,6 +55,18 @@ pub(crate) enum Command {
     /// Become the binary that is installed now. Answered only if that fails: else the connection
     /// ends, and the next one is served by the new binary.
     Upgrade(oneshot::Sender<Answer>),
+}
+
+/// How a client wants a reload.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct How {
+    /// Nothing may be left to listen on.
+    pub(crate) allow_empty: bool,
+    /// It is to be started with the command of this process from then on.
+    pub(crate) caller: Option<Origin>,
+    /// Older generations end as soon as the new one serves.
+    pub(crate) at_once: bool,
 }
 
 /// The result of a method, or its error.
@@ -125,7 +138,7 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
     }
     match method {
         "ping" => ask(Command::Ping(reply)),
-        "reload" => ask(Command::Reload { allow_empty: allow_empty(request)?, reply, pid }),
+        "reload" => ask(Command::Reload { how: how(request)?, reply, pid }),
         "retire" => ask(Command::Retire(generation(request)?, reply, pid)),
         "status" => ask(Command::Status(reply)),
         "upgrade" => ask(Command::Upgrade(reply)),
@@ -135,16 +148,11 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
     answer.await.map_err(|_| gone())?
 }
 
-/// The one member of `reload`'s parameters: whether nothing may be left to listen on.
-fn allow_empty(request: &Request<'_>) -> Result<bool, RpcError> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Wanted {
-        allow_empty: bool,
-    }
+/// The parameters of `reload`, each of which may be left out.
+fn how(request: &Request<'_>) -> Result<How, RpcError> {
     match request.no_params() {
-        Ok(()) => Ok(false),
-        Err(_) => Ok(request.params::<Wanted>()?.allow_empty),
+        Ok(()) => Ok(How::default()),
+        Err(_) => request.params::<How>(),
     }
 }
 

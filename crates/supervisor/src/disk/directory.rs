@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::fallback::Fallback;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
+use crate::kind::Origin;
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics.sock";
@@ -63,6 +64,8 @@ pub(crate) struct Saved {
     pub(crate) failed_reloads: u64,
     /// What was said at the last of them, or at the start.
     pub(crate) startup_logs: String,
+    /// Who has given another command than that of this process.
+    pub(crate) caller: Option<Origin>,
 }
 
 /// One generation as the next supervisor must know it.

@@ -18,6 +18,7 @@ use crate::generations::server_state;
 use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
 use crate::handover::promise::{self, Unserved};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
+use crate::kind::{Haproxy, Kind, Origin};
 use crate::message::Message;
 
 /// What the starts of a service need to know of each other.
@@ -33,6 +34,10 @@ pub(crate) struct Starts {
     /// What the newest generation leaves of what served before it.
     pub(crate) unserved: Unserved,
     pid_file: PidFile,
+    /// What the next reload is to be started with.
+    wanted: Option<Haproxy>,
+    /// What a caller has given, since it serves.
+    given: Option<Haproxy>,
     /// The version of the binary, where no admin socket tells it.
     pub(crate) version: Option<Version>,
 }
@@ -70,6 +75,8 @@ impl Starts {
             may_be_empty: None,
             unserved: Unserved::default(),
             pid_file: PidFile::default(),
+            wanted: None,
+            given: None,
             version,
         }
     }
@@ -87,6 +94,10 @@ impl Starts {
             self.may_be_empty = Some(id);
             served.clear();
         }
+        let given = match plan.configuration {
+            Configuration::Fresh => self.wanted.take().or_else(|| self.given.clone()),
+            Configuration::Of(_) => None,
+        };
         let (inner, step) = (cx.clone(), Step::default());
         let now = step.clone();
         let launch = async move {
@@ -96,7 +107,8 @@ impl Starts {
                     let (devices, haproxys) = (plan.devices, plan.haproxys);
                     let version = plan.version;
                     let how = ReadOptions { again, alone, no_epoll, devices, haproxys, version };
-                    Rc::new(start::prepare(&inner.settings, &inner.directory, id, how).await?)
+                    let (settings, directory) = (&inner.settings, &inner.directory);
+                    Rc::new(start::prepare(settings, given.as_ref(), directory, id, how).await?)
                 }
             };
             if let Some(rendering) = prepared.rendering() {
@@ -130,6 +142,31 @@ impl Starts {
     /// A start has led to a process, or to none, or is called off; none if it was called off before.
     pub(crate) fn end(&mut self, id: GenerationId) -> Option<Starting> {
         self.in_progress.remove(&id)
+    }
+
+    /// The next reload is to be started with this; it stays if it serves.
+    pub(crate) fn want(&mut self, haproxy: Haproxy) {
+        self.wanted = Some(haproxy);
+    }
+
+    /// An earlier image of this process was given this.
+    pub(crate) fn was_given(&mut self, haproxy: Haproxy) {
+        self.given = Some(haproxy);
+    }
+
+    /// What a caller has given, since it serves.
+    pub(crate) fn caller(&self) -> Option<&Origin> {
+        self.given.as_ref()?.caller.as_ref()
+    }
+
+    /// The configuration of this generation serves, with its command.
+    pub(crate) fn serves(&mut self, of: GenerationId, kind: &Kind) {
+        let caller = self.configurations.get(&of).and_then(|prepared| prepared.caller());
+        if let (Some(haproxy), Some(caller)) = (kind.haproxy(), caller)
+            && let Ok(haproxy) = haproxy.of(caller.clone())
+        {
+            self.given = Some(haproxy);
+        }
     }
 
     /// Whether any start is in progress.

@@ -37,7 +37,7 @@ pub(crate) struct Master {
     /// Clients that wait for a reload, each with what was said at its start.
     pub(super) waiting: HashMap<Caller, Rc<OnceCell<Startup>>>,
     /// After the next reload older generations end at once.
-    pub(super) hard: bool,
+    pub(crate) hard: bool,
     /// The version that was last seen, as haproxy writes it.
     pub(super) release: String,
 }

@@ -97,7 +97,7 @@ impl Options {
                 )));
             }
             let command = config::Command::parse(command)?;
-            return Ok(Kind::Haproxy(Haproxy { command, admin: !no_admin }));
+            return Ok(Kind::Haproxy(Haproxy { command, admin: !no_admin, caller: None }));
         }
         let given = [(no_admin, "--no-admin"), (no_epoll, "--ghosts noepoll")];
         if let Some((_, option)) = given.iter().find(|(given, _)| *given) {

@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
+use bindonce_supervisor::adopt::Replaced;
 use bindonce_supervisor::{self as supervisor, Ended, Kind, Settings};
 use bindonce_sys::log;
 
@@ -124,6 +125,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
     let mut kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
+    let mut replaced = Replaced::default();
     if let Kind::Haproxy(haproxy) = &mut kind {
         let role = &haproxy.command.role;
         if role.daemon && !role.foreground && !background::is_it() {
@@ -131,6 +133,10 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             let name = words.next().unwrap_or_default();
             return background::start(&name, &words.collect::<Vec<_>>());
         }
+        replaced = Replaced {
+            pids: role.older.clone(),
+            stats_socket: role.transfer.as_ref().map(PathBuf::from),
+        };
         if args.nested_master {
             haproxy.command = haproxy.command.clone().with_nested_master();
         }
@@ -158,6 +164,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             Ghosts::Ignore => supervisor::Ghosts::Ignore,
         },
         at_once,
+        replaced,
         starter: background::starter()?,
         metrics: args.metrics,
     };

@@ -19,7 +19,7 @@ use crate::generations::listeners::HeldListener;
 use crate::kind::{self, Haproxy};
 use crate::settings::Settings;
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied, System};
+use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
@@ -41,6 +41,8 @@ const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
 /// A configuration that was read and rendered.
 #[derive(Debug)]
 pub(crate) struct Rendered {
+    /// Whose command it is started with.
+    pub(crate) kind: Haproxy,
     pub(crate) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,
@@ -76,8 +78,8 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
+    let world = kind.world().map_err(Error::system("find haproxy"))?;
     let read = worker::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
-        let world = System::new(&command.program).map_err(Error::system("find haproxy"))?;
         let sockets = master_cli(&sockets, version, &command.program)?;
         let mut ours = vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
         ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
@@ -111,7 +113,8 @@ pub(crate) async fn render(
         done => done,
     };
     let files = files.map_err(Error::system("write the rendered configuration"))?;
-    Ok(Rendered { rendering: Rc::new(rendering), files, admin, master_cli })
+    let kind = kind.clone();
+    Ok(Rendered { kind, rendering: Rc::new(rendering), files, admin, master_cli })
 }
 
 /// Writes the copies into a directory, with that of the admin socket first; gives their paths.
@@ -129,14 +132,15 @@ fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<Path
 
 /// How haproxy is started on the copies, with these listeners.
 pub(crate) fn order(
-    kind: &Haproxy,
     rendered: &Rendered,
     directory: &Directory,
     id: GenerationId,
     how: &StartOptions,
     listeners: &[Rc<HeldListener>],
 ) -> Result<Order, Error> {
+    let kind = &rendered.kind;
     let mut launch = Launch::new(kind.command.program.clone());
+    kind.place(&mut launch);
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
     let mut admin = rendered.admin.then(|| directory.admin(id));
     if let Some(path) = &mut admin {

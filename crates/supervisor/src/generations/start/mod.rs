@@ -29,7 +29,7 @@ use crate::disk::directory::Directory;
 use crate::error::Error;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
-use crate::kind::Kind;
+use crate::kind::{Haproxy, Kind, Origin};
 use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering};
 
@@ -43,6 +43,14 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
+    /// The caller whose command it is started with.
+    pub(crate) fn caller(&self) -> Option<&Origin> {
+        match self {
+            Self::Haproxy(rendered) => rendered.kind.caller.as_ref(),
+            Self::Program => None,
+        }
+    }
+
     pub(crate) fn rendering(&self) -> Option<&Rendering> {
         match self {
             Self::Haproxy(rendered) => Some(&rendered.rendering),
@@ -94,15 +102,17 @@ impl Step {
 }
 
 /// Makes ready what generation `id` is started on: for haproxy, reads the user's files, perhaps
-/// `again`, and writes the copies.
+/// `again`, and writes the copies. `given` is the command that a caller has given since.
 pub(crate) async fn prepare(
     settings: &Settings,
+    given: Option<&Haproxy>,
     directory: &Directory,
     id: GenerationId,
     how: ReadOptions,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
+            let kind = given.unwrap_or(kind);
             haproxy::render(settings, kind, directory, id, how).await.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
@@ -124,14 +134,14 @@ pub(crate) async fn launch(
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
     let mut order = match (&settings.kind, &*prepared) {
-        (Kind::Haproxy(kind), Prepared::Haproxy(rendered)) => {
-            haproxy::order(kind, rendered, directory, id, &how, &listeners)?
+        (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {
+            haproxy::order(rendered, directory, id, &how, &listeners)?
         }
         (Kind::Program(program), _) => program::order(program, settings, id, &listeners)?,
         // Each kind prepares its own.
         (Kind::Haproxy(_), Prepared::Program) => return Err(Error::NotPrepared),
     };
-    order.launch.env_remove = broker::not_theirs();
+    order.launch.env_remove.extend(broker::not_theirs());
     let ours = [
         ("BINDONCE_SERVICE".into(), settings.service.as_str().into()),
         ("BINDONCE_GENERATION".into(), id.0.to_string().into()),

@@ -1,0 +1,94 @@
+//! A haproxy that runs without bindonce and is replaced (`-sf`, `-st`, `-x`): before the first generation is started the
+//! broker takes its listening sockets, and when that generation serves on them it is told to stop, with proof.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bindonce::{Client, Give};
+use bindonce_core::address::Address;
+use bindonce_core::adoption;
+
+use super::{Error, Retired, Running, Served, command_of, configured, master_of, retire};
+
+/// How long haproxy may take to hand its sockets over.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// What is to be replaced.
+#[derive(Debug, Clone, Default)]
+pub struct Replaced {
+    /// The pids that were given.
+    pub pids: Vec<i32>,
+    /// Its stats socket, for where its descriptors cannot be taken from the process.
+    pub stats_socket: Option<PathBuf>,
+}
+
+impl Replaced {
+    /// The haproxys among the pids, each by its topmost process; what else has a pid now is left alone.
+    fn masters(&self, known: &[i32]) -> Vec<i32> {
+        let haproxys = self.pids.iter().filter(|pid| command_of(**pid).is_some());
+        let mut masters: Vec<i32> = haproxys.map(|pid| master_of(*pid)).collect();
+        masters.retain(|pid| !known.contains(pid) && *pid != std::process::id().cast_signed());
+        masters.sort_unstable();
+        masters.dedup();
+        masters
+    }
+
+    /// Gives the broker duplicates of what they listen on, as far as their configurations say; nothing changes for
+    /// them. Gives their pids. `known` are processes of the service itself.
+    pub(crate) fn take(
+        &self,
+        socket: &Path,
+        known: &[i32],
+    ) -> Result<Vec<i32>, crate::error::Error> {
+        let masters = self.masters(known);
+        for &pid in &masters {
+            let running = Running::of_process(pid).or_else(|error| match &self.stats_socket {
+                Some(path) => Running::at_stats_socket(path, HANDOVER),
+                None => Err(error),
+            })?;
+            let command = command_of(running.pid);
+            let wanted = command.map(|command| configured(running.pid, &command)).transpose()?;
+            let plan = adoption::plan(&running.candidates(), wanted.as_deref());
+            let gives: Vec<Give<'_>> = plan
+                .taken
+                .iter()
+                .filter_map(|taken| {
+                    let fd = running.sockets.get(taken.index)?.fd.as_fd();
+                    Some(Give::new(taken.listener.to_string(), fd))
+                })
+                .collect();
+            if !gives.is_empty() {
+                let stored = Client::connect(socket).and_then(|mut client| client.store(&gives));
+                let names = stored.map_err(crate::error::Error::claim)?;
+                tracing::info!(
+                    pid,
+                    listeners = names.len(),
+                    "took the listeners of the haproxy that is replaced"
+                );
+            }
+        }
+        Ok(masters)
+    }
+}
+
+/// Listeners that a generation serves: where each is bound, its inode and a descriptor.
+pub(crate) type ServedNow = Vec<(Address, u64, Arc<OwnedFd>)>;
+
+/// Tells a haproxy to stop whose listeners are served, and waits for the proof. What waits in sockets of its own is moved,
+/// or, where the kernel cannot, reset, as it would be by haproxy alone.
+pub(crate) fn end(pid: i32, served: &ServedNow, limit: Duration) -> Result<Retired, Error> {
+    let served: Vec<Served<'_>> = served
+        .iter()
+        .map(|(address, inode, fd)| Served {
+            address: address.clone(),
+            inode: *inode,
+            fd: fd.as_fd(),
+        })
+        .collect();
+    match retire(pid, &served, false, limit) {
+        Err(Error::WouldReset { .. }) => retire(pid, &served, true, limit),
+        done => done,
+    }
+}
