@@ -5,7 +5,7 @@
 //! and then, and in between two generations accept. So the shim asks the kernel, before it
 //! becomes the program, to tell the supervisor of exactly this call instead of doing it
 //! ([`install`]): the program stays inside kill() until the supervisor lets it go on
-//! ([`Hold::release`]), and only then is the signal sent.
+//! ([`Hold::release`]), to which the call has succeeded then; the signal itself is not sent.
 //!
 //! Only that one call is looked at: any other system call, any other signal, and SIGUSR1 to anybody
 //! else pass, from a table of the kernel (Linux 5.11), which costs about 40 ns a call. Nothing

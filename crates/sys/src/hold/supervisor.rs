@@ -71,8 +71,9 @@ impl Hold {
         }
     }
 
-    /// Lets the program go on, now and whenever it sends this signal again. It is no
-    /// error if it has ended.
+    /// Lets the program go on, now and whenever it sends this signal again. The signal that it was held at is not sent: it
+    /// says nothing new, and while it waits it would swallow the same signal of another process. It is no error if
+    /// the program has ended.
     ///
     /// # Errors
     /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_SEND, which are none in practice.
@@ -80,7 +81,7 @@ impl Hold {
         let mut state = self.listener.state();
         state.released = true;
         match state.waits.take() {
-            Some(id) => Ok(self.listener.go_on(id)?),
+            Some(id) => Ok(self.listener.answer_done(id)?),
             None => Ok(()),
         }
     }
@@ -177,11 +178,14 @@ impl Listener {
         match self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE }) {
             // Linux before 5.5: then the call has succeeded without having been done, which
             // tells the supervisor nothing that it does not know.
-            Err(Errno::EINVAL) => {
-                self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
-            }
+            Err(Errno::EINVAL) => self.answer_done(id),
             answered => answered,
         }
+    }
+
+    /// Lets the call succeed without doing it. No error if it was interrupted, or its process has ended.
+    fn answer_done(&self, id: u64) -> Result<(), Errno> {
+        self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
     }
 
     fn answer(&self, mut answer: seccomp_notif_resp) -> Result<(), Errno> {
