@@ -100,12 +100,11 @@ impl Supervisor {
     fn answer_client(&mut self, ask: Command) {
         match ask {
             Command::Reload { how, reply, pid } => {
-                match self.cx.settings.kind.haproxy().zip(how.caller) {
-                    Some((haproxy, caller)) => match haproxy.of(caller) {
+                if let Some((haproxy, caller)) = self.cx.settings.kind.haproxy().zip(how.caller) {
+                    match haproxy.of(caller) {
                         Ok(haproxy) => self.starts.want(haproxy),
                         Err(error) => return drop(reply.send(Err(refused(&error)))),
-                    },
-                    None => {}
+                    }
                 }
                 if how.allow_empty {
                     self.requests.allow_empty();

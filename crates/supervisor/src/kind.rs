@@ -37,7 +37,7 @@ pub struct Haproxy {
     /// Whether each generation gets a private admin socket.
     pub admin: bool,
     /// Whose command it is, if not this process's own.
-    pub caller: Option<Origin>,
+    pub caller: Option<Box<Origin>>,
 }
 
 /// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
@@ -61,7 +61,7 @@ impl Haproxy {
         if self.command.nested_master {
             command = command.with_nested_master();
         }
-        Ok(Self { command, admin: self.admin, caller: Some(caller) })
+        Ok(Self { command, admin: self.admin, caller: Some(Box::new(caller)) })
     }
 
     /// The system as this haproxy will see it.

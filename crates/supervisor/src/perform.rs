@@ -218,7 +218,7 @@ impl Supervisor {
                 let ended = ended.await.map_err(|error| error.to_string());
                 match ended.and_then(|ended| ended.map_err(|error| error.to_string())) {
                     Ok(_) => {
-                        tracing::info!(pid, "the haproxy that was replaced has stopped accepting")
+                        tracing::info!(pid, "the haproxy that was replaced has stopped accepting");
                     }
                     Err(error) => {
                         alone = false;

@@ -156,7 +156,7 @@ impl Starts {
 
     /// What a caller has given, since it serves.
     pub(crate) fn caller(&self) -> Option<&Origin> {
-        self.given.as_ref()?.caller.as_ref()
+        self.given.as_ref()?.caller.as_deref()
     }
 
     /// The configuration of this generation serves, with its command.

@@ -42,7 +42,7 @@ const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
 #[derive(Debug)]
 pub(crate) struct Rendered {
     /// Whose command it is started with.
-    pub(crate) kind: Haproxy,
+    pub(crate) kind: Box<Haproxy>,
     pub(crate) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,
@@ -113,7 +113,7 @@ pub(crate) async fn render(
         done => done,
     };
     let files = files.map_err(Error::system("write the rendered configuration"))?;
-    let kind = kind.clone();
+    let kind = Box::new(kind.clone());
     Ok(Rendered { kind, rendering: Rc::new(rendering), files, admin, master_cli })
 }
 

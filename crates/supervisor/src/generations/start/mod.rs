@@ -46,7 +46,7 @@ impl Prepared {
     /// The caller whose command it is started with.
     pub(crate) fn caller(&self) -> Option<&Origin> {
         match self {
-            Self::Haproxy(rendered) => rendered.kind.caller.as_ref(),
+            Self::Haproxy(rendered) => rendered.kind.caller.as_deref(),
             Self::Program => None,
         }
     }
