@@ -174,24 +174,6 @@ fn a_first_start_that_fails_leaves_nothing_bound() {
 }
 
 #[test]
-fn arguments_that_bindonce_owns_are_refused_with_a_hint() {
-    let Some(program) = Haproxy::system() else {
-        return;
-    };
-    let scene = Scene::new();
-    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
-    for arguments in
-        [&["-D"][..], &["-p", "/tmp/x.pid"], &["-sf", "1"], &["-st", "1"], &["-x", "/tmp/x.sock"]]
-    {
-        let mut command = scene.bindonce("run");
-        command.arg("--").arg(&program).arg("-f").arg(&file).args(arguments);
-        let result = crate::harness::finish(&mut command);
-        assert!(matches!(result.code, Some(1 | 2)), "{arguments:?}: {result:?}");
-        assert!(result.err.contains(arguments[0]), "{arguments:?}: {result:?}");
-    }
-}
-
-#[test]
 fn a_reload_without_a_service_says_so() {
     let scene = Scene::new();
     let said = scene.run("reload", &["--name", "nobody"]).fails(1);

@@ -180,7 +180,7 @@ class Trial:
                 said += (more or b"").decode(errors="replace")
                 serving = re.search(r"serving generation=\d+ pid=(\d+)", said)
                 if serving:
-                    found = listening(int(serving[1]), self.master)
+                    found = listening(int(serving[1]), False)  # bindonce is the master itself.
                     return None if found is None else 0, found, said
                 if more == b"":
                     return run.wait(PATIENCE), None, said
