@@ -23,7 +23,7 @@ use crate::claims;
 use crate::listeners::TakenName;
 
 /// So many listeners are told of in one turn: about a microsecond each.
-const TOLD_AT_ONCE: usize = 512;
+const TOLD_AT_ONCE: usize = 1024;
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
