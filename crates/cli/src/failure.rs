@@ -19,7 +19,15 @@ pub(crate) fn print(error: &anyhow::Error) -> ExitCode {
 
 /// An error with its reasons, and its hint on a line of its own.
 pub(crate) fn text(error: &anyhow::Error) -> String {
-    let mut text = format!("{error:#}\n");
+    let mut text = String::new();
+    for reason in error.chain().map(ToString::to_string) {
+        // Some name their cause themselves.
+        if !text.ends_with(&reason) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&reason);
+        }
+    }
+    text.push('\n');
     if let Some(hint) = error.chain().find_map(hint) {
         text.push_str(&format!("hint: {hint}\n"));
     }
@@ -41,4 +49,20 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         return error.hint();
     }
     error.downcast_ref::<bindonce_sys::Error>()?.hint()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_is_given_once() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let above = anyhow::Error::new(denied()).context("start the watchdog");
+        assert_eq!(text(&above), "start the watchdog: permission denied\n");
+        let twice = anyhow::Error::new(denied()).context("start it: permission denied");
+        assert_eq!(text(&twice), "start it: permission denied\n");
+    }
 }
