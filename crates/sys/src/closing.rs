@@ -36,6 +36,8 @@ struct Waiting {
     descriptors: VecDeque<OwnedFd>,
     /// It waits for a thread, or has one.
     ready: bool,
+    /// A thread closes one of them.
+    closing: bool,
 }
 
 /// A descriptor that a client has passed, closed aside when this is dropped.
@@ -69,7 +71,7 @@ impl Account {
     /// How many are not closed yet.
     pub fn unclosed(&self) -> usize {
         let waiting = lock(&self.0.waiting);
-        waiting.descriptors.len() + usize::from(waiting.ready)
+        waiting.descriptors.len() + usize::from(waiting.closing)
     }
 
     /// Waits until so few are not closed yet.
@@ -156,10 +158,15 @@ fn ready(account: Account) {
 /// Closes one descriptor of each account in turn, until nothing is left.
 fn work() {
     while let Some(account) = next() {
-        let one = lock(&account.0.waiting).descriptors.pop_front();
+        let one = {
+            let mut waiting = lock(&account.0.waiting);
+            waiting.closing = true;
+            waiting.descriptors.pop_front()
+        };
         drop(one);
         let more = {
             let mut waiting = lock(&account.0.waiting);
+            waiting.closing = false;
             waiting.ready = !waiting.descriptors.is_empty();
             waiting.ready
         };
