@@ -29,7 +29,7 @@ impl rpc::Handler for Handler {
     }
 
     fn replied(&self) {
-        // What is left of many has another turn, and the kernel's word waits for it.
+        // A claim leaves no more than one turn watches.
         let _ = self.0.borrow_mut().settle();
     }
 

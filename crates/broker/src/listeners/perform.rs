@@ -21,8 +21,8 @@ use super::{Listeners, astray};
 /// More listeners than this that are opened or closed at once get one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
-/// So many new listeners are watched in one turn: about a microsecond each.
-const WATCHED_AT_ONCE: usize = 512;
+/// New listeners that one turn watches, and that one reply may leave for the turn behind it: about a microsecond each.
+pub(crate) const WATCHED_AT_ONCE: usize = 1024;
 
 /// The next step of a claim.
 pub(crate) enum Next {
@@ -325,7 +325,7 @@ impl Listeners {
                     let last = closing::shared(socket.fd.as_fd(), &listener.address);
                     let uid = socket.owned.as_ref().map_or(0, |owned| owned.uid);
                     closed.push((why, listener, uid));
-                    // In this order: whoever closes the last descriptor waits.
+                    // The close of the last descriptor may wait, so ours is not the last.
                     drop(socket);
                     drop(last);
                 }

@@ -20,10 +20,7 @@ use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
-use crate::listeners::TakenName;
-
-/// So many listeners are told of in one turn: about a microsecond each.
-const TOLD_AT_ONCE: usize = 1024;
+use crate::listeners::{TakenName, WATCHED_AT_ONCE};
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
@@ -68,8 +65,9 @@ pub(super) async fn bind(
     }
     let mut descriptors = Vec::with_capacity(leases.len());
     let mut listeners = Vec::with_capacity(leases.len());
-    for some in leases.chunks(TOLD_AT_ONCE) {
-        if leases.len() > TOLD_AT_ONCE {
+    // What a reply leaves to be watched is watched in one turn behind it.
+    for some in leases.chunks(WATCHED_AT_ONCE) {
+        if leases.len() > WATCHED_AT_ONCE {
             claims::settle(broker).await;
             yield_now().await;
         }
@@ -184,7 +182,7 @@ mod tests {
     fn broker(rules: Vec<Rule>, limits: Limits) -> Broker {
         let guard = Guard::new().expect("a guard");
         let socket = "/nonexistent/bindonce.sock".into();
-        let mut broker = Broker::new(socket, 0, 1024, guard, Journal::in_memory(None));
+        let mut broker = Broker::new(socket, 0, 4096, guard, Journal::in_memory(None));
         broker.configure(rules, limits);
         broker
     }
@@ -210,8 +208,12 @@ mod tests {
 
     /// More than are opened in one turn, of names that this process alone uses. The first has a name.
     fn hundred(scene: &str, first: &str) -> Vec<Bind> {
+        many(100, scene, first)
+    }
+
+    fn many(count: usize, scene: &str, first: &str) -> Vec<Bind> {
         let id = std::process::id();
-        let names = (0..100).map(|number| format!("abns@bindonce-{scene}-{id}-{number}"));
+        let names = (0..count).map(|number| format!("abns@bindonce-{scene}-{id}-{number}"));
         let listen = |(at, name)| if at == 0 { format!("{first}{name}") } else { name };
         names.enumerate().map(listen).map(|listen| ask(Target::Listen { listen })).collect()
     }
@@ -259,5 +261,20 @@ mod tests {
         // Nothing of it waits any more.
         assert!(broker.borrow().listeners.registry.waiting(uses.connection).is_empty());
         assert!(!broker.borrow().listeners.registry.is_used(uses.connection));
+    }
+
+    /// Only the turn behind a reply is sure to come: a listener that it left out would not be repaired.
+    #[tokio::test(flavor = "current_thread")]
+    async fn all_that_a_reply_leaves_is_watched_in_one_turn() {
+        bindonce_sys::limits::raise_nofile().expect("descriptors");
+        let request = Request::decode(REQUEST).expect("a request");
+        for count in [WATCHED_AT_ONCE, WATCHED_AT_ONCE + 1] {
+            let mut broker = broker(vec![rule(0, Verb::Bind, &[], &[])], Limits::default());
+            let caller = caller(&mut broker, 0);
+            let broker = RefCell::new(broker);
+            let bound = bind(&broker, &caller, &request, many(count, "watched", "")).await;
+            assert_eq!(bound.expect("bound").descriptors.len(), count);
+            assert!(!broker.borrow_mut().settle(), "{count} listeners");
+        }
     }
 }
