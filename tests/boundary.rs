@@ -492,7 +492,7 @@ fn a_client_writes_some_lines_of_the_log_and_not_more() {
     }
 }
 
-/// Whoever closes the last descriptor of a connection waits as long as its SO_LINGER says: here a minute, longer than the
+/// The close of the last descriptor of a connection waits as long as its SO_LINGER says: here a minute, longer than the
 /// other client waits for its answer. The attacker has no right, and for the last attack that to some listeners.
 #[test]
 fn what_a_client_passes_or_makes_of_a_listener_keeps_nobody_waiting() {

@@ -30,7 +30,7 @@ impl<H> Registry<H> {
         }
     }
 
-    /// Closes some of these, for which nobody but the caller has a lease. One that somebody has claimed since the
+    /// Closes some of these, for which only the caller has a lease. One that another connection has claimed since the
     /// decision stays.
     pub(super) fn release_some(
         &mut self,

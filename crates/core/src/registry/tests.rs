@@ -340,7 +340,7 @@ fn many_are_released_some_at_a_time_but_for_those_that_are_claimed_meanwhile() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":1000-1199")]).expect("claim");
     let mut actions = shell.release(ONE, &[":1000-1199"]);
-    // All were free when it was decided. One of them is somebody's when its turn comes.
+    // All were free when it was decided. One of them is leased by another connection when its turn comes.
     assert_eq!(shell.claim(TWO, &[want(":1150")]), Ok(vec![(151, false)]));
     let mut released = Vec::new();
     while let Some(Action::Released(ONE, names, rest)) = actions.pop() {

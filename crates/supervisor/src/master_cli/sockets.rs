@@ -1,8 +1,10 @@
 //! The sockets of the master CLI: bound anew by each supervisor, kept when it becomes a newer binary.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_haproxy::config::{MasterAddress, MasterSocket};
@@ -15,6 +17,9 @@ use super::client::Hub;
 use super::conversation;
 use super::seats::Seats;
 use crate::error::Error;
+
+/// How long no client is accepted after accept(2) has failed.
+const REFUSED: Duration = Duration::from_millis(100);
 
 /// One socket of the master CLI.
 #[derive(Debug)]
@@ -32,14 +37,9 @@ impl Socket {
         let fd = match (left.remove(&wanted.text), &wanted.at) {
             (Some(fd), _) => fd,
             (None, MasterAddress::Descriptor(number)) => {
-                let fd = inherit::take(*number)
-                    .map_err(Error::system("take over the descriptor that -S names"))?;
-                std::os::unix::net::UnixListener::from(
-                    fd.try_clone()
-                        .map_err(Error::system("take over the descriptor that -S names"))?,
-                )
-                .set_nonblocking(true)
-                .map_err(Error::system("take over the descriptor that -S names"))?;
+                let failed = || Error::system("take over the descriptor that -S names");
+                let fd = inherit::take(*number).map_err(failed())?;
+                rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed()(error.into()))?;
                 fd
             }
             (None, MasterAddress::Listen(listener)) => match listen::open(listener) {
@@ -67,39 +67,33 @@ impl Socket {
         let (hub, seats, level) = (hub.clone(), Rc::clone(seats), self.wanted.level);
         if family == AddressFamily::UNIX {
             let listener = UnixListener::from_std(fd.into()).map_err(failed())?;
-            crate::tasks::spawn(async move {
-                loop {
-                    seats.free().await;
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                            conversation::begin(stream, level, pid, &hub, &seats);
-                        }
-                        Err(error) => refused(&error).await,
-                    }
-                }
-            });
+            crate::tasks::spawn(accept(Rc::clone(&seats), async move || {
+                let (stream, _) = listener.accept().await?;
+                let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                conversation::begin(stream, level, pid, &hub, &seats);
+                Ok(())
+            }));
         } else {
             let listener = TcpListener::from_std(fd.into()).map_err(failed())?;
-            crate::tasks::spawn(async move {
-                loop {
-                    seats.free().await;
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            let _ = stream.set_nodelay(true);
-                            conversation::begin(stream, level, None, &hub, &seats);
-                        }
-                        Err(error) => refused(&error).await,
-                    }
-                }
-            });
+            crate::tasks::spawn(accept(Rc::clone(&seats), async move || {
+                let (stream, _) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                conversation::begin(stream, level, None, &hub, &seats);
+                Ok(())
+            }));
         }
         Ok(())
     }
 }
 
-/// accept(2) has failed: of one client, or until descriptors are free again.
-async fn refused(error: &std::io::Error) {
-    tracing::warn!(%error, "a client of the master CLI was not accepted");
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+/// Accepts one client after another, each when a seat is free.
+async fn accept(seats: Rc<Seats>, one: impl AsyncFn() -> io::Result<()>) {
+    loop {
+        seats.free().await;
+        if let Err(error) = one().await {
+            // Of one client, or until descriptors are free again.
+            tracing::warn!(%error, "a client of the master CLI was not accepted");
+            tokio::time::sleep(REFUSED).await;
+        }
+    }
 }

@@ -161,7 +161,7 @@ impl Sockets {
             sockets.descriptors.push(opened.fd);
             if let Some(path) = opened.path {
                 // It can be bound. The descriptor is enough for haproxy, and what ends this process leaves no
-                // file. Somebody else's by now, or gone: either is fine.
+                // file. Where another process has replaced or removed it, nothing is to do.
                 let _ = listen::unlink_if_ours(&path);
             }
         }

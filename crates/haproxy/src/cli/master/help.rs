@@ -12,7 +12,7 @@ pub enum Wanted {
     Unknown,
 }
 
-/// A command of the master's: its words, what is told of it, and the first version that tells it.
+/// A command of the master CLI: its words, its line in the help, and the first version that has that line.
 struct Known(&'static [&'static str], &'static str, Version);
 
 const ALWAYS: Version = Version { major: 0, minor: 0, patch: 0 };
