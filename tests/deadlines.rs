@@ -162,7 +162,7 @@ fn what_was_said_before_somebody_reads_standard_error_is_heard_then() {
     for wanted in ["started generation=1", "started generation=2", "serving generation=2"] {
         assert!(lines.any(|line| line.contains(wanted)), "no line with {wanted:?}");
     }
-    // While somebody reads it is ended in order.
+    // While its output is read it ends in order.
     let reading = std::thread::spawn(move || lines.count());
     supervisor.end();
     reading.join().expect("the rest of the log");

@@ -273,7 +273,7 @@ fn tells_its_outcome(program: &Path) {
     let payload = service.cli.ask(&format!("@!{old} add acl #9 <<\nx\n\n"));
     assert!(payload.contains("ACL") && !payload.contains("+ "), "{payload}");
 
-    // Failure: the user's file, and what serves goes on.
+    // Failure: the user's file, and the serving generation is unaffected.
     service.configure("    nonsense\n");
     let (success, messages) = service.cli.reload();
     assert!(!success && messages.contains("haproxy.cfg:"), "{messages}");

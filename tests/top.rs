@@ -68,7 +68,7 @@ fn a_person_reloads_retires_and_sees_the_broker_restart() {
     terminal.wait_text("generation 1, pid ");
     terminal.wait("its end", is(1, "gone"));
     drop(half);
-    // One that fails tells why, in haproxy's words, and what serves goes on.
+    // One that fails tells why, in haproxy's words, and the serving generation is unaffected.
     scene.write("haproxy.cfg", &(config(address, 3) + "    no-such-word\n"));
     terminal.press("r");
     terminal.wait_text("'no-such-word' in 'frontend' section");

@@ -119,7 +119,7 @@ fn an_address_where_nothing_listens_is_found_by_name() {
 fn without_privileges_it_says_what_it_could_not_see() {
     let setpriv = PathBuf::from("/usr/bin/setpriv");
     if !nix::unistd::geteuid().is_root() || !setpriv.exists() {
-        skip("needs root and setpriv to become somebody else");
+        skip("needs root and setpriv to become another user");
         return;
     }
     let Some((scene, address, _haproxy)) = served() else { return };

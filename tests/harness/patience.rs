@@ -1,5 +1,5 @@
 //! What "at once" means on the machine that runs the tests. A thread measures for how long it was
-//! kept from running; a limit grows with that. So a test still fails where somebody waits out a
+//! kept from running; a limit grows with that. So a test still fails where a program waits out a
 //! deadline of the product's, and does not fail because other work keeps the cores busy.
 
 use std::sync::Once;

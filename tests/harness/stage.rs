@@ -267,7 +267,7 @@ impl Stage {
     }
 
     /// Half a request to the address, which keeps whoever accepted it draining. Returns when
-    /// somebody has it.
+    /// a process has it.
     #[track_caller]
     pub(crate) fn half_a_request(&self) -> Half {
         let mut stream = TcpStream::connect(self.address).expect("connecting");
@@ -337,7 +337,7 @@ impl Stage {
     }
 }
 
-/// Half a request that somebody has accepted.
+/// Half a request, on a connection that was accepted.
 pub(crate) struct Half(TcpStream);
 
 impl Half {

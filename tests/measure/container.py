@@ -247,7 +247,7 @@ def killed_under_load(pod, options, result):
     inode = pod.listener()["inode"]
     for _ in range(options["kills"]):
         pod.kill("broker")
-        eventually("the listener to be had back",
+        eventually("the listener to be recovered",
                    lambda: any(one["inode"] == inode for one in json.loads(pod.bindonce("broker", "list", "--json").stdout)["listeners"]))
         pod.kill("haproxy")
     report = end_load()

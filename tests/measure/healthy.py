@@ -168,7 +168,7 @@ def pad(stage):
 
 
 def measure(way, haproxy):
-    """Prints one row; gives how many findings were false, and whether bindonce failed somebody."""
+    """Prints one row; gives how many findings were false, and whether bindonce failed a client."""
     with Stage(broker=way.broker) as stage:
         stage.file.write_text(config(1))
         pad(stage)

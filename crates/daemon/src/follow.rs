@@ -21,7 +21,7 @@ const MOST: usize = 32;
 /// From this length on no further event goes into one write.
 const PART: usize = 16 * 1024;
 
-/// The place of somebody who follows.
+/// The place of a client that follows.
 #[derive(Debug)]
 pub(crate) struct Follower(Rc<Journal>);
 

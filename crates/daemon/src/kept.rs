@@ -115,7 +115,7 @@ impl Kept {
     }
 }
 
-/// The events in a file that somebody keeps, or has kept, oldest first.
+/// The events in a daemon's file, whether it runs or has ended; oldest first.
 ///
 /// # Errors
 /// That of reading it; a file that is not there has none.
@@ -190,7 +190,7 @@ mod tests {
         say(&journal, "one");
         say(&journal, "two");
         drop(journal);
-        // Cut off in the middle of a line, after one that somebody has damaged.
+        // Cut off in the middle of a line, after a line that was damaged.
         let mut text = fs::read(&path).expect("the file");
         text.extend_from_slice(b"no event\n{\"id\":3,\"time\":\"20");
         fs::write(&path, text).expect("writing");

@@ -138,7 +138,7 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, Unread> {
     }
 }
 
-/// Reads what was opened with [`open`], whatever it is. A pipe or a device may be silent for so long.
+/// Reads what was opened with [`open`], whatever it is. A pipe or a device may be silent for `silence` at most.
 fn read_to_end(file: &File, silence: Duration) -> Result<Vec<u8>, Unread> {
     let mut text = Vec::new();
     let mut rest = file.take(LARGEST + 1);

@@ -36,7 +36,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// What happened, at what time, and how it is told, of nobody in particular yet.
+    /// What happened, when, and in which words; its subject is not yet named.
     pub fn new(
         id: u64,
         time: Timestamp,

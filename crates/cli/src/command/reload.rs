@@ -48,7 +48,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has it reloaded, and says what serves then.
+/// Asks for a reload, and prints which generation serves after it.
 pub(crate) fn ask(
     socket: &Path,
     name: &Name,

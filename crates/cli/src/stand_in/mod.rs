@@ -1,7 +1,7 @@
-//! `haproxy ARGS`, through a link of that name, and `bindonce haproxy ARGS`: this program stands in for haproxy. Whoever starts
-//! haproxy and signals it finds what it expects; a reload loses nothing (docs/stand-in.md).
+//! `haproxy ARGS`, through a link of that name, and `bindonce haproxy ARGS`: this program stands in for haproxy. A caller that
+//! starts and signals haproxy sees no difference, except that a reload loses nothing (docs/stand-in.md).
 //!
-//! What haproxy answers without serving, it answers itself. What serves becomes `bindonce run` of the same command.
+//! A command that haproxy answers without serving goes to the real haproxy. A command that serves becomes `bindonce run` of it.
 
 mod check;
 mod name;

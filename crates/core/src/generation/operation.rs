@@ -7,7 +7,7 @@ use super::{GenerationId, Moment, Observation};
 /// What a service is doing now; one thing at a time.
 #[derive(Debug, Clone)]
 pub(super) enum Operation {
-    /// Nothing: what serves, serves.
+    /// Nothing: the serving generation is the right one.
     None,
     /// A generation was started and is not ready.
     Starting { newer: GenerationId, yielding: Option<Yielding> },

@@ -188,7 +188,7 @@ struct Service {
     absent: Option<(u64, Moment)>,
     /// The record of the last number and of the generation that serves.
     written: (u64, Option<u64>),
-    /// Since when it has had no generation.
+    /// When its last generation went.
     idle: Moment,
 }
 

@@ -123,7 +123,7 @@ fn paused_is_bound_and_answers_nobody() {
     host.sockets[0].mode = Mode::Bound;
     let (_, said) = only(&host, Kind::Paused);
     assert_eq!(said.remedy[0].split("  ").next(), Some("kill -TTIN 7"));
-    // Bound from which to connect, by somebody else, and gone in the second look.
+    // Bound by another program, to connect from it, and gone in the second look.
     let now = look(Vec::new(), vec![haproxy(7, 9, &[])]);
     assert_eq!(diagnose(&Facts { earlier: Some(host), now, details: Details::default() }), []);
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// A burst of changes is over when nothing has happened for so long.
+/// A burst of changes is over when nothing has happened for this long.
 const QUIET: Duration = Duration::from_millis(100);
 /// Or after so long, if changes never end.
 const LATEST: Duration = Duration::from_secs(2);

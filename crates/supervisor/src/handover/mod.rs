@@ -1,7 +1,7 @@
 //! A handover: from a generation that is ready to the proof that it alone accepts.
 //!
 //! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
-//! comparison with what serves ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
+//! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
 //! no older generation accepts, and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
 //! process that finishes a handover if this one dies in it.
 

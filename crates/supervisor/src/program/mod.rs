@@ -36,7 +36,7 @@ pub enum Readiness {
     Notify,
     /// This command of the shell exits with 0.
     Check(OsString),
-    /// It has lived for so long.
+    /// It has lived for this long.
     Delay(Duration),
 }
 

@@ -174,7 +174,7 @@ impl Sockets {
 }
 
 /// Which bindings overlap others of the configuration, as `127.0.0.1:80` and `*:80` do. A more specific
-/// one would take connections from what serves as soon as it listened.
+/// one would take connections from the serving generation as soon as it listened.
 fn overlapping(rendering: &Rendering) -> Vec<bool> {
     let mut at_port: HashMap<u16, Vec<(u8, usize, Key)>> = HashMap::new();
     for (index, binding) in rendering.bindings.iter().enumerate() {

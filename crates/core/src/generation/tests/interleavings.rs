@@ -194,7 +194,7 @@ proptest! {
                 prop_assert!(!model.touched.contains(&serving), "invariant 3: {actions:?}");
             }
             if let (true, Some(serving)) = (retired, serving) {
-                prop_assert!(!model.touched.contains(&serving), "retired what serves: {actions:?}");
+                prop_assert!(!model.touched.contains(&serving), "retired the serving generation: {actions:?}");
             }
             // Invariant 5: whatever is not simply serving has a deadline.
             let waits = timeline.lives.values().any(|life| life.state() != State::Serving);

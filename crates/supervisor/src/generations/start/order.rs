@@ -20,7 +20,7 @@ pub(crate) struct StartOptions {
     pub(crate) older_alive: bool,
     /// haproxy must not use epoll, where its ghosts could not be removed.
     pub(crate) no_epoll: bool,
-    /// The descriptors of listeners that other generations have: none is had twice.
+    /// The descriptors of listeners that other generations have, so that none is opened twice.
     pub(crate) known: Known,
     /// No generation serves: this start must work where a reload would rather fail.
     pub(crate) alone: bool,
