@@ -314,7 +314,8 @@ fn a_directory_that_is_exchanged_leads_nothing_elsewhere() {
     std::fs::set_permissions(&theirs, Permissions::from_mode(0o777)).expect("mode");
     let (sub, link) = (theirs.join("sub"), theirs.join("link"));
     symlink(&target, &link).expect("link");
-    let refused = open(&listener(&at(&link.join("app")))).expect_err("a link in a directory of another user");
+    let refused =
+        open(&listener(&at(&link.join("app")))).expect_err("a link in a directory of another user");
     assert_eq!(refused.errno(), Some(Errno::ELOOP as i32));
     assert!(refused.hint().expect("hint").contains("without it"), "{refused}");
 
