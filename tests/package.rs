@@ -38,8 +38,9 @@ fn the_package_is_installed_upgraded_and_purged_under_load_and_loses_nothing() {
     assert_eq!([&seen["plain"], &seen["untouched"]], [true, true], "{text}");
     assert_eq!(seen["verify"], json!([]), "systemd-analyze verify");
     assert!(seen["exposure"].as_f64().is_some_and(|exposure| exposure <= 2.0), "{text}");
-    // With the drop-in haproxy.service is a supervisor.
-    assert_eq!(seen["supervised"], "/usr/bin/bindonce", "{text}");
+    // With the drop-in haproxy.service is a supervisor, whose pid is in haproxy's file.
+    let pid = &seen["supervised"][0];
+    assert_eq!(seen["supervised"], json!([pid, "/usr/bin/bindonce", pid]), "{text}");
 
     // Reloads, restarts of both, upgrades: nobody noticed.
     let load = &seen["load"];
