@@ -72,11 +72,11 @@ pub(crate) fn join(
         return Err(RpcError::new(code, refusal.to_string()).with_hint(refusal.hint()));
     }
     let label = broker.listeners.registry.caller(connection).and_then(|(_, label)| label);
-    let told = label.filter(|_| handover);
+    let shown = label.filter(|_| handover);
     Ok(JoinResult {
         joined: true,
-        generation: told.map(|label| label.generation),
-        state: told.map(|label| label.state),
+        generation: shown.map(|label| label.generation),
+        state: shown.map(|label| label.state),
     })
 }
 

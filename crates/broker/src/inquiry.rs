@@ -218,12 +218,12 @@ mod tests {
             }
             inquiry.0.known().looking = false;
             let own = format!("pid {}", std::process::id());
-            let mut said = None;
+            let mut holders = None;
             // On a busy machine it may take longer than a request waits.
-            while said.is_none() {
-                said = inquiry.ask(question.clone()).await;
+            while holders.is_none() {
+                holders = inquiry.ask(question.clone()).await;
             }
-            assert!(said.expect("it is ours").contains(&own));
+            assert!(holders.expect("it is ours").contains(&own));
             assert!(matches!(inquiry.0.step(&question), Step::Known(Some(_))));
             // Another question waits until the look has been paid for.
             inquiry.0.known().rest = Some(Instant::now() + PATIENCE * 4);

@@ -111,7 +111,7 @@ pub(crate) fn recent(socket: &Path, only: Option<&Name>) -> Recent {
             .extend(events.into_iter().map(|event| SourcedEvent { source: source.clone(), event }));
     }
     // Stable: those of one source stay in their order, whatever the clock did.
-    recent.events.sort_by_key(|told| told.event.time);
+    recent.events.sort_by_key(|sourced| sourced.event.time);
     recent
 }
 

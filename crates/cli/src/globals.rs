@@ -28,7 +28,7 @@ impl Globals {
 
     /// Whether the path was given by an option or a variable: then the broker must be there.
     pub(crate) fn socket_is_given(&self) -> bool {
-        let said = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        self.socket.is_some() || said("BINDONCE_SOCKET") || said("MULTIBINDER_SOCK")
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        self.socket.is_some() || is_set("BINDONCE_SOCKET") || is_set("MULTIBINDER_SOCK")
     }
 }

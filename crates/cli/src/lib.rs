@@ -91,8 +91,8 @@ pub fn main() -> ExitCode {
             let text =
                 std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
             let checked = text.and_then(|text| Ok(upgrade::check(&path, &text)?));
-            let told = checked.and_then(|answer| output::print(&answer));
-            return told.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
+            let printed = checked.and_then(|answer| output::print(&answer));
+            return printed.map_or_else(|error| failure::print(&error), |()| ExitCode::SUCCESS);
         }
         Some(word) if word == bindonce_broker::CHECK => {
             let words = std::iter::once("bindonce".into()).chain(words);

@@ -279,12 +279,12 @@ mod tests {
                         ring = Ring::resume(limit, written);
                     }
                     Step::After(since) => {
-                        let told: Vec<_> = ring.after(since).map(|(id, v)| (id, *v)).collect();
+                        let after: Vec<_> = ring.after(since).map(|(id, v)| (id, *v)).collect();
                         let known = since <= ring.last();
                         let kept = &all[all.len().saturating_sub(limit)..];
                         let expected: Vec<_> =
                             kept.iter().filter(|(id, _)| !known || *id > since).copied().collect();
-                        prop_assert_eq!(told, expected);
+                        prop_assert_eq!(after, expected);
                     }
                 }
                 prop_assert!(ring.len() <= limit && ring.len() == all.len().min(limit));

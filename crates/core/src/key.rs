@@ -42,8 +42,8 @@ struct Rest {
 
 impl Rest {
     fn boxed(self) -> Option<Box<Self>> {
-        let said = self.netns.is_some() || self.interface.is_some() || self.name.is_some();
-        said.then(|| Box::new(self))
+        let any = self.netns.is_some() || self.interface.is_some() || self.name.is_some();
+        any.then(|| Box::new(self))
     }
 }
 

@@ -64,12 +64,12 @@ impl Options {
             return refuse("backlog", "a UDP socket has no accept queue");
         }
         if ip.is_none() {
-            for (option, said) in [
+            for (option, present) in [
                 ("interface", self.interface.is_some()),
                 ("transparent", self.transparent),
                 ("freebind", self.freebind),
             ] {
-                if said {
+                if present {
                     return refuse(option, "it is for IP addresses");
                 }
             }
@@ -78,12 +78,12 @@ impl Options {
             return refuse("netns", "a path belongs to the file system, not to a network");
         }
         if !matches!(address, Address::Unix(_)) {
-            for (option, said) in [
+            for (option, present) in [
                 ("mode", self.mode.is_some()),
                 ("user", self.user.is_some()),
                 ("group", self.group.is_some()),
             ] {
-                if said {
+                if present {
                     return refuse(option, "it is for UNIX paths");
                 }
             }
@@ -129,7 +129,7 @@ impl Options {
     }
 
     /// Reads one option. `said` collects the names seen, to refuse a second one.
-    fn read(&mut self, option: &str, said: &mut Vec<&'static str>) -> Result<(), Invalid> {
+    fn read(&mut self, option: &str, present: &mut Vec<&'static str>) -> Result<(), Invalid> {
         let (word, value) = match option.split_once('=') {
             Some((word, value)) => (word, Some(value)),
             None => (option, None),
@@ -138,13 +138,15 @@ impl Options {
             return Err(Invalid::UnknownOption(shown(option)));
         };
         let shape = |problem| Err(Invalid::OptionShape { option: name, problem });
-        if said.contains(&name) {
+        if present.contains(&name) {
             return shape("is given twice");
         }
-        if matches!(name, "v6only" | "v4v6") && said.iter().any(|said| said.starts_with('v')) {
+        if matches!(name, "v6only" | "v4v6")
+            && present.iter().any(|present| present.starts_with('v'))
+        {
             return shape("contradicts the other: v6only is IPv6 alone, v4v6 both");
         }
-        said.push(name);
+        present.push(name);
         let flag = matches!(name, "v6only" | "v4v6" | "transparent" | "freebind" | "blocking");
         let value = match value {
             None if !flag => return shape("needs a value, as in backlog=4096"),
@@ -203,10 +205,10 @@ impl FromStr for Options {
     /// fit an address is for [`Options::check`].
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let mut options = Self::default();
-        let mut said = Vec::new();
+        let mut present = Vec::new();
         if !text.is_empty() {
             for option in text.split(',') {
-                options.read(option, &mut said)?;
+                options.read(option, &mut present)?;
             }
         }
         options.check_values()?;
@@ -218,8 +220,8 @@ impl fmt::Display for Options {
     /// The options that were said, between commas, in one fixed order.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
-        let mut put = |said: bool, text: fmt::Arguments<'_>| {
-            if said {
+        let mut put = |present: bool, text: fmt::Arguments<'_>| {
+            if present {
                 write!(f, "{comma}{text}")?;
                 comma = ",";
             }

@@ -72,7 +72,7 @@ pub(crate) async fn follow(
         }
         tokio::select! {
             () = changed => {}
-            said = said(stream) => return said,
+            ended = end_of(stream) => return ended,
         }
     }
 }
@@ -102,8 +102,8 @@ async fn write(stream: &UnixStream, mut text: &[u8], until: Instant) -> io::Resu
     Ok(())
 }
 
-/// Ends when the peer has closed the connection or said something.
-async fn said(stream: &UnixStream) -> io::Result<()> {
+/// Ends when the peer has closed the connection or sent a byte.
+async fn end_of(stream: &UnixStream) -> io::Result<()> {
     let mut byte = [0];
     loop {
         stream.readable().await?;
@@ -152,8 +152,8 @@ mod tests {
                 }
             };
             let patience = Duration::from_secs(5);
-            let (told, ()) = tokio::join!(follow(&follower, 0, &ours, patience), read);
-            told.expect("it ends with the connection");
+            let (followed, ()) = tokio::join!(follow(&follower, 0, &ours, patience), read);
+            followed.expect("it ends with the connection");
             drop(follower);
             assert_eq!(journal.followers.get(), 0);
         });

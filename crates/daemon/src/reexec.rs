@@ -126,7 +126,7 @@ impl Installed {
             .and_then(|mut file| file.write_all(state).map(|()| file))
             .map_err(|error| format!("cannot write the state: {error}"))?;
         input.rewind().map_err(|error| format!("cannot write the state: {error}"))?;
-        let (said, output) = io::pipe().map_err(|error| format!("no pipe: {error}"))?;
+        let (answer_pipe, output) = io::pipe().map_err(|error| format!("no pipe: {error}"))?;
         let child = Command::new(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
             .arg0(&self.path)
             .args(arguments)
@@ -163,9 +163,9 @@ impl Installed {
             Err(error) => return Err(format!("{path} could not be asked: {error}")),
         }
         // What it has started may have the pipe still, so this does not wait for an end.
-        rustix::io::ioctl_fionbio(&said, true).map_err(|error| error.to_string())?;
+        rustix::io::ioctl_fionbio(&answer_pipe, true).map_err(|error| error.to_string())?;
         let mut text = Vec::new();
-        let _ = said.take(ANSWER).read_to_end(&mut text);
+        let _ = answer_pipe.take(ANSWER).read_to_end(&mut text);
         if text.trim_ascii_end() != proof(&word, entries, state).as_bytes() {
             return Err(format!("{path} does not answer with what it has read: it is no bindonce"));
         }

@@ -312,12 +312,12 @@ impl Supervisor {
             // Clients wait in the queues for whatever serves next.
             return;
         }
-        let told = self.generations.give_back(&self.timeline);
-        if !told.is_empty() {
+        let given_back = self.generations.give_back(&self.timeline);
+        if !given_back.is_empty() {
             // The next supervisor must not claim them again for a generation that drains.
             self.save();
         }
-        leases::release_after(&self.cx, told);
+        leases::release_after(&self.cx, given_back);
     }
 
     /// Releases the listeners that exist because of this service and that no generation has.

@@ -95,23 +95,23 @@ impl Identity {
 
     /// Why this is not the socket of `listener` that was bound to `bound`; None if it is.
     pub fn differs_from(&self, listener: &Listener, bound: &Address) -> Option<String> {
-        let said = &listener.options;
+        let wanted = &listener.options;
         // The path that bind(2) was given is not the listener's; its file tells (UnixPath).
         let both_paths = matches!((&self.bound, bound), (Address::Unix(_), Address::Unix(_)));
         if self.bound != *bound && !both_paths {
             return Some(format!("it is bound to {}", self.bound));
         }
         let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
-        if wildcard && self.options.v6only != said.v6only {
+        if wildcard && self.options.v6only != wanted.v6only {
             return Some("it has the other IPV6_V6ONLY".to_owned());
         }
-        if self.options.interface != said.interface {
+        if self.options.interface != wanted.interface {
             return Some(match &self.options.interface {
                 Some(device) => format!("it is bound to the device {device}"),
                 None => "it is bound to no device".to_owned(),
             });
         }
-        if self.options.transparent != said.transparent {
+        if self.options.transparent != wanted.transparent {
             return Some("it has the other IP_TRANSPARENT".to_owned());
         }
         None

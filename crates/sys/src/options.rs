@@ -204,7 +204,7 @@ mod tests {
         socket.set_reuse_port(true).expect("SO_REUSEPORT");
         socket.set_nonblocking(false).expect("O_NONBLOCK");
         let changes = changed(opened.fd.as_fd(), &listener);
-        let told: Vec<(&str, i64, i64)> =
+        let changes_seen: Vec<(&str, i64, i64)> =
             changes.iter().map(|change| (change.option, change.was, change.now)).collect();
         let expected = [
             ("SO_REUSEPORT", 0, 1),
@@ -213,7 +213,7 @@ mod tests {
             ("SO_LINGER", -1, 5),
             ("O_NONBLOCK", 1, 0),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(changes_seen, expected);
         assert!(!is_exclusive(opened.fd.as_fd()));
     }
 

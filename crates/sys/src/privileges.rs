@@ -85,12 +85,12 @@ pub fn needed<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Vec<Capa
     }
     for listener in listeners {
         let options = &listener.options;
-        for (said, capability) in [
+        for (named, capability) in [
             (options.interface.is_some() || options.transparent, Capability::NetRaw),
             (options.user.is_some() || options.group.is_some(), Capability::Chown),
             (options.netns.is_some(), Capability::SysAdmin),
         ] {
-            if said && !needed.contains(&capability) {
+            if named && !needed.contains(&capability) {
                 needed.push(capability);
             }
         }

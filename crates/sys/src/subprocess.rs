@@ -30,9 +30,9 @@ pub struct Answer {
 impl Answer {
     /// Why it failed, for a person, and never empty: what it said on standard error, or how it ended.
     pub fn complaint(&self) -> String {
-        let said = String::from_utf8_lossy(&self.stderr).trim().to_owned();
-        if !said.is_empty() {
-            return said;
+        let output = String::from_utf8_lossy(&self.stderr).trim().to_owned();
+        if !output.is_empty() {
+            return output;
         }
         match (self.status.code(), self.status.signal()) {
             (Some(code), _) => format!("it ended with exit code {code} and said nothing"),
@@ -229,9 +229,9 @@ mod tests {
 
     #[test]
     fn what_it_says_and_how_it_ends_is_told() {
-        let said = answer(shell("echo out; echo err >&2; exit 3"), LONG).expect("an answer");
-        assert_eq!((said.status.code(), &said.stdout[..]), (Some(3), &b"out\n"[..]));
-        assert_eq!(said.complaint(), "err");
+        let output = answer(shell("echo out; echo err >&2; exit 3"), LONG).expect("an answer");
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(3), &b"out\n"[..]));
+        assert_eq!(output.complaint(), "err");
         let killed = answer(shell("kill -KILL $$"), LONG).expect("an answer");
         assert_eq!(killed.complaint(), "it was ended by SIGKILL and said nothing");
         let silent = answer(shell("exit 2"), LONG).expect("an answer");
@@ -265,13 +265,13 @@ mod tests {
         assert!(User::of(std::process::id().cast_signed()).expect("we").is_ours());
         let nobody = User { uid: 65534, gid: 65534 };
         let script = "id -u; id -g; id -G; sh -c 'exec 3</dev/tty' 2>/dev/null || echo none";
-        let said = answer_as(shell(script), nobody, LONG);
+        let output = answer_as(shell(script), nobody, LONG);
         if !nix::unistd::geteuid().is_root() {
-            assert_eq!(said.expect_err("no right").kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(output.expect_err("no right").kind(), io::ErrorKind::PermissionDenied);
             return;
         }
-        let said = String::from_utf8(said.expect("an answer").stdout).expect("text");
-        assert_eq!(said, "65534\n65534\n65534\nnone\n");
+        let output = String::from_utf8(output.expect("an answer").stdout).expect("text");
+        assert_eq!(output, "65534\n65534\n65534\nnone\n");
     }
 
     #[test]
@@ -285,17 +285,17 @@ mod tests {
             let mut file = std::fs::File::from(file.expect("a file"));
             file.write_all(b"text").expect("write");
             file.rewind().expect("rewind");
-            let said =
+            let output =
                 answer_on(shell("cat; cat /dev/stdin"), file, user, LONG).expect("an answer");
-            assert_eq!(said.stdout, b"texttext", "{user:?} {}", said.complaint());
+            assert_eq!(output.stdout, b"texttext", "{user:?} {}", output.complaint());
         }
     }
 
     #[test]
     fn what_is_left_behind_is_not_waited_for() {
         let begun = Instant::now();
-        let said = answer(shell("sleep 1000 & echo done"), LONG).expect("an answer");
-        assert_eq!(said.stdout, b"done\n");
+        let output = answer(shell("sleep 1000 & echo done"), LONG).expect("an answer");
+        assert_eq!(output.stdout, b"done\n");
         assert!(begun.elapsed() < LONG);
     }
 }

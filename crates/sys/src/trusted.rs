@@ -147,9 +147,9 @@ mod tests {
         symlink("outer/../outer/inner", &link).expect("symlink");
         assert_eq!(check(&link), Ok(()));
         mode(&outer, 0o777);
-        let said = check(&link).expect_err("writable for all");
-        assert_eq!((&said.path, said.mode), (&outer, 0o777));
-        assert!(said.to_string().contains("(mode 0777)"), "{said}");
+        let untrusted = check(&link).expect_err("writable for all");
+        assert_eq!((&untrusted.path, untrusted.mode), (&outer, 0o777));
+        assert!(untrusted.to_string().contains("(mode 0777)"), "{untrusted}");
         assert!(directory(&scene.path().join("none"), uid).is_err());
     }
 
@@ -186,8 +186,8 @@ mod tests {
             assert!(!scene.path().join("victim").exists());
             let made = make(&scene.path().join("given"), uid, 0o755, true).expect("made");
             made.expect("trusted").give(65_533, 65_533).expect("chown");
-            let said = directory(&scene.path().join("given"), uid).expect("it is there");
-            assert_eq!(said.expect_err("given away").owner, 65_533);
+            let untrusted = directory(&scene.path().join("given"), uid).expect("it is there");
+            assert_eq!(untrusted.expect_err("given away").owner, 65_533);
         }
     }
 
@@ -202,8 +202,8 @@ mod tests {
         fs::create_dir(&theirs).expect("mkdir");
         #[expect(clippy::disallowed_methods, reason = "in a directory of the test's own")]
         chown(&theirs, Some(65_533), None).expect("chown");
-        let said = directory(&theirs, uid).expect("it is there").expect_err("theirs");
-        assert!(said.to_string().ends_with("belongs to user 65533"), "{said}");
+        let untrusted = directory(&theirs, uid).expect("it is there").expect_err("theirs");
+        assert!(untrusted.to_string().ends_with("belongs to user 65533"), "{untrusted}");
         assert_eq!(directory(&theirs, 65_533).expect("it is there"), Ok(()));
         // A link that they may point elsewhere at any time.
         symlink("/", &link).expect("symlink");

@@ -256,8 +256,8 @@ impl From<Join> for Joining {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
-fn is_false(said: &bool) -> bool {
-    !said
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An array of at least one element; an error says in which element it is.

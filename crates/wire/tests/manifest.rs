@@ -47,18 +47,18 @@ prop_compose! {
         label in any::<Option<(u64, u32, u64, Option<(bool, bool)>)>>(),
         leases in prop::collection::vec(any::<(u64, u64)>(), 0..3),
         unread in prop::collection::vec(any::<u8>(), 0..9),
-        owed in prop::option::of("[0-9]{1,3}"),
+        unanswered in prop::option::of("[0-9]{1,3}"),
     ) -> ConnectionEntry {
         let label = label.map(|(generation, pid, since, turn)| ConnectionLabel {
             label: Label {
                 service: "haproxy".parse().expect("a name"), generation, pid, state: State::Serving,
             },
-            since: Timestamp(since), turn: turn.map(|(ready, told)| Progress { ready, told }),
+            since: Timestamp(since), turn: turn.map(|(ready, retiring)| Progress { ready, retiring }),
         });
         let lease = |(inode, since)| SavedLease { inode, since: Timestamp(since) };
         let leases = leases.into_iter().map(lease).collect();
         let (id, peer) = (ConnectionId(id), Peer { pid, uid, gid });
-        ConnectionEntry { id, descriptor, peer, label, leases, unread, owed }
+        ConnectionEntry { id, descriptor, peer, label, leases, unread, unanswered }
     }
 }
 

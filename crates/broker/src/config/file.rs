@@ -226,10 +226,10 @@ mod tests {
             let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
             assert!(keys.len() >= 5, "{error}");
             for key in keys {
-                let said =
+                let documented =
                     page.contains(&format!("`{key}`")) || page.contains(&format!("`[{key}]`"));
                 assert!(
-                    said || page.contains(&format!("`[[{key}]]`")),
+                    documented || page.contains(&format!("`[[{key}]]`")),
                     "{section}: {key} is missing"
                 );
             }

@@ -87,8 +87,8 @@ impl RawRule {
         if self.group.is_some() && self.gid.is_some() {
             return Err("say `group` or `gid`, not both".into());
         }
-        for (said, key) in [(&self.exe, "exe"), (&self.unit, "unit"), (&self.cgroup, "cgroup")] {
-            if said.is_some() {
+        for (given, key) in [(&self.exe, "exe"), (&self.unit, "unit"), (&self.cgroup, "cgroup")] {
+            if given.is_some() {
                 return Err(format!(
                     "`{key}` gives no right any more, because it can change while a connection \
                      stays: let the program run with a user or a group of its own (User=, \
@@ -133,12 +133,12 @@ impl RawLimits {
     pub(crate) fn read(self) -> Result<Limits, String> {
         let default = Limits::default();
         let clients = default.clients;
-        let count = |name: &str, said: Option<usize>, default: usize, most: usize| match said {
+        let count = |name: &str, given: Option<usize>, default: usize, most: usize| match given {
             None => Ok(default),
             Some(number) if (1..=most).contains(&number) => Ok(number),
             Some(number) => Err(format!("{name}: {number} is not a number from 1 to {most}")),
         };
-        let time = |name: &str, said: Option<String>, default: Duration| match said {
+        let time = |name: &str, given: Option<String>, default: Duration| match given {
             None => Ok(default),
             Some(text) => match duration::parse(&text) {
                 Ok(time) if !time.is_zero() => Ok(time),

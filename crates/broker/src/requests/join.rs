@@ -15,10 +15,10 @@ use crate::generations;
 pub(super) async fn join(
     broker: &RefCell<Broker>,
     caller: &Caller,
-    said: Joining,
+    joining: Joining,
 ) -> Result<JoinResult, RpcError> {
     broker.borrow().access.known(caller)?;
-    let joined = generations::join(&mut broker.borrow_mut(), caller, said)?;
+    let joined = generations::join(&mut broker.borrow_mut(), caller, joining)?;
     if joined.generation.is_some() {
         let ledger = Rc::clone(&broker.borrow().persistence.ledger);
         ledger.settled().await;

@@ -43,7 +43,7 @@ async fn perform(
             recovered(broker).await;
             return bind::bind(broker, caller, request, elements).await;
         }
-        Call::Join(said) => encode(request, &join::join(broker, caller, said).await?),
+        Call::Join(joining) => encode(request, &join::join(broker, caller, joining).await?),
         Call::Release(names) => {
             recovered(broker).await;
             let released = release::release(broker, caller, &names).await?;

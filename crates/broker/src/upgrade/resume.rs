@@ -73,7 +73,7 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
             Ok(link) => {
                 places.extend(place(&written));
                 links.push(read_link(&written));
-                resumed.push((link, written.owed.as_deref().and_then(answer)));
+                resumed.push((link, written.unanswered.as_deref().and_then(answer)));
             }
             Err(error) => tracing::warn!(pid = written.peer.pid, %error, "a connection was lost"),
         }
@@ -122,8 +122,8 @@ fn place(written: &ConnectionEntry) -> Option<Place> {
 }
 
 /// The reply to a request for the upgrade that has been done, by its id.
-fn answer(owed: &str) -> Option<Reply> {
-    let id: Id = serde_json::from_str(owed).unwrap_or_default();
+fn answer(unanswered: &str) -> Option<Reply> {
+    let id: Id = serde_json::from_str(unanswered).unwrap_or_default();
     let version = VERSION.to_owned();
     let result = UpgradeResult { upgraded: true, pid: std::process::id(), version };
     encode_result(&id, &result).ok().map(Reply::from)

@@ -59,6 +59,6 @@ fn written(
         label: link.label.map(|(label, since)| ConnectionLabel { label, since, turn }),
         leases: link.leases,
         unread: unread.to_vec(),
-        owed: open.upgrade(),
+        unanswered: open.upgrade(),
     }
 }

@@ -51,12 +51,12 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { name, follow, json } = args;
     let socket = globals.socket_path();
     let recent = events::recent(&socket, name.as_ref());
-    for told in &recent.events {
-        print(told, json)?;
+    for sourced in &recent.events {
+        print(sourced, json)?;
     }
     if follow {
-        for told in events::follow(&socket, name, recent.last) {
-            print(&told, json)?;
+        for sourced in events::follow(&socket, name, recent.last) {
+            print(&sourced, json)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn print(told: &SourcedEvent, json: bool) -> anyhow::Result<()> {
+fn print(sourced: &SourcedEvent, json: bool) -> anyhow::Result<()> {
     #[derive(Serialize)]
     struct Line<'a> {
         from: String,
@@ -79,22 +79,22 @@ fn print(told: &SourcedEvent, json: bool) -> anyhow::Result<()> {
         event: &'a Event,
     }
     if json {
-        let line = Line { from: told.source.to_string(), event: &told.event };
+        let line = Line { from: sourced.source.to_string(), event: &sourced.event };
         return output::print_json_line(&line);
     }
-    output::print(&(text(told) + "\n"))
+    output::print(&(text(sourced) + "\n"))
 }
 
 /// One event for people: when, who tells it, about whom, what, and why.
-pub(crate) fn text(told: &SourcedEvent) -> String {
-    let Event { time, kind, service, generation, pid, text, .. } = &told.event;
+pub(crate) fn text(sourced: &SourcedEvent) -> String {
+    let Event { time, kind, service, generation, pid, text, .. } = &sourced.event;
     let about = match (service, generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation}"),
         (Some(service), None) => service.to_string(),
         (None, _) => "-".to_owned(),
     };
     let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-    format!("{time}  {:8}  {about:12}  {pid:>7}  {kind:18}  {text}", told.source.to_string())
+    format!("{time}  {:8}  {about:12}  {pid:>7}  {kind:18}  {text}", sourced.source.to_string())
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
         let mut event = Event::new(7, time, "generation-serving", "serving");
         event.service = Some("web".into());
         (event.generation, event.pid) = (Some(3), Some(812));
-        let told = SourcedEvent { source: Source::Service("web".into()), event };
-        insta::assert_snapshot!("event", text(&told));
+        let sourced = SourcedEvent { source: Source::Service("web".into()), event };
+        insta::assert_snapshot!("event", text(&sourced));
     }
 }

@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
 
     let mut command = Command::new(program);
     command.args(arguments).envs(variables);
-    let told: Vec<&str> = names
+    let shown: Vec<&str> = names
         .iter()
         .zip(&leases)
         .map(|(name, lease)| match name {
@@ -86,7 +86,7 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
     command.env_remove("LISTEN_PIDFDID");
     command.env("LISTEN_FDS", leases.len().to_string());
     command.env("LISTEN_PID", process::id().to_string());
-    command.env("LISTEN_FDNAMES", told.join(":"));
+    command.env("LISTEN_FDNAMES", shown.join(":"));
 
     let fds = leases.into_iter().map(bindonce::Lease::into_fd).collect();
     Err(inherit::exec(fds, inherit::FIRST, &mut command).into())
@@ -134,8 +134,8 @@ mod tests {
     #[test]
     fn every_descriptor_of_a_range_has_its_name_and_variable() {
         let names = names(&wanted(&["web=:8000-8001", "127.0.0.1:80", "api-v1"]));
-        let told: Vec<_> = names.iter().map(|name| name.as_ref().map(Name::as_str)).collect();
-        assert_eq!(told, [Some("web-8000"), Some("web-8001"), None, Some("api-v1")]);
+        let shown: Vec<_> = names.iter().map(|name| name.as_ref().map(Name::as_str)).collect();
+        assert_eq!(shown, [Some("web-8000"), Some("web-8001"), None, Some("api-v1")]);
         let variables = variables(&names).expect("distinct");
         assert_eq!(variables.len(), 3);
         assert_eq!(variables["web_8001"], "4");

@@ -81,7 +81,7 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
         listener.name.clone(),
         listener.bound.clone(),
         options(listener),
-        state + &told(listener),
+        state + &remarks(listener),
         queue,
         holders(&listener.holders),
         seconds(&listener.since),
@@ -89,16 +89,16 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
 }
 
 /// What those who share a listener have done to it.
-fn told(listener: &ListenerInfo) -> String {
-    let mut told = String::new();
+fn remarks(listener: &ListenerInfo) -> String {
+    let mut remarks = String::new();
     // Writing to a String does not fail.
     if listener.repaired != 0 {
-        let _ = write!(told, ", repaired {} times", listener.repaired);
+        let _ = write!(remarks, ", repaired {} times", listener.repaired);
     }
     for change in &listener.changed {
-        let _ = write!(told, ", {}={} (was {})", change.option, change.now, change.was);
+        let _ = write!(remarks, ", {}={} (was {})", change.option, change.now, change.was);
     }
-    told
+    remarks
 }
 
 fn options(listener: &ListenerInfo) -> String {

@@ -20,9 +20,10 @@ pub struct Who {
 
 impl Who {
     fn is(&self, peer: Peer, groups: &[u32]) -> bool {
-        let said = self.uid.is_some() || self.gid.is_some();
+        let by_user = self.uid.is_some() || self.gid.is_some();
         let known = |id: u32| id != Peer::UNKNOWN;
-        said && self.uid.is_none_or(|uid| known(uid) && uid == peer.uid)
+        by_user
+            && self.uid.is_none_or(|uid| known(uid) && uid == peer.uid)
             && self.gid.is_none_or(|gid| known(gid) && (gid == peer.gid || groups.contains(&gid)))
     }
 }

@@ -95,18 +95,18 @@ mod tests {
             link(4, vec![lease(99, NOW)], None),
         ];
         first.on(NOW, Event::Resume(links));
-        let told: Vec<SavedConnection> = first.links().collect();
-        assert_eq!((told.len(), told[0].leases.len(), told[1].leases.len()), (2, 2, 0));
+        let saved: Vec<SavedConnection> = first.links().collect();
+        assert_eq!((saved.len(), saved[0].leases.len(), saved[1].leases.len()), (2, 2, 0));
 
         let mut second = Registry::default();
         second.on(NOW, Event::Adopt(adoptions()));
-        second.on(NOW, Event::Resume(told.clone()));
-        assert_eq!(second.links().collect::<Vec<_>>(), told);
+        second.on(NOW, Event::Resume(saved.clone()));
+        assert_eq!(second.links().collect::<Vec<_>>(), saved);
         assert_eq!(second.list()[0].holders[0].since, Timestamp(6));
         // A tentative listener ends with its last lease here as it would have there.
         let mut third = Registry::default();
         third.on(NOW, Event::Adopt(adoptions()));
-        let actions = third.on(NOW, Event::Resume(told[1..].to_vec()));
+        let actions = third.on(NOW, Event::Resume(saved[1..].to_vec()));
         assert!(matches!(actions[..], [Action::Close(81, _, Closing::Unconfirmed)]), "{actions:?}");
         let actions = second.on(NOW, Event::Gone(ConnectionId(3)));
         assert!(matches!(actions[..], [Action::Close(81, _, Closing::Unconfirmed)]), "{actions:?}");

@@ -231,8 +231,8 @@ fn one_owner_may_have_a_wildcard_and_what_it_covers() {
     assert!(shell.refused(&["127.0.0.2:80"]).contains("overlaps 0.0.0.0:80, held"));
     assert!(shell.refused(&["127.0.0.1:80", "[::]:80"]).contains("overlaps 0.0.0.0:80, held"));
     // Who asks for both has both already.
-    let told = overlaps(&mut shell, TWO, &["127.0.0.2:80", ":80"]);
-    assert_eq!(told, [held(0, 1)]);
+    let overlapping = overlaps(&mut shell, TWO, &["127.0.0.2:80", ":80"]);
+    assert_eq!(overlapping, [held(0, 1)]);
     // Not only those that are found first count.
     let mut other = Shell::new();
     overlaps(&mut other, ONE, &["10.0.0.1:80"]);

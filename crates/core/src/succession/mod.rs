@@ -115,8 +115,8 @@ pub struct Progress {
     #[serde(default)]
     pub ready: bool,
     /// It has been told to retire.
-    #[serde(default)]
-    pub told: bool,
+    #[serde(default, rename = "told")]
+    pub retiring: bool,
 }
 
 /// What happens.
@@ -199,8 +199,8 @@ struct Member {
     generation: u64,
     stage: Stage,
     ordered: bool,
-    /// It was told to retire, and must have stopped accepting by then.
-    told: Option<Moment>,
+    /// It was told to retire, and must have stopped accepting at this moment.
+    retire_by: Option<Moment>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,7 +297,7 @@ impl Succession {
                 label: member.label(name),
                 ordered: member.ordered.then_some(Progress {
                     ready: member.stage == Stage::Ready,
-                    told: member.told.is_some(),
+                    retiring: member.retire_by.is_some(),
                 }),
             })
         })
@@ -322,8 +322,9 @@ impl Succession {
                 State::Starting if progress.ready => Stage::Ready,
                 state => Stage::of(state),
             };
-            let told = progress.told.then(|| now + self.patience);
-            let member = Member { uid, pid, generation, stage, ordered: ordered.is_some(), told };
+            let retire_by = progress.retiring.then(|| now + self.patience);
+            let member =
+                Member { uid, pid, generation, stage, ordered: ordered.is_some(), retire_by };
             let service = self.services.entry(name.clone()).or_default();
             if ordered.is_some() {
                 service.last = service.last.max(generation);

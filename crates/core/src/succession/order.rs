@@ -11,7 +11,7 @@ use crate::registry::{ConnectionId, State};
 impl Member {
     /// When it must have stopped accepting, where it has to.
     pub(super) fn overdue(&self) -> Option<Moment> {
-        self.told.filter(|_| self.stage != Stage::Draining)
+        self.retire_by.filter(|_| self.stage != Stage::Draining)
     }
 }
 
@@ -63,13 +63,13 @@ impl Service {
             |(_, member): &(_, &mut Member)| member.ordered && member.stage != Stage::Draining;
         for (connection, member) in self.members.iter_mut().filter(undecided) {
             let newer = newest.filter(|newest| member.generation < *newest);
-            match (newer, member.told) {
+            match (newer, member.retire_by) {
                 (Some(newer), None) => {
-                    member.told = Some(until);
+                    member.retire_by = Some(until);
                     actions.push(Action::Retire(*connection, member.label(name), newer));
                 }
                 (None, Some(_)) => {
-                    member.told = None;
+                    member.retire_by = None;
                     actions.push(Action::Stay(*connection, member.label(name)));
                 }
                 _ => {}
@@ -147,7 +147,7 @@ impl Succession {
             generation: generation.unwrap_or(0),
             stage: Stage::of(state),
             ordered,
-            told: None,
+            retire_by: None,
         };
         if ordered {
             let next = service.last.max(self.floor) + 1;
@@ -159,7 +159,7 @@ impl Succession {
                 self.places.remove(connection);
             }
             let before = here.or(replaced.map(|(_, member)| member));
-            member.told = before.as_ref().and_then(|before| before.told);
+            member.retire_by = before.as_ref().and_then(|before| before.retire_by);
             let stage = before.map(|before| before.stage);
             let served = service.absent.take_if(|(absent, _)| *absent == member.generation);
             let served = served.is_some() || stage == Some(Stage::Serving);
@@ -172,7 +172,7 @@ impl Succession {
                 (_, Some(Stage::Serving)) => Stage::Serving,
                 // It served under the previous broker.
                 (State::Serving, _) if served => Stage::Serving,
-                _ if member.told.is_some() => Stage::Draining,
+                _ if member.retire_by.is_some() => Stage::Draining,
                 _ if service.has_successor(member.generation) => Stage::Draining,
                 (State::Serving, _) => Stage::Ready,
                 (State::Starting, _) => Stage::Starting,

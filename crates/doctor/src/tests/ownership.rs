@@ -14,9 +14,9 @@ fn a_socket_that_others_can_join_is_a_note_unless_it_is_the_brokers() {
     host.sockets[0].reuseport = Some(true);
     assert_eq!(only(&host, Kind::NotExclusive).0.severity, Severity::Note);
     host.broker = joinable(1);
-    let (found, said) = only(&host, Kind::NotExclusive);
+    let (found, words_of) = only(&host, Kind::NotExclusive);
     assert_eq!(found.severity, Severity::Warning);
-    insta::assert_snapshot!(written(&said));
+    insta::assert_snapshot!(written(&words_of));
 }
 
 #[test]
@@ -29,10 +29,10 @@ fn a_program_that_shares_its_port_with_itself_gets_advice_of_its_own() {
     host.broker = joinable(1);
     for found in twice(&host) {
         assert_eq!(found.kind(), Kind::NotExclusive);
-        let said = words(&host, &found);
-        assert!(!said.cause.contains("taken over"), "{said:?}");
-        insta::assert_snapshot!(written(&said));
-        assert!(!said.remedy[0].contains("haproxy"), "{said:?}");
+        let words_of = words(&host, &found);
+        assert!(!words_of.cause.contains("taken over"), "{words_of:?}");
+        insta::assert_snapshot!(written(&words_of));
+        assert!(!words_of.remedy[0].contains("haproxy"), "{words_of:?}");
     }
 }
 
@@ -40,8 +40,8 @@ fn a_program_that_shares_its_port_with_itself_gets_advice_of_its_own() {
 fn what_haproxy_bound_by_itself_is_foreign() {
     let mut host = look(vec![socket(":80", 1), socket(":1024", 2)], vec![haproxy(7, 9, &[1, 2])]);
     host.broker = serving(1, vec![generation(3, 7, State::Serving)]);
-    let (_, said) = only(&host, Kind::Foreign);
-    insta::assert_snapshot!(written(&said));
+    let (_, words_of) = only(&host, Kind::Foreign);
+    insta::assert_snapshot!(written(&words_of));
 }
 
 #[test]
@@ -57,6 +57,6 @@ fn limits_near_their_end_are_found() {
     let severities: Vec<_> = found.iter().map(|one| (one.kind(), one.severity)).collect();
     let expected = [Severity::Error, Severity::Warning, Severity::Warning];
     assert_eq!(severities, expected.map(|severity| (Kind::Limit, severity)));
-    let said = words(&host, &found[1]);
-    insta::assert_snapshot!(written(&said));
+    let words_of = words(&host, &found[1]);
+    insta::assert_snapshot!(written(&words_of));
 }

@@ -26,7 +26,7 @@ pub(super) enum Value {
 }
 
 /// Evaluates an expression in the state that the lines before it have left.
-pub(super) fn evaluate(text: &[u8], state: &State, told: Lookup<'_>) -> Value {
+pub(super) fn evaluate(text: &[u8], state: &State, lookup: Lookup<'_>) -> Value {
     let whole = || Expression::Term(text.to_vec());
     let expression = if text.is_empty() {
         Expression::Constant(false)
@@ -36,7 +36,7 @@ pub(super) fn evaluate(text: &[u8], state: &State, told: Lookup<'_>) -> Value {
         reader.skip();
         read.filter(|_| reader.rest.is_empty()).unwrap_or_else(whole)
     };
-    match expression.value(state, told) {
+    match expression.value(state, lookup) {
         Ok(Some(value)) => Value::Known(value),
         Ok(None) => {
             // One question for all of them, although not every one may matter.
@@ -64,10 +64,10 @@ enum Expression {
 impl Expression {
     /// Its value: none when haproxy has to be asked first. As in haproxy, what is behind the
     /// term that decides is not looked at.
-    fn value(&self, state: &State, told: Lookup<'_>) -> Result<Option<bool>, String> {
+    fn value(&self, state: &State, lookup: Lookup<'_>) -> Result<Option<bool>, String> {
         let stops_at = |all: &[Self], stop: bool| {
             for one in all {
-                match one.value(state, told)? {
+                match one.value(state, lookup)? {
                     Some(value) if value != stop => {}
                     decided => return Ok(decided),
                 }
@@ -81,13 +81,13 @@ impl Expression {
                 if let Some(enabled) = state.enabled(name) {
                     return Ok(Some(enabled));
                 }
-                let enabled = told(term).transpose()?;
+                let enabled = lookup(term).transpose()?;
                 // haproxy 3.0 looks at epoll where it is asked for kqueue, which Linux does not have.
                 let kqueue = name == b"KQUEUE" && state.enabled(b"EPOLL") == Some(false);
                 Ok(enabled.map(|enabled| enabled && !kqueue))
             }
-            Self::Term(term) => told(term).transpose(),
-            Self::Not(inner) => Ok(inner.value(state, told)?.map(|value| !value)),
+            Self::Term(term) => lookup(term).transpose(),
+            Self::Not(inner) => Ok(inner.value(state, lookup)?.map(|value| !value)),
             Self::All(all) => stops_at(all, false),
             Self::Any(any) => stops_at(any, true),
         }
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn decides_what_the_environment_decides() {
-        let told = |_: &[u8]| None;
+        let lookup = |_: &[u8]| None;
         for (expression, value) in [
             ("", Some(false)),
             ("0", Some(false)),
@@ -278,7 +278,7 @@ mod tests {
             ("defined (SET)", None),
             (")(", None),
         ] {
-            let got = match evaluate(expression.as_bytes(), &state(), &told) {
+            let got = match evaluate(expression.as_bytes(), &state(), &lookup) {
                 Value::Known(value) => Some(value),
                 Value::Asks(_) => None,
                 Value::Refused(reason) => panic!("{expression}: {reason}"),
@@ -286,7 +286,7 @@ mod tests {
             assert_eq!(got, value, "{expression}");
         }
         let deep = "(".repeat(100_000);
-        assert!(matches!(evaluate(deep.as_bytes(), &state(), &told), Value::Asks(_)));
+        assert!(matches!(evaluate(deep.as_bytes(), &state(), &lookup), Value::Asks(_)));
     }
 
     #[test]
@@ -294,18 +294,18 @@ mod tests {
         let text = b"!feature(A) && (version_atleast(2.4) || defined(X))";
         let expected = [b"feature(A)".to_vec(), b"version_atleast(2.4)".to_vec()].into();
         assert_eq!(evaluate(text, &state(), &|_| None), Value::Asks(expected));
-        let told = |term: &[u8]| Some(Ok(term == b"version_atleast(2.4)"));
-        assert_eq!(evaluate(text, &state(), &told), Value::Known(true));
-        let told = |_: &[u8]| Some(Err("no".to_owned()));
-        assert_eq!(evaluate(text, &state(), &told), Value::Refused("no".to_owned()));
-        assert_eq!(evaluate(b"0 && f(x)", &state(), &told), Value::Known(false));
+        let lookup = |term: &[u8]| Some(Ok(term == b"version_atleast(2.4)"));
+        assert_eq!(evaluate(text, &state(), &lookup), Value::Known(true));
+        let lookup = |_: &[u8]| Some(Err("no".to_owned()));
+        assert_eq!(evaluate(text, &state(), &lookup), Value::Refused("no".to_owned()));
+        assert_eq!(evaluate(b"0 && f(x)", &state(), &lookup), Value::Known(false));
     }
 
     #[test]
     fn keywords_count_for_enabled() {
         let mut state = state();
-        let told = |_: &[u8]| Some(Ok(true));
-        let holds = |state: &State, text: &str| evaluate(text.as_bytes(), state, &told);
+        let lookup = |_: &[u8]| Some(Ok(true));
+        let holds = |state: &State, text: &str| evaluate(text.as_bytes(), state, &lookup);
         assert_eq!(holds(&state, "enabled(EPOLL)"), Value::Known(true));
         state.global(&[b"noepoll"], false);
         assert_eq!(holds(&state, "enabled(EPOLL)"), Value::Known(false));

@@ -267,16 +267,16 @@ impl ChangedLine {
         };
         let digits = message[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         let number = std::str::from_utf8(&message[at..at + digits]).ok();
-        let Some(said) = number.and_then(|number| number.parse::<usize>().ok()?.checked_sub(1))
+        let Some(stated) = number.and_then(|number| number.parse::<usize>().ok()?.checked_sub(1))
         else {
             return unchanged();
         };
         let (position, quoting) = if find(message, b"too many words").is_some() {
             // This one counts in the line without quotes and with variables expanded.
-            (said.saturating_add_signed(self.grown), None)
+            (stated.saturating_add_signed(self.grown), None)
         } else {
-            let position = self.argument(message).unwrap_or_else(|| self.users_byte(said));
-            (position, self.quoting(said, position))
+            let position = self.argument(message).unwrap_or_else(|| self.users_byte(stated));
+            (position, self.quoting(stated, position))
         };
         let number = (position + 1).to_string();
         ([&message[..at], number.as_bytes(), &message[at + digits..]].concat(), quoting)
@@ -295,8 +295,8 @@ impl ChangedLine {
         words.get(number).map(|word| word.source.start)
     }
 
-    fn quoting(&self, said: usize, position: usize) -> Option<Quoting> {
-        let (copy, before) = excerpt(&self.copy, said)?;
+    fn quoting(&self, stated: usize, position: usize) -> Option<Quoting> {
+        let (copy, before) = excerpt(&self.copy, stated)?;
         let (users, after) = excerpt(&self.users, position)?;
         Some(Quoting { line: Some((copy, users)), mark: (before, after) })
     }

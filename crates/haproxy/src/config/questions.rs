@@ -94,9 +94,9 @@ impl Questions {
     }
 
     /// The term that haproxy's complaint about a line of [`text`](Self::text) is about.
-    pub(super) fn refused(&self, file: &str, said: &str) -> Option<(Vec<u8>, String)> {
+    pub(super) fn refused(&self, file: &str, output: &str) -> Option<(Vec<u8>, String)> {
         let head = format!("parsing [{file}:");
-        said.lines().find_map(|line| {
+        output.lines().find_map(|line| {
             let (_, rest) = line.split_once(&head)?;
             let (number, reason) = rest.split_once(']')?;
             let number = number.parse::<usize>().ok()?.checked_sub(1)?;
@@ -108,9 +108,9 @@ impl Questions {
     }
 
     /// Reads haproxy's answers; none when it has not read our lines to their end.
-    pub(super) fn answers(&self, said: &[u8]) -> Option<Answers> {
-        let said = notices(said);
-        let heard = |text: &str| said.contains(&text.as_bytes());
+    pub(super) fn answers(&self, output: &[u8]) -> Option<Answers> {
+        let output = notices(output);
+        let heard = |text: &str| output.contains(&text.as_bytes());
         if !heard("end") {
             return None;
         }
@@ -121,7 +121,9 @@ impl Questions {
         };
         let value = |name: &str| {
             let head = format!("variable {name} ");
-            said.iter().find_map(|notice| notice.strip_prefix(head.as_bytes()).map(<[u8]>::to_vec))
+            output
+                .iter()
+                .find_map(|notice| notice.strip_prefix(head.as_bytes()).map(<[u8]>::to_vec))
         };
         let variables = self.variables().map(|name| (name.to_owned(), value(name))).collect();
         let terms = self.terms.iter().enumerate().filter_map(|(number, term)| {
@@ -133,9 +135,9 @@ impl Questions {
 }
 
 /// Our own lines in haproxy's output, without the sign.
-fn notices(said: &[u8]) -> Vec<&[u8]> {
+fn notices(output: &[u8]) -> Vec<&[u8]> {
     let head = format!(": '{SIGN} ").into_bytes();
-    let mut rest = said;
+    let mut rest = output;
     let mut out = Vec::new();
     while let Some(at) = find(rest, &head) {
         rest = &rest[at + head.len()..];
@@ -180,27 +182,27 @@ mod tests {
 
     #[test]
     fn answers_are_read_as_haproxy_prints_them() {
-        let said = b"[NOTICE]   (19) : config : parsing [/dev/stdin:2]: 'bindonce-asks term 0 holds'.\n\
+        let output = b"[NOTICE]   (19) : config : parsing [/dev/stdin:2]: 'bindonce-asks term 0 holds'.\n\
             [NOTICE]   (19) : haproxy version is 3.2.26-1\n\
             [NOTICE]   (19) : config : parsing [/dev/stdin:12]: 'bindonce-asks variable HAPROXY_BRANCH 3.2'.\n\
             [NOTICE]   (19) : config : parsing [/dev/stdin:13]: 'bindonce-asks variable HAPROXY_NEW it's'.\n\
             [NOTICE]   (19) : config : parsing [/dev/stdin:43]: 'bindonce-asks joined'.\n\
             [NOTICE]   (19) : config : parsing [/dev/stdin:43]: 'bindonce-asks reads ahead'.\n\
             [NOTICE]   (19) : config : parsing [/dev/stdin:44]: 'bindonce-asks end'.\n";
-        let answers = questions().answers(said).expect("to the end");
+        let answers = questions().answers(output).expect("to the end");
         assert_eq!(answers.unset, Unset::Joined);
         assert!(answers.discovery);
         assert_eq!(answers.terms, [(b"feature(A)".to_vec(), Ok(true))].into());
         assert_eq!(answers.variables["HAPROXY_BRANCH"].as_deref(), Some(&b"3.2"[..]));
         assert_eq!(answers.variables["HAPROXY_NEW"].as_deref(), Some(&b"it's"[..]));
         assert_eq!(answers.variables["HAPROXY_TCP_LOG_FMT"], None);
-        assert_eq!(questions().answers(&said[..200]), None);
+        assert_eq!(questions().answers(&output[..200]), None);
     }
 
     #[test]
     fn a_complaint_is_about_one_term() {
-        let said = "[ALERT]    (1) : config : parsing [/dev/stdin:6]: unparsable conditional expression 'nonsense' in '.if' at position 1:\n  .if nonsense\n      ^\n";
-        let refused = questions().refused("/dev/stdin", said).expect("a term");
+        let output = "[ALERT]    (1) : config : parsing [/dev/stdin:6]: unparsable conditional expression 'nonsense' in '.if' at position 1:\n  .if nonsense\n      ^\n";
+        let refused = questions().refused("/dev/stdin", output).expect("a term");
         assert_eq!(refused.0, b"nonsense");
         assert_eq!(refused.1, "unparsable conditional expression 'nonsense'");
         assert_eq!(questions().refused("/dev/stdin", "parsing [/dev/stdin:7]: x"), None);

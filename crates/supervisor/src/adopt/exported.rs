@@ -154,7 +154,10 @@ mod tests {
     }
 
     /// What a fake haproxy says after the command, and what came of it.
-    fn told(name: &str, serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<usize, Error> {
+    fn exchanged(
+        name: &str,
+        serve: impl FnOnce(UnixStream) + Send + 'static,
+    ) -> Result<usize, Error> {
         let path = std::env::temp_dir().join(format!("bindonce-{name}-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).expect("bind");
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn batches_are_acknowledged_and_counted() {
-        let got = told("batches", |mut stream| {
+        let got = exchanged("batches", |mut stream| {
             stream.write_all(&3_i32.to_ne_bytes()).expect("count");
             for batch in [2, 1] {
                 let fd = stream.try_clone().expect("fd");
@@ -188,11 +191,13 @@ mod tests {
 
     #[test]
     fn what_is_no_handover_is_told_apart() {
-        let refused = told("refused", drop);
+        let refused = exchanged("refused", drop);
         assert!(matches!(refused, Err(Error::NotExposed { .. })), "{refused:?}");
-        let cut = told("cut", |mut stream| stream.write_all(&2_i32.to_ne_bytes()).expect("count"));
+        let cut =
+            exchanged("cut", |mut stream| stream.write_all(&2_i32.to_ne_bytes()).expect("count"));
         assert!(matches!(cut, Err(Error::Malformed { .. })), "{cut:?}");
-        let http = told("http", |mut stream| stream.write_all(b"HTTP/1.0 400 Bad").expect("text"));
+        let http =
+            exchanged("http", |mut stream| stream.write_all(b"HTTP/1.0 400 Bad").expect("text"));
         assert!(matches!(http, Err(Error::Malformed { .. })), "{http:?}");
     }
 }

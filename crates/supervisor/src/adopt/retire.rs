@@ -144,7 +144,7 @@ fn stop(
 ) -> Result<(), Error> {
     let inodes: Vec<u64> = watched.iter().map(|(inode, _)| *inode).collect();
     let begun = Instant::now();
-    let mut told: Option<Instant> = None;
+    let mut warned: Option<Instant> = None;
     loop {
         let holder =
             pids.iter().find_map(|pid| holders::of_process(*pid, &inodes).into_iter().next());
@@ -156,10 +156,10 @@ fn stop(
             let waited = duration::format(limit);
             return Err(Error::StillThere { pid: holder.pid, address, waited });
         }
-        if told.is_none_or(|told| told.elapsed() >= AGAIN) {
+        if warned.is_none_or(|warned| warned.elapsed() >= AGAIN) {
             // It may have ended just now: the next look tells.
             let _ = pidfd.send(Signal::SIGUSR1);
-            told = Some(Instant::now());
+            warned = Some(Instant::now());
         }
         let time = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&time));

@@ -52,15 +52,15 @@ impl Running {
         if ask(stats::ASK_MASTER)?.starts_with(stats::MASTER) {
             return Err(Error::Master { path: path.to_owned() });
         }
-        let said = stats::read(&String::from_utf8_lossy(&ask(stats::QUESTION)?));
-        let said = said.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
+        let answer = stats::read(&String::from_utf8_lossy(&ask(stats::QUESTION)?));
+        let answer = answer.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
         let listening = listening()?;
         let found = exported(path, limit)?;
         let sockets = found
             .into_iter()
             .filter_map(|one| describe(one.fd, one.namespace.is_some(), &listening))
             .collect();
-        Ok(Self { pid: said.pid, sockets })
+        Ok(Self { pid: answer.pid, sockets })
     }
 
     /// Takes duplicates from a process and its children (a master's workers).

@@ -97,7 +97,7 @@ impl Keeper {
     pub(crate) async fn keep(
         mut self,
         mut lease: Option<Client>,
-        mut told: mpsc::UnboundedReceiver<LeaseUpdate>,
+        mut updates: mpsc::UnboundedReceiver<LeaseUpdate>,
     ) {
         let mut state = State::Starting;
         loop {
@@ -114,7 +114,7 @@ impl Keeper {
             };
             tokio::select! {
                 biased;
-                news = told.recv() => {
+                news = updates.recv() => {
                     // Dropped at the end of this, which answers the task that waits for the broker to know.
                     let _done = match news {
                         None => return,

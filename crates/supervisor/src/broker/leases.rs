@@ -56,9 +56,9 @@ impl Leases {
         listeners: Vec<Rc<HeldListener>>,
         lease: Option<Client>,
     ) -> mpsc::UnboundedSender<LeaseUpdate> {
-        let (news, told) = mpsc::unbounded_channel();
+        let (news, updates) = mpsc::unbounded_channel();
         let keeper = Keeper { broker: Rc::clone(&self.broker), id, pid, listeners };
-        crate::tasks::spawn(keeper.keep(lease, told));
+        crate::tasks::spawn(keeper.keep(lease, updates));
         news
     }
 
@@ -88,11 +88,11 @@ impl Leases {
 }
 
 /// Has the loop release what is not used, once the broker knows that these leases have ended.
-pub(crate) fn release_after(cx: &Context, told: Vec<oneshot::Receiver<()>>) {
+pub(crate) fn release_after(cx: &Context, given_back: Vec<oneshot::Receiver<()>>) {
     let cx = cx.clone();
     crate::tasks::spawn(async move {
-        for told in told {
-            let _ = tokio::time::timeout(GIVEN_BACK, told).await;
+        for lease in given_back {
+            let _ = tokio::time::timeout(GIVEN_BACK, lease).await;
         }
         cx.send(Message::GivenBack);
     });

@@ -127,7 +127,7 @@ impl Service {
 
     /// By the event of its start: one that has the pid by now and is younger is another process.
     fn by_event(&self, pid: i32) -> Option<u64> {
-        let (id, told) = self.started.get(&pid)?;
-        (begun(process::age(pid)?) <= told.0 + CLOCKS && *id <= LAST_ID).then_some(*id)
+        let (id, start) = self.started.get(&pid)?;
+        (begun(process::age(pid)?) <= start.0 + CLOCKS && *id <= LAST_ID).then_some(*id)
     }
 }

@@ -74,19 +74,19 @@ impl Family {
     /// Looks at the descriptors of all processes. `told` is what the process on the admin socket says: it
     /// is believed where its descriptors are hidden, and where it keeps a UDP socket for the
     /// connections that it has on it.
-    pub(crate) fn look(&self, told: Option<&Info>) -> Descriptors {
+    pub(crate) fn look(&self, latest: Option<&Info>) -> Descriptors {
         // The first process and those that descend from it are quickly looked at. Only if they have
         // none are all others looked for.
-        match self.look_at(&self.workers(), told) {
+        match self.look_at(&self.workers(), latest) {
             Descriptors::Closed if self.kind.program().is_some() => {
-                self.look_at(&self.without_master(self.kind.processes(self.pid)), told)
+                self.look_at(&self.without_master(self.kind.processes(self.pid)), latest)
             }
             seen => seen,
         }
     }
 
-    fn look_at(&self, pids: &BTreeSet<i32>, told: Option<&Info>) -> Descriptors {
-        let closed = told.filter(|info| self.says_closed(info)).and_then(|info| info.pid);
+    fn look_at(&self, pids: &BTreeSet<i32>, latest: Option<&Info>) -> Descriptors {
+        let closed = latest.filter(|info| self.says_closed(info)).and_then(|info| info.pid);
         let mut hidden = None;
         for &pid in pids {
             let believed = closed == Some(pid);

@@ -144,7 +144,7 @@ fn answer_late(
     id: GenerationId,
     why: impl Future<Output = Option<(String, &'static str)>> + 'static,
 ) -> Late {
-    let (tell, told) = oneshot::channel();
+    let (send, receive) = oneshot::channel();
     let cx = cx.clone();
     crate::tasks::spawn(async move {
         let why = why.await;
@@ -153,11 +153,11 @@ fn answer_late(
             cx.record(id, None, event::Kind::ReloadFailed, text.as_str());
         }
         // The client may have gone away.
-        let _ = tell.send(
+        let _ = send.send(
             why.map(|(text, hint)| RpcError::new(ErrorCode::RELOAD_FAILED, text).with_hint(hint)),
         );
     });
-    told
+    receive
 }
 
 /// The listeners of a generation, as people know them.

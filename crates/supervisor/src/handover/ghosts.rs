@@ -83,12 +83,12 @@ pub(crate) struct Removal {
     /// Generations start without epoll.
     no_epoll: bool,
     /// It was told that ghosts stay: once is enough.
-    told: bool,
+    logged: bool,
 }
 
 impl Removal {
     pub(crate) fn new(ghosts: Ghosts) -> Self {
-        Self { no_epoll: ghosts == Ghosts::NoEpoll, told: false }
+        Self { no_epoll: ghosts == Ghosts::NoEpoll, logged: false }
     }
 
     /// Whether haproxy must not use epoll.
@@ -111,7 +111,7 @@ impl Removal {
         if refused && is_haproxy && matches!(cx.settings.ghosts, Ghosts::Auto) {
             self.no_epoll = true;
         }
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.logged, true) {
             return;
         }
         let then = if self.no_epoll {

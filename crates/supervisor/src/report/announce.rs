@@ -12,7 +12,7 @@ pub(crate) struct Announcer {
     /// How often the keep-alive is due.
     keep_alive: Option<Duration>,
     /// When it was last told.
-    told: Option<Instant>,
+    announced: Option<Instant>,
     reloading: bool,
 }
 
@@ -30,8 +30,8 @@ impl Announcer {
     /// The loop turns; told to systemd no more often than it wants to know.
     pub(crate) fn alive(&mut self) {
         let Some(interval) = self.keep_alive else { return };
-        if self.told.is_none_or(|told| told.elapsed() >= interval / 2) {
-            self.told = Some(Instant::now());
+        if self.announced.is_none_or(|announced| announced.elapsed() >= interval / 2) {
+            self.announced = Some(Instant::now());
             notify::tell("WATCHDOG=1");
         }
     }

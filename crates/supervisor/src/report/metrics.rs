@@ -197,12 +197,12 @@ pub(crate) async fn keep(
 
 /// Claims the listener, serves on it, and gives it back to the next broker when one is lost.
 async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender<Message>) {
-    let mut told = false;
+    let mut logged = false;
     let (mut client, fd) = loop {
         match claim(listener, socket).await {
             Ok(claimed) => break claimed,
-            Err(error) if !told => {
-                told = true;
+            Err(error) if !logged => {
+                logged = true;
                 tracing::error!(%listener, "no metrics on it so far: {}", error.with_hint());
             }
             Err(_) => {}

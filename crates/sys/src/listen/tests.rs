@@ -91,8 +91,8 @@ fn v6only_decides_who_may_connect() {
     TcpStream::connect(("127.0.0.1", port)).expect("IPv4");
     TcpStream::connect(("::1", port)).expect("IPv6");
 
-    let told = diag::tcp().expect("sock_diag");
-    let of = |inode| told.iter().find(|socket| socket.inode == inode).expect("listed").v6only;
+    let seen = diag::tcp().expect("sock_diag");
+    let of = |inode| seen.iter().find(|socket| socket.inode == inode).expect("listed").v6only;
     assert_eq!((of(only.inode), of(both.inode)), (Some(true), Some(false)));
 }
 
@@ -108,18 +108,18 @@ fn udp_receives_and_shares_with_nobody() {
     let mut buffer = [0; 16];
     assert_eq!(server.recv(&mut buffer).expect("receive"), 4);
     assert!(open(&listener(&format!("udp4@{at}"))).is_err());
-    let told = diag::udp().expect("sock_diag");
-    assert!(told.iter().any(|socket| socket.address == Address::Udp(at)));
+    let seen = diag::udp().expect("sock_diag");
+    assert!(seen.iter().any(|socket| socket.address == Address::Udp(at)));
 }
 
 #[test]
 fn options_reach_the_socket() {
     let held = opened("127.0.0.1:0,backlog=7");
-    let told = queue::accept_queue(held.fd.as_fd()).expect("queue");
-    assert_eq!(told, queue::Queue { len: 0, limit: 7 });
+    let seen = queue::accept_queue(held.fd.as_fd()).expect("queue");
+    assert_eq!(seen, queue::Queue { len: 0, limit: 7 });
     let held = opened("127.0.0.1:0");
-    let told = queue::accept_queue(held.fd.as_fd()).expect("queue");
-    assert_eq!(told.limit, crate::limits::somaxconn());
+    let seen = queue::accept_queue(held.fd.as_fd()).expect("queue");
+    assert_eq!(seen.limit, crate::limits::somaxconn());
 
     // 192.0.2.0/24 is for documentation (RFC 5737): no machine has it.
     let absent = open(&listener("192.0.2.7:0")).expect_err("no such address");
@@ -129,8 +129,8 @@ fn options_reach_the_socket() {
 
     match open(&listener("127.0.0.1:0,interface=lo")) {
         Ok(held) => {
-            let told = diag::tcp().expect("sock_diag");
-            let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
+            let seen = diag::tcp().expect("sock_diag");
+            let mine = seen.iter().find(|socket| socket.inode == held.inode).expect("listed");
             assert_eq!(mine.interface.as_deref(), Some("lo"));
         }
         Err(error) => crate::testing::skip(&format!("interface=lo: {error}")),
@@ -149,8 +149,8 @@ fn the_queue_counts_who_waits() {
     let at = tcp_address(&held);
     let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(at).expect("connect")).collect();
     assert_eq!(queue::accept_queue(held.fd.as_fd()).expect("queue").len, 3);
-    let told = diag::tcp().expect("sock_diag");
-    let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
+    let seen = diag::tcp().expect("sock_diag");
+    let mine = seen.iter().find(|socket| socket.inode == held.inode).expect("listed");
     assert_eq!((mine.queue.len, mine.cookie, &mine.address), (3, held.cookie, &held.bound));
 
     // Whoever shuts a shared listener down takes it out of LISTEN for all.
@@ -398,8 +398,8 @@ fn an_abstract_name_is_padded_as_haproxy_pads_it() {
     let address = UnixAddress::from_abstract_name(&padded).expect("address");
     let client = UnixStream::connect_addr(&address).expect("connect");
     assert!(open(&listener(&format!("abns@{name}"))).is_err());
-    let told = diag::unix().expect("sock_diag");
-    let mine = told.iter().find(|socket| socket.inode == held.inode).expect("listed");
+    let seen = diag::unix().expect("sock_diag");
+    let mine = seen.iter().find(|socket| socket.inode == held.inode).expect("listed");
     assert_eq!((&mine.address, mine.queue.len, mine.cookie), (&held.bound, 1, held.cookie));
     drop(crate::probe::Probe::begin(&held.bound, held.fd.as_fd()).expect("probe"));
     assert_eq!(queue::accept_queue(held.fd.as_fd()).expect("queue").len, 2);

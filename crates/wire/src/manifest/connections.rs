@@ -27,8 +27,8 @@ pub struct ConnectionEntry {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread: Vec<u8>,
     /// The id, as JSON text, of its request for the upgrade, which the next image answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owed: Option<String>,
+    #[serde(default, rename = "owed", skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<String>,
 }
 
 /// The generation that a connection has joined as.

@@ -267,8 +267,8 @@ fn wait(fds: &[std::os::fd::BorrowedFd<'_>], time: Duration) -> anyhow::Result<(
 
 /// The first line of `haproxy -v`, without the address of its home.
 pub(super) fn version(haproxy: &Path) -> String {
-    let said = Command::new(haproxy).arg("-v").output().map(|output| output.stdout);
-    let said = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
-    let first = said.lines().next().unwrap_or("haproxy");
+    let banner = Command::new(haproxy).arg("-v").output().map(|output| output.stdout);
+    let banner = String::from_utf8_lossy(&banner.unwrap_or_default()).into_owned();
+    let first = banner.lines().next().unwrap_or("haproxy");
     first.split(" - ").next().unwrap_or(first).to_owned()
 }

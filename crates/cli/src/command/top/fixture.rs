@@ -61,7 +61,7 @@ pub(super) fn lost(services: Vec<Service>) -> Input {
     Input::Seen(Box::new(Seen { broker, services }))
 }
 
-pub(super) fn told(seconds: u64, kind: &'static str, number: u64, text: &str) -> SourcedEvent {
+pub(super) fn event_at(seconds: u64, kind: &'static str, number: u64, text: &str) -> SourcedEvent {
     let mut event = Event::new(NOW.0 - seconds, ago(seconds), kind, text);
     event.service = Some("web".into());
     event.generation = Some(number);
@@ -72,12 +72,12 @@ pub(super) fn told(seconds: u64, kind: &'static str, number: u64, text: &str) ->
 pub(super) fn reloaded() -> Model {
     let mut model = Model::new(NOW);
     let events = vec![
-        told(250, "generation-started", 3, "started"),
-        told(250, "generation-serving", 3, "serving"),
-        told(120, "generation-failed", 4, "did not come up: exited with 1"),
-        told(61, "generation-started", 5, "started"),
-        told(60, "generation-serving", 5, "serving"),
-        told(60, "generation-draining", 3, "draining"),
+        event_at(250, "generation-started", 3, "started"),
+        event_at(250, "generation-serving", 3, "serving"),
+        event_at(120, "generation-failed", 4, "did not come up: exited with 1"),
+        event_at(61, "generation-started", 5, "started"),
+        event_at(60, "generation-serving", 5, "serving"),
+        event_at(60, "generation-draining", 3, "draining"),
     ];
     model.on(NOW, Input::Happened(events));
     let generations = vec![generation(3, "draining", 250), generation(5, "serving", 61)];

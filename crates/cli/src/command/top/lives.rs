@@ -80,9 +80,9 @@ impl Lives {
     }
 
     /// An event: it knows the moment best.
-    pub(super) fn happened(&mut self, told: &SourcedEvent) {
-        let event = &told.event;
-        let service = event.service.as_deref().or(match &told.source {
+    pub(super) fn happened(&mut self, sourced: &SourcedEvent) {
+        let event = &sourced.event;
+        let service = event.service.as_deref().or(match &sourced.source {
             Source::Service(name) => Some(name.as_str()),
             Source::Broker => None,
         });
@@ -149,7 +149,7 @@ mod tests {
     use super::super::seen::{Generation, Supervision};
     use super::*;
 
-    fn told(time: u64, kind: &'static str, generation: u64) -> SourcedEvent {
+    fn sourced(time: u64, kind: &'static str, generation: u64) -> SourcedEvent {
         let mut event = Event::new(time, Timestamp(time), kind, kind);
         event.service = Some("web".into());
         event.generation = Some(generation);
@@ -197,7 +197,7 @@ mod tests {
             (9, "generation-started", 3),
             (10, "generation-failed", 3),
         ] {
-            lives.happened(&told(time, kind, generation));
+            lives.happened(&sourced(time, kind, generation));
         }
         let lines: Vec<_> = lives.of("web").map(|(_, life)| line(life, 12)).collect();
         assert_eq!(lines, [" oo###==    ", "     o###x  ", "         ox "]);
@@ -212,7 +212,7 @@ mod tests {
         let mut lives = Lives::default();
         lives.seen(Timestamp(5), &seen(&[(1, "serving"), (2, "starting")]));
         lives.seen(Timestamp(7), &seen(&[(1, "draining"), (2, "serving")]));
-        lives.happened(&told(6, "generation-serving", 2));
+        lives.happened(&sourced(6, "generation-serving", 2));
         lives.seen(Timestamp(9), &seen(&[(2, "serving")]));
         let lines: Vec<_> = lives.of("web").map(|(_, life)| line(life, 12)).collect();
         assert_eq!(lines, [" ######==   ", " ooooo######"]);
@@ -223,7 +223,7 @@ mod tests {
         let mut lives = Lives::default();
         lives.seen(Timestamp(1), &seen(&[(0, "serving")]));
         for generation in 1..200 {
-            lives.happened(&told(generation, "generation-failed", generation));
+            lives.happened(&sourced(generation, "generation-failed", generation));
         }
         let numbers: Vec<_> = lives.of("web").map(|(number, _)| number).collect();
         assert_eq!(numbers.len(), ENDED + 1);

@@ -112,19 +112,19 @@ impl Service {
 }
 
 impl From<GenerationStatus> for Generation {
-    fn from(told: GenerationStatus) -> Self {
-        let kept_by = told.oldest_sessions.iter().map(|session| {
+    fn from(reported: GenerationStatus) -> Self {
+        let kept_by = reported.oldest_sessions.iter().map(|session| {
             format!("{} on {} to {}", session.source, session.frontend, session.server)
         });
         Self {
-            number: told.generation,
-            started: told.since.as_deref().and_then(Timestamp::parse),
+            number: reported.generation,
+            started: reported.since.as_deref().and_then(Timestamp::parse),
             kept_by: kept_by.collect(),
-            state: told.state,
-            pid: told.pid.map(i64::from),
-            connections: told.connections,
-            memory: told.memory,
-            version: told.version,
+            state: reported.state,
+            pid: reported.pid.map(i64::from),
+            connections: reported.connections,
+            memory: reported.memory,
+            version: reported.version,
         }
     }
 }

@@ -155,8 +155,8 @@ pub(super) fn follow(socket: &Path, news: SyncSender<News>) {
             return;
         }
         let coming = events::follow(&socket, None, recent.last);
-        for told in &coming {
-            let together = std::iter::once(told).chain(coming.try_iter()).collect();
+        for first in &coming {
+            let together = std::iter::once(first).chain(coming.try_iter()).collect();
             if happened(together).is_err() {
                 return;
             }

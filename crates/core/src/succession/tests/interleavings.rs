@@ -89,7 +89,7 @@ impl World {
     fn is_told(&self, number: u64) -> Option<bool> {
         let mut places = self.succession.places();
         let place = places.find(|place| place.label.generation == number)?;
-        place.ordered.map(|progress| progress.told)
+        place.ordered.map(|progress| progress.retiring)
     }
 
     fn connect(&mut self) -> u64 {
@@ -314,7 +314,7 @@ proptest! {
             let accept = accept.filter(|process| !process.given_up).count();
             prop_assert!(accept <= 1, "invariant 2: {:?}", world.processes);
             let waits = world.succession.places().any(|place| {
-                place.ordered.is_some_and(|progress| progress.ready && !progress.told)
+                place.ordered.is_some_and(|progress| progress.ready && !progress.retiring)
             });
             prop_assert!(!waits || world.succession.deadline().is_some(), "invariant 5");
             let places: Vec<Place> = world.succession.places().collect();
@@ -324,7 +324,7 @@ proptest! {
                     other.label.generation > place.label.generation
                         && (ready || other.label.state == State::Serving)
                 };
-                let told = place.ordered.is_some_and(|progress| progress.told);
+                let told = place.ordered.is_some_and(|progress| progress.retiring);
                 prop_assert_eq!(told, places.iter().find(newer).is_some(), "for a newer one only");
             }
             for record in world.succession.records() {

@@ -32,8 +32,8 @@ pub(crate) fn order(
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
     set("LISTEN_FDS", listeners.len().to_string());
-    let told: Vec<_> = names.iter().map(Name::as_str).collect();
-    set("LISTEN_FDNAMES", told.join(":"));
+    let shown: Vec<_> = names.iter().map(Name::as_str).collect();
+    set("LISTEN_FDNAMES", shown.join(":"));
     for (name, number) in &descriptors {
         set(&name.variable(), number.to_string());
     }

@@ -167,9 +167,9 @@ impl Model {
                 Vec::new()
             }
             Input::Happened(events) => {
-                for told in events {
-                    self.lives.happened(&told);
-                    self.events.push_back(told);
+                for sourced in events {
+                    self.lives.happened(&sourced);
+                    self.events.push_back(sourced);
                     // What is being read stays where it is.
                     self.view.back += usize::from(self.view.back > 0);
                 }

@@ -1,13 +1,13 @@
 use super::*;
 use crate::command::top::fixture::{
-    NOW, generation, listener, lost, reloaded, seen, service, told,
+    NOW, event_at, generation, listener, lost, reloaded, seen, service,
 };
 
 fn press(model: &mut Model, keys: &str) -> Vec<Effect> {
     keys.chars().flat_map(|key| model.on(NOW, Input::Key(Key::Char(key)))).collect()
 }
 
-fn said(model: &Model) -> &str {
+fn message(model: &Model) -> &str {
     match &model.message {
         Some(Message::Notice(_, text) | Message::Failed(text)) => text,
         None => "",
@@ -26,13 +26,13 @@ fn a_reload_is_of_the_chosen_service_and_one_at_a_time() {
     assert_eq!(model.doing, Some((reload.clone(), NOW)));
     // A key that is held down, and one that would end what drains meanwhile.
     assert_eq!(press(&mut model, "rrx"), []);
-    assert!(said(&model).contains("one thing at a time"), "{}", said(&model));
+    assert!(message(&model).contains("one thing at a time"), "{}", message(&model));
     let failed = Input::Done(Err("line 3: unknown keyword\nhint: mend it".to_owned()));
     assert_eq!(model.on(NOW, failed), [Effect::Look]);
     assert_eq!(model.doing, None);
-    assert!(said(&model).contains("unknown keyword"));
+    assert!(message(&model).contains("unknown keyword"));
     assert_eq!(press(&mut model, "r"), [Effect::Act(reload)]);
-    assert_eq!(said(&model), "");
+    assert_eq!(message(&model), "");
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn what_was_done_is_told_for_a_while_and_what_failed_until_a_key() {
     for (outcome, left) in [(Ok("done".to_owned()), ""), (Err("failed".to_owned()), "failed")] {
         model.on(NOW, Input::Done(outcome));
         model.on(NOW, seen(Vec::new(), Vec::new()));
-        assert!(!said(&model).is_empty());
+        assert!(!message(&model).is_empty());
         model.on(later, seen(Vec::new(), Vec::new()));
-        assert_eq!(said(&model), left);
+        assert_eq!(message(&model), left);
     }
 }
 
@@ -70,22 +70,22 @@ fn what_cannot_be_done_says_why() {
     let mut model = reloaded();
     assert_eq!(press(&mut model, "jx"), []);
     assert_eq!(
-        said(&model),
+        message(&model),
         "generation 5 of \"web\" is serving: only one that drains can be ended"
     );
     assert_eq!(press(&mut model, "Gx"), []);
-    assert_eq!(said(&model), "generation 4 of \"web\" has ended");
+    assert_eq!(message(&model), "generation 4 of \"web\" has ended");
     let mut model = Model::new(NOW);
     assert_eq!(press(&mut model, "rx"), []);
-    assert!(said(&model).contains("bindonce run"));
+    assert!(message(&model).contains("bindonce run"));
     let mut joined = service("own", vec![generation(1, "serving", 9)]);
     joined.supervision = Supervision::Nobody;
     model.on(NOW, seen(vec![joined], Vec::new()));
     assert_eq!(press(&mut model, "r"), []);
-    assert!(said(&model).contains("has no supervisor"));
+    assert!(message(&model).contains("has no supervisor"));
     model.on(NOW, seen(vec![service("web", Vec::new())], Vec::new()));
     assert_eq!(press(&mut model, "x"), []);
-    assert_eq!(said(&model), "no generation of \"web\" drains");
+    assert_eq!(message(&model), "no generation of \"web\" drains");
 }
 
 #[test]
@@ -154,16 +154,16 @@ fn listeners_are_sorted_by_name_queue_or_users() {
 #[test]
 fn events_are_looked_into_at_once_and_only_so_many_kept() {
     let mut model = Model::new(NOW);
-    let events = (0..1500).map(|number| told(0, "reload-done", number, "done")).collect();
+    let events = (0..1500).map(|number| event_at(0, "reload-done", number, "done")).collect();
     assert_eq!(model.on(NOW, Input::Happened(events)), [Effect::Look]);
     assert_eq!((model.events.len(), model.events[0].event.generation), (REMEMBERED, Some(500)));
     // What is being read stays in place when more comes.
     model.on(NOW, Input::Key(Key::BackTab));
     press(&mut model, "kkk");
-    model.on(NOW, Input::Happened(vec![told(0, "reload-done", 1, "done")]));
+    model.on(NOW, Input::Happened(vec![event_at(0, "reload-done", 1, "done")]));
     assert_eq!((model.view.pane, model.view.back), (Pane::Events, 4));
     press(&mut model, "G");
-    model.on(NOW, Input::Happened(vec![told(0, "reload-done", 2, "done")]));
+    model.on(NOW, Input::Happened(vec![event_at(0, "reload-done", 2, "done")]));
     assert_eq!(model.view.back, 0);
 }
 

@@ -28,12 +28,12 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
     }
 }
 
-fn event(canvas: &mut Canvas, area: Area, told: &SourcedEvent, chosen: bool) {
-    let event = &told.event;
+fn event(canvas: &mut Canvas, area: Area, sourced: &SourcedEvent, chosen: bool) {
+    let event = &sourced.event;
     let about = match (&event.service, event.generation) {
         (Some(service), Some(generation)) => format!("{service}/{generation}"),
         (Some(service), None) => service.to_string(),
-        (None, _) => told.source.to_string(),
+        (None, _) => sourced.source.to_string(),
     };
     let style = match &*event.kind {
         "generation-serving" | "reload-done" | "broker-back" => GOOD,

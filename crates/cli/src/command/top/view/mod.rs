@@ -41,16 +41,16 @@ pub(super) fn draw(model: &Model, setting: &Setting, canvas: &mut Canvas) {
     if model.view.help {
         return help(canvas, below);
     }
-    let mut told = told(model, usize::from(area.width));
+    let mut notices = notices(model, usize::from(area.width));
     let most = usize::from(below.height / 3).max(1);
-    if told.len() > most {
-        let hidden = told.len() - (most - 1);
-        told.truncate(most - 1);
-        told.push((format!("{hidden} more lines; `bindonce events` has them"), FAINT));
+    if notices.len() > most {
+        let hidden = notices.len() - (most - 1);
+        notices.truncate(most - 1);
+        notices.push((format!("{hidden} more lines; `bindonce events` has them"), FAINT));
     }
-    let height = below.height.saturating_sub(u16::try_from(told.len()).unwrap_or(0));
+    let height = below.height.saturating_sub(u16::try_from(notices.len()).unwrap_or(0));
     let Some((body, messages)) = cut(below, height) else { return };
-    for (line, (text, style)) in (messages.y..messages.bottom()).zip(&told) {
+    for (line, (text, style)) in (messages.y..messages.bottom()).zip(&notices) {
         canvas.text(messages.x, line, messages.width, text, *style);
     }
     panes(model, canvas, body);
@@ -116,7 +116,7 @@ fn header(model: &Model, setting: &Setting, canvas: &mut Canvas, area: Area) {
 
 /// What stands between the panes and the keys: why the broker does not tell, what more there is of
 /// the chosen line, what is being done, and what came of it.
-fn told(model: &Model, width: usize) -> Vec<(String, Style)> {
+fn notices(model: &Model, width: usize) -> Vec<(String, Style)> {
     let mut lines = Vec::new();
     let mut tell = |text: &str, style: Style| {
         let parts = text.lines().flat_map(|line| words::wrapped(line, width));

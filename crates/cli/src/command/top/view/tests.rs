@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::command::top::fixture::{
-    NOW, generation, listener, lost, reloaded, seen, service, told,
+    NOW, event_at, generation, listener, lost, reloaded, seen, service,
 };
 use crate::command::top::keys::Key;
 use crate::command::top::model::Input;
@@ -134,7 +134,7 @@ fn no_size_is_too_small_and_no_name_too_strange() {
     let mut bound = listener(&hostile, u32::MAX, 9);
     bound.bound = hostile.clone();
     model.on(NOW, seen(vec![strange, service("web", Vec::new())], vec![bound]));
-    model.on(NOW, Input::Happened(vec![told(0, "reload-failed", 1, "a\u{1b}[31mb\u{9b}c")]));
+    model.on(NOW, Input::Happened(vec![event_at(0, "reload-failed", 1, "a\u{1b}[31mb\u{9b}c")]));
     model.on(NOW, Input::Done(Err(hostile)));
     model.on(NOW, Input::Key(Key::Char('g')));
     let widths = (1..=12).chain([39, 40, 41, 55, 56, 57, 71, 72, 73, 80, 99, 100, 101]);
