@@ -40,6 +40,7 @@ fn what_a_process_holds_comes_back_as_the_same_socket_and_what_nobody_holds_anew
         path.clone(),
         "abns@recovery".into(),
         "any=127.0.0.1:0".into(),
+        "quic4@127.0.0.1:0".into(),
     ];
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let (entries, _fds) = scene.wire().bind(&wanted);

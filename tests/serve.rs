@@ -96,6 +96,7 @@ fn every_kind_of_address() {
         format!("only=[::]:{},v6only", port + 1),
         format!("both=[::]:{},v4v6", port + 2),
         format!("datagram=udp4@127.0.0.1:{port}"),
+        format!("quic=quic4@127.0.0.1:{}", port + 1),
         format!("path=unix@{},mode=0640", path.display()),
         format!("abstract=abns@bindonce-{}", std::process::id()),
     ];
@@ -110,7 +111,7 @@ fn every_kind_of_address() {
     assert_eq!(fs::metadata(&path).expect("the path").mode() & 0o777, 0o640);
 
     let broker_list = scene.run("list", &["--json"]).ok();
-    for name in ["six", "only", "both", "datagram", "path", "abstract"] {
+    for name in ["six", "only", "both", "datagram", "quic", "path", "abstract"] {
         assert!(broker_list.contains(&format!("\"{name}\"")), "{name}: {broker_list}");
     }
     scene.run("release", &["path"]).ok();

@@ -316,7 +316,7 @@ impl Books {
         for held in held {
             match held.listener.address {
                 Address::Tcp(_) => tcp = true,
-                Address::Udp(_) => udp = true,
+                Address::Udp(_) | Address::Quic(_) => udp = true,
                 Address::Unix(_) | Address::Abstract(_) => unix = true,
             }
         }
@@ -343,7 +343,9 @@ impl Books {
                     (queue, None, Some(queue.is_some()))
                 }
             },
-            Address::Udp(_) => (None, self.datagram.get(&opened.inode).copied(), None),
+            Address::Udp(_) | Address::Quic(_) => {
+                (None, self.datagram.get(&opened.inode).copied(), None)
+            }
             Address::Unix(_) | Address::Abstract(_) => {
                 let queue = self.unix.get(&opened.inode).copied();
                 (queue, None, Some(queue::is_listening(fd)))

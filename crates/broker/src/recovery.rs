@@ -218,8 +218,8 @@ async fn rebind(broker: &Rc<RefCell<Broker>>, free: impl Fn(&Entry) -> bool) {
                 broker.borrow().reporter.record(Happening::new(Kind::ListenerBound, text));
                 let since = Timestamp(entry.since);
                 let owner = entry.owner;
-                let found =
-                    Found { listener, socket, exclusive: true, since, tentative: false, owner };
+                let exclusive = socket.bound.is_exclusive();
+                let found = Found { listener, socket, exclusive, since, tentative: false, owner };
                 let mut broker = broker.borrow_mut();
                 broker.persistence.missing.recovered(&HashSet::from([entry.inode]));
                 broker.recovered(vec![found], None);

@@ -3,7 +3,7 @@
 //! The forms are those of "bind" in haproxy's configuration manual (section
 //! 4.2) and of "Address formats" (section 11): `80`, `:80`, `*:80`,
 //! `10.0.0.1:80`, `[::1]:80`, `::1:80` (the last colon separates the port), a
-//! family in front (`ipv4@`, `ipv6@`, `tcp@`, `udp@`, `unix@`, `abns@` ...) and
+//! family in front (`ipv4@`, `ipv6@`, `tcp@`, `udp@`, `quic4@`, `unix@`, `abns@` ...) and
 //! ranges of ports. Printing gives one canonical text for each value, which
 //! parses back to the same value.
 
@@ -25,6 +25,9 @@ pub enum Address {
     Tcp(SocketAddr),
     /// UDP, printed as `udp4@10.0.0.1:53` or `udp6@[::1]:53`.
     Udp(SocketAddr),
+    /// UDP for QUIC, printed as `quic4@10.0.0.1:443` or `quic6@[::1]:443`: at the place of `udp@`, with
+    /// SO_REUSEADDR, so that its users can bind a connected socket for each connection beside it.
+    Quic(SocketAddr),
     /// A UNIX stream socket on a path, printed as `unix@/run/app.sock`. Absolute,
     /// without NUL, at most 107 bytes.
     Unix(String),
@@ -33,15 +36,15 @@ pub enum Address {
 }
 
 impl Address {
-    /// The IP address and port, for TCP and UDP.
+    /// The IP address and port, for TCP, UDP and QUIC.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(ip) | Self::Udp(ip) => Some(*ip),
+            Self::Tcp(ip) | Self::Udp(ip) | Self::Quic(ip) => Some(*ip),
             Self::Unix(_) | Self::Abstract(_) => None,
         }
     }
 
-    /// The port, for TCP and UDP.
+    /// The port, for TCP, UDP and QUIC.
     pub fn port(&self) -> Option<u16> {
         self.ip().map(|ip| ip.port())
     }
@@ -49,16 +52,41 @@ impl Address {
     /// The same address with another port. UNIX addresses stay as they are.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
+        match self.ip() {
+            Some(ip) => self.with_ip(SocketAddr::new(ip.ip(), port)),
+            None => self.clone(),
+        }
+    }
+
+    /// The same kind of address with another IP address and port. UNIX addresses stay as they are.
+    #[must_use]
+    pub fn with_ip(&self, at: SocketAddr) -> Self {
         match self {
-            Self::Tcp(ip) => Self::Tcp(SocketAddr::new(ip.ip(), port)),
-            Self::Udp(ip) => Self::Udp(SocketAddr::new(ip.ip(), port)),
-            other => other.clone(),
+            Self::Tcp(_) => Self::Tcp(at),
+            Self::Udp(_) => Self::Udp(at),
+            Self::Quic(_) => Self::Quic(at),
+            Self::Unix(_) | Self::Abstract(_) => self.clone(),
         }
     }
 
     /// Whether sockets of this kind listen (UDP sockets do not).
     pub fn listens(&self) -> bool {
-        !matches!(self, Self::Udp(_))
+        !matches!(self, Self::Udp(_) | Self::Quic(_))
+    }
+
+    /// Whether nobody else can bind beside a socket that is made for it. Beside one for QUIC they can, since its
+    /// users have to.
+    pub fn is_exclusive(&self) -> bool {
+        !matches!(self, Self::Quic(_))
+    }
+
+    /// As the kernel tells of its socket: it does not know what a UDP socket is for.
+    #[must_use]
+    pub fn as_seen(&self) -> Self {
+        match self {
+            Self::Quic(at) => Self::Udp(*at),
+            other => other.clone(),
+        }
     }
 
     /// A UNIX path in canonical form: absolute, one `/` between parts, no `.`.
@@ -131,6 +159,9 @@ impl Address {
             "udp" => (None, Self::Udp),
             "udp4" => (Some(Family::V4), Self::Udp),
             "udp6" => (Some(Family::V6), Self::Udp),
+            "quic" => (None, Self::Quic),
+            "quic4" => (Some(Family::V4), Self::Quic),
+            "quic6" => (Some(Family::V6), Self::Quic),
             _ => {
                 return Err(Invalid::UnknownFamily { text: shown(text), family: shown(family) });
             }
@@ -159,6 +190,8 @@ impl fmt::Display for Address {
             Self::Tcp(ip) => ip.fmt(f),
             Self::Udp(ip) if ip.is_ipv4() => write!(f, "udp4@{ip}"),
             Self::Udp(ip) => write!(f, "udp6@{ip}"),
+            Self::Quic(ip) if ip.is_ipv4() => write!(f, "quic4@{ip}"),
+            Self::Quic(ip) => write!(f, "quic6@{ip}"),
             Self::Unix(path) => write!(f, "unix@{path}"),
             Self::Abstract(name) => write!(f, "abns@{name}"),
         }
@@ -311,6 +344,9 @@ mod tests {
             ("udp@:53", "udp4@0.0.0.0:53"),
             ("udp@[::1]:53", "udp6@[::1]:53"),
             ("udp6@:53", "udp6@[::]:53"),
+            ("quic4@:443", "quic4@0.0.0.0:443"),
+            ("quic6@*:443", "quic6@[::]:443"),
+            ("quic@[::1]:443", "quic6@[::1]:443"),
             ("/run/a.sock", "unix@/run/a.sock"),
             ("unix@//run/./a=b.sock", "unix@/run/a=b.sock"),
             ("uxst@/run/a b", "unix@/run/a b"),
@@ -341,7 +377,8 @@ mod tests {
             ("ipv4@[::1]:80", "IPv4"),
             ("udp6@10.0.0.1:53", "IPv6"),
             ("fd@3", "not a family"),
-            ("quic4@:443", "not a family"),
+            ("quic4@[::1]:443", "IPv4"),
+            ("quic6@10.0.0.1:443", "IPv6"),
             ("unix@run/a.sock", "begins with /"),
             ("/run/", "directory"),
             ("/run/.", "directory"),

@@ -68,13 +68,15 @@ pub struct Plan {
 /// Decides. Without `wanted`, every TCP listener is.
 pub fn plan(candidates: &[Candidate], wanted: Option<&[Listener]>) -> Plan {
     let mut plan = Plan::default();
+    // The kernel does not know what a UDP socket is for.
+    let seen_key = |listener: &Listener| listener.key().as_seen();
     let mut at: HashMap<Key, Vec<usize>> = HashMap::new();
     let mut order = Vec::new();
     for (index, candidate) in candidates.iter().enumerate() {
         match candidate.unfit {
             Some(unfit) => plan.left.push((index, Reason::Unfit(unfit))),
             None => {
-                let key = candidate.listener.key();
+                let key = seen_key(&candidate.listener);
                 let there = at.entry(key.clone()).or_default();
                 if there.is_empty() {
                     order.push(key);
@@ -91,7 +93,7 @@ pub fn plan(candidates: &[Candidate], wanted: Option<&[Listener]>) -> Plan {
     if let Some(wanted) = wanted {
         let mut seen = HashSet::new();
         for listener in wanted.iter().filter(|listener| seen.insert(listener.key())) {
-            match at.remove(&listener.key()) {
+            match at.remove(&seen_key(listener)) {
                 Some(there) => take(listener.clone(), there),
                 None => plan.missing.push(listener.clone()),
             }

@@ -15,7 +15,7 @@ pub enum Invalid {
     /// A prefix before `@` that is not one of ours.
     #[error(
         "{family:?} in {text:?} is not a family of addresses that can be bound here: write ipv4@, \
-         ipv6@, unix@, abns@, udp@, udp4@ or udp6@"
+         ipv6@, unix@, abns@, udp@, udp4@, udp6@, quic@, quic4@ or quic6@"
     )]
     UnknownFamily {
         /// The address as written.

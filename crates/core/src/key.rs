@@ -85,6 +85,11 @@ impl Key {
         Self { address: bound.clone(), v6only: self.v6only, rest }
     }
 
+    /// The key of the same listener as the kernel tells of its socket ([`Address::as_seen`]).
+    pub(crate) fn as_seen(&self) -> Self {
+        Self { address: self.address.as_seen(), ..self.clone() }
+    }
+
     /// Whether the kernel would refuse to bind one while the other is bound, unless both are
     /// bound for that. Two equal keys overlap, except at port 0.
     pub fn overlaps(&self, other: &Self) -> bool {
@@ -138,7 +143,7 @@ impl Key {
     }
 
     fn is_udp(&self) -> bool {
-        matches!(self.address, Address::Udp(_))
+        !self.address.listens()
     }
 
     /// Where in their order all those are that can overlap this one: from which key on, and whether they are
@@ -151,6 +156,7 @@ impl Key {
         }
         let at_ip = |ip: IpAddr| {
             let at = SocketAddr::new(ip, at.port());
+            // The least at its place, whatever its kind.
             first(if self.is_udp() { Address::Udp(at) } else { Address::Tcp(at) })
         };
         let (v4, v6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
@@ -176,8 +182,7 @@ impl Key {
     pub(crate) fn ipv4_wildcard(&self) -> Option<Self> {
         let port = self.address.port().filter(|_| self.is_dual())?;
         let at = (Ipv4Addr::UNSPECIFIED, port).into();
-        let address = if self.is_udp() { Address::Udp(at) } else { Address::Tcp(at) };
-        Some(Self { address, ..self.clone() })
+        Some(Self { address: self.address.with_ip(at), ..self.clone() })
     }
 
     /// The order in which those that overlap are best bound: the kernel lets a more specific one
@@ -240,6 +245,10 @@ mod tests {
             (":80", "10.0.0.1:81", false),
             (":80", "udp@:80", false),
             ("udp@:53", "udp@10.0.0.1:53", true),
+            ("quic4@:443", "udp@:443", true),
+            ("quic4@:443", "udp@10.0.0.1:443", true),
+            ("quic6@:443", "udp@10.0.0.1:443", true),
+            ("quic4@:443", ":443", false),
             ("10.0.0.1:80", "10.0.0.2:80", false),
             ("[::]:80", ":80", true),
             ("[::]:80", "10.0.0.1:80", true),
@@ -277,6 +286,7 @@ mod tests {
             ("[::ffff:0.0.0.0]:80", ":80", true),
             (":80,interface=eth0", ":80", false),
             (":80", ":80", true),
+            ("quic4@:443", "udp@:443", true),
             (":0", ":0", false),
             ("/run/a", "/run/a", true),
         ] {
@@ -285,6 +295,7 @@ mod tests {
         }
         let ipv4 = key("udp@[::]:53,interface=a").ipv4_wildcard();
         assert_eq!(ipv4, Some(key("udp@:53,interface=a")));
+        assert_eq!(key("quic6@:443").ipv4_wildcard(), Some(key("quic4@:443")));
         assert_eq!(key("[::]:80").narrowed(), Some(key("[::]:80,v6only")));
         assert_eq!(key("[::1]:80").narrowed(), None);
     }

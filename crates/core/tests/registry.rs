@@ -17,7 +17,7 @@ use bindonce_core::time::Timestamp;
 use proptest::prelude::*;
 
 /// Addresses that are equal, overlap, conflict or stand apart.
-const WANTED: [&str; 26] = [
+const WANTED: [&str; 27] = [
     ":80",
     "web=:80",
     "web=:80,backlog=64",
@@ -33,6 +33,7 @@ const WANTED: [&str; 26] = [
     ":80,interface=eth1",
     ":80,netns=blue",
     "udp@:80",
+    "quic4@:80",
     ":90-93",
     "r=:91-92",
     ":0",

@@ -21,6 +21,7 @@ fn address() -> impl Strategy<Value = Address> {
     prop_oneof![
         (ip(), any::<u16>()).prop_map(|at| Address::Tcp(at.into())),
         (ip(), any::<u16>()).prop_map(|at| Address::Udp(at.into())),
+        (ip(), any::<u16>()).prop_map(|at| Address::Quic(at.into())),
         "(/[a-zA-Z0-9=@:_ .ä-]{1,12}){1,4}"
             .prop_filter_map("path", |path| Address::unix(&path).ok()),
         "[a-zA-Z0-9=@:_ ./ä-]{1,40}"

@@ -261,7 +261,7 @@ fn not_here_hint(address: &Address) -> String {
 fn occupied_hint(address: &Address) -> String {
     let ask = match address {
         Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),
-        Address::Udp(at) => format!("ss -lunp 'sport = :{}'", at.port()),
+        Address::Udp(at) | Address::Quic(at) => format!("ss -lunp 'sport = :{}'", at.port()),
         Address::Unix(_) | Address::Abstract(_) => "ss -lxp".to_owned(),
     };
     format!("another process holds it: `{ask}`, as root, names it")
@@ -272,7 +272,7 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
         (Errno::EADDRINUSE, _) => occupied_hint(address),
         (Errno::EADDRNOTAVAIL, _) => not_here_hint(address),
         (Errno::EACCES, "bind") => match address {
-            Address::Tcp(_) | Address::Udp(_) => {
+            Address::Tcp(_) | Address::Udp(_) | Address::Quic(_) => {
                 "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
                     .to_owned()
             }

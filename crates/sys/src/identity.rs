@@ -20,7 +20,7 @@ use crate::queue::is_listening;
 /// A socket as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Where it is bound. Of a UNIX path this is the path that bind(2) was given, which a
+    /// Where it is bound, for QUIC if it is UDP with SO_REUSEADDR. Of a UNIX path this is the path that bind(2) was given, which a
     /// rename may have replaced since.
     pub bound: Address,
     /// The socket's inode.
@@ -57,6 +57,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
     }
     let bound = match (name.as_socket(), kind) {
         (Some(at), SocketType::STREAM) => Address::Tcp(at),
+        (Some(at), SocketType::DGRAM) if get::socket_reuseaddr(socket)? => Address::Quic(at),
         (Some(at), SocketType::DGRAM) => Address::Udp(at),
         (None, SocketType::STREAM) => {
             if let Some(path) = name.as_pathname() {
@@ -80,7 +81,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
         cookie: get::socket_cookie(socket)?,
         network: network_of(socket),
         listening: !bound.listens() || is_listening(socket),
-        exclusive: options::is_exclusive(socket),
+        exclusive: options::is_exclusive(socket, &bound),
         options: seen(socket, &bound)?,
         bound,
     })
@@ -98,7 +99,8 @@ impl Identity {
         let wanted = &listener.options;
         // The path that bind(2) was given is not the listener's; its file tells (UnixPath).
         let both_paths = matches!((&self.bound, bound), (Address::Unix(_), Address::Unix(_)));
-        if self.bound != *bound && !both_paths {
+        // Who has a UDP socket can give it SO_REUSEADDR and take it away: it is the same one.
+        if self.bound.as_seen() != bound.as_seen() && !both_paths {
             return Some(format!("it is bound to {}", self.bound));
         }
         let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
@@ -199,6 +201,8 @@ mod tests {
             "[::]:0",
             "0.0.0.0:0,interface=lo",
             "udp@127.0.0.1:0",
+            "quic4@127.0.0.1:0",
+            "quic6@[::1]:0",
             &format!("unix@{},mode=0600", path.display()),
             "abns@bindonce identity test",
         ] {
@@ -206,7 +210,8 @@ mod tests {
             let opened = listen::open(&listener).expect(text);
             let found = of(opened.fd.as_fd()).expect(text);
             assert_eq!((found.inode, found.cookie), (opened.inode, opened.cookie), "{text}");
-            assert!(found.listening && found.exclusive, "{text}");
+            assert!(found.listening, "{text}");
+            assert_eq!(found.exclusive, listener.address.is_exclusive(), "{text}");
             assert_eq!(found.differs_from(&listener, &opened.bound), None, "{text}");
             if !matches!(listener.address, Address::Unix(_)) {
                 assert_eq!(found.bound, opened.bound);

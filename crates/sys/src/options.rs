@@ -48,6 +48,9 @@ const ALL: [Known; 5] = [
     known("SO_RCVLOWAT", libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1),
 ];
 
+/// That of a socket for QUIC.
+const QUIC: [Known; 1] = [known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)];
+
 /// Those of TCP, as tcp_init_sock in the kernel leaves them (tcp(7)).
 const TCP: [Known; 7] = [
     known("SO_REUSEADDR", libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
@@ -65,14 +68,18 @@ const TCP: [Known; 7] = [
 /// fifteen short system calls.
 pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
     let address = &listener.address;
-    let tcp: &[Known] = if matches!(address, Address::Tcp(_)) { &TCP } else { &[] };
+    let of_kind: &[Known] = match address {
+        Address::Tcp(_) => &TCP,
+        Address::Quic(_) => &QUIC,
+        Address::Udp(_) | Address::Unix(_) | Address::Abstract(_) => &[],
+    };
     let mut found = Vec::new();
     let mut note = |option, was, now: Option<i64>| {
         if let Some(now) = now.filter(|now| *now != was) {
             found.push(Change { option, was, now });
         }
     };
-    for known in ALL.iter().chain(tcp) {
+    for known in ALL.iter().chain(of_kind) {
         note(known.name, known.was, number(socket, known.level, known.option));
     }
     note("SO_LINGER", -1, linger(socket));
@@ -83,7 +90,7 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
         i64::from(!listener.options.blocking),
         blocking.ok().map(|blocking| i64::from(!blocking)),
     );
-    if matches!(address, Address::Udp(_)) {
+    if !address.listens() {
         // A connected socket receives from its peer alone.
         let connected = rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some());
         note("connect", 0, Some(i64::from(connected)));
@@ -91,9 +98,10 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
     found
 }
 
-/// Whether nobody else can bind the address beside this socket (SO_REUSEPORT is off).
-pub fn is_exclusive(socket: BorrowedFd<'_>) -> bool {
-    number(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT).unwrap_or(0) == 0
+/// Whether nobody else can bind `address` beside this socket: SO_REUSEPORT is off, and of UDP SO_REUSEADDR too.
+pub fn is_exclusive(socket: BorrowedFd<'_>, address: &Address) -> bool {
+    let is_off = |option| number(socket, libc::SOL_SOCKET, option).unwrap_or(0) == 0;
+    is_off(libc::SO_REUSEPORT) && (address.listens() || is_off(libc::SO_REUSEADDR))
 }
 
 /// The cookie of the network namespace that a socket belongs to (SO_NETNS_COOKIE), never used twice;
@@ -183,13 +191,15 @@ mod tests {
             "127.0.0.1:0,blocking",
             "udp@127.0.0.1:0,blocking",
             "udp@127.0.0.1:0",
+            "quic4@127.0.0.1:0",
             &format!("unix@{},mode=0600,blocking", path.display()),
             "abns@bindonce-options-test",
         ] {
             let listener: Listener = text.parse().expect(text);
             let opened = listen::open(&listener).expect(text);
             assert_eq!(changed(opened.fd.as_fd(), &listener), [], "{text}");
-            assert!(is_exclusive(opened.fd.as_fd()));
+            let exclusive = is_exclusive(opened.fd.as_fd(), &listener.address);
+            assert_eq!(exclusive, listener.address.is_exclusive(), "{text}");
         }
     }
 
@@ -214,7 +224,7 @@ mod tests {
             ("O_NONBLOCK", 1, 0),
         ];
         assert_eq!(changes_seen, expected);
-        assert!(!is_exclusive(opened.fd.as_fd()));
+        assert!(!is_exclusive(opened.fd.as_fd(), &listener.address));
     }
 
     #[test]

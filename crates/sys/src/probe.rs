@@ -41,7 +41,7 @@ impl Probe {
             Address::Tcp(address) => SockAddr::from(*address),
             Address::Unix(path) => SockAddr::unix(path)?,
             Address::Abstract(name) => padded(name)?,
-            Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Address::Udp(_) | Address::Quic(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -109,7 +109,7 @@ pub fn comes_to(to: &Address, inode: u64) -> Result<bool, Error> {
             Ok(!others.into_iter().any(|other| preferred(*to, other, ours)))
         }
         Address::Unix(path) => diag::unix_is_at(inode, path.as_ref()),
-        Address::Udp(_) | Address::Abstract(_) => Ok(true),
+        Address::Udp(_) | Address::Quic(_) | Address::Abstract(_) => Ok(true),
     }
 }
 

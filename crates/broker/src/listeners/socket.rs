@@ -94,6 +94,7 @@ impl Unfinished {
 /// A socket that was just opened, as the registry has it.
 pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Opened<Socket> {
     Opened {
+        exclusive: socket.bound.is_exclusive(),
         handle: Socket {
             fd: Rc::new(socket.fd),
             watch,
@@ -105,8 +106,6 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
         inode: socket.inode,
         cookie: socket.cookie,
         backlog,
-        // `listen::open` never sets SO_REUSEPORT.
-        exclusive: true,
     }
 }
 

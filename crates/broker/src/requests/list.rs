@@ -152,7 +152,7 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
     let fd = std::os::fd::AsFd::as_fd(&*opened.handle.fd);
     let queue = match listener.address {
         Address::Tcp(_) => queue::accept_queue(fd).ok().map(|queue| queue.len),
-        Address::Udp(_) => None,
+        Address::Udp(_) | Address::Quic(_) => None,
         Address::Unix(_) | Address::Abstract(_) => {
             unix.and_then(|unix| unix.get(&opened.inode).copied())
         }
@@ -169,7 +169,7 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
     info.queue = queue;
     info.listening = !listener.address.listens() || queue::is_listening(fd);
     info.cookie = opened.cookie;
-    info.exclusive = opened.exclusive && options::is_exclusive(fd);
+    info.exclusive = opened.exclusive && options::is_exclusive(fd, &listener.address);
     info.repaired = opened.handle.watch.repaired();
     info.changed = changes(view.held).iter().map(changed).collect();
     info.tentative = view.held.tentative;

@@ -239,6 +239,8 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
                 _ => return Err(format!("{path} is another socket's, or gone")),
             }
         }
+        // SO_REUSEADDR on a UDP socket says only what it may be for.
+        (Address::Udp(_), Address::Quic(_)) if place.as_seen() == asked.address => None,
         _ if place != asked.address => return Err(format!("it is bound to {}", socket.bound)),
         _ => None,
     };
@@ -248,7 +250,11 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
     listener.options.interface = seen.interface.clone();
     listener.options.transparent = seen.transparent;
     listener.options.freebind = seen.freebind;
-    let bound = if path.is_some() { asked.address.clone() } else { socket.bound.clone() };
+    let bound = match (&asked.address, &socket.bound) {
+        (Address::Unix(_), _) => asked.address.clone(),
+        (Address::Udp(_), bound) => bound.as_seen(),
+        (_, bound) => bound.clone(),
+    };
     let opened = listen::Opened { fd, bound, inode: socket.inode, cookie: socket.cookie, path };
     Ok(Found {
         listener,

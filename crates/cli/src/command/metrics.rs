@@ -9,7 +9,7 @@ pub(crate) fn listener(text: &str) -> Result<Listener, String> {
     let listener: Listener = text.parse().map_err(|error: Invalid| error.to_string())?;
     match listener.address {
         Address::Tcp(_) | Address::Unix(_) | Address::Abstract(_) => Ok(listener),
-        Address::Udp(_) => {
+        Address::Udp(_) | Address::Quic(_) => {
             Err("metrics are scraped over a connection: give a TCP address or a UNIX path".into())
         }
     }

@@ -1,7 +1,7 @@
 //! Which addresses a rule is about.
 //!
-//! One syntax, close to that of addresses: `*` is every address; `HOST:PORT` is TCP, and UDP
-//! behind `udp@`. HOST is `*` (any address of any family), an IP address, or a prefix such as
+//! One syntax, close to that of addresses: `*` is every address; `HOST:PORT` is TCP, behind `udp@` it is UDP and
+//! QUIC (the same packets come to both), behind `quic@` QUIC alone. HOST is `*` (any address of any family), an IP address, or a prefix such as
 //! `10.0.0.0/8` or `[fd00::]/8`; PORT is `*`, a number, or a range `8000-8010`. A UNIX path or an
 //! abstract name (`unix@/run/app.sock`, `/run/app/*`, `abns@app-*`) may end in `*`.
 
@@ -22,16 +22,34 @@ pub struct Pattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Set {
     All,
-    Ip { udp: bool, net: Option<(IpAddr, u8)>, ports: (u16, u16) },
+    Ip { protocol: Protocol, net: Option<(IpAddr, u8)>, ports: (u16, u16) },
     Path { start: String, open: bool },
     Abstract { start: String, open: bool },
+}
+
+/// What stands before `@`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Quic,
+}
+
+impl Protocol {
+    fn has(self, address: &Address) -> bool {
+        match self {
+            Self::Tcp => matches!(address, Address::Tcp(_)),
+            Self::Udp => matches!(address, Address::Udp(_) | Address::Quic(_)),
+            Self::Quic => matches!(address, Address::Quic(_)),
+        }
+    }
 }
 
 /// A text that is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no set of addresses: write *, HOST:PORT (HOST may be * or 10.0.0.0/8 or [fd00::]/8, \
-     PORT * or 8000-8010), udp@HOST:PORT, unix@/run/app/* or abns@app-*"
+     PORT * or 8000-8010), udp@HOST:PORT, quic@HOST:PORT, unix@/run/app/* or abns@app-*"
 )]
 pub struct InvalidPattern(pub String);
 
@@ -42,12 +60,15 @@ impl Pattern {
         let address = &spec.first.address;
         match (&self.set, address) {
             (Set::All, _) => true,
-            (Set::Ip { udp, net, ports }, Address::Tcp(at) | Address::Udp(at)) => {
+            (
+                Set::Ip { protocol, net, ports },
+                Address::Tcp(at) | Address::Udp(at) | Address::Quic(at),
+            ) => {
                 let last = spec.last_port.max(at.port());
                 let ip = at.ip().to_canonical();
                 let dual =
                     at.ip().is_ipv6() && at.ip().is_unspecified() && !spec.first.options.v6only;
-                *udp == matches!(address, Address::Udp(_))
+                protocol.has(address)
                     && (ports.0..=ports.1).contains(&at.port())
                     && (ports.0..=ports.1).contains(&last)
                     && net.is_none_or(|net| {
@@ -110,9 +131,11 @@ fn read(text: &str) -> Option<Set> {
         let plain = !start.split('/').any(|part| part == "..");
         return plain.then_some(Set::Path { start, open });
     }
-    let (udp, rest) = match text.strip_prefix("udp@") {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix("tcp@").unwrap_or(text)),
+    let (protocol, rest) = match text.split_once('@') {
+        Some(("udp", rest)) => (Protocol::Udp, rest),
+        Some(("quic", rest)) => (Protocol::Quic, rest),
+        Some(("tcp", rest)) => (Protocol::Tcp, rest),
+        _ => (Protocol::Tcp, text),
     };
     let (host, port) = rest.rsplit_once(':')?;
     let digits = |text: &str| -> Option<u16> {
@@ -127,7 +150,7 @@ fn read(text: &str) -> Option<Set> {
         return None;
     }
     if host == "*" || host.is_empty() {
-        return Some(Set::Ip { udp, net: None, ports });
+        return Some(Set::Ip { protocol, net: None, ports });
     }
     let (host, length) = match host.rsplit_once('/') {
         Some((host, length)) => (host, Some(length.parse::<u8>().ok()?)),
@@ -140,7 +163,7 @@ fn read(text: &str) -> Option<Set> {
     };
     let bits = if ip.is_ipv4() { 32 } else { 128 };
     let length = length.unwrap_or(bits);
-    (length <= bits).then_some(Set::Ip { udp, net: Some((ip, length)), ports })
+    (length <= bits).then_some(Set::Ip { protocol, net: Some((ip, length)), ports })
 }
 
 impl fmt::Display for Pattern {
@@ -159,7 +182,8 @@ mod tests {
             ("*", &[":80", "udp@:53", "/run/a", "abns@a", "[::]:1"][..], &[][..]),
             ("*:80", &[":80", "10.0.0.1:80", "[::]:80"], &[":81", "udp@:80", "/run/a", ":80-81"]),
             ("*:*", &[":0", "[::1]:65535", ":1-65535"], &["udp@:1", "abns@a"]),
-            ("udp@*:53", &["udp@:53"], &[":53"]),
+            ("udp@*:53", &["udp@:53", "quic4@:53"], &[":53"]),
+            ("quic@*:443", &["quic4@:443", "quic6@:443"], &["udp@:443", ":443"]),
             (
                 "10.0.0.0/8:8000-8010",
                 &["10.9.9.9:8000", "10.1.1.1:8000-8010", "[::ffff:10.0.0.1]:8001"],

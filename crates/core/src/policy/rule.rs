@@ -113,15 +113,23 @@ pub(super) fn addresses(spec: &ListenSpec) -> String {
     let address = &spec.first.address;
     match address {
         // Both families: no other pattern contains it.
-        Address::Tcp(at) | Address::Udp(at)
+        Address::Tcp(at) | Address::Udp(at) | Address::Quic(at)
             if at.ip().is_ipv6() && at.ip().is_unspecified() && !spec.first.options.v6only =>
         {
-            let udp = if matches!(address, Address::Udp(_)) { "udp@" } else { "" };
-            format!("{udp}*:{}{}", at.port(), range(spec))
+            format!("{}*:{}{}", protocol(address), at.port(), range(spec))
         }
-        Address::Udp(at) => format!("udp@{at}{}", range(spec)),
-        Address::Tcp(at) => format!("{at}{}", range(spec)),
+        Address::Tcp(at) | Address::Udp(at) | Address::Quic(at) => {
+            format!("{}{at}{}", protocol(address), range(spec))
+        }
         Address::Unix(_) | Address::Abstract(_) => address.to_string(),
+    }
+}
+
+fn protocol(address: &Address) -> &'static str {
+    match address {
+        Address::Udp(_) => "udp@",
+        Address::Quic(_) => "quic@",
+        Address::Tcp(_) | Address::Unix(_) | Address::Abstract(_) => "",
     }
 }
 

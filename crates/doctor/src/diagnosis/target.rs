@@ -94,7 +94,7 @@ impl Target {
 
 /// Whether a socket on `bound` takes what is sent to `wanted`.
 fn covers(bound: &Address, wanted: &Address) -> bool {
-    match (bound, wanted) {
+    match (bound, &wanted.as_seen()) {
         (Address::Tcp(bound), Address::Tcp(wanted))
         | (Address::Udp(bound), Address::Udp(wanted)) => {
             let any = bound.ip().is_unspecified() || wanted.ip().is_unspecified();

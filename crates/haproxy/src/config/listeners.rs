@@ -38,10 +38,12 @@ impl Names {
     pub(super) fn of(&mut self, address: &Address, last: Option<u16>) -> String {
         let mut name = String::from("BINDONCE_");
         let text = match address {
-            Address::Tcp(at) | Address::Udp(at) => {
-                if matches!(address, Address::Udp(_)) {
-                    name.push_str("UDP_");
-                }
+            Address::Tcp(at) | Address::Udp(at) | Address::Quic(at) => {
+                name.push_str(match address {
+                    Address::Udp(_) => "UDP_",
+                    Address::Quic(_) => "QUIC_",
+                    _ => "",
+                });
                 match at.ip() {
                     IpAddr::V6(ip) if ip.is_unspecified() => format!("V6_{}", at.port()),
                     IpAddr::V6(ip) => format!("V6_{ip}_{}", at.port()),

@@ -253,7 +253,9 @@ fn socket(scratch: &Scratch, address: &Address, index: usize) -> OwnedFd {
     };
     let socket: OwnedFd = match address {
         Address::Tcp(at) => TcpListener::bind(loopback(at.ip())).expect("bind").into(),
-        Address::Udp(at) => UdpSocket::bind(loopback(at.ip())).expect("bind").into(),
+        Address::Udp(at) | Address::Quic(at) => {
+            UdpSocket::bind(loopback(at.ip())).expect("bind").into()
+        }
         _ => UnixListener::bind(scratch.0.join(format!("{index}.sock"))).expect("bind").into(),
     };
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("clear close-on-exec");

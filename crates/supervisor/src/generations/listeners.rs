@@ -64,13 +64,13 @@ impl HeldListener {
         match self.bound {
             Address::Tcp(_) => version.pauses(),
             Address::Unix(_) => version.pauses_unix(),
-            Address::Udp(_) | Address::Abstract(_) => false,
+            Address::Udp(_) | Address::Quic(_) | Address::Abstract(_) => false,
         }
     }
 
     /// Whether connections to it wait in a queue that we can look at.
     pub(crate) fn has_queue(&self) -> bool {
-        !matches!(self.bound, Address::Udp(_))
+        self.bound.listens()
     }
 
     /// Where to connect in order to put something into its queue, the best first. Whether a connection
@@ -94,7 +94,7 @@ impl HeldListener {
                 leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
             }
             Address::Abstract(_) => vec![self.bound.clone()],
-            Address::Udp(_) => Vec::new(),
+            Address::Udp(_) | Address::Quic(_) => Vec::new(),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! What it guarantees of every socket: close-on-exec, non-blocking unless it is said otherwise, and
 //! exclusive. TCP gets SO_REUSEADDR, so that connections in TIME_WAIT do not
 //! block a restart; UDP does not, because there it would let others share the
-//! port. Nothing keeps SO_REUSEPORT (what overlaps has it while it is bound, see `beside`): a process that tries to bind an address
+//! port. A socket for QUIC gets it after bind: it joins nobody, and its users can bind a
+//! socket for each connection beside it, as everybody else can. Nothing keeps SO_REUSEPORT (what overlaps has it while it is bound, see `beside`): a process that tries to bind an address
 //! held here fails with EADDRINUSE, and that is the product. IPV6_V6ONLY is always
 //! set, one way or the other, so that the system's default does not decide.
 
@@ -22,9 +23,11 @@ use std::path::Path;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::error::Error;
+use crate::diag;
+use crate::error::{Error, errno_of};
 
 pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
@@ -92,6 +95,11 @@ fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
             let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
             (socket, Address::Udp(real), None)
         }
+        Address::Quic(at) => {
+            let socket = quic(listener, *at, shared)?;
+            let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
+            (socket, Address::Quic(real), None)
+        }
         Address::Unix(path) => {
             let (socket, path) = unix::path(listener, path.as_ref(), backlog(listener))?;
             (socket, listener.address.clone(), Some(path))
@@ -119,6 +127,56 @@ fn backlog(listener: &Listener) -> i32 {
 /// A bound TCP or UDP socket. The options come before bind, because bind is
 /// where the kernel looks at them.
 fn inet(
+    listener: &Listener,
+    at: SocketAddr,
+    kind: Type,
+    protocol: Protocol,
+    shared: bool,
+) -> Result<Socket, Error> {
+    let socket = unbound(listener, at, kind, protocol, shared)?;
+    socket.bind(&at.into()).map_err(Error::listen("bind", &listener.address))?;
+    Ok(socket)
+}
+
+/// A UDP socket with SO_REUSEADDR that has joined nobody. It is bound without the option, so that the kernel refuses an
+/// address that another socket has. What is left of a draining program are sockets connected to its clients: they
+/// receive from these alone, and the new socket is bound beside them.
+fn quic(listener: &Listener, at: SocketAddr, shared: bool) -> Result<Socket, Error> {
+    let fail = |operation| Error::listen(operation, &listener.address);
+    let socket = unbound(listener, at, Type::DGRAM, Protocol::UDP, shared)?;
+    let reuse = || socket.set_reuse_address(true).map_err(fail("setsockopt(SO_REUSEADDR)"));
+    match socket.bind(&at.into()) {
+        Err(error)
+            if errno_of(&error) == Errno::EADDRINUSE && !shared && !has_receiver(listener)? =>
+        {
+            reuse()?;
+            socket.bind(&at.into()).map_err(fail("bind"))?;
+        }
+        bound => {
+            bound.map_err(fail("bind"))?;
+            reuse()?;
+        }
+    }
+    Ok(socket)
+}
+
+/// Whether a UDP socket that receives from anyone has an address that this one overlaps.
+fn has_receiver(listener: &Listener) -> Result<bool, Error> {
+    let key = Listener {
+        name: None,
+        options: Options { netns: None, ..listener.options.clone() },
+        address: listener.address.clone(),
+    }
+    .key();
+    Ok(diag::udp()?.into_iter().any(|socket| {
+        let v6only = socket.v6only.unwrap_or(false);
+        let options = Options { v6only, interface: socket.interface, ..Options::default() };
+        Listener { name: None, address: socket.address, options }.key().overlaps(&key)
+    }))
+}
+
+/// A socket with the options that bind looks at.
+fn unbound(
     listener: &Listener,
     at: SocketAddr,
     kind: Type,
@@ -156,7 +214,6 @@ fn inet(
         if at.is_ipv6() { socket.set_freebind_v6(true) } else { socket.set_freebind_v4(true) }
             .map_err(fail("setsockopt(IP_FREEBIND)"))?;
     }
-    socket.bind(&at.into()).map_err(fail("bind"))?;
     Ok(socket)
 }
 

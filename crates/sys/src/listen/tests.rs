@@ -30,7 +30,7 @@ fn opened(text: &str) -> Opened {
 
 fn tcp_address(opened: &Opened) -> SocketAddr {
     match opened.bound {
-        Address::Tcp(at) | Address::Udp(at) => at,
+        Address::Tcp(at) | Address::Udp(at) | Address::Quic(at) => at,
         ref other => unreachable!("{other} is not an IP address"),
     }
 }
@@ -110,6 +110,40 @@ fn udp_receives_and_shares_with_nobody() {
     assert!(open(&listener(&format!("udp4@{at}"))).is_err());
     let seen = diag::udp().expect("sock_diag");
     assert!(seen.iter().any(|socket| socket.address == Address::Udp(at)));
+}
+
+#[test]
+fn a_socket_for_quic_joins_nobody_and_lets_a_socket_for_each_connection_join() {
+    let udp = |at: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None).expect("socket");
+        socket.set_reuse_address(true).expect("option");
+        socket.bind(&at.into()).map(|()| socket)
+    };
+    for (any, there) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")] {
+        // As every socket of another program would let it.
+        let other = udp(any.parse().expect("address")).expect("bind");
+        let port = other.local_addr().expect("address").as_socket().expect("IP").port();
+        for wanted in [
+            format!("quic@{there}:{port}"),
+            format!("quic6@:{port}"),
+            format!("quic@{there}:{port},freebind"),
+        ] {
+            let refused = open(&listener(&wanted)).expect_err(&wanted);
+            assert_eq!(refused.errno(), Some(Errno::EADDRINUSE as i32), "{wanted}");
+        }
+        drop(other);
+        let held = opened(&format!("quic@{there}:{port}"));
+        let at = tcp_address(&held);
+        assert!(!rustix::net::sockopt::socket_reuseport(&held.fd).expect("option"));
+        let client = UdpSocket::bind(any).expect("client");
+        let connection = udp(at).expect("a socket for a connection");
+        let peer = client.local_addr().expect("address");
+        connection.connect(&peer.into()).expect("connect");
+        drop(held);
+        // A program that drains has connections at an address that nobody receives at.
+        assert!(open(&listener(&format!("udp@{at}"))).is_err());
+        opened(&format!("quic@{at}"));
+    }
 }
 
 #[test]

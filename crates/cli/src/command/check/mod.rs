@@ -223,6 +223,7 @@ fn stand_in(listener: &Listener) -> Listener {
     let address = match &listener.address {
         Address::Tcp(at) => Address::Tcp(free(*at)),
         Address::Udp(at) => Address::Udp(free(*at)),
+        Address::Quic(at) => Address::Quic(free(*at)),
         other => other.clone(),
     };
     Listener { name: None, address, options: Options::default() }
