@@ -40,21 +40,32 @@ pub(crate) fn brokers() -> impl Iterator<Item = Option<u32>> {
 /// A broker with a configuration, that everybody can connect to; of this user, or of another.
 #[track_caller]
 pub(crate) fn serve(scene: &Scene, config: &str, user: Option<u32>) -> Process {
+    serve_with(scene, config, user, &[])
+}
+
+/// As [`serve`], started by another command.
+#[track_caller]
+pub(crate) fn serve_with(
+    scene: &Scene,
+    config: &str,
+    user: Option<u32>,
+    starter: &[&str],
+) -> Process {
     let file = scene.write("broker.toml", config);
-    let mut command = match user {
-        None => scene.command(bindonce()),
-        Some(user) => {
-            chown(scene.path("."), Some(user), Some(user)).expect("a directory of its own");
-            let binary = scene.path("bindonce");
-            fs::copy(bindonce(), &binary).expect("a copy that anybody may execute");
-            let mut command = scene.command("setpriv");
-            command.args([format!("--reuid={user}"), format!("--regid={user}")]);
-            command.arg("--clear-groups").arg(binary);
-            command
-        }
-    };
-    command.args(["serve", "--socket"]).arg(scene.socket()).arg("--config").arg(file);
-    let mut process = Process::start(&mut command);
+    let mut words: Vec<String> = starter.iter().map(|word| (*word).to_owned()).collect();
+    let mut binary = bindonce().to_owned();
+    if let Some(user) = user {
+        chown(scene.path("."), Some(user), Some(user)).expect("a directory of its own");
+        // A copy that anybody may execute.
+        fs::copy(&binary, scene.path("bindonce")).expect("a copy");
+        binary = scene.path("bindonce");
+        words.extend(["setpriv".to_owned(), format!("--reuid={user}"), format!("--regid={user}")]);
+        words.push("--clear-groups".to_owned());
+    }
+    words.push(binary.to_str().expect("a path of ASCII").to_owned());
+    let mut command = scene.command(&words[0]);
+    command.args(&words[1..]).args(["serve", "--socket"]).arg(scene.socket());
+    let mut process = Process::start(command.arg("--config").arg(file));
     open(scene, &mut process);
     process
 }
@@ -278,7 +289,7 @@ fn where_no_thread_can_be_made_everybody_is_answered() {
 }
 
 /// Root may do everything, another user some.
-fn rules(of_nobody: &str) -> String {
+pub(crate) fn rules(of_nobody: &str) -> String {
     let all = "'bind', 'use', 'list', 'release', 'store', 'admin'";
     format!("[[rule]]\nuid = 0\nallow = [{all}]\n[[rule]]\nuid = 65534\n{of_nobody}\n")
 }

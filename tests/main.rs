@@ -66,6 +66,7 @@ mod systemd;
 mod takeovers;
 mod top;
 mod trust;
+mod unreceived;
 mod untrusted;
 mod upgrade;
 mod watch;

@@ -110,7 +110,10 @@ impl Broker {
     }
 
     /// Sets rules and limits, from the next request and the next connection on.
-    pub(crate) fn configure(&mut self, rules: Vec<Rule>, limits: Limits) {
+    pub(crate) fn configure(&mut self, rules: Vec<Rule>, mut limits: Limits) {
+        // The other half is for what this image knows nothing of: sent before a crash, or by another process of this user.
+        let unreceived = bindonce_sys::limits::nofile().0 / 2;
+        limits.clients.descriptors_unreceived = usize::try_from(unreceived).unwrap_or(usize::MAX);
         self.access.set_rules(rules);
         self.listeners.limits.all = limits.listeners;
         self.listeners.limits.per_user = limits.listeners_per_user;

@@ -1,8 +1,12 @@
 //! What clients have a server keep for them, in bytes: for all together, and for each user.
 //!
-//! A user has half of the limit at most, so no single one takes what is for all.
+//! A user has half of the limit at most, so no single one takes what is for all. Where what is kept cannot be had back, a
+//! user has a small part of what the others leave ([`Budget::has_room`]), so that there is room for hundreds of them.
 
 use std::collections::BTreeMap;
+
+/// Of what cannot be had back a user has one in so many of those that the others leave.
+const PART: usize = 32;
 
 /// How much is kept, and for whom.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +40,13 @@ impl Budget {
         self.users.get(&uid).is_none_or(|user| *user <= bytes)
     }
 
+    /// Whether this user may have so much more of what cannot be had back. One that has nothing may.
+    pub fn has_room(&self, uid: u32, more: usize) -> bool {
+        let user = self.users.get(&uid).copied().unwrap_or_default();
+        let left = self.limit.saturating_sub(self.all.saturating_sub(user));
+        user == 0 || user.saturating_add(more) <= left / PART
+    }
+
     /// What is kept for all together.
     pub fn all(&self) -> usize {
         self.all
@@ -47,6 +58,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_cannot_be_had_back_leaves_room_for_many() {
+        let mut budget = Budget::default();
+        budget.set_limit(1 << 19);
+        for uid in 0..100 {
+            let mut has = 0;
+            while budget.has_room(uid, 253) {
+                budget.change(uid, has, has + 253);
+                has += 253;
+            }
+            assert!((500..=(1 << 19) / PART).contains(&has), "{has} for {uid}");
+        }
+        assert!(budget.has_room(100, 253) && budget.all() < 1 << 19);
+        // However little there is, the first message of a user may go.
+        budget.set_limit(0);
+        assert!(budget.has_room(100, 253) && !budget.has_room(0, 1));
+    }
 
     proptest! {
         /// Holders that do as they are told never have more than the limit, a user never more

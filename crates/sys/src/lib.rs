@@ -57,6 +57,7 @@ pub mod subprocess;
 pub mod terminal;
 pub mod tree;
 pub mod trusted;
+pub mod unreceived;
 #[cfg(feature = "tokio")]
 pub mod watch;
 pub mod worker;

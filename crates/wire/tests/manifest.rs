@@ -48,6 +48,7 @@ prop_compose! {
         leases in prop::collection::vec(any::<(u64, u64)>(), 0..3),
         unread in prop::collection::vec(any::<u8>(), 0..9),
         unanswered in prop::option::of("[0-9]{1,3}"),
+        unreceived in 0_usize..3,
     ) -> ConnectionEntry {
         let label = label.map(|(generation, pid, since, turn)| ConnectionLabel {
             label: Label {
@@ -58,7 +59,7 @@ prop_compose! {
         let lease = |(inode, since)| SavedLease { inode, since: Timestamp(since) };
         let leases = leases.into_iter().map(lease).collect();
         let (id, peer) = (ConnectionId(id), Peer { pid, uid, gid });
-        ConnectionEntry { id, descriptor, peer, label, leases, unread, unanswered }
+        ConnectionEntry { id, descriptor, peer, label, leases, unread, unanswered, unreceived }
     }
 }
 

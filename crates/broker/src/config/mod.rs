@@ -67,6 +67,8 @@ impl Default for Limits {
                 request_time: Duration::from_secs(30),
                 idle_time: Duration::from_secs(600),
                 descriptors_in_flight: 4096,
+                // Not to be configured: the kernel's limit decides (`Broker::configure`).
+                descriptors_unreceived: 0,
             },
             listeners: 200_000,
             listeners_per_user: 150_000,

@@ -183,6 +183,7 @@ impl RawLimits {
                 clients.descriptors_in_flight,
                 many,
             )?,
+            descriptors_unreceived: clients.descriptors_unreceived,
         };
         Ok(Limits {
             clients,

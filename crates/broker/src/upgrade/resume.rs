@@ -107,7 +107,9 @@ fn link(written: &ConnectionEntry, broker: &mut Broker) -> io::Result<Rc<Link>> 
     let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
     let caller = Caller { connection: written.id, peer: written.peer, groups };
     let admission = broker.access.admission(&caller);
-    Ok(broker.clients.enter(stream, caller, admission, &written.unread))
+    let link = broker.clients.enter(stream, caller, admission, &written.unread);
+    link.was_sent(written.unreceived);
+    Ok(link)
 }
 
 fn read_link(written: &ConnectionEntry) -> SavedConnection {

@@ -43,6 +43,13 @@ pub(super) fn snapshot(
             Some(written(link, turn, open, unread))
         })
         .collect();
+    // They have nothing but what their peers have not received; the next image finds that they have ended.
+    let lingering = links.iter().filter(|(link, _)| link.lingers());
+    manifest.connections.extend(lingering.map(|(link, unread)| {
+        let (id, peer) = (link.caller.connection, link.caller.peer);
+        let nothing = registry::SavedConnection { id, peer, label: None, leases: Vec::new() };
+        written(nothing, None, link, unread)
+    }));
     manifest
 }
 
@@ -60,5 +67,6 @@ fn written(
         leases: link.leases,
         unread: unread.to_vec(),
         unanswered: open.upgrade(),
+        unreceived: open.unreceived(),
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::caller::Caller;
 use super::link::{Admission, Link};
 use super::turns::Turns;
+use super::unreceived::Unreceived;
 
 /// How much of everything clients may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// Descriptors that clients have sent and that are not taken yet.
     pub descriptors_in_flight: usize,
+    /// Descriptors that clients were sent and have not received yet.
+    pub descriptors_unreceived: usize,
 }
 
 /// A user that has connections, or has passed descriptors that are not closed yet.
@@ -64,6 +67,8 @@ pub struct Clients {
     budget: Rc<RefCell<Budget>>,
     /// Descriptors that have come and are not taken yet.
     in_flight: Rc<RefCell<Budget>>,
+    /// Descriptors that were sent and are not received yet.
+    pub(super) unreceived: Unreceived,
     /// In which order connections are served.
     pub(super) turns: Rc<Turns>,
     /// Rung when a connection has answered its requests, or has ended.
@@ -85,6 +90,7 @@ impl Clients {
             limits: Cell::new(limits),
             budget: Rc::default(),
             in_flight: Rc::default(),
+            unreceived: Unreceived::default(),
             turns: Rc::default(),
             calmer: Notify::new(),
             freed: Notify::new(),
@@ -97,6 +103,7 @@ impl Clients {
     /// Takes limits, from the next request and the next connection on.
     pub fn limit(&self, limits: Limits) {
         self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
+        self.unreceived.budget.borrow_mut().set_limit(limits.descriptors_unreceived);
         self.budget.borrow_mut().set_limit(limits.buffered_bytes);
         self.limits.set(limits);
     }
@@ -149,7 +156,8 @@ impl Clients {
     ) -> Rc<Link> {
         let id = caller.connection;
         self.next.set(self.next.get().max(id.0 + 1));
-        let kept = (self.limits.get().request_bytes, &self.budget, &self.in_flight);
+        let budgets = [&self.budget, &self.in_flight, &self.unreceived.budget];
+        let kept = (self.limits.get().request_bytes, budgets);
         let account = {
             let mut users = self.users.borrow_mut();
             let user = users.entry(caller.peer.uid).or_default();
@@ -181,6 +189,11 @@ impl Clients {
         }
         self.calmer();
         self.freed.notify_one();
+    }
+
+    /// The connection of this number.
+    pub(super) fn link(&self, id: ConnectionId) -> Option<Rc<Link>> {
+        self.links.borrow().get(&id).cloned()
     }
 
     /// Every connection.
@@ -248,6 +261,7 @@ mod tests {
             request_time: Duration::ZERO,
             idle_time: Duration::ZERO,
             descriptors_in_flight: 0,
+            descriptors_unreceived: 0,
         };
         let clients = Clients::new(limits);
         let known = Admission { unknown: false, exempt: false };

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bindonce_wire::framing::Frame;
 use bindonce_wire::message::{Id, Request, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
-use tokio::net::UnixStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -16,7 +15,7 @@ use super::clients::Clients;
 use super::end::End;
 use super::handler::{Excess, Handler};
 use super::link::{LARGE, Link, Taken};
-use super::sending::{Reply, Sending, send};
+use super::sending::{Pushed, Reply, Sending, send};
 use crate::follow::follow;
 
 /// Serves a connection to its end. One that has sent much gives way to the others after each
@@ -45,7 +44,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             },
             Some(begun) => match timeout_at(begun + deadline, readable).await {
                 Ok(ready) => ready,
-                Err(_) => return unfinished(&link.stream, deadline).await,
+                Err(_) => return unfinished(link, clients, deadline).await,
             },
         };
         if !link.closed(deadline).await {
@@ -74,15 +73,14 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             };
             link.progress.large.set(link.progress.large.get() || reply.text.len() >= LARGE);
             let mut sending = Sending::new(reply);
-            let sent = sending.push(&link.stream);
+            let sent = sending.push(link);
             // Before anything else has a turn, whatever has become of the reply.
             handler.replied();
             let sent = match sent {
-                Ok(false) if !link.share.keep_one(waiting + sending.memory()) => {
-                    return End::TooMuch;
-                }
-                Ok(false) => sending.finish(&link.stream, deadline).await,
-                done => done.map(drop),
+                Ok(Pushed::Whole) => Ok(()),
+                Ok(_) if !link.share.keep_one(waiting + sending.memory()) => return End::TooMuch,
+                Ok(_) => sending.finish(link, clients, deadline).await,
+                Err(end) => Err(end),
             };
             if let Err(end) = sent {
                 return end;
@@ -154,14 +152,14 @@ fn too_much(link: &Link, handler: &impl Handler, frames: &[Frame]) -> End {
     End::TooMuch
 }
 
-async fn unfinished(stream: &UnixStream, deadline: Duration) -> End {
+async fn unfinished(link: &Link, clients: &Clients, deadline: Duration) -> End {
     let message = format!(
         "the request was begun and not finished within {}",
         bindonce_core::duration::format(deadline)
     );
     let error = RpcError::new(ErrorCode::TIMED_OUT, message)
         .with_hint("send a request as a whole; the connection is closed now");
-    match send(stream, encode_error(&Id::Null, &error).into(), deadline).await {
+    match send(link, clients, encode_error(&Id::Null, &error).into(), deadline).await {
         Ok(()) => End::Unfinished,
         Err(end) => end,
     }

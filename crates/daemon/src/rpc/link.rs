@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bindonce_core::budget::Budget;
 use bindonce_sys::closing::{Account, Foreign};
+use bindonce_sys::unreceived;
 use bindonce_wire::framing::{Frame, Scanner};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -63,6 +64,8 @@ pub(super) struct Progress {
     cut: Cell<bool>,
     /// It has ended, and its leases end in many turns.
     pub(super) leaving: Cell<bool>,
+    /// It has ended, and its peer has yet to receive what it was sent.
+    lingers: Cell<bool>,
 }
 
 /// A connection and its state.
@@ -78,6 +81,8 @@ pub struct Link {
     pub(super) cap: usize,
     /// The memory that its requests and replies take.
     pub(super) share: Share,
+    /// Descriptors that it was sent and may not have received yet.
+    pub(super) unreceived: Share,
     /// No rule gave the peer any right when it connected.
     pub(super) unknown: bool,
     pub(super) progress: Progress,
@@ -99,7 +104,7 @@ impl Link {
         admission: Admission,
         unread: &[u8],
         account: Account,
-        (cap, budget, in_flight): (usize, &Rc<RefCell<Budget>>, &Rc<RefCell<Budget>>),
+        (cap, [budget, in_flight, unreceived]): (usize, [&Rc<RefCell<Budget>>; 3]),
     ) -> Rc<Self> {
         let Admission { unknown, exempt } = admission;
         let uid = caller.peer.uid;
@@ -120,6 +125,7 @@ impl Link {
             },
             cap,
             share,
+            unreceived: Share::new(unreceived, uid, false),
             unknown,
             progress: Progress::default(),
             pending: RefCell::default(),
@@ -204,6 +210,47 @@ impl Link {
         let kept = self.scanner.borrow().kept() + waiting;
         self.progress.large.set(self.progress.large.get() || kept >= LARGE);
         self.share.keep(kept)
+    }
+
+    /// Counts again what it was sent and has not received: all, as long as it has not received the last; gives how many descriptors.
+    pub(super) fn settle(&self) -> usize {
+        if self.unreceived.kept() != 0 && unreceived::is_none(self.stream.as_fd()) {
+            self.unreceived.keep(0);
+        }
+        self.unreceived.kept()
+    }
+
+    /// Whether it may be sent so many more at once.
+    pub(super) fn has_room(&self, count: usize) -> bool {
+        let room = || self.unreceived.has_room(count);
+        room() || self.settle() == 0 && room()
+    }
+
+    /// Notes that it was sent so many.
+    pub fn was_sent(&self, count: usize) {
+        if count != 0 {
+            self.unreceived.keep(self.unreceived.kept() + count);
+        }
+    }
+
+    /// How many descriptors it was sent and may not have received yet.
+    pub fn unreceived(&self) -> usize {
+        self.unreceived.kept()
+    }
+
+    /// It has ended, and is kept until its peer has received all that it was sent.
+    pub(super) fn linger(&self) {
+        let Progress { busy, follows, leaving, lingers, .. } = &self.progress;
+        [busy, follows, leaving].iter().for_each(|state| state.set(false));
+        lingers.set(true);
+        self.pending.take();
+        self.scanner.replace(Scanner::new(self.cap));
+        self.share.keep(0);
+    }
+
+    /// Whether it has ended, and is kept until then.
+    pub fn lingers(&self) -> bool {
+        self.progress.lingers.get()
     }
 
     /// Whether its requests and replies took enough memory to return it to the system.

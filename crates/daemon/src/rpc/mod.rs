@@ -14,11 +14,13 @@ mod connection;
 mod end;
 mod handler;
 mod link;
+mod receiving;
 mod result;
 mod sending;
 mod server;
 mod share;
 mod turns;
+mod unreceived;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::clients::Clients;
 use super::end::End;
+use super::link::Link;
 
 /// A reply: its text, which ends in a line end, and the descriptors that go with it.
 #[derive(Debug)]
@@ -32,8 +34,24 @@ impl From<Vec<u8>> for Reply {
 }
 
 /// Sends a reply as a whole, or ends the connection.
-pub(super) async fn send(stream: &UnixStream, reply: Reply, deadline: Duration) -> Result<(), End> {
-    Sending::new(reply).finish(stream, deadline).await
+pub(super) async fn send(
+    link: &Link,
+    clients: &Clients,
+    reply: Reply,
+    deadline: Duration,
+) -> Result<(), End> {
+    Sending::new(reply).finish(link, clients, deadline).await
+}
+
+/// How far a reply is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// All of it is sent.
+    Whole,
+    /// The connection is full.
+    Full,
+    /// So many descriptors are next, and the peer's user has as many that it has not received as it may have.
+    Crowded(usize),
 }
 
 /// A reply that is being sent.
@@ -55,51 +73,67 @@ impl Sending {
         self.length
     }
 
-    /// Sends what the peer has room for; true when that is all of it.
-    pub(super) fn push(&mut self, stream: &UnixStream) -> Result<bool, End> {
+    /// Sends what the peer has room for.
+    pub(super) fn push(&mut self, link: &Link) -> Result<Pushed, End> {
+        let stream = &link.stream;
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         while let Some((bytes, batch)) = self.transmission.next() {
+            let count = batch.len();
+            if count != 0 && !link.has_room(count) {
+                return Ok(Pushed::Crowded(count));
+            }
             fds.clear();
             fds.extend(self.descriptors[batch].iter().map(|fd| fd.as_fd()));
             let sent = stream.try_io(Interest::WRITABLE, || bindonce_fd::send(stream, bytes, &fds));
             match sent {
-                Ok(count) => self.transmission.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Ok(bytes) => {
+                    link.was_sent(count);
+                    self.transmission.advance(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pushed::Full),
                 Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => {
-                    return Err(too_many(stream, &self.transmission));
+                    let hint = "connect and ask again; raising the broker's RLIMIT_NOFILE raises this limit as well";
+                    return Err(too_many(stream, &self.transmission, hint));
                 }
                 Err(error) => return Err(End::Failed(error)),
             }
         }
-        Ok(true)
+        Ok(Pushed::Whole)
     }
 
     /// Sends the rest, as the peer makes room, until the deadline.
     pub(super) async fn finish(
         mut self,
-        stream: &UnixStream,
+        link: &Link,
+        clients: &Clients,
         deadline: Duration,
     ) -> Result<(), End> {
         let until = Instant::now() + deadline;
-        while !self.push(stream)? {
-            match timeout_at(until, stream.writable()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(End::Failed(error)),
-                Err(_) => return Err(End::NotRead),
+        loop {
+            match self.push(link)? {
+                Pushed::Whole => return Ok(()),
+                Pushed::Full => match timeout_at(until, link.stream.writable()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Err(End::Failed(error)),
+                    Err(_) => return Err(End::NotRead),
+                },
+                Pushed::Crowded(count) => {
+                    if !clients.room_for(link, count, until).await {
+                        let hint = "receive the descriptors of every reply, on all connections of this user, and close those that are not read";
+                        return Err(too_many(&link.stream, &self.transmission, hint));
+                    }
+                }
             }
         }
-        Ok(())
     }
 }
 
-/// Descriptors that others have not received yet fill this process's limit. Says
+/// Descriptors that were sent and are not received yet fill this process's limit, or what the user may have of it. Says
 /// so if nothing of the reply is out yet; the leases end with the connection.
-fn too_many(stream: &UnixStream, transmission: &Transmission) -> End {
+fn too_many(stream: &UnixStream, transmission: &Transmission, hint: &str) -> End {
     if transmission.descriptors_sent() == 0 {
         let message = "too many descriptors are on their way to clients that have not read them";
-        let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(
-            "connect and ask again; raising the broker's RLIMIT_NOFILE raises this limit as well",
-        );
+        let error = RpcError::new(ErrorCode::LIMIT, message).with_hint(hint);
         // The peer waits for this reply, so there is room for it; if not, the
         // end of the connection tells the same.
         let _ = stream.try_write(&encode_error(&Id::Null, &error));

@@ -46,6 +46,8 @@ impl<H: Handler> Server<H> {
     pub async fn accept(self: Rc<Self>, listener: &UnixListener) {
         let turns = Rc::clone(&self.clients.turns);
         spawn_local(async move { turns.give().await });
+        let clients = Rc::clone(&self.clients);
+        spawn_local(async move { clients.tell_received().await });
         let mut starved = false;
         loop {
             self.clients.room().await;
@@ -129,7 +131,7 @@ impl<H: Handler> Server<H> {
             if let Some(pending) = pending {
                 let deadline = server.clients.limits().request_time;
                 // A client that has gone meanwhile is noticed when its next request is read.
-                let _ = send(&link.stream, pending, deadline).await;
+                let _ = send(&link, &server.clients, pending, deadline).await;
             }
             let end = connection::serve(&link, &server.clients, &server.handler).await;
             server.ended(&link, end);
@@ -137,6 +139,7 @@ impl<H: Handler> Server<H> {
             server.handler.disconnected(id).await;
             let large = link.was_large();
             let last = link.end();
+            server.clients.received(&link).await;
             drop(lost);
             drop(link);
             server.clients.remove(id);

@@ -1,11 +1,11 @@
-//! The memory of one connection, counted against the budget of its user and of all users together.
+//! What one connection has, counted against the budget of its user and of all users together.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bindonce_core::budget::Budget;
 
-/// The memory of one connection, until this is dropped.
+/// What one connection has, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Rc<RefCell<Budget>>,
@@ -26,6 +26,16 @@ impl Share {
             let was = self.kept.replace(amount);
             self.budget.borrow_mut().change(self.uid, was, amount)
         }
+    }
+
+    /// What is counted.
+    pub(super) fn kept(&self) -> usize {
+        self.kept.get()
+    }
+
+    /// Whether there is room for so much more of what cannot be had back.
+    pub(super) fn has_room(&self, more: usize) -> bool {
+        self.budget.borrow().has_room(self.uid, more)
     }
 
     /// As [`Share::keep`], and a user may have one that is larger than its share: a long reply.

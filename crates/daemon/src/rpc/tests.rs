@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as Client;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -33,6 +34,7 @@ const LIMITS: Limits = Limits {
     request_time: PATIENCE,
     idle_time: PATIENCE,
     descriptors_in_flight: 0,
+    descriptors_unreceived: 0,
 };
 
 #[derive(Default)]
@@ -40,6 +42,8 @@ struct Yes {
     exempt: bool,
     /// The users that were answered, in order, and how many descriptors each had passed.
     answered: Rc<RefCell<Vec<(u32, usize)>>>,
+    /// How many descriptors each reply has.
+    gives: usize,
 }
 
 impl Handler for Yes {
@@ -50,7 +54,9 @@ impl Handler for Yes {
     async fn answer(&self, link: &Rc<Link>, request: &Request<'_>) -> Result<Reply, RpcError> {
         let passed = link.take_received().len();
         self.answered.borrow_mut().push((link.caller.peer.uid, passed));
-        Ok(encode(request, &true)?.into())
+        let descriptor = Rc::new(std::io::stdin().as_fd().try_clone_to_owned().expect("a copy"));
+        let descriptors = vec![descriptor; self.gives];
+        Ok(Reply { text: encode(request, &true)?, descriptors })
     }
 
     fn refusal(&self, excess: Excess) -> RpcError {
@@ -208,12 +214,12 @@ fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
 #[test]
 fn a_user_has_a_part_of_the_descriptors_that_may_wait() {
     let answered = Rc::new(RefCell::new(Vec::new()));
-    let handler = || Yes { exempt: true, answered: Rc::clone(&answered) };
+    let handler = || Yes { exempt: true, answered: Rc::clone(&answered), gives: 0 };
     let limits = Limits { descriptors_in_flight: 4, ..LIMITS };
     run("passed", limits, handler(), |path| async move {
         let mut stream = UnixStream::connect(path).await.expect("connect");
         let passed = std::io::stdin();
-        let some = [std::os::fd::AsFd::as_fd(&passed); 3];
+        let some = [passed.as_fd(); 3];
         for count in [2, 3] {
             let text = br#"{"id":1,"method":"ping"}"#;
             bindonce_fd::send(&stream, text, &some[..count]).expect("sent");
@@ -222,4 +228,36 @@ fn a_user_has_a_part_of_the_descriptors_that_may_wait() {
     });
     let passed: Vec<usize> = answered.borrow().iter().map(|(_, passed)| *passed).collect();
     assert_eq!(passed, [2, 0]);
+}
+
+#[test]
+fn what_is_not_received_counts_until_it_is() {
+    const PING: &[u8] = br#"{"id":1,"method":"ping"}"#;
+    let limits = Limits { request_time: Duration::from_millis(300), ..LIMITS };
+    let handler = Yes { exempt: true, gives: 253, ..Yes::default() };
+    run("unreceived", limits, handler, |path| async move {
+        let connect = async || UnixStream::connect(&path).await.expect("connect");
+        // It is refused more at once, and goes on to count when it has been cut off.
+        let mut first = connect().await;
+        first.write_all(PING).await.expect("a request");
+        first.write_all(b"}").await.expect("no request");
+        let mut refused = connect().await;
+        refused.write_all(PING).await.expect("a request");
+        let reply = line(&mut refused).await.expect("a reply");
+        assert_eq!(reply["error"]["code"], ErrorCode::LIMIT.0, "{reply}");
+        assert_eq!(line(&mut refused).await, None, "cut off");
+        // As soon as it goes away the next one has its reply.
+        drop(first);
+        let mut last = connect().await;
+        last.write_all(PING).await.expect("a request");
+        let (mut text, mut descriptors) = (vec![0; 100], Vec::new());
+        while descriptors.len() < 253 {
+            last.readable().await.expect("readable");
+            let mut receive = || Ok(bindonce_fd::recv(last.as_fd(), &mut text, &mut descriptors)?);
+            match last.try_io(tokio::io::Interest::READABLE, &mut receive) {
+                Ok(count) => assert_ne!(count, 0, "the end"),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+    });
 }

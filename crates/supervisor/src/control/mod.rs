@@ -37,6 +37,8 @@ const LIMITS: Limits = Limits {
     request_time: Duration::from_secs(30),
     idle_time: Duration::MAX,
     descriptors_in_flight: 0,
+    // It sends none.
+    descriptors_unreceived: 0,
 };
 
 const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "ping"];

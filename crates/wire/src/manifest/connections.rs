@@ -29,6 +29,14 @@ pub struct ConnectionEntry {
     /// The id, as JSON text, of its request for the upgrade, which the next image answers.
     #[serde(default, rename = "owed", skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<String>,
+    /// How many descriptors it was sent and may not have received yet.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub unreceived: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde gives it.
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The generation that a connection has joined as.

@@ -1,0 +1,86 @@
+//! Waiting until clients have received the descriptors that they were sent ([`super::unreceived`]).
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+
+use bindonce_core::registry::ConnectionId;
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout_at};
+
+use super::clients::Clients;
+use super::link::Link;
+
+/// So many connections are looked at in one turn.
+const AT_ONCE: usize = 512;
+
+impl Clients {
+    /// Waits until a client may be sent so many descriptors more, because it or another of its user has received some. False if
+    /// that does not come in time.
+    pub(super) async fn room_for(&self, link: &Link, count: usize, until: Instant) -> bool {
+        let of = |link: &Rc<Link>| link.unreceived.kept() != 0;
+        let mut others = self.links();
+        others.retain(of);
+        for (number, other) in others.iter().enumerate() {
+            other.settle();
+            if number % AT_ONCE == AT_ONCE - 1 {
+                yield_now().await;
+            }
+        }
+        while !link.unreceived.has_room(count) {
+            // Nothing that is received from here on is missed.
+            let received = self.unreceived.received.notified();
+            let mut own = self.links();
+            own.retain(|other| of(other) && other.caller.peer.uid == link.caller.peer.uid);
+            for other in &own {
+                if let Err(error) = self.watch(other) {
+                    tracing::warn!(%error, "cannot wait until clients receive what they were sent");
+                    return false;
+                }
+                other.settle();
+            }
+            if !link.unreceived.has_room(count) && timeout_at(until, received).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits until the peer of a connection that has ended has received all that it was sent, or has closed it.
+    pub(super) async fn received(&self, link: &Link) {
+        if link.settle() == 0 {
+            return;
+        }
+        link.linger();
+        if let Err(error) = self.watch(link) {
+            tracing::warn!(%error, "cannot wait until a client that was cut off has received what it was sent");
+            return;
+        }
+        while link.settle() != 0 {
+            link.woken.notified().await;
+        }
+    }
+
+    /// Tells those who wait of what is received, for as long as the server runs.
+    pub(super) async fn tell_received(&self) {
+        self.unreceived.begun.notified().await;
+        let Some(watched) = self.unreceived.watched.get() else { return };
+        while let Ok(numbers) = watched.next().await {
+            for number in numbers {
+                let Some(link) = self.link(ConnectionId(number)) else { continue };
+                if link.settle() == 0 {
+                    watched.remove(link.stream.as_fd());
+                    self.unreceived.received.notify_waiters();
+                    if link.lingers() {
+                        link.woken.notify_one();
+                    }
+                }
+            }
+            yield_now().await;
+        }
+    }
+
+    fn watch(&self, link: &Link) -> io::Result<()> {
+        self.unreceived.watch(link.stream.as_fd(), link.caller.connection)
+    }
+}

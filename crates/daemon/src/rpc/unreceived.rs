@@ -1,0 +1,43 @@
+//! Descriptors that clients were sent and have not received yet.
+//!
+//! The kernel counts them for this process's user, and sends none any more where there are as many as RLIMIT_NOFILE (unix(7),
+//! ETOOMANYREFS); nothing but their receiver ends that. So each user has a part of what the others leave
+//! ([`Budget::has_room`]), and who has it already waits until a connection of that user receives. A connection that this end has
+//! closed counts, as an open one, until its peer has received all or has closed it.
+//!
+//! Nobody is told of what is received but where somebody waits for it: at most connections all is well, and looking
+//! when more is to be sent is enough.
+
+use std::cell::{OnceCell, RefCell};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use bindonce_core::budget::Budget;
+use bindonce_core::registry::ConnectionId;
+use bindonce_sys::unreceived::Watched;
+use tokio::sync::Notify;
+
+/// What all clients have not received yet.
+#[derive(Debug, Default)]
+pub(super) struct Unreceived {
+    /// How many descriptors.
+    pub(super) budget: Rc<RefCell<Budget>>,
+    /// Those that somebody waits for, from the first on.
+    pub(super) watched: OnceCell<Watched>,
+    /// Rung when the first is.
+    pub(super) begun: Notify,
+    /// Rung when the peer of one has received all.
+    pub(super) received: Notify,
+}
+
+impl Unreceived {
+    /// Waits for the peer of this connection too. Look at it again after this.
+    pub(super) fn watch(&self, connection: BorrowedFd<'_>, id: ConnectionId) -> io::Result<()> {
+        if self.watched.get().is_none() {
+            let _ = self.watched.set(Watched::new()?);
+            self.begun.notify_one();
+        }
+        self.watched.get().map_or(Ok(()), |watched| watched.add(connection, id.0))
+    }
+}

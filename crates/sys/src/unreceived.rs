@@ -1,0 +1,130 @@
+//! What was sent on a UNIX connection and is not received yet.
+//!
+//! Descriptors on their way count against the user who has sent them until they are received, or the receiver closes its
+//! end: also when the sender has long closed its own (unix(7), ETOOMANYREFS).
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use nix::libc;
+#[cfg(feature = "tokio")]
+use rustix::event::epoll;
+
+/// Less than any message counts for. The last one wakes who waits for it before the last of it is taken off.
+const ANY_MESSAGE: libc::c_int = 256;
+
+/// So many are told of at once.
+#[cfg(feature = "tokio")]
+const AT_ONCE: usize = 64;
+
+/// Whether the peer has received all that was sent, or has closed its end.
+pub fn is_none(connection: BorrowedFd<'_>) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    let done = unsafe { libc::ioctl(connection.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    done == 0 && bytes < ANY_MESSAGE
+}
+
+/// Connections the peers of which are waited for.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub struct Watched {
+    epoll: std::os::fd::OwnedFd,
+    ready: crate::watch::Watch,
+}
+
+#[cfg(feature = "tokio")]
+impl Watched {
+    /// None yet. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2) and epoll_ctl(2).
+    pub fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let ready = crate::watch::Watch::new(&epoll)?;
+        Ok(Self { epoll, ready })
+    }
+
+    /// Waits for this one too, which is told by `number`. Look at it again after this.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn add(&self, connection: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+        // The peer makes room whenever it receives. Told once each time, however much lies there still.
+        let events = epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        match epoll::add(&self.epoll, connection, epoll::EventData::new_u64(number), events) {
+            Err(rustix::io::Errno::EXIST) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Waits for this one no more.
+    pub fn remove(&self, connection: BorrowedFd<'_>) {
+        // It was not waited for.
+        let _ = epoll::delete(&self.epoll, connection);
+    }
+
+    /// Waits until peers of some have received something; gives their numbers.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2).
+    pub async fn next(&self) -> io::Result<Vec<u64>> {
+        loop {
+            let mut events = Vec::with_capacity(AT_ONCE);
+            let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let space = rustix::buffer::spare_capacity(&mut events);
+            epoll::wait(&self.epoll, space, Some(&none))?;
+            if !events.is_empty() {
+                return Ok(events.iter().map(|event| event.data.u64()).collect());
+            }
+            self.ready.readable().await?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_read_or_thrown_away_lies_there_no_more() {
+        let (mut one, mut other) = UnixStream::pair().expect("a pair");
+        assert!(is_none(one.as_fd()));
+        bindonce_fd::send(&one, b"x", &[one.as_fd()]).expect("sent");
+        assert!(!is_none(one.as_fd()));
+        other.read_exact(&mut [0]).expect("read");
+        assert!(is_none(one.as_fd()));
+        one.write_all(b"x").expect("written");
+        // Also where this end takes nothing more.
+        one.shutdown(std::net::Shutdown::Both).expect("ended");
+        assert!(!is_none(one.as_fd()));
+        drop(other);
+        assert!(is_none(one.as_fd()));
+    }
+
+    #[cfg(feature = "tokio")]
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_ended_connection_is_told_of_when_its_peer_has_received() {
+        let watched = Watched::new().expect("watched");
+        let (mut one, mut other) = UnixStream::pair().expect("a pair");
+        one.write_all(b"x").expect("written");
+        one.shutdown(std::net::Shutdown::Both).expect("ended");
+        watched.add(one.as_fd(), 7).expect("added");
+        watched.add(one.as_fd(), 7).expect("it is there");
+        // As it is at first.
+        assert_eq!(watched.next().await.expect("told"), [7]);
+        assert!(!is_none(one.as_fd()));
+        let reader = std::thread::spawn(move || {
+            other.read_exact(&mut [0]).expect("read");
+            other
+        });
+        while !is_none(one.as_fd()) {
+            assert_eq!(watched.next().await.expect("told"), [7]);
+        }
+        reader.join().expect("read");
+    }
+}
