@@ -51,12 +51,15 @@ pub fn move_aside(path: &Path) -> String {
 /// Those of the system calls; the file at `path` is then as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let temporary = with_suffix(path, ".new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     let mut options = OpenOptions::new();
-    let mut file = options.append(true).create_new(true).mode(0o600).open(&temporary)?;
+    options.append(true).create_new(true).mode(0o600);
+    let mut file = match options.open(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&temporary)?;
+            options.open(&temporary)?
+        }
+        opened => opened?,
+    };
     if let Err(error) = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path)) {
         // Half of it on a full disk would take the room that the next attempt needs.
         let _ = fs::remove_file(&temporary);

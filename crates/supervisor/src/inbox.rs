@@ -88,6 +88,8 @@ impl Supervisor {
                     self.handover.ghosts.ended(&self.cx, id, pid, detached);
                 }
             }
+            // Its count, and what was said at it: no client waits for the disk.
+            Message::Answered => self.save(),
             Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
             // A client that has gone away misses nothing.

@@ -39,6 +39,8 @@ pub(crate) enum Message {
     StillPaused(GenerationId),
     /// The process has ended.
     Exited(GenerationId, Option<Exit>),
+    /// A reload was answered.
+    Answered,
     /// A client wants something.
     Command(Command),
     /// A client of the master CLI does.

@@ -33,8 +33,11 @@ impl Supervisor {
                 self.start(id, configuration, older_alive);
             }
             Action::Guard { newer, paused } => {
-                let paused = paused.iter().filter_map(|id| self.generations.pid(*id));
-                self.handover.guard(self.generations.pid(newer), paused);
+                let named = |id: &GenerationId| Some(self.generations.get(id)?.named);
+                let paused = paused.iter().filter_map(named).collect();
+                if let Some(newer) = named(&newer) {
+                    self.handover.guard(newer, paused);
+                }
             }
             Action::Signal { id, signal, reason } => self.send_signal(id, signal, reason),
             Action::Prove { newer, older } => {
@@ -245,7 +248,7 @@ impl Supervisor {
         };
         let answer = self.report.outcome(&self.cx, outcome, now);
         self.reload_ended(callers, outcome);
-        self.requests.answer(callers, answer);
+        self.requests.answer(&self.cx, callers, answer);
     }
 
     /// A generation is gone: its connection to the broker goes with it, and so do its leases.

@@ -24,7 +24,6 @@ use crate::master_cli::Master;
 use crate::report::Report;
 use crate::report::view::View;
 use bindonce_haproxy::config::Rendering;
-use bindonce_sys::process;
 use bindonce_sys::signals::Signal;
 
 pub(crate) struct Supervisor {
@@ -129,8 +128,7 @@ impl Supervisor {
 
     /// Saves what the next supervisor must know.
     pub(crate) fn save(&mut self) {
-        let saved = self.saved(None);
-        if let Err(error) = self.cx.directory.save(&saved) {
+        if let Err(error) = self.cx.directory.save(self.saved(None)) {
             tracing::error!(%error, "the state could not be saved: free space in the run directory");
         }
     }
@@ -139,7 +137,7 @@ impl Supervisor {
         let generations = self.generations.iter().map(|generation| SavedGeneration {
             id: generation.id.0,
             pid: generation.pid(),
-            start_time: process::start_time(generation.pid()).unwrap_or_default(),
+            start_time: generation.named.start_time,
             state: self.timeline.state_of(generation.id).unwrap_or(State::Draining).to_string(),
             ready: generation.readiness.ready,
             master_worker: generation.cli.master_worker,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -69,9 +69,11 @@ impl Stat {
     }
 
     fn open(pid: i32, path: &str) -> Option<Self> {
+        // One read gives all of it: the kernel writes one short line.
+        let mut line = [0; 2048];
+        let length = fs::File::open(path).and_then(|mut file| file.read(&mut line)).ok()?;
         // The name in it may be anything, also no UTF-8.
-        let text = fs::read(path).ok()?;
-        Self::read(pid, &String::from_utf8_lossy(&text))
+        Self::read(pid, &String::from_utf8_lossy(line.get(..length)?))
     }
 
     pub(crate) fn read(pid: i32, text: &str) -> Option<Self> {

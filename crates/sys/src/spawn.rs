@@ -37,6 +37,9 @@ pub const SUBCOMMAND: &str = "__shim";
 /// How long the shim may take to read its descriptors; it needs about a millisecond.
 const HANDOVER: Duration = Duration::from_secs(10);
 
+/// An empty socket takes a message of so many bytes whole, however small its buffer is (socket(7), SO_SNDBUF).
+const SMALL: usize = 2048;
+
 /// A program to start.
 #[derive(Debug)]
 pub struct Launch {
@@ -130,6 +133,9 @@ impl Launch {
     pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
         let begun = worker::within(HANDOVER, move || self.begin()).await.map_err(late)??;
         tell(begun.pid());
+        if begun.is_small() {
+            return begun.give()?.started();
+        }
         worker::within(HANDOVER, move || begun.give()).await.map_err(late)??.started()
     }
 
@@ -185,6 +191,12 @@ struct Begun {
 impl Begun {
     fn pid(&self) -> i32 {
         self.child.0.as_ref().map_or(0, Child::id).cast_signed()
+    }
+
+    /// Whether what it waits for is one message, which a socket that is empty takes at once.
+    fn is_small(&self) -> bool {
+        let names = self.descriptors.iter().map(|(name, _)| name.len() + 1);
+        self.descriptors.len() <= bindonce_fd::MAX_FDS && names.sum::<usize>() <= SMALL
     }
 
     /// Gives it what it waits for.

@@ -47,6 +47,7 @@ impl Watch {
 pub struct Ticks {
     timer: OwnedFd,
     watch: Watch,
+    interval: Timespec,
 }
 
 impl Ticks {
@@ -57,11 +58,23 @@ impl Ticks {
     pub fn every(interval: Duration) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let it_interval = Timespec::try_from(interval).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let it_value = Timespec { tv_sec: 0, tv_nsec: 1 };
-        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value })?;
+        let interval = timespec(interval)?;
         let watch = Watch::new(&timer)?;
-        Ok(Self { timer, watch })
+        let mut ticks = Self { timer, watch, interval };
+        ticks.next_in(Duration::ZERO)?;
+        Ok(ticks)
+    }
+
+    /// Has the next tick `delay` from now, and the others every interval behind it.
+    ///
+    /// # Errors
+    /// Those of timerfd_settime(2).
+    pub fn next_in(&mut self, delay: Duration) -> io::Result<()> {
+        // Zero would stop the timer.
+        let it_value = timespec(delay.max(Duration::from_nanos(1)))?;
+        let times = Itimerspec { it_interval: self.interval, it_value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times)?;
+        Ok(())
     }
 
     /// Waits for the next tick. Ticks that were missed are one.
@@ -76,5 +89,26 @@ impl Ticks {
                 read => return Ok(read.map(drop)?),
             }
         }
+    }
+}
+
+fn timespec(time: Duration) -> io::Result<Timespec> {
+    Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_next_tick_comes_when_it_is_wanted() {
+        let mut ticks = Ticks::every(Duration::from_secs(3600)).expect("a timer");
+        ticks.tick().await.expect("the first comes at once");
+        let (begun, delay) = (Instant::now(), Duration::from_millis(20));
+        ticks.next_in(delay).expect("set");
+        ticks.tick().await.expect("a tick");
+        assert!(begun.elapsed() >= delay);
     }
 }

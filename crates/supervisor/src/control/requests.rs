@@ -7,7 +7,9 @@ use bindonce_core::generation::{Caller, GenerationId};
 use bindonce_wire::RpcError;
 use tokio::sync::oneshot;
 
+use crate::context::Context;
 use crate::control::Answer;
+use crate::message::Message;
 use crate::replies::{self, Retired};
 
 /// How long the answer to a reload waits for the broker to know of it.
@@ -71,9 +73,9 @@ impl Requests {
     }
 
     /// Answers the clients that waited for the reload that has just ended.
-    pub(crate) fn answer(&mut self, callers: &[Caller], answer: Answer) {
+    pub(crate) fn answer(&mut self, cx: &Context, callers: &[Caller], answer: Answer) {
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
-        let (confirmed, late) = (self.confirmed.take(), self.late.take());
+        let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
@@ -95,6 +97,9 @@ impl Requests {
                 // The client may have gone away.
                 let _ = reply.send(answer.clone());
             }
+            // Behind the tasks that write the replies.
+            tokio::task::yield_now().await;
+            cx.send(Message::Answered);
         });
     }
 

@@ -126,7 +126,7 @@ impl Supervisor {
         };
         self.upgrade.count += 1;
         let saved = self.saved(Some(inherited));
-        let error = match self.cx.directory.save(&saved) {
+        let error = match self.cx.directory.save(saved) {
             Ok(()) => {
                 tracing::info!(binary = %binary.path().display(), "becoming the new binary");
                 binary.take_over(None)

@@ -5,6 +5,7 @@
 //! state by which the next supervisor finds the generations of this one. All of it
 //! is readable by its owner alone.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -37,6 +38,8 @@ pub(crate) struct Directory {
     path: PathBuf,
     /// Used while this one takes no files.
     fallback: Fallback,
+    /// The state as it was saved last.
+    saved: RefCell<Option<Saved>>,
     /// Kept for its lock.
     _lock: LockFile,
 }
@@ -151,7 +154,7 @@ impl Directory {
             return Err(Error::AlreadySupervised { service: service.clone(), pid });
         };
         fs::write(path.join("pid"), format!("{}\n", std::process::id())).map_err(failed)?;
-        Ok(Self { path, fallback: Fallback::default(), _lock: lock })
+        Ok(Self { path, fallback: Fallback::default(), saved: RefCell::default(), _lock: lock })
     }
 
     pub(crate) fn control(&self) -> PathBuf {
@@ -277,9 +280,16 @@ impl Directory {
         &self.path
     }
 
-    /// Saves the state, in one step: a reader sees the old or the new one.
-    pub(crate) fn save(&self, saved: &Saved) -> io::Result<()> {
-        state::replace(&self.state(), &serde_json::to_vec(saved)?).map(drop)
+    /// Saves the state, in one step: a reader sees the old or the new one. What is saved already is not written again.
+    pub(crate) fn save(&self, saved: Saved) -> io::Result<()> {
+        if self.saved.borrow().as_ref() == Some(&saved) {
+            return Ok(());
+        }
+        // Not known to be there until it is.
+        self.saved.take();
+        state::replace(&self.state(), &serde_json::to_vec(&saved)?)?;
+        self.saved.replace(Some(saved));
+        Ok(())
     }
 }
 

@@ -21,6 +21,9 @@ use tokio::task::AbortHandle;
 
 use bindonce_haproxy::cli::{Info, PROMPT};
 
+/// What tells of the process and its connections.
+const INFO: &str = "show info";
+
 /// An answer that is longer than this is cut off: nothing that is asked here is.
 const LONGEST: usize = 4 << 20;
 
@@ -64,8 +67,9 @@ impl Admin {
         Self::over(
             async move {
                 let mut stream = UnixStream::connect(path).await?;
-                exchange(&mut stream, "prompt\nset timeout cli 86400", 2).await?;
-                Ok(stream)
+                let first = format!("prompt\nset timeout cli 86400\n{INFO}");
+                let info = Info::read(&exchange(&mut stream, &first, 3).await?);
+                Ok((stream, Some(info)))
             },
             ready,
         )
@@ -77,14 +81,14 @@ impl Admin {
         Self::over(
             async move {
                 stream.set_nonblocking(true)?;
-                UnixStream::from_std(stream)
+                Ok((UnixStream::from_std(stream)?, None))
             },
             ready,
         )
     }
 
     fn over(
-        stream: impl Future<Output = io::Result<UnixStream>> + 'static,
+        stream: impl Future<Output = io::Result<(UnixStream, Option<Info>)>> + 'static,
         ready: impl FnOnce(Info) + 'static,
     ) -> Self {
         let (asks, requests) = mpsc::unbounded_channel();
@@ -92,9 +96,13 @@ impl Admin {
         let copy = Rc::clone(&connection);
         let task = crate::tasks::spawn(async move {
             let talk = async {
-                let stream = stream.await?;
+                let (mut stream, info) = stream.await?;
                 copy.replace(Some(stream.as_fd().try_clone_to_owned()?));
-                talk(stream, ready, requests).await
+                ready(match info {
+                    Some(info) => info,
+                    None => Info::read(&exchange(&mut stream, INFO, 1).await?),
+                });
+                talk(stream, requests).await
             };
             if let Err(error) = talk.await {
                 tracing::debug!(%error, "an admin connection ended");
@@ -159,7 +167,7 @@ impl Admin {
 
     /// `show info`, read.
     pub(crate) async fn info(&self, limit: Duration) -> Result<Info, NoAnswer> {
-        Ok(Info::read(&self.ask("show info", limit).await?))
+        Ok(Info::read(&self.ask(INFO, limit).await?))
     }
 
     /// Closes the connection.
@@ -171,10 +179,8 @@ impl Admin {
 
 async fn talk(
     mut stream: UnixStream,
-    ready: impl FnOnce(Info),
     mut requests: mpsc::UnboundedReceiver<Ask>,
 ) -> io::Result<()> {
-    ready(Info::read(&exchange(&mut stream, "show info", 1).await?));
     while let Some(Ask { command, answers, around: (before, after), reply }) = requests.recv().await
     {
         for command in before {

@@ -20,6 +20,7 @@ use crate::generations::admin::Admin;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::generations::spares::Spares;
+use crate::handover::watchdog::ProcessRef;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Messages;
@@ -28,6 +29,8 @@ use bindonce_haproxy::config::Messages;
 pub(crate) struct Generation {
     pub(crate) id: GenerationId,
     pub(crate) pidfd: Rc<Pidfd>,
+    /// The same process, as the watchdog and the next supervisor know it.
+    pub(crate) named: ProcessRef,
     /// When its process was started.
     pub(crate) started: Timestamp,
     pub(crate) cli: Cli,

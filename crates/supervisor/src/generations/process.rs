@@ -23,7 +23,7 @@ use crate::generations::generation::{
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
 use crate::generations::spares::Spares;
-use crate::handover::watchdog::Watchdog;
+use crate::handover::watchdog::{ProcessRef, Watchdog};
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
@@ -96,6 +96,7 @@ pub(crate) fn take_on(
     let generation = Generation {
         id,
         pidfd,
+        named: ProcessRef { pid, start_time },
         started,
         cli: Cli {
             admin,

@@ -125,21 +125,18 @@ impl Handover {
         older: &[&Generation],
     ) {
         let listeners: BTreeSet<_> = older.iter().flat_map(|older| older.inodes()).collect();
-        let duty = ProcessRef::of(newer.pid()).map(|newer| Duty::Finish {
+        self.tell(&Duty::Finish {
             within: cx.settings.timing.retire_timeout + GRACE,
             retire: cx.settings.kind.retire() as i32,
-            newer,
-            older: older.iter().filter_map(|older| ProcessRef::of(older.pid())).collect(),
+            newer: newer.named,
+            older: older.iter().map(|older| older.named).collect(),
             listeners: listeners.into_iter().collect(),
         });
-        self.tell(&duty.unwrap_or(Duty::None));
     }
 
     /// Tells the watchdog which generation to end and which resume, should we end now.
-    pub(crate) fn guard(&self, newer: Option<i32>, paused: impl Iterator<Item = i32>) {
-        if let Some(newer) = newer.and_then(ProcessRef::of) {
-            self.tell(&Duty::End { newer, paused: paused.filter_map(ProcessRef::of).collect() });
-        }
+    pub(crate) fn guard(&self, newer: ProcessRef, paused: Vec<ProcessRef>) {
+        self.tell(&Duty::End { newer, paused });
     }
 
     /// For what tells it from a task.

@@ -140,7 +140,12 @@ impl Proof {
                     let since =
                         counts.iter().map(|count| count.unchanged.get()).fold(since, Instant::max);
                     let until = since + still_for;
-                    if until <= now && counts.iter().all(|count| count.stood(since, until)) {
+                    let left = until.saturating_duration_since(now);
+                    if !left.is_zero() && left < SAMPLE {
+                        // Clients wait: the last sample is taken as soon as it can prove it.
+                        ticks.next_in(left)?;
+                    }
+                    if left.is_zero() && counts.iter().all(|count| count.stood(since, until)) {
                         // One that did not run all this time, on a busy machine, has taken nothing
                         // either. Its answer shows that it has run; and haproxy takes what it finds
                         // waiting before it answers. So what waits even now is left by all.

@@ -57,8 +57,8 @@ const HOLD: &str = "hold\n";
 /// A process, as the supervisor and the watchdog name it to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessRef {
-    pid: i32,
-    start_time: u64,
+    pub(crate) pid: i32,
+    pub(crate) start_time: u64,
 }
 
 /// What is to be done if the supervisor dies now.

@@ -153,7 +153,6 @@ impl Supervisor {
                 let _ = startup.set(self.master.startup.clone());
             }
         }
-        self.save();
     }
 }
 
