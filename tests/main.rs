@@ -31,6 +31,7 @@ mod faults;
 mod floors;
 mod generations;
 mod handover;
+mod inherited;
 mod inspect;
 mod killed;
 mod leaks;

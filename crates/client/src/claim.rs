@@ -82,7 +82,14 @@ pub struct Give<'a> {
 impl<'a> Give<'a> {
     /// A descriptor, and what it was claimed as: `[NAME=]ADDR[,OPTION]...`.
     pub fn new(listen: impl Into<String>, fd: BorrowedFd<'a>) -> Self {
-        Self { what: bindonce_wire::params::Give { listen: listen.into() }, fd }
+        Self { what: bindonce_wire::params::Give { listen: listen.into(), tentative: false }, fd }
+    }
+
+    /// One that the broker has not held before goes again with its last lease unless it is claimed for good.
+    #[must_use]
+    pub fn tentative(mut self) -> Self {
+        self.what.tentative = true;
+        self
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::disk::directory::Directory;
 use crate::message::Message;
+use crate::passed::Passed;
 use crate::settings::Settings;
 
 /// Clones share everything.
@@ -18,6 +19,7 @@ pub(crate) struct Context {
     pub(crate) settings: Rc<Settings>,
     pub(crate) directory: Rc<Directory>,
     pub(crate) journal: Rc<Journal>,
+    pub(crate) passed: Rc<Passed>,
     inbox: mpsc::UnboundedSender<Message>,
 }
 
@@ -26,9 +28,10 @@ impl Context {
         settings: Settings,
         directory: Directory,
         journal: Rc<Journal>,
+        passed: Rc<Passed>,
         inbox: mpsc::UnboundedSender<Message>,
     ) -> Self {
-        Self { settings: Rc::new(settings), directory: Rc::new(directory), journal, inbox }
+        Self { settings: Rc::new(settings), directory: Rc::new(directory), journal, passed, inbox }
     }
 
     /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::{Caller, Event, GenerationId, State};
 use bindonce_daemon::Happening;
-use bindonce_haproxy::config::Rendering;
+use bindonce_haproxy::config::{Binding, Rendering};
 use bindonce_sys::clock;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
@@ -215,6 +216,13 @@ impl Supervisor {
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
         let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
+        // A path stays: whoever has made the socket has made it.
+        let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
+        let goes = |binding: &Binding| {
+            binding.inherited.is_some() && !matches!(binding.listener.address, Address::Unix(_))
+        };
+        let passed = bindings.iter().zip(&launched.listeners).filter(|(binding, _)| goes(binding));
+        let passed: Vec<_> = passed.map(|(_, held)| held.label.clone()).collect();
         self.starts.started_on(id, launched.prepared);
         let admin =
             launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
@@ -245,7 +253,7 @@ impl Supervisor {
         }
         readiness::await_ready(&self.cx, &mut generation, launched.notifications);
         self.generations.insert(generation);
-        self.leases.add(created.iter().cloned());
+        self.leases.add(created.iter().cloned().chain(passed));
         self.save();
         tracing::info!(generation = id.0, pid, listeners, "started");
         process::warn_of_limit(listeners);

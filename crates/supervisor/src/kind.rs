@@ -4,10 +4,8 @@
 //! watching, draining, saving, taking over, the watchdog. How each is started is in [`crate::generations::start`].
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bindonce_haproxy::cli::Version;
@@ -15,10 +13,11 @@ use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{process, subprocess, tree};
 
 use crate::error::Error;
+use crate::generations::listeners::read;
+use crate::origin::Origin;
 use crate::program::Program;
-use bindonce_haproxy::config::{Command, System};
+use bindonce_haproxy::config::{Command, Descriptors, System};
 use bindonce_sys::spawn::Launch;
-use serde::{Deserialize, Serialize};
 
 /// What is supervised.
 #[derive(Debug, Clone)]
@@ -40,17 +39,6 @@ pub struct Haproxy {
     pub caller: Option<Box<Origin>>,
 }
 
-/// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The program and its arguments.
-    pub command: Vec<String>,
-    /// Where it was started.
-    pub directory: PathBuf,
-    /// Its environment.
-    pub environment: BTreeMap<String, String>,
-}
-
 /// How long a haproxy binary may take to print its version.
 const VERSION: Duration = Duration::from_secs(10);
 
@@ -64,13 +52,18 @@ impl Haproxy {
         Ok(Self { command, admin: self.admin, caller: Some(Box::new(caller)) })
     }
 
-    /// The system as this haproxy will see it.
-    pub(crate) fn world(&self) -> io::Result<System> {
-        let Some(caller) = &self.caller else { return System::new(&self.command.program) };
-        let environment = caller.environment.iter();
-        let environment =
-            environment.map(|(name, value)| (name.clone().into(), value.clone().into()));
-        Ok(System::at(&self.command.program, caller.directory.clone(), environment.collect()))
+    /// The system as this haproxy will see it; `passed` is what this process has inherited.
+    pub(crate) fn world(&self, passed: &Descriptors) -> io::Result<System> {
+        let Some(caller) = &self.caller else {
+            return Ok(System::new(&self.command.program)?.inheriting(passed.clone()));
+        };
+        let passed = caller.passed.iter();
+        let passed = passed.filter_map(|(number, text)| Some((*number, Ok(read(text)?)))).collect();
+        let bytes = |text: &OsStr| text.as_encoded_bytes().to_vec();
+        let environment = caller.variables();
+        let environment = environment.map(|(name, value)| (bytes(name), bytes(value)));
+        let directory = caller.directory.clone();
+        Ok(System::at(&self.command.program, directory, environment.collect()).inheriting(passed))
     }
 
     /// Has it started as from its caller.
@@ -79,8 +72,7 @@ impl Haproxy {
         launch.cwd = Some(caller.directory.clone());
         launch.env_remove.extend(std::env::vars_os().map(|(name, _)| name));
         let not_theirs = crate::broker::not_theirs();
-        let environment =
-            caller.environment.iter().map(|(name, value)| (name.into(), value.into()));
+        let environment = caller.variables().map(|(name, value)| (name.into(), value.into()));
         launch.env.extend(environment.filter(|(name, _)| !not_theirs.contains(name)));
     }
 

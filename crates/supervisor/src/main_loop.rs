@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::generations::reaper;
 use crate::master_cli::Master;
 use crate::message::Message;
+use crate::passed::Passed;
 use crate::report::metrics;
 use crate::settings::Settings;
 use crate::supervisor::Supervisor;
@@ -51,6 +52,10 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
+    let mut passed = match settings.kind.haproxy() {
+        Some(_) => Passed::take(&saved.passed, std::mem::take(&mut left.passed))?,
+        None => Passed::default(),
+    };
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
     broker::ensure(&settings.socket, settings.start_broker, &journal).await?;
@@ -58,8 +63,9 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         let found = found::look(&settings, &directory, &journal).await?;
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
     }
+    passed.keep(&settings.master_cli, &settings.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
-    let mut master = Master::open(&settings.master_cli, &saved, &mut left)?;
+    let mut master = Master::open(&settings.master_cli, &saved, &mut left, &passed)?;
     let control = match left.control.take() {
         Some(control) => control,
         None => control::bind(&directory.control())?,
@@ -87,7 +93,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
     spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
-    let cx = Context::new(settings, directory, journal, sender);
+    let cx = Context::new(settings, directory, journal, Rc::new(passed), sender);
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.replaced = replaced;

@@ -157,6 +157,7 @@ impl Supervisor {
             reloads: self.master.reloads,
             failed_reloads: self.master.failed,
             startup_logs: self.master.startup.text(),
+            passed: self.cx.passed.listeners(),
             caller: self.starts.caller().cloned(),
         }
     }

@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt as get};
 use socket2::{Protocol, SockRef};
 
 use crate::options;
-use crate::queue::is_listening;
+use crate::queue::{accept_queue, is_listening};
 
 /// A socket as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,23 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
         options: seen(socket, &bound)?,
         bound,
     })
+}
+
+/// The listener that a descriptor of somebody else's is.
+///
+/// # Errors
+/// Why it is none, in the kernel's words where it has them.
+pub fn listener(fd: BorrowedFd<'_>) -> Result<Listener, String> {
+    let found = of(fd).map_err(|error| match error.raw_os_error() {
+        Some(errno) => rustix::io::Errno::from_raw_os_error(errno).to_string(),
+        None => "it is not bound, or of a kind that the broker does not hold".to_owned(),
+    })?;
+    if !found.listening {
+        return Err(format!("it is bound to {}, and does not listen", found.bound));
+    }
+    let mut listener = found.listener();
+    listener.options.backlog = accept_queue(fd).ok().map(|queue| queue.limit);
+    Ok(listener)
 }
 
 impl Identity {

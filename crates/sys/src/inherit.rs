@@ -7,7 +7,7 @@
 //! is not ours comes back if the exec fails. Nothing else is copied: ten thousand descriptors
 //! need ten thousand numbers and one or two, not twice as many.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -57,6 +57,26 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let owned = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
     Ok(owned)
+}
+
+/// Descriptors that whoever started this process has left open for it, by their numbers, owned and close-on-exec from now
+/// on: a second call finds none. Whatever this process opens itself is close-on-exec.
+///
+/// # Errors
+/// Those of looking at /proc/self/fd.
+pub fn given() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
+    let mut given = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(number) = number.filter(|number| *number >= FIRST) else { continue };
+        // SAFETY: used only to ask the kernel, which answers EBADF for a closed number.
+        let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
+        // The look itself has one, which is closed by then.
+        if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
+            given.insert(number, take(number)?);
+        }
+    }
+    Ok(given)
 }
 
 /// Replaces this process by `command`, which finds `fds` as `first`,

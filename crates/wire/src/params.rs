@@ -172,6 +172,10 @@ impl<'de> Deserialize<'de> for Port {
 pub struct Give {
     /// As it was claimed: `[NAME=]ADDR[,OPT]...`.
     pub listen: String,
+    /// One that no broker has held before goes again with its last lease unless it is claimed for good: a start that
+    /// fails leaves nothing.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tentative: bool,
 }
 
 /// The parameter of `events`.

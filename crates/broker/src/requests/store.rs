@@ -60,7 +60,7 @@ pub(super) async fn store(
         allow_name(&broker, &link.caller, &spec)?;
         let fd = foreign.try_clone();
         let fd = fd.map_err(|error| RpcError::new(ErrorCode::LIMIT, error.to_string()))?;
-        sockets.push((asked, fd));
+        sockets.push((asked, fd, give.tentative));
     }
     let sorted = sort(&broker.borrow(), sockets)?;
     // What the sockets are decides, not what was said of them.
@@ -110,7 +110,7 @@ struct Sorted {
 }
 
 /// Listeners that are new to the broker, and those that the caller uses from now on.
-fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, RpcError> {
+fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd, bool)>) -> Result<Sorted, RpcError> {
     let held: HashMap<u64, _> =
         broker.listeners.registry.iter().map(|(_, held)| (held.opened.inode, held)).collect();
     let missing: HashMap<u64, _> =
@@ -119,7 +119,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, Rp
     let mut found = Vec::new();
     let mut wants = Vec::with_capacity(sockets.len());
     let mut new = 0;
-    for (asked, fd) in sockets {
+    for (asked, fd, tentative) in sockets {
         let refuse = |reason: String| {
             let message = format!("the descriptor for {asked} is not taken: {reason}");
             RpcError::new(ErrorCode::CONFLICT, message)
@@ -142,7 +142,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd)>) -> Result<Sorted, Rp
                 None => {
                     network(&asked, &socket).map_err(refuse)?;
                     new += usize::from(!seen.contains(&inode));
-                    as_said(&asked, &socket, fd).map_err(refuse)?
+                    Found { tentative, ..as_said(&asked, &socket, fd).map_err(refuse)? }
                 }
             };
             if asked.address != found_here.listener.address
@@ -295,7 +295,7 @@ mod tests {
         next.persistence.missing.entries = vec![serde_json::from_str(&text).expect("an entry")];
         let give = |listen: &str| {
             let fd = held.opened.handle.fd.try_clone().expect("a copy");
-            sort(&next, vec![(listen.parse().expect("a listener"), fd)])
+            sort(&next, vec![(listen.parse().expect("a listener"), fd, false)])
         };
         let refused = give("127.0.0.1:1").err().expect("refused");
         assert!(refused.message.contains("it is the socket of web="), "{}", refused.message);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Command, Descriptors, Rendering, Supplied, System};
 use bindonce_sys::inherit;
 
 use super::real;
@@ -28,7 +28,7 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     let others = arguments.iter().filter(|word| !is_check(word)).cloned();
     let words = std::iter::once(haproxy.into()).chain(others);
     let refused = match Command::parse(words) {
-        Ok(command) => rendering(&command)?.err(),
+        Ok(command) => rendering(&command, Descriptors::new())?.err(),
         Err(_) => None,
     };
     let Some(refused) = refused else { return Err(real::become_it(haproxy, arguments)) };
@@ -41,8 +41,9 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
 /// The configuration of a command, as a start would read it.
 pub(super) fn rendering(
     command: &Command,
+    inherited: Descriptors,
 ) -> anyhow::Result<Result<Rendering, bindonce_haproxy::config::Error>> {
     let world = System::new(&command.program).context("cannot tell the current directory")?;
-    let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]);
+    let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]).inheriting(inherited);
     Ok(Rendering::of(command, Supplied::default(), &world))
 }

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use bindonce_haproxy::config::{Command, Role};
+use bindonce_haproxy::config::{Command, Descriptors, Role};
 
 use crate::background;
 pub(crate) use real::NAME;
@@ -45,7 +45,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         && !background::is_it()
         && let Some(service) = replace::running(&command, &name)?
     {
-        let done = replace::reload(&service, &real, arguments, command.role.at_once);
+        let done = replace::reload(&service, &command, &real, arguments);
         return done.map(Outcome::Done);
     }
     if !background::is_it() && goes_to_background(&command)? {
@@ -85,5 +85,5 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
         return Ok(true);
     }
     // What is wrong with it is said where it is started.
-    Ok(check::rendering(command)?.is_ok_and(|rendering| rendering.is_daemon))
+    Ok(check::rendering(command, Descriptors::new())?.is_ok_and(|rendering| rendering.is_daemon))
 }

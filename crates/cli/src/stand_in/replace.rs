@@ -1,16 +1,21 @@
 //! `-sf`, `-st` and `-x`: the service that runs is reloaded, with these arguments and from here.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bindonce::Client;
+use bindonce::{Client, Give};
 use bindonce_core::name::Name;
-use bindonce_haproxy::config::Command;
+use bindonce_haproxy::config::{Command, Descriptors};
 use bindonce_supervisor::replies::Status;
 use bindonce_supervisor::{Origin, control_socket, services};
+use bindonce_sys::{identity, inherit, log};
+
+use super::check;
 
 /// How long a supervisor may take to say who it is, and to reload.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -55,31 +60,66 @@ fn status(socket: &Path, service: &Name) -> Option<Status> {
 /// haproxy's words.
 pub(super) fn reload(
     service: &Name,
+    command: &Command,
     real: &Path,
     arguments: &[OsString],
-    at_once: bool,
 ) -> anyhow::Result<ExitCode> {
     let path: PathBuf = control_socket(&bindonce::default_socket(), service);
-    let text = |word: OsString| word.into_string().ok();
     let words = std::iter::once(real.into()).chain(arguments.iter().cloned());
-    let command: Option<Vec<String>> = words.map(text).collect();
-    let caller = Origin {
-        command: command.context("an argument is not UTF-8")?,
-        directory: std::env::current_dir().context("cannot tell the current directory")?,
-        // What is not UTF-8 is not passed on.
-        environment: std::env::vars_os()
-            .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
-            .collect(),
-    };
+    let mut caller = Origin::here(words).context("cannot tell the current directory")?;
+    let given = inherit::given().context("cannot look at the inherited descriptors")?;
+    let stored = give(command, &given, &mut caller.passed)?;
     let mut client = Client::connect(&path)?;
     client.set_timeout(RELOAD)?;
-    let how = serde_json::json!({ "caller": caller, "at_once": at_once });
+    let how = serde_json::json!({ "caller": caller, "at_once": command.role.at_once });
     match client.call("reload", &how) {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(bindonce::Error::Refused(refusal)) => {
-            eprintln!("{}", refusal.message);
+            release(&stored);
+            log::write(format!("{}\n", refusal.message).as_bytes());
             Ok(ExitCode::FAILURE)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Gives the broker the listeners among our descriptors that the configuration names; gives those that are new to it.
+fn give(
+    command: &Command,
+    given: &BTreeMap<RawFd, OwnedFd>,
+    passed: &mut BTreeMap<RawFd, String>,
+) -> anyhow::Result<Vec<String>> {
+    let known: Descriptors =
+        given.iter().map(|(number, fd)| (*number, identity::listener(fd.as_fd()))).collect();
+    // What is wrong with it is said where it is started.
+    let Ok(rendering) = check::rendering(command, known)? else { return Ok(Vec::new()) };
+    let mut gives = Vec::new();
+    for binding in &rendering.bindings {
+        let Some(number) = binding.inherited else { continue };
+        let Some(fd) = given.get(&number) else { continue };
+        passed.insert(number, binding.listener.to_string());
+        gives.push((
+            identity::of(fd.as_fd())?.inode,
+            Give::new(binding.listener.to_string(), fd.as_fd()),
+        ));
+    }
+    if gives.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut client = Client::connect(&bindonce::default_socket())?;
+    let held: Vec<u64> = client.list()?.listeners.iter().map(|held| held.inode).collect();
+    let all: Vec<Give<'_>> = gives.iter().map(|(_, give)| give.clone()).collect();
+    let names = client.store(&all)?;
+    let new = gives.iter().zip(names).filter(|((inode, _), _)| !held.contains(inode));
+    Ok(new.map(|(_, name)| name).collect())
+}
+
+/// Takes them back from the broker, where nothing serves on them.
+fn release(stored: &[String]) {
+    if stored.is_empty() {
+        return;
+    }
+    // One that is used by now stays.
+    let _ =
+        Client::connect(&bindonce::default_socket()).and_then(|mut client| client.release(stored));
 }

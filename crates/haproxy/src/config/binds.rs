@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use bindonce_core::address::Address;
@@ -40,8 +41,10 @@ pub(super) enum Part {
     Listen(Address, u16),
     /// `fd@${NAME}` with a NAME of `--listen`.
     Supplied(String),
-    /// `fd@` with a number, or with a variable that has none.
-    Foreign(String),
+    /// `fd@` with the number of a descriptor that haproxy inherits: its listener.
+    Inherited { prefix: String, number: RawFd, listener: Box<Listener> },
+    /// `fd@` with another number, or with a variable that has none; why it is no listener.
+    Foreign(String, String),
     /// haproxy binds it by itself, for this reason.
     Alone(&'static str),
 }
@@ -125,7 +128,8 @@ pub(super) fn read(
     };
     for text in list.split(|&byte| byte == b',') {
         let expanded = expand(text, &variable);
-        let part = part(&expanded, &context).map_err(|problem| match problem {
+        let inherited = |number| around.world.inherited(number);
+        let part = part(&expanded, &context, &inherited).map_err(|problem| match problem {
             Problem::Bad(reason) => {
                 Error::BadAddress { place: place.clone(), word: printable(text), reason }
             }
@@ -165,7 +169,11 @@ pub(super) fn read(
     })
 }
 
-fn part(expanded: &[u8], context: &Context<'_>) -> Result<Part, Problem> {
+fn part(
+    expanded: &[u8],
+    context: &Context<'_>,
+    inherited: &dyn Fn(RawFd) -> Result<Listener, String>,
+) -> Result<Part, Problem> {
     let target = match address::read(expanded, context) {
         Err(_) if expanded.contains(&MARK) => {
             return Err(Problem::Bad(
@@ -186,15 +194,68 @@ fn part(expanded: &[u8], context: &Context<'_>) -> Result<Part, Problem> {
                     "a listener of --listen is written as fd@${NAME}".to_owned(),
                 ));
             }
-            _ => Part::Foreign(String::from_utf8_lossy(&number).into_owned()),
+            _ => {
+                let text = String::from_utf8_lossy(&number).into_owned();
+                let is_pair = expanded.starts_with(b"sockpair@");
+                let parsed = text.parse().ok().filter(|_| !is_pair);
+                let found = parsed.map(|number| (number, inherited(number)));
+                match found {
+                    Some((number, Ok(listener))) => {
+                        let datagrams = context.datagram || expanded.starts_with(b"quic+");
+                        fits(&listener, datagrams)?;
+                        // Such as quic+fd.
+                        let head = expanded.len() - text.len() - 1;
+                        let prefix = String::from_utf8_lossy(&expanded[..head]).into_owned();
+                        Part::Inherited { prefix, number, listener: Box::new(listener) }
+                    }
+                    other => {
+                        let why = other.and_then(|(_, found)| found.err());
+                        let why = why.as_deref().unwrap_or("Bad file descriptor");
+                        let why = format!("cannot use file descriptor '{text}' : {why}");
+                        Part::Foreign(text, why)
+                    }
+                }
+            }
         },
     })
+}
+
+/// Whether a line can have a descriptor of this kind.
+fn fits(listener: &Listener, datagrams: bool) -> Result<(), Problem> {
+    match (matches!(listener.address, Address::Udp(_)), datagrams) {
+        (true, false) => Err(Problem::Bad(format!(
+            "it is {listener}: a bind line takes a datagram socket as quic+fd@ alone, and dgram-bind as fd@"
+        ))),
+        (false, true) => {
+            Err(Problem::Bad(format!("it is {listener}, which is no datagram socket")))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl BindLine {
     /// Whether anything on the line is for the broker to open.
     pub(super) fn claims(&self) -> bool {
-        self.pieces.iter().any(|piece| matches!(piece.part, Part::Listen(..)))
+        self.pieces
+            .iter()
+            .any(|piece| matches!(piece.part, Part::Listen(..) | Part::Inherited { .. }))
+    }
+
+    /// Why a descriptor that it names is none.
+    pub(super) fn foreign(&self) -> Option<String> {
+        self.pieces.iter().find_map(|piece| match &piece.part {
+            Part::Foreign(_, why) => Some(why.clone()),
+            _ => None,
+        })
+    }
+
+    /// What haproxy binds by itself, where the line is of an admin socket.
+    pub(super) fn leave_addresses(&mut self, reason: &'static str) {
+        for piece in &mut self.pieces {
+            if matches!(piece.part, Part::Listen(..)) {
+                piece.part = Part::Alone(reason);
+            }
+        }
     }
 
     /// The listeners of one piece: none, one, or one for each port.
@@ -237,13 +298,13 @@ impl BindLine {
                 address.push(b',');
             }
             match &piece.part {
-                Part::Listen(..) => {
+                Part::Listen(..) | Part::Inherited { .. } => {
                     address.extend_from_slice(words.next().unwrap_or_default().as_bytes());
                 }
                 Part::Supplied(name) => {
                     address.extend_from_slice(format!("fd@${{{name}}}").as_bytes());
                 }
-                Part::Foreign(_) | Part::Alone(_) => escape_into(&mut address, &piece.text),
+                Part::Foreign(..) | Part::Alone(_) => escape_into(&mut address, &piece.text),
             }
         }
         address.push(b'"');

@@ -115,7 +115,7 @@ impl Claims {
         text: String,
         place: &Place,
         reason: &'static str,
-        descriptor: bool,
+        descriptor: Option<String>,
     ) {
         self.left_alone.push(LeftAlone {
             place: place.clone(),
@@ -140,7 +140,7 @@ impl Claims {
             section: section.label.clone(),
             text,
             reason,
-            descriptor: false,
+            descriptor: None,
             listens: true,
             device: match reason {
                 NO_DEVICE | LATE_DEVICE => line.bind_options.interface.clone(),
@@ -161,7 +161,24 @@ impl Claims {
         for piece in &line.pieces {
             match &piece.part {
                 Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
-                Part::Foreign(number) => self.foreign(number, line, piece, section)?,
+                Part::Foreign(number, why) => self.foreign(number, why, line, piece, section)?,
+                Part::Inherited { prefix, number, listener } => {
+                    let key = (listener.key(), 0);
+                    if self.shares(&key, line, earlier) {
+                        words.extend(earlier.get(&key).map(|bound| bound.word.clone()));
+                        continue;
+                    }
+                    let first = self.bindings.len();
+                    let listener = listener.as_ref().clone();
+                    let variable = self.names.of(&listener.address, None);
+                    self.claim(vec![listener], &variable, false, line, piece, section)?;
+                    if let Some(binding) = self.bindings.last_mut() {
+                        binding.inherited = Some(*number);
+                    }
+                    let word = format!("{prefix}@${{{variable}}}");
+                    earlier.insert(key, self.bound(word.clone(), first, line));
+                    words.push(word);
+                }
                 Part::Supplied(variable) => {
                     let Some(listener) = self.supply.take(variable) else { continue };
                     let key = (listener.key(), 0);
@@ -215,18 +232,20 @@ impl Claims {
     fn foreign(
         &mut self,
         number: &str,
+        why: &str,
         line: &BindLine,
         piece: &Piece,
         section: &Section,
     ) -> Result<(), Error> {
         let earlier = section.lines.iter().take_while(|other| other.place != line.place);
         let has_it = |other: &BindLine| {
-            let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n) if n == number);
+            let names = |piece: &Piece| matches!(&piece.part, Part::Foreign(n, _) if n == number);
             other.options == line.options && other.pieces.iter().any(names)
         };
         let before = line.pieces.iter().take_while(|other| !std::ptr::eq(*other, piece));
-        let twice =
-            before.into_iter().any(|other| matches!(&other.part, Part::Foreign(n) if n == number));
+        let twice = before
+            .into_iter()
+            .any(|other| matches!(&other.part, Part::Foreign(n, _) if n == number));
         // As in `shares`.
         if !line.bind_options.threads && !twice && !earlier.into_iter().any(has_it) {
             self.occupied.add_foreign(number, &line.place)?;
@@ -238,7 +257,7 @@ impl Claims {
         };
         self.leave_line(line, section, piece.shown(), reason);
         if let Some(left) = self.left_alone.last_mut() {
-            left.descriptor = true;
+            left.descriptor = Some(why.to_owned());
         }
         Ok(())
     }
@@ -281,6 +300,7 @@ impl Claims {
             self.occupied.add(&listener, &line.place)?;
             self.bindings.push(Binding {
                 listener,
+                inherited: None,
                 variable: variable.to_owned(),
                 place: line.place.clone(),
                 also: Vec::new(),

@@ -181,14 +181,16 @@ pub enum Error {
     },
     /// A descriptor that nobody gives to haproxy.
     #[error(
-        "{place}: {text} names a descriptor that haproxy does not inherit here: write fd@${{NAME}} \
-         and give its address with --listen NAME=ADDR, or write the address itself"
+        "{place}: {text}: {why}; write the address itself, or start the service with \
+         a listening socket under that number"
     )]
     ForeignDescriptor {
         /// Where it stands.
         place: Place,
         /// The address as written.
         text: String,
+        /// Why there is no listener, in haproxy's words.
+        why: String,
     },
     /// A `program` section: haproxy's own master would run it, in each generation once.
     #[error(

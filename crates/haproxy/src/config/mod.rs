@@ -54,5 +54,5 @@ pub use questions::{Answers, Questions};
 pub use rendering::{Binding, Change, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
 pub use saved_messages::SavedMessages;
 pub use server_state::ServerState;
-pub use system::System;
+pub use system::{Descriptors, System};
 pub use world::{Environment, Family, World};

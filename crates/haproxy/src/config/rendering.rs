@@ -55,6 +55,8 @@ pub struct Change {
 pub struct Binding {
     /// What to claim. It has a name only when `--listen` gave one.
     pub listener: Listener,
+    /// It is a descriptor that haproxy would have inherited under this number.
+    pub inherited: Option<RawFd>,
     /// The variable that carries its descriptor's number.
     pub variable: String,
     /// Where the bind line stands.
@@ -79,8 +81,8 @@ pub struct LeftAlone {
     pub text: String,
     /// Why.
     pub reason: &'static str,
-    /// It is a descriptor that haproxy would have to inherit.
-    pub descriptor: bool,
+    /// It is a descriptor that haproxy would have to inherit; why it cannot.
+    pub descriptor: Option<String>,
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
@@ -197,12 +199,12 @@ impl Rendering {
     /// # Errors
     /// [`Error::ForeignDescriptor`] for the first that it does use.
     pub fn self_contained(&self) -> Result<(), Error> {
-        match self.left_alone.iter().find(|left| left.descriptor) {
-            None => Ok(()),
-            Some(left) => {
-                Err(Error::ForeignDescriptor { place: left.place.clone(), text: left.text.clone() })
-            }
-        }
+        let foreign = |left: &LeftAlone| {
+            let (place, text, why) =
+                (left.place.clone(), left.text.clone(), left.descriptor.clone()?);
+            Some(Error::ForeignDescriptor { place, text, why })
+        };
+        self.left_alone.iter().find_map(foreign).map_or(Ok(()), Err)
     }
 
     /// Writes the copies into `directory`, which exists, readable by their owner

@@ -82,6 +82,7 @@ impl SavedMessages {
         let binding = |saved: SavedBinding| {
             let listener: ListenSpec = saved.listener.parse().map_err(io::Error::other)?;
             Ok(Binding {
+                inherited: None,
                 listener: listener.first,
                 variable: String::new(),
                 place: Place { file: path(saved.file), line: saved.line },

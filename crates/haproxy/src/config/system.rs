@@ -1,13 +1,15 @@
 //! The real [`World`]: this system, and the haproxy of the user's command.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bindonce_core::listener::Listener;
 use bindonce_sys::file::{self, Unread};
 use bindonce_sys::listen;
 use bindonce_sys::subprocess::User;
@@ -35,7 +37,12 @@ pub struct System {
     devices: BTreeSet<String>,
     /// Devices whose addresses the haproxy that serves has bound by itself.
     haproxys: BTreeSet<String>,
+    /// Descriptors that haproxy would inherit: the listener of each, or why it is none.
+    inherited: Descriptors,
 }
+
+/// By number: a listener, or why it is none.
+pub type Descriptors = BTreeMap<RawFd, Result<Listener, String>>;
 
 impl System {
     /// The system as this process sees it; what only haproxy knows is asked of
@@ -61,7 +68,8 @@ impl System {
     /// The system as a haproxy that was started in `directory` with this environment sees it.
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
         let (program, devices, haproxys) = (program.to_owned(), BTreeSet::new(), BTreeSet::new());
-        Self { program, directory, environment, again: false, user: None, devices, haproxys }
+        let (again, user, inherited) = (false, None, Descriptors::new());
+        Self { program, directory, environment, again, user, devices, haproxys, inherited }
     }
 
     /// The same, where this user has chosen the program and the environment: questions are put to it
@@ -81,6 +89,12 @@ impl System {
     #[must_use]
     pub fn holding(self, devices: BTreeSet<String>) -> Self {
         Self { devices, ..self }
+    }
+
+    /// The same, for a haproxy that would inherit these.
+    #[must_use]
+    pub fn inheriting(self, inherited: Descriptors) -> Self {
+        Self { inherited, ..self }
     }
 
     /// The same, where the haproxy that serves has bound the addresses of these devices by itself.
@@ -110,6 +124,11 @@ impl World for System {
             // Where there is none, opening the socket says so.
             Some(name) => listen::within_netns(name, read).unwrap_or(false),
         }
+    }
+
+    fn inherited(&self, number: RawFd) -> Result<Listener, String> {
+        let bad = || Err("Bad file descriptor".to_owned());
+        self.inherited.get(&number).cloned().unwrap_or_else(bad)
     }
 
     fn directory(&self) -> PathBuf {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+
+use bindonce_core::listener::Listener;
 
 use super::questions::{Answers, Questions};
 
@@ -40,6 +43,14 @@ pub trait World {
     /// cannot bind them beside it, and the next haproxy can.
     fn is_haproxys_device(&self, _name: &str) -> bool {
         false
+    }
+
+    /// The listener that haproxy would inherit as descriptor of this number, or why it is none.
+    ///
+    /// # Errors
+    /// As haproxy says it after `cannot use file descriptor`.
+    fn inherited(&self, _number: RawFd) -> Result<Listener, String> {
+        Err("Bad file descriptor".to_owned())
     }
 
     /// The environment that haproxy is started with.

@@ -2,8 +2,8 @@
 //! lives, and the listeners given back when the broker is lost.
 
 use std::cell::Cell;
-use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use bindonce::aio::Client;
 use bindonce::{Give, Join, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 use bindonce_daemon::{Happening, Journal};
 use bindonce_sys::peer;
@@ -22,6 +23,8 @@ use crate::settings::Settings;
 
 /// How long one attempt to find the next broker goes on; then the log says so again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Until the next attempt.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to end the leases of a connection that ends.
 const ENDED: Duration = Duration::from_secs(1);
@@ -209,6 +212,21 @@ impl Keeper {
                 None
             }
         }
+    }
+}
+
+/// Keeps one listener leased for as long as the supervisor runs: gives it back to the next broker when one is lost.
+pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &OwnedFd, socket: &Path) {
+    loop {
+        client.closed().await;
+        let give = [Give::new(listener.to_string(), fd.as_fd())];
+        client = loop {
+            match Client::reconnect(socket, &give, None, PATIENCE).await {
+                Ok(client) => break client,
+                Err(error) => tracing::debug!(%error, "the broker does not have it back"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
     }
 }
 

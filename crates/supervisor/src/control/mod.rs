@@ -23,7 +23,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
-use crate::kind::Origin;
+use crate::origin::Origin;
 
 /// How much clients may have. Root and the user of this process are limited by the accept queue alone, and
 /// may be idle.

@@ -102,6 +102,12 @@ impl Supervisor {
                 Err(error) => return format!("a socket of the master CLI cannot be kept: {error}"),
             }
         }
+        for (number, fd) in self.cx.passed.descriptors() {
+            match fd.try_clone() {
+                Ok(fd) => drop(inherited.passed.insert(number, leave(fd))),
+                Err(error) => return format!("an inherited descriptor cannot be kept: {error}"),
+            }
+        }
         for generation in self.generations.iter() {
             let id = generation.id;
             let admin = generation

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::fallback::Fallback;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
-use crate::kind::Origin;
+use crate::origin::Origin;
 
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics.sock";
@@ -67,6 +67,8 @@ pub(crate) struct Saved {
     pub(crate) failed_reloads: u64,
     /// What was said at the last of them, or at the start.
     pub(crate) startup_logs: String,
+    /// Listeners that were inherited, by the number of their descriptor then.
+    pub(crate) passed: BTreeMap<i32, String>,
     /// Who has given another command than that of this process.
     pub(crate) caller: Option<Origin>,
 }
@@ -114,6 +116,8 @@ pub(crate) struct Inherited {
     pub(crate) spares: BTreeMap<u64, BTreeMap<String, i32>>,
     /// The reading end of each generation's standard error.
     pub(crate) stderr: BTreeMap<u64, i32>,
+    /// What this service has inherited, by the number of then.
+    pub(crate) passed: BTreeMap<i32, i32>,
     /// What translates it, of each haproxy.
     pub(crate) messages: BTreeMap<u64, SavedMessages>,
 }

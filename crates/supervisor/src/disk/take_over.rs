@@ -38,6 +38,8 @@ pub(crate) struct Inheritance {
     pub(crate) control: Option<OwnedFd>,
     /// By what `-S` says.
     pub(crate) master_cli: BTreeMap<String, OwnedFd>,
+    /// What this service has inherited, by the number of then.
+    pub(crate) passed: BTreeMap<i32, OwnedFd>,
     spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
     stderr: BTreeMap<u64, OwnedFd>,
@@ -93,6 +95,7 @@ impl Inheritance {
         Ok(Self {
             control: Some(take(left.control)?),
             master_cli: all(&left.master_cli)?,
+            passed: all(&left.passed)?,
             spares: left
                 .spares
                 .iter()

@@ -18,8 +18,9 @@ use crate::generations::server_state;
 use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
 use crate::handover::promise::{self, Unserved};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
-use crate::kind::{Haproxy, Kind, Origin};
+use crate::kind::{Haproxy, Kind};
 use crate::message::Message;
+use crate::origin::Origin;
 
 /// What the starts of a service need to know of each other.
 pub(crate) struct Starts {
@@ -108,7 +109,8 @@ impl Starts {
                     let version = plan.version;
                     let how = ReadOptions { again, alone, no_epoll, devices, haproxys, version };
                     let (settings, directory) = (&inner.settings, &inner.directory);
-                    Rc::new(start::prepare(settings, given.as_ref(), directory, id, how).await?)
+                    let (given, passed) = (given.as_ref(), &inner.passed);
+                    Rc::new(start::prepare(settings, given, directory, id, how, passed).await?)
                 }
             };
             if let Some(rendering) = prepared.rendering() {
@@ -118,7 +120,8 @@ impl Starts {
                     server_state::carry(rendering, &serving).await;
                 }
             }
-            let how = StartOptions { older_alive, no_epoll, alone, known: plan.known };
+            let (known, passed) = (plan.known, Rc::clone(&inner.passed));
+            let how = StartOptions { older_alive, no_epoll, alone, known, passed };
             // Until it has taken over, our death must not leave it beside the older one.
             let tell = |pid| {
                 if older_alive {

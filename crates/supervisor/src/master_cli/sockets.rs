@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_haproxy::config::{MasterAddress, MasterSocket};
-use bindonce_sys::{inherit, listen};
+use bindonce_sys::listen;
 use nix::libc;
 use rustix::net::{AddressFamily, sockopt};
 use tokio::net::{TcpListener, UnixListener};
@@ -17,6 +17,7 @@ use super::client::Hub;
 use super::conversation;
 use super::seats::Seats;
 use crate::error::Error;
+use crate::passed::Passed;
 
 /// How long no client is accepted after accept(2) has failed.
 const REFUSED: Duration = Duration::from_millis(100);
@@ -33,12 +34,13 @@ impl Socket {
     pub(super) fn open(
         wanted: &MasterSocket,
         left: &mut BTreeMap<String, OwnedFd>,
+        passed: &Passed,
     ) -> Result<Self, Error> {
         let fd = match (left.remove(&wanted.text), &wanted.at) {
             (Some(fd), _) => fd,
             (None, MasterAddress::Descriptor(number)) => {
-                let failed = || Error::system("take over the descriptor that -S names");
-                let fd = inherit::take(*number).map_err(failed())?;
+                let failed = || Error::system("create the listener of the master CLI");
+                let fd = passed.socket(*number).map_err(failed())?;
                 rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed()(error.into()))?;
                 fd
             }

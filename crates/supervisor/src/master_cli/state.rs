@@ -18,6 +18,7 @@ use crate::disk::directory::Saved;
 use crate::disk::take_over::Inheritance;
 use crate::error::Error;
 use crate::generations::output::Tail;
+use crate::passed::Passed;
 
 /// What the loop keeps for the master CLI.
 pub(crate) struct Master {
@@ -47,10 +48,11 @@ impl Master {
         wanted: &[MasterSocket],
         saved: &Saved,
         left: &mut Inheritance,
+        passed: &Passed,
     ) -> Result<Self, Error> {
         let mut sockets = Vec::with_capacity(wanted.len());
         for wanted in wanted {
-            sockets.push(Socket::open(wanted, &mut left.master_cli)?);
+            sockets.push(Socket::open(wanted, &mut left.master_cli, passed)?);
         }
         let same_process = left.control.is_some() && saved.began > 0;
         Ok(Self {

@@ -6,12 +6,12 @@
 //! no client waits in the queue of a listener from which no process accepts. Errors
 //! here are logged and do not affect the service.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bindonce::Claim;
 use bindonce::aio::Client;
-use bindonce::{Claim, Give};
 use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_core::generation::State;
@@ -22,7 +22,7 @@ use bindonce_sys::listen::open_path;
 use bindonce_sys::{clock, process};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::broker;
+use crate::broker::{self, lease};
 use crate::error::Error;
 use crate::generations::generation::Generation;
 use crate::message::Message;
@@ -30,8 +30,6 @@ use crate::report::view::View;
 
 /// How long to wait before a listener that could not be had is claimed again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How long one attempt to find the next broker goes on.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const GENERATIONS: Family =
     Family::gauge("bindonce_generations", "Generations that have not ended, by state.");
@@ -198,7 +196,7 @@ pub(crate) async fn keep(
 /// Claims the listener, serves on it, and gives it back to the next broker when one is lost.
 async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender<Message>) {
     let mut logged = false;
-    let (mut client, fd) = loop {
+    let (client, fd) = loop {
         match claim(listener, socket).await {
             Ok(claimed) => break claimed,
             Err(error) if !logged => {
@@ -214,19 +212,7 @@ async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender
         Err(error) => return tracing::error!(%listener, %error, "no metrics on it"),
     };
     tracing::info!(%listener, "metrics are exported on it");
-    let leased = async {
-        loop {
-            client.closed().await;
-            let give = [Give::new(listener.to_string(), ours.as_fd())];
-            client = loop {
-                match Client::reconnect(socket, &give, None, PATIENCE).await {
-                    Ok(client) => break client,
-                    Err(error) => tracing::debug!(%error, "the broker does not have it back"),
-                }
-                tokio::time::sleep(AGAIN).await;
-            };
-        }
-    };
+    let leased = lease::keep_one(client, listener, &ours, socket);
     let is_tcp = matches!(listener.address, Address::Tcp(_));
     tokio::join!(leased, export(fd, is_tcp, sender));
 }

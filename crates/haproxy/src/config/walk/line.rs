@@ -5,10 +5,11 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use super::Walk;
 use crate::config::address::is_descriptor;
-use crate::config::binds::{self, Surroundings};
+use crate::config::binds::{self, BindLine, Surroundings};
+use crate::config::options::BindOptions;
 use crate::config::quoting::printable;
 use crate::config::reader::Word;
-use crate::config::sections::Kind;
+use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
 use crate::config::{Error, Place};
 
@@ -31,8 +32,7 @@ impl Walk<'_> {
         }
         let section = &mut self.sections.open;
         if section.kind == Kind::Global {
-            self.global(source, words, &values, offset, place);
-            return Ok(());
+            return self.global(source, words, line, offset, place);
         }
         if self.first_pass {
             return Ok(());
@@ -43,24 +43,14 @@ impl Walk<'_> {
         match (section.kind, values[0]) {
             (Kind::Defaults, b"bind") => {
                 let reason = "haproxy does not allow bind in defaults";
-                self.claims.leave(section, written(words.get(1)), place, reason, false);
+                self.claims.leave(section, written(words.get(1)), place, reason, None);
             }
             (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
             | (Kind::LogForward, b"dgram-bind")
                 if values.get(1).is_some_and(|word| !word.is_empty()) =>
             {
-                // Whether haproxy asks getaddrinfo() for host names here.
-                let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
-                let getaddrinfo = !self.command.arguments.iter().any(disabled)
-                    && self.state.enabled(b"GETADDRINFO") != Some(false);
-                let around = Surroundings {
-                    world: self.world,
-                    state: &self.state,
-                    getaddrinfo,
-                    directory: &self.directory,
-                    prefix: self.global.prefix.as_deref().unwrap_or_default(),
-                };
-                section.lines.push(binds::read(words, line, offset, place.clone(), &around)?);
+                let read = binds::read(words, line, offset, place.clone(), &self.surroundings())?;
+                self.sections.open.lines.push(read);
             }
             (Kind::Peers, b"peer" | b"server")
                 if values.get(1) == Some(&self.state.local_peer()) =>
@@ -68,13 +58,19 @@ impl Walk<'_> {
                 section.local_peer = true;
                 if values[0] == b"peer" {
                     let reason = "haproxy binds the address of the local peer by itself; write bind and server lines to share it";
-                    self.claims.leave(section, written(words.get(2)), place, reason, false);
+                    self.claims.leave(section, written(words.get(2)), place, reason, None);
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
                 section.keyword(&values);
                 let text = format!("server {}", printable(values[2]));
-                self.claims.leave(section, text, place, "a descriptor from outside", true);
+                self.claims.leave(
+                    section,
+                    text,
+                    place,
+                    "a descriptor from outside",
+                    Some("cannot use file descriptor : Bad file descriptor".to_owned()),
+                );
             }
             _ => section.keyword(&values),
         }
@@ -86,16 +82,17 @@ impl Walk<'_> {
         &mut self,
         source: usize,
         words: &[Word],
-        values: &[&[u8]],
+        line: &[u8],
         offset: usize,
         place: &Place,
-    ) {
+    ) -> Result<(), Error> {
+        let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
         if values[0] == b"localpeer" && self.command.local_peer.is_some() {
-            return;
+            return Ok(());
         }
         let looked = self.state.marks().looked;
         let made = self.claims.variables.len();
-        let late = match self.state.global(values, self.first_pass) {
+        let late = match self.state.global(&values, self.first_pass) {
             Done::Environment => looked,
             Done::Reset => looked || made > 0,
             Done::Nothing | Done::Other => false,
@@ -108,23 +105,58 @@ impl Walk<'_> {
             self.edits.reset(words, offset, place, source, made);
         }
         if self.first_pass {
-            return;
+            return Ok(());
         }
         if values[0] == b"master-worker" && !self.has_master() {
             // The supervisor does what that master would do.
             let Range { start, end } = words[0].source;
             self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
         }
-        if let [b"stats", b"socket", rest @ ..] = values {
+        if let [b"stats", b"socket", rest @ ..] = values.as_slice() {
             let reason = "an admin socket belongs to one generation; the newest has it";
             let address = rest.first().copied().unwrap_or_default();
             let text = format!("stats socket {}", printable(address));
-            let descriptor = address.split(|&byte| byte == b',').any(is_descriptor);
+            let mut descriptor = None;
+            if address.split(|&byte| byte == b',').any(is_descriptor) {
+                let read =
+                    binds::read(&words[1..], line, offset, place.clone(), &self.surroundings());
+                let mut bound = read?;
+                bound.leave_addresses(reason);
+                descriptor = bound.foreign();
+                if descriptor.is_none() {
+                    return self.stats_socket(bound);
+                }
+            }
             self.claims.leave(&self.sections.open, text, place, reason, descriptor);
         }
         if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
         {
             self.edits.edit(range, text);
+        }
+        Ok(())
+    }
+
+    /// An admin socket on a descriptor that haproxy inherits: a listener as any other.
+    fn stats_socket(&mut self, bound: BindLine) -> Result<(), Error> {
+        let open = &self.sections.open;
+        let section = Section { kind: open.kind, label: open.label.clone(), ..Section::default() };
+        let section = Section { lines: vec![bound], ..section };
+        let (unknowns, edits) = (&self.unknowns, &mut self.edits);
+        self.claims.section(&section, &BindOptions::default(), self.world, unknowns, edits)
+    }
+
+    /// What reading an address takes from outside its line.
+    fn surroundings(&self) -> Surroundings<'_> {
+        // Whether haproxy asks getaddrinfo() for host names here.
+        let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
+        let getaddrinfo = !self.command.arguments.iter().any(disabled)
+            && self.state.enabled(b"GETADDRINFO") != Some(false);
+        Surroundings {
+            world: self.world,
+            state: &self.state,
+            getaddrinfo,
+            directory: &self.directory,
+            prefix: self.global.prefix.as_deref().unwrap_or_default(),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::disk::fallback;
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::kind::{self, Haproxy};
+use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied};
@@ -70,6 +71,7 @@ pub(crate) async fn render(
     directory: &Directory,
     id: GenerationId,
     how: ReadOptions,
+    passed: &Passed,
 ) -> Result<Rendered, Error> {
     let (mut command, listeners) = (kind.command.clone(), settings.listeners.clone());
     // Conditions can depend on each of these.
@@ -78,7 +80,7 @@ pub(crate) async fn render(
     let (sockets, version) = (settings.master_cli.clone(), how.version);
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
-    let world = kind.world().map_err(Error::system("find haproxy"))?;
+    let world = kind.world(passed.known()).map_err(Error::system("find haproxy"))?;
     let read = worker::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
         let sockets = master_cli(&sockets, version, &command.program)?;
         let mut ours = vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];

@@ -29,7 +29,9 @@ use crate::disk::directory::Directory;
 use crate::error::Error;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
-use crate::kind::{Haproxy, Kind, Origin};
+use crate::kind::{Haproxy, Kind};
+use crate::origin::Origin;
+use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering};
 
@@ -109,11 +111,13 @@ pub(crate) async fn prepare(
     directory: &Directory,
     id: GenerationId,
     how: ReadOptions,
+    passed: &Passed,
 ) -> Result<Prepared, Error> {
     match &settings.kind {
         Kind::Haproxy(kind) => {
             let kind = given.unwrap_or(kind);
-            haproxy::render(settings, kind, directory, id, how).await.map(Prepared::Haproxy)
+            let rendered = haproxy::render(settings, kind, directory, id, how, passed).await;
+            rendered.map(Prepared::Haproxy)
         }
         Kind::Program(_) => Ok(Prepared::Program),
     }
@@ -132,6 +136,9 @@ pub(crate) async fn launch(
     step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
+    if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
+        how.passed.store(&mut lease, &rendering.bindings).await?;
+    }
     let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
     let mut order = match (&settings.kind, &*prepared) {
         (Kind::Haproxy(_), Prepared::Haproxy(rendered)) => {

@@ -12,6 +12,7 @@ use bindonce_sys::spawn::Launch;
 
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
+use crate::passed::Passed;
 
 /// What a start depends on besides its configuration.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct StartOptions {
     pub(crate) no_epoll: bool,
     /// The descriptors of listeners that other generations have, so that none is opened twice.
     pub(crate) known: Known,
+    /// What this service has inherited.
+    pub(crate) passed: Rc<Passed>,
     /// No generation serves: this start must work where a reload would rather fail.
     pub(crate) alone: bool,
 }

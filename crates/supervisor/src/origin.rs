@@ -1,0 +1,100 @@
+//! A process that has given a service another command (`haproxy ... -sf PID`), as it is sent to the supervisor and saved.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The program and its arguments.
+    pub command: Vec<Text>,
+    /// Where it was started.
+    pub directory: PathBuf,
+    /// Its environment, as far as it is UTF-8.
+    pub environment: BTreeMap<String, String>,
+    /// The rest of its environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment_bytes: Vec<(Text, Text)>,
+    /// Listeners that it has inherited and given to the broker, by the numbers of their descriptors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub passed: BTreeMap<i32, String>,
+}
+
+/// What a command line and an environment consist of: in JSON a string, or the numbers of its bytes where it is not UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    /// UTF-8.
+    Text(String),
+    /// Anything else.
+    Bytes(Vec<u8>),
+}
+
+impl From<OsString> for Text {
+    fn from(text: OsString) -> Self {
+        text.into_string().map_or_else(|text| Self::Bytes(text.into_vec()), Self::Text)
+    }
+}
+
+impl AsRef<OsStr> for Text {
+    fn as_ref(&self) -> &OsStr {
+        match self {
+            Self::Text(text) => text.as_ref(),
+            Self::Bytes(bytes) => OsStr::from_bytes(bytes),
+        }
+    }
+}
+
+impl Origin {
+    /// This process with that command.
+    ///
+    /// # Errors
+    /// Its directory is gone.
+    pub fn here(command: impl Iterator<Item = OsString>) -> io::Result<Self> {
+        let mut here = Self {
+            command: command.map(Text::from).collect(),
+            directory: std::env::current_dir()?,
+            ..Self::default()
+        };
+        for (name, value) in std::env::vars_os() {
+            match (Text::from(name), Text::from(value)) {
+                (Text::Text(name), Text::Text(value)) => drop(here.environment.insert(name, value)),
+                other => here.environment_bytes.push(other),
+            }
+        }
+        Ok(here)
+    }
+
+    /// Its environment.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        let text = self.environment.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        let bytes =
+            self.environment_bytes.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        text.chain(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_text_is_sent_as_it_is() {
+        let odd = OsString::from_vec(b"a\xff".to_vec());
+        let origin = Origin {
+            command: vec![OsString::from("haproxy").into(), odd.clone().into()],
+            environment_bytes: vec![(OsString::from("X").into(), odd.clone().into())],
+            ..Origin::default()
+        };
+        let sent = serde_json::to_string(&origin).expect("JSON");
+        assert!(sent.contains("\"haproxy\""), "{sent}");
+        let read: Origin = serde_json::from_str(&sent).expect("an origin");
+        assert_eq!(read, origin);
+        assert_eq!(read.variables().collect::<Vec<_>>(), [("X".as_ref(), odd.as_os_str())]);
+    }
+}

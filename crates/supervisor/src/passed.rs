@@ -1,0 +1,156 @@
+//! What whoever started this supervisor has left open for haproxy: `fd@N` of its configuration, and the sockets of a socket
+//! unit (sd_listen_fds(3)).
+//!
+//! Each listener among them goes to the broker with the first generation that names it, and from there to all others. Our
+//! own descriptors stay open, as those of haproxy's master do: a later configuration may name them.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use bindonce::aio::Client;
+use bindonce::{Claim, Give};
+use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
+use bindonce_haproxy::config::{Binding, Descriptors, MasterAddress, MasterSocket};
+use bindonce_sys::{identity, inherit};
+
+use crate::broker::{self, lease};
+use crate::error::Error;
+use crate::generations::listeners::read;
+
+/// Descriptors, and what they are.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    descriptors: BTreeMap<RawFd, OwnedFd>,
+    /// Those that an earlier supervisor had too, which only the broker has by now.
+    known: Descriptors,
+}
+
+impl Passed {
+    /// Takes what is open, what an earlier image of this process has left, and what the broker keeps of an earlier
+    /// supervisor's.
+    pub(crate) fn take(
+        saved: &BTreeMap<RawFd, String>,
+        left: BTreeMap<RawFd, OwnedFd>,
+    ) -> Result<Self, Error> {
+        let mut descriptors = left;
+        let given = inherit::given().map_err(Error::system("look at the inherited descriptors"))?;
+        descriptors.extend(given);
+        let mut known = Descriptors::new();
+        for (number, text) in saved {
+            known.extend(read(text).map(|listener| (*number, Ok(listener))));
+        }
+        for (number, fd) in &descriptors {
+            known.insert(*number, identity::listener(fd.as_fd()));
+        }
+        Ok(Self { descriptors, known })
+    }
+
+    /// By the number that a configuration names: the listener of each, or why it is none.
+    pub(crate) fn known(&self) -> &Descriptors {
+        &self.known
+    }
+
+    /// The same, of those that are listeners, for the next supervisor.
+    pub(crate) fn listeners(&self) -> BTreeMap<RawFd, String> {
+        let listeners = self.known.iter();
+        listeners
+            .filter_map(|(number, listener)| Some((*number, listener.as_ref().ok()?.to_string())))
+            .collect()
+    }
+
+    /// The descriptor of a number, if this process has it.
+    pub(crate) fn descriptor(&self, number: RawFd) -> Option<BorrowedFd<'_>> {
+        self.descriptors.get(&number).map(OwnedFd::as_fd)
+    }
+
+    /// The listening socket of a number.
+    ///
+    /// # Errors
+    /// In haproxy's words.
+    pub(crate) fn socket(&self, number: RawFd) -> io::Result<OwnedFd> {
+        let why = match (self.known.get(&number), self.descriptor(number)) {
+            (Some(Ok(_)), Some(fd)) => return fd.try_clone_to_owned(),
+            (Some(Err(why)), _) => why,
+            _ => "Bad file descriptor",
+        };
+        Err(io::Error::other(format!("cannot use file descriptor '{number}' : {why}.")))
+    }
+
+    /// All that this process has.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = (RawFd, &OwnedFd)> {
+        self.descriptors.iter().map(|(number, fd)| (*number, fd))
+    }
+
+    /// Has the broker keep those that `-S` names; one that only the broker has by now comes from there.
+    pub(crate) async fn keep(&mut self, wanted: &[MasterSocket], socket: &Path) {
+        for wanted in wanted {
+            let MasterAddress::Descriptor(number) = wanted.at else { continue };
+            let Some(Ok(listener)) = self.known.get(&number).cloned() else { continue };
+            match self.lease(number, &listener, socket).await {
+                Ok((client, fd)) => {
+                    if let (Entry::Vacant(place), Ok(copy)) =
+                        (self.descriptors.entry(number), fd.try_clone())
+                    {
+                        place.insert(copy);
+                    }
+                    let socket = socket.to_owned();
+                    crate::tasks::spawn(async move {
+                        lease::keep_one(client, &listener, &fd, &socket).await;
+                    });
+                }
+                Err(error) => {
+                    let text = "the broker does not keep the socket of the master CLI";
+                    tracing::warn!(%listener, "{text}: {}", error.with_hint());
+                }
+            }
+        }
+    }
+
+    async fn lease(
+        &self,
+        number: RawFd,
+        listener: &Listener,
+        socket: &Path,
+    ) -> Result<(Client, OwnedFd), Error> {
+        let mut client = broker::connect(socket).await?;
+        if let Some(fd) = self.descriptor(number) {
+            client.store(&[give(listener, fd)]).await.map_err(Error::claim)?;
+        }
+        let claim = [Claim::listen(listener.to_string())];
+        let lease = client.claim(&claim).await.map_err(Error::claim)?.pop();
+        let missing = || Error::system("claim")(std::io::ErrorKind::NotFound.into());
+        Ok((client, lease.ok_or_else(missing)?.into_fd()))
+    }
+
+    /// Gives the broker what these bindings name, to be claimed on the same connection.
+    pub(crate) async fn store(
+        &self,
+        lease: &mut Client,
+        bindings: &[Binding],
+    ) -> Result<(), Error> {
+        let gives: Vec<Give<'_>> = bindings
+            .iter()
+            .filter_map(|binding| {
+                Some(give(&binding.listener, self.descriptor(binding.inherited?)?))
+            })
+            .collect();
+        if gives.is_empty() {
+            return Ok(());
+        }
+        lease.store(&gives).await.map(drop).map_err(Error::claim)
+    }
+}
+
+/// A listener for the broker, which goes again if nothing serves on it.
+pub(crate) fn give<'a>(listener: &Listener, fd: BorrowedFd<'a>) -> Give<'a> {
+    let give = Give::new(listener.to_string(), fd);
+    match listener.address {
+        // A path would go with it, which its maker may still use.
+        Address::Unix(_) => give,
+        _ => give.tentative(),
+    }
+}
