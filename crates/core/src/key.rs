@@ -25,6 +25,9 @@ use crate::options::Options;
 /// lie together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// The order of protocols, ports and IP addresses as far as a number can have it: what it does not tell, the
+    /// address does. A claim of thousands compares keys many times each.
+    order: u64,
     address: Address,
     v6only: bool,
     /// Apart, because thousands of keys are held and few have any of it. None if
@@ -61,7 +64,21 @@ impl PartialOrd for Key {
     }
 }
 
+/// Protocol, port, family and the first 32 bits of the IP address, from the highest bit on. Names come last.
+fn order(address: &Address) -> u64 {
+    let Some(at) = address.ip() else { return u64::MAX };
+    let ip = match at.ip().to_canonical() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits()),
+        IpAddr::V6(ip) => 1 << 32 | u64::from((ip.to_bits() >> 96) as u32),
+    };
+    u64::from(!address.listens()) << 49 | u64::from(at.port()) << 33 | ip
+}
+
 impl Key {
+    fn new(address: Address, v6only: bool, rest: Option<Box<Rest>>) -> Self {
+        Self { order: order(&address), address, v6only, rest }
+    }
+
     /// The key of a listener.
     pub(crate) fn of(name: Option<&Name>, address: &Address, options: &Options) -> Self {
         let ip = address.ip();
@@ -73,7 +90,7 @@ impl Key {
             interface: options.interface.as_deref().map(Box::from),
             name: name.filter(|_| any_port).cloned(),
         };
-        Self { address: address.clone(), v6only, rest: rest.boxed() }
+        Self::new(address.clone(), v6only, rest.boxed())
     }
 
     /// The key with the address that a socket really got, which says the port
@@ -82,12 +99,12 @@ impl Key {
     pub fn bound(&self, bound: &Address) -> Self {
         let rest = self.rest.as_deref().cloned();
         let rest = rest.and_then(|rest| Rest { name: None, ..rest }.boxed());
-        Self { address: bound.clone(), v6only: self.v6only, rest }
+        Self::new(bound.clone(), self.v6only, rest)
     }
 
     /// The key of the same listener as the kernel tells of its socket ([`Address::as_seen`]).
     pub(crate) fn as_seen(&self) -> Self {
-        Self { address: self.address.as_seen(), ..self.clone() }
+        Self::new(self.address.as_seen(), self.v6only, self.rest.clone())
     }
 
     /// Whether the kernel would refuse to bind one while the other is bound, unless both are
@@ -120,20 +137,11 @@ impl Key {
 
     /// The order of protocols, ports and IP addresses, or of names.
     pub(crate) fn cmp_place(&self, other: &Self) -> Ordering {
-        // Nearly all are these two; a claim of thousands compares them many times each.
-        if let (Address::Tcp(SocketAddr::V4(at)), Address::Tcp(SocketAddr::V4(theirs))) =
-            (&self.address, &other.address)
-        {
-            return (at.port(), at.ip().to_bits()).cmp(&(theirs.port(), theirs.ip().to_bits()));
-        }
-        match (self.ip(), other.ip()) {
-            (Some(at), Some(theirs)) => (self.is_udp(), at.port(), at.ip()).cmp(&(
-                other.is_udp(),
-                theirs.port(),
-                theirs.ip(),
-            )),
+        self.order.cmp(&other.order).then_with(|| match (self.ip(), other.ip()) {
+            // Equal in all but the last bits of an IPv6 address.
+            (Some(at), Some(theirs)) => at.ip().cmp(&theirs.ip()),
             _ => self.address.cmp(&other.address),
-        }
+        })
     }
 
     /// The IP address and port, as the kernel compares them.
@@ -149,7 +157,7 @@ impl Key {
     /// Where in their order all those are that can overlap this one: from which key on, and whether they are
     /// all that it covers, or only those at its address.
     pub(crate) fn near(&self) -> Vec<(Self, bool)> {
-        let first = |address| Self { address, v6only: false, rest: None };
+        let first = |address| Self::new(address, false, None);
         let Some(at) = self.ip() else { return vec![(first(self.address.clone()), false)] };
         if at.port() == 0 {
             return Vec::new();
@@ -182,7 +190,7 @@ impl Key {
     pub(crate) fn ipv4_wildcard(&self) -> Option<Self> {
         let port = self.address.port().filter(|_| self.is_dual())?;
         let at = (Ipv4Addr::UNSPECIFIED, port).into();
-        Some(Self { address: self.address.with_ip(at), ..self.clone() })
+        Some(Self::new(self.address.with_ip(at), self.v6only, self.rest.clone()))
     }
 
     /// The order in which those that overlap are best bound: the kernel lets a more specific one
@@ -298,6 +306,36 @@ mod tests {
         assert_eq!(key("quic6@:443").ipv4_wildcard(), Some(key("quic4@:443")));
         assert_eq!(key("[::]:80").narrowed(), Some(key("[::]:80,v6only")));
         assert_eq!(key("[::1]:80").narrowed(), None);
+    }
+
+    #[test]
+    fn keys_sort_by_protocol_port_and_address() {
+        let sorted = [
+            ":80",
+            "[::ffff:10.0.0.1]:80",
+            "10.0.0.2:80",
+            "255.0.0.1:80",
+            "[::]:80",
+            "[::1]:80",
+            "[fe80::1]:80",
+            "[fe80::2]:80",
+            "[fe81::]:80",
+            "10.0.0.1:81",
+            "quic4@:80",
+            "udp@10.0.0.1:80",
+            "udp@[::1]:80",
+            "udp@:443",
+            "/run/a",
+            "/run/b",
+            "abns@a",
+        ];
+        for (at, one) in sorted.iter().enumerate() {
+            for (other_at, other) in sorted.iter().enumerate() {
+                let order = key(one).cmp_place(&key(other));
+                assert_eq!(order, at.cmp(&other_at), "{one} and {other}");
+                assert_eq!(key(one).cmp(&key(other)), order, "{one} and {other}");
+            }
+        }
     }
 
     #[test]

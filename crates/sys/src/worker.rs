@@ -15,6 +15,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 /// # Errors
 /// Those of pthread_create(3).
 pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    // Boxed: what starts a thread is built once, and not for each kind of work.
+    start_boxed(name, Box::new(work))
+}
+
+fn start_boxed(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
     // A thread inherits the mask of the one that starts it.
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
