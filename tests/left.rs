@@ -106,6 +106,32 @@ fn a_listener_that_left_is_closed_with_haproxy_3_2() {
     closed_while_older_ones_drain(Haproxy::fetched("3.2"));
 }
 
+/// haproxy's own master keeps a copy of each listener for its next worker, for as long as an older worker drains.
+#[test]
+fn a_listener_that_left_is_closed_under_a_nested_master() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let path = scene.path("other.sock");
+    let others = [other.to_string(), path.display().to_string()];
+    let with = |tag: u64, others: &[String]| {
+        let text = with_others(address, others, tag);
+        scene.write("haproxy.cfg", &text.replace("global\n", "global\n    master-worker\n"))
+    };
+    let haproxy = Haproxy::start_with(&scene, &["--nested-master"], &program, &with(1, &others));
+    let first = Half::to(other);
+    with(2, &[]);
+    haproxy.reload(&scene).ok();
+    eventually("clients to be refused", || TcpStream::connect(other).is_err().then_some(()));
+    eventually("clients to be refused", || UnixStream::connect(&path).is_err().then_some(()));
+    with(3, &others);
+    haproxy.reload(&scene).ok();
+    assert!(Half::to(other).complete().contains("x-generation: 3"));
+    UnixStream::connect(&path).expect("another socket");
+    assert!(first.complete().contains("x-generation: 1"));
+}
+
 #[test]
 fn the_next_supervisor_does_not_bind_it_again() {
     let Some(program) = Haproxy::system() else { return };

@@ -36,26 +36,32 @@ fn worker_is_told(program: &Path) {
 struct Nested {
     haproxy: Haproxy,
     address: SocketAddr,
+    /// More lines of its global section.
+    global: &'static str,
     _broker: Process,
     scene: Scene,
 }
 
 impl Nested {
     fn start(program: &Path, arguments: &[&str]) -> Self {
-        let scene = Scene::new();
-        let address = scene.address();
-        let file = scene.write("haproxy.cfg", &Self::config(address, 1));
-        let broker = scene.broker();
-        let haproxy = Haproxy::start_with(&scene, &[NESTED, arguments].concat(), program, &file);
-        Self { haproxy, address, _broker: broker, scene }
+        Self::start_with(program, arguments, "")
     }
 
-    fn config(address: SocketAddr, tag: u64) -> String {
-        config(address, tag).replace("global\n", "global\n    master-worker\n")
+    fn start_with(program: &Path, arguments: &[&str], global: &'static str) -> Self {
+        let scene = Scene::new();
+        let address = scene.address();
+        let file = scene.write("haproxy.cfg", &Self::config(address, global, 1));
+        let broker = scene.broker();
+        let haproxy = Haproxy::start_with(&scene, &[NESTED, arguments].concat(), program, &file);
+        Self { haproxy, address, global, _broker: broker, scene }
+    }
+
+    fn config(address: SocketAddr, global: &str, tag: u64) -> String {
+        config(address, tag).replace("global\n", &format!("global\n    master-worker\n{global}"))
     }
 
     fn configure(&self, tag: u64) {
-        self.scene.write("haproxy.cfg", &Self::config(self.address, tag));
+        self.scene.write("haproxy.cfg", &Self::config(self.address, self.global, tag));
     }
 
     #[track_caller]
@@ -119,7 +125,7 @@ fn after_an_upgrade_messages_still_name_the_users_file() {
 
 fn names_the_users_file(program: &Path) {
     let scene = Scene::new();
-    let text = Nested::config(scene.address(), 1);
+    let text = Nested::config(scene.address(), "", 1);
     let text = text + "    use_backend x if TRUE\n    http-request deny if FALSE\nbackend x\n";
     let warning = format!("haproxy.cfg:{}] : a 'http-request' rule", text.lines().count() - 1);
     let file = scene.write("haproxy.cfg", &text);
@@ -165,6 +171,15 @@ fn is_told_again(program: &Path) {
     let mut answer = String::new();
     half.read_to_string(&mut answer).expect("an answer");
     assert!(answer.contains("x-generation: 1\r\n"), "{answer}");
+}
+
+/// A worker of 3.1 and later waits for its master for 2 s, which is held here for longer.
+#[test]
+fn a_new_worker_waits_for_an_older_generation_that_closes_late() {
+    let Some(program) = Haproxy::fetched("3.2") else { return };
+    let mut nested = Nested::start_with(&program, &[], "    grace 2200ms\n");
+    nested.serving();
+    nested.reload(2);
 }
 
 /// The process that `pidfile` names is the supervisor, through all generations: haproxy's own master would

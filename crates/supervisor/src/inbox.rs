@@ -21,7 +21,7 @@ use crate::control::requests::Retirement;
 use crate::control::signals::{self, Wanted};
 use crate::control::{self, Command, retire};
 use crate::generations::admin::Admin;
-use crate::generations::generation::Generation;
+use crate::generations::generation::{Generation, GivenBack};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::start::Launched;
@@ -267,7 +267,7 @@ impl Supervisor {
     pub(crate) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
         match self.generations.get_mut(&id) {
             Some(generation) if !generation.readiness.ready => {
-                generation.readiness.hold = Some(hold);
+                generation.hold(hold);
             }
             // It has become ready by another sign, or is gone.
             _ => return drop(hold.release()),
@@ -327,7 +327,12 @@ impl Supervisor {
             // The next supervisor must not claim them again for a generation that drains.
             self.save();
         }
-        leases::release_after(&self.cx, given_back);
+        let mut told = Vec::new();
+        for GivenBack { known, of_master } in given_back {
+            told.push(known);
+            self.leases.left_open(of_master);
+        }
+        leases::release_after(&self.cx, told);
     }
 
     /// Releases the listeners that exist because of this service and that no generation has.
@@ -336,10 +341,10 @@ impl Supervisor {
             // What is being started may claim them in this moment; there is a next time.
             return;
         }
-        let unused = self.leases.take_unused(&self.generations.used());
+        let (unused, open) = self.leases.take_unused(&self.generations.used());
         if !unused.is_empty() {
             self.save();
-            leases::release(&self.cx, unused);
+            leases::release(&self.cx, unused, open);
         }
     }
 }

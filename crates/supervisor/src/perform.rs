@@ -137,8 +137,7 @@ impl Supervisor {
         }
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
-        let is_program = kind.program().is_some();
-        let Some(sent) = generation.signal(signal, number, reason, is_program) else { return };
+        let Some(sent) = generation.signal(signal, number, reason) else { return };
         self.report.signalled(&self.cx, id, pid, number, reason);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
             let listeners = self.generations.get(&id).map(|generation| self.listeners(generation));

@@ -26,6 +26,13 @@ pub fn signal(leader: i32, signal: Signal) -> usize {
     find(leader).iter().filter(|member| send(member, signal)).count()
 }
 
+/// The same, to all but the first process.
+pub fn signal_others(leader: i32, signal: Signal) {
+    find(leader).iter().filter(|member| member.pid != leader).for_each(|member| {
+        send(member, signal);
+    });
+}
+
 /// Kills the tree, also processes that are made while this is done. Gives how many processes were killed.
 pub fn kill(leader: i32) -> usize {
     let mut done = BTreeSet::new();

@@ -32,11 +32,14 @@ pub(crate) struct Leases {
     broker: Rc<Broker>,
     /// Names of the listeners that exist because of this service.
     ours: BTreeSet<String>,
+    /// Listeners of which a draining master of haproxy's own keeps a copy: when the broker has released them they are
+    /// shut down, else clients would wait there until that master is gone.
+    open: Vec<Rc<HeldListener>>,
 }
 
 impl Leases {
     pub(crate) fn new(settings: &Settings, ours: BTreeSet<String>, journal: Rc<Journal>) -> Self {
-        Self { broker: Rc::new(Broker::new(settings, journal)), ours }
+        Self { broker: Rc::new(Broker::new(settings, journal)), ours, open: Vec::new() }
     }
 
     pub(crate) fn broker(&self) -> &Broker {
@@ -79,11 +82,20 @@ impl Leases {
         }
     }
 
-    /// Takes the listeners that exist because of this service and that no generation uses: they are to be released.
-    pub(crate) fn take_unused(&mut self, used: &BTreeSet<String>) -> Vec<String> {
+    /// A draining master keeps these open.
+    pub(crate) fn left_open(&mut self, listeners: Vec<Rc<HeldListener>>) {
+        self.open.extend(listeners);
+    }
+
+    /// Takes the listeners that exist because of this service and that no generation uses: they are to be released. With
+    /// those of all that are left open.
+    pub(crate) fn take_unused(
+        &mut self,
+        used: &BTreeSet<String>,
+    ) -> (Vec<String>, Vec<Rc<HeldListener>>) {
         let unused: Vec<_> = self.ours.difference(used).cloned().collect();
         self.ours.retain(|label| used.contains(label));
-        unused
+        (unused, std::mem::take(&mut self.open))
     }
 }
 
@@ -98,11 +110,14 @@ pub(crate) fn release_after(cx: &Context, given_back: Vec<oneshot::Receiver<()>>
     });
 }
 
-/// Releases these listeners; those that are used stay, and the loop learns which.
-pub(crate) fn release(cx: &Context, unused: Vec<String>) {
+/// Releases these listeners; those that are used stay, and the loop learns which. What is `open` elsewhere refuses clients
+/// from then on.
+pub(crate) fn release(cx: &Context, unused: Vec<String>, mut open: Vec<Rc<HeldListener>>) {
     let cx = cx.clone();
+    open.retain(|held| unused.contains(&held.label));
     crate::tasks::spawn(async move {
         let kept = try_release(&cx.settings.socket, &cx.journal, unused).await;
+        open.iter().filter(|held| !kept.contains(&held.label)).for_each(|held| held.shut_down());
         cx.send(Message::NotReleased(kept));
     });
 }

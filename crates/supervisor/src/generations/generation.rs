@@ -148,17 +148,37 @@ fn abort(task: Option<AbortHandle>) {
     }
 }
 
+/// Listeners that it has let go of.
+pub(crate) struct GivenBack {
+    /// Ends when the broker knows.
+    pub(crate) known: oneshot::Receiver<()>,
+    /// Those of which haproxy's own master keeps a copy, open, for as long as it lives.
+    pub(crate) of_master: Vec<Rc<HeldListener>>,
+}
+
 impl Generation {
     pub(crate) fn pid(&self) -> i32 {
         self.pidfd.pid()
     }
 
+    /// Holds it at its readiness. That stops the process that has said it alone: a worker of haproxy's own master
+    /// (3.1 and later) waits for its master for 2 s and accepts then, so it is stopped too.
+    pub(crate) fn hold(&mut self, hold: Rc<Hold>) {
+        self.readiness.hold = Some(hold);
+        if self.has_master() {
+            self.readiness.stopped = true;
+            tree::signal_others(self.pid(), Signal::SIGSTOP);
+        }
+    }
+
     /// Lets it go on, if it is held. Only its end can make this fail.
     pub(crate) fn release(&mut self) {
-        if let Some(hold) = self.readiness.hold.take()
-            && let Err(error) = hold.release()
-        {
+        let Some(hold) = self.readiness.hold.take() else { return };
+        if let Err(error) = hold.release() {
             tracing::debug!(pid = self.pid(), %error, "not let go on");
+        }
+        if std::mem::take(&mut self.readiness.stopped) {
+            tree::signal_others(self.pid(), Signal::SIGCONT);
         }
     }
 
@@ -204,15 +224,17 @@ impl Generation {
         self.listeners.iter().map(|held| held.inode).collect()
     }
 
-    /// Lets go of the listeners that are not among these, and of its leases with them. What it returns
-    /// ends when the broker knows; none if there is nothing to let go of.
-    pub(crate) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<oneshot::Receiver<()>> {
-        let before = self.listeners.len();
-        self.listeners.retain(|held| inodes.contains(&held.inode));
-        (self.listeners.len() < before).then(|| {
+    /// Lets go of the listeners that are not among these, and of its leases with them; none if there are none.
+    pub(crate) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<GivenBack> {
+        let has_master = self.has_master();
+        let goes = |held: &mut Rc<HeldListener>| {
+            !inodes.contains(&held.inode) && (!has_master || held.can_be_shut_down())
+        };
+        let listeners: Vec<_> = self.listeners.extract_if(.., goes).collect();
+        (!listeners.is_empty()).then(|| {
             let (done, known) = oneshot::channel();
             let _ = self.lease.news.send(LeaseUpdate::Has(self.listeners.clone(), done));
-            known
+            GivenBack { known, of_master: if has_master { listeners } else { Vec::new() } }
         })
     }
 
@@ -222,12 +244,11 @@ impl Generation {
         signal: Wanted,
         number: Signal,
         reason: Reason,
-        is_program: bool,
     ) -> Option<io::Result<()>> {
         let pid = self.pid();
         Some(match signal {
             // One that was stopped (SIGSTOP) would not hear it.
-            Wanted::SoftStop if is_program && reason == Reason::Again => {
+            Wanted::SoftStop if reason == Reason::Again => {
                 let sent = self.pidfd.send(number);
                 tree::signal(pid, Signal::SIGCONT);
                 sent

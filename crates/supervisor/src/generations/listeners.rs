@@ -73,6 +73,16 @@ impl HeldListener {
         self.bound.listens()
     }
 
+    /// Whether [`Self::shut_down`] frees its address.
+    pub(crate) fn can_be_shut_down(&self) -> bool {
+        matches!(self.bound, Address::Tcp(_) | Address::Unix(_))
+    }
+
+    /// Refuses clients, whoever has the socket still open. The socket can be bound anew then.
+    pub(crate) fn shut_down(&self) {
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
     /// Where to connect in order to put something into its queue, the best first. Whether a connection
     /// arrives there is seen only when it does. `taken` is where all sockets of the service are bound: of several
     /// that an address reaches, the most specific one has the connection.

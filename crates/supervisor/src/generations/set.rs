@@ -7,9 +7,7 @@ use std::sync::Arc;
 use bindonce_core::generation::{GenerationId, State, Timeline};
 use bindonce_sys::{holders, process};
 
-use tokio::sync::oneshot;
-
-use super::generation::Generation;
+use super::generation::{Generation, GivenBack};
 use super::listeners::{HeldListener, Known};
 use crate::kind::Kind;
 
@@ -75,9 +73,9 @@ impl Generations {
         self.listeners().map(|held| (held.inode, Arc::clone(&held.fd))).collect()
     }
 
-    /// Ends the leases on listeners that a draining generation has closed and that no other needs. What this gives ends
-    /// when the broker knows.
-    pub(crate) fn give_back(&mut self, timeline: &Timeline) -> Vec<oneshot::Receiver<()>> {
+    /// Ends the leases on listeners that a draining generation has closed and that no other needs. Gives each generation's,
+    /// with what ends when the broker knows.
+    pub(crate) fn give_back(&mut self, timeline: &Timeline) -> Vec<GivenBack> {
         let has_closed = |generation: &Generation| {
             generation.lease.closed && timeline.state_of(generation.id) == Some(State::Draining)
         };
