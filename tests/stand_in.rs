@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -271,4 +272,133 @@ fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
         signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
         caller.wait_none();
     });
+}
+
+/// Prints variables as a script of a generation has them.
+const ENVIRONMENT: &str = r#"core.register_init(function()
+    local out = io.open(os.getenv("OUT") .. ".new", "w")
+    for name in os.getenv("NAMES"):gmatch("%S+") do
+        out:write(name, "=", tostring(os.getenv(name)), "\n")
+    end
+    out:close()
+    os.rename(os.getenv("OUT") .. ".new", os.getenv("OUT"))
+end)
+"#;
+
+/// What whoever started us is told by a service manager or a master is not for generations; all else is, in any bytes.
+#[test]
+fn a_generation_has_the_environment_of_a_worker() {
+    use std::os::unix::ffi::OsStrExt as _;
+    const NOT_THEIRS: [&str; 9] = [
+        "HAPROXY_MWORKER_REEXEC",
+        "HAPROXY_PROCESSES",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "LISTEN_FDS",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "MAINPID",
+        "NOTIFY_SOCKET",
+    ];
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        caller.scene.write("env.lua", ENVIRONMENT);
+        caller.configure("    lua-load env.lua\n", 1);
+        let version = finish(&mut caller.command(&program, "-v")).ok();
+        let of = |words: &str, out: &str| {
+            let mut command = caller.haproxy(words);
+            let names = "HAPROXY_MWORKER HAPROXY_MASTER_CLI ODD";
+            command.env("NAMES", format!("{names} {}", NOT_THEIRS.join(" ")));
+            command.env("OUT", caller.scene.path(out)).env("ODD", OsStr::from_bytes(b"a\xffb"));
+            for name in NOT_THEIRS {
+                command.env(name, "1");
+            }
+            command.env("NOTIFY_SOCKET", "/nonexistent");
+            command
+        };
+        let told = |out: &str| {
+            let path = caller.scene.path(out);
+            let text = eventually("what it has", || std::fs::read(&path).ok());
+            let lines = text.split(|byte| *byte == b'\n').filter_map(|line| {
+                let at = line.iter().position(|byte| *byte == b'=')?;
+                Some((String::from_utf8(line[..at].to_vec()).ok()?, line[at + 1..].to_vec()))
+            });
+            lines.collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let socket = caller.scene.path("m.sock").display().to_string();
+        let words = format!("-W -db -f haproxy.cfg -p pid -S {socket}");
+        let mut haproxy = Process::start(&mut of(&words, "first"));
+        drop(caller.load().stop());
+        finish(&mut of(&format!("-W -f haproxy.cfg -p pid -sf {}", haproxy.pid()), "next")).ok();
+        for out in ["first", "next"] {
+            let has = told(out);
+            let text = |name: &str| String::from_utf8_lossy(&has[name]).into_owned();
+            assert_eq!(has["ODD"], b"a\xffb", "{out}");
+            for name in NOT_THEIRS {
+                assert_eq!(text(name), "nil", "{out} {name}");
+            }
+            assert_eq!(text("HAPROXY_MWORKER"), "1", "{out}");
+            let is_new = version.contains(" version 3.2");
+            let expected = if is_new { "nil".to_owned() } else { format!("unix@{socket}") };
+            assert_eq!(text("HAPROXY_MASTER_CLI"), expected, "{out}");
+        }
+        haproxy.signal(Signal::SIGTERM);
+        assert_eq!(haproxy.wait_exit().code(), Some(143), "{}", haproxy.story());
+    });
+}
+
+/// A unit of Type=notify with `-Ws`.
+#[test]
+fn a_service_manager_hears_what_haproxys_master_says() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let manager = UnixDatagram::bind(caller.scene.path("notify")).expect("a socket");
+    manager.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let heard = || {
+        let mut text = [0; 512];
+        let length = manager.recv(&mut text).expect("a state");
+        let text = String::from_utf8_lossy(&text[..length]).into_owned();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut command = caller.haproxy("-Ws -f haproxy.cfg -p pid");
+    let mut haproxy = Process::start(command.env("NOTIFY_SOCKET", caller.scene.path("notify")));
+    assert_eq!(heard(), ["READY=1", "STATUS=Ready."]);
+    let reloads = |end: &str| {
+        let begun = heard();
+        assert_eq!(begun[0], "RELOADING=1", "{begun:?}");
+        assert!(begun[1].starts_with("MONOTONIC_USEC="), "{begun:?}");
+        assert_eq!(heard(), ["READY=1".to_owned(), format!("STATUS={end}")]);
+    };
+    haproxy.signal(Signal::SIGUSR2);
+    reloads("Ready.");
+    caller.scene.write("haproxy.cfg", "frontend web\n    bnid :80\n");
+    haproxy.signal(Signal::SIGUSR2);
+    reloads("Reload failed!");
+    caller.configure("", 2);
+    haproxy.signal(Signal::SIGUSR2);
+    reloads("Ready.");
+    haproxy.signal(Signal::SIGUSR1);
+    assert_eq!(heard()[0], "STOPPING=1");
+    assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
+}
+
+/// `bindonce run -- haproxy ARGS` is the same thing.
+#[test]
+fn run_with_sf_is_a_reload_of_the_service_that_runs() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let run =
+        |words: &str| caller.command(bindonce(), &format!("run -- {} {words}", program.display()));
+    let mut service = Process::start(&mut run("-W -f haproxy.cfg -p pid"));
+    let load = caller.load();
+    for (tag, option) in [(2, "-sf"), (3, "-st"), (4, "-D -sf")] {
+        caller.configure("", tag);
+        let words = format!("-f haproxy.cfg -p pid {option} {}", service.pid());
+        let done = finish(&mut run(&words));
+        assert_eq!((done.code, &*done.err), (Some(0), ""), "{words}");
+        caller.wait_tag(&load, tag);
+    }
+    drop(load.stop());
+    service.signal(Signal::SIGTERM);
+    service.wait_exit();
 }

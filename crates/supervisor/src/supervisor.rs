@@ -73,7 +73,7 @@ impl Supervisor {
             handover: Handover::new(settings.ghosts)?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(),
+            report: Report::new(settings),
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             ending: None,

@@ -6,7 +6,7 @@
 mod check;
 mod name;
 mod real;
-mod replace;
+pub(crate) mod replace;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -43,9 +43,10 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     let name = name::of(&command)?;
     if command.role.replaces()
         && !background::is_it()
-        && let Some(service) = replace::running(&command, &name)?
+        && let Some(service) = replace::running(&command, &name, &bindonce::default_socket())?
     {
-        let done = replace::reload(&service, &command, &real, arguments);
+        let done =
+            replace::reload(&bindonce::default_socket(), &service, &command, words.into_iter());
         return done.map(Outcome::Done);
     }
     if !background::is_it() && goes_to_background(&command)? {

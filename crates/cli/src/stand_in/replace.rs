@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use bindonce_core::name::Name;
 use bindonce_haproxy::config::{Command, Descriptors};
 use bindonce_supervisor::replies::Status;
 use bindonce_supervisor::{Origin, control_socket, services};
-use bindonce_sys::{identity, inherit, log};
+use bindonce_sys::{identity, inherit, log, peer};
 
 use super::check;
 
@@ -25,11 +25,14 @@ const RELOAD: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// The pids are those of another service, while that of this name runs too.
-pub(super) fn running(command: &Command, name: &Name) -> anyhow::Result<Option<Name>> {
-    let socket = bindonce::default_socket();
+pub(crate) fn running(
+    command: &Command,
+    name: &Name,
+    socket: &Path,
+) -> anyhow::Result<Option<Name>> {
     let mut by_pid = None;
-    for service in services(&socket) {
-        let Some(status) = status(&socket, &service) else { continue };
+    for service in services(socket) {
+        let Some(status) = status(socket, &service) else { continue };
         let generations = status.generations.iter().filter_map(|generation| generation.pid);
         let mut pids = generations.chain([status.pid.cast_signed()]);
         let is_named = service == *name;
@@ -52,30 +55,32 @@ pub(super) fn running(command: &Command, name: &Name) -> anyhow::Result<Option<N
 
 fn status(socket: &Path, service: &Name) -> Option<Status> {
     let mut client = Client::connect(&control_socket(socket, service)).ok()?;
+    // One that has become a newer binary has the command line of its start.
+    if peer::credentials(client.as_fd()).ok()?.pid == std::process::id().cast_signed() {
+        return None;
+    }
     client.set_timeout(ANSWER).ok()?;
     serde_json::from_value(client.call("status", &serde_json::json!([])).ok()?).ok()
 }
 
 /// Has it reloaded with this command; gives 0 when the new generation serves and no older one accepts, else 1 with
 /// haproxy's words.
-pub(super) fn reload(
+pub(crate) fn reload(
+    socket: &Path,
     service: &Name,
     command: &Command,
-    real: &Path,
-    arguments: &[OsString],
+    words: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<ExitCode> {
-    let path: PathBuf = control_socket(&bindonce::default_socket(), service);
-    let words = std::iter::once(real.into()).chain(arguments.iter().cloned());
     let mut caller = Origin::here(words).context("cannot tell the current directory")?;
     let given = inherit::given().context("cannot look at the inherited descriptors")?;
-    let stored = give(command, &given, &mut caller.passed)?;
-    let mut client = Client::connect(&path)?;
+    let stored = give(socket, command, &given, &mut caller.passed)?;
+    let mut client = Client::connect(&control_socket(socket, service))?;
     client.set_timeout(RELOAD)?;
     let how = serde_json::json!({ "caller": caller, "at_once": command.role.at_once });
     match client.call("reload", &how) {
         Ok(_) => Ok(ExitCode::SUCCESS),
         Err(bindonce::Error::Refused(refusal)) => {
-            release(&stored);
+            release(socket, &stored);
             log::write(format!("{}\n", refusal.message).as_bytes());
             Ok(ExitCode::FAILURE)
         }
@@ -85,6 +90,7 @@ pub(super) fn reload(
 
 /// Gives the broker the listeners among our descriptors that the configuration names; gives those that are new to it.
 fn give(
+    socket: &Path,
     command: &Command,
     given: &BTreeMap<RawFd, OwnedFd>,
     passed: &mut BTreeMap<RawFd, String>,
@@ -106,7 +112,7 @@ fn give(
     if gives.is_empty() {
         return Ok(Vec::new());
     }
-    let mut client = Client::connect(&bindonce::default_socket())?;
+    let mut client = Client::connect(socket)?;
     let held: Vec<u64> = client.list()?.listeners.iter().map(|held| held.inode).collect();
     let all: Vec<Give<'_>> = gives.iter().map(|(_, give)| give.clone()).collect();
     let names = client.store(&all)?;
@@ -115,11 +121,10 @@ fn give(
 }
 
 /// Takes them back from the broker, where nothing serves on them.
-fn release(stored: &[String]) {
+fn release(socket: &Path, stored: &[String]) {
     if stored.is_empty() {
         return;
     }
     // One that is used by now stays.
-    let _ =
-        Client::connect(&bindonce::default_socket()).and_then(|mut client| client.release(stored));
+    let _ = Client::connect(socket).and_then(|mut client| client.release(stored));
 }

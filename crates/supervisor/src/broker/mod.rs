@@ -25,9 +25,19 @@ use crate::error::Error;
 use crate::generations::notifications::Notifications;
 use crate::report::starter::BACKGROUND;
 
+/// What haproxy's own master tells itself over an exec: a generation would take itself for one that goes on.
+const MASTERS: [&str; 5] = [
+    "HAPROXY_MWORKER_REEXEC",
+    "HAPROXY_MWORKER_WAIT_ONLY",
+    "HAPROXY_PROCESSES",
+    "HAPROXY_STARTUPLOGS_FD",
+    "HAPROXY_LOAD_SUCCESS",
+];
+
 /// Variables that are for the supervisor, or for a broker that it starts, alone.
 pub(crate) fn not_theirs() -> Vec<std::ffi::OsString> {
-    inherit::SERVICE_MANAGER.into_iter().chain([STARTER, BACKGROUND]).map(Into::into).collect()
+    let ours = [STARTER, BACKGROUND];
+    inherit::SERVICE_MANAGER.into_iter().chain(MASTERS).chain(ours).map(Into::into).collect()
 }
 
 /// How long a broker that was just started may take until it listens.

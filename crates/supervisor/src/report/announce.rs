@@ -14,12 +14,14 @@ pub(crate) struct Announcer {
     /// When it was last told.
     announced: Option<Instant>,
     reloading: bool,
+    /// Its states are called as haproxy's own master calls them.
+    as_haproxy: bool,
 }
 
 impl Announcer {
     /// Reads what systemd asks of this process.
-    pub(crate) fn new() -> Self {
-        Self { keep_alive: notify::watchdog(), ..Self::default() }
+    pub(crate) fn new(as_haproxy: bool) -> Self {
+        Self { keep_alive: notify::watchdog(), as_haproxy, ..Self::default() }
     }
 
     /// How long the loop may sleep before it must call [`Announcer::alive`].
@@ -40,18 +42,21 @@ impl Announcer {
     pub(crate) fn reloading(&mut self) {
         self.reloading = true;
         let now = monotonic().as_micros();
-        notify::tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=reloading"));
+        let status = if self.as_haproxy { "Reloading Configuration." } else { "reloading" };
+        notify::tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS={status}"));
     }
 
     /// Something serves, or serves on after a reload that failed.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
+        let status = if self.as_haproxy { "Ready." } else { status };
         notify::tell(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// Nothing serves, for the reason in `status`; a reload in progress is over.
     pub(crate) fn troubled(&mut self, status: &str) {
         let ready = if std::mem::take(&mut self.reloading) { "READY=1\n" } else { "" };
+        let status = if self.as_haproxy { "Reload failed!" } else { status };
         notify::tell(&format!("{ready}STATUS={status}"));
     }
 

@@ -14,13 +14,16 @@ use std::time::Instant;
 
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, Reason};
+use bindonce_haproxy::config::Master;
 use bindonce_sys::signals::Signal as Number;
 
 use crate::context::Context;
 use crate::generations::foreign::ForeignBinds;
+use crate::kind::Haproxy;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
 use crate::report::measured::Measured;
+use crate::settings::Settings;
 
 /// What is told, and what was told last.
 pub(crate) struct Report {
@@ -45,9 +48,11 @@ pub(crate) struct Counts {
 }
 
 impl Report {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let notifies = |haproxy: &Haproxy| haproxy.command.role.master == Some(Master::Notifying);
+        let as_haproxy = settings.kind.haproxy().is_some_and(notifies);
         Self {
-            announcer: Announcer::new(),
+            announcer: Announcer::new(as_haproxy),
             counts: Counts::default(),
             measured: Measured::default(),
             failure: Cause::default(),

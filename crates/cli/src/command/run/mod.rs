@@ -18,6 +18,7 @@ use bindonce_sys::log;
 use crate::background;
 use crate::globals::Globals;
 use crate::logging;
+use crate::stand_in::replace;
 
 const HELP: &str = "\
 Signals:
@@ -124,10 +125,21 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow::Result<ExitCode> {
     let listeners = named(args.listen)?;
     let no_epoll = matches!(args.ghosts, Ghosts::Noepoll);
+    let words = args.command.clone();
     let mut kind = args.program.kind(args.command, args.no_admin, no_epoll, &listeners)?;
+    let service = args.name.map_or_else(|| kind::service_name(&kind), Ok)?;
+    let socket = globals.socket_path();
     let mut replaced = Replaced::default();
     if let Kind::Haproxy(haproxy) = &mut kind {
         let role = &haproxy.command.role;
+        // Under the name of haproxy it was looked for already.
+        if role.replaces()
+            && !at_once
+            && !background::is_it()
+            && let Some(service) = replace::running(&haproxy.command, &service, &socket)?
+        {
+            return replace::reload(&socket, &service, &haproxy.command, words.into_iter());
+        }
         if role.daemon && !role.foreground && !background::is_it() {
             let mut words = std::env::args_os();
             let name = words.next().unwrap_or_default();
@@ -143,9 +155,9 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
     let settings = Settings {
-        socket: globals.socket_path(),
+        socket,
         start_broker: !globals.socket_is_given(),
-        service: args.name.map_or_else(|| kind::service_name(&kind), Ok)?,
+        service,
         master_cli: kind::master_cli(&kind)?,
         kind,
         listeners,
