@@ -163,6 +163,19 @@ fn an_image_has_the_pid_that_was_started_and_stops_in_order() {
     });
 }
 
+/// With the link first in PATH, as in the image, `haproxy` is bindonce itself.
+#[test]
+fn a_command_of_bindonce_runs_the_haproxy_behind_the_link() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let path = format!("{}:/usr/bin:/bin", caller.scene.path("bin").display());
+    let words = "run -- haproxy -f haproxy.cfg";
+    let mut run = Process::start(caller.command(bindonce(), words).env("PATH", path));
+    drop(caller.load().stop());
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.wait_exit().code(), Some(0), "{}", run.story());
+}
+
 /// As haproxy's master: everything ends, with the signal's exit code; a worker's end is no crash to be repaired.
 #[test]
 fn a_signal_to_every_haproxy_is_a_stop() {

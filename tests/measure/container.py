@@ -19,6 +19,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -354,7 +355,7 @@ def rights(pod, options, result):
         docker("run", "--detach", "--name", "holder", *shared, *confined, "--user", f"{user}:{user}", "bindonce", "serve")
         eventually("the broker", lambda: run("docker", "exec", "holder", "/usr/bin/bindonce", "--socket", SOCKET, "ping", check=False).returncode == 0)
         docker("run", "--detach", "--name", "proxy", *shared, *arguments, "--env", f"BINDONCE_SOCKET={SOCKET}",
-               "--volume", f"{configuration}:/etc/haproxy:ro", "bindonce-haproxy")
+               "--volume", f"{configuration}:/etc/haproxy:ro", "bindonce-haproxy", "run", "--", "haproxy", "-f", "/etc/haproxy/haproxy.cfg")
         ask = lambda *words, check=True: run("docker", "exec", "proxy", "/usr/bin/bindonce", "--socket", SOCKET, *words, check=check)
         eventually("haproxy", lambda: ask("ping", "--name", "haproxy", "--serving", check=False).returncode == 0)
         # Half a request keeps the first generation.
@@ -411,17 +412,60 @@ def low_ports(result):
     docker("rm", "--force", "net")
 
 
-def alone(pod, result):
-    """The image with haproxy is complete in itself: supervisor as PID 1, a broker inside, an orderly end."""
-    docker("run", "--detach", "--name", "alone", "--network", "none", *CONFINED, "--tmpfs", "/run/bindonce:uid=65532,mode=0700",
-           "--volume", f"{pod.directory}/haproxy:/etc/haproxy:ro", "bindonce-haproxy")
-    well = lambda: run("docker", "exec", "alone", "/usr/bin/bindonce", "ping", "--name", "haproxy", "--serving", check=False).returncode == 0
-    eventually("haproxy and its own broker", well)
-    begun = time.monotonic()
-    docker("stop", "--time", "20", "alone")
-    result["alone"] = {"exit": int(docker("inspect", "--format", "{{.State.ExitCode}}", "alone")),
-                       "stopped_in_s": round(time.monotonic() - begun, 1)}
-    docker("rm", "alone")
+IN_PLACE = """
+services:
+  haproxy:
+    image: haproxy:3.2
+    network_mode: host
+    read_only: true
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    volumes: ["./official:/usr/local/etc/haproxy:ro"]
+"""
+
+
+def in_place(pod, result):
+    """A compose file for haproxy's official image with the image's line changed: the signals that people send to it, and a
+    stop that answers what is in progress."""
+    official = pod.directory / "official"
+    official.mkdir()
+
+    def configure(tag):
+        (official / "haproxy.cfg").write_text(
+            "defaults\n    mode http\n    timeout connect 5s\n    timeout client 30s\n    timeout server 30s\nfrontend web\n"
+            f"    bind 127.0.0.1:8080\n    http-request return status 200 content-type text/plain string {tag}\n")
+
+    def answer(client, request):
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(4096), b"")).decode().split("\r\n\r\n")[-1]
+
+    def serving():
+        try:
+            with socket.create_connection(("127.0.0.1", 8080), 10) as client:
+                return answer(client, b"GET / HTTP/1.0\r\n\r\n")
+        except OSError:
+            return None
+
+    configure("one")
+    (pod.directory / "in_place.yaml").write_text(IN_PLACE.replace("haproxy:3.2", "bindonce-haproxy"))
+    run(*composer(), "-f", pod.directory / "in_place.yaml", "-p", "place", "up", "--detach")
+    name = pod.id("haproxy")
+    eventually("the first answer", lambda: serving() == "one")
+    result["in_place"] = {"user": docker("exec", name, "id", "-un"), "command": docker("exec", name, "cat", "/proc/1/cmdline").split("\0")[:3]}
+    for tag, signal_ in (("two", "HUP"), ("three", "USR2")):
+        configure(tag)
+        docker("kill", "--signal", signal_, name)
+        eventually(f"the reload by SIG{signal_}", lambda: serving() == tag)
+    with socket.create_connection(("127.0.0.1", 8080), 10) as half:
+        half.sendall(b"GET / HTTP/1.0\r\n")
+        # Connections are accepted in order: with an answer to a later one, this one is in progress.
+        serving()
+        stop = subprocess.Popen(["docker", "stop", "--time", "30", name], stdout=subprocess.DEVNULL)
+        eventually("the stop", lambda: "shutdown asked for" in (log := run("docker", "logs", name)).stdout + log.stderr)
+        result["in_place"]["answered"] = answer(half, b"\r\n")
+    stop.wait(timeout=40)
+    result["in_place"]["exit"] = int(docker("inspect", "--format", "{{.State.ExitCode}}", name))
+    docker("rm", name)
 
 
 def inner(work):
@@ -458,7 +502,7 @@ def inner(work):
         result["logs"] = {name: [line for line in pod.log(name).splitlines() if " ERROR " in line][-5:] for name in ("broker", "haproxy")}
         watched(pod, options, result)
         pod.compose("down", "--timeout", "30")
-        alone(pod, result)
+        in_place(pod, result)
         if options["rights"] != "none":
             rights(pod, options, result)
             low_ports(result)

@@ -1,10 +1,11 @@
 //! Where the broker is.
 
-use std::env;
-use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{env, io};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::Error;
@@ -12,22 +13,40 @@ use crate::error::Error;
 /// The path of the broker's socket if nobody says otherwise: `$BINDONCE_SOCKET`,
 /// else `$MULTIBINDER_SOCK`, else `/run/bindonce/bindonce.sock` for root and
 /// `$XDG_RUNTIME_DIR/bindonce.sock` for others (`/run/user/UID` where that
-/// variable is not set). A variable that is empty counts as not set.
+/// variable is not set). Where that is neither there nor can be made, as in a container whose root is read-only,
+/// `/dev/shm/bindonce-UID/bindonce.sock`. A variable that is empty counts as not set.
 pub fn default_socket() -> PathBuf {
-    choose(|name| env::var_os(name), rustix::process::geteuid().as_raw())
-}
-
-fn choose(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
-    let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let uid = rustix::process::geteuid().as_raw();
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(path) = variable("BINDONCE_SOCKET").or_else(|| variable("MULTIBINDER_SOCK")) {
         return path;
     }
-    if uid == 0 {
-        return PathBuf::from("/run/bindonce/bindonce.sock");
+    let run = match uid {
+        0 => PathBuf::from("/run/bindonce"),
+        _ => variable("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into()),
+    };
+    let in_memory = PathBuf::from(format!("{MEMORY}/bindonce-{uid}"));
+    let usual = run.join(NAME).exists() || can_be_made(&run);
+    if usual || !belongs_to(&in_memory, uid) { run.join(NAME) } else { in_memory.join(NAME) }
+}
+
+const NAME: &str = "bindonce.sock";
+
+/// Where every user may write (with the sticky bit), whatever else is read-only.
+const MEMORY: &str = "/dev/shm";
+
+/// Whether a file may be made in this directory, which may have to be made first.
+fn can_be_made(directory: &Path) -> bool {
+    let there = directory.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok())
+}
+
+/// Whether a directory is this user's, or is not there.
+fn belongs_to(directory: &Path, uid: u32) -> bool {
+    match directory.symlink_metadata() {
+        Ok(found) => found.is_dir() && found.uid() == uid,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
-    variable("XDG_RUNTIME_DIR")
-        .unwrap_or_else(|| PathBuf::from(format!("/run/user/{uid}")))
-        .join("bindonce.sock")
 }
 
 /// Connects within `timeout`. connect(2) on a UNIX socket waits while the
@@ -39,28 +58,29 @@ pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Socket, Error> {
         socket.connect(&SockAddr::unix(path)?)?;
         Ok(socket)
     };
-    attempt().map_err(|source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::WouldBlock => Error::TimedOut { during: "connect", after: timeout },
+    attempt().map_err(|source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock => Error::TimedOut { during: "connect", after: timeout },
         _ => Error::Connect { path: path.to_owned(), source },
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
-    fn with(set: &[(&str, &str)], uid: u32) -> PathBuf {
-        choose(|name| set.iter().find(|(key, _)| *key == name).map(|(_, v)| v.into()), uid)
-    }
-
     #[test]
-    fn the_first_that_is_set_wins() {
-        let both = [("BINDONCE_SOCKET", "/a"), ("MULTIBINDER_SOCK", "/b")];
-        assert_eq!(with(&both, 0), Path::new("/a"));
-        assert_eq!(with(&both[1..], 1000), Path::new("/b"));
-        assert_eq!(with(&[("BINDONCE_SOCKET", "")], 0), Path::new("/run/bindonce/bindonce.sock"));
-        assert_eq!(with(&[("XDG_RUNTIME_DIR", "/x")], 7), Path::new("/x/bindonce.sock"));
-        assert_eq!(with(&[("XDG_RUNTIME_DIR", "/x")], 0), Path::new("/run/bindonce/bindonce.sock"));
-        assert_eq!(with(&[], 7), Path::new("/run/user/7/bindonce.sock"));
+    fn a_directory_may_have_to_be_made_and_be_of_the_user() {
+        let here = env::temp_dir().join(format!("bindonce-socket-{}", std::process::id()));
+        fs::create_dir(&here).expect("a directory");
+        symlink(&here, here.join("link")).expect("a link");
+        let uid = fs::metadata(&here).expect("it is there").uid();
+        assert!(can_be_made(&here) && can_be_made(&here.join("a/b")));
+        assert!(!can_be_made(Path::new("/proc/none")) && !can_be_made(Path::new("")));
+        assert!(belongs_to(&here, uid) && belongs_to(&here.join("none"), uid));
+        assert!(!belongs_to(&here, uid + 1) && !belongs_to(&here.join("link"), uid));
+        fs::remove_dir_all(&here).expect("it is ours");
     }
 }

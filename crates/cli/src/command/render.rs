@@ -9,11 +9,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_core::listener::Wanted;
-use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Rendering, Supplied, System};
 
 use super::list::columns;
 use crate::globals::Globals;
 use crate::output;
+use crate::stand_in;
 
 const HELP: &str = "\
 Examples:
@@ -53,12 +54,13 @@ pub(crate) struct Args {
 
 /// Prints the copy or the table.
 pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
-    let words = |files| ["haproxy", "--"].map(OsString::from).into_iter().chain::<Vec<_>>(files);
+    let words =
+        |files| ["haproxy", "--"].map(OsString::from).into_iter().chain::<Vec<_>>(files).collect();
     let command = if args.command.iter().any(|word| word == "-f" || word == "--") {
-        Command::parse(args.command)?
+        stand_in::command(args.command)?
     } else {
         // Files alone, which may stand behind a -- too.
-        Command::parse(words(if args.files.is_empty() { args.command } else { args.files }))?
+        stand_in::command(words(if args.files.is_empty() { args.command } else { args.files }))?
     };
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };
@@ -130,6 +132,8 @@ pub(super) fn table(rendering: &Rendering) -> String {
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
+
+    use bindonce_haproxy::config::Command;
 
     use super::*;
 

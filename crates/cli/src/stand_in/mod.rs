@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use bindonce_haproxy::config::{Command, Descriptors, Role};
 
 use crate::background;
-pub(crate) use real::NAME;
+pub(crate) use real::{NAME, command};
 
 /// What becomes of a haproxy command line.
 pub(crate) enum Outcome {

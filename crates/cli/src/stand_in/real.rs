@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use bindonce_haproxy::config;
 use bindonce_sys::executable;
 
 /// The name under which this program stands in for haproxy, and the command that does the same.
@@ -21,11 +22,8 @@ const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/
 
 /// Where it is.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
-    let ours = std::fs::metadata("/proc/self/exe").context("cannot tell which file this is")?;
-    let is_ours = |path: &Path| {
-        std::fs::metadata(path)
-            .is_ok_and(|file| (file.dev(), file.ino()) == (ours.dev(), ours.ino()))
-    };
+    let ours = this()?;
+    let is_ours = |path: &Path| file(path).is_ok_and(|file| file == ours);
     if let Some(given) = std::env::var_os(VARIABLE).filter(|given| !given.is_empty()) {
         let path = executable::find(&given)?;
         if is_ours(&path) {
@@ -41,6 +39,25 @@ pub(super) fn find() -> anyhow::Result<PathBuf> {
         .with_context(|| {
             format!("there is no other haproxy in PATH: install it, or let ${VARIABLE} name it")
         })
+}
+
+/// The haproxy command of these words. A program in it that is bindonce by the name of haproxy is the haproxy that it stands in for.
+pub(crate) fn command(mut words: Vec<OsString>) -> anyhow::Result<config::Command> {
+    if let Some(program) = words.first_mut()
+        && let Ok(path) = executable::find(program)
+        && file(&path).ok() == Some(this()?)
+    {
+        *program = find()?.into();
+    }
+    Ok(config::Command::parse(words)?)
+}
+
+fn this() -> anyhow::Result<(u64, u64)> {
+    file(Path::new("/proc/self/exe")).context("cannot tell which file this is")
+}
+
+fn file(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// Executes it in place of this process, with these arguments. Returns only if that fails, and why.

@@ -22,7 +22,7 @@ use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
-use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_haproxy::config::{Rendering, Supplied, System};
 use bindonce_sys::listen;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -31,6 +31,7 @@ use serde_json::Value;
 
 use self::haproxy::End;
 use crate::globals::Globals;
+use crate::stand_in;
 
 const HELP: &str = "\
 Examples:
@@ -63,7 +64,8 @@ pub(crate) struct Args {
 /// Checks. haproxy's own words tell what is wrong; the exit code is 0 or 1.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // `check -- haproxy -c -f FILE` says what it means twice.
-    let command = Command::parse(args.command.into_iter().filter(|word| word != "-c"))?;
+    let command =
+        stand_in::command(args.command.into_iter().filter(|word| word != "-c").collect())?;
     executable::find(&command.program)?;
     let listeners = super::run::named(args.listen)?;
     let supplied = Supplied { listeners: &listeners, keep: &[] };

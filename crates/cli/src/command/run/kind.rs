@@ -13,6 +13,8 @@ use bindonce_supervisor::{Haproxy, Kind};
 use bindonce_sys::signals::Signal;
 use clap::error::ErrorKind;
 
+use crate::stand_in;
+
 /// What kind of program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Wanted {
@@ -96,7 +98,7 @@ impl Options {
                     first.display()
                 )));
             }
-            let command = config::Command::parse(command)?;
+            let command = stand_in::command(command)?;
             return Ok(Kind::Haproxy(Haproxy { command, admin: !no_admin, caller: None }));
         }
         let given = [(no_admin, "--no-admin"), (no_epoll, "--ghosts noepoll")];
