@@ -58,7 +58,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     };
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
-    broker::ensure(&settings.socket, settings.start_broker, &journal).await?;
+    broker::ensure(&settings.socket, settings.broker_log(), &journal).await?;
     if !is_known {
         let found = found::look(&settings, &directory, &journal).await?;
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };

@@ -10,6 +10,7 @@ use bindonce_core::name::Name;
 use bindonce_haproxy::config::MasterSocket;
 
 use crate::adopt::Replaced;
+use crate::broker::Log;
 use crate::kind::Kind;
 
 /// What a supervisor is told on its command line.
@@ -45,6 +46,13 @@ pub struct Settings {
     pub replaced: Replaced,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
+}
+
+impl Settings {
+    /// Where a broker that is started writes its log; none: none is started.
+    pub(crate) fn broker_log(&self) -> Option<Log> {
+        self.start_broker.then_some(if self.at_once { Log::Through } else { Log::Ours })
+    }
 }
 
 /// What is done about a generation that is woken for connections of a listener that it has closed

@@ -65,7 +65,22 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of looking at /proc/self/fd.
 pub fn given() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
-    let mut given = BTreeMap::new();
+    left_open()?.into_iter().map(|number| Ok((number, take(number)?))).collect()
+}
+
+/// Duplicates of those, which themselves stay as they are.
+///
+/// # Errors
+/// As [`given`].
+pub fn copies() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
+    // SAFETY: it is open, and nothing in this process owns it.
+    let copy = |number| unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned();
+    left_open()?.into_iter().map(|number| Ok((number, copy(number)?))).collect()
+}
+
+/// The numbers from [`FIRST`] up that are open and not close-on-exec.
+fn left_open() -> io::Result<Vec<RawFd>> {
+    let mut numbers = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(number) = number.filter(|number| *number >= FIRST) else { continue };
@@ -73,10 +88,10 @@ pub fn given() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
         let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
         // The look itself has one, which is closed by then.
         if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
-            given.insert(number, take(number)?);
+            numbers.push(number);
         }
     }
-    Ok(given)
+    Ok(numbers)
 }
 
 /// Replaces this process by `command`, which finds `fds` as `first`,

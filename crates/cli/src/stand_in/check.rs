@@ -2,13 +2,14 @@
 //! that succeeds is one after which a reload does.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_haproxy::config::{Command, Descriptors, Rendering, Supplied, System};
-use bindonce_sys::inherit;
+use bindonce_sys::{identity, inherit};
 
 use super::real;
 
@@ -28,7 +29,7 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     let others = arguments.iter().filter(|word| !is_check(word)).cloned();
     let words = std::iter::once(haproxy.into()).chain(others);
     let refused = match Command::parse(words) {
-        Ok(command) => rendering(&command, Descriptors::new())?.err(),
+        Ok(command) => rendering(&command, inherited()?)?.err(),
         Err(_) => None,
     };
     let Some(refused) = refused else { return Err(real::become_it(haproxy, arguments)) };
@@ -36,6 +37,13 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
         0 => Err(refused.into()),
         code => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
     }
+}
+
+/// What haproxy would inherit.
+pub(super) fn inherited() -> anyhow::Result<Descriptors> {
+    let copies = inherit::copies().context("cannot look at the inherited descriptors")?;
+    let known = |(number, fd): (RawFd, OwnedFd)| (number, identity::listener(fd.as_fd()));
+    Ok(copies.into_iter().map(known).collect())
 }
 
 /// The configuration of a command, as a start would read it.

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use bindonce_haproxy::config::{Command, Descriptors, Role};
+use bindonce_haproxy::config::{Command, Role};
 
 use crate::background;
 pub(crate) use real::{NAME, command};
@@ -86,5 +86,11 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
         return Ok(true);
     }
     // What is wrong with it is said where it is started.
-    Ok(check::rendering(command, Descriptors::new())?.is_ok_and(|rendering| rendering.is_daemon))
+    Ok(check::rendering(command, check::inherited()?)?.is_ok_and(|rendering| rendering.is_daemon))
+}
+
+/// Whether haproxy would be a master with this command.
+pub(crate) fn has_master(command: &Command) -> bool {
+    let read = || check::rendering(command, check::inherited()?);
+    command.role.master.is_some() || read().is_ok_and(|it| it.is_ok_and(|it| it.is_master))
 }

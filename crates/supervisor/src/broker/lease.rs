@@ -44,7 +44,7 @@ pub(crate) enum LeaseUpdate {
 pub(crate) struct Broker {
     socket: PathBuf,
     /// Whether a broker is started when none answers.
-    start: bool,
+    start: Option<broker::Log>,
     service: Name,
     /// Its pid, by the peer credentials of the last connection.
     pid: Cell<Option<i32>>,
@@ -59,7 +59,7 @@ impl Broker {
     pub(crate) fn new(settings: &Settings, journal: Rc<Journal>) -> Self {
         Self {
             socket: settings.socket.clone(),
-            start: settings.start_broker,
+            start: settings.broker_log(),
             service: settings.service.clone(),
             pid: Cell::new(None),
             starting: Mutex::new(()),
@@ -171,9 +171,9 @@ impl Keeper {
             journal
                 .record(Happening::new(event::Kind::BrokerLost, text).pid(self.broker.pid.get()));
         }
-        if *start {
+        if start.is_some() {
             let _one = starting.lock().await;
-            if let Err(error) = broker::ensure(socket, true, journal).await {
+            if let Err(error) = broker::ensure(socket, *start, journal).await {
                 tracing::error!(generation, "no broker could be started: {}", error.with_hint());
             }
         }

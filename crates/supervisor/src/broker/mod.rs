@@ -17,12 +17,15 @@ use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_daemon::notify::STARTER;
 use bindonce_daemon::{Happening, Journal};
+use bindonce_haproxy::config::Messages;
 use bindonce_sys::inherit;
+use bindonce_sys::log::LAST_WORDS;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::watch::Watch;
 
 use crate::error::Error;
 use crate::generations::notifications::Notifications;
+use crate::generations::output::{self, Tail};
 use crate::report::starter::BACKGROUND;
 
 /// What haproxy's own master tells itself over an exec: a generation would take itself for one that goes on.
@@ -63,9 +66,22 @@ pub(crate) async fn join(
     client.join(&join).await.map_err(Error::claim)
 }
 
+/// Where a broker that is started writes its log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Log {
+    /// To our standard error, also when we are gone.
+    Ours,
+    /// To us, who pass it on: who started "haproxy" may wait until its standard error is closed, and the broker outlives us.
+    Through,
+}
+
 /// Makes sure that a broker answers at `socket`. With `start` one is started if none does: in a
 /// session of its own, so that it outlives this process.
-pub(crate) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) -> Result<(), Error> {
+pub(crate) async fn ensure(
+    socket: &Path,
+    start: Option<Log>,
+    journal: &Rc<Journal>,
+) -> Result<(), Error> {
     let missing = match connect(socket).await {
         Ok(mut client) => match client.ping().await {
             Ok(_) => return Ok(()),
@@ -74,23 +90,24 @@ pub(crate) async fn ensure(socket: &Path, start: bool, journal: &Rc<Journal>) ->
         },
         Err(missing) => missing,
     };
-    if !start {
-        return Err(missing);
-    }
+    let Some(log) = start else { return Err(missing) };
     tracing::info!(socket = %socket.display(), "no broker answers; starting one that outlives us");
-    start_broker(socket, Rc::clone(journal)).await?;
+    start_broker(socket, log, Rc::clone(journal)).await?;
     // Another `run` may have started one at the same time; either will do.
     connect(socket).await.map(drop)
 }
 
-async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> {
+async fn start_broker(socket: &Path, log: Log, journal: Rc<Journal>) -> Result<(), Error> {
     // The broker says READY=1 here when it listens.
     let notifications = Notifications::new()?;
     let mut command = Command::new("/proc/self/exe");
     for name in not_theirs() {
         command.env_remove(name);
     }
-    let child = command
+    if matches!(log, Log::Through) {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+    }
+    let mut child = command
         .arg0("bindonce")
         .args(["serve", "--new-session", "--socket"])
         .arg(socket)
@@ -98,6 +115,9 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
         .stdin(Stdio::null())
         .spawn()
         .map_err(Error::system("start a broker"))?;
+    let passed_on = child.stderr.take().map(|stderr| {
+        crate::tasks::spawn(output::pass_on(stderr.into(), Messages::default(), Tail::default()))
+    });
     let watch = Error::system("watch the broker that was started");
     let pid = i32::try_from(child.id()).unwrap_or_default();
     let (pidfd, ended) = Pidfd::open(pid)
@@ -116,7 +136,14 @@ async fn start_broker(socket: &Path, journal: Rc<Journal>) -> Result<(), Error> 
     match tokio::time::timeout(BROKER_UP, up).await {
         // It gave way to one that another `run` started at the same time: that will do.
         Ok(Err(Error::BrokerNotUp { .. })) if connect(socket).await.is_ok() => return Ok(()),
-        Ok(done) => done?,
+        Ok(Err(error)) => {
+            // To the end of what it has said.
+            if let Some(passed_on) = passed_on {
+                let _ = tokio::time::timeout(LAST_WORDS, passed_on).await;
+            }
+            return Err(error);
+        }
+        Ok(Ok(())) => {}
         Err(_) => return Err(failed(format!("not ready within {}s", BROKER_UP.as_secs()))),
     }
     tracing::info!(pid, socket = %socket.display(), "broker started");

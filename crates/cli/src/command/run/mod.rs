@@ -14,11 +14,12 @@ use bindonce_core::{duration, generation};
 use bindonce_supervisor::adopt::Replaced;
 use bindonce_supervisor::{self as supervisor, Ended, Kind, Settings};
 use bindonce_sys::log;
+use nix::sys::signal::{self, SigSet};
 
 use crate::background;
 use crate::globals::Globals;
-use crate::logging;
 use crate::stand_in::replace;
+use crate::{logging, stand_in};
 
 const HELP: &str = "\
 Signals:
@@ -138,7 +139,9 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             && !background::is_it()
             && let Some(service) = replace::running(&haproxy.command, &service, &socket)?
         {
-            return replace::reload(&socket, &service, &haproxy.command, words.into_iter());
+            let program = haproxy.command.program.clone();
+            let words = std::iter::once(program).chain(words.into_iter().skip(1));
+            return replace::reload(&socket, &service, &haproxy.command, words);
         }
         if role.daemon && !role.foreground && !background::is_it() {
             let mut words = std::env::args_os();
@@ -154,6 +157,8 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         }
     }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
+    let dies = |it: &supervisor::Haproxy| !stand_in::has_master(&it.command);
+    let dies = at_once && matches!(&kind, Kind::Haproxy(haproxy) if dies(haproxy));
     let settings = Settings {
         socket,
         start_broker: !globals.socket_is_given(),
@@ -198,8 +203,15 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     runtime.shutdown_background();
     match ended? {
         Ended::Shutdown => Ok(ExitCode::SUCCESS),
-        // As a shell tells of a process that a signal has ended.
-        Ended::AtOnce(signal) => Ok(ExitCode::from(128 + u8::try_from(signal as i32)?)),
+        Ended::AtOnce(signal) => {
+            // haproxy without a master leaves it to the signal. The first process of a pid namespace survives that.
+            if dies {
+                log::finish(log::LAST_WORDS);
+                signal::raise(signal)?;
+                SigSet::from(signal).thread_unblock()?;
+            }
+            Ok(ExitCode::from(128 + u8::try_from(signal as i32)?))
+        }
         Ended::NeverServed(story) => bail!("the first generation failed: {story}"),
     }
 }
