@@ -2,9 +2,11 @@
 //! docs/stand-in.md.
 
 use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{
     DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, bindonce, config, eventually, finish,
+    skip,
 };
 
 /// A directory with a link to bindonce by the name of haproxy, and a broker.
@@ -188,6 +191,64 @@ fn a_signal_to_every_haproxy_is_a_stop() {
         assert_eq!(haproxy.wait_exit().code(), Some(code), "{signal}: {}", haproxy.story());
         caller.wait_none();
     }
+}
+
+/// Without a master the signal itself ends haproxy. Who has started it may wait for the end of its output, and the broker
+/// that was started for it goes on.
+#[test]
+fn its_output_ends_with_it() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    if !caller.scene.is_isolated() {
+        return skip("needs root, for a /run of its own");
+    }
+    let inside = "mount -t tmpfs tmpfs /run && exec bin/haproxy -d -f haproxy.cfg";
+    let mut command = caller.scene.command("unshare");
+    command.args(["-m", "sh", "-c", inside]).env("BINDONCE_HAPROXY", &program);
+    let mut haproxy = Process::start(&mut command);
+    let started = haproxy.wait_line("broker started");
+    let broker = started.split_once("pid=").and_then(|(_, rest)| rest.split(' ').next());
+    let broker = broker.and_then(|pid| pid.parse().ok()).expect("its pid");
+    drop(caller.load().stop());
+    haproxy.signal(Signal::SIGTERM);
+    let status = haproxy.wait_exit();
+    assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{}", haproxy.story());
+    haproxy.wait_silence();
+    signal(broker, Signal::SIGTERM);
+}
+
+/// A container with a read-only root, a user without a home and the official image's command and stop signal: `docker stop`
+/// answers what is in progress.
+#[test]
+fn a_container_ends_in_order() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    if !caller.scene.is_isolated() {
+        return skip("needs root, for namespaces");
+    }
+    std::fs::create_dir(caller.scene.path("image")).expect("a directory");
+    std::fs::copy(bindonce(), caller.scene.path("image/haproxy")).expect("the binary");
+    let inside = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && mount -o remount,bind,ro / && \
+                  exec setpriv --reuid 65532 --regid 65532 --clear-groups --bounding-set=-all \
+                  image/haproxy -W -db -f haproxy.cfg";
+    let mut command = caller.scene.command("unshare");
+    command.args(["-mpif", "--kill-child", "--mount-proc", "sh", "-c", inside]);
+    command.env("BINDONCE_HAPROXY", &program).env_remove("XDG_RUNTIME_DIR");
+    let mut container = Process::start(&mut command);
+    drop(caller.load().stop());
+    let mut client = TcpStream::connect(caller.address).expect("it listens");
+    client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+    // Connections are accepted in order: with an answer to a later one, this one is in progress.
+    drop(caller.load().stop());
+    let engine = container.pid();
+    let children = std::fs::read_to_string(format!("/proc/{engine}/task/{engine}/children"));
+    signal(children.expect("it runs").trim().parse().expect("one child"), Signal::SIGUSR1);
+    container.wait_line("shutdown asked for");
+    client.write_all(b"\r\n").expect("the rest");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(container.wait_exit().code(), Some(0), "{}", container.story());
 }
 
 /// Tools that start `haproxy -D` look at the exit code, and go on when its output ends.

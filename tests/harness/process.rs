@@ -80,6 +80,21 @@ impl Process {
         panic!("does not end\n{}", self.story())
     }
 
+    /// Waits for the end of its output, which comes when no process has it open; fails the test at the deadline.
+    #[track_caller]
+    pub(crate) fn wait_silence(&mut self) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.push(line),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("its output does not end\n{}", self.story())
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
     /// Reads its last words, which may still be on their way when it has ended: to the end of its
     /// output, or for a while where a child of it lives on and keeps that open.
     fn hear_out(&mut self) {
