@@ -31,7 +31,8 @@ fn the_system_s_haproxy_listens_on_the_same_addresses() {
 
 #[test]
 fn the_system_s_haproxy_listens_on_the_same_addresses_of_others() {
-    compare(Haproxy::system(), "11");
+    // With masters, which know that they are one only after their first start.
+    compare(Haproxy::system(), "701000");
 }
 
 #[test]
@@ -51,5 +52,6 @@ fn haproxy_3_2_listens_on_the_same_addresses() {
 
 #[test]
 fn haproxy_3_2_listens_on_the_same_addresses_of_others() {
-    compare(Haproxy::fetched("3.2"), "211");
+    // With a worker of a master, for which a late `unsetenv` does not count on earlier lines.
+    compare(Haproxy::fetched("3.2"), "704135");
 }

@@ -4,6 +4,7 @@ sections, defaults, several files, masters, and binds of every family.
 Most are what haproxy takes. About one in eight is wild: it may have what some haproxy refuses.
 """
 
+import itertools
 import random
 
 VARIABLES = {"SET": "8301", "HOST": "127.0.0.1", "LIST": "v6only interface lo", "SPACED": " name x ", "EMPTY": "",
@@ -22,7 +23,8 @@ class Generator:
         self.random = random.Random(seed)
         self.where = where
         self.wild = self.often(0.12)
-        self.ports = iter(self.random.sample(range(9000, 20000), 400))
+        # Few configurations need more than 400.
+        self.ports = itertools.chain(self.random.sample(range(9000, 20000), 400), range(20000, 30000))
         self.sections = 0
         self.master = self.one(*[""] * 12, *["-W", "-Ws", "master-worker", "master-worker"] if masters else [""])
         self.peers_done = False

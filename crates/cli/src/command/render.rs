@@ -82,7 +82,7 @@ fn copy(rendering: &Rendering) -> Vec<u8> {
     let mut out = Vec::new();
     for file in &rendering.files {
         if rendering.files.len() > 1 {
-            let why = if file.injected { " (its default-path)" } else { "" };
+            let why = if file.injected { " (put before it)" } else { "" };
             let name = file.user_path.display().to_string();
             out.extend(format!("# {}{why}\n", name.escape_debug()).into_bytes());
         }

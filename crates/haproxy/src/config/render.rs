@@ -19,14 +19,20 @@ impl Rendering {
     pub fn of(command: &Command, supplied: Supplied<'_>, world: &dyn World) -> Result<Self, Error> {
         let sources = files::read(command, world)?;
         let mut answers: Option<Answers> = None;
+        let mut under_master = false;
         // What only haproxy knows shows as the lines are read. One question is the rule; each
         // further one is about terms that nothing before could have shown.
         loop {
-            let walk = Walk::new(command, &supplied, world, &sources, answers.as_ref())?;
+            let known = answers.as_ref();
+            let walk = Walk::new(command, &supplied, world, &sources, known, under_master)?;
             let questions = match walk.run() {
                 Ok(rendering) => return Ok(rendering),
                 Err(Stopped::Error(error)) => return Err(error),
                 Err(Stopped::Asks(questions)) => questions,
+                Err(Stopped::UnderMaster) => {
+                    under_master = true;
+                    continue;
+                }
             };
             let answer = world.ask(&questions, &command.arguments);
             let answer = answer

@@ -33,7 +33,7 @@ pub struct RenderedFile {
     /// A file name for the copy, different from those of all other copies.
     pub name: String,
     /// True for a file that has no counterpart: it restores what `default-path
-    /// config` would do at the start of the next file.
+    /// config` would do at the start of the next file, or the environment of a master's worker.
     pub injected: bool,
     /// The text of the copy.
     pub text: Vec<u8>,

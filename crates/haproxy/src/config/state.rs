@@ -1,9 +1,10 @@
 //! What lines of `global` leave behind for everything that haproxy reads after them.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::listeners::mark;
+use super::quoting::quoted;
 use super::world::Environment;
 
 /// The state at a line.
@@ -69,6 +70,27 @@ impl State {
     /// Back to the environment that haproxy begins with.
     pub(super) fn begin_again(&mut self) {
         self.environment.clone_from(&self.initial);
+    }
+
+    /// Lines of `global` that lead from the environment of now to the one that haproxy begins with, and
+    /// change nothing in that one; without the variables that `own` names, which haproxy sets by itself.
+    pub(super) fn lines_back(&self, own: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let mut lines = Vec::new();
+        let names: BTreeSet<_> = self.initial.keys().chain(self.environment.keys()).collect();
+        for name in names.into_iter().filter(|name| !own(name)) {
+            let (now, then) = (self.environment.get(name), self.initial.get(name));
+            // Of our own variables it is the descriptor's number that haproxy has.
+            if now == then || then.is_some_and(|value| is_mark(name, value)) {
+                continue;
+            }
+            // haproxy sets no variable to nothing.
+            let line = match then.filter(|value| !value.is_empty()) {
+                Some(value) => [b"    setenv ", &*quoted(name), b" ", &*quoted(value)].concat(),
+                None => [b"    unsetenv ", &*quoted(name)].concat(),
+            };
+            lines.extend([&*line, b"\n"].concat());
+        }
+        lines
     }
 
     /// The value of a variable.
@@ -139,8 +161,7 @@ impl State {
             b"resetenv" => {
                 let end = names.iter().position(|name| name.is_empty()).unwrap_or(names.len());
                 let kept = |name: &Vec<u8>, value: &Vec<u8>| {
-                    names[..end].contains(&name.as_slice())
-                        || *value == mark(&String::from_utf8_lossy(name))
+                    names[..end].contains(&name.as_slice()) || is_mark(name, value)
                 };
                 self.environment.retain(|name, value| kept(name, value));
                 Done::Reset
@@ -170,4 +191,9 @@ impl State {
             }
         }
     }
+}
+
+/// Whether a variable holds the descriptor of a listener.
+fn is_mark(name: &[u8], value: &[u8]) -> bool {
+    value == mark(&String::from_utf8_lossy(name))
 }

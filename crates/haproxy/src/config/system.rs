@@ -131,6 +131,10 @@ impl World for System {
         self.inherited.get(&number).cloned().unwrap_or_else(bad)
     }
 
+    fn is_reload(&self) -> bool {
+        self.again
+    }
+
     fn directory(&self) -> PathBuf {
         self.directory.clone()
     }

@@ -32,6 +32,8 @@ pub(super) enum Stopped {
     Error(Error),
     /// haproxy has to be asked first; then everything is read once more.
     Asks(Questions),
+    /// A line asks for a master, of whose workers it is to be read as one: once more.
+    UnderMaster,
 }
 
 pub(super) struct Walk<'a> {
@@ -39,6 +41,8 @@ pub(super) struct Walk<'a> {
     command: &'a Command,
     sources: &'a [Source],
     directory: PathBuf,
+    /// haproxy reads it as the worker of a master, which the supervisor stands in for.
+    is_worker: bool,
     /// This is haproxy's first pass.
     first_pass: bool,
     state: State,
@@ -57,6 +61,7 @@ impl<'a> Walk<'a> {
         world: &'a dyn World,
         sources: &'a [Source],
         answers: Option<&'a Answers>,
+        under_master: bool,
     ) -> Result<Self, Error> {
         let claims = Claims::new(supplied)?;
         let mut environment = world.environment();
@@ -70,10 +75,16 @@ impl<'a> Walk<'a> {
         if let Some(version) = answers.and_then(|answers| answers.variable(STARTUP_VERSION)) {
             environment.entry(STARTUP_VERSION.into()).or_insert_with(|| version.to_vec());
         }
+        let is_worker =
+            (under_master || command.role.master.is_some()) && is_worker(command, world, answers);
+        if is_worker {
+            environment.insert(MWORKER.into(), b"1".to_vec());
+        }
         Ok(Self {
             world,
             command,
             sources,
+            is_worker,
             directory: files::directory(command, world),
             first_pass: false,
             state: State::new(environment, local_peer, answers.is_some()),
@@ -96,6 +107,10 @@ impl<'a> Walk<'a> {
             let questions = self.unknowns.questions(self.sources, &self.state, variable);
             return Err(Stopped::Asks(questions));
         }
+        let answers = self.unknowns.answers();
+        if self.was_master() && !self.is_worker && is_worker(self.command, self.world, answers) {
+            return Err(Stopped::UnderMaster);
+        }
         read.map_err(Stopped::Error)?;
         let first_pass = self.unknowns.first_pass();
         let kept = self.edits.keep_through_resets(&self.claims.variables, first_pass);
@@ -111,6 +126,9 @@ impl<'a> Walk<'a> {
         let pid_file = given.map(|path| self.directory.join(path)).or(line);
         for (copy, file) in self.files.iter_mut().enumerate() {
             file.changes = self.edits.apply(copy, &mut file.text);
+        }
+        if self.is_worker {
+            self.edits.constants.push((MWORKER.to_owned(), "1".to_owned()));
         }
         let without = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dR");
         Ok(Rendering {
@@ -142,7 +160,10 @@ impl<'a> Walk<'a> {
                 self.file(number, source)?;
             }
             self.first_pass = false;
-            self.between_passes();
+            let lines = self.between_passes();
+            if let Some(first) = self.sources.first().filter(|_| !lines.is_empty()) {
+                self.add_file(&first.path, [b"global\n", &*lines].concat(), true);
+            }
         }
         for (number, source) in self.sources.iter().enumerate() {
             if let Some(text) = self.global.path.start_of(&source.path) {
@@ -178,7 +199,7 @@ impl<'a> Walk<'a> {
         for (name, value) in &answers.variables {
             match (name.as_str(), value) {
                 // These have times of their own.
-                (STARTUP_VERSION | CFGFILES | "HAPROXY_LOCALPEER" | "HAPROXY_MWORKER", _) => {}
+                (STARTUP_VERSION | CFGFILES | LOCALPEER | MWORKER, _) => {}
                 (name, Some(value)) => self.state.set(name, value.clone()),
                 (name, None) => drop(self.state.environment.remove(name.as_bytes())),
             }
@@ -186,16 +207,29 @@ impl<'a> Walk<'a> {
     }
 
     /// What haproxy does between its passes: a worker begins with the environment of before, and
-    /// any other process knows all its files from now on.
-    fn between_passes(&mut self) {
+    /// any other process knows all its files from now on. Gives the lines of `global` by which a process
+    /// of its own comes to what a worker has.
+    fn between_passes(&mut self) -> Vec<u8> {
+        let mut lines = Vec::new();
         if self.has_master() {
             self.state.begin_again();
-            self.state.set("HAPROXY_MWORKER", b"1".to_vec());
+            self.state.set(MWORKER, b"1".to_vec());
         } else {
             self.state.set(CFGFILES, files::listed(self.sources));
         }
+        if self.is_worker {
+            let answers = self.unknowns.answers();
+            let set = |name: &str| answers.is_some_and(|known| known.variable(name).is_some());
+            lines = self.state.lines_back(|name| match std::str::from_utf8(name) {
+                Ok(STARTUP_VERSION | CFGFILES | MWORKER) => false,
+                Ok(name) => name == LOCALPEER || set(name),
+                Err(_) => false,
+            });
+            self.state.begin_again();
+        }
         self.state.name_local_peer();
         self.begin();
+        lines
     }
 
     fn add_file(&mut self, path: &Path, text: Vec<u8>, injected: bool) {
@@ -303,6 +337,18 @@ fn is_bind(line: &[u8]) -> bool {
     let line = line.trim_ascii_start();
     line.starts_with(b"bind") || line.starts_with(b"dgram-bind")
 }
+
+/// Whether a worker of the master that this haproxy would be has the master's variable while it reads: from
+/// 3.1 on, where it reads in two passes; before that the master reads, and has set it when it reloads.
+fn is_worker(command: &Command, world: &dyn World, answers: Option<&Answers>) -> bool {
+    let known = answers.is_none_or(|answers| answers.discovery) || world.is_reload();
+    known && !command.nested_master
+}
+
+const LOCALPEER: &str = "HAPROXY_LOCALPEER";
+
+/// What haproxy's master sets for its workers.
+const MWORKER: &str = "HAPROXY_MWORKER";
 
 /// The version of the haproxy that was started first, which haproxy never overwrites.
 const STARTUP_VERSION: &str = "HAPROXY_STARTUP_VERSION";

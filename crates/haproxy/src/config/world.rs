@@ -53,6 +53,11 @@ pub trait World {
         Err("Bad file descriptor".to_owned())
     }
 
+    /// Whether this is a reload: the files were read before.
+    fn is_reload(&self) -> bool {
+        false
+    }
+
     /// The environment that haproxy is started with.
     fn environment(&self) -> Environment;
 

@@ -127,6 +127,7 @@ fn assert_unchanged(case: &Case, rendering: &Rendering, path: &Path, text: &[u8]
         let names = |name: &[u8]| before.windows(name.len()).any(|window| window == name);
         let ours = word.starts_with(b"default-path")
             || word.starts_with(b"resetenv")
+            || word.starts_with(b"master-worker")
             || names(b"{.FILE}")
             || names(b"HAPROXY_CFGFILES");
         if before != after && !ours {

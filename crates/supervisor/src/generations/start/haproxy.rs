@@ -32,9 +32,6 @@ global
     stats socket \"fd@${BINDONCE_ADMIN}\" level admin
 ";
 
-/// What haproxy's own master sets for its workers, which the supervisor stands in for.
-const MASTER: (&str, &str) = ("HAPROXY_MWORKER", "1");
-
 /// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
 /// descriptor must stay below haproxy's own limit.
 const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
@@ -89,16 +86,7 @@ pub(crate) async fn render(
         let world = world.holding(how.devices).beside(how.haproxys);
         let world = if how.again { world.again() } else { world };
         let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
-        let is_master = command.role.master.is_some();
-        let as_worker = || world.clone().with(&[], &[MASTER]);
-        let mut rendering = match is_master {
-            true => Rendering::of(&command, supplied, &as_worker())?,
-            false => Rendering::of(&command, supplied, &world)?,
-        };
-        if rendering.is_master && !is_master && !rendering.master_worker {
-            // `master-worker` in the configuration: its conditions may ask for the variable.
-            rendering = Rendering::of(&command, supplied, &as_worker())?;
-        }
+        let rendering = Rendering::of(&command, supplied, &world)?;
         rendering.self_contained()?;
         Ok((rendering, sockets))
     });
@@ -165,9 +153,6 @@ pub(crate) fn order(
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
     let master_cli = rendered.master_cli.as_ref();
     launch.env.extend(master_cli.map(|sockets| (MasterSocket::VARIABLE.into(), sockets.into())));
-    if rendered.rendering.is_master && !rendered.rendering.master_worker {
-        launch.env.push((MASTER.0.into(), MASTER.1.into()));
-    }
     launch.descriptors = descriptors;
     launch.args = kind.command.arguments_on(&rendered.files);
     launch.args.push("-db".into());
