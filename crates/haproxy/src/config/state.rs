@@ -7,6 +7,9 @@ use super::listeners::mark;
 use super::quoting::quoted;
 use super::world::Environment;
 
+/// The variable with the name of the local peer.
+pub(super) const LOCALPEER: &str = "HAPROXY_LOCALPEER";
+
 /// The state at a line.
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
@@ -14,8 +17,12 @@ pub(super) struct State {
     /// The environment that haproxy begins with.
     initial: Environment,
     local_peer: String,
+    /// A `localpeer` line has been seen.
+    names_local_peer: bool,
     /// `master-worker` has been seen.
     pub(super) master_worker: bool,
+    /// The first of two passes has been: keywords that count in it count no more.
+    pub(super) second_pass: bool,
     /// Names of `enabled()` that keywords have decided.
     switches: BTreeMap<&'static [u8], bool>,
     /// haproxy has been asked what it sets by itself.
@@ -33,7 +40,7 @@ pub(super) struct Marks {
 }
 
 /// Keywords that switch off what `enabled()` tells, and whether haproxy takes them in its first
-/// pass over global sections already.
+/// pass over global sections, where it has one, and only in it.
 const SWITCHES: [(&[u8], &[u8], bool); 8] = [
     (b"noepoll", b"EPOLL", true),
     (b"nopoll", b"POLL", true),
@@ -52,6 +59,8 @@ pub(super) enum Done {
     Nothing,
     /// It has changed the environment.
     Environment,
+    /// What it has done depends on whether haproxy has two passes.
+    ByPasses,
     /// It has removed all variables but those that it names.
     Reset,
     /// It has changed something else.
@@ -95,7 +104,7 @@ impl State {
 
     /// The value of a variable.
     pub(super) fn get(&self, name: &[u8]) -> Option<&Vec<u8>> {
-        let haproxys = name.starts_with(b"HAPROXY_") && name != b"HAPROXY_LOCALPEER";
+        let haproxys = name.starts_with(b"HAPROXY_") && name != LOCALPEER.as_bytes();
         self.mark(Marks { looked: true, unknown: haproxys && !self.known });
         self.environment.get(name)
     }
@@ -134,10 +143,10 @@ impl State {
 
     /// Sets `HAPROXY_LOCALPEER`, as haproxy does before it reads.
     pub(super) fn name_local_peer(&mut self) {
-        self.set("HAPROXY_LOCALPEER", self.local_peer.clone().into_bytes());
+        self.set(LOCALPEER, self.local_peer.clone().into_bytes());
     }
 
-    /// Takes a line of `global`, in haproxy's first pass over all of them or in its second.
+    /// Takes a line of `global`, in haproxy's first pass over all of them or in its second or only one.
     /// `localpeer` has no effect beside `-L`, which is the caller's to know.
     pub(super) fn global(&mut self, words: &[&[u8]], first_pass: bool) -> Done {
         let value = |index: usize| words.get(index).copied().unwrap_or_default();
@@ -167,12 +176,20 @@ impl State {
                 Done::Reset
             }
             b"localpeer" => {
-                self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
-                self.name_local_peer();
-                Done::Environment
+                // In a single pass it sets the variable too, whatever lines before it have made of it.
+                let untouched = self.environment.get(LOCALPEER.as_bytes()).map(Vec::as_slice)
+                    == Some(self.local_peer.as_bytes());
+                let first = !std::mem::replace(&mut self.names_local_peer, true);
+                if !self.second_pass {
+                    self.local_peer = String::from_utf8_lossy(value(1)).into_owned();
+                    if !first_pass {
+                        self.name_local_peer();
+                    }
+                }
+                if untouched && first { Done::Environment } else { Done::ByPasses }
             }
             b"master-worker" => {
-                self.master_worker = true;
+                self.master_worker |= !self.second_pass;
                 Done::Other
             }
             b"ssl-server-verify" if !first_pass => {
@@ -182,7 +199,9 @@ impl State {
             keyword => {
                 let found = SWITCHES.iter().find(|(word, ..)| *word == keyword);
                 match found {
-                    Some((_, name, early)) if *early || !first_pass => {
+                    Some((_, name, early))
+                        if !if *early { self.second_pass } else { first_pass } =>
+                    {
                         self.switches.insert(name, false);
                         Done::Other
                     }

@@ -22,7 +22,7 @@ use super::quoting::printable;
 use super::reader::{self, Word};
 use super::rendering::{RenderedFile, Rendering, Supplied};
 use super::sections::{Section, Sections};
-use super::state::State;
+use super::state::{LOCALPEER, State};
 use super::unknowns::{Unknowns, expression_of, matters};
 use super::world::World;
 use super::{Error, Place};
@@ -227,6 +227,7 @@ impl<'a> Walk<'a> {
             });
             self.state.begin_again();
         }
+        self.state.second_pass = true;
         self.state.name_local_peer();
         self.begin();
         lines
@@ -344,8 +345,6 @@ fn is_worker(command: &Command, world: &dyn World, answers: Option<&Answers>) ->
     let known = answers.is_none_or(|answers| answers.discovery) || world.is_reload();
     known && !command.nested_master
 }
-
-const LOCALPEER: &str = "HAPROXY_LOCALPEER";
 
 /// What haproxy's master sets for its workers.
 const MWORKER: &str = "HAPROXY_MWORKER";

@@ -95,6 +95,7 @@ impl Walk<'_> {
         let late = match self.state.global(&values, self.first_pass) {
             Done::Environment => looked,
             Done::Reset => looked || made > 0,
+            Done::ByPasses => true,
             Done::Nothing | Done::Other => false,
         };
         // It matters whether haproxy has done this already when it comes to the lines before.
