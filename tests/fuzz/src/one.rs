@@ -64,7 +64,7 @@ impl World for One {
         Ok(Answers { terms: questions.terms.iter().map(answer).collect(), ..self.answers.clone() })
     }
 
-    fn has_device(&self, _: &str) -> bool {
+    fn has_device(&self, _: &str, _: Option<&str>) -> bool {
         true
     }
 

@@ -76,8 +76,8 @@ pub(super) const LATE_DEVICE: &str = "its interface came when haproxy had bound 
      is stopped and started";
 
 /// Why the addresses of this device are haproxy's own, if they are.
-fn why_haproxys(world: &dyn World, device: &str) -> Option<&'static str> {
-    match (world.has_device(device), world.is_haproxys_device(device)) {
+fn why_haproxys(world: &dyn World, device: &str, namespace: Option<&str>) -> Option<&'static str> {
+    match (world.has_device(device, namespace), world.is_haproxys_device(device)) {
         (false, _) => Some(NO_DEVICE),
         (true, true) => Some(LATE_DEVICE),
         (true, false) => None,
@@ -140,9 +140,9 @@ pub(super) fn read(
         pieces.push(Piece { text: text.to_vec(), part });
     }
     let bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
-    // In another network namespace haproxy alone can look.
-    if let (Some(device), None) = (&bind_options.interface, &bind_options.namespace)
-        && let Some(reason) = why_haproxys(around.world, device)
+    let namespace = bind_options.namespace.as_deref();
+    if let Some(device) = &bind_options.interface
+        && let Some(reason) = why_haproxys(around.world, device, namespace)
     {
         for piece in &mut pieces {
             if matches!(&piece.part, Part::Listen(address, _) if address.ip().is_some()) {

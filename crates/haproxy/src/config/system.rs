@@ -105,8 +105,14 @@ impl System {
 }
 
 impl World for System {
-    fn has_device(&self, name: &str) -> bool {
-        self.devices.contains(name) || nix::net::if_::if_nametoindex(name).is_ok()
+    fn has_device(&self, name: &str, namespace: Option<&str>) -> bool {
+        let look = || nix::net::if_::if_nametoindex(name).is_ok();
+        let there = || match namespace {
+            None => look(),
+            // Where it cannot be entered, opening the socket says so.
+            Some(other) => listen::within_netns(other, look).unwrap_or(true),
+        };
+        self.devices.contains(name) || there()
     }
 
     fn is_haproxys_device(&self, name: &str) -> bool {

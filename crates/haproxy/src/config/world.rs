@@ -34,10 +34,8 @@ pub trait World {
         directory.canonicalize()
     }
 
-    /// Whether there is a network device of this name, in the network namespace of haproxy.
-    fn has_device(&self, name: &str) -> bool {
-        nix::net::if_::if_nametoindex(name).is_ok()
-    }
+    /// Whether there is a network device of this name, in a network namespace or in haproxy's own.
+    fn has_device(&self, name: &str, namespace: Option<&str>) -> bool;
 
     /// Whether the haproxy that serves has bound the addresses of this device by itself: the broker
     /// cannot bind them beside it, and the next haproxy can.

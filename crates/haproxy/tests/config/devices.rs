@@ -1,6 +1,7 @@
 //! Lines for an interface that is not there, or came when haproxy had bound their address.
 
 use std::collections::BTreeSet;
+use std::process::Command as Process;
 
 use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
 
@@ -8,9 +9,18 @@ use super::support::Scratch;
 
 /// Reads bind lines for `lo` and for a device that is not there.
 fn read(name: &str, held: &[&str], haproxys: &[&str]) -> (BTreeSet<String>, Vec<String>) {
-    let scratch = Scratch::new(name);
     let text = "frontend f\n mode http\n bind quic4@127.0.0.1:443 interface lo\n bind 127.0.0.1:80 interface lo\n \
                 bind 127.0.0.1:81 interface nosuch0\n";
+    read_text(name, text, held, haproxys)
+}
+
+fn read_text(
+    name: &str,
+    text: &str,
+    held: &[&str],
+    haproxys: &[&str],
+) -> (BTreeSet<String>, Vec<String>) {
+    let scratch = Scratch::new(name);
     std::fs::write(scratch.0.join("a.cfg"), text).expect("write");
     let directory = scratch.0.to_str().expect("path");
     let command = Command::parse(["haproxy", "-C", directory, "-f", "a.cfg"]).expect("command");
@@ -33,4 +43,29 @@ fn only_the_addresses_of_a_device_that_was_not_there_stay_haproxys() {
     // What is held is the broker's, whatever else was said of the device.
     let claimed = ["127.0.0.1:80", "127.0.0.1:81"].map(str::to_owned).to_vec();
     assert_eq!(read("held", &["lo", "nosuch0"], &["lo"]), (BTreeSet::new(), claimed));
+}
+
+struct Namespace(String);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Process::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_device_is_looked_for_in_the_network_namespace_of_its_line() {
+    let namespace = Namespace(format!("bo-devices-{}", std::process::id()));
+    let made = Process::new("ip").args(["netns", "add", &namespace.0]).output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        return super::skip::skip("no network namespace can be made");
+    }
+    let text = "frontend f\n bind 127.0.0.1:80 interface nosuch0 namespace NAME\n \
+                bind 127.0.0.1:81 namespace NAME interface lo\n \
+                bind 127.0.0.1:82 interface nosuch1 namespace no-such\n"
+        .replace("NAME", &namespace.0);
+    let missing = BTreeSet::from(["nosuch0".to_owned()]);
+    // Of a namespace that is not there nothing is known: the broker says so.
+    let claimed = ["127.0.0.1:81", "127.0.0.1:82"].map(str::to_owned).to_vec();
+    assert_eq!(read_text("namespace", &text, &[], &[]), (missing, claimed));
 }

@@ -149,7 +149,7 @@ impl World for Case {
         })
     }
 
-    fn has_device(&self, _: &str) -> bool {
+    fn has_device(&self, _: &str, _: Option<&str>) -> bool {
         true
     }
 
