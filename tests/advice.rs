@@ -98,15 +98,22 @@ fn the_end_of_a_supervisor_says_what_stays_bound() {
     let Some(program) = Haproxy::system() else { return };
     let scene = Scene::new();
     let _broker = scene.broker();
-    let file = scene.write("f.cfg", &config(scene.address(), 1));
-    let mut haproxy = Haproxy::start(&scene, &program, &file);
-    haproxy.supervisor.signal(Signal::SIGTERM);
-    let line = haproxy.supervisor.wait_line("bindonce release");
-    haproxy.supervisor.wait_exit();
-    let name = line.rsplit(' ').next().expect("a name");
-    // Followed.
-    scene.run("release", &[name]).ok();
-    assert_eq!(scene.run("list", &[]).ok(), "no listener is held\n");
+    let address = scene.address();
+    let file = scene.write("f.cfg", &config(address, 1));
+    // Also of a listener that was there before the service.
+    for before in [false, true] {
+        if before {
+            scene.run("bind", &[&address.to_string()]).ok();
+        }
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        haproxy.supervisor.signal(Signal::SIGTERM);
+        let line = haproxy.supervisor.wait_line("bindonce release");
+        haproxy.supervisor.wait_exit();
+        let name = line.rsplit(' ').next().expect("a name");
+        // Followed.
+        scene.run("release", &[name]).ok();
+        assert_eq!(scene.run("list", &[]).ok(), "no listener is held\n");
+    }
 }
 
 #[test]

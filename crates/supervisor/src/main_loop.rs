@@ -174,8 +174,9 @@ impl Supervisor {
 
     /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.
     fn say_what_stays(&self) {
-        if !self.leases.ours().is_empty() {
-            let listeners = some_of(self.leases.ours());
+        let staying = self.leases.staying();
+        if !staying.is_empty() {
+            let listeners = some_of(&staying);
             tracing::info!(
                 "the broker keeps the addresses bound, and clients wait there until something serves \
                  them again; to free them: bindonce release {listeners}"

@@ -35,11 +35,14 @@ pub(crate) struct Leases {
     /// Listeners of which a draining master of haproxy's own keeps a copy: when the broker has released them they are
     /// shut down, else clients would wait there until that master is gone.
     open: Vec<Rc<HeldListener>>,
+    /// The newest generation that has served and is gone, with the names of its listeners.
+    last: (GenerationId, BTreeSet<String>),
 }
 
 impl Leases {
     pub(crate) fn new(settings: &Settings, ours: BTreeSet<String>, journal: Rc<Journal>) -> Self {
-        Self { broker: Rc::new(Broker::new(settings, journal)), ours, open: Vec::new() }
+        let last = (GenerationId(0), BTreeSet::new());
+        Self { broker: Rc::new(Broker::new(settings, journal)), ours, open: Vec::new(), last }
     }
 
     pub(crate) fn broker(&self) -> &Broker {
@@ -49,6 +52,11 @@ impl Leases {
     /// Names of the listeners that exist because of this service.
     pub(crate) fn ours(&self) -> &BTreeSet<String> {
         &self.ours
+    }
+
+    /// Names of the listeners that stay bound when the service ends, whoever made them.
+    pub(crate) fn staying(&self) -> BTreeSet<String> {
+        self.ours.union(&self.last.1).cloned().collect()
     }
 
     /// Keeps the leases of one generation for as long as what this gives lives.
@@ -73,6 +81,10 @@ impl Leases {
     /// A generation is gone, and its leases are about to end. `used` are the listeners of the others.
     pub(crate) fn gone(&mut self, cx: &Context, gone: &Generation, used: &BTreeSet<String>) {
         if gone.lease.served {
+            if gone.id >= self.last.0 {
+                let names = gone.listeners.iter().map(|held| held.label.clone());
+                self.last = (gone.id, names.collect());
+            }
             return release_after(cx, vec![gone.leave()]);
         }
         // What was bound for it was tentative, and ended with its connection to the broker.
