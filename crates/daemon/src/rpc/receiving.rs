@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
 use bindonce_core::registry::ConnectionId;
+use bindonce_sys::unreceived::Watched;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
@@ -63,8 +64,12 @@ impl Clients {
 
     /// Tells those who wait of what is received, for as long as the server runs.
     pub(super) async fn tell_received(&self) {
-        self.unreceived.begun.notified().await;
-        let Some(watched) = self.unreceived.watched.get() else { return };
+        let watched = match Watched::new() {
+            Ok(watched) => self.unreceived.watched.get_or_init(|| watched),
+            Err(error) => {
+                return tracing::warn!(%error, "cannot watch what clients receive: who is to be sent more is not told of it");
+            }
+        };
         while let Ok(numbers) = watched.next().await {
             for number in numbers {
                 let Some(link) = self.link(ConnectionId(number)) else { continue };

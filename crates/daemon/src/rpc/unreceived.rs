@@ -23,10 +23,8 @@ use tokio::sync::Notify;
 pub(super) struct Unreceived {
     /// How many descriptors.
     pub(super) budget: Rc<RefCell<Budget>>,
-    /// Those that somebody waits for, from the first on.
+    /// Those that somebody waits for; from when the server runs.
     pub(super) watched: OnceCell<Watched>,
-    /// Rung when the first is.
-    pub(super) begun: Notify,
     /// Rung when the peer of one has received all.
     pub(super) received: Notify,
 }
@@ -34,10 +32,7 @@ pub(super) struct Unreceived {
 impl Unreceived {
     /// Waits for the peer of this connection too. Look at it again after this.
     pub(super) fn watch(&self, connection: BorrowedFd<'_>, id: ConnectionId) -> io::Result<()> {
-        if self.watched.get().is_none() {
-            let _ = self.watched.set(Watched::new()?);
-            self.begun.notify_one();
-        }
-        self.watched.get().map_or(Ok(()), |watched| watched.add(connection, id.0))
+        let none = || Err(io::Error::other("the kernel gave nothing to watch connections with"));
+        self.watched.get().map_or_else(none, |watched| watched.add(connection, id.0))
     }
 }
