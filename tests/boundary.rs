@@ -248,7 +248,7 @@ fn a_large_claim_is_made_in_turns() {
         say(known.bind('127.0.0.1:8998'))\n\
         os.kill(pid, signal.SIGSTOP)\n\
         large.send('bind', {'listen': '127.0.0.1:9000-10999'})\n\
-        same.send('bind', {'listen': 'same=127.0.0.1:10999'})\n\
+        same.send('bind', {'listen': 'same=127.0.0.1:9000'})\n\
         small.send('bind', {'listen': 'small=127.0.0.1:8999'})\n\
         os.kill(pid, signal.SIGCONT)\n\
         say(len(large.reply()['result']['listeners']))\n\

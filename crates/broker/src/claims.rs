@@ -76,19 +76,24 @@ pub(crate) async fn claim_unsettled(
     let mut failure = None;
     let mut event = Event::Claim(id, wants);
     loop {
-        // Nothing that is decided from here on is missed.
-        let others = decided.notified();
         let next = broker.borrow_mut().listeners.claim(id, event);
         event = match next {
+            Next::More => {
+                yield_now().await;
+                Event::More(id)
+            }
             Next::Wait => {
-                others.await;
+                while !broker.borrow_mut().listeners.retried.remove(&id) {
+                    decided.notified().await;
+                }
                 let allowed = {
                     let broker = broker.borrow();
                     allow(&broker, broker.listeners.registry.waiting(id))
                 };
                 if let Err(denial) = allowed {
-                    let _ =
-                        broker.borrow_mut().listeners.claim(id, Event::OpenFailed(id, Vec::new()));
+                    // It waits no more.
+                    let end = Event::OpenFailed(id, Vec::new());
+                    let _ = broker.borrow_mut().listeners.claim(id, end);
                     return Err(Denied::NotAllowed(denial));
                 }
                 Event::Retry(id)

@@ -116,9 +116,14 @@ impl ListenSpec {
     /// Its listeners in the order of their ports. In a range called `web` they
     /// are `web-8000`, `web-8001` and so on.
     pub fn expand(&self) -> impl Iterator<Item = Listener> + '_ {
+        self.expand_from(0)
+    }
+
+    /// The same without the first ones.
+    pub(crate) fn expand_from(&self, without: usize) -> impl Iterator<Item = Listener> + '_ {
         let first = self.first.address.port().unwrap_or(0);
         let range = self.is_range();
-        (first..=self.last_port.max(first)).map(move |port| {
+        (first..=self.last_port.max(first)).skip(without).map(move |port| {
             if !range {
                 return self.first.clone();
             }

@@ -11,7 +11,7 @@ mod perform;
 mod socket;
 pub(crate) mod watch;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
@@ -36,6 +36,7 @@ use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
+use perform::Closed;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, WATCHED_AT_ONCE, unlink};
 pub(crate) use socket::{Held, Socket, Unfinished};
 
@@ -52,14 +53,29 @@ pub(crate) struct Listeners {
     pub(crate) counts: Counts,
     /// What is being opened.
     pub(crate) unfinished: Rc<Unfinished>,
-    /// Rung when claims that have waited for another can be tried again.
+    /// Claims that have waited for another and are to be tried again,
+    pub(crate) retried: BTreeSet<ConnectionId>,
+    /// rung when there are some.
     pub(crate) decided: Rc<Notify>,
+    /// Claims that are granted or given up in many steps.
+    stepping: BTreeMap<ConnectionId, Stepping>,
     ledger: Rc<Ledger>,
     reporter: Rc<Reporter>,
     owners: Owners,
     somaxconn: u32,
     /// New listeners that are not watched yet.
     unsettled: Vec<ListenerId>,
+}
+
+/// How far a claim is that is granted or given up in many steps.
+#[derive(Debug, Default)]
+struct Stepping {
+    /// So many are granted.
+    count: usize,
+    /// Their records, to be written at once: after a crash all of a claim is there, or nothing.
+    records: Vec<u8>,
+    /// These are closed again, and will be reported at once.
+    closed: Vec<Closed>,
 }
 
 /// The limits on listeners.
@@ -98,7 +114,9 @@ impl Listeners {
             limits,
             counts: Counts::default(),
             unfinished: Rc::default(),
+            retried: BTreeSet::new(),
             decided: Rc::default(),
+            stepping: BTreeMap::new(),
             ledger,
             reporter,
             owners: Owners::default(),
@@ -119,6 +137,8 @@ impl Listeners {
         let mut actions = self.registry.on(now(), Event::OpenFailed(id, Vec::new()));
         actions.extend(self.registry.on(now(), Event::Gone(id)));
         let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
+        self.stepping.remove(&id);
+        self.retried.remove(&id);
         self.perform(actions);
         more
     }

@@ -22,7 +22,7 @@ use super::{Listeners, astray};
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
 /// New listeners that one turn watches, and that one reply may leave for the turn behind it: about a microsecond each.
-pub(crate) const WATCHED_AT_ONCE: usize = 1024;
+pub(crate) const WATCHED_AT_ONCE: usize = 256;
 
 /// The next step of a claim.
 pub(crate) enum Next {
@@ -30,12 +30,17 @@ pub(crate) enum Next {
     Open(Vec<Listener>, Vec<Overlap>),
     /// These are to be changed.
     Change(Vec<Change>),
+    /// It takes another step, after others have had their turn.
+    More,
     /// It waits for another claim that is about the same.
     Wait,
     Granted(Vec<Lease>),
     /// Without a reason if opening or changing gave it already.
     Denied(Option<Denied>),
 }
+
+/// Why a listener was closed, which, and whose it was.
+pub(super) type Closed = (Closing, Listener, u32);
 
 impl Listeners {
     /// Takes one step of a connection's claim; gives the next one.
@@ -58,6 +63,8 @@ impl Listeners {
             match action {
                 Action::Open(_, listeners, overlaps) => next = Next::Open(listeners, overlaps),
                 Action::Change(_, changes) => next = Next::Change(changes),
+                Action::More(_) => next = Next::More,
+                Action::Granting(_, leases) => self.grants(id, &leases),
                 Action::Grant(_, leases) => {
                     self.granted(id, &leases);
                     next = Next::Granted(leases);
@@ -67,20 +74,37 @@ impl Listeners {
                 other => rest.push(other),
             }
         }
-        self.perform(rest);
+        let closed = self.close(rest);
+        if matches!(next, Next::More) {
+            self.stepping.entry(id).or_default().closed.extend(closed);
+        } else {
+            let mut all = self.stepping.remove(&id).unwrap_or_default().closed;
+            all.extend(closed);
+            self.tell_all_closed(&all);
+        }
         next
     }
 
-    fn granted(&mut self, id: ConnectionId, leases: &[Lease]) {
-        self.log_opened(id, leases);
+    /// Some of a claim are granted: their records are made, and written with those of the others.
+    fn grants(&mut self, id: ConnectionId, leases: &[Lease]) {
         let held = leases.iter().filter_map(|lease| self.registry.held(lease.listener));
-        self.ledger.record(held);
+        let text = self.ledger.records(held);
+        let step = self.stepping.entry(id).or_default();
+        step.count += leases.len();
+        step.records.extend(text);
         let created = leases.iter().filter(|lease| lease.created);
-        let before = self.unsettled.len();
         self.unsettled.extend(created.map(|lease| lease.listener));
-        let created = self.unsettled.len() - before;
+    }
+
+    fn granted(&mut self, id: ConnectionId, leases: &[Lease]) {
+        let before = self.stepping.get(&id).map_or(0, |step| step.count);
+        self.grants(id, leases.get(before..).unwrap_or_default());
+        if let Some(step) = self.stepping.remove(&id) {
+            self.ledger.append(step.records);
+        }
+        self.log_opened(id, leases);
         self.counts.granted += leases.len() as u64;
-        self.counts.opened += created as u64;
+        self.counts.opened += leases.iter().filter(|lease| lease.created).count() as u64;
     }
 
     /// Records why a claim got nothing.
@@ -262,31 +286,15 @@ impl Listeners {
         Ok(Some(inode))
     }
 
-    /// Closes some listeners; gives their names, and those that are to be closed in later turns.
+    /// Closes some of these; gives their names, and those that are to be closed in later turns.
     pub(crate) fn release(
         &mut self,
         id: ConnectionId,
-        wanted: Vec<Wanted>,
-    ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
-        self.released(Event::Release(id, wanted))
-    }
-
-    /// Closes some of the rest.
-    pub(crate) fn release_rest(
-        &mut self,
-        id: ConnectionId,
-        rest: Vec<ListenerId>,
-    ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
-        self.released(Event::ReleaseRest(id, rest))
-    }
-
-    fn released(
-        &mut self,
-        event: Event<Socket>,
+        some: Vec<ListenerId>,
     ) -> Result<(Vec<String>, Vec<ListenerId>), Refusal> {
         let mut outcome = Ok(Default::default());
         let mut others = Vec::new();
-        for action in self.registry.on(now(), event) {
+        for action in self.registry.on(now(), Event::ReleaseRest(id, some)) {
             match action {
                 Action::Released(_, names, rest) => outcome = Ok((names, rest)),
                 Action::Refuse(_, refusal) => outcome = Err(refusal),
@@ -307,6 +315,11 @@ impl Listeners {
     /// actions have been dealt with.
     pub(crate) fn perform(&mut self, actions: Vec<Action<Socket>>) {
         let closed = self.close(actions);
+        self.tell_all_closed(&closed);
+    }
+
+    /// Reports listeners that were closed, those for one reason together.
+    fn tell_all_closed(&self, closed: &[Closed]) {
         for group in closed.chunk_by(|one, other| one.0 == other.0) {
             let names: Vec<_> = group.iter().map(|(_, listener, _)| listener.label()).collect();
             if let Some((why, _, uid)) = group.first() {
@@ -315,9 +328,8 @@ impl Listeners {
         }
     }
 
-    fn close(&mut self, actions: Vec<Action<Socket>>) -> Vec<(Closing, Listener, u32)> {
+    fn close(&mut self, actions: Vec<Action<Socket>>) -> Vec<Closed> {
         let mut closed = Vec::new();
-        let mut decided = false;
         for action in actions {
             match action {
                 Action::Close(socket, listener, why) => {
@@ -329,11 +341,13 @@ impl Listeners {
                     drop(socket);
                     drop(last);
                 }
-                Action::Retry(_) => decided = true,
+                Action::Retry(id) => {
+                    self.retried.insert(id);
+                }
                 _ => {}
             }
         }
-        if decided {
+        if !self.retried.is_empty() {
             self.decided.notify_waiters();
         }
         self.counts.closed += closed.len() as u64;

@@ -83,16 +83,24 @@ impl Ledger {
         self: &Rc<Self>,
         listeners: impl IntoIterator<Item = &'a R>,
     ) {
-        if matches!(*self.place.borrow(), Place::Nowhere) {
-            return;
-        }
+        self.append(self.records(listeners));
+    }
+
+    /// The records of these that are new, to be [appended](Self::append).
+    pub(crate) fn records<'a, R: Recorded + 'a>(
+        self: &Rc<Self>,
+        listeners: impl IntoIterator<Item = &'a R>,
+    ) -> Vec<u8> {
         let mut text = Vec::new();
+        if matches!(*self.place.borrow(), Place::Nowhere) {
+            return text;
+        }
         for listener in listeners {
             if self.note(listener) {
                 manifest::opened(&mut text, &listener.entry());
             }
         }
-        self.append(text);
+        text
     }
 
     /// Brings a listener's mark up to date, and the listener into the store. False if nothing of it is
@@ -138,7 +146,8 @@ impl Ledger {
         self.append(text);
     }
 
-    fn append(&self, text: Vec<u8>) {
+    /// Writes records.
+    pub(crate) fn append(&self, text: Vec<u8>) {
         match &*self.place.borrow() {
             _ if text.is_empty() => {}
             Place::Nowhere => {}

@@ -9,11 +9,12 @@ use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::Want;
-use bindonce_daemon::rpc::{Caller, Reply, encode};
+use bindonce_daemon::rpc::{Caller, Reply, encode, unwritten};
 use bindonce_wire::message::Request;
 use bindonce_wire::params::{Bind, Target};
-use bindonce_wire::result::BindResult;
 use bindonce_wire::{ErrorCode, RpcError};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 
 use super::text::invalid;
@@ -21,6 +22,12 @@ use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
 use crate::listeners::{TakenName, WATCHED_AT_ONCE};
+
+/// A `BindResult` whose listeners are written already.
+#[derive(Serialize)]
+struct Granted {
+    listeners: Vec<Box<RawValue>>,
+}
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
@@ -75,10 +82,11 @@ pub(super) async fn bind(
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             descriptors.push(Rc::clone(&held.opened.handle.fd));
-            listeners.push(answer::bound(held, lease.created));
+            let bound = to_raw_value(&answer::bound(held, lease.created));
+            listeners.push(bound.map_err(|error| unwritten(&error))?);
         }
     }
-    let text = encode(request, &BindResult { listeners })?;
+    let text = encode(request, &Granted { listeners })?;
     Ok(Reply { text, descriptors })
 }
 

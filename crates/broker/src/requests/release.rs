@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_core::listener::{ListenSpec, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::Refusal;
+use bindonce_core::registry::{ListenerId, Refusal, Releasing};
 use bindonce_daemon::rpc::Caller;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
@@ -38,25 +38,28 @@ pub(super) async fn release(
         }
         wanted.push(name);
     }
-    let mut released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
+    let mut decided = decide(broker, caller, &wanted).await;
     // A holder that has hung up may not have been heard yet: give every task
     // whose connection has something to say a turn before refusing. One with many leases ends them
     // in many turns.
     let until = Instant::now() + LEAVING;
     for _ in 0..2 {
-        if !matches!(released, Err(Refusal::InUse { .. })) {
+        if !matches!(decided, Err(Refusal::InUse { .. })) {
             break;
         }
         yield_now().await;
         while broker.borrow().clients.some_leave() && Instant::now() < until {
             yield_now().await;
         }
-        released = broker.borrow_mut().listeners.release(caller.connection, wanted.clone());
+        decided = decide(broker, caller, &wanted).await;
     }
-    let (mut names, mut rest) = released.map_err(|refusal| answer::refused(&refusal))?;
+    let mut rest = decided.map_err(|refusal| answer::refused(&refusal))?;
+    let mut names = Vec::with_capacity(rest.len());
     while !rest.is_empty() {
-        yield_now().await;
-        let some = broker.borrow_mut().listeners.release_rest(caller.connection, rest);
+        if !names.is_empty() {
+            yield_now().await;
+        }
+        let some = broker.borrow_mut().listeners.release(caller.connection, rest);
         let (more, left) = some.map_err(|refusal| answer::refused(&refusal))?;
         names.extend(more);
         rest = left;
@@ -64,4 +67,23 @@ pub(super) async fn release(
     broker.borrow().listeners.tell_released(caller.connection, &names);
     start::bind_rest(broker).await;
     Ok(names)
+}
+
+/// Which listeners these are, all of them or none; many in many turns.
+async fn decide(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    wanted: &[Wanted],
+) -> Result<Vec<ListenerId>, Refusal> {
+    let mut releasing = Releasing::default();
+    loop {
+        let done = {
+            let registry = &broker.borrow().listeners.registry;
+            registry.decide_release(caller.connection, wanted, &mut releasing)?
+        };
+        if done {
+            return Ok(releasing.ids);
+        }
+        yield_now().await;
+    }
 }

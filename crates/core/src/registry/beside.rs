@@ -50,7 +50,7 @@ impl<H> Registry<H> {
             };
             let other_new = plan.place(other);
             if self.is_undecided(plan, other) {
-                return Err(Stop::Wait);
+                return Err(self.wait_for(other));
             }
             if other_new.is_none()
                 && !asked.contains(&other)
@@ -85,6 +85,8 @@ impl<H> Registry<H> {
             self.index.insert(id, &narrowed);
             new.listener.options.v6only = true;
             new.key = narrowed;
+            let place = plan.place(id).and_then(|place| plan.to_open.get_mut(place));
+            place.into_iter().for_each(|listener| listener.options.v6only = true);
         }
     }
 

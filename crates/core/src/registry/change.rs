@@ -8,7 +8,7 @@
 use super::Registry;
 use super::event::{Action, Change};
 use super::ids::{ConnectionId, ListenerId};
-use super::plan::{Pending, Stop, Who};
+use super::plan::{Outcome, Pending, Phase, Stop, Who};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
@@ -41,8 +41,8 @@ impl<H> Registry<H> {
         };
         let refusal = match (self.who(plan, id), self.held.get(&id)) {
             (Some(Who::Held(_)), Some(held)) if change => {
-                if self.pending.values().any(|other| other.changes_one(id)) {
-                    return Err(Stop::Wait);
+                if let Some(other) = self.pending.values().find(|other| other.changes_one(id)) {
+                    return Err(Stop::Wait(Some(other.connection)));
                 }
                 let options = overlaid(&held.listener.options, &asked.options);
                 plan.changes.push(Change { listener: id, options });
@@ -75,12 +75,19 @@ impl<H> Registry<H> {
                 held.opened.backlog = *backlog;
             }
         }
-        self.grant(now, plan, actions);
+        plan.phase = Phase::Granting;
+        self.go_on(now, plan, self.at_once, actions);
     }
 
-    pub(super) fn change_failed(&mut self, id: ConnectionId, actions: &mut Vec<Action<H>>) {
-        if let Some(plan) = self.pending.remove(&id) {
-            self.not_done(plan, actions);
+    pub(super) fn change_failed(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        if let Some(mut plan) = self.pending.remove(&id) {
+            plan.phase = Phase::Undoing(Outcome::NotDone);
+            self.go_on(now, plan, self.at_once, actions);
         }
     }
 }

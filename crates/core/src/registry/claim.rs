@@ -1,5 +1,6 @@
 //! Claims: planned against what is held, opened by the shell, then granted as a
-//! whole or not at all.
+//! whole or not at all. Some listeners at a time: others have their turn in between, and a claim that meets one which is
+//! not decided as a whole waits for it.
 //!
 //! Planning enters every new listener in the index at once, so that a second
 //! part of the same request finds the first as it finds those that are held; a
@@ -11,11 +12,17 @@ use super::Registry;
 use super::event::{Action, Closing, Lease, Want};
 use super::held::{Held, Opened};
 use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
-use super::plan::{Crowd, New, Pending, Stop, Who, overlap};
+use super::plan::{New, Outcome, Pending, Phase, Stop, Who, overlap};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Options, Wanted};
 use crate::name::Name;
 use crate::time::Timestamp;
+
+/// So many listeners of a claim are planned or granted in one step: about a microsecond each.
+pub(super) const AT_ONCE: usize = 256;
+
+/// Closing a socket takes as long as so many of these.
+const CLOSING: usize = 4;
 
 impl<H> Registry<H> {
     pub(super) fn claim(
@@ -25,65 +32,10 @@ impl<H> Registry<H> {
         wants: Vec<Want>,
         actions: &mut Vec<Action<H>>,
     ) {
-        let mut plan = Pending {
-            connection,
-            base: self.next,
-            new: Vec::new(),
-            opened: Vec::new(),
-            entries: Vec::new(),
-            named: Vec::new(),
-            pinned: Vec::new(),
-            changes: Vec::new(),
-            crowd: Crowd::default(),
-            overlaps: Vec::new(),
-            gone: false,
-        };
         if self.pending.contains_key(&connection) {
-            self.waiting.insert(connection, wants);
+            self.waiting.insert(connection, (wants, Some(connection)));
             return;
         }
-        let planned = self.plan(&mut plan, &wants).and_then(|()| self.check_beside(&mut plan));
-        self.next = plan.base + plan.new.len() as u64;
-        match planned {
-            Err(Stop::Refused(refusal)) => {
-                self.undo(&plan);
-                actions.push(Action::Refuse(connection, refusal));
-            }
-            Err(Stop::Wait) => {
-                self.undo(&plan);
-                self.waiting.insert(connection, wants);
-            }
-            Ok(()) => {
-                if plan.new.is_empty() && plan.changes.is_empty() {
-                    self.grant(now, plan, actions);
-                    return;
-                }
-                self.pin(&mut plan);
-                actions.push(if plan.new.is_empty() {
-                    Action::Change(connection, plan.changes.clone())
-                } else {
-                    let listeners = plan.new.iter().map(|new| new.listener.clone()).collect();
-                    Action::Open(connection, listeners, std::mem::take(&mut plan.overlaps))
-                });
-                self.pending.insert(connection, plan);
-            }
-        }
-    }
-
-    /// Whether a listener is being opened for another claim.
-    pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
-        !self.held.contains_key(&id) && plan.place(id).is_none()
-    }
-
-    /// The listener with a name, unless another claim decides who has the name.
-    fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
-        let Some(id) = self.index.name(name) else { return Ok(None) };
-        let own = || plan.place(id).is_some() || plan.named.iter().any(|(_, own)| own == name);
-        let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
-        if held || own() { Ok(Some(id)) } else { Err(Stop::Wait) }
-    }
-
-    fn plan(&mut self, plan: &mut Pending<H>, wants: &[Want]) -> Result<(), Stop> {
         let count = wants.iter().fold(0_usize, |count, want| {
             count.saturating_add(match &want.wanted {
                 Wanted::Named(_) => 1,
@@ -91,30 +43,181 @@ impl<H> Registry<H> {
             })
         });
         if count > MAX_CLAIM {
-            return Err(Refusal::TooMany { count, limit: MAX_CLAIM }.into());
+            let refusal = Refusal::TooMany { count, limit: MAX_CLAIM };
+            actions.push(Action::Refuse(connection, refusal));
+            return;
         }
-        plan.entries.reserve_exact(count);
-        plan.new.reserve(if count == 1 { 0 } else { count });
-        for Want { wanted, tentative, change } in wants {
+        if count > self.at_once {
+            if self.planning.is_some() {
+                self.waiting.insert(connection, (wants, None));
+                return;
+            }
+            self.planning = Some(connection);
+        }
+        let plan = Pending::new(connection, wants, self.next, count);
+        self.next += count as u64;
+        self.go_on(now, plan, self.at_once, actions);
+    }
+
+    /// The next step of a claim.
+    pub(super) fn more(
+        &mut self,
+        now: Timestamp,
+        connection: ConnectionId,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        if let Some(plan) = self.pending.remove(&connection) {
+            self.go_on(now, plan, self.at_once, actions);
+        }
+    }
+
+    /// Goes on with a claim, with so many of its listeners.
+    pub(super) fn go_on(
+        &mut self,
+        now: Timestamp,
+        mut plan: Pending<H>,
+        mut room: usize,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let connection = plan.connection;
+        loop {
+            if plan.gone && !matches!(plan.phase, Phase::Undoing(_)) {
+                plan.phase = Phase::Undoing(Outcome::Gone);
+            }
+            if self.planning == Some(connection) && !matches!(plan.phase, Phase::Planning) {
+                self.planning = None;
+            }
+            match std::mem::replace(&mut plan.phase, Phase::Performing) {
+                Phase::Planning => match self.plan_some(&mut plan, &mut room) {
+                    Err(stop) => plan.phase = Phase::Undoing(stop.into()),
+                    Ok(true) if plan.new.is_empty() && plan.changes.is_empty() => {
+                        plan.phase = Phase::Granting;
+                    }
+                    Ok(true) => {
+                        self.planning = self.planning.filter(|planning| *planning != connection);
+                        self.pin(&mut plan);
+                        actions.push(if plan.new.is_empty() {
+                            Action::Change(connection, plan.changes.clone())
+                        } else {
+                            let listeners = std::mem::take(&mut plan.to_open);
+                            Action::Open(connection, listeners, std::mem::take(&mut plan.overlaps))
+                        });
+                        break;
+                    }
+                    Ok(false) => {
+                        self.pin(&mut plan);
+                        plan.phase = Phase::Planning;
+                        actions.push(Action::More(connection));
+                        break;
+                    }
+                },
+                Phase::Performing => break,
+                Phase::Granting => {
+                    let before = plan.leases.len();
+                    if self.grant_some(now, &mut plan, &mut room) {
+                        actions.push(Action::Grant(connection, plan.leases));
+                        return;
+                    }
+                    plan.phase = Phase::Granting;
+                    actions.push(Action::Granting(connection, plan.leases[before..].to_vec()));
+                    actions.push(Action::More(connection));
+                    break;
+                }
+                Phase::Undoing(outcome) => {
+                    if self.undo_some(&mut plan, &mut room, actions) {
+                        return self.given_up(plan, outcome, actions);
+                    }
+                    plan.phase = Phase::Undoing(outcome);
+                    actions.push(Action::More(connection));
+                    break;
+                }
+            }
+        }
+        self.pending.insert(connection, plan);
+    }
+
+    /// A claim has come to nothing, and has left nothing behind.
+    fn given_up(&mut self, plan: Pending<H>, outcome: Outcome, actions: &mut Vec<Action<H>>) {
+        let connection = plan.connection;
+        match outcome {
+            _ if plan.gone => {}
+            Outcome::Gone => {}
+            Outcome::Refused(refusal) => actions.push(Action::Refuse(connection, refusal)),
+            Outcome::Wait(other) => {
+                self.waiting.insert(connection, (plan.wants, other));
+            }
+            Outcome::NotDone => actions.push(Action::NotOpened(connection)),
+        }
+    }
+
+    /// Whether a listener is held, and no claim is about to decide about it.
+    fn is_decided(&self, id: ListenerId) -> bool {
+        self.held.contains_key(&id) && !self.pending.values().any(|other| other.grants(id))
+    }
+
+    /// Whether a listener is being opened for another claim.
+    pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
+        !plan.is_own(id) && !self.is_decided(id)
+    }
+
+    /// To wait for the claim that decides about a listener.
+    pub(super) fn wait_for(&self, id: ListenerId) -> Stop {
+        let other = self.pending.values().find(|other| other.is_own(id) || other.names(id));
+        Stop::Wait(other.map(|other| other.connection))
+    }
+
+    /// The listener with a name, unless another claim decides who has the name.
+    fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
+        let Some(id) = self.index.name(name) else { return Ok(None) };
+        let own = || plan.is_own(id) || plan.named.get(&id) == Some(name);
+        let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
+        if held && self.is_decided(id) || own() { Ok(Some(id)) } else { Err(self.wait_for(id)) }
+    }
+
+    /// Plans some more; true when all is planned.
+    fn plan_some(&mut self, plan: &mut Pending<H>, room: &mut usize) -> Result<bool, Stop> {
+        let wants = std::mem::take(&mut plan.wants);
+        let planned = self.plan_more(plan, &wants, room);
+        plan.wants = wants;
+        if planned? {
+            self.check_beside(plan)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn plan_more(
+        &mut self,
+        plan: &mut Pending<H>,
+        wants: &[Want],
+        room: &mut usize,
+    ) -> Result<bool, Stop> {
+        while let Some(Want { wanted, tentative, change }) = wants.get(plan.planned.0) {
             match wanted {
                 Wanted::Named(name) => {
+                    if *room == 0 {
+                        return Ok(false);
+                    }
+                    *room -= 1;
                     let id = self.named(plan, name)?;
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
                     plan.entries.push((id, *tentative));
                 }
-                Wanted::Listen(spec) if !spec.is_range() => {
-                    let id = self.plan_one(plan, spec.first.clone(), *change)?;
-                    plan.entries.push((id, *tentative));
-                }
                 Wanted::Listen(spec) => {
-                    for listener in spec.expand() {
+                    for listener in spec.expand_from(plan.planned.1) {
+                        if *room == 0 {
+                            return Ok(false);
+                        }
+                        *room -= 1;
                         let id = self.plan_one(plan, listener, *change)?;
                         plan.entries.push((id, *tentative));
+                        plan.planned.1 += 1;
                     }
                 }
             }
+            plan.planned = (plan.planned.0 + 1, 0);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Finds or enters one listener.
@@ -132,8 +235,8 @@ impl<H> Registry<H> {
                 narrow
             })
         });
-        if found.is_some_and(|id| self.is_undecided(plan, id)) {
-            return Err(Stop::Wait);
+        if let Some(id) = found.filter(|id| self.is_undecided(plan, *id)) {
+            return Err(self.wait_for(id));
         }
         if let Some(name) = &asked.name
             && let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found)
@@ -158,7 +261,9 @@ impl<H> Registry<H> {
         if overlaps {
             if let Some(other) = self.index.same_place(&key) {
                 let who = self.who(plan, other);
-                return Err(who.map_or(Stop::Wait, |who| overlap(asked, who).into()));
+                return Err(
+                    who.map_or_else(|| self.wait_for(other), |who| overlap(asked, who).into())
+                );
             }
             plan.crowd.new.push(id);
         }
@@ -166,7 +271,8 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             self.index.insert_name(id, name);
         }
-        plan.new.push(New { listener: asked, key });
+        plan.to_open.push(asked.clone());
+        plan.new.push_back(New { listener: asked, key });
         Ok(id)
     }
 
@@ -181,10 +287,10 @@ impl<H> Registry<H> {
             return Ok(());
         }
         if self.pending.values().any(|other| other.names(id)) {
-            return Err(Stop::Wait);
+            return Err(self.wait_for(id));
         }
         self.index.insert_name(id, name);
-        plan.named.push((id, name.clone()));
+        plan.named.insert(id, name.clone());
         Ok(())
     }
 
@@ -196,26 +302,16 @@ impl<H> Registry<H> {
     }
 
     /// Counts a lease on what is held already, so that nobody can release it
-    /// while the rest of the claim is opened.
+    /// while the rest of the claim is decided.
     fn pin(&mut self, plan: &mut Pending<H>) {
-        plan.pinned = plan.entries.iter().map(|(id, _)| *id).collect();
-        plan.pinned.sort_unstable();
-        plan.pinned.dedup();
-        plan.pinned.retain(|id| match self.held.get_mut(id) {
-            Some(held) => {
+        for (id, _) in &plan.entries[plan.pinned..] {
+            if !plan.is_own(*id)
+                && let Some(held) = self.held.get_mut(id)
+            {
                 held.leases += 1;
-                true
-            }
-            None => false,
-        });
-    }
-
-    fn unpin(&mut self, pinned: &[ListenerId]) {
-        for id in pinned {
-            if let Some(held) = self.held.get_mut(id) {
-                held.leases -= 1;
             }
         }
+        plan.pinned = plan.entries.len();
     }
 
     pub(super) fn opened(
@@ -226,90 +322,81 @@ impl<H> Registry<H> {
         actions: &mut Vec<Action<H>>,
     ) {
         let Some(mut plan) = self.pending.remove(&id) else {
-            return close_all(opened, Vec::new(), actions);
+            return close_all(opened, actions);
         };
         let (asked, count) = (plan.new.len(), opened.len());
-        plan.opened = opened;
-        if plan.gone || count != asked {
-            let (connection, gone) = (plan.connection, plan.gone);
-            self.abandon(plan, actions);
-            if !gone {
-                let refusal = Refusal::Miscounted { asked, opened: count };
-                actions.push(Action::Refuse(connection, refusal));
-            }
-        } else if plan.changes.is_empty() {
-            self.grant(now, plan, actions);
+        plan.opened = opened.into();
+        if count != asked {
+            let refusal = Refusal::Miscounted { asked, opened: count };
+            plan.phase = Phase::Undoing(Outcome::Refused(refusal));
+        } else if plan.changes.is_empty() || plan.gone {
+            plan.phase = Phase::Granting;
         } else {
             actions.push(Action::Change(plan.connection, plan.changes.clone()));
-            self.pending.insert(id, plan);
         }
+        self.go_on(now, plan, self.at_once, actions);
     }
 
     pub(super) fn open_failed(
         &mut self,
+        now: Timestamp,
         id: ConnectionId,
         opened: Vec<Opened<H>>,
         actions: &mut Vec<Action<H>>,
     ) {
         self.waiting.remove(&id);
         let Some(mut plan) = self.pending.remove(&id) else {
-            return close_all(opened, Vec::new(), actions);
+            return close_all(opened, actions);
         };
-        plan.opened = opened;
-        self.not_done(plan, actions);
-    }
-
-    /// Ends a claim that the shell could not perform.
-    pub(super) fn not_done(&mut self, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
-        let (connection, gone) = (plan.connection, plan.gone);
-        self.abandon(plan, actions);
-        if !gone {
-            actions.push(Action::NotOpened(connection));
-        }
+        plan.opened.extend(opened);
+        plan.phase = Phase::Undoing(Outcome::NotDone);
+        self.go_on(now, plan, self.at_once, actions);
     }
 
     /// Notes that the client of the pending claim has gone: its sockets are
     /// closed as they arrive.
-    pub(super) fn abandon_pending(&mut self, connection: ConnectionId) {
-        if let Some(plan) = self.pending.get_mut(&connection) {
-            plan.gone = true;
+    pub(super) fn abandon_pending(
+        &mut self,
+        now: Timestamp,
+        connection: ConnectionId,
+        actions: &mut Vec<Action<H>>,
+    ) {
+        let Some(mut plan) = self.pending.remove(&connection) else { return };
+        plan.gone = true;
+        if matches!(plan.phase, Phase::Performing) {
+            self.pending.insert(connection, plan);
+        } else {
+            // Nobody goes on with it.
+            self.go_on(now, plan, usize::MAX, actions);
         }
     }
 
-    /// Hands out what was claimed, unless the client has gone meanwhile.
-    pub(super) fn grant(&mut self, now: Timestamp, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
-        if plan.gone {
-            return self.abandon(plan, actions);
-        }
-        let base = plan.base;
-        for (offset, (new, opened)) in plan.new.into_iter().zip(plan.opened).enumerate() {
-            let id = ListenerId(base + offset as u64);
-            if opened.bound != new.listener.address {
-                self.index.occupy(id, new.key.bound(&opened.bound));
-            }
-            let held = Held::new(new.listener, opened, now, true);
-            self.held.insert(id, Box::new(held));
-        }
-        for (id, name) in plan.named {
-            if let Some(held) = self.held.get_mut(&id) {
-                held.listener.name = Some(name);
-                held.edition += 1;
-            }
-        }
-        let Some(connection) = self.connections.get_mut(&plan.connection) else {
-            return;
-        };
-        // New listeners are entered in order, so one is new to the client when
-        // its id is the next.
-        let mut next = base;
+    /// Hands out some more of what was claimed; true when that is all of it.
+    fn grant_some(&mut self, now: Timestamp, plan: &mut Pending<H>, room: &mut usize) -> bool {
+        let Some(connection) = self.connections.get_mut(&plan.connection) else { return true };
         let before = connection.leases.len();
-        let mut leases = Vec::with_capacity(plan.entries.len());
-        for (id, tentative) in plan.entries {
+        plan.leases.reserve_exact(plan.entries.len() - plan.leases.len());
+        while *room > 0
+            && let Some((id, tentative)) = plan.entries.get(plan.leases.len()).copied()
+        {
+            *room -= 1;
+            // New listeners are entered in order, so one is new to the client when it is the next.
+            let next = plan.base + plan.ids_granted;
             let created = id.0 == next;
-            if created {
-                next += 1;
+            if created
+                && let (Some(new), Some(opened)) = (plan.new.pop_front(), plan.opened.pop_front())
+            {
+                plan.ids_granted += 1;
+                if opened.bound != new.listener.address {
+                    self.index.occupy(id, new.key.bound(&opened.bound));
+                }
+                self.held.insert(id, Box::new(Held::new(new.listener, opened, now, true)));
             }
             if let Some(held) = self.held.get_mut(&id) {
+                if let Some(name) = plan.named.remove(&id) {
+                    held.listener.name = Some(name);
+                    held.edition += 1;
+                }
                 if !tentative {
                     held.confirm();
                 }
@@ -317,48 +404,65 @@ impl<H> Registry<H> {
                     lease.insert(now);
                     held.leases += 1;
                 }
+                if plan.leases.len() < plan.pinned && !plan.is_own(id) {
+                    held.leases -= 1;
+                }
             }
-            leases.push(Lease { listener: id, created });
+            plan.leases.push(Lease { listener: id, created });
         }
         self.leases.add(connection.peer.uid, connection.leases.len() - before);
-        self.unpin(&plan.pinned);
-        actions.push(Action::Grant(plan.connection, leases));
+        plan.leases.len() == plan.entries.len()
     }
 
-    /// Gives back what was opened for a claim that came to nothing.
-    fn abandon(&mut self, plan: Pending<H>, actions: &mut Vec<Action<H>>) {
-        self.undo(&plan);
-        self.unpin(&plan.pinned);
-        for id in &plan.pinned {
-            self.close_unconfirmed(*id, actions);
+    /// Gives back some more of a claim that came to nothing: its sockets, its place in the index, and what it has pinned; true when that
+    /// is all.
+    fn undo_some(
+        &mut self,
+        plan: &mut Pending<H>,
+        room: &mut usize,
+        actions: &mut Vec<Action<H>>,
+    ) -> bool {
+        if plan.opened.len() > plan.new.len() {
+            // A mistake of the shell.
+            close_all(plan.opened.drain(plan.new.len()..).collect(), actions);
         }
-        close_all(plan.opened, plan.new, actions);
-    }
-
-    /// Takes a plan's entries out of the index.
-    fn undo(&mut self, plan: &Pending<H>) {
-        for (offset, new) in plan.new.iter().enumerate() {
-            let id = ListenerId(plan.base + offset as u64);
-            self.index.remove(id, &new.key);
-            if let Some(name) = &new.listener.name {
-                self.index.remove_name(id, name);
+        while *room > 0 {
+            *room -= 1;
+            if let Some(new) = plan.new.pop_back() {
+                let id = ListenerId(plan.base + plan.ids_granted + plan.new.len() as u64);
+                self.index.remove(id, &new.key);
+                if let Some(name) = &new.listener.name {
+                    self.index.remove_name(id, name);
+                }
+                if plan.opened.len() > plan.new.len()
+                    && let Some(opened) = plan.opened.pop_back()
+                {
+                    *room = room.saturating_sub(CLOSING);
+                    actions.push(Action::Close(opened.handle, new.listener, Closing::NeverHeld));
+                }
+            } else if plan.pinned > plan.leases.len() {
+                plan.pinned -= 1;
+                let (id, _) = plan.entries[plan.pinned];
+                if !plan.is_own(id)
+                    && let Some(held) = self.held.get_mut(&id)
+                {
+                    held.leases -= 1;
+                    self.close_unconfirmed(id, actions);
+                }
+            } else if let Some((id, name)) = plan.named.pop_first() {
+                self.index.remove_name(id, &name);
+            } else {
+                return true;
             }
         }
-        for (id, name) in &plan.named {
-            self.index.remove_name(*id, name);
-        }
+        false
     }
 }
 
-/// Gives back sockets of a claim that came to nothing. There may be fewer than
-/// were asked for, or (a mistake of the shell) more.
-fn close_all<H>(opened: Vec<Opened<H>>, asked: Vec<New>, actions: &mut Vec<Action<H>>) {
-    let mut asked = asked.into_iter();
+/// Gives back sockets that belong to no claim.
+fn close_all<H>(opened: Vec<Opened<H>>, actions: &mut Vec<Action<H>>) {
     for opened in opened {
-        let listener = match asked.next() {
-            Some(new) => new.listener,
-            None => Listener { name: None, address: opened.bound, options: Options::default() },
-        };
+        let listener = Listener { name: None, address: opened.bound, options: Options::default() };
         actions.push(Action::Close(opened.handle, listener, Closing::NeverHeld));
     }
 }

@@ -48,6 +48,8 @@ pub enum Event<H> {
     Changed(ConnectionId, Vec<u32>),
     /// The other answer to [`Action::Change`]: one failed, and all are as they were.
     ChangeFailed(ConnectionId),
+    /// The answer to [`Action::More`].
+    More(ConnectionId),
     /// The answer to [`Action::Retry`].
     Retry(ConnectionId),
     /// A connection joins as a generation, or its state has changed.
@@ -80,13 +82,18 @@ pub enum Action<H> {
     /// Change these sockets in place, all or none, and answer with [`Event::Changed`] or
     /// [`Event::ChangeFailed`]. Outstanding as [`Action::Open`] is, never beside it.
     Change(ConnectionId, Vec<Change>),
+    /// The claim of this connection takes another step: answer with [`Event::More`], after others have had their turn.
+    More(ConnectionId),
+    /// Of the claim of this connection these are granted, in order; [`Action::More`] follows. Nobody else gets them before
+    /// [`Action::Grant`].
+    Granting(ConnectionId, Vec<Lease>),
     /// The claim of this connection has waited for another, which is decided: answer with
     /// [`Event::Retry`], when the connection's turn comes.
     Retry(ConnectionId),
     /// The connection that has gone has more leases: go on with [`Event::Gone`], after others have
     /// had their turn.
     Leaving(ConnectionId),
-    /// Hand these out, in order.
+    /// Hand these out, in order: all of a claim, those of [`Action::Granting`] too.
     Grant(ConnectionId, Vec<Lease>),
     /// Answer that the claim came to nothing because opening or changing failed; the shell
     /// knows why.

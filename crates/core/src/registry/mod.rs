@@ -40,6 +40,7 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
+use claim::AT_ONCE;
 use connection::Connection;
 use index::Index;
 use leases::Leases;
@@ -50,6 +51,7 @@ pub use event::{Action, Adoption, Change, Closing, Event, Lease, Neighbour, Over
 pub use held::{Held, Opened};
 pub use ids::{ConnectionId, ListenerId, MAX_CLAIM};
 pub use refusal::{HeldBy, Refusal};
+pub use release::Releasing;
 pub use view::{Generation, View};
 
 /// What is bound, under which name, and who uses it.
@@ -62,13 +64,25 @@ pub struct Registry<H> {
     leases: Leases,
     /// Claims whose sockets are being opened or changed.
     pending: BTreeMap<ConnectionId, Pending<H>>,
-    /// Claims that met what one of these is about.
-    waiting: BTreeMap<ConnectionId, Vec<Want>>,
+    /// Claims that met what one of these is about, and of which connection.
+    waiting: BTreeMap<ConnectionId, (Vec<Want>, Option<ConnectionId>)>,
     next: u64,
+    /// The claim that is planned in many steps: one at a time, so that no two can wait for each other's parts.
+    planning: Option<ConnectionId>,
+    /// So many listeners of a claim are planned or granted in one step.
+    at_once: usize,
 }
 
 impl<H> Default for Registry<H> {
+    /// Empty. A step of a claim is [`AT_ONCE`] listeners.
     fn default() -> Self {
+        Self::in_steps_of(AT_ONCE)
+    }
+}
+
+impl<H> Registry<H> {
+    /// Empty; a step of a claim is so many listeners.
+    pub fn in_steps_of(at_once: usize) -> Self {
         Self {
             held: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -77,16 +91,16 @@ impl<H> Default for Registry<H> {
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
             next: 0,
+            planning: None,
+            at_once,
         }
     }
-}
 
-impl<H> Registry<H> {
     /// Takes one event, and gives what must be done about it. Events about a
     /// connection that is not known (or has gone) do nothing.
     pub fn on(&mut self, now: Timestamp, event: Event<H>) -> Vec<Action<H>> {
         let mut actions = Vec::new();
-        let pending = self.pending.len();
+        let (pending, planning) = (self.pending.len(), self.planning);
         match event {
             Event::Connected(id, peer) => {
                 let connection = Connection { peer, label: None, leases: BTreeMap::new() };
@@ -96,11 +110,12 @@ impl<H> Registry<H> {
                 self.claim(now, id, wants, &mut actions);
             }
             Event::Opened(id, opened) => self.opened(now, id, opened, &mut actions),
-            Event::OpenFailed(id, opened) => self.open_failed(id, opened, &mut actions),
+            Event::OpenFailed(id, opened) => self.open_failed(now, id, opened, &mut actions),
             Event::Changed(id, backlogs) => self.changed(now, id, &backlogs, &mut actions),
-            Event::ChangeFailed(id) => self.change_failed(id, &mut actions),
+            Event::ChangeFailed(id) => self.change_failed(now, id, &mut actions),
+            Event::More(id) => self.more(now, id, &mut actions),
             Event::Retry(id) => {
-                if let Some(wants) = self.waiting.remove(&id) {
+                if let Some((wants, _)) = self.waiting.remove(&id) {
                     self.claim(now, id, wants, &mut actions);
                 }
             }
@@ -113,14 +128,21 @@ impl<H> Registry<H> {
             }
             Event::Unname(id) => self.unname(id),
             Event::Rename(id, name) => self.rename(id, name),
-            Event::Gone(id) => self.gone(id, &mut actions),
+            Event::Gone(id) => self.gone(now, id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links, &mut actions),
             Event::Replace(id, opened) => self.replace(id, opened, &mut actions),
             Event::Claim(..) | Event::Release(..) | Event::ReleaseRest(..) => {}
         }
-        if self.pending.len() < pending {
-            actions.extend(self.waiting.keys().copied().map(Action::Retry));
+        let decided = self.pending.len() < pending;
+        if decided || planning.is_some() && self.planning.is_none() {
+            // Those that wait for a claim that is decided now, or for the end of planning.
+            let waits = |other: &Option<ConnectionId>| match other {
+                Some(other) => decided && !self.pending.contains_key(other),
+                None => self.planning.is_none(),
+            };
+            let retried = self.waiting.iter().filter(|(_, (_, other))| waits(other));
+            actions.extend(retried.map(|(id, _)| Action::Retry(*id)));
         }
         actions
     }
@@ -183,7 +205,7 @@ impl<H> Registry<H> {
 
     /// What a connection's claim asks for that waits for another.
     pub fn waiting(&self, id: ConnectionId) -> &[Want] {
-        self.waiting.get(&id).map_or(&[], Vec::as_slice)
+        self.waiting.get(&id).map_or(&[], |(wants, _)| wants.as_slice())
     }
 
     /// Whether none is held.

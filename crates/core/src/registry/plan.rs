@@ -1,27 +1,43 @@
 //! A claim that is being planned, or whose sockets are being opened.
 
-use super::event::{Change, Overlap};
+use std::collections::{BTreeMap, VecDeque};
+
+use super::event::{Change, Lease, Overlap, Want};
 use super::held::Opened;
 use super::ids::{ConnectionId, ListenerId};
 use super::refusal::{HeldBy, Refusal};
 use crate::listener::{Key, Listener};
 use crate::name::Name;
 
-/// A claim that is being planned, or whose sockets the shell is opening.
+/// A claim that is being planned, whose sockets the shell is opening, or that is being granted or given up.
 #[derive(Debug)]
 pub(super) struct Pending<H> {
     pub(super) connection: ConnectionId,
+    pub(super) phase: Phase,
+    /// What is asked for,
+    pub(super) wants: Vec<Want>,
+    /// and how much of that is planned: elements, and listeners of the next one.
+    pub(super) planned: (usize, usize),
     /// The id of the first new listener; those of the others follow.
     pub(super) base: u64,
-    pub(super) new: Vec<New>,
+    /// So many ids are kept for it.
+    pub(super) ids: u64,
+    /// The new listeners, without those that are granted.
+    pub(super) new: VecDeque<New>,
+    /// The same, to be opened.
+    pub(super) to_open: Vec<Listener>,
     /// The sockets of the new listeners, from when they are open.
-    pub(super) opened: Vec<Opened<H>>,
+    pub(super) opened: VecDeque<Opened<H>>,
     /// What the claim asks for, in order, and whether tentatively.
     pub(super) entries: Vec<(ListenerId, bool)>,
     /// Listeners that were held unnamed and get a name by this claim.
-    pub(super) named: Vec<(ListenerId, Name)>,
-    /// Held listeners that the claim will get; nobody can release them meanwhile.
-    pub(super) pinned: Vec<ListenerId>,
+    pub(super) named: BTreeMap<ListenerId, Name>,
+    /// Of so many entries those that are held already are pinned: nobody can release them meanwhile.
+    pub(super) pinned: usize,
+    /// What is granted, of the first entries.
+    pub(super) leases: Vec<Lease>,
+    /// So many new listeners are granted.
+    pub(super) ids_granted: u64,
     /// Held listeners that get other options by this claim.
     pub(super) changes: Vec<Change>,
     /// What overlaps, while the claim is planned.
@@ -32,6 +48,31 @@ pub(super) struct Pending<H> {
     pub(super) gone: bool,
 }
 
+/// What becomes of a claim in its next step.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// More of it is planned.
+    Planning,
+    /// The shell opens or changes sockets.
+    Performing,
+    /// More of it is granted.
+    Granting,
+    /// More of it is given up. Then this.
+    Undoing(Outcome),
+}
+
+/// What comes of a claim that is given up.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Refused(Refusal),
+    /// It waits until the claim of this connection is decided, and is tried again.
+    Wait(Option<ConnectionId>),
+    /// The shell could not perform it.
+    NotDone,
+    /// Nobody waits for it.
+    Gone,
+}
+
 #[derive(Debug)]
 pub(super) struct New {
     pub(super) listener: Listener,
@@ -39,6 +80,41 @@ pub(super) struct New {
 }
 
 impl<H> Pending<H> {
+    /// A claim of so many listeners, of which nothing is planned.
+    pub(super) fn new(connection: ConnectionId, wants: Vec<Want>, base: u64, count: usize) -> Self {
+        let many = if count == 1 { 0 } else { count };
+        Self {
+            connection,
+            phase: Phase::Planning,
+            wants,
+            planned: (0, 0),
+            base,
+            ids: count as u64,
+            new: VecDeque::with_capacity(many),
+            to_open: Vec::with_capacity(many),
+            opened: VecDeque::new(),
+            entries: Vec::with_capacity(count),
+            named: BTreeMap::new(),
+            pinned: 0,
+            leases: Vec::new(),
+            ids_granted: 0,
+            changes: Vec::new(),
+            crowd: Crowd::default(),
+            overlaps: Vec::new(),
+            gone: false,
+        }
+    }
+
+    /// Whether a listener is a new one of this claim.
+    pub(super) fn is_own(&self, id: ListenerId) -> bool {
+        id.0.checked_sub(self.base).is_some_and(|place| place < self.ids)
+    }
+
+    /// Whether a listener is held, and this claim of it is not granted yet as a whole.
+    pub(super) fn grants(&self, id: ListenerId) -> bool {
+        !matches!(self.phase, Phase::Planning | Phase::Performing) && self.is_own(id)
+    }
+
     pub(super) fn planned(&self, id: ListenerId) -> Option<&New> {
         self.new.get(self.place(id)?)
     }
@@ -60,7 +136,7 @@ impl<H> Pending<H> {
 
     /// Whether a held listener that has no name gets one by it.
     pub(super) fn names(&self, id: ListenerId) -> bool {
-        self.named.iter().any(|(named, _)| *named == id)
+        self.named.contains_key(&id)
     }
 
     /// Where a new listener stands among them.
@@ -75,8 +151,17 @@ impl<H> Pending<H> {
 pub(super) enum Stop {
     /// It never is.
     Refused(Refusal),
-    /// It meets what another claim is about, which is not decided yet.
-    Wait,
+    /// It meets what the claim of another connection is about, which is not decided yet.
+    Wait(Option<ConnectionId>),
+}
+
+impl From<Stop> for Outcome {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Refused(refusal) => Self::Refused(refusal),
+            Stop::Wait(other) => Self::Wait(other),
+        }
+    }
 }
 
 impl From<Refusal> for Stop {

@@ -8,12 +8,23 @@ use super::event::{Action, Closing};
 use super::ids::{ConnectionId, ListenerId};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Wanted};
+use crate::time::Timestamp;
 
 /// So many leases of a connection that has gone end in one step at most,
 pub(super) const ENDED_AT_ONCE: usize = 512;
 
 /// and so many listeners are closed, which takes far longer.
 pub(super) const CLOSED_AT_ONCE: usize = 64;
+
+/// What is to be released, while it is decided some at a time.
+#[derive(Debug, Default)]
+pub struct Releasing {
+    /// These, so far.
+    pub ids: Vec<ListenerId>,
+    seen: HashSet<ListenerId>,
+    /// So much is decided: elements, and listeners of the next one.
+    at: (usize, usize),
+}
 
 impl<H> Registry<H> {
     /// Closes all of the named listeners, or none. A lease of the caller's own
@@ -24,9 +35,13 @@ impl<H> Registry<H> {
         wanted: &[Wanted],
         actions: &mut Vec<Action<H>>,
     ) {
-        match self.releasable(caller, wanted) {
-            Err(refusal) => actions.push(Action::Refuse(caller, refusal)),
-            Ok(ids) => self.release_some(caller, ids, actions),
+        let mut releasing = Releasing::default();
+        loop {
+            match self.decide_release(caller, wanted, &mut releasing) {
+                Err(refusal) => return actions.push(Action::Refuse(caller, refusal)),
+                Ok(true) => return self.release_some(caller, releasing.ids, actions),
+                Ok(false) => {}
+            }
         }
     }
 
@@ -56,44 +71,63 @@ impl<H> Registry<H> {
         actions.push(Action::Released(caller, names, rest));
     }
 
-    fn releasable(
+    /// Decides about some more of what is to be released; true when that is all. Then [`Event::ReleaseRest`](super::Event::ReleaseRest) closes
+    /// them: one that somebody claims meanwhile stays, as if it had been claimed afterwards.
+    ///
+    /// # Errors
+    /// One is not held, or another connection uses it. Then none is to be closed.
+    pub fn decide_release(
         &self,
         caller: ConnectionId,
         wanted: &[Wanted],
-    ) -> Result<Vec<ListenerId>, Refusal> {
-        let mut seen = HashSet::new();
-        let mut ids = Vec::new();
-        for wanted in wanted {
-            match wanted {
+        releasing: &mut Releasing,
+    ) -> Result<bool, Refusal> {
+        let mut room = self.at_once;
+        while let Some(next) = wanted.get(releasing.at.0) {
+            match next {
                 Wanted::Named(name) => {
                     let id = self.index.name(name).filter(|id| self.held.contains_key(id));
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
-                    if seen.insert(id) {
-                        ids.push(id);
-                    }
+                    self.check_release(caller, id, releasing)?;
+                    room = room.saturating_sub(1);
                 }
                 Wanted::Listen(spec) => {
-                    for listener in spec.expand() {
+                    for listener in spec.expand_from(releasing.at.1) {
+                        if room == 0 {
+                            return Ok(false);
+                        }
+                        room -= 1;
                         let id = self.find(&listener);
                         let id =
                             id.ok_or_else(|| Refusal::NotFound { wanted: listener.to_string() })?;
-                        if seen.insert(id) {
-                            ids.push(id);
-                        }
+                        self.check_release(caller, id, releasing)?;
+                        releasing.at.1 += 1;
                     }
                 }
             }
+            releasing.at = (releasing.at.0 + 1, 0);
+        }
+        Ok(true)
+    }
+
+    fn check_release(
+        &self,
+        caller: ConnectionId,
+        id: ListenerId,
+        releasing: &mut Releasing,
+    ) -> Result<(), Refusal> {
+        if !releasing.seen.insert(id) {
+            return Ok(());
         }
         let own = self.connections.get(&caller);
-        for id in &ids {
-            let own = own.is_some_and(|connection| connection.leases.contains_key(id));
-            if let Some(held) = self.held.get(id).filter(|held| held.leases > usize::from(own)) {
-                let holders = self.holders(*id).filter(|(id, _)| *id != caller);
-                let holders = holders.map(|(_, holder)| holder).collect();
-                return Err(Refusal::InUse { held: held.described(), holders });
-            }
+        let own = own.is_some_and(|connection| connection.leases.contains_key(&id));
+        if let Some(held) = self.held.get(&id).filter(|held| held.leases > usize::from(own)) {
+            let holders = self.holders(id).filter(|(id, _)| *id != caller);
+            let holders = holders.map(|(_, holder)| holder).collect();
+            return Err(Refusal::InUse { held: held.described(), holders });
         }
-        Ok(ids)
+        releasing.ids.push(id);
+        Ok(())
     }
 
     /// A held listener by its address as asked for, or as it was really bound.
@@ -110,7 +144,7 @@ impl<H> Registry<H> {
     }
 
     /// Ends the leases of a connection, some at a time, then the connection.
-    pub(super) fn gone(&mut self, id: ConnectionId, actions: &mut Vec<Action<H>>) {
+    pub(super) fn gone(&mut self, now: Timestamp, id: ConnectionId, actions: &mut Vec<Action<H>>) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
@@ -133,7 +167,7 @@ impl<H> Registry<H> {
             actions.push(Action::Leaving(id));
         }
         self.waiting.remove(&id);
-        self.abandon_pending(id);
+        self.abandon_pending(now, id, actions);
         for id in some {
             if let Some(held) = self.held.get_mut(&id) {
                 held.leases -= 1;

@@ -54,9 +54,15 @@ impl Shell {
 
     fn claim(&mut self, id: ConnectionId, wants: &[Want]) -> Result<Vec<(u32, bool)>, Refusal> {
         let mut actions = self.on(Event::Claim(id, wants.to_vec()));
-        if let Some(Action::Open(_, listeners, _)) = actions.first() {
-            let opened = self.open(&listeners.clone());
-            actions = self.on(Event::Opened(id, opened));
+        loop {
+            actions = match actions.last() {
+                Some(Action::More(_)) => self.on(Event::More(id)),
+                Some(Action::Open(_, listeners, _)) => {
+                    let opened = self.open(&listeners.clone());
+                    self.on(Event::Opened(id, opened))
+                }
+                _ => break,
+            }
         }
         match actions.pop() {
             Some(Action::Grant(_, leases)) => Ok(leases
