@@ -54,6 +54,7 @@ mod programs;
 mod prometheus;
 mod proof;
 mod protocol;
+mod quic;
 mod recovery;
 mod refused;
 mod render;

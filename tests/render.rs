@@ -23,10 +23,10 @@ fn only_the_address_word_changes() {
 fn explain_gives_the_reason_for_each_line_left_alone() {
     let scene = Scene::new();
     let text = "global\n    stats socket /run/x.sock\nfrontend web\n    bind 127.0.0.1:8080\n    \
-                bind quic4@127.0.0.1:8443 ssl crt /x.pem\n    bind fd@7\n";
+                bind mptcp@127.0.0.1:8443 ssl crt /x.pem\n    bind fd@7\n";
     let file = scene.write("haproxy.cfg", text);
     let said = finish(scene.bindonce("render").arg("--explain").arg(&file)).ok();
-    for part in ["quic4@127.0.0.1:8443", "fd@7", "stats socket", ":5", ":6", ":2"] {
+    for part in ["mptcp@127.0.0.1:8443", "fd@7", "stats socket", ":5", ":6", ":2"] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
 }

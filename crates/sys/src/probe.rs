@@ -1,9 +1,9 @@
-//! A connection that puts one entry into an accept queue and is gone.
+//! A connection that puts one entry into an accept queue and is gone, or a datagram into the receive queue of a socket for QUIC.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::address::Address;
 use nix::errno::Errno;
@@ -13,6 +13,12 @@ use crate::error::Error;
 use crate::listen::padded;
 use crate::{diag, options};
 
+/// A packet that QUIC drops without an answer: its version is one of those that nobody has, and it is too short for an
+/// answer that names others (RFC 9000, sections 6 and 14.1).
+const NOTHING_FOR_QUIC: [u8; 7] = [0xc0, 0x0a, 0x1a, 0x2a, 0x3a, 0, 0];
+/// The kernel may deliver a datagram after sendto(2) has returned.
+const DELIVERY: Duration = Duration::from_millis(1);
+
 /// A connection to a listener on this host, which is reset when this is dropped. The entry stays in
 /// the accept queue until a process accepts it, which finds a connection that has already
 /// ended (tcp(7), unix(7)).
@@ -20,6 +26,8 @@ use crate::{diag, options};
 pub struct Probe {
     socket: Socket,
     complete: bool,
+    /// When a datagram was sent.
+    sent: Option<Instant>,
 }
 
 impl Probe {
@@ -32,16 +40,18 @@ impl Probe {
     ///
     /// # Errors
     /// `EADDRNOTAVAIL` if the address is not of this host, so that a connection would go to another
-    /// one; else those of socket(2) and connect(2). A datagram address is `Unsupported`.
+    /// one; else those of socket(2) and connect(2). An address of `udp@` is `Unsupported`: a program might take the
+    /// datagram for one of a client's.
     pub fn begin(to: &Address, listener: BorrowedFd<'_>) -> io::Result<Self> {
         let address = match to {
-            Address::Tcp(address) if !is_local(*address) => {
+            Address::Tcp(address) | Address::Quic(address) if !is_local(*address) => {
                 return Err(Errno::EADDRNOTAVAIL.into());
             }
             Address::Tcp(address) => SockAddr::from(*address),
             Address::Unix(path) => SockAddr::unix(path)?,
             Address::Abstract(name) => padded(name)?,
-            Address::Udp(_) | Address::Quic(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Address::Quic(address) => return Self::datagram(*address),
+            Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let socket = Socket::new(Domain::from(i32::from(address.family())), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -52,17 +62,27 @@ impl Probe {
         }
         let _lifted = is_tcp.then(|| Deferred::lift(listener));
         match socket.connect(&address) {
-            Ok(()) => Ok(Self { socket, complete: true }),
+            Ok(()) => Ok(Self { socket, complete: true, sent: None }),
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
-                Ok(Self { socket, complete: false })
+                Ok(Self { socket, complete: false, sent: None })
             }
             Err(error) => Err(error),
         }
     }
 
+    fn datagram(to: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.send_to(&NOTHING_FOR_QUIC, &to.into())?;
+        Ok(Self { socket, complete: false, sent: Some(Instant::now()) })
+    }
+
     /// Whether the connection is made: then it is in the queue, or was. On a busy machine the kernel
-    /// may need a moment; where a firewall drops it, this stays false.
+    /// may need a moment; where a firewall drops it, this stays false. A datagram has such a moment in any case.
     pub fn is_complete(&mut self) -> bool {
+        if let Some(sent) = self.sent {
+            return sent.elapsed() >= DELIVERY;
+        }
         self.complete = self.complete || self.socket.peer_addr().is_ok();
         self.complete
     }
@@ -100,28 +120,28 @@ impl Drop for Deferred<'_> {
 /// As [`diag::listening`].
 pub fn comes_to(to: &Address, inode: u64) -> Result<bool, Error> {
     match to {
-        Address::Tcp(to) => {
-            let all = diag::tcp()?;
+        Address::Tcp(at) | Address::Quic(at) => {
+            let all = if to.listens() { diag::tcp()? } else { diag::udp()? };
             let Some(ours) = all.iter().find(|socket| socket.inode == inode) else {
                 return Ok(false);
             };
             let others = all.iter().filter(|socket| socket.inode != inode);
-            Ok(!others.into_iter().any(|other| preferred(*to, other, ours)))
+            Ok(!others.into_iter().any(|other| preferred(*at, other, ours)))
         }
         Address::Unix(path) => diag::unix_is_at(inode, path.as_ref()),
-        Address::Udp(_) | Address::Quic(_) | Address::Abstract(_) => Ok(true),
+        Address::Udp(_) | Address::Abstract(_) => Ok(true),
     }
 }
 
 /// Whether the kernel might give a connection to `to` to the listener `other` rather than to `ours`.
 fn preferred(to: SocketAddr, other: &diag::Socket, ours: &diag::Socket) -> bool {
-    let (Address::Tcp(theirs), Address::Tcp(own)) = (&other.address, &ours.address) else {
+    let (Some(theirs), Some(own)) = (other.address.ip(), ours.address.ip()) else {
         return false;
     };
     if theirs.port() != to.port() {
         return false;
     }
-    let exact = |address: &SocketAddr| address.ip().to_canonical() == to.ip().to_canonical();
+    let exact = |address: SocketAddr| address.ip().to_canonical() == to.ip().to_canonical();
     if exact(theirs) {
         return true;
     }

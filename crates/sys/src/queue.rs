@@ -26,6 +26,30 @@ pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
+/// What lies in the receive queue of a UDP socket, in bytes with what the kernel needs besides (SO_MEMINFO, `sk_rmem_alloc`):
+/// it shrinks only where a process reads. The kernel notes what a process takes out of several datagrams late, at the last one
+/// of them or at a quarter of the buffer (`udp_rmem_release`).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn receive_queue(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // SK_MEMINFO_RMEM_ALLOC is the first; a kernel gives as many as there is room for.
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    let mut bytes = 0_u32;
+    // SAFETY: `bytes` is writable for `length` bytes, of which the kernel fills at most that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            (&raw mut bytes).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(bytes)
+}
+
 /// The accept queue of a listening TCP or UNIX socket. For TCP a single cheap
 /// call: TCP_INFO, whose `tcpi_unacked` and `tcpi_sacked` are, in the LISTEN state,
 /// the queue's length and limit (tcp_get_info in the kernel). Any descriptor of

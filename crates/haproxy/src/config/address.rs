@@ -120,6 +120,8 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
                 "uxdg" => (Net::Path, Some(Kind::Datagram)),
                 "abns" => (Net::Abstract, None),
                 "fd" | "sockpair" => return Ok(Target::Descriptor(rest.as_bytes().to_vec())),
+                "quic4" => return quic(&format!("ipv4@{rest}"), context),
+                "quic6" => return quic(&format!("ipv6@{rest}"), context),
                 _ => return other_family(prefix, text, context),
             };
             kind = forced.unwrap_or(kind);
@@ -146,27 +148,35 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
             Ok(address) => Ok(Target::Listen(address, 0)),
             Err(why) => Err(Problem::Bad(why.to_string())),
         },
-        Net::Ip(family) => ip(rest, family, kind, context),
+        Net::Ip(family) => match kind {
+            Kind::Stream => ip(rest, family, Address::Tcp, context),
+            Kind::Datagram => ip(rest, family, Address::Udp, context),
+        },
     }
 }
 
-const QUIC: &str = "QUIC needs sockets of haproxy's own, one for each thread";
+/// Why haproxy itself has to say what it makes of an address.
+const NOT_FOR_QUIC: &str = "haproxy does not take this for QUIC";
 
-/// What follows `quic+` (2.8 and later): any way to write an address, or a descriptor.
+/// What follows `quic+` (2.8 and later): a descriptor, or an IP address in any way that says nothing of a protocol.
 fn quic(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     if context.datagram {
         return Err(Problem::Bad("a dgram-bind line takes datagram sockets only".to_owned()));
     }
-    match rest.strip_prefix("fd@") {
-        Some(number) => Ok(Target::Descriptor(number.as_bytes().to_vec())),
-        None => Ok(Target::Alone(QUIC)),
-    }
+    let (family, rest) = match rest.split_once('@') {
+        Some(("fd", number)) => return Ok(Target::Descriptor(number.as_bytes().to_vec())),
+        Some(("ip", rest)) => (None, rest),
+        Some(("ipv4" | "quic4", rest)) => (Some(Family::V4), rest),
+        Some(("ipv6" | "quic6", rest)) => (Some(Family::V6), rest),
+        None if !rest.starts_with('/') => (None, rest),
+        _ => return Ok(Target::Alone(NOT_FOR_QUIC)),
+    };
+    ip(rest, family, Address::Quic, context)
 }
 
 /// Prefixes that name something only haproxy can set up.
 fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Target, Problem> {
     Ok(Target::Alone(match prefix {
-        "quic4" | "quic6" | "quic" => QUIC,
         "rhttp" | "rev" => {
             "reverse HTTP takes connections from a server, there is no address to bind"
         }
@@ -216,7 +226,7 @@ fn without_parents(path: &Path, context: &Context<'_>) -> Result<PathBuf, Proble
 fn ip(
     rest: &str,
     family: Option<Family>,
-    kind: Kind,
+    kind: fn(SocketAddr) -> Address,
     context: &Context<'_>,
 ) -> Result<Target, Problem> {
     let bad = |reason: String| Err(Problem::Bad(reason));
@@ -228,12 +238,7 @@ fn ip(
     let (host, ports) = (&rest[..colon], &rest[colon + 1..]);
     let Some((low, high)) = ports_of(ports)? else { return Ok(Target::Alone(LOOSE_PORT)) };
     let ip = host_of(host, family, context)?;
-    let at = SocketAddr::new(ip, low);
-    let address = match kind {
-        Kind::Stream => Address::Tcp(at),
-        Kind::Datagram => Address::Udp(at),
-    };
-    Ok(Target::Listen(address, high))
+    Ok(Target::Listen(kind(SocketAddr::new(ip, low)), high))
 }
 
 const LOOSE_PORT: &str =
@@ -386,6 +391,11 @@ mod tests {
             ("fd@3", "fd 3"),
             ("stream+fd@3", "fd 3"),
             ("quic+fd@3", "fd 3"),
+            ("quic4@:443", "quic4@0.0.0.0:443"),
+            ("quic6@:443-445", "quic6@[::]:443-445"),
+            ("quic+127.0.0.1:443", "quic4@127.0.0.1:443"),
+            ("quic+ipv6@:443", "quic6@[::]:443"),
+            ("quic+[::1]:443", "quic6@[::1]:443"),
             ("sockpair@3", "fd 3"),
             (":8080-+8082", "0.0.0.0:8080-8082"),
             (":8080-\t 8082", "0.0.0.0:8080-8082"),
@@ -407,10 +417,9 @@ mod tests {
     #[test]
     fn what_only_haproxy_can_bind_is_left_to_it() {
         for text in [
-            "quic4@:443",
-            "quic6@:443",
-            "quic+127.0.0.1:443",
-            "quic+ipv6@:443",
+            "quic@:443",
+            "quic+/run/a",
+            "quic+udp4@:443",
             "rhttp@s",
             "mptcp@:80",
             "abnsz@a",

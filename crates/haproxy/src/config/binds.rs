@@ -29,7 +29,7 @@ impl Piece {
     /// As a person can read it.
     pub(super) fn shown(&self) -> String {
         match &self.part {
-            Part::Supplied(variable) => format!("fd@${{{variable}}}"),
+            Part::Supplied { variable, quic } => descriptor(variable, *quic),
             _ => printable(&self.text),
         }
     }
@@ -39,8 +39,8 @@ impl Piece {
 pub(super) enum Part {
     /// For the broker: the first address and the last port.
     Listen(Address, u16),
-    /// `fd@${NAME}` with a NAME of `--listen`.
-    Supplied(String),
+    /// `fd@${NAME}` with a NAME of `--listen`, or `quic+fd@${NAME}`.
+    Supplied { variable: String, quic: bool },
     /// `fd@` with the number of a descriptor that haproxy inherits: its listener.
     Inherited { prefix: String, number: RawFd, listener: Box<Listener> },
     /// `fd@` with another number, or with a variable that has none; why it is no listener.
@@ -92,6 +92,14 @@ pub(super) struct Surroundings<'a> {
     pub(super) getaddrinfo: bool,
     pub(super) directory: &'a Path,
     pub(super) prefix: &'a [u8],
+    /// Why addresses for QUIC are haproxy's own, if they are.
+    pub(super) quic: Box<dyn Fn() -> Option<&'static str> + 'a>,
+}
+
+/// The word by which haproxy takes the descriptor of a variable.
+pub(super) fn descriptor(variable: &str, quic: bool) -> String {
+    let quic = if quic { "quic+" } else { "" };
+    format!("{quic}fd@${{{variable}}}")
 }
 
 /// Reads the words of a line. `offset` is where the line begins in the file.
@@ -137,7 +145,11 @@ pub(super) fn read(
                 Error::Unresolved { place: place.clone(), host, source }
             }
         })?;
-        pieces.push(Piece { text: text.to_vec(), part });
+        let alone = match part {
+            Part::Listen(Address::Quic(_), _) => (around.quic)(),
+            _ => None,
+        };
+        pieces.push(Piece { text: text.to_vec(), part: alone.map_or(part, Part::Alone) });
     }
     let bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
     let namespace = bind_options.namespace.as_deref();
@@ -182,12 +194,13 @@ fn part(
         }
         target => target?,
     };
+    let (plain, quic) = (expanded.starts_with(b"fd@"), expanded.starts_with(b"quic+fd@"));
     Ok(match target {
         Target::Listen(address, last) => Part::Listen(address, last),
         Target::Alone(reason) => Part::Alone(reason),
         Target::Descriptor(number) => match &number[..] {
-            [MARK, name @ .., MARK] if expanded.starts_with(b"fd@") => {
-                Part::Supplied(String::from_utf8_lossy(name).into_owned())
+            [MARK, name @ .., MARK] if plain || quic => {
+                Part::Supplied { variable: String::from_utf8_lossy(name).into_owned(), quic }
             }
             [.., MARK] => {
                 return Err(Problem::Bad(
@@ -200,9 +213,12 @@ fn part(
                 let parsed = text.parse().ok().filter(|_| !is_pair);
                 let found = parsed.map(|number| (number, inherited(number)));
                 match found {
-                    Some((number, Ok(listener))) => {
+                    Some((number, Ok(mut listener))) => {
                         let datagrams = context.datagram || expanded.starts_with(b"quic+");
                         fits(&listener, datagrams)?;
+                        if context.datagram {
+                            listener.address = listener.address.as_seen();
+                        }
                         // Such as quic+fd.
                         let head = expanded.len() - text.len() - 1;
                         let prefix = String::from_utf8_lossy(&expanded[..head]).into_owned();
@@ -222,7 +238,7 @@ fn part(
 
 /// Whether a line can have a descriptor of this kind.
 fn fits(listener: &Listener, datagrams: bool) -> Result<(), Problem> {
-    match (matches!(listener.address, Address::Udp(_)), datagrams) {
+    match (!listener.address.listens(), datagrams) {
         (true, false) => Err(Problem::Bad(format!(
             "it is {listener}: a bind line takes a datagram socket as quic+fd@ alone, and dgram-bind as fd@"
         ))),
@@ -301,8 +317,8 @@ impl BindLine {
                 Part::Listen(..) | Part::Inherited { .. } => {
                     address.extend_from_slice(words.next().unwrap_or_default().as_bytes());
                 }
-                Part::Supplied(name) => {
-                    address.extend_from_slice(format!("fd@${{{name}}}").as_bytes());
+                Part::Supplied { variable, quic } => {
+                    address.extend_from_slice(descriptor(variable, *quic).as_bytes());
                 }
                 Part::Foreign(..) | Part::Alone(_) => escape_into(&mut address, &piece.text),
             }

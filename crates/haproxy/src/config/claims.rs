@@ -8,7 +8,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
-use super::binds::{BindLine, LATE_DEVICE, NO_DEVICE, Part, Piece};
+use super::binds::{BindLine, LATE_DEVICE, NO_DEVICE, Part, Piece, descriptor};
 use super::edits::Edits;
 use super::listeners::{Names, Occupied, Supply};
 use super::options::BindOptions;
@@ -179,8 +179,19 @@ impl Claims {
                     earlier.insert(key, self.bound(word.clone(), first, line));
                     words.push(word);
                 }
-                Part::Supplied(variable) => {
+                Part::Supplied { variable, quic } => {
                     let Some(listener) = self.supply.take(variable) else { continue };
+                    let is_quic = matches!(listener.address, Address::Quic(_));
+                    if *quic != is_quic {
+                        return Err(Error::BadAddress {
+                            place: line.place.clone(),
+                            word: piece.shown(),
+                            reason: format!(
+                                "write {} for {listener}",
+                                descriptor(variable, is_quic)
+                            ),
+                        });
+                    }
                     let key = (listener.key(), 0);
                     if self.shares(&key, line, earlier) {
                         continue;
@@ -272,8 +283,9 @@ impl Claims {
     ) -> Result<String, Error> {
         if listeners.len() == 1 {
             let variable = self.names.of(&listeners[0].address, None);
+            let word = descriptor(&variable, matches!(listeners[0].address, Address::Quic(_)));
             self.claim(listeners, &variable, false, line, piece, section)?;
-            return Ok(format!("fd@${{{variable}}}"));
+            return Ok(word);
         }
         let mut lists = Vec::new();
         for part in listeners.chunks(PORTS_PER_VARIABLE) {

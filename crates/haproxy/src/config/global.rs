@@ -18,6 +18,10 @@ pub(super) struct Global {
     pub(super) path: DefaultPath,
     pub(super) server_states: ServerStates,
     pub(super) pid_file: PidFile,
+    /// `cluster-secret` is there.
+    pub(super) has_cluster_secret: bool,
+    /// haproxy is told not to listen for QUIC.
+    pub(super) no_quic: bool,
 }
 
 impl Global {
@@ -51,6 +55,9 @@ impl Global {
                 let text = self.path.set(file, value(1), value(2))?;
                 return Some((place(1), text));
             }
+            b"cluster-secret" => self.has_cluster_secret = true,
+            b"no-quic" => self.no_quic = true,
+            b"tune.quic.listen" => self.no_quic = value(1) == b"off",
             b"daemon" => self.pid_file.daemon(),
             b"pidfile" => self.pid_file.take(value(1), copy, place(0)),
             keyword => self.server_states.take(keyword, value(1)),

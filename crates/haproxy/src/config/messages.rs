@@ -115,14 +115,15 @@ impl Messages {
         out
     }
 
-    /// The bindings of `fd@4,fd@5,...` at the beginning of `text`, and its length. A range
+    /// The bindings of `fd@4,fd@5,...` (`quic+fd@4,...`) at the beginning of `text`, and its length. A range
     /// of ports is one address of the user's.
     fn list(&self, text: &[u8]) -> Option<(Vec<&Binding>, usize)> {
         let mut bindings: Vec<&Binding> = Vec::new();
         let mut at = 0;
         loop {
-            let (binding, length) = self.number(&text[at..], b"fd@")?;
-            at += length;
+            let quic = if text[at..].starts_with(b"quic+") { b"quic+".len() } else { 0 };
+            let (binding, length) = self.number(&text[at + quic..], b"fd@")?;
+            at += quic + length;
             let same = |last: &&Binding| last.place == binding.place && last.text == binding.text;
             if !bindings.last().is_some_and(same) {
                 bindings.push(binding);
@@ -176,8 +177,9 @@ impl Messages {
             }
             let same = last.is_some_and(|last| last.text == binding.text);
             let text = if same { 0 } else { binding.text.len() };
-            sum +=
-                text.cast_signed() - format!("fd@{number}").len().cast_signed() - isize::from(same);
+            sum += text.cast_signed()
+                - format!("{}{number}", binding.prefix()).len().cast_signed()
+                - isize::from(same);
             last = Some(binding);
         }
         sum

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
@@ -70,6 +71,18 @@ pub struct Binding {
     pub text: String,
 }
 
+impl Binding {
+    /// Whether it is for QUIC.
+    pub fn is_quic(&self) -> bool {
+        matches!(self.listener.address, Address::Quic(_))
+    }
+
+    /// What stands before the number of its descriptor.
+    pub(super) fn prefix(&self) -> &'static str {
+        if self.is_quic() { "quic+fd@" } else { "fd@" }
+    }
+}
+
 /// An address that haproxy still binds itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftAlone {
@@ -127,6 +140,8 @@ pub struct Rendering {
     pub pid_file: Option<PathBuf>,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,
+    /// It says `cluster-secret`.
+    pub has_cluster_secret: bool,
     /// The server-state files that it loads, the global one first; none if it loads none.
     pub server_states: Vec<ServerState>,
 }
@@ -141,7 +156,8 @@ impl Rendering {
             let mut value = String::new();
             for (index, number) in numbers.iter().enumerate() {
                 let comma = if index == 0 { "" } else { "," };
-                let prefix = if variable.list { "fd@" } else { "" };
+                let first = self.bindings.get(variable.bindings.start);
+                let prefix = first.filter(|_| variable.list).map_or("", Binding::prefix);
                 // Writing to a String does not fail.
                 let _ = write!(value, "{comma}{prefix}{number}");
             }
@@ -192,6 +208,12 @@ impl Rendering {
         })
     }
 
+    /// Whether haproxy needs a `cluster-secret` that it does not have: it makes one of its own at each start, and what one generation
+    /// has given to clients of QUIC is then nothing to the next.
+    pub fn lacks_cluster_secret(&self) -> bool {
+        !self.has_cluster_secret && self.bindings.iter().any(Binding::is_quic)
+    }
+
     /// Checks that the configuration uses no descriptor but those of its bindings.
     /// Under a supervisor haproxy inherits no other, and a number that the user
     /// wrote would name one of ours.
@@ -232,28 +254,30 @@ impl Rendering {
 fn may_stand_for(word: &str, address: &str) -> bool {
     let word = word.trim_matches('"');
     let datagram = |text: &str| text.starts_with("udp") || text.starts_with("quic");
-    word.split(',').filter(|piece| !piece.starts_with("fd@")).any(|piece| {
-        let name = piece.rsplit_once('@').map_or(piece, |(_, name)| name);
-        match (address.strip_prefix("unix@"), address.strip_prefix("abns@")) {
-            _ if name.is_empty() => false,
-            (Some(path), _) => {
-                let is_path = name.contains('/') || piece.starts_with("unix@");
-                piece.contains('$') || is_path && path.contains(name)
-            }
-            (_, Some(own)) => piece.contains('$') || own == name,
-            _ if datagram(piece) != datagram(address) => false,
-            _ if name.contains('/') => false,
-            _ => {
-                let port = |text: &str| text.rsplit(':').next()?.parse::<u16>().ok();
-                let ports = name.rsplit(':').next().unwrap_or(name);
-                let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-                match (first.parse::<u16>(), last.parse::<u16>(), port(address)) {
-                    (Ok(first), Ok(last), Some(port)) => (first..=last).contains(&port),
-                    _ => name.contains('$'),
+    word.split(',').filter(|piece| !piece.trim_start_matches("quic+").starts_with("fd@")).any(
+        |piece| {
+            let name = piece.rsplit_once('@').map_or(piece, |(_, name)| name);
+            match (address.strip_prefix("unix@"), address.strip_prefix("abns@")) {
+                _ if name.is_empty() => false,
+                (Some(path), _) => {
+                    let is_path = name.contains('/') || piece.starts_with("unix@");
+                    piece.contains('$') || is_path && path.contains(name)
+                }
+                (_, Some(own)) => piece.contains('$') || own == name,
+                _ if datagram(piece) != datagram(address) => false,
+                _ if name.contains('/') => false,
+                _ => {
+                    let port = |text: &str| text.rsplit(':').next()?.parse::<u16>().ok();
+                    let ports = name.rsplit(':').next().unwrap_or(name);
+                    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+                    match (first.parse::<u16>(), last.parse::<u16>(), port(address)) {
+                        (Ok(first), Ok(last), Some(port)) => (first..=last).contains(&port),
+                        _ => name.contains('$'),
+                    }
                 }
             }
-        }
-    })
+        },
+    )
 }
 
 #[cfg(test)]

@@ -144,6 +144,7 @@ impl<'a> Walk<'a> {
             bindings: self.claims.bindings,
             variables: self.claims.variables,
             left_alone: self.claims.left_alone,
+            has_cluster_secret: self.global.has_cluster_secret,
             server_states: self.global.server_states.files(&self.directory),
         })
     }

@@ -250,6 +250,11 @@ impl Directory {
         self.path.join(METRICS)
     }
 
+    /// Where the `cluster-secret` is kept.
+    pub(crate) fn cluster_secret(&self) -> PathBuf {
+        self.path.join("cluster-secret")
+    }
+
     /// Where the state is saved.
     pub(crate) fn state(&self) -> PathBuf {
         self.path.join("state.json")

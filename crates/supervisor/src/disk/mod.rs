@@ -6,4 +6,5 @@ pub(crate) mod files;
 pub(crate) mod found;
 pub(crate) mod pid_file;
 pub(crate) mod place;
+pub(crate) mod secret;
 pub(crate) mod take_over;

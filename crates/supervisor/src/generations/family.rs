@@ -41,7 +41,7 @@ impl Family {
     pub(crate) fn of(kind: &Kind, generation: &Generation) -> Rc<Self> {
         let pid = generation.pid();
         let inodes = generation.listeners.iter().map(|held| held.inode);
-        let queues = generation.listeners.iter().filter(|held| held.has_queue());
+        let queues = generation.listeners.iter().filter(|held| held.bound.listens());
         Rc::new(Self {
             kind: kind.clone(),
             id: generation.id,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bindonce::Lease;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{ListenSpec, Listener};
-use bindonce_sys::{diag, probe};
+use bindonce_sys::{diag, probe, queue};
 
 use bindonce_haproxy::cli::Version;
 
@@ -58,19 +58,29 @@ impl HeldListener {
     }
 
     /// Whether a generation of this version can pause it, so that its accept queue shows it. A pause
-    /// closes an abstract listener for good in the paused process, and UDP has no queue of
-    /// connections.
+    /// closes an abstract listener for good in the paused process, and nothing may be put into the queue of a
+    /// UDP listener that is not for QUIC.
     pub(crate) fn can_pause(&self, version: Version) -> bool {
         match self.bound {
-            Address::Tcp(_) => version.pauses(),
+            Address::Tcp(_) | Address::Quic(_) => version.pauses(),
             Address::Unix(_) => version.pauses_unix(),
-            Address::Udp(_) | Address::Quic(_) | Address::Abstract(_) => false,
+            Address::Udp(_) | Address::Abstract(_) => false,
         }
     }
 
-    /// Whether connections to it wait in a queue that we can look at.
+    /// Whether it has a queue that shows whether a process takes from it: connections that wait, or what clients of QUIC
+    /// have sent.
     pub(crate) fn has_queue(&self) -> bool {
-        self.bound.listens()
+        !matches!(self.bound, Address::Udp(_))
+    }
+
+    /// How much is in that queue. It only grows where no process takes anything. One that cannot be looked at counts as empty.
+    pub(crate) fn queue(&self) -> u32 {
+        let fd = self.fd.as_fd();
+        match self.bound {
+            Address::Quic(_) => queue::receive_queue(fd).unwrap_or(0),
+            _ => queue::accept_queue(fd).map_or(0, |queue| queue.len),
+        }
     }
 
     /// Whether [`Self::shut_down`] frees its address.
@@ -86,17 +96,20 @@ impl HeldListener {
     /// Where to connect in order to put something into its queue, the best first. Whether a connection
     /// arrives there is seen only when it does. `taken` is where all sockets of the service are bound: of several
     /// that an address reaches, the most specific one has the connection.
-    pub(crate) fn probe_targets(&self, taken: &[SocketAddr]) -> Vec<Address> {
+    pub(crate) fn probe_targets(&self, taken: &[Address]) -> Vec<Address> {
         match &self.bound {
             // Of another network namespace.
             _ if self.listener.options.netns.is_some() => Vec::new(),
-            Address::Tcp(address) => {
+            Address::Tcp(address) | Address::Quic(address) => {
                 let v6only = self.listener.options.v6only;
-                let best = reachable(*address, v6only, taken, probe::local_ipv6);
+                let of_kind = taken.iter().filter(|at| at.listens() == self.bound.listens());
+                let taken: Vec<_> = of_kind.filter_map(Address::ip).collect();
+                let best = reachable(*address, v6only, &taken, probe::local_ipv6);
                 // For a host where a process that is no generation has the first one.
                 let far = SocketAddr::from(([127, 255, 255, 254], address.port()));
                 let any = address.ip().is_unspecified() && (address.is_ipv4() || !v6only);
-                best.into_iter().chain(any.then_some(far)).map(Address::Tcp).collect()
+                let all = best.into_iter().chain(any.then_some(far));
+                all.map(|at| self.bound.with_ip(at)).collect()
             }
             // Another socket may have the path by now.
             Address::Unix(path) => {
@@ -104,20 +117,9 @@ impl HeldListener {
                 leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
             }
             Address::Abstract(_) => vec![self.bound.clone()],
-            Address::Udp(_) | Address::Quic(_) => Vec::new(),
+            Address::Udp(_) => Vec::new(),
         }
     }
-}
-
-/// Where the TCP sockets among these are bound.
-pub(crate) fn tcp_addresses<'a>(
-    all: impl Iterator<Item = &'a Rc<HeldListener>>,
-) -> Vec<SocketAddr> {
-    let tcp = |held: &Rc<HeldListener>| match held.bound {
-        Address::Tcp(address) => Some(address),
-        _ => None,
-    };
-    all.filter_map(tcp).collect()
 }
 
 /// The address itself; in place of a wildcard a local one that no other socket has.

@@ -48,7 +48,7 @@ pub(crate) fn cannot_let_go(
         Some("a pause cannot be undone before haproxy 2.6.12")
     } else if generation.has_master() {
         Some("haproxy's own master cannot be paused")
-    } else if given.any(|bound| is_abstract(bound) || !bound.listens()) {
+    } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {
         Some("abstract and UDP listeners cannot be paused and resumed")
     } else if !version.resumes_abstract() && own.any(|address| is_abstract(&address)) {
         Some("haproxy before 3.0 does not take an abstract name back")

@@ -27,7 +27,6 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::generation::Generation;
-use crate::generations::listeners::tcp_addresses;
 use crate::handover::ghosts::Removal;
 use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
@@ -50,7 +49,7 @@ impl Handover {
         Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
     }
 
-    /// Begins to watch the accept queues of the older generations' listeners.
+    /// Begins to watch the queues of the older generations' listeners.
     pub(crate) fn prove(
         &mut self,
         cx: &Context,
@@ -79,7 +78,7 @@ impl Handover {
             older: older.collect(),
             listeners: listeners.into_values().collect(),
             probe: cx.settings.probe,
-            taken: tcp_addresses(generations.listeners()),
+            taken: generations.listeners().map(|held| held.bound.clone()).collect(),
         };
         let cx = cx.clone();
         let task = crate::tasks::spawn(async move {

@@ -3,7 +3,8 @@
 //! While the new generation is stopped and the older ones are told to pause, the
 //! accept queue of every listener is sampled. A queue that is not empty and was
 //! never seen to shrink for [`STILL`] means that no process accepts from it,
-//! known to us or not. Where no client waits, a probe does. A queue that is
+//! known to us or not. Where no client waits, a probe does. For QUIC it is the receive queue: an Initial packet
+//! begins a connection, and the probe is a packet that nobody answers. A queue that is
 //! refilled as fast as it drains would look still, so each older generation's
 //! own count of accepted connections must not move over the same time.
 //!
@@ -14,7 +15,6 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use bindonce_core::address::Address;
 use bindonce_core::generation::{Event, GenerationId, Observation, PAUSE_AGAIN};
 use bindonce_sys::probe::{self, Probe};
-use bindonce_sys::queue;
 use bindonce_sys::tree::Stopping;
 use bindonce_sys::watch::Ticks;
 use tokio::sync::Notify;
@@ -58,8 +57,8 @@ pub(crate) struct Proof {
     pub(crate) older: Vec<Older>,
     /// Whether to connect where no client waits.
     pub(crate) probe: bool,
-    /// Where all TCP sockets of the service are bound.
-    pub(crate) taken: Vec<SocketAddr>,
+    /// Where all sockets of the service are bound.
+    pub(crate) taken: Vec<Address>,
 }
 
 /// An older generation.
@@ -205,7 +204,7 @@ fn observe(queues: &[Queue], counts: &[Rc<Count>], now: Instant) -> Observation 
     }
 }
 
-/// One accept queue over time.
+/// One queue over time.
 struct Queue {
     listener: Rc<HeldListener>,
     length: u32,
@@ -256,8 +255,12 @@ impl Queue {
             None => self.probe(),
             Some(false) => {}
             Some(true) => {
-                self.look();
                 self.pending = None;
+                match self.listener.bound {
+                    Address::Quic(_) => self.arrived(),
+                    // Its last step may still be under way.
+                    _ => self.look(),
+                }
             }
         }
     }
@@ -265,8 +268,7 @@ impl Queue {
     fn look(&mut self) {
         // Taken first: a queue has not stood still for longer than it is known to.
         let now = Instant::now();
-        // A listener that cannot be asked proves nothing: it counts as empty.
-        let length = queue::accept_queue(self.listener.fd.as_fd()).map_or(0, |queue| queue.len);
+        let length = self.listener.queue();
         if length < self.length {
             self.shrank = Some(now);
             self.still = None;
@@ -295,6 +297,12 @@ impl Queue {
             self.pending = Some(probe);
             return;
         }
+        self.arrived();
+    }
+
+    /// A probe to the first target is complete.
+    fn arrived(&mut self) {
+        let Some(target) = self.targets.front().cloned() else { return };
         self.probes += 1;
         // A connection is in the queue when connect(2) returns: it stands still from now on.
         self.look();
@@ -305,7 +313,7 @@ impl Queue {
         self.certain =
             self.certain || probe::comes_to(&target, self.listener.inode).unwrap_or(false);
         if self.certain {
-            self.shrank = Some(now);
+            self.shrank = Some(Instant::now());
         } else {
             self.missed("another listener takes connections there");
         }

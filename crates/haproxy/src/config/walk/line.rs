@@ -13,6 +13,11 @@ use crate::config::sections::{Kind, Section};
 use crate::config::state::Done;
 use crate::config::{Error, Place};
 
+/// Why addresses for QUIC are haproxy's own.
+const NO_QUIC: &str =
+    "this haproxy takes no descriptor for QUIC: 2.8 and later do, where QUIC is built in";
+const QUIC_OFF: &str = "the global section has switched QUIC off";
+
 impl Walk<'_> {
     pub(super) fn line(
         &mut self,
@@ -158,6 +163,15 @@ impl Walk<'_> {
             getaddrinfo,
             directory: &self.directory,
             prefix: self.global.prefix.as_deref().unwrap_or_default(),
+            quic: Box::new(|| {
+                // Asked about at once.
+                let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
+                match terms.map(|term| self.unknowns.holds(term)) {
+                    _ if self.global.no_quic => Some(QUIC_OFF),
+                    [true, true] => None,
+                    _ => Some(NO_QUIC),
+                }
+            }),
         }
     }
 

@@ -13,7 +13,7 @@ use bindonce_sys::{listen, worker};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
 use crate::disk::directory::Directory;
-use crate::disk::fallback;
+use crate::disk::{fallback, secret};
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::kind::{self, Haproxy};
@@ -26,11 +26,9 @@ use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied};
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 
 /// What is added to the user's configuration, in a file of its own before all others.
-const ADMIN_CONFIGURATION: &str = "\
-# Written by bindonce: the supervisor's private way to ask this generation.
-global
-    stats socket \"fd@${BINDONCE_ADMIN}\" level admin
-";
+const OURS: &str = "# Written by bindonce.\nglobal\n";
+/// The supervisor's private way to ask this generation.
+const ADMIN: &str = "    stats socket \"fd@${BINDONCE_ADMIN}\" level admin\n";
 
 /// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
 /// descriptor must stay below haproxy's own limit.
@@ -47,6 +45,8 @@ pub(crate) struct Rendered {
     /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
     /// listen on: where only haproxy can say whether there is anything, it is left out.
     admin: bool,
+    /// How many files of ours are before them.
+    own: usize,
     /// What names the sockets of the master CLI to a process under a master of its version.
     master_cli: Option<String>,
 }
@@ -95,7 +95,14 @@ pub(crate) async fn render(
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
     let admin = kind.admin && rendering.surely_listens();
-    let write = |path: io::Result<PathBuf>| write(&rendering, &path?, admin);
+    let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
+    if rendering.lacks_cluster_secret() {
+        let secret = secret::cluster_secret(&directory.cluster_secret());
+        let secret = secret.map_err(Error::system("make a cluster-secret"))?;
+        let head = if own.is_empty() { OURS } else { "" };
+        own.push_str(&format!("{head}    cluster-secret {secret}\n"));
+    }
+    let write = |path: io::Result<PathBuf>| write(&rendering, &path?, &own);
     let files = match write(directory.make_configuration(id)) {
         Err(error) if how.alone && fallback::is_refusal(&error) => {
             write(directory.make_fallback_configuration(id))
@@ -104,18 +111,19 @@ pub(crate) async fn render(
     };
     let files = files.map_err(Error::system("write the rendered configuration"))?;
     let kind = Box::new(kind.clone());
-    Ok(Rendered { kind, rendering: Rc::new(rendering), files, admin, master_cli })
+    let own = usize::from(!own.is_empty());
+    Ok(Rendered { kind, rendering: Rc::new(rendering), files, admin, own, master_cli })
 }
 
-/// Writes the copies into a directory, with that of the admin socket first; gives their paths.
-fn write(rendering: &Rendering, path: &Path, admin: bool) -> io::Result<Vec<PathBuf>> {
+/// Writes the copies into a directory, with ours first, if there is one; gives their paths.
+fn write(rendering: &Rendering, path: &Path, own: &str) -> io::Result<Vec<PathBuf>> {
     let mut files = rendering.write_to(path)?;
-    if admin {
-        let admin = path.join("bindonce-admin.cfg");
+    if !own.is_empty() {
+        let path = path.join("bindonce-admin.cfg");
         let mut options = std::fs::File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&admin)?.write_all(ADMIN_CONFIGURATION.as_bytes())?;
-        files.insert(0, admin);
+        options.open(&path)?.write_all(own.as_bytes())?;
+        files.insert(0, path);
     }
     Ok(files)
 }
@@ -166,7 +174,7 @@ pub(crate) fn order(
         launch.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
-    let copies = &rendered.files[usize::from(rendered.admin)..];
+    let copies = &rendered.files[rendered.own..];
     let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
     Ok(Order { launch, messages, admin, notifications: None })
 }

@@ -1,0 +1,63 @@
+//! The `cluster-secret` of a service whose configuration has none. haproxy derives from it the tokens that it gives to
+//! clients of QUIC; without one it makes its own at each start, and the next generation takes none of them.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use bindonce_daemon::state;
+
+/// Its length: 128 bits in hexadecimal digits.
+const LENGTH: usize = 32;
+
+/// The one that is kept at `path`, readable by its owner alone; a new one if none is there. It belongs in no line of the log.
+///
+/// # Errors
+/// Those of reading the kernel's random numbers.
+pub(crate) fn cluster_secret(path: &Path) -> io::Result<String> {
+    let kept = state::read(path, LENGTH as u64).ok().flatten();
+    let kept = kept.and_then(|bytes| String::from_utf8(bytes).ok());
+    let is_whole =
+        |text: &String| text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(secret) = kept.filter(is_whole) {
+        return Ok(secret);
+    }
+    let mut bytes = [0; LENGTH / 2];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let secret: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    if let Err(error) = state::replace(path, secret.as_bytes()) {
+        tracing::warn!(
+            path = %path.display(),
+            %error,
+            "the cluster-secret cannot be kept: the next generation has another, and resets \
+             HTTP/3 connections whose clients it cannot know"
+        );
+    }
+    Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_kept_for_its_owner() {
+        let directory =
+            std::env::temp_dir().join(format!("bindonce-secret-{}", std::process::id()));
+        fs::create_dir(&directory).expect("directory");
+        let path = directory.join("secret");
+        let first = cluster_secret(&path).expect("a secret");
+        assert_eq!(cluster_secret(&path).expect("the same"), first);
+        let mode = fs::metadata(&path).expect("the file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(&path, "").expect("write");
+        let second = cluster_secret(&path).expect("another");
+        assert!(second.len() == LENGTH && second != first);
+        // Where nothing can be kept there is one all the same.
+        assert!(cluster_secret(&directory.join("none/secret")).is_ok());
+        fs::remove_dir_all(&directory).expect("remove");
+    }
+}

@@ -1,0 +1,111 @@
+//! Listeners for QUIC: one UDP socket over all reloads, which at each moment one generation reads.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually};
+
+/// The sockets that receive from anyone at this address, by inode (proc_net_udp(5)).
+fn bound(address: SocketAddr) -> Vec<u64> {
+    let table = fs::read_to_string("/proc/thread-self/net/udp").expect("/proc/net/udp");
+    let place = format!("{:08X}:{:04X}", u32::from_ne_bytes([127, 0, 0, 1]), address.port());
+    let inode = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let ours = words.get(1) == Some(&place.as_str()) && words.get(2)?.starts_with("00000000:");
+        ours.then(|| words.get(9)?.parse().ok())?
+    };
+    table.lines().filter_map(inode).collect()
+}
+
+/// Whether a process reads what comes to this address: whoever takes a packet of a version that nobody has answers with
+/// those that it has (RFC 9000, section 6.1).
+fn is_read(address: SocketAddr) -> bool {
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+    client.set_read_timeout(Some(Duration::from_millis(200))).expect("a limit");
+    let mut packet = [0; 1200];
+    packet[..15].copy_from_slice(b"\xc0\x1a\x2a\x3a\x4a\x04abcd\x04efgh");
+    client.send_to(&packet, address).expect("sending");
+    let mut answer = [0; 2048];
+    let length = client.recv(&mut answer).unwrap_or(0);
+    // A long header, the version 0, and the two connection ids exchanged.
+    length > 15 && answer[1..15] == *b"\0\0\0\0\x04efgh\x04abcd"
+}
+
+/// How often the socket with this inode is registered in the epoll sets of a process.
+fn registrations(pid: i32, inode: u64) -> usize {
+    let entry = format!(" ino:{inode:x} ");
+    let all = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let texts = all.filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.map(|text| text.lines().filter(|line| line.contains(&entry)).count()).sum()
+}
+
+fn with_quic(scene: &Scene, address: SocketAddr, tag: u64, more: &str) -> PathBuf {
+    let pem = scene.write("test.pem", include_str!("harness/test.pem"));
+    let bind = format!("    bind quic4@{address} ssl crt {} alpn h3\n    bind ", pem.display());
+    let text = config(address, tag).replacen("    bind ", &bind, 1);
+    scene.write("haproxy.cfg", &text.replacen("global\n", &format!("global\n{more}"), 1))
+}
+
+/// Each generation reads the same socket, and the one before has left it when `reload` returns.
+#[test]
+fn one_socket_for_quic_goes_from_generation_to_generation() {
+    for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let file = with_quic(&scene, address, 1, "    limited-quic\n");
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let (_, mut pid) = haproxy.wait_serving(&scene);
+        eventually("an answer", || is_read(address).then_some(()));
+        let inodes = bound(address);
+        assert_eq!(inodes.len(), 1, "one socket for all threads");
+        for tag in 2..=4 {
+            with_quic(&scene, address, tag, "    limited-quic\n");
+            // It keeps the older one from ending.
+            let half = half_a_request(address);
+            haproxy.reload(&scene).ok();
+            let left = || (registrations(pid, inodes[0]) == 0).then_some(());
+            eventually("the older one is woken for it no more", left);
+            assert_eq!(bound(address), inodes);
+            eventually("an answer of the next", || is_read(address).then_some(()));
+            drop(half);
+            (_, pid) = haproxy.wait_serving(&scene);
+        }
+        let list = scene.run("list", &[]).ok();
+        assert!(list.contains(&format!("quic4@{address}")), "{list}");
+        // What the next generation must know of the clients of this one is nobody else's.
+        let secret = scene.path("web.d/cluster-secret");
+        assert_eq!(fs::metadata(&secret).expect("the file").permissions().mode() & 0o777, 0o600);
+        let text = fs::read_to_string(&secret).expect("the secret");
+        assert!(!haproxy.supervisor.story().contains(&text), "it is in the log");
+    }
+}
+
+fn half_a_request(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("connecting");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a limit");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").expect("writing");
+    stream
+}
+
+/// A haproxy without QUIC refuses the line, and nothing is bound for it.
+#[test]
+fn without_quic_the_line_is_left_to_haproxy() {
+    let Some(program) = Haproxy::system() else { return };
+    let built = std::process::Command::new(&program).arg("-vv").output().expect("haproxy -vv");
+    if String::from_utf8_lossy(&built.stdout).contains("+QUIC") {
+        return crate::harness::skip("this haproxy has QUIC");
+    }
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = with_quic(&scene, address, 1, "");
+    let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
+    haproxy.supervisor.wait_line(&format!("quic4@{address}"));
+    assert!(!haproxy.supervisor.wait_exit().success());
+    assert_eq!(bound(address), [0; 0]);
+}
