@@ -170,3 +170,35 @@ fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {
     haproxy.reload(&scene).ok();
     has(12, 0o600);
 }
+
+/// What a reload refuses because of what the broker holds, the check refuses too.
+#[test]
+fn what_a_reload_would_refuse_is_refused() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let mut somebody = scene.wire();
+    somebody.call("bind", &serde_json::json!([{ "listen": other.to_string() }]));
+    let frontend = |binds: &str| format!("{DEFAULTS}frontend f\n{binds}");
+    let (port, theirs) = (address.port(), other.port());
+    let file = scene.write("haproxy.cfg", &frontend(&format!("    bind [::]:{port} v6only\n")));
+    let haproxy = Haproxy::start(&scene, &program, &file);
+    let socket = scene.path("stats.sock");
+    for (text, why) in [
+        (frontend(&format!("    bind [::]:{port}\n")), "a new socket is needed"),
+        (format!("global\n    stats socket {}\n", socket.display()), "nothing for clients"),
+        (
+            frontend(&format!("    bind *:{theirs}\n    bind 127.255.255.254:{theirs}\n")),
+            "overlaps",
+        ),
+    ] {
+        scene.write("haproxy.cfg", &text);
+        let said = haproxy.reload(&scene).fails(1);
+        assert!(said.contains(why), "{said}");
+        let mut check = scene.bindonce("check");
+        check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file);
+        let said = finish(&mut check).fails(1);
+        assert!(said.contains(why), "{said}");
+    }
+}

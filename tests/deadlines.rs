@@ -229,13 +229,13 @@ enum Stall {
     Broker,
 }
 
-/// haproxy as a script, which hangs where a file says so.
+/// haproxy as a script, which hangs where a file says so; once in a process of its own, which inherits the listeners.
 fn hanging(scene: &Scene, program: &Path) -> PathBuf {
     let path = scene.path("haproxy");
     let script = format!(
         "#!/bin/sh\n\
          case \" $* \" in *\" -c \"*) [ -e {stall}-condition ] && exec sleep 1000;; \
-         *) [ -e {stall}-exec ] && exec sleep 1000;; esac\n\
+         *) [ -e {stall}-exec ] && sleep 1000;; esac\n\
          exec {program} \"$@\"\n",
         stall = scene.path("stall").display(),
         program = program.display(),

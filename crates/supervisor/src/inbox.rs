@@ -279,7 +279,20 @@ impl Supervisor {
         let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
         if let Some(generation) = self.generations.get(&id) {
             let pid = generation.pid();
-            let (kind, text) = match self.timeline.state_of(id) {
+            let state = self.timeline.state_of(id);
+            let drained = generation.lease.served && state == Some(State::Draining);
+            if !drained && self.cx.settings.kind.haproxy().is_some() {
+                let left = process::kill_holders(pid, &generation.inodes());
+                if left > 0 {
+                    tracing::warn!(
+                        generation = id.0,
+                        pid,
+                        left,
+                        "killed what it left with its listeners open"
+                    );
+                }
+            }
+            let (kind, text) = match state {
                 Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
                 Some(State::Serving) => {
                     (event::Kind::GenerationDied, format!("died while it served: {how}"))

@@ -12,7 +12,7 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::watch::Watch;
-use bindonce_sys::{spawn, tree};
+use bindonce_sys::{holders, spawn, tree};
 
 use crate::broker::leases::Leases;
 use crate::context::Context;
@@ -43,6 +43,17 @@ pub(crate) struct Process {
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Option<bindonce::aio::Client>,
     pub(crate) started: Timestamp,
+}
+
+/// Kills what a haproxy that has ended leaves with its listeners open: clients would wait there
+/// for a process that does not accept, such as what a script has started that never became haproxy.
+pub(crate) fn kill_holders(leader: i32, inodes: &[u64]) -> usize {
+    let left = tree::members(leader).into_iter().filter(|pid| *pid != leader);
+    let holders = left.filter(|pid| holders::holds(*pid, inodes).unwrap_or(false));
+    let pidfds = holders.filter_map(|pid| Pidfd::open(pid).ok());
+    // It is the one that was looked at if it still has one of them.
+    let same = |pidfd: &Pidfd| holders::holds(pidfd.pid(), inodes).unwrap_or(false);
+    pidfds.filter(|pidfd| same(pidfd) && pidfd.send(Number::SIGKILL).is_ok()).count()
 }
 
 /// Begins to watch a process. One that cannot be watched is ended.

@@ -8,7 +8,7 @@
 
 mod haproxy;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -121,12 +121,32 @@ impl Sockets {
         };
         let mut overlapping = overlapping(rendering);
         let held = held(service, &mut client)?;
-        let (mine, mut claims) = (held.iter().filter(|(_, is_mine)| **is_mine), Vec::new());
+        if rendering.bindings.is_empty()
+            && rendering.has_stats_socket()
+            && held.values().any(|user| *user == User::Service)
+        {
+            bail!(
+                "the configuration has nothing for clients to connect to, and service \"{service}\" has listeners \
+                 now: a reload refuses it, unless it is given --allow-empty"
+            );
+        }
+        let wanted: HashSet<Key> =
+            rendering.bindings.iter().map(|one| one.listener.key()).collect();
+        let mut claims = Vec::new();
         for (binding, overlaps) in std::iter::zip(&rendering.bindings, &mut overlapping) {
             let (mut listener, key) = (binding.listener.clone(), binding.listener.key());
             let it = held.get(&key);
+            let beside = || held.iter().filter(|(other, _)| **other != key && other.overlaps(&key));
+            // The broker refuses these to the service too, and says why.
+            let refused = beside().any(|(other, user)| match user {
+                User::Another => !wanted.contains(other),
+                User::Service => !*overlaps && other.is_same_place(&key),
+                User::Nobody => false,
+            });
             // What it has is claimed; what only overlaps that, and would take its connections, is not bound.
-            *overlaps |= it != Some(&true) && mine.clone().any(|(other, _)| other.overlaps(&key));
+            let mine = |user: &User| *user == User::Service;
+            *overlaps |= !it.is_some_and(mine) && beside().any(|(_, user)| mine(user));
+            *overlaps &= !refused;
             if it.is_some() {
                 // A reload changes the rest in place. Nothing is changed here.
                 let Options { v6only, interface, netns, .. } = listener.options;
@@ -200,18 +220,31 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
     overlapping
 }
 
-/// The broker's listeners, and whether a service has each.
-fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, bool>> {
+/// Who has a listener of the broker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum User {
+    /// The service alone.
+    Service,
+    Another,
+    Nobody,
+}
+
+/// The broker's listeners, and who has each.
+fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, User>> {
     let read = |listener: bindonce::ListenerInfo| {
         let service = Some(service.as_str());
-        let mine = listener.holders.iter().any(|holder| holder.service.as_deref() == service);
+        let user = match listener.holders.as_slice() {
+            [] => User::Nobody,
+            all if all.iter().all(|holder| holder.service.as_deref() == service) => User::Service,
+            _ => User::Another,
+        };
         let options = listener.options.iter().map(|(name, value)| match value {
             Value::Bool(true) => format!(",{name}"),
             Value::String(text) => format!(",{name}={text}"),
             other => format!(",{name}={other}"),
         });
         let text: String = std::iter::once(listener.address.clone()).chain(options).collect();
-        Some((text.parse::<ListenSpec>().ok()?.first.key(), mine))
+        Some((text.parse::<ListenSpec>().ok()?.first.key(), user))
     };
     Ok(client.list()?.listeners.into_iter().filter_map(read).collect())
 }
