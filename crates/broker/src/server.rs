@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::event::Kind;
+use bindonce_core::event::{Flood, Kind};
 use bindonce_daemon::rpc::Server;
 use bindonce_daemon::{Journal, state};
+use bindonce_sys::clock::now;
 use bindonce_sys::{limits, worker};
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, yield_now};
@@ -215,11 +216,16 @@ async fn settle(broker: &Rc<RefCell<Broker>>, config: &Config, resumes: bool) {
 
 /// Reads the rules and limits of the configuration again on each order.
 async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
+    let mut told = Flood::default();
     loop {
         config.orders.reread.notified().await;
+        // Whoever orders it without end does not fill the log; the events have it.
+        let is_told = told.on(now().0).is_some();
         start::bind_rest(broker).await;
         let Some(path) = &config.file else {
-            tracing::info!("asked to read the configuration again, but there is no file");
+            if is_told {
+                tracing::info!("asked to read the configuration again, but there is no file");
+            }
             continue;
         };
         let from = path.clone();
@@ -231,16 +237,20 @@ async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
             Ok((rules, limits)) => {
                 let count = rules.len();
                 broker.borrow_mut().configure(rules, limits);
-                tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
+                if is_told {
+                    tracing::info!(path = %path.display(), rules = count, "rules and limits read again");
+                }
                 let text = format!("{count} rules and the limits read again: {}", path.display());
                 broker.borrow().reporter.own(Kind::ConfigRead, text);
             }
             Err(error) => {
-                tracing::error!(
-                    %error,
-                    hint = "correct it and send SIGHUP again; `bindonce check-config` tells more",
-                    "the rules and limits stay as they were"
-                );
+                if is_told {
+                    tracing::error!(
+                        %error,
+                        hint = "correct it and send SIGHUP again; `bindonce check-config` tells more",
+                        "the rules and limits stay as they were"
+                    );
+                }
                 let text = format!("the rules and limits stay as they were: {error}");
                 broker.borrow().reporter.own(Kind::ConfigRefused, text);
             }

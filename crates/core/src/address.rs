@@ -11,7 +11,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
-use crate::error::{Invalid, shown};
+use crate::error::Invalid;
+use crate::text::shown;
 
 /// The longest UNIX path or abstract name, in bytes (`sun_path` has 108, one of
 /// which is the NUL before an abstract name or after a path; see unix(7)).

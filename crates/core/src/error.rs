@@ -108,11 +108,3 @@ pub enum Invalid {
     #[error("the name {0:?} is too long for a range: each port adds up to 6 bytes of 63")]
     RangeName(String),
 }
-
-/// At most 120 characters of what was written, for a message.
-pub(crate) fn shown(text: &str) -> String {
-    match text.char_indices().nth(120) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
-}

@@ -5,8 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::address::Address;
-use crate::error::{Invalid, shown};
+use crate::error::Invalid;
 use crate::name::{MAX_LEN, Name};
+use crate::text::shown;
 
 pub use crate::key::Key;
 pub use crate::options::Options;
@@ -157,13 +158,7 @@ impl FromStr for ListenSpec {
         let (name, place) = match place.split_once('=') {
             // A `=` after one of these is part of a path or an abstract name.
             Some((name, _)) if name.contains(['@', '/', ':']) => (None, place),
-            Some((name, place)) => (
-                Some(name.parse::<Name>().map_err(|mut error| {
-                    error.0 = shown(&error.0);
-                    error
-                })?),
-                place,
-            ),
+            Some((name, place)) => (Some(name.parse::<Name>()?), place),
             None => (None, place),
         };
         let (address, last_port) = Address::parse_range(place)?;

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::shown;
+
 /// The longest name, in bytes.
 pub const MAX_LEN: usize = 63;
 
@@ -47,7 +49,7 @@ impl FromStr for Name {
         if text.len() <= MAX_LEN && text.starts_with(first) && text.chars().all(rest) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidName(text.to_owned()))
+            Err(InvalidName(shown(text)))
         }
     }
 }

@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 
 use crate::address::Address;
-use crate::error::{Invalid, shown};
+use crate::error::Invalid;
+use crate::text::shown;
 
 /// Socket options that a person may write after the address. `None` and
 /// `false` mean "not said": the broker's default applies to a new listener, and

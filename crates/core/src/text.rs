@@ -6,6 +6,17 @@
 
 use std::borrow::Cow;
 
+/// So many characters of a text of others are quoted at most.
+const QUOTED: usize = 120;
+
+/// The beginning of a text of others, for a message: a request cannot make one as long as itself.
+pub fn shown(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// The text on one line, each character that would not be printed as itself as `\n` or `\u{1b}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_obeyed)

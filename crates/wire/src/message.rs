@@ -5,6 +5,7 @@
 //! missing, and a request without `id` gets its reply, with `id` null, because the
 //! client of multibinder sends none.
 
+use bindonce_core::text::shown;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -94,7 +95,7 @@ impl<'a> Request<'a> {
             }
         };
         if let Some(version) = request.jsonrpc.as_deref().filter(|version| *version != "2.0") {
-            let message = format!("`jsonrpc` is {version:?}, not \"2.0\"");
+            let message = format!("`jsonrpc` is {:?}, not \"2.0\"", shown(version));
             let error = RpcError::new(ErrorCode::INVALID_REQUEST, message)
                 .with_hint("this is JSON-RPC 2.0: send \"jsonrpc\":\"2.0\" or leave it out");
             return Err(Rejected { id: request.id, error });
@@ -135,7 +136,7 @@ impl<'a> Request<'a> {
 
     /// The answer to a method that the server does not have.
     pub fn method_not_found(&self, offered: &[&str]) -> RpcError {
-        let message = format!("there is no method {:?}", self.method);
+        let message = format!("there is no method {:?}", shown(&self.method));
         RpcError::new(ErrorCode::METHOD_NOT_FOUND, message)
             .with_hint(format!("the methods are {}", offered.join(", ")))
     }
@@ -164,8 +165,16 @@ fn id_of(frame: &[u8]) -> Id {
 pub(crate) fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+    let text = text.strip_suffix(&place).unwrap_or(&text);
+    // It quotes what the client has sent, and ends with what was expected.
+    match text.char_indices().rev().nth(REST) {
+        Some((rest, _)) if text.len() > 2 * REST => format!("{}{}", shown(text), &text[rest..]),
+        _ => text.to_owned(),
+    }
 }
+
+/// So many characters at the end of a message of serde_json's say what was expected.
+const REST: usize = 200;
 
 /// A request as a client sends it, ending in a line end.
 pub fn encode_request<P: Serialize + ?Sized>(

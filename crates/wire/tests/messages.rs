@@ -120,6 +120,32 @@ fn refusals_name_the_code_and_the_culprit() {
 }
 
 #[test]
+fn an_error_quotes_the_beginning_of_what_is_long() {
+    let long = "x".repeat(100_000);
+    for text in [
+        format!(r#"{{"method":"{long}"}}"#),
+        format!(r#"{{"method":"ping","{long}":1}}"#),
+        format!(r#"{{"method":"ping","jsonrpc":"{long}"}}"#),
+        format!(r#"{{"method":"list","params":"{long}"}}"#),
+        format!(r#"{{"method":"bind","params":"{long}"}}"#),
+        format!(r#"{{"method":"bind","params":[{{"listen":7,"{long}":1}}]}}"#),
+        format!(
+            r#"{{"method":"join","params":[{{"service":"{long}","generation":1,"state":"serving"}}]}}"#
+        ),
+        format!(
+            r#"{{"method":"join","params":[{{"service":"a","generation":1,"state":"{long}"}}]}}"#
+        ),
+        format!(r#"{{"method":"release","params":[["{long}"]]}}"#),
+    ] {
+        let error = call(&text).expect_err("no request");
+        let length = encode_error(&Id::Null, &error).len();
+        assert!(length < 1500, "{length} bytes for {}", &text[..60]);
+    }
+    let name = long.parse::<bindonce_core::name::Name>().expect_err("too long");
+    assert!(name.to_string().len() < 500);
+}
+
+#[test]
 fn a_refused_request_keeps_its_id() {
     for (text, id) in [
         (r#"{"method":"ping","parms":[],"id":7}"#, json!(7)),

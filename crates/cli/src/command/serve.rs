@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_broker::{Config, File, Orders};
+use bindonce_core::event::Flood;
 use bindonce_core::listener::{Listener, Wanted};
+use bindonce_sys::clock::now;
 use bindonce_sys::log;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{self, Signal, SignalFd};
@@ -154,6 +156,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
 
 /// Ready when a signal asks the broker to end.
 async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
+    let mut rereads = Flood::default();
     loop {
         match signals.read() {
             Ok(Some(signal)) if matches!(signal.signo, Signal::SIGTERM | Signal::SIGINT) => {
@@ -166,7 +169,14 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
                 continue;
             }
             Ok(Some(signal)) if signal.signo == Signal::SIGHUP => {
-                tracing::info!(sender = signal.pid, "told to read the configuration again");
+                if let Some(left_out) = rereads.on(now().0) {
+                    let left_out = (left_out > 0).then_some(left_out);
+                    tracing::info!(
+                        sender = signal.pid,
+                        left_out,
+                        "told to read the configuration again"
+                    );
+                }
                 orders.reread();
                 continue;
             }
