@@ -102,7 +102,7 @@ def controller(place):
         before = wait_for("the count", lambda: (place.reloads() or 0) + 1) - 1
         with contextlib.suppress(OSError):
             place.say(b"reload")
-        wait_for("one more reload", lambda: (place.reloads() or 0) > before)
+        wait_for("one more reload", lambda: (place.reloads() or 0) > before, 5)
     return reload
 
 
@@ -148,8 +148,8 @@ def measure(caller, program, haproxy):
             time.sleep(0.3)  # load before the first reload, not an event that is waited for
             for number in range(arguments.count):
                 place.configure(number + 2)
-                reload()
                 try:
+                    reload()
                     wait_for(f"generation {number + 2}", lambda: ask()[1] == str(number + 2), 5)
                 except SystemExit:
                     lost += 1  # haproxy's own master has not heard a signal
