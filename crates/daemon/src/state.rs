@@ -3,15 +3,21 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bindonce_core::time::Timestamp;
 use bindonce_sys::clock::now;
 use bindonce_sys::file;
+use nix::fcntl::OFlag;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 /// The longest state that is read: a record of a million listeners.
 pub const LARGEST: u64 = 256 << 20;
+
+/// A file that is longer than this, and than twice what is written to it, is cut first.
+const LONGER: usize = 64 << 10;
 
 /// The path with something added to its last name: `/run/b.sock` and `.state` give `/run/b.sock.state`.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -68,6 +74,38 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// As [`replace`], for text with spaces allowed before it that is written often: what was at `path` stays at `PATH.new`, and
+/// the next time its file is written over and changes places with the other (renameat2(2), RENAME_EXCHANGE). To free
+/// a file on a disk may wait for that disk, hundreds of milliseconds where it is busy.
+///
+/// # Errors
+/// Those of the system calls; the file at `path` is then as it was.
+pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
+    let other = with_suffix(path, ".new");
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600).custom_flags(flags.bits());
+    let file = options.open(&other)?;
+    let there = file.metadata()?;
+    if !there.is_file() {
+        return Err(io::Error::other(format!("{} is no file", other.display())));
+    }
+    let mut length = usize::try_from(there.len()).unwrap_or(usize::MAX);
+    if length > LONGER.max(2 * text.len()) {
+        file.set_len(0)?;
+        length = 0;
+    }
+    // Not cut: what is being written to the disk would be waited for.
+    let mut whole = vec![b' '; length.saturating_sub(text.len())];
+    whole.extend_from_slice(text);
+    file.write_all_at(&whole, 0)?;
+    match renameat_with(CWD, &other, CWD, path, RenameFlags::EXCHANGE) {
+        // Nothing is at the path, or this file system cannot do it.
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(&other, path),
+        done => Ok(done?),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -86,6 +124,30 @@ mod tests {
         let mode = fs::metadata(&path).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!directory.0.join("state.new").exists());
+    }
+
+    #[test]
+    fn two_files_take_turns_and_a_reader_sees_one_text_whole() {
+        use std::os::unix::fs::MetadataExt as _;
+        let directory = Directory::new("exchange");
+        let (path, other) = (directory.0.join("state"), directory.0.join("state.new"));
+        fs::write(&other, "half of what a crash has left, and longer").expect("write");
+        let mut inodes = std::collections::BTreeSet::new();
+        for text in ["{}", "{\"a\":1}", "[]", "{\"a\":[1,2,3]}", "7"] {
+            exchange(&path, text.as_bytes()).expect("exchange");
+            assert_eq!(fs::read_to_string(&path).expect("read").trim_start(), text);
+            inodes.insert(fs::metadata(&path).expect("stat").ino());
+        }
+        assert_eq!(inodes.len(), 2);
+        exchange(&path, &vec![b'x'; 3 * LONGER]).expect("exchange");
+        for _ in 0..2 {
+            exchange(&path, b"short").expect("exchange");
+        }
+        assert!(fs::metadata(&path).expect("stat").len() < 100);
+        fs::remove_file(&other).expect("remove");
+        fs::create_dir(&other).expect("mkdir");
+        assert!(exchange(&path, b"new").is_err());
+        assert_eq!(fs::read_to_string(&path).expect("read").trim_start(), "short");
     }
 
     #[test]

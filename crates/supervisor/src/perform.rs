@@ -11,7 +11,7 @@ use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::worker;
 
 use crate::adopt::{self, ServedNow};
-
+use crate::disk::directory::remove_all;
 use crate::generations::start;
 use crate::generations::starts::Plan;
 use crate::generations::{foreign, watching};
@@ -25,6 +25,10 @@ use crate::supervisor::Supervisor;
 
 /// What a look at all processes may take besides, where one is to be ended.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How long the removal of old configurations may take. It is done beside the loop: a disk that is busy takes hundreds
+/// of milliseconds to free a file.
+const REMOVAL: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     pub(crate) fn perform(&mut self, action: Action) {
@@ -269,9 +273,22 @@ impl Supervisor {
     fn keep_configurations(&mut self) {
         let keep: Vec<_> = self.timeline.configurations().collect();
         self.starts.retain(&keep);
-        if let Err(error) = self.cx.directory.keep_configurations(&keep) {
-            tracing::warn!(%error, "old rendered configurations could not be removed");
-        }
+        let cx = self.cx.clone();
+        let old = cx.directory.old_configurations(&keep);
+        crate::tasks::spawn(async move {
+            let removed = match old {
+                Ok(old) if old.is_empty() => Ok(()),
+                Ok(old) => {
+                    let removed = worker::within(REMOVAL, move || remove_all(&old)).await;
+                    removed.and_then(std::convert::identity)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(%error, "old rendered configurations could not be removed");
+            }
+            cx.directory.tidy();
+        });
     }
 
     /// Begins to ask a generation whether it has stopped.

@@ -209,8 +209,9 @@ impl Directory {
         }
     }
 
-    /// Removes every rendered configuration but those in `keep`.
-    pub(crate) fn keep_configurations(&self, keep: &[GenerationId]) -> io::Result<()> {
+    /// Every rendered configuration but those in `keep`, for [`remove_all`].
+    pub(crate) fn old_configurations(&self, keep: &[GenerationId]) -> io::Result<Vec<PathBuf>> {
+        let mut old = Vec::new();
         for directory in self.fallback.get().into_iter().chain([self.path.clone()]) {
             for entry in fs::read_dir(directory)? {
                 let entry = entry?;
@@ -219,18 +220,22 @@ impl Directory {
                 if let Some(Ok(id)) = id.map(str::parse)
                     && !keep.contains(&GenerationId(id))
                 {
-                    fs::remove_dir_all(entry.path())?;
+                    old.push(entry.path());
                 }
             }
         }
+        Ok(old)
+    }
+
+    /// Removes the directory in the memory of the system once nothing is in it.
+    pub(crate) fn tidy(&self) {
         self.fallback.tidy();
-        Ok(())
     }
 
     /// Removes everything that only a running supervisor needs.
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.fallback.clear();
-        self.keep_configurations(&[])?;
+        remove_all(&self.old_configurations(&[])?)?;
         for name in [place::CONTROL, METRICS, "pid"] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -296,10 +301,18 @@ impl Directory {
         }
         // Not known to be there until it is.
         self.saved.take();
-        state::replace(&self.state(), &serde_json::to_vec(&saved)?)?;
+        state::exchange(&self.state(), &serde_json::to_vec(&saved)?)?;
         self.saved.replace(Some(saved));
         Ok(())
     }
+}
+
+/// Removes directories with all that is in them. One that is gone is no error. On a disk this may wait for it.
+pub(crate) fn remove_all(directories: &[PathBuf]) -> io::Result<()> {
+    directories.iter().try_for_each(|directory| match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    })
 }
 
 /// Reads a saved state that is at `path`.
