@@ -37,8 +37,6 @@ impl Passed {
         left: BTreeMap<RawFd, OwnedFd>,
     ) -> Result<Self, Error> {
         let mut descriptors = left;
-        let given = inherit::given().map_err(Error::system("look at the inherited descriptors"))?;
-        descriptors.extend(given);
         let mut known = Descriptors::new();
         for (number, text) in saved {
             known.extend(read(text).map(|listener| (*number, Ok(listener))));
@@ -46,6 +44,14 @@ impl Passed {
         for (number, fd) in &descriptors {
             known.insert(*number, identity::listener(fd.as_fd()));
         }
+        // What is no listener is left to haproxy, which may write its log there.
+        let given = inherit::given(|number, fd| {
+            let listener = identity::listener(fd);
+            let is_one = listener.is_ok();
+            known.insert(number, listener);
+            is_one
+        });
+        descriptors.extend(given.map_err(Error::system("look at the inherited descriptors"))?);
         Ok(Self { descriptors, known })
     }
 

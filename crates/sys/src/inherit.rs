@@ -59,13 +59,23 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Descriptors that whoever started this process has left open for it, by their numbers, owned and close-on-exec from now
-/// on: a second call finds none. Whatever this process opens itself is close-on-exec.
+/// Descriptors that whoever started this process has left open for it, by their numbers, as far as they are `wanted`: owned
+/// and close-on-exec from now on, so that a second call does not find them. Whatever this process opens itself is
+/// close-on-exec. All others stay as they are, for what is started.
 ///
 /// # Errors
 /// Those of looking at /proc/self/fd.
-pub fn given() -> io::Result<BTreeMap<RawFd, OwnedFd>> {
-    left_open()?.into_iter().map(|number| Ok((number, take(number)?))).collect()
+pub fn given(
+    mut wanted: impl FnMut(RawFd, BorrowedFd<'_>) -> bool,
+) -> io::Result<BTreeMap<RawFd, OwnedFd>> {
+    let mut given = BTreeMap::new();
+    for number in left_open()? {
+        // SAFETY: it is open, and nothing in this process owns it.
+        if wanted(number, unsafe { BorrowedFd::borrow_raw(number) }) {
+            given.insert(number, take(number)?);
+        }
+    }
+    Ok(given)
 }
 
 /// Duplicates of those, which themselves stay as they are.

@@ -72,8 +72,13 @@ pub(crate) fn reload(
     words: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<ExitCode> {
     let mut caller = Origin::here(words).context("cannot tell the current directory")?;
-    let given = inherit::given().context("cannot look at the inherited descriptors")?;
-    let stored = give(socket, command, &given, &mut caller.passed)?;
+    let mut known = Descriptors::new();
+    let given = inherit::given(|number, fd| {
+        known.insert(number, identity::listener(fd));
+        true
+    });
+    let given = given.context("cannot look at the inherited descriptors")?;
+    let stored = give(socket, command, known, &given, &mut caller.passed)?;
     let mut client = Client::connect(&control_socket(socket, service))?;
     client.set_timeout(RELOAD)?;
     let how = serde_json::json!({ "caller": caller, "at_once": command.role.at_once });
@@ -92,11 +97,10 @@ pub(crate) fn reload(
 fn give(
     socket: &Path,
     command: &Command,
+    known: Descriptors,
     given: &BTreeMap<RawFd, OwnedFd>,
     passed: &mut BTreeMap<RawFd, String>,
 ) -> anyhow::Result<Vec<String>> {
-    let known: Descriptors =
-        given.iter().map(|(number, fd)| (*number, identity::listener(fd.as_fd()))).collect();
     // What is wrong with it is said where it is started.
     let Ok(rendering) = check::rendering(command, known)? else { return Ok(Vec::new()) };
     let mut gives = Vec::new();

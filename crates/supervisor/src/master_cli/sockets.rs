@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
 use bindonce_haproxy::config::{MasterAddress, MasterSocket};
-use bindonce_sys::listen;
+use bindonce_sys::{identity, listen};
 use nix::libc;
 use rustix::net::{AddressFamily, sockopt};
 use tokio::net::{TcpListener, UnixListener};
@@ -46,14 +47,7 @@ impl Socket {
             }
             (None, MasterAddress::Listen(listener)) => match listen::open(listener) {
                 Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
-                    // haproxy's own master takes a path from whoever has it: that is how one takes over from another.
-                    let Address::Unix(path) = &listener.address else { return Err(error.into()) };
-                    tracing::warn!(
-                        path,
-                        "another process listens here for its master CLI; taking its place"
-                    );
-                    std::fs::remove_file(path).map_err(Error::system("bind the master CLI"))?;
-                    listen::open(listener)?.fd
+                    take_place(listener, error)?
                 }
                 done => done?.fd,
             },
@@ -86,6 +80,17 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// Listens where another process does: haproxy's own master takes a path from whoever has it, and so takes over from
+/// another. What another user could exchange on the way to the path is not followed.
+fn take_place(listener: &Listener, error: bindonce_sys::Error) -> Result<OwnedFd, Error> {
+    let Address::Unix(path) = &listener.address else { return Err(error.into()) };
+    tracing::warn!(path, "another process listens here for its master CLI; taking its place");
+    if let Some(file) = identity::file(path) {
+        listen::unlink_if_ours(&file).map_err(Error::system("bind the master CLI"))?;
+    }
+    Ok(listen::open(listener)?.fd)
 }
 
 /// Accepts one client after another, each when a seat is free.
