@@ -31,12 +31,11 @@ use tokio::sync::Notify;
 use crate::persistence::Ledger;
 use crate::persistence::found::Found;
 
-use socket::{Owned, Owners};
+use socket::{Closed, Owned, Owners};
 use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
-use perform::Closed;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, WATCHED_AT_ONCE, unlink};
 pub(crate) use socket::{Held, Socket, Unfinished};
 

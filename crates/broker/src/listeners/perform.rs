@@ -15,7 +15,7 @@ use bindonce_sys::closing;
 use bindonce_sys::listen::{self, UnixPath, can_go_astray};
 
 use super::denied::Denied;
-use super::socket::{Held, Socket};
+use super::socket::{Closed, Held, Socket};
 use super::{Listeners, astray};
 
 /// More listeners than this that are opened or closed at once get one line in the log.
@@ -38,9 +38,6 @@ pub(crate) enum Next {
     /// Without a reason if opening or changing gave it already.
     Denied(Option<Denied>),
 }
-
-/// Why a listener was closed, which, and whose it was.
-pub(super) type Closed = (Closing, Listener, u32);
 
 impl Listeners {
     /// Takes one step of a connection's claim; gives the next one.

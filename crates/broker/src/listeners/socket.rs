@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use bindonce_core::registry::{self, Opened};
+use bindonce_core::listener::Listener;
+use bindonce_core::registry::{self, Closing, Opened};
 use bindonce_sys::listen::{self, UnixPath};
 use bindonce_wire::manifest::{self, Entry};
 
@@ -15,6 +16,9 @@ use crate::persistence::{Mark, Recorded};
 
 /// A listener that is held.
 pub(crate) type Held = registry::Held<Socket>;
+
+/// Why a listener was closed, which, and whose it was.
+pub(super) type Closed = (Closing, Listener, u32);
 
 /// A listener's socket. A reply that is on its way shares it.
 #[derive(Debug)]

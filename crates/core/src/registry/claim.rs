@@ -1,10 +1,6 @@
-//! Claims: planned against what is held, opened by the shell, then granted as a
-//! whole or not at all. Some listeners at a time: others have their turn in between, and a claim that meets one which is
-//! not decided as a whole waits for it.
-//!
-//! Planning enters every new listener in the index at once, so that a second
-//! part of the same request finds the first as it finds those that are held; a
-//! claim that comes to nothing takes its entries out again.
+//! Claims: planned against what is held (`planning`), opened by the shell, then granted as a
+//! whole or not at all. Each step takes some listeners: other clients have their turn in between, and a claim that meets a listener of
+//! another claim which is not decided yet waits for it.
 
 use std::collections::btree_map::Entry;
 
@@ -12,14 +8,10 @@ use super::Registry;
 use super::event::{Action, Closing, Lease, Want};
 use super::held::{Held, Opened};
 use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
-use super::plan::{New, Outcome, Pending, Phase, Stop, Who, overlap};
+use super::plan::{Outcome, Pending, Phase};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Options, Wanted};
-use crate::name::Name;
 use crate::time::Timestamp;
-
-/// So many listeners of a claim are planned or granted in one step: about a microsecond each.
-pub(super) const AT_ONCE: usize = 256;
 
 /// Closing a socket takes as long as so many of these.
 const CLOSING: usize = 4;
@@ -148,170 +140,6 @@ impl<H> Registry<H> {
             }
             Outcome::NotDone => actions.push(Action::NotOpened(connection)),
         }
-    }
-
-    /// Whether a listener is held, and no claim is about to decide about it.
-    fn is_decided(&self, id: ListenerId) -> bool {
-        self.held.contains_key(&id) && !self.pending.values().any(|other| other.grants(id))
-    }
-
-    /// Whether a listener is being opened for another claim.
-    pub(super) fn is_undecided(&self, plan: &Pending<H>, id: ListenerId) -> bool {
-        !plan.is_own(id) && !self.is_decided(id)
-    }
-
-    /// To wait for the claim that decides about a listener.
-    pub(super) fn wait_for(&self, id: ListenerId) -> Stop {
-        let other = self.pending.values().find(|other| other.is_own(id) || other.names(id));
-        Stop::Wait(other.map(|other| other.connection))
-    }
-
-    /// The listener with a name, unless another claim decides who has the name.
-    fn named(&self, plan: &Pending<H>, name: &Name) -> Result<Option<ListenerId>, Stop> {
-        let Some(id) = self.index.name(name) else { return Ok(None) };
-        let own = || plan.is_own(id) || plan.named.get(&id) == Some(name);
-        let held = self.held.get(&id).is_some_and(|held| held.listener.name.as_ref() == Some(name));
-        if held && self.is_decided(id) || own() { Ok(Some(id)) } else { Err(self.wait_for(id)) }
-    }
-
-    /// Plans some more; true when all is planned.
-    fn plan_some(&mut self, plan: &mut Pending<H>, room: &mut usize) -> Result<bool, Stop> {
-        let wants = std::mem::take(&mut plan.wants);
-        let planned = self.plan_more(plan, &wants, room);
-        plan.wants = wants;
-        if planned? {
-            self.check_beside(plan)?;
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    fn plan_more(
-        &mut self,
-        plan: &mut Pending<H>,
-        wants: &[Want],
-        room: &mut usize,
-    ) -> Result<bool, Stop> {
-        while let Some(Want { wanted, tentative, change }) = wants.get(plan.planned.0) {
-            match wanted {
-                Wanted::Named(name) => {
-                    if *room == 0 {
-                        return Ok(false);
-                    }
-                    *room -= 1;
-                    let id = self.named(plan, name)?;
-                    let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
-                    plan.entries.push((id, *tentative));
-                }
-                Wanted::Listen(spec) => {
-                    for listener in spec.expand_from(plan.planned.1) {
-                        if *room == 0 {
-                            return Ok(false);
-                        }
-                        *room -= 1;
-                        let id = self.plan_one(plan, listener, *change)?;
-                        plan.entries.push((id, *tentative));
-                        plan.planned.1 += 1;
-                    }
-                }
-            }
-            plan.planned = (plan.planned.0 + 1, 0);
-        }
-        Ok(true)
-    }
-
-    /// Finds or enters one listener.
-    fn plan_one(
-        &mut self,
-        plan: &mut Pending<H>,
-        asked: Listener,
-        change: bool,
-    ) -> Result<ListenerId, Stop> {
-        let key = asked.key();
-        let found = self.index.key(&key).or_else(|| {
-            let narrow = self.index.key(&key.narrowed()?)?;
-            self.held.contains_key(&narrow).then(|| {
-                plan.crowd.narrow.push((asked.clone(), narrow));
-                narrow
-            })
-        });
-        if let Some(id) = found.filter(|id| self.is_undecided(plan, *id)) {
-            return Err(self.wait_for(id));
-        }
-        if let Some(name) = &asked.name
-            && let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found)
-            && let Some(who) = self.who(plan, owner)
-        {
-            let (name, asked) = (name.clone(), Box::new(asked));
-            return Err(match who {
-                Who::New(other) => Refusal::NameInRequest { name, asked, other },
-                Who::Held(held) => Refusal::Name { name, asked, held },
-            }
-            .into());
-        }
-        if let Some(id) = found {
-            self.check_options(plan, id, &asked, change)?;
-            if let Some(name) = &asked.name {
-                self.adopt(plan, id, name)?;
-            }
-            return Ok(id);
-        }
-        let id = ListenerId(plan.base + plan.new.len() as u64);
-        let overlaps = self.index.overlapping(&key).next().is_some();
-        if overlaps {
-            if let Some(other) = self.index.same_place(&key) {
-                let who = self.who(plan, other);
-                return Err(
-                    who.map_or_else(|| self.wait_for(other), |who| overlap(asked, who).into())
-                );
-            }
-            plan.crowd.new.push(id);
-        }
-        self.index.insert(id, &key);
-        if let Some(name) = &asked.name {
-            self.index.insert_name(id, name);
-        }
-        plan.to_open.push(asked.clone());
-        plan.new.push_back(New { listener: asked, key });
-        Ok(id)
-    }
-
-    /// A listener that was asked for without a name takes the first name it is given.
-    fn adopt(&mut self, plan: &mut Pending<H>, id: ListenerId, name: &Name) -> Result<(), Stop> {
-        let unnamed = match plan.planned(id) {
-            Some(new) => new.listener.name.is_none(),
-            None => self.held.get(&id).is_some_and(|held| held.listener.name.is_none()),
-        };
-        // A second name in the same request stays without effect, as a later one would.
-        if !unnamed || plan.names(id) {
-            return Ok(());
-        }
-        if self.pending.values().any(|other| other.names(id)) {
-            return Err(self.wait_for(id));
-        }
-        self.index.insert_name(id, name);
-        plan.named.insert(id, name.clone());
-        Ok(())
-    }
-
-    pub(super) fn who(&self, plan: &Pending<H>, id: ListenerId) -> Option<Who> {
-        match self.held.get(&id) {
-            Some(held) => Some(Who::Held(held.described())),
-            None => plan.planned(id).map(|new| Who::New(Box::new(new.listener.clone()))),
-        }
-    }
-
-    /// Counts a lease on what is held already, so that nobody can release it
-    /// while the rest of the claim is decided.
-    fn pin(&mut self, plan: &mut Pending<H>) {
-        for (id, _) in &plan.entries[plan.pinned..] {
-            if !plan.is_own(*id)
-                && let Some(held) = self.held.get_mut(id)
-            {
-                held.leases += 1;
-            }
-        }
-        plan.pinned = plan.entries.len();
     }
 
     pub(super) fn opened(

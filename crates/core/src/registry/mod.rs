@@ -28,6 +28,7 @@ mod ids;
 mod index;
 mod leases;
 mod plan;
+mod planning;
 mod refusal;
 mod release;
 mod resume;
@@ -40,8 +41,8 @@ use crate::name::Name;
 use crate::policy::Peer;
 use crate::time::Timestamp;
 
-use claim::AT_ONCE;
 use connection::Connection;
+use ids::AT_ONCE;
 use index::Index;
 use leases::Leases;
 use plan::Pending;
