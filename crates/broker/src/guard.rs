@@ -24,6 +24,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
 use crate::broker::Broker;
+use crate::claims;
 use crate::inquiry::Question;
 use crate::listeners::LOGGED_ONE_BY_ONE;
 
@@ -35,7 +36,16 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// Keeps every listener listening, for as long as the broker runs.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
-    tokio::join!(watch(broker), report(broker));
+    tokio::join!(watch(broker), report(broker), watch_rest(broker));
+}
+
+/// Begins to watch what replies have left, in as many turns as it needs.
+pub(crate) async fn watch_rest(broker: &Rc<RefCell<Broker>>) {
+    let guard = Rc::clone(&broker.borrow().listeners.guard);
+    loop {
+        guard.unwatched.notified().await;
+        claims::settle(broker).await;
+    }
 }
 
 async fn watch(broker: &Rc<RefCell<Broker>>) {
@@ -231,7 +241,6 @@ mod tests {
     use rustix::net::Shutdown;
 
     use super::*;
-    use crate::claims;
     use crate::listeners::watch::Guard;
 
     #[tokio::test(flavor = "current_thread")]

@@ -29,8 +29,10 @@ impl rpc::Handler for Handler {
     }
 
     fn replied(&self) {
-        // A claim leaves no more than one turn watches.
-        let _ = self.0.borrow_mut().settle();
+        let mut broker = self.0.borrow_mut();
+        if broker.settle() {
+            broker.listeners.guard.unwatched.notify_one();
+        }
     }
 
     fn is_used(&self, connection: ConnectionId) -> bool {

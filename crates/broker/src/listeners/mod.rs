@@ -36,7 +36,7 @@ use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
-pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, WATCHED_AT_ONCE, unlink};
+pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, unlink};
 pub(crate) use socket::{Held, Socket, Unfinished};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a

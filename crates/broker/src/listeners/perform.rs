@@ -21,8 +21,8 @@ use super::{Listeners, astray};
 /// More listeners than this that are opened or closed at once get one line in the log.
 pub(crate) const LOGGED_ONE_BY_ONE: usize = 16;
 
-/// New listeners that one turn watches, and that one reply may leave for the turn behind it: about a microsecond each.
-pub(crate) const WATCHED_AT_ONCE: usize = 256;
+/// New listeners that the kernel is told to watch in one turn: about a microsecond each.
+const WATCHED_AT_ONCE: usize = 256;
 
 /// The next step of a claim.
 pub(crate) enum Next {

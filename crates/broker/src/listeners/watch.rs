@@ -22,6 +22,8 @@ pub(crate) struct Guard {
     pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
     /// Rung when there is something to report.
     pub(crate) repaired: Notify,
+    /// Rung when a reply has left listeners that are not watched yet.
+    pub(crate) unwatched: Notify,
 }
 
 impl Guard {
@@ -32,6 +34,7 @@ impl Guard {
             broken: RefCell::default(),
             unreported: RefCell::default(),
             repaired: Notify::new(),
+            unwatched: Notify::new(),
         }))
     }
 
