@@ -82,8 +82,11 @@ def read(connection):
         close(connection)
     elif b"\r\n\r\n" in connections[connection]:
         head = f"HTTP/1.1 200 OK\r\nx-generation: {tag}\r\ncontent-length: 3\r\nconnection: close\r\n\r\n"
-        connection.sendall(head.encode() + b"ok\n")
-        connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.sendall(head.encode() + b"ok\n")
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # The client has gone.
         close(connection)
 
 

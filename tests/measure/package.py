@@ -305,6 +305,9 @@ def drive(machine, debs, options):
         report = load.stdout.read()
         load.wait()
     seen["load"] = json.loads(report)
+    if seen["load"]["failed"]:
+        # What the services did meanwhile tells why.
+        seen["journal"] = machine.run("journalctl", "--no-pager", "-o", "short-monotonic", "-u", "haproxy", "-u", "bindonce").stdout
     seen["tokens"] = len(seen["load"].pop("tokens"))
 
     seen["remove"] = machine.must("dpkg", "--remove", "bindonce")
