@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
-use crate::harness::{Haproxy, Process, Scene, config, eventually, finish};
+use crate::harness::{Haproxy, Process, Scene, Wire, config, eventually, finish};
 
 /// The letter of /proc/PID/stat for what a process does now; T is stopped.
 fn state(process: &Process) -> char {
@@ -116,7 +116,8 @@ fn standard_error_that_nobody_reads_holds_up_no_start_no_reload_and_no_end() {
     let scene = Scene::new();
     let (mut reader, writer) = full_pipe();
     let broker = start_unheard(scene.bindonce("serve"), &writer);
-    eventually("the broker to listen", || scene.socket().exists().then_some(()));
+    // The file is there before it listens.
+    eventually("the broker to answer", || Wire::try_connect(&scene.socket()));
     let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
     let mut run = scene.bindonce("run");
     run.args(["--log-level", "debug", "--name", "web", "--"]).arg(program).arg("-f").arg(file);
