@@ -219,7 +219,7 @@ async fn reread(broker: &Rc<RefCell<Broker>>, config: &Config) {
     let mut told = Flood::default();
     loop {
         config.orders.reread.notified().await;
-        // Whoever orders it without end does not fill the log; the events have it.
+        // Orders without end must not fill the log; the events have each.
         let is_told = told.on(now().0).is_some();
         start::bind_rest(broker).await;
         let Some(path) = &config.file else {

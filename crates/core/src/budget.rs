@@ -1,11 +1,11 @@
 //! What clients have a server keep for them, in bytes: for all together, and for each user.
 //!
-//! A user has half of the limit at most, so no single one takes what is for all. Where what is kept cannot be had back, a
-//! user has a small part of what the others leave ([`Budget::has_room`]), so that there is room for hundreds of them.
+//! A user has half of the limit at most, so no single one takes what is for all. Where the server cannot take back
+//! what it keeps, a user has a small part of what the others leave ([`Budget::has_room`]), so that there is room for hundreds of them.
 
 use std::collections::BTreeMap;
 
-/// Of what cannot be had back a user has one in so many of those that the others leave.
+/// A user has one part in this many of what the others leave, where the server cannot take it back.
 const PART: usize = 32;
 
 /// How much is kept, and for whom.
@@ -40,7 +40,7 @@ impl Budget {
         self.users.get(&uid).is_none_or(|user| *user <= bytes)
     }
 
-    /// Whether this user may have so much more of what cannot be had back. One that has nothing may.
+    /// Whether this user may have so much more of what the server cannot take back. A user that has nothing may.
     pub fn has_room(&self, uid: u32, more: usize) -> bool {
         let user = self.users.get(&uid).copied().unwrap_or_default();
         let left = self.limit.saturating_sub(self.all.saturating_sub(user));

@@ -129,7 +129,7 @@ impl Options {
         Ok(())
     }
 
-    /// Reads one option. `said` collects the names seen, to refuse a second one.
+    /// Reads one option. `present` collects the names seen, to refuse a second one.
     fn read(&mut self, option: &str, present: &mut Vec<&'static str>) -> Result<(), Invalid> {
         let (word, value) = match option.split_once('=') {
             Some((word, value)) => (word, Some(value)),

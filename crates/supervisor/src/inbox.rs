@@ -216,7 +216,7 @@ impl Supervisor {
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
         let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
-        // A path stays: whoever has made the socket has made it.
+        // A path stays: the process that made the socket made the path too.
         let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
         let goes = |binding: &Binding| {
             binding.inherited.is_some() && !matches!(binding.listener.address, Address::Unix(_))
@@ -340,12 +340,12 @@ impl Supervisor {
             // The next supervisor must not claim them again for a generation that drains.
             self.save();
         }
-        let mut told = Vec::new();
+        let mut ended = Vec::new();
         for GivenBack { known, of_master } in given_back {
-            told.push(known);
+            ended.push(known);
             self.leases.left_open(of_master);
         }
-        leases::release_after(&self.cx, told);
+        leases::release_after(&self.cx, ended);
     }
 
     /// Releases the listeners that exist because of this service and that no generation has.

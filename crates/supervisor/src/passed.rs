@@ -1,4 +1,4 @@
-//! What whoever started this supervisor has left open for haproxy: `fd@N` of its configuration, and the sockets of a socket
+//! Descriptors that the starter of this supervisor has left open for haproxy: `fd@N` of its configuration, and the sockets of a socket
 //! unit (sd_listen_fds(3)).
 //!
 //! Each listener among them goes to the broker with the first generation that names it, and from there to all others. Our

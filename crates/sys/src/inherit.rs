@@ -59,7 +59,7 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Descriptors that whoever started this process has left open for it, by their numbers, as far as they are `wanted`: owned
+/// Descriptors that the starter of this process has left open for it, by their numbers, as far as they are `wanted`: owned
 /// and close-on-exec from now on, so that a second call does not find them. Whatever this process opens itself is
 /// close-on-exec. All others stay as they are, for what is started.
 ///

@@ -38,6 +38,7 @@ pub const SUBCOMMAND: &str = "__shim";
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// An empty socket takes a message of so many bytes whole, however small its buffer is (socket(7), SO_SNDBUF).
+#[cfg(feature = "tokio")]
 const SMALL: usize = 2048;
 
 /// A program to start.
@@ -194,6 +195,7 @@ impl Begun {
     }
 
     /// Whether what it waits for is one message, which a socket that is empty takes at once.
+    #[cfg(feature = "tokio")]
     fn is_small(&self) -> bool {
         let names = self.descriptors.iter().map(|(name, _)| name.len() + 1);
         self.descriptors.len() <= bindonce_fd::MAX_FDS && names.sum::<usize>() <= SMALL

@@ -3,15 +3,17 @@
 //! Descriptors on their way count against the user who has sent them until they are received, or the receiver closes its
 //! end: also when the sender has long closed its own (unix(7), ETOOMANYREFS).
 
+#[cfg(feature = "tokio")]
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use nix::libc;
 #[cfg(feature = "tokio")]
 use rustix::event::epoll;
 
-/// Less than any message counts for. The last one wakes who waits for it before the last of it is taken off.
-const ANY_MESSAGE: libc::c_int = 256;
+use crate::queue;
+
+/// Less than any message counts for. The kernel wakes those that wait before it has taken off all of the last message.
+const ANY_MESSAGE: u64 = 256;
 
 /// So many are told of at once.
 #[cfg(feature = "tokio")]
@@ -19,10 +21,7 @@ const AT_ONCE: usize = 64;
 
 /// Whether the peer has received all that was sent, or has closed its end.
 pub fn is_none(connection: BorrowedFd<'_>) -> bool {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes one int.
-    let done = unsafe { libc::ioctl(connection.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    done == 0 && bytes < ANY_MESSAGE
+    queue::unread(connection).is_ok_and(|bytes| bytes < ANY_MESSAGE)
 }
 
 /// Connections the peers of which are waited for.

@@ -18,6 +18,7 @@ pub mod event;
 pub mod framing;
 pub mod manifest;
 pub mod message;
+mod omitted;
 pub mod params;
 pub mod result;
 

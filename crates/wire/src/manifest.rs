@@ -32,6 +32,8 @@ use bindonce_core::listener::Listener;
 use bindonce_core::succession::Record;
 use serde::{Deserialize, Serialize};
 
+use crate::omitted::is_default;
+
 pub use connections::{ConnectionEntry, ConnectionLabel};
 
 /// The version that this library writes.
@@ -101,7 +103,7 @@ pub struct Header {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
     /// No generation of a service without a record gets a number up to this one.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub floor: u64,
     /// Files of UNIX paths that were made for claims which end with this image: the next one removes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -189,11 +191,6 @@ impl Entry {
     pub fn bound(&self) -> Result<Address, Invalid> {
         self.bound.parse()
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// Which socket a record is about.

@@ -11,6 +11,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{ErrorCode, RpcError};
+use crate::omitted::is_default;
 
 /// Parameters that a method takes, for hints.
 pub(crate) fn example(method: &str) -> Option<&'static str> {
@@ -174,7 +175,7 @@ pub struct Give {
     pub listen: String,
     /// One that no broker has held before goes again with its last lease unless it is claimed for good: a start that
     /// fails leaves nothing.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub tentative: bool,
 }
 
@@ -230,7 +231,7 @@ pub struct Joining {
     pub state: State,
     /// The broker keeps the order of the service's generations, and tells this connection
     /// when it serves and when it must retire.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub handover: bool,
     /// With `handover` and `draining`: the newer generation that it has made room for. Should
     /// that one be gone, and no other wait, it serves on.
@@ -257,11 +258,6 @@ impl From<Join> for Joining {
         let generation = Some(generation);
         Self { service, generation, pid, state, handover: false, successor: None }
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// An array of at least one element; an error says in which element it is.

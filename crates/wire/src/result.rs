@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::event::Event;
+use crate::omitted::is_default;
 use crate::params::State;
 
 /// The result of `bind`: one entry for each descriptor, in the order in which
@@ -182,7 +183,7 @@ pub struct ListenerInfo {
     #[serde(default = "yes")]
     pub exclusive: bool,
     /// How often it had left the LISTEN state and was made to listen again.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub repaired: u64,
     /// Socket options that another holder has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -363,11 +364,6 @@ impl GenerationInfo {
     pub fn new(generation: u64, pid: u32, state: State, since: String) -> Self {
         Self { generation, pid, state, since, listeners: Vec::new() }
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 fn yes() -> bool {

@@ -76,8 +76,8 @@ impl<H> Registry<H> {
             if plan.gone && !matches!(plan.phase, Phase::Undoing(_)) {
                 plan.phase = Phase::Undoing(Outcome::Gone);
             }
-            if self.planning == Some(connection) && !matches!(plan.phase, Phase::Planning) {
-                self.planning = None;
+            if !matches!(plan.phase, Phase::Planning) {
+                self.end_planning(connection);
             }
             match std::mem::replace(&mut plan.phase, Phase::Performing) {
                 Phase::Planning => match self.plan_some(&mut plan, &mut room) {
@@ -86,7 +86,7 @@ impl<H> Registry<H> {
                         plan.phase = Phase::Granting;
                     }
                     Ok(true) => {
-                        self.planning = self.planning.filter(|planning| *planning != connection);
+                        self.end_planning(connection);
                         self.pin(&mut plan);
                         actions.push(if plan.new.is_empty() {
                             Action::Change(connection, plan.changes.clone())
@@ -128,10 +128,16 @@ impl<H> Registry<H> {
         self.pending.insert(connection, plan);
     }
 
+    /// Another large claim may be planned now.
+    fn end_planning(&mut self, connection: ConnectionId) {
+        self.planning = self.planning.filter(|planning| *planning != connection);
+    }
+
     /// A claim has come to nothing, and has left nothing behind.
     fn given_up(&mut self, plan: Pending<H>, outcome: Outcome, actions: &mut Vec<Action<H>>) {
         let connection = plan.connection;
         match outcome {
+            // Its client may have gone while it was given up.
             _ if plan.gone => {}
             Outcome::Gone => {}
             Outcome::Refused(refusal) => actions.push(Action::Refuse(connection, refusal)),

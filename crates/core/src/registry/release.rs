@@ -72,7 +72,7 @@ impl<H> Registry<H> {
     }
 
     /// Decides about some more of what is to be released; true when that is all. Then [`Event::ReleaseRest`](super::Event::ReleaseRest) closes
-    /// them: one that somebody claims meanwhile stays, as if it had been claimed afterwards.
+    /// them: a listener that is claimed meanwhile stays open, as if it had been claimed afterwards.
     ///
     /// # Errors
     /// One is not held, or another connection uses it. Then none is to be closed.

@@ -62,12 +62,12 @@ impl Clients {
         }
     }
 
-    /// Tells those who wait of what is received, for as long as the server runs.
+    /// Wakes the replies that wait for a client to receive something, for as long as the server runs.
     pub(super) async fn tell_received(&self) {
         let watched = match Watched::new() {
             Ok(watched) => self.unreceived.watched.get_or_init(|| watched),
             Err(error) => {
-                return tracing::warn!(%error, "cannot watch what clients receive: who is to be sent more is not told of it");
+                return tracing::warn!(%error, "cannot watch what clients receive: a reply that waits for it is refused");
             }
         };
         while let Ok(numbers) = watched.next().await {

@@ -33,7 +33,7 @@ impl Share {
         self.kept.get()
     }
 
-    /// Whether there is room for so much more of what cannot be had back.
+    /// Whether there is room for so much more of what the server cannot take back.
     pub(super) fn has_room(&self, more: usize) -> bool {
         self.budget.borrow().has_room(self.uid, more)
     }

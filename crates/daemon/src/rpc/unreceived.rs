@@ -5,8 +5,8 @@
 //! ([`Budget::has_room`]), and who has it already waits until a connection of that user receives. A connection that this end has
 //! closed counts, as an open one, until its peer has received all or has closed it.
 //!
-//! Nobody is told of what is received but where somebody waits for it: at most connections all is well, and looking
-//! when more is to be sent is enough.
+//! The kernel reports what is received only for connections for which a reply waits: on most connections nothing is unread, and a
+//! look before more is sent is enough.
 
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 pub(super) struct Unreceived {
     /// How many descriptors.
     pub(super) budget: Rc<RefCell<Budget>>,
-    /// Those that somebody waits for; from when the server runs.
+    /// Connections that the kernel reports on; set when the server runs.
     pub(super) watched: OnceCell<Watched>,
     /// Rung when the peer of one has received all.
     pub(super) received: Notify,

@@ -54,7 +54,7 @@ impl Leases {
         &self.ours
     }
 
-    /// Names of the listeners that stay bound when the service ends, whoever made them.
+    /// Names of the listeners that stay bound when the service ends, also those that were bound before it.
     pub(crate) fn staying(&self) -> BTreeSet<String> {
         self.ours.union(&self.last.1).cloned().collect()
     }

@@ -88,7 +88,7 @@ impl HeldListener {
         matches!(self.bound, Address::Tcp(_) | Address::Unix(_))
     }
 
-    /// Refuses clients, whoever has the socket still open. The socket can be bound anew then.
+    /// Refuses clients, although other processes still have the socket open. Its address can be bound anew then.
     pub(crate) fn shut_down(&self) {
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }

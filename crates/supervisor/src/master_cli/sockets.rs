@@ -82,7 +82,7 @@ impl Socket {
     }
 }
 
-/// Listens where another process does: haproxy's own master takes a path from whoever has it, and so takes over from
+/// Listens where another process does: haproxy's own master takes a path from the process that has it, and so takes over from
 /// another. What another user could exchange on the way to the path is not followed.
 fn take_place(listener: &Listener, error: bindonce_sys::Error) -> Result<OwnedFd, Error> {
     let Address::Unix(path) = &listener.address else { return Err(error.into()) };

@@ -6,6 +6,8 @@ use bindonce_core::succession::Progress;
 use bindonce_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::omitted::is_default;
+
 /// A client that is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionEntry {
@@ -30,13 +32,8 @@ pub struct ConnectionEntry {
     #[serde(default, rename = "owed", skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<String>,
     /// How many descriptors it was sent and may not have received yet.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub unreceived: usize,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde gives it.
-fn is_none(count: &usize) -> bool {
-    *count == 0
 }
 
 /// The generation that a connection has joined as.
