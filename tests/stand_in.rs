@@ -2,10 +2,10 @@
 //! docs/stand-in.md.
 
 use std::ffi::OsStr;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -327,25 +327,57 @@ fn another_haproxy_with_sf_is_a_reload_of_the_one_that_runs() {
     });
 }
 
-/// Installing the link and reloading once is the migration.
+/// Installing the link and reloading once is the migration. What is in progress keeps the older one, its master's CLI is ours.
 #[test]
 fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
     Haproxy::all().for_each(|program| {
         let caller = Caller::new(&program);
-        let words = "-W -db -f haproxy.cfg";
-        let mut plain = Process::start(&mut caller.command(&program, words));
+        let (tcp, unix) = (caller.scene.address(), caller.scene.path("m.sock"));
+        let cli = format!("-S {tcp} -S {}", unix.display());
+        let words = format!("-W -db -f haproxy.cfg {cli}");
+        let mut plain = Process::start(&mut caller.command(&program, &words));
         let load = caller.load();
+        let mut client = TcpStream::connect(caller.address).expect("it listens");
+        client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+        drop(caller.load().stop());
+        let replace = |file: &str| {
+            let words = format!("-D -f {file} -p pid {cli} -sf {}", plain.pid());
+            finish(&mut caller.haproxy(&words))
+        };
+        let masters = || {
+            eventually("both sockets to answer", || {
+                let (tcp, unix) = (TcpStream::connect(tcp).ok()?, UnixStream::connect(&unix).ok()?);
+                tcp.set_read_timeout(Some(DEADLINE / 10)).ok()?;
+                unix.set_read_timeout(Some(DEADLINE / 10)).ok()?;
+                Some([master(tcp)?, master(unix)?])
+            })
+        };
+        // Once it has executed itself again: before, its sockets are free for a moment.
+        masters();
+        caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
+        replace("bad.cfg").fails(1);
+        assert_eq!(masters(), [plain.pid().cast_signed(); 2]);
         caller.configure("", 2);
-        let words = format!("-D -f haproxy.cfg -p pid -sf {}", plain.pid());
-        let done = finish(&mut caller.haproxy(&words));
+        let done = replace("haproxy.cfg");
         assert_eq!((done.code, &*done.err), (Some(0), ""));
         caller.wait_tag(&load, 2);
+        let supervisor = caller.pid("pid").expect("the pid file");
+        assert_eq!(masters(), [supervisor; 2]);
+        client.write_all(b"\r\n").expect("the rest");
         assert!(plain.wait_exit().success(), "{}", plain.story());
         let report = load.stop();
         assert_eq!((report.failed(), report.local), (0, 0), "{report}");
-        signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
+        signal(supervisor, Signal::SIGTERM);
         caller.wait_none();
     });
+}
+
+/// The pid of the master that answers here.
+fn master(mut stream: impl Read + Write) -> Option<i32> {
+    stream.write_all(b"show proc;quit\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.lines().nth(1)?.split(' ').next()?.parse().ok()
 }
 
 /// Prints variables as a script of a generation has them.

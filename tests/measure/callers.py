@@ -33,10 +33,12 @@ class Place:
 
     def __init__(self, stage, program, haproxy):
         self.stage, self.directory = stage, stage.directory
-        links = self.directory / "bin"
-        links.mkdir()
-        (links / "haproxy").symlink_to(program)
-        self.environment = {**stage.environment, "BINDONCE_HAPROXY": haproxy, "PATH": f"{links}:{os.environ['PATH']}"}
+        first = pathlib.Path(program).parent
+        if program != haproxy:
+            first = self.directory / "bin"
+            first.mkdir()
+            (first / "haproxy").symlink_to(program)
+        self.environment = {**stage.environment, "BINDONCE_HAPROXY": haproxy, "PATH": f"{first}:{os.environ['PATH']}"}
         self.pid_file, self.cli, self.admin = (self.directory / name for name in ("pid", "master.sock", "admin.sock"))
 
     def configure(self, tag, more=""):
@@ -56,9 +58,10 @@ class Place:
 
     def say(self, line):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(60)
+            client.settimeout(2)
             client.connect(str(self.cli))
             client.sendall(line + b"\n")
+            client.shutdown(socket.SHUT_WR)  # haproxy 3.2's own master keeps the connection open otherwise
             return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
     def reloads(self):
@@ -67,7 +70,13 @@ class Place:
             return int(re.search(r"^\d+ +master +(\d+)", self.say(b"show proc"), re.M)[1])
 
     def pids(self):
-        return subprocess.run(["pidof", "haproxy"], capture_output=True, text=True).stdout.split()
+        """What `pidof haproxy` gives, also where haproxy runs behind a loader of its own."""
+        found = []
+        for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if re.match(rb"([^\0]*/)?(haproxy|ld-linux[^/\0]*)\0", command.read_bytes()):
+                    found.append(command.parent.name)
+        return found
 
     def end(self):
         for name in (signal.SIGTERM, signal.SIGKILL):
@@ -144,16 +153,17 @@ def measure(caller, program, haproxy):
         try:
             reload = caller(place)
             wait_for("the first answer", lambda: ask()[1] == "1")
-            load, begun, lost = stage.load(arguments.clients), time.monotonic(), 0
+            load, begun, lost = stage.load(arguments.clients), time.monotonic(), []
             time.sleep(0.3)  # load before the first reload, not an event that is waited for
             for number in range(arguments.count):
                 place.configure(number + 2)
                 try:
                     reload()
                     wait_for(f"generation {number + 2}", lambda: ask()[1] == str(number + 2), 5)
-                except SystemExit:
-                    lost += 1  # haproxy's own master has not heard a signal
-            return f"{lost} reloads without effect; {told(stage.report(load))}", time.monotonic() - begun
+                except SystemExit as why:  # haproxy's own master has not heard a signal
+                    lost.append(f"\n    without effect: {why}")
+            said = f"{len(lost)} reloads without effect; {told(stage.report(load))}" + "".join(lost)
+            return said, time.monotonic() - begun
         finally:
             place.end()
 
@@ -186,7 +196,7 @@ def times(programs, haproxy):
 
 for version, haproxy in haproxies(arguments.only):
     print(f"haproxy {version}, port {PORT}, {arguments.count} reloads under {arguments.clients} clients", flush=True)
-    programs = {"bindonce": binary("bindonce"), "plain": str(pathlib.Path(haproxy).resolve())}
+    programs = {"bindonce": binary("bindonce"), "plain": haproxy}
     for caller in CALLERS:
         if arguments.caller in caller.__name__:
             for name, program in programs.items():

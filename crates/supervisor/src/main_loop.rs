@@ -65,7 +65,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     }
     passed.keep(&settings.master_cli, &settings.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
-    let mut master = Master::open(&settings.master_cli, &saved, &mut left, &passed)?;
+    let mut master = Master::open(&settings, &saved, &mut left, &passed)?;
     let control = match left.control.take() {
         Some(control) => control,
         None => control::bind(&directory.control())?,

@@ -197,6 +197,7 @@ impl Supervisor {
             self.starts.serves(of, &self.cx.settings.kind);
         }
         let written = of.and_then(|of| self.starts.write_pid_file(of));
+        self.master.serve_late(&self.replaced);
         let ended = self.end_replaced(id);
         let starter = self.starter.take();
         crate::tasks::spawn(async move {

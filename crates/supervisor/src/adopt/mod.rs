@@ -15,6 +15,6 @@ mod running;
 pub use error::Error;
 pub use exported::{Exported, exported};
 pub use replaced::Replaced;
-pub(crate) use replaced::{ServedNow, end};
+pub(crate) use replaced::{ServedNow, end, shut_down};
 pub use retire::{Migration, Retired, Served, retire};
 pub use running::{Running, Socket, belongs_to, command_of, configured, master_of};

@@ -9,6 +9,9 @@ use std::time::Duration;
 use bindonce::{Client, Give};
 use bindonce_core::address::Address;
 use bindonce_core::adoption;
+use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::{diag, holders};
+use rustix::net::{Shutdown, shutdown};
 
 use super::{Error, Retired, Running, Served, command_of, configured, master_of, retire};
 
@@ -71,6 +74,22 @@ impl Replaced {
         }
         Ok(masters)
     }
+}
+
+/// Refuses clients of what these processes and their children listen on at this address, which can be bound anew then.
+pub(crate) fn shut_down(pids: &[i32], address: &Address) -> Result<(), crate::error::Error> {
+    let at: Vec<u64> = diag::listening()?
+        .into_iter()
+        .filter_map(|socket| (socket.address == *address).then_some(socket.inode))
+        .collect();
+    for pid in pids.iter().flat_map(|pid| process::family(*pid)) {
+        if let Some(holder) = holders::of_process(pid, &at).into_iter().next() {
+            let taken = Pidfd::open(pid).and_then(|pidfd| pidfd.take(holder.fd));
+            let failed = |source| Error::NotTaken { pid, number: holder.fd, source };
+            let _ = shutdown(taken.map_err(failed)?, Shutdown::Both);
+        }
+    }
+    Ok(())
 }
 
 /// Listeners that a generation serves: where each is bound, its inode and a descriptor.

@@ -2,7 +2,7 @@
 //!
 //! It is told by SIGUSR1, never paused: on a socket that it bound itself haproxy's pause
 //! (SIGTTOU) would disconnect it for all its holders. The proof is that none of its processes has a
-//! descriptor of any of its listening sockets left.
+//! descriptor of any of its listening sockets left, but for a master's own (`-S`), which it has until it ends.
 //!
 //! Sockets of its own on the same address close with it, and what waits in their queues would be
 //! reset. While it stops, `net.ipv4.tcp_migrate_req` is on, by which the kernel (5.14 or later)
@@ -90,10 +90,13 @@ pub fn retire(
     }
     let pidfd = Pidfd::open(pid).map_err(|_| Error::NoProcess { pid })?;
     let pids = process::family(pid);
+    let workers = pids.iter().filter(|member| **member != pid);
+    let has_master = workers.clone().any(|worker| command_of(*worker).is_some());
+    let accept: Vec<i32> = if has_master { workers.copied().collect() } else { pids.clone() };
     let all = diag::listening()?;
     let inodes: Vec<u64> = all.iter().map(|socket| socket.inode).collect();
-    let held: HashSet<u64> =
-        pids.iter().flat_map(|pid| holders::of_process(*pid, &inodes)).map(|h| h.inode).collect();
+    let held = accept.iter().flat_map(|pid| holders::of_process(*pid, &inodes));
+    let held: HashSet<u64> = held.map(|holder| holder.inode).collect();
     let own: Vec<&diag::Socket> = all.iter().filter(|one| held.contains(&one.inode)).collect();
 
     let mut addresses: Vec<(Address, Option<u64>)> = Vec::new();

@@ -1,4 +1,5 @@
-//! The sockets of the master CLI: bound anew by each supervisor, kept when it becomes a newer binary.
+//! The sockets of the master CLI: bound anew by each supervisor, kept when it becomes a newer binary. One that the haproxy has that is
+//! replaced stays its own until the first generation serves.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::client::Hub;
 use super::conversation;
 use super::seats::Seats;
+use crate::adopt;
 use crate::error::Error;
 use crate::passed::Passed;
 
@@ -31,12 +33,14 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Takes the one that an earlier image of this process left, or that was inherited, or binds it.
+    /// Takes the one that an earlier image of this process left, or that was inherited, or binds it; none where it is in use and
+    /// `replaces` another haproxy.
     pub(super) fn open(
         wanted: &MasterSocket,
         left: &mut BTreeMap<String, OwnedFd>,
         passed: &Passed,
-    ) -> Result<Self, Error> {
+        replaces: bool,
+    ) -> Result<Option<Self>, Error> {
         let fd = match (left.remove(&wanted.text), &wanted.at) {
             (Some(fd), _) => fd,
             (None, MasterAddress::Descriptor(number)) => {
@@ -46,13 +50,21 @@ impl Socket {
                 fd
             }
             (None, MasterAddress::Listen(listener)) => match listen::open(listener) {
-                Err(error) if error.errno() == Some(libc::EADDRINUSE) => {
-                    take_place(listener, error)?
-                }
+                Err(error) if is_in_use(&error) && replaces => return Ok(None),
+                Err(error) if is_in_use(&error) => take_place(listener, error)?,
                 done => done?.fd,
             },
         };
-        Ok(Self { wanted: wanted.clone(), fd })
+        Ok(Some(Self { wanted: wanted.clone(), fd }))
+    }
+
+    /// Binds one that the haproxy with these pids has.
+    pub(super) fn take(wanted: &MasterSocket, pids: &[i32]) -> Result<Option<Self>, Error> {
+        let MasterAddress::Listen(listener) = &wanted.at else { return Ok(None) };
+        if !matches!(listener.address, Address::Unix(_)) {
+            adopt::shut_down(pids, &listener.address)?;
+        }
+        Self::open(wanted, &mut BTreeMap::new(), &Passed::default(), false)
     }
 
     /// Serves its clients until the process ends.
@@ -80,6 +92,10 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+fn is_in_use(error: &bindonce_sys::Error) -> bool {
+    error.errno() == Some(libc::EADDRINUSE)
 }
 
 /// Listens where another process does: haproxy's own master takes a path from the process that has it, and so takes over from

@@ -19,10 +19,13 @@ use crate::disk::take_over::Inheritance;
 use crate::error::Error;
 use crate::generations::output::Tail;
 use crate::passed::Passed;
+use crate::settings::Settings;
 
 /// What the loop keeps for the master CLI.
 pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
+    /// Those that the haproxy has that is replaced.
+    late: Vec<MasterSocket>,
     /// When this process began.
     pub(crate) began: Timestamp,
     /// How many reloads there were, the failed ones too.
@@ -32,7 +35,7 @@ pub(crate) struct Master {
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
     pub(crate) startup: Startup,
-    hub: Option<Hub>,
+    hub: Option<(Hub, Rc<Seats>)>,
     /// The generation that has failed, and what it wrote.
     pub(crate) failing: Option<(GenerationId, Tail)>,
     /// Clients that wait for a reload, each with what was said at its start.
@@ -45,18 +48,23 @@ pub(crate) struct Master {
 
 impl Master {
     pub(crate) fn open(
-        wanted: &[MasterSocket],
+        settings: &Settings,
         saved: &Saved,
         left: &mut Inheritance,
         passed: &Passed,
     ) -> Result<Self, Error> {
-        let mut sockets = Vec::with_capacity(wanted.len());
-        for wanted in wanted {
-            sockets.push(Socket::open(wanted, &mut left.master_cli, passed)?);
+        let (mut sockets, mut late) = (Vec::new(), Vec::new());
+        let replaces = !settings.replaced.pids.is_empty();
+        for wanted in &settings.master_cli {
+            match Socket::open(wanted, &mut left.master_cli, passed, replaces)? {
+                Some(socket) => sockets.push(socket),
+                None => late.push(wanted.clone()),
+            }
         }
         let same_process = left.control.is_some() && saved.began > 0;
         Ok(Self {
             sockets,
+            late,
             began: if same_process { Timestamp(saved.began) } else { clock::now() },
             reloads: saved.reloads,
             failed: saved.failed_reloads,
@@ -77,13 +85,34 @@ impl Master {
 
     /// A generation begins to end, or is about to.
     pub(crate) fn forget(&self) {
-        self.hub.iter().for_each(Hub::forget);
+        self.hub.iter().for_each(|(hub, _)| hub.forget());
     }
 
     /// Serves the sockets.
     pub(crate) fn serve(&mut self, cx: &Context) -> Result<(), Error> {
         let (hub, seats) = (Hub::new(cx.clone()), Rc::new(Seats::default()));
-        self.hub = Some(hub.clone());
-        self.sockets.iter().try_for_each(|socket| socket.serve(&hub, &seats))
+        self.sockets.iter().try_for_each(|socket| socket.serve(&hub, &seats))?;
+        self.hub = Some((hub, seats));
+        Ok(())
+    }
+
+    /// Serves the sockets of the haproxys that were replaced.
+    pub(crate) fn serve_late(&mut self, replaced: &[i32]) {
+        let Some((hub, seats)) = &self.hub else { return };
+        for wanted in std::mem::take(&mut self.late) {
+            let taken = Socket::take(&wanted, replaced).and_then(|socket| {
+                socket.iter().try_for_each(|socket| socket.serve(hub, seats))?;
+                Ok(socket)
+            });
+            match taken {
+                Ok(socket) => self.sockets.extend(socket),
+                Err(error) => {
+                    let text =
+                        "no master CLI here until a reload after the older haproxy has ended";
+                    tracing::error!(address = wanted.text, "{text}: {error}");
+                    self.late.push(wanted);
+                }
+            }
+        }
     }
 }
