@@ -71,12 +71,12 @@ fn the_words_are_those_of_haproxy_on_the_users_file() {
     }
 }
 
-/// A haproxy that does not end, as some do in `-c`; what it was started with is in `pid`.
+/// A haproxy that does not end, as some do in `-c`, from a script that starts something else too; its pid is in `pid`.
 fn endless(scene: &Scene) -> PathBuf {
     use std::os::unix::fs::PermissionsExt as _;
     let pid = scene.path("pid");
     let text = format!(
-        "#!/bin/sh\necho still here >&2\necho $$ >{0}.new\nmv {0}.new {0}\nexec sleep 600\n",
+        "#!/bin/sh\necho still here >&2\nsleep 600 &\necho $$ >{0}.new\nmv {0}.new {0}\nexec sleep 600\n",
         pid.display()
     );
     let path = scene.write("endless", &text);

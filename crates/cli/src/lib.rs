@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_supervisor::{upgrade, watchdog};
-use bindonce_sys::{log, signals, spawn};
+use bindonce_sys::{log, signals, spawn, tether};
 use clap::{CommandFactory as _, Parser};
 
 use globals::Globals;
@@ -82,6 +82,10 @@ pub fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
     match words.next() {
         Some(word) if word == spawn::SUBCOMMAND => return command::shim::run(),
+        Some(word) if word == tether::SUBCOMMAND => {
+            tether::run();
+            return ExitCode::SUCCESS;
+        }
         Some(word) if word == watchdog::SUBCOMMAND => {
             watchdog::run();
             return ExitCode::SUCCESS;

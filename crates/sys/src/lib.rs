@@ -13,7 +13,7 @@
 //!   accepts, from the kernel's own books;
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
-//! - [`executable`], [`spawn`], [`shim`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
+//! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
 //!   [`hold`] stops one at the moment when it says that it is ready;
 //! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
 //!   into an accept queue;
@@ -55,6 +55,7 @@ pub mod signals;
 pub mod spawn;
 pub mod subprocess;
 pub mod terminal;
+pub mod tether;
 pub mod tree;
 pub mod trusted;
 pub mod unreceived;

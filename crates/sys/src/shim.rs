@@ -22,9 +22,6 @@ use crate::{executable, hold, inherit, limits, signals};
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
 
-/// The prefix of the parent's pid for [`crate::spawn::Launch::tied`].
-pub(crate) const TIED: &str = "tied=";
-
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Order {
@@ -32,8 +29,6 @@ pub struct Order {
     count: usize,
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
-    /// The parent that it ends with ([`crate::spawn::Launch::tied`]).
-    tied: Option<i32>,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
@@ -41,8 +36,8 @@ pub struct Order {
 }
 
 impl Order {
-    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID] [tied=PID] [service] -- PROGRAM
-    /// [ARG]...`. None if they are not what [`crate::spawn::Launch::start`] says.
+    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID] [service] -- PROGRAM [ARG]...`.
+    /// None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
         let mut next = words.next()?;
@@ -51,17 +46,12 @@ impl Order {
             hold = Some(next.to_str()?.parse().ok()?);
             next = words.next()?;
         }
-        let mut tied = None;
-        if let Some(parent) = next.to_str()?.strip_prefix(TIED) {
-            tied = Some(parent.parse().ok()?);
-            next = words.next()?;
-        }
         let service = next == SERVICE;
         if service {
             next = words.next()?;
         }
         let program = words.next().filter(|_| next == "--")?;
-        Some(Self { count, hold, tied, service, program, args: words.collect() })
+        Some(Self { count, hold, service, program, args: words.collect() })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -90,9 +80,6 @@ impl Order {
     }
 
     fn prepare(&self) -> Result<(Vec<OsString>, Vec<OwnedFd>), Error> {
-        if let Some(parent) = self.tied {
-            tie_to(parent)?;
-        }
         let received = receive(self.count)?;
         signals::reset().map_err(|error| Error::call("sigaction", error))?;
         if self.service {
@@ -106,18 +93,6 @@ impl Order {
         // With it goes our end of the socket: the supervisor sees that nothing more comes.
         nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
         Ok(received)
-    }
-}
-
-/// From here on the kernel ends this process when its parent ends.
-fn tie_to(parent: i32) -> Result<(), Error> {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| Error::call("prctl(PR_SET_PDEATHSIG)", error))?;
-    // The parent may have ended before, and then no signal comes.
-    match getppid() {
-        Some(pid) if pid.as_raw_nonzero().get() == parent => Ok(()),
-        _ => Err(Error::call("getppid", Errno::ESRCH)),
     }
 }
 
@@ -190,11 +165,7 @@ mod tests {
         assert_eq!((order.count, order.hold, order.service), (1, None, true));
         let order = parse("1 7 service -- service").expect("an order");
         assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
-        let order = parse("1 tied=9 -- sh").expect("an order");
-        assert_eq!((order.tied, order.service), (Some(9), false));
         for bad in [
-            "1 tied= -- sh",
-            "1 service tied=9 -- sh",
             "service -- sh",
             "1 service 7 -- sh",
             "1 service sh",

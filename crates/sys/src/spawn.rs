@@ -3,7 +3,7 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] [tied=PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
@@ -28,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
 use crate::process::Pidfd;
+use crate::tether::Tether;
 use crate::{shim, worker};
 
 /// The hidden subcommand that [`Launch::start`] calls, and that must carry out the
@@ -60,8 +61,8 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
-    /// The kernel ends it (SIGKILL) when the thread that starts it ends, however that comes about
-    /// (PR_SET_PDEATHSIG(2const)).
+    /// It is killed when this process ends, however that comes about, with what it has started and left in its
+    /// process group.
     pub tied: bool,
     /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
     /// SIGPIPE ignored, since the reader of its standard error may end first; and with
@@ -83,6 +84,8 @@ pub struct Started {
     pub pidfd: Pidfd,
     /// If [`Launch::hold`] was set, our end of the socket to the shim, for [`receive_hold`].
     pub shim: Option<OwnedFd>,
+    /// If [`Launch::tied`] was set, what ends it with this process. To be released when its group has ended.
+    pub tether: Option<Tether>,
     /// The reading end of its standard output, if `stdout` was [`Stdio::piped`].
     pub stdout: Option<OwnedFd>,
     /// The reading end of its standard error, if `stderr` was [`Stdio::piped`].
@@ -123,8 +126,7 @@ impl Launch {
 
     /// The same on threads beside the caller's, for one that must not wait: the binary may be slow to be
     /// executed, and the shim to read. Tells the pid before the shim gets what it waits for: should we end
-    /// before `tell` returns, the shim ends too and never becomes the program. Not for one that is
-    /// [`tied`](Self::tied): it would end with its thread.
+    /// before `tell` returns, the shim ends too and never becomes the program.
     ///
     /// A caller that stops waiting leaves no process.
     ///
@@ -152,7 +154,6 @@ impl Launch {
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
             .args(self.hold.map(|pid| pid.to_string()))
-            .args(self.tied.then(|| format!("{}{}", shim::TIED, std::process::id())))
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)
@@ -170,10 +171,17 @@ impl Launch {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
+        let tether = |error| Error::call("start the tether", error);
+        let mut tied = self.tied.then(Tether::new).transpose().map_err(tether)?;
         let child = command.spawn().map_err(|error| Error::call("start the shim", error))?;
+        let child = Unfinished(Some(child));
+        if let (Some(tied), Some(child)) = (&mut tied, &child.0) {
+            tied.tie(child.id()).map_err(tether)?;
+        }
         // With the command goes our copy of the shim's end: only then does its death show.
         Ok(Begun {
-            child: Unfinished(Some(child)),
+            child,
+            tether: tied,
             ours,
             descriptors: self.descriptors,
             holds: self.hold.is_some(),
@@ -184,6 +192,7 @@ impl Launch {
 /// A shim that waits for its descriptors.
 struct Begun {
     child: Unfinished,
+    tether: Option<Tether>,
     ours: UnixStream,
     descriptors: Vec<(String, Arc<OwnedFd>)>,
     holds: bool,
@@ -218,6 +227,7 @@ impl Begun {
             pid: pidfd.pid(),
             pidfd,
             shim: self.holds.then(|| self.ours.into()),
+            tether: self.tether,
             stdout: stdout.map(OwnedFd::from),
             stderr: stderr.map(OwnedFd::from),
         })

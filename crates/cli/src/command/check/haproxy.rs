@@ -1,4 +1,4 @@
-//! Runs `haproxy -c`: on copies in memory, with a deadline, and never longer than this process.
+//! Runs `haproxy -c`: on copies in memory, with a deadline, and never longer than this process; nor does what it starts.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,6 +15,7 @@ use bindonce_sys::inherit;
 use bindonce_sys::process::{self, Exit, Pidfd};
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::spawn::{Launch, Started};
+use bindonce_sys::tether::Tether;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,29 +40,34 @@ pub(super) fn check(
     deadline: Instant,
 ) -> anyhow::Result<End> {
     let (started, messages) = start(command, rendering, descriptors)?;
-    let Started { pidfd, stderr, .. } = started;
+    let Started { pidfd, stderr, tether, .. } = started;
     let mut words = stderr.map(|stderr| Words::new(stderr, messages)).transpose()?;
     let end = loop {
         let open = words.as_ref().filter(|words| !words.ended).map(|words| words.pipe.as_fd());
         match wait(&pidfd, signals, open, deadline).context("cannot wait for haproxy")? {
-            Event::Deadline => break End::Late,
+            Event::Deadline => break Some(End::Late),
             Event::Signal => {
                 if let Some(signal) = signals.read().context("cannot read a signal")? {
-                    break End::Signal(signal.signo);
+                    break Some(End::Signal(signal.signo));
                 }
             }
             Event::Words => words.as_mut().map_or(Ok(()), Words::pass_on)?,
-            Event::Ended => {
-                if let Some(exit) = pidfd.try_wait().context("cannot wait for haproxy")? {
-                    break End::Exit(exit);
-                }
-            }
+            Event::Ended => break None,
         }
     };
-    if !matches!(end, End::Exit(_)) {
-        // Not reaped yet, so the group is its own; with all that a wrapper around it started.
-        process::signal_group(pidfd.pid(), Signal::SIGKILL).context("cannot end haproxy")?;
-    }
+    // Not reaped yet, so the group is its own; with all that a wrapper around it started.
+    let killed = process::signal_group(pidfd.pid(), Signal::SIGKILL);
+    tether.into_iter().for_each(Tether::release);
+    let end = match end {
+        Some(end) => {
+            killed.context("cannot end haproxy")?;
+            end
+        }
+        None => {
+            let exit = pidfd.try_wait().context("cannot wait for haproxy")?;
+            End::Exit(exit.context("haproxy has not ended")?)
+        }
+    };
     if let Some(words) = &mut words {
         // What it said last may still be in the pipe.
         words.pass_on()?;
