@@ -277,6 +277,38 @@ fn one_address_on_two_lines_is_refused_or_shared_and_never_split() {
     }
 }
 
+/// Two services that accept from one socket are two configurations for its clients.
+#[test]
+fn a_listener_of_one_service_is_refused_to_another_until_that_one_has_stopped() {
+    let Some(scene) = scene() else { return };
+    for program in haproxies() {
+        let _broker = scene.broker();
+        let file = scene.write("haproxy.cfg", &config(&["*:8080"]));
+        let web = Haproxy::start(&scene, &program, &file);
+        let edge = |binds: &[&str], verb: &str| {
+            let file = scene.write("edge.cfg", &config(&[&["127.0.0.1:8081"], binds].concat()));
+            let mut command = scene.bindonce(verb);
+            command.args(["--name", "edge", "--"]).arg(&program).arg("-f").arg(file);
+            command
+        };
+        for binds in [&["*:8080"][..], &["*:8080", "127.0.0.1:8080"], &["127.0.0.1:8080"]] {
+            let said = finish(&mut edge(binds, "run")).fails(1);
+            assert!(said.contains("0.0.0.0:8080"), "{said}");
+            assert_eq!(ask("127.0.0.1"), "<0>");
+        }
+        let said = finish(&mut edge(&["*:8080"], "run")).fails(1);
+        for part in ["is used by web generation ", "service \"edge\" may not", "hint: give each"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let said = finish(&mut edge(&["*:8080"], "check")).fails(0);
+        assert!(said.contains("is used by service \"web\""), "{said}");
+        drop(web);
+        let mut edge = Process::start(&mut edge(&["*:8080"], "run"));
+        eventually("edge serves", || (ask("127.0.0.1") == "<1>").then_some(()));
+        edge.terminate();
+    }
+}
+
 /// What a reload accepts, check accepts: beside what the service has, a more specific address is its own.
 #[test]
 fn check_judges_an_overlap_with_the_service_as_a_reload_does() {

@@ -27,7 +27,9 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
         | Refusal::OptionsInRequest { .. }
         | Refusal::Name { .. }
         | Refusal::NameInRequest { .. } => ErrorCode::CONFLICT,
-        Refusal::Overlap { .. } | Refusal::OverlapInRequest { .. } => ErrorCode::OVERLAP,
+        Refusal::Overlap { .. }
+        | Refusal::OverlapInRequest { .. }
+        | Refusal::OtherService { .. } => ErrorCode::OVERLAP,
         Refusal::NotFound { .. } => ErrorCode::NOT_FOUND,
         Refusal::InUse { .. } => ErrorCode::IN_USE,
         Refusal::TooMany { .. } => ErrorCode::LIMIT,
@@ -42,6 +44,7 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
             let pids: Vec<u32> = holders.iter().map(Holder::pid).collect();
             error.with("pids", pids)
         }
+        Refusal::OtherService { holder, .. } => error.with("pids", [holder.pid()]),
         _ => error,
     }
 }

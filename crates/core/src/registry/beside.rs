@@ -1,6 +1,7 @@
-//! Listeners that overlap: a wildcard and a specific address of its port, or the wildcards of
-//! both families.
+//! Who may have a listener beside another owner: nobody, where both would accept.
 //!
+//! Listeners overlap where one is a wildcard and the other a specific address of its port, or both the wildcards of
+//! the two families.
 //! The kernel gives a connection to the more specific one, so a client that gets that one takes
 //! connections from the other. Therefore only one owner may have both: a claim that asks for
 //! both, or a service whose generations have the other, or had it last. Everybody else is refused.
@@ -8,9 +9,11 @@
 use std::collections::HashSet;
 
 use super::Registry;
+use super::connection::State;
 use super::event::{Neighbour, Overlap};
 use super::ids::{ConnectionId, ListenerId};
-use super::plan::{Pending, Stop, overlap};
+use super::plan::{Pending, Phase, Stop, overlap};
+use super::refusal::Refusal;
 use crate::listener::Listener;
 use crate::name::Name;
 
@@ -68,6 +71,40 @@ impl<H> Registry<H> {
         }
         plan.overlaps.sort_unstable();
         plan.overlaps.dedup();
+        Ok(())
+    }
+
+    /// No listener of a planned claim may be one from which a generation of another service accepts, or is about to:
+    /// each would answer some of the clients of both. One that drains has stopped accepting.
+    pub(super) fn check_services(&self, plan: &Pending<H>) -> Result<(), Stop> {
+        let Some((_, Some(label))) = self.caller(plan.connection) else { return Ok(()) };
+        let others = self.connections.iter().filter(|(_, connection)| {
+            connection.label.as_ref().is_some_and(|(other, _)| {
+                other.service != label.service && other.state != State::Draining
+            })
+        });
+        for (id, other) in others {
+            let used =
+                plan.entries.iter().find(|(listener, _)| other.leases.contains_key(listener));
+            if let Some((listener, _)) = used
+                && let Some(held) = self.held.get(listener)
+                && let Some((_, holder)) = self.holders(*listener).find(|(holder, _)| holder == id)
+            {
+                let (service, held) = (label.service.clone(), held.described());
+                return Err(
+                    Refusal::OtherService { service, held, holder: Box::new(holder) }.into()
+                );
+            }
+            // One whose claim is planned never waits, so no two wait for each other.
+            if let Some(claim) = self.pending.get(id)
+                && !matches!(claim.phase, Phase::Planning)
+            {
+                let wanted: HashSet<ListenerId> = claim.entries.iter().map(|(id, _)| *id).collect();
+                if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
+                    return Err(Stop::Wait(Some(*id)));
+                }
+            }
+        }
         Ok(())
     }
 

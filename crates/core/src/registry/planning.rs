@@ -47,6 +47,7 @@ impl<H> Registry<H> {
         let planned = self.plan_more(plan, &wants, room);
         plan.wants = wants;
         if planned? {
+            self.check_services(plan)?;
             self.check_beside(plan)?;
             return Ok(true);
         }

@@ -91,6 +91,18 @@ pub enum Refusal {
         /// The listener in its way.
         held: Box<HeldBy>,
     },
+    /// A generation of another service uses it, and may accept from it.
+    #[error(
+        "{held}, is used by {holder}: service \"{service}\" may not use it too, because each would answer some of the clients"
+    )]
+    OtherService {
+        /// The service that asks.
+        service: Name,
+        /// The listener.
+        held: Box<HeldBy>,
+        /// The generation of the other service.
+        holder: Box<Holder>,
+    },
     /// Two parts of one request are the same address for the kernel.
     #[error("{asked} overlaps {other}, in the same request")]
     OverlapInRequest {
@@ -143,7 +155,9 @@ impl Refusal {
             | Self::NameInRequest { asked, .. }
             | Self::Overlap { asked, .. }
             | Self::OverlapInRequest { asked, .. } => Some(&asked.address),
-            Self::InUse { held, .. } => Some(&held.listener.address),
+            Self::InUse { held, .. } | Self::OtherService { held, .. } => {
+                Some(&held.listener.address)
+            }
             Self::NotFound { .. } | Self::TooMany { .. } | Self::Miscounted { .. } => None,
         }
     }
@@ -170,6 +184,11 @@ impl Refusal {
                  listener first (`bindonce release`)"
             }
             Self::OverlapInRequest { .. } => "drop one of the two: both are the same address",
+            Self::OtherService { .. } => {
+                "give each service an address of its own, or stop the other one first: as soon as its \
+                 generations drain, the address is free for this one. If both are meant to be one service, \
+                 use its name (--name)"
+            }
             Self::NotFound { .. } => "`bindonce list` shows what is held",
             Self::InUse { .. } => {
                 "stop those processes first; a lease ends when its connection to the broker closes"

@@ -285,6 +285,56 @@ fn a_service_may_claim_what_overlaps_its_older_generation() {
 }
 
 #[test]
+fn two_services_never_accept_from_one_listener() {
+    let mut shell = Shell::new();
+    let label = |service: &str, state| Label {
+        service: service.parse().expect("name"),
+        generation: 3,
+        pid: 99,
+        state,
+    };
+    shell.on(Event::Join(ONE, label("web", State::Serving)));
+    shell.claim(ONE, &[want("web=:80")]).expect("claim");
+    assert_eq!(shell.claim(TWO, &[want("web")]), Ok(vec![(1, false)]), "it is of no service");
+    shell.on(Event::Gone(TWO));
+    shell.on(Event::Connected(TWO, PEER));
+    shell.on(Event::Join(TWO, label("edge", State::Starting)));
+    for wants in [&["web"][..], &[":80"], &[":81", ":80", "127.0.0.1:80"]] {
+        let said = shell.refused(wants);
+        assert!(said.contains("web generation 3 (pid 99): service \"edge\" may not"), "{said}");
+    }
+    // The same service may, and another once this one drains.
+    shell.on(Event::Join(TWO, label("web", State::Starting)));
+    assert_eq!(shell.claim(TWO, &[want(":80")]), Ok(vec![(1, false)]));
+    shell.on(Event::Join(TWO, label("edge", State::Starting)));
+    shell.on(Event::Join(ONE, label("web", State::Draining)));
+    assert_eq!(shell.claim(TWO, &[want(":80")]), Ok(vec![(1, false)]));
+}
+
+#[test]
+fn of_two_services_that_claim_a_listener_at_once_one_gets_it() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[want(":80")]).expect("claim");
+    shell.on(Event::Gone(ONE));
+    let (three, edge) = (ConnectionId(3), ["web", "edge"]);
+    shell.on(Event::Connected(three, PEER));
+    for (id, service) in [TWO, three].into_iter().zip(edge) {
+        let (service, state) = (service.parse().expect("name"), State::Starting);
+        shell.on(Event::Join(id, Label { service, generation: 1, pid: 99, state }));
+    }
+    // The first waits for a socket of its own; the second for that decision.
+    let first = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")]));
+    let [Action::Open(_, listeners, _)] = &first[..] else { panic!("{first:?}") };
+    let second = Event::Claim(three, vec![want(":80")]);
+    assert!(shell.on(second).is_empty());
+    let opened = shell.open(&listeners.clone());
+    let granted = shell.on(Event::Opened(TWO, opened));
+    assert!(matches!(&granted[..], [Action::Grant(..), Action::Retry(id)] if *id == three));
+    let refused = shell.on(Event::Retry(three));
+    assert!(matches!(&refused[..], [Action::Refuse(_, Refusal::OtherService { .. })]));
+}
+
+#[test]
 fn an_ipv6_wildcard_beside_a_held_ipv4_one_is_opened_without_ipv4() {
     let mut shell = Shell::new();
     shell.claim(ONE, &[want(":80")]).expect("claim");

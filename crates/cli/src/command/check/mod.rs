@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bindonce::{Claim, Client};
+use bindonce::{Claim, Client, State};
 use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
@@ -139,7 +139,7 @@ impl Sockets {
             let beside = || held.iter().filter(|(other, _)| **other != key && other.overlaps(&key));
             // The broker refuses these to the service too, and says why.
             let refused = beside().any(|(other, user)| match user {
-                User::Another => !wanted.contains(other),
+                User::Another(_) => !wanted.contains(other),
                 User::Service => !*overlaps && other.is_same_place(&key),
                 User::Nobody => false,
             });
@@ -147,6 +147,14 @@ impl Sockets {
             let mine = |user: &User| *user == User::Service;
             *overlaps |= !it.is_some_and(mine) && beside().any(|(_, user)| mine(user));
             *overlaps &= !refused;
+            if let Some(User::Another(Some(other))) = it {
+                // The configuration may be right, and meant for that service.
+                eprintln!(
+                    "bindonce: {}: {} is used by service \"{other}\": service \"{service}\" may not use it too \
+                     (--name says which service the configuration is for)",
+                    binding.place, binding.text
+                );
+            }
             if it.is_some() {
                 // A reload changes the rest in place. Nothing is changed here.
                 let Options { v6only, interface, netns, .. } = listener.options;
@@ -221,11 +229,12 @@ fn overlapping(rendering: &Rendering) -> Vec<bool> {
 }
 
 /// Who has a listener of the broker's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum User {
     /// The service alone.
     Service,
-    Another,
+    /// Others too, and of them this service, which accepts or is about to.
+    Another(Option<String>),
     Nobody,
 }
 
@@ -236,7 +245,11 @@ fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, User
         let user = match listener.holders.as_slice() {
             [] => User::Nobody,
             all if all.iter().all(|holder| holder.service.as_deref() == service) => User::Service,
-            _ => User::Another,
+            all => {
+                let others = all.iter().filter(|holder| holder.state != Some(State::Draining));
+                let mut others = others.filter_map(|holder| holder.service.as_deref());
+                User::Another(others.find(|other| Some(*other) != service).map(str::to_owned))
+            }
         };
         let options = listener.options.iter().map(|(name, value)| match value {
             Value::Bool(true) => format!(",{name}"),
