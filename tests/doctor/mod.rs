@@ -8,6 +8,7 @@ mod generations;
 mod limits;
 mod ownership;
 mod queues;
+mod quic;
 mod split;
 
 use std::io::Write;

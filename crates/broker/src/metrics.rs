@@ -16,7 +16,7 @@ use bindonce_daemon::openmetrics::{Family, Page};
 use bindonce_daemon::{events, scrape, self_metrics, state};
 use bindonce_sys::diag;
 use bindonce_sys::listen::{self, UnixPath};
-use bindonce_sys::queue::{self, Queue};
+use bindonce_sys::queue::{self, Buffer, Queue};
 use tokio::sync::Mutex;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
@@ -67,6 +67,14 @@ const QUEUE: Family =
 const QUEUE_MAX: Family = Family::gauge(
     "bindonce_listener_accept_queue_limit",
     "Connections that may wait to be accepted.",
+);
+const RECEIVE: Family = Family::gauge(
+    "bindonce_listener_receive_queue_bytes",
+    "What waits in the receive buffer of a datagram listener, such as one for QUIC.",
+);
+const RECEIVE_MAX: Family = Family::gauge(
+    "bindonce_listener_receive_buffer_bytes",
+    "The receive buffer of a datagram listener.",
 );
 const DROPS: Family = Family::counter(
     "bindonce_listener_drops",
@@ -228,6 +236,7 @@ impl Pages {
 struct Row {
     name: String,
     queue: Option<Queue>,
+    buffer: Option<Buffer>,
     drops: Option<u32>,
     listening: Option<bool>,
     repairs: u64,
@@ -284,9 +293,11 @@ async fn rows(broker: &RefCell<Broker>) -> Vec<Row> {
 /// Each family as a whole, as the format wants it.
 async fn listeners(page: &mut Page, rows: &[Row]) {
     type Told = fn(&Row) -> Option<u64>;
-    let each: [(&Family, Told); 6] = [
+    let each: [(&Family, Told); 8] = [
         (&QUEUE, |row| row.queue.map(|queue| queue.len.into())),
         (&QUEUE_MAX, |row| row.queue.map(|queue| queue.limit.into())),
+        (&RECEIVE, |row| row.buffer.map(|buffer| buffer.len.into())),
+        (&RECEIVE_MAX, |row| row.buffer.map(|buffer| buffer.limit.into())),
         (&DROPS, |row| row.drops.map(u64::from)),
         (&LISTENING, |row| row.listening.map(u64::from)),
         (&REPAIRS, |row| Some(row.repairs)),
@@ -305,18 +316,17 @@ async fn listeners(page: &mut Page, rows: &[Row]) {
 #[derive(Default)]
 struct Books {
     stream: HashMap<u64, (Queue, u32)>,
-    datagram: HashMap<u64, u32>,
     unix: HashMap<u64, Queue>,
 }
 
 impl Books {
     /// Those that these listeners stand in. A book that cannot be read tells nothing.
     fn of<'a>(held: impl Iterator<Item = &'a Held>) -> Self {
-        let (mut tcp, mut udp, mut unix) = (false, false, false);
+        let (mut tcp, mut unix) = (false, false);
         for held in held {
             match held.listener.address {
                 Address::Tcp(_) => tcp = true,
-                Address::Udp(_) | Address::Quic(_) => udp = true,
+                Address::Udp(_) | Address::Quic(_) => {}
                 Address::Unix(_) | Address::Abstract(_) => unix = true,
             }
         }
@@ -326,7 +336,6 @@ impl Books {
         };
         Self {
             stream: read(tcp, diag::tcp).map(|s| (s.inode, (s.queue, s.drops))).collect(),
-            datagram: read(udp, diag::udp).map(|s| (s.inode, s.drops)).collect(),
             unix: read(unix, diag::unix).map(|s| (s.inode, s.queue)).collect(),
         }
     }
@@ -334,6 +343,7 @@ impl Books {
     fn row(&self, view: &View<'_, Socket>) -> Row {
         let (listener, opened) = (&view.held.listener, &view.held.opened);
         let fd = opened.handle.fd.as_fd();
+        let mut buffer = None;
         let (queue, drops, listening) = match listener.address {
             Address::Tcp(_) => match self.stream.get(&opened.inode) {
                 Some((queue, drops)) => (Some(*queue), Some(*drops), Some(true)),
@@ -344,7 +354,8 @@ impl Books {
                 }
             },
             Address::Udp(_) | Address::Quic(_) => {
-                (None, self.datagram.get(&opened.inode).copied(), None)
+                buffer = queue::receive_buffer(fd).ok();
+                (None, buffer.map(|buffer| buffer.drops), None)
             }
             Address::Unix(_) | Address::Abstract(_) => {
                 let queue = self.unix.get(&opened.inode).copied();
@@ -354,6 +365,7 @@ impl Books {
         Row {
             name: listener.label(),
             queue,
+            buffer,
             drops,
             listening,
             repairs: opened.handle.watch.repaired(),
@@ -435,6 +447,6 @@ mod tests {
         let mut families = std::pin::pin!(listeners(&mut page, &rows));
         let turns =
             std::iter::from_fn(|| families.as_mut().poll(&mut context).is_pending().then_some(()));
-        assert_eq!(turns.count(), 6, "one for each family");
+        assert_eq!(turns.count(), 8, "one for each family");
     }
 }

@@ -33,7 +33,7 @@ pub struct Socket {
     pub inode: u64,
     /// Its cookie (SO_COOKIE).
     pub cookie: u64,
-    /// Its accept queue. For UDP `len` is bytes to be read and `limit` is 0.
+    /// Its accept queue. For UDP both are bytes: what is to be read, and the receive buffer (SO_RCVBUF).
     pub queue: Queue,
     /// User id of its owner; None where the kernel does not say.
     pub uid: Option<u32>,
@@ -63,7 +63,8 @@ const BOUND: u8 = 13;
 const INFO: u16 = 2;
 const SKMEMINFO: u16 = 7;
 const SKV6ONLY: u16 = 11;
-/// Where SK_MEMINFO_DROPS stands in SKMEMINFO.
+/// Where SK_MEMINFO_RCVBUF and SK_MEMINFO_DROPS stand in SKMEMINFO.
+const RCVBUF: usize = 4;
 const DROPS: usize = 8 * 4;
 /// UNIX_DIAG_* of linux/unix_diag.h, and the UDIAG_SHOW_* bits that ask for them.
 const NAME: u16 = 0;
@@ -271,18 +272,18 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
     };
     let attribute = |wanted| message.attributes(72).find(|(kind, _)| *kind == wanted);
     let v6only = attribute(SKV6ONLY);
+    let memory = |at| attribute(SKMEMINFO).and_then(|(_, value)| value.u32(at)).unwrap_or(0);
+    let address = kind(SocketAddr::new(ip, port));
+    let limit = if address.listens() { message.u32(60)? } else { memory(RCVBUF) };
     Some(Socket {
-        address: kind(SocketAddr::new(ip, port)),
+        address,
         interface: interface(message.u32(40)?),
         cookie: u64::from(message.u32(44)?) | u64::from(message.u32(48)?) << 32,
-        queue: match kind(SocketAddr::new(ip, port)) {
-            Address::Tcp(_) => Queue { len: message.u32(56)?, limit: message.u32(60)? },
-            _ => Queue { len: message.u32(56)?, limit: 0 },
-        },
+        queue: Queue { len: message.u32(56)?, limit },
         uid: Some(message.u32(64)?),
         inode: u64::from(message.u32(68)?),
         v6only: v6only.and_then(|(_, value)| value.u8(0)).map(|value| value != 0),
-        drops: attribute(SKMEMINFO).and_then(|(_, value)| value.u32(DROPS)).unwrap_or(0),
+        drops: memory(DROPS),
     })
 }
 

@@ -111,3 +111,10 @@ pub fn somaxconn() -> u32 {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(SOMAXCONN_OLD)
 }
+
+/// From this port on, none needs CAP_NET_BIND_SERVICE in this network namespace (net.ipv4.ip_unprivileged_port_start, which
+/// holds for IPv6 too).
+pub fn unprivileged_ports() -> u16 {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+}

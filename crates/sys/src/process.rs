@@ -201,6 +201,14 @@ fn since_zero(clock: ClockId) -> Duration {
     Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), nanos)
 }
 
+/// Whether a process has CAP_NET_BIND_SERVICE (CapEff of /proc/PID/status, bit 10 of capabilities(7)). None if there is no such
+/// process.
+pub fn binds_any_port(pid: i32) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    Some(u64::from_str_radix(bits.trim(), 16).ok()? & 1 << 10 != 0)
+}
+
 /// Resident memory in bytes (/proc/PID/statm). None if there is no such process.
 pub fn memory(pid: i32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

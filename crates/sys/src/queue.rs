@@ -26,28 +26,40 @@ pub fn unread(socket: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
-/// What lies in the receive queue of a UDP socket, in bytes with what the kernel needs besides (SO_MEMINFO, `sk_rmem_alloc`):
-/// it shrinks only where a process reads. The kernel notes what a process takes out of several datagrams late, at the last one
-/// of them or at a quarter of the buffer (`udp_rmem_release`).
+/// The receive buffer of a datagram socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Buffer {
+    /// What lies in it, in bytes with what the kernel needs besides (`sk_rmem_alloc`). It shrinks only where a process reads. The kernel
+    /// notes what a process takes out of several datagrams late, at the last one of them or at a quarter of the buffer
+    /// (`udp_rmem_release`).
+    pub len: u32,
+    /// Its size (SO_RCVBUF).
+    pub limit: u32,
+    /// Datagrams that were dropped since the socket exists.
+    pub drops: u32,
+}
+
+/// The receive buffer of a UDP socket (SO_MEMINFO).
 ///
 /// # Errors
 /// Those of getsockopt(2).
-pub fn receive_queue(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    // SK_MEMINFO_RMEM_ALLOC is the first; a kernel gives as many as there is room for.
-    let mut length = size_of::<u32>() as libc::socklen_t;
-    let mut bytes = 0_u32;
-    // SAFETY: `bytes` is writable for `length` bytes, of which the kernel fills at most that many.
+pub fn receive_buffer(socket: BorrowedFd<'_>) -> io::Result<Buffer> {
+    // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF, six others, SK_MEMINFO_DROPS; a kernel gives as many as there is room for.
+    let mut info = [0_u32; 9];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is writable for `length` bytes, of which the kernel fills at most that many, and any bit pattern is a u32.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_MEMINFO,
-            (&raw mut bytes).cast(),
+            info.as_mut_ptr().cast(),
             &raw mut length,
         )
     };
     Errno::result(result)?;
-    Ok(bytes)
+    let [len, limit, .., drops] = info;
+    Ok(Buffer { len, limit, drops })
 }
 
 /// The accept queue of a listening TCP or UNIX socket. For TCP a single cheap

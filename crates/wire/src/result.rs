@@ -172,6 +172,15 @@ pub struct ListenerInfo {
     /// Connections that wait in its accept queue now; none where the kernel does not say.
     #[serde(default)]
     pub queue: Option<u32>,
+    /// Of a datagram socket, such as one for QUIC: bytes that wait in its receive buffer, with what the kernel needs besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_queue: Option<u32>,
+    /// The size of that buffer in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_buffer: Option<u32>,
+    /// Datagrams that the kernel has dropped for want of room in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drops: Option<u32>,
     /// Whether the socket is in the LISTEN state (for a datagram socket: bound).
     pub listening: bool,
     /// The inode number of the socket.
@@ -208,6 +217,9 @@ impl ListenerInfo {
             options: Map::new(),
             backlog: None,
             queue: None,
+            receive_queue: None,
+            receive_buffer: None,
+            drops: None,
             listening: true,
             inode,
             cookie: 0,

@@ -167,6 +167,13 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
     info.options = said(&listener.options);
     info.backlog = Some(opened.backlog).filter(|_| listener.address.listens());
     info.queue = queue;
+    if !listener.address.listens()
+        && let Ok(buffer) = queue::receive_buffer(fd)
+    {
+        info.receive_queue = Some(buffer.len);
+        info.receive_buffer = Some(buffer.limit);
+        info.drops = Some(buffer.drops);
+    }
     info.listening = !listener.address.listens() || queue::is_listening(fd);
     info.cookie = opened.cookie;
     info.exclusive = opened.exclusive && options::is_exclusive(fd, &listener.address);

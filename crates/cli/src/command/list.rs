@@ -72,20 +72,27 @@ fn row(listener: &ListenerInfo) -> [String; 7] {
         (true, true) => "listening",
     }
     .to_owned();
-    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let queue = match (listener.queue, listener.backlog) {
-        (None, None) => "-".to_owned(),
-        (queue, limit) => format!("{}/{}", number(queue), number(limit)),
-    };
     [
         listener.name.clone(),
         listener.bound.clone(),
         options(listener),
         state + &remarks(listener),
-        queue,
+        queue(listener).unwrap_or_else(|| "-".to_owned()),
         holders(&listener.holders),
         seconds(&listener.since),
     ]
+}
+
+/// What waits, of what may wait: connections, or kibibytes of a receive buffer.
+pub(crate) fn queue(listener: &ListenerInfo) -> Option<String> {
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    match (listener.queue, listener.backlog) {
+        (None, None) => {
+            let (waits, buffer) = (listener.receive_queue?, listener.receive_buffer?);
+            Some(format!("{}/{}K", waits.div_ceil(1024), buffer / 1024))
+        }
+        (queue, limit) => Some(format!("{}/{}", number(queue), number(limit))),
+    }
 }
 
 /// What those who share a listener have done to it.

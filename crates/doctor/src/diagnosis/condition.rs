@@ -25,6 +25,7 @@ pub(crate) enum Condition {
     Ghost(Ghost),
     Limit(Limit),
     Lingering(Lingering),
+    Fallback(Fallback),
     NotExclusive(NotExclusive),
     Foreign(Foreign),
     #[serde(serialize_with = "problem")]
@@ -43,6 +44,7 @@ impl Condition {
             Self::Ghost(_) => Kind::Ghost,
             Self::Limit(_) => Kind::Limit,
             Self::Lingering(_) => Kind::Lingering,
+            Self::Fallback(_) => Kind::Fallback,
             Self::NotExclusive(_) => Kind::NotExclusive,
             Self::Foreign(_) => Kind::Foreign,
             Self::Broker(_) => Kind::Broker,
@@ -52,9 +54,13 @@ impl Condition {
     /// Whether both are so for the same reason: then they are one finding on two addresses.
     pub(super) fn has_the_cause_of(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Split(one), Self::Split(other)) => one.silent == other.silent,
+            (Self::Split(one), Self::Split(other)) => {
+                one.silent == other.silent && one.takes_all == other.takes_all
+            }
             (Self::Unserved(one), Self::Unserved(other)) => one.cause == other.cause,
-            (Self::Overflow(one), Self::Overflow(other)) => one.taker == other.taker,
+            (Self::Overflow(one), Self::Overflow(other)) => {
+                one.taker == other.taker && one.datagrams == other.datagrams
+            }
             (Self::NotExclusive(one), Self::NotExclusive(other)) => one.setter == other.setter,
             _ => self.kind() == other.kind(),
         }
@@ -74,6 +80,8 @@ pub(crate) struct Split {
     pub(crate) newest_pid: i32,
     /// The part of each running instance, as `pid 953: 33 %`.
     pub(crate) share: Vec<String>,
+    /// One socket takes everything: it was bound beside the others with SO_REUSEADDR, later, or on a more specific address.
+    pub(crate) takes_all: bool,
     /// The older processes that do not accept: what goes to them hangs.
     #[serde(skip)]
     pub(crate) silent: Vec<i32>,
@@ -155,7 +163,7 @@ pub(crate) struct Paused {
     pub(crate) holders: usize,
 }
 
-/// A full accept queue, or connections dropped for want of room.
+/// A full accept queue, or connections dropped for want of room; of a datagram socket, datagrams that were dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Overflow {
     pub(crate) queue: u64,
@@ -171,12 +179,15 @@ pub(crate) struct Overflow {
     /// The process that takes connections, too slowly.
     #[serde(skip)]
     pub(crate) taker: Option<i32>,
+    /// The queue is a receive buffer, in bytes.
+    #[serde(skip)]
+    pub(crate) datagrams: bool,
 }
 
 impl Overflow {
     /// Whether the queue is full: the kernel lets one more in than the limit says.
     pub(crate) fn is_full(&self) -> bool {
-        self.queue_limit > 0 && self.queue > self.queue_limit
+        !self.datagrams && self.queue_limit > 0 && self.queue > self.queue_limit
     }
 
     /// Whether the limit is net.core.somaxconn, and not the backlog given to listen().
@@ -243,6 +254,14 @@ pub(crate) struct Lingering {
     /// The connection of the oldest that has been idle for longest, and for how long.
     #[serde(skip)]
     pub(crate) kept_by: Option<(String, Duration)>,
+}
+
+/// A haproxy that can bind no socket for a connection of QUIC: all stay on the listener. It is the process of the finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Fallback {
+    pub(crate) port: u16,
+    /// From this port on it could.
+    pub(crate) unprivileged_from: u16,
 }
 
 /// Sockets beside which another process could bind.

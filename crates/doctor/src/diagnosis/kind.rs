@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Limit,
     /// Replaced generations that do not end.
     Lingering,
+    /// Connections of QUIC that have no socket of their own.
+    Fallback,
     /// A socket beside which another process could bind.
     NotExclusive,
     /// A socket that haproxy bound by itself under a supervisor.
@@ -37,7 +39,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, in order, with its name.
-    pub(crate) const ALL: [(Self, &str); 12] = [
+    pub(crate) const ALL: [(Self, &str); 13] = [
         (Self::Split, "split"),
         (Self::Stale, "stale"),
         (Self::Unserved, "unserved"),
@@ -47,6 +49,7 @@ impl Kind {
         (Self::Ghost, "ghost"),
         (Self::Limit, "limit"),
         (Self::Lingering, "lingering"),
+        (Self::Fallback, "fallback"),
         (Self::NotExclusive, "not-exclusive"),
         (Self::Foreign, "foreign"),
         (Self::Broker, "broker"),
@@ -54,7 +57,10 @@ impl Kind {
 
     /// Whether the condition is normal for a moment, so that it counts only if it lasts.
     pub(crate) fn may_be_momentary(self) -> bool {
-        !matches!(self, Self::Limit | Self::NotExclusive | Self::Foreign | Self::Broker)
+        !matches!(
+            self,
+            Self::Limit | Self::Fallback | Self::NotExclusive | Self::Foreign | Self::Broker
+        )
     }
 }
 

@@ -25,8 +25,8 @@ use std::time::Duration;
 use crate::facts::{Details, Look, Questions};
 
 pub(crate) use condition::{
-    Condition, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting, NotExclusive, Overflow,
-    Paused, Resource, Saturated, Split, Stale, Unserved,
+    Condition, Fallback, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting, NotExclusive,
+    Overflow, Paused, Resource, Saturated, Split, Stale, Unserved,
 };
 pub(crate) use finding::Finding;
 pub(crate) use kind::{Kind, Severity};
@@ -52,6 +52,7 @@ pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<
     generations::saturated(look, &mut found);
     generations::ghosts(look, before, &mut found);
     generations::lingering(look, &mut found);
+    ownership::fallback(look, &mut found);
     limits::find(look, &mut found);
     ownership::not_exclusive(look, &mut found);
     ownership::foreign(look, &mut found);
@@ -69,7 +70,9 @@ pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<
 #[must_use]
 pub(crate) fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
     let momentary: Vec<_> = found.iter().filter(|one| one.kind().may_be_momentary()).collect();
-    if momentary.iter().all(|one| one.severity == Severity::Note) {
+    // Whether drops of the past go on shows only the second look.
+    let drops = |one: &Finding| one.kind() == Kind::Overflow;
+    if momentary.iter().all(|one| one.severity == Severity::Note && !drops(one)) {
         return None;
     }
     // Where a process has just started on the same address, it is a reload that is not over yet.

@@ -1,9 +1,11 @@
 //! Sockets that others could join, and sockets that haproxy made by itself.
 
+use std::net::SocketAddr;
+
 use bindonce::State;
 use bindonce_core::address::Address;
 
-use super::condition::{Condition, Foreign, NotExclusive};
+use super::condition::{Condition, Fallback, Foreign, NotExclusive};
 use super::finding::Finding;
 use super::kind::Severity;
 use crate::facts::{Look, Mode, Process, Socket};
@@ -55,6 +57,24 @@ fn setter(look: &Look, socket: &Socket) -> Option<String> {
     look.holders(socket.inode).find(of_it).map(|process| process.program.clone())
 }
 
+/// A haproxy that serves QUIC on a port that it may not bind, since it has given up root: a connection then has no socket of its
+/// own, and its packets come to whoever reads the listener.
+pub(super) fn fallback(look: &Look, found: &mut Vec<Finding>) {
+    for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Datagram) {
+        let network = look.network(socket.network);
+        let Some(port) = look.quic(socket.inode).map(|at| at.port()) else { continue };
+        let from = network.map_or(0, |network| network.unprivileged);
+        let falls = |process: &&Process| {
+            process.is_haproxy() && !process.binds_any_port && process.may_accept(socket.inode)
+        };
+        for process in look.holders(socket.inode).filter(falls).filter(|_| port < from) {
+            let condition = Condition::Fallback(Fallback { port, unprivileged_from: from });
+            let finding = Finding::on(look, socket, Severity::Warning, condition);
+            found.push(finding.caused_by([process]).of(look.service_of([process.pid].iter())));
+        }
+    }
+}
+
 /// Sockets of a generation that the broker does not hold: each reload binds them again.
 pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
     for (service, generation) in look.generations() {
@@ -69,6 +89,7 @@ pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
                 && matches!(socket.address, Address::Tcp(_) | Address::Udp(_))
                 && look.listener(socket.inode).is_none()
                 && !is_transient(socket)
+                && !is_for_a_connection(look, process, socket)
         };
         let sockets: Vec<&Socket> = look.sockets.iter().filter(own).collect();
         if let Some(socket) = sockets.first() {
@@ -78,6 +99,13 @@ pub(super) fn foreign(look: &Look, found: &mut Vec<Finding>) {
             found.push(finding.caused_by([process]).of(Some(service.to_owned())));
         }
     }
+}
+
+/// A socket beside a listener for QUIC of the same process, which it is about to connect to a client.
+fn is_for_a_connection(look: &Look, process: &Process, socket: &Socket) -> bool {
+    let beside = |at: SocketAddr| Some(at.port()) == socket.address.port();
+    let mut held = process.activity.holds.iter().filter_map(|(inode, _)| look.quic(*inode));
+    matches!(socket.address, Address::Udp(_)) && held.any(beside)
 }
 
 /// A datagram socket on a port of the kernel's choice: resolvers and logs use these.

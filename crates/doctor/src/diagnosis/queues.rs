@@ -3,7 +3,7 @@
 use super::condition::{Condition, Overflow, Paused};
 use super::finding::Finding;
 use super::kind::Severity;
-use crate::facts::{Accepting, Look, Mode, Process};
+use crate::facts::{Accepting, Look, Mode, Process, Socket};
 
 /// Sockets that have their address and do not listen: clients are refused.
 pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
@@ -34,7 +34,16 @@ pub(super) fn paused(look: &Look, found: &mut Vec<Finding>) {
 
 /// Full queues, and connections dropped for want of room.
 pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>) {
-    for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Listening) {
+    // Datagrams are dropped on purpose by many a program: proxies are looked at.
+    let matters = |socket: &&Socket| match socket.mode {
+        Mode::Listening => true,
+        Mode::Datagram => {
+            look.listener(socket.inode).is_some()
+                || look.holders(socket.inode).any(Process::is_haproxy)
+        }
+        Mode::Bound => false,
+    };
+    for socket in look.sockets.iter().filter(matters) {
         let old = before.and_then(|look| look.sockets.iter().find(|old| old.inode == socket.inode));
         let network = look.network(socket.network);
         let taker = look
@@ -49,6 +58,7 @@ pub(super) fn overflow(look: &Look, before: Option<&Look>, found: &mut Vec<Findi
             listen_overflows: network.map_or(0, |network| network.listen_overflows),
             listen_drops: network.map_or(0, |network| network.listen_drops),
             taker: taker.map(|process| process.pid),
+            datagrams: socket.mode == Mode::Datagram,
         };
         if !overflow.is_full() && overflow.drops == 0 {
             continue;

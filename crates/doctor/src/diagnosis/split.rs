@@ -1,5 +1,5 @@
 //! Several sockets on one address, held by different instances: the kernel spreads new
-//! connections over them by a hash, evenly.
+//! connections over them by a hash, evenly. Of UDP sockets without SO_REUSEPORT one takes everything.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,7 @@ pub(super) fn find(look: &Look, found: &mut Vec<Finding>) {
     for socket in &look.sockets {
         let shares = match socket.mode {
             Mode::Listening => matches!(socket.address, Address::Tcp(_)),
-            // Other programs than proxies share a datagram port on purpose, as for multicast.
-            Mode::Datagram => look.holders(socket.inode).any(Process::is_haproxy),
+            Mode::Datagram => true,
             Mode::Bound => false,
         };
         if shares {
@@ -24,9 +23,83 @@ pub(super) fn find(look: &Look, found: &mut Vec<Finding>) {
             groups.entry(key).or_default().push(socket);
         }
     }
-    for sockets in groups.values().filter(|sockets| sockets.len() > 1) {
-        found.extend(split(look, sockets));
+    for sockets in groups.values() {
+        found.extend(wide(look, sockets[0]).and_then(|none| takes_all(look, sockets[0], &[none])));
+        let (receive, none) = receivers(look, sockets);
+        if !none.is_empty() {
+            found.extend(takes_all(look, receive[0], &none));
+        }
+        // Other programs than proxies share a datagram port on purpose, as for multicast.
+        let proxy = |socket: &&Socket| look.holders(socket.inode).any(Process::is_haproxy);
+        if receive.len() > 1
+            && (receive[0].mode == Mode::Listening
+                || receive.iter().filter(|one| proxy(one)).count() > 1)
+        {
+            found.extend(split(look, &receive));
+        }
     }
+}
+
+/// The sockets of an address that new clients reach, and those that none reaches. Of UDP sockets the one that was bound last
+/// takes everything, with those beside it that have SO_REUSEPORT too.
+fn receivers<'a>(look: &Look, sockets: &[&'a Socket]) -> (Vec<&'a Socket>, Vec<&'a Socket>) {
+    let first = sockets[0];
+    let alone = first.mode == Mode::Datagram
+        && match first.reuseport {
+            Some(reuseport) => !reuseport,
+            // The broker's has not.
+            None => sockets.iter().any(|socket| look.quic(socket.inode).is_some()),
+        };
+    let reaches = |socket: &&'a Socket| {
+        first.mode == Mode::Listening
+            || socket.inode == first.inode
+            || !alone && socket.reuseport != Some(false) && look.quic(socket.inode).is_none()
+    };
+    sockets.iter().copied().partition(reaches)
+}
+
+/// The broker's socket for QUIC on a wildcard from which a socket takes all that comes to its own address.
+fn wide<'a>(look: &'a Look, socket: &Socket) -> Option<&'a Socket> {
+    let Address::Udp(at) = socket.address else { return None };
+    let takes_from = |other: &&Socket| {
+        let Some(wide) = look.quic(other.inode) else { return false };
+        let ipv6_only = || {
+            let options = look.listener(other.inode).map(|listener| &listener.options);
+            options.is_some_and(|options| options.contains_key("v6only"))
+        };
+        let covers = wide.is_ipv6() == at.is_ipv6() && !at.ip().is_unspecified()
+            || wide.is_ipv6() && at.is_ipv4() && !ipv6_only();
+        wide.ip().is_unspecified() && wide.port() == at.port() && covers
+    };
+    let near = look.sockets.iter().filter(|other| {
+        other.network == socket.network
+            && other.mode == Mode::Datagram
+            && socket.mode == Mode::Datagram
+    });
+    near.filter(takes_from).find(|_| look.quic(socket.inode).is_none())
+}
+
+/// One that takes everything from others, of which one is a proxy's: a socket of another program, or of a haproxy beside the
+/// broker's. Sockets for connections, of who has the listener too, do so for a moment, until they are connected.
+fn takes_all(look: &Look, first: &Socket, none: &[&Socket]) -> Option<Finding> {
+    let winner = taker(look, first)?;
+    let named = none.iter().find_map(|socket| {
+        let loser = taker(look, socket)?;
+        let is_meant =
+            loser.is_haproxy() && !winner.is_haproxy() || look.quic(socket.inode).is_some();
+        (is_meant && !winner.holds(socket.inode)).then_some(loser)
+    })?;
+    let condition = Condition::Split(Split {
+        sockets: none.len() as u64 + 1,
+        stale_sockets: 1,
+        stale_percent: 100.0,
+        newest_pid: named.pid,
+        share: vec![format!("pid {}: 100 %", winner.pid), format!("pid {}: 0 %", named.pid)],
+        takes_all: true,
+        silent: Vec::new(),
+    });
+    let finding = Finding::on(look, first, Severity::Error, condition);
+    Some(finding.caused_by([winner]).of(look.service_of([named.pid].iter())))
 }
 
 /// The sockets of one running instance on the address.
@@ -72,6 +145,7 @@ fn split(look: &Look, sockets: &[&Socket]) -> Option<Finding> {
         stale_percent: percent(stale, whole),
         newest_pid: newest_process.pid,
         share,
+        takes_all: false,
         silent: silent.map(|process| process.pid).collect(),
     });
     let proxy = older.iter().any(|process| process.is_haproxy());

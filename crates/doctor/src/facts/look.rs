@@ -2,6 +2,7 @@
 //! haproxy report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use super::process::{Process, as_text};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Look {
     pub(crate) at: Timestamp,
-    /// Every socket that listens, receives datagrams from anyone, or is bound and does not listen.
+    /// Every socket that listens, receives datagrams from anyone, or is bound and does not listen. Datagram sockets on
+    /// one address are in the order in which the kernel looks at them: the one that was bound last is first.
     pub(crate) sockets: Vec<Socket>,
     /// The processes that have to do with these sockets, and every haproxy, by pid.
     pub(crate) processes: BTreeMap<i32, Process>,
@@ -44,8 +46,9 @@ pub(crate) struct Socket {
     pub(crate) cookie: u64,
     #[serde(rename = "state")]
     pub(crate) mode: Mode,
+    /// Connections that wait; of a datagram socket bytes.
     pub(crate) queue: u64,
-    /// The limit of its accept queue; the kernel lets one more in.
+    /// The limit of its accept queue; the kernel lets one more in. Of a datagram socket its receive buffer in bytes.
     pub(crate) queue_limit: u64,
     /// Connections and packets that it dropped since it exists.
     pub(crate) drops: u64,
@@ -77,6 +80,9 @@ pub(crate) struct Network {
     pub(crate) listen_overflows: u64,
     /// Connection attempts that were dropped (ListenDrops), overflows included.
     pub(crate) listen_drops: u64,
+    /// From this port on, none needs CAP_NET_BIND_SERVICE (net.ipv4.ip_unprivileged_port_start).
+    #[serde(skip)]
+    pub(crate) unprivileged: u16,
     /// Entries of connection tracking, where it is used.
     #[serde(skip)]
     pub(crate) conntrack: Option<Gauge>,
@@ -170,6 +176,14 @@ impl Look {
     pub(crate) fn listener(&self, inode: u64) -> Option<&ListenerInfo> {
         let broker = self.broker.as_ref()?;
         broker.status.listeners.iter().find(|listener| listener.inode == inode)
+    }
+
+    /// The address of a socket that is the broker's for QUIC.
+    pub(crate) fn quic(&self, inode: u64) -> Option<SocketAddr> {
+        match self.listener(inode)?.bound.parse() {
+            Ok(Address::Quic(at)) => Some(at),
+            _ => None,
+        }
     }
 
     /// Every generation that the broker knows, with its service.

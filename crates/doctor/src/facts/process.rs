@@ -40,6 +40,9 @@ pub(crate) struct Process {
     /// A signal that makes haproxy stop (SIGUSR1, SIGTERM) is pending.
     #[serde(skip)]
     pub(crate) stop_pending: bool,
+    /// It may bind every port (CAP_NET_BIND_SERVICE).
+    #[serde(skip)]
+    pub(crate) binds_any_port: bool,
     /// What it uses.
     #[serde(flatten)]
     pub(crate) usage: Usage,

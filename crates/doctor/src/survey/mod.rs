@@ -137,18 +137,24 @@ impl Survey {
         }
     }
 
-    /// Finds out which TCP sockets others could join.
+    /// Finds out which TCP sockets others could join, and which UDP sockets on one address share it.
     fn reuseport(&mut self, look: &mut Look) {
         let mut holders: HashMap<u64, (i32, i32)> = HashMap::new();
         for process in look.processes.values() {
             let holds = process.activity.holds.iter();
             holders.extend(holds.map(|(inode, number)| (*inode, (process.pid, *number))));
         }
+        let mut datagrams: HashMap<Address, usize> = HashMap::new();
+        for socket in look.sockets.iter().filter(|socket| socket.mode == Mode::Datagram) {
+            *datagrams.entry(socket.address.clone()).or_default() += 1;
+        }
         for socket in &mut look.sockets {
-            if socket.mode == Mode::Listening
-                && matches!(socket.address, Address::Tcp(_))
-                && let Some((pid, number)) = holders.get(&socket.inode)
-            {
+            let matters = match socket.mode {
+                Mode::Listening => matches!(socket.address, Address::Tcp(_)),
+                Mode::Datagram => datagrams.get(&socket.address).is_some_and(|count| *count > 1),
+                Mode::Bound => false,
+            };
+            if matters && let Some((pid, number)) = holders.get(&socket.inode) {
                 let known = self.reuseport.entry(socket.cookie);
                 socket.reuseport = *known.or_insert_with(|| reuseport(*pid, *number));
             }

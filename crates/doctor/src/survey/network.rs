@@ -21,6 +21,7 @@ pub(super) fn read(id: u64, name: Option<String>) -> Result<Network, Error> {
         somaxconn: limits::somaxconn().into(),
         listen_overflows: counter(&netstat, "ListenOverflows"),
         listen_drops: counter(&netstat, "ListenDrops"),
+        unprivileged: limits::unprivileged_ports(),
         conntrack: conntrack("count").zip(conntrack("max")).map(gauge),
         ports: ports()?,
     })

@@ -168,6 +168,7 @@ fn describe(
         started: Timestamp(surroundings.boot.0 + stat.started().as_millis() as u64),
         state: stat.state,
         stop_pending: pending(pid) & STOP != 0,
+        binds_any_port: process::binds_any_port(pid).unwrap_or(true),
         usage: Usage {
             processor: stat.processor,
             memory: process::memory(pid).unwrap_or(0),

@@ -1,5 +1,5 @@
 //! What the threads of a process wait for, for programs that do not use epoll:
-//! which descriptors are in the accept(2), poll(2) or select(2) that each of them
+//! which descriptors are in the accept(2), recv(2), poll(2) or select(2) that each of them
 //! is blocked in.
 //!
 //! /proc/PID/task/TID/syscall names the call and its arguments, and what they
@@ -65,7 +65,12 @@ impl Call {
     /// The descriptors in it; None if they cannot be known.
     fn waits_on(self, memory: Option<&File>) -> Option<Vec<i32>> {
         match self.number {
-            libc::SYS_accept | libc::SYS_accept4 => Some(vec![i32::try_from(self.first).ok()?]),
+            libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_read
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_recvmmsg => Some(vec![i32::try_from(self.first).ok()?]),
             libc::SYS_ppoll => self.polled(memory?),
             libc::SYS_pselect6 => self.selected(memory?),
             #[cfg(target_arch = "x86_64")]

@@ -30,6 +30,41 @@ fn split() -> Look {
     look(sockets, processes)
 }
 
+/// A generation that serves QUIC on the broker's socket.
+fn quic(address: &str) -> Look {
+    let Ok(Address::Quic(at)) = address.parse() else { panic!("{address}") };
+    let listener = Socket { mode: Mode::Datagram, ..socket(&format!("udp@{at}"), 1) };
+    let mut host = look(vec![listener], vec![haproxy(1618, 10, &[1])]);
+    host.networks[0].unprivileged = 1024;
+    host.broker = serving(1, vec![generation(7, 1618, State::Serving)]);
+    let broker = host.broker.as_mut().expect("a broker");
+    broker.status.listeners[0].bound = address.to_owned();
+    host
+}
+
+fn joined() -> Look {
+    let mut host = quic("quic4@10.0.0.1:443");
+    let theirs = Socket { inode: 2, ..host.sockets[0].clone() };
+    host.sockets.insert(0, theirs);
+    let coredns = haproxy(2044, 3, &[2]).activity;
+    host.processes.insert(2044, Process { activity: coredns, ..holds("coredns", 2044, 3, &[2]) });
+    host
+}
+
+fn datagrams() -> Facts {
+    let mut facts = seen_twice(quic("quic4@10.0.0.1:443"));
+    facts.now.sockets[0].queue_limit = 212_992;
+    (facts.earlier.as_mut().expect("two looks").sockets[0].drops, facts.now.sockets[0].drops) =
+        (30, 40);
+    facts
+}
+
+fn fallback() -> Look {
+    let mut host = quic("quic4@10.0.0.1:443");
+    host.processes.get_mut(&1618).expect("haproxy").binds_any_port = false;
+    host
+}
+
 fn stale() -> Look {
     let mut host = look(
         vec![socket("10.0.0.1:443", 1)],
@@ -199,11 +234,11 @@ fn problems() -> Look {
 /// Hosts with a finding of the kind, each with a cause of its own.
 fn examples(kind: Kind) -> Vec<Facts> {
     match kind {
-        Kind::Split => vec![seen_twice(split())],
+        Kind::Split => vec![seen_twice(split()), seen_twice(joined())],
         Kind::Stale => vec![seen_twice(stale())],
         Kind::Unserved => vec![stopped(), hung(), not_asking(), kept(), unasked()],
         Kind::Paused => vec![seen_twice(paused())],
-        Kind::Overflow => vec![overflow()],
+        Kind::Overflow => vec![overflow(), datagrams()],
         Kind::Saturated => vec![
             saturated(500, Vec::new()),
             saturated(90, vec![proxy("frontend web", 40, 40, 0)]),
@@ -212,6 +247,7 @@ fn examples(kind: Kind) -> Vec<Facts> {
         Kind::Ghost => vec![ghost()],
         Kind::Limit => vec![seen_twice(descriptors()), seen_twice(system())],
         Kind::Lingering => vec![lingering()],
+        Kind::Fallback => vec![seen_twice(fallback())],
         Kind::NotExclusive => vec![seen_twice(not_exclusive())],
         Kind::Foreign => vec![seen_twice(foreign())],
         Kind::Broker => vec![seen_twice(problems())],

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bindonce::{
     BrokerInfo, GenerationInfo, ListenerInfo, Problem, ServiceInfo, State, StatusResult,
 };
+use bindonce_core::address::Address;
 use bindonce_core::time::Timestamp;
 use bindonce_haproxy::stats::{Proxy, Stats};
 
@@ -69,6 +70,7 @@ fn haproxy(pid: i32, minutes: u64, sockets: &[u64]) -> Process {
         started: Timestamp(NOW - minutes * MINUTE),
         state: 'S',
         stop_pending: false,
+        binds_any_port: true,
         usage: Usage {
             processor: Duration::ZERO,
             memory: 20 << 20,

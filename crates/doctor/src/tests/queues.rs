@@ -161,3 +161,22 @@ fn a_full_queue_that_nobody_empties_is_one_finding() {
     let (_, said) = only_of(&facts, Kind::Unserved);
     insta::assert_snapshot!(written(&said));
 }
+
+#[test]
+fn datagrams_that_are_dropped_now_are_told_of_proxies() {
+    let mut host = look(vec![socket("udp@10.0.0.1:443", 1)], vec![haproxy(7, 9, &[1])]);
+    (host.sockets[0].mode, host.sockets[0].queue_limit) = (Mode::Datagram, 212_992);
+    (host.sockets[0].queue, host.sockets[0].drops) = (213_504, 40);
+    // Only a second look tells whether it goes on.
+    assert!(look_again(&host, &examine(&host, None)).is_some());
+    let mut facts = seen_twice(host);
+    assert_eq!(only_of(&facts, Kind::Overflow).0.severity, Severity::Note);
+    facts.earlier.as_mut().expect("two looks").sockets[0].drops = 30;
+    let (found, words) = only_of(&facts, Kind::Overflow);
+    assert_eq!(found.severity, Severity::Error);
+    insta::assert_snapshot!(written(&words));
+    for look in facts.earlier.iter_mut().chain([&mut facts.now]) {
+        look.processes.get_mut(&7).expect("it").program = "dns".to_owned();
+    }
+    assert_eq!(diagnose(&facts), []);
+}

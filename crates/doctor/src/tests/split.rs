@@ -98,3 +98,71 @@ fn a_holder_that_does_not_ask_is_not_stale() {
     broker.activity.registrations[0].input = false;
     assert_eq!(twice(&look(vec![socket(":80", 1)], vec![broker, haproxy(6, 1, &[1])])), []);
 }
+
+/// Sockets for QUIC on one address, the one that was bound last first.
+fn datagrams(reuseport: &[Option<bool>]) -> Vec<Socket> {
+    let one = |(at, reuseport): (usize, &Option<bool>)| Socket {
+        mode: Mode::Datagram,
+        reuseport: *reuseport,
+        ..socket("udp@10.0.0.1:443", at as u64 + 1)
+    };
+    reuseport.iter().enumerate().map(one).collect()
+}
+
+#[test]
+fn of_datagram_sockets_those_with_so_reuseport_share_and_else_the_last_takes_all() {
+    let yes = Some(true);
+    let plain = vec![haproxy(3, 1, &[1]), haproxy(2, 5, &[2]), haproxy(1, 9, &[3])];
+    let (found, _) = only(&look(datagrams(&[yes, yes, yes]), plain.clone()), Kind::Split);
+    assert_eq!((found.pids.as_slice(), number(&found, "stale_sockets")), (&[1, 2][..], 2.0));
+    // Where nothing could be read, they are plain haproxy's.
+    let (found, _) = only(&look(datagrams(&[None; 3]), plain.clone()), Kind::Split);
+    assert_eq!(found.pids, [1, 2]);
+    // A stranger's with SO_REUSEADDR alone, bound last, and bound first.
+    let with_theirs = |minutes, inode| {
+        let mut all = plain.clone();
+        all.retain(|process| !process.holds(inode));
+        all.push(Process { program: "dns".to_owned(), ..haproxy(9, minutes, &[inode]) });
+        all
+    };
+    let host = look(datagrams(&[Some(false), yes, yes]), with_theirs(1, 1));
+    let (found, words) = only(&host, Kind::Split);
+    assert_eq!((found.pids, found.severity), (vec![9], Severity::Error));
+    insta::assert_snapshot!(written(&words));
+    let host = look(datagrams(&[yes, yes, Some(false)]), with_theirs(20, 3));
+    let (found, _) = only(&host, Kind::Split);
+    assert_eq!((found.pids.as_slice(), number(&found, "sockets")), (&[2][..], 2.0));
+    // Of programs that are no proxies neither is one.
+    let mut others = with_theirs(1, 1);
+    others.iter_mut().for_each(|process| process.program = "dns".to_owned());
+    assert_eq!(twice(&look(datagrams(&[Some(false), yes, yes]), others)), []);
+}
+
+#[test]
+fn what_is_bound_beside_the_brokers_socket_for_quic_takes_all() {
+    for (bound, theirs, takes) in [
+        ("quic4@10.0.0.1:443", "udp@10.0.0.1:443", true),
+        ("quic4@:443", "udp@10.0.0.1:443", true),
+        ("quic4@:443", "udp@10.0.0.1:444", false),
+        ("quic6@:443", "udp@10.0.0.1:443", true),
+        ("quic6@:443", "udp@:443", true),
+        ("quic4@:443", "udp@[::1]:443", false),
+        ("quic4@10.0.0.1:443", "udp@:443", false),
+    ] {
+        let Ok(Address::Quic(at)) = bound.parse() else { panic!("{bound}") };
+        let datagram = |text: &str, inode| Socket { mode: Mode::Datagram, ..socket(text, inode) };
+        let sockets = vec![datagram(theirs, 2), datagram(&format!("udp@{at}"), 1)];
+        let mut host = look(sockets, vec![haproxy(6, 9, &[1]), haproxy(7, 1, &[2])]);
+        host.broker = serving(1, vec![generation(1, 6, State::Serving)]);
+        host.broker.as_mut().expect("a broker").status.listeners[0].bound = bound.to_owned();
+        let found = twice(&host);
+        let pids: Vec<_> = found.iter().map(|one| (one.kind(), one.pids.clone())).collect();
+        let expected = if takes { vec![(Kind::Split, vec![7])] } else { Vec::new() };
+        assert_eq!(pids, expected, "{bound} {theirs}");
+        // A socket for a connection, which is connected in a moment.
+        host.processes.insert(6, haproxy(6, 9, &[1, 2]));
+        host.processes.remove(&7);
+        let found = twice(&host);
+        assert!(!takes || found.is_empty(), "{bound} {theirs} {found:?}");
+    }
+}

@@ -78,7 +78,7 @@ impl HeldListener {
     pub(crate) fn queue(&self) -> u32 {
         let fd = self.fd.as_fd();
         match self.bound {
-            Address::Quic(_) => queue::receive_queue(fd).unwrap_or(0),
+            Address::Quic(_) => queue::receive_buffer(fd).unwrap_or_default().len,
             _ => queue::accept_queue(fd).map_or(0, |queue| queue.len),
         }
     }

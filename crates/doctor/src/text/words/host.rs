@@ -3,7 +3,7 @@
 use bindonce::Problem;
 
 use super::sentence::Words;
-use crate::diagnosis::{Finding, Foreign, Limit, NotExclusive, Resource};
+use crate::diagnosis::{Fallback, Finding, Foreign, Limit, NotExclusive, Resource};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
 use crate::text::units::{count, join};
@@ -77,6 +77,22 @@ pub(super) fn not_exclusive(look: &Look, finding: &Finding, sockets: &NotExclusi
         processes(look, &finding.pids)
     );
     Words::new(summary, cause, remedy)
+}
+
+pub(super) fn fallback(look: &Look, finding: &Finding, fallback: &Fallback) -> Words {
+    Words::new(
+        format!(
+            "HTTP/3 connections stay on the listener, and a reload loses those that are open: {} may not bind port {}",
+            processes(look, &finding.pids),
+            fallback.port
+        ),
+        format!(
+            "haproxy binds a socket for each connection, which below port {} needs CAP_NET_BIND_SERVICE, and it has \
+             given up root",
+            fallback.unprivileged_from
+        ),
+        "# `setcap cap_net_bind_service` in the global section (haproxy 2.9 and later), and a reload".to_owned(),
+    )
 }
 
 pub(super) fn foreign(look: &Look, finding: &Finding, sockets: &Foreign) -> Words {

@@ -163,12 +163,16 @@ pub(super) fn paused(look: &Look, finding: &Finding, paused: &Paused) -> Words {
 
 pub(super) fn overflow(look: &Look, overflow: &Overflow) -> Words {
     let Overflow { queue, queue_limit, somaxconn, drops, new_drops, taker, .. } = overflow;
+    let (what, verb) = match overflow.datagrams {
+        true => ("datagram", "reads"),
+        false => ("connection attempt", "takes connections"),
+    };
     let mut parts = Vec::new();
     if overflow.is_full() {
         parts.push(format!("the accept queue is full ({queue} of {})", queue_limit + 1));
     }
     if *drops > 0 {
-        let dropped = count(*drops, "connection attempt");
+        let dropped = count(*drops, what);
         let new = match new_drops {
             0 => String::new(),
             new => format!(", {new} of them while looking"),
@@ -176,7 +180,13 @@ pub(super) fn overflow(look: &Look, overflow: &Overflow) -> Words {
         parts.push(format!("{dropped} dropped since the socket exists{new}"));
     }
     let double = queue_limit * 2;
-    let (limit, remedy) = if overflow.is_of_the_system() {
+    let (limit, remedy) = if overflow.datagrams {
+        let remedy = format!(
+            "# give it a larger receive buffer: `tune.rcvbuf.frontend {double}` in haproxy's global section (at most \
+             net.core.rmem_max), and a reload"
+        );
+        ("the receive buffer", remedy)
+    } else if overflow.is_of_the_system() {
         let remedy = format!(
             "sysctl -w net.core.somaxconn={double}   # then a backlog of {double} where it is bound, \
              and a restart"
@@ -192,9 +202,9 @@ pub(super) fn overflow(look: &Look, overflow: &Overflow) -> Words {
     };
     let cause = match taker {
         Some(pid) => {
-            format!("{} takes connections more slowly than they come", process(look, *pid))
+            format!("{} {verb} more slowly than they come", process(look, *pid))
         }
-        None => "connections come faster than they are taken".to_owned(),
+        None => format!("no process {verb} as fast as they come"),
     };
     Words::new(format!("{}; {limit} is the limit", parts.join(", ")), cause, remedy)
 }

@@ -7,6 +7,9 @@ use crate::text::process::{process, processes};
 use crate::text::units::{count, pids, s};
 
 pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
+    if split.takes_all {
+        return takes_all(look, finding, split);
+    }
     let Split { sockets, stale_sockets, stale_percent, newest_pid, silent, .. } = split;
     let older = processes(look, &finding.pids);
     let program = |pid: &i32| look.processes.get(pid).map(|process| &process.program);
@@ -30,6 +33,23 @@ pub(super) fn split(look: &Look, finding: &Finding, split: &Split) -> Words {
              configuration{silent}"
         ),
         remedy: end(look, &finding.pids),
+    }
+}
+
+fn takes_all(look: &Look, finding: &Finding, split: &Split) -> Words {
+    Words {
+        summary: format!(
+            "all new connections go to {}, and none to {}",
+            processes(look, &finding.pids),
+            process(look, split.newest_pid)
+        ),
+        cause: "it bound a UDP socket beside the other with SO_REUSEADDR, which QUIC needs there: what comes from a new client goes \
+                to the socket on the more specific address, else to the one that was bound last"
+            .to_owned(),
+        remedy: vec![format!(
+            "kill -TERM {}   # if it should not serve this address; else give it another one",
+            pids(&finding.pids)
+        )],
     }
 }
 

@@ -295,7 +295,8 @@ impl Model {
 
 /// How full its queue is, of 1; less than nothing where that is not known.
 pub(super) fn fullness(listener: &ListenerInfo) -> f64 {
-    match (listener.queue, listener.backlog) {
+    let queue = listener.queue.or(listener.receive_queue);
+    match (queue, listener.backlog.or(listener.receive_buffer)) {
         (Some(queue), Some(limit)) => f64::from(queue) / f64::from(limit.max(1)),
         _ => -1.0,
     }

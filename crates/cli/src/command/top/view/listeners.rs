@@ -1,10 +1,11 @@
-//! The listeners, and how full their accept queues are.
+//! The listeners, and how full their queues are.
 
 use bindonce::{HolderInfo, ListenerInfo};
 
 use super::canvas::{Area, Canvas, Column, PLAIN, Style};
 use super::pane::{BAD, FAINT, GOOD, WARN, title, window};
 use super::words;
+use crate::command::list::queue;
 use crate::command::top::model::{Model, Pane, fullness};
 
 /// Characters of a bar.
@@ -72,12 +73,7 @@ fn cells(canvas: &Canvas, listener: &ListenerInfo, width: u16, stale: bool) -> V
         _ => GOOD,
     };
     cells.push((BAR, bar(canvas, fullness), style(colour)));
-    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let queue = match (listener.queue, listener.backlog) {
-        (None, None) => String::new(),
-        (queue, limit) => format!("{}/{}", number(queue), number(limit)),
-    };
-    cells.push((NUMBERS, queue, style(PLAIN)));
+    cells.push((NUMBERS, queue(listener).unwrap_or_default(), style(PLAIN)));
     let (text, colour) = state(listener);
     cells.push((0, text, style(colour)));
     cells
