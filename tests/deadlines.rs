@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -49,6 +50,22 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
             process.wait_line("signal ignored");
             assert_ne!(state(process), 'T', "{signal}");
         }
+    }
+    // Of signals without end it writes some lines in ten seconds.
+    for (process, signal) in [
+        (&mut broker, Signal::SIGTSTP),
+        (&mut broker, Signal::SIGHUP),
+        (&mut haproxy.supervisor, Signal::SIGTSTP),
+    ] {
+        let (begun, before) = (Instant::now(), process.story().lines().count());
+        for _ in 0..60 {
+            process.signal(signal);
+            // It has time to read each.
+            scene.run("ping", &[]).ok();
+        }
+        let told = process.story().lines().count() - before;
+        let most = 20 * (begun.elapsed().as_secs() as usize / 10 + 2);
+        assert!(told <= most, "{told} lines of 60 signals\n{}", process.story());
     }
     haproxy.reload(&scene).ok();
 }

@@ -1,11 +1,42 @@
 //! Broker and supervisor under a real systemd, as PID 1 of namespaces of its own: what the
 //! unit files promise, and the ways in of docs/migrating.md (tests/measure/systemd.py, a few rounds of it).
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::harness::{bindonce, root, skip};
+
+/// What systemd makes of the units as they are shipped; and of haproxy's packaged one, where that is.
+#[test]
+fn the_units_are_confined() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return skip("no systemd-analyze");
+    }
+    let shipped = |unit: &str| root().join("deploy/systemd").join(unit);
+    let packaged = Path::new("/lib/systemd/system/haproxy.service").to_owned();
+    for (unit, most) in [
+        (shipped("bindonce.service"), 2.0),
+        (shipped("bindonce-haproxy.service"), 3.5),
+        (packaged, 10.0),
+    ] {
+        if !unit.exists() {
+            skip(&format!("no {}", unit.display()));
+            continue;
+        }
+        let mut command = Command::new("systemd-analyze");
+        command.args(["security", "--offline=true", "--no-pager"]).arg(&unit);
+        let output = command.output().expect("systemd-analyze");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let said = text.lines().find(|line| line.contains("Overall exposure level"));
+        let said = said.unwrap_or_else(|| panic!("{text}{output:?}")).trim();
+        eprintln!("{said}");
+        let level = said.rsplit(": ").next().and_then(|rest| rest.split(' ').next());
+        let level: f64 = level.expect("a level").parse().expect("a number");
+        assert!(level <= most, "{said}");
+    }
+}
 
 #[test]
 fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Process, Scene, bindonce, eventually, finish, listening};
+use crate::harness::{Process, Scene, bindonce, eventually, finish, listening, skip};
 
 fn broker(wire: &mut crate::harness::Wire) -> Value {
     wire.call("status", &json!([]))["broker"].clone()
@@ -55,6 +55,36 @@ fn an_upgrade_keeps_sockets_connections_and_half_a_request() {
         reply["result"].is_object().then_some(())
     });
     assert!(!fs::exists(&path).expect("the path"), "its file is known after an upgrade");
+}
+
+/// It is asked for while the claim has had some of its turns: the image that has begun the claim answers it.
+#[test]
+fn an_upgrade_waits_for_a_large_claim_and_keeps_its_leases() {
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return skip("needs a network namespace of its own, for thousands of ports");
+    }
+    let process = scene.broker();
+    let [mut claiming, mut same, mut upgrading] = [(); 3].map(|()| scene.wire());
+    claiming.bind(&["first=127.0.0.1:8999"]);
+    // All of it lies before the broker when it goes on.
+    process.signal(Signal::SIGSTOP);
+    let bind = |listen: &str| format!(r#"{{"method":"bind","params":[{{"listen":"{listen}"}}]}}"#);
+    claiming.send(bind("127.0.0.1:9000-10999").as_bytes());
+    same.send(bind("127.0.0.1:10999").as_bytes());
+    upgrading.send(br#"{"method":"upgrade"}"#);
+    process.signal(Signal::SIGCONT);
+    let granted = claiming.reply()["result"]["listeners"].as_array().expect("listeners").clone();
+    assert_eq!(granted.len(), 2000);
+    let (same, upgraded) = (same.reply(), upgrading.reply());
+    assert_eq!(same["result"]["listeners"][0]["inode"], granted[1999]["inode"]);
+    assert_eq!(upgraded["result"]["upgraded"], true, "{upgraded}");
+    let mut wire = scene.wire();
+    assert_eq!(broker(&mut wire)["upgrades"], 1);
+    let busy = wire.error("release", &json!(["127.0.0.1:9000"]));
+    assert_eq!(busy["code"], -32007, "{busy}");
+    drop(claiming);
+    wire.call("release", &json!(["127.0.0.1:9000-10998"]));
 }
 
 #[test]

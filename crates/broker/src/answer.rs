@@ -30,6 +30,7 @@ pub(crate) fn refused(refusal: &Refusal) -> RpcError {
         Refusal::Overlap { .. }
         | Refusal::OverlapInRequest { .. }
         | Refusal::OtherService { .. } => ErrorCode::OVERLAP,
+        Refusal::NotHeld(..) => ErrorCode::DENIED,
         Refusal::NotFound { .. } => ErrorCode::NOT_FOUND,
         Refusal::InUse { .. } => ErrorCode::IN_USE,
         Refusal::TooMany { .. } => ErrorCode::LIMIT,

@@ -27,9 +27,9 @@ use crate::access::Access;
 use crate::answered::Answered;
 use crate::config::Limits;
 use crate::inquiry::Inquiry;
+use crate::large::LargeAnswers;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
-use crate::listings::Listings;
 use crate::persistence::found::Found;
 use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
@@ -51,8 +51,8 @@ pub(crate) struct Broker {
     pub(crate) reporter: Rc<Reporter>,
     /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
-    /// Listings in progress: one at a time for each user.
-    pub(crate) listings: Rc<Listings>,
+    /// Large answers in progress: one at a time for each user.
+    pub(crate) large: Rc<LargeAnswers>,
     /// Listeners of the configuration that could not be bound.
     pub(crate) not_bound: Vec<NotBound>,
     /// Path of the control socket.
@@ -101,7 +101,7 @@ impl Broker {
             upgrade: Rc::default(),
             reporter,
             inquiry: Rc::default(),
-            listings: Rc::default(),
+            large: Rc::default(),
             not_bound: Vec::new(),
             socket,
             control: None,

@@ -4,17 +4,22 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
 
-use bindonce_core::listener::Listener;
-use bindonce_core::registry::{ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Want};
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::registry::{
+    ConnectionId, Event, Lease, Neighbour, Opened, Overlap, Refusal, Want,
+};
 use bindonce_sys::listen;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
 use crate::broker::Broker;
-use crate::listeners::{Denied, Next, Socket, Unfinished, unlink};
+use crate::listeners::{self, Denied, Next, Socket, Unfinished, unlink};
 
 /// So many listeners are opened in one turn: some 10 us each.
 const OPENED_AT_ONCE: usize = 32;
+
+/// So many wanted listeners are looked at in one turn: about a microsecond each.
+const LOOKED_AT_ONCE: usize = 256;
 
 /// Sockets that are opened for a claim, until it has them all.
 struct Opening {
@@ -68,15 +73,15 @@ pub(crate) async fn claim_unsettled(
     broker: &RefCell<Broker>,
     id: ConnectionId,
     wants: Vec<Want>,
-    allow: impl Fn(&Broker, &[Want]) -> Result<(), RpcError>,
+    allow: impl Fn(&Broker, &Want) -> Result<(), RpcError>,
 ) -> Result<Vec<Lease>, Denied> {
-    let found = broker.borrow_mut().listeners.rebind_unreachable(&wants);
-    found.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
+    let most = look(broker, id, &wants).await;
+    let most = most.map_err(|denied| broker.borrow().listeners.denied(id, denied))?;
     let decided = Rc::clone(&broker.borrow().listeners.decided);
     let mut failure = None;
     let mut event = Event::Claim(id, wants);
     loop {
-        let next = broker.borrow_mut().listeners.claim(id, event);
+        let next = broker.borrow_mut().listeners.claim(id, event, most);
         event = match next {
             Next::More => {
                 yield_now().await;
@@ -86,14 +91,10 @@ pub(crate) async fn claim_unsettled(
                 while !broker.borrow_mut().listeners.retried.remove(&id) {
                     decided.notified().await;
                 }
-                let allowed = {
-                    let broker = broker.borrow();
-                    allow(&broker, broker.listeners.registry.waiting(id))
-                };
-                if let Err(denial) = allowed {
+                if let Err(denial) = judge_again(broker, id, &allow).await {
                     // It waits no more.
                     let end = Event::OpenFailed(id, Vec::new());
-                    let _ = broker.borrow_mut().listeners.claim(id, end);
+                    let _ = broker.borrow_mut().listeners.claim(id, end, most);
                     return Err(Denied::NotAllowed(denial));
                 }
                 Event::Retry(id)
@@ -116,12 +117,65 @@ pub(crate) async fn claim_unsettled(
                 broker.borrow_mut().claimed(&leases);
                 return Ok(leases);
             }
+            Next::Denied(Some(Denied::Refused(Refusal::NotHeld(asked)))) => {
+                let wanted = Wanted::Listen((*asked).clone().into());
+                let created = Want { wanted, tentative: false, change: false, held: false };
+                allow(&broker.borrow(), &created).map_err(Denied::NotAllowed)?;
+                let refused = Denied::Refused(Refusal::NotHeld(asked));
+                return Err(broker.borrow().listeners.denied(id, refused));
+            }
             Next::Denied(reason) => {
                 let denied = reason.or(failure).unwrap_or(Denied::Abandoned);
                 return Err(broker.borrow().listeners.denied(id, denied));
             }
         };
     }
+}
+
+/// Whether a claim that has waited is still allowed.
+async fn judge_again(
+    broker: &RefCell<Broker>,
+    id: ConnectionId,
+    allow: &impl Fn(&Broker, &Want) -> Result<(), RpcError>,
+) -> Result<(), RpcError> {
+    for from in (0..).step_by(LOOKED_AT_ONCE) {
+        if from != 0 {
+            yield_now().await;
+        }
+        let broker = broker.borrow();
+        let waiting = broker.listeners.registry.waiting(id);
+        let Some(rest) = waiting.get(from..).filter(|rest| !rest.is_empty()) else { break };
+        rest.iter().take(LOOKED_AT_ONCE).try_for_each(|want| allow(&broker, want))?;
+    }
+    Ok(())
+}
+
+/// Looks at the wanted listeners before they are claimed: what no client reaches is bound anew. Gives how many leases the claim comes to
+/// at most: those that its connection has already do not count, and are looked for only where that matters.
+async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &[Want]) -> Result<usize, Denied> {
+    let asked = wants.iter().map(Want::count).fold(0, usize::saturating_add);
+    let fits = broker.borrow().listeners.room_for_leases(id, asked).is_ok();
+    let (mut new, mut looked) = (0, 0);
+    for want in wants {
+        let rebinds = listeners::may_be_unreachable(want);
+        for from in (0..want.count()).step_by(LOOKED_AT_ONCE) {
+            if fits && !rebinds {
+                break;
+            }
+            let some = LOOKED_AT_ONCE.min(want.count() - from);
+            looked += some;
+            if looked > LOOKED_AT_ONCE {
+                looked = some;
+                yield_now().await;
+            }
+            let held = &mut broker.borrow_mut().listeners;
+            new += held.registry.not_leased(id, want, from, some);
+            if rebinds {
+                held.rebind_unreachable(want, from, some)?;
+            }
+        }
+    }
+    Ok(if fits { asked } else { new })
 }
 
 /// Opens listeners, some in a turn. All, or those before the first that is not open, and why.
@@ -223,6 +277,7 @@ mod tests {
                 wanted: path(number).parse().expect("a path"),
                 tentative: false,
                 change: false,
+                held: false,
             };
             (0..=OPENED_AT_ONCE).map(want).collect()
         };

@@ -254,6 +254,7 @@ mod tests {
             wanted: format!("{name}=127.0.0.1:0").parse().expect("a listener"),
             tentative: false,
             change: false,
+            held: false,
         };
         let wants = ["a", "b", "c", "d"].map(want).into();
         claims::claim(&broker, connection, wants).await.expect("granted");

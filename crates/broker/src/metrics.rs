@@ -141,7 +141,7 @@ async fn on_listener(broker: &Rc<RefCell<Broker>>, pages: &Rc<Pages>, config: &C
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
     let wanted = Wanted::Listen(listener.clone().into());
-    let want = Want { wanted, tentative: false, change: true };
+    let want = Want { wanted, tentative: false, change: true, held: false };
     let own = broker.borrow_mut().connect_itself();
     let leases = match claims::claim(broker, own, vec![want]).await {
         Ok(leases) => leases,
@@ -430,6 +430,7 @@ mod tests {
             wanted: name(number).parse().expect("a listener"),
             tentative: false,
             change: false,
+            held: false,
         };
         let claimed = claims::claim(&broker, connection, (0..2 * IN_A_TURN).map(want).collect());
         assert_eq!(claimed.await.expect("granted").len(), 2 * IN_A_TURN);

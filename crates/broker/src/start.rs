@@ -112,7 +112,7 @@ async fn bind_each(broker: &RefCell<Broker>, wanted: Vec<Wanted>) {
 
 /// A claim of the broker's own, which leaves no lease behind.
 async fn claim(broker: &RefCell<Broker>, wanted: Vec<Wanted>) -> Result<(), RpcError> {
-    let want = |wanted| Want { wanted, tentative: false, change: true };
+    let want = |wanted| Want { wanted, tentative: false, change: true, held: false };
     let own = broker.borrow_mut().connect_itself();
     let claimed = claims::claim(broker, own, wanted.into_iter().map(want).collect()).await;
     generations::disconnect(&mut broker.borrow_mut(), own);

@@ -121,7 +121,7 @@ impl ListenSpec {
     }
 
     /// The same without the first ones.
-    pub(crate) fn expand_from(&self, without: usize) -> impl Iterator<Item = Listener> + '_ {
+    pub fn expand_from(&self, without: usize) -> impl Iterator<Item = Listener> + '_ {
         let first = self.first.address.port().unwrap_or(0);
         let range = self.is_range();
         (first..=self.last_port.max(first)).skip(without).map(move |port| {

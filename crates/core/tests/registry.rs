@@ -383,6 +383,7 @@ impl World {
             Step::Claim(client, wants) => {
                 let Some(id) = self.clients.get(client).copied() else { return Ok(()) };
                 let want = |(index, tentative, change): &(usize, bool, bool)| Want {
+                    held: false,
                     wanted: wanted(index),
                     tentative: *tentative,
                     change: *change,
@@ -473,6 +474,7 @@ proptest! {
         let wants: Vec<Want> = wants
             .iter()
             .map(|(index, tentative, change)| Want {
+                held: false,
                 wanted: WANTED[*index].parse().expect("wanted"),
                 tentative: *tentative,
                 change: *change,

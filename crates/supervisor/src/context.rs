@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId};
-use bindonce_daemon::{Happening, Journal};
+use bindonce_daemon::{Happening, Journal, Reporter};
 use tokio::sync::mpsc;
 
 use crate::disk::directory::Directory;
@@ -19,6 +19,7 @@ pub(crate) struct Context {
     pub(crate) settings: Rc<Settings>,
     pub(crate) directory: Rc<Directory>,
     pub(crate) journal: Rc<Journal>,
+    pub(crate) reporter: Rc<Reporter>,
     pub(crate) passed: Rc<Passed>,
     inbox: mpsc::UnboundedSender<Message>,
 }
@@ -27,11 +28,13 @@ impl Context {
     pub(crate) fn new(
         settings: Settings,
         directory: Directory,
-        journal: Rc<Journal>,
+        reporter: Rc<Reporter>,
         passed: Rc<Passed>,
         inbox: mpsc::UnboundedSender<Message>,
     ) -> Self {
-        Self { settings: Rc::new(settings), directory: Rc::new(directory), journal, passed, inbox }
+        let (settings, directory) = (Rc::new(settings), Rc::new(directory));
+        let journal = Rc::clone(&reporter.journal);
+        Self { settings, directory, journal, reporter, passed, inbox }
     }
 
     /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.

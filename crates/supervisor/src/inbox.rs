@@ -17,6 +17,7 @@ use bindonce_wire::{ErrorCode, RpcError};
 use tokio::sync::oneshot;
 
 use crate::broker::leases;
+use crate::context::Context;
 use crate::control::requests::Retirement;
 use crate::control::signals::{self, Wanted};
 use crate::control::{self, Command, retire};
@@ -153,16 +154,19 @@ impl Supervisor {
     pub(crate) fn signal(&mut self, signal: Received) {
         let (name, pid) = (signal.signo.as_str(), signal.pid);
         let is_shutting_down = self.timeline.is_shutting_down();
-        match signals::read(signal, &self.cx.settings, &self.generations, is_shutting_down) {
+        let Context { settings, reporter, .. } = &self.cx;
+        match signals::read(signal, settings, &self.generations, reporter, is_shutting_down) {
             Wanted::Nothing => {}
             Wanted::Reload => {
-                tracing::info!(signal = name, sender = pid, "reload asked for");
+                if let Some(left_out) = reporter.refused(signal.uid, name) {
+                    tracing::info!(signal = name, sender = pid, left_out, "reload asked for");
+                }
                 self.reload(None, name, Some(pid));
             }
-            Wanted::Shutdown => self.shut_down(name, pid),
-            Wanted::End(signal) => {
-                self.ended_by.get_or_insert(signal);
-                self.shut_down(name, pid);
+            Wanted::Shutdown => self.shut_down(name, signal),
+            Wanted::End(by) => {
+                self.ended_by.get_or_insert(by);
+                self.shut_down(name, signal);
                 // The second one ends what drains.
                 self.feed(Event::Shutdown);
             }
@@ -181,9 +185,12 @@ impl Supervisor {
         }
     }
 
-    fn shut_down(&mut self, signal: &str, pid: i32) {
-        tracing::info!(signal, sender = pid, "shutdown asked for");
-        let text = format!("shutdown asked for: {signal}");
+    fn shut_down(&mut self, name: &'static str, signal: Received) {
+        let Received { pid, uid, .. } = signal;
+        if let Some(left_out) = self.cx.reporter.refused(uid, name) {
+            tracing::info!(signal = name, sender = pid, left_out, "shutdown asked for");
+        }
+        let text = format!("shutdown asked for: {name}");
         let happening = Happening::new(event::Kind::SupervisorEnding, text);
         self.cx.journal.record(happening.pid(pid));
         self.report.announcer.stopping();
@@ -192,8 +199,10 @@ impl Supervisor {
 
     fn wants_address(&mut self, id: GenerationId, signal: Received, text: &str) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        if generation.own.wanted.replace(signal.signo) != Some(signal.signo) {
-            tracing::warn!(generation = id.0, sender = signal.pid, "{text}");
+        if generation.own.wanted.replace(signal.signo) != Some(signal.signo)
+            && let Some(left_out) = self.cx.reporter.refused(signal.uid, signal.signo.as_str())
+        {
+            tracing::warn!(generation = id.0, sender = signal.pid, left_out, "{text}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bindonce_core::generation::{Ending, Event};
-use bindonce_daemon::Journal;
+use bindonce_daemon::{Journal, Reporter};
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
 use bindonce_sys::worker;
@@ -58,6 +58,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     };
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
+    let reporter = Reporter::new(Rc::clone(&journal), nix::unistd::getuid().as_raw());
     broker::ensure(&settings.socket, settings.broker_log(), &journal).await?;
     if !is_known {
         let found = found::look(&settings, &directory, &journal).await?;
@@ -76,7 +77,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         .and_then(tokio::net::UnixListener::from_std)
         .map_err(Error::system("serve the control socket"))?;
     let asks = sender.clone();
-    spawn(control::serve(listener, Rc::clone(&journal), move |ask| {
+    spawn(control::serve(listener, Rc::clone(&reporter), move |ask| {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
     }));
@@ -93,7 +94,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
     spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
-    let cx = Context::new(settings, directory, journal, Rc::new(passed), sender);
+    let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.replaced = replaced;

@@ -86,16 +86,15 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// Those of the system calls, and for whatever is not such a file.
 pub fn regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let fits = |metadata: &Metadata| match metadata.is_file() && metadata.len() <= most {
-        true => Ok(()),
-        false => Err(io::Error::other("it is no regular file, or a very large one")),
-    };
-    fits(&fs::metadata(path)?)?;
-    let file = open(path)?;
-    // It may be another one by now.
-    fits(&file.metadata()?)?;
+    // What is looked at is what is opened, whatever the path leads to by then.
+    let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let metadata = found.metadata()?;
+    if !metadata.is_file() || metadata.len() > most {
+        return Err(io::Error::other("it is no regular file, or a very large one"));
+    }
     let mut text = Vec::new();
-    file.take(most).read_to_end(&mut text)?;
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    open(Path::new(&path))?.take(most).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -267,7 +266,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::testing::Directory;
+    use crate::testing::{Directory, while_exchanged};
 
     #[test]
     fn a_file_that_is_being_written_is_waited_for() {
@@ -303,6 +302,30 @@ mod tests {
         fs::write(directory.path().join("new"), "new").expect("write");
         fs::rename(directory.path().join("new"), &path).expect("rename");
         assert_eq!(read(&path, within).expect("read"), b"new");
+    }
+
+    /// A pipe takes the place of the file after it was looked at: it is not opened, which its writer would see.
+    #[test]
+    fn what_takes_the_place_of_a_regular_file_is_not_opened() {
+        let directory = Directory::new("regular");
+        let (file, pipe) = (directory.path().join("file"), directory.path().join("pipe"));
+        fs::write(&file, "text").expect("a file");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+        let (mut read, mut refused) = (0, 0);
+        while_exchanged(&file, &pipe, || {
+            while read < 2000 || refused < 2000 {
+                match regular(&file, 100) {
+                    Ok(text) => {
+                        assert_eq!(text, b"text");
+                        read += 1;
+                    }
+                    Err(error) => {
+                        assert!(error.to_string().contains("no regular file"), "{error}");
+                        refused += 1;
+                    }
+                }
+            }
+        });
     }
 
     #[test]

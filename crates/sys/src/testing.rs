@@ -5,9 +5,31 @@ mod skip;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 pub(crate) use skip::skip;
+
+/// Runs `work` while another thread exchanges two files all the time.
+pub(crate) fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let flag = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _done = Done(&flag);
+        scope.spawn(|| {
+            while !flag.load(Ordering::Relaxed) {
+                let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
+            }
+        });
+        work();
+    });
+}
 
 /// A directory that goes away with the value.
 pub(crate) struct Directory(PathBuf);

@@ -103,6 +103,13 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// How many bytes it has.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // None is empty.
+    pub fn len(&self) -> usize {
+        self.frame.len()
+    }
+
     /// Reads the parameters as the method takes them.
     pub fn params<T: Deserialize<'a>>(&self) -> Result<T, RpcError> {
         let text = self.params.map_or("[]", RawValue::get);

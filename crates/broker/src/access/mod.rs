@@ -67,23 +67,10 @@ impl Access {
         verdict.into_result().map_err(|denial| self.denied(caller, &denial))
     }
 
-    /// Whether the caller may have these listeners. The right to bind includes the right to use, and
-    /// a listener that is held already needs only the latter.
-    pub(crate) fn allow_claim(
-        &self,
-        caller: &Caller,
-        spec: &ListenSpec,
-        change: bool,
-        is_held: impl Fn(&Listener) -> bool,
-    ) -> Result<(), RpcError> {
-        let Verdict::Deny(denial) = self.judge(caller, Verb::Bind, Some(spec)) else {
-            return Ok(());
-        };
-        let may_use = || self.judge(caller, Verb::Use, Some(spec)) == Verdict::Allow;
-        if !change && may_use() && spec.expand().all(|listener| is_held(&listener)) {
-            return Ok(());
-        }
-        Err(self.denied(caller, &denial))
+    /// Whether the caller may use these listeners and not create them. The right to bind includes the right to use.
+    pub(crate) fn may_only_use(&self, caller: &Caller, spec: &ListenSpec) -> bool {
+        let may = |verb| self.judge(caller, verb, Some(spec)) == Verdict::Allow;
+        !may(Verb::Bind) && may(Verb::Use)
     }
 
     /// Whether the caller may give a listener this name.

@@ -15,11 +15,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use bindonce_core::listener::{Listener, Wanted};
+use bindonce_core::listener::Listener;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
     Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Registry, SavedConnection,
-    Want,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
@@ -36,7 +35,7 @@ use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
-pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, unlink};
+pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, may_be_unreachable, unlink};
 pub(crate) use socket::{Held, Socket, Unfinished};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
@@ -234,19 +233,13 @@ impl Listeners {
     }
 
     /// Whether the leases that a connection asks for are within its user's limit.
-    fn room_for_leases(&self, id: ConnectionId, wants: &[Want]) -> Result<(), Denied> {
+    pub(crate) fn room_for_leases(&self, id: ConnectionId, more: usize) -> Result<(), Denied> {
         let uid = self.registry.caller(id).map_or(0, |(peer, _)| peer.uid);
         if self.reporter.is_owner(uid) {
             return Ok(());
         }
         let (most, has) = (self.limits.leases, self.registry.leases_of(uid));
-        let asked = |want: &Want| match &want.wanted {
-            Wanted::Named(_) => 1,
-            Wanted::Listen(spec) => spec.count(),
-        };
-        let asked = wants.iter().map(asked).fold(has, usize::saturating_add);
-        // Those that it has already are looked for only where that matters.
-        if asked <= most || has.saturating_add(self.registry.not_leased(id, wants)) <= most {
+        if has.saturating_add(more) <= most {
             return Ok(());
         }
         Err(Denied::TooMany { limit: "leases_per_user", most })

@@ -40,11 +40,10 @@ pub(crate) enum Next {
 }
 
 impl Listeners {
-    /// Takes one step of a connection's claim; gives the next one.
-    pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>) -> Next {
+    /// Takes one step of a connection's claim, which comes to so many leases more at most; gives the next one.
+    pub(crate) fn claim(&mut self, id: ConnectionId, event: Event<Socket>, most: usize) -> Next {
         let room = match &event {
-            Event::Claim(_, wants) => self.room_for_leases(id, wants),
-            Event::Retry(_) => self.room_for_leases(id, self.registry.waiting(id)),
+            Event::Claim(..) | Event::Retry(_) => self.room_for_leases(id, most),
             _ => Ok(()),
         };
         if let Err(denied) = room {
@@ -132,25 +131,24 @@ impl Listeners {
             .generation(label.map(|label| label.generation))
     }
 
-    /// Binds anew those of the wanted listeners that no client reaches. Processes that have the old
+    /// Binds anew those of some wanted listeners that no client reaches: `most`, from this one on. Processes that have the old
     /// sockets drain with them.
-    pub(crate) fn rebind_unreachable(&mut self, wants: &[Want]) -> Result<(), Denied> {
-        for want in wants {
-            let inodes: Vec<u64> = match &want.wanted {
-                Wanted::Named(name) => {
-                    self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
-                }
-                Wanted::Listen(spec) if can_go_astray(&spec.first) => {
-                    let held = |one| self.registry.by_key(&one).filter(is_astray).map(inode);
-                    spec.expand().filter_map(held).collect()
-                }
-                Wanted::Listen(_) => continue,
-            };
-            for inode in inodes {
-                self.rebind_one(inode)?;
+    pub(crate) fn rebind_unreachable(
+        &mut self,
+        want: &Want,
+        from: usize,
+        most: usize,
+    ) -> Result<(), Denied> {
+        let inodes: Vec<u64> = match &want.wanted {
+            Wanted::Named(name) => {
+                self.registry.by_name(name).filter(is_astray).map(inode).into_iter().collect()
             }
-        }
-        Ok(())
+            Wanted::Listen(spec) => {
+                let held = |one| self.registry.by_key(&one).filter(is_astray).map(inode);
+                spec.expand_from(from).take(most).filter_map(held).collect()
+            }
+        };
+        inodes.into_iter().try_for_each(|inode| self.rebind_one(inode))
     }
 
     fn rebind_one(&mut self, inode: u64) -> Result<(), Denied> {
@@ -393,6 +391,14 @@ pub(crate) fn unlink(path: Option<&UnixPath>) {
         && let Err(error) = listen::unlink_if_ours(path)
     {
         tracing::warn!(path = %path.path.display(), %error, "cannot remove a UNIX path");
+    }
+}
+
+/// Whether a listener that is wanted could be one that no client reaches.
+pub(crate) fn may_be_unreachable(want: &Want) -> bool {
+    match &want.wanted {
+        Wanted::Named(_) => true,
+        Wanted::Listen(spec) => can_go_astray(&spec.first),
     }
 }
 

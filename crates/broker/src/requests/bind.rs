@@ -8,7 +8,7 @@ use bindonce_core::address::Address;
 use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::Want;
+use bindonce_core::registry::{MAX_CLAIM, Refusal, Want};
 use bindonce_daemon::rpc::{Caller, Reply, encode, unwritten};
 use bindonce_wire::message::Request;
 use bindonce_wire::params::{Bind, Target};
@@ -17,10 +17,12 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 
+use super::READ_AT_ONCE;
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;
+use crate::large::Turn;
 use crate::listeners::TakenName;
 
 /// So many listeners of a reply are written in one turn: about a microsecond each.
@@ -38,23 +40,49 @@ pub(super) async fn bind(
     caller: &Caller,
     request: &Request<'_>,
     elements: Vec<Bind>,
+    mut turn: Turn,
 ) -> Result<Reply, RpcError> {
     let mut wants = Vec::with_capacity(elements.len());
+    let mut count = 0_usize;
     for (index, element) in elements.into_iter().enumerate() {
+        if index % READ_AT_ONCE == READ_AT_ONCE - 1 {
+            yield_now().await;
+        }
         let Bind { target, tentative, change } = element;
         let wanted = wanted(broker, target, change).map_err(|mut error| {
             error.message = format!("params[{index}]: {}", error.message);
             error
         })?;
-        let want = Want { wanted, tentative, change };
+        let held = match &wanted {
+            Wanted::Listen(spec) => !change && broker.borrow().access.may_only_use(caller, spec),
+            Wanted::Named(_) => true,
+        };
+        let want = Want { wanted, tentative, change, held };
         allow(&broker.borrow(), caller, &want)?;
+        count = count.saturating_add(want.count());
+        if count > MAX_CLAIM {
+            return Err(answer::refused(&Refusal::TooMany { count, limit: MAX_CLAIM }));
+        }
         wants.push(want);
     }
+    if count > ANSWERED_AT_ONCE {
+        let large = Rc::clone(&broker.borrow().large);
+        turn.come(&large, caller.peer.uid).await;
+    }
+    // In a box: many requests may wait until here, and the way from here is long.
+    Box::pin(claim(broker, caller, request, wants)).await
+}
+
+/// Claims what is allowed, and answers with it.
+async fn claim(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &Request<'_>,
+    wants: Vec<Want>,
+) -> Result<Reply, RpcError> {
     let taken = take_back_names(&mut broker.borrow_mut(), caller, &wants);
-    let allow_all = |broker: &Broker, wants: &[Want]| {
-        wants.iter().try_for_each(|want| allow(broker, caller, want))
-    };
-    let claimed = claims::claim_unsettled(broker, caller.connection, wants, allow_all).await;
+    let allow = |broker: &Broker, want: &Want| allow(broker, caller, want);
+    let claimed = claims::claim_unsettled(broker, caller.connection, wants, allow).await;
     let leases = match claimed {
         Ok(leases) => {
             taken.iter().for_each(|name| broker.borrow().listeners.tell_taken(name));
@@ -102,7 +130,8 @@ fn allow(broker: &Broker, caller: &Caller, want: &Want) -> Result<(), RpcError> 
             access.allow(caller, Verb::Use, spec.as_ref())
         }
         Wanted::Listen(spec) => {
-            access.allow_claim(caller, spec, want.change, |one| registry.by_key(one).is_some())?;
+            let verb = if want.held { Verb::Use } else { Verb::Bind };
+            access.allow(caller, verb, Some(spec))?;
             allow_name(broker, caller, spec)
         }
     }
@@ -179,9 +208,12 @@ fn ip(address: &str) -> Result<IpAddr, RpcError> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use bindonce_core::policy::{Peer, Rule, Who};
     use bindonce_daemon::{Journal, rpc};
 
+    use super::bind as bind_in_turn;
     use super::*;
     use crate::config::Limits;
     use crate::handler::Handler;
@@ -226,6 +258,15 @@ mod tests {
         let names = (0..count).map(|number| format!("abns@bindonce-{scene}-{id}-{number}"));
         let listen = |(at, name)| if at == 0 { format!("{first}{name}") } else { name };
         names.enumerate().map(listen).map(|listen| ask(Target::Listen { listen })).collect()
+    }
+
+    async fn bind(
+        broker: &RefCell<Broker>,
+        caller: &Caller,
+        request: &Request<'_>,
+        elements: Vec<Bind>,
+    ) -> Result<Reply, RpcError> {
+        bind_in_turn(broker, caller, request, elements, Turn::default()).await
     }
 
     const REQUEST: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;
@@ -296,5 +337,68 @@ mod tests {
             () = turns => {}
         }
         assert!(!broker.borrow_mut().settle(), "some are not watched");
+    }
+
+    /// What a request is made into takes far more memory than its text.
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_large_claim_of_a_user_is_answered_at_a_time() {
+        let rules = vec![rule(7, Verb::Bind, &[], &[]), rule(8, Verb::Bind, &[], &[])];
+        bindonce_sys::limits::raise_nofile().expect("descriptors");
+        let mut broker = broker(rules, Limits::default());
+        let [one, same, other] = [7, 7, 8].map(|uid| caller(&mut broker, uid));
+        let broker = RefCell::new(broker);
+        let request = Request::decode(REQUEST).expect("a request");
+        let large = |caller, scene| Box::pin(bind(&broker, caller, &request, many(300, scene, "")));
+        let mut first = large(&one, "first");
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..4 {
+            assert!(first.as_mut().poll(&mut context).is_pending());
+        }
+        let mut second = large(&same, "second");
+        for _ in 0..100 {
+            assert!(second.as_mut().poll(&mut context).is_pending());
+        }
+        assert!(large(&other, "other").await.is_ok());
+        assert!(first.await.is_ok() && second.await.is_ok());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_may_only_use_creates_nothing_and_ranges_without_end_cost_nothing() {
+        let rules = vec![rule(7, Verb::Bind, &[], &[]), rule(8, Verb::Use, &[], &[])];
+        bindonce_sys::limits::raise_nofile().expect("descriptors");
+        let limits = Limits { leases_per_user: 1100, ..Limits::default() };
+        let mut broker = broker(rules, limits);
+        let [binds, uses] = [7, 8].map(|uid| caller(&mut broker, uid));
+        let broker = RefCell::new(broker);
+        let request = Request::decode(REQUEST).expect("a request");
+        let count = 1024;
+        let all = || many(count, "used", "");
+        assert!(bind(&broker, &binds, &request, all()).await.is_ok());
+        // Some of it in each turn; and again, where what it has already has to be looked for.
+        for _ in 0..2 {
+            let mut used = Box::pin(bind(&broker, &uses, &request, all()));
+            let mut context = Context::from_waker(Waker::noop());
+            let mut turns = 1;
+            while used.as_mut().poll(&mut context).is_pending() {
+                turns += 1;
+            }
+            assert!(turns > 2 * count / READ_AT_ONCE, "{turns} turns");
+        }
+        // They end in turns as well.
+        let mut ends = Box::pin(generations::disconnect_in_turns(&broker, uses.connection));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(ends.as_mut().poll(&mut context).is_pending());
+        ends.await;
+        let uses = caller(&mut broker.borrow_mut(), 8);
+        let more = all().into_iter().chain(many(1, "not-held", "")).collect();
+        let denied = bind(&broker, &uses, &request, more).await.expect_err("denied");
+        assert_eq!(denied.code, ErrorCode::DENIED);
+        assert!(denied.message.contains("may not bind abns@bindonce-not-held"), "{denied}");
+        let range = || ask(Target::Listen { listen: "127.0.0.1:1-60000".to_owned() });
+        for caller in [&binds, &uses] {
+            let ranges = std::iter::repeat_with(range).take(1000).collect();
+            let refused = bind(&broker, caller, &request, ranges).await.expect_err("too many");
+            assert!(refused.message.contains("150000"), "{refused}");
+        }
     }
 }

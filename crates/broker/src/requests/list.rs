@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Options;
@@ -22,6 +23,7 @@ use serde_json::{Map, Value};
 use tokio::task::yield_now;
 
 use crate::broker::{Broker, VERSION};
+use crate::large::Turn;
 use crate::listeners::Socket;
 use crate::listeners::changes::changes;
 use crate::problems;
@@ -52,10 +54,11 @@ pub(super) async fn list(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
+    mut turn: Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let turn = broker.borrow().listings.of(caller.peer.uid);
-    let _turn = turn.lock().await;
+    let large = Rc::clone(&broker.borrow().large);
+    turn.come(&large, caller.peer.uid).await;
     let listeners = listeners(broker, caller).await?;
     encode(request, &Listed { listeners, problems: problems(broker, caller).await })
 }
@@ -104,10 +107,11 @@ pub(super) async fn status(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
+    mut turn: Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
-    let turn = broker.borrow().listings.of(caller.peer.uid);
-    let _turn = turn.lock().await;
+    let large = Rc::clone(&broker.borrow().large);
+    turn.come(&large, caller.peer.uid).await;
     let services = services(broker).await;
     let listeners = listeners(broker, caller).await?;
     let problems = problems(broker, caller).await;
@@ -257,6 +261,7 @@ mod tests {
             wanted: name(count - 1 - number).parse().expect("a listener"),
             tentative: false,
             change: false,
+            held: false,
         };
         let claimed = claims::claim(&broker, connection, (0..count).map(want).collect()).await;
         assert_eq!(claimed.expect("granted").len(), count);
@@ -273,9 +278,9 @@ mod tests {
             looks.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending().then_some(())
         });
         assert_eq!(turns.count(), count / IN_A_TURN, "others have a turn after each part");
-        let listing = || Box::pin(list(&broker, &caller, &request));
+        let listing = || Box::pin(list(&broker, &caller, &request, Turn::default()));
         let (mut first, mut second) = (listing(), listing());
-        let mut third = Box::pin(status(&broker, &caller, &request));
+        let mut third = Box::pin(status(&broker, &caller, &request, Turn::default()));
         assert!(poll(first.as_mut()).is_pending());
         for _ in 0..10 * count {
             let waits = poll(second.as_mut()).is_pending() && poll(third.as_mut()).is_pending();

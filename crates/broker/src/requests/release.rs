@@ -10,6 +10,7 @@ use bindonce_daemon::rpc::Caller;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
+use super::READ_AT_ONCE;
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
@@ -25,7 +26,10 @@ pub(super) async fn release(
     names: &[String],
 ) -> Result<Vec<String>, RpcError> {
     let mut wanted = Vec::with_capacity(names.len());
-    for name in names {
+    for (index, name) in names.iter().enumerate() {
+        if index % READ_AT_ONCE == READ_AT_ONCE - 1 {
+            yield_now().await;
+        }
         let name: Wanted = name.parse().map_err(|error| invalid(&error))?;
         let Broker { access, listeners, .. } = &*broker.borrow();
         match &name {

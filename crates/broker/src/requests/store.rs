@@ -170,6 +170,7 @@ fn sort(broker: &Broker, sockets: Vec<(Listener, OwnedFd, bool)>) -> Result<Sort
             wanted: Wanted::Listen(listener.into()),
             tentative: true,
             change: false,
+            held: false,
         });
     }
     check_free(broker, &found)?;
@@ -286,7 +287,7 @@ mod tests {
         let connection = before.connect_itself();
         let before = RefCell::new(before);
         let wanted = "web=127.0.0.1:0".parse().expect("a listener");
-        let want = Want { wanted, tentative: false, change: false };
+        let want = Want { wanted, tentative: false, change: false, held: false };
         claims::claim(&before, connection, vec![want]).await.expect("granted");
         let before = before.borrow();
         let (_, held) = before.listeners.registry.iter().next().expect("it");

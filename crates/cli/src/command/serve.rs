@@ -156,7 +156,7 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
 
 /// Ready when a signal asks the broker to end.
 async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
-    let mut rereads = Flood::default();
+    let mut told = Flood::default();
     loop {
         match signals.read() {
             Ok(Some(signal)) if matches!(signal.signo, Signal::SIGTERM | Signal::SIGINT) => {
@@ -169,7 +169,7 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
                 continue;
             }
             Ok(Some(signal)) if signal.signo == Signal::SIGHUP => {
-                if let Some(left_out) = rereads.on(now().0) {
+                if let Some(left_out) = told.on(now().0) {
                     let left_out = (left_out > 0).then_some(left_out);
                     tracing::info!(
                         sender = signal.pid,
@@ -181,10 +181,13 @@ async fn ended(signals: &SignalFd, signalled: &Watch, orders: &Orders) {
                 continue;
             }
             Ok(Some(signal)) => {
-                tracing::info!(
-                    signal = %signal.signo, sender = signal.pid,
-                    "signal ignored: this broker has nothing to do on it"
-                );
+                if let Some(left_out) = told.on(now().0) {
+                    let left_out = (left_out > 0).then_some(left_out);
+                    tracing::info!(
+                        signal = %signal.signo, sender = signal.pid, left_out,
+                        "signal ignored: this broker has nothing to do on it"
+                    );
+                }
                 continue;
             }
             Ok(None) => {}

@@ -124,7 +124,12 @@ mod tests {
     }
 
     fn claim(registry: &mut Registry<u32>, wanted: &str) -> Vec<Action<u32>> {
-        let want = Want { wanted: wanted.parse().expect(wanted), tentative: false, change: false };
+        let want = Want {
+            wanted: wanted.parse().expect(wanted),
+            tentative: false,
+            change: false,
+            held: false,
+        };
         registry.on(NOW, Event::Claim(ConnectionId(1), vec![want]))
     }
 

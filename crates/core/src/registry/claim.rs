@@ -10,7 +10,7 @@ use super::held::{Held, Opened};
 use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
 use super::plan::{Outcome, Pending, Phase};
 use super::refusal::Refusal;
-use crate::listener::{Listener, Options, Wanted};
+use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
 
 /// Closing a socket takes as long as so many of these.
@@ -28,12 +28,7 @@ impl<H> Registry<H> {
             self.waiting.insert(connection, (wants, Some(connection)));
             return;
         }
-        let count = wants.iter().fold(0_usize, |count, want| {
-            count.saturating_add(match &want.wanted {
-                Wanted::Named(_) => 1,
-                Wanted::Listen(spec) => spec.count(),
-            })
-        });
+        let count = wants.iter().map(Want::count).fold(0, usize::saturating_add);
         if count > MAX_CLAIM {
             let refusal = Refusal::TooMany { count, limit: MAX_CLAIM };
             actions.push(Action::Refuse(connection, refusal));

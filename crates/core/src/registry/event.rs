@@ -21,6 +21,18 @@ pub struct Want {
     /// An option that was said and differs from what is held is changed on the
     /// socket in place, instead of being a conflict.
     pub change: bool,
+    /// Only what is held already is meant: its client may use it, and may not have it created.
+    pub held: bool,
+}
+
+impl Want {
+    /// How many listeners these are.
+    pub fn count(&self) -> usize {
+        match &self.wanted {
+            Wanted::Named(_) => 1,
+            Wanted::Listen(spec) => spec.count(),
+        }
+    }
 }
 
 /// A held listener whose socket is to get other options.

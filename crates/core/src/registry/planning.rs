@@ -60,7 +60,7 @@ impl<H> Registry<H> {
         wants: &[Want],
         room: &mut usize,
     ) -> Result<bool, Stop> {
-        while let Some(Want { wanted, tentative, change }) = wants.get(plan.planned.0) {
+        while let Some(Want { wanted, tentative, change, held }) = wants.get(plan.planned.0) {
             match wanted {
                 Wanted::Named(name) => {
                     if *room == 0 {
@@ -77,6 +77,9 @@ impl<H> Registry<H> {
                             return Ok(false);
                         }
                         *room -= 1;
+                        if *held && self.index.key(&listener.key()).is_none() {
+                            return Err(Refusal::NotHeld(Box::new(listener)).into());
+                        }
                         let id = self.plan_one(plan, listener, *change)?;
                         plan.entries.push((id, *tentative));
                         plan.planned.1 += 1;

@@ -49,6 +49,9 @@ pub enum Refusal {
         /// The listener that is held.
         held: Box<HeldBy>,
     },
+    /// It is not held, and the client may only use what is.
+    #[error("{0} is not held, and may only be used, not created")]
+    NotHeld(Box<Listener>),
     /// Two parts of one request ask for one address with different options.
     #[error(
         "{asked} and {other} in the same request are one address with two settings: {option}, {has}"
@@ -158,6 +161,7 @@ impl Refusal {
             Self::InUse { held, .. } | Self::OtherService { held, .. } => {
                 Some(&held.listener.address)
             }
+            Self::NotHeld(asked) => Some(&asked.address),
             Self::NotFound { .. } | Self::TooMany { .. } | Self::Miscounted { .. } => None,
         }
     }
@@ -188,6 +192,9 @@ impl Refusal {
                 "give each service an address of its own, or stop the other one first: as soon as its \
                  generations drain, the address is free for this one. If both are meant to be one service, \
                  use its name (--name)"
+            }
+            Self::NotHeld(..) => {
+                "ask the administrator of the broker for a rule that allows `bind`"
             }
             Self::NotFound { .. } => "`bindonce list` shows what is held",
             Self::InUse { .. } => {

@@ -4,7 +4,7 @@
 use super::*;
 
 fn want(text: &str) -> Want {
-    Want { wanted: text.parse().expect(text), tentative: false, change: false }
+    Want { wanted: text.parse().expect(text), tentative: false, change: false, held: false }
 }
 
 fn tentative(text: &str) -> Want {

@@ -113,17 +113,16 @@ impl<H> Registry<H> {
         self.leases.of(uid) + pending
     }
 
-    /// How many of these a connection has no lease on.
-    pub fn not_leased(&self, id: ConnectionId, wants: &[Want]) -> usize {
+    /// How many of these a connection has no lease on, of `most` from this one on.
+    pub fn not_leased(&self, id: ConnectionId, want: &Want, from: usize, most: usize) -> usize {
         let leased = self.connections.get(&id).map(|connection| &connection.leases);
         let is_leased = |id| leased.is_some_and(|leases| leases.contains_key(&id));
-        let new = |want: &Want| match &want.wanted {
+        match &want.wanted {
             Wanted::Named(name) => usize::from(!self.index.name(name).is_some_and(is_leased)),
             Wanted::Listen(spec) => {
                 let is_new = |one: &Listener| !self.index.key(&one.key()).is_some_and(is_leased);
-                spec.expand().filter(is_new).count()
+                spec.expand_from(from).take(most).filter(is_new).count()
             }
-        };
-        wants.iter().map(new).fold(0, usize::saturating_add)
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as Client;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use bindonce_core::policy::Peer;
 use bindonce_core::registry::ConnectionId;
 use bindonce_wire::message::Request;
 use bindonce_wire::{ErrorCode, RpcError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
@@ -42,8 +43,10 @@ struct Yes {
     exempt: bool,
     /// The users that were answered, in order, and how many descriptors each had passed.
     answered: Rc<RefCell<Vec<(u32, usize)>>>,
-    /// How many descriptors each reply has.
+    /// How many descriptors each reply has,
     gives: usize,
+    /// and how many bytes.
+    long: usize,
 }
 
 impl Handler for Yes {
@@ -56,7 +59,11 @@ impl Handler for Yes {
         self.answered.borrow_mut().push((link.caller.peer.uid, passed));
         let descriptor = Rc::new(std::io::stdin().as_fd().try_clone_to_owned().expect("a copy"));
         let descriptors = vec![descriptor; self.gives];
-        Ok(Reply { text: encode(request, &true)?, descriptors })
+        let text = match self.long {
+            0 => encode(request, &true)?,
+            long => encode(request, &"x".repeat(long))?,
+        };
+        Ok(Reply { text, descriptors })
     }
 
     fn refusal(&self, excess: Excess) -> RpcError {
@@ -214,7 +221,7 @@ fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
 #[test]
 fn a_user_has_a_part_of_the_descriptors_that_may_wait() {
     let answered = Rc::new(RefCell::new(Vec::new()));
-    let handler = || Yes { exempt: true, answered: Rc::clone(&answered), gives: 0 };
+    let handler = || Yes { exempt: true, answered: Rc::clone(&answered), ..Yes::default() };
     let limits = Limits { descriptors_in_flight: 4, ..LIMITS };
     run("passed", limits, handler(), |path| async move {
         let mut stream = UnixStream::connect(path).await.expect("connect");
@@ -259,5 +266,45 @@ fn what_is_not_received_counts_until_it_is() {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
+    });
+}
+
+/// Bytes of a reply that no connection has room for.
+const LONG: usize = 8 << 20;
+
+/// Asks for a reply that is too long, and waits until the server hangs up, without having read any of it.
+async fn hung_up(path: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(path).await.expect("connect");
+    stream.write_all(br#"{"id":1,"method":"ping"}"#).await.expect("a request");
+    let mut ended = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    while poll(&mut ended, PollTimeout::ZERO).expect("poll") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    stream
+}
+
+#[test]
+fn whoever_does_not_read_its_reply_is_cut_off() {
+    let limits = Limits { request_time: Duration::from_millis(100), ..LIMITS };
+    let handler = Yes { exempt: true, long: LONG, ..Yes::default() };
+    run("unread", limits, handler, |path| async move {
+        let mut stream = hung_up(&path).await;
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text).await;
+        assert!(!text.is_empty() && text.len() < LONG, "{} bytes", text.len());
+    });
+}
+
+/// The second of two long replies to a user is one too many, at once.
+#[test]
+fn replies_that_are_not_read_are_kept_up_to_a_limit() {
+    let limits = Limits { buffered_bytes: LONG, connections_without_rights: 2, ..LIMITS };
+    run("kept", limits, Yes { long: LONG, ..Yes::default() }, |path| async move {
+        let mut first = UnixStream::connect(&path).await.expect("connect");
+        first.write_all(br#"{"id":1,"method":"ping"}"#).await.expect("a request");
+        first.readable().await.expect("the beginning of the reply");
+        hung_up(&path).await;
+        let mut text = vec![0; LONG];
+        first.read_exact(&mut text).await.expect("all of the first one");
     });
 }

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::policy::Peer;
+use bindonce_daemon::Reporter;
 use bindonce_daemon::rpc::{self, Admission, Caller, Clients, Excess, Limits, Link, Reply, Server};
-use bindonce_daemon::{Journal, Reporter};
 use bindonce_sys::listen;
 use bindonce_wire::call;
 use bindonce_wire::message::Request;
@@ -83,10 +83,9 @@ pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
 /// Serves clients until the task is ended.
 pub(crate) async fn serve(
     listener: UnixListener,
-    journal: Rc<Journal>,
+    reporter: Rc<Reporter>,
     ask: impl Fn(Command) + 'static,
 ) {
-    let reporter = Reporter::new(journal, nix::unistd::getuid().as_raw());
     let handler = Handler { reporter: Rc::clone(&reporter), ask };
     Server::new(Clients::new(LIMITS), reporter, handler).accept(&listener).await;
 }

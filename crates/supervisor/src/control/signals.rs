@@ -3,6 +3,7 @@
 //! take it back: it has given up (see [`crate::generations::own`]).
 
 use bindonce_core::generation::GenerationId;
+use bindonce_daemon::Reporter;
 use bindonce_sys::process;
 use bindonce_sys::signals::{Received, Signal};
 
@@ -32,9 +33,22 @@ pub(crate) fn read(
     signal: Received,
     settings: &Settings,
     generations: &Generations,
+    reporter: &Reporter,
     is_shutting_down: bool,
 ) -> Wanted {
     let Received { signo, pid, uid, .. } = signal;
+    let ignored = |why: &str| {
+        if let Some(left_out) = reporter.refused(uid, signo.as_str()) {
+            tracing::warn!(
+                signal = signo.as_str(),
+                sender = pid,
+                uid,
+                left_out,
+                "signal ignored: {why}"
+            );
+        }
+        Wanted::Nothing
+    };
     let kind = &settings.kind;
     let sender = generations.of_process(pid).filter(|generation| speaks_for(generation, pid));
     let haproxy = sender.map(|generation| generation.id).filter(|_| kind.haproxy().is_some());
@@ -44,31 +58,16 @@ pub(crate) fn read(
         (Signal::SIGTERM | Signal::SIGINT, _) => Wanted::Shutdown,
         (Signal::SIGTTOU, Some(id)) => Wanted::Address(id),
         (Signal::SIGTTIN, Some(id)) => Wanted::NoAddress(id),
-        (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => {
-            tracing::warn!(
-                signal = signo.as_str(),
-                sender = pid,
-                uid,
-                "signal ignored: a supervisor that is stopped answers nobody; to end it and its \
-                 generations, send SIGTERM"
-            );
-            Wanted::Nothing
-        }
-        _ if kind.haproxy().is_none() => {
-            tracing::warn!(sender = pid, uid, "SIGUSR1 ignored: to reload, send SIGHUP");
-            Wanted::Nothing
-        }
+        (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => ignored(
+            "a supervisor that is stopped answers nobody; to end it and its generations, send SIGTERM",
+        ),
+        _ if kind.haproxy().is_none() => ignored("to reload, send SIGHUP"),
         // In master-worker mode a worker sends it.
         (_, Some(id)) => Wanted::Ready(id),
-        (_, None) if may_be_a_dead_worker(generations, pid) => {
-            tracing::warn!(
-                sender = pid,
-                uid,
-                "SIGUSR1 ignored: its sender is gone, and may have been a worker of the haproxy \
-                 that is starting; to end the service, send SIGTERM"
-            );
-            Wanted::Nothing
-        }
+        (_, None) if may_be_a_dead_worker(generations, pid) => ignored(
+            "its sender is gone, and may have been a worker of the haproxy that is starting; to end \
+                 the service, send SIGTERM",
+        ),
         // Again it changes nothing: only a second SIGTERM ends what drains.
         (_, None) if is_shutting_down => Wanted::Nothing,
         // A soft stop, as it is to haproxy: container images have it as their stop signal.

@@ -8,16 +8,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::FdFlags;
 use socket2::SockRef;
 
 use super::*;
-use crate::testing::Directory;
+use crate::testing::{Directory, while_exchanged};
 use crate::{diag, holders, queue};
 
 fn listener(text: &str) -> Listener {
@@ -289,26 +287,6 @@ fn rounds(mut round: impl FnMut(u32) -> bool) {
         assert!(met || Instant::now() < until, "what is raced for was never met");
         std::thread::yield_now();
     }
-}
-
-/// Runs `work` while another thread exchanges two files all the time.
-fn while_exchanged(one: &Path, other: &Path, work: impl FnOnce()) {
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let flag = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _done = Done(&flag);
-        scope.spawn(|| {
-            while !flag.load(Ordering::Relaxed) {
-                let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
-            }
-        });
-        work();
-    });
 }
 
 /// Whoever owns the directory puts a link to a file of root's, or that very file, in the place of

@@ -1,0 +1,35 @@
+//! Large answers, one at a time for each user: what one that is being made takes in memory, a user takes once, on
+//! however many connections it asks.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// Users whose large answers are being made.
+#[derive(Debug, Default)]
+pub(crate) struct LargeAnswers(RefCell<HashMap<u32, Arc<Mutex<()>>>>);
+
+/// The turn of a request among the large ones of its user, once it has it.
+#[derive(Debug, Default)]
+pub(crate) struct Turn(Option<OwnedMutexGuard<()>>);
+
+impl Turn {
+    /// Waits for it, if it has not come yet. It lasts until this is dropped.
+    pub(crate) async fn come(&mut self, large: &LargeAnswers, uid: u32) {
+        if self.0.is_none() {
+            let lock = large.of(uid);
+            self.0 = Some(lock.lock_owned().await);
+        }
+    }
+}
+
+impl LargeAnswers {
+    fn of(&self, uid: u32) -> Arc<Mutex<()>> {
+        let mut users = self.0.borrow_mut();
+        // Nobody of these makes one any more.
+        users.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(users.entry(uid).or_default())
+    }
+}
