@@ -52,11 +52,10 @@ fn signals_of_job_control_stop_no_broker_and_no_supervisor() {
         }
     }
     // Of signals without end it writes some lines in ten seconds.
-    for (process, signal) in [
-        (&mut broker, Signal::SIGTSTP),
-        (&mut broker, Signal::SIGHUP),
-        (&mut haproxy.supervisor, Signal::SIGTSTP),
-    ] {
+    for (of_broker, signal) in
+        [(true, Signal::SIGTSTP), (true, Signal::SIGHUP), (false, Signal::SIGTSTP)]
+    {
+        let process = if of_broker { &mut broker } else { &mut haproxy.supervisor };
         let (begun, before) = (Instant::now(), process.story().lines().count());
         for _ in 0..60 {
             process.signal(signal);

@@ -75,6 +75,7 @@ fn an_upgrade_waits_for_a_large_claim_and_keeps_its_leases() {
     upgrading.send(br#"{"method":"upgrade"}"#);
     process.signal(Signal::SIGCONT);
     let granted = claiming.reply()["result"]["listeners"].as_array().expect("listeners").clone();
+    let _held = claiming.take(granted.len());
     assert_eq!(granted.len(), 2000);
     let (same, upgraded) = (same.reply(), upgrading.reply());
     assert_eq!(same["result"]["listeners"][0]["inode"], granted[1999]["inode"]);

@@ -36,6 +36,7 @@ use tracing::Instrument as _;
 
 pub use control::upgrade;
 pub use disk::place::{control_socket, events_file, service_directory, services};
+pub use disk::secret::whole as whole_secret;
 pub use error::Error;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};

@@ -17,6 +17,7 @@ mod manifest;
 mod one;
 mod random;
 mod request;
+mod secret;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub use random::random;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its directory in [`directory`].
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("address", address::address),
     ("command", command::command),
     ("configuration", configuration::configuration),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("file", file::file),
     ("manifest", manifest::manifest),
     ("request", request::request),
+    ("secret", secret::secret),
     ("state", state::state),
 ];
 

@@ -16,10 +16,7 @@ const LENGTH: usize = 32;
 /// Those of reading the kernel's random numbers.
 pub(crate) fn cluster_secret(path: &Path) -> io::Result<String> {
     let kept = state::read(path, LENGTH as u64).ok().flatten();
-    let kept = kept.and_then(|bytes| String::from_utf8(bytes).ok());
-    let is_whole =
-        |text: &String| text.len() == LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if let Some(secret) = kept.filter(is_whole) {
+    if let Some(secret) = kept.and_then(whole) {
         return Ok(secret);
     }
     let mut bytes = [0; LENGTH / 2];
@@ -34,6 +31,12 @@ pub(crate) fn cluster_secret(path: &Path) -> io::Result<String> {
         );
     }
     Ok(secret)
+}
+
+/// The secret that a file has, if it is one: it becomes a line of haproxy's configuration.
+pub fn whole(bytes: Vec<u8>) -> Option<String> {
+    let digits = bytes.len() == LENGTH && bytes.iter().all(u8::is_ascii_hexdigit);
+    String::from_utf8(bytes).ok().filter(|_| digits)
 }
 
 #[cfg(test)]
