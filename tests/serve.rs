@@ -37,6 +37,20 @@ fn a_bound_listener_accepts_and_is_the_only_one() {
     assert_eq!(clash.kind(), std::io::ErrorKind::AddrInUse);
 }
 
+/// The kernel would widen it while everybody waits.
+#[test]
+fn the_table_of_descriptors_is_wide_from_the_start() {
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let number = |file: &str, line: &str, place: usize| -> usize {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", broker.pid())).expect(file);
+        let line = text.lines().find(|text| text.starts_with(line)).expect("a line");
+        line.split_whitespace().nth(place).and_then(|word| word.parse().ok()).expect("a number")
+    };
+    let limit = number("limits", "Max open files", 3);
+    assert!(number("status", "FDSize", 1) >= limit.min(16 * 1024), "of {limit}");
+}
+
 #[test]
 fn the_backlog_defaults_to_what_the_system_allows() {
     let scene = Scene::new();

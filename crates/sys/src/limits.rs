@@ -64,6 +64,17 @@ pub fn raise_nofile() -> io::Result<u64> {
     Ok(nofile().0)
 }
 
+/// How many descriptors have a place in the process's table from its start, as far as its limit allows.
+const TABLE: u64 = 16 * 1024;
+
+/// Widens the process's table of descriptors, before its first thread. The kernel doubles the table when it is full, and where threads
+/// share it waits for every core meanwhile (`expand_fdtable`): up to 20 ms in which a broker answers nobody.
+pub fn widen_table() {
+    let most = raise_nofile().unwrap_or_else(|_| nofile().0).min(TABLE);
+    let last = i32::try_from(most).unwrap_or_default() - 1;
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), last);
+}
+
 /// Gives the calling thread the lowest useful priority, for work that no client waits for. Without effect where that is refused.
 pub fn give_way() {
     // Of a thread, not of the process, as sched(7) has it of Linux.

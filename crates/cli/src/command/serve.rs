@@ -10,11 +10,11 @@ use bindonce_broker::{Config, File, Orders};
 use bindonce_core::event::Flood;
 use bindonce_core::listener::{Listener, Wanted};
 use bindonce_sys::clock::now;
-use bindonce_sys::log;
 use bindonce_sys::privileges::{self, Account, Capability};
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::trusted;
 use bindonce_sys::watch::Watch;
+use bindonce_sys::{limits, log};
 
 use crate::globals::Globals;
 use crate::{logging, output};
@@ -86,6 +86,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
     let signals = SignalFd::new(&taken).context("cannot take over signals")?;
+    limits::widen_table();
     log::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
