@@ -33,6 +33,7 @@ mod generations;
 mod handover;
 mod inherited;
 mod inspect;
+mod intercept;
 mod killed;
 mod leaks;
 mod left;

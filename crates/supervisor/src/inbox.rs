@@ -27,6 +27,7 @@ use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::start::Launched;
 use crate::handover::readiness;
+use crate::intercept;
 use crate::message::Message;
 use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
@@ -70,6 +71,11 @@ impl Supervisor {
             Message::StillPaused(id) => self.still_paused(id),
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Held(id, hold) => self.held(id, hold),
+            Message::Intercepts(id, calls) => self.intercepts(id, calls),
+            Message::Wants(id, want) => self.wants(id, want),
+            Message::Claimed(id, held) => self.claimed(id, held),
+            Message::Listening(id, listens) => self.listening(id, &listens),
+            Message::Settled(id, count) => self.settled(id, count),
             Message::Left(id, connections) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.connections = Some(connections);
@@ -257,8 +263,14 @@ impl Supervisor {
             }
         };
         generation.own.devices = devices;
-        if let Some(shim) = launched.shim {
-            process::hold(&self.cx, self.handover.watchdog(), id, shim);
+        // What it was given at its start it does not say that it listens on.
+        generation.readiness.listening.extend(generation.inodes());
+        match launched.shim {
+            Some(shim) if self.cx.settings.kind.is_intercepted() => {
+                intercept::begin(&self.cx, id, shim);
+            }
+            Some(shim) => process::hold(&self.cx, self.handover.watchdog(), id, shim),
+            None => {}
         }
         readiness::await_ready(&self.cx, &mut generation, launched.notifications);
         self.generations.insert(generation);

@@ -117,6 +117,11 @@ impl Kind {
         }
     }
 
+    /// Whether its bind(2) and listen(2) are answered by us.
+    pub(crate) fn is_intercepted(&self) -> bool {
+        self.program().is_some_and(|program| program.intercept.is_some())
+    }
+
     /// Whether its generations have a private admin socket.
     pub(crate) fn has_admin(&self) -> bool {
         self.haproxy().is_some_and(|haproxy| haproxy.admin)

@@ -18,6 +18,7 @@ mod error;
 mod generations;
 mod handover;
 mod inbox;
+mod intercept;
 mod kind;
 mod main_loop;
 mod master_cli;

@@ -5,12 +5,15 @@ use std::rc::Rc;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_sys::hold::Hold;
+use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::Exit;
 use tokio::sync::oneshot;
 
 use crate::control::Command;
 use crate::error::Error;
+use crate::generations::listeners::HeldListener;
 use crate::generations::start::Launched;
+use crate::intercept::asked::{Listens, Want};
 use crate::master_cli;
 use bindonce_haproxy::cli::Info;
 
@@ -28,6 +31,16 @@ pub(crate) enum Message {
     Ready(GenerationId, &'static str),
     /// It says that it is ready, and does not go on before it is let.
     Held(GenerationId, Rc<Hold>),
+    /// Its bind(2) and listen(2) can be answered.
+    Intercepts(GenerationId, Rc<Intercept>),
+    /// A program wants to bind an address that is intercepted.
+    Wants(GenerationId, Want),
+    /// It was given this one.
+    Claimed(GenerationId, Rc<HeldListener>),
+    /// It is about to listen there.
+    Listening(GenerationId, Listens),
+    /// It has had the time to listen on more than so many.
+    Settled(GenerationId, usize),
     /// The admin socket answered for the first time.
     Answers(GenerationId, Info),
     /// What a generation that is ready has bound, and how it was known to be ready.

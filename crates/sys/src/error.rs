@@ -109,6 +109,12 @@ pub enum Error {
         /// Whose limit it is, and how high.
         reached: Reached,
     },
+    /// A supervisor cannot be asked about a program's bind(2) and listen(2).
+    #[error("bind() and listen() of the program cannot be intercepted (seccomp: {errno})")]
+    Intercept {
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// Another system call failed.
     #[error("{operation}: {errno}")]
     Call {
@@ -135,6 +141,7 @@ impl Error {
             Self::Listen { errno, .. }
             | Self::Netns { errno, .. }
             | Self::Exec { errno, .. }
+            | Self::Intercept { errno }
             | Self::Call { errno, .. } => Some(*errno as i32),
             Self::PathInUse { .. } | Self::NotExclusive { .. } => Some(Errno::EADDRINUSE as i32),
             Self::DescriptorLimit { .. } | Self::LimitReached { .. } => Some(Errno::EMFILE as i32),
@@ -197,6 +204,21 @@ impl Error {
             }
             Self::Call { operation: "pidfd_getfd", errno: Errno::EPERM | Errno::EACCES } => {
                 "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
+                    .to_owned()
+            }
+            Self::Intercept { errno: Errno::EBUSY } => {
+                "the kernel lets one supervisor ask about system calls, and something around this \
+                 program, such as a container runtime, does already: start it without --intercept"
+                    .to_owned()
+            }
+            Self::Intercept { errno: Errno::EACCES } => {
+                "its file gives it rights (set-user-ID or file capabilities), which it would lose: \
+                 run bindonce with CAP_SYS_ADMIN, or start it without --intercept"
+                    .to_owned()
+            }
+            Self::Intercept { .. } => {
+                "it needs Linux 5.9 or newer on x86-64 or aarch64, and a container's profile that \
+                 allows seccomp(2): start it without --intercept"
                     .to_owned()
             }
             Self::Path { .. } | Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => {

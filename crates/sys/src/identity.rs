@@ -165,7 +165,7 @@ pub fn network() -> Option<u64> {
     network_of(socket.as_fd())
 }
 
-fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
+pub(crate) fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut cookie: u64 = 0;
     let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
     // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`, and the

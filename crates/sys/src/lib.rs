@@ -14,7 +14,7 @@
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
 //! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
-//!   [`hold`] stops one at the moment when it says that it is ready;
+//!   [`hold`] stops one at the moment when it says that it is ready, `intercept` answers its bind(2) and listen(2);
 //! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
@@ -24,6 +24,8 @@
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
 #[cfg(feature = "tokio")]
+mod calls;
+#[cfg(feature = "tokio")]
 pub mod changes;
 pub mod clock;
 pub mod closing;
@@ -32,12 +34,15 @@ pub mod epoll;
 pub mod exchange;
 pub mod executable;
 pub mod file;
+mod filter;
 pub mod ghosts;
 pub mod guard;
 pub mod hold;
 pub mod holders;
 pub mod identity;
 pub mod inherit;
+#[cfg(feature = "tokio")]
+pub mod intercept;
 pub mod limits;
 pub mod listen;
 pub mod lock;

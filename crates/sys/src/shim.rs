@@ -17,10 +17,14 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
+use crate::filter::{self, Watched};
 use crate::{executable, hold, inherit, limits, signals};
 
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
+
+/// The word for [`crate::spawn::Launch::intercept`].
+pub(crate) const INTERCEPT: &str = "intercept";
 
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub struct Order {
     count: usize,
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
+    /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Launch::intercept`]).
+    intercept: bool,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
@@ -36,7 +42,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID] [service] -- PROGRAM [ARG]...`.
+    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID | intercept] [service] -- PROGRAM [ARG]...`.
     /// None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
@@ -46,12 +52,16 @@ impl Order {
             hold = Some(next.to_str()?.parse().ok()?);
             next = words.next()?;
         }
+        let intercept = hold.is_none() && next == INTERCEPT;
+        if intercept {
+            next = words.next()?;
+        }
         let service = next == SERVICE;
         if service {
             next = words.next()?;
         }
         let program = words.next().filter(|_| next == "--")?;
-        Some(Self { count, hold, service, program, args: words.collect() })
+        Some(Self { count, hold, intercept, service, program, args: words.collect() })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -88,6 +98,17 @@ impl Order {
         if let Some(supervisor) = self.hold {
             offer_hold(supervisor, &self.program);
         }
+        if self.intercept {
+            let listener = filter::install(
+                Watched { readiness: None, sockets: true },
+                !gains_privileges(&self.program),
+            );
+            let refused = |error: Error| Error::Intercept {
+                errno: error.errno().map_or(Errno::UnknownErrno, Errno::from_raw),
+            };
+            let listener = listener.map_err(refused)?;
+            send_back(&listener)?;
+        }
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::call("open /dev/null", error))?;
         // With it goes our end of the socket: the supervisor sees that nothing more comes.
@@ -101,10 +122,16 @@ impl Order {
 fn offer_hold(supervisor: i32, program: &OsStr) {
     if let Ok(listener) = hold::install(supervisor, !gains_privileges(program)) {
         // The supervisor may be gone; then nobody answers, and nothing is held.
-        let _ = io::stdin().as_fd().try_clone_to_owned().and_then(|socket| {
-            bindonce_fd::send(&UnixStream::from(socket), &[0], &[listener.as_fd()])
-        });
+        let _ = send_back(&listener);
     }
+}
+
+fn send_back(listener: &OwnedFd) -> Result<(), Error> {
+    let sent = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|socket| bindonce_fd::send(&UnixStream::from(socket), &[0], &[listener.as_fd()]));
+    sent.map(drop).map_err(|error| Error::call("sendmsg to the supervisor", error))
 }
 
 /// Whether executing the program gives it rights that this process does not have.
@@ -165,9 +192,12 @@ mod tests {
         assert_eq!((order.count, order.hold, order.service), (1, None, true));
         let order = parse("1 7 service -- service").expect("an order");
         assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
+        let order = parse("1 intercept service -- sh").expect("an order");
+        assert_eq!((order.hold, order.intercept, order.service), (None, true, true));
         for bad in [
             "service -- sh",
             "1 service 7 -- sh",
+            "1 7 intercept -- sh",
             "1 service sh",
             "",
             "x",

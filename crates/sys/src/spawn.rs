@@ -3,7 +3,7 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID | intercept] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
@@ -11,7 +11,8 @@
 //! On the socket: the name of each descriptor's variable, each ended by a NUL;
 //! with it up to 253 descriptors; the rest of them 253 at a time, each time on
 //! one more NUL. COUNT tells the shim when it has everything. With a PID it sends one descriptor
-//! back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]).
+//! back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]). With `intercept`
+//! it sends the one by which its bind(2) and listen(2) are answered, or fails.
 
 use std::ffi::OsString;
 use std::io;
@@ -61,6 +62,9 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
+    /// Ask this process about its bind(2) and listen(2) (`crate::intercept`), instead of holding it. A shim that cannot have
+    /// that says so and fails.
+    pub intercept: bool,
     /// It is killed when this process ends, however that comes about, with what it has started and left in its
     /// process group.
     pub tied: bool,
@@ -82,7 +86,7 @@ pub struct Started {
     pub pid: i32,
     /// The process itself; readable when it has ended.
     pub pidfd: Pidfd,
-    /// If [`Launch::hold`] was set, our end of the socket to the shim, for [`receive_hold`].
+    /// If [`Launch::hold`] or [`Launch::intercept`] was set, our end of the socket to the shim, for [`receive_hold`].
     pub shim: Option<OwnedFd>,
     /// If [`Launch::tied`] was set, what ends it with this process. To be released when its group has ended.
     pub tether: Option<Tether>,
@@ -103,6 +107,7 @@ impl Launch {
             cwd: None,
             descriptors: Vec::new(),
             hold: None,
+            intercept: false,
             tied: false,
             service: false,
             stdout: Stdio::inherit(),
@@ -153,7 +158,10 @@ impl Launch {
             .arg0("bindonce")
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
-            .args(self.hold.map(|pid| pid.to_string()))
+            .args(match self.hold {
+                _ if self.intercept => Some(shim::INTERCEPT.to_owned()),
+                hold => hold.map(|pid| pid.to_string()),
+            })
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
             .arg(self.program)
@@ -184,7 +192,7 @@ impl Launch {
             tether: tied,
             ours,
             descriptors: self.descriptors,
-            holds: self.hold.is_some(),
+            holds: self.hold.is_some() || self.intercept,
         })
     }
 }
@@ -259,8 +267,8 @@ fn late(error: io::Error) -> Error {
     }
 }
 
-/// What holds a program that was started with [`Launch::hold`]: the descriptor for
-/// [`crate::hold::Hold::new`]. None if the kernel, or the filter of a container, did not let the
+/// What holds a program that was started with [`Launch::hold`], or asks about one with [`Launch::intercept`]: the descriptor for
+/// [`crate::hold::Hold::new`] or `crate::intercept::Intercept::new`. None if the kernel, or the filter of a container, did not let the
 /// shim have one. It waits for no longer than the shim lives, a few milliseconds.
 #[cfg(feature = "tokio")]
 pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {

@@ -8,17 +8,19 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce::aio::Client;
-use bindonce::{Give, Join, State};
+use bindonce::{Claim, ErrorCode, Give, Join, State};
 use bindonce_core::event;
 use bindonce_core::generation::GenerationId;
+use bindonce_core::intercept::Failure;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 use bindonce_daemon::{Happening, Journal};
-use bindonce_sys::peer;
+use bindonce_sys::{Errno, peer};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::broker;
-use crate::generations::listeners::HeldListener;
+use crate::error::Error;
+use crate::generations::listeners::{HeldListener, Known};
 use crate::settings::Settings;
 
 /// How long one attempt to find the next broker goes on; then the log says so again.
@@ -33,6 +35,12 @@ const ENDED: Duration = Duration::from_secs(1);
 pub(crate) enum LeaseUpdate {
     /// What it does now.
     State(State, oneshot::Sender<()>),
+    /// It wants one listener more.
+    Claim {
+        listener: Box<Listener>,
+        known: Known,
+        reply: oneshot::Sender<Result<Rc<HeldListener>, (Failure, String)>>,
+    },
     /// It drains, and of its listeners it has these: the leases of all are given back.
     Has(Vec<Rc<HeldListener>>, oneshot::Sender<()>),
     /// It is gone.
@@ -122,6 +130,12 @@ impl Keeper {
                     let _done = match news {
                         None => return,
                         Some(LeaseUpdate::Gone(_done)) => return end(lease).await,
+                        Some(LeaseUpdate::Claim { listener, known, reply }) => {
+                            let claimed = self.claim(&mut lease, &listener, &known, state).await;
+                            // Who asked may have ended.
+                            let _ = reply.send(claimed);
+                            continue;
+                        }
                         Some(LeaseUpdate::State(now, done)) => {
                             state = now;
                             done
@@ -147,6 +161,49 @@ impl Keeper {
                 () = lost => lease = self.find_again(state).await,
             }
         }
+    }
+
+    /// Claims one listener more on the connection of this generation.
+    async fn claim(
+        &mut self,
+        lease: &mut Option<Client>,
+        listener: &Listener,
+        known: &Known,
+        state: State,
+    ) -> Result<Rc<HeldListener>, (Failure, String)> {
+        let Some(client) = lease else {
+            return Err((Failure::Unavailable, "the broker is gone".to_owned()));
+        };
+        let mut claim = Claim::listen(listener.to_string()).changing();
+        if state == State::Starting {
+            claim = claim.tentative();
+        }
+        let error = match client.claim(&[claim]).await {
+            Ok(mut leases) => {
+                let Some(given) = leases.pop() else {
+                    return Err((Failure::Unavailable, "the broker gave nothing".to_owned()));
+                };
+                let held = HeldListener::new(given, listener, known);
+                if !self.listeners.iter().any(|one| one.inode == held.inode) {
+                    self.listeners.push(Rc::clone(&held));
+                }
+                return Ok(held);
+            }
+            Err(error) => error,
+        };
+        let failure = match error.refusal() {
+            Some(refusal) if refusal.code == ErrorCode::DENIED => Failure::Denied,
+            Some(refusal) if refusal.errno() == Some(Errno::EACCES as i32) => Failure::Denied,
+            Some(refusal) if refusal.errno() == Some(Errno::EADDRNOTAVAIL as i32) => {
+                Failure::Unavailable
+            }
+            Some(_) => Failure::InUse,
+            None => {
+                *lease = None;
+                Failure::Unavailable
+            }
+        };
+        Err((failure, Error::claim(error).with_hint()))
     }
 
     async fn connect_anew(&self) -> Option<Client> {

@@ -118,6 +118,8 @@ pub(crate) struct Inherited {
     pub(crate) stderr: BTreeMap<u64, i32>,
     /// What this service has inherited, by the number of then.
     pub(crate) passed: BTreeMap<i32, i32>,
+    /// Where the bind(2) and listen(2) of each generation come from.
+    pub(crate) intercept: BTreeMap<u64, i32>,
     /// What translates it, of each haproxy.
     pub(crate) messages: BTreeMap<u64, SavedMessages>,
 }

@@ -12,6 +12,7 @@ use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::{Happening, reexec};
+use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::{self as sys, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{inherit, tree};
@@ -24,8 +25,10 @@ use crate::disk::directory::{Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
+use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
 use crate::generations::process::{self, Process};
+use crate::intercept;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::{Messages, SavedMessages};
 
@@ -42,6 +45,7 @@ pub(crate) struct Inheritance {
     pub(crate) passed: BTreeMap<i32, OwnedFd>,
     spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
+    intercept: BTreeMap<u64, OwnedFd>,
     stderr: BTreeMap<u64, OwnedFd>,
     messages: BTreeMap<u64, SavedMessages>,
 }
@@ -102,6 +106,7 @@ impl Inheritance {
                 .map(|(id, numbers)| Ok((*id, all(numbers)?)))
                 .collect::<Result<_, Error>>()?,
             admin: all(&left.admin)?,
+            intercept: all(&left.intercept)?,
             stderr: all(&left.stderr)?,
             messages: left.messages.clone(),
         })
@@ -186,10 +191,30 @@ async fn find(
     generation.cli.release = info.map(|info| info.release);
     generation.reloads_before = saved.reloads_before;
     generation.cli.spares.resume(left.spares(id));
+    if cx.settings.kind.is_intercepted() {
+        intercept_again(cx, &mut generation, left.intercept.remove(&id.0));
+    }
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
     Ok(Some(state))
+}
+
+/// Answers the bind(2) and listen(2) of a generation that was found. A supervisor that was killed has left nothing to answer by.
+fn intercept_again(cx: &Context, generation: &mut Generation, left: Option<OwnedFd>) {
+    let (id, pid) = (generation.id.0, generation.pid());
+    match left.map(Intercept::new) {
+        Some(Ok(calls)) => intercept::serve(cx, generation, Rc::new(calls)),
+        Some(Err(error)) => {
+            tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
+        }
+        None => tracing::warn!(
+            generation = id,
+            pid,
+            "its bind() fails with ENOSYS, since the supervisor that answered it is gone: what it \
+             has bound is served; `bindonce reload` starts one whose bind() is answered"
+        ),
+    }
 }
 
 /// The admin connection to a generation that was found, if it answers.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
 use bindonce_core::time::Timestamp;
 use bindonce_sys::hold::Hold;
+use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::Pidfd;
 use bindonce_sys::signals::Signal;
 use bindonce_sys::tree;
@@ -39,6 +40,8 @@ pub(crate) struct Generation {
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Lease,
     pub(crate) own: OwnAddresses,
+    /// Where its bind(2) and listen(2) come from.
+    pub(crate) intercept: Option<Rc<Intercept>>,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
     /// Connections left, once it drains.
@@ -85,6 +88,8 @@ pub(crate) struct Readiness {
     pub(crate) hold: Option<Rc<Hold>>,
     /// It was stopped (SIGSTOP) by us: only then must all its processes be told to go on.
     pub(crate) stopped: bool,
+    /// The inodes of the listeners on which it listens, as far as it has said so.
+    pub(crate) listening: BTreeSet<u64>,
     /// Its readiness was told to the timeline.
     pub(crate) ready: bool,
     /// Why it was ended by us before it took over.

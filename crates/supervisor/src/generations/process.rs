@@ -122,6 +122,7 @@ pub(crate) fn take_on(
         listeners,
         lease: Lease { news, served: false, closed: false },
         own: OwnAddresses::default(),
+        intercept: None,
         reloads_before: 0,
         connections: None,
         tasks: Tasks::default(),

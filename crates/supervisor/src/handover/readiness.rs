@@ -52,7 +52,7 @@ pub(crate) fn await_ready(
                 tokio::time::sleep(delay).await;
                 Ok("it has lived for --ready-delay")
             }
-            (Readiness::Notify, None) => return,
+            (Readiness::Notify, None) | (Readiness::Listen, _) => return,
         };
         match ready {
             Ok(how) => cx.send(Message::Ready(id, how)),

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
+use bindonce_core::intercept::Scope;
 use bindonce_sys::signals::Signal;
 
 pub use template::{Numbers, Template, TemplateError, Variable};
@@ -25,6 +26,8 @@ pub struct Program {
     pub readiness: Readiness,
     /// What tells it to close its listeners, serve what is connected, and exit.
     pub retire: Signal,
+    /// The listeners that it gets when it calls bind(2), instead of at its start.
+    pub intercept: Option<Scope>,
     /// Variables that tell it its sockets, besides those that every program gets.
     pub variables: Vec<Variable>,
 }
@@ -38,6 +41,8 @@ pub enum Readiness {
     Check(OsString),
     /// It has lived for this long.
     Delay(Duration),
+    /// It calls listen(2), where that is intercepted.
+    Listen,
 }
 
 impl Program {

@@ -1,15 +1,13 @@
 //! The supervisor's side of a hold.
 
 use std::io;
-use std::mem::zeroed;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::libc::{self, seccomp_notif, seccomp_notif_resp};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::watch;
 
+use crate::calls::{Calls, Waiting};
 use crate::watch::Watch;
 
 /// A program that is held when it says that it is ready, until it is let go.
@@ -44,10 +42,10 @@ impl Hold {
     /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
     /// this was written.
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
-        check_sizes()?;
-        let watch = Watch::new(&listener)?;
+        let calls = Calls::new(listener)?;
+        let watch = Watch::new(&calls)?;
         let state = Mutex::new(State { waits: None, released: false });
-        let listener = Arc::new(Listener { fd: listener, state });
+        let listener = Arc::new(Listener { calls, state });
         let (sender, news) = watch::channel(News::None);
         tokio::spawn(Arc::clone(&listener).follow(watch, sender));
         Ok(Self { listener, news })
@@ -81,7 +79,7 @@ impl Hold {
         let mut state = self.listener.state();
         state.released = true;
         match state.waits.take() {
-            Some(id) => Ok(self.listener.answer_done(id)?),
+            Some(id) => Ok(self.listener.calls.done(id)?),
             None => Ok(()),
         }
     }
@@ -94,10 +92,10 @@ impl Drop for Hold {
     }
 }
 
-/// The descriptor on which the kernel tells of the calls.
+/// The calls of the program, and the one that waits.
 #[derive(Debug)]
 struct Listener {
-    fd: OwnedFd,
+    calls: Calls,
     state: Mutex<State>,
 }
 
@@ -130,94 +128,26 @@ impl Listener {
     /// Takes every call that waits. False if there can be no more.
     fn read_all(&self, news: &watch::Sender<News>) -> Result<bool, Errno> {
         loop {
-            let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
-            match poll(&mut polled, Some(&Timespec::default())) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(Errno::from_raw(error.raw_os_error())),
+            match self.calls.waiting()? {
+                Waiting::Yes => {}
+                waiting => return Ok(waiting == Waiting::No),
             }
-            let ready = polled.first().map_or(PollFlags::empty(), PollFd::revents);
-            if !ready.contains(PollFlags::IN) {
-                return Ok(!ready.contains(PollFlags::HUP));
-            }
-            match self.receive() {
+            match self.calls.receive() {
                 Ok(call) => {
                     let mut state = self.state();
                     if state.released {
-                        self.go_on(call.id)?;
+                        self.calls.go_on(call.id)?;
                     } else {
                         state.waits = Some(call.id);
                     }
                     drop(state);
                     news.send_replace(News::Called(call.pid.cast_signed()));
                 }
-                // It was interrupted between the two calls, and comes again or never.
                 Err(Errno::ENOENT | Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
-
-    /// Takes the next call. It does not wait if poll(2) has just said that there is one: the kernel
-    /// counts every call that comes, and takes nothing off the count for one that is interrupted
-    /// but what a receiver takes; and this is the only receiver.
-    fn receive(&self) -> Result<seccomp_notif, Errno> {
-        // SAFETY: it consists of integers, for which zeros are values.
-        let mut call: seccomp_notif = unsafe { zeroed() };
-        // SAFETY: the kernel writes one seccomp_notif, of at most our size (`check_sizes`), to
-        // `call`, which nothing else refers to and which was all zeros, as it demands.
-        let done = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call)
-        };
-        Errno::result(done).map(|_| call)
-    }
-
-    /// Lets the kernel do the call. No error if it was interrupted, or its process has ended.
-    fn go_on(&self, id: u64) -> Result<(), Errno> {
-        const CONTINUE: u32 = 1; // SECCOMP_USER_NOTIF_FLAG_CONTINUE
-        match self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE }) {
-            // Linux before 5.5: then the call has succeeded without having been done, which
-            // tells the supervisor nothing that it does not know.
-            Err(Errno::EINVAL) => self.answer_done(id),
-            answered => answered,
-        }
-    }
-
-    /// Lets the call succeed without doing it. No error if it was interrupted, or its process has ended.
-    fn answer_done(&self, id: u64) -> Result<(), Errno> {
-        self.answer(seccomp_notif_resp { id, val: 0, error: 0, flags: 0 })
-    }
-
-    fn answer(&self, mut answer: seccomp_notif_resp) -> Result<(), Errno> {
-        // SAFETY: the kernel reads one seccomp_notif_resp, of at most our size (`check_sizes`),
-        // from `answer`, which lives through the call.
-        let done = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer)
-        };
-        match Errno::result(done) {
-            Ok(_) | Err(Errno::ENOENT | Errno::EINPROGRESS) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
-/// Makes sure that the kernel's structures fit into ours (seccomp(2) SECCOMP_GET_NOTIF_SIZES).
-fn check_sizes() -> Result<(), Errno> {
-    // SAFETY: it consists of integers, for which zeros are values.
-    let mut sizes: libc::seccomp_notif_sizes = unsafe { zeroed() };
-    // SAFETY: the kernel writes one seccomp_notif_sizes, whose size is fixed, to `sizes`.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_GET_NOTIF_SIZES,
-            0 as libc::c_ulong,
-            &raw mut sizes,
-        )
-    };
-    Errno::result(done)?;
-    let fits = usize::from(sizes.seccomp_notif) <= size_of::<seccomp_notif>()
-        && usize::from(sizes.seccomp_notif_resp) <= size_of::<seccomp_notif_resp>();
-    if fits { Ok(()) } else { Err(Errno::EOVERFLOW) }
 }
 
 #[cfg(test)]
@@ -227,10 +157,12 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use nix::libc;
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
     use nix::unistd::{Pid, getpid, gettid};
 
     use super::*;
+    use crate::filter::{self, Watched};
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -268,8 +200,8 @@ mod tests {
         let (listener, given) = mpsc::channel();
         let (told, results) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let plain = super::super::FLAGS & !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
-            let installed = super::super::install_with(getpid().as_raw(), true, plain);
+            let watched = Watched { readiness: Some(getpid().as_raw()), sockets: false };
+            let installed = filter::install_with(watched, true, filter::INTERRUPTED);
             let refused = installed.is_err();
             listener.send((gettid(), installed)).expect("send");
             for _ in 0..if refused { 0 } else { 2 } {

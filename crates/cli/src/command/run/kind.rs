@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bindonce_core::duration;
-use bindonce_core::listener::Listener;
+use bindonce_core::intercept::Scope;
+use bindonce_core::listener::{ListenSpec, Listener};
 use bindonce_core::name::{InvalidName, Name};
 use bindonce_haproxy::config;
 use bindonce_supervisor::program::{self, Numbers, Program, Readiness, Variable};
@@ -45,6 +46,11 @@ pub(super) struct Options {
     /// [default: SIGTERM]
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     retire_signal: Option<Signal>,
+    /// Answer the program's bind() with the broker's sockets, instead of passing them at its start: for programs that
+    /// take none. Without ADDR whatever it binds as a TCP or UDP listener; else these alone (a wildcard stands for its
+    /// port at every address, a UNIX path or abstract name for itself). It is ready when it calls listen()
+    #[arg(long, value_name = "[NAME=]ADDR[,OPT]...", num_args = 0..)]
+    intercept: Option<Vec<ListenSpec>>,
     /// An environment variable that names the sockets, as in NGINX='{fds:;};'. {fds:SEP} is
     /// replaced by all descriptor numbers, {fd:NAME} by one of them; {count}, {service} and
     /// {generation} by these values. May be given again
@@ -77,7 +83,7 @@ impl Options {
         no_epoll: bool,
         listeners: &[Listener],
     ) -> anyhow::Result<Kind> {
-        let Self { kind, ready_check, ready_delay, retire_signal, variable } = self;
+        let Self { kind, ready_check, ready_delay, retire_signal, intercept, variable } = self;
         let first = command.first().cloned().unwrap_or_default();
         let is_haproxy = match kind {
             Wanted::Auto => program::is_haproxy(&first),
@@ -89,6 +95,7 @@ impl Options {
                 (ready_check.is_some(), "--ready-check"),
                 (ready_delay.is_some(), "--ready-delay"),
                 (retire_signal.is_some(), "--retire-signal"),
+                (intercept.is_some(), "--intercept"),
                 (!variable.is_empty(), "--variable"),
             ];
             if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
@@ -108,9 +115,12 @@ impl Options {
                 first.display()
             )));
         }
-        if listeners.is_empty() {
+        let intercept = intercept
+            .map(|named| Scope { named: named.iter().flat_map(ListenSpec::expand).collect() });
+        if listeners.is_empty() && intercept.is_none() {
             return Err(usage(format!(
-                "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it is haproxy \
+                "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it takes none from \
+                 whoever starts it, --intercept gives it the broker's when it binds; if it is haproxy \
                  under another name, say --kind haproxy and give its -f FILE; of a script that starts \
                  haproxy give the command that is in it, as in `-- haproxy -f FILE`, or let the script \
                  end with `exec haproxy \"$@\"`, and write `--kind haproxy -- {0} -f FILE`\n",
@@ -120,6 +130,7 @@ impl Options {
         let readiness = match (ready_check, ready_delay) {
             (Some(check), _) => Readiness::Check(check),
             (None, Some(delay)) => Readiness::Delay(delay),
+            (None, None) if intercept.is_some() => Readiness::Listen,
             (None, None) => Readiness::Notify,
         };
         let program = Program {
@@ -127,6 +138,7 @@ impl Options {
             arguments: command.into_iter().skip(1).collect(),
             readiness,
             retire: retire_signal.unwrap_or(Signal::SIGTERM),
+            intercept,
             variables: variable,
         };
         try_variables(&program, listeners)?;

@@ -28,12 +28,16 @@ pub(crate) fn order(
     // A session of its own: all that comes from it is found by that, and its being stopped for a
     // moment means nothing to a terminal, nor our death to it.
     launch.service = true;
+    launch.intercept = program.intercept.is_some();
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
-    set("LISTEN_FDS", listeners.len().to_string());
-    let shown: Vec<_> = names.iter().map(Name::as_str).collect();
-    set("LISTEN_FDNAMES", shown.join(":"));
+    // One that binds by itself takes these variables for an activation without sockets.
+    if !(listeners.is_empty() && program.intercept.is_some()) {
+        set("LISTEN_FDS", listeners.len().to_string());
+        let shown: Vec<_> = names.iter().map(Name::as_str).collect();
+        set("LISTEN_FDNAMES", shown.join(":"));
+    }
     for (name, number) in &descriptors {
         set(&name.variable(), number.to_string());
     }
@@ -44,7 +48,7 @@ pub(crate) fn order(
     }
     let notifications = match program.readiness {
         Readiness::Notify => Some(Notifications::new()?),
-        Readiness::Check(_) | Readiness::Delay(_) => None,
+        Readiness::Check(_) | Readiness::Delay(_) | Readiness::Listen => None,
     };
     if let Some(notifications) = &notifications {
         set("NOTIFY_SOCKET", notifications.address().to_owned());

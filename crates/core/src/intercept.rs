@@ -1,0 +1,377 @@
+//! What becomes of a program's bind(2) that the supervisor is asked about: the kernel does it, the program gets the
+//! broker's socket for it, or it fails.
+//!
+//! At bind(2) nobody knows what the socket will be used for. So what is not named is claimed only where it can hardly be
+//! anything but a listener, and where the program could have bound it by itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use crate::address::Address;
+use crate::listener::{Listener, Options};
+
+/// What is intercepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// These listeners, with the options that a person wants for them; a wildcard stands for its port at every address. None:
+    /// whatever the program binds as a listener.
+    pub named: Vec<Listener>,
+}
+
+/// What the host says of ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports {
+    /// Below this one a process needs a right (`net.ipv4.ip_unprivileged_port_start`).
+    pub unprivileged: u16,
+    /// From these the kernel gives one to a client (`net.ipv4.ip_local_port_range`).
+    pub ephemeral: RangeInclusive<u16>,
+}
+
+/// The address that the program has given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Of IPv4 or IPv6.
+    Ip(SocketAddr),
+    /// A UNIX path, absolute.
+    Path(String),
+    /// An abstract UNIX name.
+    Abstract(String),
+    /// Anything else: another family, a name that is no text, none at all.
+    Other,
+}
+
+/// What kind of socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP, also multipath TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// A UNIX stream.
+    UnixStream,
+    /// Any other.
+    Other,
+}
+
+/// The program's own socket, as it is when bind(2) is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Its kind.
+    pub kind: Kind,
+    /// It is of IPv6.
+    pub ipv6: bool,
+    /// It is bound already.
+    pub bound: bool,
+    /// It belongs to another network namespace than ours; of a path: the program sees other files than we do.
+    pub elsewhere: bool,
+    /// Its port is chosen when it connects (IP_BIND_ADDRESS_NO_PORT).
+    pub late_port: bool,
+    /// Its process may bind privileged ports (CAP_NET_BIND_SERVICE).
+    pub privileged: bool,
+    /// The options that a claim can say.
+    pub options: Options,
+}
+
+/// What becomes of the call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The kernel does it, for this reason.
+    Continue(&'static str),
+    /// The program gets the socket that the broker has for this, or makes.
+    Claim(Listener),
+    /// It fails, for this reason.
+    Refuse(Failure, String),
+}
+
+/// How a call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// EACCES.
+    Denied,
+    /// EADDRINUSE.
+    InUse,
+    /// EADDRNOTAVAIL.
+    Unavailable,
+}
+
+impl Scope {
+    /// Decides on one call.
+    pub fn decide(&self, ports: &Ports, target: &Target, socket: &Socket) -> Decision {
+        use Decision::{Claim, Continue, Refuse};
+        if socket.bound {
+            return Continue("the socket is bound already");
+        }
+        let address = match (target, socket.kind) {
+            (Target::Ip(at), Kind::Tcp | Kind::Udp) if at.is_ipv6() == socket.ipv6 => {
+                if at.port() == 0 {
+                    return Continue("the kernel chooses the port");
+                }
+                if is_for_many(at.ip()) {
+                    return Continue("it is a multicast or broadcast address");
+                }
+                Ok(if socket.kind == Kind::Tcp { Address::Tcp(*at) } else { Address::Udp(*at) })
+            }
+            (Target::Path(path), Kind::UnixStream) => Address::unix(path),
+            (Target::Abstract(name), Kind::UnixStream) => Address::abstract_name(name),
+            _ => return Continue("the broker has no such sockets"),
+        };
+        let named = address.as_ref().ok().and_then(|address| self.name(address));
+        if named.is_none() && !self.named.is_empty() {
+            return Continue("it is not named");
+        }
+        let claim = address.map_err(|invalid| invalid.to_string()).and_then(|address| {
+            if socket.elsewhere {
+                return Err("the program is in another namespace than bindonce".to_owned());
+            }
+            if matches!(address.ip(), Some(SocketAddr::V6(at)) if at.scope_id() != 0) {
+                return Err("it is a link-local address with a scope".to_owned());
+            }
+            let (name, wanted) = match named {
+                Some(named) if named.address.as_seen() == address => {
+                    (named.name.clone(), Some(&named.options))
+                }
+                Some(named) => (None, Some(&named.options)),
+                None => (None, None),
+            };
+            let address = match named {
+                Some(named) if named.address.as_seen() == address => named.address.clone(),
+                _ => address,
+            };
+            let options = merged(wanted, &socket.options, &address);
+            Listener::new(name, address, options).map_err(|invalid| invalid.to_string())
+        });
+        match (claim, named) {
+            (Ok(listener), Some(_)) => Claim(listener),
+            // It was named to be intercepted: the kernel's own socket would be a second one.
+            (Err(why), Some(_)) => Refuse(Failure::Unavailable, why),
+            (Err(_), None) => Continue("the broker cannot have it"),
+            (Ok(listener), None) => match kept_apart(ports, &listener, socket) {
+                Some(why) => Continue(why),
+                None => Claim(listener),
+            },
+        }
+    }
+
+    /// What names this address; one that is the very same first.
+    fn name(&self, address: &Address) -> Option<&Listener> {
+        let same = |listener: &&Listener| listener.address.as_seen() == *address;
+        let everywhere = |listener: &&Listener| {
+            let (named, at) = (listener.address.as_seen(), address);
+            let is_wildcard = named.ip().is_some_and(|named| named.ip().is_unspecified());
+            is_wildcard && named.listens() == at.listens() && named.port() == at.port()
+        };
+        self.named.iter().find(same).or_else(|| self.named.iter().find(everywhere))
+    }
+}
+
+/// Why something that is not named is left to the kernel.
+fn kept_apart(ports: &Ports, listener: &Listener, socket: &Socket) -> Option<&'static str> {
+    let Some(at) = listener.address.ip() else {
+        return Some(
+            "a UNIX socket is often for one process alone: it is claimed where it is named",
+        );
+    };
+    if socket.late_port {
+        return Some("a client: its port is chosen when it connects");
+    }
+    if listener.options.transparent && !at.ip().is_unspecified() {
+        return Some("a client, with the address of another host");
+    }
+    if !listener.address.listens() && ports.ephemeral.contains(&at.port()) {
+        return Some("a UDP port as clients have them");
+    }
+    if at.port() < ports.unprivileged && !socket.privileged {
+        return Some("the process may not bind a privileged port");
+    }
+    None
+}
+
+/// Whether several hosts have it.
+fn is_for_many(ip: IpAddr) -> bool {
+    ip.is_multicast() || matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
+}
+
+/// What a person says of a listener, and for the rest what the program has set on its own socket.
+fn merged(wanted: Option<&Options>, own: &Options, address: &Address) -> Options {
+    let wanted = wanted.cloned().unwrap_or_default();
+    let wildcard = address.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
+    let ip = address.ip().is_some();
+    let path = matches!(address, Address::Unix(_));
+    Options {
+        // At an address of IPv6 that is no wildcard it means nothing.
+        v6only: wildcard && (wanted.v6only || own.v6only),
+        interface: wanted.interface.or_else(|| own.interface.clone()).filter(|_| ip),
+        transparent: ip && (wanted.transparent || own.transparent),
+        freebind: ip && (wanted.freebind || own.freebind),
+        blocking: wanted.blocking || own.blocking,
+        backlog: wanted.backlog.filter(|_| address.listens()),
+        netns: wanted.netns,
+        mode: wanted.mode.or(own.mode).filter(|_| path),
+        user: wanted.user.or_else(|| own.user.clone()).filter(|_| path),
+        group: wanted.group.or_else(|| own.group.clone()).filter(|_| path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PORTS: Ports = Ports { unprivileged: 1024, ephemeral: 32768..=60999 };
+
+    fn socket(kind: Kind, ipv6: bool) -> Socket {
+        Socket {
+            kind,
+            ipv6,
+            bound: false,
+            elsewhere: false,
+            late_port: false,
+            privileged: true,
+            options: Options::default(),
+        }
+    }
+
+    fn scope(named: &[&str]) -> Scope {
+        Scope { named: named.iter().map(|text| text.parse().expect(text)).collect() }
+    }
+
+    fn of(text: &str) -> (Target, Socket) {
+        let listener: Listener = text.parse().expect(text);
+        let (target, kind) = match &listener.address {
+            Address::Unix(path) => (Target::Path(path.clone()), Kind::UnixStream),
+            Address::Abstract(name) => (Target::Abstract(name.clone()), Kind::UnixStream),
+            Address::Tcp(at) => (Target::Ip(*at), Kind::Tcp),
+            Address::Udp(at) | Address::Quic(at) => (Target::Ip(*at), Kind::Udp),
+        };
+        let ipv6 = matches!(target, Target::Ip(at) if at.is_ipv6());
+        (target, Socket { options: listener.options, ..socket(kind, ipv6) })
+    }
+
+    #[test]
+    fn what_a_person_expects() {
+        for (named, bound, expected) in [
+            (&[][..], "127.0.0.1:8080", Some("127.0.0.1:8080")),
+            (&[], "[::]:80,v6only", Some("[::]:80,v6only")),
+            (&[], "[::1]:80,freebind", Some("[::1]:80,freebind")),
+            (&[], "127.0.0.1:0", None),
+            (&[], "udp@:53", Some("udp4@0.0.0.0:53")),
+            (&[], "udp@127.0.0.1:40000", None),
+            (&[], "udp@224.0.0.251:5353", None),
+            (&[], "10.0.0.1:80,transparent", None),
+            (&[], ":80,transparent", Some("0.0.0.0:80,transparent")),
+            (&[], "/run/a", None),
+            (&[], "abns@a", None),
+            (&["web=:80,backlog=7"], "0.0.0.0:80", Some("web=0.0.0.0:80,backlog=7")),
+            (&["web=:80,backlog=7"], "[::]:80", Some("[::]:80,backlog=7")),
+            (&["web=:80"], "10.0.0.1:80", Some("10.0.0.1:80")),
+            (&["web=:80"], "10.0.0.1:81", None),
+            (&["web=:80"], "udp@:80", None),
+            (&["10.0.0.1:80"], ":80", None),
+            (&["udp@127.0.0.1:40000"], "udp@127.0.0.1:40000", Some("udp4@127.0.0.1:40000")),
+            (&["quic4@:443"], "udp@:443", Some("quic4@0.0.0.0:443")),
+            (&["10.0.0.1:80"], "10.0.0.1:80,transparent", Some("10.0.0.1:80,transparent")),
+            (&["app=/run/a"], "/run/a,mode=0600", Some("app=unix@/run/a,mode=0600")),
+            (&["abns@a"], "abns@a,blocking", Some("abns@a,blocking")),
+        ] {
+            let (target, socket) = of(bound);
+            let claimed = match scope(named).decide(&PORTS, &target, &socket) {
+                Decision::Claim(listener) => Some(listener.to_string()),
+                Decision::Continue(_) => None,
+                refused @ Decision::Refuse(..) => panic!("{named:?} {bound}: {refused:?}"),
+            };
+            assert_eq!(claimed.as_deref(), expected, "{named:?} {bound}");
+        }
+    }
+
+    #[test]
+    fn what_the_process_may_not_bind_is_claimed_only_where_it_is_named() {
+        let (target, socket) = of(":80");
+        let socket = Socket { privileged: false, ..socket };
+        let decide = |named: &[&str]| scope(named).decide(&PORTS, &target, &socket);
+        assert!(matches!(decide(&[]), Decision::Continue(_)));
+        assert!(matches!(decide(&[":80"]), Decision::Claim(_)));
+    }
+
+    #[test]
+    fn what_is_named_and_cannot_be_had_is_refused_and_nothing_else() {
+        let (target, socket) = of(":80");
+        let socket = Socket { elsewhere: true, ..socket };
+        let decide = |named: &[&str]| scope(named).decide(&PORTS, &target, &socket);
+        assert!(matches!(decide(&[":80"]), Decision::Refuse(Failure::Unavailable, _)));
+        assert!(matches!(decide(&[]), Decision::Continue(_)));
+    }
+
+    prop_compose! {
+        fn any_socket()(
+            (kind, ipv6, bound, elsewhere) in (0..4_usize, any::<bool>(), any::<bool>(), any::<bool>()),
+            (late_port, privileged, v6only, transparent) in any::<(bool, bool, bool, bool)>(),
+            (freebind, blocking) in any::<(bool, bool)>(),
+            interface in prop::option::of("[a-z/, ]{1,17}"),
+            mode in prop::option::of(0..0o7777_u32),
+        ) -> Socket {
+            let kind = [Kind::Tcp, Kind::Udp, Kind::UnixStream, Kind::Other][kind];
+            let options =
+                Options { v6only, transparent, freebind, blocking, interface, mode, ..Options::default() };
+            Socket { kind, ipv6, bound, elsewhere, late_port, privileged, options }
+        }
+    }
+
+    fn any_target() -> impl Strategy<Value = Target> {
+        let port = prop_oneof![Just(0_u16), Just(80), Just(443), any::<u16>()];
+        let ip = prop_oneof![
+            Just("0.0.0.0"),
+            Just("127.0.0.1"),
+            Just("255.255.255.255"),
+            Just("224.0.0.1"),
+            Just("::"),
+            Just("::1"),
+            Just("ff02::1"),
+            Just("::ffff:10.0.0.1"),
+        ];
+        prop_oneof![
+            8 => (ip, port).prop_map(|(ip, port)| {
+                Target::Ip(SocketAddr::new(ip.parse().expect("an address"), port))
+            }),
+            2 => "/?[a-z./,]{0,120}".prop_map(Target::Path),
+            1 => "\\PC{0,120}".prop_map(Target::Abstract),
+            1 => Just(Target::Other),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_port_0_and_nothing_that_is_bound_is_touched(
+            target in any_target(), socket in any_socket(), named: bool,
+        ) {
+            let scope = scope(if named { &[":80", "[::1]:443", "udp@:53", "/a"] } else { &[] });
+            let decision = scope.decide(&PORTS, &target, &socket);
+            if socket.bound || matches!(target, Target::Ip(at) if at.port() == 0) {
+                prop_assert!(matches!(decision, Decision::Continue(_)));
+            }
+        }
+
+        #[test]
+        fn a_claim_is_of_the_address_that_was_given_and_can_be_written(
+            target in any_target(), socket in any_socket(), named: bool,
+        ) {
+            let scope = scope(if named { &["web=:80", "[::1]:443", "udp@:53", "/a"] } else { &[] });
+            let Decision::Claim(listener) = scope.decide(&PORTS, &target, &socket) else { return Ok(()) };
+            if let Target::Ip(at) = target {
+                prop_assert_eq!(listener.address.ip(), Some(at));
+            }
+            let (said, own) = (&listener.options, &socket.options);
+            prop_assert_eq!(said.blocking, own.blocking);
+            prop_assert!(listener.address.ip().is_none() || said.interface == own.interface);
+            prop_assert_eq!(listener.to_string().parse::<Listener>().expect("a listener"), listener);
+        }
+
+        #[test]
+        fn what_is_not_named_is_never_refused(target in any_target(), socket in any_socket()) {
+            let all = Scope::default().decide(&PORTS, &target, &socket);
+            prop_assert!(!matches!(all, Decision::Refuse(..)));
+            let other = scope(&["10.9.9.9:9"]).decide(&PORTS, &target, &socket);
+            prop_assert!(matches!(other, Decision::Continue(_)));
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! bind(2) and listen(2) of a program that takes no descriptors: each bind of an address that is intercepted is a claim of the
+//! program's generation, and the program gets the broker's socket in place of its own.
+//!
+//! One task for each generation takes its calls, one at a time: a program that floods us waits for itself. It lives for as
+//! long as a process has the filter, also one that has outlived its generation. What a call is about is looked at on a thread,
+//! since a page of the program's memory can stall; what becomes of it is decided in
+//! [`bindonce_core::intercept`]; [`steps`] is the part of it that the loop does.
+
+pub(crate) mod asked;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::event::Flood;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::intercept::{Decision, Failure, Ports, Scope, Target};
+use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
+use bindonce_sys::{spawn, worker};
+use tokio::sync::oneshot;
+
+use self::asked::{Listens, Want};
+use crate::context::Context;
+use crate::generations::generation::Generation;
+use crate::generations::listeners::HeldListener;
+use crate::message::Message;
+
+/// How long a look at a call may take.
+const LOOK: Duration = Duration::from_secs(1);
+/// So many looks that stalled, and no call of this program is looked at any more.
+const STALLED: u32 = 3;
+
+/// Answers the calls of a generation that is just being started.
+pub(crate) fn begin(cx: &Context, id: GenerationId, shim: std::os::fd::OwnedFd) {
+    let cx = cx.clone();
+    crate::tasks::spawn(async move {
+        // A shim that has no filter has said why, and ends.
+        let Some(listener) = spawn::receive_hold(shim).await else { return };
+        match Intercept::new(listener) {
+            Ok(calls) => cx.send(Message::Intercepts(id, Rc::new(calls))),
+            Err(error) => {
+                tracing::error!(generation = id.0, %error, "its calls cannot be answered: bind() fails");
+            }
+        }
+    });
+}
+
+/// Answers the calls of a generation from now on, and for as long as anybody can make one.
+pub(crate) fn serve(cx: &Context, generation: &mut Generation, calls: Rc<Intercept>) {
+    let Some(scope) = cx.settings.kind.program().and_then(|program| program.intercept.clone())
+    else {
+        return;
+    };
+    let id = generation.id;
+    generation.intercept = Some(Rc::clone(&calls));
+    let given = generation.listeners.iter().map(|held| (held.inode, Rc::clone(held))).collect();
+    let mut answers = Answers {
+        cx: cx.clone(),
+        id,
+        scope,
+        ports: sys::ports(),
+        given,
+        stalled: 0,
+        refused: Flood::default(),
+        begun: std::time::Instant::now(),
+    };
+    crate::tasks::spawn(async move {
+        loop {
+            match calls.next().await {
+                Ok(Some(call)) => answers.answer(call).await,
+                Ok(None) => return,
+                Err(error) => {
+                    let text = "its calls can be answered no more: bind() fails";
+                    return tracing::error!(generation = id.0, %error, "{text}");
+                }
+            }
+        }
+    });
+}
+
+/// What the task of one generation knows.
+struct Answers {
+    cx: Context,
+    id: GenerationId,
+    scope: Scope,
+    ports: Ports,
+    /// What the program was given, by inode.
+    given: BTreeMap<u64, Rc<HeldListener>>,
+    stalled: u32,
+    refused: Flood,
+    begun: std::time::Instant,
+}
+
+impl Answers {
+    async fn answer(&mut self, call: Call) {
+        if self.stalled >= STALLED {
+            return call.refuse(Failure::Unavailable);
+        }
+        let look = match worker::within(LOOK, call.look()).await {
+            Ok(Ok(look)) => look,
+            Ok(Err(error)) => return self.unseen(call, &error),
+            Err(error) => {
+                self.stalled += 1;
+                return self.unseen(call, &error);
+            }
+        };
+        match look {
+            // The kernel finds what is wrong with it.
+            Look { socket: None, .. } => call.go_on(),
+            Look { socket: Some(theirs), .. } if call.is_listen() => self.listen(call, &theirs),
+            Look { socket: Some(theirs), target: Some(target) } => {
+                self.bind(call, &theirs, &target).await;
+            }
+            Look { target: None, .. } => call.go_on(),
+        }
+    }
+
+    fn listen(&self, call: Call, theirs: &Theirs) {
+        if self.given.contains_key(&theirs.inode) {
+            let listens = Listens::at(theirs.inode, Some(call));
+            self.cx.send(Message::Listening(self.id, listens));
+        } else {
+            call.go_on();
+        }
+    }
+
+    async fn bind(&mut self, call: Call, theirs: &Theirs, target: &Target) {
+        let (id, pid) = (self.id.0, call.pid());
+        if let Some(held) = self.given.get(&theirs.inode) {
+            // Before Linux 5.19 a signal can come between the socket and the answer: the same call comes again.
+            let again = match target {
+                Target::Ip(at) => held.listener.address.ip() == Some(*at),
+                _ => false,
+            };
+            return if again { call.succeed() } else { call.go_on() };
+        }
+        let listener = match self.scope.decide(&self.ports, target, &theirs.socket) {
+            Decision::Continue(why) => {
+                tracing::debug!(generation = id, pid, ?target, "bind() left to the kernel: {why}");
+                return call.go_on();
+            }
+            Decision::Refuse(failure, why) => {
+                return self.refuse(call, failure, &format!("{target:?}: {why}"));
+            }
+            Decision::Claim(listener) => listener,
+        };
+        let text = listener.to_string();
+        let (reply, answer) = oneshot::channel();
+        self.cx.send(Message::Wants(self.id, Want { listener, reply }));
+        let given = match answer.await {
+            Ok(Ok(given)) => given,
+            Ok(Err((failure, why))) => {
+                return self.refuse(call, failure, &format!("{text}: {why}"));
+            }
+            // The loop has ended, and the process is about to.
+            Err(_) => return call.refuse(Failure::Unavailable),
+        };
+        let held = given.held;
+        self.prepare(theirs, &held, given.alone);
+        match call.give(std::os::fd::AsFd::as_fd(&held.fd), theirs.number, theirs.close_on_exec) {
+            Ok(()) => {
+                tracing::info!(generation = id, pid, "bind() answered with the broker's {text}");
+                self.given.insert(held.inode, Rc::clone(&held));
+                if !held.bound.listens() {
+                    let listens = Listens::at(held.inode, None);
+                    self.cx.send(Message::Listening(self.id, listens));
+                }
+            }
+            Err(error) => tracing::warn!(generation = id, pid, %error, "{text} could not be given"),
+        }
+    }
+
+    /// What the program has set on its own socket holds for the one that it gets.
+    fn prepare(&self, theirs: &Theirs, held: &HeldListener, alone: bool) {
+        use std::os::fd::AsFd as _;
+        let failed = sys::copy_options(theirs.fd.as_fd(), held.fd.as_fd());
+        if !failed.is_empty() {
+            let (id, options) = (self.id.0, failed.join(" "));
+            tracing::warn!(
+                generation = id,
+                listener = held.label,
+                options,
+                "not set as the program has them"
+            );
+        }
+        if alone {
+            // Where others have it they have set it as this program wants it, or it is the program's to set.
+            let blocking = theirs.socket.options.blocking;
+            let _ = rustix::io::ioctl_fionbio(&held.fd, !blocking);
+        }
+    }
+
+    fn unseen(&mut self, call: Call, error: &std::io::Error) {
+        let what = if call.is_listen() { "listen()" } else { "bind()" };
+        self.refuse(call, Failure::Denied, &format!("the {what} cannot be looked at: {error}"));
+    }
+
+    /// Lets it fail, with a line in the log where it is not one of many.
+    fn refuse(&mut self, call: Call, failure: Failure, why: &str) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let Some(left_out) = self.refused.on(now) {
+            let errno = match failure {
+                Failure::Denied => "EACCES",
+                Failure::InUse => "EADDRINUSE",
+                Failure::Unavailable => "EADDRNOTAVAIL",
+            };
+            let (id, pid) = (self.id.0, call.pid());
+            tracing::error!(generation = id, pid, left_out, "refused ({errno}): {why}");
+        }
+        call.refuse(failure);
+    }
+}

@@ -1,0 +1,127 @@
+//! What the loop does about the calls of a program: a bind becomes a claim of its generation, and a listen its readiness.
+//!
+//! A program is ready when it is about to listen on the last of what the older generation was given for its bind(2), or, where
+//! nothing tells which is the last, when it has listened on nothing more for [`SETTLES`]. In the first case the call has not
+//! returned yet, so what stops a new generation (SIGSTOP) is on its way to it before it can accept.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bindonce_core::event;
+use bindonce_core::generation::{GenerationId, State};
+use bindonce_core::intercept::Failure;
+use bindonce_sys::intercept::Intercept;
+use tokio::sync::oneshot;
+
+use super::asked::{Given, Listens, Want};
+use crate::broker::lease::LeaseUpdate;
+use crate::generations::listeners::HeldListener;
+use crate::generations::watching;
+use crate::message::Message;
+use crate::program::Readiness;
+use crate::supervisor::Supervisor;
+
+/// How long a program may take from one listen to the next, where nothing tells which is its last.
+const SETTLES: Duration = Duration::from_millis(200);
+
+impl Supervisor {
+    /// The calls of a generation can be answered.
+    pub(crate) fn intercepts(&mut self, id: GenerationId, calls: Rc<Intercept>) {
+        // Without a generation they fail when this is dropped.
+        if let Some(generation) = self.generations.get_mut(&id) {
+            super::serve(&self.cx, generation, calls);
+        }
+    }
+
+    /// A program wants to bind an address that is intercepted.
+    pub(crate) fn wants(&mut self, id: GenerationId, want: Want) {
+        let Want { mut listener, reply } = want;
+        let key = listener.key();
+        let drains = self.timeline.state_of(id) == Some(State::Draining);
+        let Some(generation) = self.generations.get(&id).filter(|_| !drains) else {
+            let why = "its generation has been told to stop".to_owned();
+            return drop(reply.send(Err((Failure::InUse, why))));
+        };
+        let has =
+            |held: &&Rc<HeldListener>| held.listener.key() == key || held.bound == listener.address;
+        if let Some(held) = generation.listeners.iter().find(has) {
+            let held = Rc::clone(held);
+            return drop(reply.send(Ok(Given { held, alone: false })));
+        }
+        let alone = !self.generations.listeners().any(|held| held.listener.key() == key);
+        // Where another generation has it the flag is as that one needs it.
+        listener.options.blocking &= alone;
+        let (send, claimed) = oneshot::channel();
+        let known = self.generations.descriptors();
+        // Its task lives as long as the generation.
+        let _ = generation.lease.news.send(LeaseUpdate::Claim {
+            listener: Box::new(listener),
+            known,
+            reply: send,
+        });
+        let cx = self.cx.clone();
+        crate::tasks::spawn(async move {
+            let gone = || Err((Failure::InUse, "its generation has ended".to_owned()));
+            let given = match claimed.await.unwrap_or_else(|_| gone()) {
+                Ok(held) => {
+                    cx.send(Message::Claimed(id, Rc::clone(&held)));
+                    Ok(Given { held, alone })
+                }
+                Err(refused) => Err(refused),
+            };
+            let _ = reply.send(given);
+        });
+    }
+
+    /// A generation has one listener more.
+    pub(crate) fn claimed(&mut self, id: GenerationId, held: Rc<HeldListener>) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        let (label, created) = (held.label.clone(), held.created);
+        if generation.listeners.iter().any(|known| known.inode == held.inode) {
+            return;
+        }
+        generation.listeners.push(held);
+        if self.timeline.serving() == Some(id) {
+            watching::watch_serving(&self.cx, generation);
+        }
+        if created {
+            self.leases.add([label.clone()]);
+            self.record(id, event::Kind::ListenerBound, format!("bound: {label}"));
+        }
+        self.save();
+    }
+
+    /// A program is about to listen. Its call goes on at the end of this.
+    pub(crate) fn listening(&mut self, id: GenerationId, listens: &Listens) {
+        let by_listen = |program: &crate::program::Program| program.readiness == Readiness::Listen;
+        if !self.cx.settings.kind.program().is_some_and(by_listen) {
+            return;
+        }
+        let older = self.timeline.accepting(id);
+        let older = older.iter().filter_map(|id| self.generations.get(id));
+        let served: BTreeSet<u64> = older.flat_map(|older| older.inodes()).collect();
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        if generation.readiness.ready {
+            return;
+        }
+        generation.readiness.listening.insert(listens.inode);
+        let listening = &generation.readiness.listening;
+        if !served.is_empty() && served.is_subset(listening) {
+            return self.ready(id, "it listens on all that is served now");
+        }
+        let (cx, count) = (self.cx.clone(), listening.len());
+        crate::tasks::spawn(async move {
+            tokio::time::sleep(SETTLES).await;
+            cx.send(Message::Settled(id, count));
+        });
+    }
+
+    /// A program that listens on so many sockets has had the time to listen on more.
+    pub(crate) fn settled(&mut self, id: GenerationId, count: usize) {
+        let generation = self.generations.get(&id);
+        if generation.is_some_and(|generation| generation.readiness.listening.len() == count) {
+            self.ready(id, "it listens");
+        }
+    }
+}

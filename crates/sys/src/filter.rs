@@ -1,0 +1,270 @@
+//! The filter (seccomp(2)) that asks a supervisor about a few system calls of a program, and about no others.
+//!
+//! A task can have one such filter with a supervisor (a second one is `EBUSY`), and it cannot be taken off again. So all calls
+//! that anybody wants to be asked about are in one filter: kill(supervisor, SIGUSR1), by which haproxy says that it is ready
+//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]). What is not named here passes, from a table of the
+//! kernel (Linux 5.11).
+//!
+//! bind and listen have other numbers for programs of another word size on the same kernel: i386 (which also has them behind
+//! socketcall(2)) and x32 beside x86-64, 32-bit ARM beside aarch64. These are asked about as well.
+
+use std::mem::offset_of;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::libc::{self, seccomp_data, sock_filter};
+
+use crate::error::Error;
+
+/// What a supervisor is asked about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watched {
+    /// kill(this pid, SIGUSR1).
+    pub(crate) readiness: Option<i32>,
+    /// bind(2) and listen(2).
+    pub(crate) sockets: bool,
+}
+
+/// How the kernel names an architecture in a filter (linux/audit.h).
+const X86_64: u32 = 0xC000_003E;
+const I386: u32 = 0x4000_0003;
+const AARCH64: u32 = 0xC000_00B7;
+const ARM: u32 = 0x4000_0028;
+
+/// In the number of a system call of an x32 program (asm/unistd.h).
+const X32: u32 = 0x4000_0000;
+
+/// Ours.
+const ARCHITECTURE: Option<u32> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64"))
+{
+    Some(X86_64)
+} else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
+    Some(AARCH64)
+} else {
+    None
+};
+
+/// Which call was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Number {
+    /// bind(2), with its arguments in the registers.
+    Bind,
+    /// listen(2), with its arguments in the registers.
+    Listen,
+    /// bind(2) behind socketcall(2): its arguments are in memory.
+    BindInMemory,
+    /// listen(2) behind socketcall(2).
+    ListenInMemory,
+    /// Any other that the filter names.
+    Kill,
+}
+
+/// The calls that make a listener: architecture, number, first argument where that tells them apart.
+const SOCKETS: [(u32, u32, Option<u32>, Number); 10] = [
+    (X86_64, 49, None, Number::Bind),
+    (X86_64, 50, None, Number::Listen),
+    (X86_64, X32 | 49, None, Number::Bind),
+    (X86_64, X32 | 50, None, Number::Listen),
+    (I386, 361, None, Number::Bind),
+    (I386, 363, None, Number::Listen),
+    (I386, 102, Some(2), Number::BindInMemory),
+    (I386, 102, Some(4), Number::ListenInMemory),
+    (AARCH64, 200, None, Number::Bind),
+    (AARCH64, 201, None, Number::Listen),
+];
+
+/// The same of a 32-bit ARM program, whose kernel is not built for aarch64 alone.
+const ARM_SOCKETS: [(u32, u32, Option<u32>, Number); 2] =
+    [(ARM, 282, None, Number::Bind), (ARM, 284, None, Number::Listen)];
+
+/// Which call it is that the kernel tells of.
+pub(crate) fn number(call: &seccomp_data) -> Number {
+    let all = SOCKETS.iter().chain(&ARM_SOCKETS);
+    let mut of_this = all.filter(|(architecture, number, argument, _)| {
+        // The number is an int, in which x32 has a bit of its own.
+        (*architecture, *number) == (call.arch, call.nr.cast_unsigned())
+            && argument.is_none_or(|argument| u64::from(argument) == call.args[0])
+    });
+    of_this.next().map_or(Number::Kill, |(.., number)| *number)
+}
+
+/// Spares the process the mitigations of speculative execution that a filter of an untrusted
+/// program would bring, and lets only signals that end it interrupt a call that waits for its answer.
+const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+    | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+
+/// The same without the last one, which came with Linux 5.19: there signals interrupt the call, and it starts again.
+pub(crate) const INTERRUPTED: libc::c_ulong = FLAGS & !libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+
+/// Has the supervisor asked about calls of this thread, and of all that it executes and starts. Gives the descriptor on
+/// which the kernel asks. For a process with a single thread. `no_new_privs` says whether that may be set (it cannot be unset)
+/// where the kernel demands it.
+///
+/// # Errors
+/// [`Error::Call`]: `ENOTSUP` on other architectures than x86-64 and aarch64, else those of seccomp(2), such as `EACCES`
+/// without the right to do it, `EBUSY` if a filter above this one has a supervisor already, and whatever a container answers.
+pub(crate) fn install(watched: Watched, no_new_privs: bool) -> Result<OwnedFd, Error> {
+    match install_with(watched, no_new_privs, FLAGS) {
+        Err(error) if error.errno() == Some(Errno::EINVAL as i32) => {
+            install_with(watched, no_new_privs, INTERRUPTED)
+        }
+        done => done,
+    }
+}
+
+pub(crate) fn install_with(
+    watched: Watched,
+    no_new_privs: bool,
+    flags: libc::c_ulong,
+) -> Result<OwnedFd, Error> {
+    let program = program(watched).map_err(|error| Error::call("seccomp", error))?;
+    let set = match set(&program, flags) {
+        Err(Errno::EACCES) if no_new_privs => {
+            nix::sys::prctl::set_no_new_privs()
+                .map_err(|error| Error::call("prctl(PR_SET_NO_NEW_PRIVS)", error))?;
+            set(&program, flags)
+        }
+        set => set,
+    };
+    set.map_err(|error| Error::call("seccomp", error))
+}
+
+/// The classic BPF program: each rule stands for itself and leads to the next one, the last to ALLOW.
+fn program(watched: Watched) -> Result<Vec<sock_filter>, Errno> {
+    let ours = ARCHITECTURE.ok_or(Errno::ENOTSUP)?;
+    let mut program = Vec::new();
+    if let Some(supervisor) = watched.readiness {
+        let kill = u32::try_from(libc::SYS_kill).map_err(|_| Errno::ENOTSUP)?;
+        let arguments = [Some(supervisor.cast_unsigned()), Some(libc::SIGUSR1.cast_unsigned())];
+        rule(&mut program, ours, kill, &arguments);
+    }
+    if watched.sockets {
+        let family = if ours == X86_64 { [X86_64, I386] } else { [AARCH64, ARM] };
+        for (architecture, number, argument, _) in SOCKETS.iter().chain(&ARM_SOCKETS) {
+            if family.contains(architecture) {
+                rule(&mut program, *architecture, *number, &[*argument]);
+            }
+        }
+    }
+    program.push(operation(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
+    Ok(program)
+}
+
+/// Asks about one call. Where it takes ints the kernel looks at the lower half of an argument only, which
+/// comes first on all these architectures.
+fn rule(program: &mut Vec<sock_filter>, architecture: u32, number: u32, arguments: &[Option<u32>]) {
+    let argument = |at: usize| offset_of!(seccomp_data, args) + at * size_of::<u64>();
+    let mut wanted = vec![
+        (offset_of!(seccomp_data, arch), architecture),
+        (offset_of!(seccomp_data, nr), number),
+    ];
+    let arguments = arguments.iter().enumerate();
+    wanted.extend(arguments.filter_map(|(at, value)| Some((argument(at), (*value)?))));
+    for (index, (offset, value)) in wanted.iter().enumerate() {
+        // Offsets lie within the 64 bytes of seccomp_data.
+        let offset = u32::try_from(*offset).unwrap_or_default();
+        program.push(operation(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset));
+        // Over the rest of this rule: the pairs that are left, and its answer.
+        let skip = u8::try_from(2 * (wanted.len() - index - 1) + 1).unwrap_or_default();
+        program.push(operation(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, skip, *value));
+    }
+    program.push(operation(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_USER_NOTIF));
+}
+
+/// Goes on if it is no jump or holds, else skips so many.
+fn operation(code: u32, skip: u8, k: u32) -> sock_filter {
+    // All the codes of classic BPF fit into a byte.
+    sock_filter { code: u16::try_from(code).unwrap_or_default(), jt: 0, jf: skip, k }
+}
+
+/// seccomp(2) SECCOMP_SET_MODE_FILTER, with a new listener.
+fn set(program: &[sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads `len` instructions at `filter`, which the slice behind it has,
+    // copies them during the call and writes to neither.
+    let listener = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    };
+    let listener = Errno::result(listener)?;
+    let listener = RawFd::try_from(listener).map_err(|_| Errno::EBADF)?;
+    // SAFETY: with SECCOMP_FILTER_FLAG_NEW_LISTENER, which `flags` always has, the call gives a
+    // descriptor that was opened just now, close-on-exec, and that nothing else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would answer, by the three instructions that the program consists of.
+    fn run(program: &[sock_filter], call: &seccomp_data) -> u32 {
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            match u32::from(code) {
+                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => {
+                    value = match k {
+                        0 => call.nr.cast_unsigned(),
+                        4 => call.arch,
+                        // The lower half.
+                        k => call.args[(k as usize - 16) / 8] as u32,
+                    }
+                }
+                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => {
+                    at += usize::from(if value == k { jt } else { jf });
+                }
+                code if code == libc::BPF_RET | libc::BPF_K => return k,
+                code => panic!("code {code}"),
+            }
+        }
+    }
+
+    fn call(arch: u32, nr: u32, first: u64, second: u64) -> seccomp_data {
+        let args = [first, second, 0, 0, 0, 0];
+        seccomp_data { nr: nr.cast_signed(), arch, instruction_pointer: 0, args }
+    }
+
+    #[test]
+    fn every_way_to_bind_and_listen_is_asked_about_and_nothing_else() {
+        let readiness = Some(4711);
+        let Ok(program) = program(Watched { readiness, sockets: true }) else { return };
+        let asked = |call: &seccomp_data| run(&program, call) == libc::SECCOMP_RET_USER_NOTIF;
+        let ours = ARCHITECTURE.expect("one with a filter");
+        let kill = u32::try_from(libc::SYS_kill).expect("its number");
+        assert!(asked(&call(ours, kill, 4711, 10)));
+        assert_eq!(number(&call(ours, kill, 4711, 10)), Number::Kill);
+        assert!(!asked(&call(ours, kill, 4712, 10)) && !asked(&call(ours, kill, 4711, 15)));
+        let family = if ours == X86_64 { [X86_64, I386] } else { [AARCH64, ARM] };
+        let mut seen = 0;
+        for arch in [X86_64, I386, AARCH64, ARM, 0x8000_0016] {
+            for nr in (0..512).chain((0..512).map(|nr| X32 | nr)) {
+                for first in 0..6 {
+                    let call = call(arch, nr, first, 0);
+                    let named = family.contains(&arch) && number(&call) != Number::Kill;
+                    assert_eq!(asked(&call), named, "{arch:x} {nr} {first}");
+                    seen += usize::from(named);
+                }
+            }
+        }
+        // Each number with six first arguments, and of socketcall two of them.
+        assert_eq!(seen, if ours == X86_64 { 6 * 6 + 2 } else { 4 * 6 });
+        assert_eq!(libc::SYS_bind, if ours == X86_64 { 49 } else { 200 });
+    }
+
+    #[test]
+    fn only_what_is_watched_is_asked_about() {
+        let ours = ARCHITECTURE.unwrap_or_default();
+        let bind = u32::try_from(libc::SYS_bind).expect("its number");
+        for (sockets, expected) in
+            [(true, libc::SECCOMP_RET_USER_NOTIF), (false, libc::SECCOMP_RET_ALLOW)]
+        {
+            let Ok(program) = program(Watched { readiness: None, sockets }) else { return };
+            assert_eq!(run(&program, &call(ours, bind, 0, 0)), expected);
+            let kill = u32::try_from(libc::SYS_kill).expect("its number");
+            assert_eq!(run(&program, &call(ours, kill, 0, 10)), libc::SECCOMP_RET_ALLOW);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! bind(2) and listen(2) of a program, each of which waits until it is answered (seccomp_unotify(2)).
+//!
+//! Whether and how a call is answered is decided above; here it is received, looked at, and answered. What the program has
+//! in its memory is read once, and everything acts on that copy: another of its threads may write there meanwhile. What is
+//! read belongs to the process that calls if the call still waits afterwards ([`Calls::waits`]); a pid alone may name another
+//! by then. A call that the kernel does by itself in the end ([`Call::go_on`]) is done with what is in memory then, and with the
+//! program's own rights.
+//!
+//! A call is answered in any case: when a [`Call`] is dropped it fails, and when the last copy of the descriptor closes every
+//! call fails with ENOSYS.
+//!
+//! Not seen: bind and listen through io_uring (Linux 6.11), which are no system calls.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bindonce_core::intercept::Failure;
+use nix::errno::Errno;
+use nix::libc::seccomp_data;
+
+use crate::calls::{Calls, Waiting};
+use crate::filter::{self, Number};
+use crate::watch::Watch;
+
+mod look;
+mod options;
+
+pub use look::{Look, Theirs, ports};
+pub use options::copy as copy_options;
+
+/// The calls of one program, and of all that it has started.
+#[derive(Debug)]
+pub struct Intercept {
+    shared: Arc<Shared>,
+    watch: Watch,
+}
+
+#[derive(Debug)]
+struct Shared {
+    calls: Calls,
+    /// Those that were received and are not answered.
+    open: Mutex<BTreeSet<u64>>,
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        // Nothing panics while it is locked, and every set is a valid one.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Intercept {
+    /// Takes what [`crate::spawn::receive_hold`] gave. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
+    /// this was written.
+    pub fn new(listener: OwnedFd) -> io::Result<Self> {
+        let calls = Calls::new(listener)?;
+        let watch = Watch::new(&calls)?;
+        Ok(Self { shared: Arc::new(Shared { calls, open: Mutex::default() }), watch })
+    }
+
+    /// Waits for the next call; None when nobody is left who could make one.
+    ///
+    /// # Errors
+    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV.
+    pub async fn next(&self) -> io::Result<Option<Call>> {
+        loop {
+            match self.shared.calls.waiting()? {
+                Waiting::Never => return Ok(None),
+                Waiting::No => self.watch.readable().await?,
+                Waiting::Yes => match self.shared.calls.receive() {
+                    Ok(call) => {
+                        self.shared.open().insert(call.id);
+                        let number = filter::number(&call.data);
+                        let shared = Arc::clone(&self.shared);
+                        let (id, pid) = (call.id, call.pid.cast_signed());
+                        return Ok(Some(Call { shared, id, pid, number, data: call.data }));
+                    }
+                    Err(Errno::ENOENT | Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                },
+            }
+        }
+    }
+
+    /// Lets every call fail that was received and is not answered: what comes after this process gets the descriptor, and
+    /// nothing else.
+    pub fn leave(&self) {
+        let open = std::mem::take(&mut *self.shared.open());
+        for id in open {
+            // What has ended meanwhile wants no answer.
+            let _ = self.shared.calls.fail(id, Errno::EADDRINUSE);
+        }
+    }
+}
+
+impl AsFd for Intercept {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.calls.as_fd()
+    }
+}
+
+/// A call that waits.
+#[derive(Debug)]
+pub struct Call {
+    shared: Arc<Shared>,
+    id: u64,
+    pid: i32,
+    number: Number,
+    data: seccomp_data,
+}
+
+impl Call {
+    /// The thread that has made it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether it is listen(2).
+    pub fn is_listen(&self) -> bool {
+        matches!(self.number, Number::Listen | Number::ListenInMemory)
+    }
+
+    /// What looks at it, on a thread that may stall: a page of the program's memory may be on a file system that does not answer.
+    ///
+    /// # Errors
+    /// Those of pidfd_open(2), pidfd_getfd(2) and process_vm_readv(2), such as `EPERM` without the right to trace the process;
+    /// `ESRCH` if the call waits no more.
+    pub fn look(&self) -> impl FnOnce() -> io::Result<Look> + Send + 'static {
+        let (shared, id, pid) = (Arc::clone(&self.shared), self.id, self.pid);
+        let (number, arguments) = (self.number, self.data.args);
+        move || {
+            let seen = look::at(pid, number, &arguments);
+            if shared.calls.waits(id) { seen } else { Err(Errno::ESRCH.into()) }
+        }
+    }
+
+    /// The kernel does it.
+    pub fn go_on(self) {
+        self.end(|calls, id| calls.go_on(id));
+    }
+
+    /// It succeeds and does nothing.
+    pub fn succeed(self) {
+        self.end(Calls::done);
+    }
+
+    /// It fails.
+    pub fn refuse(self, failure: Failure) {
+        let errno = match failure {
+            Failure::Denied => Errno::EACCES,
+            Failure::InUse => Errno::EADDRINUSE,
+            Failure::Unavailable => Errno::EADDRNOTAVAIL,
+        };
+        self.end(|calls, id| calls.fail(id, errno));
+    }
+
+    /// The descriptor `number` of the program is this socket from now on, and the call succeeds.
+    ///
+    /// # Errors
+    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call waits no more, `EMFILE`. The call has failed then.
+    pub fn give(
+        self,
+        socket: BorrowedFd<'_>,
+        number: RawFd,
+        close_on_exec: bool,
+    ) -> io::Result<()> {
+        let put = self.shared.calls.put(self.id, socket, number, close_on_exec);
+        match put {
+            Ok(()) => self.succeed(),
+            Err(_) => self.refuse(Failure::Unavailable),
+        }
+        Ok(put?)
+    }
+
+    fn end(self, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
+        if self.shared.open().remove(&self.id) {
+            // Its process can only have ended.
+            let _ = answer(&self.shared.calls, self.id);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.shared.open().remove(&self.id) {
+            let _ = self.shared.calls.fail(self.id, Errno::EADDRINUSE);
+        }
+    }
+}

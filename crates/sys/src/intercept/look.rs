@@ -1,0 +1,325 @@
+//! What a call is about: the program's own socket, and the address in its memory.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use bindonce_core::intercept::{Kind, Ports, Socket, Target};
+use bindonce_core::listener::Options;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::net::{AddressFamily, SocketType, sockopt as get};
+use socket2::{Protocol, SockRef};
+
+use crate::filter::Number;
+use crate::identity;
+use crate::process::Pidfd;
+
+/// What was seen of a call. What is missing the kernel finds missing too: it answers with the right error.
+#[derive(Debug)]
+pub struct Look {
+    /// The socket that it names, if it names one.
+    pub socket: Option<Theirs>,
+    /// The address of a bind(2), if it can be read.
+    pub target: Option<Target>,
+}
+
+/// A socket of the program's.
+#[derive(Debug)]
+pub struct Theirs {
+    /// Our copy of it.
+    pub fd: OwnedFd,
+    /// Its number in the program.
+    pub number: RawFd,
+    /// That is closed when the program executes another.
+    pub close_on_exec: bool,
+    /// Its inode.
+    pub inode: u64,
+    /// What a decision depends on.
+    pub socket: Socket,
+}
+
+/// CAP_NET_BIND_SERVICE (linux/capability.h).
+const BIND_SERVICE: u64 = 1 << 10;
+
+/// Looks at the call of a thread.
+pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Result<Look> {
+    let none = Look { socket: None, target: None };
+    let [fd, address, length] = match number {
+        Number::Bind | Number::Listen => [arguments[0], arguments[1], arguments[2]],
+        Number::BindInMemory | Number::ListenInMemory => {
+            let mut words = [0; 12];
+            if !read(thread, arguments[1], &mut words)? {
+                return Ok(none);
+            }
+            let word = |at: usize| {
+                let bytes = words.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+                u64::from(u32::from_ne_bytes(bytes.unwrap_or_default()))
+            };
+            [word(0), word(4), word(8)]
+        }
+        Number::Kill => return Ok(none),
+    };
+    let status = Status::of(thread)?;
+    // An int, whatever the upper half of the register says.
+    let Ok(number_of) = i32::try_from(fd & 0xFFFF_FFFF) else { return Ok(none) };
+    let process = Pidfd::open(status.process)?;
+    let fd = match process.take(number_of) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(none),
+        taken => taken?,
+    };
+    let Ok(kind) = get::socket_type(fd.as_fd()) else { return Ok(none) };
+    let target = match number {
+        Number::Bind | Number::BindInMemory => target(thread, address, length)?,
+        _ => None,
+    };
+    let is_path = matches!(target, Some(Target::Path(_)));
+    let mut socket = socket(fd.as_fd(), kind)?;
+    socket.privileged = status.capabilities & BIND_SERVICE != 0;
+    if is_path {
+        socket.elsewhere = sees_other_files(thread);
+        socket.options.mode = Some(0o777 & !status.umask);
+        socket.options.user = Some(status.user.to_string());
+        socket.options.group = Some(status.group.to_string());
+    }
+    let inode = rustix::fs::fstat(&fd)?.st_ino;
+    let close_on_exec = closes_on_exec(thread, number_of);
+    let theirs = Theirs { fd, number: number_of, close_on_exec, inode, socket };
+    Ok(Look { socket: Some(theirs), target })
+}
+
+/// What a decision depends on, but for the process.
+fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
+    let family = get::socket_domain(fd)?;
+    let reference = SockRef::from(&fd);
+    let protocol = reference.protocol()?;
+    let is_ip = matches!(family, AddressFamily::INET | AddressFamily::INET6);
+    let kind = match (kind, protocol) {
+        (SocketType::STREAM, Some(Protocol::TCP | Protocol::MPTCP)) if is_ip => Kind::Tcp,
+        (SocketType::DGRAM, Some(Protocol::UDP)) if is_ip => Kind::Udp,
+        (SocketType::STREAM, _) if family == AddressFamily::UNIX => Kind::UnixStream,
+        _ => Kind::Other,
+    };
+    let ipv6 = family == AddressFamily::INET6;
+    let name = reference.local_addr()?;
+    let bound = match name.as_socket() {
+        Some(at) => at.port() != 0,
+        None => !name.is_unnamed(),
+    };
+    let mut options =
+        Options { blocking: !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK), ..Options::default() };
+    if is_ip {
+        let device = getsockopt(&fd, sockopt::BindToDevice)?.into_string().unwrap_or_default();
+        options.interface = Some(device).filter(|device| !device.is_empty());
+        options.transparent =
+            if ipv6 { reference.ip_transparent_v6()? } else { reference.ip_transparent_v4()? };
+        options.freebind = if ipv6 { reference.freebind_v6()? } else { reference.freebind_v4()? };
+        options.v6only = ipv6 && get::ipv6_v6only(fd)?;
+    }
+    let late_port = is_ip && number(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT) == Some(1);
+    let elsewhere = identity::network_of(fd) != identity::network();
+    Ok(Socket { kind, ipv6, bound, elsewhere, late_port, privileged: false, options })
+}
+
+/// An option whose value is an int.
+pub(super) fn number(fd: BorrowedFd<'_>, level: i32, option: i32) -> Option<i32> {
+    let mut value = 0_i32;
+    let mut length = libc::socklen_t::try_from(size_of_val(&value)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `value`, and the descriptor is open.
+    let done = unsafe {
+        let place = (&raw mut value).cast();
+        libc::getsockopt(fd.as_raw_fd(), level, option, place, &raw mut length)
+    };
+    (done == 0).then_some(value)
+}
+
+/// The address that a bind(2) gives; None if the kernel refuses it too.
+fn target(thread: i32, at: u64, length: u64) -> io::Result<Option<Target>> {
+    let length = usize::try_from(length & 0xFFFF_FFFF).unwrap_or(usize::MAX);
+    let mut bytes = [0; size_of::<libc::sockaddr_storage>()];
+    let Some(place) = bytes.get_mut(..length) else { return Ok(None) };
+    if length < size_of::<libc::sa_family_t>() || !read(thread, at, place)? {
+        return Ok(None);
+    }
+    let mut target = parse(place);
+    if let Target::Path(path) = &mut target
+        && !path.starts_with('/')
+    {
+        let directory = fs::read_link(format!("/proc/{thread}/cwd"))?;
+        match directory.join(&*path).to_str() {
+            Some(whole) => *path = whole.to_owned(),
+            None => target = Target::Other,
+        }
+    }
+    Ok(Some(target))
+}
+
+/// Reads a sockaddr(3type), as long as its caller says that it is.
+fn parse(bytes: &[u8]) -> Target {
+    let part = |from: usize, to: usize| bytes.get(from..to);
+    let family = part(0, 2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]])));
+    let port = part(2, 4).map(|port| u16::from_be_bytes([port[0], port[1]]));
+    let ipv4 = || Some((Ipv4Addr::from(<[u8; 4]>::try_from(part(4, 8)?).ok()?), port?));
+    let found = match family {
+        Some(libc::AF_INET) if bytes.len() >= 16 => ipv4().map(|at| Target::Ip(at.into())),
+        // For old programs (inet_bind in the kernel): with the wildcard alone.
+        Some(libc::AF_UNSPEC) if bytes.len() >= 16 => {
+            ipv4().filter(|(ip, _)| ip.is_unspecified()).map(|at| Target::Ip(at.into()))
+        }
+        Some(libc::AF_INET6) if bytes.len() >= 24 => (|| {
+            let ip = Ipv6Addr::from(<[u8; 16]>::try_from(part(8, 24)?).ok()?);
+            let scope = part(24, 28).and_then(|scope| scope.try_into().ok());
+            let scope = u32::from_ne_bytes(scope.unwrap_or_default());
+            Some(Target::Ip(SocketAddr::V6(SocketAddrV6::new(ip, port?, 0, scope))))
+        })(),
+        Some(libc::AF_UNIX) => {
+            let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();
+            match bytes.get(2..) {
+                Some([0, name @ ..]) => text(name).map(Target::Abstract),
+                Some([]) | None => None,
+                Some(path) => {
+                    let end = path.iter().position(|byte| *byte == 0).unwrap_or(path.len());
+                    text(&path[..end]).map(Target::Path)
+                }
+            }
+        }
+        _ => None,
+    };
+    found.unwrap_or(Target::Other)
+}
+
+/// Reads memory of a thread once. False if there is none.
+fn read(thread: i32, at: u64, into: &mut [u8]) -> io::Result<bool> {
+    let Ok(base) = usize::try_from(at) else { return Ok(false) };
+    let ours = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let theirs = libc::iovec { iov_base: base as *mut libc::c_void, iov_len: into.len() };
+    // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which nothing else refers to. What `theirs` says is an
+    // address of the other process: the kernel checks it, and reads it from there.
+    let done =
+        unsafe { libc::process_vm_readv(thread, &raw const ours, 1, &raw const theirs, 1, 0) };
+    match Errno::result(done) {
+        Ok(count) => Ok(usize::try_from(count) == Ok(into.len())),
+        Err(Errno::EFAULT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// What /proc tells of a thread.
+struct Status {
+    process: i32,
+    umask: u32,
+    user: u32,
+    group: u32,
+    capabilities: u64,
+}
+
+impl Status {
+    fn of(thread: i32) -> io::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{thread}/status"))?;
+        let line = |name: &str| {
+            let found = text.lines().find_map(|line| line.strip_prefix(name));
+            found.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
+        };
+        // Real, effective, saved, and that of the file system.
+        let of_files = |name| line(name).get(3).and_then(|id| id.parse().ok());
+        let first = |name| line(name).first().copied().unwrap_or_default();
+        let odd = || io::Error::from(io::ErrorKind::InvalidData);
+        Ok(Self {
+            process: first("Tgid:").parse().map_err(|_| odd())?,
+            umask: u32::from_str_radix(first("Umask:"), 8).map_err(|_| odd())?,
+            user: of_files("Uid:").ok_or_else(odd)?,
+            group: of_files("Gid:").ok_or_else(odd)?,
+            capabilities: u64::from_str_radix(first("CapEff:"), 16).map_err(|_| odd())?,
+        })
+    }
+}
+
+/// Whether a descriptor is closed on exec(3).
+fn closes_on_exec(thread: i32, number: RawFd) -> bool {
+    let text = fs::read_to_string(format!("/proc/{thread}/fdinfo/{number}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
+}
+
+/// Whether a path means another file to a thread than to us.
+fn sees_other_files(thread: i32) -> bool {
+    let same = |what: &str| {
+        let of = |who: String| fs::read_link(Path::new(&who)).ok();
+        let theirs = of(format!("/proc/{thread}/{what}"));
+        theirs.is_some() && theirs == of(format!("/proc/self/{what}"))
+    };
+    !(same("ns/mnt") && same("root"))
+}
+
+/// What this host says of ports; the kernel's own defaults where it says nothing.
+pub fn ports() -> Ports {
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+        text.split_whitespace().filter_map(|port| port.parse().ok()).collect::<Vec<u16>>()
+    };
+    let ephemeral = match read("ip_local_port_range")[..] {
+        [first, last] => first..=last,
+        _ => 32768..=60999,
+    };
+    Ports { unprivileged: *read("ip_unprivileged_port_start").first().unwrap_or(&1024), ephemeral }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_reads_them() {
+        let ipv4 = [2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(parse(&ipv4), Target::Ip("127.0.0.1:80".parse().expect("address")));
+        assert_eq!(parse(&ipv4[..15]), Target::Other);
+        let mut old = [0; 16];
+        old[3] = 80;
+        assert_eq!(parse(&old), Target::Ip("0.0.0.0:80".parse().expect("address")));
+        old[4] = 10;
+        assert_eq!(parse(&old), Target::Other);
+        let mut ipv6 = [0; 28];
+        (ipv6[0], ipv6[3], ipv6[23]) = (10, 80, 1);
+        assert_eq!(parse(&ipv6), Target::Ip("[::1]:80".parse().expect("address")));
+        assert_eq!(parse(&ipv6[..24]), Target::Ip("[::1]:80".parse().expect("address")));
+        ipv6[24] = 2;
+        assert_eq!(parse(&ipv6), Target::Ip("[::1%2]:80".parse().expect("address")));
+        assert_eq!(parse(b"\x01\0/run/a\0b"), Target::Path("/run/a".to_owned()));
+        assert_eq!(parse(b"\x01\0\0a"), Target::Abstract("a".to_owned()));
+        assert_eq!(parse(b"\x01\0"), Target::Other);
+        assert_eq!(parse(b"\x01\0\0\xff"), Target::Other);
+        assert_eq!(parse(b"\x10\0"), Target::Other);
+        assert_eq!(parse(b""), Target::Other);
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_no_error() {
+        let me = std::process::id().cast_signed();
+        let there = [7_u8; 4];
+        let mut read_back = [0; 4];
+        let at = there.as_ptr().addr() as u64;
+        assert!(read(me, at, &mut read_back).expect("read"));
+        assert_eq!(read_back, there);
+        assert!(!read(me, 8, &mut read_back).expect("read"));
+    }
+
+    #[test]
+    fn a_socket_is_seen_as_it_is() {
+        let fd = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None);
+        let fd = fd.expect("socket");
+        fd.set_only_v6(true).expect("v6only");
+        let seen = socket(fd.as_fd(), SocketType::STREAM).expect("seen");
+        assert_eq!((seen.kind, seen.ipv6, seen.bound), (Kind::Tcp, true, false));
+        assert!(seen.options.v6only && seen.options.blocking && !seen.elsewhere);
+        fd.bind(&"[::1]:0".parse::<SocketAddr>().expect("address").into()).expect("bind");
+        assert!(socket(fd.as_fd(), SocketType::STREAM).expect("seen").bound);
+        let status = Status::of(std::process::id().cast_signed()).expect("status");
+        assert_eq!(status.process, std::process::id().cast_signed());
+        assert!(*ports().ephemeral.start() > 0);
+    }
+}

@@ -1,0 +1,309 @@
+//! Programs that take no descriptors and were told nothing: their bind() is answered with the broker's socket.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{DEADLINE, Guest, Process, Scene, eventually, finish, listening, root, skip};
+
+/// Binds by itself, and answers one request after the other with the number of its generation.
+const SERVER: &str = "\
+import os, select, signal, socket, sys
+host, port = sys.argv[1].rsplit(':', 1)
+told, tell = socket.socketpair()
+tell.setblocking(False)
+signal.set_wakeup_fd(tell.fileno())
+signal.signal(signal.SIGTERM, lambda *_: None)
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind((host, int(port)))
+server.listen(511)
+server.setblocking(False)
+answer = f'HTTP/1.0 200 OK\\r\\nx-generation: {os.environ[\"BINDONCE_GENERATION\"]}\\r\\ncontent-length: 0\\r\\n\\r\\n'
+while told not in select.select([told, server], [], [])[0]:
+    try:
+        client = server.accept()[0]
+        client.settimeout(5)
+        while not client.recv(4096).endswith(b'\\r\\n\\r\\n'): pass
+        client.sendall(answer.encode())
+        client.close()
+    except OSError: pass
+server.close()
+";
+
+/// Listens on the first port, and says what becomes of a bind of each of the others, again and again.
+const BINDER: &str = "\
+import errno, os, signal, socket, sys, time
+def bind(port):
+    one = socket.socket()
+    try:
+        one.bind(('127.0.0.1', port))
+        return 'bound'
+    except OSError as error:
+        return errno.errorcode[error.errno]
+server = socket.socket()
+server.bind(('127.0.0.1', int(sys.argv[1])))
+server.listen(5)
+while True:
+    print('said', *(bind(int(port)) for port in sys.argv[2:]), flush=True)
+    time.sleep(0.05)
+";
+
+/// A supervisor of a program that is intercepted, once it serves; none, with the reason told, where the kernel refuses.
+fn run(scene: &Scene, options: &[&str], program: &[&str]) -> Option<Process> {
+    let mut command = scene.bindonce("run");
+    command.args(["--name", "web", "--intercept"]).args(options).arg("--").args(program);
+    let mut supervisor = Process::start(&mut command);
+    eventually("it to serve, or to be refused", || {
+        let story = supervisor.story();
+        if story.contains("cannot be intercepted") {
+            skip("bind() cannot be intercepted: seccomp(2) is refused");
+            return Some(None);
+        }
+        assert!(supervisor.is_running(), "{story}");
+        story.contains(": serving ").then_some(Some(()))
+    })?;
+    Some(supervisor)
+}
+
+fn reload(scene: &Scene) -> String {
+    scene.run("reload", &["--name", "web"]).ok()
+}
+
+/// The only listening socket there.
+#[track_caller]
+fn only(address: SocketAddr) -> u64 {
+    let all = listening(address);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all[0].inode
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    let found = found.is_ok_and(|found| found.status.success());
+    if !found {
+        skip(&format!("no {program} is installed"));
+    }
+    found
+}
+
+#[test]
+fn generations_that_bind_by_themselves_share_one_socket_and_lose_nobody() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let script = scene.write("server.py", SERVER);
+    let script = script.to_str().expect("a path");
+    let text = address.to_string();
+    let Some(mut supervisor) = run(&scene, &[], &["python3", script, &text]) else { return };
+    let inode = only(address);
+    let load = bindonce_load::Plan::new(address).start().expect("load");
+    for generation in 2..=4 {
+        assert!(reload(&scene).contains(&format!("generation {generation} serves")));
+        assert!(load.wait_for_token(&generation.to_string(), DEADLINE), "answers");
+        assert_eq!(only(address), inode);
+    }
+    let report = load.stop();
+    assert_eq!((report.failed(), report.stale), (0, 0), "{report}");
+    let story = supervisor.story();
+    assert_eq!(story.matches("it listens on all that is served now").count(), 3, "{story}");
+    assert!(supervisor.terminate().success());
+}
+
+#[test]
+fn nginx_binds_and_reloads_by_itself_also_after_an_upgrade_of_the_supervisor() {
+    let Some(nginx) = Guest::Nginx.program() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (one, other) = (scene.address(), scene.address());
+    let configuration = |other: SocketAddr| {
+        let text = Guest::Nginx.config(&scene, one, 1);
+        let text = text.replace("    keepalive", &format!(
+            "    server {{ listen {other} reuseport; location / {{ return 200; }} }}\n    keepalive"
+        ));
+        scene.write("nginx.conf", &format!("daemon off;\n{text}"))
+    };
+    let file = configuration(other);
+    let (nginx, file) = (nginx.to_str().expect("a path"), file.to_str().expect("a path"));
+    let retire = ["--retire-signal", "SIGQUIT"];
+    let program = [nginx, "-e", "stderr", "-c", file];
+    let Some(mut supervisor) = run(&scene, &retire, &program) else { return };
+    let inode = only(one);
+    // Each worker binds it with SO_REUSEPORT, and all get the same.
+    only(other);
+    reload(&scene);
+    assert_eq!(only(one), inode);
+    scene.run("upgrade", &["--name", "web"]).ok();
+    let third = scene.address();
+    configuration(third);
+    finish(scene.command(nginx).args(["-e", "stderr", "-c", file, "-s", "reload"])).ok();
+    eventually("what it binds after the upgrade to be the broker's", || {
+        let held = scene.run("list", &[]).ok();
+        held.contains(&third.to_string()).then_some(())
+    });
+    only(third);
+    assert_eq!(only(one), inode);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
+
+#[test]
+fn other_programs_of_debian_share_one_socket() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let port = address.port().to_string();
+    let here = scene.path("");
+    let modules = "/usr/lib/apache2/modules";
+    let apache = scene.write("apache.conf", &format!(
+        "ServerRoot {here}\nPidFile {here}/pid.${{BINDONCE_GENERATION}}\nListen {address}\nServerName x\n\
+         LoadModule mpm_event_module {modules}/mod_mpm_event.so\nErrorLog /dev/stderr\n\
+         LoadModule authz_core_module {modules}/mod_authz_core.so\n",
+        here = here.display()
+    ));
+    let node = scene.write(
+        "server.js",
+        &format!(
+            "require('http').createServer((q, r) => r.end()).listen({port}, '127.0.0.1');\n\
+         process.on('SIGTERM', () => process.exit(0));\n"
+        ),
+    );
+    let (apache, node) = (apache.display().to_string(), node.display().to_string());
+    for (retire, program) in [
+        ("SIGTERM", &["python3", "-m", "http.server", &port, "--bind", "127.0.0.1"][..]),
+        ("SIGWINCH", &["apache2", "-DFOREGROUND", "-f", &apache]),
+        ("SIGTERM", &["node", &node]),
+    ] {
+        if !has(program[0]) {
+            continue;
+        }
+        let Some(mut supervisor) = run(&scene, &["--retire-signal", retire], program) else {
+            return;
+        };
+        let inode = only(address);
+        let said = reload(&scene);
+        assert!(said.contains(" serves"), "{program:?}: {said}");
+        assert_eq!(only(address), inode, "{program:?}");
+        assert!(supervisor.terminate().success(), "{}", supervisor.story());
+        scene.run("release", &[&address.to_string()]).ok();
+    }
+}
+
+#[test]
+fn a_bind_that_the_broker_refuses_fails_in_the_program_as_one_of_the_kernels() {
+    let scene = Scene::new();
+    let addresses: Vec<_> = (0..3).map(|_| scene.address()).collect();
+    let ports: Vec<_> = addresses.iter().map(|at| at.port().to_string()).collect();
+    let rule = format!(
+        "[[rule]]\nuid = {}\nallow = ['bind', 'use', 'list', 'release', 'store']\naddresses = ['127.0.0.0/8:{}', '127.0.0.0/8:{}']\n",
+        nix::unistd::getuid(),
+        ports[0],
+        ports[1]
+    );
+    let file = scene.write("broker.toml", &rule);
+    let mut broker = Process::start(scene.bindonce("serve").arg("--config").arg(&file));
+    scene.wait_broker(&mut broker);
+    let _taken = TcpListener::bind(addresses[1]).expect("bind");
+    let program = ["python3", "-c", BINDER, &ports[0], &ports[1], &ports[2], "0", &ports[0]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    supervisor.wait_line("said EADDRINUSE EACCES bound bound");
+    let story = supervisor.story();
+    assert!(story.contains("refused (EADDRINUSE)"), "{story}");
+    assert!(supervisor.terminate().success());
+}
+
+#[test]
+fn what_is_not_named_is_left_alone() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (named, other) = (scene.address(), scene.address());
+    let ports = [named.port().to_string(), other.port().to_string()];
+    let only_named = format!("web={named}");
+    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[&only_named], &program) else { return };
+    supervisor.wait_line("said bound");
+    let held = scene.run("list", &[]).ok();
+    assert!(held.contains("web") && !held.contains(&ports[1]), "{held}");
+    assert!(supervisor.terminate().success());
+}
+
+#[test]
+fn udp_and_unix_sockets_are_shared_where_they_are_named() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (web, dns) = (scene.address(), scene.address());
+    let path = scene.path("app.sock");
+    let script = "import os, socket, sys, time\n\
+        def bind(family, kind, at):\n\
+        \x20   one = socket.socket(family, kind); one.bind(at); return one\n\
+        app = bind(socket.AF_UNIX, socket.SOCK_STREAM, 'app.sock'); app.listen()\n\
+        dns = bind(socket.AF_INET, socket.SOCK_DGRAM, ('127.0.0.1', int(sys.argv[2])))\n\
+        web = bind(socket.AF_INET, socket.SOCK_STREAM, ('127.0.0.1', int(sys.argv[1]))); web.listen()\n\
+        print('inodes', *(os.fstat(one.fileno()).st_ino for one in (app, dns, web)), flush=True)\n\
+        time.sleep(1000)\n";
+    let named = [format!("app={}", path.display()), format!("dns=udp@{dns}"), web.to_string()];
+    let named: Vec<_> = named.iter().map(String::as_str).collect();
+    let ports = [web.port().to_string(), dns.port().to_string()];
+    let program = ["python3", "-c", script, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &named, &program) else { return };
+    reload(&scene);
+    let inodes = eventually("both generations to have said it", || {
+        let story = supervisor.story();
+        let said: Vec<_> = story.lines().filter_map(|line| line.split_once("inodes ")).collect();
+        let [(_, before), (_, after)] = said[..] else { return None };
+        Some((before.to_owned(), after.to_owned()))
+    });
+    assert_eq!(inodes.0, inodes.1);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_a_bind_that_fails_and_the_next_one_goes_on() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, late) = (scene.address(), scene.address());
+    let ports = [address.port().to_string(), late.port().to_string()];
+    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    let inode = only(address);
+    supervisor.wait_line("said bound");
+    supervisor.signal(Signal::SIGKILL);
+    // Its output goes on where ours did.
+    supervisor.wait_line("said ENOSYS");
+    assert_eq!(only(address), inode);
+    let Some(mut next) = run(&scene, &[], &program) else { return };
+    assert!(next.story().contains("its bind() fails with ENOSYS"), "{}", next.story());
+    reload(&scene);
+    next.wait_line("said bound");
+    assert_eq!(only(address), inode);
+    assert!(next.terminate().success(), "{}", next.story());
+}
+
+#[test]
+fn a_hostile_program_harms_only_itself() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (named, other) = (scene.address(), scene.address());
+    let ports = [named.port().to_string(), other.port().to_string()];
+    let script = root().join("tests/harness/hostile.py");
+    let program = ["python3", script.to_str().expect("a path"), &ports[0], &ports[1]];
+    let only_named = named.to_string();
+    let Some(mut supervisor) = run(&scene, &[&only_named], &program) else { return };
+    let inode = only(named);
+    let line = supervisor.wait_line("did its worst");
+    println!("{line}");
+    if line.contains("i386 none") {
+        skip("a bind() of an i386 program: this kernel runs none");
+    } else if cfg!(target_arch = "x86_64") {
+        // The same socket, not one of its own.
+        assert!(line.contains(&format!("i386 {inode}")), "{line}, not {inode}");
+    }
+    // Nothing was claimed but what is named, whatever was in its memory when.
+    let held = scene.wire().call("list", &json!([]));
+    let held = held["listeners"].as_array().expect("listeners");
+    assert_eq!(held.len(), 1, "{held:?}");
+    reload(&scene);
+    assert_eq!(only(named), inode);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
