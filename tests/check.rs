@@ -142,6 +142,18 @@ fn a_haproxy_that_does_not_end_has_a_deadline() {
     eventually("its socket to be closed", || listening(address).is_empty().then_some(()));
 }
 
+#[test]
+fn a_configuration_that_cannot_be_read_has_the_same_deadline() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let file = scene.path("pipe.cfg");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let mut command = scene.bindonce("check");
+    command.args(["--timeout", "300ms", "--"]).arg(program).arg("-f").arg(&file);
+    let said = finish(&mut command).fails(1);
+    assert!(said.contains("not read within 300ms: a file of it"), "{said}");
+}
+
 /// A reload changes these in place: the check says that it will, and changes nothing.
 #[test]
 fn what_a_reload_would_change_is_accepted_and_left_as_it_is() {

@@ -6,10 +6,14 @@ use std::fmt::Write as _;
 use std::io;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use anyhow::Context as _;
-use bindonce_core::listener::Wanted;
-use bindonce_haproxy::config::{Rendering, Supplied, System};
+use anyhow::{Context as _, bail};
+use bindonce_core::duration;
+use bindonce_core::listener::{Listener, Wanted};
+use bindonce_haproxy::config::{Command, Rendering, Supplied, System};
+use bindonce_sys::worker;
 
 use super::list::columns;
 use crate::globals::Globals;
@@ -29,6 +33,9 @@ Exit codes:
   0  Printed
   1  The configuration cannot be read; the message names the file and the line
   2  Wrong usage";
+
+/// How long reading the configuration may take.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Print a haproxy configuration as haproxy gets it from bindonce
 ///
@@ -63,9 +70,8 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
         stand_in::command(words(if args.files.is_empty() { args.command } else { args.files }))?
     };
     let listeners = super::run::named(args.listen)?;
-    let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;
-    let rendering = Rendering::of(&command, supplied, &world)?;
+    let rendering = read(&command, listeners, world, LIMIT)?;
     if args.explain {
         output::print(&table(&rendering))?;
         return Ok(ExitCode::SUCCESS);
@@ -76,6 +82,29 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
         done => done.context("cannot write to standard output")?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a configuration on a thread beside this one: what a file system or a name server does not answer is abandoned.
+pub(super) fn read(
+    command: &Command,
+    listeners: Vec<Listener>,
+    world: System,
+    limit: Duration,
+) -> anyhow::Result<Rendering> {
+    let (command, (send, done)) = (command.clone(), mpsc::channel());
+    worker::start("configuration", move || {
+        let supplied = Supplied { listeners: &listeners, keep: &[] };
+        // Nobody may be waiting any more.
+        let _ = send.send(Rendering::of(&command, supplied, &world));
+    })
+    .context("cannot start a thread")?;
+    match done.recv_timeout(limit) {
+        Ok(rendering) => Ok(rendering?),
+        Err(_) => bail!(
+            "the configuration was not read within {}: a file of it, or a name server, does not answer",
+            duration::format(limit)
+        ),
+    }
 }
 
 fn copy(rendering: &Rendering) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! One `bind` line: what its address word names, and the word that replaces it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
@@ -47,6 +48,8 @@ pub(super) enum Part {
     Foreign(String, String),
     /// haproxy binds it by itself, for this reason.
     Alone(&'static str),
+    /// The same for the device of an address, as in [`Part::Listen`].
+    Unbound(&'static str, Address, u16),
 }
 
 /// A `bind` or `dgram-bind` line of a section that is still open: what follows
@@ -92,6 +95,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) getaddrinfo: bool,
     pub(super) directory: &'a Path,
     pub(super) prefix: &'a [u8],
+    /// Devices that are not there, and of whose addresses the broker must have some.
+    pub(super) missing: &'a BTreeSet<String>,
     /// Why addresses for QUIC are haproxy's own, if they are.
     pub(super) quic: Box<dyn Fn() -> Option<&'static str> + 'a>,
 }
@@ -151,14 +156,17 @@ pub(super) fn read(
         };
         pieces.push(Piece { text: text.to_vec(), part: alone.map_or(part, Part::Alone) });
     }
-    let bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
+    let mut bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
+    bind_options.interface.take_if(|device| around.missing.contains(device));
     let namespace = bind_options.namespace.as_deref();
     if let Some(device) = &bind_options.interface
         && let Some(reason) = why_haproxys(around.world, device, namespace)
     {
         for piece in &mut pieces {
-            if matches!(&piece.part, Part::Listen(address, _) if address.ip().is_some()) {
-                piece.part = Part::Alone(reason);
+            if let Part::Listen(address, last) = &piece.part
+                && address.ip().is_some()
+            {
+                piece.part = Part::Unbound(reason, address.clone(), *last);
             }
         }
     }
@@ -281,10 +289,11 @@ impl BindLine {
         defaults: &BindOptions,
         world: &dyn World,
     ) -> Result<Vec<Listener>, Error> {
-        let Part::Listen(first, last) = &piece.part else {
+        let (Part::Listen(first, last) | Part::Unbound(_, first, last)) = &piece.part else {
             return Ok(Vec::new());
         };
         let mut bind_options = self.bind_options.or(defaults);
+        bind_options.interface.take_if(|_| matches!(piece.part, Part::Unbound(..)));
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
         if wildcard && !bind_options.v4v6 && !bind_options.v6only {
             // haproxy then leaves it to the system.
@@ -320,7 +329,9 @@ impl BindLine {
                 Part::Supplied { variable, quic } => {
                     address.extend_from_slice(descriptor(variable, *quic).as_bytes());
                 }
-                Part::Foreign(..) | Part::Alone(_) => escape_into(&mut address, &piece.text),
+                Part::Foreign(..) | Part::Alone(_) | Part::Unbound(..) => {
+                    escape_into(&mut address, &piece.text);
+                }
             }
         }
         address.push(b'"');

@@ -8,7 +8,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
-use super::binds::{BindLine, LATE_DEVICE, NO_DEVICE, Part, Piece, descriptor};
+use super::binds::{BindLine, Part, Piece, descriptor};
 use super::edits::Edits;
 use super::listeners::{Names, Occupied, Supply};
 use super::options::BindOptions;
@@ -125,6 +125,7 @@ impl Claims {
             reason,
             descriptor,
             device: None,
+            listeners: Vec::new(),
         });
     }
 
@@ -142,10 +143,8 @@ impl Claims {
             reason,
             descriptor: None,
             listens: true,
-            device: match reason {
-                NO_DEVICE | LATE_DEVICE => line.bind_options.interface.clone(),
-                _ => None,
-            },
+            device: None,
+            listeners: Vec::new(),
         });
     }
 
@@ -161,6 +160,13 @@ impl Claims {
         for piece in &line.pieces {
             match &piece.part {
                 Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
+                Part::Unbound(reason, ..) => {
+                    self.leave_line(line, section, piece.shown(), reason);
+                    if let Some(left) = self.left_alone.last_mut() {
+                        left.device.clone_from(&line.bind_options.interface);
+                        left.listeners = listeners(piece)?;
+                    }
+                }
                 Part::Foreign(number, why) => self.foreign(number, why, line, piece, section)?,
                 Part::Inherited { prefix, number, listener } => {
                     let key = (listener.key(), 0);

@@ -1,5 +1,6 @@
 //! From a command to its rendered copy: the files are read, and once more when haproxy had to be asked.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use super::command::Command;
@@ -19,14 +20,21 @@ impl Rendering {
     pub fn of(command: &Command, supplied: Supplied<'_>, world: &dyn World) -> Result<Self, Error> {
         let sources = files::read(command, world)?;
         let mut answers: Option<Answers> = None;
-        let mut under_master = false;
+        let (mut under_master, mut missing) = (false, BTreeSet::new());
         // What only haproxy knows shows as the lines are read. One question is the rule; each
         // further one is about terms that nothing before could have shown.
         loop {
             let known = answers.as_ref();
-            let walk = Walk::new(command, &supplied, world, &sources, known, under_master)?;
+            let walk =
+                Walk::new(command, &supplied, world, &sources, known, under_master, &missing)?;
             let questions = match walk.run() {
-                Ok(rendering) => return Ok(rendering),
+                Ok(rendering) => match rendering.missing_in_the_way() {
+                    none if none.is_empty() => return Ok(rendering),
+                    devices => {
+                        missing.extend(devices);
+                        continue;
+                    }
+                },
                 Err(Stopped::Error(error)) => return Err(error),
                 Err(Stopped::Asks(questions)) => questions,
                 Err(Stopped::UnderMaster) => {

@@ -11,6 +11,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
 
+use super::binds::NO_DEVICE;
 use super::server_state::ServerState;
 use super::{Error, Place};
 
@@ -100,6 +101,8 @@ pub struct LeftAlone {
     pub listens: bool,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
+    /// What haproxy listens on then.
+    pub(super) listeners: Vec<Listener>,
 }
 
 /// A variable of the environment that the rendered copy reads.
@@ -169,6 +172,16 @@ impl Rendering {
     /// The devices whose addresses haproxy binds by itself because they are not there, or came late.
     pub fn haproxys_devices(&self) -> BTreeSet<String> {
         self.left_alone.iter().filter_map(|left| left.device.clone()).collect()
+    }
+
+    /// Of those that are not there, the devices of addresses that overlap what the broker has: haproxy could not bind
+    /// them beside it.
+    pub(super) fn missing_in_the_way(&self) -> BTreeSet<String> {
+        let keys: Vec<_> = self.bindings.iter().map(|binding| binding.listener.key()).collect();
+        let overlaps = |one: &Listener| keys.iter().any(|key| key.overlaps(&one.key()));
+        let missing = self.left_alone.iter().filter(|left| left.reason == NO_DEVICE);
+        let in_the_way = missing.filter(|left| left.listeners.iter().any(overlaps));
+        in_the_way.filter_map(|left| left.device.clone()).collect()
     }
 
     /// The binding that wants this address, as the broker names it where it refuses one.

@@ -7,6 +7,7 @@
 
 mod line;
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,8 @@ pub(super) struct Walk<'a> {
     command: &'a Command,
     sources: &'a [Source],
     directory: PathBuf,
+    /// Devices that are not there, and whose addresses the broker binds without them, as haproxy would.
+    missing: &'a BTreeSet<String>,
     /// haproxy reads it as the worker of a master, which the supervisor stands in for.
     is_worker: bool,
     /// This is haproxy's first pass.
@@ -62,6 +65,7 @@ impl<'a> Walk<'a> {
         sources: &'a [Source],
         answers: Option<&'a Answers>,
         under_master: bool,
+        missing: &'a BTreeSet<String>,
     ) -> Result<Self, Error> {
         let claims = Claims::new(supplied)?;
         let mut environment = world.environment();
@@ -84,6 +88,7 @@ impl<'a> Walk<'a> {
             world,
             command,
             sources,
+            missing,
             is_worker,
             directory: files::directory(command, world),
             first_pass: false,

@@ -45,6 +45,16 @@ fn only_the_addresses_of_a_device_that_was_not_there_stay_haproxys() {
     assert_eq!(read("held", &["lo", "nosuch0"], &["lo"]), (BTreeSet::new(), claimed));
 }
 
+/// haproxy binds with SO_REUSEPORT, and could not bind it beside a socket of the broker's.
+#[test]
+fn an_address_of_a_missing_device_that_overlaps_the_brokers_is_the_brokers_too() {
+    let text = "frontend f\n bind 127.0.0.1:80 interface nosuch0\n bind 127.0.0.1:81 interface nosuch1\n\
+                frontend g\n bind *:80\n";
+    let claimed = ["127.0.0.1:80", "*:80"].map(str::to_owned).to_vec();
+    let missing = BTreeSet::from(["nosuch1".to_owned()]);
+    assert_eq!(read_text("beside", text, &[], &[]), (missing, claimed));
+}
+
 struct Namespace(String);
 
 impl Drop for Namespace {

@@ -22,7 +22,7 @@ use bindonce_core::address::Address;
 use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
-use bindonce_haproxy::config::{Rendering, Supplied, System};
+use bindonce_haproxy::config::{Rendering, System};
 use bindonce_sys::listen;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// The service whose reload this is for: beside its own listeners an overlapping one may be bound
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
     name: Name,
-    /// How long haproxy may take
+    /// How long haproxy may take, and reading the configuration before
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     timeout: Duration,
     /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
@@ -68,10 +68,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         stand_in::command(args.command.into_iter().filter(|word| word != "-c").collect())?;
     executable::find(&command.program)?;
     let listeners = super::run::named(args.listen)?;
-    let supplied = Supplied { listeners: &listeners, keep: &[] };
     let world = System::new(&command.program).context("cannot tell the current directory")?;
     let world = world.with(&inherit::SERVICE_MANAGER.map(Into::into), &[]);
-    let rendering = Rc::new(Rendering::of(&command, supplied, &world)?);
+    let rendering = Rc::new(super::render::read(&command, listeners, world, args.timeout)?);
     rendering.self_contained()?;
     let needed = 2 * (rendering.bindings.len() + rendering.files.len());
     limits::make_room(needed).context("cannot raise the open-files limit")?;

@@ -163,6 +163,7 @@ impl Walk<'_> {
             getaddrinfo,
             directory: &self.directory,
             prefix: self.global.prefix.as_deref().unwrap_or_default(),
+            missing: self.missing,
             quic: Box::new(|| {
                 // Asked about at once.
                 let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
