@@ -100,19 +100,17 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("it is there");
 }
 
+/// What haproxy says, without its pid and its path.
+fn without_pids(text: &str) -> Vec<&str> {
+    let lines = text.lines().map(|line| line.split_once(") : ").map_or(line, |(_, rest)| rest));
+    lines.filter(|line| !line.contains("Usage : ") && !line.contains("path to exec")).collect()
+}
+
 #[test]
 fn what_haproxy_answers_without_serving_is_its_own_answer() {
     Haproxy::all().for_each(|program| {
         let caller = Caller::new(&program);
         caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
-        // A pid of haproxy's own stands in its messages.
-        let without_pid = |text: String| {
-            let lines = text.lines().map(|line| match line.split_once(") : ") {
-                Some((_, rest)) => rest.to_owned(),
-                None => line.to_owned(),
-            });
-            lines.collect::<Vec<_>>()
-        };
         for words in [
             "-v",
             "-vv",
@@ -133,12 +131,7 @@ fn what_haproxy_answers_without_serving_is_its_own_answer() {
             for (how, ours) in [("by a link", ours), ("by the command", by_command)] {
                 assert_eq!(ours.code, real.code, "{words} {how}: {}", ours.err);
                 assert_eq!(ours.out, real.out, "{words} {how}");
-                let said = [without_pid(ours.err), without_pid(real.err.clone())];
-                let named =
-                    |line: &String| !line.contains("Usage : ") && !line.contains("path to exec");
-                let [ours, real] =
-                    said.map(|lines| lines.into_iter().filter(named).collect::<Vec<_>>());
-                assert_eq!(ours, real, "{words} {how}");
+                assert_eq!(without_pids(&ours.err), without_pids(&real.err), "{words} {how}");
             }
         }
     });
@@ -256,7 +249,8 @@ fn a_container_ends_in_order() {
 fn in_the_background_the_exit_code_tells_whether_it_serves() {
     Haproxy::all().for_each(|program| {
         let caller = Caller::new(&program);
-        for (words, global) in [("-D", ""), ("", "    daemon\n"), ("-W", "    daemon\n")] {
+        let daemon = "    daemon\n";
+        for (words, global) in [("-D -db", ""), ("", daemon), ("-W", daemon), ("-db -W -D", "")] {
             caller.configure(global, 1);
             let done = finish(&mut caller.haproxy(&format!("{words} -f haproxy.cfg -p pid")));
             assert_eq!((done.code, &*done.err), (Some(0), ""), "{words}{global}");
@@ -270,11 +264,22 @@ fn in_the_background_the_exit_code_tells_whether_it_serves() {
             caller.wait_none();
         }
         caller.scene.write("bad.cfg", "frontend web\n    bnid :80\n");
-        let said = finish(&mut caller.haproxy("-D -f bad.cfg -p bad.pid")).fails(1);
-        assert!(said.contains("bad.cfg:2] : unknown keyword 'bnid'"), "{said}");
-        assert_eq!(caller.pid("bad.pid"), None);
-        let said = finish(&mut caller.haproxy("-D -f haproxy.cfg -p none/pid")).fails(1);
-        assert!(said.contains("Cannot create pidfile none/pid"), "{said}");
+        caller.scene.write("empty.cfg", "");
+        for words in ["-f bad.cfg", "-q -f bad.cfg", "-f empty.cfg", "-f none.cfg"] {
+            let words = format!("-D -p bad.pid {words}");
+            let real = finish(&mut caller.command(&program, &words)).fails(1);
+            let ours = finish(&mut caller.haproxy(&words)).fails(1);
+            // From 3.2 on the process that has started it adds how it ended.
+            let (ours, real) = (without_pids(&ours), without_pids(&real));
+            assert_eq!(ours, real[..ours.len()], "{words}");
+            assert_eq!(ours.is_empty(), words.contains("-q"), "{words}");
+            assert_eq!(caller.pid("bad.pid"), None);
+        }
+        for path in ["none/pid", "bin"] {
+            let said =
+                finish(&mut caller.haproxy(&format!("-D -f haproxy.cfg -p {path}"))).fails(1);
+            assert!(said.contains(&format!("Cannot create pidfile {path}")), "{said}");
+        }
         caller.wait_none();
     });
 }

@@ -117,10 +117,11 @@ pub fn main() -> ExitCode {
         let words = std::iter::once(stand_in::NAME.into()).chain(words).collect();
         return finish(stand_in::answer(words).and_then(|outcome| match outcome {
             stand_in::Outcome::Done(code) => Ok(code),
-            stand_in::Outcome::Serve(words) => {
+            stand_in::Outcome::Serve { words, arguments } => {
                 let Cli { globals, command } = Cli::try_parse_from(words)?;
                 match command {
-                    command::Command::Run(args) => command::run::supervise(args, &globals, true),
+                    command::Command::Run(args) => command::run::supervise(args, &globals, true)
+                        .or_else(|error| stand_in::refused(error, &arguments)),
                     _ => anyhow::bail!("these are not the words of `bindonce run`"),
                 }
             }

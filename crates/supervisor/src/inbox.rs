@@ -171,7 +171,10 @@ impl Supervisor {
             }
             Wanted::Shutdown => self.shut_down(name, signal),
             Wanted::End(by) => {
-                self.ended_by.get_or_insert(by);
+                let haproxy = self.cx.settings.kind.haproxy();
+                let is_master = haproxy.is_some_and(|it| it.command.role.master.is_some())
+                    || self.starts.newest().is_some_and(|rendering| rendering.is_master);
+                self.ended_by.get_or_insert((by, is_master));
                 self.shut_down(name, signal);
                 // The second one ends what drains.
                 self.feed(Event::Shutdown);
@@ -335,7 +338,9 @@ impl Supervisor {
             };
             let hint = generation.own.wanted.map(|_| own::address_hint(self.can_let_go(id)));
             let refused = generation.readiness.refused.clone();
-            self.report.failed(refused.unwrap_or(Cause::new(text, hint)));
+            let in_its_words = !words.is_empty() && hint.is_none();
+            let cause = Cause { in_its_words, ..Cause::new(text, hint) };
+            self.report.failed(refused.unwrap_or(cause));
         }
         self.feed(Event::Exited(id));
     }

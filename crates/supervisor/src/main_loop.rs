@@ -33,9 +33,19 @@ pub enum Ended {
     /// It was told to, and every generation is gone.
     Shutdown,
     /// The same, by a signal that ends it at once.
-    AtOnce(Signal),
-    /// The first generation failed; this is its story.
-    NeverServed(String),
+    AtOnce {
+        /// The signal.
+        signal: Signal,
+        /// Whether haproxy would have a master.
+        is_master: bool,
+    },
+    /// The first generation failed.
+    NeverServed {
+        /// Why.
+        story: String,
+        /// Whether haproxy has said it on standard error.
+        in_its_words: bool,
+    },
 }
 
 /// Supervises one service, from what an earlier supervisor has left.
@@ -192,9 +202,13 @@ impl Supervisor {
         match ending {
             Ending::Shutdown => {
                 self.say_what_stays();
-                self.ended_by.map_or(Ended::Shutdown, Ended::AtOnce)
+                let at_once = |(signal, is_master)| Ended::AtOnce { signal, is_master };
+                self.ended_by.map_or(Ended::Shutdown, at_once)
             }
-            Ending::NeverServed => Ended::NeverServed(self.report.failure().whole()),
+            Ending::NeverServed => {
+                let cause = self.report.failure();
+                Ended::NeverServed { story: cause.whole(), in_its_words: cause.in_its_words }
+            }
         }
     }
 }

@@ -45,8 +45,8 @@ pub(crate) struct Supervisor {
     pub(crate) replaced: Vec<i32>,
     /// Who waits for the first generation to serve.
     pub(crate) starter: Option<Rc<OwnedFd>>,
-    /// The signal that ends this process at once.
-    pub(crate) ended_by: Option<Signal>,
+    /// The signal that ends this process at once, and whether haproxy would have a master.
+    pub(crate) ended_by: Option<(Signal, bool)>,
 }
 
 impl Supervisor {

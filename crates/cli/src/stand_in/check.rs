@@ -39,6 +39,13 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     }
 }
 
+/// What haproxy itself has to say against this command; none if it would serve.
+pub(super) fn refused(haproxy: &Path, arguments: &[OsString]) -> Option<Vec<u8>> {
+    let words = std::iter::once("-c".into()).chain(arguments.iter().cloned());
+    let answer = real::answer(haproxy, words).ok().filter(|answer| !answer.status.success())?;
+    Some(answer.stderr)
+}
+
 /// What haproxy would inherit.
 pub(super) fn inherited() -> anyhow::Result<Descriptors> {
     let copies = inherit::copies().context("cannot look at the inherited descriptors")?;

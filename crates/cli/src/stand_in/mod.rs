@@ -9,10 +9,12 @@ mod real;
 pub(crate) mod replace;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use bindonce_haproxy::config::{Command, Role};
+use bindonce_sys::log;
 
 use crate::background;
 pub(crate) use real::{NAME, command};
@@ -22,7 +24,11 @@ pub(crate) enum Outcome {
     /// It is answered.
     Done(ExitCode),
     /// This process supervises, as `bindonce run` with these words does.
-    Serve(Vec<OsString>),
+    Serve {
+        words: Vec<OsString>,
+        /// haproxy's own.
+        arguments: Vec<OsString>,
+    },
 }
 
 /// Does what haproxy would do with these words, its name first.
@@ -60,12 +66,19 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     if let Some(path) = &role.pid_file {
         name::can_write(path)?;
     }
-    let quiet = background::is_it() || role.replaces();
+    let level = if arguments.iter().any(|word| word.as_bytes().starts_with(b"-q")) {
+        "off"
+    } else if background::is_it() || role.replaces() {
+        // Why a start failed is said at its end, in haproxy's words.
+        "error,bindonce_supervisor::inbox=off,bindonce_supervisor::report=off"
+    } else {
+        "info"
+    };
     let mut words: Vec<OsString> = Vec::new();
     words.extend(["bindonce", "run", "--kind", "haproxy", "--name", name].map(Into::into));
     // As long as haproxy's own do: hard-stop-after and mworker-max-reloads are haproxy's to say.
     words.extend(["--drain-timeout", "87600h", "--max-draining", "1000"].map(Into::into));
-    words.extend(["--log-level", if quiet { "error" } else { "info" }].map(Into::into));
+    words.extend(["--log-level", level].map(Into::into));
     words.push("--".into());
     words.push(real.into());
     words.extend(arguments.iter().cloned());
@@ -73,24 +86,23 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     if let Ok(name) = std::ffi::CString::new(NAME) {
         let _ = nix::sys::prctl::set_name(&name);
     }
-    Ok(Outcome::Serve(words))
+    Ok(Outcome::Serve { words, arguments: arguments.to_vec() })
+}
+
+/// Why nothing serves: in haproxy's words, where it refuses this command too.
+pub(crate) fn refused(error: anyhow::Error, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+    check::refused(&real::find()?, arguments).map_or(Err(error), |words| {
+        log::write(&words);
+        Ok(ExitCode::FAILURE)
+    })
 }
 
 /// Whether haproxy would go on in the background with this command.
 fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     let role = &command.role;
-    if role.foreground {
-        return Ok(false);
-    }
-    if role.daemon {
-        return Ok(true);
+    if role.daemon || role.foreground {
+        return Ok(role.daemon);
     }
     // What is wrong with it is said where it is started.
     Ok(check::rendering(command, check::inherited()?)?.is_ok_and(|rendering| rendering.is_daemon))
-}
-
-/// Whether haproxy would be a master with this command.
-pub(crate) fn has_master(command: &Command) -> bool {
-    let read = || check::rendering(command, check::inherited()?);
-    command.role.master.is_some() || read().is_ok_and(|it| it.is_ok_and(|it| it.is_master))
 }

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::Command;
 use nix::unistd::AccessFlags;
@@ -50,6 +50,9 @@ fn after(paths: &[PathBuf]) -> String {
 
 /// Whether haproxy could write its pid there, in haproxy's words if not.
 pub(super) fn can_write(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("Cannot create pidfile {}: it is a directory", path.display());
+    }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
     nix::unistd::access(parent, AccessFlags::W_OK | AccessFlags::X_OK)

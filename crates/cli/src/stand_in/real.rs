@@ -6,10 +6,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bindonce_haproxy::config;
 use bindonce_sys::executable;
+use bindonce_sys::subprocess::{self, Answer};
 
 /// The name under which this program stands in for haproxy, and the command that does the same.
 pub(crate) const NAME: &str = "haproxy";
@@ -19,6 +21,9 @@ const VARIABLE: &str = "BINDONCE_HAPROXY";
 
 /// Where packages put haproxy, in case PATH lacks it.
 const PLACES: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin"];
+
+/// How long it may take for an answer.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Where it is.
 pub(super) fn find() -> anyhow::Result<PathBuf> {
@@ -66,6 +71,16 @@ pub(super) fn become_it(real: &Path, arguments: &[OsString]) -> anyhow::Error {
     // Should it be another copy of this program, that looks for no third one.
     let error = command.arg0(NAME).args(arguments).env(VARIABLE, real).exec();
     executable::cannot_execute(real.as_os_str(), &error).into()
+}
+
+/// What it answers to these arguments.
+pub(super) fn answer(
+    real: &Path,
+    arguments: impl Iterator<Item = OsString>,
+) -> std::io::Result<Answer> {
+    let mut command = Command::new(real);
+    command.args(arguments).env(VARIABLE, real);
+    subprocess::answer(command, ANSWER)
 }
 
 /// Runs it to its end, with these arguments; gives its exit code.

@@ -41,7 +41,7 @@ pub struct Role {
     pub master: Option<Master>,
     /// `-D`: it goes on in the background.
     pub daemon: bool,
-    /// `-Ws`, `-db` or `-d`: it stays in the foreground, whatever `daemon` says.
+    /// `-Ws`, `-db` or `-d`: it stays in the foreground, whatever `daemon` says in a configuration. `-D` goes before.
     pub foreground: bool,
     /// `-p`: the file that gets its pid.
     pub pid_file: Option<PathBuf>,
@@ -252,6 +252,7 @@ mod tests {
             ..plain.clone()
         };
         assert_eq!(role("haproxy -D -f a -p /run/x.pid -sf 12 13 -x /run/admin"), daemon);
+        assert!(role("haproxy -D -db -f a").daemon && role("haproxy -db -D -f a").daemon);
         assert_eq!(role("haproxy -f a -st"), Role { at_once: true, ..plain.clone() });
         assert_eq!(role("haproxy -W -db -f a").master, Some(Master::Plain));
         for (line, foreground) in [("-db", true), ("-d", true), ("-dr", false), ("-dM", false)] {

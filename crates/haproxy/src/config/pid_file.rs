@@ -42,7 +42,7 @@ impl PidFile {
         directory: &Path,
         edits: &mut Edits,
     ) -> Option<PathBuf> {
-        let (path, copy, keyword) = self.first.filter(|_| would_write || self.daemon)?;
+        let (path, copy, keyword) = self.first.filter(|_| would_write)?;
         if nested {
             edits.add(copy, keyword, b"#pidfile".to_vec());
         }

@@ -123,11 +123,11 @@ impl<'a> Walk<'a> {
         let master_worker = self.has_master();
         let role = &self.command.role;
         let is_master = master_worker || self.was_master();
-        let is_daemon = role.daemon || self.global.pid_file.is_daemon();
-        let would_write = is_master || role.daemon;
+        let is_daemon = role.daemon || (self.global.pid_file.is_daemon() && !role.foreground);
+        let would_write = is_master || is_daemon;
         let own = &mut self.edits;
         let line = self.global.pid_file.finish(would_write, master_worker, &self.directory, own);
-        let given = role.pid_file.as_ref().filter(|_| is_master || is_daemon);
+        let given = role.pid_file.as_ref().filter(|_| would_write);
         let pid_file = given.map(|path| self.directory.join(path)).or(line);
         for (copy, file) in self.files.iter_mut().enumerate() {
             file.changes = self.edits.apply(copy, &mut file.text);

@@ -31,8 +31,8 @@ struct Writing {
 
 impl PidFile {
     /// Writes the file that a command or its configuration names, unless that has been done; what it returns ends
-    /// when it is written.
-    pub(crate) fn write(&mut self, path: &Path) -> Option<JoinHandle<()>> {
+    /// when it is written: true.
+    pub(crate) fn write(&mut self, path: &Path) -> Option<JoinHandle<bool>> {
         match &self.0 {
             Some(known) if known.path == path && !known.has_failed() => return None,
             Some(known) => known.task.abort(),
@@ -40,7 +40,10 @@ impl PidFile {
         }
         let (file, written) = (path.to_owned(), Rc::new(Cell::new(false)));
         let done = Rc::clone(&written);
-        let task = crate::tasks::spawn(async move { done.set(until_written(&file).await) });
+        let task = crate::tasks::spawn(async move {
+            done.set(until_written(&file).await);
+            done.get()
+        });
         self.0 = Some(Writing { path: path.to_owned(), written, task: task.abort_handle() });
         Some(task)
     }

@@ -192,6 +192,11 @@ impl Starts {
         self.configurations.get(&of)?.rendering()
     }
 
+    /// The configuration of the newest generation.
+    pub(crate) fn newest(&self) -> Option<&Rendering> {
+        self.configurations.values().next_back()?.rendering()
+    }
+
     /// Forgets all configurations but these.
     pub(crate) fn retain(&mut self, keep: &[GenerationId]) {
         self.configurations.retain(|of, _| keep.contains(of));
@@ -204,7 +209,7 @@ impl Starts {
 
     /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is
     /// written.
-    pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<()>> {
+    pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<bool>> {
         let path = self.rendering(of).and_then(|rendering| rendering.pid_file.clone());
         path.and_then(|path| self.pid_file.write(&path))
     }

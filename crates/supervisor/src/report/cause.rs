@@ -11,11 +11,13 @@ pub(crate) struct Cause {
     pub(crate) hint: Option<String>,
     /// It was ended by us, for this reason.
     pub(crate) ours: bool,
+    /// haproxy has said it, also on standard error.
+    pub(crate) in_its_words: bool,
 }
 
 impl Cause {
     pub(crate) fn new(text: String, hint: Option<String>) -> Self {
-        Self { text, hint, ours: false }
+        Self { text, hint, ours: false, in_its_words: false }
     }
 
     /// The message with its hint, for a reader who sees only text.

@@ -17,16 +17,17 @@ pub const SERVES: &[u8] = b"serves\n";
 /// How long it waits for the pid file too. Later its caller learns nothing that helps.
 const PID_FILE: Duration = Duration::from_secs(5);
 
-/// The same, where another process may accept beside that generation.
-const NOT_ALONE: &[u8] = b"not alone\n";
+/// The same, where another process may accept beside that generation, or where there is no pid file.
+const NOT_AS_ASKED: &[u8] = b"not as asked\n";
 
 /// Tells it, when the pid file is written: its caller may read that at once. From then on standard error leads nowhere,
 /// as that of a haproxy in the background.
-pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<()>>, alone: bool) {
-    if let Some(written) = written {
+pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<bool>>, alone: bool) {
+    let is_written = match written {
         // It is tried on, and the log says so.
-        let _ = tokio::time::timeout(PID_FILE, written).await;
-    }
+        Some(written) => matches!(tokio::time::timeout(PID_FILE, written).await, Ok(Ok(true))),
+        None => true,
+    };
     log::finish(log::LAST_WORDS);
     if let Ok(nowhere) = std::fs::File::options().write(true).open("/dev/null") {
         // Only a full table of descriptors refuses it, and it needs no new one.
@@ -34,6 +35,10 @@ pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<()>>, 
     }
     if let Ok(copy) = starter.try_clone() {
         // One that is gone misses nothing.
-        let _ = std::fs::File::from(copy).write_all(if alone { SERVES } else { NOT_ALONE });
+        let _ = std::fs::File::from(copy).write_all(if alone && is_written {
+            SERVES
+        } else {
+            NOT_AS_ASKED
+        });
     }
 }

@@ -18,8 +18,8 @@ use nix::sys::signal::{self, SigSet};
 
 use crate::background;
 use crate::globals::Globals;
+use crate::logging;
 use crate::stand_in::replace;
-use crate::{logging, stand_in};
 
 const HELP: &str = "\
 Signals:
@@ -145,7 +145,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             let words = std::iter::once(program).chain(words.into_iter().skip(1));
             return replace::reload(&socket, &service, &haproxy.command, words);
         }
-        if role.daemon && !role.foreground && !background::is_it() {
+        if role.daemon && !background::is_it() {
             let mut words = std::env::args_os();
             let name = words.next().unwrap_or_default();
             return background::start(&name, &words.collect::<Vec<_>>());
@@ -159,8 +159,6 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         }
     }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
-    let dies = |it: &supervisor::Haproxy| !stand_in::has_master(&it.command);
-    let dies = at_once && matches!(&kind, Kind::Haproxy(haproxy) if dies(haproxy));
     let settings = Settings {
         socket,
         start_broker: !globals.socket_is_given(),
@@ -205,16 +203,18 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     runtime.shutdown_background();
     match ended? {
         Ended::Shutdown => Ok(ExitCode::SUCCESS),
-        Ended::AtOnce(signal) => {
+        Ended::AtOnce { signal, is_master } => {
             // haproxy without a master leaves it to the signal. The first process of a pid namespace survives that.
-            if dies {
+            if !is_master {
                 log::finish(log::LAST_WORDS);
                 signal::raise(signal)?;
                 SigSet::from(signal).thread_unblock()?;
             }
             Ok(ExitCode::from(128 + u8::try_from(signal as i32)?))
         }
-        Ended::NeverServed(story) => bail!("the first generation failed: {story}"),
+        // Under its name haproxy has said what there is to say.
+        Ended::NeverServed { in_its_words: true, .. } if at_once => Ok(ExitCode::FAILURE),
+        Ended::NeverServed { story, .. } => bail!("the first generation failed: {story}"),
     }
 }
 
