@@ -7,7 +7,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish, skip};
 
 /// The sockets that receive from anyone at this address, by inode (proc_net_udp(5)).
 fn bound(address: SocketAddr) -> Vec<u64> {
@@ -98,7 +101,7 @@ fn without_quic_the_line_is_left_to_haproxy() {
     let Some(program) = Haproxy::system() else { return };
     let built = std::process::Command::new(&program).arg("-vv").output().expect("haproxy -vv");
     if String::from_utf8_lossy(&built.stdout).contains("+QUIC") {
-        return crate::harness::skip("this haproxy has QUIC");
+        return skip("this haproxy has QUIC");
     }
     let scene = Scene::new();
     let _broker = scene.broker();
@@ -108,4 +111,111 @@ fn without_quic_the_line_is_left_to_haproxy() {
     haproxy.supervisor.wait_line(&format!("quic4@{address}"));
     assert!(!haproxy.supervisor.wait_exit().success());
     assert_eq!(bound(address), [0; 0]);
+}
+
+/// A socket for QUIC of a plain haproxy is taken over, and outlives every process that has it: the haproxy that bound it, the
+/// binaries of broker and supervisor, and a broker that is killed.
+#[test]
+fn a_socket_for_quic_is_adopted_upgraded_and_restored() {
+    for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return skip("needs root, to take sockets of a process");
+        }
+        let mut broker = scene.broker();
+        let address = scene.address();
+        let file = with_quic(&scene, address, 1, "    limited-quic\n");
+        let plain = Process::start(scene.command(&program).arg("-db").arg("-f").arg(&file));
+        eventually("an answer", || is_read(address).then_some(()));
+        let inodes = bound(address);
+        let pid = plain.pid().to_string();
+        let mut adopt = scene.bindonce("adopt");
+        adopt.args(["--pid", &pid, "--"]).arg(&program).arg("-f").arg(&file);
+        let said = finish(&mut adopt).ok();
+        assert!(said.contains(&format!("quic4@{address}")), "{said}");
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        scene.run("adopt", &["--pid", &pid, "--retire"]).ok();
+        scene.run("upgrade", &[]).ok();
+        scene.run("upgrade", &["--name", "web"]).ok();
+        haproxy.reload(&scene).ok();
+        broker.kill();
+        let _broker = scene.broker();
+        let back = || scene.run("list", &[]).out.matches(" serving").count() == 2;
+        eventually("the supervisor to be back", || back().then_some(()));
+        haproxy.reload(&scene).ok();
+        assert_eq!(bound(address), inodes);
+        eventually("an answer", || is_read(address).then_some(()));
+    }
+}
+
+/// What is refused leaves nothing bound; what comes late in the file holds for the lines before it.
+#[test]
+fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
+    let Some(program) = Haproxy::fetched("3.0").or_else(|| Haproxy::fetched("3.2")) else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let refused = |arguments: &[&str], text: &str| {
+        let file = scene.write("wrong.cfg", text);
+        let mut haproxy = Haproxy::begin(&scene, arguments, &program, &file);
+        assert!(!haproxy.supervisor.wait_exit().success());
+        haproxy.supervisor.story()
+    };
+    let file = with_quic(&scene, address, 1, "    limited-quic\n");
+    let good = fs::read_to_string(&file).expect("the file");
+    // Its holder has SO_REUSEADDR, so that binding beside it would succeed.
+    let theirs = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
+    let theirs = theirs.expect("a socket");
+    theirs.set_reuse_address(true).expect("SO_REUSEADDR");
+    theirs.bind(&address.into()).expect("binding it");
+    let said = refused(&[], &good);
+    assert!(
+        said.contains("EADDRINUSE") && said.contains(&std::process::id().to_string()),
+        "{said}"
+    );
+    drop(theirs);
+    let said = refused(&[], &good.replace("test.pem", "none.pem"));
+    assert!(said.contains("none.pem"), "{said}");
+    let said = refused(
+        &["--listen", &format!("web=udp@{address}")],
+        &good.replace(&format!("quic4@{address}"), "quic+fd@${web}"),
+    );
+    assert!(said.contains("is not for QUIC: give quic4@ADDR or quic6@ADDR for web"), "{said}");
+    assert_eq!(bound(address), [0; 0]);
+
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    haproxy.wait_serving(&scene);
+    assert_eq!(bound(address).len(), 1);
+    scene.write("haproxy.cfg", &format!("{good}global\n    no-quic\n"));
+    haproxy.reload(&scene).ok();
+    eventually("its release", || bound(address).is_empty().then_some(()));
+}
+
+/// A haproxy that has given up root and serves QUIC on a port that only root may bind says so, and doctor knows it.
+#[test]
+fn connections_that_stay_on_the_listener_are_told() {
+    let Some(program) = Haproxy::fetched("3.2").or_else(|| Haproxy::fetched("3.0")) else { return };
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return skip("needs root, to give it up");
+    }
+    let _broker = scene.broker();
+    let address = SocketAddr::from(([127, 0, 0, 1], 443));
+    let nobody = "    limited-quic\n    uid 65534\n";
+    let file = with_quic(&scene, address, 1, nobody);
+    let mut haproxy = Haproxy::start(&scene, &program, &file);
+    haproxy.supervisor.wait_line("HTTP/3 connections stay on the listener");
+    let fallback = || {
+        let report = finish(scene.bindonce("doctor").args(["--json", &format!("udp@{address}")]));
+        let report: Value = serde_json::from_str(&report.out).expect("JSON");
+        let found = report["findings"].as_array().expect("findings").clone();
+        found.into_iter().find(|one| one["kind"] == "fallback" && one["network"].is_null())
+    };
+    let (_, pid) = haproxy.wait_serving(&scene);
+    assert_eq!(fallback().expect("a finding")["pids"], serde_json::json!([pid]));
+    with_quic(&scene, address, 2, &format!("{nobody}    setcap cap_net_bind_service\n"));
+    haproxy.reload(&scene).ok();
+    eventually("an answer", || is_read(address).then_some(()));
+    assert_eq!(fallback(), None);
+    haproxy.supervisor.signal(Signal::SIGTERM);
 }

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """HTTP/3 through reloads: clients that open a new connection for each request, and clients that hold one; under bindonce, with
-no reloads at all, and plain haproxy reloaded by -sf beside it.
+no reloads at all, and plain haproxy reloaded by -sf beside it. With --lost instead: reloads of which one process misses its
+SIGUSR1, or two do; how many new connections the newest configuration does not answer, and what `bindonce doctor` says.
 
     python3 -m venv DIR && DIR/bin/pip install aioquic
     DIR/bin/python tests/measure/http3.py [--reloads 100] [--rate 2] [--new 10] [--held 4] [--only VERSION]
+    DIR/bin/python tests/measure/http3.py --lost [--connections 60] [--only VERSION]
 """
 
 import argparse
 import asyncio
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -26,7 +29,7 @@ except ImportError:
     sys.exit(f"skipped: {sys.executable} has no aioquic (python3 -m venv DIR && DIR/bin/pip install aioquic, then run this by "
              "DIR/bin/python)")
 
-from stage import PORT, Stage, config, haproxies, isolate, ms, wait_for
+from stage import PORT, Stage, ask, config, haproxies, isolate, ms, wait_for
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--reloads", type=int, default=100)
@@ -34,6 +37,8 @@ parser.add_argument("--rate", type=float, default=2)
 parser.add_argument("--new", type=int, default=10)
 parser.add_argument("--held", type=int, default=4)
 parser.add_argument("--only", default="", help="only versions that begin with this")
+parser.add_argument("--lost", action="store_true", help="signals that are lost")
+parser.add_argument("--connections", type=int, default=60, help="after each case of --lost")
 parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
 arguments = parser.parse_args()
 # Longer than a client waits for anything that goes well: a lost Initial is sent again after 0.2, 0.6 and 1.4 s.
@@ -113,7 +118,10 @@ async def load(seconds):
 if arguments.load:
     asyncio.run(load(arguments.load))
     sys.exit()
-isolate()
+isolate(alone=arguments.lost)
+# One reload a second, of which these generations miss their first SIGUSR1.
+GENERATIONS = 6
+CASES = {"one signal lost": [2], "two signals lost": [2, 3]}
 
 
 def text(tag, stage):
@@ -142,20 +150,71 @@ def measure(stage, name, reload):
     for reason in sorted(set(report["lost"])):
         print(f"    lost: {report['lost'].count(reason)} x {reason}", flush=True)
     took = sorted(seconds for _, seconds, _ in report["new"])
+    p999 = took[len(took) * 999 // 1000]
+    quiet.setdefault(stage.haproxy, p999)
     print(f"  {name}: {len(returned)} reloads, {len(took) + len(report['lost']):,} new connections, {len(report['lost'])} lost, {stale} stale "
-          f"after reload had returned; median {ms(took[len(took) // 2])}, 99.9 % within {ms(took[len(took) * 999 // 1000])}, longest "
+          f"after reload had returned; median {ms(took[len(took) // 2])}, 99.9 % within {ms(p999)} ({p999 / quiet[stage.haproxy]:.2f} of no reloads), longest "
           f"{ms(took[-1])}; {report['requests']:,} requests on held connections, {report['ended']} of which were ended and "
           f"{report['refused']} refused", flush=True)
 
 
+async def answers():
+    """What answers new connections, one after another: generations, and None for each that was lost."""
+    found = []
+    for _ in range(arguments.connections):
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async with opened() as client:
+                    found.append(await client.get())
+        except Exception:  # whatever it is, the connection was lost
+            found.append(None)
+    return found
+
+
+def lost(haproxy, name, deaf, plain):
+    """The seed case on UDP."""
+    with Stage(broker=not plain) as stage:
+        program = stage.with_faults(haproxy, dict.fromkeys(deaf, f"deaf:{int(signal.SIGUSR1)}:1"))
+        (stage.directory / "site.pem").write_text(pem)
+        older = None
+        for number in range(1, GENERATIONS + 1):
+            due = time.monotonic() + 1
+            stage.file.write_text(text(number, stage))
+            if plain:
+                told = ["-sf", str(older.pid)] if older else []
+                command = ["env", f"BINDONCE_GENERATION={number}", program, "-db", "-f", stage.file, *told]
+                older = stage.start("haproxy", command)
+            elif number == 1:
+                stage.run(program)
+            else:
+                code, said, _ = stage.reload()
+                if code != 0:
+                    sys.exit(said)
+            wait_for(f"configuration {number} to answer", lambda: ask()[1] == str(number))
+            time.sleep(max(0, due - time.monotonic()))
+        found = asyncio.run(answers())
+        _, report = stage.doctor()
+        said = [f"{one['kind']}: {one['summary']}" for one in report["findings"] if one["severity"] != "note"]
+        stale = sum(one not in (GENERATIONS, None) for one in found)
+        print(f"  {'plain haproxy' if plain else 'bindonce'}, {name}: {stale} of {len(found)} new connections answered stale, "
+              f"{found.count(None)} lost; doctor: {'; '.join(said) or 'healthy'}", flush=True)
+
+
+quiet = {}
 for version, haproxy in haproxies(arguments.only):
     if "+QUIC" not in subprocess.run([haproxy, "-vv"], capture_output=True, text=True).stdout:
         print(f"haproxy {version}: has no QUIC")
         continue
     print(f"haproxy {version}", flush=True)
     pem = open(os.path.join(os.path.dirname(__file__), "../harness/test.pem"), encoding="ascii").read()
+    if arguments.lost:
+        for plain in (True, False):
+            for name, deaf in CASES.items():
+                lost(haproxy, name, deaf, plain)
+        continue
     for name in ("no reloads", "bindonce", "plain haproxy"):
         with Stage(broker=name != "plain haproxy") as stage:
+            stage.haproxy = haproxy
             (stage.directory / "site.pem").write_text(pem)
             stage.file.write_text(text(1, stage))
             if name != "plain haproxy":

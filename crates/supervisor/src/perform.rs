@@ -14,7 +14,7 @@ use crate::adopt::{self, ServedNow};
 use crate::disk::directory::remove_all;
 use crate::generations::start;
 use crate::generations::starts::Plan;
-use crate::generations::{foreign, watching};
+use crate::generations::{foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
 use crate::handover::watchdog::Duty;
 use crate::handover::{compare, ghosts};
@@ -186,6 +186,9 @@ impl Supervisor {
         self.report.serves(id, pid);
         watching::watch_serving(&self.cx, generation);
         foreign::look(&self.cx, generation);
+        if generation.readiness.listens {
+            unprivileged::look(&self.cx, generation);
+        }
         self.save();
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))

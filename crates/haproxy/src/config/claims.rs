@@ -192,10 +192,15 @@ impl Claims {
                         return Err(Error::BadAddress {
                             place: line.place.clone(),
                             word: piece.shown(),
-                            reason: format!(
-                                "write {} for {listener}",
-                                descriptor(variable, is_quic)
-                            ),
+                            reason: match quic {
+                                // Its descriptor is no QUIC listener's: the address has to change.
+                                true => format!(
+                                    "{listener} is not for QUIC: give quic4@ADDR or quic6@ADDR for {variable}"
+                                ),
+                                false => {
+                                    format!("write {} for {listener}", descriptor(variable, true))
+                                }
+                            },
                         });
                     }
                     let key = (listener.key(), 0);

@@ -20,7 +20,7 @@ pub(super) struct Global {
     pub(super) pid_file: PidFile,
     /// `cluster-secret` is there.
     pub(super) has_cluster_secret: bool,
-    /// haproxy is told not to listen for QUIC.
+    /// haproxy is told not to listen for QUIC. The last such line holds for all addresses, those before it too.
     pub(super) no_quic: bool,
 }
 

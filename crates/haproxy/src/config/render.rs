@@ -21,13 +21,14 @@ impl Rendering {
         let sources = files::read(command, world)?;
         let mut answers: Option<Answers> = None;
         let (mut under_master, mut missing) = (false, BTreeSet::new());
+        let mut quic_is_off = false;
         // What only haproxy knows shows as the lines are read. One question is the rule; each
         // further one is about terms that nothing before could have shown.
         loop {
             let known = answers.as_ref();
             let walk =
                 Walk::new(command, &supplied, world, &sources, known, under_master, &missing)?;
-            let questions = match walk.run() {
+            let questions = match walk.run(quic_is_off) {
                 Ok(rendering) => match rendering.missing_in_the_way() {
                     none if none.is_empty() => return Ok(rendering),
                     devices => {
@@ -39,6 +40,10 @@ impl Rendering {
                 Err(Stopped::Asks(questions)) => questions,
                 Err(Stopped::UnderMaster) => {
                     under_master = true;
+                    continue;
+                }
+                Err(Stopped::Quic { is_off }) => {
+                    quic_is_off = is_off;
                     continue;
                 }
             };

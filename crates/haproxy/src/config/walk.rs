@@ -35,6 +35,10 @@ pub(super) enum Stopped {
     Asks(Questions),
     /// A line asks for a master, of whose workers it is to be read as one: once more.
     UnderMaster,
+    /// A line after those that name addresses for QUIC switches it off, or on again: once more.
+    Quic {
+        is_off: bool,
+    },
 }
 
 pub(super) struct Walk<'a> {
@@ -46,6 +50,8 @@ pub(super) struct Walk<'a> {
     missing: &'a BTreeSet<String>,
     /// haproxy reads it as the worker of a master, which the supervisor stands in for.
     is_worker: bool,
+    /// The global sections, when all are read, have switched QUIC off.
+    quic_is_off: bool,
     /// This is haproxy's first pass.
     first_pass: bool,
     state: State,
@@ -90,6 +96,7 @@ impl<'a> Walk<'a> {
             sources,
             missing,
             is_worker,
+            quic_is_off: false,
             directory: files::directory(command, world),
             first_pass: false,
             state: State::new(environment, local_peer, answers.is_some()),
@@ -102,8 +109,9 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Reads everything.
-    pub(super) fn run(mut self) -> Result<Rendering, Stopped> {
+    /// Reads everything; QUIC is off if the global sections say so, wherever they stand.
+    pub(super) fn run(mut self, quic_is_off: bool) -> Result<Rendering, Stopped> {
+        self.quic_is_off = quic_is_off;
         let read = self.read();
         if self.must_ask() {
             let variable = |source: &Source, name: &[u8]| {
@@ -115,6 +123,9 @@ impl<'a> Walk<'a> {
         let answers = self.unknowns.answers();
         if self.was_master() && !self.is_worker && is_worker(self.command, self.world, answers) {
             return Err(Stopped::UnderMaster);
+        }
+        if self.global.no_quic != self.quic_is_off {
+            return Err(Stopped::Quic { is_off: self.global.no_quic });
         }
         read.map_err(Stopped::Error)?;
         let first_pass = self.unknowns.first_pass();

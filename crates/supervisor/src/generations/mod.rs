@@ -17,6 +17,7 @@ mod set;
 pub(crate) mod spares;
 pub(crate) mod start;
 pub(crate) mod starts;
+pub(crate) mod unprivileged;
 pub(crate) mod watching;
 
 pub(crate) use set::Generations;

@@ -168,7 +168,7 @@ impl Walk<'_> {
                 // Asked about at once.
                 let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
                 match terms.map(|term| self.unknowns.holds(term)) {
-                    _ if self.global.no_quic => Some(QUIC_OFF),
+                    _ if self.quic_is_off => Some(QUIC_OFF),
                     [true, true] => None,
                     _ => Some(NO_QUIC),
                 }
