@@ -77,15 +77,30 @@ def opened():
     return connect("127.0.0.1", PORT, configuration=configuration, create_protocol=Client, wait_connected=True)
 
 
+async def over_tcp():
+    """The generation that answers over TCP, as to a client that is told of HTTP/3 by it; 0 if none does."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+            writer.write(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            text = (await reader.read()).decode(errors="replace").lower()
+            writer.close()
+            return int(text.partition("x-generation: ")[2].partition("\r")[0] or 0)
+    except (OSError, TimeoutError):
+        return 0
+
+
 async def new(report, until):
-    """A connection for each request."""
+    """A connection for each request, after one over TCP."""
     while time.monotonic() < until():
+        told = await over_tcp()
         begun = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE):
                 async with opened() as client:
                     answer = await client.get()
                     report["new"].append((begun, time.monotonic() - begun, answer))
+                    report["older"] += answer < told
         except Exception as error:  # whatever it is, the connection was lost
             report["lost"].append(f"{type(error).__name__} {error}")
 
@@ -108,7 +123,7 @@ async def held(report, until):
 
 
 async def load(seconds):
-    report = {"new": [], "lost": [], "connections": 0, "requests": 0, "ended": 0, "refused": 0}
+    report = {"new": [], "lost": [], "older": 0, "connections": 0, "requests": 0, "ended": 0, "refused": 0}
     end = time.monotonic() + seconds
     clients = [new(report, lambda: end) for _ in range(arguments.new)] + [held(report, lambda: end) for _ in range(arguments.held)]
     await asyncio.gather(*clients)
@@ -153,7 +168,7 @@ def measure(stage, name, reload):
     p999 = took[len(took) * 999 // 1000]
     quiet.setdefault(stage.haproxy, p999)
     print(f"  {name}: {len(returned)} reloads, {len(took) + len(report['lost']):,} new connections, {len(report['lost'])} lost, {stale} stale "
-          f"after reload had returned; median {ms(took[len(took) // 2])}, 99.9 % within {ms(p999)} ({p999 / quiet[stage.haproxy]:.2f} of no reloads), longest "
+          f"after reload had returned, {report['older']} by an older one than TCP before; median {ms(took[len(took) // 2])}, 99.9 % within {ms(p999)} ({p999 / quiet[stage.haproxy]:.2f} of no reloads), longest "
           f"{ms(took[-1])}; {report['requests']:,} requests on held connections, {report['ended']} of which were ended and "
           f"{report['refused']} refused", flush=True)
 
