@@ -14,6 +14,7 @@ mod adopt;
 mod advice;
 mod astray;
 mod boundary;
+mod callers;
 mod check;
 mod circles;
 mod compared;

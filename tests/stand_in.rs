@@ -20,15 +20,15 @@ use crate::harness::{
 };
 
 /// A directory with a link to bindonce by the name of haproxy, and a broker.
-struct Caller {
+pub(crate) struct Caller {
     _broker: Process,
     program: PathBuf,
     address: std::net::SocketAddr,
-    scene: Scene,
+    pub(crate) scene: Scene,
 }
 
 impl Caller {
-    fn new(program: &Path) -> Self {
+    pub(crate) fn new(program: &Path) -> Self {
         let scene = Scene::new();
         std::fs::create_dir(scene.path("bin")).expect("a directory");
         symlink(bindonce(), scene.path("bin/haproxy")).expect("a link");
@@ -38,13 +38,13 @@ impl Caller {
         caller
     }
 
-    fn configure(&self, global: &str, tag: u64) {
+    pub(crate) fn configure(&self, global: &str, tag: u64) {
         let text = config(self.address, tag).replace("global\n", &format!("global\n{global}"));
         self.scene.write("haproxy.cfg", &text);
     }
 
     /// `haproxy WORDS`, by the link.
-    fn haproxy(&self, words: &str) -> Command {
+    pub(crate) fn haproxy(&self, words: &str) -> Command {
         self.command(self.scene.path("bin/haproxy"), words)
     }
 
@@ -56,13 +56,13 @@ impl Caller {
         command
     }
 
-    fn pid(&self, file: &str) -> Option<i32> {
+    pub(crate) fn pid(&self, file: &str) -> Option<i32> {
         std::fs::read_to_string(self.scene.path(file)).ok()?.strip_suffix('\n')?.parse().ok()
     }
 
     /// Clients, once one is answered by generation 1.
     #[track_caller]
-    fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.answers(1)
     }
 
@@ -77,12 +77,12 @@ impl Caller {
     }
 
     #[track_caller]
-    fn wait_tag(&self, load: &Load, tag: u64) {
+    pub(crate) fn wait_tag(&self, load: &Load, tag: u64) {
         assert!(load.wait_for_token(&tag.to_string(), DEADLINE), "generation {tag} never answered");
     }
 
     /// Sends a signal to every haproxy, as `kill -USR1 $(pidof haproxy)` does.
-    fn signal_all(&self, signal: Signal) {
+    pub(crate) fn signal_all(&self, signal: Signal) {
         for pid in self.scene.haproxies() {
             // It may be gone by now.
             let _ = kill(Pid::from_raw(pid), signal);
@@ -90,7 +90,7 @@ impl Caller {
     }
 
     #[track_caller]
-    fn wait_none(&self) {
+    pub(crate) fn wait_none(&self) {
         eventually("no haproxy", || self.scene.haproxies().is_empty().then_some(()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bindonce::ListenerInfo;
+use bindonce::{ListenerInfo, State};
 use bindonce_haproxy::stats::Stats;
 
 use super::condition::{Condition, Lessee, NotAccepting, Unserved};
@@ -31,6 +31,13 @@ pub(super) fn find(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>)
             && look.serving_elsewhere(socket.inode).is_none()
             && (socket.queue == 0
                 || holders.iter().any(|one| one.is_haproxy() || one.is_stopped()));
+        // What a generation that drains has of its own goes with it: a master keeps its worker's admin socket open.
+        let drains =
+            |pid| look.generation(pid).is_some_and(|(_, known)| known.state == State::Draining);
+        let goes = socket.queue == 0
+            && look.listener(socket.inode).is_none()
+            && !pids.is_empty()
+            && pids.iter().all(|pid| drains(*pid));
         // In a group of sockets on one address, the split is the finding.
         let shared = || {
             let beside = |other: &&Socket| {
@@ -40,6 +47,7 @@ pub(super) fn find(look: &Look, before: Option<&Look>, found: &mut Vec<Finding>)
         };
         if (certain || socket.queue > 0)
             && (idle || hangs)
+            && !goes
             && !look.handover_under_way(&pids)
             && !look.haproxies.iter().any(|haproxy| pids.contains(&haproxy.pid) && is_full(haproxy))
             && (socket.queue > 0 || !shared())

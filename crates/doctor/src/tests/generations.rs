@@ -37,6 +37,23 @@ fn a_ghost_is_named_with_its_processor_time() {
     insta::assert_snapshot!(written(&said));
 }
 
+/// A master keeps the admin socket of its worker open until it ends.
+#[test]
+fn what_a_generation_that_drains_has_of_its_own_is_no_finding() {
+    let mut master = haproxy(7, 1, &[1]);
+    master.activity.registrations.clear();
+    let mut host = look(vec![socket(":80", 1)], vec![master]);
+    host.broker = serving(2, vec![generation(1, 7, State::Draining)]);
+    let is_found = |host: &Look| twice(host).iter().any(|found| found.kind() == Kind::Unserved);
+    assert!(!is_found(&host));
+    // A client that waits there is one.
+    host.sockets[0].queue = 1;
+    assert!(is_found(&host));
+    host.sockets[0].queue = 0;
+    host.broker = serving(2, vec![generation(1, 7, State::Serving)]);
+    assert!(is_found(&host));
+}
+
 #[test]
 fn many_or_old_generations_linger_and_few_are_a_note() {
     let mut processes = vec![haproxy(100, 1, &[1])];
