@@ -25,7 +25,7 @@ pub(crate) use patience::allow;
 pub(crate) use process::{Finished, Process, finish};
 pub(crate) use scene::Scene;
 pub(crate) use skip::skip;
-pub(crate) use stage::{Fault, Stage};
+pub(crate) use stage::{Fault, Stage, with_faults};
 pub(crate) use stranger::Stranger;
 pub(crate) use terminal::Terminal;
 pub(crate) use wire::Wire;

@@ -352,7 +352,12 @@ impl Half {
 }
 
 /// A program that is the guest, with the faults of each generation.
-fn with_faults(scene: &Scene, guest: Guest, program: &Path, faults: &[(u64, &[Fault])]) -> PathBuf {
+pub(crate) fn with_faults(
+    scene: &Scene,
+    guest: Guest,
+    program: &Path,
+    faults: &[(u64, &[Fault])],
+) -> PathBuf {
     let mut script = "#!/bin/sh\ncase $BINDONCE_GENERATION in\n".to_owned();
     for (generation, faults) in faults {
         let mut words = Vec::new();

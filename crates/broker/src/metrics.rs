@@ -327,7 +327,7 @@ impl Books {
             match held.listener.address {
                 Address::Tcp(_) => tcp = true,
                 Address::Udp(_) | Address::Quic(_) => {}
-                Address::Unix(_) | Address::Abstract(_) => unix = true,
+                _ => unix = true,
             }
         }
         let read = |wanted: bool, book: fn() -> Result<Vec<diag::Socket>, bindonce_sys::Error>| {
@@ -357,7 +357,7 @@ impl Books {
                 buffer = queue::receive_buffer(fd).ok();
                 (None, buffer.map(|buffer| buffer.drops), None)
             }
-            Address::Unix(_) | Address::Abstract(_) => {
+            _ => {
                 let queue = self.unix.get(&opened.inode).copied();
                 (queue, None, Some(queue::is_listening(fd)))
             }

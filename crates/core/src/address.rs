@@ -32,8 +32,12 @@ pub enum Address {
     /// A UNIX stream socket on a path, printed as `unix@/run/app.sock`. Absolute,
     /// without NUL, at most 107 bytes.
     Unix(String),
-    /// A UNIX stream socket in the abstract name space, printed as `abns@name`.
+    /// A UNIX stream socket in the abstract name space, printed as `abns@name`. As haproxy does it, the name is
+    /// padded with NULs to the 107 bytes that there are.
     Abstract(String),
+    /// The same with the name as it is, printed as `abnsz@name`: another socket than that of `abns@name`. At most 106
+    /// bytes, since one of 107 needs no padding.
+    Unpadded(String),
 }
 
 impl Address {
@@ -41,7 +45,7 @@ impl Address {
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(ip) | Self::Udp(ip) | Self::Quic(ip) => Some(*ip),
-            Self::Unix(_) | Self::Abstract(_) => None,
+            Self::Unix(_) | Self::Abstract(_) | Self::Unpadded(_) => None,
         }
     }
 
@@ -66,13 +70,18 @@ impl Address {
             Self::Tcp(_) => Self::Tcp(at),
             Self::Udp(_) => Self::Udp(at),
             Self::Quic(_) => Self::Quic(at),
-            Self::Unix(_) | Self::Abstract(_) => self.clone(),
+            Self::Unix(_) | Self::Abstract(_) | Self::Unpadded(_) => self.clone(),
         }
     }
 
     /// Whether sockets of this kind listen (UDP sockets do not).
     pub fn listens(&self) -> bool {
         !matches!(self, Self::Udp(_) | Self::Quic(_))
+    }
+
+    /// Whether it is a name in the abstract name space.
+    pub fn is_abstract(&self) -> bool {
+        matches!(self, Self::Abstract(_) | Self::Unpadded(_))
     }
 
     /// Whether nobody else can bind beside a socket that is made for it. Beside one for QUIC they can, since its
@@ -123,7 +132,7 @@ impl Address {
     }
 
     /// An abstract UNIX name: at most 107 bytes, without a comma or control characters. The empty
-    /// one is a name as any other, since names are padded with NULs.
+    /// one is a name as any other.
     pub fn abstract_name(name: &str) -> Result<Self, Invalid> {
         let why = match unwritable(name) {
             Some(why) => why,
@@ -131,6 +140,14 @@ impl Address {
             None => return Ok(Self::Abstract(name.to_owned())),
         };
         Err(Invalid::Path { path: shown(name), why })
+    }
+
+    /// The same without padding, which one of 107 bytes has not anyway.
+    pub fn unpadded_name(name: &str) -> Result<Self, Invalid> {
+        Ok(match Self::abstract_name(name)? {
+            Self::Abstract(name) if name.len() < MAX_PATH => Self::Unpadded(name),
+            full => full,
+        })
     }
 
     /// Reads an address that may carry a range of ports. Gives the address with
@@ -154,6 +171,7 @@ impl Address {
         let (of_family, make): (_, fn(SocketAddr) -> Self) = match family {
             "unix" | "uxst" => return Ok((Self::unix(rest)?, 0)),
             "abns" => return Ok((Self::abstract_name(rest)?, 0)),
+            "abnsz" => return Ok((Self::unpadded_name(rest)?, 0)),
             "ipv4" | "tcp4" => (Some(Family::V4), Self::Tcp),
             "ipv6" | "tcp6" => (Some(Family::V6), Self::Tcp),
             "tcp" => (None, Self::Tcp),
@@ -195,6 +213,7 @@ impl fmt::Display for Address {
             Self::Quic(ip) => write!(f, "quic6@{ip}"),
             Self::Unix(path) => write!(f, "unix@{path}"),
             Self::Abstract(name) => write!(f, "abns@{name}"),
+            Self::Unpadded(name) => write!(f, "abnsz@{name}"),
         }
     }
 }
@@ -353,6 +372,8 @@ mod tests {
             ("uxst@/run/a b", "unix@/run/a b"),
             ("abns@haproxy/master@1", "abns@haproxy/master@1"),
             ("abns@", "abns@"),
+            ("abnsz@web", "abnsz@web"),
+            ("abnsz@", "abnsz@"),
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), canonical, "{text}");
@@ -392,5 +413,7 @@ mod tests {
             assert!(error.contains(part), "{text}: {error}");
         }
         assert!(format!("/{}", "a".repeat(107)).parse::<Address>().is_err());
+        let full = format!("abnsz@{}", "a".repeat(107)).parse::<Address>().expect("a name");
+        assert!(full.to_string().starts_with("abns@"), "padding changes nothing");
     }
 }

@@ -70,7 +70,7 @@ pub enum Invalid {
     /// A word after a comma that is not an option.
     #[error(
         "{0:?} is not an option of a listener: the options are backlog=N, v6only, v4v6, \
-         interface=DEVICE, transparent, freebind, blocking, netns=NAME, mode=0660, user=USER and group=GROUP"
+         interface=DEVICE, transparent, freebind, blocking, mptcp, netns=NAME, mode=0660, user=USER and group=GROUP"
     )]
     UnknownOption(String),
     /// An option that needs a value, has none; or has one and takes none.

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use crate::address::Address;
+use crate::address::{Address, MAX_PATH};
 use crate::listener::{Listener, Options};
 
 /// What is intercepted.
@@ -34,7 +34,7 @@ pub enum Target {
     Ip(SocketAddr),
     /// A UNIX path, absolute.
     Path(String),
-    /// An abstract UNIX name.
+    /// An abstract UNIX name, with the NULs that it may be padded with.
     Abstract(String),
     /// Anything else: another family, a name that is no text, none at all.
     Other,
@@ -112,7 +112,10 @@ impl Scope {
                 Ok(if socket.kind == Kind::Tcp { Address::Tcp(*at) } else { Address::Udp(*at) })
             }
             (Target::Path(path), Kind::UnixStream) => Address::unix(path),
-            (Target::Abstract(name), Kind::UnixStream) => Address::abstract_name(name),
+            (Target::Abstract(name), Kind::UnixStream) if name.len() == MAX_PATH => {
+                Address::abstract_name(name.trim_end_matches('\0'))
+            }
+            (Target::Abstract(name), Kind::UnixStream) => Address::unpadded_name(name),
             _ => return Continue("the broker has no such sockets"),
         };
         let named = address.as_ref().ok().and_then(|address| self.name(address));
@@ -201,6 +204,7 @@ fn merged(wanted: Option<&Options>, own: &Options, address: &Address) -> Options
         // At an address of IPv6 that is no wildcard it means nothing.
         v6only: wildcard && (wanted.v6only || own.v6only),
         interface: wanted.interface.or_else(|| own.interface.clone()).filter(|_| ip),
+        mptcp: matches!(address, Address::Tcp(_)) && (wanted.mptcp || own.mptcp),
         transparent: ip && (wanted.transparent || own.transparent),
         freebind: ip && (wanted.freebind || own.freebind),
         blocking: wanted.blocking || own.blocking,
@@ -240,7 +244,10 @@ mod tests {
         let listener: Listener = text.parse().expect(text);
         let (target, kind) = match &listener.address {
             Address::Unix(path) => (Target::Path(path.clone()), Kind::UnixStream),
-            Address::Abstract(name) => (Target::Abstract(name.clone()), Kind::UnixStream),
+            Address::Abstract(name) => {
+                (Target::Abstract(format!("{name:\0<107}")), Kind::UnixStream)
+            }
+            Address::Unpadded(name) => (Target::Abstract(name.clone()), Kind::UnixStream),
             Address::Tcp(at) => (Target::Ip(*at), Kind::Tcp),
             Address::Udp(at) | Address::Quic(at) => (Target::Ip(*at), Kind::Udp),
         };
@@ -273,6 +280,9 @@ mod tests {
             (&["10.0.0.1:80"], "10.0.0.1:80,transparent", Some("10.0.0.1:80,transparent")),
             (&["app=/run/a"], "/run/a,mode=0600", Some("app=unix@/run/a,mode=0600")),
             (&["abns@a"], "abns@a,blocking", Some("abns@a,blocking")),
+            (&["abnsz@a"], "abnsz@a", Some("abnsz@a")),
+            (&["abns@a"], "abnsz@a", None),
+            (&[":80"], ":80,mptcp", Some("0.0.0.0:80,mptcp")),
         ] {
             let (target, socket) = of(bound);
             let claimed = match scope(named).decide(&PORTS, &target, &socket) {

@@ -17,7 +17,7 @@ use crate::name::Name;
 use crate::options::Options;
 
 /// What tells one listener from every other: network namespace, protocol,
-/// address, network device and, for an IPv6 wildcard, whether IPv4 is left out.
+/// address, network device, whether it is multipath TCP and, for an IPv6 wildcard, whether IPv4 is left out.
 /// With port 0 (any free port) the name belongs to it too, so that two
 /// services can each have a free port of their own.
 ///
@@ -41,12 +41,13 @@ struct Rest {
     netns: Option<Box<str>>,
     interface: Option<Box<str>>,
     name: Option<Name>,
+    mptcp: bool,
 }
 
 impl Rest {
     fn boxed(self) -> Option<Box<Self>> {
         let any = self.netns.is_some() || self.interface.is_some() || self.name.is_some();
-        any.then(|| Box::new(self))
+        (any || self.mptcp).then(|| Box::new(self))
     }
 }
 
@@ -89,6 +90,7 @@ impl Key {
             netns: options.netns.as_deref().map(Box::from),
             interface: options.interface.as_deref().map(Box::from),
             name: name.filter(|_| any_port).cloned(),
+            mptcp: options.mptcp,
         };
         Self::new(address.clone(), v6only, rest.boxed())
     }
@@ -227,6 +229,9 @@ impl fmt::Display for Key {
         if self.v6only {
             f.write_str(",v6only")?;
         }
+        if self.rest.as_ref().is_some_and(|rest| rest.mptcp) {
+            f.write_str(",mptcp")?;
+        }
         if let Some(interface) = self.interface() {
             write!(f, ",interface={interface}")?;
         }
@@ -275,7 +280,9 @@ mod tests {
             (":0", ":0", false),
             ("/run/a", "/run/a", true),
             ("/run/a", "/run/b", false),
+            (":80,mptcp", "10.0.0.1:80", true),
             ("abns@a", "abns@a", true),
+            ("abns@a", "abnsz@a", false),
             ("abns@a", "abns@a,netns=blue", false),
         ] {
             assert_eq!(key(one).overlaps(&key(other)), overlap, "{one} and {other}");
@@ -295,6 +302,7 @@ mod tests {
             (":80,interface=eth0", ":80", false),
             (":80", ":80", true),
             ("quic4@:443", "udp@:443", true),
+            (":80,mptcp", ":80", true),
             (":0", ":0", false),
             ("/run/a", "/run/a", true),
         ] {
@@ -328,6 +336,7 @@ mod tests {
             "/run/a",
             "/run/b",
             "abns@a",
+            "abnsz@a",
         ];
         for (at, one) in sorted.iter().enumerate() {
             for (other_at, other) in sorted.iter().enumerate() {
@@ -343,6 +352,7 @@ mod tests {
         assert_eq!(key("web=:80,backlog=5"), key("*:80,transparent"));
         assert_eq!(key("[::1]:80,v6only"), key("[::1]:80"));
         assert_ne!(key("[::]:80,v6only"), key("[::]:80"));
+        assert_ne!(key("mptcp4@:80"), key(":80"));
         assert_ne!(key("a=:0"), key("b=:0"));
         assert_eq!(
             key(":80,backlog=1,netns=n,interface=i").to_string(),

@@ -161,15 +161,16 @@ impl FromStr for ListenSpec {
             Some((name, place)) => (Some(name.parse::<Name>()?), place),
             None => (None, place),
         };
-        let (address, last_port) = Address::parse_range(place)?;
+        // `mptcp4@` is `tcp4@` with an option.
+        let plain = place.strip_prefix("mp").filter(|plain| plain.starts_with("tcp"));
+        let (address, last_port) = Address::parse_range(plain.unwrap_or(place))?;
         if options.is_empty() {
-            return Self {
-                first: Listener { name, address, options: Options::default() },
-                last_port,
-            }
-            .checked();
+            let options = Options { mptcp: plain.is_some(), ..Options::default() };
+            return Self { first: Listener { name, address, options }, last_port }.checked();
         }
-        let first = Listener::new(name, address, options.parse()?)?;
+        let mut said: Options = options.parse()?;
+        said.mptcp |= plain.is_some();
+        let first = Listener::new(name, address, said)?;
         // `v4v6` leaves no trace in the options, so it is looked for here.
         if options.split(',').any(|option| option == "v4v6")
             && !first.address.ip().is_some_and(|ip| ip.is_ipv6())
@@ -242,6 +243,23 @@ mod tests {
                 "web-8002=0.0.0.0:8002,backlog=16",
             ]
         );
+    }
+
+    #[test]
+    fn multipath_tcp_is_an_option_of_tcp() {
+        for (text, canonical) in [
+            ("web=mptcp4@:80", "web=0.0.0.0:80,mptcp"),
+            ("mptcp@[::1]:80,v6only", "[::1]:80,v6only,mptcp"),
+            ("mptcp6@:80-81", "[::]:80-81,mptcp"),
+            (":80,mptcp", "0.0.0.0:80,mptcp"),
+        ] {
+            let spec: ListenSpec = text.parse().expect(text);
+            assert_eq!(spec.to_string(), canonical);
+            assert_eq!(canonical.parse(), Ok(spec));
+        }
+        for text in ["mptcp4@[::1]:80", "mtcp4@:80", "mptcp@/run/a", "mptcp5@:80"] {
+            assert!(text.parse::<ListenSpec>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! What each means to the kernel stands in socket(7), ip(7), ipv6(7) and
 //! unix(7); the words are those of haproxy's `bind` line, except `freebind`
-//! (haproxy's `transparent` sets it too), `blocking`, `interface=` and `netns=` (haproxy's
+//! (haproxy's `transparent` sets it too), `blocking`, `mptcp` (haproxy's `mptcp@`), `interface=` and `netns=` (haproxy's
 //! `namespace`), which take their value after `=` here.
 
 use std::fmt;
@@ -30,6 +30,9 @@ pub struct Options {
     pub freebind: bool,
     /// accept(2) waits for a connection (no O_NONBLOCK): for programs that block in it.
     pub blocking: bool,
+    /// Multipath TCP (IPPROTO_MPTCP), which takes clients of plain TCP too. `mptcp@`, `mptcp4@` and `mptcp6@` in front of
+    /// the address say it too.
+    pub mptcp: bool,
     /// Network namespace by its name under /run/netns.
     pub netns: Option<String>,
     /// Permission bits of a UNIX path, as in `mode=0660`.
@@ -60,6 +63,9 @@ impl Options {
                 Some(SocketAddr::V6(_)) => {}
                 _ => return refuse("v6only", "it is for IPv6 addresses"),
             }
+        }
+        if self.mptcp && !matches!(address, Address::Tcp(_)) {
+            return refuse("mptcp", "it is for TCP");
         }
         if self.backlog.is_some() && !address.listens() {
             return refuse("backlog", "a UDP socket has no accept queue");
@@ -148,7 +154,8 @@ impl Options {
             return shape("contradicts the other: v6only is IPv6 alone, v4v6 both");
         }
         present.push(name);
-        let flag = matches!(name, "v6only" | "v4v6" | "transparent" | "freebind" | "blocking");
+        let flags = ["v6only", "v4v6", "transparent", "freebind", "blocking", "mptcp"];
+        let flag = flags.contains(&name);
         let value = match value {
             None if !flag => return shape("needs a value, as in backlog=4096"),
             Some(_) if flag => return shape("takes no value"),
@@ -165,6 +172,7 @@ impl Options {
             "transparent" => self.transparent = true,
             "freebind" => self.freebind = true,
             "blocking" => self.blocking = true,
+            "mptcp" => self.mptcp = true,
             "interface" => self.interface = Some(value.to_owned()),
             "netns" => self.netns = Some(value.to_owned()),
             "mode" => {
@@ -179,7 +187,7 @@ impl Options {
     }
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "backlog",
     "v6only",
     "v4v6",
@@ -187,6 +195,7 @@ const NAMES: [&str; 11] = [
     "transparent",
     "freebind",
     "blocking",
+    "mptcp",
     "netns",
     "mode",
     "user",
@@ -230,6 +239,7 @@ impl fmt::Display for Options {
         };
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         put(self.v6only, format_args!("v6only"))?;
+        put(self.mptcp, format_args!("mptcp"))?;
         put(self.interface.is_some(), format_args!("interface={}", text(&self.interface)))?;
         put(self.netns.is_some(), format_args!("netns={}", text(&self.netns)))?;
         put(self.backlog.is_some(), format_args!("backlog={}", self.backlog.unwrap_or(0)))?;
@@ -252,6 +262,7 @@ mod tests {
             ("10.0.0.1:80", "v6only", "IPv6 addresses"),
             ("[::ffff:10.0.0.1]:80", "v6only", "IPv4-mapped"),
             ("udp@:53", "backlog=10", "no accept queue"),
+            ("udp@:53", "mptcp", "for TCP"),
             ("/run/a", "interface=eth0", "IP addresses"),
             ("abns@a", "transparent", "IP addresses"),
             ("/run/a", "freebind", "IP addresses"),

@@ -26,6 +26,7 @@ fn address() -> impl Strategy<Value = Address> {
             .prop_filter_map("path", |path| Address::unix(&path).ok()),
         "[a-zA-Z0-9=@:_ ./ä-]{1,40}"
             .prop_filter_map("name", |name| Address::abstract_name(&name).ok()),
+        "[a-z]{0,9}".prop_filter_map("name", |name| Address::unpadded_name(&name).ok()),
     ]
 }
 
@@ -34,9 +35,9 @@ fn options() -> impl Strategy<Value = Options> {
     (
         (option::of(1..=i32::MAX as u32), any::<bool>(), option::of(word), any::<bool>()),
         (any::<bool>(), option::of(word), option::of(0..=0o777_u32), option::of(word)),
-        (option::of(word), any::<bool>()),
+        (option::of(word), any::<bool>(), any::<bool>()),
     )
-        .prop_map(|(first, second, (group, blocking))| {
+        .prop_map(|(first, second, (group, blocking, mptcp))| {
             let (backlog, v6only, interface, transparent) = first;
             let (freebind, netns, mode, user) = second;
             Options {
@@ -46,6 +47,7 @@ fn options() -> impl Strategy<Value = Options> {
                 transparent,
                 freebind,
                 blocking,
+                mptcp,
                 netns,
                 mode,
                 user,
@@ -59,12 +61,13 @@ fn spec() -> impl Strategy<Value = ListenSpec> {
     let name = option::of("[A-Za-z_][A-Za-z0-9_.-]{0,40}");
     (name, address(), options(), 0..300_u16).prop_map(|(name, address, mut options, more)| {
         // Take away what means nothing for the address, and keep the rest.
-        let drop: [fn(&mut Options); 9] = [
+        let drop: [fn(&mut Options); 10] = [
             |o| o.v6only = false,
             |o| o.backlog = None,
             |o| o.interface = None,
             |o| o.transparent = false,
             |o| o.freebind = false,
+            |o| o.mptcp = false,
             |o| o.netns = None,
             |o| o.mode = None,
             |o| o.user = None,

@@ -123,7 +123,7 @@ pub fn shared(listener: BorrowedFd<'_>, address: &Address) -> Option<Foreign> {
     let may_wait = match address {
         Address::Tcp(_) => !queue::is_listening(listener),
         Address::Udp(_) | Address::Quic(_) => false,
-        Address::Unix(_) | Address::Abstract(_) => {
+        _ => {
             let poll = poll(&mut [PollFd::new(listener, PollFlags::POLLIN)], PollTimeout::ZERO);
             poll != Ok(0)
         }

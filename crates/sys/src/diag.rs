@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use bindonce_core::address::Address;
+use bindonce_core::address::{Address, MAX_PATH};
 use nix::errno::Errno;
 
 use crate::error::Error;
@@ -123,6 +123,22 @@ pub fn unix() -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
     Netlink::diagnosis()?.dump(TCPDIAG, &request, |message| {
         found.extend(unix_socket(message));
+    })?;
+    Ok(found)
+}
+
+/// The UNIX datagram sockets that are bound to a name and receive from anyone.
+///
+/// # Errors
+/// As [`listening`].
+pub fn unix_datagrams() -> Result<Vec<Socket>, Error> {
+    let mut request = unix_request(0, SHOW_NAME);
+    request[4..8].copy_from_slice(&(1_u32 << UNCONNECTED).to_ne_bytes());
+    let mut found = Vec::new();
+    Netlink::diagnosis()?.dump(TCPDIAG, &request, |message| {
+        // A stream that is bound and does nothing is in the same state.
+        let is_datagram = message.u8(1).map(i32::from) == Some(nix::libc::SOCK_DGRAM);
+        found.extend(unix_socket(message).filter(|_| is_datagram));
     })?;
     Ok(found)
 }
@@ -318,6 +334,9 @@ fn unix_socket(message: Message<'_>) -> Option<Socket> {
     };
     let address = match name {
         [] => return None,
+        [0, rest @ ..] if rest.len() < MAX_PATH => {
+            Address::Unpadded(String::from_utf8_lossy(rest).into_owned())
+        }
         [0, rest @ ..] => Address::Abstract(text(rest)),
         path => Address::Unix(text(path)),
     };

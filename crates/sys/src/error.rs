@@ -284,7 +284,7 @@ fn occupied_hint(address: &Address) -> String {
     let ask = match address {
         Address::Tcp(at) => format!("ss -ltnp 'sport = :{}'", at.port()),
         Address::Udp(at) | Address::Quic(at) => format!("ss -lunp 'sport = :{}'", at.port()),
-        Address::Unix(_) | Address::Abstract(_) => "ss -lxp".to_owned(),
+        _ => "ss -lxp".to_owned(),
     };
     format!("another process holds it: `{ask}`, as root, names it")
 }
@@ -300,6 +300,9 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
             }
             _ => "the directory is not writable for this user".to_owned(),
         },
+        (Errno::ENOPROTOOPT | Errno::EPROTONOSUPPORT, "socket") => {
+            "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel that has it".to_owned()
+        }
         (Errno::EPERM, "chown") => {
             "giving a file to another user needs root or CAP_CHOWN (`capabilities = [\"chown\"]` beside \
              `user` in the configuration)"

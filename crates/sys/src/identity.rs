@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
-use bindonce_core::address::Address;
+use bindonce_core::address::{Address, MAX_PATH};
 use bindonce_core::listener::{Listener, Options};
 use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -64,9 +64,12 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
                 Address::Unix(path.to_str().ok_or_else(odd)?.to_owned())
             } else {
                 let name = name.as_abstract_namespace().ok_or_else(odd)?;
+                let padded = name.len() == MAX_PATH;
                 let end = name.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                let end = if padded { end } else { name.len() };
                 let name = std::str::from_utf8(&name[..end]).map_err(|_| odd())?;
-                Address::abstract_name(name).map_err(|_| odd())?
+                let make = if padded { Address::abstract_name } else { Address::unpadded_name };
+                make(name).map_err(|_| odd())?
             }
         }
         _ => return Err(odd()),
@@ -82,7 +85,7 @@ pub fn of(socket: BorrowedFd<'_>) -> io::Result<Identity> {
         network: network_of(socket),
         listening: !bound.listens() || is_listening(socket),
         exclusive: options::is_exclusive(socket, &bound),
-        options: seen(socket, &bound)?,
+        options: Options { mptcp: protocol == Some(Protocol::MPTCP), ..seen(socket, &bound)? },
         bound,
     })
 }
@@ -123,6 +126,12 @@ impl Identity {
         let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
         if wildcard && self.options.v6only != wanted.v6only {
             return Some("it has the other IPV6_V6ONLY".to_owned());
+        }
+        if self.options.mptcp != wanted.mptcp {
+            return Some(format!(
+                "it is {} multipath TCP",
+                if wanted.mptcp { "not" } else { "of" }
+            ));
         }
         if self.options.interface != wanted.interface {
             return Some(match &self.options.interface {
@@ -165,7 +174,9 @@ pub fn network() -> Option<u64> {
     network_of(socket.as_fd())
 }
 
-pub(crate) fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
+/// The network namespace that a socket belongs to, as in [`Identity::network`]: of an accepted UNIX connection that of
+/// the socket that connected.
+pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut cookie: u64 = 0;
     let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
     // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`, and the
@@ -222,6 +233,7 @@ mod tests {
             "quic6@[::1]:0",
             &format!("unix@{},mode=0600", path.display()),
             "abns@bindonce identity test",
+            "abnsz@bindonce identity test",
         ] {
             let listener: Listener = text.parse().expect(text);
             let opened = listen::open(&listener).expect(text);

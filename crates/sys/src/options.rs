@@ -71,7 +71,7 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
     let of_kind: &[Known] = match address {
         Address::Tcp(_) => &TCP,
         Address::Quic(_) => &QUIC,
-        Address::Udp(_) | Address::Unix(_) | Address::Abstract(_) => &[],
+        _ => &[],
     };
     let mut found = Vec::new();
     let mut note = |option, was, now: Option<i64>| {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::error::Error;
-use crate::listen::padded;
+use crate::listen::named;
 use crate::{diag, options};
 
 /// A packet that QUIC drops without an answer: its version is one of those that nobody has, and it is too short for an
@@ -49,7 +49,7 @@ impl Probe {
             }
             Address::Tcp(address) => SockAddr::from(*address),
             Address::Unix(path) => SockAddr::unix(path)?,
-            Address::Abstract(name) => padded(name)?,
+            Address::Abstract(_) | Address::Unpadded(_) => named(to)?,
             Address::Quic(address) => return Self::datagram(*address),
             Address::Udp(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
@@ -129,7 +129,7 @@ pub fn comes_to(to: &Address, inode: u64) -> Result<bool, Error> {
             Ok(!others.into_iter().any(|other| preferred(*at, other, ours)))
         }
         Address::Unix(path) => diag::unix_is_at(inode, path.as_ref()),
-        Address::Udp(_) | Address::Abstract(_) => Ok(true),
+        Address::Udp(_) | Address::Abstract(_) | Address::Unpadded(_) => Ok(true),
     }
 }
 

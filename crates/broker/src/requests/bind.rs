@@ -18,6 +18,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 
 use super::READ_AT_ONCE;
+use super::home::Home;
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
@@ -44,15 +45,23 @@ pub(super) async fn bind(
 ) -> Result<Reply, RpcError> {
     let mut wants = Vec::with_capacity(elements.len());
     let mut count = 0_usize;
+    let mut home = None;
     for (index, element) in elements.into_iter().enumerate() {
         if index % READ_AT_ONCE == READ_AT_ONCE - 1 {
             yield_now().await;
         }
         let Bind { target, tentative, change } = element;
-        let wanted = wanted(broker, target, change).map_err(|mut error| {
+        let mut wanted = wanted(broker, target, change).map_err(|mut error| {
             error.message = format!("params[{index}]: {}", error.message);
             error
         })?;
+        if let Wanted::Listen(spec) = &mut wanted {
+            let home = match &home {
+                Some(home) => home,
+                None => home.insert(Box::pin(Home::of(broker, caller)).await?),
+            };
+            home.place(&mut spec.first)?;
+        }
         let held = match &wanted {
             Wanted::Listen(spec) => !change && broker.borrow().access.may_only_use(caller, spec),
             Wanted::Named(_) => true,
@@ -231,7 +240,7 @@ mod tests {
 
     fn caller(broker: &mut Broker, uid: u32) -> Caller {
         let peer = Peer { pid: uid, uid, gid: uid };
-        Caller { connection: broker.connect(peer), peer, groups: [].into() }
+        Caller { connection: broker.connect(peer), peer, groups: [].into(), network: None }
     }
 
     fn rule(uid: u32, allow: Verb, addresses: &[&str], names: &[&str]) -> Rule {

@@ -157,9 +157,7 @@ fn info(view: &View<'_, Socket>, unix: Option<&HashMap<u64, u32>>) -> ListenerIn
     let queue = match listener.address {
         Address::Tcp(_) => queue::accept_queue(fd).ok().map(|queue| queue.len),
         Address::Udp(_) | Address::Quic(_) => None,
-        Address::Unix(_) | Address::Abstract(_) => {
-            unix.and_then(|unix| unix.get(&opened.inode).copied())
-        }
+        _ => unix.and_then(|unix| unix.get(&opened.inode).copied()),
     };
     let mut info = ListenerInfo::new(
         listener.label(),
@@ -215,6 +213,7 @@ fn said(options: &Options) -> Map<String, Value> {
     let said = [
         ("backlog", options.backlog.map(Value::from)),
         ("v6only", flag(options.v6only)),
+        ("mptcp", flag(options.mptcp)),
         ("interface", text(&options.interface)),
         ("netns", text(&options.netns)),
         ("transparent", flag(options.transparent)),
@@ -266,7 +265,7 @@ mod tests {
         let claimed = claims::claim(&broker, connection, (0..count).map(want).collect()).await;
         assert_eq!(claimed.expect("granted").len(), count);
         let peer = Peer { pid: 1, uid: 0, gid: 0 };
-        let caller = Caller { connection, peer, groups: [].into() };
+        let caller = Caller { connection, peer, groups: [].into(), network: None };
         let request = Request::decode(br#"{"id":1,"method":"list"}"#).expect("a request");
         let mut context = Context::from_waker(Waker::noop());
         let mut poll =

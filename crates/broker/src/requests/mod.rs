@@ -1,6 +1,7 @@
 //! Requests: each is decoded, has its rights checked and is performed, in a file for each method.
 
 mod bind;
+mod home;
 mod join;
 mod list;
 mod release;

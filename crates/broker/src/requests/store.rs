@@ -27,6 +27,7 @@ use bindonce_wire::result::StoreResult;
 use bindonce_wire::{ErrorCode, RpcError};
 
 use super::bind::allow_name;
+use super::home::Home;
 use super::text::invalid;
 use crate::answer;
 use crate::broker::Broker;
@@ -51,9 +52,11 @@ pub(super) async fn store(
             "send them with the first byte of the request, one for each listener, at most 253",
         ));
     }
+    let home = Box::pin(Home::of(broker, &link.caller)).await?;
     let mut sockets = Vec::with_capacity(received.len());
     for (give, foreign) in gives.into_iter().zip(&received) {
-        let asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
+        let mut asked: Listener = give.listen.parse().map_err(|error| invalid(&error))?;
+        home.place(&mut asked)?;
         let spec = asked.clone().into();
         let broker = broker.borrow();
         broker.access.allow(&link.caller, Verb::Store, Some(&spec))?;
@@ -248,6 +251,7 @@ fn as_said(asked: &Listener, socket: &Identity, fd: OwnedFd) -> Result<Found, St
     let mut listener = asked.clone();
     let seen = &socket.options;
     listener.options.v6only = seen.v6only;
+    listener.options.mptcp = seen.mptcp;
     listener.options.interface = seen.interface.clone();
     listener.options.transparent = seen.transparent;
     listener.options.freebind = seen.freebind;

@@ -105,7 +105,8 @@ fn link(written: &ConnectionEntry, broker: &mut Broker) -> io::Result<Rc<Link>> 
     let stream = UnixStream::from_std(fd.into())?;
     // The kernel still has what is not recorded.
     let groups = bindonce_sys::peer::credentials(stream.as_fd())?.groups.into();
-    let caller = Caller { connection: written.id, peer: written.peer, groups };
+    let network = identity::network_of(stream.as_fd());
+    let caller = Caller { connection: written.id, peer: written.peer, groups, network };
     let admission = broker.access.admission(&caller);
     let link = broker.clients.enter(stream, caller, admission, &written.unread);
     link.was_sent(written.unreceived);

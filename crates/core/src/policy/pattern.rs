@@ -3,7 +3,7 @@
 //! One syntax, close to that of addresses: `*` is every address; `HOST:PORT` is TCP, behind `udp@` it is UDP and
 //! QUIC (the same packets come to both), behind `quic@` QUIC alone. HOST is `*` (any address of any family), an IP address, or a prefix such as
 //! `10.0.0.0/8` or `[fd00::]/8`; PORT is `*`, a number, or a range `8000-8010`. A UNIX path or an
-//! abstract name (`unix@/run/app.sock`, `/run/app/*`, `abns@app-*`) may end in `*`.
+//! abstract name (`unix@/run/app.sock`, `/run/app/*`, `abns@app-*`, `abnsz@app-*`) may end in `*`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,9 +22,21 @@ pub struct Pattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Set {
     All,
-    Ip { protocol: Protocol, net: Option<(IpAddr, u8)>, ports: (u16, u16) },
-    Path { start: String, open: bool },
-    Abstract { start: String, open: bool },
+    Ip {
+        protocol: Protocol,
+        net: Option<(IpAddr, u8)>,
+        ports: (u16, u16),
+    },
+    Path {
+        start: String,
+        open: bool,
+    },
+    /// An abstract name, padded or not.
+    Abstract {
+        start: String,
+        open: bool,
+        padded: bool,
+    },
 }
 
 /// What stands before `@`.
@@ -80,7 +92,10 @@ impl Pattern {
                 let plain = !path.split('/').any(|part| part == ".." || part == ".");
                 if *open { plain && path.starts_with(start.as_str()) } else { path == start }
             }
-            (Set::Abstract { start, open }, Address::Abstract(name)) => {
+            (
+                Set::Abstract { start, open, padded },
+                Address::Abstract(name) | Address::Unpadded(name),
+            ) if *padded == matches!(address, Address::Abstract(_)) => {
                 if *open {
                     name.starts_with(start.as_str())
                 } else {
@@ -121,9 +136,11 @@ fn read(text: &str) -> Option<Set> {
         Some(start) => (start.to_owned(), true),
         None => (text.to_owned(), false),
     };
-    if let Some(name) = text.strip_prefix("abns@") {
+    let padded = text.strip_prefix("abns@").map(|name| (name, true));
+    let name = padded.or_else(|| text.strip_prefix("abnsz@").map(|name| (name, false)));
+    if let Some((name, padded)) = name {
         let (start, open) = open(name);
-        return (!name.is_empty()).then_some(Set::Abstract { start, open });
+        return (!name.is_empty()).then_some(Set::Abstract { start, open, padded });
     }
     let path = text.strip_prefix("unix@").unwrap_or(text);
     if path.starts_with('/') {
@@ -180,7 +197,11 @@ mod tests {
     fn a_pattern_contains_what_it_says_and_nothing_else() {
         for (pattern, inside, outside) in [
             ("*", &[":80", "udp@:53", "/run/a", "abns@a", "[::]:1"][..], &[][..]),
-            ("*:80", &[":80", "10.0.0.1:80", "[::]:80"], &[":81", "udp@:80", "/run/a", ":80-81"]),
+            (
+                "*:80",
+                &[":80", "10.0.0.1:80", "[::]:80", "mptcp4@:80"],
+                &[":81", "udp@:80", "/run/a", ":80-81"],
+            ),
             ("*:*", &[":0", "[::1]:65535", ":1-65535"], &["udp@:1", "abns@a"]),
             ("udp@*:53", &["udp@:53", "quic4@:53"], &[":53"]),
             ("quic@*:443", &["quic4@:443", "quic6@:443"], &["udp@:443", ":443"]),
@@ -200,7 +221,8 @@ mod tests {
                 &["/run/app", "/run/apple", "/run/app/../b", "abns@/run/app/a"],
             ),
             ("/run/a.sock", &["/run/a.sock"], &["/run/a.sock2"]),
-            ("abns@app-*", &["abns@app-1"], &["abns@ap", "/app-1"]),
+            ("abns@app-*", &["abns@app-1"], &["abns@ap", "/app-1", "abnsz@app-1"]),
+            ("abnsz@app-*", &["abnsz@app-1"], &["abns@app-1"]),
         ] {
             let read: Pattern = pattern.parse().expect(pattern);
             for (texts, expected) in [(inside, true), (outside, false)] {

@@ -121,7 +121,7 @@ pub(super) fn addresses(spec: &ListenSpec) -> String {
         Address::Tcp(at) | Address::Udp(at) | Address::Quic(at) => {
             format!("{}{at}{}", protocol(address), range(spec))
         }
-        Address::Unix(_) | Address::Abstract(_) => address.to_string(),
+        _ => address.to_string(),
     }
 }
 
@@ -129,7 +129,7 @@ fn protocol(address: &Address) -> &'static str {
     match address {
         Address::Udp(_) => "udp@",
         Address::Quic(_) => "quic@",
-        Address::Tcp(_) | Address::Unix(_) | Address::Abstract(_) => "",
+        _ => "",
     }
 }
 

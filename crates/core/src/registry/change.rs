@@ -104,6 +104,7 @@ fn overlaid(has: &Options, asked: &Options) -> Options {
         group: asked.group.clone().or_else(|| has.group.clone()),
         // These belong to the key, and are equal.
         v6only: has.v6only,
+        mptcp: has.mptcp,
         interface: has.interface.clone(),
         netns: has.netns.clone(),
     }

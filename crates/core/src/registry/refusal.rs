@@ -178,7 +178,7 @@ impl Refusal {
             Self::NameInRequest { .. } => "give each address a name of its own",
             // The same address on another device, or for another set of families.
             Self::Overlap { asked, held } if asked.address == held.listener.address => {
-                "v6only and interface= belong to a socket from its making on: a new socket is \
+                "v6only, mptcp and interface= belong to a socket from its making on: a new socket is \
                  needed. Stop the service that uses the old one, release it (`bindonce release`), \
                  and start again"
             }

@@ -14,4 +14,6 @@ pub struct Caller {
     pub peer: Peer,
     /// Its supplementary groups.
     pub groups: Rc<[u32]>,
+    /// The network namespace of its socket, by SO_NETNS_COOKIE; none where the kernel does not tell.
+    pub network: Option<u64>,
 }

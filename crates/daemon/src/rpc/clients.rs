@@ -277,8 +277,12 @@ mod tests {
                 }
                 let (peer, stream) = UnixStream::pair().expect("a pair");
                 let peer_of = Peer { pid: 1, uid, gid: uid };
-                let caller =
-                    Caller { connection: clients.number(), peer: peer_of, groups: [].into() };
+                let caller = Caller {
+                    connection: clients.number(),
+                    peer: peer_of,
+                    groups: [].into(),
+                    network: None,
+                };
                 clients.enter(stream, caller, admission, &[]);
                 peers.push(peer);
                 count += 1;

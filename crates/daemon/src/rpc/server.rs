@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bindonce_core::event::Kind;
 use bindonce_core::policy::Peer;
-use bindonce_sys::{Errno, limits, peer};
+use bindonce_sys::{Errno, identity, limits, peer};
 use bindonce_wire::message::{Id, encode_error};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{spawn_local, yield_now};
@@ -100,7 +100,8 @@ impl<H: Handler> Server<H> {
         let pid = u32::try_from(credentials.pid).unwrap_or(0);
         let peer = Peer { pid, uid: credentials.uid, gid: credentials.gid };
         let connection = self.clients.number();
-        let caller = Caller { connection, peer, groups: credentials.groups.into() };
+        let network = identity::network_of(stream.as_fd());
+        let caller = Caller { connection, peer, groups: credentials.groups.into(), network };
         let admission = self.handler.admission(&caller);
         if let Err((limit, most)) = self.clients.admit(peer.uid, admission) {
             if let Some(left_out) = self.reporter.refused(peer.uid, "connection") {

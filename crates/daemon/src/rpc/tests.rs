@@ -198,7 +198,7 @@ fn a_request_waits_for_one_of_each_other_user_however_many_those_have_sent() {
             let stream = UnixStream::from_std(stream).expect("a stream");
             let peer_of = Peer { pid: 1, uid, gid: uid };
             let connection = ConnectionId(number as u64);
-            let caller = Caller { connection, peer: peer_of, groups: [].into() };
+            let caller = Caller { connection, peer: peer_of, groups: [].into(), network: None };
             let admission = Admission { unknown: false, exempt: false };
             server.attend(clients.enter(stream, caller, admission, &[]), None);
             peers.push(peer);

@@ -41,7 +41,7 @@ pub(super) fn ask(look: &mut Look) {
     for process in look.processes.values().rev().filter(|process| process.is_haproxy()) {
         // One that is stopped or paused, or has no such socket, would not answer.
         let answers = |socket: &Socket| {
-            matches!(socket.address, Address::Unix(_) | Address::Abstract(_))
+            socket.address.ip().is_none()
                 && process.holds(socket.inode)
                 && process.accepting(socket.inode) == Accepting::Yes
         };

@@ -11,19 +11,36 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
 use bindonce_core::address::Address;
+use bindonce_core::error::Invalid;
 
 use super::world::Family;
 
 /// What an address comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Sockets for the broker: the first address and its last port (the same port
-    /// when there is no range, 0 for UNIX sockets).
-    Listen(Address, u16),
+    /// Sockets for the broker.
+    Listen(Wanted),
     /// `fd@` and what follows it.
     Descriptor(Vec<u8>),
     /// Something that haproxy has to bind by itself.
     Alone(&'static str),
+}
+
+/// Sockets of one kind at one address, or at a range of ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The first address.
+    pub(super) first: Address,
+    /// Its last port: the same port when there is no range, 0 for UNIX sockets.
+    pub(super) last: u16,
+    /// By multipath TCP.
+    pub(super) mptcp: bool,
+}
+
+impl From<Address> for Target {
+    fn from(first: Address) -> Self {
+        Self::Listen(Wanted { first, last: 0, mptcp: false })
+    }
 }
 
 /// Why haproxy would not take an address.
@@ -69,7 +86,8 @@ enum Kind {
 enum Net {
     Ip(Option<Family>),
     Path,
-    Abstract,
+    /// A name, and how it becomes an address.
+    Abstract(fn(&str) -> Result<Address, Invalid>),
 }
 
 /// Reads one address: no comma, variables already expanded.
@@ -79,8 +97,8 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
         // The protocol of the broker is text, and a path in it must be the path that is meant.
         let name = String::from_utf8_lossy(text);
         return match read(name.as_bytes(), context)? {
-            Target::Listen(Address::Unix(_), _) => Ok(Target::Alone(NOT_TEXT)),
-            Target::Listen(Address::Abstract(_), _) => bad(
+            Target::Listen(Wanted { first: Address::Unix(_), .. }) => Ok(Target::Alone(NOT_TEXT)),
+            Target::Listen(wanted) if wanted.first.is_abstract() => bad(
                 "its name is not UTF-8, and the broker's protocol carries no other: choose another name",
             ),
             Target::Listen(..) => bad("it is not UTF-8"),
@@ -112,13 +130,17 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
                 "tcp" => (Net::Ip(None), Some(Kind::Stream)),
                 "tcp4" => (Net::Ip(Some(Family::V4)), Some(Kind::Stream)),
                 "tcp6" => (Net::Ip(Some(Family::V6)), Some(Kind::Stream)),
+                "mptcp" | "mptcp4" | "mptcp6" if !context.datagram => {
+                    return mptcp(prefix, rest, context);
+                }
                 "udp" => (Net::Ip(None), Some(Kind::Datagram)),
                 "udp4" => (Net::Ip(Some(Family::V4)), Some(Kind::Datagram)),
                 "udp6" => (Net::Ip(Some(Family::V6)), Some(Kind::Datagram)),
                 "unix" => (Net::Path, None),
                 "uxst" => (Net::Path, Some(Kind::Stream)),
                 "uxdg" => (Net::Path, Some(Kind::Datagram)),
-                "abns" => (Net::Abstract, None),
+                "abns" => (Net::Abstract(Address::abstract_name), None),
+                "abnsz" => (Net::Abstract(Address::unpadded_name), None),
                 "fd" | "sockpair" => return Ok(Target::Descriptor(rest.as_bytes().to_vec())),
                 "quic4" => return quic(&format!("ipv4@{rest}"), context),
                 "quic6" => return quic(&format!("ipv6@{rest}"), context),
@@ -140,12 +162,12 @@ pub(super) fn read(text: &[u8], context: &Context<'_>) -> Result<Target, Problem
         _ => {}
     }
     match net {
-        Net::Path | Net::Abstract if kind == Kind::Datagram => {
+        Net::Path | Net::Abstract(_) if kind == Kind::Datagram => {
             Ok(Target::Alone("a UNIX datagram socket, which the broker does not hold"))
         }
         Net::Path => path(rest, context),
-        Net::Abstract => match Address::abstract_name(rest) {
-            Ok(address) => Ok(Target::Listen(address, 0)),
+        Net::Abstract(make) => match make(rest) {
+            Ok(address) => Ok(address.into()),
             Err(why) => Err(Problem::Bad(why.to_string())),
         },
         Net::Ip(family) => match kind {
@@ -174,14 +196,25 @@ fn quic(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
     ip(rest, family, Address::Quic, context)
 }
 
+/// An address behind `mptcp@`, `mptcp4@` or `mptcp6@` (3.1 and later).
+fn mptcp(prefix: &str, rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
+    let family = match prefix {
+        "mptcp4" => Some(Family::V4),
+        "mptcp6" => Some(Family::V6),
+        _ => None,
+    };
+    Ok(match ip(rest, family, Address::Tcp, context)? {
+        Target::Listen(wanted) => Target::Listen(Wanted { mptcp: true, ..wanted }),
+        other => other,
+    })
+}
+
 /// Prefixes that name something only haproxy can set up.
 fn other_family(prefix: &str, text: &str, context: &Context<'_>) -> Result<Target, Problem> {
     Ok(Target::Alone(match prefix {
         "rhttp" | "rev" => {
             "reverse HTTP takes connections from a server, there is no address to bind"
         }
-        "mptcp" | "mptcp4" | "mptcp6" => "multipath TCP, which the broker does not open",
-        "abnsz" => "an abstract name without padding; the broker's are padded, as with abns@",
         // An address with a path of its own may contain an @ too.
         _ if text.starts_with('/') => return path(text, context),
         _ => "bindonce does not know this family of addresses",
@@ -206,7 +239,7 @@ fn path(rest: &str, context: &Context<'_>) -> Result<Target, Problem> {
         return Ok(Target::Alone(NOT_TEXT));
     };
     match Address::unix(absolute) {
-        Ok(address) => Ok(Target::Listen(address, 0)),
+        Ok(address) => Ok(address.into()),
         Err(why) => Err(Problem::Bad(why.to_string())),
     }
 }
@@ -238,7 +271,8 @@ fn ip(
     let (host, ports) = (&rest[..colon], &rest[colon + 1..]);
     let Some((low, high)) = ports_of(ports)? else { return Ok(Target::Alone(LOOSE_PORT)) };
     let ip = host_of(host, family, context)?;
-    Ok(Target::Listen(kind(SocketAddr::new(ip, low)), high))
+    let first = kind(SocketAddr::new(ip, low));
+    Ok(Target::Listen(Wanted { first, last: high, mptcp: false }))
 }
 
 const LOOSE_PORT: &str =
@@ -353,10 +387,11 @@ mod tests {
 
     fn printed(text: &str, datagram: bool) -> String {
         match target(text, datagram) {
-            Ok(Target::Listen(address, last)) if address.port().is_some_and(|p| p != last) => {
-                format!("{address}-{last}")
+            Ok(Target::Listen(Wanted { first, last, mptcp })) => {
+                let range = first.port().filter(|port| *port != last).map(|_| format!("-{last}"));
+                let option = if mptcp { ",mptcp" } else { "" };
+                format!("{first}{}{option}", range.unwrap_or_default())
             }
-            Ok(Target::Listen(address, _)) => address.to_string(),
             Ok(Target::Descriptor(rest)) => format!("fd {}", String::from_utf8_lossy(&rest)),
             Ok(Target::Alone(reason)) => format!("alone: {reason}"),
             Err(Problem::Bad(reason)) => format!("bad: {reason}"),
@@ -388,6 +423,10 @@ mod tests {
             ("uxst@/run/a", "unix@/run/a"),
             ("abns@web", "abns@web"),
             ("abns@", "abns@"),
+            ("abnsz@web", "abnsz@web"),
+            ("mptcp@:80", "0.0.0.0:80,mptcp"),
+            ("mptcp4@10.0.0.1:80-81", "10.0.0.1:80-81,mptcp"),
+            ("mptcp6@:80", "[::]:80,mptcp"),
             ("fd@3", "fd 3"),
             ("stream+fd@3", "fd 3"),
             ("quic+fd@3", "fd 3"),
@@ -421,8 +460,6 @@ mod tests {
             "quic+/run/a",
             "quic+udp4@:443",
             "rhttp@s",
-            "mptcp@:80",
-            "abnsz@a",
             "x@:80",
             // haproxy 2.6 takes these, 3.0 does not.
             ":80x",
@@ -432,7 +469,7 @@ mod tests {
         ] {
             assert!(printed(text, false).starts_with("alone: "), "{text}");
         }
-        for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x"] {
+        for text in ["/dev/log", "uxdg@/dev/log", "dgram+abns@x", "abnsz@x"] {
             assert!(printed(text, true).starts_with("alone: "), "{text}");
         }
     }

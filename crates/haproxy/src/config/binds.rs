@@ -6,10 +6,9 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use bindonce_core::address::Address;
-use bindonce_core::listener::Listener;
+use bindonce_core::listener::{Listener, Options};
 
-use super::address::{self, Context, Problem, Target};
+use super::address::{self, Context, Problem, Target, Wanted};
 use super::listeners::MARK;
 use super::options::BindOptions;
 use super::quoting::{escape_into, printable, quoted};
@@ -38,8 +37,8 @@ impl Piece {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Part {
-    /// For the broker: the first address and the last port.
-    Listen(Address, u16),
+    /// For the broker.
+    Listen(Wanted),
     /// `fd@${NAME}` with a NAME of `--listen`, or `quic+fd@${NAME}`.
     Supplied { variable: String, quic: bool },
     /// `fd@` with the number of a descriptor that haproxy inherits: its listener.
@@ -49,7 +48,7 @@ pub(super) enum Part {
     /// haproxy binds it by itself, for this reason.
     Alone(&'static str),
     /// The same for the device of an address, as in [`Part::Listen`].
-    Unbound(&'static str, Address, u16),
+    Unbound(&'static str, Wanted),
 }
 
 /// A `bind` or `dgram-bind` line of a section that is still open: what follows
@@ -87,6 +86,9 @@ fn why_haproxys(world: &dyn World, device: &str, namespace: Option<&str>) -> Opt
     }
 }
 
+/// Why an address is left to haproxy, if it is.
+pub(super) type Reason = Option<&'static str>;
+
 /// What reading a line takes from outside it.
 pub(super) struct Surroundings<'a> {
     pub(super) world: &'a dyn World,
@@ -97,8 +99,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) prefix: &'a [u8],
     /// Devices that are not there, and of whose addresses the broker must have some.
     pub(super) missing: &'a BTreeSet<String>,
-    /// Why addresses for QUIC are haproxy's own, if they are.
-    pub(super) quic: Box<dyn Fn() -> Option<&'static str> + 'a>,
+    /// Why an address that not every haproxy can have is haproxy's own, if it is.
+    pub(super) own: Box<dyn Fn(&Wanted) -> Reason + 'a>,
 }
 
 /// The word by which haproxy takes the descriptor of a variable.
@@ -150,8 +152,8 @@ pub(super) fn read(
                 Error::Unresolved { place: place.clone(), host, source }
             }
         })?;
-        let alone = match part {
-            Part::Listen(Address::Quic(_), _) => (around.quic)(),
+        let alone = match &part {
+            Part::Listen(wanted) => (around.own)(wanted),
             _ => None,
         };
         pieces.push(Piece { text: text.to_vec(), part: alone.map_or(part, Part::Alone) });
@@ -163,10 +165,10 @@ pub(super) fn read(
         && let Some(reason) = why_haproxys(around.world, device, namespace)
     {
         for piece in &mut pieces {
-            if let Part::Listen(address, last) = &piece.part
-                && address.ip().is_some()
+            if let Part::Listen(wanted) = &piece.part
+                && wanted.first.ip().is_some()
             {
-                piece.part = Part::Unbound(reason, address.clone(), *last);
+                piece.part = Part::Unbound(reason, wanted.clone());
             }
         }
     }
@@ -204,7 +206,7 @@ fn part(
     };
     let (plain, quic) = (expanded.starts_with(b"fd@"), expanded.starts_with(b"quic+fd@"));
     Ok(match target {
-        Target::Listen(address, last) => Part::Listen(address, last),
+        Target::Listen(wanted) => Part::Listen(wanted),
         Target::Alone(reason) => Part::Alone(reason),
         Target::Descriptor(number) => match &number[..] {
             [MARK, name @ .., MARK] if plain || quic => {
@@ -289,9 +291,10 @@ impl BindLine {
         defaults: &BindOptions,
         world: &dyn World,
     ) -> Result<Vec<Listener>, Error> {
-        let (Part::Listen(first, last) | Part::Unbound(_, first, last)) = &piece.part else {
+        let (Part::Listen(wanted) | Part::Unbound(_, wanted)) = &piece.part else {
             return Ok(Vec::new());
         };
+        let Wanted { first, last, mptcp } = wanted;
         let mut bind_options = self.bind_options.or(defaults);
         bind_options.interface.take_if(|_| matches!(piece.part, Part::Unbound(..)));
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
@@ -306,7 +309,7 @@ impl BindLine {
         ports
             .map(|port| {
                 let address = first.with_port(port);
-                let options = bind_options.on(&address);
+                let options = Options { mptcp: *mptcp, ..bind_options.on(&address) };
                 Listener::new(None, address, options)
                     .map_err(|source| Error::Listener { place: self.place.clone(), source })
             })

@@ -93,7 +93,7 @@ impl Claims {
                 for listener in &mut listeners {
                     // Before 3.0 haproxy passes over `namespace` where a name is abstract.
                     let elsewhere = listener.options.netns.is_some();
-                    let name = matches!(listener.address, Address::Abstract(_));
+                    let name = listener.address.is_abstract();
                     if elsewhere && name && !unknowns.holds(b"version_atleast(3.0)") {
                         listener.options.netns = None;
                     }
@@ -211,10 +211,10 @@ impl Claims {
                     self.claim(vec![listener], variable, false, line, piece, section)?;
                     earlier.insert(key, self.bound(String::new(), first, line));
                 }
-                Part::Listen(_, last) => {
+                Part::Listen(wanted) => {
                     let mut listeners = listeners(piece)?;
                     listeners.iter_mut().for_each(|listener| self.supply.name(listener));
-                    let key = (listeners[0].key(), *last);
+                    let key = (listeners[0].key(), wanted.last);
                     if self.shares(&key, line, earlier) {
                         words.extend(earlier.get(&key).map(|bound| bound.word.clone()));
                         continue;

@@ -52,6 +52,7 @@ impl Names {
             }
             Address::Unix(path) => format!("UNIX{path}"),
             Address::Abstract(name) => format!("ABNS_{name}"),
+            Address::Unpadded(name) => format!("ABNSZ_{name}"),
         };
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         name.extend(text.chars().map(plain));

@@ -6,7 +6,7 @@ use std::path::Path;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 
-use super::address::{self, Context, Problem, Target};
+use super::address::{self, Context, Problem, Target, Wanted};
 use super::{Command, Error, World, files};
 use crate::cli::{Level, Version};
 
@@ -118,7 +118,10 @@ impl MasterSocket {
                     failed("fd@ takes the number of a descriptor that was inherited".to_owned())
                 })?)
             }
-            Target::Listen(address, last) if address.port().is_none_or(|first| first == last) => {
+            Target::Listen(Wanted { first: address, last, mptcp })
+                if address.port().is_none_or(|first| first == last) =>
+            {
+                options.mptcp = mptcp;
                 let listener = Listener::new(None, address, options);
                 MasterAddress::Listen(listener.map_err(|error| failed(error.to_string()))?)
             }

@@ -159,6 +159,7 @@ impl BindOptions {
             transparent: self.transparent && ip.is_some(),
             freebind: false,
             blocking: false,
+            mptcp: false,
             netns: self.namespace.clone().filter(|_| !is_path),
             mode: self.mode.filter(|_| is_path),
             user: path(&self.user),

@@ -123,7 +123,11 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
         return BTreeSet::new(); // The kernel's list of all sockets may be long.
     }
     let all = diag::listening().unwrap_or_default().into_iter();
-    all.filter(|socket| others.contains(&socket.inode))
+    // A path for datagrams belongs to a line; the names of programs' own sockets for answers do not.
+    let paths = diag::unix_datagrams().unwrap_or_default().into_iter();
+    let paths = paths.filter(|socket| matches!(socket.address, Address::Unix(_)));
+    all.chain(paths)
+        .filter(|socket| others.contains(&socket.inode))
         .map(|socket| socket.address.to_string())
         .collect()
 }
@@ -131,15 +135,16 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
 /// Whether a line of the configuration stands for a socket that the kernel shows.
 pub(crate) fn names(line: &str, address: &str) -> bool {
     let word = line.trim_end().rsplit(' ').next().unwrap_or(line);
-    // The kernel shows a name with and without padding alike.
-    let word = word.replacen("abnsz@", "abns@", 1);
     match address.strip_prefix("unix@") {
         // It keeps the temporary name that it was bound under.
-        Some(path) => path.starts_with(word.strip_prefix("unix@").unwrap_or(&word)),
+        Some(path) => {
+            let bare = word.strip_prefix("unix@").or_else(|| word.strip_prefix("uxdg@"));
+            path.starts_with(bare.unwrap_or(word))
+        }
         None => {
             word == address
                 || word.parse::<Address>().is_ok_and(|word| word.to_string() == address)
-                || port(address).is_some_and(|port| has_port(&word, port))
+                || port(address).is_some_and(|port| has_port(word, port))
         }
     }
 }
@@ -162,6 +167,7 @@ mod tests {
     #[test]
     fn a_socket_finds_its_line() {
         assert!(names("stats socket /run/h/admin.sock", "unix@/run/h/admin.sock.812.tmp"));
+        assert!(names("uxdg@/run/log", "unix@/run/log.812.tmp"));
         assert!(names("quic4@:443", "udp4@0.0.0.0:443"));
         assert!(names("127.0.0.1:8080-+8081", "127.0.0.1:8081"));
         assert!(!names("127.0.0.1:8080-8081", "127.0.0.1:8082"));
@@ -170,7 +176,7 @@ mod tests {
         assert!(
             names(":8080-8081-8082", "0.0.0.0:8081") && !names(":8080-8081-8082", "0.0.0.0:8082")
         );
-        assert!(names("abnsz@web", "abns@web"));
+        assert!(names("abnsz@web", "abnsz@web"));
         assert!(!names("abnsz@web", "abns@other"));
         assert!(!names("quic4@:443", "udp4@0.0.0.0:53"));
         assert!(!names("stats socket /run/h/admin.sock", "unix@/run/other"));

@@ -64,7 +64,7 @@ impl HeldListener {
         match self.bound {
             Address::Tcp(_) | Address::Quic(_) => version.pauses(),
             Address::Unix(_) => version.pauses_unix(),
-            Address::Udp(_) | Address::Abstract(_) => false,
+            Address::Udp(_) | Address::Abstract(_) | Address::Unpadded(_) => false,
         }
     }
 
@@ -116,7 +116,7 @@ impl HeldListener {
                 let leads_here = diag::unix_is_at(self.inode, Path::new(path));
                 leads_here.unwrap_or(true).then(|| self.bound.clone()).into_iter().collect()
             }
-            Address::Abstract(_) => vec![self.bound.clone()],
+            Address::Abstract(_) | Address::Unpadded(_) => vec![self.bound.clone()],
             Address::Udp(_) => Vec::new(),
         }
     }

@@ -20,7 +20,7 @@ pub(crate) const UNSHARE: &str = "Remove `noreuseport` and `-dR`, or leave the a
 pub(crate) fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
     match address.parse() {
         Ok(Address::Tcp(_)) => no_reuse_port,
-        Ok(Address::Abstract(_)) => true,
+        Ok(address) if address.is_abstract() => true,
         _ => false,
     }
 }
@@ -41,16 +41,15 @@ pub(crate) fn cannot_let_go(
     version: Option<Version>,
 ) -> Option<&'static str> {
     let version = generation.version(version);
-    let is_abstract = |address: &Address| matches!(address, Address::Abstract(_));
     let mut own = generation.own.bound.iter().filter_map(|address| address.parse().ok());
     let mut given = generation.listeners.iter().map(|held| &held.bound);
     if !version.pauses() {
         Some("a pause cannot be undone before haproxy 2.6.12")
     } else if generation.has_master() {
         Some("haproxy's own master cannot be paused")
-    } else if given.any(|bound| is_abstract(bound) || matches!(bound, Address::Udp(_))) {
+    } else if given.any(|bound| bound.is_abstract() || matches!(bound, Address::Udp(_))) {
         Some("abstract and UDP listeners cannot be paused and resumed")
-    } else if !version.resumes_abstract() && own.any(|address| is_abstract(&address)) {
+    } else if !version.resumes_abstract() && own.any(|address: Address| address.is_abstract()) {
         Some("haproxy before 3.0 does not take an abstract name back")
     } else {
         None

@@ -112,6 +112,7 @@ fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
     };
     let mut options =
         Options { blocking: !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK), ..Options::default() };
+    options.mptcp = protocol == Some(Protocol::MPTCP);
     if is_ip {
         let device = getsockopt(&fd, sockopt::BindToDevice)?.into_string().unwrap_or_default();
         options.interface = Some(device).filter(|device| !device.is_empty());

@@ -32,9 +32,9 @@ use crate::error::{Error, errno_of};
 pub use astray::{Astray, astray, can_go_astray};
 pub use beside::{open_beside, repair_beside};
 pub use change::{Before, change};
-pub use netns::{within as within_netns, within_path as within_netns_at};
+pub use netns::{name_of as name_of_netns, within as within_netns, within_path as within_netns_at};
 pub use node::{UnixPath, unlink_if_ours};
-pub(crate) use unix::padded;
+pub(crate) use unix::named;
 
 /// The kernel clamps a backlog to the somaxconn of the socket's own network
 /// namespace (listen(2)), so asking for the most is asking for somaxconn.
@@ -85,7 +85,9 @@ fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let (socket, bound, path) = match &listener.address {
         Address::Tcp(at) => {
-            let socket = inet(listener, *at, Type::STREAM, Protocol::TCP, shared)?;
+            let mptcp = listener.options.mptcp;
+            let protocol = if mptcp { Protocol::MPTCP } else { Protocol::TCP };
+            let socket = inet(listener, *at, Type::STREAM, protocol, shared)?;
             socket.listen(backlog(listener)).map_err(fail("listen"))?;
             let real = real_address(&socket, *at).map_err(fail("getsockname"))?;
             (socket, Address::Tcp(real), None)
@@ -104,8 +106,8 @@ fn open_here(listener: &Listener, shared: bool) -> Result<Opened, Error> {
             let (socket, path) = unix::path(listener, path.as_ref(), backlog(listener))?;
             (socket, listener.address.clone(), Some(path))
         }
-        Address::Abstract(name) => {
-            let socket = unix::abstract_name(listener, name, backlog(listener))?;
+        Address::Abstract(_) | Address::Unpadded(_) => {
+            let socket = unix::abstract_name(listener, backlog(listener))?;
             (socket, listener.address.clone(), None)
         }
     };
@@ -188,7 +190,7 @@ fn unbound(
     let socket =
         Socket::new_raw(Domain::for_address(at), kind.nonblocking().cloexec(), Some(protocol))
             .map_err(fail("socket"))?;
-    if protocol == Protocol::TCP {
+    if kind == Type::STREAM {
         socket.set_reuse_address(true).map_err(fail("setsockopt(SO_REUSEADDR)"))?;
     }
     if shared {

@@ -11,10 +11,30 @@ use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, errno_of};
+use crate::identity;
 use nix::errno::Errno;
 
 /// Where `ip netns add` puts namespaces (ip-netns(8)).
 const DIRECTORY: &str = "/run/netns";
+
+/// What the network namespace with this cookie (SO_NETNS_COOKIE) is called; None if it has no name. Enters each that
+/// has one.
+///
+/// # Errors
+/// [`Error::Netns`] if one may not be entered, and none of the others is it.
+pub fn name_of(cookie: u64) -> Result<Option<String>, Error> {
+    let mut refused = None;
+    for entry in std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        match within(&name, identity::network) {
+            Ok(found) if found == Some(cookie) => return Ok(Some(name)),
+            // A file that is no namespace (any more) is nobody's.
+            Ok(_) | Err(Error::Netns { errno: Errno::EINVAL | Errno::ENOENT, .. }) => {}
+            Err(error) => refused = Some(error),
+        }
+    }
+    refused.map_or(Ok(None), Err)
+}
 
 /// Runs `work` in the network namespace called `name`. What it opens belongs
 /// to that namespace for its whole life, wherever it is used.

@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
@@ -31,27 +32,26 @@ const SUN_PATH: usize = 108;
 /// How often to try again when the path changes while we look at it.
 const ATTEMPTS: usize = 16;
 
-/// A listening socket in the abstract name space. As in haproxy, the name is
-/// padded with NULs to the whole of `sun_path` (haproxy manual, `abns@`), so
-/// that its clients find it.
-pub(super) fn abstract_name(
-    listener: &Listener,
-    name: &str,
-    backlog: i32,
-) -> Result<Socket, Error> {
+/// A listening socket in the abstract name space.
+pub(super) fn abstract_name(listener: &Listener, backlog: i32) -> Result<Socket, Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     let socket = stream(listener)?;
-    padded(name).and_then(|address| socket.bind(&address)).map_err(fail("bind"))?;
+    named(&listener.address).and_then(|address| socket.bind(&address)).map_err(fail("bind"))?;
     socket.listen(backlog).map_err(fail("listen"))?;
     Ok(socket)
 }
 
-/// The address of an abstract name as haproxy has it: a NUL, the name, and NULs
-/// to the end.
-pub(crate) fn padded(name: &str) -> io::Result<SockAddr> {
+/// The address of an abstract name: a NUL, the name and, as in haproxy (its manual, `abns@`), NULs to the end of
+/// `sun_path`, so that its clients find it; without these for `abnsz@`.
+pub(crate) fn named(address: &Address) -> io::Result<SockAddr> {
+    let (Address::Abstract(name) | Address::Unpadded(name)) = address else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
     let mut bytes = [0; SUN_PATH];
     bytes.get_mut(1..=name.len()).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(name.as_bytes());
-    SockAddr::unix(OsStr::from_bytes(&bytes))
+    let padded = matches!(address, Address::Abstract(_));
+    let end = if padded { SUN_PATH } else { 1 + name.len() };
+    SockAddr::unix(OsStr::from_bytes(&bytes[..end]))
 }
 
 /// A listening socket on a path.

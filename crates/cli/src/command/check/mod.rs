@@ -156,8 +156,9 @@ impl Sockets {
             }
             if it.is_some() {
                 // A reload changes the rest in place. Nothing is changed here.
-                let Options { v6only, interface, netns, .. } = listener.options;
-                listener.options = Options { v6only, interface, netns, ..Options::default() };
+                let Options { v6only, mptcp, interface, netns, .. } = listener.options;
+                listener.options =
+                    Options { v6only, mptcp, interface, netns, ..Options::default() };
             }
             if !*overlaps {
                 claims.push(Claim::listen(listener.to_string()).tentative());

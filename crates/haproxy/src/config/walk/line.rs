@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 
+use bindonce_core::address::Address;
+
 use super::Walk;
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
@@ -16,6 +18,8 @@ use crate::config::{Error, Place};
 /// Why addresses for QUIC are haproxy's own.
 const NO_QUIC: &str =
     "this haproxy takes no descriptor for QUIC: 2.8 and later do, where QUIC is built in";
+/// Why `mptcp@` and `abnsz@` are.
+const TOO_OLD: &str = "haproxy knows this family of addresses from 3.1 on";
 const QUIC_OFF: &str = "the global section has switched QUIC off";
 
 impl Walk<'_> {
@@ -151,6 +155,10 @@ impl Walk<'_> {
         self.claims.section(&section, &BindOptions::default(), self.world, unknowns, edits)
     }
 
+    fn before_3_1(&self) -> Option<&'static str> {
+        (!self.unknowns.holds(b"version_atleast(3.1)")).then_some(TOO_OLD)
+    }
+
     /// What reading an address takes from outside its line.
     fn surroundings(&self) -> Surroundings<'_> {
         // Whether haproxy asks getaddrinfo() for host names here.
@@ -164,14 +172,19 @@ impl Walk<'_> {
             directory: &self.directory,
             prefix: self.global.prefix.as_deref().unwrap_or_default(),
             missing: self.missing,
-            quic: Box::new(|| {
+            own: Box::new(|wanted| match &wanted.first {
                 // Asked about at once.
-                let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
-                match terms.map(|term| self.unknowns.holds(term)) {
-                    _ if self.quic_is_off => Some(QUIC_OFF),
-                    [true, true] => None,
-                    _ => Some(NO_QUIC),
+                Address::Quic(_) => {
+                    let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
+                    match terms.map(|term| self.unknowns.holds(term)) {
+                        _ if self.quic_is_off => Some(QUIC_OFF),
+                        [true, true] => None,
+                        _ => Some(NO_QUIC),
+                    }
                 }
+                Address::Unpadded(_) => self.before_3_1(),
+                _ if wanted.mptcp => self.before_3_1(),
+                _ => None,
             }),
         }
     }

@@ -1,0 +1,125 @@
+//! The network namespace of a caller: what it claims by an address is bound there, as it would bind it itself.
+//!
+//! The kernel tells it of the socket on which the caller has connected, so no process is looked up, and nothing counts
+//! that the caller says. Who has connected from there may bind there; only root and the broker's user may name another
+//! namespace.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use bindonce_core::address::Address;
+use bindonce_core::listener::Listener;
+use bindonce_daemon::rpc::Caller;
+use bindonce_sys::{identity, listen, worker};
+use bindonce_wire::{ErrorCode, RpcError};
+
+use crate::broker::Broker;
+
+/// How long the look for a name may take: it enters each namespace that has one.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Where a caller is.
+pub(super) struct Home {
+    /// The name of its namespace, where that is not the broker's own.
+    name: Option<Result<String, RpcError>>,
+    /// It may name another one.
+    anywhere: bool,
+}
+
+impl Home {
+    /// Finds it.
+    pub(super) async fn of(broker: &RefCell<Broker>, caller: &Caller) -> Result<Self, RpcError> {
+        let anywhere = broker.borrow().access.owns_names(caller);
+        let (theirs, ours) = (caller.network, identity::network());
+        let Some(cookie) = theirs.filter(|theirs| ours.is_some_and(|ours| ours != *theirs)) else {
+            return Ok(Self { name: None, anywhere });
+        };
+        // Before work that costs more.
+        broker.borrow().access.known(caller)?;
+        let found = worker::within(LOOK, move || listen::name_of_netns(cookie)).await;
+        let name = match found {
+            Ok(Ok(Some(name))) => Ok(name),
+            Ok(Ok(None)) => Err(nameless(caller)),
+            Ok(Err(error)) => {
+                Err(RpcError::new(ErrorCode::CONFLICT, elsewhere(&error.to_string())))
+            }
+            Err(error) => Err(RpcError::new(ErrorCode::CONFLICT, elsewhere(&error.to_string()))),
+        };
+        Ok(Self { name: Some(name), anywhere })
+    }
+
+    /// Puts the caller's namespace into what it asks for. A path belongs to the file system, not to a network.
+    pub(super) fn place(&self, asked: &mut Listener) -> Result<(), RpcError> {
+        if matches!(asked.address, Address::Unix(_)) {
+            return Ok(());
+        }
+        match (&self.name, &asked.options.netns) {
+            (_, Some(_)) if self.anywhere => Ok(()),
+            (None, None) => Ok(()),
+            (Some(name), None) => {
+                asked.options.netns = Some(name.clone()?);
+                Ok(())
+            }
+            (Some(Ok(name)), Some(said)) if name == said => Ok(()),
+            (_, Some(said)) => {
+                let text = format!("the network namespace {said} is not the caller's");
+                let hint = "only root and the broker's user may name another one; start the program in it: \
+                            ip netns exec";
+                Err(RpcError::new(ErrorCode::DENIED, text)
+                    .with_hint(format!("{hint} {said} ..."))
+                    .with("address", asked.address.to_string()))
+            }
+        }
+    }
+}
+
+fn elsewhere(why: &str) -> String {
+    format!(
+        "the caller is in another network namespace than the broker, and which one is not known: {why}"
+    )
+}
+
+fn nameless(caller: &Caller) -> RpcError {
+    let pid = caller.peer.pid;
+    let text = "the caller is in another network namespace than the broker, one without a name: a listener there \
+                could not be found again";
+    RpcError::new(ErrorCode::CONFLICT, text).with_hint(format!(
+        "give it a name (`ip netns attach NAME {pid}`), or start a broker in it; what this broker holds in its own \
+         namespace is claimed by its name"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(home: &Home, listen: &str) -> Result<String, ErrorCode> {
+        let mut asked = listen.parse().expect(listen);
+        home.place(&mut asked).map_err(|error| error.code)?;
+        Ok(asked.to_string())
+    }
+
+    #[test]
+    fn what_is_claimed_is_where_the_caller_is() {
+        let at = |name: Option<&str>, anywhere| Home {
+            name: name.map(|it| Ok(it.to_owned())),
+            anywhere,
+        };
+        let in_blue = Ok("10.0.0.1:80,netns=blue".to_owned());
+        for home in [at(Some("blue"), false), at(Some("blue"), true)] {
+            assert_eq!(placed(&home, "10.0.0.1:80"), in_blue);
+            assert_eq!(placed(&home, "10.0.0.1:80,netns=blue"), in_blue);
+            assert_eq!(placed(&home, "/run/a"), Ok("unix@/run/a".to_owned()));
+        }
+        // Another one is for root and the broker's user.
+        for home in [at(Some("red"), false), at(None, false)] {
+            assert_eq!(placed(&home, "10.0.0.1:80,netns=blue"), Err(ErrorCode::DENIED));
+        }
+        assert_eq!(placed(&at(Some("red"), true), "10.0.0.1:80,netns=blue"), in_blue);
+        let nowhere =
+            Home { name: Some(Err(RpcError::new(ErrorCode::CONFLICT, ""))), anywhere: false };
+        assert_eq!(placed(&nowhere, "10.0.0.1:80"), Err(ErrorCode::CONFLICT));
+        assert_eq!(placed(&nowhere, "10.0.0.1:80,netns=blue"), Err(ErrorCode::DENIED));
+        assert_eq!(placed(&at(None, false), "10.0.0.1:80"), Ok("10.0.0.1:80".to_owned()));
+    }
+}

@@ -1,0 +1,110 @@
+//! A program in a network namespace of its own, and the broker outside: what it claims is bound where it is.
+
+use std::process::{Command, Output};
+
+use nix::sys::signal::Signal::SIGKILL;
+
+use crate::harness::{
+    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, skip,
+};
+
+/// A network namespace with a name, as `ip netns` makes them.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(scene: &Scene) -> Option<Self> {
+        if !scene.is_isolated() {
+            skip("needs root, for network namespaces");
+            return None;
+        }
+        let name = scene.path("").file_name()?.to_str()?.to_owned();
+        finish(Command::new("ip").args(["netns", "add", &name])).ok();
+        let namespace = Self(name);
+        finish(Command::new("ip").args(["-n", &namespace.0, "link", "set", "lo", "up"])).ok();
+        Some(namespace)
+    }
+
+    /// A command in it, for more arguments.
+    fn command(&self, scene: &Scene) -> Command {
+        let mut command = scene.command("ip");
+        command.args(["netns", "exec", &self.0]);
+        command
+    }
+
+    /// What answers a request in it.
+    fn answer(&self, scene: &Scene, address: std::net::SocketAddr) -> String {
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/{} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+            address.ip(),
+            address.port()
+        );
+        let mut command = self.command(scene);
+        let Output { stdout, .. } =
+            command.args(["timeout", "5", "bash", "-c", &script]).output().expect("bash");
+        String::from_utf8_lossy(&stdout).into_owned()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn haproxy_in_another_network_listens_there_over_reloads_and_a_kill_of_the_broker() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let Some(namespace) = Namespace::new(&scene) else { return };
+    let mut broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let mut command = namespace.command(&scene);
+    command.arg(bindonce()).args(["run", "--name", "web", "--socket"]).arg(scene.socket());
+    command.arg("--").arg(&program).arg("-f").arg(&file);
+    let mut haproxy =
+        Haproxy { supervisor: Process::start(&mut command), service: "web".to_owned() };
+    haproxy.wait_serving(&scene);
+    let answers = |tag: u64| {
+        let wanted = format!("x-generation: {tag}");
+        eventually("an answer", || {
+            namespace.answer(&scene, address).contains(&wanted).then_some(())
+        });
+        assert_eq!(listening(address), [], "it is bound in the broker's own network");
+    };
+    answers(1);
+    let held = format!("{address},netns={}", namespace.0);
+    assert!(scene.run("list", &[]).ok().contains(&held), "{}", scene.run("list", &[]).ok());
+    scene.write("haproxy.cfg", &config(address, 2));
+    haproxy.reload(&scene).ok();
+    answers(2);
+    broker.signal(SIGKILL);
+    broker.wait_exit();
+    let _broker = scene.broker();
+    eventually("the listener to be given back", || {
+        scene.run("list", &[]).ok().contains(&held).then_some(())
+    });
+    scene.write("haproxy.cfg", &config(address, 3));
+    haproxy.reload(&scene).ok();
+    answers(3);
+}
+
+/// It would be bound where the caller does not expect it, or could not be found again after a restart.
+#[test]
+fn a_claim_from_a_network_without_a_name_is_refused_and_nothing_is_bound() {
+    let scene = Scene::new();
+    if !scene.is_isolated() {
+        return skip("needs root, for network namespaces");
+    }
+    let _broker = scene.broker();
+    let address = scene.address();
+    let mut command = scene.command("unshare");
+    command.arg("-n").arg(bindonce()).args(["exec", "--socket"]).arg(scene.socket());
+    let said = finish(command.args(["--listen", &format!("web={address}"), "--", "true"])).fails(1);
+    assert!(
+        said.contains("another network namespace") && said.contains("ip netns attach"),
+        "{said}"
+    );
+    assert_eq!(listening(address), []);
+    assert!(!scene.run("list", &[]).ok().contains(&address.to_string()));
+}
