@@ -25,7 +25,6 @@ use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::Happening;
 use bindonce_sys::holders::Holder;
-use bindonce_sys::process::Pidfd;
 use bindonce_sys::{diag, holders, identity, worker};
 use bindonce_wire::manifest::Entry;
 use tokio::time::{Instant, timeout_at};
@@ -171,8 +170,7 @@ async fn take(broker: &Rc<RefCell<Broker>>) {
 }
 
 fn from_process(entry: &Entry, holder: Holder) -> Option<Found> {
-    let taken = Pidfd::open(holder.pid).and_then(|process| process.take(holder.fd));
-    let taken = taken.map_err(|error| error.to_string()).and_then(|fd| {
+    let taken = holder.take().map_err(|error| error.to_string()).and_then(|fd| {
         let found = identity::of(fd.as_fd()).map_err(|error| error.to_string())?;
         if found.inode != entry.inode {
             return Err("the process has closed it".to_owned());

@@ -5,6 +5,7 @@
 //! Where no lease is to be had (another user's file without CAP_LEASE, some network file systems), a
 //! file that changed in the last [`QUIET`] counts as being written.
 
+use crate::process::threads_with_own_descriptors;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -238,7 +239,11 @@ fn writers(file: &Metadata) -> Vec<i32> {
     let mut pids = numbers(Path::new("/proc"));
     pids.retain(|pid| {
         let process = Path::new("/proc").join(pid.to_string());
-        numbers(&process.join("fd")).into_iter().any(|fd| writes(&process, fd))
+        let apart = threads_with_own_descriptors(*pid).into_iter();
+        let apart = apart.map(|tid| process.join(format!("task/{tid}")));
+        std::iter::once(process.clone())
+            .chain(apart)
+            .any(|table| numbers(&table.join("fd")).into_iter().any(|fd| writes(&table, fd)))
     });
     pids
 }

@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::epoll::Registration;
-use crate::error::Error;
+use crate::error::{Error, errno_of};
 use crate::holders;
 use crate::process::Pidfd;
 
@@ -151,21 +151,15 @@ fn detach_here(
 
 /// The epoll descriptor of the other process; None if it or its owner is gone.
 fn take_epoll(process: &OwnedFd, ghost: &Ghost) -> Result<Option<OwnedFd>, Error> {
-    use rustix::io::Errno;
-    let flags = rustix::process::PidfdGetfdFlags::empty();
     let taken = if ghost.tid == ghost.pid {
-        rustix::process::pidfd_getfd(process, ghost.epoll, flags)
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        rustix::process::pidfd_getfd(process, ghost.epoll, flags).map_err(Into::into)
     } else {
-        // PIDFD_THREAD, Linux 6.9: a thread's own descriptor table.
-        let thread = rustix::process::Pid::from_raw(ghost.tid).ok_or(Errno::SRCH);
-        let flag = rustix::process::PidfdFlags::from_bits_retain(nix::libc::O_EXCL.cast_unsigned());
-        thread
-            .and_then(|tid| rustix::process::pidfd_open(tid, flag))
-            .and_then(|thread| rustix::process::pidfd_getfd(thread, ghost.epoll, flags))
+        Pidfd::of_thread(ghost.tid).and_then(|thread| thread.take(ghost.epoll))
     };
     match taken {
         Ok(epoll) => Ok(Some(epoll)),
-        Err(Errno::BADF | Errno::SRCH) => Ok(None),
+        Err(error) if matches!(errno_of(&error), Errno::EBADF | Errno::ESRCH) => Ok(None),
         Err(error) => Err(Error::call("pidfd_getfd", error)),
     }
 }

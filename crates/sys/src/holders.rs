@@ -6,9 +6,10 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::process::numbered;
+use crate::process::{Pidfd, numbered, threads_with_own_descriptors};
 
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,6 +20,23 @@ pub struct Holder {
     pub pid: i32,
     /// The number of the descriptor there.
     pub fd: i32,
+    /// A thread whose descriptor table has it; mostly the pid.
+    pub tid: i32,
+}
+
+impl Holder {
+    /// The descriptor, duplicated into this process (pidfd_getfd(2)).
+    ///
+    /// # Errors
+    /// `EPERM` without the right to trace the process; `EBADF` if the number is that socket's no more; `EINVAL` for
+    /// a table of another thread than the first before Linux 6.9.
+    pub fn take(&self) -> io::Result<OwnedFd> {
+        let process =
+            if self.tid == self.pid { Pidfd::open(self.pid) } else { Pidfd::of_thread(self.tid) };
+        let taken = process?.take(self.fd)?;
+        let same = rustix::fs::fstat(&taken)?.st_ino == self.inode;
+        if same { Ok(taken) } else { Err(rustix::io::Errno::BADF.into()) }
+    }
 }
 
 /// Every descriptor, in every process that may be read, of the sockets with
@@ -73,12 +91,12 @@ fn in_process(pid: i32, inodes: &HashSet<u64>) -> Vec<Holder> {
             if let Some(inode) = table.socket(*fd)
                 && inodes.contains(&inode)
             {
-                found.push(Holder { inode, pid, fd: *fd });
+                found.push(Holder { inode, pid, fd: *fd, tid: table.tid });
             }
         }
     }
     found.sort_unstable();
-    found.dedup();
+    found.dedup_by_key(|holder| (holder.inode, holder.fd));
     found
 }
 
@@ -121,18 +139,11 @@ impl Table {
     }
 }
 
-/// The descriptor tables of a process: the main thread's, and those of other
-/// threads that differ from it. Tables with the same numbers count as one, because
-/// a copy is told from a shared table only by what was closed or opened since.
+/// The descriptor tables of a process: the main thread's, and those that other threads have for themselves.
 pub(crate) fn tables(pid: i32) -> Vec<Table> {
     let process = PathBuf::from(format!("/proc/{pid}"));
-    let tasks = process.join("task");
-    let mut found = vec![Table::read(pid, process)];
-    for tid in numbered(&tasks).unwrap_or_default().into_iter().filter(|tid| *tid != pid) {
-        let table = Table::read(tid, tasks.join(tid.to_string()));
-        if found.iter().all(|known| known.numbers != table.numbers) {
-            found.push(table);
-        }
-    }
-    found
+    let apart = threads_with_own_descriptors(pid).into_iter();
+    let apart: Vec<_> = apart.map(|tid| (tid, process.join(format!("task/{tid}")))).collect();
+    let all = std::iter::once((pid, process)).chain(apart);
+    all.map(|(tid, base)| Table::read(tid, base)).collect()
 }

@@ -140,21 +140,44 @@ pub fn numbered(directory: &Path) -> Option<Vec<i32>> {
     Some(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// Threads of a process whose descriptor table is not the main thread's (unshare(2) with CLONE_FILES,
+/// A thread of each descriptor table that a process has beside the main thread's (unshare(2) with CLONE_FILES,
 /// as thread groups of haproxy 3.5 have them).
 pub fn threads_with_own_descriptors(pid: i32) -> Vec<i32> {
-    let threads = numbered(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default();
-    threads.into_iter().filter(|tid| *tid != pid && !shares_descriptors(pid, *tid)).collect()
+    let mut apart = vec![pid];
+    for tid in numbered(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default() {
+        if !apart.iter().any(|known| share_descriptors(pid, *known, tid)) {
+            apart.push(tid);
+        }
+    }
+    apart.split_off(1)
 }
 
-/// Whether two threads use one descriptor table (kcmp(2)). True where the kernel does not say,
-/// because nearly all do.
-fn shares_descriptors(one: i32, other: i32) -> bool {
+/// Whether two threads of a process use one descriptor table (kcmp(2)). Where the kernel does not say, as in many
+/// containers, whether they have the same open.
+fn share_descriptors(pid: i32, one: i32, other: i32) -> bool {
     const KCMP_FILES: libc::c_long = 2;
+    if one == other {
+        return true;
+    }
     // SAFETY: kcmp takes five integers and reads no memory of ours.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
-    order <= 0
+    if order >= 0 {
+        return order == 0;
+    }
+    let open = |tid: i32| {
+        let base = Path::new("/proc").join(format!("{pid}/task/{tid}/fd"));
+        let mut numbers = numbered(&base)?;
+        numbers.sort_unstable();
+        // Connections may be many; listeners and epoll instances come first.
+        let first = numbers.iter().take(COMPARED);
+        let links: Vec<_> = first.map(|fd| fs::read_link(base.join(fd.to_string())).ok()).collect();
+        Some((numbers, links))
+    };
+    open(one) == open(other)
 }
+
+/// Of so many descriptors is compared what they are, where that tells whether two tables are one.
+const COMPARED: usize = 256;
 
 /// A process and all that descend from it now, as a master has workers, the first one in front
 /// (proc_pid_task(5)). One whose parent has ended is not among them.
@@ -314,6 +337,16 @@ impl Pidfd {
         // What was reaped already, or hangs in the kernel, is not waited for.
         let _ = poll(&mut polled, Some(&second));
         let _ = self.try_wait();
+    }
+
+    /// A thread, for its own descriptor table (PIDFD_THREAD).
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.9; `ESRCH` if there is no such thread.
+    pub fn of_thread(tid: i32) -> io::Result<Self> {
+        let flag = rustix::process::PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+        let thread = rustix::process::Pid::from_raw(tid).ok_or(rustix::io::Errno::SRCH)?;
+        Ok(Self { fd: rustix::process::pidfd_open(thread, flag)?, pid: tid })
     }
 
     /// A descriptor of that process, duplicated into ours (pidfd_getfd(2)).

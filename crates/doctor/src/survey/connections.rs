@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_sys::diag::{self, Connection};
+use bindonce_sys::holders;
 
-use super::descriptors;
 use super::namespaces::Namespace;
 use crate::facts::{Connections, Details, Look, Questions, Socket};
 
@@ -17,7 +17,7 @@ pub(super) fn ask(namespaces: &[Namespace], look: &Look, questions: &Questions) 
         look.sockets.iter().filter(|socket| questions.queues.contains(&socket.inode)).collect();
     let mut draining: HashMap<u64, i32> = HashMap::new();
     for pid in &questions.connections {
-        draining.extend(descriptors::sockets(*pid).into_iter().map(|inode| (inode, *pid)));
+        draining.extend(holders::sockets(*pid).into_iter().map(|inode| (inode, *pid)));
     }
     let mut details = Details::default();
     if queues.is_empty() && draining.is_empty() {

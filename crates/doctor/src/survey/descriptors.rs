@@ -5,10 +5,9 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use bindonce_sys::epoll;
-use bindonce_sys::process::{numbered, threads_with_own_descriptors};
+use bindonce_sys::process::threads_with_own_descriptors;
 use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::facts::Registration;
@@ -24,9 +23,9 @@ pub(super) struct Wanted<'a> {
 /// What the descriptors of a process are.
 #[derive(Debug, Default)]
 pub(super) struct Descriptors {
-    /// How many there are.
+    /// How many there are: the limit is one for each table, so in the fullest.
     pub(super) count: u64,
-    /// How many of them are sockets.
+    /// How many of these are sockets.
     pub(super) sockets: u64,
     /// Inode and number of each that is one of the sockets asked for, sorted.
     pub(super) holds: Vec<(u64, i32)>,
@@ -56,20 +55,11 @@ pub(super) fn read(pid: i32, threaded: bool, wanted: &Wanted<'_>) -> Option<Desc
     Some(found)
 }
 
-/// The inodes of all sockets of a process; none if it may not be read.
-pub(super) fn sockets(pid: i32) -> Vec<u64> {
-    let base = format!("/proc/{pid}/fd");
-    let numbers = numbered(Path::new(&base)).unwrap_or_default();
-    let links = numbers
-        .iter()
-        .filter_map(|number| rustix::fs::readlink(format!("{base}/{number}"), Vec::new()).ok());
-    links.filter_map(|link| socket(link.as_bytes())).collect()
-}
-
 /// Reads one table into `found`; gives the fdinfo of its epoll descriptors. None if it may not be
 /// read.
 fn table(base: &str, wanted: &Wanted<'_>, found: &mut Descriptors) -> Option<Vec<String>> {
     let directory = open(&format!("{base}/fd"))?;
+    let (mut count, mut sockets) = (0, 0);
     let mut epolls = Vec::new();
     let mut buffer = Vec::with_capacity(64);
     for entry in Dir::read_from(&directory).ok()?.flatten() {
@@ -77,7 +67,7 @@ fn table(base: &str, wanted: &Wanted<'_>, found: &mut Descriptors) -> Option<Vec
         let Some(number) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        found.count += 1;
+        count += 1;
         let Ok(link) = rustix::fs::readlinkat(&directory, name, std::mem::take(&mut buffer)) else {
             continue;
         };
@@ -86,7 +76,7 @@ fn table(base: &str, wanted: &Wanted<'_>, found: &mut Descriptors) -> Option<Vec
             b"anon_inode:[io_uring]" => found.uring = true,
             link => {
                 if let Some(inode) = socket(link) {
-                    found.sockets += 1;
+                    sockets += 1;
                     if wanted.inodes.contains(&inode) {
                         found.holds.push((inode, number));
                     }
@@ -95,6 +85,9 @@ fn table(base: &str, wanted: &Wanted<'_>, found: &mut Descriptors) -> Option<Vec
         }
         buffer = link.into_bytes();
         buffer.clear();
+    }
+    if count > found.count {
+        (found.count, found.sockets) = (count, sockets);
     }
     Some(epolls)
 }

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use bindonce_core::address::Address;
 use bindonce_sys::clock::now;
-use bindonce_sys::process::Pidfd;
+use bindonce_sys::holders::{self, Holder};
 use bindonce_sys::{Errno, Error, diag};
 use rustix::net::sockopt::socket_reuseport;
 
@@ -156,7 +156,7 @@ impl Survey {
             };
             if matters && let Some((pid, number)) = holders.get(&socket.inode) {
                 let known = self.reuseport.entry(socket.cookie);
-                socket.reuseport = *known.or_insert_with(|| reuseport(*pid, *number));
+                socket.reuseport = *known.or_insert_with(|| reuseport(socket.inode, *pid, *number));
             }
         }
     }
@@ -165,8 +165,10 @@ impl Survey {
 /// Whether descriptor `number` of a process has SO_REUSEPORT set; none where it may not be asked
 /// (pidfd_getfd(2) needs the right to trace). For the time of one call the socket is held here
 /// too, and nothing is changed.
-fn reuseport(pid: i32, number: i32) -> Option<bool> {
-    let socket = Pidfd::open(pid).ok()?.take(number).ok()?;
+fn reuseport(inode: u64, pid: i32, number: i32) -> Option<bool> {
+    let in_main = Holder { inode, pid, fd: number, tid: pid };
+    let elsewhere = || holders::of_process(pid, &[inode]).first()?.take().ok();
+    let socket = in_main.take().ok().or_else(elsewhere)?;
     socket_reuseport(&socket).ok()
 }
 

@@ -11,7 +11,6 @@ use bindonce_core::address::Address;
 use bindonce_core::adoption::{Candidate, Unfit};
 use bindonce_core::listener::Listener;
 use bindonce_sys::exchange::exchange;
-use bindonce_sys::process::Pidfd;
 use bindonce_sys::subprocess::User;
 use bindonce_sys::{diag, holders, identity, process};
 
@@ -84,9 +83,8 @@ impl Running {
                 continue;
             }
             let taken = |number, source| Error::NotTaken { pid: member, number, source };
-            let pidfd = Pidfd::open(member).map_err(|_| Error::NoProcess { pid: member })?;
             for holder in held {
-                let fd = pidfd.take(holder.fd).map_err(|error| taken(holder.fd, error))?;
+                let fd = holder.take().map_err(|error| taken(holder.fd, error))?;
                 sockets.extend(describe(fd, false, &listening));
             }
             accepts.get_or_insert(member);

@@ -132,7 +132,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
 }
 
 /// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it
-/// stops; none if its connection ends first.
+/// stops; none if its connection ends first, or is silent when no process has a descriptor of them any more.
 async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Option<Info> {
     let mut said = false;
     loop {
@@ -144,6 +144,10 @@ async fn said_closed(family: &Family, admin: &Admin, stopping: impl Fn()) -> Opt
                 if family.says_closed(&info) {
                     return Some(info);
                 }
+            }
+            // Its descriptors tell as much.
+            Err(NoAnswer::InTime) if matches!(family.look(None), Descriptors::Closed) => {
+                return None;
             }
             Err(NoAnswer::InTime) => {}
             Err(NoAnswer::Closed) => return None,

@@ -1,7 +1,7 @@
 //! What this binary does when it is started as a child.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -143,7 +143,6 @@ fn table() -> Vec<(i32, String)> {
 }
 
 fn link(fd: BorrowedFd<'_>) -> String {
-    use std::os::fd::AsRawFd;
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("link");
     link.display().to_string()
 }
@@ -163,11 +162,32 @@ fn ghost(kind: &str) {
             });
             worker.join().expect("thread");
         }
+        // In a table that two threads have for themselves, which has the same numbers as the first one, and other files.
+        "apart" => {
+            let (send, apart) = std::sync::mpsc::channel();
+            let number = listener.as_raw_fd();
+            let worker = std::thread::spawn(move || {
+                unshare(CloneFlags::CLONE_FILES).expect("unshare");
+                let epoll = watched(&listener);
+                let sibling = std::thread::spawn(nix::unistd::pause);
+                send.send(()).expect("the first thread");
+                sibling.join().expect("thread");
+                drop((epoll, listener));
+            });
+            apart.recv().expect("a table of its own");
+            let null = || std::fs::File::open("/dev/null").expect("open");
+            let mut instead = vec![null()];
+            for taken in [inherit::FIRST, number] {
+                nix::unistd::close(taken).expect("close");
+                instead.push(null());
+            }
+            println!("ready");
+            worker.join().expect("thread");
+            std::mem::forget(instead);
+        }
         // Registered and still open: not a ghost.
         "open" => {
-            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
-            epoll::add(&epoll, &listener, epoll::EventData::new_u64(1), epoll::EventFlags::IN)
-                .expect("add");
+            let _epoll = watched(&listener);
             stay();
         }
         kind => unreachable!("{kind}"),
@@ -176,11 +196,16 @@ fn ghost(kind: &str) {
 
 fn haunt(listener: &OwnedFd, number: i32) {
     let copy = fcntl_dupfd_cloexec(listener, number).expect("dup");
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
-    let data = epoll::EventData::new_u64(1);
-    epoll::add(&epoll, &copy, data, epoll::EventFlags::IN).expect("add");
+    let _epoll = watched(&copy);
     drop(copy);
     stay();
+}
+
+fn watched(listener: &OwnedFd) -> OwnedFd {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    let data = epoll::EventData::new_u64(1);
+    epoll::add(&epoll, listener, data, epoll::EventFlags::IN).expect("add");
+    epoll
 }
 
 fn stay() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bindonce_sys::executable;
 use bindonce_sys::spawn::{Launch, Started};
-use bindonce_sys::{Errno, ghosts, holders};
+use bindonce_sys::{Errno, epoll, ghosts, holders, process};
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -18,6 +18,10 @@ use crate::programs::wait;
 pub(crate) const TESTS: &[Test] = &[
     ("a ghost is found and deleted, and the process is woken no more", by_number),
     ("a ghost in a thread's own table is found and deleted", in_a_thread),
+    (
+        "a listener in a table of two threads is found and taken, whatever has its number elsewhere",
+        apart,
+    ),
     ("a listener that is open is no ghost", open),
     ("a process that is gone has none", gone),
     ("the ghosts of a haproxy that drains are found and deleted", of_haproxy),
@@ -88,6 +92,30 @@ fn by_number() {
     assert_eq!(crate::open_descriptors(), before);
     assert!(!holders::of_process(haunted.started.pid, &[haunted.inode]).is_empty());
     drop(client);
+}
+
+fn apart() {
+    let haunted = Haunted::new("apart");
+    let pid = haunted.started.pid;
+    assert_eq!(process::threads_with_own_descriptors(pid).len(), 1);
+    let found = holders::of_process(pid, &[haunted.inode]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|holder| holder.tid != pid), "{found:?}");
+    assert_eq!(epoll::waited_for(pid, &[haunted.inode]), Some([haunted.inode].into()));
+    assert_eq!(haunted.find(), []);
+    for holder in found {
+        // By the process alone it is another file.
+        assert!(holders::Holder { tid: pid, ..holder }.take().is_err());
+        match holder.take() {
+            Ok(taken) => {
+                assert_eq!(rustix::fs::fstat(&taken).expect("fstat").st_ino, haunted.inode);
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                crate::skip::skip(&format!("thread tables: PIDFD_THREAD needs Linux 6.9: {error}"));
+            }
+            Err(error) => unreachable!("{error}"),
+        }
+    }
 }
 
 fn in_a_thread() {
