@@ -59,10 +59,12 @@ impl Handler for Yes {
         self.answered.borrow_mut().push((link.caller.peer.uid, passed));
         let descriptor = Rc::new(std::io::stdin().as_fd().try_clone_to_owned().expect("a copy"));
         let descriptors = vec![descriptor; self.gives];
-        let text = match self.long {
+        let mut text = match self.long {
             0 => encode(request, &true)?,
             long => encode(request, &"x".repeat(long))?,
         };
+        // What is counted is what it takes.
+        text.shrink_to_fit();
         Ok(Reply { text, descriptors })
     }
 
@@ -298,7 +300,7 @@ fn whoever_does_not_read_its_reply_is_cut_off() {
 /// The second of two long replies to a user is one too many, at once.
 #[test]
 fn replies_that_are_not_read_are_kept_up_to_a_limit() {
-    let limits = Limits { buffered_bytes: LONG, connections_without_rights: 2, ..LIMITS };
+    let limits = Limits { buffered_bytes: 3 * LONG, connections_without_rights: 2, ..LIMITS };
     run("kept", limits, Yes { long: LONG, ..Yes::default() }, |path| async move {
         let mut first = UnixStream::connect(&path).await.expect("connect");
         first.write_all(br#"{"id":1,"method":"ping"}"#).await.expect("a request");
