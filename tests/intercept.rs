@@ -276,6 +276,9 @@ fn a_supervisor_that_is_killed_leaves_a_bind_that_fails_and_the_next_one_goes_on
     assert!(next.story().contains("its bind() fails with ENOSYS"), "{}", next.story());
     reload(&scene);
     next.wait_line("said bound");
+    reload(&scene);
+    // What is bound and not listened on is no part of it.
+    next.wait_line("it listens on all that is served now");
     assert_eq!(only(address), inode);
     assert!(next.terminate().success(), "{}", next.story());
 }

@@ -229,6 +229,12 @@ impl Generation {
         self.listeners.iter().map(|held| held.inode).collect()
     }
 
+    /// The inodes of those that it listens on, as far as it has said so; of one that was taken over, of all.
+    pub(crate) fn listens_on(&self) -> Vec<u64> {
+        let said = &self.readiness.listening;
+        self.inodes().into_iter().filter(|inode| said.is_empty() || said.contains(inode)).collect()
+    }
+
     /// Lets go of the listeners that are not among these, and of its leases with them; none if there are none.
     pub(crate) fn keep_only(&mut self, inodes: &BTreeSet<u64>) -> Option<GivenBack> {
         let has_master = self.has_master();

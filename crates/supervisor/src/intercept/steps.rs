@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::asked::{Given, Listens, Want};
 use crate::broker::lease::LeaseUpdate;
+use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
 use crate::generations::watching;
 use crate::message::Message;
@@ -100,12 +101,12 @@ impl Supervisor {
         }
         let older = self.timeline.accepting(id);
         let older = older.iter().filter_map(|id| self.generations.get(id));
-        let served: BTreeSet<u64> = older.flat_map(|older| older.inodes()).collect();
+        let served: BTreeSet<u64> = older.flat_map(Generation::listens_on).collect();
         let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.readiness.listening.insert(listens.inode);
         if generation.readiness.ready {
             return;
         }
-        generation.readiness.listening.insert(listens.inode);
         let listening = &generation.readiness.listening;
         if !served.is_empty() && served.is_subset(listening) {
             return self.ready(id, "it listens on all that is served now");

@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
+sockets that listen seen throughout; and what the filter costs a program.
+
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--only NAME]
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+from stage import PORT, Stage, binary, isolate, listening, told, wait_for
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--times", type=int, default=20)
+parser.add_argument("--clients", type=int, default=8)
+parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
+parser.add_argument("--only", default="", help="only programs whose name begins with this")
+arguments = parser.parse_args()
+
+# Serves until it is told to stop, and finishes what is connected.
+SERVER = """
+import http.server, os, signal, sys, threading
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('x-generation', os.environ['BINDONCE_GENERATION'])
+        self.send_header('content-length', '0')
+        self.end_headers()
+    def log_message(self, *_): pass
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads, request_queue_size = False, 511
+server = Server(('127.0.0.1', int(sys.argv[1])), Answer)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+server.serve_forever()
+server.server_close()
+"""
+NODE = """
+const server = require('http').createServer((q, r) => {
+  r.setHeader('x-generation', process.env.BINDONCE_GENERATION); r.setHeader('connection', 'close'); r.end();
+}).listen(%d, '127.0.0.1');
+process.on('SIGTERM', () => server.close());
+"""
+RUST = """
+use std::{env, io::{Read, Write}, net::TcpListener};
+fn main() {
+    let listener = TcpListener::bind(("127.0.0.1", %d)).unwrap();
+    let tag = env::var("BINDONCE_GENERATION").unwrap();
+    for stream in listener.incoming() {
+        let (Ok(mut stream), tag) = (stream, tag.clone()) else { continue };
+        std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            let mut part = [0; 4096];
+            while !seen.ends_with(b"\\r\\n\\r\\n") {
+                match stream.read(&mut part) { Ok(n) if n > 0 => seen.extend_from_slice(&part[..n]), _ => return }
+            }
+            let _ = write!(stream, "HTTP/1.0 200 OK\\r\\nx-generation: {tag}\\r\\ncontent-length: 0\\r\\n\\r\\n");
+        });
+    }
+}
+"""
+
+
+def programs(directory):
+    """(name, options, command) of what is installed."""
+    def write(name, text):
+        (directory / name).write_text(text)
+        return str(directory / name)
+
+    yield "python", [], [sys.executable, write("server.py", SERVER), str(PORT)]
+    if shutil.which("nginx"):
+        kinds = "".join(f"{kind}_temp_path {directory}/nginx-{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        configuration = write("nginx.conf", (
+            f"daemon off; pid {directory}/nginx.pid; worker_processes 2;\n"
+            f"events {{ worker_connections 1000; }}\nhttp {{ access_log off; keepalive_timeout 0; {kinds}\n"
+            f"server {{ listen {PORT}; location / {{ add_header x-generation TAG; return 200 ok; }} }} }}\n"))
+        tagged = f"{configuration}-${{BINDONCE_GENERATION:-0}}"
+        script = f"sed s/TAG/${{BINDONCE_GENERATION:-0}}/ {configuration} > {tagged}; exec nginx -e stderr -c {tagged}"
+        yield "nginx", ["--retire-signal", "SIGQUIT"], ["sh", "-c", script]
+    if shutil.which("apache2"):
+        modules = "/usr/lib/apache2/modules"
+        (directory / "a").write_text("ok")
+        yield "apache2", ["--retire-signal", "SIGWINCH"], ["apache2", "-DFOREGROUND", "-f", write("apache.conf", (
+            f"ServerRoot {directory}\nPidFile {directory}/pid.${{BINDONCE_GENERATION}}\nListen {PORT}\nServerName x\n"
+            f"LoadModule mpm_event_module {modules}/mod_mpm_event.so\nLoadModule authz_core_module {modules}/mod_authz_core.so\n"
+            f"LoadModule headers_module {modules}/mod_headers.so\nLoadModule dir_module {modules}/mod_dir.so\nDirectoryIndex a\n"
+            f"Header always set x-generation ${{BINDONCE_GENERATION}}\n"
+            f"DocumentRoot {directory}\nErrorLog {directory}/apache.log\nUser www-data\nGroup www-data\nKeepAlive off\n"))]
+    if shutil.which("node"):
+        yield "node", [], ["node", write("server.js", NODE % PORT)]
+    if shutil.which("varnishd"):
+        vcl = write("varnish.vcl", (
+            'vcl 4.1; import std; backend none none; sub vcl_recv { return (synth(200)); }\n'
+            'sub vcl_synth { set resp.http.x-generation = std.getenv("BINDONCE_GENERATION"); set resp.http.connection = "close"; }\n'))
+        yield "varnish", [], ["sh", "-c", f"exec varnishd -F -n {directory}/varnish-$BINDONCE_GENERATION -a 127.0.0.1:{PORT} -T none -f {vcl}"]
+    if shutil.which("rustc"):
+        # Static: it has no libc of the system's that could be replaced.
+        source = write("server.rs", RUST % PORT)
+        static = ["-C", "target-feature=+crt-static", "-O", "-o", f"{directory}/server"]
+        if subprocess.run(["rustc", *static, source], capture_output=True).returncode == 0:
+            yield "rust (static)", [], [f"{directory}/server"]
+
+
+def watch(seen, ends):
+    while not ends.is_set():
+        seen.add(tuple(listening()))
+
+
+def reloads(name):
+    with Stage() as stage:
+        os.chmod(stage.directory, 0o755)
+        options, command = next(found[1:] for found in programs(stage.directory) if found[0] == name)
+        run = [binary("bindonce"), "run", "--name", "web", "--intercept", *options, "--", *command]
+        stage.supervisor = stage.start("run", run)
+        wait_for(f"{name} to serve", stage.serving)
+        seen, ends = set(), threading.Event()
+        thread = threading.Thread(target=watch, args=(seen, ends))
+        thread.start()
+        load = stage.load(arguments.clients)
+        times, failed = [], []
+        for _ in range(arguments.times):
+            time.sleep(0.3)  # load between two
+            begun = time.monotonic()
+            done = stage.bindonce("reload", "--name", "web")
+            times.append(time.monotonic() - begun)
+            if done.returncode != 0:
+                failed.append(done.stdout + done.stderr)
+        time.sleep(0.3)
+        report = stage.report(load)
+        ends.set()
+        thread.join()
+        print(f"{name}: {len(times)} reloads, {len(failed)} failed, median {statistics.median(times) * 1000:.0f} ms; "
+              f"listening sockets: {max(map(len, seen))} at most, {len({inode for one in seen for inode in one})} in all\n"
+              f"    {told(report)}", flush=True)
+        for text in failed[:3]:
+            print(f"    {text.strip()}")
+        stage.end(stage.supervisor)
+
+
+COST = """
+use std::{hint::black_box, net::TcpListener, process, thread, time::{Duration, Instant}};
+fn main() {
+    let listener = TcpListener::bind(("127.0.0.1", %d)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let time = |call: &dyn Fn()| {
+        let begun = Instant::now();
+        for _ in 0..%d { call(); }
+        begun.elapsed().as_nanos() as f64 / %d as f64
+    };
+    let getpid = time(&|| { black_box(process::id()); });
+    let accept = time(&|| { let _ = black_box(listener.accept()); });
+    let begun = Instant::now();
+    for _ in 0..500 { black_box(TcpListener::bind(("127.0.0.1", 0)).unwrap()); }
+    let bind = begun.elapsed().as_nanos() as f64 / 500.0;
+    println!("cost {getpid} {accept} {bind}");
+    thread::sleep(Duration::from_secs(1000));
+}
+"""
+
+
+def cost():
+    """System calls with the filter and without, in turns."""
+    if not shutil.which("rustc"):
+        return print("cost: not measured, there is no rustc")
+    plain, filtered = [], []
+    with Stage() as stage:
+        calls = arguments.calls
+        (stage.directory / "cost.rs").write_text(COST % (PORT, calls, calls))
+        program = f"{stage.directory}/cost"
+        subprocess.run(["rustc", "-O", "-o", program, f"{program}.rs"], check=True)
+
+        def measure(name, command, into):
+            process = stage.start(name, command)
+            line = wait_for("its cost", lambda: next((one for one in stage.said(name).splitlines() if one.startswith("cost")), None), 300)
+            into.append([float(word) for word in line.split()[1:]])
+            stage.end(process)
+
+        for turn in range(5):
+            measure(f"plain{turn}", [program], plain)
+            run = [binary("bindonce"), "run", "--name", "web", "--intercept", "--", program]
+            measure(f"filtered{turn}", run, filtered)
+            stage.bindonce("release", f"127.0.0.1:{PORT}")
+    for at, what in ((0, "getpid(2)"), (1, "accept4(2) that finds nothing"), (2, "a listener at port 0, bound and closed")):
+        without, with_it = (min(one[at] for one in times) for times in (plain, filtered))
+        print(f"{what}: {without:,.0f} ns without the filter, {with_it:,.0f} ns with it (best of 5): "
+              f"ratio {without / with_it:.3f}", flush=True)
+
+
+def throughput():
+    """nginx as it is, and intercepted, in turns."""
+    plain, filtered = [], []
+    for _ in range(3):
+        for into, prefix in ((plain, []), (filtered, [binary("bindonce"), "run", "--name", "web", "--retire-signal", "SIGQUIT", "--intercept", "--"])):
+            with Stage() as stage:
+                os.chmod(stage.directory, 0o755)
+                command = next(found[2] for found in programs(stage.directory) if found[0] == "nginx")
+                stage.start("nginx", [*prefix, *command])
+                wait_for("nginx", listening)
+                load = stage.load(arguments.clients, duration="4s")
+                into.append(stage.over(load)["per_second"])
+    ratio = statistics.median(filtered) / statistics.median(plain)
+    print(f"nginx: {statistics.median(plain):,.0f} connections a second without the filter, {statistics.median(filtered):,.0f} "
+          f"with it (medians of 3): ratio {ratio:.3f}", flush=True)
+
+
+isolate(alone=True)
+cost()
+if shutil.which("nginx"):
+    throughput()
+with Stage(broker=False) as place:
+    names = [one[0] for one in programs(place.directory)]
+for one in names:
+    if one.startswith(arguments.only):
+        reloads(one)
