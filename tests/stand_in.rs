@@ -377,6 +377,26 @@ fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
     });
 }
 
+/// With `-st` what the older one serves ends too.
+#[test]
+fn a_haproxy_without_bindonce_that_is_replaced_at_once_ends() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let mut plain = Process::start(&mut caller.command(&program, "-W -db -f haproxy.cfg"));
+    drop(caller.load().stop());
+    let mut client = TcpStream::connect(caller.address).expect("it listens");
+    client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
+    drop(caller.load().stop());
+    caller.configure("", 2);
+    let words = format!("-D -f haproxy.cfg -p pid -st {}", plain.pid());
+    finish(&mut caller.haproxy(&words)).ok();
+    // The client still has its half of a request.
+    plain.wait_exit();
+    drop(caller.answers(2).stop());
+    signal(caller.pid("pid").expect("the pid file"), Signal::SIGTERM);
+    caller.wait_none();
+}
+
 /// The pid of the master that answers here.
 fn master(mut stream: impl Read + Write) -> Option<i32> {
     stream.write_all(b"show proc;quit\n").ok()?;

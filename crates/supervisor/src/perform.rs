@@ -219,12 +219,14 @@ impl Supervisor {
         let served: ServedNow =
             listeners.map(|held| (held.bound.clone(), held.inode, Arc::clone(&held.fd))).collect();
         let limit = self.cx.settings.timing.retire_timeout;
+        let at_once = self.cx.settings.replaced.at_once;
         async move {
             let mut alone = true;
             for pid in pids {
                 let served = served.clone();
-                let ended =
-                    worker::within(2 * limit + LOOK, move || adopt::end(pid, &served, limit));
+                let ended = worker::within(2 * limit + LOOK, move || {
+                    adopt::end(pid, &served, at_once, limit)
+                });
                 let ended = ended.await.map_err(|error| error.to_string());
                 match ended.and_then(|ended| ended.map_err(|error| error.to_string())) {
                     Ok(_) => {

@@ -10,6 +10,7 @@ use bindonce::{Client, Give};
 use bindonce_core::address::Address;
 use bindonce_core::adoption;
 use bindonce_sys::process::{self, Pidfd};
+use bindonce_sys::signals::Signal;
 use bindonce_sys::{diag, holders};
 use rustix::net::{Shutdown, shutdown};
 
@@ -25,6 +26,8 @@ pub struct Replaced {
     pub pids: Vec<i32>,
     /// Its stats socket, for where its descriptors cannot be taken from the process.
     pub stats_socket: Option<PathBuf>,
+    /// What it serves ends with it (`-st`).
+    pub at_once: bool,
 }
 
 impl Replaced {
@@ -96,8 +99,14 @@ pub(crate) fn shut_down(pids: &[i32], address: &Address) -> Result<(), crate::er
 pub(crate) type ServedNow = Vec<(Address, u64, Arc<OwnedFd>)>;
 
 /// Tells a haproxy to stop whose listeners are served, and waits for the proof. What waits in sockets of its own is moved,
-/// or, where the kernel cannot, reset, as it would be by haproxy alone.
-pub(crate) fn end(pid: i32, served: &ServedNow, limit: Duration) -> Result<Retired, Error> {
+/// or, where the kernel cannot, reset, as it would be by haproxy alone. Then, if it is to end `at_once`, it is told that.
+pub(crate) fn end(
+    pid: i32,
+    served: &ServedNow,
+    at_once: bool,
+    limit: Duration,
+) -> Result<Retired, Error> {
+    let pidfd = Pidfd::open(pid).map_err(|_| Error::NoProcess { pid })?;
     let served: Vec<Served<'_>> = served
         .iter()
         .map(|(address, inode, fd)| Served {
@@ -106,8 +115,13 @@ pub(crate) fn end(pid: i32, served: &ServedNow, limit: Duration) -> Result<Retir
             fd: fd.as_fd(),
         })
         .collect();
-    match retire(pid, &served, false, limit) {
+    let retired = match retire(pid, &served, false, limit) {
         Err(Error::WouldReset { .. }) => retire(pid, &served, true, limit),
         done => done,
+    }?;
+    if at_once {
+        // It may have ended by now.
+        let _ = pidfd.send(Signal::SIGTERM);
     }
+    Ok(retired)
 }

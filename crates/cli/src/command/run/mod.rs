@@ -153,6 +153,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         replaced = Replaced {
             pids: role.older.clone(),
             stats_socket: role.transfer.as_ref().map(PathBuf::from),
+            at_once: role.at_once,
         };
         if args.nested_master {
             haproxy.command = haproxy.command.clone().with_nested_master();
