@@ -17,9 +17,8 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 
-use super::READ_AT_ONCE;
 use super::home::Home;
-use super::text::invalid;
+use super::text::{READ_AT_ONCE, invalid};
 use crate::answer;
 use crate::broker::Broker;
 use crate::claims;

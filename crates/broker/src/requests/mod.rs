@@ -26,9 +26,6 @@ use crate::upgrade;
 /// times as much.
 const LARGE: usize = 16 * 1024;
 
-/// So many elements of a request are looked at in one turn: about a microsecond each.
-const READ_AT_ONCE: usize = 256;
-
 /// Answers one request, and counts it.
 pub(crate) async fn answer(
     broker: &RefCell<Broker>,

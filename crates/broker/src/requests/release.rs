@@ -10,8 +10,7 @@ use bindonce_daemon::rpc::Caller;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
-use super::READ_AT_ONCE;
-use super::text::invalid;
+use super::text::{READ_AT_ONCE, invalid};
 use crate::answer;
 use crate::broker::Broker;
 use crate::start;
