@@ -189,6 +189,8 @@ fn a_descriptor_that_is_no_listener_is_refused_in_haproxys_words() {
         assert!(said.contains("haproxy.cfg:10") && said.contains(why), "{said}");
         assert_eq!(place.addresses(), Vec::<String>::new(), "{why}");
     }
-    let said = finish(&mut place.haproxy(&[], "-W -f haproxy.cfg -S fd@62")).fails(1);
+    let _ = std::fs::remove_file(place.scene.path("a"));
+    let good = [admin, format!("60=tcp:{port}")];
+    let said = finish(&mut place.haproxy(&good, "-W -f haproxy.cfg -S fd@62")).fails(1);
     assert!(said.contains("cannot use file descriptor '62' : Bad file descriptor."), "{said}");
 }

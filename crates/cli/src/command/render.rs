@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_table_follows_the_lines() {
-        let text = "global\n stats socket /run/s\nfrontend a\n bind mptcp@:443\n bind :80-81\n";
+        let text = "global\n stats socket /run/s\nfrontend a\n bind ipx@:443\n bind :80-81\n";
         let table = table(&render(&[("a.cfg", text)], &["spare=:9"]));
         insta::assert_snapshot!("explained", table);
     }

@@ -26,8 +26,9 @@ pub(crate) enum Outcome {
     /// This process supervises, as `bindonce run` with these words does.
     Serve {
         words: Vec<OsString>,
-        /// haproxy's own.
-        arguments: Vec<OsString>,
+        /// What haproxy can be asked with why nothing serves; nothing where it has inherited listeners, which are
+        /// the supervisor's by then.
+        arguments: Option<Vec<OsString>>,
     },
 }
 
@@ -86,11 +87,16 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
     if let Ok(name) = std::ffi::CString::new(NAME) {
         let _ = nix::sys::prctl::set_name(&name);
     }
-    Ok(Outcome::Serve { words, arguments: arguments.to_vec() })
+    let inherits = check::inherited()?.values().any(Result::is_ok);
+    Ok(Outcome::Serve { words, arguments: (!inherits).then(|| arguments.to_vec()) })
 }
 
 /// Why nothing serves: in haproxy's words, where it refuses this command too.
-pub(crate) fn refused(error: anyhow::Error, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+pub(crate) fn refused(
+    error: anyhow::Error,
+    arguments: Option<&[OsString]>,
+) -> anyhow::Result<ExitCode> {
+    let Some(arguments) = arguments else { return Err(error) };
     check::refused(&real::find()?, arguments).map_or(Err(error), |words| {
         log::write(&words);
         Ok(ExitCode::FAILURE)

@@ -25,7 +25,8 @@ impl Timeline {
             }
             _ => {}
         }
-        if let Stage::Serving { .. } | Stage::Stopping { .. } = life.stage {
+        if let Stage::Starting { .. } | Stage::Serving { .. } | Stage::Stopping { .. } = life.stage
+        {
             let again = now + SOFT_STOP_AGAIN;
             life.stage = Stage::Stopping { since: now, again, proved, says: false };
             out.push(Action::Signal { id, signal: Signal::SoftStop, reason });

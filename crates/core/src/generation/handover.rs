@@ -347,7 +347,11 @@ impl Timeline {
         }
         let Some(id) = operation.newer() else { return };
         let waits = self.waits(id);
-        if waits || matches!(operation, Operation::Starting { .. }) {
+        let starts = matches!(operation, Operation::Starting { .. });
+        if starts && self.lives.len() == 1 {
+            // Nothing holds the first one: it may accept already. Where it does not, the signal ends it.
+            self.soft_stop(now, id, false, Reason::Shutdown, out);
+        } else if waits || starts {
             self.terminate(now, id, Reason::Shutdown, out);
         }
         if waits {

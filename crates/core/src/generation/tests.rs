@@ -418,6 +418,22 @@ fn shutdown_drains_and_a_second_one_ends_at_once() {
 }
 
 #[test]
+fn shutdown_cuts_nobody_who_was_accepted_before_the_readiness_was_known() {
+    let mut scenario = Scenario::new();
+    scenario.on(Event::Reload(Caller(0)));
+    let actions = scenario.on(Event::Shutdown);
+    assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
+    assert_eq!(answers(&actions), [Outcome::ShuttingDown]);
+    assert!(actions.contains(&Action::WatchStop(ONE)));
+    assert_eq!(scenario.on(Event::Ready(ONE, Handover::Pause)), [], "it is too late");
+    scenario.on(Event::Stopped(ONE));
+    assert_eq!(
+        scenario.on(Event::Exited(ONE)),
+        [Action::Gone(ONE), Action::Exit(Ending::Shutdown)]
+    );
+}
+
+#[test]
 fn a_service_that_never_served_exits() {
     let mut scenario = Scenario::new();
     scenario.on(Event::Reload(Caller(0)));

@@ -12,7 +12,7 @@ use super::Registry;
 use super::connection::State;
 use super::event::{Neighbour, Overlap};
 use super::ids::{ConnectionId, ListenerId};
-use super::plan::{Pending, Phase, Stop, overlap};
+use super::plan::{Crowd, Pending, Phase, Stop, overlap};
 use super::refusal::Refusal;
 use crate::listener::Listener;
 use crate::name::Name;
@@ -34,13 +34,22 @@ impl<H> Registry<H> {
         if crowd.new.is_empty() && crowd.narrow.is_empty() {
             return Ok(());
         }
+        let checked = self.check_crowd(plan, &crowd);
+        if checked.is_err() {
+            plan.overlaps.clear();
+            plan.crowd = crowd;
+        }
+        checked
+    }
+
+    fn check_crowd(&mut self, plan: &mut Pending<H>, crowd: &Crowd) -> Result<(), Stop> {
         let asked: HashSet<ListenerId> = plan.entries.iter().map(|(id, _)| *id).collect();
-        for (listener, id) in crowd.narrow {
+        for (listener, id) in &crowd.narrow {
             let ipv4 = listener.key().ipv4_wildcard().and_then(|key| self.index.key(&key));
             if !ipv4.is_some_and(|id| asked.contains(&id))
-                && let Some(who) = self.who(plan, id)
+                && let Some(who) = self.who(plan, *id)
             {
-                return Err(overlap(listener, who).into());
+                return Err(overlap(listener.clone(), who).into());
             }
         }
         for id in &crowd.new {
@@ -95,9 +104,9 @@ impl<H> Registry<H> {
                     Refusal::OtherService { service, held, holder: Box::new(holder) }.into()
                 );
             }
-            // One whose claim is planned never waits, so no two wait for each other.
+            // One whose claim is planned never waits, so no two wait for each other. One that is given up may wait for this.
             if let Some(claim) = self.pending.get(id)
-                && !matches!(claim.phase, Phase::Planning)
+                && let Phase::Performing | Phase::Granting = claim.phase
             {
                 let wanted: HashSet<ListenerId> = claim.entries.iter().map(|(id, _)| *id).collect();
                 if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {

@@ -8,7 +8,7 @@ use super::Registry;
 use super::event::{Action, Closing, Lease, Want};
 use super::held::{Held, Opened};
 use super::ids::{ConnectionId, ListenerId, MAX_CLAIM};
-use super::plan::{Outcome, Pending, Phase};
+use super::plan::{Outcome, Pending, Phase, Stop};
 use super::refusal::Refusal;
 use crate::listener::{Listener, Options};
 use crate::time::Timestamp;
@@ -76,8 +76,18 @@ impl<H> Registry<H> {
             }
             match std::mem::replace(&mut plan.phase, Phase::Performing) {
                 Phase::Planning => match self.plan_some(&mut plan, &mut room) {
+                    // What is given up waits for nobody: if this were given up too, they could meet again and again.
+                    Err(Stop::Wait(Some(other))) if self.is_given_up(other) => {
+                        self.pin(&mut plan);
+                        plan.phase = Phase::Planning;
+                        actions.push(Action::More(connection));
+                        break;
+                    }
                     Err(stop) => plan.phase = Phase::Undoing(stop.into()),
                     Ok(true) if plan.new.is_empty() && plan.changes.is_empty() => {
+                        if room < plan.entries.len() {
+                            self.pin(&mut plan);
+                        }
                         plan.phase = Phase::Granting;
                     }
                     Ok(true) => {
@@ -121,6 +131,10 @@ impl<H> Registry<H> {
             }
         }
         self.pending.insert(connection, plan);
+    }
+
+    fn is_given_up(&self, connection: ConnectionId) -> bool {
+        self.pending.get(&connection).is_some_and(|plan| matches!(plan.phase, Phase::Undoing(_)))
     }
 
     /// Another large claim may be planned now.

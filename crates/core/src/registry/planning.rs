@@ -37,7 +37,7 @@ impl<H> Registry<H> {
         if held && self.is_decided(id) || own() { Ok(Some(id)) } else { Err(self.wait_for(id)) }
     }
 
-    /// Plans some more; true when all is planned.
+    /// Plans some more; true when all is planned. Where it has to wait it can be called again.
     pub(super) fn plan_some(
         &mut self,
         plan: &mut Pending<H>,
@@ -121,10 +121,10 @@ impl<H> Registry<H> {
             .into());
         }
         if let Some(id) = found {
-            self.check_options(plan, id, &asked, change)?;
             if let Some(name) = &asked.name {
                 self.adopt(plan, id, name)?;
             }
+            self.check_options(plan, id, &asked, change)?;
             return Ok(id);
         }
         let id = ListenerId(plan.base + plan.new.len() as u64);

@@ -285,6 +285,30 @@ fn a_service_may_claim_what_overlaps_its_older_generation() {
 }
 
 #[test]
+fn what_a_claim_gets_in_a_later_step_cannot_be_released_before() {
+    let mut shell = Shell { registry: Registry::in_steps_of(1), ..Shell::default() };
+    for id in [ONE, TWO] {
+        shell.on(Event::Connected(id, PEER));
+    }
+    shell.claim(ONE, &[want("a=:80"), want("b=:81")]).expect("claim");
+    shell.on(Event::Gone(ONE));
+    shell.on(Event::Connected(ONE, PEER));
+    let mut actions = shell.on(Event::Claim(TWO, vec![want(":80"), want(":81")]));
+    while !actions.iter().any(|action| matches!(action, Action::Granting(..))) {
+        actions = shell.on(Event::More(TWO));
+    }
+    while !matches!(actions.last(), Some(Action::Grant(..))) {
+        let released = shell.on(Event::Release(ONE, vec!["b".parse().expect("name")]));
+        assert!(
+            matches!(&released[..], [Action::Refuse(_, Refusal::InUse { .. })]),
+            "{released:?}"
+        );
+        actions = shell.on(Event::More(TWO));
+    }
+    assert_eq!(shell.claim(ONE, &[want("b")]), Ok(vec![(2, false)]));
+}
+
+#[test]
 fn two_services_never_accept_from_one_listener() {
     let mut shell = Shell::new();
     let label = |service: &str, state| Label {
