@@ -220,11 +220,11 @@ impl Keeper {
             generation,
             pid,
             socket = %socket.display(),
-            "the broker is gone; haproxy serves on with the same sockets; waiting for another broker"
+            "the broker is gone; all generations keep their sockets; waiting for another broker"
         );
         let journal = &self.broker.journal;
         if !self.broker.lost.replace(true) {
-            let text = "the broker is gone; haproxy serves on with the same sockets";
+            let text = "the broker is gone; all generations keep their sockets";
             journal
                 .record(Happening::new(event::Kind::BrokerLost, text).pid(self.broker.pid.get()));
         }
