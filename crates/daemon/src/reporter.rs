@@ -57,7 +57,7 @@ impl Reporter {
         Some((left_out > 0).then_some(left_out))
     }
 
-    /// Whether a refusal to a user is logged; if so, how many before it were left out.
+    /// Whether a refusal to a user, or a signal of one, is logged; if so, how many before it were left out.
     pub fn refused(&self, uid: u32, kind: &'static str) -> Option<Option<u64>> {
         self.passes(uid, kind, LINES)
     }

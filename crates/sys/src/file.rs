@@ -5,7 +5,6 @@
 //! Where no lease is to be had (another user's file without CAP_LEASE, some network file systems), a
 //! file that changed in the last [`QUIET`] counts as being written.
 
-use crate::process::threads_with_own_descriptors;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -17,6 +16,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::process::{numbered, open_flags, threads_with_own_descriptors};
 
 /// How long a file must not have changed where only that can tell.
 const QUIET: Duration = Duration::from_millis(20);
@@ -221,20 +222,13 @@ fn is_same(before: &Metadata, after: &Metadata, text: &[u8]) -> bool {
 
 /// The processes that have this file open for writing.
 fn writers(file: &Metadata) -> Vec<i32> {
-    let numbers = |path: &Path| -> Vec<i32> {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-    };
+    let numbers = |path: &Path| numbered(path).unwrap_or_default();
     let same = |other: &Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
     let writes = |process: &Path, fd: i32| {
         let open = fs::metadata(process.join(format!("fd/{fd}")));
-        let info = || fs::read_to_string(process.join(format!("fdinfo/{fd}"))).ok();
+        let flags = || open_flags(process, fd);
         open.is_ok_and(|open| same(&open))
-            && info().is_some_and(|info| {
-                let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-                let flags = flags.and_then(|text| i32::from_str_radix(text.trim(), 8).ok());
-                flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
-            })
+            && flags().is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
     };
     let mut pids = numbers(Path::new("/proc"));
     pids.retain(|pid| {

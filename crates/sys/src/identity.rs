@@ -4,12 +4,11 @@
 //! is believed by nothing but this.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use bindonce_core::address::{Address, MAX_PATH};
 use bindonce_core::listener::{Listener, Options};
-use nix::libc;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{AddressFamily, SocketType, sockopt as get};
 use socket2::{Protocol, SockRef};
@@ -146,19 +145,21 @@ impl Identity {
     }
 }
 
-/// The options that getsockopt(2) tells of.
+/// The options that getsockopt(2) tells of; at an address of IPv6 that is no wildcard `v6only` means nothing.
 fn seen(socket: BorrowedFd<'_>, bound: &Address) -> io::Result<Options> {
+    let Some(at) = bound.ip() else { return Ok(Options::default()) };
+    let options = ip_options(socket)?;
+    Ok(Options { v6only: options.v6only && at.ip().is_unspecified(), ..options })
+}
+
+/// The options that a socket of IPv4 or IPv6 tells of, whatever it is bound to.
+pub(crate) fn ip_options(socket: BorrowedFd<'_>) -> io::Result<Options> {
     let mut options = Options::default();
-    if bound.ip().is_none() {
-        return Ok(options);
-    }
-    let socket = socket.as_fd();
     let device = getsockopt(&socket, sockopt::BindToDevice)?.into_string().unwrap_or_default();
     options.interface = Some(device).filter(|device| !device.is_empty());
     let reference = SockRef::from(&socket);
     if get::socket_domain(socket)? == AddressFamily::INET6 {
-        let wildcard = bound.ip().is_some_and(|at| at.ip().is_unspecified());
-        options.v6only = wildcard && get::ipv6_v6only(socket)?;
+        options.v6only = get::ipv6_v6only(socket)?;
         options.transparent = reference.ip_transparent_v6()?;
         options.freebind = reference.freebind_v6()?;
     } else {
@@ -177,20 +178,7 @@ pub fn network() -> Option<u64> {
 /// The network namespace that a socket belongs to, as in [`Identity::network`]: of an accepted UNIX connection that of
 /// the socket that connected.
 pub fn network_of(socket: BorrowedFd<'_>) -> Option<u64> {
-    let mut cookie: u64 = 0;
-    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`, and the
-    // descriptor is open.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    (done == 0).then_some(cookie)
+    options::netns_cookie(socket)
 }
 
 /// The path that a UNIX socket was bound under, of another process or this one, is no proof: this is

@@ -36,9 +36,6 @@ const fn known(name: &'static str, level: c_int, option: c_int, was: i64) -> Kno
     Known { name, level, option, was }
 }
 
-/// As in asm-generic/socket.h.
-const SO_NETNS_COOKIE: c_int = 71;
-
 /// Those of every socket; 0 in a new one (socket(7)).
 const ALL: [Known; 5] = [
     known("SO_KEEPALIVE", libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0),
@@ -80,7 +77,7 @@ pub fn changed(socket: BorrowedFd<'_>, listener: &Listener) -> Vec<Change> {
         }
     };
     for known in ALL.iter().chain(of_kind) {
-        note(known.name, known.was, number(socket, known.level, known.option));
+        note(known.name, known.was, number(socket, known.level, known.option).map(i64::from));
     }
     note("SO_LINGER", -1, linger(socket));
     note("SO_ATTACH_FILTER", 0, filter(socket));
@@ -109,31 +106,38 @@ pub fn is_exclusive(socket: BorrowedFd<'_>, address: &Address) -> bool {
 pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> Option<u64> {
     let mut value = 0_u64;
     let room = size_of_val(&value);
-    let length = get(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut value).cast(), room)?;
+    let length =
+        get(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, (&raw mut value).cast(), room)?;
     (length == room).then_some(value)
 }
 
 /// For how long the kernel keeps a connection that has sent nothing away from the accept queue; 0 if it
 /// does not (TCP_DEFER_ACCEPT, tcp(7)).
 pub(crate) fn defer_accept(socket: BorrowedFd<'_>) -> c_int {
-    let seconds = number(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
-    seconds.and_then(|seconds| seconds.try_into().ok()).unwrap_or(0)
+    number(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT).unwrap_or(0)
 }
 
 /// Sets it.
 pub(crate) fn set_defer_accept(socket: BorrowedFd<'_>, seconds: c_int) {
-    let length = size_of::<c_int>() as socklen_t;
-    let (value, option) = ((&raw const seconds).cast(), libc::TCP_DEFER_ACCEPT);
-    // SAFETY: `value` points at an int that lives until the call returns, and `length` is its size.
     // Only a socket that is not TCP refuses, and then there is nothing to set.
-    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, length) };
+    set(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, seconds);
 }
 
 /// An option whose value is an int.
-fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<i64> {
+pub(crate) fn number(socket: BorrowedFd<'_>, level: c_int, option: c_int) -> Option<c_int> {
     let mut value: c_int = 0;
     let length = get(socket, level, option, (&raw mut value).cast(), size_of::<c_int>())?;
-    (length == size_of::<c_int>()).then_some(i64::from(value))
+    (length == size_of::<c_int>()).then_some(value)
+}
+
+/// Sets such an option. False if the kernel refuses it.
+pub(crate) fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> bool {
+    let length = size_of::<c_int>() as socklen_t;
+    // SAFETY: `value` is an int that lives until the call returns, and `length` is its size.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
+    };
+    done == 0
 }
 
 /// The seconds of SO_LINGER, -1 if it is off.

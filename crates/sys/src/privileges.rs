@@ -7,7 +7,6 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::fs;
 use std::str::FromStr;
 
 use bindonce_core::listener::Listener;
@@ -20,6 +19,7 @@ use rustix::thread::{
 };
 
 use crate::error::Error;
+use crate::limits;
 
 /// A capability that some listeners or features need (capabilities(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +80,7 @@ impl fmt::Display for Capability {
 /// the first is there unless this system lets everybody bind every port.
 pub fn needed<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Vec<Capability> {
     let mut needed = Vec::new();
-    if first_unprivileged_port() > 1 {
+    if limits::unprivileged_ports() > 1 {
         needed.push(Capability::NetBindService);
     }
     for listener in listeners {
@@ -96,14 +96,6 @@ pub fn needed<'a>(listeners: impl IntoIterator<Item = &'a Listener>) -> Vec<Capa
         }
     }
     needed
-}
-
-/// The lowest port that needs no privilege (ip(7), ip_unprivileged_port_start).
-fn first_unprivileged_port() -> u32 {
-    fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(1024)
 }
 
 /// Somebody to become.

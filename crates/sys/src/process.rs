@@ -227,9 +227,21 @@ fn since_zero(clock: ClockId) -> Duration {
 /// Whether a process has CAP_NET_BIND_SERVICE (CapEff of /proc/PID/status, bit 10 of capabilities(7)). None if there is no such
 /// process.
 pub fn binds_any_port(pid: i32) -> Option<bool> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status_binds_any_port(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+/// The same of what /proc/PID/status says.
+pub(crate) fn status_binds_any_port(status: &str) -> Option<bool> {
     let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     Some(u64::from_str_radix(bits.trim(), 16).ok()? & 1 << 10 != 0)
+}
+
+/// The flags of an open descriptor (proc_pid_fdinfo(5)), of a process or thread by its directory of /proc. None if there is
+/// no such descriptor.
+pub(crate) fn open_flags(process: &Path, fd: i32) -> Option<i32> {
+    let info = fs::read_to_string(process.join(format!("fdinfo/{fd}"))).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    i32::from_str_radix(flags.trim(), 8).ok()
 }
 
 /// Resident memory in bytes (/proc/PID/statm). None if there is no such process.

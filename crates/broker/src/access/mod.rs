@@ -67,10 +67,18 @@ impl Access {
         verdict.into_result().map_err(|denial| self.denied(caller, &denial))
     }
 
-    /// Whether the caller may use these listeners and not create them. The right to bind includes the right to use.
-    pub(crate) fn may_only_use(&self, caller: &Caller, spec: &ListenSpec) -> bool {
-        let may = |verb| self.judge(caller, verb, Some(spec)) == Verdict::Allow;
-        !may(Verb::Bind) && may(Verb::Use)
+    /// Whether the caller may claim these listeners; if so, whether only as far as they are held, which the right to use gives.
+    pub(crate) fn may_claim(
+        &self,
+        caller: &Caller,
+        spec: &ListenSpec,
+        change: bool,
+    ) -> Result<bool, RpcError> {
+        let Verdict::Deny(denial) = self.judge(caller, Verb::Bind, Some(spec)) else {
+            return Ok(false);
+        };
+        let may_use = || self.judge(caller, Verb::Use, Some(spec)) == Verdict::Allow;
+        if !change && may_use() { Ok(true) } else { Err(self.denied(caller, &denial)) }
     }
 
     /// Whether the caller may give a listener this name.

@@ -61,12 +61,16 @@ pub(super) async fn bind(
             };
             home.place(&mut spec.first)?;
         }
-        let held = match &wanted {
-            Wanted::Listen(spec) => !change && broker.borrow().access.may_only_use(caller, spec),
-            Wanted::Named(_) => true,
-        };
-        let want = Want { wanted, tentative, change, held };
-        allow(&broker.borrow(), caller, &want)?;
+        let mut want = Want { wanted, tentative, change, held: true };
+        {
+            let broker = broker.borrow();
+            if let Wanted::Listen(spec) = &want.wanted {
+                want.held = broker.access.may_claim(caller, spec, change)?;
+                allow_name(&broker, caller, spec)?;
+            } else {
+                allow(&broker, caller, &want)?;
+            }
+        }
         count = count.saturating_add(want.count());
         if count > MAX_CLAIM {
             return Err(answer::refused(&Refusal::TooMany { count, limit: MAX_CLAIM }));

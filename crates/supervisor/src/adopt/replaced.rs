@@ -87,9 +87,8 @@ pub(crate) fn shut_down(pids: &[i32], address: &Address) -> Result<(), crate::er
         .collect();
     for pid in pids.iter().flat_map(|pid| process::family(*pid)) {
         if let Some(holder) = holders::of_process(pid, &at).into_iter().next() {
-            let taken = Pidfd::open(pid).and_then(|pidfd| pidfd.take(holder.fd));
             let failed = |source| Error::NotTaken { pid, number: holder.fd, source };
-            let _ = shutdown(taken.map_err(failed)?, Shutdown::Both);
+            let _ = shutdown(holder.take().map_err(failed)?, Shutdown::Both);
         }
     }
     Ok(())

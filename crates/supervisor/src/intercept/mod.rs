@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::event::Flood;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::intercept::{Decision, Failure, Ports, Scope, Target};
 use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
@@ -55,16 +54,7 @@ pub(crate) fn serve(cx: &Context, generation: &mut Generation, calls: Rc<Interce
     let id = generation.id;
     generation.intercept = Some(Rc::clone(&calls));
     let given = generation.listeners.iter().map(|held| (held.inode, Rc::clone(held))).collect();
-    let mut answers = Answers {
-        cx: cx.clone(),
-        id,
-        scope,
-        ports: sys::ports(),
-        given,
-        stalled: 0,
-        refused: Flood::default(),
-        begun: std::time::Instant::now(),
-    };
+    let mut answers = Answers { cx: cx.clone(), id, scope, ports: sys::ports(), given, stalled: 0 };
     crate::tasks::spawn(async move {
         loop {
             match calls.next().await {
@@ -88,8 +78,6 @@ struct Answers {
     /// What the program was given, by inode.
     given: BTreeMap<u64, Rc<HeldListener>>,
     stalled: u32,
-    refused: Flood,
-    begun: std::time::Instant,
 }
 
 impl Answers {
@@ -191,15 +179,15 @@ impl Answers {
         }
     }
 
-    fn unseen(&mut self, call: Call, error: &std::io::Error) {
+    fn unseen(&self, call: Call, error: &std::io::Error) {
         let what = if call.is_listen() { "listen()" } else { "bind()" };
         self.refuse(call, Failure::Denied, &format!("the {what} cannot be looked at: {error}"));
     }
 
     /// Lets it fail, with a line in the log where it is not one of many.
-    fn refuse(&mut self, call: Call, failure: Failure, why: &str) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if let Some(left_out) = self.refused.on(now) {
+    fn refuse(&self, call: Call, failure: Failure, why: &str) {
+        let own = nix::unistd::getuid().as_raw();
+        if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call") {
             let errno = match failure {
                 Failure::Denied => "EACCES",
                 Failure::InUse => "EADDRINUSE",

@@ -3,21 +3,21 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use bindonce_core::intercept::{Kind, Ports, Socket, Target};
 use bindonce_core::listener::Options;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{getsockopt, sockopt};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::net::{AddressFamily, SocketType, sockopt as get};
 use socket2::{Protocol, SockRef};
 
 use crate::filter::Number;
-use crate::identity;
-use crate::process::Pidfd;
+use crate::options::number;
+use crate::process::{self, Pidfd};
+use crate::{identity, limits};
 
 /// What was seen of a call. What is missing the kernel finds missing too: it answers with the right error.
 #[derive(Debug)]
@@ -43,9 +43,6 @@ pub struct Theirs {
     pub socket: Socket,
 }
 
-/// CAP_NET_BIND_SERVICE (linux/capability.h).
-const BIND_SERVICE: u64 = 1 << 10;
-
 /// Looks at the call of a thread.
 pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Result<Look> {
     let none = Look { socket: None, target: None };
@@ -67,8 +64,8 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
     let status = Status::of(thread)?;
     // An int, whatever the upper half of the register says.
     let Ok(number_of) = i32::try_from(fd & 0xFFFF_FFFF) else { return Ok(none) };
-    let process = Pidfd::open(status.process)?;
-    let fd = match process.take(number_of) {
+    let pidfd = Pidfd::open(status.process)?;
+    let fd = match pidfd.take(number_of) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(none),
         taken => taken?,
     };
@@ -79,7 +76,7 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
     };
     let is_path = matches!(target, Some(Target::Path(_)));
     let mut socket = socket(fd.as_fd(), kind)?;
-    socket.privileged = status.capabilities & BIND_SERVICE != 0;
+    socket.privileged = status.privileged;
     if is_path {
         socket.elsewhere = sees_other_files(thread);
         socket.options.mode = Some(0o777 & !status.umask);
@@ -87,7 +84,8 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
         socket.options.group = Some(status.group.to_string());
     }
     let inode = rustix::fs::fstat(&fd)?.st_ino;
-    let close_on_exec = closes_on_exec(thread, number_of);
+    let close_on_exec = process::open_flags(Path::new(&format!("/proc/{thread}")), number_of);
+    let close_on_exec = close_on_exec.is_some_and(|flags| flags & libc::O_CLOEXEC != 0);
     let theirs = Theirs { fd, number: number_of, close_on_exec, inode, socket };
     Ok(Look { socket: Some(theirs), target })
 }
@@ -110,32 +108,12 @@ fn socket(fd: BorrowedFd<'_>, kind: SocketType) -> io::Result<Socket> {
         Some(at) => at.port() != 0,
         None => !name.is_unnamed(),
     };
-    let mut options =
-        Options { blocking: !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK), ..Options::default() };
+    let mut options = if is_ip { identity::ip_options(fd)? } else { Options::default() };
+    options.blocking = !fcntl_getfl(fd)?.contains(OFlags::NONBLOCK);
     options.mptcp = protocol == Some(Protocol::MPTCP);
-    if is_ip {
-        let device = getsockopt(&fd, sockopt::BindToDevice)?.into_string().unwrap_or_default();
-        options.interface = Some(device).filter(|device| !device.is_empty());
-        options.transparent =
-            if ipv6 { reference.ip_transparent_v6()? } else { reference.ip_transparent_v4()? };
-        options.freebind = if ipv6 { reference.freebind_v6()? } else { reference.freebind_v4()? };
-        options.v6only = ipv6 && get::ipv6_v6only(fd)?;
-    }
     let late_port = is_ip && number(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT) == Some(1);
     let elsewhere = identity::network_of(fd) != identity::network();
     Ok(Socket { kind, ipv6, bound, elsewhere, late_port, privileged: false, options })
-}
-
-/// An option whose value is an int.
-pub(super) fn number(fd: BorrowedFd<'_>, level: i32, option: i32) -> Option<i32> {
-    let mut value = 0_i32;
-    let mut length = libc::socklen_t::try_from(size_of_val(&value)).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of `value`, and the descriptor is open.
-    let done = unsafe {
-        let place = (&raw mut value).cast();
-        libc::getsockopt(fd.as_raw_fd(), level, option, place, &raw mut length)
-    };
-    (done == 0).then_some(value)
 }
 
 /// The address that a bind(2) gives; None if the kernel refuses it too.
@@ -215,7 +193,7 @@ struct Status {
     umask: u32,
     user: u32,
     group: u32,
-    capabilities: u64,
+    privileged: bool,
 }
 
 impl Status {
@@ -234,17 +212,9 @@ impl Status {
             umask: u32::from_str_radix(first("Umask:"), 8).map_err(|_| odd())?,
             user: of_files("Uid:").ok_or_else(odd)?,
             group: of_files("Gid:").ok_or_else(odd)?,
-            capabilities: u64::from_str_radix(first("CapEff:"), 16).map_err(|_| odd())?,
+            privileged: process::status_binds_any_port(&text).ok_or_else(odd)?,
         })
     }
-}
-
-/// Whether a descriptor is closed on exec(3).
-fn closes_on_exec(thread: i32, number: RawFd) -> bool {
-    let text = fs::read_to_string(format!("/proc/{thread}/fdinfo/{number}")).unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
 }
 
 /// Whether a path means another file to a thread than to us.
@@ -259,15 +229,13 @@ fn sees_other_files(thread: i32) -> bool {
 
 /// What this host says of ports; the kernel's own defaults where it says nothing.
 pub fn ports() -> Ports {
-    let read = |name: &str| {
-        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
-        text.split_whitespace().filter_map(|port| port.parse().ok()).collect::<Vec<u16>>()
-    };
-    let ephemeral = match read("ip_local_port_range")[..] {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let range: Vec<u16> = text.split_whitespace().filter_map(|port| port.parse().ok()).collect();
+    let ephemeral = match range[..] {
         [first, last] => first..=last,
         _ => 32768..=60999,
     };
-    Ports { unprivileged: *read("ip_unprivileged_port_start").first().unwrap_or(&1024), ephemeral }
+    Ports { unprivileged: limits::unprivileged_ports(), ephemeral }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Options that a program has set on its own socket, copied to the one that it gets instead.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nix::libc::{self, c_int};
 use rustix::net::sockopt as get;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::look::number;
+use crate::options::{number, set};
 
 /// Options whose value is an int, and that a claim does not say. Not SO_REUSEADDR and SO_REUSEPORT: who may bind beside the
 /// socket is for the broker.
@@ -40,7 +40,7 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Vec<&'static str> {
     let mut failed = Vec::new();
     for (name, level, option) in COPIED {
         let has = number(from, level, option);
-        let is_own = has.is_some() && has != number(std::os::fd::AsFd::as_fd(&*new), level, option);
+        let is_own = has.is_some() && has != number(new.as_fd(), level, option);
         let Some(value) = has.filter(|_| is_own && has != number(to, level, option)) else {
             continue;
         };
@@ -54,19 +54,8 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Vec<&'static str> {
     failed
 }
 
-fn set(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> bool {
-    let Ok(length) = libc::socklen_t::try_from(size_of_val(&value)) else { return false };
-    // SAFETY: `value` is an int that lives until the call returns, `length` is its size, and the descriptor is open.
-    let done = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), length)
-    };
-    done == 0
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]

@@ -39,7 +39,7 @@ Examples:
       A program that takes its socket as from systemd, sends READY=1, and drains on SIGTERM
   bindonce run --listen web=0.0.0.0:80 --variable NGINX='{fds:;};' --retire-signal SIGQUIT \\
       --ready-delay 500ms -- nginx
-  bindonce run --intercept --retire-signal SIGWINCH -- apache2 -DFOREGROUND
+  bindonce run --intercept -- python3 -m http.server 8080
       A program that takes no sockets: its bind() gets the broker's
 
 Exit codes:
