@@ -3,47 +3,44 @@
 //!
 //! ```sh
 //! bindonce serve &
-//! cargo run --features tokio --example axum_server -- web=127.0.0.1:8080 &
+//! cargo run --features hyper --example axum_server -- web=127.0.0.1:8080 &
 //! curl http://127.0.0.1:8080/
-//! cargo run --features tokio --example axum_server -- web=127.0.0.1:8080    # takes over
+//! cargo run --features hyper --example axum_server -- web=127.0.0.1:8080    # takes over
 //! ```
 //!
 //! The accept loop is our own and not `axum::serve`, because that resets connections when it shuts
-//! down: see `graceful`.
+//! down: see `bindonce::hyper`.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
 
-#[path = "graceful/mod.rs"]
-mod graceful;
-
 use std::error::Error;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
+use bindonce::Stopped;
 use bindonce::aio::Generation;
-use bindonce::{Claim, Stopped};
+use bindonce::hyper::Connections;
 use hyper_util::service::TowerToHyperService;
-use tokio::task::LocalSet;
+
+/// How long what is connected may take to finish, once a newer generation accepts.
+const DRAIN: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    LocalSet::new().run_until(run()).await
-}
-
-async fn run() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: axum_server [NAME=]ADDRESS")?;
-    let claim = [Claim::from(claim)];
     let mut generation = Generation::join(&"example".parse()?).await?;
     let number = generation.number();
     let answer = format!("generation {number}, pid {}\n", std::process::id());
     let answer = async move || ([("x-generation", number.to_string())], answer);
     let app = Router::new().route("/", get(answer));
-    let mut connections = graceful::Connections::new();
+    let mut connections = Connections::new().on_error(|error| eprintln!("a client left: {error}"));
     loop {
-        let lease = generation.claim(&claim).await?.pop().ok_or("a claim gives a lease")?;
+        let lease = generation.claim_one(claim.as_str()).await?;
         let bound = lease.bound().to_owned();
-        let listener = lease.into_tokio_tcp_listener()?;
+        let acceptor = lease.into_tokio_tcp_acceptor()?;
+        let acceptor = acceptor.on_pause(|error| eprintln!("clients wait: {error}"));
         // Returns when the one before accepts no more.
         generation.ready().await?;
         println!("generation {number} accepts on {bound}");
@@ -51,7 +48,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             tokio::select! {
                 biased;
                 retired = generation.retired() => { retired?; break }
-                accepted = listener.accept() => {
+                accepted = acceptor.accept() => {
                     connections.serve(accepted?.0, TowerToHyperService::new(app.clone()));
                 }
             }
@@ -59,14 +56,17 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
         // Closes this process's descriptor only: the broker keeps the socket, and the next generation,
         // which waits for this word, accepts from it.
-        drop(listener);
+        drop(acceptor);
         match generation.stopped().await? {
             Stopped::Retired => break,
             // The next one has died before it was let in: this one serves on.
             Stopped::Recalled => {}
         }
     }
-    generation.drain(connections.finish()).await;
+    let cut = generation.drain(connections.finish(DRAIN)).await;
+    if cut != 0 {
+        eprintln!("{cut} clients were not finished in {DRAIN:?}");
+    }
     generation.drained();
     Ok(())
 }

@@ -19,35 +19,44 @@ mod answer;
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use bindonce::{Accepted, Claim, Generation, Stopped};
+use bindonce::{Accepted, Generation, Stopped};
+
+/// How long what is connected may take to finish, once a newer generation accepts.
+const DRAIN: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: std_server [NAME=]ADDRESS")?;
-    let claim = [Claim::from(claim)];
     let mut generation = Generation::join(&"example".parse()?)?;
     let response: Arc<[u8]> = answer::response(&generation).into();
-    let mut connections: Vec<JoinHandle<()>> = Vec::new();
+    // Each connection's thread has the one end; when the last has dropped it, the other becomes readable.
+    let (finished, connected) = UnixStream::pair()?;
+    let connected = Arc::new(connected);
     loop {
-        let lease = generation.claim(&claim)?.pop().ok_or("a claim gives a lease")?;
+        let lease = generation.claim_one(claim.as_str())?;
         let bound = lease.bound().to_owned();
         let acceptor = lease.into_tcp_acceptor()?;
+        let acceptor = acceptor.on_pause(|error| eprintln!("clients wait: {error}"));
         // Returns when the one before accepts no more.
         generation.ready(None)?;
         println!("generation {} accepts on {bound}", generation.number());
         loop {
             match acceptor.accept_or_stop(&generation, None)? {
                 Accepted::Connection(stream, _) => {
-                    let response = Arc::clone(&response);
-                    connections.retain(|thread| !thread.is_finished());
-                    connections.push(thread::spawn(move || {
+                    let (response, connected) = (Arc::clone(&response), Arc::clone(&connected));
+                    let thread = thread::Builder::new().spawn(move || {
                         if let Err(error) = serve(stream, &response) {
                             eprintln!("a client left: {error}");
                         }
-                    }));
+                        drop(connected);
+                    });
+                    if let Err(error) = thread {
+                        eprintln!("a client was turned away: {error}");
+                    }
                 }
                 // The broker has said something, or was lost: this hears it.
                 Accepted::Stopped if generation.has_retired()? => break,
@@ -64,8 +73,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Stopped::Recalled => {}
         }
     }
-    for connection in connections {
-        connection.join().map_err(|_| "a connection's thread panicked")?;
+    drop(connected);
+    if !generation.drain(finished, Some(Instant::now() + DRAIN))? {
+        eprintln!("some clients were not finished in {DRAIN:?}");
     }
     generation.drained();
     Ok(())

@@ -4,12 +4,19 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{self as unix, UnixListener, UnixStream};
+use std::thread;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::backoff::{Backoff, Verdict};
+
 /// A listener whose `accept` waits, although its socket is non-blocking. Several
 /// processes and threads may wait on one socket; one of them gets each connection.
+///
+/// While this process may open no more files, or the kernel has no memory for a connection, `accept` waits 5 ms, then
+/// twice as long each time up to a second, and tries again: the clients stay in the queue, and the server lives.
+/// [`on_pause`](Self::on_pause) hears of it.
 ///
 /// ```
 /// use std::net::{TcpListener, TcpStream};
@@ -31,6 +38,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 #[derive(Debug)]
 pub struct Acceptor<L> {
     listener: L,
+    backoff: Backoff,
 }
 
 /// What came of waiting for a connection or for word to stop.
@@ -46,7 +54,15 @@ pub enum Accepted<S, A> {
 impl<L: AsFd> Acceptor<L> {
     /// Waits on this listener, whose blocking mode stays as it is.
     pub fn new(listener: L) -> Self {
-        Self { listener }
+        Self { listener, backoff: Backoff::default() }
+    }
+
+    /// Has `tell` called when `accept` begins to wait because of an error, with that error: once, until a connection
+    /// has been accepted again.
+    #[must_use]
+    pub fn on_pause(mut self, tell: impl Fn(&io::Error) + Send + Sync + 'static) -> Self {
+        self.backoff.tell(tell);
+        self
     }
 
     /// The listener.
@@ -65,28 +81,37 @@ impl<L: AsFd> Acceptor<L> {
         deadline: Option<Instant>,
         accept: impl Fn(&L) -> io::Result<(S, A)>,
     ) -> io::Result<Accepted<S, A>> {
+        // Ask first: where connections wait, that saves a system call. But what is to stop does so first.
+        let mut ask = stop.is_none();
         loop {
-            if stop.is_none() {
-                // Ask first: where connections wait, that saves a system call.
-                match accept(&self.listener) {
-                    Ok((stream, peer)) => return Ok(Accepted::Connection(stream, peer)),
-                    Err(error) if is_transient(&error) => {}
-                    Err(error) => return Err(error),
+            if ask {
+                match self.backoff.judge(accept(&self.listener)) {
+                    Verdict::Accepted(stream, peer) => {
+                        return Ok(Accepted::Connection(stream, peer));
+                    }
+                    Verdict::Wait => {}
+                    Verdict::Pause(pause) => {
+                        let until = Instant::now() + pause;
+                        let until = deadline.map_or(until, |deadline| deadline.min(until));
+                        match stop {
+                            Some(stop) if wait_either(stop, None, Some(until))?.0 => {
+                                return Ok(Accepted::Stopped);
+                            }
+                            Some(_) => {}
+                            None => thread::sleep(until.saturating_duration_since(Instant::now())),
+                        }
+                        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
+                    }
+                    Verdict::Failed(error) => return Err(error),
                 }
             }
-            let (ready, stopped) = wait_either(self.listener.as_fd(), stop, deadline)?;
-            if stopped {
-                return Ok(Accepted::Stopped);
-            }
-            if !ready {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            if stop.is_some() {
-                match accept(&self.listener) {
-                    Ok((stream, peer)) => return Ok(Accepted::Connection(stream, peer)),
-                    Err(error) if is_transient(&error) => {}
-                    Err(error) => return Err(error),
-                }
+            ask = true;
+            match wait_either(self.listener.as_fd(), stop, deadline)? {
+                (_, true) => return Ok(Accepted::Stopped),
+                (false, false) => return Err(io::ErrorKind::TimedOut.into()),
+                (true, false) => {}
             }
         }
     }
@@ -96,8 +121,7 @@ impl Acceptor<TcpListener> {
     /// Waits for a connection; without a `deadline` it waits without limit.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s,
-    /// for example when this process may open no more files.
+    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s, which no wait would mend.
     pub fn accept(&self, deadline: Option<Instant>) -> io::Result<(TcpStream, SocketAddr)> {
         expect(self.wait(None, deadline, TcpListener::accept)?)
     }
@@ -120,7 +144,7 @@ impl Acceptor<UnixListener> {
     /// Waits for a connection.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s.
+    /// [`io::ErrorKind::TimedOut`] when the deadline passes; else accept(2)'s, which no wait would mend.
     pub fn accept(&self, deadline: Option<Instant>) -> io::Result<(UnixStream, unix::SocketAddr)> {
         expect(self.wait(None, deadline, UnixListener::accept)?)
     }
@@ -148,6 +172,35 @@ pub fn wait_readable(socket: impl AsFd, deadline: Option<Instant>) -> io::Result
     wait_either(socket.as_fd(), None, deadline).map(|(ready, _)| ready)
 }
 
+/// What [`wait_readable_or_stop`] has waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// The socket has a connection or a datagram, which another holder may still be faster to take.
+    Socket,
+    /// `stop` is readable. Of a [`Generation`](crate::Generation) that means: call
+    /// [`has_retired`](crate::Generation::has_retired).
+    Stop,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// Waits until a socket, of UDP say, has something to read, or until `stop` (a [`Generation`](crate::Generation),
+/// a pipe) is readable; the latter goes first. With no deadline it waits without limit.
+///
+/// # Errors
+/// poll(2)'s.
+pub fn wait_readable_or_stop(
+    socket: impl AsFd,
+    stop: impl AsFd,
+    deadline: Option<Instant>,
+) -> io::Result<Ready> {
+    Ok(match wait_either(socket.as_fd(), Some(stop.as_fd()), deadline)? {
+        (_, true) => Ready::Stop,
+        (true, false) => Ready::Socket,
+        (false, false) => Ready::Deadline,
+    })
+}
+
 /// The second is about `stop`.
 fn wait_either(
     socket: BorrowedFd<'_>,
@@ -169,15 +222,6 @@ fn wait_either(
     }
     let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
     Ok((is_ready(&fds[0]), fds.get(1).is_some_and(is_ready)))
-}
-
-/// Errors after which the next connection may be fine: nobody waits, another
-/// process was faster, or a client left the queue (accept(2)).
-fn is_transient(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-    )
 }
 
 fn expect<S, A>(accepted: Accepted<S, A>) -> io::Result<(S, A)> {
@@ -225,5 +269,18 @@ mod tests {
         io::Write::write_all(&mut &stop, b"x").expect("write");
         let accepted = acceptor.accept_or_stop(&told, None).expect("accept");
         assert!(matches!(accepted, Accepted::Stopped));
+    }
+
+    #[test]
+    fn stop_wakes_a_wait_for_datagrams_too() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let (stop, told) = UnixStream::pair().expect("pair");
+        let wait = || wait_readable_or_stop(&socket, &told, Some(Instant::now())).expect("poll");
+        assert_eq!(wait(), Ready::Deadline);
+        socket.send_to(b"x", socket.local_addr().expect("address")).expect("send");
+        assert_eq!(wait(), Ready::Socket);
+        // Every thread that waits for it sees an end of file.
+        drop(stop);
+        assert_eq!(wait(), Ready::Stop);
     }
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::acceptor::wait_readable;
 use crate::claim::{Claim, Give};
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{Lease, only};
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
 use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
@@ -124,6 +124,14 @@ impl Client {
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
     pub fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
         self.ask(&verbs::claim(claims))
+    }
+
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim), and [`Error::NotOne`].
+    pub fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
+        only(self.claim(&[claim.into()])?)
     }
 
     /// Says which generation of which service this connection is, for a supervisor that numbers and

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bindonce_wire::RpcError;
 
-/// Why a call failed. After [`Error::Refused`] and the two about a single lease
+/// Why a call failed. After [`Error::Refused`] and those about a single lease
 /// the connection can still be used; after any other it cannot, and the
 /// next call says [`Error::Interrupted`]: connect again. (A [`Generation`](crate::Generation) does that
 /// by itself.) The text does not repeat the [`source`](std::error::Error::source): print the whole chain.
@@ -90,6 +90,13 @@ pub enum Error {
         /// What the socket is.
         found: &'static str,
     },
+    /// One listener was wanted, and the claim is of several: a range of ports.
+    #[error("the claim gives {count} listeners, not one")]
+    #[non_exhaustive]
+    NotOne {
+        /// How many it gives.
+        count: usize,
+    },
     /// A newer generation of the service is ready or serves: this one must not accept (any more).
     #[error("generation {generation} of service {service} has been superseded{}",
         .successor.map(|newer| format!(" by generation {newer}")).unwrap_or_default())]
@@ -149,6 +156,7 @@ impl Error {
                     .to_owned()
             }
             Self::Kind { found, .. } => format!("it was claimed as {found}: check its address"),
+            Self::NotOne { .. } => "claim a range of ports with `claim`".to_owned(),
             Self::Superseded { .. } => {
                 "end this process; to run its version again, start it again".to_owned()
             }

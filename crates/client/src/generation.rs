@@ -10,11 +10,11 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use crate::acceptor::wait_readable;
+use crate::acceptor::{Ready, wait_readable, wait_readable_or_stop};
 use crate::blocking::Client;
 use crate::claim::Claim;
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{Lease, only};
 use crate::membership::{ATTEMPT, FAREWELL, Membership, Stopped, after, is_over};
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
@@ -34,9 +34,7 @@ use crate::verbs;
 ///    waits for this; who does not say it within the broker's `retire_time` (5 seconds) is cut off.
 ///    Should the newer one have died meanwhile, this returns [`Stopped::Recalled`]: claim the
 ///    listeners again and serve on.
-/// 6. Finish what is connected, then [`drained`](Self::drained). Should the broker be lost meanwhile, the
-///    next one knows of this generation once the descriptor has become readable and
-///    [`has_retired`](Self::has_retired) has been called.
+/// 6. Finish what is connected ([`drain`](Self::drain) waits for it), then [`drained`](Self::drained).
 ///
 /// If the process ends at any point, or drops this, the broker takes that for the end of the
 /// generation.
@@ -47,8 +45,7 @@ use crate::verbs;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut generation = Generation::join(&"edge".parse()?)?;
 /// loop {
-///     let lease = generation.claim(&["web=0.0.0.0:8080".into()])?.remove(0);
-///     let acceptor = lease.into_tcp_acceptor()?;
+///     let acceptor = generation.claim_one("web=0.0.0.0:8080")?.into_tcp_acceptor()?;
 ///     generation.ready(None)?;
 ///     loop {
 ///         match acceptor.accept_or_stop(&generation, None)? {
@@ -148,6 +145,14 @@ impl Generation {
         Ok(leases)
     }
 
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim), and [`Error::NotOne`].
+    pub fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
+        only(self.claim(&[claim.into()])?)
+    }
+
     /// Says that this generation is ready, and waits until it may accept: until the older one
     /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
     /// (5 seconds) has passed. From then on what was claimed is there to stay. With no deadline it waits for
@@ -221,6 +226,25 @@ impl Generation {
         // What came with the answer does not make the connection readable.
         self.look()?;
         Ok(stopped)
+    }
+
+    /// Waits until `finished` is readable, and meanwhile keeps this generation's place: should the broker be lost, the
+    /// next one, and its `status`, know of a generation that drains. False if the deadline passes before. For
+    /// `finished` take one end of a pair of connected sockets or of a pipe, and give each connection's thread an
+    /// [`Arc`](std::sync::Arc) of the other end: when the last one drops it, all is finished.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of poll(2).
+    pub fn drain(&mut self, finished: impl AsFd, deadline: Option<Instant>) -> Result<bool, Error> {
+        loop {
+            let doorbell = self.client.as_ref().map_or(self.due.as_fd(), AsFd::as_fd);
+            match wait_readable_or_stop(doorbell, &finished, deadline).map_err(Error::Io)? {
+                Ready::Stop => return Ok(true),
+                Ready::Deadline => return Ok(false),
+                // A broker that refuses is asked again later; nothing else depends on it any more.
+                Ready::Socket => drop(self.look()),
+            }
+        }
     }
 
     /// Ends this generation: what was connected is finished. The same as dropping it.

@@ -132,6 +132,17 @@ impl Lease {
         tokio::net::TcpListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
     }
 
+    /// As a TCP listener for tokio that outlives errors of accept(2). Call it inside a runtime.
+    ///
+    /// # Errors
+    /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
+    #[cfg(feature = "tokio")]
+    pub fn into_tokio_tcp_acceptor(
+        self,
+    ) -> Result<crate::aio::Acceptor<tokio::net::TcpListener>, Error> {
+        self.into_tokio_tcp_listener().map(crate::aio::Acceptor::new)
+    }
+
     /// As tokio's UNIX listener. Call it inside a runtime.
     ///
     /// # Errors
@@ -141,6 +152,17 @@ impl Lease {
         let lease = self.check("a listening UNIX socket")?.check_nonblocking()?;
         let Self { bound, fd } = lease;
         tokio::net::UnixListener::from_std(fd.into()).map_err(|source| unusable(&bound, source))
+    }
+
+    /// As a UNIX listener for tokio that outlives errors of accept(2). Call it inside a runtime.
+    ///
+    /// # Errors
+    /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
+    #[cfg(feature = "tokio")]
+    pub fn into_tokio_unix_acceptor(
+        self,
+    ) -> Result<crate::aio::Acceptor<tokio::net::UnixListener>, Error> {
+        self.into_tokio_unix_listener().map(crate::aio::Acceptor::new)
     }
 
     /// As tokio's UDP socket. Call it inside a runtime.
@@ -175,6 +197,14 @@ impl Lease {
         }
         let Bound { name, address, .. } = self.bound;
         Err(Error::Kind { name, address, wanted, found })
+    }
+}
+
+/// The lease of a claim of one listener.
+pub(crate) fn only(mut leases: Vec<Lease>) -> Result<Lease, Error> {
+    match (leases.len(), leases.pop()) {
+        (1, Some(lease)) => Ok(lease),
+        (count, _) => Err(Error::NotOne { count }),
     }
 }
 

@@ -19,11 +19,15 @@
 //! ```no_run
 //! use std::io::{Read, Write};
 //! use std::net::TcpStream;
-//! use std::thread::{self, JoinHandle};
+//! use std::os::unix::net::UnixStream;
+//! use std::sync::Arc;
+//! use std::thread;
+//! use std::time::{Duration, Instant};
 //!
 //! use bindonce::{Accepted, Generation, Stopped};
 //!
 //! fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+//!     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
 //!     stream.read(&mut [0; 1024])?;
 //!     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nhi\n")
 //! }
@@ -32,17 +36,26 @@
 //!     let mut generation = Generation::join(&"edge".parse()?)?;
 //!     // Read configuration, warm caches ... If any of it fails, just exit: the generation that
 //!     // serves is not disturbed.
-//!     let mut connections = Vec::new();
+//!
+//!     // Each connection's thread has one end; the other becomes readable when the last has dropped it.
+//!     let (finished, connected) = UnixStream::pair()?;
+//!     let connected = Arc::new(connected);
 //!     loop {
-//!         let lease = generation.claim(&["web=0.0.0.0:8080".into()])?.remove(0);
-//!         let acceptor = lease.into_tcp_acceptor()?;
+//!         let acceptor = generation.claim_one("web=0.0.0.0:8080")?.into_tcp_acceptor()?;
 //!         // Waits until the generation before accepts no more.
 //!         generation.ready(None)?;
 //!         loop {
 //!             match acceptor.accept_or_stop(&generation, None)? {
 //!                 Accepted::Connection(stream, _) => {
-//!                     connections.retain(|thread: &JoinHandle<_>| !thread.is_finished());
-//!                     connections.push(thread::spawn(|| serve(stream)));
+//!                     let connected = Arc::clone(&connected);
+//!                     let thread = thread::Builder::new().spawn(move || {
+//!                         // A client that resets its connection is its own affair.
+//!                         let _ = serve(stream);
+//!                         drop(connected);
+//!                     });
+//!                     if let Err(error) = thread {
+//!                         eprintln!("a client was turned away: {error}");
+//!                     }
 //!                 }
 //!                 // The broker has said something: that a newer generation is ready?
 //!                 Accepted::Stopped if generation.has_retired()? => break,
@@ -58,16 +71,19 @@
 //!             Stopped::Recalled => {}
 //!         }
 //!     }
-//!     for connection in connections {
-//!         connection.join().map_err(|_| "a connection's thread has panicked")??;
-//!     }
+//!     drop(connected);
+//!     generation.drain(finished, Some(Instant::now() + Duration::from_secs(30)))?;
 //!     generation.drained();
 //!     Ok(())
 //! }
 //! ```
 //!
+//! Several threads that accept need one signal to stop: let one wait in [`Generation::retired`] and then drop one
+//! end of a `UnixStream::pair()`; the others give the other end to [`Acceptor::accept_or_stop`]. Tasks of tokio take
+//! a `tokio::sync::watch`.
+//!
 //! The same for tokio is in the description of `aio::Generation`, and whole servers, also on hyper and axum,
-//! are in the [examples]. A broker for trying it out is one command: `bindonce serve`.
+//! (with `bindonce::hyper`), and UDP, are in the [examples]. A broker for trying it out is one command: `bindonce serve`.
 //!
 //! # A program that only needs a socket
 //!
@@ -99,6 +115,7 @@
 //! # Features
 //! - `tokio` (off): the module `aio`, with the same client and generation as futures, and the
 //!   conversions of a [`Lease`] into tokio's listeners.
+//! - `hyper` (off): the module `hyper`, with connections of hyper that end without a reset.
 //!
 //! [examples]: https://github.com/bindonce/bindonce/tree/main/crates/client/examples
 
@@ -109,11 +126,14 @@
 mod acceptor;
 #[cfg(feature = "tokio")]
 pub mod aio;
+mod backoff;
 mod blocking;
 mod claim;
 mod error;
 mod follow;
 mod generation;
+#[cfg(feature = "hyper")]
+pub mod hyper;
 mod lease;
 mod membership;
 mod session;
@@ -121,7 +141,7 @@ mod socket;
 mod transfer;
 mod verbs;
 
-pub use acceptor::{Accepted, Acceptor, wait_readable};
+pub use acceptor::{Accepted, Acceptor, Ready, wait_readable, wait_readable_or_stop};
 pub use bindonce_core::name::{InvalidName, Name};
 pub use bindonce_core::time::Timestamp;
 pub use bindonce_wire::event::Event;

@@ -2,14 +2,16 @@
 //! request and never pause: none is refused, reset or left without an answer, and no client hears an older
 //! generation after a newer one.
 
-#![cfg(all(test, feature = "tokio"))]
+#![cfg(all(test, feature = "hyper"))]
 
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,14 +30,24 @@ struct Server {
     child: Child,
     generation: String,
     address: SocketAddr,
+    /// What it says to its operator.
+    errors: Receiver<String>,
 }
 
 impl Server {
     fn start(example: &str, broker: &Broker) -> Self {
-        let mut child = Command::new(examples().join(example))
-            .arg("web=127.0.0.1:0")
+        Self::claiming(example, "web=127.0.0.1:0", broker)
+    }
+
+    fn claiming(example: &str, claim: &str, broker: &Broker) -> Self {
+        // With a low limit of open files, which hostile clients reach.
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -n 40; exec \"$0\" \"$1\""])
+            .arg(examples().join(example))
+            .arg(claim)
             .env("BINDONCE_SOCKET", broker.socket())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("cargo builds the examples before the tests");
         let output = BufReader::new(child.stdout.take().expect("piped"));
@@ -44,10 +56,27 @@ impl Server {
         // generation 7 accepts on 127.0.0.1:40001
         let words: Vec<&str> = first.split(' ').collect();
         assert_eq!(words.len(), 5, "{first}");
-        let (generation, address) = (words[1].to_owned(), words[4].parse().expect("an address"));
+        let address = words[4].trim_start_matches("udp4@").parse().expect("an address");
+        let generation = words[1].to_owned();
         // Whatever else it says must not fill the pipe.
         thread::spawn(move || lines.for_each(drop));
-        Self { child, generation, address }
+        let said = BufReader::new(child.stderr.take().expect("piped"));
+        let (say, errors) = channel();
+        thread::spawn(move || {
+            said.lines().map_while(Result::ok).for_each(|line| drop(say.send(line)));
+        });
+        Self { child, generation, address, errors }
+    }
+
+    /// Waits until it has said this to its operator.
+    fn says(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.errors.recv_timeout(left).expect("it says so").contains(words) {
+                return;
+            }
+        }
     }
 
     /// Waits for the end that its successor has brought about.
@@ -93,6 +122,13 @@ fn finish(mut stream: TcpStream) -> String {
     text
 }
 
+/// Closes a connection with a reset.
+fn reset(stream: TcpStream) {
+    let linger = Some(Duration::ZERO);
+    socket2::SockRef::from(&stream).set_linger(linger).expect("a linger time");
+    drop(stream);
+}
+
 /// Restarts servers under load, each example once after the other, and looks what clients saw.
 fn storm(examples: impl IntoIterator<Item = &'static str>) {
     let broker = Broker::start();
@@ -106,8 +142,12 @@ fn storm(examples: impl IntoIterator<Item = &'static str>) {
             "generation {} answers nobody",
             server.generation
         );
+        // One leaves with a reset, one stays silent until the next has taken over.
+        reset(begin(address));
+        let silent = TcpStream::connect(address).expect("connect");
         let new = Server::start(example, &broker);
         assert_eq!(new.address, address, "another socket");
+        drop(silent);
         server.ends();
         server = new;
     }
@@ -149,4 +189,76 @@ fn each_takes_over_from_any_other_and_finishes_what_it_has() {
         server.ends();
         server = new;
     }
+}
+
+/// A server at its limit of open files, with clients that reset, stall and say nothing: it lives, tells its operator,
+/// and serves when there is room again; then another takes over, and a slow client is finished.
+fn survives(example: &str) {
+    let broker = Broker::start();
+    let server = Server::start(example, &broker);
+    let own = format!("generation {},", server.generation);
+    for _ in 0..5 {
+        reset(begin(server.address));
+    }
+    let silent: Vec<_> =
+        (0..60).map(|_| TcpStream::connect(server.address).expect("connect")).collect();
+    server.says("clients wait: Too many open files");
+    drop(silent);
+    assert!(finish(begin(server.address)).contains(&own));
+    let slow = begin(server.address);
+    // It has been accepted: one that came later is answered.
+    assert!(finish(begin(server.address)).contains(&own));
+    let new = Server::start(example, &broker);
+    assert!(finish(slow).contains(&own));
+    server.ends();
+    assert!(finish(begin(new.address)).contains(&format!("generation {},", new.generation)));
+}
+
+#[test]
+fn a_thread_server_survives_its_clients() {
+    survives("std_server");
+}
+
+#[test]
+fn a_hyper_server_survives_its_clients() {
+    survives("hyper_server");
+}
+
+#[test]
+fn an_axum_service_survives_its_clients() {
+    survives("axum_server");
+}
+
+#[test]
+fn a_udp_server_restarts_without_losing_a_datagram() {
+    let broker = Broker::start();
+    let start = || Server::claiming("udp_server", "echo=udp4@127.0.0.1:0", &broker);
+    let mut server = start();
+    let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    client.connect(server.address).expect("connect");
+    client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let stop = AtomicBool::new(false);
+    let exchanged = thread::scope(|scope| {
+        let exchange = scope.spawn(|| {
+            let (mut count, mut newest, mut answer) = (0_u64, 0, [0; 64]);
+            while !stop.load(Ordering::Relaxed) {
+                client.send(count.to_string().as_bytes()).expect("send");
+                let length = client.recv(&mut answer).expect("an answer");
+                let answer = std::str::from_utf8(&answer[..length]).expect("text");
+                let (generation, echo) = answer.split_once(' ').expect("two words");
+                assert_eq!(echo, count.to_string());
+                let generation: u64 = generation.parse().expect("a number");
+                assert!(newest <= generation, "{generation} after {newest}");
+                (count, newest) = (count + 1, generation);
+            }
+            count
+        });
+        for _ in 0..20 {
+            let new = start();
+            std::mem::replace(&mut server, new).ends();
+        }
+        stop.store(true, Ordering::Relaxed);
+        exchange.join().expect("no datagram is lost")
+    });
+    println!("{exchanged} datagrams: 0 lost");
 }

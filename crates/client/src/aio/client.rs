@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use crate::blocking::{AGAIN, at_least};
 use crate::claim::{Claim, Give};
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{Lease, only};
 use crate::session::{Answer, DEFAULT_TIMEOUT, Session, typed};
 use crate::transfer::{Outgoing, READ_SIZE};
 use crate::verbs::Verb;
@@ -122,6 +122,14 @@ impl Client {
     /// [`Error::Refused`] with the broker's reason; see [`Error`].
     pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
         self.ask(&verbs::claim(claims)).await
+    }
+
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim), and [`Error::NotOne`].
+    pub async fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
+        only(self.claim(&[claim.into()]).await?)
     }
 
     /// Says which generation of which service this connection is, for a supervisor that numbers and

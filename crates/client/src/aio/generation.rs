@@ -2,14 +2,15 @@
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bindonce_core::name::Name;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::client::Client;
 use crate::claim::Claim;
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{Lease, only};
 use crate::membership::{ATTEMPT, FAREWELL, Membership, Stopped, after, is_over};
 use crate::session::DEFAULT_TIMEOUT;
 use crate::socket::default_socket;
@@ -24,23 +25,23 @@ use crate::verbs;
 /// let mut generation = bindonce::aio::Generation::join(&"edge".parse()?).await?;
 /// let mut connections = tokio::task::JoinSet::new();
 /// loop {
-///     let lease = generation.claim(&["web=0.0.0.0:8080".into()]).await?.remove(0);
-///     let listener = lease.into_tokio_tcp_listener()?;
+///     let lease = generation.claim_one("web=0.0.0.0:8080").await?;
+///     let acceptor = lease.into_tokio_tcp_acceptor()?;
 ///     generation.ready().await?;
 ///     loop {
 ///         tokio::select! {
 ///             retired = generation.retired() => { retired?; break }
-///             accepted = listener.accept() => { connections.spawn(answer(accepted?.0)); }
+///             accepted = acceptor.accept() => { connections.spawn(answer(accepted?.0)); }
 ///             Some(_) = connections.join_next() => {}
 ///         }
 ///     }
-///     drop(listener);
+///     drop(acceptor);
 ///     match generation.stopped().await? {
 ///         bindonce::Stopped::Retired => break,
 ///         bindonce::Stopped::Recalled => {} // the newer one has died: serve on
 ///     }
 /// }
-/// generation.drain(connections.join_all()).await;
+/// generation.drain_within(connections.join_all(), std::time::Duration::from_secs(30)).await;
 /// generation.drained();
 /// # Ok(())
 /// # }
@@ -119,6 +120,14 @@ impl Generation {
         Ok(leases)
     }
 
+    /// Claims one listener, as [`claim`](Self::claim) does. A claim of a range of ports is an error.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim), and [`Error::NotOne`].
+    pub async fn claim_one(&mut self, claim: impl Into<Claim>) -> Result<Lease, Error> {
+        only(self.claim(&[claim.into()]).await?)
+    }
+
     /// Says that this generation is ready, and waits until it may accept: until the older one
     /// accepts no more, which is as soon as that one has said so, or the broker's `retire_time`
     /// (5 seconds) has passed. From then on what was claimed is there to stay. One that serves already is
@@ -176,6 +185,11 @@ impl Generation {
             output = work => output,
             never = self.keep() => match never {},
         }
+    }
+
+    /// As [`drain`](Self::drain), for no longer than `limit`: then `work` is dropped, and this gives None.
+    pub async fn drain_within<W: Future>(&mut self, work: W, limit: Duration) -> Option<W::Output> {
+        self.drain(timeout(limit, work)).await.ok()
     }
 
     async fn keep(&mut self) -> Infallible {

@@ -172,6 +172,7 @@ impl Listing {
             }
             Item::Fn(item) => self.say(at, &format!(": pub {}", text(&item.sig))),
             Item::Const(item) => self.say(at, &format!(": pub const {}", text(&item.ty))),
+            Item::Type(item) => self.say(at, &format!(": pub type {}", text(&item.ty))),
             item => panic!("{}: the lister does not know this item: {}", at.path, text(item)),
         }
         for item in items.iter() {

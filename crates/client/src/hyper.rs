@@ -1,0 +1,295 @@
+//! Connections of hyper that end as those of a retired generation must: whoever has connected gets the answer.
+//!
+//! hyper's own `graceful_shutdown`, and `axum::serve` with its `with_graceful_shutdown`, end a connection at once on which
+//! nothing has been read yet: its client, whose request is on the way, gets a reset. Under load that is a few connections
+//! at each restart. [`Connections`] tells a connection to finish once its first request has come.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::hyper::body::{Body, Incoming};
+use ::hyper::service::{Service, service_fn};
+use ::hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+/// What goes wrong with a connection; nearly always it is its client's doing.
+pub type ConnectionError = Box<dyn Error + Send + Sync>;
+
+type Tell = Arc<dyn Fn(ConnectionError) + Send + Sync>;
+
+/// The HTTP connections of one generation, HTTP/1 and HTTP/2 as the client begins.
+///
+/// ```no_run
+/// # use std::convert::Infallible;
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use hyper::{Response, service::service_fn};
+///
+/// let mut generation = bindonce::aio::Generation::join(&"edge".parse()?).await?;
+/// let acceptor = generation.claim_one("web=0.0.0.0:8080").await?.into_tokio_tcp_acceptor()?;
+/// generation.ready().await?;
+/// let mut connections = bindonce::hyper::Connections::new();
+/// let service = service_fn(async |_| Ok::<_, Infallible>(Response::new("hi\n".to_owned())));
+/// loop {
+///     tokio::select! {
+///         retired = generation.retired() => { retired?; break }
+///         accepted = acceptor.accept() => connections.serve(accepted?.0, service),
+///     }
+/// }
+/// drop(acceptor);
+/// generation.stopped().await?;
+/// let cut = generation.drain(connections.finish(std::time::Duration::from_secs(30))).await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// With TLS the handshake belongs to the connection, not to the accept loop: [`serve_after`](Self::serve_after).
+pub struct Connections {
+    tasks: JoinSet<()>,
+    finishing: watch::Sender<bool>,
+    server: Builder<TokioExecutor>,
+    tell: Tell,
+}
+
+impl Connections {
+    /// Connections as hyper serves them when nothing is said, with a limit of 30 seconds for the head of a request.
+    pub fn new() -> Self {
+        let mut server = Builder::new(TokioExecutor::new());
+        server.http1().timer(TokioTimer::new());
+        server.http2().timer(TokioTimer::new());
+        Self::with(server)
+    }
+
+    /// Connections with other settings of hyper's. Without a timer in them there is no limit of time.
+    pub fn with(server: Builder<TokioExecutor>) -> Self {
+        let finishing = watch::Sender::new(false);
+        Self { tasks: JoinSet::new(), finishing, server, tell: Arc::new(drop) }
+    }
+
+    /// Has `tell` called with what goes wrong with a connection.
+    #[must_use]
+    pub fn on_error(mut self, tell: impl Fn(ConnectionError) + Send + Sync + 'static) -> Self {
+        self.tell = Arc::new(tell);
+        self
+    }
+
+    /// Begins to serve a connection, in a task of its own. Call it inside a runtime.
+    pub fn serve<I, S, B>(&mut self, stream: I, service: S)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error: Into<ConnectionError>>
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
+    {
+        self.serve_after(async { Ok(stream) }, service);
+    }
+
+    /// Begins to serve a connection after its handshake, of TLS say, which takes place in the connection's own task:
+    /// a client that stalls it delays nobody. The handshake has no other limit of time than its own.
+    pub fn serve_after<I, S, B>(
+        &mut self,
+        handshake: impl Future<Output = io::Result<I>> + Send + 'static,
+        service: S,
+    ) where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error: Into<ConnectionError>>
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
+    {
+        // Takes those away that have ended, so that the set does not grow for ever.
+        while self.tasks.try_join_next().is_some() {}
+        let (server, finishing) = (self.server.clone(), self.finishing.subscribe());
+        let tell = Arc::clone(&self.tell);
+        self.tasks.spawn(async move {
+            let served = match handshake.await {
+                Ok(stream) => serve(&server, stream, service, finishing).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = served {
+                tell(error);
+            }
+        });
+    }
+
+    /// Has each connection finish what it was asked, or is yet to be asked first, and waits for their ends. After
+    /// `limit` the rest is cut; gives how many that were. In HTTP/1 a connection that waits for another request is
+    /// closed, in HTTP/2 the client is told to open no more streams (GOAWAY).
+    pub async fn finish(mut self, limit: Duration) -> usize {
+        let deadline = Instant::now() + limit;
+        self.finishing.send_replace(true);
+        while let Ok(Some(_)) = timeout_at(deadline, self.tasks.join_next()).await {}
+        let cut = self.tasks.len();
+        self.tasks.shutdown().await;
+        cut
+    }
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("tasks", &self.tasks.len()).finish_non_exhaustive()
+    }
+}
+
+async fn serve<I, S, B>(
+    server: &Builder<TokioExecutor>,
+    stream: I,
+    service: S,
+    mut finishing: watch::Receiver<bool>,
+) -> Result<(), ConnectionError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<ConnectionError>>,
+    S::Future: Send + 'static,
+    B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
+{
+    let asked = Arc::new(Notify::new());
+    let notice = Arc::clone(&asked);
+    let service = service_fn(move |request| {
+        notice.notify_one();
+        service.call(request)
+    });
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let time_to_finish = async {
+        // The sender lives as long as this task.
+        let _ = finishing.wait_for(|finishing| *finishing).await;
+        asked.notified().await;
+    };
+    tokio::select! {
+        served = connection.as_mut() => return served,
+        () = time_to_finish => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use ::hyper::client::conn::http2;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Longer than any of these takes, unless it hangs.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime")
+            .block_on(test);
+    }
+
+    fn connect(connections: &mut Connections) -> DuplexStream {
+        let (client, server) = duplex(4096);
+        let service = async |_| Ok::<_, Infallible>(Response::new("hi".to_owned()));
+        connections.serve(server, service_fn(service));
+        client
+    }
+
+    #[test]
+    fn who_has_connected_gets_the_answer_and_then_the_end() {
+        run(async {
+            let mut connections = Connections::new();
+            let mut client = connect(&mut connections);
+            let mut idle = connect(&mut connections);
+            idle.write_all(REQUEST).await.expect("write");
+            let mut first = [0; 15];
+            idle.read_exact(&mut first).await.expect("an answer");
+            let finish = tokio::spawn(connections.finish(PATIENCE));
+            // It is finishing once the one that has been answered is closed.
+            let mut rest = Vec::new();
+            idle.read_to_end(&mut rest).await.expect("an end");
+            client.write_all(REQUEST).await.expect("write");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("an answer and an end");
+            assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("hi"), "{answer}");
+            assert_eq!(finish.await.expect("finish"), 0);
+        });
+    }
+
+    #[test]
+    fn what_does_not_end_is_cut_and_counted() {
+        run(async {
+            let mut connections = Connections::new();
+            let _silent = connect(&mut connections);
+            let (_never, stalled) = oneshot::channel::<DuplexStream>();
+            let handshake = async { stalled.await.map_err(io::Error::other) };
+            let service = async |_| Ok::<_, Infallible>(Response::new(String::new()));
+            connections.serve_after(handshake, service_fn(service));
+            assert_eq!(connections.finish(Duration::ZERO).await, 2);
+        });
+    }
+
+    #[test]
+    fn a_stream_of_http2_is_finished() {
+        run(async {
+            let mut connections = Connections::new();
+            let (client, server) = duplex(4096);
+            let (asked, heard) = oneshot::channel();
+            let (go, wait) = oneshot::channel::<()>();
+            let both = std::sync::Mutex::new(Some((asked, wait)));
+            connections.serve(
+                server,
+                service_fn(move |_| {
+                    let both = both.lock().expect("lock").take();
+                    async move {
+                        if let Some((asked, wait)) = both {
+                            asked.send(()).expect("the test waits");
+                            wait.await.expect("the test says so");
+                        }
+                        Ok::<_, Infallible>(Response::new("hi".to_owned()))
+                    }
+                }),
+            );
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.expect("h2");
+            let connection = tokio::spawn(connection);
+            let answer = tokio::spawn(sender.send_request(Request::new(String::new())));
+            heard.await.expect("it is asked");
+            let finish = tokio::spawn(connections.finish(PATIENCE));
+            // The connection hears of the end before its request is answered.
+            tokio::task::yield_now().await;
+            go.send(()).expect("it waits");
+            assert_eq!(answer.await.expect("task").expect("an answer").status(), 200);
+            connection.await.expect("task").expect("an orderly end");
+            assert_eq!(finish.await.expect("finish"), 0);
+        });
+    }
+
+    #[test]
+    fn errors_are_told() {
+        run(async {
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let mut connections = Connections::new().on_error(move |error| {
+                let _ = tell.send(error.to_string());
+            });
+            let mut client = connect(&mut connections);
+            client.write_all(b"nonsense\r\n\r\n").await.expect("write");
+            let text = told.recv().await.expect("an error");
+            assert!(!text.is_empty());
+        });
+    }
+}
