@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -93,6 +93,35 @@ fn half_a_request(address: SocketAddr) -> TcpStream {
     stream.set_read_timeout(Some(DEADLINE)).expect("a limit");
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").expect("writing");
     stream
+}
+
+/// What a client that knows HTTP/3 sends first, recorded once: its keys come from the connection id in it (RFC 9001,
+/// section 5.2), so that any haproxy takes it for the begin of a handshake.
+const INITIAL: &[u8] = include_bytes!("harness/initial.bin");
+
+/// haproxy never answers a connection whose handshake ends when it was told to stop: the older generation is told so when its
+/// handshakes are over, and for one that its client leaves unfinished after a second.
+#[test]
+fn the_older_generation_finishes_its_handshakes_before_it_stops() {
+    for program in ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched) {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let file = with_quic(&scene, address, 1, "    limited-quic\n");
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        haproxy.wait_serving(&scene);
+        let timed = || {
+            let begun = Instant::now();
+            haproxy.reload(&scene).ok();
+            begun.elapsed()
+        };
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+        client.set_read_timeout(Some(DEADLINE)).expect("a limit");
+        client.send_to(INITIAL, address).expect("sending");
+        client.recv(&mut [0; 2048]).expect("the answer of the server");
+        assert!(timed() >= Duration::from_secs(1), "it was told to stop in a handshake");
+        eventually("an answer of the next", || is_read(address).then_some(()));
+    }
 }
 
 /// A haproxy without QUIC refuses the line, and nothing is bound for it.

@@ -5,12 +5,14 @@ mod descriptors;
 mod info;
 mod level;
 pub mod master;
+mod quic;
 mod sessions;
 mod version;
 
 pub use descriptors::descriptor;
 pub use info::Info;
 pub use level::Level;
+pub use quic::Quic;
 pub use sessions::{Session, oldest_sessions};
 pub use version::Version;
 

@@ -2,12 +2,13 @@
 //!
 //! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
 //! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
-//! no older generation accepts, and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
+//! no older generation accepts, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
 //! process that finishes a handover if this one dies in it.
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;
 pub(crate) mod listening;
+pub(crate) mod opening;
 pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;

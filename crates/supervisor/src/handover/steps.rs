@@ -3,13 +3,14 @@
 //! [`crate::generations::watching`], what it leaves behind in [`crate::handover::ghosts`].
 
 use bindonce_core::event;
-use bindonce_core::generation::{Event, GenerationId, Handover};
+use bindonce_core::generation::{Event, GenerationId, Handover, Observation};
 use bindonce_sys::signals::Signal as Number;
 
 use crate::control::requests;
 use crate::generations::generation::Generation;
 use crate::handover::compare::{self, Listeners};
 use crate::handover::listening::Listening;
+use crate::handover::opening::{self, Opening};
 use crate::handover::promise;
 use crate::kind::Kind;
 use crate::message::{Compared, Message};
@@ -78,7 +79,8 @@ impl Supervisor {
     }
 
     /// No process accepts, as far as `proof` shows. The new generation goes on, and before the older ones
-    /// are told to stop for good it must be known that it listens on what it was given.
+    /// are told to stop for good it must be known that it listens on what it was given, and what they have begun with
+    /// clients of QUIC must be open.
     pub(crate) fn proved(&mut self, proof: Event) {
         // Where one of them is not known to be paused, the new one cannot go on yet.
         let may_go_on = match proof {
@@ -97,9 +99,20 @@ impl Supervisor {
             Some((id, listening))
         });
         let Some((id, listening)) = asked else { return self.feed(proof) };
+        let older = match self.timeline.is_stopping() {
+            true => Vec::new(),
+            false => self.timeline.accepting(id),
+        };
+        let opening = Opening::of(older.iter().filter_map(|id| self.generations.get(id)));
+        if !opening.is_none() {
+            // Nobody need be told again to pause.
+            self.feed(Event::Unproved(Observation::default()));
+        }
+        let limit = opening::LIMIT.min(self.cx.settings.timing.retire_timeout / 2);
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             let missing = listening.missing(compare::ANSWER).await;
+            opening.settle(limit).await;
             cx.send(Message::Listens(id, missing, proof));
         });
     }

@@ -1,0 +1,68 @@
+//! Connections of QUIC that an older generation has begun and not opened when it is proved to read no new ones.
+//!
+//! haproxy finishes the handshakes that it has begun, and takes their requests, while it is paused. Told to stop, it closes a
+//! connection that has no request yet, and never answers one whose handshake ends later. So it is told to stop when no
+//! handshake has been under way for [`GRACE`], or [`LIMIT`] has passed: a client may begin one and never finish it.
+
+use std::time::{Duration, Instant};
+
+use bindonce_core::address::Address;
+use bindonce_haproxy::cli::Quic;
+
+use crate::generations::admin::{Admin, NoAnswer};
+use crate::generations::generation::Generation;
+
+/// From the last handshake until the older generation is told to stop: how long a client may take from the end of its
+/// handshake until its request is there. Most send both at once.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long handshakes may take in all. Nobody waits meanwhile but those who asked for the reload.
+pub(crate) const LIMIT: Duration = Duration::from_secs(1);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// With more connections than this they are not listed: each is a line of 170 bytes.
+const LISTED: u64 = 10_000;
+
+/// The older generations that may have such connections.
+pub(crate) struct Opening(Vec<Admin>);
+
+impl Opening {
+    pub(crate) fn of<'a>(older: impl Iterator<Item = &'a Generation>) -> Self {
+        let has_quic = |generation: &&Generation| {
+            generation.listeners.iter().any(|held| matches!(held.bound, Address::Quic(_)))
+        };
+        Self(older.filter(has_quic).filter_map(|generation| generation.cli.admin.clone()).collect())
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Waits for their handshakes, and for the first requests.
+    pub(crate) async fn settle(self, limit: Duration) {
+        let begun = Instant::now();
+        for admin in self.0 {
+            let left = limit.saturating_sub(begun.elapsed());
+            // One that does not answer, or not in time, is told to stop as it is.
+            let _ = tokio::time::timeout(left, settled(&admin, begun, limit)).await;
+        }
+    }
+}
+
+async fn settled(admin: &Admin, begun: Instant, limit: Duration) -> Result<(), NoAnswer> {
+    if admin.info(limit).await?.connections > LISTED {
+        tokio::time::sleep(GRACE).await;
+        return Ok(());
+    }
+    let mut handshake = begun;
+    loop {
+        let asked = Instant::now();
+        match Quic::read(&admin.ask("show quic", limit).await?) {
+            Quic::None => return Ok(()),
+            Quic::Handshake => handshake = asked,
+            Quic::Open if handshake + GRACE <= asked => return Ok(()),
+            Quic::Open => {}
+        }
+        // A long answer stops haproxy while it is written.
+        tokio::time::sleep(LOOK_AGAIN.max(asked.elapsed())).await;
+    }
+}
