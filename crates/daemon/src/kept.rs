@@ -6,7 +6,7 @@
 //! written; a line that cannot be read is passed over. What cannot be written is kept in
 //! memory, and the file is written anew as soon as that works.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ impl Kept {
         read.events.drain(..surplus);
         kept.lines = read.events.len();
         if surplus == 0 && read.whole {
-            kept.file = append(path).ok();
+            kept.file = state::append(path).ok().flatten();
         }
         if kept.file.is_none() {
             kept.rewrite(read.events.iter());
@@ -107,9 +107,7 @@ impl Kept {
 
     /// Removes the file.
     pub(crate) fn remove(self) {
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = state::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the events");
         }
     }
@@ -162,12 +160,10 @@ fn line(event: &Event) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use bindonce_core::event::Kind;
 
     use super::*;

@@ -1,17 +1,16 @@
 //! Files that outlive their process: read when the next one starts, and replaced as a whole. And files that
 //! stand beside another one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bindonce_core::time::Timestamp;
 use bindonce_sys::clock::now;
-use bindonce_sys::file;
-use nix::fcntl::OFlag;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use bindonce_sys::directory::Directory;
+use rustix::fs::OFlags;
 
 /// The longest state that is read: a record of a million listeners.
 pub const LARGEST: u64 = 256 << 20;
@@ -32,7 +31,7 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// Those of reading it.
 pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    match file::regular(path, most) {
+    match Directory::of(path).and_then(|(directory, name)| directory.read(name, most)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
     }
@@ -43,35 +42,43 @@ pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
 pub fn move_aside(path: &Path) -> String {
     let Timestamp(milliseconds) = now();
     let aside = with_suffix(path, &format!(".bad-{milliseconds}"));
-    match fs::rename(path, &aside) {
+    let moved = Directory::of(path)
+        .and_then(|(directory, name)| directory.rename(name, aside.file_name().unwrap_or(name)));
+    match moved {
         Ok(()) => aside.display().to_string(),
         Err(error) => format!("nowhere: {error}"),
     }
 }
 
-/// Writes `PATH.new` (mode 0600) and renames it: a reader sees the old or the new content, whole.
-/// Gives the new file, open to append to it. The caller has a lock: what is at `PATH.new` was left by
-/// a crash, and goes. What was written outlives this process; after a crash of the system it may be lost.
+/// Replaces a file in one step (mode 0600), by way of `PATH.new`. Gives the new file, open to append to it. The caller has a
+/// lock: what is at `PATH.new` was left by a crash, and goes. What was written outlives this process; after a
+/// crash of the system it may be lost.
 ///
 /// # Errors
 /// Those of the system calls; the file at `path` is then as it was.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let temporary = with_suffix(path, ".new");
-    let mut options = OpenOptions::new();
-    options.append(true).create_new(true).mode(0o600);
-    let mut file = match options.open(&temporary) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(&temporary)?;
-            options.open(&temporary)?
-        }
-        opened => opened?,
-    };
-    if let Err(error) = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path)) {
-        // Half of it on a full disk would take the room that the next attempt needs.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
+    let (directory, name) = Directory::of(path)?;
+    directory.replace(name, &other(name), 0o600, bytes)
+}
+
+/// Opens a file to append to it, if it is this user's own and no other path leads to it; None if not.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn append(path: &Path) -> io::Result<Option<File>> {
+    let (directory, name) = Directory::of(path)?;
+    directory.own(name, OFlags::WRONLY | OFlags::APPEND)
+}
+
+/// Removes a file. One that is not there is no error.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match Directory::of(path).and_then(|(directory, name)| directory.remove(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
-    Ok(file)
 }
 
 /// As [`replace`], for text with spaces allowed before it that is written often: what was at `path` stays at `PATH.new`, and
@@ -81,16 +88,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
 /// # Errors
 /// Those of the system calls; the file at `path` is then as it was.
 pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
-    let other = with_suffix(path, ".new");
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).mode(0o600).custom_flags(flags.bits());
-    let file = options.open(&other)?;
-    let there = file.metadata()?;
-    if !there.is_file() {
-        return Err(io::Error::other(format!("{} is no file", other.display())));
-    }
-    let mut length = usize::try_from(there.len()).unwrap_or(usize::MAX);
+    let (directory, name) = Directory::of(path)?;
+    let other = other(name);
+    let file = match directory.own(&other, OFlags::WRONLY) {
+        Ok(Some(file)) => file,
+        // Nothing is there, or not ours alone.
+        Ok(None) | Err(_) => directory.create(&other, 0o600)?,
+    };
+    let mut length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     if length > LONGER.max(2 * text.len()) {
         file.set_len(0)?;
         length = 0;
@@ -99,15 +104,19 @@ pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut whole = vec![b' '; length.saturating_sub(text.len())];
     whole.extend_from_slice(text);
     file.write_all_at(&whole, 0)?;
-    match renameat_with(CWD, &other, CWD, path, RenameFlags::EXCHANGE) {
-        // Nothing is at the path, or this file system cannot do it.
-        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(&other, path),
-        done => Ok(done?),
-    }
+    directory.exchange(&other, name)
+}
+
+fn other(name: &OsStr) -> OsString {
+    let mut other = name.to_owned();
+    other.push(".new");
+    other
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

@@ -89,7 +89,11 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Those of the system calls, and for whatever is not such a file.
 pub fn regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     // What is looked at is what is opened, whatever the path leads to by then.
-    let found = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    found(&OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?, most)
+}
+
+/// The same for a file that was opened with O_PATH.
+pub(crate) fn found(found: &File, most: u64) -> io::Result<Vec<u8>> {
     let metadata = found.metadata()?;
     if !metadata.is_file() || metadata.len() > most {
         return Err(io::Error::other("it is no regular file, or a very large one"));

@@ -19,6 +19,7 @@
 //!   into an accept queue;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
+//! - [`directory`] opens where files lie, so that a path leads nowhere else;
 //! - [`closing`], [`file`], [`log`], [`subprocess`] and [`worker`] keep what may wait away from the thread that decides;
 //! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
@@ -30,6 +31,7 @@ pub mod changes;
 pub mod clock;
 pub mod closing;
 pub mod diag;
+pub mod directory;
 pub mod epoll;
 pub mod exchange;
 pub mod executable;

@@ -13,7 +13,7 @@
 //! again and again until it can be; meanwhile `status`, `list`, `doctor` and the metrics say so.
 
 use std::cell::RefCell;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -174,9 +174,7 @@ impl StateFile {
 
     /// Removes the file: nothing is held any more.
     pub(crate) fn remove(&self) {
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = state::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the state file");
         }
     }

@@ -2,13 +2,12 @@
 //! through all generations, and which takes the signals that haproxy's master would take.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_sys::directory::Directory;
 use bindonce_sys::worker;
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -78,10 +77,6 @@ async fn until_written(path: &Path) -> bool {
 
 /// As haproxy does: the old file is removed, and nothing removes the new one at the end.
 fn write(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = File::options().write(true).create_new(true).mode(0o644).open(path)?;
-    writeln!(file, "{}", std::process::id())
+    let (directory, name) = Directory::of(path)?;
+    writeln!(directory.create(name, 0o644)?, "{}", std::process::id())
 }

@@ -2,14 +2,14 @@
 //! answer to `show servers state` is written to the files that the configuration loads.
 //! Source: haproxy configuration manual, "load-server-state-from-file".
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::generations::admin::Admin;
 use bindonce_haproxy::config::{Rendering, ServerState};
+use bindonce_sys::directory::Directory;
 
 /// How long the generation that serves may take to tell.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -29,30 +29,37 @@ pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     }
 }
 
-/// In one step: a reader sees the old or the new text.
+/// In one step: a reader sees the old or the new text. The directory may be haproxy's user's.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut options = fs::File::options();
-        let options = options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        if !text.ends_with('\n') {
-            file.write_all(b"\n")?;
-        }
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // The first error tells more than a second one could.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    let (directory, name) = Directory::of(path)?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}", std::process::id()));
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    directory.replace(name, &temporary, 0o600, format!("{text}{end}").as_bytes()).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    /// haproxy's user lays traps in its own directory, for root's supervisor to write where they lead.
+    #[test]
+    fn the_directory_of_haproxys_user_leads_to_no_other_file() {
+        let directory = std::env::temp_dir().join(format!("bindonce-trap-{}", std::process::id()));
+        fs::create_dir(&directory).expect("directory");
+        let (path, victim) = (directory.join("global"), directory.join("victim"));
+        fs::write(&victim, "precious").expect("write");
+        symlink(&victim, directory.join(format!(".global.{}", std::process::id()))).expect("trap");
+        symlink(&victim, &path).expect("trap");
+        replace(&path, "1\n# be_id").expect("replace");
+        assert_eq!(fs::read_to_string(&victim).expect("read"), "precious");
+        assert!(fs::symlink_metadata(&path).expect("stat").is_file());
+        fs::remove_dir_all(&directory).expect("remove");
+    }
 
     #[test]
     fn replaces_in_one_step_and_leaves_nothing_behind() {

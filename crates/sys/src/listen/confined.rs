@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::libc;
 use socket2::{SockAddr, Socket};
 
-use super::directory::Directory;
+use crate::directory::Directory;
 
 /// LANDLOCK_ACCESS_FS_MAKE_SOCK and LANDLOCK_RULE_PATH_BENEATH (linux/landlock.h).
 const MAKE_SOCK: u64 = 1 << 9;

@@ -12,7 +12,6 @@ mod astray;
 mod beside;
 mod change;
 mod confined;
-mod directory;
 mod netns;
 mod node;
 mod unix;

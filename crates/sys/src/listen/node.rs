@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::directory::Directory;
+use crate::directory::Directory;
 use crate::error::errno_of;
 
 /// How often to take another name for what is moved aside.

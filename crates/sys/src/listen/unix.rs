@@ -22,8 +22,8 @@ use rustix::fs::AtFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::confined;
-use super::directory::Directory;
 use super::node::{Life, Node, UnixPath};
+use crate::directory::Directory;
 use crate::error::Error;
 
 /// `sun_path` holds this many bytes (unix(7)); haproxy pads abstract names to it.

@@ -1,0 +1,209 @@
+//! The directory of a file, opened once, and who can lead its path elsewhere.
+//!
+//! A broker binds for others, and a supervisor writes where haproxy's user may write: a path must not lead them where that user
+//! could not go. A symbolic link is followed only where nobody but root and this process's user can change it; any
+//! other is an error (ELOOP). What is done afterwards is done from this descriptor, by one name: a directory that is
+//! exchanged meanwhile changes nothing, and neither a link nor a second name of somebody's file is written through.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{fstat, openat, renameat, renameat_with, unlinkat};
+
+use crate::{file, path_walk};
+
+const NAME: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+/// A directory that is open.
+#[derive(Debug)]
+pub struct Directory {
+    pub(crate) fd: OwnedFd,
+    /// Nobody but root and this process's user can make the path lead to another directory.
+    pub(crate) pinned: bool,
+}
+
+impl Directory {
+    /// The directory that `path` is in, and the path's last name.
+    ///
+    /// # Errors
+    /// Those of the system calls. ELOOP for a link that others can change.
+    pub fn of(path: &Path) -> io::Result<(Self, &OsStr)> {
+        let name = path.file_name().ok_or(Errno::EISDIR)?;
+        let parent = match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => path,
+        };
+        let own = nix::unistd::geteuid().as_raw();
+        let mut pinned = true;
+        let walked = path_walk::walk(parent, |step| {
+            let kept = step.keeps(own);
+            if step.is_link() && !kept {
+                return ControlFlow::Break(());
+            }
+            pinned &= kept;
+            ControlFlow::Continue(())
+        })?;
+        match walked {
+            ControlFlow::Continue(fd) => Ok((Self { fd, pinned }, name)),
+            ControlFlow::Break(()) => Err(Errno::ELOOP.into()),
+        }
+    }
+
+    /// Reads a regular file of `most` bytes at most. Nothing else is opened, and no link is followed.
+    ///
+    /// # Errors
+    /// Those of the system calls, and for whatever is not such a file.
+    pub fn read(&self, name: &OsStr, most: u64) -> io::Result<Vec<u8>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        file::found(&File::from(openat(&self.fd, name, flags, Mode::empty())?), most)
+    }
+
+    /// Makes a new file in the place of whatever has this name: it is this process's own.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn create(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        match self.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let flags = NAME | OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+        Ok(openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
+    }
+
+    /// Opens a regular file of this process's user to write it; None if what has this name is something else, or has a second
+    /// name by which it may be somebody's.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn own(&self, name: &OsStr, flags: OFlags) -> io::Result<Option<File>> {
+        let file = openat(&self.fd, name, NAME | flags, Mode::empty())?;
+        let found = fstat(&file)?;
+        let own = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+            && found.st_uid == nix::unistd::geteuid().as_raw()
+            && found.st_nlink == 1;
+        Ok(own.then(|| file.into()))
+    }
+
+    /// Replaces a file in one step: a reader sees the old or the new content, whole. It is written under the name `temporary`,
+    /// and whatever had that name is removed. Gives the new file, open to append to it.
+    ///
+    /// # Errors
+    /// Those of the system calls; what has this name is then as it was.
+    pub fn replace(
+        &self,
+        name: &OsStr,
+        temporary: &OsStr,
+        mode: u32,
+        bytes: &[u8],
+    ) -> io::Result<File> {
+        let mut file = self.create(temporary, mode)?;
+        if let Err(error) = file.write_all(bytes).and_then(|()| self.rename(temporary, name)) {
+            // Half of it on a full disk would take the room that the next attempt needs.
+            let _ = self.remove(temporary);
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// Gives a file another name, in the place of what has that one.
+    ///
+    /// # Errors
+    /// Those of renameat(2).
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// Lets two files change places. Where nothing has the second name, or the file system cannot do it, the first
+    /// takes the place of the second.
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
+    pub fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
+        use rustix::io::Errno;
+        match renameat_with(&self.fd, one, &self.fd, other, RenameFlags::EXCHANGE) {
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => self.rename(one, other),
+            done => Ok(done?),
+        }
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2).
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        Ok(unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+
+    use super::*;
+    use crate::testing;
+
+    /// Who may write in the directory lays each kind of trap under the names that are used.
+    #[test]
+    fn what_others_have_put_under_a_name_leads_to_no_other_file() {
+        let scene = testing::Directory::new("traps");
+        let (victim, file) = (scene.path().join("victim"), scene.path().join("file"));
+        fs::write(&victim, "precious").expect("write");
+        let untouched = || assert_eq!(fs::read_to_string(&victim).expect("read"), "precious");
+        let lay = |trap: &dyn Fn(&Path)| {
+            for path in [&file, &file.with_file_name("new")] {
+                let _ = fs::remove_file(path);
+                trap(path);
+            }
+        };
+        let link = |path: &Path| symlink(&victim, path).expect("symlink");
+        let second_name = |path: &Path| fs::hard_link(&victim, path).expect("link");
+        let traps: [&dyn Fn(&Path); 2] = [&link, &second_name];
+        for trap in traps {
+            let (directory, name) = Directory::of(&file).expect("the directory");
+            lay(trap);
+            drop(directory.replace(name, "new".as_ref(), 0o600, b"text").expect("replace"));
+            assert_eq!(directory.read(name, 100).expect("read"), b"text");
+            untouched();
+            lay(trap);
+            directory.create(name, 0o600).expect("create").write_all(b"new").expect("write");
+            untouched();
+            lay(trap);
+            let opened = directory.own(name, OFlags::WRONLY);
+            assert!(!matches!(opened, Ok(Some(_))), "{opened:?}");
+            drop(directory.create(name, 0o600).expect("create"));
+            assert!(directory.own(name, OFlags::WRONLY).expect("open").is_some());
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_exchanged_or_a_link_of_others_leads_nowhere_else() {
+        let scene = testing::Directory::new("exchanged");
+        let (theirs, roots) = (scene.path().join("theirs"), scene.path().join("roots"));
+        fs::create_dir(&theirs).expect("mkdir");
+        fs::create_dir(&roots).expect("mkdir");
+        let file = theirs.join("file");
+        let (directory, name) = Directory::of(&file).expect("the directory");
+        fs::rename(&theirs, scene.path().join("away")).expect("rename");
+        symlink(&roots, &theirs).expect("symlink");
+        drop(directory.replace(name, "new".as_ref(), 0o600, b"text").expect("replace"));
+        assert_eq!(fs::read_dir(&roots).expect("list").count(), 0);
+        assert_eq!(fs::read(scene.path().join("away/file")).expect("read"), b"text");
+        if nix::unistd::geteuid().is_root() {
+            // Opened anew: the link is another user's, in a directory that is not root's alone.
+            lchown(&theirs, Some(65_533), None).expect("lchown");
+            let all = fs::Permissions::from_mode(0o1777);
+            fs::set_permissions(scene.path(), all).expect("chmod");
+            let refused = Directory::of(&file).expect_err("a link of another user");
+            assert_eq!(refused.raw_os_error(), Some(nix::libc::ELOOP));
+        }
+    }
+}
