@@ -35,6 +35,9 @@ pub const MAX_REPLY: usize = 64 << 20;
 /// The longest notification that a client reads, in bytes.
 const MAX_NOTIFICATION: usize = 64 << 10;
 
+/// So many notifications wait to be asked for: a broker tells a generation a few in its life.
+const MAX_HEARD: usize = 1024;
+
 /// The state of one connection.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -103,7 +106,7 @@ impl Session {
         }
         while let Some(line) = next_line(&mut self.partial, &mut bytes, MAX_NOTIFICATION)? {
             match notification(&line)? {
-                Some(notification) => self.heard.push_back(notification),
+                Some(notification) => hear(&mut self.heard, notification)?,
                 None => return Err(Error::Protocol("a reply without a request".to_owned())),
             }
         }
@@ -169,7 +172,7 @@ impl Session {
             if self.overhears
                 && let Some(notification) = notification(&line)?
             {
-                self.heard.push_back(notification);
+                hear(&mut self.heard, notification)?;
                 continue;
             }
             call.reply = Some(call.read(&line)?);
@@ -253,6 +256,14 @@ fn next_line<'a>(
     Ok(Some(whole.into()))
 }
 
+fn hear(heard: &mut VecDeque<Notification>, notification: Notification) -> Result<(), Error> {
+    if heard.len() == MAX_HEARD {
+        return Err(Error::Protocol(format!("more than {MAX_HEARD} messages without a request")));
+    }
+    heard.push_back(notification);
+    Ok(())
+}
+
 fn notification(line: &[u8]) -> Result<Option<Notification>, Error> {
     Notification::decode(line).map_err(|error| Error::Protocol(error.to_string()))
 }
@@ -274,5 +285,30 @@ pub(crate) fn leases(answer: Answer) -> Result<Vec<Lease>, Error> {
             Ok(bound.into_iter().zip(fds).map(|(bound, fd)| Lease::new(bound, fd)).collect())
         }
         Answer::Plain(_) => Err(Error::Protocol("no listeners in the reply".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_talks_without_end_is_cut_off() {
+        let line = b"{\"jsonrpc\":\"2.0\",\"method\":\"retire\",\"params\":[{\"service\":\"web\",\"generation\":1,\"successor\":2}]}\n";
+        assert!(matches!(notification(line), Ok(Some(_))));
+        for in_a_call in [false, true] {
+            let mut session = Session::new();
+            session.expect_notifications();
+            if in_a_call {
+                session.begin("ping", &(), false).expect("a call");
+            }
+            let mut hear = || match in_a_call {
+                false => session.overhear(line),
+                true => session.receive(line).map(drop),
+            };
+            (0..MAX_HEARD).for_each(|_| hear().expect("some"));
+            assert!(matches!(hear(), Err(Error::Protocol(_))));
+            assert_eq!(session.heard.len(), MAX_HEARD);
+        }
     }
 }

@@ -16,9 +16,29 @@ use crate::process::{Pidfd, Stat, numbered};
 /// How often a tree that is killed is looked through for processes that were made meanwhile.
 const PASSES: usize = 16;
 
+/// A process that descends from the first one by more steps counts as none of the tree.
+const ANCESTORS: usize = 256;
+
 /// The pids of the processes of this tree that live, the first one in front.
 pub fn members(leader: i32) -> Vec<i32> {
     find(leader).iter().map(|stat| stat.pid).collect()
+}
+
+/// Whether a process belongs to this tree: it or one that it descends from does. Reads these alone, and not all of /proc.
+pub fn has(leader: i32, pid: i32) -> bool {
+    descends(leader, pid, Stat::of)
+}
+
+fn descends(leader: i32, pid: i32, stat: impl Fn(i32) -> Option<Stat>) -> bool {
+    let mut next = pid;
+    for _ in 0..ANCESTORS {
+        let Some(stat) = stat(next).filter(|stat| !stat.has_ended()) else { return false };
+        if is_first(leader, &stat) {
+            return true;
+        }
+        next = stat.parent;
+    }
+    false
 }
 
 /// Sends a signal to every process of the tree that lives; gives how many got it.
@@ -123,17 +143,17 @@ fn find(leader: i32) -> Vec<Stat> {
     of(leader, &pids.filter_map(Stat::of).collect::<Vec<_>>())
 }
 
+/// Whether a process is the leader, or of its group or session.
+fn is_first(leader: i32, stat: &Stat) -> bool {
+    stat.pid == leader || stat.group == leader || stat.session == leader
+}
+
 /// The tree among these processes.
 fn of(leader: i32, all: &[Stat]) -> Vec<Stat> {
     let mut members: Vec<Stat> = Vec::new();
     let mut pids = BTreeSet::from([leader]);
     loop {
-        let belongs = |stat: &&Stat| {
-            stat.pid == leader
-                || stat.group == leader
-                || stat.session == leader
-                || pids.contains(&stat.parent)
-        };
+        let belongs = |stat: &&Stat| is_first(leader, stat) || pids.contains(&stat.parent);
         // One that has ended has no children any more, nor descriptors.
         let new: Vec<Stat> = all
             .iter()
@@ -182,6 +202,11 @@ mod tests {
         assert_eq!(pids(100), [100, 101, 102, 103, 104, 105]);
         assert_eq!(pids(200), [200]);
         assert_eq!(pids(999), [0; 0]);
+        let one = |pid| all.iter().find(|stat| stat.pid == pid).cloned();
+        for leader in [100, 200, 999] {
+            let has = all.iter().map(|stat| stat.pid).filter(|pid| descends(leader, *pid, one));
+            assert_eq!(has.collect::<Vec<_>>(), pids(leader));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A socket on which a process that was started says READY=1 (sd_notify(3)): a generation of a program, or
 //! a broker. The kernel tells who has sent it.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
@@ -16,8 +17,12 @@ use tokio::net::UnixDatagram;
 
 use crate::error::Error;
 
-/// Between two looks at who has said READY=1: each reads all of /proc.
-pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Between two looks at what has come. Anybody can send, and a flood must neither keep this process busy nor keep
+/// the one that is waited for from a place in the queue, which has ten (net.unix.max_dgram_qlen).
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// So many messages are taken at once, whoever sent them.
+const AT_ONCE: usize = 64;
 
 /// The longest message that is read whole; what is longer is no READY=1 of a sane program.
 const LONGEST: usize = 4096;
@@ -43,19 +48,29 @@ impl Notifications {
         &self.address
     }
 
-    /// Waits for READY=1, and gives the pid of its sender. Any process of this host can send it.
-    pub(crate) async fn ready(&self) -> io::Result<i32> {
+    /// Waits for READY=1, and gives the pids of those who have sent it. Any process of this host can.
+    pub(crate) async fn ready(&self) -> io::Result<BTreeSet<i32>> {
         loop {
-            let message = self.socket.async_io(Interest::READABLE, || self.receive()).await?;
-            if let Some(pid) = message {
-                return Ok(pid);
+            self.socket.readable().await?;
+            let mut senders = BTreeSet::new();
+            for _ in 0..AT_ONCE {
+                match self.socket.try_io(Interest::READABLE, || self.receive()) {
+                    Ok(sender) => senders.extend(sender),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error),
+                }
             }
+            if !senders.is_empty() {
+                return Ok(senders);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Waits until this process says READY=1.
     pub(crate) async fn from(&self, pid: i32) -> Result<(), Error> {
-        while self.ready().await.map_err(Error::system("receive the broker's word"))? != pid {
+        let failed = || Error::system("receive the broker's word");
+        while !self.ready().await.map_err(failed())?.contains(&pid) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(())
@@ -92,4 +107,46 @@ fn socket() -> io::Result<(UnixDatagram, String)> {
     let name = address.as_abstract_name().unwrap_or_default();
     let name = format!("@{}", String::from_utf8_lossy(name));
     Ok((UnixDatagram::from_std(socket)?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// A thousand wait for a place in the queue, which has ten, before the one that is waited for comes.
+    const FLOOD: &str = "import socket, sys, threading\n\
+        def flood():\n\
+        \x20   s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\0' + sys.argv[1][1:])\n\
+        \x20   while True: s.send(b'READY=1')\n\
+        for _ in range(int(sys.argv[2])): threading.stack_size(262144); threading.Thread(target=flood, daemon=True).start()\n\
+        print('begun', flush=True)\n\
+        if sys.argv[2] == '0':\n\
+        \x20   s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('\\0' + sys.argv[1][1:])\n\
+        \x20   s.send(b'READY=1')\n\
+        sys.stdin.read()\n";
+
+    #[test]
+    fn a_flood_of_ready_keeps_nobody_from_saying_so() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let notifications = Notifications::new().expect("a socket");
+            let start = |threads: &str| {
+                let mut command = Command::new("python3");
+                command.args(["-c", FLOOD, notifications.address(), threads]);
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3")
+            };
+            let mut stranger = start("1000");
+            // The queue is full from here on.
+            let first = notifications.ready().await.expect("a message");
+            let mut program = start("0");
+            let pid = i32::try_from(program.id()).expect("a pid");
+            assert!(!first.contains(&pid));
+            let told = tokio::time::timeout(Duration::from_secs(30), notifications.from(pid)).await;
+            stranger.kill().and_then(|()| stranger.wait()).expect("kill");
+            program.kill().and_then(|()| program.wait()).expect("kill");
+            told.expect("in time").expect("told");
+        });
+    }
 }

@@ -72,11 +72,11 @@ async fn told(
 ) -> Result<&'static str, Error> {
     let (begun, mut flood) = (Instant::now(), Flood::default());
     loop {
-        let sender = notifications
+        let senders = notifications
             .ready()
             .await
             .map_err(Error::system("receive the program's notification"))?;
-        if sender == pid || tree::members(pid).contains(&sender) {
+        if senders.iter().any(|sender| tree::has(pid, *sender)) {
             return Ok("it says so (READY=1)");
         }
         let now = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -84,7 +84,7 @@ async fn told(
             tracing::warn!(
                 generation = id.0,
                 pid,
-                sender,
+                sender = senders.first(),
                 left_out,
                 "READY=1 ignored: its sender is no process of this generation, or has ended already"
             );
