@@ -137,6 +137,50 @@ fn what_haproxy_answers_without_serving_is_its_own_answer() {
     });
 }
 
+/// What haproxy takes or refuses at its start is taken or refused; `-S` needs a master, and `-x` somebody who answers.
+#[test]
+fn sockets_that_are_not_as_haproxy_wants_them_are_refused_with_it() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let socket = caller.scene.path("m.sock").display().to_string();
+        let words = format!("-f haproxy.cfg -S {socket}");
+        let real = finish(&mut caller.command(&program, &format!("-c {words}")));
+        let ours = finish(&mut caller.haproxy(&format!("-D -p pid {words}")));
+        assert_eq!(ours.code, real.code, "{}", ours.err);
+        assert!(ours.err.contains("master-worker mode (-W) is not enabled"), "{}", ours.err);
+        assert!(!Path::new(&socket).exists(), "it is served");
+        caller.signal_all(Signal::SIGTERM);
+        caller.wait_none();
+        let words = format!("-D -p pid -f haproxy.cfg -x {socket}");
+        for (who, mut command) in
+            [("haproxy", caller.command(&program, &words)), ("ours", caller.haproxy(&words))]
+        {
+            let said = finish(&mut command).fails(1);
+            assert!(
+                said.contains("Failed to get the sockets from the old process"),
+                "{who}: {said}"
+            );
+        }
+        caller.wait_none();
+    });
+}
+
+/// The files are read once: a pipe has its text once.
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let mut shell = caller.command("sh", "-c");
+        let link = caller.scene.path("bin/haproxy");
+        shell.arg(format!("cat haproxy.cfg | exec {} -W -f /dev/stdin", link.display()));
+        let mut shell = Process::start(&mut shell);
+        drop(caller.load());
+        caller.signal_all(Signal::SIGTERM);
+        caller.wait_none();
+        shell.wait_exit();
+    });
+}
+
 /// The official image's entrypoint prepends `-W -db`; engines send HUP or USR2 to reload, and USR1 to stop.
 #[test]
 fn an_image_has_the_pid_that_was_started_and_stops_in_order() {
@@ -346,7 +390,7 @@ fn a_haproxy_without_bindonce_is_replaced_by_the_first_that_stands_in() {
         client.write_all(b"GET / HTTP/1.0\r\n").expect("half a request");
         drop(caller.load().stop());
         let replace = |file: &str| {
-            let words = format!("-D -f {file} -p pid {cli} -sf {}", plain.pid());
+            let words = format!("-W -D -f {file} -p pid {cli} -sf {}", plain.pid());
             finish(&mut caller.haproxy(&words))
         };
         let masters = || {

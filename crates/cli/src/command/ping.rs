@@ -53,10 +53,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         print(&format!("broker {version} answers\n"))?;
         return Ok(ExitCode::SUCCESS);
     };
-    let path = control_socket(&globals.socket_path(), &name);
+    let socket = globals.socket_path();
+    let path = control_socket(&socket, &name);
     let asked = Client::connect_within(&path, timeout)
         .and_then(|mut client| client.call("ping", &[0; 0]))
-        .map_err(|error| missing(&name, error))?;
+        .map_err(|error| missing(&socket, &name, error))?;
     let Pong { version, serving: generation, .. } = serde_json::from_value(asked)?;
     let serves = match generation {
         Some(generation) => format!("generation {generation} serves"),

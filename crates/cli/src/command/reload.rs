@@ -56,7 +56,7 @@ pub(crate) fn ask(
     allow_empty: bool,
 ) -> anyhow::Result<String> {
     let path = control_socket(socket, name);
-    let mut client = Client::connect(&path).map_err(|error| missing(name, error))?;
+    let mut client = Client::connect(&path).map_err(|error| missing(socket, name, error))?;
     client.set_timeout(timeout)?;
     // Nothing where it says nothing: an older supervisor takes no parameters.
     let wanted = match allow_empty {

@@ -53,7 +53,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 /// Has it ended, and says so.
 pub(crate) fn ask(socket: &Path, name: &Name, generation: Option<u64>) -> anyhow::Result<String> {
     let mut client = Client::connect_within(&control_socket(socket, name), PATIENCE)
-        .map_err(|error| missing(name, error))?;
+        .map_err(|error| missing(socket, name, error))?;
     let params: Vec<u64> = generation.into_iter().collect();
     let answer = match client.call("retire", &params) {
         Ok(answer) => answer,

@@ -1,6 +1,7 @@
 //! The supervisors' half of `bindonce status`: asked at the control sockets beside the broker's.
 
 use std::fmt::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,13 +46,25 @@ pub(crate) struct Silent {
     pub(crate) error: String,
 }
 
-/// Why the supervisor of a service cannot be asked. What could not be connected to is no broker, and
+/// Why the supervisor of a service cannot be asked, and which can. What could not be connected to is no broker, and
 /// the error must not say so.
-pub(crate) fn missing(name: &Name, error: bindonce::Error) -> anyhow::Error {
+pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> anyhow::Error {
     match &error {
-        bindonce::Error::Connect { .. } if error.is_absence() => anyhow::anyhow!(
-            "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`"
-        ),
+        bindonce::Error::Connect { .. } if error.is_absence() => {
+            let runs = |service: &Name| {
+                UnixStream::connect(supervisor::control_socket(socket, service)).is_ok()
+            };
+            let running = supervisor::services(socket).into_iter().filter(runs);
+            let running = running.map(|service| format!("\"{service}\"")).collect::<Vec<_>>();
+            let others = if running.is_empty() {
+                String::new()
+            } else {
+                format!(", or give --name one that has: {}", running.join(", "))
+            };
+            anyhow::anyhow!(
+                "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`{others}"
+            )
+        }
         bindonce::Error::Connect { path, source, .. } => anyhow::anyhow!(
             "the supervisor of \"{name}\" cannot be asked at {}: {source}",
             path.display()

@@ -11,6 +11,7 @@ use bindonce_supervisor::control_socket;
 use bindonce_supervisor::replies::Status;
 use bindonce_wire::result::UpgradeResult;
 
+use super::supervisors::missing;
 use crate::globals::Globals;
 use crate::output::print;
 
@@ -52,8 +53,9 @@ fn broker(globals: &Globals) -> anyhow::Result<ExitCode> {
 }
 
 fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let path = control_socket(&globals.socket_path(), name);
-    let before = status(&path, name)?;
+    let socket = globals.socket_path();
+    let path = control_socket(&socket, name);
+    let before = status(&socket, name)?;
     let mut client = Client::connect(&path)?;
     match client.call("upgrade", &serde_json::json!([])) {
         Ok(_) => {}
@@ -64,7 +66,7 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
             // The new image does not know this connection: it has ended.
         }
     }
-    let after = status(&path, name)?;
+    let after = status(&socket, name)?;
     if after.upgrades == before.upgrades || after.pid != before.pid {
         bail!("service \"{name}\" was not upgraded; its log says why");
     }
@@ -72,9 +74,8 @@ fn supervisor(name: &Name, globals: &Globals) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(path: &Path, name: &Name) -> anyhow::Result<Status> {
-    let mut client = Client::connect(path).with_context(|| {
-        format!("service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`")
-    })?;
+fn status(socket: &Path, name: &Name) -> anyhow::Result<Status> {
+    let mut client = Client::connect(&control_socket(socket, name))
+        .map_err(|error| missing(socket, name, error))?;
     Ok(serde_json::from_value(client.call("status", &serde_json::json!([]))?)?)
 }

@@ -9,9 +9,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use bindonce_haproxy::config::{Command, Descriptors, Rendering, Supplied, System};
-use bindonce_sys::{identity, inherit};
+use bindonce_sys::subprocess::Answer;
+use bindonce_sys::{identity, inherit, log};
 
 use super::real;
+use crate::output;
 
 /// Whether these arguments ask for a check.
 pub(super) fn is_wanted(arguments: &[OsString]) -> bool {
@@ -39,11 +41,16 @@ pub(super) fn run(haproxy: &Path, arguments: &[OsString]) -> anyhow::Result<Exit
     }
 }
 
-/// What haproxy itself has to say against this command; none if it would serve.
-pub(super) fn refused(haproxy: &Path, arguments: &[OsString]) -> Option<Vec<u8>> {
-    let words = std::iter::once("-c".into()).chain(arguments.iter().cloned());
-    let answer = real::answer(haproxy, words).ok().filter(|answer| !answer.status.success())?;
-    Some(answer.stderr)
+/// What haproxy itself says to these arguments.
+pub(super) fn asked(haproxy: &Path, arguments: &[OsString]) -> std::io::Result<Answer> {
+    real::answer(haproxy, std::iter::once("-c".into()).chain(arguments.iter().cloned()))
+}
+
+/// Says what it has said, and that nothing serves.
+pub(super) fn say(answer: &Answer) -> anyhow::Result<ExitCode> {
+    output::print(&String::from_utf8_lossy(&answer.stdout))?;
+    log::write(&answer.stderr);
+    Ok(ExitCode::FAILURE)
 }
 
 /// What haproxy would inherit.

@@ -10,10 +10,12 @@ pub(crate) mod replace;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bindonce_haproxy::config::{Command, Role};
+use anyhow::{Context as _, bail};
+use bindonce_haproxy::config::{Command, Rendering, Role, System, keyword};
 use bindonce_sys::log;
 
 use crate::background;
@@ -39,7 +41,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         Some(first) => *first = real.clone().into(),
         None => words.push(real.clone().into()),
     }
-    let arguments = words.get(1..).unwrap_or_default();
+    let mut arguments = words.get(1..).unwrap_or_default();
     if check::is_wanted(arguments) {
         return check::run(&real, arguments).map(Outcome::Done);
     }
@@ -47,6 +49,17 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         // It answers and exits, or says what is wrong, in its own words and with its own exit code.
         return Err(real::become_it(&real, arguments));
     };
+    let without;
+    if command.role.master.is_none()
+        && !command.master_sockets.is_empty()
+        && !says("master-worker", &command, |rendering| rendering.is_master)?
+    {
+        if let Some(code) = no_master(&real, arguments)? {
+            return Ok(Outcome::Done(code));
+        }
+        without = without_master_sockets(arguments);
+        arguments = &without;
+    }
     let name = name::of(&command)?;
     if command.role.replaces()
         && !background::is_it()
@@ -59,7 +72,52 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     if !background::is_it() && goes_to_background(&command)? {
         return background::start(NAME.as_ref(), arguments).map(Outcome::Done);
     }
+    if let Some(path) = &command.role.transfer {
+        can_transfer(Path::new(path), &command)?;
+    }
     serve(&real, &command.role, name.as_str(), arguments)
+}
+
+/// `-S` without a master: haproxy refuses it, which is the answer then, or (2.6) warns and serves none.
+fn no_master(real: &Path, arguments: &[OsString]) -> anyhow::Result<Option<ExitCode>> {
+    let answer = check::asked(real, arguments).context("cannot ask haproxy about -S")?;
+    if !answer.status.success() {
+        return check::say(&answer).map(Some);
+    }
+    let text = String::from_utf8_lossy(&answer.stderr);
+    for line in text.lines().filter(|line| line.contains("master CLI socket")) {
+        log::write(format!("{line}\n").as_bytes());
+    }
+    Ok(None)
+}
+
+fn without_master_sockets(arguments: &[OsString]) -> Vec<OsString> {
+    let (mut kept, mut words) = (Vec::new(), arguments.iter());
+    while let Some(word) = words.next() {
+        match word.as_bytes() {
+            b"--" => kept.extend(std::iter::once(word).chain(words.by_ref()).cloned()),
+            [b'-', b'S', ..] => drop(words.next()),
+            _ => kept.push(word.clone()),
+        }
+    }
+    kept
+}
+
+/// Without a master haproxy ends where nobody is at the socket of `-x`.
+fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
+    let is_master = || says("master-worker", command, |rendering| rendering.is_master);
+    if path == Path::new("/dev/null") || command.role.master.is_some() {
+        return Ok(());
+    }
+    match UnixStream::connect(path) {
+        Err(error) if !is_master()? => bail!(
+            "Failed to connect to the old process socket '{}': {error}\n\
+             Failed to get the sockets from the old process!\n\
+             hint: give -x the admin socket of the haproxy that runs, or leave it out",
+            path.display()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// What `bindonce run` is told for this command.
@@ -97,10 +155,10 @@ pub(crate) fn refused(
     arguments: Option<&[OsString]>,
 ) -> anyhow::Result<ExitCode> {
     let Some(arguments) = arguments else { return Err(error) };
-    check::refused(&real::find()?, arguments).map_or(Err(error), |words| {
-        log::write(&words);
-        Ok(ExitCode::FAILURE)
-    })
+    match check::asked(&real::find()?, arguments) {
+        Ok(answer) if !answer.status.success() => check::say(&answer),
+        _ => Err(error),
+    }
 }
 
 /// Whether haproxy would go on in the background with this command.
@@ -109,6 +167,29 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     if role.daemon || role.foreground {
         return Ok(role.daemon);
     }
-    // What is wrong with it is said where it is started.
-    Ok(check::rendering(command, check::inherited()?)?.is_ok_and(|rendering| rendering.is_daemon))
+    says("daemon", command, |rendering| rendering.is_daemon)
+}
+
+/// Whether a `global` section says this; read in full only where its text does not tell.
+fn says(
+    keyword: &str,
+    command: &Command,
+    in_full: impl Fn(&Rendering) -> bool,
+) -> anyhow::Result<bool> {
+    let directory = command.directory.as_deref().unwrap_or_else(|| Path::new(""));
+    let stays = |file: &PathBuf| {
+        std::fs::metadata(directory.join(file)).is_ok_and(|file| file.is_file() || file.is_dir())
+    };
+    // What is wrong with it is said where it is started; and a pipe can be read there alone.
+    if !command.files.iter().all(stays) {
+        return Ok(false);
+    }
+    let world = System::new(&command.program).context("cannot tell the current directory")?;
+    match keyword::in_global(keyword, command, &world) {
+        Ok(Some(says)) => Ok(says),
+        Ok(None) => {
+            Ok(check::rendering(command, check::inherited()?)?.is_ok_and(|it| in_full(&it)))
+        }
+        Err(_) => Ok(false),
+    }
 }

@@ -23,6 +23,7 @@ mod error;
 mod expression;
 mod files;
 mod global;
+pub mod keyword;
 mod listeners;
 mod master_socket;
 mod messages;
