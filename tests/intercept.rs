@@ -1,6 +1,7 @@
 //! Programs that take no descriptors and were told nothing: their bind() is answered with the broker's socket.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -211,6 +212,61 @@ fn a_bind_that_the_broker_refuses_fails_in_the_program_as_one_of_the_kernels() {
     let story = supervisor.story();
     assert!(story.contains("refused (EADDRINUSE)"), "{story}");
     assert!(supervisor.terminate().success());
+}
+
+/// Binds a socket that it has under two numbers, that is registered with epoll under both, and that one thread has in a table of its
+/// own; then accepts by epoll alone.
+const BEFOREHAND: &str = "\
+import ctypes, os, select, socket, sys, threading
+one = socket.socket()
+one.setblocking(False)
+copy = one.dup()
+os.set_inheritable(copy.fileno(), True)
+epoll = select.epoll()
+epoll.register(one.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+epoll.register(copy.fileno(), select.EPOLLIN | select.EPOLLET)
+one.bind(('127.0.0.1', int(sys.argv[1])))
+epoll.modify(copy.fileno(), select.EPOLLIN)
+apart = []
+def bind_apart():
+    # CLONE_FILES
+    assert ctypes.CDLL(None).unshare(0x400) == 0
+    other = socket.socket()
+    other.bind(('127.0.0.1', int(sys.argv[2])))
+    apart.append(os.readlink(f'/proc/thread-self/fd/{other.fileno()}'))
+    other.listen(5)
+thread = threading.Thread(target=bind_apart)
+thread.start()
+thread.join()
+flags = [os.get_inheritable(each.fileno()) for each in (one, copy)]
+print('has', os.fstat(one.fileno()).st_ino, os.fstat(copy.fileno()).st_ino, *flags, apart[0], flush=True)
+copy.listen(5)
+while True:
+    for number, events in epoll.poll():
+        try: (one if number == one.fileno() else copy).accept()[0].sendall(b'served')
+        except BlockingIOError: pass
+";
+
+#[test]
+fn a_socket_is_replaced_wherever_the_program_has_it() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let addresses: Vec<_> = (0..2).map(|_| scene.address()).collect();
+    let ports: Vec<_> = addresses.iter().map(|at| at.port().to_string()).collect();
+    let program = ["python3", "-c", BEFOREHAND, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    let (inode, apart) = (only(addresses[0]), only(addresses[1]));
+    // The second is not inherited, the first is.
+    let has = format!("has {inode} {inode} False True socket:[{apart}]");
+    eventually("the broker's sockets", || supervisor.story().contains(&has).then_some(()));
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(addresses[0]).expect("connect");
+        client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        assert_eq!(answer, "served");
+    }
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct Registration {
     pub number: i32,
     /// The events that are waited for (epoll_ctl(2)).
     pub events: u32,
+    /// What the process is told with an event (epoll_event(3type)).
+    pub data: u64,
     /// The inode of the file.
     pub inode: u64,
     /// The device of the file, as the kernel writes it; see [`socket_device`].
@@ -34,11 +36,13 @@ impl Registration {
         let number = words.next()?.parse().ok()?;
         words.next().filter(|word| *word == "events:")?;
         let events = u32::from_str_radix(words.next()?, 16).ok()?;
+        words.next().filter(|word| *word == "data:")?;
+        let data = u64::from_str_radix(words.next()?, 16).ok()?;
         let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
         let inode = u64::from_str_radix(inode, 16).ok()?;
         let device = words.find_map(|word| word.strip_prefix("sdev:"))?;
         let device = u32::from_str_radix(device, 16).ok()?;
-        Some(Self { number, events, inode, device })
+        Some(Self { number, events, data, inode, device })
     }
 
     /// Whether it is for input.
@@ -80,9 +84,11 @@ mod tests {
 
     #[test]
     fn reads_the_kernels_lines_and_nothing_else() {
-        let line = "tfd:        5 events:     2019 data:                5  pos:0 ino:1b2c sdev:8";
+        let line = "tfd:        5 events:     2019 data:               a5  pos:0 ino:1b2c sdev:8";
         let read = Registration::read(line).expect("a registration");
-        assert_eq!(read, Registration { number: 5, events: 0x2019, inode: 0x1b2c, device: 8 });
+        let expected =
+            Registration { number: 5, events: 0x2019, data: 0xa5, inode: 0x1b2c, device: 8 };
+        assert_eq!(read, expected);
         assert!(read.is_for_input());
         for other in
             ["pos:\t0", "flags:\t02", "tfd:", "tfd: x ino:1", "tfd: 5 events: 19 ino:1", "tfd: 5"]

@@ -9,16 +9,13 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::thread;
 
 use nix::errno::Errno;
-use nix::libc;
-use nix::sched::{CloneFlags, unshare};
-use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::epoll::Registration;
 use crate::error::{Error, errno_of};
 use crate::holders;
+use crate::numbers::{self, Own};
 use crate::process::Pidfd;
 
 /// A registration of a listener under a number that is the listener no more.
@@ -66,9 +63,6 @@ pub fn find(pid: i32, inodes: &[u64]) -> Vec<Ghost> {
 /// process that has been told to stop: one that resumes and registers the same
 /// number again meanwhile would lose the new registration.
 ///
-/// The work is done in a thread with a descriptor table of its own, where any
-/// number is free to be used; the caller's descriptors are not touched.
-///
 /// # Errors
 /// [`Error::Call`] for the first call that failed; `pidfd_getfd` with `EPERM` if
 /// this process may not trace that one. What is gone already is no error.
@@ -77,53 +71,21 @@ pub fn detach(
     ghosts: &[Ghost],
     listeners: &[(u64, BorrowedFd<'_>)],
 ) -> Result<usize, Error> {
-    thread::scope(|scope| {
-        let worker = thread::Builder::new()
-            .name("detach".to_owned())
-            .spawn_scoped(scope, || {
-                own_table()?;
-                detach_here(pidfd, ghosts, listeners)
-            })
-            .map_err(|error| Error::call("clone", error))?;
-        match worker.join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// Gives this thread a descriptor table of its own, with what is open now.
-///
-/// By close_range(2) of nothing with CLOSE_RANGE_UNSHARE (Linux 5.9), which containers may call: the
-/// default seccomp profile of Docker and of containerd refuses unshare(2), whatever is to be unshared.
-fn own_table() -> Result<(), Error> {
-    let none = libc::c_uint::MAX;
-    // SAFETY: no descriptor has this number, so none is closed; the call takes no pointer.
-    let done =
-        unsafe { libc::syscall(libc::SYS_close_range, none, none, libc::CLOSE_RANGE_UNSHARE) };
-    match Errno::result(done) {
-        Ok(_) => Ok(()),
-        Err(Errno::ENOSYS) => {
-            unshare(CloneFlags::CLONE_FILES).map_err(|error| Error::call("unshare", error))
-        }
-        Err(error) => Err(Error::call("close_range", error)),
-    }
+    // Everything that we work with stands above the numbers that we overwrite.
+    let above = ghosts.iter().map(|ghost| ghost.number).max().unwrap_or(0).saturating_add(1);
+    numbers::own(above, |own| detach_here(own, pidfd, ghosts, listeners))
 }
 
 fn detach_here(
+    own: &Own,
     pidfd: &Pidfd,
     ghosts: &[Ghost],
     listeners: &[(u64, BorrowedFd<'_>)],
 ) -> Result<usize, Error> {
-    // Everything that we work with stands above the numbers that we overwrite.
-    let above = ghosts.iter().map(|ghost| ghost.number).max().unwrap_or(0).saturating_add(1);
-    let lift = |fd: BorrowedFd<'_>| {
-        fcntl_dupfd_cloexec(fd, above).map_err(|error| Error::call("fcntl(F_DUPFD_CLOEXEC)", error))
-    };
-    let process = lift(pidfd.as_fd())?;
+    let process = own.lift(pidfd.as_fd())?;
     let listeners = listeners
         .iter()
-        .map(|(inode, fd)| Ok((*inode, lift(*fd)?)))
+        .map(|(inode, fd)| Ok((*inode, own.lift(*fd)?)))
         .collect::<Result<Vec<_>, Error>>()?;
     let mut ghosts = ghosts.to_vec();
     ghosts.sort_unstable();
@@ -135,7 +97,7 @@ fn detach_here(
         let Some(taken) = take_epoll(&process, first)? else {
             continue;
         };
-        let epoll = lift(taken.as_fd())?;
+        let epoll = own.lift(taken.as_fd())?;
         // Its number may be a ghost's: nothing of ours may stay down there.
         drop(taken);
         for ghost in same_epoll {
@@ -143,7 +105,7 @@ fn detach_here(
             else {
                 continue;
             };
-            deleted += usize::from(delete(&epoll, listener, ghost.number)?);
+            deleted += usize::from(own.delete(&epoll, listener, ghost.number)?);
         }
     }
     Ok(deleted)
@@ -161,19 +123,5 @@ fn take_epoll(process: &OwnedFd, ghost: &Ghost) -> Result<Option<OwnedFd>, Error
         Ok(epoll) => Ok(Some(epoll)),
         Err(error) if matches!(errno_of(&error), Errno::EBADF | Errno::ESRCH) => Ok(None),
         Err(error) => Err(Error::call("pidfd_getfd", error)),
-    }
-}
-
-/// Deletes the registration (`listener`, `number`); false if there is none.
-fn delete(epoll: &OwnedFd, listener: &OwnedFd, number: i32) -> Result<bool, Error> {
-    // SAFETY: this thread has a descriptor table of its own, in which nothing but
-    // `detach_here` uses descriptors, and that only numbers above all ghosts': the
-    // one that is replaced here, in this table alone, has no user.
-    let same = unsafe { nix::unistd::dup2_raw(listener, number) }
-        .map_err(|error| Error::call("dup2", error))?;
-    match rustix::event::epoll::delete(epoll, &same) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::NOENT) => Ok(false),
-        Err(error) => Err(Error::call("epoll_ctl(EPOLL_CTL_DEL)", error)),
     }
 }

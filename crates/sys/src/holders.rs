@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::process::{Pidfd, numbered, threads_with_own_descriptors};
+use nix::libc;
+
+use crate::process::{self, Pidfd, numbered, threads_with_own_descriptors};
 
 /// A descriptor of a socket in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +118,18 @@ impl Table {
         let mut numbers = numbered(&base.join("fd")).unwrap_or_default();
         numbers.sort_unstable();
         Self { tid, base, numbers }
+    }
+
+    /// That of this thread.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn of_thread(tid: i32) -> Self {
+        Self::read(tid, PathBuf::from(format!("/proc/{tid}")))
+    }
+
+    /// Whether descriptor `fd` is closed when the process executes another program.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn closes_on_exec(&self, fd: i32) -> bool {
+        process::open_flags(&self.base, fd).is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
     }
 
     /// What descriptor `fd` is: `socket:[1234]`, `anon_inode:[eventpoll]`, a path.

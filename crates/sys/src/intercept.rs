@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bindonce_core::intercept::Failure;
@@ -26,6 +26,7 @@ use crate::watch::Watch;
 
 mod look;
 mod options;
+mod replace;
 
 pub use look::{Look, Theirs, ports};
 pub use options::copy as copy_options;
@@ -159,22 +160,25 @@ impl Call {
         self.end(|calls, id| calls.fail(id, errno));
     }
 
-    /// The descriptor `number` of the program is this socket from now on, and the call succeeds.
+    /// What puts this socket in the place of the program's own, and lets the call succeed; gives what could not be replaced
+    /// beside the descriptor that the call names, in words. On a thread: the program may have many descriptors to look through.
     ///
     /// # Errors
     /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_ADDFD: `ENOENT` if the call waits no more, `EMFILE`. The call has failed then.
     pub fn give(
         self,
-        socket: BorrowedFd<'_>,
-        number: RawFd,
-        close_on_exec: bool,
-    ) -> io::Result<()> {
-        let put = self.shared.calls.put(self.id, socket, number, close_on_exec);
-        match put {
-            Ok(()) => self.succeed(),
-            Err(_) => self.refuse(Failure::Unavailable),
+        socket: Arc<OwnedFd>,
+        theirs: Theirs,
+    ) -> impl FnOnce() -> io::Result<Vec<String>> + Send + 'static {
+        move || {
+            let calls = &self.shared.calls;
+            let put = replace::replace(calls, self.id, self.pid, &theirs, socket.as_fd());
+            match put {
+                Ok(_) => self.succeed(),
+                Err(_) => self.refuse(Failure::Unavailable),
+            }
+            Ok(put?)
         }
-        Ok(put?)
     }
 
     fn end(self, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {

@@ -72,6 +72,7 @@ pub mod worker;
 
 mod error;
 mod netlink;
+mod numbers;
 mod path_walk;
 
 pub use error::Error;

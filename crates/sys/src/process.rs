@@ -154,7 +154,7 @@ pub fn threads_with_own_descriptors(pid: i32) -> Vec<i32> {
 
 /// Whether two threads of a process use one descriptor table (kcmp(2)). Where the kernel does not say, as in many
 /// containers, whether they have the same open.
-fn share_descriptors(pid: i32, one: i32, other: i32) -> bool {
+pub(crate) fn share_descriptors(pid: i32, one: i32, other: i32) -> bool {
     const KCMP_FILES: libc::c_long = 2;
     if one == other {
         return true;

@@ -10,7 +10,9 @@ pub(crate) mod asked;
 mod steps;
 
 use std::collections::BTreeMap;
+use std::convert::identity;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::generation::GenerationId;
@@ -98,7 +100,7 @@ impl Answers {
             Look { socket: None, .. } => call.go_on(),
             Look { socket: Some(theirs), .. } if call.is_listen() => self.listen(call, &theirs),
             Look { socket: Some(theirs), target: Some(target) } => {
-                self.bind(call, &theirs, &target).await;
+                self.bind(call, theirs, &target).await;
             }
             Look { target: None, .. } => call.go_on(),
         }
@@ -113,7 +115,7 @@ impl Answers {
         }
     }
 
-    async fn bind(&mut self, call: Call, theirs: &Theirs, target: &Target) {
+    async fn bind(&mut self, call: Call, theirs: Theirs, target: &Target) {
         let (id, pid) = (self.id.0, call.pid());
         if let Some(held) = self.given.get(&theirs.inode) {
             // Before Linux 5.19 a signal can come between the socket and the answer: the same call comes again.
@@ -145,37 +147,51 @@ impl Answers {
             Err(_) => return call.refuse(Failure::Unavailable),
         };
         let held = given.held;
-        self.prepare(theirs, &held, given.alone);
-        match call.give(std::os::fd::AsFd::as_fd(&held.fd), theirs.number, theirs.close_on_exec) {
-            Ok(()) => {
-                tracing::info!(generation = id, pid, "bind() answered with the broker's {text}");
-                self.given.insert(held.inode, Rc::clone(&held));
+        self.prepare(pid, &theirs, &held, given.alone);
+        // Also where the program has it only after we stopped waiting: what it listens on is the broker's then.
+        let is_new = self.given.insert(held.inode, Rc::clone(&held)).is_none();
+        let given = worker::within(LOOK, call.give(Arc::clone(&held.fd), theirs)).await;
+        match given.and_then(identity) {
+            Ok(left) => {
+                // A program may bind one address as often as it likes.
+                let said = "bind() answered with the broker's";
+                if is_new {
+                    tracing::info!(generation = id, pid, "{said} {text}");
+                } else {
+                    tracing::debug!(generation = id, pid, "{said} {text}");
+                }
+                for left in left {
+                    self.warn(pid, &format!("{text}: {left}"));
+                }
                 if !held.bound.listens() {
                     let listens = Listens::at(held.inode, None);
                     self.cx.send(Message::Listening(self.id, listens));
                 }
             }
-            Err(error) => tracing::warn!(generation = id, pid, %error, "{text} could not be given"),
+            Err(error) => self.warn(pid, &format!("{text} could not be given: {error}")),
         }
     }
 
     /// What the program has set on its own socket holds for the one that it gets.
-    fn prepare(&self, theirs: &Theirs, held: &HeldListener, alone: bool) {
+    fn prepare(&self, pid: i32, theirs: &Theirs, held: &HeldListener, alone: bool) {
         use std::os::fd::AsFd as _;
         let failed = sys::copy_options(theirs.fd.as_fd(), held.fd.as_fd());
         if !failed.is_empty() {
-            let (id, options) = (self.id.0, failed.join(" "));
-            tracing::warn!(
-                generation = id,
-                listener = held.label,
-                options,
-                "not set as the program has them"
-            );
+            let options = failed.join(" ");
+            self.warn(pid, &format!("{}: {options} not set as the program has them", held.label));
         }
         if alone {
             // Where others have it they have set it as this program wants it, or it is the program's to set.
             let blocking = theirs.socket.options.blocking;
             let _ = rustix::io::ioctl_fionbio(&held.fd, !blocking);
+        }
+    }
+
+    /// A line in the log where it is not one of many.
+    fn warn(&self, pid: i32, text: &str) {
+        let own = nix::unistd::getuid().as_raw();
+        if let Some(left_out) = self.cx.reporter.refused(own, "intercepted call that worked") {
+            tracing::warn!(generation = self.id.0, pid, left_out, "{text}");
         }
     }
 

@@ -35,12 +35,12 @@ pub struct Theirs {
     pub fd: OwnedFd,
     /// Its number in the program.
     pub number: RawFd,
-    /// That is closed when the program executes another.
-    pub close_on_exec: bool,
     /// Its inode.
     pub inode: u64,
     /// What a decision depends on.
     pub socket: Socket,
+    /// The descriptor table that has it.
+    pub(super) table: Pidfd,
 }
 
 /// Looks at the call of a thread.
@@ -64,8 +64,8 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
     let status = Status::of(thread)?;
     // An int, whatever the upper half of the register says.
     let Ok(number_of) = i32::try_from(fd & 0xFFFF_FFFF) else { return Ok(none) };
-    let pidfd = Pidfd::open(status.process)?;
-    let fd = match pidfd.take(number_of) {
+    let table = table_of(thread, status.process)?;
+    let fd = match table.take(number_of) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(none),
         taken => taken?,
     };
@@ -84,10 +84,20 @@ pub(super) fn at(thread: i32, number: Number, arguments: &[u64; 6]) -> io::Resul
         socket.options.group = Some(status.group.to_string());
     }
     let inode = rustix::fs::fstat(&fd)?.st_ino;
-    let close_on_exec = process::open_flags(Path::new(&format!("/proc/{thread}")), number_of);
-    let close_on_exec = close_on_exec.is_some_and(|flags| flags & libc::O_CLOEXEC != 0);
-    let theirs = Theirs { fd, number: number_of, close_on_exec, inode, socket };
+    let theirs = Theirs { fd, number: number_of, inode, socket, table };
     Ok(Look { socket: Some(theirs), target })
+}
+
+/// The descriptor table of a thread, which may have one of its own (unshare(2) with CLONE_FILES).
+///
+/// # Errors
+/// Those of pidfd_open(2): `EINVAL` before Linux 6.9, which shows no table but that of the process.
+fn table_of(thread: i32, process: i32) -> io::Result<Pidfd> {
+    if thread == process || process::share_descriptors(process, process, thread) {
+        Pidfd::open(process)
+    } else {
+        Pidfd::of_thread(thread)
+    }
 }
 
 /// What a decision depends on, but for the process.

@@ -1,0 +1,87 @@
+//! A socket of a program's becomes another one: under the number that bind(2) names, under all others that it has in that
+//! descriptor table (dup(2)), and in the epoll instances there that wait for it.
+//!
+//! Not in other processes: the kernel puts descriptors only into the table of the thread that calls.
+
+use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
+
+use nix::errno::Errno;
+
+use super::Theirs;
+use crate::calls::Calls;
+use crate::epoll::{self, Registration};
+use crate::error::Error;
+use crate::holders::Table;
+use crate::numbers;
+
+/// An epoll instance, by its number in the program, and what is registered there.
+type Waits = (RawFd, Vec<Registration>);
+
+/// Replaces it while the call `id` of this thread waits; gives what could not be, in words. The number that the call names comes
+/// last: before Linux 5.19 a signal may interrupt the call in between, and then it comes again with what is left to do.
+///
+/// # Errors
+/// Those of SECCOMP_IOCTL_NOTIF_ADDFD; the number that bind(2) names is as it was.
+pub(super) fn replace(
+    calls: &Calls,
+    id: u64,
+    thread: i32,
+    theirs: &Theirs,
+    by: BorrowedFd<'_>,
+) -> Result<Vec<String>, Errno> {
+    let table = Table::of_thread(thread);
+    let mut left = Vec::new();
+    let is_it = |number: &RawFd| table.socket(*number) == Some(theirs.inode);
+    for number in table.numbers.iter().copied().filter(is_it) {
+        if number == theirs.number {
+            continue;
+        }
+        let put = calls.put(id, by, number, table.closes_on_exec(number));
+        if let Err(errno) = put {
+            left.push(format!("its copy as descriptor {number} is not replaced: {errno}"));
+        }
+    }
+    let waits = waits(&table, theirs.inode);
+    if !waits.is_empty()
+        && let Err(error) = register(theirs, &waits, by)
+    {
+        left.push(format!("its registration with epoll is lost: {error}"));
+    }
+    calls.put(id, by, theirs.number, table.closes_on_exec(theirs.number))?;
+    Ok(left)
+}
+
+/// Where this socket is registered.
+fn waits(table: &Table, inode: u64) -> Vec<Waits> {
+    let device = epoll::socket_device();
+    let epolls = table.numbers.iter().filter(|number| table.is_epoll(**number));
+    let read = epolls.filter_map(|number| {
+        let info = table.info(*number)?;
+        let all = info.lines().filter_map(Registration::read);
+        let of_it = all.filter(|one| one.inode == inode && Some(one.device) == device);
+        Some((*number, of_it.collect()))
+    });
+    read.filter(|(_, found): &Waits| !found.is_empty()).collect()
+}
+
+/// Registers a file where and as another one was.
+fn register(was: &Theirs, waits: &[Waits], is: BorrowedFd<'_>) -> Result<(), Error> {
+    let taken = |error| Error::call("pidfd_getfd", error);
+    let epolls = waits.iter().map(|(epoll, _)| was.table.take(*epoll).map_err(taken));
+    let epolls = epolls.collect::<Result<Vec<_>, Error>>()?;
+    let all = waits.iter().map(|(_, all)| all);
+    let above = all.clone().flatten().map(|one| one.number).max().unwrap_or(0).saturating_add(1);
+    numbers::own(above, |own| {
+        let epolls = epolls.iter().map(|epoll| own.lift(epoll.as_fd()));
+        let epolls = epolls.collect::<Result<Vec<_>, Error>>()?;
+        let (was, is) = (own.lift(was.fd.as_fd())?, own.lift(is)?);
+        for (epoll, all) in epolls.iter().zip(all) {
+            for one in all {
+                // Another process may have the socket open, and it would be waited for still.
+                own.delete(epoll, &was, one.number)?;
+                own.add(epoll, &is, one)?;
+            }
+        }
+        Ok(())
+    })
+}
