@@ -270,6 +270,52 @@ fn a_socket_is_replaced_wherever_the_program_has_it() {
 }
 
 #[test]
+fn where_the_kernel_refuses_a_program_has_its_sockets_by_listen_or_an_error() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let script = "import os, socket, time\n\
+        web = socket.socket(fileno=int(os.environ['web']))\n\
+        tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+        tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
+        print('inode is', os.fstat(web.fileno()).st_ino, flush=True)\n\
+        time.sleep(1000)\n";
+    let inner = |option: &str| {
+        let listen = format!("web={address}");
+        let mut words = scene.bindonce("run");
+        words.args(["--name", "web", option, "--listen", &listen, "--"]);
+        words.args(["python3", "-c", script]);
+        let words = std::iter::once(words.get_program()).chain(words.get_args());
+        words.map(|word| word.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    // What asks about the calls of both.
+    let outer = |option: &str| {
+        let mut command = scene.bindonce("run");
+        command.args(["--name", "outer", "--ready-delay", "1ms", "--intercept", "/none", "--"]);
+        Process::start(command.args(inner(option)))
+    };
+    let mut supervisor = outer("--intercept-if-possible");
+    let inode = eventually("it to be started without, or the outer one to be refused", || {
+        let story = supervisor.story();
+        if !supervisor.is_running() && story.contains("cannot be intercepted") {
+            skip("bind() cannot be intercepted: seccomp(2) is refused");
+            return Some(None);
+        }
+        let without = story.contains("started with the sockets of --listen alone");
+        let has =
+            story.lines().find_map(|line| line.split_once("inode is "))?.1.parse::<u64>().ok()?;
+        without.then_some(Some(has))
+    });
+    let Some(inode) = inode else { return };
+    assert!(reload(&scene).contains("generation 2 serves"));
+    assert_eq!(only(address), inode);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+    let mut supervisor = outer("--intercept");
+    supervisor.wait_line("something around this program");
+    supervisor.terminate();
+}
+
+#[test]
 fn what_is_not_named_is_left_alone() {
     let scene = Scene::new();
     let _broker = scene.broker();

@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
             stand_in::Outcome::Serve { words, arguments } => {
                 let Cli { globals, command } = Cli::try_parse_from(words)?;
                 match command {
-                    command::Command::Run(args) => command::run::supervise(args, &globals, true)
+                    command::Command::Run(args) => command::run::supervise(*args, &globals, true)
                         .or_else(|error| stand_in::refused(error, arguments.as_deref())),
                     _ => anyhow::bail!("these are not the words of `bindonce run`"),
                 }

@@ -31,6 +31,20 @@ mod replace;
 pub use look::{Look, Theirs, ports};
 pub use options::copy as copy_options;
 
+/// Whether a process may have a filter that asks about its calls: it has more filters than this one (proc_pid_status(5)).
+pub fn is_asked_about(pid: i32) -> bool {
+    let filters = |who: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{who}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    match (filters(&pid.to_string()), filters("self")) {
+        (Some(theirs), Some(ours)) => theirs > ours,
+        // Before Linux 5.9.
+        _ => true,
+    }
+}
+
 /// The calls of one program, and of all that it has started.
 #[derive(Debug)]
 pub struct Intercept {

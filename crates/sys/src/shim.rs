@@ -18,13 +18,11 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
 use crate::filter::{self, Watched};
+use crate::spawn::Asked;
 use crate::{executable, hold, inherit, limits, signals};
 
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
-
-/// The word for [`crate::spawn::Launch::intercept`].
-pub(crate) const INTERCEPT: &str = "intercept";
 
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +32,7 @@ pub struct Order {
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
     /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Launch::intercept`]).
-    intercept: bool,
+    intercept: Asked,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
     service: bool,
     program: OsString,
@@ -42,7 +40,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID | intercept] [service] -- PROGRAM [ARG]...`.
+    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID | intercept | intercept-if-possible] [service] -- PROGRAM [ARG]...`.
     /// None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
@@ -52,8 +50,10 @@ impl Order {
             hold = Some(next.to_str()?.parse().ok()?);
             next = words.next()?;
         }
-        let intercept = hold.is_none() && next == INTERCEPT;
-        if intercept {
+        let asked = [Asked::Always, Asked::IfPossible].into_iter();
+        let mut asked = asked.filter(|asked| hold.is_none() && next == asked.word());
+        let intercept = asked.next().unwrap_or(Asked::Not);
+        if intercept != Asked::Not {
             next = words.next()?;
         }
         let service = next == SERVICE;
@@ -98,16 +98,19 @@ impl Order {
         if let Some(supervisor) = self.hold {
             offer_hold(supervisor, &self.program);
         }
-        if self.intercept {
-            let listener = filter::install(
-                Watched { readiness: None, sockets: true },
-                !gains_privileges(&self.program),
-            );
-            let refused = |error: Error| Error::Intercept {
-                errno: error.errno().map_or(Errno::UnknownErrno, Errno::from_raw),
-            };
-            let listener = listener.map_err(refused)?;
-            send_back(&listener)?;
+        if self.intercept != Asked::Not {
+            let watched = Watched { readiness: None, sockets: true };
+            match filter::install(watched, !gains_privileges(&self.program)) {
+                Ok(listener) => send_back(&listener)?,
+                Err(error) => {
+                    let errno = error.errno().map_or(Errno::UnknownErrno, Errno::from_raw);
+                    let error = Error::Intercept { errno };
+                    if self.intercept == Asked::Always {
+                        return Err(error);
+                    }
+                    eprintln!("bindonce: {error}: started with the sockets of --listen alone");
+                }
+            }
         }
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::call("open /dev/null", error))?;
@@ -193,11 +196,14 @@ mod tests {
         let order = parse("1 7 service -- service").expect("an order");
         assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
         let order = parse("1 intercept service -- sh").expect("an order");
-        assert_eq!((order.hold, order.intercept, order.service), (None, true, true));
+        assert_eq!((order.hold, order.intercept, order.service), (None, Asked::Always, true));
+        let order = parse("1 intercept-if-possible -- intercept").expect("an order");
+        assert_eq!((order.intercept, order.service), (Asked::IfPossible, false));
         for bad in [
             "service -- sh",
             "1 service 7 -- sh",
             "1 7 intercept -- sh",
+            "1 intercept intercept -- sh",
             "1 service sh",
             "",
             "x",

@@ -62,9 +62,8 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
-    /// Ask this process about its bind(2) and listen(2) (`crate::intercept`), instead of holding it. A shim that cannot have
-    /// that says so and fails.
-    pub intercept: bool,
+    /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
+    pub intercept: Asked,
     /// It is killed when this process ends, however that comes about, with what it has started and left in its
     /// process group.
     pub tied: bool,
@@ -76,6 +75,28 @@ pub struct Launch {
     pub stdout: Stdio,
     /// Its standard error. A shim that fails says why here, in one line.
     pub stderr: Stdio,
+}
+
+/// Whether a supervisor is asked about bind(2) and listen(2) of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// It is not.
+    Not,
+    /// Where the kernel lets it; a shim that cannot have that says so, and starts the program.
+    IfPossible,
+    /// A shim that cannot have that says so, and fails.
+    Always,
+}
+
+impl Asked {
+    /// The word for it in an [`Order`](shim::Order).
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Not => "",
+            Self::IfPossible => "intercept-if-possible",
+            Self::Always => "intercept",
+        }
+    }
 }
 
 /// A program that was started. It is a child of this process, and stays a
@@ -107,7 +128,7 @@ impl Launch {
             cwd: None,
             descriptors: Vec::new(),
             hold: None,
-            intercept: false,
+            intercept: Asked::Not,
             tied: false,
             service: false,
             stdout: Stdio::inherit(),
@@ -159,7 +180,7 @@ impl Launch {
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
             .args(match self.hold {
-                _ if self.intercept => Some(shim::INTERCEPT.to_owned()),
+                _ if self.intercept != Asked::Not => Some(self.intercept.word().to_owned()),
                 hold => hold.map(|pid| pid.to_string()),
             })
             .args(self.service.then_some(shim::SERVICE))
@@ -192,7 +213,7 @@ impl Launch {
             tether: tied,
             ours,
             descriptors: self.descriptors,
-            holds: self.hold.is_some() || self.intercept,
+            holds: self.hold.is_some() || self.intercept != Asked::Not,
         })
     }
 }

@@ -31,7 +31,7 @@ use crate::globals::Globals;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Serve(serve::Args),
-    Run(run::Args),
+    Run(Box<run::Args>),
     Reload(reload::Args),
     Retire(retire::Args),
     Exec(exec::Args),
@@ -55,7 +55,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(args, globals),
-        Command::Run(args) => run::run(args, globals),
+        Command::Run(args) => run::run(*args, globals),
         Command::Reload(args) => reload::run(args, globals),
         Command::Retire(args) => retire::run(args, globals),
         Command::Exec(args) => exec::run(args, globals),

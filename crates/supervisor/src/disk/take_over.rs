@@ -208,6 +208,9 @@ fn intercept_again(cx: &Context, generation: &mut Generation, left: Option<Owned
         Some(Err(error)) => {
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
         }
+        None if !bindonce_sys::intercept::is_asked_about(pid) => {
+            tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
+        }
         None => tracing::warn!(
             generation = id,
             pid,

@@ -40,6 +40,10 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
     let kind = cx.settings.kind.clone();
     let mut admin = generation.cli.admin.clone();
     let family = Family::of(&kind, generation);
+    // One that binds by itself can have bound nothing yet; this is called again when it has.
+    if kind.is_intercepted() && generation.listeners.is_empty() {
+        return;
+    }
     if admin.is_none() && kind.haproxy().is_some() && !family.has_master {
         return;
     }

@@ -39,7 +39,9 @@ pub(crate) fn await_ready(
     let service = cx.settings.service.to_string();
     let task = crate::tasks::spawn(async move {
         let ready = match (readiness, notifications) {
-            (Readiness::Notify, Some(notifications)) => told(id, pid, &notifications).await,
+            (Readiness::Notify | Readiness::Listen, Some(notifications)) => {
+                told(id, pid, &notifications).await
+            }
             (Readiness::Check(command), _) => {
                 let environment = [
                     ("BINDONCE_SERVICE", service),
@@ -52,7 +54,7 @@ pub(crate) fn await_ready(
                 tokio::time::sleep(delay).await;
                 Ok("it has lived for --ready-delay")
             }
-            (Readiness::Notify, None) | (Readiness::Listen, _) => return,
+            (Readiness::Notify | Readiness::Listen, None) => return,
         };
         match ready {
             Ok(how) => cx.send(Message::Ready(id, how)),

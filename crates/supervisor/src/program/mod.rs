@@ -28,6 +28,8 @@ pub struct Program {
     pub retire: Signal,
     /// The listeners that it gets when it calls bind(2), instead of at its start.
     pub intercept: Option<Scope>,
+    /// It is started also where the kernel refuses that, with what it is given at its start.
+    pub without_intercept: bool,
     /// Variables that tell it its sockets, besides those that every program gets.
     pub variables: Vec<Variable>,
 }

@@ -51,6 +51,10 @@ pub(super) struct Options {
     /// port at every address, a UNIX path or abstract name for itself). It is ready when it calls listen()
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...", num_args = 0..)]
     intercept: Option<Vec<ListenSpec>>,
+    /// The same, also where the kernel or a container refuses it: then the program has the sockets of --listen alone, one
+    /// line says so, and it must send READY=1 unless --ready-check or --ready-delay is given
+    #[arg(long, value_name = "[NAME=]ADDR[,OPT]...", num_args = 0.., conflicts_with = "intercept")]
+    intercept_if_possible: Option<Vec<ListenSpec>>,
     /// An environment variable that names the sockets, as in NGINX='{fds:;};'. {fds:SEP} is
     /// replaced by all descriptor numbers, {fd:NAME} by one of them; {count}, {service} and
     /// {generation} by these values. May be given again
@@ -83,7 +87,10 @@ impl Options {
         no_epoll: bool,
         listeners: &[Listener],
     ) -> anyhow::Result<Kind> {
-        let Self { kind, ready_check, ready_delay, retire_signal, intercept, variable } = self;
+        let Self { kind, ready_check, ready_delay, retire_signal, .. } = self;
+        let Self { intercept, intercept_if_possible, variable, .. } = self;
+        let without_intercept = intercept_if_possible.is_some();
+        let intercept = intercept.or(intercept_if_possible);
         let first = command.first().cloned().unwrap_or_default();
         let is_haproxy = match kind {
             Wanted::Auto => program::is_haproxy(&first),
@@ -117,6 +124,13 @@ impl Options {
         }
         let intercept = intercept
             .map(|named| Scope { named: named.iter().flat_map(ListenSpec::expand).collect() });
+        if without_intercept && listeners.is_empty() {
+            return Err(usage(
+                "--intercept-if-possible needs --listen NAME=ADDR: where bind() cannot be intercepted these are \
+                 the sockets that the program has; one that takes none is started with --intercept alone\n"
+                    .to_owned(),
+            ));
+        }
         if listeners.is_empty() && intercept.is_none() {
             return Err(usage(format!(
                 "{0} gets its sockets from --listen NAME=ADDR, and there is none; if it takes none from \
@@ -139,6 +153,7 @@ impl Options {
             readiness,
             retire: retire_signal.unwrap_or(Signal::SIGTERM),
             intercept,
+            without_intercept,
             variables: variable,
         };
         try_variables(&program, listeners)?;

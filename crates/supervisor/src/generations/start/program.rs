@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_sys::inherit;
-use bindonce_sys::spawn::Launch;
+use bindonce_sys::spawn::{Asked, Launch};
 
 use super::order::{Order, passed};
 use crate::error::Error;
@@ -28,7 +28,11 @@ pub(crate) fn order(
     // A session of its own: all that comes from it is found by that, and its being stopped for a
     // moment means nothing to a terminal, nor our death to it.
     launch.service = true;
-    launch.intercept = program.intercept.is_some();
+    launch.intercept = match &program.intercept {
+        None => Asked::Not,
+        Some(_) if program.without_intercept => Asked::IfPossible,
+        Some(_) => Asked::Always,
+    };
     let names: Vec<_> = listeners.iter().filter_map(|held| held.listener.name.clone()).collect();
     let descriptors: Vec<(Name, i32)> = names.iter().cloned().zip(inherit::FIRST..).collect();
     let mut set = |name: &str, value: String| launch.env.push((name.into(), value.into()));
@@ -48,6 +52,8 @@ pub(crate) fn order(
     }
     let notifications = match program.readiness {
         Readiness::Notify => Some(Notifications::new()?),
+        // Where its listen() is not seen.
+        Readiness::Listen if program.without_intercept => Some(Notifications::new()?),
         Readiness::Check(_) | Readiness::Delay(_) | Readiness::Listen => None,
     };
     if let Some(notifications) = &notifications {
