@@ -9,12 +9,13 @@ use serde_json::Value;
 use crate::harness::{finish, root};
 
 /// Package, floor, and the packages of ours that it may depend on.
-const FLOORS: [(&str, &[&str]); 11] = [
+const FLOORS: [(&str, &[&str]); 12] = [
     ("bindonce-core", &[]),
     ("bindonce-fd", &[]),
     ("bindonce-wire", &["bindonce-core"]),
     ("bindonce-sys", &["bindonce-core", "bindonce-fd"]),
     ("bindonce", &["bindonce-core", "bindonce-fd", "bindonce-wire"]),
+    ("bindonce-capi", &["bindonce"]),
     ("bindonce-daemon", &["bindonce-core", "bindonce-fd", "bindonce-wire", "bindonce-sys"]),
     (
         "bindonce-broker",

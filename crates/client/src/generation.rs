@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bindonce_core::name::Name;
+use rustix::event::epoll;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -86,6 +87,10 @@ pub struct Generation {
     /// Readable when there is something to do that the connection does not tell of: when it is
     /// time to try again to connect, and once this is retired.
     due: OwnedFd,
+    /// Whether `due` is set.
+    is_set: bool,
+    /// Watches the connection and `due` (epoll(7)): readable when one of them is.
+    bell: OwnedFd,
 }
 
 impl Generation {
@@ -104,11 +109,15 @@ impl Generation {
     /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
     /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
     pub fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
-        let due = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
-            .map_err(|error| Error::Io(error.into()))?;
+        let due =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).map_err(system)?;
+        let bell = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system)?;
+        watch(&bell, &due)?;
         let mut membership = Membership::new(service);
         let client = enter(Client::connect(path)?, &mut membership)?;
-        Ok(Self { path: path.to_owned(), client: Some(client), membership, due })
+        watch(&bell, &client)?;
+        let path = path.to_owned();
+        Ok(Self { path, client: Some(client), membership, due, is_set: false, bell })
     }
 
     /// The service.
@@ -170,10 +179,20 @@ impl Generation {
             if self.membership.may_serve()? {
                 return Ok(());
             }
-            if !wait_readable(self.doorbell(), deadline).map_err(Error::Io)? {
+            if !wait_readable(&self.bell, deadline).map_err(Error::Io)? {
                 return Err(timed_out("ready"));
             }
         }
+    }
+
+    /// Whether this generation may accept by now, for a program that does not wait in [`ready`](Self::ready): it calls that
+    /// with a deadline of now, and this whenever the descriptor is readable.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready).
+    pub fn may_serve(&mut self) -> Result<bool, Error> {
+        self.look()?;
+        self.membership.may_serve()
     }
 
     /// Waits until a newer generation is ready, and this one must stop accepting; false if the
@@ -187,7 +206,7 @@ impl Generation {
             if self.has_retired()? {
                 return Ok(true);
             }
-            if !wait_readable(self.doorbell(), deadline).map_err(Error::Io)? {
+            if !wait_readable(&self.bell, deadline).map_err(Error::Io)? {
                 return Ok(false);
             }
         }
@@ -237,8 +256,7 @@ impl Generation {
     /// [`Error::Io`] of poll(2).
     pub fn drain(&mut self, finished: impl AsFd, deadline: Option<Instant>) -> Result<bool, Error> {
         loop {
-            let doorbell = self.client.as_ref().map_or(self.due.as_fd(), AsFd::as_fd);
-            match wait_readable_or_stop(doorbell, &finished, deadline).map_err(Error::Io)? {
+            match wait_readable_or_stop(&self.bell, &finished, deadline).map_err(Error::Io)? {
                 Ready::Stop => return Ok(true),
                 Ready::Deadline => return Ok(false),
                 // A broker that refuses is asked again later; nothing else depends on it any more.
@@ -272,10 +290,13 @@ impl Generation {
             && wait_readable(&self.due, Some(Instant::now())).map_err(Error::Io)?
         {
             match self.find_again() {
-                Ok(client) => self.client = Some(client),
+                Ok(client) => {
+                    watch(&self.bell, &client)?;
+                    self.client = Some(client);
+                }
                 Err(error) => {
                     let (wait, error) = after(error);
-                    self.ring(wait)?;
+                    self.ring(Some(wait))?;
                     return error.map_or(Ok(()), Err);
                 }
             }
@@ -285,14 +306,17 @@ impl Generation {
             match client.hear() {
                 Ok(Some(notification)) => self.membership.heard(&notification),
                 Ok(None) => break,
-                Err(_) => {
-                    // The next look is for the next broker.
-                    self.client = None;
-                    return self.ring(Duration::ZERO);
-                }
+                // The next look is for the next broker.
+                Err(_) => return self.lose(),
             }
         }
-        if self.is_to_stop() { self.ring(Duration::ZERO) } else { Ok(()) }
+        if self.is_to_stop() {
+            self.ring(Some(Duration::ZERO))
+        } else if self.is_set && self.client.is_some() {
+            self.ring(None)
+        } else {
+            Ok(())
+        }
     }
 
     fn find_again(&mut self) -> Result<Client, Error> {
@@ -305,10 +329,18 @@ impl Generation {
 
     /// After an error: the connection may be of no use any more.
     fn failed(&mut self, error: &Error) {
-        if is_over(error) && self.client.take().is_some() {
+        if is_over(error) {
             // If the clock cannot be set, the next call that waits says so.
-            let _ = self.ring(Duration::ZERO);
+            let _ = self.lose();
         }
+    }
+
+    /// The connection is of no use any more: it is time to look for the next broker.
+    fn lose(&mut self) -> Result<(), Error> {
+        let Some(client) = self.client.take() else { return Ok(()) };
+        // A process that was forked may have it still, and then closing it does not take it out.
+        epoll::delete(&self.bell, &client).map_err(system)?;
+        self.ring(Some(Duration::ZERO))
     }
 
     /// Whether it was told to retire and has not said that it stopped.
@@ -316,33 +348,34 @@ impl Generation {
         self.membership.is_retired() && !self.membership.is_over()
     }
 
-    /// What is readable when there is something to do.
-    fn doorbell(&self) -> BorrowedFd<'_> {
-        match &self.client {
-            Some(client) if !self.is_to_stop() => client.as_fd(),
-            _ => self.due.as_fd(),
-        }
-    }
-
-    /// Makes `due` readable after this time; it stays readable.
-    fn ring(&self, after: Duration) -> Result<(), Error> {
-        // A time of zero would disarm it.
-        let after = after.max(Duration::from_nanos(1));
+    /// Makes `due` readable after this time, for good; with none it is not readable.
+    fn ring(&mut self, after: Option<Duration>) -> Result<(), Error> {
+        // A time of zero disarms it.
+        let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
         let it_value = Timespec::try_from(after).map_err(|_| timed_out("reconnect"))?;
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         let once = Itimerspec { it_interval, it_value };
-        timerfd_settime(&self.due, TimerfdTimerFlags::empty(), &once)
-            .map(drop)
-            .map_err(|error| Error::Io(error.into()))
+        timerfd_settime(&self.due, TimerfdTimerFlags::empty(), &once).map_err(system)?;
+        self.is_set = !after.is_zero();
+        Ok(())
     }
 }
 
-/// Readable when there is something to do: [`Generation::has_retired`] does it. Ask for the
-/// descriptor again each time, because it is another one while there is no broker.
+/// Readable when there is something to do: [`Generation::has_retired`] does it. The same descriptor for the life of
+/// this handle.
 impl AsFd for Generation {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.doorbell()
+        self.bell.as_fd()
     }
+}
+
+/// Has the bell ring when this is readable.
+fn watch(bell: &OwnedFd, fd: impl AsFd) -> Result<(), Error> {
+    epoll::add(bell, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).map_err(system)
+}
+
+fn system(error: rustix::io::Errno) -> Error {
+    Error::Io(error.into())
 }
 
 /// Takes its place in the order.

@@ -1,6 +1,6 @@
 //! Every system call of bindonce that needs care.
 //!
-//! This crate is the only one that may use `unsafe`, and the only one that
+//! This crate is the only one that may use `unsafe` (capi takes pointers from C), and the only one that
 //! knows how Linux spells things: which socket options make an address
 //! exclusive, where the accept
 //! queue's length can be read, how a process is named without a race. Above it

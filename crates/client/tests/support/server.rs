@@ -1,0 +1,163 @@
+//! A server in a process of its own, of which each start takes over from the one before, and what clients do to it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::Broker;
+use bindonce_load::Plan;
+use bindonce_sys::process::Pidfd;
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that accepts, and is killed if the test ends early.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) generation: String,
+    pub(crate) address: SocketAddr,
+    /// What it says to its operator.
+    errors: Receiver<String>,
+}
+
+impl Server {
+    pub(crate) fn start(program: &Path, broker: &Broker) -> Self {
+        Self::claiming(program, "web=127.0.0.1:0", broker)
+    }
+
+    pub(crate) fn claiming(program: &Path, claim: &str, broker: &Broker) -> Self {
+        // With a low limit of open files, which hostile clients reach.
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -n 40; exec \"$0\" \"$1\""])
+            .arg(program)
+            .arg(claim)
+            .env("BINDONCE_SOCKET", broker.socket())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cargo builds the examples before the tests");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut lines = output.lines();
+        let first = lines.next().expect("it comes to accept").expect("text");
+        // generation 7 accepts on 127.0.0.1:40001
+        let words: Vec<&str> = first.split(' ').collect();
+        assert_eq!(words.len(), 5, "{first}");
+        let address = words[4].trim_start_matches("udp4@").parse().expect("an address");
+        let generation = words[1].to_owned();
+        // Whatever else it says must not fill the pipe.
+        thread::spawn(move || lines.for_each(drop));
+        let said = BufReader::new(child.stderr.take().expect("piped"));
+        let (say, errors) = channel();
+        thread::spawn(move || {
+            said.lines().map_while(Result::ok).for_each(|line| drop(say.send(line)));
+        });
+        Self { child, generation, address, errors }
+    }
+
+    /// Waits until it has said this to its operator.
+    pub(crate) fn says(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.errors.recv_timeout(left).expect("it says so").contains(words) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the end that its successor has brought about.
+    pub(crate) fn ends(mut self) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        let pidfd = Pidfd::open(pid).expect("a child that has not been waited for");
+        let deadline = Instant::now() + PATIENCE;
+        assert!(
+            bindonce::wait_readable(&pidfd, Some(deadline)).expect("poll"),
+            "generation {} was told to retire and has not ended",
+            self.generation
+        );
+        assert!(self.child.wait().expect("wait").success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Half a request, and the answer to it once it is whole.
+pub(crate) fn begin(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").expect("write");
+    stream
+}
+
+pub(crate) fn finish(mut stream: TcpStream) -> String {
+    stream.write_all(b"Connection: close\r\n\r\n").expect("write");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+/// Closes a connection with a reset.
+fn reset(stream: TcpStream) {
+    let linger = Some(Duration::ZERO);
+    socket2::SockRef::from(&stream).set_linger(linger).expect("a linger time");
+    drop(stream);
+}
+
+/// Restarts a server under load, and looks what clients saw.
+pub(crate) fn storm(program: &Path, restarts: usize) {
+    let broker = Broker::start();
+    let mut server = Server::start(program, &broker);
+    let address = server.address;
+    let load = Plan { clients: 8, ..Plan::new(address) }.start().expect("load");
+    for _ in 0..restarts {
+        assert!(
+            load.wait_for_token(&server.generation, PATIENCE),
+            "generation {} answers nobody",
+            server.generation
+        );
+        // One leaves with a reset, one stays silent until the next has taken over.
+        reset(begin(address));
+        let silent = TcpStream::connect(address).expect("connect");
+        let new = Server::start(program, &broker);
+        assert_eq!(new.address, address, "another socket");
+        drop(silent);
+        server.ends();
+        server = new;
+    }
+    assert!(load.wait_for_token(&server.generation, PATIENCE), "the last answers nobody");
+    let report = load.stop();
+    assert_eq!((report.failed(), report.stale), (0, 0), "{:#}", report.to_json());
+    println!("{} connections: 0 failed, 0 stale", report.connections);
+}
+
+/// A server at its limit of open files, with clients that reset, stall and say nothing: it lives, tells its operator,
+/// and serves when there is room again; then another takes over, and a slow client is finished.
+pub(crate) fn survives(program: &Path) {
+    let broker = Broker::start();
+    let server = Server::start(program, &broker);
+    let own = format!("generation {},", server.generation);
+    for _ in 0..5 {
+        reset(begin(server.address));
+    }
+    let silent: Vec<_> =
+        (0..60).map(|_| TcpStream::connect(server.address).expect("connect")).collect();
+    server.says("clients wait: Too many open files");
+    drop(silent);
+    assert!(finish(begin(server.address)).contains(&own));
+    let slow = begin(server.address);
+    // It has been accepted: one that came later is answered.
+    assert!(finish(begin(server.address)).contains(&own));
+    let new = Server::start(program, &broker);
+    assert!(finish(slow).contains(&own));
+    server.ends();
+    assert!(finish(begin(new.address)).contains(&format!("generation {},", new.generation)));
+}
