@@ -25,6 +25,7 @@ mod deadlines;
 mod demo;
 mod doctor;
 mod documentation;
+mod draining;
 mod dropped;
 mod events;
 mod exec;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::address::Address;
 use bindonce_core::event;
@@ -14,13 +15,12 @@ use bindonce_sys::hold::Hold;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::Received;
 use bindonce_wire::{ErrorCode, RpcError};
-use tokio::sync::oneshot;
 
 use crate::broker::leases;
 use crate::context::Context;
-use crate::control::requests::Retirement;
+use crate::control::requests::{Client, Retirement};
 use crate::control::signals::{self, Wanted};
-use crate::control::{self, Command, retire};
+use crate::control::{Command, retire};
 use crate::generations::admin::Admin;
 use crate::generations::generation::{Generation, GivenBack};
 use crate::generations::own;
@@ -35,6 +35,13 @@ use crate::supervisor::Supervisor;
 /// The answer to a client whose command cannot be started.
 fn refused(error: &crate::error::Error) -> RpcError {
     RpcError::new(ErrorCode::INVALID_PARAMS, error.to_string())
+}
+
+/// The answer to a client who wants idle connections closed of what has no admin connection.
+fn no_admin() -> RpcError {
+    let text = "idle connections cannot be closed: only haproxy tells which they are, on its private admin socket";
+    RpcError::new(ErrorCode::INVALID_PARAMS, text)
+        .with_hint("leave out --drain-idle, or --no-admin of `bindonce run`")
 }
 
 impl Supervisor {
@@ -82,6 +89,19 @@ impl Supervisor {
                 }
                 self.feed(Event::Connections(id, connections));
             }
+            Message::Served(id, more) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.drain.since.get_or_insert_default().add(more);
+                    self.report.served(more);
+                }
+            }
+            Message::IdleClosed(id, count) => {
+                if let Some(generation) = self.generations.get_mut(&id) {
+                    generation.drain.idle_closed += count;
+                    self.report.idle_closed(count);
+                    self.requests.idle_closed(id, count);
+                }
+            }
             Message::Closed(id) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
                     generation.lease.closed = true;
@@ -122,7 +142,13 @@ impl Supervisor {
                 if how.at_once {
                     self.master.hard = true;
                 }
-                self.reload(Some(reply), "a client asked for it", Some(pid));
+                let drained = how.wait_drained_ms.map(Duration::from_millis);
+                let drain_idle = how.drain_idle_ms.map(Duration::from_millis);
+                if drain_idle.is_some() && !self.cx.settings.kind.has_admin() {
+                    return drop(reply.send(Err(no_admin())));
+                }
+                let client = Client { reply, drained, drain_idle };
+                self.reload(Some(client), "a client asked for it", Some(pid));
             }
             Command::Retire(wanted, reply, by) => {
                 let wanted = wanted.map(GenerationId);
@@ -144,14 +170,9 @@ impl Supervisor {
     }
 
     /// Begins a reload, for this reason, and for the client that waits for it.
-    pub(crate) fn reload(
-        &mut self,
-        reply: Option<oneshot::Sender<control::Answer>>,
-        why: &str,
-        pid: Option<i32>,
-    ) -> Caller {
+    pub(crate) fn reload(&mut self, client: Option<Client>, why: &str, pid: Option<i32>) -> Caller {
         self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
-        let caller = self.requests.reload(reply);
+        let caller = self.requests.reload(client);
         self.feed(Event::Reload(caller));
         caller
     }

@@ -123,7 +123,7 @@ impl Kind {
     }
 
     /// Whether its generations have a private admin socket.
-    pub(crate) fn has_admin(&self) -> bool {
+    pub fn has_admin(&self) -> bool {
         self.haproxy().is_some_and(|haproxy| haproxy.admin)
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::control::Command;
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
+use crate::generations::since::Since;
 use crate::generations::start::Launched;
 use crate::intercept::asked::{Listens, Want};
 use crate::master_cli;
@@ -65,6 +66,10 @@ pub(crate) enum Message {
     Scraped(oneshot::Sender<String>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
+    /// What a draining generation has done since the last time, or since it stopped accepting.
+    Served(GenerationId, Since),
+    /// So many idle connections of it were closed.
+    IdleClosed(GenerationId, u64),
     /// It has closed its listeners, and its ghosts were removed as far as they could be.
     Closed(GenerationId),
     /// The broker knows that leases have ended.

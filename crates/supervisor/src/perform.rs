@@ -1,5 +1,6 @@
 //! What the timeline decides (its actions), done by the parts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,8 +142,11 @@ impl Supervisor {
         }
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
+        let ends = matches!(signal, Signal::Terminate | Signal::Kill);
+        let cut = if ends { generation.cut() } else { 0 };
         let Some(sent) = generation.signal(signal, number, reason) else { return };
-        self.report.signalled(&self.cx, id, pid, number, reason);
+        self.report.signalled(&self.cx, id, pid, number, (reason, cut));
+        self.requests.cut(id, cut);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
             let listeners = self.generations.get(&id).map(|generation| self.listeners(generation));
             let late = self.generations.get_mut(&id).zip(listeners);
@@ -257,7 +261,20 @@ impl Supervisor {
         };
         let answer = self.report.outcome(&self.cx, outcome, now);
         self.reload_ended(callers, outcome);
-        self.requests.answer(&self.cx, callers, answer);
+        let older = self.draining();
+        if let (Outcome::Serving { .. }, Some(after)) = (outcome, self.requests.drain_idle(callers))
+        {
+            for generation in older.iter().filter_map(|id| self.generations.get(id)) {
+                generation.drain.idle.set(Some(after));
+            }
+        }
+        self.requests.answer(&self.cx, callers, answer, older);
+    }
+
+    /// The generations that drain.
+    fn draining(&self) -> BTreeSet<GenerationId> {
+        let all = self.timeline.generations();
+        all.filter(|(_, state)| *state == State::Draining).map(|(id, _)| id).collect()
     }
 
     /// A generation is gone: its connection to the broker goes with it, and so do its leases.

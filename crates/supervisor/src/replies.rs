@@ -37,6 +37,20 @@ pub struct Reloaded {
     /// The configuration has none of the listeners that served before.
     #[serde(default)]
     pub none_kept: bool,
+    /// What became of the older generations, if that was waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
+}
+
+/// What became of the generations that a reload has replaced, in [`Reloaded`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Those that still drain.
+    pub left: Vec<u64>,
+    /// Idle connections of theirs that were closed.
+    pub idle_closed: u64,
+    /// Connections that they had when they were told to exit.
+    pub cut: u64,
 }
 
 /// The reply to `retire`: the generation has ended.
@@ -78,6 +92,18 @@ pub struct Status {
     /// Entries that were removed from epoll sets.
     #[serde(default)]
     pub ghosts_removed: u64,
+    /// Requests that came to generations after they had stopped accepting, on connections that they had.
+    #[serde(default)]
+    pub requests_after: u64,
+    /// Bytes that they have sent since then.
+    #[serde(default)]
+    pub bytes_after: u64,
+    /// Idle connections of older generations that were closed for `--drain-idle`.
+    #[serde(default)]
+    pub idle_closed: u64,
+    /// Connections that generations had when they were told to exit.
+    #[serde(default)]
+    pub connections_cut: u64,
     /// How often the supervisor became a newer binary.
     #[serde(default)]
     pub upgrades: u64,
@@ -110,6 +136,15 @@ pub struct GenerationStatus {
     pub listeners: Option<usize>,
     /// How many connections it has.
     pub connections: Option<u64>,
+    /// Requests that have come on its connections since it stopped accepting; none while it accepts, or where nobody tells.
+    #[serde(default)]
+    pub requests_after: Option<u64>,
+    /// Bytes that it has sent since then.
+    #[serde(default)]
+    pub bytes_after: Option<u64>,
+    /// How many of its connections were closed because they were idle.
+    #[serde(default)]
+    pub idle_closed: u64,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
     /// What keeps a generation that drains.

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::generation as timeline;
 use bindonce_core::listener::Listener;
@@ -29,6 +30,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// Time limits, and how many generations may drain.
     pub timing: timeline::Settings,
+    /// How long connections of an older generation may be idle before they are closed; none: as haproxy does by itself.
+    pub drain_idle: Option<Duration>,
     /// Whether a handover connects to listeners where no client waits.
     pub probe: bool,
     /// What is done about ghosts.

@@ -59,6 +59,14 @@ pub fn of_process(pid: i32, inodes: &[u64]) -> Vec<Holder> {
     in_process(pid, &inodes.iter().copied().collect())
 }
 
+/// The sockets in the descriptor table of a process, as it is numbered there; those of threads with a table of their own
+/// are not among them.
+pub fn of_table(pid: i32) -> Vec<Holder> {
+    let table = Table::read(pid, PathBuf::from(format!("/proc/{pid}")));
+    let holder = |fd: i32| Some(Holder { inode: table.socket(fd)?, pid, fd, tid: pid });
+    table.numbers.iter().copied().filter_map(holder).collect()
+}
+
 /// The inodes of all sockets that a process has open.
 pub fn sockets(pid: i32) -> BTreeSet<u64> {
     let of = |table: Table| table.numbers.iter().filter_map(|fd| table.socket(*fd)).collect();

@@ -17,6 +17,7 @@
 //!   [`hold`] stops one at the moment when it says that it is ready, `intercept` answers its bind(2) and listen(2);
 //! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
 //!   into an accept queue;
+//! - [`silence`] ends connections of another process on which nothing comes;
 //! - [`network`] is a network of one's own;
 //! - [`terminal`] is the one that a person sits at;
 //! - [`directory`] opens where files lie, so that a path leads nowhere else;
@@ -59,6 +60,7 @@ pub mod process;
 pub mod queue;
 pub mod shim;
 pub mod signals;
+pub mod silence;
 pub mod spawn;
 pub mod subprocess;
 pub mod terminal;

@@ -9,7 +9,7 @@ use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
 use bindonce_supervisor::control_socket;
-use bindonce_supervisor::replies::Reloaded;
+use bindonce_supervisor::replies::{Drained, Reloaded};
 
 use super::supervisors::missing;
 use crate::globals::Globals;
@@ -20,10 +20,13 @@ Examples:
   bindonce reload
       A new generation of the service \"haproxy\"
   bindonce reload --name edge --timeout 1m && deploy-next
+  bindonce reload --wait drained=1m --drain-idle 5s
+      Waits until no older generation answers any more; connections that are idle for 5 s are closed
 
 Exit codes:
   0  The new generation serves, and no older one accepts any more
-  1  It failed; the serving generation is unaffected, and haproxy's error is printed
+  1  It failed; the serving generation is unaffected, and haproxy's error is printed;
+      with --wait drained also: it serves, and an older generation has not drained in time
   2  Wrong usage";
 
 /// Start a new generation and wait until it serves and no older one accepts
@@ -39,32 +42,108 @@ pub(crate) struct Args {
     /// Accept a configuration without listeners, and close every listener that serves
     #[arg(long)]
     allow_empty: bool,
+    /// Wait until the new generation serves, or until the older ones have drained, for TIME at most
+    /// [default for TIME: that of --timeout]
+    #[arg(long, value_name = "serving|drained[=TIME]", default_value = "serving", value_parser = Until::parse)]
+    wait: Until,
+    /// Close connections of older generations that have been idle for TIME. Requests in progress and tunnels stay
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_idle: Option<Duration>,
+}
+
+/// What a reload waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Serving,
+    /// For this long at most.
+    Drained(Option<Duration>),
+}
+
+impl Until {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "serving" => Ok(Self::Serving),
+            None if text == "drained" => Ok(Self::Drained(None)),
+            Some(("drained", time)) => {
+                let time = duration::parse(time).map_err(|error| error.to_string())?;
+                Ok(Self::Drained(Some(time)))
+            }
+            _ => Err("`serving`, `drained` or `drained=TIME` is expected".to_owned()),
+        }
+    }
+}
+
+/// How a reload is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    /// How long it may take.
+    pub(crate) timeout: Duration,
+    pub(crate) allow_empty: bool,
+    /// How long the older generations are waited for.
+    pub(crate) drained: Option<Duration>,
+    pub(crate) drain_idle: Option<Duration>,
+}
+
+impl Wish {
+    /// One that ends when the new generation serves.
+    pub(crate) fn serving(timeout: Duration) -> Self {
+        Self { timeout, allow_empty: false, drained: None, drain_idle: None }
+    }
+
+    /// The parameters: nothing where it says nothing, since an older supervisor takes none.
+    fn parameters(&self) -> serde_json::Value {
+        let milliseconds =
+            |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into();
+        let mut all = serde_json::Map::new();
+        all.extend(self.allow_empty.then(|| ("allow_empty".to_owned(), true.into())));
+        let times = [("wait_drained_ms", self.drained), ("drain_idle_ms", self.drain_idle)];
+        all.extend(
+            times
+                .iter()
+                .filter_map(|(name, time)| Some(((*name).to_owned(), milliseconds((*time)?)))),
+        );
+        if all.is_empty() { serde_json::json!([]) } else { all.into() }
+    }
 }
 
 /// Asks the supervisor of the service, and tells what it answers.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { name, timeout, allow_empty } = args;
-    print(&ask(&globals.socket_path(), &name, timeout, allow_empty)?)?;
-    Ok(ExitCode::SUCCESS)
+    let Args { name, timeout, allow_empty, wait, drain_idle } = args;
+    let drained = match wait {
+        Until::Serving => None,
+        Until::Drained(time) => Some(time.unwrap_or(timeout)),
+    };
+    let wish = Wish { timeout, allow_empty, drained, drain_idle };
+    let reloaded = call(&globals.socket_path(), &name, &wish)?;
+    print(&text(&reloaded))?;
+    match reloaded.drained {
+        Some(Drained { left, .. }) if !left.is_empty() => Err(not_drained(&name, &left, drained)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
-/// Asks for a reload, and prints which generation serves after it.
-pub(crate) fn ask(
-    socket: &Path,
-    name: &Name,
-    timeout: Duration,
-    allow_empty: bool,
-) -> anyhow::Result<String> {
+/// Asks for a reload, and tells which generation serves after it.
+pub(crate) fn ask(socket: &Path, name: &Name, wish: &Wish) -> anyhow::Result<String> {
+    Ok(text(&call(socket, name, wish)?))
+}
+
+fn call(socket: &Path, name: &Name, wish: &Wish) -> anyhow::Result<Reloaded> {
     let path = control_socket(socket, name);
     let mut client = Client::connect(&path).map_err(|error| missing(socket, name, error))?;
-    client.set_timeout(timeout)?;
-    // Nothing where it says nothing: an older supervisor takes no parameters.
-    let wanted = match allow_empty {
-        true => serde_json::json!({ "allow_empty": true }),
-        false => serde_json::json!([]),
-    };
-    let answer = client.call("reload", &wanted).map_err(|error| failure(name, &error))?;
-    Ok(text(&serde_json::from_value(answer)?))
+    client.set_timeout(wish.timeout.saturating_add(wish.drained.unwrap_or_default()))?;
+    let answer =
+        client.call("reload", &wish.parameters()).map_err(|error| failure(name, &error))?;
+    Ok(serde_json::from_value(answer)?)
+}
+
+fn not_drained(name: &Name, left: &[u64], limit: Option<Duration>) -> anyhow::Error {
+    let left: Vec<_> = left.iter().map(u64::to_string).collect();
+    anyhow!(
+        "generation {} of \"{name}\" has not drained within {}\nhint: `bindonce status` shows what keeps it; --drain-idle \
+         closes idle connections, `bindonce retire` ends the oldest generation with those that it has",
+        left.join(", "),
+        duration::format(limit.unwrap_or_default())
+    )
 }
 
 fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
@@ -83,7 +162,7 @@ fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
 }
 
 fn text(reloaded: &Reloaded) -> String {
-    let Reloaded { generation, pid, ended, left, none_kept } = reloaded;
+    let Reloaded { generation, pid, ended, left, none_kept, drained } = reloaded;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
     if !ended.is_empty() {
@@ -97,6 +176,16 @@ fn text(reloaded: &Reloaded) -> String {
         text.push_str(&format!(
             "none of the listeners that served before is in the configuration any more: {}\n",
             left.join(", ")
+        ));
+    }
+    if let Some(Drained { left, idle_closed, cut }) = drained {
+        let state = if left.is_empty() {
+            "no older generation is left"
+        } else {
+            "older generations are left"
+        };
+        text.push_str(&format!(
+            "{state}; idle connections closed: {idle_closed}, connections cut: {cut}\n"
         ));
     }
     text
@@ -116,11 +205,41 @@ mod tests {
             ended: Vec::new(),
             left: Vec::new(),
             none_kept: false,
+            drained: None,
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
         reloaded.ended = vec![40, 41];
         (reloaded.left, reloaded.none_kept) = (vec!["0.0.0.0:80".into(), "[::]:443".into()], true);
         insta::assert_snapshot!("reloaded-with-losses", text(&reloaded));
+        reloaded.drained = Some(Drained { left: vec![41], idle_closed: 20, cut: 1 });
+        let told = text(&reloaded);
+        assert!(
+            told.ends_with(
+                "older generations are left; idle connections closed: 20, connections cut: 1\n"
+            ),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_is_waited_for_is_read_and_asked() {
+        let minute = Duration::from_secs(60);
+        let read =
+            ["serving", "drained", "drained=1m", "serving=1m", "gone", "drained=", "drained=x"];
+        let read = read.map(|text| Until::parse(text).ok());
+        let drained = |time| Some(Until::Drained(time));
+        assert_eq!(read[..3], [Some(Until::Serving), drained(None), drained(Some(minute))]);
+        assert!(read[3..].iter().all(Option::is_none), "{read:?}");
+        let wish = Wish::serving(minute);
+        assert_eq!(wish.parameters(), serde_json::json!([]));
+        let wish = Wish {
+            allow_empty: true,
+            drained: Some(minute),
+            drain_idle: Some(minute / 60),
+            ..wish
+        };
+        let wanted = serde_json::json!({"allow_empty": true, "wait_drained_ms": 60000, "drain_idle_ms": 1000});
+        assert_eq!(wish.parameters(), wanted);
     }
 
     #[test]

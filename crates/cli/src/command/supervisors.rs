@@ -117,6 +117,15 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
         rows.extend(status.generations.iter().map(row));
         text.push_str(&list::columns(&rows));
         for generation in &status.generations {
+            if let Some(requests @ 1..) = generation.requests_after {
+                let bytes = generation.bytes_after.unwrap_or_default();
+                let plural = if requests == 1 { "" } else { "s" };
+                let _ = writeln!(
+                    text,
+                    "generation {} has taken {requests} request{plural} and sent {bytes} bytes since it stopped accepting",
+                    generation.generation
+                );
+            }
             for session in &generation.oldest_sessions {
                 let age = duration::format(Duration::from_secs(session.age));
                 let _ = writeln!(

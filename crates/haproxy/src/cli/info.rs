@@ -19,6 +19,10 @@ pub struct Info {
     pub connections: u64,
     /// Connections accepted since the start.
     pub accepted: u64,
+    /// Requests since the start: of HTTP/1, and each stream of HTTP/2 and HTTP/3.
+    pub requests: u64,
+    /// Bytes sent since the start.
+    pub sent: u64,
 }
 
 impl Info {
@@ -37,6 +41,8 @@ impl Info {
                 "Stopping" => info.stopping = value.trim() != "0",
                 "CurrConns" => info.connections = number(),
                 "CumConns" => info.accepted = number(),
+                "CumReq" => info.requests = number(),
+                "TotalBytesOut" => info.sent = number(),
                 _ => {}
             }
         }
@@ -51,13 +57,15 @@ mod tests {
     #[test]
     fn reads_what_show_info_prints() {
         let text = "Name: HAProxy\nVersion: 2.6.12-1+deb12u4\nPid: 77\nStopping: 1\n\
-             Listeners: 2\nCurrConns: 3\nCumConns: 812\n";
+             Listeners: 2\nCurrConns: 3\nCumConns: 812\nCumReq: 9000\n\
+             TotalBytesOut: 120000\n";
         let info = Info::read(text);
         assert_eq!(info.version, Version { major: 2, minor: 6, patch: 12 });
         assert_eq!(info.release, "2.6.12-1+deb12u4");
         assert!(info.stopping);
         assert_eq!((info.pid, info.listeners), (Some(77), Some(2)));
         assert_eq!((info.connections, info.accepted), (3, 812));
+        assert_eq!((info.requests, info.sent), (9000, 120_000));
         assert_eq!(Info::read("garbage"), Info::default());
     }
 }

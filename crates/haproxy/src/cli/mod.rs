@@ -2,6 +2,7 @@
 //! versions: the text of an answer becomes values. The caller has the connection and sends the commands.
 
 mod descriptors;
+mod idle;
 mod info;
 mod level;
 pub mod master;
@@ -10,6 +11,7 @@ mod sessions;
 mod version;
 
 pub use descriptors::descriptor;
+pub use idle::{idle_connections, show_fds};
 pub use info::Info;
 pub use level::Level;
 pub use quic::Quic;

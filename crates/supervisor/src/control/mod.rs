@@ -1,6 +1,7 @@
 //! The service's control socket: `reload`, `retire`, `status`, `events`, `upgrade` and `ping`, in
 //! the same protocol as the broker's (docs/protocol.md).
 
+mod draining;
 pub(crate) mod requests;
 pub(crate) mod retire;
 pub(crate) mod signals;
@@ -69,6 +70,10 @@ pub(crate) struct How {
     pub(crate) caller: Option<Origin>,
     /// Older generations end as soon as the new one serves.
     pub(crate) at_once: bool,
+    /// It is answered when the older generations are gone, or after this time.
+    pub(crate) wait_drained_ms: Option<u64>,
+    /// Connections of older generations that are idle for this long are closed.
+    pub(crate) drain_idle_ms: Option<u64>,
 }
 
 /// The result of a method, or its error.

@@ -1,6 +1,7 @@
 //! The clients that wait for an answer: to a reload, or until a generation is gone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::generation::{Caller, GenerationId};
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::control::Answer;
+use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
@@ -23,16 +25,28 @@ pub(crate) const READS_OTHERWISE: &str = "haproxy reads this configuration in an
 /// What has been asked of this supervisor and is not answered.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
-    reloads: HashMap<Caller, oneshot::Sender<Answer>>,
+    reloads: HashMap<Caller, Client>,
     last: u64,
     /// A client that waits for the next reload allows that nothing is left to listen on.
     allow_empty: bool,
     retirements: Vec<Retirement>,
+    /// What clients wait for whose reload is done.
+    draining: Vec<Rc<Draining>>,
     /// Ends when the broker knows which generation serves.
     confirmed: Option<oneshot::Receiver<()>>,
     /// The late answer of the serving generation about its listeners, where it is asked only after the handover, or
     /// after one that failed.
     late: Option<oneshot::Receiver<Option<RpcError>>>,
+}
+
+/// A client that waits for a reload.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) reply: oneshot::Sender<Answer>,
+    /// It waits until the older generations are gone too, for this long at most.
+    pub(crate) drained: Option<Duration>,
+    /// It wants connections of older generations closed that are idle for this long.
+    pub(crate) drain_idle: Option<Duration>,
 }
 
 /// A client that waits until a generation is gone, and what that had when it was asked for.
@@ -46,10 +60,10 @@ pub(crate) struct Retirement {
 
 impl Requests {
     /// A reload is wanted; without a client there is no answer.
-    pub(crate) fn reload(&mut self, reply: Option<oneshot::Sender<Answer>>) -> Caller {
+    pub(crate) fn reload(&mut self, client: Option<Client>) -> Caller {
         self.last += 1;
         let caller = Caller(self.last);
-        self.reloads.extend(reply.map(|reply| (caller, reply)));
+        self.reloads.extend(client.map(|client| (caller, client)));
         caller
     }
 
@@ -72,9 +86,23 @@ impl Requests {
         (self.confirmed, self.late) = (confirmed, late);
     }
 
-    /// Answers the clients that waited for the reload that has just ended.
-    pub(crate) fn answer(&mut self, cx: &Context, callers: &[Caller], answer: Answer) {
+    /// After how long these clients want idle connections of older generations closed.
+    pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
+        callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
+    }
+
+    /// Answers the clients that waited for the reload that has just ended; `older` are the generations that it leaves draining.
+    pub(crate) fn answer(
+        &mut self,
+        cx: &Context,
+        callers: &[Caller],
+        answer: Answer,
+        older: BTreeSet<GenerationId>,
+    ) {
         let waiting: Vec<_> = callers.iter().filter_map(|id| self.reloads.remove(id)).collect();
+        let awaited = answer.is_ok() && waiting.iter().any(|client| client.drained.is_some());
+        let draining = awaited.then(|| Draining::new(older));
+        self.draining.extend(draining.clone());
         let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
@@ -93,9 +121,20 @@ impl Requests {
                     Err(failed)
                 }
             };
-            for reply in waiting {
-                // The client may have gone away.
-                let _ = reply.send(answer.clone());
+            for Client { mut reply, drained, .. } in waiting {
+                match (drained, draining.clone(), &answer) {
+                    (Some(limit), Some(draining), Ok(answer)) => {
+                        let answer = answer.clone();
+                        crate::tasks::spawn(async move {
+                            tokio::select! {
+                                answer = draining.answer(answer, limit) => drop(reply.send(answer)),
+                                () = reply.closed() => {}
+                            }
+                        });
+                    }
+                    // The client may have gone away.
+                    _ => drop(reply.send(answer.clone())),
+                }
             }
             // Behind the tasks that write the replies.
             tokio::task::yield_now().await;
@@ -113,8 +152,20 @@ impl Requests {
         !self.retirements.is_empty()
     }
 
+    /// So many idle connections of a generation were closed.
+    pub(crate) fn idle_closed(&self, id: GenerationId, count: u64) {
+        self.draining.iter().for_each(|draining| draining.idle_closed(id, count));
+    }
+
+    /// So many connections of a generation end with it.
+    pub(crate) fn cut(&self, id: GenerationId, count: u64) {
+        self.draining.iter().for_each(|draining| draining.cut(id, count));
+    }
+
     /// A generation is gone: answers the clients that wait for that.
     pub(crate) fn gone(&mut self, id: GenerationId) {
+        self.draining.retain(Draining::is_awaited);
+        self.draining.iter().for_each(|draining| draining.gone(id));
         let of_it = self.retirements.extract_if(.., |retirement| retirement.id == id);
         for Retirement { pid, connections, reply, .. } in of_it {
             // The client may have gone away.

@@ -1,10 +1,12 @@
 //! One generation: its process, the listeners that it was given, and what is known of it so far. Dropping it ends its leases
 //! and its admin connection; the process lives on.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
 use bindonce_core::time::Timestamp;
@@ -20,6 +22,7 @@ use crate::broker::lease::LeaseUpdate;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
+use crate::generations::since::Since;
 use crate::generations::spares::Spares;
 use crate::handover::watchdog::ProcessRef;
 use crate::report::cause::Cause;
@@ -46,6 +49,7 @@ pub(crate) struct Generation {
     pub(crate) reloads_before: u64,
     /// Connections left, once it drains.
     pub(crate) connections: Option<u64>,
+    pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
 }
 
@@ -118,6 +122,19 @@ pub(crate) struct OwnAddresses {
     /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
     /// that it sent.
     pub(crate) wanted: Option<Signal>,
+}
+
+/// What becomes of its connections once it drains.
+#[derive(Default)]
+pub(crate) struct Drain {
+    /// How long one of them must have been idle to be closed; none: it is left alone. Shared with the task that does it.
+    pub(crate) idle: Rc<Cell<Option<Duration>>>,
+    /// How many were closed for that.
+    pub(crate) idle_closed: u64,
+    /// What it has done on them since it stopped accepting; none before, or where nobody tells.
+    pub(crate) since: Option<Since>,
+    /// It was told to end with those that it had.
+    cut: bool,
 }
 
 /// Tasks that ask it, and end with it.
@@ -291,6 +308,14 @@ impl Generation {
             }
             _ => self.pidfd.send(number),
         })
+    }
+
+    /// It is told to exit: how many connections end with it, as far as is known; none where it was told before.
+    pub(crate) fn cut(&mut self) -> u64 {
+        match std::mem::replace(&mut self.drain.cut, true) {
+            false => self.connections.unwrap_or_default(),
+            true => 0,
+        }
     }
 
     /// Ends it because it is not to take over, for this reason.

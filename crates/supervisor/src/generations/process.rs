@@ -18,7 +18,7 @@ use crate::broker::leases::Leases;
 use crate::context::Context;
 use crate::generations::admin::Admin;
 use crate::generations::generation::{
-    Cli, Generation, Lease, Output, OwnAddresses, Readiness, Tasks,
+    Cli, Drain, Generation, Lease, Output, OwnAddresses, Readiness, Tasks,
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
@@ -125,6 +125,7 @@ pub(crate) fn take_on(
         intercept: None,
         reloads_before: 0,
         connections: None,
+        drain: Drain::default(),
         tasks: Tasks::default(),
     };
     drop(generation.tell(State::Starting));

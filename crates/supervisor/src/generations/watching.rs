@@ -5,6 +5,7 @@
 //! the same: it has stopped when none of its processes has one of a listener. Of any other
 //! program, and of a haproxy without that connection, the descriptors alone tell.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::event;
@@ -16,6 +17,8 @@ use crate::generations::admin::{Admin, NoAnswer};
 use crate::generations::family::{Descriptors, Family};
 use crate::generations::foreign;
 use crate::generations::generation::Generation;
+use crate::generations::idle::Closing;
+use crate::generations::since::Since;
 use crate::kind::Kind;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
@@ -106,6 +109,8 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
     let admin = generation.cli.admin.clone();
     let family = Family::of(&cx.settings.kind, generation);
     generation.tasks.end();
+    let idle = Rc::clone(&generation.drain.idle);
+    idle.set(idle.get().or(cx.settings.drain_idle));
     let task = crate::tasks::spawn(async move {
         let told = match &admin {
             Some(admin) => said_closed(&family, admin, || cx.later(Event::Stopping(id))).await,
@@ -114,10 +119,17 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
         closed(&family, told.as_ref()).await;
         cx.later(Event::Stopped(id));
         let mut admin = admin.filter(|_| told.is_some());
+        let mut before = told.clone().unwrap_or_default();
+        let mut closing = Closing::new(idle);
         for look in 0u32.. {
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
-                    Ok(info) => cx.send(Message::Left(id, info.connections)),
+                    Ok(info) => {
+                        cx.send(Message::Served(id, Since::between(&before, &info)));
+                        cx.send(Message::Left(id, info.connections));
+                        before = info.clone();
+                        close_idle(&cx, &family, &mut closing, asked, &info).await;
+                    }
                     Err(NoAnswer::InTime) => {}
                     Err(NoAnswer::Closed) => admin = None,
                 },
@@ -133,6 +145,37 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
         }
     });
     generation.tasks.watch(task.abort_handle());
+}
+
+/// Closes connections that have been idle for long enough, and tells how many, or why none can be.
+async fn close_idle(
+    cx: &Context,
+    family: &Family,
+    closing: &mut Closing,
+    admin: &Admin,
+    info: &Info,
+) {
+    let (id, pid) = (family.id, info.pid.unwrap_or(family.pid));
+    match closing.look(admin, info, pid).await {
+        Ok(0) => {}
+        Ok(count) => {
+            tracing::info!(generation = id.0, pid, count, "closed idle connections (--drain-idle)");
+            cx.send(Message::IdleClosed(id, count));
+        }
+        Err(error) => {
+            let hint = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    "; allow bindonce to trace haproxy: CAP_SYS_PTRACE, or the same user"
+                }
+                _ => "",
+            };
+            tracing::warn!(
+                generation = id.0,
+                pid,
+                "idle connections are no longer closed (--drain-idle): {error}{hint}"
+            );
+        }
+    }
 }
 
 /// Waits until haproxy says that it has closed its listeners, and calls `stopping` when it says that it

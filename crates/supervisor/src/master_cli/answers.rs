@@ -11,6 +11,7 @@ use bindonce_sys::clock;
 use tokio::sync::oneshot;
 
 use super::ask::{Ask, Reloaded, Route, Seen, Startup};
+use crate::control::requests::Client;
 use crate::generations::generation::Generation;
 use crate::supervisor::Supervisor;
 
@@ -28,8 +29,9 @@ impl Supervisor {
                 self.master.hard |= hard;
                 let (send, outcome) = oneshot::channel();
                 let startup = Rc::new(OnceCell::new());
+                let client = Client { reply: send, drained: None, drain_idle: None };
                 let caller =
-                    self.reload(Some(send), "a client of the master CLI asked for it", pid);
+                    self.reload(Some(client), "a client of the master CLI asked for it", pid);
                 self.master.waiting.insert(caller, Rc::clone(&startup));
                 crate::tasks::spawn(async move {
                     let Ok(answer) = outcome.await else { return };

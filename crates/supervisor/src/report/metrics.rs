@@ -81,6 +81,22 @@ const GHOSTS: Family = Family::counter(
     "bindonce_ghosts_removed",
     "Epoll entries of closed listeners that were removed.",
 );
+const REQUESTS_AFTER: Family = Family::counter(
+    "bindonce_draining_requests",
+    "Requests that came to generations after they had stopped accepting, on connections that they had.",
+);
+const BYTES_AFTER: Family = Family::counter(
+    "bindonce_draining_sent_bytes",
+    "Bytes that generations have sent after they had stopped accepting.",
+);
+const IDLE_CLOSED: Family = Family::counter(
+    "bindonce_idle_connections_closed",
+    "Idle connections of older generations that were closed for --drain-idle.",
+);
+const CUT: Family = Family::counter(
+    "bindonce_connections_cut",
+    "Connections that generations had when they were told to exit.",
+);
 const UNKNOWN: Family = Family::counter(
     "bindonce_unknown_acceptors",
     "Times a process that is no generation was found with listeners of the service.",
@@ -111,6 +127,10 @@ impl View<'_> {
         page.single(&ROLLBACKS, count(event::Kind::Rollback));
         page.single(&ESCALATED, count(event::Kind::SignalEscalated));
         page.single(&GHOSTS, self.report.counts.ghosts_removed);
+        page.single(&REQUESTS_AFTER, self.report.counts.since.requests);
+        page.single(&BYTES_AFTER, self.report.counts.since.bytes);
+        page.single(&IDLE_CLOSED, self.report.counts.idle_closed);
+        page.single(&CUT, self.report.counts.cut);
         page.single(&UNKNOWN, count(event::Kind::UnknownAcceptor));
         page.single(&FOREIGN, self.report.foreign.len());
         page.single(&UPGRADES, self.upgrades);

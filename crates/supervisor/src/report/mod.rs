@@ -19,6 +19,7 @@ use bindonce_sys::signals::Signal as Number;
 
 use crate::context::Context;
 use crate::generations::foreign::ForeignBinds;
+use crate::generations::since::Since;
 use crate::kind::Haproxy;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
@@ -45,6 +46,12 @@ pub(crate) struct Counts {
     pub(crate) failures: u64,
     pub(crate) restarts: u64,
     pub(crate) ghosts_removed: u64,
+    /// Idle connections of older generations that were closed for `--drain-idle`.
+    pub(crate) idle_closed: u64,
+    /// Connections that generations had when they were told to exit.
+    pub(crate) cut: u64,
+    /// What generations have done since they stopped accepting.
+    pub(crate) since: Since,
 }
 
 impl Report {
@@ -97,15 +104,26 @@ impl Report {
         self.counts.ghosts_removed += count as u64;
     }
 
-    /// Logs a signal with its reason; what is not the normal course is a warning, once.
+    /// A draining generation has done so much more.
+    pub(crate) fn served(&mut self, more: Since) {
+        self.counts.since.add(more);
+    }
+
+    /// So many idle connections of an older generation were closed.
+    pub(crate) fn idle_closed(&mut self, count: u64) {
+        self.counts.idle_closed += count;
+    }
+
+    /// Logs a signal with its reason and how many connections it cuts; what is not the normal course is a warning, once.
     pub(crate) fn signalled(
         &mut self,
         cx: &Context,
         id: GenerationId,
         pid: i32,
         signal: Number,
-        reason: Reason,
+        (reason, cut): (Reason, u64),
     ) {
+        self.counts.cut += cut;
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {
@@ -146,7 +164,8 @@ impl Report {
             Reason::Retired => "`bindonce retire` asked it to end",
             Reason::DidNotExit => "it did not exit when it was told to",
         };
-        tracing::warn!(generation = id.0, pid, signal, "signalled: {why}");
-        cx.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}"));
+        let cut = if cut > 0 { format!("; connections cut: {cut}") } else { String::new() };
+        tracing::warn!(generation = id.0, pid, signal, "signalled: {why}{cut}");
+        cx.record(id, Some(pid), event::Kind::SignalEscalated, format!("{signal}: {why}{cut}"));
     }
 }

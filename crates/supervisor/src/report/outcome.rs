@@ -49,7 +49,14 @@ impl Report {
                 let pid = now.generations.pid(*id);
                 cx.record(*id, pid, event::Kind::ReloadDone, text);
                 let Unserved { left, none_kept } = now.unserved;
-                replies::result(&Reloaded { generation: id.0, pid, ended, left, none_kept })
+                replies::result(&Reloaded {
+                    generation: id.0,
+                    pid,
+                    ended,
+                    left,
+                    none_kept,
+                    drained: None,
+                })
             }
             Outcome::Failed(id, failure) => {
                 self.counts.failures += 1;

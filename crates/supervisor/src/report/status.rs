@@ -62,6 +62,11 @@ impl View<'_> {
                 version: generation.and_then(|known| known.cli.version).map(|v| v.to_string()),
                 listeners: generation.map(|known| known.listeners.len()),
                 connections: generation.and_then(|known| known.connections),
+                requests_after: generation
+                    .and_then(|known| known.drain.since)
+                    .map(|it| it.requests),
+                bytes_after: generation.and_then(|known| known.drain.since).map(|it| it.bytes),
+                idle_closed: generation.map_or(0, |known| known.drain.idle_closed),
                 memory: pid.and_then(process::memory),
                 oldest_sessions: Vec::new(),
                 more: Map::new(),
@@ -83,6 +88,10 @@ impl View<'_> {
             failed_reloads: self.report.counts.failures,
             restarts: self.report.counts.restarts,
             ghosts_removed: self.report.counts.ghosts_removed,
+            requests_after: self.report.counts.since.requests,
+            bytes_after: self.report.counts.since.bytes,
+            idle_closed: self.report.counts.idle_closed,
+            connections_cut: self.report.counts.cut,
             upgrades: self.upgrades,
             left_alone: left_alone.collect(),
             more: Map::new(),

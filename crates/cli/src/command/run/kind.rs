@@ -215,7 +215,7 @@ pub(super) fn watched(kind: &Kind, paths: Vec<PathBuf>) -> anyhow::Result<Vec<Pa
     }
 }
 
-fn usage(text: String) -> anyhow::Error {
+pub(super) fn usage(text: String) -> anyhow::Error {
     clap::Error::raw(ErrorKind::ArgumentConflict, text).into()
 }
 

@@ -101,6 +101,10 @@ struct Timing {
     /// How long an older generation may drain
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     drain_timeout: Duration,
+    /// Close connections of older generations that have been idle for TIME; requests in progress and tunnels stay
+    /// [default: as haproxy does by itself]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_idle: Option<Duration>,
     /// How many older generations may drain at the same time; the oldest is ended first
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     max_draining: usize,
@@ -159,6 +163,13 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             haproxy.command = haproxy.command.clone().with_nested_master();
         }
     }
+    if args.timing.drain_idle.is_some() && !kind.has_admin() {
+        return Err(kind::usage(
+            "--drain-idle: only haproxy tells which connections are idle, on its private admin socket; leave out this \
+             option, or --no-admin\n"
+                .to_owned(),
+        ));
+    }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
     let settings = Settings {
         socket,
@@ -173,6 +184,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             drain_timeout: args.timing.drain_timeout,
             max_draining: args.timing.max_draining,
         },
+        drain_idle: args.timing.drain_idle,
         probe: !args.no_probe,
         watch,
         ghosts: match args.ghosts {

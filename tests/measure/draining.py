@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""What older generations still answer after `reload` has returned, and whether a request is cut: clients that keep their
+connections, over HTTP/1 and HTTP/2, and tunnels, over reloads in a row, without and with --drain-idle.
+
+    tests/measure/draining.py [--reloads 50] [--rate 2] [--idle 1s] [--only VERSION]
+
+A client of HTTP/1 opens a new connection when the old one was closed before it asked. One of HTTP/2 heeds GOAWAY: it finishes
+and comes again; with --stubborn it stays for as long as it may.
+"""
+
+import argparse
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+
+from stage import Stage, config, haproxies, isolate
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--reloads", type=int, default=50)
+parser.add_argument("--rate", type=float, default=2, help="reloads a second")
+parser.add_argument("--idle", default="1s", help="--drain-idle of the second run")
+parser.add_argument("--only", default="", help="only versions that begin with this")
+parser.add_argument("--stubborn", action="store_true", help="clients of HTTP/2 do not heed GOAWAY")
+arguments = parser.parse_args()
+isolate()
+
+PORT, TUNNEL, ECHO = 8080, 8081, 8082
+EXTRA = (f"    option idle-close-on-response\nlisten tunnel\n    mode tcp\n    bind 127.0.0.1:{TUNNEL}\n"
+         f"    server echo 127.0.0.1:{ECHO}\n")
+
+
+def frame(kind, flags, stream, payload=b""):
+    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+# :method GET, :scheme http, :path /, :authority x (RFC 7541, indexed, and a literal without indexing).
+HEADERS = bytes([0x82, 0x86, 0x84, 0x01, 1]) + b"x"
+
+
+class Client(threading.Thread):
+    """Asks again and again, with a pause now and then, until it is told to end."""
+
+    def __init__(self, counts, over):
+        super().__init__(daemon=True)
+        self.counts, self.over, self.stream = counts, over, None
+
+    def count(self, what):
+        with self.counts["lock"]:
+            self.counts[what] = self.counts.get(what, 0) + 1
+
+    def run(self):
+        number = 0
+        while not self.over.is_set():
+            number += 1
+            try:
+                self.ask()
+                self.count("answered")
+            except (OSError, EOFError) as error:
+                self.stream = None
+                self.count("cut: " + (str(error) or type(error).__name__))
+            # Most of the time a client is idle for less than --drain-idle, and sometimes for longer.
+            time.sleep(2.5 if number % 20 == 0 else 0.05)
+
+    def connect(self, port=PORT):
+        self.stream = socket.create_connection(("127.0.0.1", port), 10)
+
+    def closed(self):
+        """Whether it was closed while nothing was asked: then a client connects again."""
+        self.stream.setblocking(False)
+        try:
+            return self.stream.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self.stream.settimeout(10)
+
+    def read(self, enough):
+        answer = b""
+        while not enough(answer):
+            some = self.stream.recv(4096)
+            if not some:
+                raise EOFError("closed in the middle of an answer" if answer else "closed before an answer")
+            answer += some
+        return answer
+
+
+class Http1(Client):
+    def ask(self):
+        if self.stream is None or self.closed():
+            self.connect()
+        self.stream.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = self.read(lambda text: text.endswith(b"\r\n\r\nok"))
+        if b"\r\nconnection: close" in answer.lower():
+            self.stream = None
+
+
+class Http2(Client):
+    def ask(self):
+        if self.stream is None or self.told_to_go():
+            self.connect()
+            self.next = 1
+            self.stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(4, 1, 0))
+        self.stream.sendall(frame(1, 5, self.next, HEADERS))
+        self.left = self.read(self.is_over)
+        self.next += 2
+
+    def told_to_go(self):
+        if self.closed():
+            return True
+        self.stream.setblocking(False)
+        try:
+            waiting = self.stream.recv(65536, socket.MSG_PEEK)
+        except OSError:
+            waiting = b""
+        self.stream.settimeout(10)
+        goes = any(kind == 7 for kind, *_ in self.frames(waiting)) or any(kind == 7 for kind, *_ in self.frames(self.left))
+        return goes and not arguments.stubborn
+
+    def frames(self, data):
+        while len(data) >= 9:
+            length = int.from_bytes(data[:3], "big")
+            if len(data) < 9 + length:
+                return
+            yield data[3], data[4], int.from_bytes(data[5:9], "big")
+            data = data[9 + length:]
+
+    def is_over(self, data):
+        return any(stream == self.next and flags & 1 and kind in (0, 1) for kind, flags, stream in self.frames(data))
+
+
+class Tunnel(Client):
+    def ask(self):
+        if self.stream is None:
+            self.connect(TUNNEL)
+        self.stream.sendall(b"hello")
+        self.read(lambda text: len(text) >= 5)
+
+
+def echo():
+    listener = socket.create_server(("127.0.0.1", ECHO), backlog=64)
+
+    def serve(client):
+        with contextlib.suppress(OSError):
+            while some := client.recv(4096):
+                client.sendall(some)
+
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+
+def measure(haproxy, options):
+    with Stage() as stage:
+        stage.file.write_text(config(1, extra=EXTRA))
+        stage.run(haproxy, *options)
+        counts, over = {"lock": threading.Lock()}, threading.Event()
+        clients = [kind(counts, over) for kind, many in ((Http1, 20), (Http2, 20), (Tunnel, 5)) for _ in range(many)]
+        for client in clients:
+            client.start()
+        times, failed, _ = stage.reloads(arguments.reloads, arguments.rate, lambda tag: config(tag, extra=EXTRA))
+        time.sleep(3)
+        status = json.loads(stage.bindonce("status", "--json").stdout)["supervisors"][0]
+        over.set()
+        for client in clients:
+            client.join(15)
+        cut = {what: count for what, count in counts.items() if what.startswith("cut")}
+        left = [one for one in status["generations"] if one["state"] == "draining"]
+        print(f"    {len(times)} reloads, {len(failed)} failed; {counts['answered']:,} requests answered, cut: {cut or 0}")
+        print(f"    requests to older generations after reload had returned: {status['requests_after']:,}; idle connections "
+              f"closed: {status['idle_closed']}, connections cut: {status['connections_cut']}")
+        print(f"    generations that still drain: {len(left)}, with {sum(one['connections'] for one in left)} connections")
+
+
+threading.Thread(target=echo, daemon=True).start()
+for version, haproxy in haproxies(arguments.only):
+    for name, options in (("without --drain-idle", []), (f"--drain-idle {arguments.idle}", ["--drain-idle", arguments.idle])):
+        print(f"haproxy {version}, {name}", flush=True)
+        measure(haproxy, [*options, "--max-draining", "100"])
