@@ -193,6 +193,10 @@ fn multipath_tcp_is_listed_restored_and_adopted() {
     println!("{}", finish(&mut adopting).ok());
     let listed = || scene.run("list", &[]).ok();
     assert!(listed().lines().any(|line| line.contains(" mptcp ")), "{}", listed());
+    let look = finish(scene.bindonce("doctor").args(["--json", &places.address.to_string()]));
+    let sockets = &serde_json::from_str::<serde_json::Value>(&look.out).expect("JSON")["sockets"];
+    let of = |at: &serde_json::Value| at["inode"] == inode && at["mptcp"] == true;
+    assert!(sockets.as_array().expect("sockets").iter().any(of), "{sockets:#}");
     broker.signal(SIGKILL);
     broker.wait_exit();
     let _broker = scene.broker();

@@ -139,6 +139,13 @@ fn without_quic_the_line_is_left_to_haproxy() {
     let mut haproxy = Haproxy::begin(&scene, &[], &program, &file);
     haproxy.supervisor.wait_line(&format!("quic4@{address}"));
     assert!(!haproxy.supervisor.wait_exit().success());
+    let text = fs::read_to_string(&file).expect("the file");
+    let file =
+        scene.write("descriptor.cfg", &text.replace(&format!("quic4@{address}"), "quic+fd@${web}"));
+    let listen = ["--listen", &format!("web=quic4@{address}")];
+    let mut haproxy = Haproxy::begin(&scene, &listen, &program, &file);
+    haproxy.supervisor.wait_line("this haproxy takes no descriptor for QUIC");
+    assert!(!haproxy.supervisor.wait_exit().success());
     assert_eq!(bound(address), [0; 0]);
 }
 
@@ -210,6 +217,11 @@ fn what_is_wrong_with_a_line_for_quic_is_said_and_binds_nothing() {
         &good.replace(&format!("quic4@{address}"), "quic+fd@${web}"),
     );
     assert!(said.contains("is not for QUIC: give quic4@ADDR or quic6@ADDR for web"), "{said}");
+    let descriptor = good.replace(&format!("quic4@{address}"), "quic+fd@${web}");
+    let web = format!("web=quic4@{address}");
+    // Wherever it stands, here behind the line.
+    let said = refused(&["--listen", &web], &format!("{descriptor}global\n    no-quic\n"));
+    assert!(said.contains("has switched QUIC off; write the address itself"), "{said}");
     assert_eq!(bound(address), [0; 0]);
 
     let mut haproxy = Haproxy::start(&scene, &program, &file);

@@ -41,6 +41,8 @@ pub struct Socket {
     pub interface: Option<String>,
     /// Of an IPv6 socket, whether it is IPv6 only.
     pub v6only: Option<bool>,
+    /// Whether it takes multipath TCP too (IPPROTO_MPTCP): its queue is that of a TCP socket.
+    pub mptcp: bool,
     /// Packets that it dropped since it exists; of a listener mostly connection
     /// attempts that its queue had no room for (sk_drops). 0 for UNIX.
     pub drops: u32,
@@ -59,10 +61,12 @@ const UNCONNECTED: u8 = 7;
 /// The state of a TCP socket that is bound and does nothing (TCP_BOUND_INACTIVE, a
 /// state that only diagnosis knows, since Linux 6.8).
 const BOUND: u8 = 13;
-/// Attributes of linux/inet_diag.h: INET_DIAG_INFO, _SKMEMINFO, _SKV6ONLY.
+/// Attributes of linux/inet_diag.h: INET_DIAG_INFO, _SKMEMINFO, _SKV6ONLY, _ULP_INFO, and in that INET_ULP_INFO_NAME.
 const INFO: u16 = 2;
 const SKMEMINFO: u16 = 7;
 const SKV6ONLY: u16 = 11;
+const ULP_INFO: u16 = 19;
+const ULP_NAME: u16 = 1;
 /// Where SK_MEMINFO_RCVBUF and SK_MEMINFO_DROPS stand in SKMEMINFO.
 const RCVBUF: usize = 4;
 const DROPS: usize = 8 * 4;
@@ -179,19 +183,20 @@ pub fn unix_is_at(inode: u64, path: &Path) -> Result<bool, Error> {
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
-    dump_inet(&[AF_INET, AF_INET6], protocol, 1 << state, SKMEMINFO, |message| {
+    // The protocol above comes with INFO alone.
+    dump_inet(&[AF_INET, AF_INET6], protocol, 1 << state, &[SKMEMINFO, INFO], |message| {
         found.extend(inet_socket(message, kind));
     })?;
     Ok(found)
 }
 
 /// Asks for the sockets of these families that are in one of `states`, each with
-/// one more attribute.
+/// more attributes.
 fn dump_inet(
     families: &[u8],
     protocol: u8,
     states: u32,
-    attribute: u16,
+    attributes: &[u16],
     mut each: impl FnMut(Message<'_>),
 ) -> Result<(), Error> {
     let netlink = Netlink::diagnosis()?;
@@ -199,7 +204,7 @@ fn dump_inet(
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states,
         // and a socket id that a dump does not look at.
         let mut request = [0; 56];
-        let extension = 1_u8.checked_shl(u32::from(attribute).wrapping_sub(1)).unwrap_or(0);
+        let extension = attributes.iter().fold(0, |all, attribute| all | 1_u8 << (attribute - 1));
         request[..4].copy_from_slice(&[family, protocol, extension, 0]);
         request[4..8].copy_from_slice(&states.to_ne_bytes());
         netlink.dump(TCPDIAG, &request, &mut each)?;
@@ -230,7 +235,7 @@ pub struct Connection {
 /// As [`listening`].
 pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
     // TCP_ESTABLISHED and TCP_CLOSE_WAIT.
-    dump_connections(&[AF_INET, AF_INET6], 1 << 1 | 1 << 8, INFO, &mut each)
+    dump_connections(&[AF_INET, AF_INET6], 1 << 1 | 1 << 8, &[INFO], &mut each)
 }
 
 /// As [`connections`], in every state from SYN_SENT to TIME_WAIT, without times, and IPv6
@@ -240,16 +245,16 @@ pub fn connections(mut each: impl FnMut(Connection)) -> Result<(), Error> {
 /// As [`listening`].
 pub fn all_connections(v6: bool, mut each: impl FnMut(Connection)) -> Result<(), Error> {
     let families: &[u8] = if v6 { &[AF_INET, AF_INET6] } else { &[AF_INET] };
-    dump_connections(families, 0xffe & !(1 << LISTEN | 1 << UNCONNECTED), 0, &mut each)
+    dump_connections(families, 0xffe & !(1 << LISTEN | 1 << UNCONNECTED), &[], &mut each)
 }
 
 fn dump_connections(
     families: &[u8],
     states: u32,
-    attribute: u16,
+    attributes: &[u16],
     each: &mut dyn FnMut(Connection),
 ) -> Result<(), Error> {
-    dump_inet(families, TCP, states, attribute, |message| {
+    dump_inet(families, TCP, states, attributes, |message| {
         if let Some(connection) = connection(message) {
             each(connection);
         }
@@ -289,6 +294,8 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
     let attribute = |wanted| message.attributes(72).find(|(kind, _)| *kind == wanted);
     let v6only = attribute(SKV6ONLY);
     let memory = |at| attribute(SKMEMINFO).and_then(|(_, value)| value.u32(at)).unwrap_or(0);
+    let upper = attribute(ULP_INFO).map(|(_, value)| value);
+    let mut upper = upper.into_iter().flat_map(|value| value.attributes(0));
     let address = kind(SocketAddr::new(ip, port));
     let limit = if address.listens() { message.u32(60)? } else { memory(RCVBUF) };
     Some(Socket {
@@ -299,6 +306,7 @@ fn inet_socket(message: Message<'_>, kind: fn(SocketAddr) -> Address) -> Option<
         uid: Some(message.u32(64)?),
         inode: u64::from(message.u32(68)?),
         v6only: v6only.and_then(|(_, value)| value.u8(0)).map(|value| value != 0),
+        mptcp: upper.any(|(kind, name)| kind == ULP_NAME && name.0.starts_with(b"mptcp")),
         drops: memory(DROPS),
     })
 }
@@ -348,6 +356,7 @@ fn unix_socket(message: Message<'_>) -> Option<Socket> {
         uid: attribute(UID).and_then(|value| value.u32(0)),
         interface: None,
         v6only: None,
+        mptcp: false,
         drops: 0,
     })
 }

@@ -253,6 +253,7 @@ mod tests {
             uid: None,
             interface: interface.map(str::to_owned),
             v6only: None,
+            mptcp: false,
             drops: 0,
         };
         for (to, other, interface, ours, expected) in [

@@ -41,6 +41,8 @@ pub(crate) struct Socket {
     #[serde(serialize_with = "as_text")]
     pub(crate) address: Address,
     pub(crate) interface: Option<String>,
+    /// Whether clients of multipath TCP come here too.
+    pub(crate) mptcp: bool,
     pub(crate) inode: u64,
     /// Its cookie, which is never used twice.
     pub(crate) cookie: u64,

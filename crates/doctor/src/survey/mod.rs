@@ -177,6 +177,7 @@ fn socket(network: u64, seen: diag::Socket, mode: Mode) -> Socket {
         network,
         address: seen.address,
         interface: seen.interface,
+        mptcp: seen.mptcp,
         inode: seen.inode,
         cookie: seen.cookie,
         mode,

@@ -46,6 +46,7 @@ fn socket(address: &str, inode: u64) -> Socket {
         network: 1,
         address: address.parse().expect(address),
         interface: None,
+        mptcp: false,
         inode,
         cookie: inode + 1000,
         mode: Mode::Listening,

@@ -106,9 +106,12 @@ fn socket(look: &Look, socket: &Socket) -> String {
     let Socket { address, queue, queue_limit, drops, inode, .. } = socket;
     let state = match socket.mode {
         Mode::Listening => {
-            format!("listening, queue {queue} of {queue_limit}, {drops} dropped")
+            let protocol = if socket.mptcp { ", MPTCP" } else { "" };
+            format!("listening{protocol}, queue {queue} of {queue_limit}, {drops} dropped")
         }
-        Mode::Datagram => format!("datagrams, {drops} dropped"),
+        Mode::Datagram => {
+            format!("datagrams, {queue} of {queue_limit} bytes wait, {drops} dropped")
+        }
         Mode::Bound => "bound, not listening".to_owned(),
     };
     let shared = if socket.reuseport == Some(true) { ", SO_REUSEPORT" } else { "" };

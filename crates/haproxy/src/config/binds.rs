@@ -101,6 +101,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) missing: &'a BTreeSet<String>,
     /// Why an address that not every haproxy can have is haproxy's own, if it is.
     pub(super) own: Box<dyn Fn(&Wanted) -> Reason + 'a>,
+    /// Why haproxy listens for no QUIC, if it does not.
+    pub(super) no_quic: Box<dyn Fn() -> Reason + 'a>,
 }
 
 /// The word by which haproxy takes the descriptor of a variable.
@@ -152,11 +154,15 @@ pub(super) fn read(
                 Error::Unresolved { place: place.clone(), host, source }
             }
         })?;
-        let alone = match &part {
-            Part::Listen(wanted) => (around.own)(wanted),
+        let instead = match &part {
+            Part::Listen(wanted) => (around.own)(wanted).map(Part::Alone),
+            Part::Supplied { variable, quic: true } => unused(variable.clone(), around),
+            Part::Inherited { number, .. } if expanded.starts_with(b"quic+") => {
+                unused(number.to_string(), around)
+            }
             _ => None,
         };
-        pieces.push(Piece { text: text.to_vec(), part: alone.map_or(part, Part::Alone) });
+        pieces.push(Piece { text: text.to_vec(), part: instead.unwrap_or(part) });
     }
     let mut bind_options = BindOptions::read(words[2..].iter().map(|word| word.value.as_slice()));
     bind_options.interface.take_if(|device| around.missing.contains(device));
@@ -189,6 +195,11 @@ pub(super) fn read(
         before: shared(&words[..1]),
         after: shared(&words[2..]),
     })
+}
+
+/// A descriptor for QUIC where haproxy listens for none.
+fn unused(descriptor: String, around: &Surroundings<'_>) -> Option<Part> {
+    Some(Part::Foreign(descriptor, (around.no_quic)()?.to_owned()))
 }
 
 fn part(
@@ -236,7 +247,12 @@ fn part(
                     }
                     other => {
                         let why = other.and_then(|(_, found)| found.err());
-                        let why = why.as_deref().unwrap_or("Bad file descriptor");
+                        let why = match why.as_deref() {
+                            _ if is_pair => {
+                                "one process has the other end of a pair of sockets, so that generations cannot share it"
+                            }
+                            why => why.unwrap_or("Bad file descriptor"),
+                        };
                         let why = format!("cannot use file descriptor '{text}' : {why}");
                         Part::Foreign(text, why)
                     }

@@ -181,8 +181,12 @@ pub enum Error {
     },
     /// A descriptor that nobody gives to haproxy.
     #[error(
-        "{place}: {text}: {why}; write the address itself, or start the service with \
-         a listening socket under that number"
+        "{place}: {text}: {why}; write the address itself{}",
+        if text.starts_with("fd@") {
+            ", or start the service with a listening socket under that number"
+        } else {
+            ""
+        }
     )]
     ForeignDescriptor {
         /// Where it stands.

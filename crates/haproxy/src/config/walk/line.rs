@@ -165,6 +165,15 @@ impl Walk<'_> {
         let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
         let getaddrinfo = !self.command.arguments.iter().any(disabled)
             && self.state.enabled(b"GETADDRINFO") != Some(false);
+        // Asked about at once.
+        let no_quic = || {
+            let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
+            match terms.map(|term| self.unknowns.holds(term)) {
+                _ if self.quic_is_off => Some(QUIC_OFF),
+                [true, true] => None,
+                _ => Some(NO_QUIC),
+            }
+        };
         Surroundings {
             world: self.world,
             state: &self.state,
@@ -172,16 +181,9 @@ impl Walk<'_> {
             directory: &self.directory,
             prefix: self.global.prefix.as_deref().unwrap_or_default(),
             missing: self.missing,
-            own: Box::new(|wanted| match &wanted.first {
-                // Asked about at once.
-                Address::Quic(_) => {
-                    let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
-                    match terms.map(|term| self.unknowns.holds(term)) {
-                        _ if self.quic_is_off => Some(QUIC_OFF),
-                        [true, true] => None,
-                        _ => Some(NO_QUIC),
-                    }
-                }
+            no_quic: Box::new(no_quic),
+            own: Box::new(move |wanted| match &wanted.first {
+                Address::Quic(_) => no_quic(),
                 Address::Unpadded(_) => self.before_3_1(),
                 _ if wanted.mptcp => self.before_3_1(),
                 _ => None,
