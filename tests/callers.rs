@@ -29,7 +29,7 @@ enum Reload {
     Again(&'static str),
 }
 
-const KEEPERS: [Keeper; 7] = [
+const KEEPERS: [Keeper; 8] = [
     Keeper {
         who: "a systemd unit",
         words: "-Ws -f haproxy.cfg -p pid -S ./m.sock",
@@ -59,11 +59,18 @@ const KEEPERS: [Keeper; 7] = [
         stop: (Signal::SIGTERM, 143),
     },
     Keeper {
-        who: "another ingress controller",
-        words: "-W -S ./m.sock,mode,600 -f haproxy.cfg",
+        who: "another ingress controller, whose configuration is a directory",
+        words: "-W -S ./m.sock,mode,600 -f ./",
         environment: &[],
         reload: Reload::Cli,
         stop: (Signal::SIGINT, 130),
+    },
+    Keeper {
+        who: "runit, by sv reload and sv stop",
+        words: "-W -db -f haproxy.cfg",
+        environment: &[],
+        reload: Reload::Signal(Signal::SIGHUP),
+        stop: (Signal::SIGTERM, 143),
     },
     Keeper {
         who: "a tool with a master",

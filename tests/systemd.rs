@@ -71,6 +71,7 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
         seen => {
             the_supervisors_unit_keeps_its_promises(seen);
             the_ways_in_lose_nothing(&result["walked"]);
+            a_socket_unit_keeps_its_socket(&result["walked"]["stands_in"]);
         }
     }
 }
@@ -95,6 +96,16 @@ fn the_ways_in_lose_nothing(walked: &Value) {
             "{walked:#}"
         );
     }
+}
+
+/// A socket unit whose service is bindonce under haproxy's name: reloads, an upgrade, and a restart of the unit.
+fn a_socket_unit_keeps_its_socket(seen: &Value) {
+    assert_eq!((&seen["failed"], &seen["after_restart"]), (&json!([]), &json!("one")), "{seen}");
+    assert!(seen["answers"].as_u64() > Some(40), "{seen}");
+    for kept in ["same_socket", "same_process"] {
+        assert_eq!(seen[kept], true, "{kept}: {seen}");
+    }
+    assert_eq!(seen["states"], json!(["active", "active"]), "{seen}");
 }
 
 /// Start, a good and a broken reload, the watchdog, a stop that drains.

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
 moments with no client connected, and every listener comes back as the same socket. Then the
-supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; and the ways in
-of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load.
+supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; the ways in
+of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load; and a socket unit whose
+service is bindonce under haproxy's name.
 
     tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH]
 
@@ -166,6 +167,10 @@ def supervisor():
 
 
 PLAIN = "[Service]\nType=notify\nExecStart={haproxy} -Ws -f {shared}/haproxy.cfg\nKillMode=mixed\nRestart=always\n"
+STANDS_IN = (
+    "[Service]\nType=notify\nEnvironment=BINDONCE_SOCKET={control} BINDONCE_HAPROXY={haproxy}\nKillMode=mixed\nSuccessExitStatus=143\n"
+    "ExecStart=/run/bin/haproxy -Ws -f {shared}/haproxy.cfg -p /run/haproxy.pid\nExecReload=/bin/kill -USR2 $MAINPID\n"
+    "StandardError=append:{shared}/supervisor\n")
 ACTIVATED = "[Service]\nExecStart={haproxy} -db -f {shared}/haproxy.cfg\nKillMode=mixed\n"
 
 
@@ -243,8 +248,7 @@ def walked(haproxy):
                        "enabled": systemctl("is-enabled", "haproxy.service")}
     systemctl("stop", HAPROXY)
     eventually("the listener to go", released)
-    text = pathlib.Path(SHARED, "haproxy.cfg").read_text()
-    pathlib.Path(SHARED, "haproxy.cfg").write_text(text.replace(f"bind 127.0.0.1:{PORT}", "bind fd@3"))
+    on_descriptor()
     (units / "haproxy.socket").write_text(f"[Socket]\nListenStream=127.0.0.1:{PORT}\n[Install]\nWantedBy=sockets.target\n")
     (units / "haproxy.service").write_text(ACTIVATED.format(haproxy=haproxy, shared=SHARED) + install)
     systemctl("daemon-reload")
@@ -258,6 +262,42 @@ def walked(haproxy):
                        "enabled": systemctl("is-enabled", "haproxy.socket")}
     supervisor.terminate()
     supervisor.wait(timeout=30)
+    systemctl("stop", "haproxy.socket")
+    eventually("the listener to go", released)
+    seen["stands_in"] = stands_in(haproxy, units)
+    return seen
+
+
+def on_descriptor():
+    """Lets the configuration name what a socket unit passes."""
+    file = pathlib.Path(SHARED, "haproxy.cfg")
+    file.write_text(file.read_text().replace(f"bind 127.0.0.1:{PORT}", "bind fd@3"))
+
+
+def stands_in(haproxy, units):
+    """A socket unit whose service is bindonce under haproxy's name: reloads, an upgrade and a restart keep its socket."""
+    os.symlink("bindonce", "/run/bin/haproxy")
+    on_descriptor()
+    (units / "haproxy.service").write_text(STANDS_IN.format(haproxy=haproxy, shared=SHARED, control=CONTROL))
+    systemctl("daemon-reload")
+    systemctl("start", "haproxy.socket", "haproxy.service")
+    bindonce = lambda *words: subprocess.run(
+        ["/run/bin/bindonce", *words, "--socket", CONTROL, "--name", "haproxy"], check=True, capture_output=True, text=True).stdout
+    serving = lambda: int(bindonce("ping").split(" serves")[0].split()[-1])
+    before, pid, first = inodes(), show("MainPID", "haproxy.service"), serving()
+    with Clients() as clients:
+        for reloads in (1, 2, 3):
+            systemctl("reload", "haproxy.service")
+            eventually("a reload", lambda: serving() == first + reloads)
+        bindonce("upgrade")
+        systemctl("reload", "haproxy.service")
+        eventually("a reload after the upgrade", lambda: serving() == first + 4)
+    same_process = show("MainPID", "haproxy.service") == pid
+    systemctl("restart", "haproxy.service")
+    seen = {"failed": clients.failed[:5], "answers": clients.answers, "same_process": same_process, "after_restart": answered(),
+            "same_socket": len(before) == 1 and inodes() == before,
+            "states": [show("ActiveState", unit) for unit in ("haproxy.service", "haproxy.socket")]}
+    systemctl("stop", "haproxy.service", "haproxy.socket")
     return seen
 
 

@@ -1,5 +1,6 @@
 //! What a client sends, cut into commands: one ends at a `;` or a line end without a backslash before it, and `<<` as the beginning of
-//! its last word announces a payload, which ends with an empty line or with the text after the `<<`.
+//! its last word announces a payload, which ends with an empty line or with the text after the `<<`. A line end may be CR LF, but not in
+//! a payload.
 
 /// How long a line may be: as much as haproxy's buffer holds by default (`tune.bufsize`).
 pub const LONGEST_LINE: usize = 16 * 1024;
@@ -94,6 +95,9 @@ impl Input {
         let mut command = std::mem::replace(&mut self.bytes, rest);
         let end = command.pop();
         self.ended_line = end == Some(b'\n');
+        if self.ended_line {
+            command.pop_if(|byte| *byte == b'\r');
+        }
         Next::Command(command)
     }
 
@@ -163,6 +167,7 @@ mod tests {
         assert_eq!(commands("no end"), Vec::<String>::new());
         assert_eq!(commands("a;b"), Vec::<String>::new());
         assert_eq!(commands("\n;\n"), ["", "", ""]);
+        assert_eq!(commands("a\r;b\r\n\r\n"), ["a\r", "b", ""]);
     }
 
     #[test]
