@@ -11,13 +11,11 @@ use crate::listeners::{Denied, Held};
 
 /// A listener as `bind` and `store` hand it out.
 pub(crate) fn bound(held: &Held, created: bool) -> Bound {
-    Bound {
-        name: held.listener.label(),
-        address: held.listener.address.to_string(),
-        bound: held.opened.bound.to_string(),
-        created,
-        inode: held.opened.inode,
-    }
+    let asked = &held.listener.address;
+    let address = asked.to_string();
+    let bound = &held.opened.bound;
+    let bound = if bound == asked { address.clone() } else { bound.to_string() };
+    Bound { name: held.listener.label(), address, bound, created, inode: held.opened.inode }
 }
 
 /// The registry refused.

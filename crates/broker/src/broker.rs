@@ -35,6 +35,9 @@ use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
 use crate::upgrade::requested::Upgrade;
 
+/// So many records are written anew in one turn: about a microsecond each.
+const RENEWED_AT_ONCE: usize = 256;
+
 /// This broker's version, as it tells its clients.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -135,12 +138,20 @@ impl Broker {
         self.connect(Peer { pid: std::process::id(), uid, gid: 0 })
     }
 
-    /// The work that may follow the reply to a claim: tidies the records and watches the new listeners, many in many turns.
+    /// The work that may follow the reply to a claim: watches the new listeners and writes outdated records anew, many in many turns.
     /// True if there are more. The record of a listener itself may not come later:
     /// this process may be killed as soon as a client has the listener, and the next broker must know.
     pub(crate) fn settle(&mut self) -> bool {
+        let renews = self.is_outdated() && self.renew(RENEWED_AT_ONCE);
+        self.listeners.watch_new() || renews
+    }
+
+    /// A reply is on its way: the first part of that work. The rest has turns of its own.
+    pub(crate) fn replied(&mut self) {
+        if self.listeners.watch_new() {
+            self.listeners.guard.unsettled.notify_one();
+        }
         self.tidy();
-        self.listeners.watch_new()
     }
 
     /// Removes from the missing listeners those that a claim has bound.
@@ -174,23 +185,40 @@ impl Broker {
         self.tidy();
     }
 
-    /// Rewrites the records if too many of them are outdated.
+    /// Has the records written anew, in turns to come, if too many of them are outdated.
     fn tidy(&self) {
-        if self.persistence.ledger.is_outdated(self.listeners.registry.len()) {
-            self.rewrite();
+        if self.is_outdated() {
+            self.listeners.guard.unsettled.notify_one();
         }
     }
 
-    /// Rewrites the records: what is held, and what is not yet recovered.
-    pub(crate) fn rewrite(&self) {
-        let mut manifest = self.manifest();
-        manifest.listeners.extend(self.persistence.missing.entries.iter().cloned());
-        let held = self.listeners.registry.iter().map(|(_, held)| held);
-        self.persistence.ledger.rewrite(manifest, held);
+    fn is_outdated(&self) -> bool {
+        self.persistence.ledger.is_outdated(self.listeners.registry.len())
     }
 
-    /// The record of everything that is held.
-    pub(crate) fn manifest(&self) -> Manifest {
+    /// Writes the records anew at once: what is held, and what is not yet recovered.
+    pub(crate) fn rewrite(&self) {
+        self.persistence.ledger.begin();
+        self.renew(usize::MAX);
+    }
+
+    /// Writes the records of so many listeners anew; behind the last of all, these take the place of the records. True
+    /// if there are more.
+    fn renew(&self, most: usize) -> bool {
+        let ledger = &self.persistence.ledger;
+        let some: Vec<_> = self.listeners.registry.after(ledger.renewed()).take(most).collect();
+        ledger.renew(&some);
+        let more = some.len() == most;
+        if !more {
+            let mut manifest = self.manifest();
+            manifest.listeners.clone_from(&self.persistence.missing.entries);
+            ledger.replace(manifest);
+        }
+        more
+    }
+
+    /// The record of the broker and of the services, without listeners.
+    fn manifest(&self) -> Manifest {
         let mut manifest = Manifest::new(VERSION);
         manifest.header.broker.since = self.since.0;
         manifest.header.broker.boot = identity::boot();
@@ -198,9 +226,14 @@ impl Broker {
         let file = |path: &UnixPath| manifest::File { dev: path.dev, ino: path.ino };
         manifest.header.control = self.control.as_ref().map(file);
         (manifest.services, manifest.header.floor) = self.succession.written();
-        let held = self.listeners.registry.iter();
-        manifest.listeners = held.map(|(_, held)| held.entry()).collect();
         manifest
+    }
+
+    /// The record of everything that is held.
+    pub(crate) fn whole_manifest(&self) -> Manifest {
+        let held = self.listeners.registry.iter();
+        let listeners = held.map(|(_, held)| held.entry()).collect();
+        Manifest { listeners, ..self.manifest() }
     }
 
     /// Closes every listener and removes the UNIX paths: an orderly end. A listener that the
@@ -227,7 +260,7 @@ impl Broker {
             ledger.end();
             return HashSet::new();
         };
-        let mut manifest = self.manifest();
+        let mut manifest = self.whole_manifest();
         manifest.header.ended = true;
         let views = self.listeners.registry.list();
         // The broker's own metrics end with it.
@@ -246,7 +279,8 @@ impl Broker {
                     "listeners are in use: recorded for the next broker"
                 );
             }
-            ledger.rewrite(manifest, views.iter().map(|view| view.held));
+            ledger.begin();
+            ledger.replace(manifest);
         }
         ledger.end();
         used

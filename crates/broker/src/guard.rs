@@ -36,14 +36,14 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// Keeps every listener listening, for as long as the broker runs.
 pub(crate) async fn keep(broker: &Rc<RefCell<Broker>>) {
-    tokio::join!(watch(broker), report(broker), watch_rest(broker));
+    tokio::join!(watch(broker), report(broker), settle_rest(broker));
 }
 
-/// Begins to watch what replies have left, in as many turns as it needs.
-pub(crate) async fn watch_rest(broker: &Rc<RefCell<Broker>>) {
+/// Does what replies have left, in as many turns as it needs.
+pub(crate) async fn settle_rest(broker: &Rc<RefCell<Broker>>) {
     let guard = Rc::clone(&broker.borrow().listeners.guard);
     loop {
-        guard.unwatched.notified().await;
+        guard.unsettled.notified().await;
         claims::settle(broker).await;
     }
 }

@@ -29,10 +29,7 @@ impl rpc::Handler for Handler {
     }
 
     fn replied(&self) {
-        let mut broker = self.0.borrow_mut();
-        if broker.settle() {
-            broker.listeners.guard.unwatched.notify_one();
-        }
+        self.0.borrow_mut().replied();
     }
 
     fn is_used(&self, connection: ConnectionId) -> bool {

@@ -69,7 +69,13 @@ impl Transmission {
         if !within_text {
             self.sent = self.descriptors.min(self.sent + MAX_FDS);
         }
-        self.written = self.text.len().min(self.written + count);
+        if self.written < self.text.len() {
+            self.written += count;
+            if self.written >= self.text.len() {
+                // A reply may wait long for room for its descriptors.
+                self.text = Vec::new();
+            }
+        }
     }
 
     /// How many descriptors, from the first on, have been handed to the kernel.

@@ -253,11 +253,19 @@ impl Manifest {
 
     /// The snapshot as text.
     pub fn encode(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        line(&mut text, &Header { listeners: self.listeners.len(), ..self.header.clone() });
+        self.encode_with(&Records::default(), &[])
+    }
+
+    /// The snapshot as text, with records that are written already, and those of what has changed since they were.
+    pub fn encode_with(&self, records: &Records, since: &[u8]) -> Vec<u8> {
+        let listeners = self.listeners.len() + records.listeners;
+        let mut text = Vec::with_capacity(1024 + records.text.len() + since.len());
+        line(&mut text, &Header { listeners, ..self.header.clone() });
         for entry in &self.listeners {
             opened(&mut text, entry);
         }
+        text.extend_from_slice(&records.text);
+        text.extend_from_slice(since);
         for link in &self.connections {
             line(&mut text, &Line::Connection(link));
         }
@@ -307,6 +315,21 @@ impl Manifest {
         }
         let listeners = listeners.into_iter().flatten().collect();
         Ok(Self { header, listeners, connections, services: services.into_values().collect() })
+    }
+}
+
+/// Records of listeners for a snapshot that is made in many steps.
+#[derive(Debug, Default)]
+pub struct Records {
+    text: Vec<u8>,
+    listeners: usize,
+}
+
+impl Records {
+    /// Adds one.
+    pub fn push(&mut self, entry: &Entry) {
+        opened(&mut self.text, entry);
+        self.listeners += 1;
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
 use crate::params;
+use crate::result::Bound;
 
 /// What ties a reply to its request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -208,6 +209,39 @@ pub fn encode_result<T: Serialize + ?Sized>(id: &Id, result: &T) -> serde_json::
         result: &'a T,
     }
     line(&Envelope { jsonrpc: "2.0", id, result })
+}
+
+/// The reply to `bind` (a [`BindResult`](crate::result::BindResult)), written listener by listener: of
+/// many some at a time, and each where it stays.
+#[derive(Debug)]
+pub struct BindReply {
+    text: Vec<u8>,
+    is_empty: bool,
+}
+
+impl BindReply {
+    /// One without listeners, with room for so many.
+    pub fn new(id: &Id, count: usize) -> serde_json::Result<Self> {
+        let mut text = Vec::with_capacity(64 + count * 128);
+        text.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+        serde_json::to_writer(&mut text, id)?;
+        text.extend_from_slice(br#","result":{"listeners":["#);
+        Ok(Self { text, is_empty: true })
+    }
+
+    /// Adds a listener.
+    pub fn push(&mut self, bound: &Bound) -> serde_json::Result<()> {
+        if !std::mem::take(&mut self.is_empty) {
+            self.text.push(b',');
+        }
+        serde_json::to_writer(&mut self.text, bound)
+    }
+
+    /// All of it, ending in a line end.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.text.extend_from_slice(b"]}}\n");
+        self.text
+    }
 }
 
 /// A reply with an error, ending in a line end.

@@ -4,7 +4,7 @@
 use bindonce_wire::call::Call;
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{
-    Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
+    BindReply, Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
 };
 use bindonce_wire::params::{Bind, Join, Joining, State, Target};
 use bindonce_wire::result::{BindResult, Bound, ListenerInfo, PingResult};
@@ -116,6 +116,23 @@ fn refusals_name_the_code_and_the_culprit() {
         assert!(error.message.contains(culprit), "{text}: {error}");
         assert!(!error.message.contains("line 1"), "{text}: {error}");
         assert!(error.hint().is_some(), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_reply_that_is_written_listener_by_listener_is_the_same() {
+    let bound = |number: u64| Bound {
+        name: format!("web \"{number}\""),
+        address: "127.0.0.1:0".to_owned(),
+        bound: format!("127.0.0.1:{number}"),
+        created: number == 1,
+        inode: number,
+    };
+    for (id, count) in [(Id::from(7), 0), (Id::Null, 1), (Id::Text("a\"b".to_owned()), 3)] {
+        let mut reply = BindReply::new(&id, 1).unwrap();
+        let listeners: Vec<Bound> = (0..count).map(bound).collect();
+        listeners.iter().for_each(|bound| reply.push(bound).unwrap());
+        assert_eq!(reply.finish(), encode_result(&id, &BindResult { listeners }).unwrap());
     }
 }
 

@@ -342,6 +342,7 @@ impl Listeners {
                 _ => {}
             }
         }
+        self.ledger.end_closed();
         if !self.retried.is_empty() {
             self.decided.notify_waiters();
         }

@@ -22,8 +22,8 @@ pub(crate) struct Guard {
     pub(crate) unreported: RefCell<BTreeMap<ListenerId, u64>>,
     /// Rung when there is something to report.
     pub(crate) repaired: Notify,
-    /// Rung when a reply has left listeners that are not watched yet.
-    pub(crate) unwatched: Notify,
+    /// Rung when a reply has left more than one turn's work.
+    pub(crate) unsettled: Notify,
 }
 
 impl Guard {
@@ -34,7 +34,7 @@ impl Guard {
             broken: RefCell::default(),
             unreported: RefCell::default(),
             repaired: Notify::new(),
-            unwatched: Notify::new(),
+            unsettled: Notify::new(),
         }))
     }
 

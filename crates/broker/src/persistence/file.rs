@@ -116,9 +116,9 @@ impl StateFile {
 
     /// Replaces the file. Nothing waits for the disk: after a crash of the system the file is about
     /// nothing, see above.
-    pub(super) fn rewrite(&self, manifest: &Manifest) {
+    pub(super) fn rewrite(&self, text: &[u8]) {
         let begun = Instant::now();
-        let written = state::replace(&self.path, &manifest.encode());
+        let written = state::replace(&self.path, text);
         let mut inner = self.inner.borrow_mut();
         match written {
             Ok(file) => {

@@ -2,15 +2,19 @@
 //! file](super::file) or beside the [service manager's store](super::store).
 //!
 //! A listener is recorded when it is opened and again when something of it has changed; its [`Mark`] tells
-//! what was written last, and writes the record of its end when it is dropped.
+//! what was written last, and asks for the record of its end when it is dropped.
+//!
+//! When too many records are outdated, all is written anew: a snapshot is made in many steps, what changes meanwhile is
+//! noted behind it, and the whole takes the place of the records.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use bindonce_core::registry::ListenerId;
 use bindonce_core::succession::Record;
-use bindonce_wire::manifest::{self, Entry, Manifest};
+use bindonce_wire::manifest::{self, Entry, Manifest, Records};
 use bindonce_wire::result::Problem;
 
 use super::file::StateFile;
@@ -41,12 +45,25 @@ enum Place {
     Store(Rc<Store>),
 }
 
+/// Records that will take the place of all others.
+#[derive(Debug, Default)]
+struct Renewal {
+    listeners: Records,
+    /// The last of these.
+    last: Option<ListenerId>,
+    /// What was written since it was begun.
+    since: Vec<u8>,
+}
+
 /// The records of one broker.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     place: RefCell<Place>,
     /// Records that later ones have replaced.
     outdated: Cell<usize>,
+    /// The inodes and cookies of listeners that were closed, whose records are written with the next.
+    closed: RefCell<Vec<(u64, u64)>>,
+    renewal: RefCell<Option<Renewal>>,
     /// The broker ends or becomes another image: the records stay.
     ending: Cell<bool>,
 }
@@ -146,8 +163,32 @@ impl Ledger {
         self.append(text);
     }
 
-    /// Writes records.
+    /// Writes records, behind those of what was closed before.
     pub(crate) fn append(&self, text: Vec<u8>) {
+        self.end_closed();
+        if let Some(renewal) = &mut *self.renewal.borrow_mut() {
+            renewal.since.extend_from_slice(&text);
+        }
+        self.write(text);
+    }
+
+    /// Writes that listeners were closed, those of one turn at once.
+    pub(crate) fn end_closed(&self) {
+        let closed = self.closed.take();
+        if closed.is_empty() {
+            return;
+        }
+        let mut text = Vec::new();
+        for (inode, cookie) in &closed {
+            manifest::closed(&mut text, *inode, *cookie);
+        }
+        self.append(text);
+        if let Place::Store(store) = &*self.place.borrow() {
+            closed.iter().for_each(|(inode, _)| store.drop_listener(*inode));
+        }
+    }
+
+    fn write(&self, text: Vec<u8>) {
         match &*self.place.borrow() {
             _ if text.is_empty() => {}
             Place::Nowhere => {}
@@ -160,32 +201,56 @@ impl Ledger {
         self.outdated.set(self.outdated.get().saturating_add(count));
     }
 
-    /// Whether all should be written anew, where so many listeners are held.
+    /// Whether all should be written anew, or is being written anew, where so many listeners are held.
     pub(crate) fn is_outdated(&self, listeners: usize) -> bool {
         let outdated = || self.outdated.get() > listeners + OUTDATED;
         match &*self.place.borrow() {
             Place::Nowhere => false,
             _ if self.ending.get() => false,
+            _ if self.renewal.borrow().is_some() => true,
             Place::File(file) => file.may_try_again().unwrap_or_else(outdated),
             Place::Store(store) => store.is_damaged() || outdated(),
         }
     }
 
-    /// Writes all anew; these are the listeners that it tells of.
-    pub(crate) fn rewrite<'a, R: Recorded + 'a>(
-        self: &Rc<Self>,
-        manifest: Manifest,
-        listeners: impl IntoIterator<Item = &'a R>,
-    ) {
+    /// Begins to write all anew.
+    pub(crate) fn begin(&self) {
+        self.end_closed();
         self.outdated.set(0);
-        for listener in listeners {
-            self.note(listener);
+        *self.renewal.borrow_mut() = Some(Renewal::default());
+    }
+
+    /// The last listener that is written anew; begins with it if that is needed.
+    pub(crate) fn renewed(&self) -> Option<ListenerId> {
+        let begun = self.renewal.borrow().as_ref().map(|renewal| renewal.last);
+        begun.unwrap_or_else(|| {
+            self.begin();
+            None
+        })
+    }
+
+    /// Writes the next listeners anew.
+    pub(crate) fn renew<R: Recorded>(self: &Rc<Self>, listeners: &[(ListenerId, &R)]) {
+        // In the records until then, too.
+        self.write(self.records(listeners.iter().map(|(_, listener)| *listener)));
+        if let Some(renewal) = &mut *self.renewal.borrow_mut() {
+            listeners.iter().for_each(|(_, listener)| renewal.listeners.push(&listener.entry()));
+            renewal.last = listeners.last().map(|(id, _)| *id).or(renewal.last);
         }
-        self.outdated.set(0);
+    }
+
+    /// All listeners are written anew: with the rest of the manifest they take the place of the records.
+    pub(crate) fn replace(&self, mut manifest: Manifest) {
+        self.end_closed();
+        let Renewal { listeners, since, .. } = self.renewal.take().unwrap_or_default();
         match &*self.place.borrow() {
             Place::Nowhere => {}
-            Place::File(file) => file.rewrite(&manifest),
-            Place::Store(store) => store.rewrite(manifest),
+            Place::File(file) => file.rewrite(&manifest.encode_with(&listeners, &since)),
+            Place::Store(store) => {
+                let name = Store::new_name();
+                manifest.header.store = Some(name.clone());
+                store.rewrite(name, &manifest.encode_with(&listeners, &since));
+            }
         }
     }
 
@@ -204,6 +269,7 @@ impl Ledger {
 
     /// The records stay as they are from now on.
     pub(crate) fn end(&self) {
+        self.end_closed();
         self.ending.set(true);
     }
 
@@ -222,7 +288,7 @@ impl Ledger {
     }
 }
 
-/// What was written last of a listener, until this is dropped.
+/// What was written last of a listener, until this is dropped. [`Ledger::end_closed`] must follow that.
 #[derive(Debug)]
 pub(crate) struct Mark {
     ledger: Rc<Ledger>,
@@ -236,12 +302,7 @@ impl Drop for Mark {
         if self.ledger.ending.get() {
             return;
         }
-        let mut text = Vec::new();
-        manifest::closed(&mut text, self.inode, self.cookie);
         self.ledger.outdate(2);
-        self.ledger.append(text);
-        if let Place::Store(store) = &*self.ledger.place.borrow() {
-            store.drop_listener(self.inode);
-        }
+        self.ledger.closed.borrow_mut().push((self.inode, self.cookie));
     }
 }

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use bindonce_daemon::notify::Notifier;
 use bindonce_sys::memory;
-use bindonce_wire::manifest::Manifest;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::{Notify, watch};
@@ -96,18 +95,20 @@ impl Store {
         })))
     }
 
+    /// A name for a new manifest.
+    pub(super) fn new_name() -> String {
+        format!("manifest.{}", memory::unique())
+    }
+
     /// The name of the manifest, for the next image of this process.
     pub(crate) fn name(&self) -> Option<String> {
         self.inner.borrow().manifest.as_ref().map(|(_, _, name)| name.clone())
     }
 
     /// Writes the manifest anew: after a start, and when too much of it is outdated.
-    pub(super) fn rewrite(&self, mut manifest: Manifest) {
-        let name = format!("manifest.{}", memory::unique());
-        manifest.header.store = Some(name.clone());
-        let text = manifest.encode();
+    pub(super) fn rewrite(&self, name: String, text: &[u8]) {
         let file = memory::file("bindonce-manifest").and_then(|file| {
-            file.write_all_at(&text, 0)?;
+            file.write_all_at(text, 0)?;
             Ok(file)
         });
         match file {

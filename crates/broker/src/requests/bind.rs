@@ -9,12 +9,10 @@ use bindonce_core::error::Invalid;
 use bindonce_core::listener::{ListenSpec, Listener, Options, Wanted};
 use bindonce_core::policy::Verb;
 use bindonce_core::registry::{MAX_CLAIM, Refusal, Want};
-use bindonce_daemon::rpc::{Caller, Reply, encode, unwritten};
-use bindonce_wire::message::Request;
+use bindonce_daemon::rpc::{Caller, Reply, unwritten};
+use bindonce_wire::message::{BindReply, Request};
 use bindonce_wire::params::{Bind, Target};
 use bindonce_wire::{ErrorCode, RpcError};
-use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 
 use super::home::Home;
@@ -27,12 +25,6 @@ use crate::listeners::TakenName;
 
 /// So many listeners of a reply are written in one turn: about a microsecond each.
 const ANSWERED_AT_ONCE: usize = 256;
-
-/// A `BindResult` whose listeners are written already.
-#[derive(Serialize)]
-struct Granted {
-    listeners: Vec<Box<RawValue>>,
-}
 
 /// Hands out listeners, all or none, with their descriptors.
 pub(super) async fn bind(
@@ -114,7 +106,8 @@ async fn claim(
         ledger.settled().await;
     }
     let mut descriptors = Vec::with_capacity(leases.len());
-    let mut listeners = Vec::with_capacity(leases.len());
+    let reply = BindReply::new(&request.id, leases.len());
+    let mut reply = reply.map_err(|error| unwritten(&error))?;
     for some in leases.chunks(ANSWERED_AT_ONCE) {
         if leases.len() > ANSWERED_AT_ONCE {
             yield_now().await;
@@ -123,12 +116,11 @@ async fn claim(
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             descriptors.push(Rc::clone(&held.opened.handle.fd));
-            let bound = to_raw_value(&answer::bound(held, lease.created));
-            listeners.push(bound.map_err(|error| unwritten(&error))?);
+            let bound = reply.push(&answer::bound(held, lease.created));
+            bound.map_err(|error| unwritten(&error))?;
         }
     }
-    let text = encode(request, &Granted { listeners })?;
-    Ok(Reply { text, descriptors })
+    Ok(Reply { text: reply.finish(), descriptors })
 }
 
 /// Whether the caller may have these, and call them so. What has the name already keeps it.
@@ -220,16 +212,19 @@ fn ip(address: &str) -> Result<IpAddr, RpcError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::task::{Context, Waker};
 
     use bindonce_core::policy::{Peer, Rule, Who};
     use bindonce_daemon::{Journal, rpc};
 
+    use super::super::release;
     use super::bind as bind_in_turn;
     use super::*;
     use crate::config::Limits;
     use crate::handler::Handler;
     use crate::listeners::watch::Guard;
+    use crate::persistence::file::{self, StateFile};
     use crate::{generations, guard};
 
     /// A broker of root's.
@@ -345,10 +340,52 @@ mod tests {
         };
         tokio::select! {
             biased;
-            () = guard::watch_rest(&broker) => {}
+            () = guard::settle_rest(&broker) => {}
             () = turns => {}
         }
         assert!(!broker.borrow_mut().settle(), "some are not watched");
+    }
+
+    /// What changes meanwhile is in them, too.
+    #[tokio::test(flavor = "current_thread")]
+    async fn records_are_written_anew_in_many_turns() {
+        bindonce_sys::limits::raise_nofile().expect("descriptors");
+        let directory = std::env::temp_dir().join(format!("bindonce-anew-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let socket = directory.join("bindonce.sock");
+        let rules = vec![rule(0, Verb::Bind, &[], &[]), rule(0, Verb::Release, &[], &[])];
+        let mut broker = broker(rules, Limits::default());
+        broker.persistence.ledger.keep_in_file(StateFile::new(&socket));
+        broker.rewrite();
+        let caller = caller(&mut broker, 0);
+        let broker = RefCell::new(broker);
+        let request = Request::decode(REQUEST).expect("a request");
+        let bound = bind(&broker, &caller, &request, many(1024, "anew", "first=")).await;
+        assert_eq!(bound.expect("bound").descriptors.len(), 1024);
+        while broker.borrow_mut().settle() {}
+        let written = || {
+            let listeners = file::left(&socket).listeners;
+            listeners.into_iter().map(|entry| entry.listen).collect::<BTreeSet<_>>()
+        };
+        let mut held = written();
+        assert_eq!(held.len(), 1024);
+        broker.borrow().persistence.ledger.begin();
+        // The first of them is in what is written anew already.
+        assert!(broker.borrow_mut().settle());
+        let released = release::release(&broker, &caller, &["first".to_owned()]).await;
+        assert_eq!(released, Ok(vec!["first".to_owned()]));
+        held.retain(|listen| !listen.starts_with("first="));
+        let later = bind(&broker, &caller, &request, many(1, "later", "later=")).await;
+        assert!(later.is_ok());
+        held.extend(written().into_iter().filter(|listen| listen.starts_with("later=")));
+        assert_eq!((held.len(), written()), (1024, held.clone()));
+        let mut turns = 1;
+        while broker.borrow_mut().settle() {
+            turns += 1;
+        }
+        assert!(turns >= 4, "{turns}");
+        assert_eq!(written(), held);
+        std::fs::remove_dir_all(&directory).expect("removed");
     }
 
     /// What a request is made into takes far more memory than its text.

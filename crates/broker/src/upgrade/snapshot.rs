@@ -21,7 +21,7 @@ pub(super) fn snapshot(
     listener: &UnixListener,
     control: &Control,
 ) -> Manifest {
-    let mut manifest = broker.manifest();
+    let mut manifest = broker.whole_manifest();
     let header = &mut manifest.header;
     header.broker.process = Some(reexec::this_process());
     header.descriptors.insert("control".to_owned(), listener.as_raw_fd());
