@@ -451,11 +451,13 @@ fn nothing_leaks_over_many_connections() {
     let before = broker.descriptors(1);
     for round in 0..200 {
         let mut client = broker.client();
-        match round % 4 {
+        match round % 5 {
             0 => drop(client.bind(&["web", "x=127.0.0.1:0"])),
             1 => drop(client.refused("bind", &json!([{"listen": "web"}, {"listen": "nobody"}]))),
             // Leaves without reading its descriptors.
             2 => client.send(br#"{"method":"bind","params":[{"listen":"web"}]}"#),
+            // Brings what nobody has asked for.
+            3 => client.bring(b"{\"id\":1,\"method\":\"ping\"}{", 3),
             _ => client.send(b"{"),
         }
     }

@@ -215,3 +215,31 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
     let answer = String::from_utf8_lossy(&answer);
     Ok(if answers > 1 { answer.replace(PROMPT, "\n") } else { answer.into_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as Blocking;
+
+    use super::*;
+
+    /// haproxy's user may answer with anything, for as long as it likes.
+    #[test]
+    fn an_answer_without_end_is_given_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let (ours, mut theirs) = Blocking::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("non-blocking");
+            // Twice as much as is read of it.
+            let writer = std::thread::spawn(move || {
+                let piece = [b'x'; 65536];
+                (0..2 * LONGEST / piece.len())
+                    .any(|_| io::Write::write_all(&mut theirs, &piece).is_err())
+            });
+            let mut stream = UnixStream::from_std(ours).expect("a stream");
+            let error = exchange(&mut stream, "show info", 1).await.expect_err("no end");
+            assert_eq!(error.kind(), io::ErrorKind::Other, "{error}");
+            drop(stream);
+            assert!(writer.join().expect("the writer"), "all of it was read");
+        });
+    }
+}

@@ -370,6 +370,14 @@ fn a_file_is_removed_only_where_it_was_made() {
         }
     });
     assert!(precious.exists(), "another directory's file was removed");
+    // Another directory of theirs, with a file of their own.
+    let kept = theirs.join("kept");
+    std::fs::create_dir(&kept).expect("directory");
+    let ours = opened(&at(&kept.join("app"))).path.expect("path");
+    std::fs::rename(&kept, theirs.join("away")).expect("rename");
+    std::fs::create_dir(&kept).expect("directory");
+    std::fs::write(kept.join("app"), "theirs").expect("write");
+    assert!(!unlink_if_ours(&ours).expect("unlink") && kept.join("app").exists());
 }
 
 #[test]
