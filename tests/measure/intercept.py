@@ -8,6 +8,7 @@ sockets that listen seen throughout; and what the filter costs a program.
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--times", type=int, default=20)
 parser.add_argument("--clients", type=int, default=8)
 parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
-parser.add_argument("--only", default="", help="only programs whose name begins with this")
+parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
 # Serves until it is told to stop, and finishes what is connected.
@@ -98,6 +99,13 @@ def programs(directory):
             'vcl 4.1; import std; backend none none; sub vcl_recv { return (synth(200)); }\n'
             'sub vcl_synth { set resp.http.x-generation = std.getenv("BINDONCE_GENERATION"); set resp.http.connection = "close"; }\n'))
         yield "varnish", [], ["sh", "-c", f"exec varnishd -F -n {directory}/varnish-$BINDONCE_GENERATION -a 127.0.0.1:{PORT} -T none -f {vcl}"]
+    if shutil.which("gunicorn"):
+        write("app.py", (
+            "import os\n"
+            "def app(environ, start):\n"
+            "    start('200 OK', [('x-generation', os.environ['BINDONCE_GENERATION']), ('content-length', '2')])\n"
+            "    return [b'ok']\n"))
+        yield "gunicorn", ["--ready-delay", "1s"], ["gunicorn", "--workers", "2", "--chdir", str(directory), "--bind", f"127.0.0.1:{PORT}", "app:app"]
     if shutil.which("rustc"):
         # Static: it has no libc of the system's that could be replaced.
         source = write("server.rs", RUST % PORT)
@@ -140,6 +148,34 @@ def reloads(name):
         for text in failed[:3]:
             print(f"    {text.strip()}")
         stage.end(stage.supervisor)
+
+
+def alone(name):
+    """The same program stopped and started as often without bindonce: what it fails beside the connections that are refused
+    meanwhile is its own share."""
+    with Stage(broker=False) as stage:
+        os.chmod(stage.directory, 0o755)
+        options, command = next(found[1:] for found in programs(stage.directory) if found[0] == name)
+        retire = signal.Signals[options[-1]] if "--retire-signal" in options else signal.SIGTERM
+
+        def start(generation):
+            environment = {**stage.environment, "BINDONCE_GENERATION": str(generation)}
+            process = stage.start("alone", command, environment, start_new_session=True)
+            wait_for(f"{name} to answer", lambda: " 200 " in ask()[0])
+            return process
+
+        process = start(1)
+        load = stage.load(arguments.clients)
+        for generation in range(2, arguments.times + 2):
+            time.sleep(0.3)
+            process.send_signal(retire)
+            process.wait(60)
+            process = start(generation)
+        time.sleep(0.3)
+        report = stage.report(load)
+        own = report["failed"] - report["refused"]
+        print(f"{name} without bindonce: {report['connections']:,} connections, {report['refused']} refused, {own} failed otherwise", flush=True)
+        stage.end(process)
 
 
 COST = """
@@ -211,11 +247,13 @@ def throughput():
 
 
 isolate(alone=True)
-cost()
-if shutil.which("nginx"):
-    throughput()
+if not arguments.only:
+    cost()
+    if shutil.which("nginx"):
+        throughput()
 with Stage(broker=False) as place:
     names = [one[0] for one in programs(place.directory)]
 for one in names:
     if one.startswith(arguments.only):
         reloads(one)
+        alone(one)
