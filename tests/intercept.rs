@@ -316,6 +316,26 @@ fn where_the_kernel_refuses_a_program_has_its_sockets_by_listen_or_an_error() {
 }
 
 #[test]
+fn a_program_that_finds_its_socket_listening_says_that_it_is_ready() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let script = "import os, socket, sys, time\n\
+        web = socket.socket()\n\
+        web.bind(('127.0.0.1', int(sys.argv[1])))\n\
+        if not web.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN): web.listen()\n\
+        tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+        tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
+        time.sleep(1000)\n";
+    let port = address.port().to_string();
+    let Some(mut supervisor) = run(&scene, &[], &["python3", "-c", script, &port]) else { return };
+    let inode = only(address);
+    assert!(reload(&scene).contains("generation 2 serves"));
+    assert_eq!(only(address), inode);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
+
+#[test]
 fn what_is_not_named_is_left_alone() {
     let scene = Scene::new();
     let _broker = scene.broker();

@@ -105,7 +105,7 @@ def programs(directory):
             "def app(environ, start):\n"
             "    start('200 OK', [('x-generation', os.environ['BINDONCE_GENERATION']), ('content-length', '2')])\n"
             "    return [b'ok']\n"))
-        yield "gunicorn", ["--ready-delay", "1s"], ["gunicorn", "--workers", "2", "--chdir", str(directory), "--bind", f"127.0.0.1:{PORT}", "app:app"]
+        yield "gunicorn", [], ["gunicorn", "--workers", "2", "--chdir", str(directory), "--bind", f"127.0.0.1:{PORT}", "app:app"]
     if shutil.which("rustc"):
         # Static: it has no libc of the system's that could be replaced.
         source = write("server.rs", RUST % PORT)

@@ -51,10 +51,9 @@ pub(crate) fn order(
         set(&variable.name, variable.value.fill(numbers)?);
     }
     let notifications = match program.readiness {
-        Readiness::Notify => Some(Notifications::new()?),
-        // Where its listen() is not seen.
-        Readiness::Listen if program.without_intercept => Some(Notifications::new()?),
-        Readiness::Check(_) | Readiness::Delay(_) | Readiness::Listen => None,
+        // One that finds its socket listening already may call no listen(2).
+        Readiness::Notify | Readiness::Listen => Some(Notifications::new()?),
+        Readiness::Check(_) | Readiness::Delay(_) => None,
     };
     if let Some(notifications) = &notifications {
         set("NOTIFY_SOCKET", notifications.address().to_owned());
