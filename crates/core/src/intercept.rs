@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use crate::address::{Address, MAX_PATH};
+use crate::error::Invalid;
 use crate::listener::{Listener, Options};
 
 /// What is intercepted.
@@ -83,6 +84,17 @@ pub enum Decision {
     Refuse(Failure, String),
 }
 
+/// What a program has bound by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Own {
+    /// This address.
+    At(Address),
+    /// One that the call does not tell.
+    Unknown,
+    /// Nothing that can listen.
+    Nothing,
+}
+
 /// How a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -94,29 +106,53 @@ pub enum Failure {
     Unavailable,
 }
 
-impl Scope {
-    /// Decides on one call.
-    pub fn decide(&self, ports: &Ports, target: &Target, socket: &Socket) -> Decision {
-        use Decision::{Claim, Continue, Refuse};
-        if socket.bound {
-            return Continue("the socket is bound already");
+impl Socket {
+    /// Where a listener of this kind would be; or why the broker has none like it.
+    fn address(&self, target: &Target) -> Result<Result<Address, Invalid>, &'static str> {
+        if self.bound {
+            return Err("the socket is bound already");
         }
-        let address = match (target, socket.kind) {
-            (Target::Ip(at), Kind::Tcp | Kind::Udp) if at.is_ipv6() == socket.ipv6 => {
+        Ok(match (target, self.kind) {
+            (Target::Ip(at), Kind::Tcp | Kind::Udp) if at.is_ipv6() == self.ipv6 => {
                 if at.port() == 0 {
-                    return Continue("the kernel chooses the port");
+                    return Err("the kernel chooses the port");
                 }
                 if is_for_many(at.ip()) {
-                    return Continue("it is a multicast or broadcast address");
+                    return Err("it is a multicast or broadcast address");
                 }
-                Ok(if socket.kind == Kind::Tcp { Address::Tcp(*at) } else { Address::Udp(*at) })
+                Ok(if self.kind == Kind::Tcp { Address::Tcp(*at) } else { Address::Udp(*at) })
             }
             (Target::Path(path), Kind::UnixStream) => Address::unix(path),
             (Target::Abstract(name), Kind::UnixStream) if name.len() == MAX_PATH => {
                 Address::abstract_name(name.trim_end_matches('\0'))
             }
             (Target::Abstract(name), Kind::UnixStream) => Address::unpadded_name(name),
-            _ => return Continue("the broker has no such sockets"),
+            _ => return Err("the broker has no such sockets"),
+        })
+    }
+
+    /// The address that it has once it is bound, where it may listen there. [`Own::Unknown`] where only the kernel knows it.
+    pub fn own(&self, target: &Target) -> Own {
+        match (self.address(target), target) {
+            (Ok(Ok(address)), _) => Own::At(address),
+            // For datagrams.
+            (Err(_), Target::Path(path)) if !self.bound => {
+                Address::unix(path).map_or(Own::Unknown, Own::At)
+            }
+            (Err(_), Target::Ip(at)) if self.kind == Kind::Tcp && at.port() == 0 => Own::Unknown,
+            (Ok(Err(_)), _) => Own::Unknown,
+            (Err(_), _) => Own::Nothing,
+        }
+    }
+}
+
+impl Scope {
+    /// Decides on one call.
+    pub fn decide(&self, ports: &Ports, target: &Target, socket: &Socket) -> Decision {
+        use Decision::{Claim, Continue, Refuse};
+        let address = match socket.address(target) {
+            Ok(address) => address,
+            Err(why) => return Continue(why),
         };
         let named = address.as_ref().ok().and_then(|address| self.name(address));
         if named.is_none() && !self.named.is_empty() {

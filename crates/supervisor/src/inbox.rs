@@ -79,6 +79,8 @@ impl Supervisor {
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Held(id, hold) => self.held(id, hold),
             Message::Intercepts(id, calls) => self.intercepts(id, calls),
+            Message::Unseen(id) => self.unseen(id),
+            Message::Binds(id, own) => self.binds(id, own),
             Message::Wants(id, want) => self.wants(id, want),
             Message::Claimed(id, held) => self.claimed(id, held),
             Message::Listening(id, listens) => self.listening(id, &listens),
@@ -289,12 +291,8 @@ impl Supervisor {
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.
         generation.readiness.listening.extend(generation.inodes());
-        match launched.shim {
-            Some(shim) if self.cx.settings.kind.is_intercepted() => {
-                intercept::begin(&self.cx, id, shim);
-            }
-            Some(shim) => process::hold(&self.cx, self.handover.watchdog(), id, shim),
-            None => {}
+        if let Some(shim) = launched.shim {
+            intercept::begin(&self.cx, self.handover.watchdog(), id, shim);
         }
         readiness::await_ready(&self.cx, &mut generation, launched.notifications);
         self.generations.insert(generation);
@@ -315,7 +313,7 @@ impl Supervisor {
                 generation.hold(hold);
             }
             // It has become ready by another sign, or is gone.
-            _ => return drop(hold.release()),
+            _ => return hold.release(),
         }
         self.ready(id, "it has bound everything, and is held");
     }

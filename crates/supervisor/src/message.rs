@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bindonce_core::generation::{Event, GenerationId};
+use bindonce_core::intercept::Own;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::Exit;
@@ -32,8 +34,12 @@ pub(crate) enum Message {
     Ready(GenerationId, &'static str),
     /// It says that it is ready, and does not go on before it is let.
     Held(GenerationId, Rc<Hold>),
-    /// Its bind(2) and listen(2) can be answered.
-    Intercepts(GenerationId, Rc<Intercept>),
+    /// Its calls can be answered.
+    Intercepts(GenerationId, Arc<Intercept>),
+    /// They cannot: the kernel, or a container, does not let us see them.
+    Unseen(GenerationId),
+    /// haproxy is about to bind this by itself.
+    Binds(GenerationId, Own),
     /// A program wants to bind an address that is intercepted.
     Wants(GenerationId, Want),
     /// It was given this one.

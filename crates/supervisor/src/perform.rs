@@ -189,7 +189,7 @@ impl Supervisor {
         self.cx.record(id, Some(pid), event::Kind::GenerationServing, "serving");
         self.report.serves(id, pid);
         watching::watch_serving(&self.cx, generation);
-        foreign::look(&self.cx, generation);
+        foreign::tell(&self.cx, generation);
         if generation.readiness.listens {
             unprivileged::look(&self.cx, generation);
         }

@@ -37,6 +37,12 @@ pub struct Reloaded {
     /// The configuration has none of the listeners that served before.
     #[serde(default)]
     pub none_kept: bool,
+    /// What it has bound for lines that were read otherwise, with the broker's sockets.
+    #[serde(default)]
+    pub read_otherwise: Vec<String>,
+    /// The same of older generations, which were told to stop instead of being paused for that.
+    #[serde(default)]
+    pub stopped_first: String,
     /// What became of the older generations, if that was waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

@@ -145,6 +145,7 @@ impl Supervisor {
             since: generation.started.0,
             listeners: generation.listeners.iter().map(|h| h.listener.to_string()).collect(),
             own_devices: generation.own.devices.clone(),
+            own_lines: generation.own.lines.clone(),
             reloads_before: generation.reloads_before,
         });
         Saved {

@@ -2,7 +2,7 @@
 //!
 //! A task can have one such filter with a supervisor (a second one is `EBUSY`), and it cannot be taken off again. So all calls
 //! that anybody wants to be asked about are in one filter: kill(supervisor, SIGUSR1), by which haproxy says that it is ready
-//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]). What is not named here passes, from a table of the
+//! ([`crate::hold`]), and bind(2) and listen(2) ([`crate::intercept`]), of haproxy bind(2) alone. What is not named here passes, from a table of the
 //! kernel (Linux 5.11).
 //!
 //! bind and listen have other numbers for programs of another word size on the same kernel: i386 (which also has them behind
@@ -21,8 +21,20 @@ use crate::error::Error;
 pub(crate) struct Watched {
     /// kill(this pid, SIGUSR1).
     pub(crate) readiness: Option<i32>,
-    /// bind(2) and listen(2).
-    pub(crate) sockets: bool,
+    /// bind(2).
+    pub(crate) binds: bool,
+    /// listen(2).
+    pub(crate) listens: bool,
+}
+
+impl Watched {
+    fn asks(&self, number: Number) -> bool {
+        match number {
+            Number::Bind | Number::BindInMemory => self.binds,
+            Number::Listen | Number::ListenInMemory => self.listens,
+            Number::Kill => self.readiness.is_some(),
+        }
+    }
 }
 
 /// How the kernel names an architecture in a filter (linux/audit.h).
@@ -139,12 +151,10 @@ fn program(watched: Watched) -> Result<Vec<sock_filter>, Errno> {
         let arguments = [Some(supervisor.cast_unsigned()), Some(libc::SIGUSR1.cast_unsigned())];
         rule(&mut program, ours, kill, &arguments);
     }
-    if watched.sockets {
-        let family = if ours == X86_64 { [X86_64, I386] } else { [AARCH64, ARM] };
-        for (architecture, number, argument, _) in SOCKETS.iter().chain(&ARM_SOCKETS) {
-            if family.contains(architecture) {
-                rule(&mut program, *architecture, *number, &[*argument]);
-            }
+    let family = if ours == X86_64 { [X86_64, I386] } else { [AARCH64, ARM] };
+    for (architecture, number, argument, call) in SOCKETS.iter().chain(&ARM_SOCKETS) {
+        if family.contains(architecture) && watched.asks(*call) {
+            rule(&mut program, *architecture, *number, &[*argument]);
         }
     }
     program.push(operation(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
@@ -230,7 +240,9 @@ mod tests {
     #[test]
     fn every_way_to_bind_and_listen_is_asked_about_and_nothing_else() {
         let readiness = Some(4711);
-        let Ok(program) = program(Watched { readiness, sockets: true }) else { return };
+        let Ok(program) = program(Watched { readiness, binds: true, listens: true }) else {
+            return;
+        };
         let asked = |call: &seccomp_data| run(&program, call) == libc::SECCOMP_RET_USER_NOTIF;
         let ours = ARCHITECTURE.expect("one with a filter");
         let kill = u32::try_from(libc::SYS_kill).expect("its number");
@@ -258,13 +270,17 @@ mod tests {
     fn only_what_is_watched_is_asked_about() {
         let ours = ARCHITECTURE.unwrap_or_default();
         let bind = u32::try_from(libc::SYS_bind).expect("its number");
-        for (sockets, expected) in
+        for (binds, expected) in
             [(true, libc::SECCOMP_RET_USER_NOTIF), (false, libc::SECCOMP_RET_ALLOW)]
         {
-            let Ok(program) = program(Watched { readiness: None, sockets }) else { return };
+            let watched = Watched { readiness: None, binds, listens: false };
+            let Ok(program) = program(watched) else { return };
             assert_eq!(run(&program, &call(ours, bind, 0, 0)), expected);
-            let kill = u32::try_from(libc::SYS_kill).expect("its number");
-            assert_eq!(run(&program, &call(ours, kill, 0, 10)), libc::SECCOMP_RET_ALLOW);
+            let other = |number| u32::try_from(number).expect("its number");
+            for (number, second) in [(libc::SYS_kill, 10), (libc::SYS_listen, 0)] {
+                let call = call(ours, other(number), 0, second);
+                assert_eq!(run(&program, &call), libc::SECCOMP_RET_ALLOW);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! before it accepts anything. A supervisor that answers this signal with SIGSTOP comes late now
 //! and then, and in between two generations accept. So the shim asks the kernel, before it
 //! becomes the program, to tell the supervisor of exactly this call instead of doing it
-//! ([`install`]): the program stays inside kill() until the supervisor lets it go on
+//! ([`crate::spawn::Launch::hold`]): the program stays inside kill() until the supervisor lets it go on
 //! ([`Hold::release`]), to which the call has succeeded then; the signal itself is not sent.
 //!
 //! Only that one call is looked at: any other system call, any other signal, and SIGUSR1 to anybody
@@ -20,26 +20,8 @@
 //! its configuration says `insecure-setuid-wanted`; and it is not done to a program that gains
 //! rights from its own file (set-user-ID or file capabilities).
 
-use std::os::fd::OwnedFd;
-
-use crate::error::Error;
-use crate::filter::{self, Watched};
-
 #[cfg(feature = "tokio")]
 mod supervisor;
 
 #[cfg(feature = "tokio")]
 pub use supervisor::Hold;
-
-/// Lets `supervisor` hold this thread, and what it executes, when it sends SIGUSR1 to it. Gives the
-/// descriptor for [`Hold::new`], which is the supervisor's alone. For a process
-/// with a single thread. `no_new_privs` says whether that may be set (it cannot be unset) where the kernel
-/// demands it: see the module.
-///
-/// # Errors
-/// [`Error::Call`] if there can be no hold: `ENOTSUP` on other architectures than x86_64 and
-/// aarch64, else those of seccomp(2), such as `EACCES` without the right to do it, `EBUSY` if a
-/// filter above this one has a supervisor already, and whatever a container answers.
-pub fn install(supervisor: i32, no_new_privs: bool) -> Result<OwnedFd, Error> {
-    filter::install(Watched { readiness: Some(supervisor), sockets: false }, no_new_privs)
-}

@@ -1,4 +1,4 @@
-//! bind(2) and listen(2) of a program, each of which waits until it is answered (seccomp_unotify(2)).
+//! bind(2) and listen(2) of a program, and its readiness signal, each of which waits until it is answered (seccomp_unotify(2)).
 //!
 //! Whether and how a call is answered is decided above; here it is received, looked at, and answered. What the program has
 //! in its memory is read once, and everything acts on that copy: another of its threads may write there meanwhile. What is
@@ -6,7 +6,7 @@
 //! by then. A call that the kernel does by itself in the end ([`Call::go_on`]) is done with what is in memory then, and with the
 //! program's own rights.
 //!
-//! A call is answered in any case: when a [`Call`] is dropped it fails, and when the last copy of the descriptor closes every
+//! A call is answered in any case: when a [`Call`] is dropped it fails (a signal succeeds), and when the last copy of the descriptor closes every
 //! call fails with ENOSYS.
 //!
 //! Not seen: bind and listen through io_uring (Linux 6.11), which are no system calls.
@@ -135,9 +135,19 @@ impl Call {
         self.pid
     }
 
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Whether it is listen(2).
     pub fn is_listen(&self) -> bool {
         matches!(self.number, Number::Listen | Number::ListenInMemory)
+    }
+
+    /// Whether it is the signal by which the program says that it is ready.
+    pub fn is_readiness(&self) -> bool {
+        self.number == Number::Kill
     }
 
     /// What looks at it, on a thread that may stall: a page of the program's memory may be on a file system that does not answer.
@@ -206,7 +216,11 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if self.shared.open().remove(&self.id) {
-            let _ = self.shared.calls.fail(self.id, Errno::EADDRINUSE);
+            let _ = match self.number {
+                // Whoever it was for knows.
+                Number::Kill => self.shared.calls.done(self.id),
+                _ => self.shared.calls.fail(self.id, Errno::EADDRINUSE),
+            };
         }
     }
 }

@@ -19,10 +19,13 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::Error;
 use crate::filter::{self, Watched};
 use crate::spawn::Asked;
-use crate::{executable, hold, inherit, limits, signals};
+use crate::{executable, inherit, limits, signals};
 
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
+
+/// The word for [`crate::spawn::Launch::binds`].
+pub(crate) const BINDS: &str = "binds";
 
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Order {
     count: usize,
     /// The supervisor that wants to hold the program when it says that it is ready.
     hold: Option<i32>,
+    /// The supervisor is asked about bind(2), where the kernel lets it.
+    binds: bool,
     /// The supervisor is asked about bind(2) and listen(2) ([`crate::spawn::Launch::intercept`]).
     intercept: Asked,
     /// It is started as a service is ([`crate::spawn::Launch::service`]).
@@ -40,7 +45,8 @@ pub struct Order {
 }
 
 impl Order {
-    /// Reads the words after [`crate::spawn::SUBCOMMAND`]: `COUNT [PID | intercept | intercept-if-possible] [service] -- PROGRAM [ARG]...`.
+    /// Reads the words after [`crate::spawn::SUBCOMMAND`]:
+    /// `COUNT [PID] [binds | intercept | intercept-if-possible] [service] -- PROGRAM [ARG]...`.
     /// None if they are not what [`crate::spawn::Launch::start`] says.
     pub fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
         let count = words.next()?.to_str()?.parse().ok()?;
@@ -56,12 +62,16 @@ impl Order {
         if intercept != Asked::Not {
             next = words.next()?;
         }
+        let binds = intercept == Asked::Not && next == BINDS;
+        if binds {
+            next = words.next()?;
+        }
         let service = next == SERVICE;
         if service {
             next = words.next()?;
         }
         let program = words.next().filter(|_| next == "--")?;
-        Some(Self { count, hold, intercept, service, program, args: words.collect() })
+        Some(Self { count, hold, binds, intercept, service, program, args: words.collect() })
     }
 
     /// Becomes the program. Returns only if that failed, with what to say on standard
@@ -95,12 +105,18 @@ impl Order {
         if self.service {
             nix::unistd::setsid().map_err(|error| Error::call("setsid", error))?;
         }
-        if let Some(supervisor) = self.hold {
-            offer_hold(supervisor, &self.program);
+        let no_new_privs = || !gains_privileges(&self.program);
+        if self.hold.is_some() || self.binds {
+            let watched = Watched { readiness: self.hold, binds: self.binds, listens: false };
+            // Where the kernel refuses the supervisor finds that nothing came, and has another way.
+            if let Ok(listener) = filter::install(watched, no_new_privs()) {
+                // It may be gone; then nobody answers, and nothing is held.
+                let _ = send_back(&listener);
+            }
         }
         if self.intercept != Asked::Not {
-            let watched = Watched { readiness: None, sockets: true };
-            match filter::install(watched, !gains_privileges(&self.program)) {
+            let watched = Watched { readiness: None, binds: true, listens: true };
+            match filter::install(watched, no_new_privs()) {
                 Ok(listener) => send_back(&listener)?,
                 Err(error) => {
                     let errno = error.errno().map_or(Errno::UnknownErrno, Errno::from_raw);
@@ -117,15 +133,6 @@ impl Order {
         // With it goes our end of the socket: the supervisor sees that nothing more comes.
         nix::unistd::dup2_stdin(&null).map_err(|error| Error::call("dup2", error))?;
         Ok(received)
-    }
-}
-
-/// Lets the supervisor hold this process, where the kernel lets us. Not being held is no
-/// error: the supervisor finds that nothing came, and has another way.
-fn offer_hold(supervisor: i32, program: &OsStr) {
-    if let Ok(listener) = hold::install(supervisor, !gains_privileges(program)) {
-        // The supervisor may be gone; then nobody answers, and nothing is held.
-        let _ = send_back(&listener);
     }
 }
 
@@ -195,6 +202,10 @@ mod tests {
         assert_eq!((order.count, order.hold, order.service), (1, None, true));
         let order = parse("1 7 service -- service").expect("an order");
         assert_eq!((order.hold, order.service, order.program), (Some(7), true, "service".into()));
+        let order = parse("1 7 binds -- sh").expect("an order");
+        assert_eq!((order.hold, order.binds, order.intercept), (Some(7), true, Asked::Not));
+        let order = parse("1 binds service -- sh").expect("an order");
+        assert_eq!((order.hold, order.binds, order.service), (None, true, true));
         let order = parse("1 intercept service -- sh").expect("an order");
         assert_eq!((order.hold, order.intercept, order.service), (None, Asked::Always, true));
         let order = parse("1 intercept-if-possible -- intercept").expect("an order");
@@ -204,6 +215,8 @@ mod tests {
             "1 service 7 -- sh",
             "1 7 intercept -- sh",
             "1 intercept intercept -- sh",
+            "1 binds 7 -- sh",
+            "1 intercept binds -- sh",
             "1 service sh",
             "",
             "x",

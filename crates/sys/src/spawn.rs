@@ -3,16 +3,16 @@
 //!
 //! A supervisor has threads and blocked signals, and between fork and exec almost
 //! nothing is safe to do. So it starts its own binary again, as the *shim*
-//! (`bindonce __shim COUNT [PID | intercept] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
+//! (`bindonce __shim COUNT [PID] [binds | intercept] [service] -- PROGRAM [ARG]...`), and sends the descriptors over a
 //! socket that is the shim's standard input. The shim is a fresh process with one
 //! thread: it receives, resets its signals, puts the descriptors in place, and
 //! becomes the program. The pid is the same from the first moment to the last.
 //!
 //! On the socket: the name of each descriptor's variable, each ended by a NUL;
 //! with it up to 253 descriptors; the rest of them 253 at a time, each time on
-//! one more NUL. COUNT tells the shim when it has everything. With a PID it sends one descriptor
-//! back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]). With `intercept`
-//! it sends the one by which its bind(2) and listen(2) are answered, or fails.
+//! one more NUL. COUNT tells the shim when it has everything. With a PID or `binds` it sends
+//! one descriptor back, on one NUL, if it can: the one that holds the program at its readiness signal ([`crate::hold`]), and by
+//! which its bind(2) is answered. With `intercept` it sends the one by which its bind(2) and listen(2) are answered, or fails.
 
 use std::ffi::OsString;
 use std::io;
@@ -62,6 +62,8 @@ pub struct Launch {
     /// Hold it when it sends SIGUSR1 to this pid, the supervisor's own; see [`crate::hold`] for what
     /// that means for the program.
     pub hold: Option<i32>,
+    /// Ask this process about its bind(2) (`crate::intercept`), where the kernel lets us.
+    pub binds: bool,
     /// Whether this process is asked about its bind(2) and listen(2) (`crate::intercept`), instead of holding it.
     pub intercept: Asked,
     /// It is killed when this process ends, however that comes about, with what it has started and left in its
@@ -107,7 +109,7 @@ pub struct Started {
     pub pid: i32,
     /// The process itself; readable when it has ended.
     pub pidfd: Pidfd,
-    /// If [`Launch::hold`] or [`Launch::intercept`] was set, our end of the socket to the shim, for [`receive_hold`].
+    /// If [`Launch::hold`], [`Launch::binds`] or [`Launch::intercept`] was set, our end of the socket to the shim, for [`receive_hold`].
     pub shim: Option<OwnedFd>,
     /// If [`Launch::tied`] was set, what ends it with this process. To be released when its group has ended.
     pub tether: Option<Tether>,
@@ -128,6 +130,7 @@ impl Launch {
             cwd: None,
             descriptors: Vec::new(),
             hold: None,
+            binds: false,
             intercept: Asked::Not,
             tied: false,
             service: false,
@@ -179,9 +182,10 @@ impl Launch {
             .arg0("bindonce")
             .arg(SUBCOMMAND)
             .arg(self.descriptors.len().to_string())
-            .args(match self.hold {
-                _ if self.intercept != Asked::Not => Some(self.intercept.word().to_owned()),
-                hold => hold.map(|pid| pid.to_string()),
+            .args(self.hold.filter(|_| self.intercept == Asked::Not).map(|pid| pid.to_string()))
+            .args(match self.intercept {
+                Asked::Not => self.binds.then_some(shim::BINDS),
+                asked => Some(asked.word()),
             })
             .args(self.service.then_some(shim::SERVICE))
             .arg("--")
@@ -213,7 +217,7 @@ impl Launch {
             tether: tied,
             ours,
             descriptors: self.descriptors,
-            holds: self.hold.is_some() || self.intercept != Asked::Not,
+            holds: self.hold.is_some() || self.binds || self.intercept != Asked::Not,
         })
     }
 }
@@ -288,8 +292,8 @@ fn late(error: io::Error) -> Error {
     }
 }
 
-/// What holds a program that was started with [`Launch::hold`], or asks about one with [`Launch::intercept`]: the descriptor for
-/// [`crate::hold::Hold::new`] or `crate::intercept::Intercept::new`. None if the kernel, or the filter of a container, did not let the
+/// What holds a program that was started with [`Launch::hold`], or asks about one with [`Launch::binds`] or
+/// [`Launch::intercept`]: the descriptor for [`crate::intercept::Intercept::new`]. None if the kernel, or the filter of a container, did not let the
 /// shim have one. It waits for no longer than the shim lives, a few milliseconds.
 #[cfg(feature = "tokio")]
 pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {

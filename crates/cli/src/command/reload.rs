@@ -162,7 +162,16 @@ fn failure(name: &Name, error: &bindonce::Error) -> anyhow::Error {
 }
 
 fn text(reloaded: &Reloaded) -> String {
-    let Reloaded { generation, pid, ended, left, none_kept, drained } = reloaded;
+    let Reloaded {
+        generation,
+        pid,
+        ended,
+        left,
+        none_kept,
+        drained,
+        read_otherwise,
+        stopped_first,
+    } = reloaded;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
     if !ended.is_empty() {
@@ -176,6 +185,16 @@ fn text(reloaded: &Reloaded) -> String {
         text.push_str(&format!(
             "none of the listeners that served before is in the configuration any more: {}\n",
             left.join(", ")
+        ));
+    }
+    for line in read_otherwise {
+        text.push_str(&format!(
+            "haproxy has bound {line}, which bindonce reads otherwise: it has the broker's socket there\n"
+        ));
+    }
+    if !stopped_first.is_empty() {
+        text.push_str(&format!(
+            "older generations were told to stop before it accepted, not paused: haproxy had bound {stopped_first}\n"
         ));
     }
     if let Some(Drained { left, idle_closed, cut }) = drained {
@@ -206,6 +225,8 @@ mod tests {
             left: Vec::new(),
             none_kept: false,
             drained: None,
+            read_otherwise: Vec::new(),
+            stopped_first: String::new(),
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
         reloaded.ended = vec![40, 41];

@@ -221,6 +221,22 @@ impl Rendering {
         })
     }
 
+    /// Whether haproxy, or a program that it starts, may call bind(2) while it serves: for a connection to a server with
+    /// `source`, for one of QUIC, in an external check. As far as the text shows it.
+    pub fn binds_while_it_serves(&self) -> bool {
+        let says = |line: &str| {
+            let words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+            let mut words = words.map(|word| word.trim_matches('"'));
+            let first = words.next().unwrap_or_default();
+            let of_server =
+                matches!(first, "server" | "default-server" | "server-template" | "peer");
+            let starts = |word: &str| matches!(word, "external-check" | "insecure-fork-wanted");
+            let late = |w: &str| w.contains("quic") || starts(w) || of_server && w == "source";
+            first == "source" || starts(first) || words.any(late)
+        };
+        self.files.iter().any(|file| String::from_utf8_lossy(&file.text).lines().any(says))
+    }
+
     /// Whether haproxy needs a `cluster-secret` that it does not have: it makes one of its own at each start, and what one generation
     /// has given to clients of QUIC is then nothing to the next.
     pub fn lacks_cluster_secret(&self) -> bool {
@@ -296,6 +312,31 @@ fn may_stand_for(word: &str, address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_binds_while_it_serves_is_known() {
+        for (line, expected) in [
+            ("    source 10.0.0.1 usesrc clientip", true),
+            ("    server a 10.0.0.2:80 check source 10.0.0.1", true),
+            ("    option external-check", true),
+            ("insecure-fork-wanted", true),
+            ("    bind \"quic+fd@${BINDONCE_443}\" ssl", true),
+            ("    balance source", false),
+            ("    server source 10.0.0.2:80 # source 10.0.0.1", true),
+            ("    # source 10.0.0.1", false),
+            ("    bind \"fd@${BINDONCE_80}\"", false),
+        ] {
+            let file = RenderedFile {
+                user_path: "haproxy.cfg".into(),
+                name: String::new(),
+                injected: false,
+                text: line.as_bytes().to_vec(),
+                changes: Vec::new(),
+            };
+            let rendering = Rendering { files: vec![file], ..Rendering::default() };
+            assert_eq!(rendering.binds_while_it_serves(), expected, "{line}");
+        }
+    }
 
     #[test]
     fn a_bind_line_may_stand_for_what_it_names() {

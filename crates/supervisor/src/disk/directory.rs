@@ -95,6 +95,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) listeners: Vec<String>,
     /// Devices whose addresses it has bound by itself.
     pub(crate) own_devices: BTreeSet<String>,
+    /// Lines that were read otherwise, and for which it has the broker's sockets.
+    pub(crate) own_lines: BTreeSet<String>,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce::Claim;
@@ -186,28 +187,28 @@ async fn find(
     generation.readiness.ready = true;
     generation.lease.served = true;
     generation.own.devices.clone_from(&saved.own_devices);
+    generation.own.lines.clone_from(&saved.own_lines);
     generation.cli.version = info.as_ref().map(|info| info.version);
     generation.cli.answers = info.as_ref().and_then(|info| info.pid);
     generation.cli.release = info.map(|info| info.release);
     generation.reloads_before = saved.reloads_before;
     generation.cli.spares.resume(left.spares(id));
-    if cx.settings.kind.is_intercepted() {
-        intercept_again(cx, &mut generation, left.intercept.remove(&id.0));
-    }
+    intercept_again(cx, &mut generation, left.intercept.remove(&id.0));
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
     Ok(Some(state))
 }
 
-/// Answers the bind(2) and listen(2) of a generation that was found. A supervisor that was killed has left nothing to answer by.
+/// Answers the calls of a generation that was found. A supervisor that was killed has left nothing to answer by.
 fn intercept_again(cx: &Context, generation: &mut Generation, left: Option<OwnedFd>) {
     let (id, pid) = (generation.id.0, generation.pid());
     match left.map(Intercept::new) {
-        Some(Ok(calls)) => intercept::serve(cx, generation, Rc::new(calls)),
+        Some(Ok(calls)) => intercept::serve(cx, generation, Arc::new(calls), None),
         Some(Err(error)) => {
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
         }
+        None if !cx.settings.kind.is_intercepted() => {}
         None if !bindonce_sys::intercept::is_asked_about(pid) => {
             tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
         }

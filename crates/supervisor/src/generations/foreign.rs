@@ -1,4 +1,5 @@
-//! What haproxy, or another program, has bound by itself: found after each start, told once for each address.
+//! What haproxy, or another program, has bound by itself: seen when it is bound, or found after each start; told once for each
+//! address.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,21 +17,33 @@ use bindonce_haproxy::config::{Rendering, loose_ports};
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 
-/// Looks for sockets that a generation listens on and that are not from the broker.
-pub(crate) fn look(cx: &Context, generation: &Generation) {
-    let (cx, id, look) = (cx.clone(), generation.id, look_at_own(cx, generation));
-    crate::tasks::spawn(async move {
-        let found = worker::within(LOOKS, look).await;
-        // Nothing, where the kernel's answer could not be had or the runtime ends.
-        cx.send(Message::Foreign(id, found.unwrap_or_default()));
-    });
+/// Tells which sockets a generation listens on that are not from the broker.
+pub(crate) fn tell(cx: &Context, generation: &Generation) {
+    let (id, own) = (generation.id, own(cx, generation));
+    let cx = cx.clone();
+    crate::tasks::spawn(async move { cx.send(Message::Foreign(id, own.await)) });
+}
+
+/// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show.
+pub(crate) fn own(
+    cx: &Context,
+    generation: &Generation,
+) -> impl Future<Output = BTreeSet<String>> + use<> {
+    let (seen, look) = (generation.own.seen.clone(), look_at_own(cx, generation));
+    async move {
+        match seen {
+            Some(seen) => seen,
+            // Nothing, where the kernel's answer could not be had or the runtime ends.
+            None => worker::within(LOOKS, look).await.unwrap_or_default(),
+        }
+    }
 }
 
 /// What finds the addresses that a generation listens on by itself.
-pub(crate) fn look_at_own(
+fn look_at_own(
     cx: &Context,
     generation: &Generation,
-) -> impl FnOnce() -> BTreeSet<String> + Send + 'static {
+) -> impl FnOnce() -> BTreeSet<String> + Send + use<> {
     let pid = generation.pid();
     let known: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
     let has_admin = generation.cli.admin.is_some();

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
@@ -43,8 +44,8 @@ pub(crate) struct Generation {
     pub(crate) listeners: Vec<Rc<HeldListener>>,
     pub(crate) lease: Lease,
     pub(crate) own: OwnAddresses,
-    /// Where its bind(2) and listen(2) come from.
-    pub(crate) intercept: Option<Rc<Intercept>>,
+    /// Where its calls come from, if it is asked about any.
+    pub(crate) intercept: Option<Arc<Intercept>>,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
     /// Connections left, once it drains.
@@ -94,6 +95,8 @@ pub(crate) struct Readiness {
     pub(crate) stopped: bool,
     /// The inodes of the listeners on which it listens, as far as it has said so.
     pub(crate) listening: BTreeSet<u64>,
+    /// How many listeners it was started with: their descriptors come first.
+    pub(crate) passed: usize,
     /// Its readiness was told to the timeline.
     pub(crate) ready: bool,
     /// Why it was ended by us before it took over.
@@ -117,6 +120,13 @@ pub(crate) struct Lease {
 pub(crate) struct OwnAddresses {
     /// Those that it has, as far as it was looked at.
     pub(crate) bound: BTreeSet<String>,
+    /// Those that it was about to bind, each seen before; none where not all were to be seen.
+    pub(crate) seen: Option<BTreeSet<String>>,
+    /// It is over with binding: what it binds from now on is not looked at.
+    pub(crate) over: Rc<Cell<bool>>,
+    /// Lines of its configuration, each with the address that it has bound for it and that was not claimed before: it has
+    /// the broker's socket there, and believes that it is its own.
+    pub(crate) lines: BTreeSet<String>,
     /// Devices of its configuration that they are for.
     pub(crate) devices: BTreeSet<String>,
     /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
@@ -193,12 +203,10 @@ impl Generation {
         }
     }
 
-    /// Lets it go on, if it is held. Only its end can make this fail.
+    /// Lets it go on, if it is held.
     pub(crate) fn release(&mut self) {
         let Some(hold) = self.readiness.hold.take() else { return };
-        if let Err(error) = hold.release() {
-            tracing::debug!(pid = self.pid(), %error, "not let go on");
-        }
+        hold.release();
         if std::mem::take(&mut self.readiness.stopped) {
             tree::signal_others(self.pid(), Signal::SIGCONT);
         }
@@ -237,6 +245,8 @@ impl Generation {
     pub(crate) fn can_pause(&self, binary: Option<Version>) -> bool {
         let version = self.version(binary);
         !self.listeners.is_empty()
+            // It would disconnect the socket that others have too.
+            && self.own.lines.is_empty()
             && self.listeners.iter().all(|held| held.can_pause(version))
             && !self.has_master()
     }

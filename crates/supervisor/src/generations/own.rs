@@ -45,6 +45,8 @@ pub(crate) fn cannot_let_go(
     let mut given = generation.listeners.iter().map(|held| &held.bound);
     if !version.pauses() {
         Some("a pause cannot be undone before haproxy 2.6.12")
+    } else if !generation.own.lines.is_empty() {
+        Some("it would disconnect a listener that others have, and that it has bound by itself")
     } else if generation.has_master() {
         Some("haproxy's own master cannot be paused")
     } else if given.any(|bound| bound.is_abstract() || matches!(bound, Address::Udp(_))) {

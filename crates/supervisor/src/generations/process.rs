@@ -1,18 +1,16 @@
-//! The process of a generation: it is taken on as a [`Generation`], watched until it ends, and held at its readiness.
+//! The process of a generation: it is taken on as a [`Generation`], and watched until it ends.
 
-use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::time::Timestamp;
-use bindonce_sys::hold::Hold;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::watch::Watch;
-use bindonce_sys::{holders, spawn, tree};
+use bindonce_sys::{holders, tree};
 
 use crate::broker::leases::Leases;
 use crate::context::Context;
@@ -23,7 +21,7 @@ use crate::generations::generation::{
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
 use crate::generations::spares::Spares;
-use crate::handover::watchdog::{ProcessRef, Watchdog};
+use crate::handover::watchdog::ProcessRef;
 use crate::message::Message;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
@@ -118,7 +116,7 @@ pub(crate) fn take_on(
             master_worker,
         },
         output: Output { tail, pipe },
-        readiness: Readiness::default(),
+        readiness: Readiness { passed: listeners.len(), ..Readiness::default() },
         listeners,
         lease: Lease { news, served: false, closed: false },
         own: OwnAddresses::default(),
@@ -136,26 +134,6 @@ pub(crate) fn take_on(
 pub(crate) fn on_answer(cx: &Context, id: GenerationId) -> impl FnOnce(Info) + 'static {
     let cx = cx.clone();
     move |info| cx.send(Message::Answers(id, info))
-}
-
-/// Waits for a new generation to say that it is ready, and holds it there. Where the kernel does
-/// not let us, its signal arrives as any other, and it is stopped as soon as we hear of it.
-pub(crate) fn hold(cx: &Context, watchdog: Rc<RefCell<Watchdog>>, id: GenerationId, shim: OwnedFd) {
-    let cx = cx.clone();
-    crate::tasks::spawn(async move {
-        let Some(listener) = spawn::receive_hold(shim).await else { return };
-        watchdog.borrow().share(listener.as_fd());
-        let hold = match Hold::new(listener) {
-            Ok(hold) => Rc::new(hold),
-            Err(error) => return tracing::warn!(generation = id.0, %error, "it is not held"),
-        };
-        match hold.called().await {
-            Ok(Some(_)) => cx.send(Message::Held(id, hold)),
-            // It has ended without having said it.
-            Ok(None) => {}
-            Err(error) => tracing::warn!(generation = id.0, %error, "it is not held"),
-        }
-    });
 }
 
 /// Ends a process that is no generation, and reaps it.

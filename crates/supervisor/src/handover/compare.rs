@@ -21,7 +21,7 @@ use bindonce_haproxy::config::Rendering;
 
 use crate::context::Context;
 use crate::control::requests;
-use crate::generations::foreign::{self, LOOKS};
+use crate::generations::foreign;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
 use crate::generations::start::Prepared;
@@ -50,9 +50,10 @@ pub(crate) fn begin(
     running: bool,
 ) -> bool {
     let Some(listening) = Listening::of(&cx.settings.kind, generation) else { return false };
-    let (cx, id, look) = (cx.clone(), generation.id, foreign::look_at_own(cx, generation));
+    let (id, own) = (generation.id, foreign::own(cx, generation));
+    let cx = cx.clone();
     crate::tasks::spawn(async move {
-        let own = bindonce_sys::worker::within(LOOKS, look).await.unwrap_or_default();
+        let own = own.await;
         let missing = if running { listening.missing(ANSWER).await } else { None };
         cx.send(Message::Compared(id, how, Compared { own, missing }));
     });
@@ -61,17 +62,18 @@ pub(crate) fn begin(
 
 /// An address that a bind line names and that haproxy has bound by itself.
 pub(crate) fn unclaimed(rendering: &Rendering, own: &BTreeSet<String>) -> Option<String> {
-    let left = |address: &str| {
-        let mut lines = rendering.left_alone.iter();
-        lines.any(|line| foreign::names(&line.text, address))
-    };
-    let (address, place) = own
-        .iter()
-        .filter(|address| !left(address))
-        .find_map(|address| Some((address, rendering.unclaimed_bind(address)?)))?;
-    Some(format!(
-        "haproxy has bound {address} by itself, of the bind line {place}, which was not claimed"
-    ))
+    let line = own.iter().find_map(|address| unclaimed_line(rendering, address))?;
+    Some(format!("haproxy has bound {line}, which was not claimed"))
+}
+
+/// The bind line that names an address and was not claimed, in words.
+pub(crate) fn unclaimed_line(rendering: &Rendering, address: &str) -> Option<String> {
+    let mut left = rendering.left_alone.iter();
+    if left.any(|line| foreign::names(&line.text, address)) {
+        return None;
+    }
+    let place = rendering.unclaimed_bind(address)?;
+    Some(format!("{address} by itself, of the bind line {place}"))
 }
 
 /// Asks a generation that serves, where it could not be asked before older ones were told to stop

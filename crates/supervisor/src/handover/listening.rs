@@ -39,7 +39,7 @@ impl Listening {
     pub(crate) fn of(kind: &Kind, generation: &Generation) -> Option<Self> {
         kind.haproxy()?;
         Some(match &generation.cli.admin {
-            Some(admin) => Self::Asked(admin.clone(), generation.listeners.len()),
+            Some(admin) => Self::Asked(admin.clone(), generation.readiness.passed),
             None => Self::Seen(Box::new(Processes {
                 kind: kind.clone(),
                 pid: generation.pid(),

@@ -24,6 +24,7 @@ impl Supervisor {
         if std::mem::replace(&mut generation.readiness.ready, true) {
             return;
         }
+        generation.own.over.set(true);
         let served = self.generations.labels(self.timeline.serving());
         let Some(generation) = self.generations.get_mut(&id) else { return };
         match promise::compare(served, generation, self.starts.may_be_empty(id)) {
@@ -52,6 +53,9 @@ impl Supervisor {
             Kind::Haproxy(_) if newer.is_held() => Handover::StopFirst,
             Kind::Haproxy(_) => Handover::SoftStop,
         };
+        let lines = older.iter().flat_map(|one| &one.own.lines);
+        let lines: Vec<_> = lines.map(String::as_str).collect();
+        self.report.stopped_first = lines.join("; ");
         // Before the first signal: whatever becomes of us now, one of them will serve.
         self.handover.finish_without_us(&self.cx, newer, &older);
         // Should we die now it goes on: the next supervisor must not take it for one that starts.

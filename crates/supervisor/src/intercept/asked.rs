@@ -13,6 +13,8 @@ use crate::generations::listeners::HeldListener;
 #[derive(Debug)]
 pub(crate) struct Want {
     pub(crate) listener: Listener,
+    /// The line of haproxy's configuration that names it and was read otherwise.
+    pub(crate) line: Option<String>,
     /// Its listener, or how the call fails, and why.
     pub(crate) reply: oneshot::Sender<Result<Given, (Failure, String)>>,
 }

@@ -4,27 +4,34 @@
 //! One task for each generation takes its calls, one at a time: a program that floods us waits for itself. It lives for as
 //! long as a process has the filter, also one that has outlived its generation. What a call is about is looked at on a thread,
 //! since a page of the program's memory can stall; what becomes of it is decided in
-//! [`bindonce_core::intercept`]; [`steps`] is the part of it that the loop does.
+//! [`bindonce_core::intercept`]; [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
 
 pub(crate) mod asked;
+mod net;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::identity;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::generation::GenerationId;
-use bindonce_core::intercept::{Decision, Failure, Ports, Scope, Target};
+use bindonce_core::intercept::{Decision, Failure, Own, Ports, Scope, Target};
+use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::{self as sys, Call, Intercept, Look, Theirs};
 use bindonce_sys::{spawn, worker};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use self::asked::{Listens, Want};
+use self::net::Net;
 use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
+use crate::generations::start::Prepared;
+use crate::handover::watchdog::Watchdog;
 use crate::message::Message;
 
 /// How long a look at a call may take.
@@ -33,13 +40,27 @@ const LOOK: Duration = Duration::from_secs(1);
 const STALLED: u32 = 3;
 
 /// Answers the calls of a generation that is just being started.
-pub(crate) fn begin(cx: &Context, id: GenerationId, shim: std::os::fd::OwnedFd) {
+pub(crate) fn begin(
+    cx: &Context,
+    watchdog: Rc<RefCell<Watchdog>>,
+    id: GenerationId,
+    shim: OwnedFd,
+) {
     let cx = cx.clone();
+    let is_program = cx.settings.kind.program().is_some();
     crate::tasks::spawn(async move {
-        // A shim that has no filter has said why, and ends.
-        let Some(listener) = spawn::receive_hold(shim).await else { return };
+        let Some(listener) = spawn::receive_hold(shim).await else {
+            if !is_program {
+                cx.send(Message::Unseen(id));
+            }
+            // The shim of a program has said why, and ends.
+            return;
+        };
+        if !is_program {
+            watchdog.borrow().share(listener.as_fd());
+        }
         match Intercept::new(listener) {
-            Ok(calls) => cx.send(Message::Intercepts(id, Rc::new(calls))),
+            Ok(calls) => cx.send(Message::Intercepts(id, Arc::new(calls))),
             Err(error) => {
                 tracing::error!(generation = id.0, %error, "its calls cannot be answered: bind() fails");
             }
@@ -48,15 +69,18 @@ pub(crate) fn begin(cx: &Context, id: GenerationId, shim: std::os::fd::OwnedFd) 
 }
 
 /// Answers the calls of a generation from now on, and for as long as anybody can make one.
-pub(crate) fn serve(cx: &Context, generation: &mut Generation, calls: Rc<Intercept>) {
-    let Some(scope) = cx.settings.kind.program().and_then(|program| program.intercept.clone())
-    else {
-        return;
+pub(crate) fn serve(
+    cx: &Context,
+    generation: &mut Generation,
+    calls: Arc<Intercept>,
+    prepared: Option<Rc<Prepared>>,
+) {
+    generation.intercept = Some(Arc::clone(&calls));
+    let Some(program) = cx.settings.kind.program() else {
+        return serve_haproxy(cx, generation, calls, prepared);
     };
-    let id = generation.id;
-    generation.intercept = Some(Rc::clone(&calls));
-    let given = generation.listeners.iter().map(|held| (held.inode, Rc::clone(held))).collect();
-    let mut answers = Answers { cx: cx.clone(), id, scope, ports: sys::ports(), given, stalled: 0 };
+    let Some(scope) = program.intercept.clone() else { return };
+    let (id, mut answers) = (generation.id, Answers::new(cx, generation, Rule::Program(scope)));
     crate::tasks::spawn(async move {
         loop {
             match calls.next().await {
@@ -71,11 +95,55 @@ pub(crate) fn serve(cx: &Context, generation: &mut Generation, calls: Rc<Interce
     });
 }
 
+/// Answers the calls of a generation of haproxy, and holds one that starts.
+fn serve_haproxy(
+    cx: &Context,
+    generation: &mut Generation,
+    calls: Arc<Intercept>,
+    prepared: Option<Rc<Prepared>>,
+) {
+    let (send, mut binds) = mpsc::unbounded_channel();
+    // The task below lives for as long as this does.
+    let hold = Rc::new(Hold::new(calls, move |call| drop(send.send(call))));
+    let over = Rc::clone(&generation.own.over);
+    if generation.readiness.ready {
+        over.set(true);
+        hold.release();
+    } else {
+        generation.own.seen = Some(BTreeSet::new());
+        let (cx, id) = (cx.clone(), generation.id);
+        crate::tasks::spawn(async move {
+            match hold.called().await {
+                Ok(Some(_)) => cx.send(Message::Held(id, hold)),
+                // It has ended without having said it.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(generation = id.0, %error, "it is not held"),
+            }
+        });
+    }
+    let mut answers = Answers::new(cx, generation, Rule::Haproxy(Net(prepared)));
+    crate::tasks::spawn(async move {
+        while let Some(call) = binds.recv().await {
+            if over.get() {
+                call.go_on();
+            } else {
+                answers.answer(call).await;
+            }
+        }
+    });
+}
+
+/// What decides about a bind(2).
+enum Rule {
+    Program(Scope),
+    Haproxy(Net),
+}
+
 /// What the task of one generation knows.
 struct Answers {
     cx: Context,
     id: GenerationId,
-    scope: Scope,
+    rule: Rule,
     ports: Ports,
     /// What the program was given, by inode.
     given: BTreeMap<u64, Rc<HeldListener>>,
@@ -83,9 +151,18 @@ struct Answers {
 }
 
 impl Answers {
+    fn new(cx: &Context, generation: &Generation, rule: Rule) -> Self {
+        let given = generation.listeners.iter().map(|held| (held.inode, Rc::clone(held))).collect();
+        let (cx, id, ports) = (cx.clone(), generation.id, sys::ports());
+        Self { cx, id, rule, ports, given, stalled: 0 }
+    }
+
     async fn answer(&mut self, call: Call) {
         if self.stalled >= STALLED {
-            return call.refuse(Failure::Unavailable);
+            return match self.rule {
+                Rule::Program(_) => call.refuse(Failure::Unavailable),
+                Rule::Haproxy(_) => call.go_on(),
+            };
         }
         let look = match worker::within(LOOK, call.look()).await {
             Ok(Ok(look)) => look,
@@ -125,7 +202,13 @@ impl Answers {
             };
             return if again { call.succeed() } else { call.go_on() };
         }
-        let listener = match self.scope.decide(&self.ports, target, &theirs.socket) {
+        let (decision, line) = match &self.rule {
+            Rule::Program(scope) => (scope.decide(&self.ports, target, &theirs.socket), None),
+            Rule::Haproxy(net) => {
+                net.decide(&self.cx, self.id, &self.ports, target, &theirs.socket)
+            }
+        };
+        let listener = match decision {
             Decision::Continue(why) => {
                 tracing::debug!(generation = id, pid, ?target, "bind() left to the kernel: {why}");
                 return call.go_on();
@@ -137,7 +220,7 @@ impl Answers {
         };
         let text = listener.to_string();
         let (reply, answer) = oneshot::channel();
-        self.cx.send(Message::Wants(self.id, Want { listener, reply }));
+        self.cx.send(Message::Wants(self.id, Want { listener, line, reply }));
         let given = match answer.await {
             Ok(Ok(given)) => given,
             Ok(Err((failure, why))) => {
@@ -174,7 +257,6 @@ impl Answers {
 
     /// What the program has set on its own socket holds for the one that it gets.
     fn prepare(&self, pid: i32, theirs: &Theirs, held: &HeldListener, alone: bool) {
-        use std::os::fd::AsFd as _;
         let failed = sys::copy_options(theirs.fd.as_fd(), held.fd.as_fd());
         if !failed.is_empty() {
             let options = failed.join(" ");
@@ -196,6 +278,11 @@ impl Answers {
     }
 
     fn unseen(&self, call: Call, error: &std::io::Error) {
+        if let Rule::Haproxy(_) = self.rule {
+            tracing::debug!(generation = self.id.0, pid = call.pid(), %error, "a bind() was not seen");
+            self.cx.send(Message::Binds(self.id, Own::Unknown));
+            return call.go_on();
+        }
         let what = if call.is_listen() { "listen()" } else { "bind()" };
         self.refuse(call, Failure::Denied, &format!("the {what} cannot be looked at: {error}"));
     }

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, State};
-use bindonce_core::intercept::Failure;
+use bindonce_core::intercept::{Failure, Own};
 use bindonce_sys::intercept::Intercept;
 use tokio::sync::oneshot;
 
@@ -28,39 +29,64 @@ const SETTLES: Duration = Duration::from_millis(200);
 
 impl Supervisor {
     /// The calls of a generation can be answered.
-    pub(crate) fn intercepts(&mut self, id: GenerationId, calls: Rc<Intercept>) {
+    pub(crate) fn intercepts(&mut self, id: GenerationId, calls: Arc<Intercept>) {
         // Without a generation they fail when this is dropped.
         if let Some(generation) = self.generations.get_mut(&id) {
-            super::serve(&self.cx, generation, calls);
+            let of = self.timeline.configuration_of(id);
+            let prepared = of.and_then(|of| self.starts.prepared(of).cloned());
+            super::serve(&self.cx, generation, calls, prepared);
+        }
+    }
+
+    /// The calls of a generation cannot be seen: what it has bound is looked for afterwards.
+    pub(crate) fn unseen(&mut self, id: GenerationId) {
+        if !std::mem::replace(&mut self.report.unseen, true) {
+            tracing::info!(
+                generation = id.0,
+                "haproxy's bind() is not to be seen here (seccomp(2) is refused): what it binds by \
+                 itself is looked for when it is ready"
+            );
+        }
+    }
+
+    /// haproxy is about to bind an address by itself.
+    pub(crate) fn binds(&mut self, id: GenerationId, own: Own) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        match own {
+            Own::At(address) => {
+                if let Some(seen) = &mut generation.own.seen {
+                    seen.insert(address.to_string());
+                }
+            }
+            Own::Unknown => generation.own.seen = None,
+            Own::Nothing => {}
         }
     }
 
     /// A program wants to bind an address that is intercepted.
     pub(crate) fn wants(&mut self, id: GenerationId, want: Want) {
-        let Want { mut listener, reply } = want;
+        let Want { mut listener, line, reply } = want;
         let key = listener.key();
         let drains = self.timeline.state_of(id) == Some(State::Draining);
-        let Some(generation) = self.generations.get(&id).filter(|_| !drains) else {
+        let Some(generation) = self.generations.get_mut(&id).filter(|_| !drains) else {
             let why = "its generation has been told to stop".to_owned();
             return drop(reply.send(Err((Failure::InUse, why))));
         };
+        generation.own.lines.extend(line);
         let has =
             |held: &&Rc<HeldListener>| held.listener.key() == key || held.bound == listener.address;
         if let Some(held) = generation.listeners.iter().find(has) {
             let held = Rc::clone(held);
             return drop(reply.send(Ok(Given { held, alone: false })));
         }
+        let news = generation.lease.news.clone();
         let alone = !self.generations.listeners().any(|held| held.listener.key() == key);
         // Where another generation has it the flag is as that one needs it.
         listener.options.blocking &= alone;
         let (send, claimed) = oneshot::channel();
         let known = self.generations.descriptors();
         // Its task lives as long as the generation.
-        let _ = generation.lease.news.send(LeaseUpdate::Claim {
-            listener: Box::new(listener),
-            known,
-            reply: send,
-        });
+        let _ = news.send(LeaseUpdate::Claim { listener: Box::new(listener), known, reply: send });
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             let gone = || Err((Failure::InUse, "its generation has ended".to_owned()));

@@ -35,6 +35,10 @@ pub(crate) struct Report {
     failure: Cause,
     /// What haproxy has bound by itself, as far as it was told.
     pub(crate) foreign: ForeignBinds,
+    /// What older generations have bound that could not be paused for it.
+    pub(crate) stopped_first: String,
+    /// It was told that its bind(2) is not to be seen.
+    pub(crate) unseen: bool,
     /// The last signal that was not the normal course.
     last_warning: Option<(GenerationId, Reason)>,
 }
@@ -64,6 +68,8 @@ impl Report {
             measured: Measured::default(),
             failure: Cause::default(),
             foreign: ForeignBinds::default(),
+            stopped_first: String::new(),
+            unseen: false,
             last_warning: None,
         }
     }

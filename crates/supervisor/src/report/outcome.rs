@@ -42,10 +42,25 @@ impl Report {
                 if !alone {
                     return Err(strangers(cx, *id, &now));
                 }
-                let text = match ended.as_slice() {
+                let mut text = match ended.as_slice() {
                     [] => "serving alone".to_owned(),
                     ended => format!("serving alone; older generations had to be ended: {ended:?}"),
                 };
+                let own = now.generations.get(id).map(|one| one.own.lines.clone());
+                let read_otherwise: Vec<_> = own.into_iter().flatten().collect();
+                let stopped_first = std::mem::take(&mut self.stopped_first);
+                for (what, lines) in [
+                    (
+                        "haproxy has the broker's socket for what it has bound",
+                        &read_otherwise.join("; "),
+                    ),
+                    ("older generations were told to stop before, which had bound", &stopped_first),
+                ] {
+                    if !lines.is_empty() {
+                        tracing::warn!(generation = id.0, "{what}: {lines}");
+                        text.push_str(&format!("; {what}: {lines}"));
+                    }
+                }
                 let pid = now.generations.pid(*id);
                 cx.record(*id, pid, event::Kind::ReloadDone, text);
                 let Unserved { left, none_kept } = now.unserved;
@@ -55,6 +70,8 @@ impl Report {
                     ended,
                     left,
                     none_kept,
+                    read_otherwise,
+                    stopped_first,
                     drained: None,
                 })
             }

@@ -1,14 +1,12 @@
 //! The supervisor's side of a hold.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use crate::calls::{Calls, Waiting};
-use crate::watch::Watch;
+use crate::intercept::{Call, Intercept};
 
 /// A program that is held when it says that it is ready, until it is let go.
 ///
@@ -20,7 +18,7 @@ use crate::watch::Watch;
 /// handle them: it handles the others when it has been released. SIGKILL always ends it.
 #[derive(Debug)]
 pub struct Hold {
-    listener: Arc<Listener>,
+    state: Arc<Mutex<State>>,
     news: watch::Receiver<News>,
 }
 
@@ -36,19 +34,13 @@ enum News {
 }
 
 impl Hold {
-    /// Takes what [`crate::spawn::receive_hold`] gave. Call it within a tokio runtime.
-    ///
-    /// # Errors
-    /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
-    /// this was written.
-    pub fn new(listener: OwnedFd) -> io::Result<Self> {
-        let calls = Calls::new(listener)?;
-        let watch = Watch::new(&calls)?;
-        let state = Mutex::new(State { waits: None, released: false });
-        let listener = Arc::new(Listener { calls, state });
+    /// Holds the program whose calls these are; `others` gets those that are no readiness signal. Call it within a tokio
+    /// runtime.
+    pub fn new(calls: Arc<Intercept>, others: impl Fn(Call) + Send + 'static) -> Self {
+        let state = Arc::new(Mutex::new(State { waits: None, released: false }));
         let (sender, news) = watch::channel(News::None);
-        tokio::spawn(Arc::clone(&listener).follow(watch, sender));
-        Ok(Self { listener, news })
+        tokio::spawn(follow(calls, Arc::clone(&state), others, sender));
+        Self { state, news }
     }
 
     /// Waits until the program says that it is ready, and gives the pid (the thread id) of who
@@ -72,82 +64,62 @@ impl Hold {
     /// Lets the program go on, now and whenever it sends this signal again. The signal that it was held at is not sent: it
     /// says nothing new, and while it waits it would swallow the same signal of another process. It is no error if
     /// the program has ended.
-    ///
-    /// # Errors
-    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_SEND, which are none in practice.
-    pub fn release(&self) -> io::Result<()> {
-        let mut state = self.listener.state();
+    pub fn release(&self) {
+        let mut state = lock(&self.state);
         state.released = true;
-        match state.waits.take() {
-            Some(id) => Ok(self.listener.calls.done(id)?),
-            None => Ok(()),
+        if let Some(call) = state.waits.take() {
+            call.succeed();
         }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // Nobody is left who could be told.
-        let _ = self.release();
+        self.release();
     }
-}
-
-/// The calls of the program, and the one that waits.
-#[derive(Debug)]
-struct Listener {
-    calls: Calls,
-    state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     /// The call that waits: an earlier one that was interrupted is forgotten.
-    waits: Option<u64>,
+    waits: Option<Call>,
     released: bool,
 }
 
-impl Listener {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is locked, and every state is a valid one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // Nothing panics while it is locked, and every state is a valid one.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// Answers until nobody is left who could call.
-    async fn follow(self: Arc<Self>, watch: Watch, news: watch::Sender<News>) {
-        while watch.readable().await.is_ok() {
-            let last = match self.read_all(&news) {
-                Ok(true) => continue,
-                Ok(false) => News::Ended,
-                Err(errno) => News::Failed(errno),
-            };
-            news.send_replace(last);
-            return;
-        }
-    }
-
-    /// Takes every call that waits. False if there can be no more.
-    fn read_all(&self, news: &watch::Sender<News>) -> Result<bool, Errno> {
-        loop {
-            match self.calls.waiting()? {
-                Waiting::Yes => {}
-                waiting => return Ok(waiting == Waiting::No),
-            }
-            match self.calls.receive() {
-                Ok(call) => {
-                    let mut state = self.state();
+/// Answers until nobody is left who could call.
+async fn follow(
+    calls: Arc<Intercept>,
+    state: Arc<Mutex<State>>,
+    others: impl Fn(Call) + Send,
+    news: watch::Sender<News>,
+) {
+    let last = loop {
+        match calls.next().await {
+            Ok(Some(call)) if call.is_readiness() => {
+                let pid = call.pid();
+                {
+                    let mut state = lock(&state);
                     if state.released {
-                        self.calls.go_on(call.id)?;
+                        call.go_on();
                     } else {
-                        state.waits = Some(call.id);
+                        state.waits = Some(call);
                     }
-                    drop(state);
-                    news.send_replace(News::Called(call.pid.cast_signed()));
                 }
-                Err(Errno::ENOENT | Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
+                news.send_replace(News::Called(pid));
+            }
+            Ok(Some(call)) => others(call),
+            Ok(None) => break News::Ended,
+            Err(error) => {
+                break News::Failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
             }
         }
-    }
+    };
+    news.send_replace(last);
 }
 
 #[cfg(test)]
@@ -200,7 +172,8 @@ mod tests {
         let (listener, given) = mpsc::channel();
         let (told, results) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let watched = Watched { readiness: Some(getpid().as_raw()), sockets: false };
+            let watched =
+                Watched { readiness: Some(getpid().as_raw()), binds: false, listens: false };
             let installed = filter::install_with(watched, true, filter::INTERRUPTED);
             let refused = installed.is_err();
             listener.send((gettid(), installed)).expect("send");
@@ -214,17 +187,18 @@ mod tests {
             Ok(listener) => listener,
             Err(error) => return crate::testing::skip(&format!("a hold: {error}")),
         };
-        let hold = Hold::new(listener).expect("a hold");
+        let hold = Hold::new(Arc::new(Intercept::new(listener).expect("calls")), drop);
         let called = tokio::time::timeout(DEADLINE, hold.called()).await.expect("in time");
         assert_eq!(called.expect("a call"), Some(tid.as_raw()));
         for round in 1..=3 {
-            let first = hold.listener.state().waits.expect("a call waits");
+            let id = || lock(&hold.state).waits.as_ref().map(Call::id);
+            let first = id().expect("a call waits");
             interrupt(thread.as_pthread_t());
-            until(|| hold.listener.state().waits != Some(first)).await;
+            until(|| id().is_some_and(|id| id != first)).await;
             assert_eq!(HANDLED.load(Ordering::SeqCst), round);
             assert!(results.try_recv().is_err(), "held");
         }
-        hold.release().expect("release");
+        hold.release();
         until(|| thread.is_finished()).await;
         assert_eq!(results.iter().collect::<Vec<_>>(), [Ok(()), Ok(())]);
         thread.join().expect("join");

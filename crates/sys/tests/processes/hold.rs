@@ -5,10 +5,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_sys::executable;
 use bindonce_sys::hold::Hold;
+use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::spawn::{self, Launch, Started};
@@ -45,7 +47,8 @@ impl Scene {
         launch.hold = Some(pid());
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
-        let hold = received.map(|fd| Hold::new(fd).expect("a hold"));
+        let calls = received.map(|fd| Arc::new(Intercept::new(fd).expect("calls")));
+        let hold = calls.map(|calls| Hold::new(calls, drop));
         let scene = Self { signals, started, hold };
         if scene.hold.is_none() {
             crate::skip::skip("holds: seccomp(2) is refused");
@@ -116,7 +119,7 @@ fn until_released() {
     run(async {
         let Some(scene) = Scene::ready().await else { return };
         scene.is_held().await;
-        scene.hold.as_ref().expect("held").release().expect("release");
+        scene.hold.as_ref().expect("held").release();
         let pid = scene.started.pid;
         let (text, exit, sender) = scene.finish().await;
         assert_eq!((text.as_str(), exit), ("Ok(()) 0\nOk(()) 0\n", Exit::Code(0)));
@@ -133,7 +136,7 @@ fn through_signals() {
         }
         // It stops inside the call or right after it; either way it is released when it goes on.
         scene.started.pidfd.send(Signal::SIGSTOP).expect("send");
-        scene.hold.as_ref().expect("held").release().expect("release");
+        scene.hold.as_ref().expect("held").release();
         scene.is_silent().await;
         scene.started.pidfd.send(Signal::SIGCONT).expect("send");
         let (text, exit, _) = scene.finish().await;
@@ -181,7 +184,7 @@ fn dies() {
             }
         };
         tokio::time::timeout(DEADLINE, end).await.expect("in time");
-        scene.hold.as_ref().expect("held").release().expect("no error");
+        scene.hold.as_ref().expect("held").release();
     });
 }
 
@@ -230,7 +233,7 @@ fn haproxy() {
         assert_eq!(queue::accept_queue(listener.as_fd()).expect("queue").len, 1);
         assert_eq!(scene.signals.read().expect("read"), None);
 
-        scene.hold.as_ref().expect("held").release().expect("release");
+        scene.hold.as_ref().expect("held").release();
         client.set_read_timeout(Some(DEADLINE)).expect("timeout");
         let mut answer = [0; 12];
         client.read_exact(&mut answer).expect("an answer");

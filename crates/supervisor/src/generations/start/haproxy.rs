@@ -174,6 +174,7 @@ pub(crate) fn order(
         launch.hold =
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
+    launch.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
     let copies = &rendered.files[rendered.own..];
     let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
     Ok(Order { launch, messages, admin, notifications: None })
