@@ -18,7 +18,6 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
 use crate::filter::{self, Watched};
-use crate::spawn::Asked;
 use crate::{executable, inherit, limits, signals};
 
 /// The word for [`crate::spawn::Launch::service`].
@@ -26,6 +25,28 @@ pub(crate) const SERVICE: &str = "service";
 
 /// The word for [`crate::spawn::Launch::binds`].
 pub(crate) const BINDS: &str = "binds";
+
+/// Whether a supervisor is asked about bind(2) and listen(2) of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// It is not.
+    Not,
+    /// Where the kernel lets it; a shim that cannot have that says so, and starts the program.
+    IfPossible,
+    /// A shim that cannot have that says so, and fails.
+    Always,
+}
+
+impl Asked {
+    /// The word for it in an [`Order`].
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Not => "",
+            Self::IfPossible => "intercept-if-possible",
+            Self::Always => "intercept",
+        }
+    }
+}
 
 /// What a shim shall do.
 #[derive(Debug, PartialEq, Eq)]

@@ -29,6 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Error;
 use crate::process::Pidfd;
+use crate::shim::Asked;
 use crate::tether::Tether;
 use crate::{shim, worker};
 
@@ -77,28 +78,6 @@ pub struct Launch {
     pub stdout: Stdio,
     /// Its standard error. A shim that fails says why here, in one line.
     pub stderr: Stdio,
-}
-
-/// Whether a supervisor is asked about bind(2) and listen(2) of a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// It is not.
-    Not,
-    /// Where the kernel lets it; a shim that cannot have that says so, and starts the program.
-    IfPossible,
-    /// A shim that cannot have that says so, and fails.
-    Always,
-}
-
-impl Asked {
-    /// The word for it in an [`Order`](shim::Order).
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Not => "",
-            Self::IfPossible => "intercept-if-possible",
-            Self::Always => "intercept",
-        }
-    }
 }
 
 /// A program that was started. It is a child of this process, and stays a

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_sys::inherit;
-use bindonce_sys::spawn::{Asked, Launch};
+use bindonce_sys::shim::Asked;
+use bindonce_sys::spawn::Launch;
 
 use super::order::{Order, passed};
 use crate::error::Error;
