@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::identity;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,14 +145,15 @@ struct Answers {
     id: GenerationId,
     rule: Rule,
     ports: Ports,
-    /// What the program was given, by inode.
-    given: BTreeMap<u64, Rc<HeldListener>>,
+    /// What the program was given, by inode. The generation has them: one that has left is to be closed.
+    given: BTreeMap<u64, Weak<HeldListener>>,
     stalled: u32,
 }
 
 impl Answers {
     fn new(cx: &Context, generation: &Generation, rule: Rule) -> Self {
-        let given = generation.listeners.iter().map(|held| (held.inode, Rc::clone(held))).collect();
+        let given = generation.listeners.iter();
+        let given = given.map(|held| (held.inode, Rc::downgrade(held))).collect();
         let (cx, id, ports) = (cx.clone(), generation.id, sys::ports());
         Self { cx, id, rule, ports, given, stalled: 0 }
     }
@@ -194,7 +195,7 @@ impl Answers {
 
     async fn bind(&mut self, call: Call, theirs: Theirs, target: &Target) {
         let (id, pid) = (self.id.0, call.pid());
-        if let Some(held) = self.given.get(&theirs.inode) {
+        if let Some(held) = self.given.get(&theirs.inode).and_then(Weak::upgrade) {
             // Before Linux 5.19 a signal can come between the socket and the answer: the same call comes again.
             let again = match target {
                 Target::Ip(at) => held.listener.address.ip() == Some(*at),
@@ -232,7 +233,7 @@ impl Answers {
         let held = given.held;
         self.prepare(pid, &theirs, &held, given.alone);
         // Also where the program has it only after we stopped waiting: what it listens on is the broker's then.
-        let is_new = self.given.insert(held.inode, Rc::clone(&held)).is_none();
+        let is_new = self.given.insert(held.inode, Rc::downgrade(&held)).is_none();
         let given = worker::within(LOOK, call.give(Arc::clone(&held.fd), theirs)).await;
         match given.and_then(identity) {
             Ok(left) => {
