@@ -1,11 +1,14 @@
 //! A program in a network namespace of its own, and the broker outside: what it claims is bound where it is.
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 
 use crate::harness::{
-    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, skip,
+    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, root, skip,
 };
 
 /// A network namespace with a name, as `ip netns` makes them.
@@ -32,7 +35,7 @@ impl Namespace {
     }
 
     /// What answers a request in it.
-    fn answer(&self, scene: &Scene, address: std::net::SocketAddr) -> String {
+    fn answer(&self, scene: &Scene, address: SocketAddr) -> String {
         let script = format!(
             "exec 3<>/dev/tcp/{}/{} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
             address.ip(),
@@ -49,6 +52,88 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
     }
+}
+
+/// What answers a request from here.
+fn serves(address: SocketAddr, tag: u64) {
+    let mut stream = TcpStream::connect(address).expect("connecting");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
+}
+
+/// A cgroup whose processes have their internet sockets bound to the loopback device, as those of `ip vrf exec` are to a VRF:
+/// this kernel may have none.
+struct Group {
+    mounted: PathBuf,
+    group: PathBuf,
+}
+
+impl Group {
+    fn new(scene: &Scene) -> Option<Self> {
+        let mounted = scene.path("cgroup");
+        std::fs::create_dir(&mounted).expect("a directory");
+        let mount = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(&mounted).output();
+        if !mount.is_ok_and(|mount| mount.status.success()) {
+            skip("no cgroup2 can be mounted here");
+            return None;
+        }
+        let group = mounted.join(scene.path("").file_name()?);
+        Some(Self { mounted, group })
+    }
+
+    /// A command in it, for more arguments.
+    fn command(&self, scene: &Scene) -> Command {
+        let mut command = scene.command("python3");
+        let script = root().join("tests/harness/device.py");
+        command.arg(script).arg(&self.group).arg("1");
+        command
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // What a test that failed has left there goes to the root of all groups.
+        let left = std::fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
+        for pid in left.lines() {
+            let _ = std::fs::write(self.mounted.join("cgroup.procs"), pid);
+        }
+        let _ = std::fs::remove_dir(&self.group);
+        let _ = Command::new("umount").arg(&self.mounted).status();
+    }
+}
+
+#[test]
+fn haproxy_whose_sockets_belong_to_a_device_has_its_listeners_there() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let Some(group) = Group::new(&scene) else { return };
+    let _broker = scene.broker();
+    let (address, other) = (scene.address(), scene.address());
+    let text = |tag| format!("{}    bind fd@${{other}}\n", config(address, tag));
+    let file = scene.write("haproxy.cfg", &text(1));
+    let mut command = group.command(&scene);
+    command.arg(bindonce()).args(["run", "--name", "web", "--socket"]).arg(scene.socket());
+    command.args(["--listen", &format!("other={other}")]).arg("--").arg(&program).arg("-f");
+    command.arg(&file);
+    let mut haproxy =
+        Haproxy { supervisor: Process::start(&mut command), service: "web".to_owned() };
+    haproxy.wait_serving(&scene);
+    serves(address, 1);
+    serves(other, 1);
+    let list = scene.run("list", &[]).ok();
+    for address in [address, other] {
+        let address = address.to_string();
+        let held = list.lines().find(|line| line.contains(&address)).unwrap_or_default();
+        assert!(held.contains("interface=lo"), "{list}");
+    }
+    scene.write("haproxy.cfg", &text(2));
+    haproxy.reload(&scene).ok();
+    serves(address, 2);
+    serves(other, 2);
+    haproxy.supervisor.signal(SIGTERM);
+    haproxy.supervisor.wait_exit();
 }
 
 #[test]

@@ -1,7 +1,10 @@
-//! A network of one's own, for what must neither meet the listeners of this host nor be met by
-//! theirs.
+//! What sockets of this process belong to: a network of one's own, for what must neither meet the listeners of this
+//! host nor be met by theirs, and a device.
+
+use std::io;
 
 use nix::sched::{CloneFlags, unshare};
+use socket2::{Domain, Socket, Type};
 
 use crate::error::Error;
 use crate::netlink::Netlink;
@@ -28,6 +31,16 @@ pub fn isolate() -> Result<bool, Error> {
         request[at..at + 4].copy_from_slice(&number.to_ne_bytes());
     }
     Netlink::route()?.command(RTM_NEWLINK, &request).map(|()| true)
+}
+
+/// The device that internet sockets of this process are bound to from their creation, if there is one: `ip vrf exec` has a program
+/// of the kernel do that at the cgroup of the process. The kernel is asked with a new socket.
+///
+/// # Errors
+/// Those of socket(2) and getsockopt(2).
+pub fn device_of_new_sockets() -> io::Result<Option<String>> {
+    let device = Socket::new(Domain::IPV4, Type::STREAM, None)?.device()?;
+    Ok(device.and_then(|name| String::from_utf8(name).ok()))
 }
 
 #[cfg(test)]

@@ -313,6 +313,9 @@ impl BindLine {
         let Wanted { first, last, mptcp } = wanted;
         let mut bind_options = self.bind_options.or(defaults);
         bind_options.interface.take_if(|_| matches!(piece.part, Part::Unbound(..)));
+        if bind_options.interface.is_none() && bind_options.namespace.is_none() {
+            bind_options.interface = world.device_of_new_sockets();
+        }
         let wildcard = first.ip().is_some_and(|at| at.is_ipv6() && at.ip().is_unspecified());
         if wildcard && !bind_options.v4v6 && !bind_options.v6only {
             // haproxy then leaves it to the system.

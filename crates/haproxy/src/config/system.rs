@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bindonce_core::listener::Listener;
 use bindonce_sys::file::{self, Unread};
-use bindonce_sys::listen;
 use bindonce_sys::subprocess::User;
+use bindonce_sys::{listen, network};
 
 use super::ask;
 use super::questions::{Answers, Questions};
@@ -113,6 +113,10 @@ impl World for System {
             Some(other) => listen::within_netns(other, look).unwrap_or(true),
         };
         self.devices.contains(name) || there()
+    }
+
+    fn device_of_new_sockets(&self) -> Option<String> {
+        network::device_of_new_sockets().unwrap_or_default()
     }
 
     fn is_haproxys_device(&self, name: &str) -> bool {

@@ -37,6 +37,11 @@ pub trait World {
     /// Whether there is a network device of this name, in a network namespace or in haproxy's own.
     fn has_device(&self, name: &str, namespace: Option<&str>) -> bool;
 
+    /// The device that sockets of haproxy are bound to where its line names none (`ip vrf exec`).
+    fn device_of_new_sockets(&self) -> Option<String> {
+        None
+    }
+
     /// Whether the haproxy that serves has bound the addresses of this device by itself: the broker
     /// cannot bind them beside it, and the next haproxy can.
     fn is_haproxys_device(&self, _name: &str) -> bool {

@@ -13,7 +13,7 @@ use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
 use bindonce_supervisor::adopt::Replaced;
 use bindonce_supervisor::{self as supervisor, Ended, Kind, Settings};
-use bindonce_sys::log;
+use bindonce_sys::{log, network};
 use nix::sys::signal::{self, SigSet};
 
 use crate::background;
@@ -231,13 +231,20 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     }
 }
 
-/// The listeners of `--listen`, ranges expanded. Each needs a name, for `fd@${NAME}`.
+/// The listeners of `--listen`, ranges expanded, on the device that new sockets of this process belong to where they name none.
+/// Each needs a name, for `fd@${NAME}`.
 pub(crate) fn named(listen: Vec<Wanted>) -> anyhow::Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
+    let mut listeners: Vec<Listener> = Vec::new();
     for wanted in listen {
         match wanted {
             Wanted::Listen(spec) if spec.first.name.is_some() => listeners.extend(spec.expand()),
             other => bail!("--listen {other} needs a name and an address: write NAME=ADDR"),
+        }
+    }
+    let device = network::device_of_new_sockets()?;
+    for Listener { address, options, .. } in &mut listeners {
+        if address.ip().is_some() && options.interface.is_none() && options.netns.is_none() {
+            options.interface.clone_from(&device);
         }
     }
     Ok(listeners)
