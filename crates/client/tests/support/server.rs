@@ -40,22 +40,25 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .expect("cargo builds the examples before the tests");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let mut lines = output.lines();
-        let first = lines.next().expect("it comes to accept").expect("text");
-        // generation 7 accepts on 127.0.0.1:40001
-        let words: Vec<&str> = first.split(' ').collect();
-        assert_eq!(words.len(), 5, "{first}");
-        let address = words[4].trim_start_matches("udp4@").parse().expect("an address");
-        let generation = words[1].to_owned();
-        // Whatever else it says must not fill the pipe.
-        thread::spawn(move || lines.for_each(drop));
+        let output = child.stdout.take().expect("piped");
         let said = BufReader::new(child.stderr.take().expect("piped"));
         let (say, errors) = channel();
         thread::spawn(move || {
             said.lines().map_while(Result::ok).for_each(|line| drop(say.send(line)));
         });
-        Self { child, generation, address, errors }
+        // From here on it is ended with the test.
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let mut server = Self { child, generation: String::new(), address: nowhere, errors };
+        let mut lines = BufReader::new(output).lines();
+        let first = lines.next().expect("it comes to accept").expect("text");
+        // generation 7 accepts on 127.0.0.1:40001
+        let words: Vec<&str> = first.split(' ').collect();
+        assert_eq!(words.len(), 5, "{first}");
+        server.address = words[4].trim_start_matches("udp4@").parse().expect("an address");
+        server.generation = words[1].to_owned();
+        // Whatever else it says must not fill the pipe.
+        thread::spawn(move || lines.for_each(drop));
+        server
     }
 
     /// Waits until it has said this to its operator.
