@@ -1,15 +1,14 @@
 //! What haproxy really listens on is compared with what was claimed for it after every start. Here
 //! haproxy finds a variable that bindonce does not, and takes another branch.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, listening, skip};
+use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, listening, serves, skip};
 
 /// A haproxy that sets a variable for itself.
 fn other_minded(scene: &Scene, program: &Path) -> PathBuf {
@@ -29,15 +28,6 @@ fn other_minded_if(scene: &Scene, program: &Path, is_so: &str) -> PathBuf {
 /// The configuration with more lines, whose conditions come out otherwise.
 fn with(address: SocketAddr, lines: &str, tag: u64) -> String {
     config(address, tag).replace("    http-request", &format!("{lines}    http-request"))
-}
-
-#[track_caller]
-fn serves(address: SocketAddr, tag: u64) {
-    let mut stream = TcpStream::connect(address).expect("connecting");
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
 }
 
 /// Lines whose address haproxy binds by itself, and lines whose address it passes over; `@` stands

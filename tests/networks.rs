@@ -1,14 +1,13 @@
 //! A program in a network namespace of its own, and the broker outside: what it claims is bound where it is.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 
 use crate::harness::{
-    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, root, skip,
+    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, root, serves, skip,
 };
 
 /// A network namespace with a name, as `ip netns` makes them.
@@ -52,15 +51,6 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
     }
-}
-
-/// What answers a request from here.
-fn serves(address: SocketAddr, tag: u64) {
-    let mut stream = TcpStream::connect(address).expect("connecting");
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
 }
 
 /// A cgroup whose processes have their internet sockets bound to the loopback device, as those of `ip vrf exec` are to a VRF:

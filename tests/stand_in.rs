@@ -137,7 +137,7 @@ fn what_haproxy_answers_without_serving_is_its_own_answer() {
     });
 }
 
-/// What haproxy takes or refuses at its start is taken or refused; `-S` needs a master, and `-x` somebody who answers.
+/// Options are refused as by haproxy at its start: `-S` without a master, and `-x` where nobody answers.
 #[test]
 fn sockets_that_are_not_as_haproxy_wants_them_are_refused_with_it() {
     Haproxy::all().for_each(|program| {

@@ -1,7 +1,8 @@
 //! Real haproxies: the system's own, and those that `tests/haproxies` fetched.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -167,6 +168,16 @@ pub(crate) fn config(address: SocketAddr, tag: u64) -> String {
          \x20   bind {address}\n\
          \x20   http-request return status 200 content-type text/plain hdr x-generation {tag} string ok\n"
     )
+}
+
+/// Asks at an address, of a configuration that [`config`] has made, and wants this tag's answer.
+#[track_caller]
+pub(crate) fn serves(address: SocketAddr, tag: u64) {
+    let mut stream = TcpStream::connect(address).expect("connecting");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.contains(&format!("x-generation: {tag}\r\n")), "{text}");
 }
 
 /// No connection failed, and none that was begun after a newer generation had

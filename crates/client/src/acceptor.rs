@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backoff::{Backoff, Verdict};
 
-/// A listener whose `accept` waits, although its socket is non-blocking. Several
-/// processes and threads may wait on one socket; one of them gets each connection.
+/// A listener of std or of tokio whose `accept` waits, although its socket is non-blocking. Several
+/// processes, threads and tasks may wait on one socket; one of them gets each connection.
 ///
 /// While this process may open no more files, or the kernel has no memory for a connection, `accept` waits 5 ms, then
 /// twice as long each time up to a second, and tries again: the clients stay in the queue, and the server lives.
@@ -159,6 +159,49 @@ impl Acceptor<UnixListener> {
         deadline: Option<Instant>,
     ) -> io::Result<Accepted<UnixStream, unix::SocketAddr>> {
         self.wait(Some(stop.as_fd()), deadline, UnixListener::accept)
+    }
+}
+
+/// With tokio: dropping the wait harms nothing, and any number of tasks may accept from one.
+#[cfg(feature = "tokio")]
+impl Acceptor<tokio::net::TcpListener> {
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// accept(2)'s, which no wait would mend.
+    pub async fn accept(&self) -> io::Result<(tokio::net::TcpStream, SocketAddr)> {
+        self.wait_for(tokio::net::TcpListener::accept).await
+    }
+}
+
+/// As for TCP.
+#[cfg(feature = "tokio")]
+impl Acceptor<tokio::net::UnixListener> {
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// accept(2)'s, which no wait would mend.
+    pub async fn accept(
+        &self,
+    ) -> io::Result<(tokio::net::UnixStream, tokio::net::unix::SocketAddr)> {
+        self.wait_for(tokio::net::UnixListener::accept).await
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<L> Acceptor<L> {
+    async fn wait_for<S, A>(
+        &self,
+        accept: impl AsyncFn(&L) -> io::Result<(S, A)>,
+    ) -> io::Result<(S, A)> {
+        loop {
+            match self.backoff.judge(accept(&self.listener).await) {
+                Verdict::Accepted(stream, peer) => return Ok((stream, peer)),
+                Verdict::Wait => {}
+                Verdict::Pause(pause) => tokio::time::sleep(pause).await,
+                Verdict::Failed(error) => return Err(error),
+            }
+        }
     }
 }
 

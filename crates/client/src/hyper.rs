@@ -1,4 +1,4 @@
-//! Connections of hyper that end as those of a retired generation must: whoever has connected gets the answer.
+//! Connections of hyper that end gracefully: every client that has connected gets its answer.
 //!
 //! hyper's own `graceful_shutdown`, and `axum::serve` with its `with_graceful_shutdown`, end a connection at once on which
 //! nothing has been read yet: its client, whose request is on the way, gets a reset. Under load that is a few connections

@@ -137,10 +137,8 @@ impl Lease {
     /// # Errors
     /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
     #[cfg(feature = "tokio")]
-    pub fn into_tokio_tcp_acceptor(
-        self,
-    ) -> Result<crate::aio::Acceptor<tokio::net::TcpListener>, Error> {
-        self.into_tokio_tcp_listener().map(crate::aio::Acceptor::new)
+    pub fn into_tokio_tcp_acceptor(self) -> Result<Acceptor<tokio::net::TcpListener>, Error> {
+        self.into_tokio_tcp_listener().map(Acceptor::new)
     }
 
     /// As tokio's UNIX listener. Call it inside a runtime.
@@ -159,10 +157,8 @@ impl Lease {
     /// # Errors
     /// As [`into_tokio_tcp_listener`](Self::into_tokio_tcp_listener).
     #[cfg(feature = "tokio")]
-    pub fn into_tokio_unix_acceptor(
-        self,
-    ) -> Result<crate::aio::Acceptor<tokio::net::UnixListener>, Error> {
-        self.into_tokio_unix_listener().map(crate::aio::Acceptor::new)
+    pub fn into_tokio_unix_acceptor(self) -> Result<Acceptor<tokio::net::UnixListener>, Error> {
+        self.into_tokio_unix_listener().map(Acceptor::new)
     }
 
     /// As tokio's UDP socket. Call it inside a runtime.

@@ -108,9 +108,7 @@ pub fn exchange(path: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 fn other(name: &OsStr) -> OsString {
-    let mut other = name.to_owned();
-    other.push(".new");
-    other
+    with_suffix(Path::new(name), ".new").into_os_string()
 }
 
 #[cfg(test)]

@@ -272,7 +272,7 @@ impl Supervisor {
     }
 
     /// The generations that drain.
-    fn draining(&self) -> BTreeSet<GenerationId> {
+    pub(crate) fn draining(&self) -> BTreeSet<GenerationId> {
         let all = self.timeline.generations();
         all.filter(|(_, state)| *state == State::Draining).map(|(id, _)| id).collect()
     }

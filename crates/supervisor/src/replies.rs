@@ -42,7 +42,7 @@ pub struct Reloaded {
     pub read_otherwise: Vec<String>,
     /// The same of older generations, which were told to stop instead of being paused for that.
     #[serde(default)]
-    pub stopped_first: String,
+    pub stopped_first: Vec<String>,
     /// What became of the older generations, if that was waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

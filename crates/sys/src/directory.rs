@@ -3,7 +3,7 @@
 //! A broker binds for others, and a supervisor writes where haproxy's user may write: a path must not lead them where that user
 //! could not go. A symbolic link is followed only where nobody but root and this process's user can change it; any
 //! other is an error (ELOOP). What is done afterwards is done from this descriptor, by one name: a directory that is
-//! exchanged meanwhile changes nothing, and neither a link nor a second name of somebody's file is written through.
+//! exchanged meanwhile changes nothing, and nothing is written through a link or a hard link.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -79,7 +79,7 @@ impl Directory {
     }
 
     /// Opens a regular file of this process's user to write it; None if what has this name is something else, or has a second
-    /// name by which it may be somebody's.
+    /// name (a hard link), and so may belong to another user.
     ///
     /// # Errors
     /// Those of the system calls.

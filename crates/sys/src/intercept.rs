@@ -217,7 +217,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         if self.shared.open().remove(&self.id) {
             let _ = match self.number {
-                // Whoever it was for knows.
+                // The supervisor has seen the signal.
                 Number::Kill => self.shared.calls.done(self.id),
                 _ => self.shared.calls.fail(self.id, Errno::EADDRINUSE),
             };

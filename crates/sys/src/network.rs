@@ -2,11 +2,13 @@
 //! host nor be met by theirs, and a device.
 
 use std::io;
+use std::os::fd::AsFd as _;
 
 use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 
 use crate::error::Error;
+use crate::identity;
 use crate::netlink::Netlink;
 
 const RTM_NEWLINK: u16 = 16;
@@ -39,8 +41,8 @@ pub fn isolate() -> Result<bool, Error> {
 /// # Errors
 /// Those of socket(2) and getsockopt(2).
 pub fn device_of_new_sockets() -> io::Result<Option<String>> {
-    let device = Socket::new(Domain::IPV4, Type::STREAM, None)?.device()?;
-    Ok(device.and_then(|name| String::from_utf8(name).ok()))
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    Ok(identity::ip_options(socket.as_fd())?.interface)
 }
 
 #[cfg(test)]

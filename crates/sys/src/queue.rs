@@ -45,20 +45,7 @@ pub struct Buffer {
 /// Those of getsockopt(2).
 pub fn receive_buffer(socket: BorrowedFd<'_>) -> io::Result<Buffer> {
     // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_RCVBUF, six others, SK_MEMINFO_DROPS; a kernel gives as many as there is room for.
-    let mut info = [0_u32; 9];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` is writable for `length` bytes, of which the kernel fills at most that many, and any bit pattern is a u32.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    let [len, limit, .., drops] = info;
+    let [len, limit, _, _, _, _, _, _, drops] = words(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
     Ok(Buffer { len, limit, drops })
 }
 
@@ -86,25 +73,33 @@ pub fn accept_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
 fn tcp_queue(socket: BorrowedFd<'_>) -> io::Result<Queue> {
     // The head of struct tcp_info: eight bytes, of which the first is the
     // state, then 32-bit counters; the sixth and the seventh are ours.
-    let mut info = [0_u32; 8];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` is writable for `length` bytes, of which the kernel fills
-    // at most that many, and any bit pattern is a u32.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    let [states, .., len, limit] = info;
+    let [states, _, _, _, _, _, len, limit] = words(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     match states.to_ne_bytes() {
         [LISTEN, ..] => Ok(Queue { len, limit }),
         _ => Err(Errno::EINVAL.into()),
     }
+}
+
+/// A value of getsockopt(2) that the kernel gives as 32-bit numbers: as many of its first as are asked for.
+pub(crate) fn words<const N: usize>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> io::Result<[u32; N]> {
+    let mut words = [0_u32; N];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: `words` is writable for `length` bytes, of which the kernel fills at most that many, and any bit pattern is a u32.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            words.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(words)
 }
 
 /// Whether the socket listens. False for UDP, and for a listener that

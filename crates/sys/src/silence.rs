@@ -6,14 +6,14 @@
 //! read is lost. One that arrives later meets a closed connection, as with any server that ends an idle connection.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::libc;
 use rustix::net::{AddressFamily, Shutdown, SocketType, shutdown, sockopt};
 
 use crate::holders::Holder;
+use crate::queue;
 
 /// Those among the sockets of a process that are TCP connections without a byte on their way, on which nothing was received or
 /// sent for this long. What the process has closed meanwhile is not among them.
@@ -58,19 +58,7 @@ fn is_silent(socket: BorrowedFd<'_>, silence: Duration) -> io::Result<bool> {
         return Ok(false);
     }
     // The head of struct tcp_info: eight bytes, of which the first is the state, then 32-bit counters.
-    let mut info = [0_u32; 14];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` is writable for `length` bytes, of which the kernel fills at most that many, and any bit pattern is a u32.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
+    let info: [u32; 14] = queue::words(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     let [states, .., unacked, _sacked, _lost, _retrans, _fackets, sent, _ack_sent, received] = info;
     // In milliseconds. One on which nothing was sent yet says a large number.
     let quiet = Duration::from_millis(sent.min(received).into());

@@ -194,7 +194,8 @@ fn text(reloaded: &Reloaded) -> String {
     }
     if !stopped_first.is_empty() {
         text.push_str(&format!(
-            "older generations were told to stop before it accepted, not paused: haproxy had bound {stopped_first}\n"
+            "older generations were told to stop before it accepted, not paused: haproxy had bound {}\n",
+            stopped_first.join("; ")
         ));
     }
     if let Some(Drained { left, idle_closed, cut }) = drained {
@@ -226,7 +227,7 @@ mod tests {
             none_kept: false,
             drained: None,
             read_otherwise: Vec::new(),
-            stopped_first: String::new(),
+            stopped_first: Vec::new(),
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
         reloaded.ended = vec![40, 41];

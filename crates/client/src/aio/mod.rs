@@ -3,10 +3,8 @@
 //! A call that is dropped before it is done leaves the connection half-way, and
 //! the next call says [`Error::Interrupted`](crate::Error::Interrupted); its descriptors are closed.
 
-mod acceptor;
 mod client;
 mod generation;
 
-pub use acceptor::Acceptor;
 pub use client::Client;
 pub use generation::Generation;

@@ -31,7 +31,7 @@ pub struct System {
     directory: PathBuf,
     environment: Environment,
     again: bool,
-    /// Haproxy rights haproxy is asked with, where it is not started by us.
+    /// With whose rights haproxy is asked, where it is not started by us.
     user: Option<User>,
     /// Devices of listeners that are held.
     devices: BTreeSet<String>,
@@ -39,6 +39,8 @@ pub struct System {
     haproxys: BTreeSet<String>,
     /// Descriptors that haproxy would inherit: the listener of each, or why it is none.
     inherited: Descriptors,
+    /// The device that new sockets of haproxy belong to.
+    device: Option<String>,
 }
 
 /// By number: a listener, or why it is none.
@@ -69,13 +71,15 @@ impl System {
     pub fn at(program: &OsStr, directory: PathBuf, environment: Environment) -> Self {
         let (program, devices, haproxys) = (program.to_owned(), BTreeSet::new(), BTreeSet::new());
         let (again, user, inherited) = (false, None, Descriptors::new());
-        Self { program, directory, environment, again, user, devices, haproxys, inherited }
+        let device = network::device_of_new_sockets().unwrap_or_default();
+        Self { program, directory, environment, again, user, devices, haproxys, inherited, device }
     }
 
     /// The same, where this user has chosen the program and the environment: questions are put to it
     /// with the rights of that user and no others.
     pub fn of_user(self, user: User) -> Self {
-        Self { user: Some(user), ..self }
+        // It is no child of ours.
+        Self { user: Some(user), device: None, ..self }
     }
 
     /// The same, where this process has read the configuration before: a pipe without a name has
@@ -116,7 +120,7 @@ impl World for System {
     }
 
     fn device_of_new_sockets(&self) -> Option<String> {
-        network::device_of_new_sockets().unwrap_or_default()
+        self.device.clone()
     }
 
     fn is_haproxys_device(&self, name: &str) -> bool {

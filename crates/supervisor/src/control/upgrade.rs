@@ -72,11 +72,8 @@ impl Supervisor {
         self.cx.journal.record(Happening::new(event::Kind::UpgradeFailed, text));
         let _ = reply.send(Err(reexec::failed(&error)));
         self.save();
-        let draining = self.generations.iter().map(|generation| generation.id).collect::<Vec<_>>();
-        for id in draining {
-            if self.timeline.state_of(id) == Some(bindonce_core::generation::State::Draining) {
-                self.watch_stop(id);
-            }
+        for id in self.draining() {
+            self.watch_stop(id);
         }
     }
 

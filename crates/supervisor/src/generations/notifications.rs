@@ -21,7 +21,7 @@ use crate::error::Error;
 /// the one that is waited for from a place in the queue, which has ten (net.unix.max_dgram_qlen).
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// So many messages are taken at once, whoever sent them.
+/// How many messages are taken at once, from all senders together.
 const AT_ONCE: usize = 64;
 
 /// The longest message that is read whole; what is longer is no READY=1 of a sane program.

@@ -53,9 +53,8 @@ impl Supervisor {
             Kind::Haproxy(_) if newer.is_held() => Handover::StopFirst,
             Kind::Haproxy(_) => Handover::SoftStop,
         };
-        let lines = older.iter().flat_map(|one| &one.own.lines);
-        let lines: Vec<_> = lines.map(String::as_str).collect();
-        self.report.stopped_first = lines.join("; ");
+        let lines = older.iter().flat_map(|one| &one.own.lines).cloned();
+        self.report.stopped_first = lines.collect();
         // Before the first signal: whatever becomes of us now, one of them will serve.
         self.handover.finish_without_us(&self.cx, newer, &older);
         // Should we die now it goes on: the next supervisor must not take it for one that starts.

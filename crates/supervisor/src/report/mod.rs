@@ -36,7 +36,7 @@ pub(crate) struct Report {
     /// What haproxy has bound by itself, as far as it was told.
     pub(crate) foreign: ForeignBinds,
     /// What older generations have bound that could not be paused for it.
-    pub(crate) stopped_first: String,
+    pub(crate) stopped_first: Vec<String>,
     /// It was told that its bind(2) is not to be seen.
     pub(crate) unseen: bool,
     /// The last signal that was not the normal course.
@@ -68,7 +68,7 @@ impl Report {
             measured: Measured::default(),
             failure: Cause::default(),
             foreign: ForeignBinds::default(),
-            stopped_first: String::new(),
+            stopped_first: Vec::new(),
             unseen: false,
             last_warning: None,
         }

@@ -50,13 +50,11 @@ impl Report {
                 let read_otherwise: Vec<_> = own.into_iter().flatten().collect();
                 let stopped_first = std::mem::take(&mut self.stopped_first);
                 for (what, lines) in [
-                    (
-                        "haproxy has the broker's socket for what it has bound",
-                        &read_otherwise.join("; "),
-                    ),
+                    ("haproxy has the broker's socket for what it has bound", &read_otherwise),
                     ("older generations were told to stop before, which had bound", &stopped_first),
                 ] {
                     if !lines.is_empty() {
+                        let lines = lines.join("; ");
                         tracing::warn!(generation = id.0, "{what}: {lines}");
                         text.push_str(&format!("; {what}: {lines}"));
                     }
