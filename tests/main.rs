@@ -52,6 +52,7 @@ mod networks;
 mod outcome;
 mod overlaps;
 mod own_addresses;
+mod paced;
 mod package;
 mod privileges;
 mod problems;

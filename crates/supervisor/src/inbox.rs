@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
-use bindonce_core::event;
 use bindonce_core::generation::{Caller, Event, GenerationId, State};
+use bindonce_core::{duration, event};
 use bindonce_daemon::Happening;
 use bindonce_haproxy::config::{Binding, Rendering};
 use bindonce_sys::clock;
@@ -22,9 +22,10 @@ use crate::control::requests::{Client, Retirement};
 use crate::control::signals::{self, Wanted};
 use crate::control::{Command, retire};
 use crate::generations::admin::Admin;
-use crate::generations::generation::{Generation, GivenBack};
+use crate::generations::generation::{Generation, GivenBack, Start};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
+use crate::generations::progress;
 use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
@@ -50,6 +51,7 @@ impl Supervisor {
             Message::Event(proof @ (Event::Proved | Event::ProvedInPart { .. })) => {
                 self.proved(proof);
             }
+            Message::Event(Event::Progress(id)) => self.progress(id),
             Message::Event(event) => self.feed(event),
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
             Message::Listens(id, missing, proof) => self.listens(id, missing.as_deref(), proof),
@@ -171,11 +173,24 @@ impl Supervisor {
         }
     }
 
+    /// A generation that starts makes progress: it has more time.
+    fn progress(&mut self, id: GenerationId) {
+        self.report.announcer.more_time(self.cx.settings.timing.ready_timeout);
+        self.feed(Event::Progress(id));
+    }
+
     /// Begins a reload, for this reason, and for the client that waits for it.
     pub(crate) fn reload(&mut self, client: Option<Client>, why: &str, pid: Option<i32>) -> Caller {
         self.cx.journal.record(Happening::new(event::Kind::ReloadAsked, why).pid(pid));
         let caller = self.requests.reload(client);
         self.feed(Event::Reload(caller));
+        if self.timeline.is_idle()
+            && let Some(due) = self.timeline.reload_due()
+        {
+            let due = duration::format(due.saturating_sub(self.epoch.elapsed()));
+            let waiting = self.timeline.reloads_waiting();
+            tracing::info!(waiting, "the reload begins in {due} (--min-interval)");
+        }
         caller
     }
 
@@ -245,15 +260,18 @@ impl Supervisor {
             return;
         }
         tracing::warn!(generation = id.0, "{how}: reloading, since only that replaces it in order");
-        self.reload(None, how, None);
+        let why = Happening::new(event::Kind::ReloadAsked, how);
+        self.cx.journal.record(why);
+        let caller = self.requests.reload(None);
+        self.feed(Event::ReloadAtOnce(caller));
     }
 
     /// A process was started for a generation.
     pub(crate) fn launched(&mut self, id: GenerationId, launched: Launched) {
-        if self.starts.end(id).is_none() {
+        let Some(starting) = self.starts.end(id) else {
             // It was called off while the process was on its way to us.
             return process::end_quietly(launched.pidfd);
-        }
+        };
         let rendering = launched.prepared.rendering();
         let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
         let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
@@ -288,6 +306,7 @@ impl Supervisor {
                 return self.feed(Event::StartFailed(id));
             }
         };
+        generation.start = Start::Begun(starting.begun);
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.
         generation.readiness.listening.extend(generation.inodes());
@@ -295,7 +314,9 @@ impl Supervisor {
             intercept::begin(&self.cx, self.handover.watchdog(), id, shim);
         }
         readiness::await_ready(&self.cx, &mut generation, launched.notifications);
+        progress::watch(&self.cx, &generation);
         self.generations.insert(generation);
+        self.progress(id);
         self.leases.add(created.iter().cloned().chain(passed));
         self.save();
         tracing::info!(generation = id.0, pid, listeners, "started");

@@ -113,6 +113,9 @@ pub struct Status {
     /// How often the supervisor became a newer binary.
     #[serde(default)]
     pub upgrades: u64,
+    /// Reloads that wait for the next one: for the one in progress, or for `--min-interval`.
+    #[serde(default)]
+    pub reloads_waiting: usize,
     /// The addresses that haproxy binds itself.
     #[serde(default)]
     pub left_alone: Vec<OwnAddress>,
@@ -151,6 +154,9 @@ pub struct GenerationStatus {
     /// How many of its connections were closed because they were idle.
     #[serde(default)]
     pub idle_closed: u64,
+    /// How long its start took, until it was ready.
+    #[serde(default)]
+    pub start_ms: Option<u64>,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
     /// What keeps a generation that drains.

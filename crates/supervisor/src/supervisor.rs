@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bindonce_core::event;
 use bindonce_core::generation::{Ending, Event, GenerationId, State, Timeline};
@@ -147,6 +147,8 @@ impl Supervisor {
             own_devices: generation.own.devices.clone(),
             own_lines: generation.own.lines.clone(),
             reloads_before: generation.reloads_before,
+            start_ms: generation.start.took().and_then(milliseconds),
+            drain_idle_ms: generation.drain.idle.get().and_then(milliseconds),
         });
         Saved {
             next: self.timeline.next_id().0,
@@ -162,4 +164,8 @@ impl Supervisor {
             caller: self.starts.caller().cloned(),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_millis()).ok()
 }

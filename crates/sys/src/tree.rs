@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -22,6 +23,11 @@ const ANCESTORS: usize = 256;
 /// The pids of the processes of this tree that live, the first one in front.
 pub fn members(leader: i32) -> Vec<i32> {
     find(leader).iter().map(|stat| stat.pid).collect()
+}
+
+/// The processor time that the processes of this tree that live have used.
+pub fn processor(leader: i32) -> Duration {
+    find(leader).iter().map(|stat| stat.processor).sum()
 }
 
 /// Whether a process belongs to this tree: it or one that it descends from does. Reads these alone, and not all of /proc.

@@ -109,10 +109,15 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
             }
         };
         let _ = writeln!(text, "\nservice {}, supervisor pid {}", status.service, status.pid);
+        if let waiting @ 1.. = status.reloads_waiting {
+            let plural = if waiting == 1 { "" } else { "s" };
+            let _ = writeln!(text, "reload{plural} waiting for the next start: {waiting}");
+        }
         if status.generations.is_empty() {
             continue;
         }
-        let header = ["GENERATION", "PID", "STATE", "AGE", "CONNECTIONS", "MEMORY", "VERSION"];
+        let header =
+            ["GENERATION", "PID", "STATE", "AGE", "START", "CONNECTIONS", "MEMORY", "VERSION"];
         let mut rows = vec![header.map(str::to_owned)];
         rows.extend(status.generations.iter().map(row));
         text.push_str(&list::columns(&rows));
@@ -139,7 +144,7 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
     text
 }
 
-fn row(generation: &GenerationStatus) -> [String; 7] {
+fn row(generation: &GenerationStatus) -> [String; 8] {
     fn or_dash<T: ToString>(value: Option<T>) -> String {
         value.map_or_else(|| "-".to_owned(), |value| value.to_string())
     }
@@ -148,6 +153,7 @@ fn row(generation: &GenerationStatus) -> [String; 7] {
         or_dash(generation.pid),
         generation.state.clone(),
         or_dash(generation.age.map(|age| duration::format(Duration::from_secs(age)))),
+        or_dash(generation.start_ms.map(|took| duration::format(Duration::from_millis(took)))),
         or_dash(generation.connections),
         or_dash(generation.memory.map(|bytes| format!("{}K", bytes / 1024))),
         or_dash(generation.version.clone()),

@@ -15,8 +15,8 @@ pub(super) struct Life {
 /// What a generation does, and until when it may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Started, not ready.
-    Starting { until: Moment },
+    /// Started, not ready. Progress moves `until`, never past `latest`.
+    Starting { until: Moment, latest: Moment },
     /// Ready and stopped, while the older ones are paused.
     Waiting,
     /// Accepts.
@@ -67,7 +67,7 @@ impl Life {
     /// When this stage must be looked at again.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.stage {
-            Stage::Starting { until } | Stage::Draining { until } => Some(until),
+            Stage::Starting { until, .. } | Stage::Draining { until } => Some(until),
             Stage::Stopping { again, .. } => Some(again),
             Stage::Ending { kill, .. } => Some(kill),
             Stage::Killed { again, .. } => Some(again),

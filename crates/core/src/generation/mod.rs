@@ -17,6 +17,7 @@ mod ending;
 mod handover;
 mod life;
 mod operation;
+mod progress;
 mod restart;
 mod timeline;
 mod yielding;
@@ -27,6 +28,7 @@ mod tests;
 use std::fmt;
 use std::time::Duration;
 
+pub use progress::{Progress, Work};
 pub use timeline::Timeline;
 
 /// Number of one start of a service. Only grows, across restarts of the supervisor too.
@@ -49,8 +51,10 @@ pub struct Caller(pub u64);
 /// How long things may take, and how many generations may linger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// From the start of a process until it is ready (`--ready-timeout`).
+    /// How long a start may go on without progress until it is ready (`--ready-timeout`); [`LONGEST_START`] times as long in all.
     pub ready_timeout: Duration,
+    /// From the start of one generation for a reload until that for the next one, while any serves (`--min-interval`).
+    pub min_interval: Duration,
     /// From the first signal to an older generation until it must have stopped
     /// accepting, else it is ended (`--retire-timeout`).
     pub retire_timeout: Duration,
@@ -64,6 +68,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             ready_timeout: Duration::from_secs(30),
+            min_interval: Duration::ZERO,
             retire_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(600),
             max_draining: 16,
@@ -71,6 +76,8 @@ impl Default for Settings {
     }
 }
 
+/// How many times `ready_timeout` a start may take, whatever progress it makes.
+pub const LONGEST_START: u32 = 20;
 /// Between two SIGTTOU to a generation that still accepts during a handover.
 pub const PAUSE_AGAIN: Duration = Duration::from_millis(100);
 /// Between two SIGUSR1 to a generation that has not confirmed its soft stop.
@@ -158,6 +165,10 @@ pub enum Signal {
 pub enum Event {
     /// Somebody wants the files as they are now to be served.
     Reload(Caller),
+    /// The same, and it cannot wait for [`Settings::min_interval`].
+    ReloadAtOnce(Caller),
+    /// A generation that starts makes progress.
+    Progress(GenerationId),
     /// The start of a generation failed before there was a process.
     StartFailed(GenerationId),
     /// A generation that starts cannot bind an address of its own, and asks for it; the older ones have

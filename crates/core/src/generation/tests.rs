@@ -2,6 +2,7 @@
 
 mod interleavings;
 mod own_stop;
+mod paced;
 mod stop_first;
 mod yielding;
 

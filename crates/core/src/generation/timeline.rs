@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::life::{Life, Stage};
 use super::operation::{Crashes, Operation, Pausing, Stopping};
 use super::{
-    Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, Moment, Outcome,
-    Reason, Settings, Signal, State,
+    Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, LONGEST_START,
+    Moment, Outcome, Reason, Settings, Signal, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -20,6 +20,8 @@ pub struct Timeline {
     pub(super) running: Vec<Caller>,
     /// Who asked since it began; they share the next one.
     waiting: Vec<Caller>,
+    /// When the last start for a reload began; none where the next one must not wait for it.
+    begun: Option<Moment>,
     /// When to start again what has died.
     pub(super) restart: Option<(Moment, GenerationId)>,
     pub(super) crashes: Crashes,
@@ -43,6 +45,7 @@ impl Timeline {
             operation: Operation::None,
             running: Vec::new(),
             waiting: Vec::new(),
+            begun: None,
             restart: None,
             crashes: Crashes::default(),
             current: None,
@@ -84,10 +87,15 @@ impl Timeline {
     pub fn on(&mut self, now: Moment, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Reload(caller) if self.shutdown => {
+            Event::Reload(caller) | Event::ReloadAtOnce(caller) if self.shutdown => {
                 out.push(Action::Answer(vec![caller], Outcome::ShuttingDown));
             }
             Event::Reload(caller) => self.waiting.push(caller),
+            Event::ReloadAtOnce(caller) => {
+                self.begun = None;
+                self.waiting.push(caller);
+            }
+            Event::Progress(id) => self.progress(now, id),
             Event::StartFailed(id) => self.ended(now, id, Some(Failure::NotStarted), &mut out),
             Event::AddressInUse(id) => self.address_in_use(now, id, &mut out),
             Event::GaveUp(id) => self.gave_up(id, &mut out),
@@ -113,7 +121,21 @@ impl Timeline {
     pub fn deadline(&self) -> Option<Moment> {
         let lives = self.lives.values().filter_map(Life::deadline);
         let restart = self.restart.filter(|_| self.operation.is_none()).map(|(at, _)| at);
-        lives.chain(self.operation.deadline()).chain(restart).min()
+        let reload = self.reload_due().filter(|_| self.is_idle());
+        lives.chain(self.operation.deadline()).chain(restart).chain(reload).min()
+    }
+
+    /// From when on those who wait for a reload can have it, once nothing else is in progress; none if nobody waits.
+    pub fn reload_due(&self) -> Option<Moment> {
+        let begun = self.begun.filter(|_| self.serving().is_some());
+        let due =
+            begun.map_or(Moment::ZERO, |begun| begun.saturating_add(self.settings.min_interval));
+        (!self.waiting.is_empty()).then_some(due)
+    }
+
+    /// How many wait for the next reload.
+    pub fn reloads_waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Every generation that has not ended, with its state, oldest first.
@@ -208,6 +230,15 @@ impl Timeline {
         }
     }
 
+    fn progress(&mut self, now: Moment, id: GenerationId) {
+        let timeout = self.settings.ready_timeout;
+        if let Some(Stage::Starting { until, latest }) =
+            self.lives.get_mut(&id).map(|life| &mut life.stage)
+        {
+            *until = now.saturating_add(timeout).min(*latest);
+        }
+    }
+
     /// From now on `id` accepts.
     pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if let Some(life) = self.lives.get_mut(&id) {
@@ -292,7 +323,7 @@ impl Timeline {
         if !self.operation.is_none() {
             return;
         }
-        if !self.waiting.is_empty() {
+        if self.reload_due().is_some_and(|due| due <= now) {
             self.running = std::mem::take(&mut self.waiting);
             self.start(now, Configuration::Fresh, out);
         } else if self.serving().is_none() {
@@ -323,7 +354,12 @@ impl Timeline {
             Configuration::Fresh => id,
             Configuration::Of(of) => of,
         };
-        let stage = Stage::Starting { until: now + self.settings.ready_timeout };
+        if configuration == Configuration::Fresh {
+            self.begun = Some(now);
+        }
+        let timeout = self.settings.ready_timeout;
+        let latest = now.saturating_add(timeout.saturating_mul(LONGEST_START));
+        let stage = Stage::Starting { until: now.saturating_add(timeout), latest };
         self.lives.insert(id, Life { stage, configuration: of, let_go: false });
         self.operation = Operation::Starting { newer: id, yielding: None };
         out.push(Action::Start { id, configuration, older_alive });

@@ -99,6 +99,10 @@ pub(crate) struct SavedGeneration {
     pub(crate) own_lines: BTreeSet<String>,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
+    /// How long its start took, in milliseconds.
+    pub(crate) start_ms: Option<u64>,
+    /// Its connections that are idle for so many milliseconds are closed once it drains.
+    pub(crate) drain_idle_ms: Option<u64>,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.

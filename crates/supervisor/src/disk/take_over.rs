@@ -26,7 +26,7 @@ use crate::disk::directory::{Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
-use crate::generations::generation::Generation;
+use crate::generations::generation::{Generation, Start};
 use crate::generations::listeners::HeldListener;
 use crate::generations::process::{self, Process};
 use crate::intercept;
@@ -192,6 +192,10 @@ async fn find(
     generation.cli.answers = info.as_ref().and_then(|info| info.pid);
     generation.cli.release = info.map(|info| info.release);
     generation.reloads_before = saved.reloads_before;
+    if let Some(took) = saved.start_ms {
+        generation.start = Start::Took(Duration::from_millis(took));
+    }
+    generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
     generation.cli.spares.resume(left.spares(id));
     intercept_again(cx, &mut generation, left.intercept.remove(&id.0));
     generations.insert(generation);

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::generation::{GenerationId, Reason, Signal as Wanted, State};
 use bindonce_core::time::Timestamp;
@@ -38,6 +38,8 @@ pub(crate) struct Generation {
     pub(crate) named: ProcessRef,
     /// When its process was started.
     pub(crate) started: Timestamp,
+    /// How long its start takes, or has taken.
+    pub(crate) start: Start,
     pub(crate) cli: Cli,
     pub(crate) output: Output,
     pub(crate) readiness: Readiness,
@@ -52,6 +54,35 @@ pub(crate) struct Generation {
     pub(crate) connections: Option<u64>,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
+}
+
+/// How long a start takes: from its beginning, with what is read and claimed, until the generation is ready.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// It has begun.
+    Begun(Instant),
+    /// It is ready.
+    Took(Duration),
+    /// An earlier supervisor has started it, which has not told.
+    Unknown,
+}
+
+impl Start {
+    /// It is ready.
+    pub(crate) fn ready(&mut self) -> Option<Duration> {
+        if let Self::Begun(begun) = *self {
+            *self = Self::Took(begun.elapsed());
+        }
+        self.took()
+    }
+
+    /// How long it has taken, where that is known.
+    pub(crate) fn took(self) -> Option<Duration> {
+        match self {
+            Self::Took(time) => Some(time),
+            Self::Begun(_) | Self::Unknown => None,
+        }
+    }
 }
 
 /// haproxy's admin CLI, and what it has told. Empty for another program.

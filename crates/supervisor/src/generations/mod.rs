@@ -12,6 +12,7 @@ pub(crate) mod notifications;
 pub(crate) mod output;
 pub(crate) mod own;
 pub(crate) mod process;
+pub(crate) mod progress;
 pub(crate) mod reaper;
 pub(crate) mod server_state;
 mod set;

@@ -28,6 +28,8 @@ pub(crate) struct Tail(Rc<RefCell<Lines>>);
 struct Lines {
     last: VecDeque<String>,
     startup: String,
+    /// How many bytes were read.
+    written: u64,
     /// It has started: how many bytes are left that it wrote before.
     started: Option<usize>,
 }
@@ -44,6 +46,11 @@ impl Tail {
         self.0.borrow().startup.clone()
     }
 
+    /// How many bytes it has written, as far as they were read.
+    pub(crate) fn written(&self) -> u64 {
+        self.0.borrow().written
+    }
+
     /// It has started: what it writes from now on does not belong to its start. `unread`: what is still in its pipe.
     pub(crate) fn started(&self, unread: usize) {
         self.0.borrow_mut().started.get_or_insert(unread);
@@ -54,6 +61,7 @@ impl Tail {
         let line = String::from_utf8_lossy(line);
         let line = line.trim_end();
         let mut lines = self.0.borrow_mut();
+        lines.written += read as u64;
         let belongs = lines.started.is_none_or(|left| left > 0);
         if belongs && lines.startup.len() + line.len() < STARTUP_BYTES {
             lines.startup.push_str(line);

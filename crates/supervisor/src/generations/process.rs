@@ -16,7 +16,7 @@ use crate::broker::leases::Leases;
 use crate::context::Context;
 use crate::generations::admin::Admin;
 use crate::generations::generation::{
-    Cli, Drain, Generation, Lease, Output, OwnAddresses, Readiness, Tasks,
+    Cli, Drain, Generation, Lease, Output, OwnAddresses, Readiness, Start, Tasks,
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
@@ -107,6 +107,7 @@ pub(crate) fn take_on(
         pidfd,
         named: ProcessRef { pid, start_time },
         started,
+        start: Start::Unknown,
         cli: Cli {
             admin,
             version: None,

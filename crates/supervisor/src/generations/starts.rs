@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
+use std::time::Instant;
 
 use bindonce_core::generation::{Configuration, GenerationId};
 use bindonce_haproxy::cli::Version;
@@ -139,7 +140,8 @@ impl Starts {
                 Err(error) => Message::NotLaunched(id, error),
             });
         });
-        self.in_progress.insert(id, Starting { task: task.abort_handle(), step });
+        self.in_progress
+            .insert(id, Starting { task: task.abort_handle(), step, begun: Instant::now() });
     }
 
     /// A start has led to a process, or to none, or is called off; none if it was called off before.

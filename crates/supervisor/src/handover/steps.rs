@@ -2,8 +2,8 @@
 //! what the new one listens on with what was claimed. Whether an older one has stopped is in
 //! [`crate::generations::watching`], what it leaves behind in [`crate::handover::ghosts`].
 
-use bindonce_core::event;
 use bindonce_core::generation::{Event, GenerationId, Handover, Observation};
+use bindonce_core::{duration, event};
 use bindonce_sys::signals::Signal as Number;
 
 use crate::control::requests;
@@ -43,6 +43,8 @@ impl Supervisor {
 
     /// Begins the handover to a generation that is ready.
     fn take_over_now(&mut self, id: GenerationId, how: &'static str) {
+        let Some(newer) = self.generations.get_mut(&id) else { return };
+        let took = newer.start.ready();
         let Some(newer) = self.generations.get(&id) else { return };
         let (pid, kind, version) = (newer.pid(), &self.cx.settings.kind, self.starts.version);
         let older = self.timeline.accepting(id);
@@ -59,9 +61,11 @@ impl Supervisor {
         self.handover.finish_without_us(&self.cx, newer, &older);
         // Should we die now it goes on: the next supervisor must not take it for one that starts.
         self.save();
-        tracing::info!(generation = id.0, pid, "ready: {how}");
-        self.record(id, event::Kind::GenerationReady, how);
-        self.report.ready();
+        let after = took.map(|took| format!(", {} after its start began", duration::format(took)));
+        let text = format!("{how}{}", after.unwrap_or_default());
+        tracing::info!(generation = id.0, pid, "ready: {text}");
+        self.record(id, event::Kind::GenerationReady, text);
+        self.report.ready(took);
         self.feed(Event::Ready(id, handover));
     }
 

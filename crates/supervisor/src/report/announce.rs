@@ -46,6 +46,11 @@ impl Announcer {
         notify::tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS={status}"));
     }
 
+    /// What starts needs more time, this much from now on.
+    pub(crate) fn more_time(&self, time: Duration) {
+        notify::tell(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()));
+    }
+
     /// Something serves, or serves on after a reload that failed.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;

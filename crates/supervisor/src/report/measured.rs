@@ -16,6 +16,7 @@ pub(crate) struct Measured {
     /// When the generation that takes over was ready.
     pub(crate) ready: Option<Instant>,
     pub(crate) reload_time: Durations,
+    pub(crate) start_time: Durations,
     pub(crate) handover_time: Durations,
     pub(crate) failures: BTreeMap<&'static str, u64>,
     pub(crate) last: Option<(Timestamp, bool)>,

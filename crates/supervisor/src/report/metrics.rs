@@ -59,6 +59,10 @@ const RELOAD_TIME: Family = Family::histogram(
     "bindonce_reload_duration_seconds",
     "From the beginning of a reload, once none before it is in progress, to its end.",
 );
+const START_TIME: Family = Family::histogram(
+    "bindonce_start_duration_seconds",
+    "From the beginning of a start, with what is read and claimed, until the generation is ready.",
+);
 const HANDOVER_TIME: Family = Family::histogram(
     "bindonce_handover_duration_seconds",
     "From the readiness of a generation until it serves alone; with a pause new connections wait in the queue for this long.",
@@ -184,6 +188,7 @@ impl View<'_> {
             failures.map(|(cause, count)| ([("cause", (*cause).to_owned())], *count)),
         );
         page.single(&RELOAD_TIME, &measured.reload_time);
+        page.single(&START_TIME, &measured.start_time);
         page.single(&HANDOVER_TIME, &measured.handover_time);
         if let Some((at, well)) = measured.last {
             page.single(&LAST_RELOAD, Duration::from_millis(at.0));

@@ -10,7 +10,7 @@ pub(crate) mod starter;
 pub(crate) mod status;
 pub(crate) mod view;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bindonce_core::event;
 use bindonce_core::generation::{GenerationId, Reason};
@@ -79,9 +79,10 @@ impl Report {
         self.measured.begun = Some(Instant::now());
     }
 
-    /// The generation that is to take over is ready.
-    pub(crate) fn ready(&mut self) {
+    /// The generation that is to take over is ready; how long its start took.
+    pub(crate) fn ready(&mut self, took: Option<Duration>) {
         self.measured.ready = Some(Instant::now());
+        took.into_iter().for_each(|took| self.measured.start_time.add(took));
     }
 
     /// A generation serves alone.

@@ -2,7 +2,7 @@
 
 use bindonce_core::duration;
 use bindonce_core::event;
-use bindonce_core::generation::{Failure, GenerationId, Outcome};
+use bindonce_core::generation::{Failure, GenerationId, LONGEST_START, Outcome};
 use bindonce_daemon::Happening;
 use bindonce_wire::{ErrorCode, RpcError};
 
@@ -111,7 +111,8 @@ impl Report {
             _ if self.failure.ours => text.clone(),
             Failure::NotStarted | Failure::Exited => text.clone(),
             Failure::NotReady => format!(
-                "generation {id} was not ready within {}; raise --ready-timeout if it needs longer\n{text}",
+                "generation {id} was not ready within {} of its last progress (CPU time or output), or {LONGEST_START} times \
+                 that in all; raise --ready-timeout if it needs longer\n{text}",
                 duration::format(cx.settings.timing.ready_timeout),
             ),
             Failure::DiedInHandover => {

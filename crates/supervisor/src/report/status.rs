@@ -67,6 +67,9 @@ impl View<'_> {
                     .map(|it| it.requests),
                 bytes_after: generation.and_then(|known| known.drain.since).map(|it| it.bytes),
                 idle_closed: generation.map_or(0, |known| known.drain.idle_closed),
+                start_ms: generation
+                    .and_then(|known| known.start.took())
+                    .and_then(|took| u64::try_from(took.as_millis()).ok()),
                 memory: pid.and_then(process::memory),
                 oldest_sessions: Vec::new(),
                 more: Map::new(),
@@ -93,6 +96,7 @@ impl View<'_> {
             idle_closed: self.report.counts.idle_closed,
             connections_cut: self.report.counts.cut,
             upgrades: self.upgrades,
+            reloads_waiting: self.timeline.reloads_waiting(),
             left_alone: left_alone.collect(),
             more: Map::new(),
         }

@@ -92,9 +92,14 @@ pub(crate) struct Args {
 /// How long things may take.
 #[derive(Debug, clap::Args)]
 struct Timing {
-    /// How long a new generation may take to become ready
+    /// How long a new generation may take to become ready, counted from its last progress (CPU time or output); 20 times
+    /// as long in all
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     ready_timeout: Duration,
+    /// The least time between the starts for two reloads: those that come sooner wait, and the next start is for all of
+    /// them. It waits for nothing where no generation serves
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse)]
+    min_interval: Duration,
     /// How long an older generation may take to stop accepting before it is ended
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     retire_timeout: Duration,
@@ -180,6 +185,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         listeners,
         timing: generation::Settings {
             ready_timeout: args.timing.ready_timeout,
+            min_interval: args.timing.min_interval,
             retire_timeout: args.timing.retire_timeout,
             drain_timeout: args.timing.drain_timeout,
             max_draining: args.timing.max_draining,

@@ -124,11 +124,11 @@ mod tests {
                 "state": "serving", "since": at, "listeners": ["web"]}]}],
         });
         let supervisor = json!({
-            "service": "haproxy", "pid": 8, "generations": [
+            "service": "haproxy", "pid": 8, "reloads_waiting": 2, "generations": [
                 {"generation": 2, "state": "draining", "pid": 11, "age": 3700, "version": "2.6.12",
                  "connections": 1, "requests_after": 70, "bytes_after": 9100, "memory": 8_388_608,
                  "oldest_sessions": [{"source": "192.0.2.1:4711", "frontend": "web", "server": "app1", "age": 61}]},
-                {"generation": 3, "state": "serving", "pid": 12},
+                {"generation": 3, "state": "serving", "pid": 12, "start_ms": 61_500},
             ],
         });
         let silent =

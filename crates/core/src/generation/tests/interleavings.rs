@@ -13,6 +13,8 @@ use super::ONE;
 #[derive(Debug, Clone)]
 enum Step {
     Reload,
+    ReloadAtOnce,
+    Progress(usize),
     AddressInUse(usize),
     GaveUp(usize),
     Ready(usize, Handover),
@@ -37,6 +39,8 @@ fn handover() -> impl Strategy<Value = Handover> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Reload),
+        1 => Just(Step::ReloadAtOnce),
+        2 => (0..6usize).prop_map(Step::Progress),
         6 => (0..6usize, handover()).prop_map(|(i, how)| Step::Ready(i, how)),
         3 => (0..6usize).prop_map(Step::AddressInUse),
         1 => (0..6usize).prop_map(Step::GaveUp),
@@ -133,8 +137,11 @@ proptest! {
 
     /// Invariants 2, 3 and 5 under random interleavings of everything that can happen.
     #[test]
-    fn no_interleaving_breaks_the_invariants(steps in prop::collection::vec(step(), 1..60)) {
-        let settings = Settings { max_draining: 3, ..Settings::default() };
+    fn no_interleaving_breaks_the_invariants(steps in prop::collection::vec(step(), 1..60), interval in prop_oneof![Just(0), 0..9000u64]) {
+        let min_interval = Duration::from_millis(interval);
+        let settings = Settings { max_draining: 3, min_interval, ..Settings::default() };
+        // When the last start for a reload began, and whether one that came since cannot wait.
+        let (mut begun, mut at_once) = (None::<Moment>, false);
         let mut timeline = Timeline::new(settings, ONE);
         let mut model = Model::default();
         let mut now = Moment::ZERO;
@@ -149,6 +156,12 @@ proptest! {
                     model.unanswered.insert(Caller(n as u64));
                     Some(Event::Reload(Caller(n as u64)))
                 }
+                Step::ReloadAtOnce => {
+                    at_once = true;
+                    model.unanswered.insert(Caller(n as u64));
+                    Some(Event::ReloadAtOnce(Caller(n as u64)))
+                }
+                Step::Progress(i) => pick(i).map(Event::Progress),
                 Step::Ready(i, how) => pick(i).map(|id| {
                     model.starting.remove(&id);
                     Event::Ready(id, how)
@@ -188,6 +201,19 @@ proptest! {
             };
             let Some(event) = event else { continue };
             let actions = timeline.on(now, event);
+            for action in &actions {
+                if let Action::Start { configuration: Configuration::Fresh, .. } = action {
+                    let waited = begun.is_none_or(|begun| now >= begun + min_interval);
+                    // One that serves until then is asked no sooner.
+                    prop_assert!(waited || at_once || timeline.serving().is_none(), "too soon");
+                    (begun, at_once) = (Some(now), false);
+                }
+            }
+            // Whoever waits has a time, and one that can have its reload has begun it.
+            if timeline.reloads_waiting() > 0 && timeline.is_idle() {
+                prop_assert!(timeline.reload_due().is_some_and(|due| due > now));
+                prop_assert!(timeline.deadline() <= timeline.reload_due());
+            }
             // `perform` judges each answer by the state after the event.
             model.perform(&timeline, &actions);
             if let (true, Some(serving)) = (failed_start, serving) {

@@ -16,6 +16,7 @@ use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bindonce::Claim;
 use bindonce_core::generation::GenerationId;
@@ -81,6 +82,7 @@ pub(crate) struct Launched {
 pub(crate) struct Starting {
     pub(crate) task: AbortHandle,
     pub(crate) step: Step,
+    pub(crate) begun: Instant,
 }
 
 /// What a start is doing now, for the error if it takes too long.
