@@ -21,6 +21,7 @@ mod compared;
 mod configurations;
 mod containers;
 mod corpus;
+mod counters;
 mod deadlines;
 mod demo;
 mod doctor;

@@ -86,6 +86,11 @@ impl Page {
         self.family(family, [([], value)]);
     }
 
+    /// What is written so far, for families that are written by others.
+    pub fn text(&mut self) -> &mut String {
+        &mut self.text
+    }
+
     /// The whole page.
     pub fn finish(mut self) -> String {
         // Writing to a String does not fail.

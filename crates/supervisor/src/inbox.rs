@@ -124,8 +124,15 @@ impl Supervisor {
             Message::Answered => self.save(),
             Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
             Message::Proved(proved) => self.upgrade_now(proved),
-            // A client that has gone away misses nothing.
-            Message::Scraped(reply) => drop(reply.send(self.view().metrics())),
+            Message::Scraped(reply) => self.scraped(reply),
+            Message::Page(reply) => self.answer_scrape(reply),
+            Message::Counted(id, told) => {
+                // One that is gone has told before.
+                if self.generations.get(&id).is_some() {
+                    self.counting.told(id, told);
+                }
+            }
+            Message::LetGo(id) => self.let_go(id),
             Message::Command(ask) => self.answer_client(ask),
             Message::Master(ask) => self.answer_master_cli(ask),
         }

@@ -174,6 +174,7 @@ impl Supervisor {
     async fn adopt(&mut self, saved: &Saved, left: Inheritance) -> Result<(), Error> {
         let (leases, generations) = (&self.leases, &mut self.generations);
         let found = take_over(&self.cx, leases, generations, saved, left).await?;
+        self.counting.only(&found.iter().map(|(id, ..)| id.0).collect());
         if !found.is_empty() {
             for action in self.timeline.adopt(self.epoch.elapsed(), found) {
                 self.perform(action);

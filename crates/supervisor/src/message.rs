@@ -19,6 +19,7 @@ use crate::generations::start::Launched;
 use crate::intercept::asked::{Listens, Want};
 use crate::master_cli;
 use bindonce_haproxy::cli::Info;
+use bindonce_haproxy::counters::Counters;
 
 /// Something that happened, on its way to the loop.
 pub(crate) enum Message {
@@ -70,6 +71,12 @@ pub(crate) enum Message {
     Leaves(GenerationId, &'static str),
     /// A scrape of the metrics.
     Scraped(oneshot::Sender<String>),
+    /// The generations that can tell what they have counted have done so for it.
+    Page(oneshot::Sender<String>),
+    /// What a generation has counted so far.
+    Counted(GenerationId, Counters),
+    /// It has told for the last time, and may go.
+    LetGo(GenerationId),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
     /// What a draining generation has done since the last time, or since it stopped accepting.

@@ -15,10 +15,11 @@ use crate::adopt::{self, ServedNow};
 use crate::disk::directory::remove_all;
 use crate::generations::start;
 use crate::generations::starts::Plan;
-use crate::generations::{foreign, unprivileged, watching};
+use crate::generations::{counting, foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
 use crate::handover::watchdog::Duty;
 use crate::handover::{compare, ghosts};
+use crate::message::Message;
 use crate::report;
 use crate::report::cause::Cause;
 use crate::report::outcome::Now;
@@ -59,10 +60,15 @@ impl Supervisor {
                 }
             }
             Action::LetGo(id) => {
-                if let Some(generation) = self.generations.get(&id) {
-                    generation.cli.close();
-                    tracing::info!(generation = id.0, pid = generation.pid(), "drained");
-                }
+                let Some(generation) = self.generations.get(&id) else { return };
+                let (cx, pace) = (self.cx.clone(), self.counting.pace(id));
+                let admin = generation.cli.admin.clone();
+                crate::tasks::spawn(async move {
+                    if let Some(admin) = admin {
+                        counting::ask(&cx, id, &admin, &pace).await;
+                    }
+                    cx.send(Message::LetGo(id));
+                });
             }
             Action::Answer(callers, outcome) => self.answer(&callers, &outcome),
             Action::Serving(id) => self.serving(id),
@@ -87,6 +93,14 @@ impl Supervisor {
                 }
             }
             Action::Exit(ending) => self.ending = Some(ending),
+        }
+    }
+
+    /// Closes the connection that keeps a process alive which has drained.
+    pub(crate) fn let_go(&mut self, id: GenerationId) {
+        if let Some(generation) = self.generations.get(&id) {
+            generation.cli.close();
+            tracing::info!(generation = id.0, pid = generation.pid(), "drained");
         }
     }
 
@@ -284,6 +298,7 @@ impl Supervisor {
         }
         self.give_back();
         self.cx.directory.remove_admin(id);
+        self.counting.gone(id);
         self.requests.gone(id);
         self.save();
         self.keep_configurations();
@@ -317,7 +332,7 @@ impl Supervisor {
     /// Begins to ask a generation whether it has stopped.
     pub(crate) fn watch_stop(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.get_mut(&id) {
-            watching::watch_stop(&self.cx, generation);
+            watching::watch_stop(&self.cx, generation, self.counting.pace(id));
             self.save();
         }
     }

@@ -16,6 +16,7 @@ use crate::control::upgrades::Upgrade;
 use crate::disk::directory::{Inherited, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
+use crate::generations::counting::Counting;
 use crate::generations::own;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
@@ -33,6 +34,7 @@ pub(crate) struct Supervisor {
     /// What the timeline counts time from.
     pub(crate) epoch: Instant,
     pub(crate) generations: Generations,
+    pub(crate) counting: Counting,
     pub(crate) starts: Starts,
     pub(crate) handover: Handover,
     pub(crate) leases: Leases,
@@ -69,6 +71,7 @@ impl Supervisor {
             timeline: Timeline::new(settings.timing.clone(), next),
             epoch: Instant::now(),
             generations: Generations::default(),
+            counting: Counting::resume(cx.directory.counters()),
             starts,
             handover: Handover::new(settings.ghosts)?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),

@@ -263,6 +263,11 @@ impl Directory {
         self.path.join(METRICS)
     }
 
+    /// Where haproxy's counters are kept.
+    pub(crate) fn counters(&self) -> PathBuf {
+        self.path.join("counters.json")
+    }
+
     /// Where the `cluster-secret` is kept.
     pub(crate) fn cluster_secret(&self) -> PathBuf {
         self.path.join("cluster-secret")

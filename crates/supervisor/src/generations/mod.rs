@@ -3,6 +3,7 @@
 //! has stopped.
 
 pub(crate) mod admin;
+pub(crate) mod counting;
 pub(crate) mod family;
 pub(crate) mod foreign;
 pub(crate) mod generation;

@@ -14,6 +14,7 @@ use bindonce_sys::worker;
 
 use crate::context::Context;
 use crate::generations::admin::{Admin, NoAnswer};
+use crate::generations::counting::{self, Pace};
 use crate::generations::family::{Descriptors, Family};
 use crate::generations::foreign;
 use crate::generations::generation::Generation;
@@ -102,7 +103,7 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
 }
 
 /// Begins to ask a generation whether it has stopped, and then what is left.
-pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
+pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pace>) {
     let (cx, id) = (cx.clone(), generation.id);
     drop(generation.tell(State::Draining));
     generation.lease.closed = false;
@@ -127,6 +128,9 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation) {
                     Ok(info) => {
                         cx.send(Message::Served(id, Since::between(&before, &info)));
                         cx.send(Message::Left(id, info.connections));
+                        if info.connections > 0 && info != before {
+                            counting::ask_draining(&cx, id, asked, &pace).await;
+                        }
                         before = info.clone();
                         close_idle(&cx, &family, &mut closing, asked, &info).await;
                     }

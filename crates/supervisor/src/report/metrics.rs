@@ -19,17 +19,24 @@ use bindonce_core::listener::Listener;
 use bindonce_daemon::openmetrics::{Family, Page, Value};
 use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::listen::open_path;
-use bindonce_sys::{clock, process};
+use bindonce_sys::{clock, process, worker};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::broker::{self, lease};
 use crate::error::Error;
+use crate::generations::counting;
 use crate::generations::generation::Generation;
 use crate::message::Message;
 use crate::report::view::View;
+use crate::supervisor::Supervisor;
+use crate::tasks::spawn;
+use bindonce_haproxy::counters;
 
 /// How long to wait before a listener that could not be had is claimed again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long the counters of haproxy may take to be written.
+const WRITTEN: Duration = Duration::from_secs(5);
 
 const GENERATIONS: Family =
     Family::gauge("bindonce_generations", "Generations that have not ended, by state.");
@@ -120,7 +127,7 @@ const BROKER_LOSSES: Family =
 
 impl View<'_> {
     /// Everything, as it is now.
-    pub(crate) fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> Page {
         let mut page = Page::with_label("service", self.cx.settings.service.as_str());
         self_metrics(&mut page, env!("CARGO_PKG_VERSION"));
         self.generations_of(&mut page);
@@ -141,7 +148,7 @@ impl View<'_> {
         page.single(&BROKER_UP, !self.broker_is_lost);
         page.single(&BROKER_LOSSES, count(event::Kind::BrokerLost));
         events(&mut page, &self.cx.journal);
-        page.finish()
+        page
     }
 
     fn generations_of(&self, page: &mut Page) {
@@ -194,6 +201,45 @@ impl View<'_> {
             page.single(&LAST_RELOAD, Duration::from_millis(at.0));
             page.single(&LAST_SUCCESSFUL, well);
         }
+    }
+}
+
+impl Supervisor {
+    /// Answers a scrape when the generations have told what they have counted, each at most once for several scrapes.
+    pub(crate) fn scraped(&mut self, reply: oneshot::Sender<String>) {
+        let mut asked = JoinSet::new();
+        for generation in self.generations.iter() {
+            // One that has not answered is starting.
+            let admin = generation.cli.admin.clone().filter(|_| generation.cli.version.is_some());
+            let (cx, id, pace) =
+                (self.cx.clone(), generation.id, self.counting.pace(generation.id));
+            if let Some(admin) = admin
+                && pace.is_due()
+            {
+                asked.spawn_local(async move { counting::ask(&cx, id, &admin, &pace).await });
+            }
+        }
+        let cx = self.cx.clone();
+        spawn(async move {
+            while asked.join_next().await.is_some() {}
+            cx.send(Message::Page(reply));
+        });
+    }
+
+    /// Answers it now. The names and labels of a large configuration are many: not on the loop's thread.
+    pub(crate) fn answer_scrape(&mut self, reply: oneshot::Sender<String>) {
+        let (mut page, totals) = (self.view().metrics(), self.counting.totals());
+        let serving = self.timeline.serving().map(|id| id.0);
+        let service = self.cx.settings.service.clone();
+        spawn(async move {
+            let written = worker::within(WRITTEN, move || {
+                let label = ("service", service.as_str());
+                counters::write(page.text(), &totals.sum(serving), label);
+                page.finish()
+            });
+            // A client that has gone away misses nothing; one that gets no page is told to ask again.
+            let _ = reply.send(written.await.unwrap_or_default());
+        });
     }
 }
 

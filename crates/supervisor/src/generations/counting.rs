@@ -1,0 +1,159 @@
+//! haproxy's own counters, summed over the generations of the service: those that are gone are in it too.
+//!
+//! A generation is asked when a scrape asks for it, now and then while it drains, and once more when it has no connection
+//! left, before it is let go: nothing counts in it after that. What one that is killed or dies has counted since it was
+//! last asked is not known.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bindonce_core::generation::GenerationId;
+use bindonce_daemon::state;
+use bindonce_haproxy::counters::{self, Counters, QUESTION, Totals};
+use bindonce_sys::worker;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::context::Context;
+use crate::generations::admin::Admin;
+use crate::message::Message;
+
+/// How long an answer may take, and to read it.
+const ANSWER: Duration = Duration::from_secs(1);
+/// For one answer, a generation has at least so many times that time without a question.
+const PAUSE: u32 = 10;
+/// Between two questions to one that drains, at least.
+const DRAINING: Duration = Duration::from_secs(1);
+/// How long the disk may take.
+const WRITTEN: Duration = Duration::from_secs(10);
+
+/// What was counted, and when each generation may be asked again.
+pub(crate) struct Counting {
+    totals: Rc<RefCell<Arc<Totals>>>,
+    asked: BTreeMap<GenerationId, Rc<Pace>>,
+    changed: Rc<Notify>,
+}
+
+/// How often one generation is asked: the more it has to tell, the less often.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Cell<Option<Instant>>);
+
+impl Pace {
+    pub(crate) fn is_due(&self) -> bool {
+        self.0.get().is_none_or(|next| next <= Instant::now())
+    }
+
+    fn asked(&self, begun: Instant, least: Duration) {
+        self.0.set(Some(Instant::now() + (begun.elapsed() * PAUSE).max(least)));
+    }
+}
+
+/// In the file for the next supervisor: tables, as `show stat` writes them.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Saved {
+    gone: String,
+    live: BTreeMap<u64, String>,
+}
+
+impl Counting {
+    /// Goes on from what an earlier supervisor has left at `path`, and keeps it there for the next.
+    pub(crate) fn resume(path: PathBuf) -> Self {
+        let saved = state::read(&path, state::LARGEST).and_then(|text| {
+            Ok(serde_json::from_slice::<Saved>(&text.unwrap_or_else(|| b"{}".to_vec()))?)
+        });
+        let saved = saved.unwrap_or_else(|error| {
+            let moved_to = state::move_aside(&path);
+            tracing::warn!(moved_to, "haproxy's counters begin again: {error}");
+            Saved::default()
+        });
+        let read = |text: &str| counters::read(text).unwrap_or_default();
+        let live = saved.live.iter().map(|(id, text)| (*id, read(text)));
+        let totals = Rc::new(RefCell::new(Arc::new(Totals::new(read(&saved.gone), live))));
+        let changed = Rc::default();
+        crate::tasks::spawn(keep(path, Rc::clone(&totals), Rc::clone(&changed)));
+        Self { totals, asked: BTreeMap::new(), changed }
+    }
+
+    /// Every generation but these is gone.
+    pub(crate) fn only(&mut self, living: &BTreeSet<u64>) {
+        self.change(|totals| totals.end_others(living));
+    }
+
+    /// When this generation may be asked.
+    pub(crate) fn pace(&mut self, id: GenerationId) -> Rc<Pace> {
+        Rc::clone(self.asked.entry(id).or_default())
+    }
+
+    /// A generation has told.
+    pub(crate) fn told(&mut self, id: GenerationId, now: Counters) {
+        self.change(|totals| totals.update(id.0, now));
+    }
+
+    /// A generation is gone.
+    pub(crate) fn gone(&mut self, id: GenerationId) {
+        self.asked.remove(&id);
+        self.change(|totals| totals.end(id.0));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Totals)) {
+        change(Arc::make_mut(&mut self.totals.borrow_mut()));
+        self.changed.notify_one();
+    }
+
+    /// All of it.
+    pub(crate) fn totals(&self) -> Arc<Totals> {
+        Arc::clone(&self.totals.borrow())
+    }
+}
+
+/// Writes it down when it has changed. Of what is lost with this process, generations that live tell again.
+async fn keep(path: PathBuf, totals: Rc<RefCell<Arc<Totals>>>, changed: Rc<Notify>) {
+    let mut failed = false;
+    loop {
+        changed.notified().await;
+        let (path, totals) = (path.clone(), Arc::clone(&totals.borrow()));
+        let written = worker::within(WRITTEN, move || write(&path, &totals)).await;
+        let written = written.and_then(std::convert::identity);
+        if let Err(error) = &written
+            && !failed
+        {
+            tracing::warn!(%error, "haproxy's counters could not be saved: free space in the run directory");
+        }
+        failed = written.is_err();
+    }
+}
+
+fn write(path: &Path, totals: &Totals) -> io::Result<()> {
+    let live = totals.live().iter().map(|(id, counters)| (*id, counters.table())).collect();
+    let saved = Saved { gone: totals.gone().table(), live };
+    state::exchange(path, &serde_json::to_vec(&saved)?)
+}
+
+/// Asks what a generation has counted so far, and tells the loop.
+pub(crate) async fn ask(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pace) {
+    let begun = Instant::now();
+    let answer = admin.ask(QUESTION, ANSWER).await;
+    if let Ok(text) = answer
+        && let Ok(Some(told)) = worker::within(ANSWER, move || counters::read(&text)).await
+    {
+        cx.send(Message::Counted(id, told));
+    } else {
+        tracing::debug!(generation = id.0, "it has not told its counters");
+    }
+    pace.asked(begun, Duration::ZERO);
+}
+
+/// The same of one that drains, if it is time.
+pub(crate) async fn ask_draining(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pace) {
+    if pace.is_due() {
+        let begun = Instant::now();
+        ask(cx, id, admin, pace).await;
+        pace.asked(begun, DRAINING);
+    }
+}

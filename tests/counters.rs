@@ -1,0 +1,86 @@
+//! haproxy's own counters, as a supervisor exports them: over all generations of the service, those that are gone too.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+
+use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, serves};
+use crate::metrics::{scrape, unix};
+
+/// Asks once on a connection that stays.
+fn ask(stream: &mut TcpStream) {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
+    let (mut answer, mut some) = (Vec::new(), [0; 512]);
+    while !answer.ends_with(b"\r\n\r\nok") {
+        let count = stream.read(&mut some).expect("an answer");
+        assert!(count > 0, "closed");
+        answer.extend_from_slice(&some[..count]);
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("connecting");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream
+}
+
+/// The answers of all frontends to requests of ours, as one scrape tells them. What a handover connects to see that nobody
+/// accepts, haproxy counts as a request that was bad (400).
+fn answered(scene: &Scene) -> f64 {
+    let page = scrape(unix(scene, "web.d/metrics.sock"));
+    let metric = "haproxy_frontend_http_responses_total{";
+    let values = page.lines().filter(|line| line.starts_with(metric) && line.contains("\"2xx\""));
+    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+/// Waits until so many answers are told, and no scrape until then tells more, or fewer than one before.
+fn counted(scene: &Scene, all: f64) {
+    let mut before = 0.0;
+    eventually("all answers to be counted", || {
+        let now = answered(scene);
+        assert!(before <= now && now <= all, "{before}, then {now} of {all}");
+        before = now;
+        (now >= all).then_some(())
+    });
+}
+
+fn of_all_generations(program: &Path) {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let kept = |tag| {
+        let kept = "defaults\n    option idle-close-on-response\n";
+        config(address, tag).replacen("defaults\n", kept, 1)
+    };
+    let file = scene.write("haproxy.cfg", &kept(1));
+    let mut haproxy = Haproxy::start(&scene, program, &file);
+    let (mut first, mut second) = (connect(address), connect(address));
+    ask(&mut first);
+    ask(&mut second);
+    counted(&scene, 2.0);
+    scene.write("haproxy.cfg", &kept(2));
+    haproxy.reload(&scene).ok();
+    serves(address, 2);
+    ask(&mut first);
+    counted(&scene, 4.0);
+    ask(&mut second);
+    drop((first, second));
+    eventually("the older generation to be gone", || {
+        let status = scene.run("status", &[]).ok();
+        (!status.contains("draining")).then_some(())
+    });
+    counted(&scene, 5.0);
+    scene.run("upgrade", &["--name", "web"]).ok();
+    serves(address, 2);
+    counted(&scene, 6.0);
+    haproxy.supervisor.kill();
+    haproxy = Haproxy::begin(&scene, &[], program, &file);
+    haproxy.wait_serving(&scene);
+    serves(address, 2);
+    counted(&scene, 7.0);
+}
+
+#[test]
+fn what_haproxy_counts_is_added_over_generations_and_never_goes_down() {
+    Haproxy::all().for_each(|program| of_all_generations(&program));
+}
