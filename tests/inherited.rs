@@ -82,7 +82,7 @@ impl Place {
     fn load(&self, at: SocketAddr, tag: u64) -> Load {
         eventually("it listens", || std::net::TcpStream::connect(at).ok());
         let mut plan = Plan::new(at);
-        plan.clients = 4;
+        (plan.clients, plan.rate) = (4, Some(1000));
         let load = plan.start().expect("load");
         wait_tag(&load, tag);
         load

@@ -100,7 +100,9 @@ fn generations_that_bind_by_themselves_share_one_socket_and_lose_nobody() {
     let text = address.to_string();
     let Some(mut supervisor) = run(&scene, &[], &["python3", script, &text]) else { return };
     let inode = only(address);
-    let load = bindonce_load::Plan::new(address).start().expect("load");
+    let mut plan = bindonce_load::Plan::new(address);
+    plan.rate = Some(500);
+    let load = plan.start().expect("load");
     for generation in 2..=4 {
         assert!(reload(&scene).contains(&format!("generation {generation} serves")));
         assert!(load.wait_for_token(&generation.to_string(), DEADLINE), "answers");

@@ -31,11 +31,11 @@ pub(crate) fn scrape(stream: impl Read + Write) -> String {
 
 pub(crate) fn unix(scene: &Scene, name: &str) -> UnixStream {
     let path = scene.path(name);
-    // It comes after the control socket, by which the harness knows that a broker serves.
-    let metadata = eventually("the socket for metrics", || fs::metadata(&path).ok());
+    // It comes after the control socket, by which the harness knows that a broker serves, and has its mode before it listens.
+    let stream = eventually("the socket for metrics", || UnixStream::connect(&path).ok());
+    let metadata = fs::metadata(&path).expect("its file");
     let mode = metadata.permissions().mode() & 0o777;
     assert!(mode == 0o600 || mode == 0o660, "{}: {mode:o}", path.display());
-    let stream = UnixStream::connect(path).expect("connect");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
     stream
 }

@@ -30,7 +30,7 @@ impl Stage {
         let file = scene.write("haproxy.cfg", &with_stats(address, 1, &[stats]));
         let haproxy = Haproxy::start(&scene, program, &file);
         let mut plan = Plan::new(address);
-        plan.clients = 4;
+        (plan.clients, plan.rate) = (4, Some(1000));
         let load = plan.start().expect("starting the load");
         assert!(load.wait_for(50, DEADLINE), "no answers");
         Self { load, haproxy, _broker: broker, scene, address, stats }

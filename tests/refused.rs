@@ -27,7 +27,7 @@ fn stage() -> Option<Stage> {
     let file = scene.write("haproxy.cfg", &config(address, 1));
     let haproxy = Haproxy::start(&scene, &program, &file);
     let mut plan = Plan::new(address);
-    plan.clients = 4;
+    (plan.clients, plan.rate) = (4, Some(1000));
     let load = plan.start().expect("starting the load");
     assert!(load.wait_for(50, DEADLINE));
     Some(Stage { scene, _broker: broker, haproxy, address, load })

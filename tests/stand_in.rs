@@ -70,7 +70,7 @@ impl Caller {
     fn answers(&self, tag: u64) -> Load {
         eventually("it listens", || TcpStream::connect(self.address).ok());
         let mut plan = Plan::new(self.address);
-        plan.clients = 4;
+        (plan.clients, plan.rate) = (4, Some(1000));
         let load = plan.start().expect("load");
         self.wait_tag(&load, tag);
         load

@@ -40,7 +40,7 @@ fn debians_own_configuration_plus_a_frontend_works_unmodified() {
     let file = scene.write("haproxy.cfg", &with_frontend(1));
     let haproxy = Haproxy::start(&scene, &program, &file);
     let mut plan = Plan::new(address);
-    plan.clients = 10;
+    (plan.clients, plan.rate) = (10, Some(1000));
     let load = plan.start().expect("load");
     for tag in 2..=5 {
         scene.write("haproxy.cfg", &with_frontend(tag));

@@ -57,35 +57,28 @@ fn a_listener_that_was_adopted_is_not_exclusive() {
 /// A wildcard and what it covers are two sockets of one haproxy, and nobody can join either.
 #[test]
 fn addresses_that_overlap_are_healthy() {
-    let fetched = ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched);
-    for program in Haproxy::system().into_iter().chain(fetched) {
-        for binds in [["*:8080", "127.0.0.1:8080"], ["*:8080", "[::]:8080"]] {
-            let scene = Scene::new();
-            if !scene.is_isolated() {
-                return skip("needs root, for a wildcard of its own");
-            }
-            let _broker = scene.broker();
-            let lines = binds.map(|bind| format!("frontend f{}\n bind {bind}\n", bind.len()));
-            let times = "timeout client 9s\n timeout connect 9s\n timeout server 9s";
-            let text = format!("defaults\n mode http\n {times}\n{}", lines.concat());
-            let file = scene.write("haproxy.cfg", &text);
-            let haproxy = Haproxy::start(&scene, &program, &file);
-            for _ in 0..2 {
-                // What a reload leaves behind ends by itself.
-                eventually("one generation", || (scene.haproxies().len() == 1).then_some(()));
-                assert_eq!(
-                    findings(&scene),
-                    Vec::<Value>::new(),
-                    "{binds:?}, {}",
-                    program.display()
-                );
-                let report = report(&scene, &["web"]);
-                let sockets = report["sockets"].as_array().expect("sockets").iter();
-                let ours = sockets.filter(|one| !one["name"].is_null());
-                let accepting = |one: &Value| one["holders"].to_string().matches("yes").count();
-                assert_eq!(ours.map(accepting).collect::<Vec<_>>(), [1, 1], "{report:#}");
-                haproxy.reload(&scene).ok();
-            }
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        if !scene.is_isolated() {
+            return skip("needs root, for a wildcard of its own");
+        }
+        let _broker = scene.broker();
+        let binds = ["*:8080", "127.0.0.1:8080", "*:8081", "[::]:8081"];
+        let lines = binds.map(|bind| format!(" bind {bind}\n")).concat();
+        let times = "timeout client 9s\n timeout connect 9s\n timeout server 9s";
+        let text = format!("defaults\n mode http\n {times}\nfrontend f\n{lines}");
+        let file = scene.write("haproxy.cfg", &text);
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        for _ in 0..2 {
+            // What a reload leaves behind ends by itself.
+            eventually("one generation", || (scene.haproxies().len() == 1).then_some(()));
+            assert_eq!(findings(&scene), Vec::<Value>::new(), "{}", program.display());
+            let report = report(&scene, &["web"]);
+            let sockets = report["sockets"].as_array().expect("sockets").iter();
+            let ours = sockets.filter(|one| !one["name"].is_null());
+            let accepting = |one: &Value| one["holders"].to_string().matches("yes").count();
+            assert_eq!(ours.map(accepting).collect::<Vec<_>>(), [1; 4], "{report:#}");
+            haproxy.reload(&scene).ok();
         }
     }
 }

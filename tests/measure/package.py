@@ -180,6 +180,9 @@ def packages(options, shared):
     out = f"{shared}/files"
     binary = f"{shared}/bindonce"
     shutil.copy(options.binary, binary)
+    writer = pathlib.Path(options.binary).with_name("bindonce-package")
+    if writer.exists():
+        shutil.copy(writer, shared)
     subprocess.run(["strip", binary], check=False)  # of a debug build; smaller, that is all
     names = []
     for version in ("0.1.0-1", "0.1.0-2"):
@@ -273,7 +276,7 @@ def drive(machine, debs, options):
     step("drop-in")
 
     load = subprocess.Popen(machine.words("/shared/bindonce-load", "--target", f"127.0.0.1:{PORT}", "--clients", str(options.clients),
-                                          "--rate", "1500", "--until-eof", "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                                          "--rate", "500", "--until-eof", "--json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         for _ in range(options.rounds):
             reload(machine)

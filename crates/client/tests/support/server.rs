@@ -120,7 +120,8 @@ pub(crate) fn storm(program: &Path, restarts: usize) {
     let broker = Broker::start();
     let mut server = Server::start(program, &broker);
     let address = server.address;
-    let load = Plan { clients: 8, ..Plan::new(address) }.start().expect("load");
+    let plan = Plan { clients: 8, rate: Some(1000), ..Plan::new(address) };
+    let load = plan.start().expect("load");
     for _ in 0..restarts {
         assert!(
             load.wait_for_token(&server.generation, PATIENCE),
