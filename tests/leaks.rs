@@ -92,3 +92,29 @@ fn broker_and_supervisor_through_good_and_bad_reloads() {
     back_to(broker.pid(), &before.0, "the broker");
     back_to(supervisor, &before.1, "the supervisor");
 }
+
+/// KiB of a process's program code that are resident.
+fn resident_code(pid: u32) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("its mappings");
+    let mut lines =
+        maps.lines().skip_while(|line| !(line.contains(" r-xp ") && line.contains('/')));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).expect("its code");
+    rss.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[test]
+fn what_a_connection_needed_of_the_brokers_code_is_not_resident_after_it() {
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let mut wire = scene.wire();
+    let look = || {
+        wire.call("status", &serde_json::json!([]));
+        resident_code(broker.pid())
+    };
+    // The end of the connection before may take effect meanwhile.
+    let used = std::iter::repeat_with(look).take(20).max().expect("some");
+    drop(wire);
+    eventually("the broker's code to be let go of", || {
+        (resident_code(broker.pid()) < used / 2).then_some(())
+    });
+}

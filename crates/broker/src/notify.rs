@@ -7,8 +7,8 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use bindonce_daemon::notify::{self, STARTER};
-use bindonce_daemon::rpc::Clients;
 use bindonce_sys::memory;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::broker::Broker;
@@ -16,7 +16,7 @@ use crate::broker::Broker;
 /// How often the status is looked at without a watchdog.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets go of what the start or something large has needed and serving does not.
+/// Lets go of what has been needed and is not needed while nobody asks: memory, and the pages of code that are resident.
 pub(crate) fn shrink() {
     memory::return_freed();
     if let Err(error) = memory::forget_code() {
@@ -27,11 +27,11 @@ pub(crate) fn shrink() {
 /// So long after memory was given back it is given back again, once for all that has ended meanwhile.
 const REST: Duration = Duration::from_secs(1);
 
-/// Gives back what large requests have needed, for as long as the broker runs: at once, but since that costs
-/// those who come next some page faults, no client brings it about as often as it likes.
-pub(crate) async fn shrink_at_rest(clients: &Clients) {
+/// Gives back what such requests or connections have needed when they end, for as long as the broker runs: at once, but since
+/// that costs those who come next some page faults, no client brings it about as often as it likes.
+pub(crate) async fn shrink_after(ended: &Notify) {
     loop {
-        clients.shrinking.notified().await;
+        ended.notified().await;
         shrink();
         sleep(REST).await;
     }

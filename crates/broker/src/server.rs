@@ -107,7 +107,8 @@ async fn serve(
             tokio::join!(
                 guard::keep(&broker),
                 notify::run(&broker),
-                notify::shrink_at_rest(&clients),
+                notify::shrink_after(&clients.unburdened),
+                notify::shrink_after(&clients.parted),
                 keep_store(&ledger),
                 generations::keep(&broker),
                 Rc::clone(&server).accept(&listener),

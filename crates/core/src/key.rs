@@ -65,6 +65,9 @@ impl PartialOrd for Key {
     }
 }
 
+/// The bits of [`order`] below the port.
+const PORT: u32 = 33;
+
 /// Protocol, port, family and the first 32 bits of the IP address, from the highest bit on. Names come last.
 fn order(address: &Address) -> u64 {
     let Some(at) = address.ip() else { return u64::MAX };
@@ -72,7 +75,7 @@ fn order(address: &Address) -> u64 {
         IpAddr::V4(ip) => u64::from(ip.to_bits()),
         IpAddr::V6(ip) => 1 << 32 | u64::from((ip.to_bits() >> 96) as u32),
     };
-    u64::from(!address.listens()) << 49 | u64::from(at.port()) << 33 | ip
+    u64::from(!address.listens()) << 49 | u64::from(at.port()) << PORT | ip
 }
 
 impl Key {
@@ -172,11 +175,8 @@ impl Key {
         if at.port() == 0 {
             return Vec::new();
         }
-        let at_ip = |ip: IpAddr| {
-            let at = SocketAddr::new(ip, at.port());
-            // The least at its place, whatever its kind.
-            first(if self.is_udp() { Address::Udp(at) } else { Address::Tcp(at) })
-        };
+        // The least at its place, whatever its kind.
+        let at_ip = |ip: IpAddr| first(self.at(SocketAddr::new(ip, at.port())));
         let (v4, v6) = (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into());
         let is_wildcard = at.ip().is_unspecified();
         let mut near = vec![(at_ip(if at.is_ipv4() { v4 } else { v6 }), is_wildcard)];
@@ -189,6 +189,21 @@ impl Key {
             near.push((at_ip(v4), true));
         }
         near
+    }
+
+    /// The first of all keys of its protocol and port; None for a name.
+    pub(crate) fn port_begins(&self) -> Option<Self> {
+        let at = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.address.port()?);
+        Some(Self::new(self.at(at), false, None))
+    }
+
+    fn at(&self, at: SocketAddr) -> Address {
+        if self.is_udp() { Address::Udp(at) } else { Address::Tcp(at) }
+    }
+
+    /// Whether both have the same protocol and port.
+    pub(crate) fn is_at_port_of(&self, other: &Self) -> bool {
+        self.order >> PORT == other.order >> PORT
     }
 
     /// Of a wildcard for both families, the same for IPv6 alone.

@@ -41,7 +41,12 @@ impl Index {
                 first.cmp_place(other).is_eq() || (whole && first.covers(other))
             })
         };
-        let near = key.near().into_iter().flat_map(there);
+        // Most claims are of a port that nobody has: one look tells.
+        let any = key.port_begins().is_none_or(|first| {
+            let next = self.keys.range(first..).next();
+            next.is_some_and(|(other, _)| key.is_at_port_of(other))
+        });
+        let near = any.then(|| key.near()).into_iter().flatten().flat_map(there);
         near.filter(|(other, _)| key.overlaps(other)).map(|(_, (id, _))| *id)
     }
 

@@ -75,8 +75,10 @@ pub struct Clients {
     calmer: Notify,
     /// Rung when a connection has ended, and with it a descriptor is free.
     pub(super) freed: Notify,
-    /// Rung when something large has ended, so that its memory can be given back.
-    pub shrinking: Notify,
+    /// Rung when a large request is answered, so that its memory can be given back,
+    pub unburdened: Notify,
+    /// and when a connection has ended, so that what it needed can be.
+    pub parted: Notify,
 }
 
 impl Clients {
@@ -94,7 +96,8 @@ impl Clients {
             turns: Rc::default(),
             calmer: Notify::new(),
             freed: Notify::new(),
-            shrinking: Notify::new(),
+            unburdened: Notify::new(),
+            parted: Notify::new(),
         };
         clients.limit(limits);
         Rc::new(clients)

@@ -14,9 +14,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::clients::Clients;
 use super::end::End;
 use super::handler::{Excess, Handler};
-use super::link::{LARGE, Link, Taken};
+use super::link::{Link, Taken};
 use super::sending::{Pushed, Reply, Sending, send};
 use crate::follow::follow;
+
+/// A request or a reply of this length or more has needed so much memory that the system has it back once it is answered.
+const LARGE: usize = 32 * 1024;
 
 /// Serves a connection to its end. One that has sent much gives way to the others after each
 /// request and each read: none of them waits for more than one of its steps.
@@ -64,6 +67,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         let complete = !frames.is_empty();
         link.progress.busy.set(complete);
         let last = frames.len().saturating_sub(1);
+        let mut large = waiting >= LARGE;
         for (index, frame) in frames.into_iter().enumerate() {
             let last_word = frame.ends_connection();
             let reply = match frame {
@@ -71,7 +75,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
                 bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
             };
-            link.progress.large.set(link.progress.large.get() || reply.text.len() >= LARGE);
+            large |= reply.text.len() >= LARGE;
             let mut sending = Sending::new(reply);
             let sent = sending.push(link);
             // Before anything else has a turn, whatever has become of the reply.
@@ -107,6 +111,9 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         }
         // Less memory is in use now.
         link.keep(0);
+        if large {
+            clients.unburdened.notify_one();
+        }
         if complete {
             link.progress.busy.set(false);
             clients.calmer();

@@ -29,9 +29,6 @@ const READ: usize = 16 * 1024;
 /// So many descriptors that a user has passed may wait to be closed before more is read of it.
 const UNCLOSED: usize = 4 * bindonce_fd::MAX_FDS;
 
-/// From this length on a request or a reply counts as large.
-pub(super) const LARGE: usize = 32 * 1024;
-
 /// How a connection is treated, decided when it connects.
 #[derive(Debug, Clone, Copy)]
 pub struct Admission {
@@ -56,8 +53,6 @@ struct Received {
 pub(super) struct Progress {
     /// A request is being answered.
     pub(super) busy: Cell<bool>,
-    /// A request or a reply was large.
-    pub(super) large: Cell<bool>,
     /// It follows the events, and does nothing else any more.
     pub(super) follows: Cell<bool>,
     /// It must end.
@@ -207,9 +202,7 @@ impl Link {
     /// Counts the bytes of its requests: those being read, and `waiting`, those that wait for an answer.
     /// False if there is no room for them.
     pub(super) fn keep(&self, waiting: usize) -> bool {
-        let kept = self.scanner.borrow().kept() + waiting;
-        self.progress.large.set(self.progress.large.get() || kept >= LARGE);
-        self.share.keep(kept)
+        self.share.keep(self.scanner.borrow().kept() + waiting)
     }
 
     /// Counts again what it was sent and has not received: all, as long as it has not received the last; gives how many descriptors.
@@ -251,11 +244,6 @@ impl Link {
     /// Whether it has ended, and is kept until then.
     pub fn lingers(&self) -> bool {
         self.progress.lingers.get()
-    }
-
-    /// Whether its requests and replies took enough memory to return it to the system.
-    pub(super) fn was_large(&self) -> bool {
-        self.progress.large.get()
     }
 
     /// The part of a request that has been read, if another image can resume from there. A descriptor

@@ -138,16 +138,13 @@ impl<H: Handler> Server<H> {
             server.ended(&link, end);
             link.progress.leaving.set(true);
             server.handler.disconnected(id).await;
-            let large = link.was_large();
             let last = link.end();
             server.clients.received(&link).await;
             drop(lost);
             drop(link);
             server.clients.remove(id);
             drop(last);
-            if large {
-                server.clients.shrinking.notify_one();
-            }
+            server.clients.parted.notify_one();
         };
         spawn_local(self.clients.turns.paced(uid, task).in_current_span());
     }
