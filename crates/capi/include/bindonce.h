@@ -32,6 +32,9 @@
 // The claims give more listeners than there is room for. None was given.
 #define BINDONCE_NO_ROOM -7
 
+// Without a broker: this process cannot bind the address itself, and no socket for it was passed.
+#define BINDONCE_CANNOT_BIND -8
+
 // Nothing has changed.
 #define BINDONCE_NOTHING 0
 
@@ -75,7 +78,17 @@ int bindonce_join(const char *socket,
                   const char *service,
                   struct bindonce_generation **generation);
 
-// The number of the generation, larger than that of any before; 0 for NULL.
+// As bindonce_join() without a path, for a program that runs in any way: takes the sockets that its starter has passed
+// (LISTEN_FDS: systemd, `bindonce run`); else joins at the broker; else, where there is none and $BINDONCE_SOCKET names
+// none, binds by itself. What was passed is claimed by name or by address. bindonce_ready() also says READY=1 to
+// $NOTIFY_SOCKET. Without a broker BINDONCE_RETIRE never comes: a signal (SIGTERM) tells the program to close its listeners
+// and to call bindonce_stopped().
+//
+// # Safety
+// As of bindonce_join(). Only the first call of a process finds what was passed.
+int bindonce_join_or_bind(const char *service, struct bindonce_generation **generation);
+
+// The number of the generation, larger than that of any before; 0 for NULL, and where nobody gave one.
 //
 // # Safety
 // `generation` is NULL or a handle.

@@ -3,17 +3,17 @@
 //! This is [`bindonce::Generation`], whose waits a program makes by itself in poll(2) or epoll(7). The header,
 //! `include/bindonce.h`, is made from this file by cbindgen, and its words are those of the functions here.
 //!
-//! Beside sys this is the only crate with `unsafe`, because pointers come from C: that they are what the header
+//! There is `unsafe` here because pointers come from C: that they are what the header
 //! asks for is the caller's promise.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _};
-use std::path::Path;
+use std::path::PathBuf;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use bindonce::{Claim, Error, Lease, Stopped};
+use bindonce::{Claim, Error, Lease, Name, Stopped, default_socket};
 
 /// An argument is NULL, no UTF-8, or no name of a service.
 pub const BINDONCE_INVALID: c_int = -1;
@@ -29,6 +29,8 @@ pub const BINDONCE_REFUSED: c_int = -5;
 pub const BINDONCE_SUPERSEDED: c_int = -6;
 /// The claims give more listeners than there is room for. None was given.
 pub const BINDONCE_NO_ROOM: c_int = -7;
+/// Without a broker: this process cannot bind the address itself, and no socket for it was passed.
+pub const BINDONCE_CANNOT_BIND: c_int = -8;
 
 /// Nothing has changed.
 pub const BINDONCE_NOTHING: c_int = 0;
@@ -97,22 +99,51 @@ pub unsafe extern "C" fn bindonce_join(
     service: *const c_char,
     generation: *mut *mut Generation,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    let socket = match unsafe { optional(socket) } {
+        Ok(socket) => socket.map_or_else(default_socket, PathBuf::from),
+        Err(why) => return invalid(&format!("socket {why}")),
+    };
+    // SAFETY: as above.
+    unsafe { begin(service, generation, |service| bindonce::Generation::join_at(&socket, service)) }
+}
+
+/// As bindonce_join() without a path, for a program that runs in any way: takes the sockets that its starter has passed
+/// (LISTEN_FDS: systemd, `bindonce run`); else joins at the broker; else, where there is none and $BINDONCE_SOCKET names
+/// none, binds by itself. What was passed is claimed by name or by address. bindonce_ready() also says READY=1 to
+/// $NOTIFY_SOCKET. Without a broker BINDONCE_RETIRE never comes: a signal (SIGTERM) tells the program to close its listeners
+/// and to call bindonce_stopped().
+///
+/// # Safety
+/// As of bindonce_join(). Only the first call of a process finds what was passed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bindonce_join_or_bind(
+    service: *const c_char,
+    generation: *mut *mut Generation,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { begin(service, generation, bindonce::Generation::join_or_bind) }
+}
+
+/// Joins, in the way that is wanted.
+///
+/// # Safety
+/// As of bindonce_join().
+unsafe fn begin(
+    service: *const c_char,
+    generation: *mut *mut Generation,
+    join: impl FnOnce(&Name) -> Result<bindonce::Generation, Error>,
+) -> c_int {
     if generation.is_null() {
         return invalid("generation is NULL");
     }
     // SAFETY: the caller's promise.
-    let (socket, service) = unsafe { (optional(socket), text(service)) };
-    let service = match service.map(str::parse) {
+    let service = match unsafe { text(service) }.map(str::parse) {
         Ok(Ok(service)) => service,
         Ok(Err(error)) => return invalid(&format!("service: {error}")),
         Err(why) => return invalid(&format!("service {why}")),
     };
-    let joined = match socket {
-        Ok(None) => bindonce::Generation::join(&service),
-        Ok(Some(socket)) => bindonce::Generation::join_at(Path::new(socket), &service),
-        Err(why) => return invalid(&format!("socket {why}")),
-    };
-    match joined {
+    match join(&service) {
         Ok(inner) => {
             let handle = Box::into_raw(Box::new(Generation { inner, waits: false }));
             // SAFETY: the caller's promise; it is not NULL.
@@ -123,7 +154,7 @@ pub unsafe extern "C" fn bindonce_join(
     }
 }
 
-/// The number of the generation, larger than that of any before; 0 for NULL.
+/// The number of the generation, larger than that of any before; 0 for NULL, and where nobody gave one.
 ///
 /// # Safety
 /// `generation` is NULL or a handle.
@@ -328,6 +359,7 @@ fn invalid(what: &str) -> c_int {
 fn failed(error: &Error) -> c_int {
     let code = match error {
         Error::Connect { .. } => BINDONCE_NO_BROKER,
+        Error::Bind { .. } => BINDONCE_CANNOT_BIND,
         Error::TimedOut { .. } => BINDONCE_TIMED_OUT,
         Error::Refused(_) => BINDONCE_REFUSED,
         Error::Superseded { .. } => BINDONCE_SUPERSEDED,

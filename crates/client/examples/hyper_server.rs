@@ -8,7 +8,8 @@
 //! cargo run --features hyper --example hyper_server -- web=127.0.0.1:8080    # takes over
 //! ```
 //!
-//! The same as `std_server` and `axum_server`, and each takes over from any other.
+//! The same as `std_server` and `axum_server`, and each takes over from any other. This one also runs without a broker: by
+//! itself, as a service of systemd with a socket unit, and under `bindonce run --listen web=127.0.0.1:8080 -- hyper_server web`.
 
 #![allow(missing_docs)]
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@ use bindonce::aio::Generation;
 use bindonce::hyper::Connections;
 use hyper::Response;
 use hyper::service::service_fn;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long what is connected may take to finish, once a newer generation accepts.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -29,7 +31,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let claim = std::env::args().nth(1).ok_or("usage: hyper_server [NAME=]ADDRESS")?;
-    let mut generation = Generation::join(&"example".parse()?).await?;
+    // What was passed, else the broker's, else its own.
+    let mut generation = Generation::join_or_bind(&"example".parse()?).await?;
+    // How systemd, `bindonce run` and a terminal tell it to end.
+    let mut sigterm = signal(SignalKind::terminate())?;
     let number = generation.number();
     let mut connections = Connections::new().on_error(|error| eprintln!("a client left: {error}"));
     loop {
@@ -44,6 +49,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             tokio::select! {
                 biased;
                 retired = generation.retired() => { retired?; break }
+                _ = sigterm.recv() => break,
                 accepted = acceptor.accept() => {
                     connections.serve(accepted?.0, service_fn(move |_| async move {
                         let body = format!("generation {number}, pid {}\n", std::process::id());

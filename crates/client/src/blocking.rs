@@ -1,7 +1,7 @@
 //! The client that blocks.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -56,7 +56,7 @@ impl Client {
     /// [`Error::Connect`] or [`Error::TimedOut`].
     pub fn connect_within(path: &Path, timeout: Duration) -> Result<Self, Error> {
         let timeout = at_least(timeout);
-        Self::over(OwnedFd::from(socket::connect(path, timeout)?).into(), timeout)
+        Self::over(socket::connect(path, timeout)?.into(), timeout)
     }
 
     /// Connects to the broker that follows one that was lost: as soon as one answers, gives

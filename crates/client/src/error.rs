@@ -109,6 +109,16 @@ pub enum Error {
         /// The newer one, where the broker has named it.
         successor: Option<u64>,
     },
+    /// Without a broker: a claim is of no socket that was passed to this process, and this process cannot bind it itself
+    /// ([`Generation::join_or_bind`](crate::Generation::join_or_bind)).
+    #[error("cannot bind {listen}")]
+    #[non_exhaustive]
+    Bind {
+        /// What was claimed; `LISTEN_FDS` where what was passed cannot be taken.
+        listen: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The system does not tell what a socket is, or cannot use it.
     #[error("cannot use listener {name:?} ({address})")]
     #[non_exhaustive]
@@ -160,6 +170,15 @@ impl Error {
             Self::Superseded { .. } => {
                 "end this process; to run its version again, start it again".to_owned()
             }
+            Self::Bind { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "another process has it, perhaps this one's older start: have whoever starts it \
+                     pass the socket (`bindonce run --listen`, a socket unit), or start a broker (`bindonce serve`)"
+                    .to_owned(),
+                io::ErrorKind::NotFound => "name it where the sockets are passed (`--listen NAME=ADDR` of `bindonce run`, \
+                     FileDescriptorName= of a socket unit), or claim an address"
+                    .to_owned(),
+                _ => return None,
+            },
             Self::Io(_) | Self::Encode(_) | Self::Descriptor { .. } => return None,
         };
         Some(hint)

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl Follower {
     /// # Errors
     /// [`Error::Refused`] where the caller may not see it all; see [`Error`].
     pub fn connect(path: &Path, since: u64) -> Result<Self, Error> {
-        let stream = UnixStream::from(OwnedFd::from(socket::connect(path, DEFAULT_TIMEOUT)?));
+        let stream = UnixStream::from(socket::connect(path, DEFAULT_TIMEOUT)?);
         stream.set_read_timeout(Some(DEFAULT_TIMEOUT)).map_err(Error::Io)?;
         let params = [Events { since, follow: true }];
         let request = encode_request(&Id::from(1), METHOD, &params).map_err(Error::Encode)?;

@@ -12,6 +12,7 @@ use rustix::time::{
 };
 
 use crate::acceptor::{Ready, wait_readable, wait_readable_or_stop};
+use crate::alone::{self, Alone};
 use crate::blocking::Client;
 use crate::claim::Claim;
 use crate::error::Error;
@@ -83,6 +84,10 @@ pub struct Generation {
     path: PathBuf,
     /// None while there is no broker.
     client: Option<Client>,
+    /// In place of a broker.
+    alone: Option<Alone>,
+    /// Whether READY=1 has to be said once this serves.
+    tells: bool,
     membership: Membership,
     /// Readable when there is something to do that the connection does not tell of: when it is
     /// time to try again to connect, and once this is retired.
@@ -103,21 +108,61 @@ impl Generation {
         Self::join_at(&default_socket(), service)
     }
 
+    /// For a program that runs in any way: takes the sockets that its starter has passed (`LISTEN_FDS`: systemd,
+    /// `bindonce run`, `bindonce exec`); else joins at the broker, as [`join`](Self::join) does; else, where there is no broker and
+    /// `BINDONCE_SOCKET` names none, binds by itself. The rest of the life is the same. [`ready`](Self::ready)
+    /// also says READY=1 to `NOTIFY_SOCKET`.
+    ///
+    /// What was passed is claimed by name or by address; a claim of anything else is bound by this process. Only the
+    /// first call in a process finds what was passed, so make it before anything else takes it. Without a
+    /// broker no generation is told to retire by this: whoever starts the next one sends a signal (SIGTERM), at which
+    /// this one accepts no more, calls [`stopped`](Self::stopped), and drains.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] where what was passed cannot be taken; those of [`join`](Self::join) but for a broker that nobody
+    /// named and that is not there.
+    pub fn join_or_bind(service: &Name) -> Result<Self, Error> {
+        let path = default_socket();
+        let mut generation = match Alone::passed()? {
+            Some(passed) => Self::begin(&path, service, Some(passed))?,
+            None => match Self::begin(&path, service, None) {
+                Err(error) => Self::begin(&path, service, Some(Alone::instead(error)?))?,
+                joined => joined?,
+            },
+        };
+        generation.tells = true;
+        Ok(generation)
+    }
+
+    /// Whether no broker keeps the order of this generation; see [`join_or_bind`](Self::join_or_bind).
+    pub fn is_alone(&self) -> bool {
+        self.alone.is_some()
+    }
+
     /// Becomes the next generation of a service.
     ///
     /// # Errors
     /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
     /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
     pub fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
+        Self::begin(path, service, None)
+    }
+
+    fn begin(path: &Path, service: &Name, alone: Option<Alone>) -> Result<Self, Error> {
         let due =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).map_err(system)?;
         let bell = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system)?;
         watch(&bell, &due)?;
-        let mut membership = Membership::new(service);
-        let client = enter(Client::connect(path)?, &mut membership)?;
-        watch(&bell, &client)?;
+        let (client, membership) = if alone.is_some() {
+            (None, Membership::alone(service, alone::number()))
+        } else {
+            let mut membership = Membership::new(service);
+            let client = enter(Client::connect(path)?, &mut membership)?;
+            watch(&bell, &client)?;
+            (Some(client), membership)
+        };
         let path = path.to_owned();
-        Ok(Self { path, client: Some(client), membership, due, is_set: false, bell })
+        Ok(Self { path, client, alone, tells: false, membership, due, is_set: false, bell })
     }
 
     /// The service.
@@ -126,7 +171,7 @@ impl Generation {
     }
 
     /// The number of this generation: larger than that of any before, also of those under
-    /// earlier brokers.
+    /// earlier brokers. Without a broker the supervisor's, or 0.
     pub fn number(&self) -> u64 {
         self.membership.number()
     }
@@ -139,6 +184,9 @@ impl Generation {
     /// [`Error::Refused`] with the broker's reason. After any error of the connection the
     /// call may be made again; see [`Error`].
     pub fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
+        if let Some(alone) = &mut self.alone {
+            return alone.claim(claims);
+        }
         let until = Instant::now() + DEFAULT_TIMEOUT;
         while self.client.is_none() {
             self.look()?;
@@ -176,7 +224,7 @@ impl Generation {
         loop {
             // Before the wait: what came together with a reply does not make the connection readable.
             self.look()?;
-            if self.membership.may_serve()? {
+            if self.serves()? {
                 return Ok(());
             }
             if !wait_readable(&self.bell, deadline).map_err(Error::Io)? {
@@ -192,7 +240,15 @@ impl Generation {
     /// As [`ready`](Self::ready).
     pub fn may_serve(&mut self) -> Result<bool, Error> {
         self.look()?;
-        self.membership.may_serve()
+        self.serves()
+    }
+
+    fn serves(&mut self) -> Result<bool, Error> {
+        let serves = self.membership.may_serve()?;
+        if serves && std::mem::take(&mut self.tells) {
+            alone::tell_ready();
+        }
+        Ok(serves)
     }
 
     /// Waits until a newer generation is ready, and this one must stop accepting; false if the
@@ -233,6 +289,10 @@ impl Generation {
     /// and that none is found is no error: nobody waits for this generation then.
     pub fn stopped(&mut self) -> Result<Stopped, Error> {
         self.membership.stop();
+        if let Some(alone) = &mut self.alone {
+            alone.stop();
+            return Ok(self.membership.stopped());
+        }
         let until = Instant::now() + FAREWELL;
         self.say()?;
         while self.client.is_none()

@@ -7,7 +7,8 @@ use std::os::unix::net::UnixListener;
 
 use bindonce_core::name::Name;
 use bindonce_wire::result::Bound;
-use socket2::{Domain, SockRef, Type};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::acceptor::Acceptor;
 use crate::claim::Give;
@@ -176,13 +177,13 @@ impl Lease {
     /// here may change that.
     #[cfg(feature = "tokio")]
     fn check_nonblocking(self) -> Result<Self, Error> {
-        match SockRef::from(&self.fd).nonblocking() {
-            Ok(true) => Ok(self),
-            Ok(false) => {
+        match rustix::fs::fcntl_getfl(&self.fd) {
+            Ok(flags) if flags.contains(rustix::fs::OFlags::NONBLOCK) => Ok(self),
+            Ok(_) => {
                 let source = io::Error::other("another process made the shared socket blocking");
                 Err(unusable(&self.bound, source))
             }
-            Err(source) => Err(unusable(&self.bound, source)),
+            Err(source) => Err(unusable(&self.bound, source.into())),
         }
     }
 
@@ -216,20 +217,17 @@ fn unusable(bound: &Bound, source: io::Error) -> Error {
 
 /// What a descriptor is, as far as the conversions tell apart.
 fn kind(fd: &OwnedFd) -> io::Result<&'static str> {
-    let socket = SockRef::from(fd);
-    let kind = match socket.r#type() {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTSOCK.raw_os_error()) => {
-            return Ok("no socket");
-        }
+    let kind = match socket_type(fd) {
+        Err(rustix::io::Errno::NOTSOCK) => return Ok("no socket"),
         kind => kind?,
     };
-    let internet = matches!(socket.domain()?, Domain::IPV4 | Domain::IPV6);
-    let unix = socket.domain()? == Domain::UNIX;
+    let domain = socket_domain(fd)?;
+    let internet = matches!(domain, AddressFamily::INET | AddressFamily::INET6);
     Ok(match kind {
-        Type::STREAM if !socket.is_listener()? => "a stream socket that does not listen",
-        Type::STREAM if internet => "a listening TCP socket",
-        Type::STREAM if unix => "a listening UNIX socket",
-        Type::DGRAM if internet => "a UDP socket",
+        SocketType::STREAM if !socket_acceptconn(fd)? => "a stream socket that does not listen",
+        SocketType::STREAM if internet => "a listening TCP socket",
+        SocketType::STREAM if domain == AddressFamily::UNIX => "a listening UNIX socket",
+        SocketType::DGRAM if internet => "a UDP socket",
         _ => "a socket of another kind",
     })
 }

@@ -126,6 +126,7 @@
 mod acceptor;
 #[cfg(feature = "tokio")]
 pub mod aio;
+mod alone;
 mod backoff;
 mod blocking;
 mod claim;

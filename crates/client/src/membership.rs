@@ -42,6 +42,8 @@ pub enum Stopped {
 #[derive(Debug)]
 pub(crate) struct Membership {
     service: Name,
+    /// No broker keeps the order: it serves when it says so.
+    alone: bool,
     number: Option<u64>,
     wanted: State,
     /// The broker has let it in, and not heard that it has stopped.
@@ -66,6 +68,7 @@ impl Membership {
     pub(crate) fn new(service: &Name) -> Self {
         Self {
             service: service.clone(),
+            alone: false,
             number: None,
             wanted: State::Starting,
             serves: false,
@@ -76,11 +79,16 @@ impl Membership {
         }
     }
 
+    /// One whose order no broker keeps, with the number that a supervisor gave it.
+    pub(crate) fn alone(service: &Name, number: Option<u64>) -> Self {
+        Self { alone: true, number, ..Self::new(service) }
+    }
+
     pub(crate) fn service(&self) -> &Name {
         &self.service
     }
 
-    /// The number; 0 before it has joined, which nobody gets to see.
+    /// The number; 0 where nobody gave one.
     pub(crate) fn number(&self) -> u64 {
         self.number.unwrap_or(0)
     }
@@ -111,6 +119,7 @@ impl Membership {
     pub(crate) fn ask_to_serve(&mut self) {
         if self.wanted == State::Starting {
             self.wanted = State::Serving;
+            self.serves |= self.alone;
         }
     }
 

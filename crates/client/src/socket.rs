@@ -1,12 +1,16 @@
 //! Where the broker is.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, io};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
-use socket2::{Domain, SockAddr, Socket, Type};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
+};
 
 use crate::error::Error;
 
@@ -16,11 +20,10 @@ use crate::error::Error;
 /// variable is not set). Where that is neither there nor can be made, as in a container whose root is read-only,
 /// `/dev/shm/bindonce-UID/bindonce.sock`. A variable that is empty counts as not set.
 pub fn default_socket() -> PathBuf {
-    let uid = rustix::process::geteuid().as_raw();
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(path) = variable("BINDONCE_SOCKET").or_else(|| variable("MULTIBINDER_SOCK")) {
+    if let Some(path) = named() {
         return path;
     }
+    let uid = rustix::process::geteuid().as_raw();
     let run = match uid {
         0 => PathBuf::from("/run/bindonce"),
         _ => variable("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into()),
@@ -28,6 +31,15 @@ pub fn default_socket() -> PathBuf {
     let in_memory = PathBuf::from(format!("{MEMORY}/bindonce-{uid}"));
     let usual = run.join(NAME).exists() || can_be_made(&run);
     if usual || !belongs_to(&in_memory, uid) { run.join(NAME) } else { in_memory.join(NAME) }
+}
+
+/// The path that a variable names.
+pub(crate) fn named() -> Option<PathBuf> {
+    variable("BINDONCE_SOCKET").or_else(|| variable("MULTIBINDER_SOCK"))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 const NAME: &str = "bindonce.sock";
@@ -51,11 +63,13 @@ fn belongs_to(directory: &Path, uid: u32) -> bool {
 
 /// Connects within `timeout`. connect(2) on a UNIX socket waits while the
 /// server's queue is full, for as long as the send timeout allows.
-pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Socket, Error> {
+pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<OwnedFd, Error> {
     let attempt = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_write_timeout(Some(timeout))?;
-        socket.connect(&SockAddr::unix(path)?)?;
+        let address = SocketAddrUnix::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+        connect_to(&socket, &address)?;
         Ok(socket)
     };
     attempt().map_err(|source: io::Error| match source.kind() {

@@ -4,8 +4,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use bindonce_fd::SendWithFd;
-
 use crate::error::Error;
 use crate::session::{Answer, Session};
 
@@ -25,7 +23,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Sends what there is room for; whether that is all of it.
-    pub(crate) fn push(&mut self, socket: &(impl AsFd + SendWithFd)) -> io::Result<bool> {
+    pub(crate) fn push(&mut self, socket: impl AsFd) -> io::Result<bool> {
         match bindonce_fd::send(socket, self.rest, self.fds) {
             Ok(count) => {
                 self.rest = &self.rest[count..];

@@ -1,24 +1,26 @@
 //! Descriptors over a UNIX socket (SCM_RIGHTS, unix(7)).
 //!
-//! Sending is sendfd's. Receiving is rustix's, because what it hands out is
-//! owned from the first moment: whatever arrives is close-on-exec and is either
-//! given to the caller or closed, also when the kernel truncates the message
-//! (nix refuses to list the descriptors of a truncated message, which leaks
-//! them; sendfd neither sets close-on-exec nor reports truncation).
-//! [`batch`] says which descriptors go with which message where there are more than one message takes.
+//! Both ways are rustix's, because what it hands out is owned from the first moment: whatever arrives is
+//! close-on-exec and is either given to the caller or closed, also when the kernel truncates the message (nix refuses
+//! to list the descriptors of a truncated message, which leaks them).
+//! [`batch`] says which descriptors go with which message where there are more than one message takes, [`passed()`]
+//! takes those that came at the start of the process.
 
-#![forbid(unsafe_code)]
+// To take over a number that was left open needs it, and nothing else does.
+#![deny(unsafe_code)]
 
 pub mod batch;
+mod passed;
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub use passed::{passed, pidfd_id};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-pub use sendfd::SendWithFd;
 
 /// The most descriptors in one message (SCM_MAX_FD in linux/net/scm.h).
 pub const MAX_FDS: usize = 253;
@@ -52,22 +54,19 @@ impl From<Error> for io::Error {
 /// `InvalidInput` for more than [`MAX_FDS`] descriptors or for descriptors
 /// without a byte to ride on; else sendmsg(2)'s. `WouldBlock` means that
 /// nothing was sent.
-pub fn send(
-    socket: &(impl AsFd + SendWithFd),
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     if fds.len() > MAX_FDS || (bytes.is_empty() && !fds.is_empty()) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    if fds.is_empty() {
-        return Ok(rustix::net::send(socket.as_fd(), bytes, SendFlags::NOSIGNAL)?);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-    let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     loop {
-        match socket.send_with_fd(bytes, &raw) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
+        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            done => return Ok(done?),
         }
     }
 }

@@ -36,6 +36,15 @@ pub const SERVICE_MANAGER: [&str; 11] = [
     "SYSTEMD_EXEC_PID",
 ];
 
+/// Says in the environment of what this process is about to become that `LISTEN_FDS` is meant for it.
+pub fn meant(command: &mut Command) {
+    command.env("LISTEN_PID", std::process::id().to_string());
+    match bindonce_fd::pidfd_id() {
+        Some(id) => command.env("LISTEN_PIDFDID", id.to_string()),
+        None => command.env_remove("LISTEN_PIDFDID"),
+    };
+}
+
 /// The first descriptor after standard error, where sd_listen_fds(3) begins.
 pub const FIRST: RawFd = 3;
 

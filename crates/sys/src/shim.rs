@@ -111,7 +111,7 @@ impl Order {
         if self.service {
             // Only here the pid is known.
             if std::env::var_os("LISTEN_FDS").is_some() {
-                command.env("LISTEN_PID", std::process::id().to_string());
+                inherit::meant(&mut command);
             }
             // SAFETY: it is called in this process, which has a single thread, right before exec,
             // and only calls sigaction(2). Before, the standard library sets the default.
@@ -161,7 +161,7 @@ fn send_back(listener: &OwnedFd) -> Result<(), Error> {
     let sent = io::stdin()
         .as_fd()
         .try_clone_to_owned()
-        .and_then(|socket| bindonce_fd::send(&UnixStream::from(socket), &[0], &[listener.as_fd()]));
+        .and_then(|socket| bindonce_fd::send(UnixStream::from(socket), &[0], &[listener.as_fd()]));
     sent.map(drop).map_err(|error| Error::call("sendmsg to the supervisor", error))
 }
 

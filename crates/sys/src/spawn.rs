@@ -72,7 +72,7 @@ pub struct Launch {
     pub tied: bool,
     /// Start it as a service manager does (systemd.exec(5)): as the leader of a session of its own, with
     /// SIGPIPE ignored, since the reader of its standard error may end first; and with
-    /// LISTEN_PID set to its own pid, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
+    /// LISTEN_PID and LISTEN_PIDFDID set to its own, if LISTEN_FDS is among the variables (sd_listen_fds(3)).
     pub service: bool,
     /// Its standard output.
     pub stdout: Stdio,

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::process::{self, Command, ExitCode};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use bindonce::{Claim, Client, Name};
@@ -82,10 +82,8 @@ pub(crate) fn run(args: Args, globals: &crate::globals::Globals) -> anyhow::Resu
             None => UNNAMED,
         })
         .collect();
-    // It is the service manager's word for other descriptors.
-    command.env_remove("LISTEN_PIDFDID");
     command.env("LISTEN_FDS", leases.len().to_string());
-    command.env("LISTEN_PID", process::id().to_string());
+    inherit::meant(&mut command);
     command.env("LISTEN_FDNAMES", shown.join(":"));
 
     let fds = leases.into_iter().map(bindonce::Lease::into_fd).collect();

@@ -1,7 +1,7 @@
 //! One connection to a broker, awaited.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl Client {
         #[expect(clippy::disallowed_methods, reason = "it ends at the deadline")]
         let connect = tokio::task::spawn_blocking(move || socket::connect(&path, timeout));
         let stream = connect.await.map_err(|error| Error::Io(io::Error::other(error)))??;
-        let mut client = Self::from_stream(OwnedFd::from(stream).into())?;
+        let mut client = Self::from_stream(stream.into())?;
         client.timeout = timeout;
         Ok(client)
     }

@@ -1,6 +1,7 @@
 //! A generation of a service, for tokio.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use bindonce_core::name::Name;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::client::Client;
+use crate::alone::{self, Alone};
 use crate::claim::Claim;
 use crate::error::Error;
 use crate::lease::{Lease, only};
@@ -59,6 +61,10 @@ pub struct Generation {
     path: PathBuf,
     /// None while there is no broker.
     client: Option<Client>,
+    /// In place of a broker.
+    alone: Option<Alone>,
+    /// Whether READY=1 has to be said once this serves.
+    tells: bool,
     membership: Membership,
     /// When to try again to find a broker.
     again: Instant,
@@ -74,16 +80,55 @@ impl Generation {
         Self::join_at(&default_socket(), service).await
     }
 
+    /// For a program that runs in any way: takes the sockets that its starter has passed (`LISTEN_FDS`: systemd,
+    /// `bindonce run`, `bindonce exec`); else joins at the broker, as [`join`](Self::join) does; else, where there is no broker and
+    /// `BINDONCE_SOCKET` names none, binds by itself. The rest of the life is the same. [`ready`](Self::ready)
+    /// also says READY=1 to `NOTIFY_SOCKET`.
+    ///
+    /// What was passed is claimed by name or by address; a claim of anything else is bound by this process. Only the
+    /// first call in a process finds what was passed, so make it before anything else takes it. Without a
+    /// broker no generation is told to retire by this: whoever starts the next one sends a signal (SIGTERM), at which
+    /// this one accepts no more, calls [`stopped`](Self::stopped), and drains.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] where what was passed cannot be taken; those of [`join`](Self::join) but for a broker that nobody
+    /// named and that is not there.
+    pub async fn join_or_bind(service: &Name) -> Result<Self, Error> {
+        let path = default_socket();
+        let mut generation = match Alone::passed()? {
+            Some(passed) => Self::begin(&path, service, Some(passed)).await?,
+            None => match Self::begin(&path, service, None).await {
+                Err(error) => Self::begin(&path, service, Some(Alone::instead(error)?)).await?,
+                joined => joined?,
+            },
+        };
+        generation.tells = true;
+        Ok(generation)
+    }
+
+    /// Whether no broker keeps the order of this generation; see [`join_or_bind`](Self::join_or_bind).
+    pub fn is_alone(&self) -> bool {
+        self.alone.is_some()
+    }
+
     /// Becomes the next generation of a service.
     ///
     /// # Errors
     /// [`Error::Connect`] without a broker; [`Error::Refused`] where the service is another user's
     /// or a supervisor's, or the broker is too old to keep an order; see [`Error`].
     pub async fn join_at(path: &Path, service: &Name) -> Result<Self, Error> {
-        let mut membership = Membership::new(service);
-        let client = enter(Client::connect(path).await?, &mut membership).await?;
-        let again = Instant::now();
-        Ok(Self { path: path.to_owned(), client: Some(client), membership, again })
+        Self::begin(path, service, None).await
+    }
+
+    async fn begin(path: &Path, service: &Name, alone: Option<Alone>) -> Result<Self, Error> {
+        let (client, membership) = if alone.is_some() {
+            (None, Membership::alone(service, alone::number()))
+        } else {
+            let mut membership = Membership::new(service);
+            (Some(enter(Client::connect(path).await?, &mut membership).await?), membership)
+        };
+        let (path, again) = (path.to_owned(), Instant::now());
+        Ok(Self { path, client, alone, tells: false, membership, again })
     }
 
     /// The service.
@@ -92,7 +137,7 @@ impl Generation {
     }
 
     /// The number of this generation: larger than that of any before, also of those under
-    /// earlier brokers.
+    /// earlier brokers. Without a broker the supervisor's, or 0.
     pub fn number(&self) -> u64 {
         self.membership.number()
     }
@@ -105,6 +150,9 @@ impl Generation {
     /// [`Error::Refused`] with the broker's reason. After any error of the connection the
     /// call may be made again; see [`Error`].
     pub async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<Lease>, Error> {
+        if let Some(alone) = &mut self.alone {
+            return alone.claim(claims);
+        }
         let timed_out = Error::TimedOut { during: "claim", after: DEFAULT_TIMEOUT };
         let until = Instant::now() + DEFAULT_TIMEOUT;
         while self.client.is_none() {
@@ -142,6 +190,9 @@ impl Generation {
         while !self.membership.may_serve()? {
             self.news().await?;
         }
+        if std::mem::take(&mut self.tells) {
+            alone::tell_ready();
+        }
         Ok(())
     }
 
@@ -167,6 +218,10 @@ impl Generation {
     /// and that none is found is no error: nobody waits for this generation then.
     pub async fn stopped(&mut self) -> Result<Stopped, Error> {
         self.membership.stop();
+        if let Some(alone) = &mut self.alone {
+            alone.stop();
+            return Ok(self.membership.stopped());
+        }
         let until = Instant::now() + FAREWELL;
         self.say().await?;
         while self.client.is_none() {
@@ -230,6 +285,9 @@ impl Generation {
 
     /// Tries once to reach the next broker, when it is time. Dropping this harms nothing.
     async fn find_again(&mut self) -> Result<(), Error> {
+        if self.alone.is_some() {
+            return pending().await;
+        }
         sleep_until(self.again).await;
         let attempt = async {
             let mut client = Client::connect_within(&self.path, ATTEMPT).await?;
