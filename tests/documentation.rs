@@ -93,11 +93,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("README.md", "./tests/run", "is what runs this test"),
     ("docs/operations.md", "curl", "needs curl; tests/metrics.rs asks the same"),
     ("docs/library.md", "cargo doc", "builds pages; the examples in them are run as tests"),
-    (
-        "docs/programs.md",
-        "bindonce run --listen site=0.0.0.0:80",
-        "needs nginx; tests/programs.rs runs it so",
-    ),
+    ("docs/programs.md", "bindonce run --as nginx", "needs nginx; tests/programs.rs runs it so"),
     ("docs/architecture.md", "haproxy", "is a floor in a drawing"),
     ("*", "./deploy/deb", "the package has tests of its own (tests/package.rs)"),
     ("*", "apt install", "the package has tests of its own (tests/package.rs)"),

@@ -381,6 +381,8 @@ fn options_that_do_not_fit_the_program_are_refused_before_anything_is_started() 
     for (words, expected) in [
         (&["--retire-signal", "QUIT", "--", "haproxy", "-f", "x"][..], "--kind program"),
         (&["--ready-delay", "1s", "--", "haproxy", "-f", "x"], "--ready-delay"),
+        (&["--as", "nginx", "--", "haproxy", "-f", "x"], "--as"),
+        (&["--as", "nginx", "--intercept", "--", "nginx"], "cannot be used with"),
         (&["--", "nginx"], "--listen NAME=ADDR"),
         (&["--listen", "web=:1", "--no-admin", "--", "nginx"], "--kind haproxy"),
         (&["--listen", "web=:1", "--variable", "A={fd:b}", "--", "nginx"], "--listen b=ADDR"),

@@ -116,14 +116,7 @@ impl Guest {
     pub(crate) fn arguments(self, address: SocketAddr) -> Vec<String> {
         let more: &[&str] = match self {
             Self::Haproxy => return Vec::new(),
-            Self::Nginx => &[
-                "--variable",
-                "NGINX={fds:;};",
-                "--retire-signal",
-                "SIGQUIT",
-                "--ready-check",
-                "grep -q . /proc/$BINDONCE_PID/task/$BINDONCE_PID/children",
-            ],
+            Self::Nginx => &["--as", "nginx"],
             Self::Activated | Self::Ghostly => &[],
         };
         let mut all = vec!["--listen".to_owned(), format!("web={address}")];

@@ -14,6 +14,7 @@ use bindonce_supervisor::{Haproxy, Kind};
 use bindonce_sys::signals::Signal;
 use clap::error::ErrorKind;
 
+use super::preset::Preset;
 use crate::stand_in;
 
 /// What kind of program it is.
@@ -34,6 +35,10 @@ pub(super) struct Options {
     /// Whether the program is haproxy
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     kind: Wanted,
+    /// How this program takes its sockets, says that it is ready, and is told to retire (docs/programs.md). The options below
+    /// change what it stands for
+    #[arg(long = "as", value_enum, value_name = "PROGRAM", conflicts_with = "intercept")]
+    preset: Option<Preset>,
     /// A generation is ready when this shell command exits with 0; until then it is repeated.
     /// BINDONCE_GENERATION and BINDONCE_PID are set for it. Without this option and
     /// --ready-delay the program must send READY=1 (sd_notify)
@@ -88,7 +93,7 @@ impl Options {
         listeners: &[Listener],
     ) -> anyhow::Result<Kind> {
         let Self { kind, ready_check, ready_delay, retire_signal, .. } = self;
-        let Self { intercept, intercept_if_possible, variable, .. } = self;
+        let Self { preset, intercept, intercept_if_possible, mut variable, .. } = self;
         let without_intercept = intercept_if_possible.is_some();
         let intercept = intercept.or(intercept_if_possible);
         let first = command.first().cloned().unwrap_or_default();
@@ -99,6 +104,7 @@ impl Options {
         };
         if is_haproxy {
             let given = [
+                (preset.is_some(), "--as"),
                 (ready_check.is_some(), "--ready-check"),
                 (ready_delay.is_some(), "--ready-delay"),
                 (retire_signal.is_some(), "--retire-signal"),
@@ -145,13 +151,18 @@ impl Options {
             (Some(check), _) => Readiness::Check(check),
             (None, Some(delay)) => Readiness::Delay(delay),
             (None, None) if intercept.is_some() => Readiness::Listen,
-            (None, None) => Readiness::Notify,
+            (None, None) => preset.map_or(Readiness::Notify, Preset::readiness),
         };
+        if let Some(known) = preset.map_or(Ok(None), Preset::variable)?
+            && !variable.iter().any(|said| said.name == known.name)
+        {
+            variable.push(known);
+        }
         let program = Program {
             program: first,
             arguments: command.into_iter().skip(1).collect(),
             readiness,
-            retire: retire_signal.unwrap_or(Signal::SIGTERM),
+            retire: retire_signal.unwrap_or_else(|| preset.map_or(Signal::SIGTERM, Preset::retire)),
             intercept,
             without_intercept,
             variables: variable,

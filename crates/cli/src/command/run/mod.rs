@@ -1,6 +1,7 @@
 //! `bindonce run -- haproxy -f FILE`: the supervisor, in the foreground.
 
 mod kind;
+mod preset;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,8 +38,8 @@ Examples:
       For a configuration with: bind fd@${web}
   bindonce run --listen web=0.0.0.0:80 -- ./server
       A program that takes its socket as from systemd, sends READY=1, and drains on SIGTERM
-  bindonce run --listen web=0.0.0.0:80 --variable NGINX='{fds:;};' --retire-signal SIGQUIT \\
-      --ready-delay 500ms -- nginx
+  bindonce run --as nginx --listen web=0.0.0.0:80 -- nginx -g 'daemon off;'
+      With --variable NGINX='{fds:;};' --retire-signal SIGQUIT, and ready when it has a worker
   bindonce run --intercept -- python3 -m http.server 8080
       A program that takes no sockets: its bind() gets the broker's
 
