@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -85,6 +85,23 @@ fn what_happens_is_counted_by_whom_it_concerns() {
     assert!(value(&page, &count) >= 2.0);
     assert_eq!(value(&page, &format!("bindonce_last_reload_successful{}", service(""))), 0.0);
     assert_eq!(families(&scrape(unix(&scene, "web.d/metrics.sock"))), families(&page));
+
+    // The same for a browser, and what doctor finds.
+    let look = |at: SocketAddr, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n");
+        let (head, page) = ask(TcpStream::connect(at).expect("connect"), &request);
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/html"), "{head}");
+        page
+    };
+    let listener = format!("<td>{address}</td>");
+    for (at, own) in [(service_at, "reload-failed"), (broker_at, "listener-bound")] {
+        let page = look(at, "/");
+        for word in [&listener, own, "Service web", ">serving</td>", "web 2"] {
+            assert!(page.contains(word), "{word} is missing: {page}");
+        }
+    }
+    let findings = look(service_at, "/doctor");
+    assert!(findings.contains("\nchecked ") && findings.contains("the broker"), "{findings}");
 
     // docs/operations.md names them all.
     let told = fs::read_to_string(root().join("docs/operations.md")).expect("the page");

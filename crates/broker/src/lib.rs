@@ -29,12 +29,14 @@ mod large;
 mod listeners;
 mod metrics;
 mod notify;
+mod pages;
 mod persistence;
 mod problems;
 mod recovery;
 mod requests;
 mod server;
 mod start;
+mod status_page;
 mod succession;
 mod upgrade;
 

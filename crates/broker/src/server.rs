@@ -23,8 +23,8 @@ use crate::generations;
 use crate::guard;
 use crate::handler::Handler;
 use crate::listeners::watch::Guard;
-use crate::metrics;
 use crate::notify;
+use crate::pages;
 use crate::persistence::Ledger;
 use crate::persistence::file::{self, StateFile};
 use crate::recovery;
@@ -116,7 +116,7 @@ async fn serve(
                 settle(&broker, config, resumes),
                 broker::keep_file(&broker),
                 reread(&broker, config),
-                metrics::keep(&broker, config),
+                pages::keep(&broker, config),
             )
         };
         tokio::select! {

@@ -15,6 +15,7 @@ pub mod duration;
 pub mod error;
 pub mod event;
 pub mod generation;
+pub mod history;
 pub mod intercept;
 mod key;
 pub mod listener;

@@ -19,6 +19,7 @@ pub mod rpc;
 pub mod scrape;
 mod self_metrics;
 pub mod state;
+pub mod status_page;
 #[cfg(test)]
 mod testing;
 

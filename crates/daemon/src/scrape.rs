@@ -1,16 +1,19 @@
-//! The other end of a scrape: one page over HTTP/1.1, for `curl` and Prometheus.
+//! The other end of a scrape: metrics, and the status page, over HTTP/1.1, for Prometheus, `curl` and browsers.
 //!
 //! It answers GET and HEAD, one request to a connection, and is no web server. A request has
 //! a longest head and a time; a reply has a time to be read. Only so many connections are
 //! open at once: the oldest ends for the next, so that one who is slow, or many, keep nobody
 //! out. Nothing that a client sends is kept or told to anybody.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bindonce_core::address::Address;
 use bindonce_sys::memory;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
@@ -33,39 +36,83 @@ const CONNECTIONS: usize = 16;
 /// their return.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// `/metrics`.
+    Metrics,
+    /// `/`, the status page.
+    Status,
+    /// `/doctor`, what `bindonce doctor` finds.
+    Findings,
+}
+
+/// Who may read the status page, besides metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusPage {
+    /// Nobody.
+    Off,
+    /// Who asks this host by its address or as `localhost`: a page of another site that has its name resolved to
+    /// this host (DNS rebinding) reads nothing.
+    Local,
+    /// Everybody who reaches the listener.
+    Open,
+}
+
+impl StatusPage {
+    /// On a listener at this address: on where only this host reaches it, or where it was `wanted`.
+    pub fn on(address: &Address, wanted: bool) -> Self {
+        match address {
+            _ if wanted => Self::Open,
+            Address::Tcp(at) if !at.ip().is_loopback() => Self::Off,
+            _ => Self::Local,
+        }
+    }
+}
+
+/// What is served on one listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Served {
+    /// Whether it is a TCP socket; else it is a UNIX socket.
+    pub is_tcp: bool,
+    /// Who may read the status page.
+    pub status_page: StatusPage,
+}
+
 /// Serves pages on a listening TCP or UNIX socket that does not block, until the task is
 /// ended. Call it within a [`tokio::task::LocalSet`]. `page` is called for each request; one that
-/// is empty or does not come in time is answered with 503.
+/// is empty or does not come in time is answered with 503, none with 404.
 ///
 /// # Errors
 /// If the socket is neither, or cannot be watched.
-pub async fn serve<P, F>(listener: OwnedFd, is_tcp: bool, page: P) -> io::Result<()>
+pub async fn serve<P, F>(listener: OwnedFd, served: Served, page: P) -> io::Result<()>
 where
-    P: Fn() -> F + 'static,
-    F: Future<Output = String> + 'static,
+    P: Fn(Subject) -> F + 'static,
+    F: Future<Output = Option<String>> + 'static,
 {
     let page = Rc::new(page);
     let mut open = VecDeque::new();
-    if is_tcp {
+    if served.is_tcp {
         let listener = TcpListener::from_std(listener.into())?;
         loop {
-            take(listener.accept().await, &mut open, &page).await;
+            take(listener.accept().await, &mut open, served.status_page, &page).await;
         }
     }
     let listener = UnixListener::from_std(listener.into())?;
     loop {
-        take(listener.accept().await, &mut open, &page).await;
+        take(listener.accept().await, &mut open, served.status_page, &page).await;
     }
 }
 
 async fn take<S, A, P, F>(
     accepted: io::Result<(S, A)>,
     open: &mut VecDeque<AbortHandle>,
+    status_page: StatusPage,
     page: &Rc<P>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
-    P: Fn() -> F + 'static,
-    F: Future<Output = String> + 'static,
+    P: Fn(Subject) -> F + 'static,
+    F: Future<Output = Option<String>> + 'static,
 {
     let stream = match accepted {
         Ok((stream, _)) => stream,
@@ -82,46 +129,47 @@ async fn take<S, A, P, F>(
     }
     let page = Rc::clone(page);
     let task = tokio::task::spawn_local(async move {
-        if let Err(error) = converse(stream, &*page).await {
+        if let Err(error) = converse(stream, status_page, &*page).await {
             tracing::debug!(%error, "metrics: connection ended");
         }
     });
     open.push_back(task.abort_handle());
 }
 
-async fn converse<S, F>(mut stream: S, page: impl Fn() -> F) -> io::Result<()>
+async fn converse<S, F>(
+    mut stream: S,
+    status_page: StatusPage,
+    page: impl Fn(Subject) -> F,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    F: Future<Output = String>,
+    F: Future<Output = Option<String>>,
 {
     let asked = match timeout(REQUEST, head(&mut stream)).await {
-        Ok(head) => head?.as_deref().map_or(Asked::TooLong, read),
-        Err(_) => Asked::TooLate,
+        Ok(head) => head?.as_deref().map_or(Err(Refusal::TooLong), |head| read(head, status_page)),
+        Err(_) => Err(Refusal::TooLate),
     };
-    let (status, text) = match asked {
-        Asked::Page | Asked::Head => match timeout(REPLY, page()).await {
-            Ok(text) if !text.is_empty() => ("200 OK", text),
+    let found = match asked {
+        Ok(request) => match timeout(REPLY, page(request.subject)).await {
+            Ok(Some(text)) if !text.is_empty() => Ok((request, text)),
+            Ok(None) => Err(Refusal::Elsewhere),
             // Whoever makes the page has not begun or has ended.
-            _ => ("503 Service Unavailable", "not now: ask again\n".to_owned()),
+            _ => Err(Refusal::NotNow),
         },
-        Asked::Elsewhere => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
-        Asked::OtherMethod => ("405 Method Not Allowed", "ask with GET\n".to_owned()),
-        Asked::Nonsense => ("400 Bad Request", "this is no request of HTTP/1\n".to_owned()),
-        Asked::TooLong => {
-            ("431 Request Header Fields Too Large", format!("a head has at most {HEAD} bytes\n"))
-        }
-        Asked::TooLate => ("408 Request Timeout", "the request did not come in time\n".to_owned()),
+        Err(refusal) => Err(refusal),
     };
-    let of = if status == "200 OK" { CONTENT_TYPE } else { "text/plain; charset=utf-8" };
-    let allow = if asked == Asked::OtherMethod { "Allow: GET, HEAD\r\n" } else { "" };
+    let body_wanted = found.as_ref().map_or(true, |(request, _)| !request.head_only);
+    let (status, fields, text) = match found {
+        Ok((request, text)) => ("200 OK", request.subject.fields(), text),
+        Err(refusal) => refusal.reply(),
+    };
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {of}\r\nContent-Length: {}\r\n{allow}Connection: \
-         close\r\n\r\n",
+        "HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n",
         text.len()
     );
     let reply = async {
         stream.write_all(head.as_bytes()).await?;
-        if asked != Asked::Head {
+        if body_wanted {
             stream.write_all(text.as_bytes()).await?;
         }
         stream.shutdown().await?;
@@ -162,39 +210,122 @@ async fn head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8
     }
 }
 
+impl Subject {
+    /// The fields of a head that say what the page is, and what a browser may do with it.
+    fn fields(self) -> Cow<'static, str> {
+        match self {
+            Self::Metrics => format!("Content-Type: {CONTENT_TYPE}\r\n").into(),
+            Self::Status | Self::Findings => HTML.into(),
+        }
+    }
+}
+
+/// A browser runs nothing, loads nothing and keeps nothing of it.
+const HTML: &str = "Content-Type: text/html; charset=utf-8\r\n\
+    Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
+    Cache-Control: no-store\r\n";
+
 /// What a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Page,
+struct Request {
+    subject: Subject,
     /// What a page would be, without it.
-    Head,
+    head_only: bool,
+}
+
+/// Why a client gets no page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    NotNow,
     Elsewhere,
+    StatusOff,
+    OtherHost,
     OtherMethod,
     Nonsense,
     TooLong,
     TooLate,
 }
 
-/// Reads the first line of a head (RFC 9112, section 3).
-fn read(head: &[u8]) -> Asked {
-    let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
+impl Refusal {
+    fn reply(self) -> (&'static str, Cow<'static, str>, String) {
+        let plain = "Content-Type: text/plain; charset=utf-8\r\n";
+        let (status, text) = match self {
+            Self::NotNow => ("503 Service Unavailable", "not now: ask again"),
+            Self::Elsewhere => ("404 Not Found", "metrics are at /metrics, the status page at /"),
+            Self::StatusOff => (
+                "404 Not Found",
+                "the status page is off beyond this host: --status-page serves it; metrics are at /metrics",
+            ),
+            Self::OtherHost => (
+                "421 Misdirected Request",
+                "the status page answers to an address or to localhost; --status-page opens it to every name",
+            ),
+            Self::OtherMethod => ("405 Method Not Allowed", "ask with GET"),
+            Self::Nonsense => ("400 Bad Request", "this is no request of HTTP/1"),
+            Self::TooLong => {
+                ("431 Request Header Fields Too Large", "a head has at most 8192 bytes")
+            }
+            Self::TooLate => ("408 Request Timeout", "the request did not come in time"),
+        };
+        let fields = match self {
+            Self::OtherMethod => format!("{plain}Allow: GET, HEAD\r\n").into(),
+            _ => plain.into(),
+        };
+        (status, fields, format!("{text}\n"))
+    }
+}
+
+/// Reads the first line of a head (RFC 9112, section 3), and of the rest the host.
+fn read(head: &[u8], status_page: StatusPage) -> Result<Request, Refusal> {
+    let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    let line = lines.next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
-        return Asked::Nonsense;
+        return Err(Refusal::Nonsense);
     };
     if !version.starts_with(b"HTTP/1.") || method.is_empty() {
-        return Asked::Nonsense;
+        return Err(Refusal::Nonsense);
     }
-    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
-    match method {
-        b"GET" | b"HEAD" if path != b"/metrics" && path != b"/" => Asked::Elsewhere,
-        b"GET" => Asked::Page,
-        b"HEAD" => Asked::Head,
-        _ => Asked::OtherMethod,
+    let head_only = match method {
+        b"GET" => false,
+        b"HEAD" => true,
+        _ => return Err(Refusal::OtherMethod),
+    };
+    let subject = match target.split(|byte| *byte == b'?').next().unwrap_or_default() {
+        b"/metrics" => Subject::Metrics,
+        b"/" => Subject::Status,
+        b"/doctor" => Subject::Findings,
+        _ => return Err(Refusal::Elsewhere),
+    };
+    match status_page {
+        _ if subject == Subject::Metrics => {}
+        StatusPage::Off => return Err(Refusal::StatusOff),
+        StatusPage::Local if !lines.filter_map(host).all(is_this_host) => {
+            return Err(Refusal::OtherHost);
+        }
+        StatusPage::Local | StatusPage::Open => {}
     }
+    Ok(Request { subject, head_only })
+}
+
+/// The value of a line of a head that names the host.
+fn host(line: &[u8]) -> Option<&[u8]> {
+    let (name, value) = line.split_at_checked(5)?;
+    name.eq_ignore_ascii_case(b"host:").then(|| value.trim_ascii())
+}
+
+/// Whether a host is an address or `localhost`, with or without a port.
+fn is_this_host(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let name = host
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.ends_with(']'))
+        .map_or(host, |(name, _)| name);
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(test)]
@@ -203,20 +334,60 @@ mod tests {
 
     #[test]
     fn the_first_line_says_what_is_asked() {
+        let get = |subject| Ok(Request { subject, head_only: false });
         for (line, asked) in [
-            ("GET /metrics HTTP/1.1", Asked::Page),
-            ("GET / HTTP/1.0", Asked::Page),
-            ("GET /metrics?collect[]=x HTTP/1.1", Asked::Page),
-            ("HEAD /metrics HTTP/1.1", Asked::Head),
-            ("GET /other HTTP/1.1", Asked::Elsewhere),
-            ("POST /metrics HTTP/1.1", Asked::OtherMethod),
-            ("GET /metrics", Asked::Nonsense),
-            ("GET /metrics HTTP/2", Asked::Nonsense),
-            ("GET  /metrics HTTP/1.1", Asked::Nonsense),
-            (" / HTTP/1.1", Asked::Nonsense),
-            ("", Asked::Nonsense),
+            ("GET /metrics HTTP/1.1", get(Subject::Metrics)),
+            ("GET / HTTP/1.0", get(Subject::Status)),
+            ("GET /?x HTTP/1.0", get(Subject::Status)),
+            ("GET /doctor HTTP/1.0", get(Subject::Findings)),
+            ("GET /metrics?collect[]=x HTTP/1.1", get(Subject::Metrics)),
+            ("HEAD /metrics HTTP/1.1", Ok(Request { subject: Subject::Metrics, head_only: true })),
+            ("GET /other HTTP/1.1", Err(Refusal::Elsewhere)),
+            ("POST /metrics HTTP/1.1", Err(Refusal::OtherMethod)),
+            ("GET /metrics", Err(Refusal::Nonsense)),
+            ("GET /metrics HTTP/2", Err(Refusal::Nonsense)),
+            ("GET  /metrics HTTP/1.1", Err(Refusal::Nonsense)),
+            (" / HTTP/1.1", Err(Refusal::Nonsense)),
+            ("", Err(Refusal::Nonsense)),
         ] {
-            assert_eq!(read(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()), asked, "{line:?}");
+            let head = format!("{line}\r\nHost: x\r\n\r\n");
+            assert_eq!(read(head.as_bytes(), StatusPage::Open), asked, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_page_is_for_this_host_unless_it_was_opened() {
+        let ask = |head: &str, status_page| {
+            let head = format!("GET / HTTP/1.1\r\n{head}\r\n\r\n");
+            read(head.as_bytes(), status_page).map(|request| request.subject)
+        };
+        for (host, local) in [
+            ("Host: 127.0.0.1:9100", true),
+            ("Host: localhost", true),
+            ("host:LOCALHOST:9100", true),
+            ("Host: [::1]:9100", true),
+            ("Host: [::1]", true),
+            ("Accept: */*", true),
+            ("Host: evil.example:9100", false),
+            ("Host: localhost.evil.example", false),
+            ("Host: 127.0.0.1\r\nHost: evil.example", false),
+            ("Host:", false),
+        ] {
+            let expected = if local { Ok(Subject::Status) } else { Err(Refusal::OtherHost) };
+            assert_eq!(ask(host, StatusPage::Local), expected, "{host}");
+            assert_eq!(ask(host, StatusPage::Open), Ok(Subject::Status), "{host}");
+            assert_eq!(ask(host, StatusPage::Off), Err(Refusal::StatusOff), "{host}");
+        }
+        for (address, page) in [
+            ("127.0.0.1:9100", StatusPage::Local),
+            ("[::1]:9100", StatusPage::Local),
+            ("unix@/run/m.sock", StatusPage::Local),
+            (":9100", StatusPage::Off),
+            ("192.0.2.1:9100", StatusPage::Off),
+        ] {
+            let address: Address = address.parse().expect("an address");
+            assert_eq!(StatusPage::on(&address, false), page, "{address}");
+            assert_eq!(StatusPage::on(&address, true), StatusPage::Open, "{address}");
         }
     }
 
@@ -239,7 +410,9 @@ mod tests {
                 drop(client);
                 reply
             };
-            let serve = converse(server, || async { page.to_owned() });
+            let serve = converse(server, StatusPage::Local, |subject| async move {
+                (subject != Subject::Findings).then(|| page.to_owned())
+            });
             let (reply, served) = tokio::join!(talk, serve);
             served.expect("served");
             reply
@@ -260,6 +433,9 @@ mod tests {
         assert!(whole.contains("Content-Length: 11\r\n"), "{whole}");
         assert_eq!(exchange(&["GET /met", "rics HTTP/1.1\r\nHost: x\r\n\r", "\n"]), whole);
         assert_eq!(exchange(&["GET /metrics HTTP/1.1\n\n"]), whole);
+        let html = exchange(&["GET / HTTP/1.1\r\n\r\n"]);
+        assert!(html.contains("\r\nContent-Security-Policy: default-src 'none';"), "{html}");
+        assert!(exchange(&["GET /doctor HTTP/1.1\r\n\r\n"]).starts_with("HTTP/1.1 404 "));
         let head = exchange(&["HEAD /metrics HTTP/1.1\r\n\r\n"]);
         assert!(whole.starts_with(&head) && head.ends_with("\r\n\r\n"), "{head}");
     }

@@ -133,6 +133,8 @@ impl Supervisor {
                 }
             }
             Message::LetGo(id) => self.let_go(id),
+            // A client that has gone away misses nothing.
+            Message::LookedAt(reply) => drop(reply.send(self.view().status_page())),
             Message::Command(ask) => self.answer_client(ask),
             Message::Master(ask) => self.answer_master_cli(ask),
         }

@@ -102,7 +102,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         spawn(reaper::reap());
     }
     let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
-    spawn(metrics::keep(directory.metrics(), address, socket, sender.clone()));
+    spawn(metrics::keep(
+        directory.metrics(),
+        address,
+        settings.status_page,
+        socket,
+        sender.clone(),
+    ));
     let replaced = replaced(&settings, &saved).await?;
     let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
     master.serve(&cx)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bindonce_core::generation::{Event, GenerationId};
 use bindonce_core::intercept::Own;
+use bindonce_daemon::status_page::StatusPage;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
 use bindonce_sys::process::Exit;
@@ -77,6 +78,8 @@ pub(crate) enum Message {
     Counted(GenerationId, Counters),
     /// It has told for the last time, and may go.
     LetGo(GenerationId),
+    /// A look at the status page.
+    LookedAt(oneshot::Sender<StatusPage>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
     /// What a draining generation has done since the last time, or since it stopped accepting.

@@ -49,6 +49,8 @@ pub struct Settings {
     pub replaced: Replaced,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
+    /// Whether that listener serves the status page to everybody who reaches it; else only to this host.
+    pub status_page: bool,
 }
 
 impl Settings {

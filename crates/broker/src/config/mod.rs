@@ -87,6 +87,8 @@ pub struct Config {
     pub listen: Vec<Wanted>,
     /// Where metrics are exported too, beside the UNIX socket that always is.
     pub metrics: Option<Listener>,
+    /// Whether that listener serves the status page to everybody who reaches it; else only to this host.
+    pub status_page: bool,
     /// The configuration file, to be read again when that is ordered.
     pub file: Option<PathBuf>,
     /// Who may do what; without any, root and the broker's own user everything.
@@ -106,6 +108,7 @@ impl Config {
             socket: socket.into(),
             listen: Vec::new(),
             metrics: None,
+            status_page: false,
             file: None,
             rules: Vec::new(),
             limits: Limits::default(),

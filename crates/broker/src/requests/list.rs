@@ -102,6 +102,29 @@ async fn listeners(
     }
 }
 
+/// The first listeners, at most so many, sorted by name, and how many there are beyond them.
+pub(crate) async fn first(broker: &RefCell<Broker>, most: usize) -> (Vec<ListenerInfo>, usize) {
+    let (mut infos, mut after, mut unix) = (Vec::new(), None, None);
+    loop {
+        {
+            let broker = broker.borrow();
+            let registry = &broker.listeners.registry;
+            let views = registry.list_after(after, IN_A_TURN.min(most - infos.len()));
+            after = views.last().map(|view| view.id).or(after);
+            infos.extend(views.iter().map(|view| {
+                let is_unix = view.held.listener.address.ip().is_none();
+                info(view, is_unix.then(|| &*unix.get_or_insert_with(unix_queues)))
+            }));
+            if views.is_empty() || infos.len() == most {
+                let beyond = registry.len().saturating_sub(infos.len());
+                infos.sort_by(|a, b| a.name.cmp(&b.name));
+                return (infos, beyond);
+            }
+        }
+        yield_now().await;
+    }
+}
+
 /// Everything about the broker that the caller may see.
 pub(super) async fn status(
     broker: &RefCell<Broker>,
@@ -127,7 +150,7 @@ pub(super) async fn status(
 }
 
 /// Every service of which a generation is connected, sorted by name; a generation in a turn.
-async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
+pub(crate) async fn services(broker: &RefCell<Broker>) -> Vec<ServiceInfo> {
     let mut services: BTreeMap<Name, Vec<GenerationInfo>> = BTreeMap::new();
     let joined = broker.borrow().listeners.registry.joined();
     for connection in joined {

@@ -3,7 +3,7 @@
 mod bind;
 mod home;
 mod join;
-mod list;
+pub(crate) mod list;
 mod release;
 mod store;
 mod text;

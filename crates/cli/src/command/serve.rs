@@ -51,6 +51,10 @@ pub(crate) struct Args {
     /// SOCKET.metrics, beside the control socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
+    /// Serve the status page at `/` of --metrics to everybody who reaches it; without this only to this
+    /// host, by its address or as localhost
+    #[arg(long, requires = "metrics")]
+    status_page: bool,
     /// Start a session of its own, to outlive the caller
     #[arg(long, hide = true)]
     new_session: bool,
@@ -73,6 +77,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     config.file = args.config;
     config.listen.extend(args.listen);
     config.metrics = args.metrics;
+    config.status_page = args.status_page;
     config.inherited = inherited;
     let orders = config.orders.clone();
     // An earlier image of this process has given its privileges up already.

@@ -8,6 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce::Claim;
@@ -17,6 +18,7 @@ use bindonce_core::event;
 use bindonce_core::generation::State;
 use bindonce_core::listener::Listener;
 use bindonce_daemon::openmetrics::{Family, Page, Value};
+use bindonce_daemon::scrape::{Served, Subject};
 use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::listen::open_path;
 use bindonce_sys::{clock, process, worker};
@@ -28,10 +30,14 @@ use crate::error::Error;
 use crate::generations::counting;
 use crate::generations::generation::Generation;
 use crate::message::Message;
+use crate::report::status_page::{self, Findings};
 use crate::report::view::View;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 use bindonce_haproxy::counters;
+
+/// On the socket in the service's directory, which only its user can reach.
+const PRIVATE: Served = Served { is_tcp: false, status_page: scrape::StatusPage::Open };
 
 /// How long to wait before a listener that could not be had is claimed again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -247,25 +253,28 @@ impl Supervisor {
 pub(crate) async fn keep(
     beside: PathBuf,
     listener: Option<Listener>,
+    opened: bool,
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
 ) {
+    let pages = Rc::new(Pages { socket, sender, findings: Findings::default() });
     let in_directory = async {
         match open_path(&beside, 0o600) {
-            Ok(opened) => export(opened.fd, false, sender.clone()).await,
+            Ok(opened) => export(opened.fd, PRIVATE, &pages).await,
             Err(error) => tracing::warn!("no metrics in the service's directory: {error}"),
         }
     };
     let on_listener = async {
         if let Some(listener) = &listener {
-            serve(listener, &socket, sender.clone()).await;
+            serve(listener, opened, &pages).await;
         }
     };
     tokio::join!(in_directory, on_listener);
 }
 
 /// Claims the listener, serves on it, and gives it back to the next broker when one is lost.
-async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender<Message>) {
+async fn serve(listener: &Listener, opened: bool, pages: &Rc<Pages>) {
+    let socket = pages.socket.as_path();
     let mut logged = false;
     let (client, fd) = loop {
         match claim(listener, socket).await {
@@ -284,8 +293,11 @@ async fn serve(listener: &Listener, socket: &Path, sender: mpsc::UnboundedSender
     };
     tracing::info!(%listener, "metrics are exported on it");
     let leased = lease::keep_one(client, listener, &ours, socket);
-    let is_tcp = matches!(listener.address, Address::Tcp(_));
-    tokio::join!(leased, export(fd, is_tcp, sender));
+    let served = Served {
+        is_tcp: matches!(listener.address, Address::Tcp(_)),
+        status_page: scrape::StatusPage::on(&listener.address, opened),
+    };
+    tokio::join!(leased, export(fd, served, pages));
 }
 
 async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), Error> {
@@ -297,15 +309,40 @@ async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), 
     Ok((client, leases.pop().ok_or_else(missing)?.into_fd()))
 }
 
-/// The supervisor's loop writes each page; nothing else knows it all.
-async fn export(fd: OwnedFd, is_tcp: bool, sender: mpsc::UnboundedSender<Message>) {
-    let page = move || {
-        let (reply, page) = oneshot::channel();
-        // The loop ends only with the process.
-        let _ = sender.send(Message::Scraped(reply));
-        async { page.await.unwrap_or_default() }
+/// What makes the pages.
+struct Pages {
+    socket: PathBuf,
+    sender: mpsc::UnboundedSender<Message>,
+    findings: Findings,
+}
+
+impl Pages {
+    async fn of(&self, subject: Subject) -> String {
+        match subject {
+            Subject::Metrics => self.ask(Message::Scraped).await.unwrap_or_default(),
+            Subject::Status => match self.ask(Message::LookedAt).await {
+                Some(page) => status_page::with_listeners(page, &self.socket).await,
+                None => String::new(),
+            },
+            Subject::Findings => self.findings.html(&self.socket).await,
+        }
+    }
+
+    /// The supervisor's loop answers; nothing else knows it all. It ends only with the process.
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.sender.send(message(reply)).ok()?;
+        answer.await.ok()
+    }
+}
+
+async fn export(fd: OwnedFd, served: Served, pages: &Rc<Pages>) {
+    let pages = Rc::clone(pages);
+    let page = move |subject| {
+        let pages = Rc::clone(&pages);
+        async move { Some(pages.of(subject).await) }
     };
-    if let Err(error) = scrape::serve(fd, is_tcp, page).await {
+    if let Err(error) = scrape::serve(fd, served, page).await {
         tracing::warn!(%error, "metrics cannot be served");
     }
 }

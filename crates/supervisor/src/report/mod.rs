@@ -8,6 +8,7 @@ pub(crate) mod metrics;
 pub(crate) mod outcome;
 pub(crate) mod starter;
 pub(crate) mod status;
+mod status_page;
 pub(crate) mod view;
 
 use std::time::{Duration, Instant};

@@ -83,6 +83,10 @@ pub(crate) struct Args {
     /// are always on SERVICE.d/metrics.sock beside the broker's socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
+    /// Serve the status page at `/` of --metrics to everybody who reaches it; without this only to this
+    /// host, by its address or as localhost
+    #[arg(long, requires = "metrics")]
+    status_page: bool,
     #[command(flatten)]
     program: kind::Options,
     /// The command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg
@@ -204,6 +208,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         replaced,
         starter: background::starter()?,
         metrics: args.metrics,
+        status_page: args.status_page,
     };
     logging::start(globals.log_format, &globals.log_level);
     log::start();

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use bindonce_core::history::Life;
 use bindonce_core::time::Timestamp;
 
 use super::seen::Service;
@@ -11,58 +12,6 @@ use crate::events::{Source, SourcedEvent};
 
 /// Ended lives that are remembered of each service.
 const ENDED: usize = 64;
-
-/// What a generation did at a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Activity {
-    /// It had not accepted yet.
-    Starting,
-    /// It had stopped accepting.
-    Draining,
-    /// It accepted.
-    Serving,
-    /// It failed, or died while it served.
-    Broke,
-}
-
-/// The moments of one generation's life, as far as they are known.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Life {
-    pub(super) started: Option<Timestamp>,
-    pub(super) serving: Option<Timestamp>,
-    pub(super) draining: Option<Timestamp>,
-    pub(super) ended: Option<Timestamp>,
-    /// It did not end as it should have: it `failed` to come up, or `died` while it served.
-    pub(super) broke: Option<&'static str>,
-}
-
-impl Life {
-    /// The first moment that is known.
-    pub(super) fn begin(&self) -> Option<Timestamp> {
-        self.started.or(self.serving).or(self.draining).or(self.ended)
-    }
-
-    /// What is to be shown for the time from `from` to before `to`: of several phases in it
-    /// the one that matters most.
-    pub(super) fn phase(&self, from: Timestamp, to: Timestamp) -> Option<Activity> {
-        if self.broke.is_some() && self.ended.is_some_and(|ended| ended >= from && ended < to) {
-            return Some(Activity::Broke);
-        }
-        let never = Timestamp(u64::MAX);
-        let ended = self.ended.unwrap_or(never);
-        let draining = self.draining.unwrap_or(ended).min(ended);
-        let serving = self.serving.unwrap_or(draining).min(draining);
-        let started = self.begin().unwrap_or(never);
-        let overlaps = |begin: Timestamp, end: Timestamp| begin < end && begin < to && end > from;
-        [
-            (Activity::Serving, serving, draining),
-            (Activity::Draining, draining, ended),
-            (Activity::Starting, started, serving),
-        ]
-        .into_iter()
-        .find_map(|(phase, begin, end)| overlaps(begin, end).then_some(phase))
-    }
-}
 
 /// All that are known, by service and number.
 #[derive(Debug, Default)]
@@ -87,22 +36,10 @@ impl Lives {
             Source::Broker => None,
         });
         let (Some(service), Some(generation)) = (service, event.generation) else { return };
-        let phase = match event.kind.strip_prefix("generation-") {
-            Some("started" | "serving" | "draining" | "gone" | "failed" | "died") => {
-                &event.kind[11..]
-            }
-            _ => return,
-        };
         let lives = self.0.entry(service.to_owned()).or_default();
-        let life = lives.entry(generation).or_default();
-        match phase {
-            "started" => life.started = Some(event.time),
-            "serving" => life.serving = Some(event.time),
-            "draining" => life.draining = Some(event.time),
-            word => {
-                life.ended = Some(event.time);
-                life.broke = ["failed", "died"].into_iter().find(|broke| *broke == word);
-            }
+        let mut life = lives.get(&generation).cloned().unwrap_or_default();
+        if life.learn(&event.kind, event.time) {
+            lives.insert(generation, life);
         }
         forget(lives);
     }
@@ -145,6 +82,7 @@ fn forget(lives: &mut BTreeMap<u64, Life>) {
 #[cfg(test)]
 mod tests {
     use bindonce::Event;
+    use bindonce_core::history::Activity;
 
     use super::super::seen::{Generation, Supervision};
     use super::*;
@@ -157,7 +95,7 @@ mod tests {
     }
 
     fn line(life: &Life, until: u64) -> String {
-        let cell = |at| match life.phase(Timestamp(at), Timestamp(at + 1)) {
+        let cell = |at| match life.activity(Timestamp(at), Timestamp(at + 1)) {
             None => ' ',
             Some(Activity::Starting) => 'o',
             Some(Activity::Serving) => '#',
@@ -203,8 +141,8 @@ mod tests {
         assert_eq!(lines, [" oo###==    ", "     o###x  ", "         ox "]);
         // In a cell that covers more, what matters most is shown.
         let first = lives.get("web", 1).expect("a life");
-        assert_eq!(first.phase(Timestamp(0), Timestamp(100)), Some(Activity::Serving));
-        assert_eq!(first.phase(Timestamp(6), Timestamp(100)), Some(Activity::Draining));
+        assert_eq!(first.activity(Timestamp(0), Timestamp(100)), Some(Activity::Serving));
+        assert_eq!(first.activity(Timestamp(6), Timestamp(100)), Some(Activity::Draining));
     }
 
     #[test]

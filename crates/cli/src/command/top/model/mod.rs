@@ -11,10 +11,11 @@ use std::collections::VecDeque;
 
 use bindonce::{BrokerInfo, ListenerInfo};
 use bindonce_core::event::REMEMBERED;
+use bindonce_core::history::Life;
 use bindonce_core::time::Timestamp;
 
 use super::keys::Key;
-use super::lives::{Life, Lives};
+use super::lives::Lives;
 use super::seen::{Generation, Seen, Service, Supervision};
 use crate::events::SourcedEvent;
 

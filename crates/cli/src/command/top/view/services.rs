@@ -1,11 +1,11 @@
 //! The services with their generations, and when each of them served: the time line ends now.
 
+use bindonce_core::history::{Activity, Life};
 use bindonce_core::time::Timestamp;
 
 use super::canvas::{Area, Canvas, PLAIN, Style};
 use super::pane::{BAD, FAINT, GOOD, STRONG, WARN, title, window};
 use super::words;
-use crate::command::top::lives::{Activity, Life};
 use crate::command::top::model::{Model, Pane, Row};
 use crate::command::top::seen::{Generation, Service, Supervision};
 
@@ -166,7 +166,7 @@ fn time_line(
     for (cell, x) in (0..cells).zip(area.x..) {
         // The last one takes in this very moment.
         let to = if cell + 1 == cells { Timestamp(now.0 + 1) } else { begin(cell + 1) };
-        let phases = lives.iter().filter_map(|life| life.phase(begin(cell), to));
+        let phases = lives.iter().filter_map(|life| life.activity(begin(cell), to));
         let phases = phases.filter(|phase| !service || *phase >= Activity::Serving);
         // A service that has gone on serving has not broken, whatever a start of it did.
         let phase = if service { phases.min() } else { phases.max() };
