@@ -539,6 +539,19 @@ fn what_a_client_passes_or_makes_of_a_listener_keeps_nobody_waiting() {
             broker = passing()\n\
             broker.socket.sendall(b'\"method\":\"ping\"}\\n')\n\
             say('with a request', 'result' in broker.reply(), good.call('ping'))\n\
+            last = lingering()\n\
+            def unread():\n\
+            \x20   broker = Broker()\n\
+            \x20   try:\n\
+            \x20       # What has a descriptor ends a read: what follows lies in the connection when it ends.\n\
+            \x20       socket.send_fds(broker.socket, [b']'], [0])\n\
+            \x20       socket.send_fds(broker.socket, [b'x'], [last.fileno()])\n\
+            \x20   except OSError: return None\n\
+            \x20   return broker\n\
+            # One that the broker has ended before it is all sent shows nothing.\n\
+            ended = next((one for _ in range(1000) if (one := unread())), None)\n\
+            last.close()\n\
+            say('unread', bool(ended), good.call('ping'))\n\
             libc, none = ctypes.CDLL(None), struct.pack('HH12x', 0, 0)\n\
             connected = False\n\
             while not connected:\n\
@@ -555,6 +568,9 @@ fn what_a_client_passes_or_makes_of_a_listener_keeps_nobody_waiting() {
             broker.socket.close()\n\
             say('a listener', good.call('ping'))\n";
         let said = stranger(&scene, attack);
-        assert_eq!(said, ["unfinished ok", "with a request True ok", "a listener ok"]);
+        assert_eq!(
+            said,
+            ["unfinished ok", "with a request True ok", "unread True ok", "a listener ok"]
+        );
     }
 }

@@ -1,5 +1,6 @@
 """A program whose bind() is intercepted for one port, and that does its worst: hostile.py NAMED OTHER."""
 import ctypes
+import fcntl
 import mmap
 import os
 import platform
@@ -97,6 +98,23 @@ def i386():
     return os.read(reading, 4096).decode() or "none"
 
 
+def stalls():
+    """Addresses in memory that nobody fills: each look at one is given up, and after three there is none."""
+    faults = libc.syscall({"x86_64": 323, "aarch64": 282}.get(platform.machine(), -1), os.O_CLOEXEC)
+    if faults < 0:
+        return "none"
+    page = mmap.mmap(-1, 4096)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    api, missing = 0xAA, 1
+    try:
+        fcntl.ioctl(faults, 0xC018AA3F, bytearray(struct.pack("=QQQ", api, 0, 0)))
+        fcntl.ioctl(faults, 0xC020AA00, bytearray(struct.pack("=QQQQ", at, 4096, missing, 0)))
+    except OSError:
+        return "none"
+    failed = [libc.bind(socket.socket().fileno(), ctypes.c_void_p(at), 16) for _ in range(3)]
+    return str(failed + [libc.bind(socket.socket().fileno(), address(NAMED), 16)])
+
+
 server = socket.socket()
 server.bind(("127.0.0.1", NAMED))
 server.listen(511)
@@ -106,5 +124,5 @@ floods()
 for number, memory, length in [(server.fileno(), 8, 16), (0, address(NAMED), 16), (999, address(NAMED), 16)]:
     assert libc.bind(number, memory, length) == -1
 assert libc.bind(socket.socket().fileno(), address(NAMED), -1) == -1
-print("did its worst; i386", i386(), flush=True)
+print("did its worst; i386", i386() + "; stalled", stalls(), flush=True)
 signal.pause()

@@ -110,3 +110,23 @@ pub(crate) async fn pass_on(
         log::write(&text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_without_end_is_kept_in_parts() {
+        let (from, to) = std::io::pipe().expect("a pipe");
+        // As much as the pipe takes before it is read.
+        let written = 3 * LINE_BYTES as usize + 1;
+        { to }.write_all(&vec![b'x'; written]).expect("written");
+        let tail = Tail::default();
+        pass_on(from.into(), Messages::default(), tail.clone()).await.expect("read");
+        let sizes: Vec<_> = tail.0.borrow().last.iter().map(String::len).collect();
+        assert_eq!(sizes, [LINE_BYTES as usize, LINE_BYTES as usize, LINE_BYTES as usize, 1]);
+        assert_eq!(tail.written(), written as u64);
+    }
+}

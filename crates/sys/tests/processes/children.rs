@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -33,6 +34,7 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
         "ready" => ready(args[3].to_str().and_then(|pid| pid.parse().ok()).expect("pid")),
         #[cfg(feature = "tokio")]
         "supervise" => crate::hold::supervise(),
+        "bind-and-exec" => bind_and_exec(),
         "ghost" => ghost(args[3].to_str().expect("kind")),
         mode => unreachable!("{mode}"),
     }
@@ -105,6 +107,19 @@ fn exec_too_many() {
         println!("{error}; {}", error.hint().expect("a hint"));
         assert_eq!(table(), before);
     }
+}
+
+/// Binds, and executes another program in its place at SIGUSR2.
+fn bind_and_exec() {
+    let mut asked = SigSet::empty();
+    asked.add(Signal::SIGUSR2);
+    asked.thread_block().expect("blocked");
+    std::thread::spawn(move || {
+        asked.wait().expect("SIGUSR2");
+        let error = Command::new("sleep").arg("1000").exec();
+        unreachable!("{error}");
+    });
+    drop(std::net::TcpListener::bind("127.0.0.1:0"));
 }
 
 fn lower_limit(to: u64) {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bindonce_sys::executable;
 use bindonce_sys::hold::Hold;
 use bindonce_sys::intercept::Intercept;
-use bindonce_sys::process::Exit;
+use bindonce_sys::process::{self, Exit};
+use bindonce_sys::shim::Asked;
 use bindonce_sys::signals::{Signal, SignalFd};
 use bindonce_sys::spawn::{self, Launch, Started};
 use bindonce_sys::{queue, signals};
@@ -27,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("held: a shim that dies gives nothing to hold with", dead_shim),
     ("held: haproxy accepts nothing before it is released", haproxy),
     ("another user's programs are held too", as_nobody),
+    ("a call whose thread is gone is not looked at in what has its pid now", executes),
 ];
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -268,4 +270,33 @@ fn as_nobody() {
     assert!(output.status.success(), "{stdout}{stderr}");
     assert_eq!(stdout.matches("... ok").count(), TESTS.len() - 1, "{stdout}");
     assert!(!stderr.contains("not tested"), "{stderr}");
+}
+
+fn executes() {
+    run(async {
+        let mut launch = Launch::new(std::env::current_exe().expect("path"));
+        launch.args = vec!["child".into(), "bind-and-exec".into()];
+        launch.intercept = Asked::Always;
+        let mut started = launch.start().expect("start");
+        let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
+        let Some(fd) = received else {
+            wait(&started.pidfd);
+            return crate::skip::skip("calls: seccomp(2) is refused");
+        };
+        let calls = Intercept::new(fd).expect("calls");
+        let call = tokio::time::timeout(DEADLINE, calls.next()).await.expect("in time");
+        let call = call.expect("told").expect("a call");
+        assert!(call.look()().is_ok());
+        // Another thread executes another program, which has the process and its descriptors.
+        started.pidfd.send(Signal::SIGUSR2).expect("send");
+        let until = tokio::time::Instant::now() + DEADLINE;
+        while process::name(started.pid).as_deref() != Some("sleep") {
+            assert!(tokio::time::Instant::now() < until, "it executes nothing");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let error = call.look()().map(drop).expect_err("nobody calls");
+        assert_eq!(error.raw_os_error(), Some(nix::libc::ESRCH), "{error}");
+        started.pidfd.send(Signal::SIGKILL).expect("kill");
+        wait(&started.pidfd);
+    });
 }
