@@ -72,6 +72,7 @@ mod stand_in;
 mod succession;
 mod supervise;
 mod systemd;
+mod tables;
 mod takeovers;
 mod top;
 mod trust;

@@ -32,6 +32,8 @@ pub struct Settings {
     pub timing: timeline::Settings,
     /// How long connections of an older generation may be idle before they are closed; none: as haproxy does by itself.
     pub drain_idle: Option<Duration>,
+    /// How long a start waits until the generation that serves has learned its stick tables.
+    pub peers_timeout: Duration,
     /// Whether a handover connects to listeners where no client waits.
     pub probe: bool,
     /// What is done about ghosts.

@@ -8,6 +8,7 @@ pub(crate) mod family;
 pub(crate) mod foreign;
 pub(crate) mod generation;
 pub(crate) mod idle;
+pub(crate) mod learning;
 pub(crate) mod listeners;
 pub(crate) mod notifications;
 pub(crate) mod output;

@@ -15,8 +15,8 @@ use crate::context::Context;
 use crate::disk::pid_file::PidFile;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::Known;
-use crate::generations::server_state;
 use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
+use crate::generations::{learning, server_state};
 use crate::handover::promise::{self, Unserved};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::kind::{Haproxy, Kind};
@@ -117,6 +117,8 @@ impl Starts {
             if let Some(rendering) = prepared.rendering() {
                 promise::keeps_something(rendering, &served)?;
                 if let Some(serving) = plan.serving {
+                    now.set("waiting until the serving haproxy has learned its stick tables");
+                    learning::before_start(&inner.settings, id, &serving).await;
                     now.set("asking the serving haproxy for the state of its servers");
                     server_state::carry(rendering, &serving).await;
                 }

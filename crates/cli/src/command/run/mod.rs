@@ -115,6 +115,9 @@ struct Timing {
     /// [default: as haproxy does by itself]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     drain_idle: Option<Duration>,
+    /// How long a start waits until the haproxy that serves has learned its stick tables (`peers`)
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    peers_timeout: Duration,
     /// How many older generations may drain at the same time; the oldest is ended first
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     max_draining: usize,
@@ -196,6 +199,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
             max_draining: args.timing.max_draining,
         },
         drain_idle: args.timing.drain_idle,
+        peers_timeout: args.timing.peers_timeout,
         probe: !args.no_probe,
         watch,
         ghosts: match args.ghosts {

@@ -1,0 +1,55 @@
+//! Stick tables, between one reload and the next.
+//!
+//! A generation teaches them to the next one when it has been told to stop, and only if it has itself learned all that there was.
+//! One that is told to stop before would lose them. So the next one is started when it has.
+
+use std::time::{Duration, Instant};
+
+use bindonce_core::duration::format;
+use bindonce_core::generation::GenerationId;
+use bindonce_haproxy::cli::sections_that_learn;
+
+use crate::generations::admin::{Admin, NoAnswer};
+use crate::settings::Settings;
+
+/// Between two questions.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Waits for the generation that serves before this one is started, and says when that takes too long.
+pub(crate) async fn before_start(settings: &Settings, id: GenerationId, serving: &Admin) {
+    let limit = settings.peers_timeout.min(settings.timing.ready_timeout / 2);
+    let learning = wait(serving, limit).await;
+    if !learning.is_empty() {
+        tracing::warn!(
+            generation = id.0,
+            peers = learning.join(" "),
+            "the generation that serves has not learned its stick tables within {} (--peers-timeout), and will not teach \
+             them: entries are lost; reload less often, or look at `show peers`",
+            format(limit)
+        );
+    }
+}
+
+/// Waits until the generation that serves has learned its stick tables; gives the `peers` sections that have not within `limit`.
+async fn wait(serving: &Admin, limit: Duration) -> Vec<String> {
+    let until = Instant::now() + limit;
+    let mut learning = Vec::new();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return learning;
+        }
+        match serving.ask("show peers", left).await {
+            Ok(answer) => {
+                learning = sections_that_learn(&answer).into_iter().map(str::to_owned).collect();
+            }
+            Err(NoAnswer::InTime) => {}
+            // Nobody has anything to teach.
+            Err(NoAnswer::Closed) => return Vec::new(),
+        }
+        if learning.is_empty() {
+            return learning;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
