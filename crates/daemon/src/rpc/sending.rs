@@ -12,11 +12,15 @@ use bindonce_wire::message::{Id, encode_error};
 use bindonce_wire::{ErrorCode, RpcError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::clients::Clients;
 use super::end::End;
 use super::link::Link;
+
+/// So many messages with descriptors are sent in one turn: some 40 us each.
+const SENT_AT_ONCE: usize = 4;
 
 /// A reply: its text, which ends in a line end, and the descriptors that go with it.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ pub(super) async fn send(
 pub(super) enum Pushed {
     /// All of it is sent.
     Whole,
+    /// Enough for one turn.
+    Part,
     /// The connection is full.
     Full,
     /// So many descriptors are next, and the peer's user has as many that it has not received as it may have.
@@ -73,12 +79,17 @@ impl Sending {
         self.length
     }
 
-    /// Sends what the peer has room for.
+    /// Sends what the peer has room for, of many descriptors some.
     pub(super) fn push(&mut self, link: &Link) -> Result<Pushed, End> {
         let stream = &link.stream;
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        let mut messages = 0;
         while let Some((bytes, batch)) = self.transmission.next() {
+            if messages == SENT_AT_ONCE {
+                return Ok(Pushed::Part);
+            }
             let count = batch.len();
+            messages += usize::from(count != 0);
             if count != 0 && !link.has_room(count) {
                 return Ok(Pushed::Crowded(count));
             }
@@ -112,6 +123,7 @@ impl Sending {
         loop {
             match self.push(link)? {
                 Pushed::Whole => return Ok(()),
+                Pushed::Part => yield_now().await,
                 Pushed::Full => match timeout_at(until, link.stream.writable()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Err(End::Failed(error)),

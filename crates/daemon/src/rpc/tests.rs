@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
+use super::sending::{Pushed, Sending};
 use super::{Admission, Caller, Clients, Excess, Handler, Limits, Link, Reply, Server, encode};
 use crate::{Journal, Reporter};
 
@@ -237,6 +238,28 @@ fn a_user_has_a_part_of_the_descriptors_that_may_wait() {
     });
     let passed: Vec<usize> = answered.borrow().iter().map(|(_, passed)| *passed).collect();
     assert_eq!(passed, [2, 0]);
+}
+
+#[test]
+fn many_descriptors_are_sent_in_many_turns() {
+    bindonce_sys::limits::raise_nofile().expect("descriptors");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let clients = Clients::new(Limits { descriptors_unreceived: 1 << 17, ..LIMITS });
+        let (_peer, stream) = UnixStream::pair().expect("a pair");
+        let peer = Peer { pid: 1, uid: 7, gid: 7 };
+        let caller = Caller { connection: ConnectionId(1), peer, groups: [].into(), network: None };
+        let admission = Admission { unknown: false, exempt: false };
+        let link = clients.enter(stream, caller, admission, &[]);
+        let descriptor = Rc::new(std::io::stdin().as_fd().try_clone_to_owned().expect("a copy"));
+        let descriptors = vec![descriptor; 5 * bindonce_fd::MAX_FDS];
+        let mut sending = Sending::new(Reply { text: b"true\n".to_vec(), descriptors });
+        link.stream.writable().await.expect("writable");
+        let pushed = sending.push(&link);
+        assert!(matches!(pushed, Ok(Pushed::Part)), "{pushed:?}");
+        assert_eq!(link.unreceived(), 4 * bindonce_fd::MAX_FDS);
+        assert!(matches!(sending.push(&link), Ok(Pushed::Whole)));
+    });
 }
 
 #[test]
