@@ -111,8 +111,9 @@ def stalls():
         fcntl.ioctl(faults, 0xC020AA00, bytearray(struct.pack("=QQQQ", at, 4096, missing, 0)))
     except OSError:
         return "none"
-    failed = [libc.bind(socket.socket().fileno(), ctypes.c_void_p(at), 16) for _ in range(3)]
-    return str(failed + [libc.bind(socket.socket().fileno(), address(NAMED), 16)])
+    sockets = [socket.socket() for _ in range(4)]
+    failed = [libc.bind(one.fileno(), ctypes.c_void_p(at), 16) for one in sockets[:3]]
+    return str(failed + [libc.bind(sockets[3].fileno(), address(NAMED), 16)])
 
 
 server = socket.socket()
@@ -123,6 +124,7 @@ floods()
 # What the kernel refuses it refuses here too: no memory, no socket, no descriptor.
 for number, memory, length in [(server.fileno(), 8, 16), (0, address(NAMED), 16), (999, address(NAMED), 16)]:
     assert libc.bind(number, memory, length) == -1
-assert libc.bind(socket.socket().fileno(), address(NAMED), -1) == -1
+spare = socket.socket()
+assert libc.bind(spare.fileno(), address(NAMED), -1) == -1
 print("did its worst; i386", i386() + "; stalled", stalls(), flush=True)
 signal.pause()
