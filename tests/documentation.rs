@@ -84,6 +84,7 @@ frontend web
 
 /// Commands that are not run here: how the line begins (after the page's name), and why.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("README.md", "cargo install", "fetches this repository from the network"),
     ("README.md", "git clone", "fetches this repository from the network"),
     (
         "README.md",
