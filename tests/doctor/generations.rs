@@ -1,13 +1,13 @@
 //! Limits of haproxy's own, and generations that do not end.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{expect_any, findings, half_a_request, pids, plain, text};
-use crate::harness::{Haproxy, Process, Scene, config, eventually, listening};
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, listening};
 
 #[test]
 fn saturated_is_haproxys_own_limit() {
@@ -82,4 +82,37 @@ fn lingering_tells_how_many_and_what_holds_the_oldest() {
     for process in &mut old {
         process.signal(Signal::SIGTERM);
     }
+}
+
+#[test]
+fn answering_is_a_replaced_generation_that_clients_stay_with() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let kept = "    close-spread-time 1h\ndefaults\n    option idle-close-on-response\n";
+    let text_of = config(address, 1).replacen("defaults\n", kept, 1);
+    let haproxy = Haproxy::start(&scene, &program, &scene.write("haproxy.cfg", &text_of));
+    let mut client = TcpStream::connect(address).expect("connecting");
+    client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let mut ask = || {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("a request");
+        let (mut answer, mut some) = (Vec::new(), [0; 512]);
+        while !answer.ends_with(b"\r\n\r\nok") {
+            let count = client.read(&mut some).expect("an answer");
+            assert!(count > 0, "closed");
+            answer.extend_from_slice(&some[..count]);
+        }
+    };
+    ask();
+    haproxy.reload(&scene).ok();
+    let found = eventually("the generation that still answers", || {
+        (0..10).for_each(|_| ask());
+        expect_any(&scene, "answering")
+    });
+    assert_eq!(found["service"], "web", "{found:#}");
+    let summary = text(&found["summary"]);
+    assert!(summary.starts_with("1 replaced generation of \"web\" answers"), "{found:#}");
+    scene.run("retire", &["--name", "web"]).ok();
+    assert!(findings(&scene).iter().all(|one| one["kind"] != "answering"), "it is gone");
 }

@@ -20,28 +20,34 @@ mod survey;
 mod tests;
 mod text;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Instant;
 
 pub use error::Error;
 pub use examination::Examination;
+pub use facts::{Answered, Answers};
 pub use text::{json, screen};
 
 /// Looks at everything, and keeps what concerns `target`: an address, a service, a listener or a
-/// program. A broker may listen at `broker`.
+/// program. A broker may listen at `broker`; `answers` asks the supervisors, and waits for nobody.
 ///
 /// # Errors
 /// [`Error::Look`] if the sockets of this network namespace cannot be read; [`Error::Target`] if
 /// the target is neither an address nor the name of anything that was seen.
-pub fn examine(target: Option<&str>, broker: PathBuf) -> Result<Examination, Error> {
+pub fn examine(
+    target: Option<&str>,
+    broker: &Path,
+    answers: impl FnOnce() -> Vec<Answers>,
+) -> Result<Examination, Error> {
     let begun = Instant::now();
-    let mut survey = survey::Survey::new(broker);
-    let mut look = survey.look()?;
+    let mut survey = survey::Survey::new(broker.to_owned());
+    let answers = answers();
+    let mut look = survey.look(&answers)?;
     let mut found = diagnosis::examine(&look, None);
     if let Some(interval) = diagnosis::look_again(&look, &found) {
         // This time is what is measured with: processor time, queues, what passes.
         std::thread::sleep(interval);
-        let earlier = std::mem::replace(&mut look, survey.look()?);
+        let earlier = std::mem::replace(&mut look, survey.look(&answers)?);
         found = diagnosis::examine(&look, Some((&earlier, &found)));
     }
     let details = survey.ask(&look, &diagnosis::questions(&found));

@@ -26,6 +26,7 @@ use crate::generations::generation::{Generation, GivenBack, Start};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
+use crate::generations::since::Since;
 use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
@@ -93,10 +94,15 @@ impl Supervisor {
                 }
                 self.feed(Event::Connections(id, connections));
             }
-            Message::Served(id, more) => {
-                if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.drain.since.get_or_insert_default().add(more);
-                    self.report.served(more);
+            Message::Counts(id, counts, drains) => {
+                if let Some(generation) = self.generations.get_mut(&id)
+                    && let Some(before) = generation.drain.counted.replace(counts)
+                {
+                    let more = counts.less(before);
+                    if drains {
+                        generation.drain.since.get_or_insert_default().add(more);
+                    }
+                    self.report.served(more, drains);
                 }
             }
             Message::IdleClosed(id, count) => {
@@ -178,6 +184,7 @@ impl Supervisor {
             }
             Command::Upgrade(reply) => self.upgrade.want(reply),
             Command::Status(reply) => self.view().tell_status(reply),
+            Command::State(reply) => self.view().tell_state(reply),
             Command::Ping(reply) => self.view().tell_alive(reply),
         }
     }
@@ -316,6 +323,7 @@ impl Supervisor {
             }
         };
         generation.start = Start::Begun(starting.begun);
+        generation.drain.counted = Some(Since::default());
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.
         generation.readiness.listening.extend(generation.inodes());

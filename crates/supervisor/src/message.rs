@@ -82,8 +82,8 @@ pub(crate) enum Message {
     LookedAt(oneshot::Sender<StatusPage>),
     /// How many connections a draining generation has left.
     Left(GenerationId, u64),
-    /// What a draining generation has done since the last time, or since it stopped accepting.
-    Served(GenerationId, Since),
+    /// What a generation has done since its start, and whether it has stopped accepting.
+    Counts(GenerationId, Since, bool),
     /// So many idle connections of it were closed.
     IdleClosed(GenerationId, u64),
     /// It has closed its listeners, and its ghosts were removed as far as they could be.

@@ -104,6 +104,9 @@ pub struct Status {
     /// Bytes that they have sent since then.
     #[serde(default)]
     pub bytes_after: u64,
+    /// What its generations have answered lately.
+    #[serde(default)]
+    pub lately: Lately,
     /// Idle connections of older generations that were closed for `--drain-idle`.
     #[serde(default)]
     pub idle_closed: u64,
@@ -122,6 +125,33 @@ pub struct Status {
     /// What else a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// What the generations of a service have answered lately, where haproxy tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lately {
+    /// In this time.
+    pub seconds: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Bytes sent.
+    pub bytes: u64,
+    /// Requests that came to generations after they had stopped accepting.
+    pub draining_requests: u64,
+    /// Bytes that these have sent.
+    pub draining_bytes: u64,
+}
+
+impl Lately {
+    /// The share of draining generations in percent: of the requests, or of the bytes where no request was counted (TCP).
+    pub fn draining_percent(&self) -> u64 {
+        let (of, all) = match self.requests {
+            0 => (self.draining_bytes, self.bytes),
+            requests => (self.draining_requests, requests),
+        };
+        of.saturating_mul(100) / all.max(1)
+    }
 }
 
 /// One generation in [`Status`].

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use bindonce_doctor::{examine, json, screen};
 
+use crate::command::supervisors;
 use crate::globals::Globals;
 use crate::output;
 
@@ -41,7 +42,8 @@ const FOUND: u8 = 3;
 /// Looks, and prints what is wrong.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Args { target, json: as_json } = args;
-    let examination = examine(target.as_deref(), globals.socket_path())?;
+    let socket = globals.socket_path();
+    let examination = examine(target.as_deref(), &socket, || supervisors::answers(&socket))?;
     if as_json {
         output::print_json(&json(&examination))?;
     } else {

@@ -155,7 +155,17 @@ pub(super) fn table(rendering: &Rendering) -> String {
         let what = "nothing in the configuration uses it".to_owned();
         text.push(["--listen".to_owned(), "-".to_owned(), name.to_string(), what]);
     }
-    columns(&text)
+    let mut text = columns(&text);
+    let lost: Vec<_> = rendering.loses_tickets().iter().map(ToString::to_string).collect();
+    if !lost.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n{}: after a reload clients cannot resume their TLS sessions, since haproxy makes the keys of tickets anew at each \
+             start; `tls-ticket-keys FILE` keeps them (docs/haproxy.md, \"TLS sessions\")",
+            lost.join(", ")
+        );
+    }
+    text
 }
 
 #[cfg(test)]
@@ -203,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_table_follows_the_lines() {
-        let text = "global\n stats socket /run/s\nfrontend a\n bind ipx@:443\n bind :80-81\n";
+        let text = "global\n stats socket /run/s\nfrontend a\n bind ipx@:443\n bind :80-81\n bind :444 ssl crt c\n";
         let table = table(&render(&[("a.cfg", text)], &["spare=:9"]));
         insta::assert_snapshot!("explained", table);
     }

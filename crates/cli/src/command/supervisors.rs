@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce::Client;
 use bindonce_core::duration;
 use bindonce_core::name::Name;
+use bindonce_doctor::{Answered, Answers};
 use bindonce_supervisor as supervisor;
-use bindonce_supervisor::replies::{GenerationStatus, Status};
+use bindonce_supervisor::replies::{GenerationStatus, Lately, Status};
 use serde::{Deserialize, Serialize};
 
 use super::list;
@@ -21,7 +22,7 @@ pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Supervisor {
-    Answers(Status),
+    Answers(Box<Status>),
     Silent(Silent),
 }
 
@@ -85,7 +86,7 @@ pub(crate) fn all(socket: &Path) -> Vec<Supervisor> {
 }
 
 fn ask(service: String, control: &Path) -> Supervisor {
-    let answer = || -> anyhow::Result<Status> {
+    let answer = || -> anyhow::Result<Box<Status>> {
         let mut client = Client::connect_within(control, ANSWER)?;
         Ok(serde_json::from_value(client.call("status", &[0; 0])?)?)
     };
@@ -93,6 +94,37 @@ fn ask(service: String, control: &Path) -> Supervisor {
         let error = format!("{error:#}");
         Supervisor::Silent(Silent { service, pid: None, generations: [], error })
     })
+}
+
+/// What the generations of every service answer, for doctor.
+pub(crate) fn answers(socket: &Path) -> Vec<Answers> {
+    /// How long one supervisor may take, and all together: doctor waits for nobody.
+    const ONE: Duration = Duration::from_millis(100);
+    const ALL: Duration = Duration::from_millis(150);
+    let begun = Instant::now();
+    let places = supervisor::services(socket).into_iter();
+    let places = places.map(|service| (supervisor::control_socket(socket, &service), service));
+    let ask = |control: &Path| -> anyhow::Result<Status> {
+        let left = ALL.saturating_sub(begun.elapsed()).min(ONE).max(Duration::from_millis(1));
+        let mut client = Client::connect_within(control, left)?;
+        Ok(serde_json::from_value(client.call("state", &[0; 0])?)?)
+    };
+    let told = places.filter(|(control, _)| control.exists()).map(|(control, service)| {
+        let service = service.to_string();
+        match ask(&control) {
+            Ok(status) => Answers { service, told: Ok(answered(&status)) },
+            Err(error) => Answers { service, told: Err(format!("{error:#}")) },
+        }
+    });
+    told.collect()
+}
+
+fn answered(status: &Status) -> Answered {
+    let Lately { seconds, requests, bytes, draining_requests, draining_bytes } = status.lately;
+    let draining = status.generations.iter().filter(|one| one.state == "draining");
+    let connections = draining.clone().filter_map(|one| one.connections).sum();
+    let pids = draining.filter_map(|one| one.pid).collect();
+    Answered { seconds, requests, bytes, draining_requests, draining_bytes, pids, connections }
 }
 
 /// What they tell, for people.
@@ -109,6 +141,10 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
             }
         };
         let _ = writeln!(text, "\nservice {}, supervisor pid {}", status.service, status.pid);
+        let percent = status.lately.draining_percent();
+        if percent > 0 {
+            let _ = writeln!(text, "answered by draining generations lately: {percent} %");
+        }
         if let waiting @ 1.. = status.reloads_waiting {
             let plural = if waiting == 1 { "" } else { "s" };
             let _ = writeln!(text, "reload{plural} waiting for the next start: {waiting}");

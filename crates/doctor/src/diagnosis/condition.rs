@@ -25,6 +25,7 @@ pub(crate) enum Condition {
     Ghost(Ghost),
     Limit(Limit),
     Lingering(Lingering),
+    Answering(Answering),
     Fallback(Fallback),
     NotExclusive(NotExclusive),
     Foreign(Foreign),
@@ -44,6 +45,7 @@ impl Condition {
             Self::Ghost(_) => Kind::Ghost,
             Self::Limit(_) => Kind::Limit,
             Self::Lingering(_) => Kind::Lingering,
+            Self::Answering(_) => Kind::Answering,
             Self::Fallback(_) => Kind::Fallback,
             Self::NotExclusive(_) => Kind::NotExclusive,
             Self::Foreign(_) => Kind::Foreign,
@@ -254,6 +256,30 @@ pub(crate) struct Lingering {
     /// The connection of the oldest that has been idle for longest, and for how long.
     #[serde(skip)]
     pub(crate) kept_by: Option<(String, Duration)>,
+}
+
+/// Replaced generations that still answer, on connections that they had: the processes of the finding, the oldest first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Answering {
+    /// Their part of what the service answers, in percent.
+    pub(crate) percent: f64,
+    /// Of requests; of bytes where no request was counted.
+    pub(crate) unit: Unit,
+    /// What they have answered.
+    pub(crate) answered: u64,
+    /// What all generations have.
+    pub(crate) all: u64,
+    /// In this time.
+    pub(crate) seconds: u64,
+    pub(crate) connections: u64,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Unit {
+    Requests,
+    Bytes,
 }
 
 /// A haproxy that can bind no socket for a connection of QUIC: all stay on the listener. It is the process of the finding.

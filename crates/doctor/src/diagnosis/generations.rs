@@ -7,14 +7,19 @@ use bindonce::State;
 use bindonce_core::address::Address;
 use bindonce_haproxy::stats::Stats;
 
-use super::condition::{Condition, Ghost, Lingering, Saturated};
+use super::condition::{Answering, Condition, Ghost, Lingering, Saturated, Unit};
 use super::finding::Finding;
 use super::kind::Severity;
-use crate::facts::{Details, Look, Mode, Process, Socket};
+use crate::facts::{Answers, Details, Look, Mode, Process, Socket, percent};
 
 /// Draining generations up to this number, and this age, are a reload like any other.
 const MANY: usize = 5;
 const OLD: Duration = Duration::from_secs(600);
+
+/// Up to this part of what a service answers, in percent, may come from generations that drain; and so little may in any case.
+const SMALL: f64 = 5.0;
+const FEW_REQUESTS: u64 = 10;
+const FEW_BYTES: u64 = 1 << 20;
 
 /// A ghost that uses this much of a core hurts now, in percent.
 const BURNS: f64 = 5.0;
@@ -100,6 +105,29 @@ pub(super) fn lingering(look: &Look, found: &mut Vec<Finding>) {
         let condition = Condition::Lingering(lingering);
         let finding = Finding::at(look.network_name(network), severity, condition);
         found.push(finding.caused_by(processes).of(Some(service)));
+    }
+}
+
+/// Generations that drain and answer much of what their service answers.
+pub(super) fn answering(look: &Look, found: &mut Vec<Finding>) {
+    let told = look.answers.iter().filter_map(|one| Some((one, one.told.as_ref().ok()?)));
+    for (Answers { service, .. }, told) in told {
+        let (unit, answered, all, few) = match told.requests {
+            0 => (Unit::Bytes, told.draining_bytes, told.bytes, FEW_BYTES),
+            all => (Unit::Requests, told.draining_requests, all, FEW_REQUESTS),
+        };
+        let percent = percent(answered, all);
+        if told.pids.is_empty() || answered < few || percent < SMALL {
+            continue;
+        }
+        let (seconds, connections) = (told.seconds, told.connections);
+        let answering = Answering { percent, unit, answered, all, seconds, connections };
+        let processes = look.processes_of(&told.pids);
+        let network = processes.first().and_then(|process| process.network);
+        let condition = Condition::Answering(answering);
+        let finding = Finding::at(look.network_name(network), Severity::Warning, condition);
+        let finding = Finding { pids: told.pids.clone(), ..finding };
+        found.push(finding.of(Some(service.clone())));
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Limit,
     /// Replaced generations that do not end.
     Lingering,
+    /// Replaced generations that answer more than a small share of what their service answers.
+    Answering,
     /// Connections of QUIC that have no socket of their own.
     Fallback,
     /// A socket beside which another process could bind.
@@ -39,7 +41,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, in order, with its name.
-    pub(crate) const ALL: [(Self, &str); 13] = [
+    pub(crate) const ALL: [(Self, &str); 14] = [
         (Self::Split, "split"),
         (Self::Stale, "stale"),
         (Self::Unserved, "unserved"),
@@ -49,6 +51,7 @@ impl Kind {
         (Self::Ghost, "ghost"),
         (Self::Limit, "limit"),
         (Self::Lingering, "lingering"),
+        (Self::Answering, "answering"),
         (Self::Fallback, "fallback"),
         (Self::NotExclusive, "not-exclusive"),
         (Self::Foreign, "foreign"),
@@ -59,7 +62,12 @@ impl Kind {
     pub(crate) fn may_be_momentary(self) -> bool {
         !matches!(
             self,
-            Self::Limit | Self::Fallback | Self::NotExclusive | Self::Foreign | Self::Broker
+            Self::Limit
+                | Self::Answering
+                | Self::Fallback
+                | Self::NotExclusive
+                | Self::Foreign
+                | Self::Broker
         )
     }
 }

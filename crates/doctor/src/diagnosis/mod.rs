@@ -25,8 +25,8 @@ use std::time::Duration;
 use crate::facts::{Details, Look, Questions};
 
 pub(crate) use condition::{
-    Condition, Fallback, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting, NotExclusive,
-    Overflow, Paused, Resource, Saturated, Split, Stale, Unserved,
+    Answering, Condition, Fallback, Foreign, Ghost, Lessee, Limit, Lingering, NotAccepting,
+    NotExclusive, Overflow, Paused, Resource, Saturated, Split, Stale, Unit, Unserved,
 };
 pub(crate) use finding::Finding;
 pub(crate) use kind::{Kind, Severity};
@@ -52,6 +52,7 @@ pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<
     generations::saturated(look, &mut found);
     generations::ghosts(look, before, &mut found);
     generations::lingering(look, &mut found);
+    generations::answering(look, &mut found);
     ownership::fallback(look, &mut found);
     limits::find(look, &mut found);
     ownership::not_exclusive(look, &mut found);

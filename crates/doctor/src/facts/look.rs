@@ -12,6 +12,7 @@ use bindonce_core::time::Timestamp;
 use bindonce_haproxy::stats::Stats;
 use serde::Serialize;
 
+use super::answers::Answers;
 use super::process::{Process, as_text};
 
 /// One look at the host.
@@ -30,6 +31,8 @@ pub(crate) struct Look {
     pub(crate) broker: Option<Broker>,
     /// Open files of the whole system (fs.file-nr).
     pub(crate) files: Option<Gauge>,
+    /// What the generations of each service answer, as its supervisor tells.
+    pub(crate) answers: Vec<Answers>,
     pub(crate) unseen: Vec<Unseen>,
 }
 
@@ -122,6 +125,8 @@ pub(crate) struct Broker {
 /// Something that could not be seen, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unseen {
+    /// What the generations of this service answer: its supervisor does not tell.
+    Answers { service: String, error: String },
     /// The descriptors of so many processes of other users.
     Processes(usize),
     /// Who holds so many of all sockets.

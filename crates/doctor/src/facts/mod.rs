@@ -5,10 +5,12 @@
 //! [`Look`] is one look at the host; [`Process`] answers whether a process accepts from a
 //! socket; [`Details`] is what is asked for only once a finding needs it.
 
+mod answers;
 mod details;
 mod look;
 mod process;
 
+pub use answers::{Answered, Answers};
 pub(crate) use details::{Connections, Details, Questions};
 pub(crate) use look::percent;
 pub(crate) use look::{Broker, Gauge, Look, Mode, Network, Ports, Socket, Unseen};

@@ -22,7 +22,7 @@ use bindonce_sys::holders::{self, Holder};
 use bindonce_sys::{Errno, Error, diag};
 use rustix::net::sockopt::socket_reuseport;
 
-use crate::facts::{Details, Look, Mode, Network, Questions, Socket, Unseen};
+use crate::facts::{Answers, Details, Look, Mode, Network, Questions, Socket, Unseen};
 use namespaces::{Namespace, Namespaces};
 use processes::Processes;
 
@@ -41,11 +41,11 @@ impl Survey {
         Self { broker, namespaces: Namespaces::default(), reuseport: HashMap::new() }
     }
 
-    /// Looks at everything once.
+    /// Looks at everything once; what the supervisors have told is seen as well.
     ///
     /// # Errors
     /// [`Error`] if the sockets of this network namespace cannot be read.
-    pub(crate) fn look(&mut self) -> Result<Look, Error> {
+    pub(crate) fn look(&mut self, answers: &[Answers]) -> Result<Look, Error> {
         let mut look = Look { at: now(), ..Look::default() };
         let before = broker::ask(&self.broker).unwrap_or_default();
         self.namespaces = Namespaces::find();
@@ -59,6 +59,11 @@ impl Survey {
         self.reuseport(&mut look);
         haproxy::ask(&mut look);
         look.files = network::open_files();
+        look.unseen.extend(answers.iter().filter_map(|one| {
+            let (service, error) = (one.service.clone(), one.told.clone().err()?);
+            Some(Unseen::Answers { service, error })
+        }));
+        look.answers = answers.to_vec();
         Ok(look)
     }
 

@@ -171,6 +171,9 @@ pub(super) fn unseen(unseen: &Unseen) -> String {
         Unseen::Haproxy { pid, socket, error } => {
             format!("the limits of haproxy pid {pid}: {}: {error}", socket.display())
         }
+        Unseen::Answers { service, error } => {
+            format!("what the generations of \"{service}\" answer: {error}")
+        }
         Unseen::NoStatsSocket(haproxies) => format!(
             "the limits (maxconn, queues) of haproxy pid {}: no stats socket that answers",
             pids(haproxies).replace(' ', ", ")

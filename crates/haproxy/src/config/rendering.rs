@@ -237,6 +237,36 @@ impl Rendering {
         self.files.iter().any(|file| String::from_utf8_lossy(&file.text).lines().any(says))
     }
 
+    /// The `bind ... ssl` lines whose TLS sessions no other generation can resume: haproxy makes the keys of their tickets anew at
+    /// each start. As far as the text shows it.
+    pub fn loses_tickets(&self) -> Vec<Place> {
+        let words = |line: &str| {
+            let text = line.split('#').next().unwrap_or_default();
+            text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let lines = self.files.iter().flat_map(|file| {
+            let text = String::from_utf8_lossy(&file.text).into_owned();
+            let lines: Vec<_> = text.lines().map(words).collect();
+            lines.into_iter().zip(1..).map(|(words, line)| (&file.user_path, line, words))
+        });
+        let mut by_default = true;
+        let mut places = Vec::new();
+        for (file, line, words) in lines {
+            let says = |word: &str| words.iter().skip(1).any(|one| one == word);
+            match words.first().map(String::as_str) {
+                Some("ssl-default-bind-options") => by_default &= !says("no-tls-tickets"),
+                Some("bind") if says("ssl") => {
+                    let keeps = says("tls-ticket-keys") || says("no-tls-tickets");
+                    if !keeps && (by_default || says("tls-tickets")) {
+                        places.push(Place { file: file.clone(), line });
+                    }
+                }
+                _ => {}
+            }
+        }
+        places
+    }
+
     /// Whether haproxy needs a `cluster-secret` that it does not have: it makes one of its own at each start, and what one generation
     /// has given to clients of QUIC is then nothing to the next.
     pub fn lacks_cluster_secret(&self) -> bool {
@@ -336,6 +366,26 @@ mod tests {
             let rendering = Rendering { files: vec![file], ..Rendering::default() };
             assert_eq!(rendering.binds_while_it_serves(), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn lines_whose_tickets_die_with_a_generation_are_known() {
+        let lines = "global\nfrontend a\n bind :1 ssl crt x\n bind :2 ssl crt x tls-ticket-keys k\n \
+                     bind :3 ssl crt x no-tls-tickets\n bind :4 # ssl\n bind quic4@:5 ssl crt x\n";
+        let of = |text: String| {
+            let file = RenderedFile {
+                user_path: "haproxy.cfg".into(),
+                name: String::new(),
+                injected: false,
+                text: text.into_bytes(),
+                changes: Vec::new(),
+            };
+            let rendering = Rendering { files: vec![file], ..Rendering::default() };
+            rendering.loses_tickets().iter().map(|place| place.line).collect::<Vec<_>>()
+        };
+        assert_eq!(of(lines.to_owned()), [3, 7]);
+        let all = "global\n ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets\n";
+        assert_eq!(of(format!("{all}{lines} bind :8 ssl crt x tls-tickets\n")), [10]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ const LIMITS: Limits = Limits {
     descriptors_unreceived: 0,
 };
 
-const METHODS: [&str; 6] = ["reload", "retire", "status", "events", "upgrade", "ping"];
+const METHODS: [&str; 7] = ["reload", "retire", "status", "state", "events", "upgrade", "ping"];
 
 /// What a client wants, and where the answer goes.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Ping(oneshot::Sender<Answer>),
     /// Tell everything.
     Status(oneshot::Sender<Answer>),
+    /// The same at once, without what haproxy would have to be asked.
+    State(oneshot::Sender<Answer>),
     /// Become the binary that is installed now. Answered only if that fails: else the connection
     /// ends, and the next one is served by the new binary.
     Upgrade(oneshot::Sender<Answer>),
@@ -147,6 +149,7 @@ async fn perform(request: &Request<'_>, pid: i32, ask: &impl Fn(Command)) -> Ans
         "reload" => ask(Command::Reload { how: how(request)?, reply, pid }),
         "retire" => ask(Command::Retire(generation(request)?, reply, pid)),
         "status" => ask(Command::Status(reply)),
+        "state" => ask(Command::State(reply)),
         "upgrade" => ask(Command::Upgrade(reply)),
         _ => return Err(request.method_not_found(&METHODS)),
     }

@@ -174,6 +174,8 @@ pub(crate) struct Drain {
     pub(crate) idle_closed: u64,
     /// What it has done on them since it stopped accepting; none before, or where nobody tells.
     pub(crate) since: Option<Since>,
+    /// Its counters when it was last asked; none where it was not since this process has it.
+    pub(crate) counted: Option<Since>,
     /// It was told to end with those that it had.
     cut: bool,
 }

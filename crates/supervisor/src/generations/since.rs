@@ -1,6 +1,12 @@
-//! What a generation still does after it has stopped accepting.
+//! What a generation does, and still does after it has stopped accepting.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use bindonce_haproxy::cli::Info;
+
+/// How far back "lately" goes.
+pub(crate) const LATELY: Duration = Duration::from_secs(10);
 
 /// What a generation has done on the connections that it has, since it stopped accepting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -12,11 +18,16 @@ pub(crate) struct Since {
 }
 
 impl Since {
-    /// Between two answers of haproxy.
-    pub(crate) fn between(before: &Info, now: &Info) -> Self {
+    /// All that haproxy has done since it began.
+    pub(crate) fn all(info: &Info) -> Self {
+        Self { requests: info.requests, bytes: info.sent }
+    }
+
+    /// What has come since.
+    pub(crate) fn less(self, before: Self) -> Self {
         Self {
-            requests: now.requests.saturating_sub(before.requests),
-            bytes: now.sent.saturating_sub(before.sent),
+            requests: self.requests.saturating_sub(before.requests),
+            bytes: self.bytes.saturating_sub(before.bytes),
         }
     }
 
@@ -27,19 +38,50 @@ impl Since {
     }
 }
 
+/// What was done lately, and when. Generations tell once a second, those that begin to drain ten times.
+#[derive(Debug, Default)]
+pub(crate) struct Lately(VecDeque<(Instant, Since)>);
+
+impl Lately {
+    pub(crate) fn add(&mut self, now: Instant, more: Since) {
+        let old = self.0.iter().take_while(|(at, _)| now.duration_since(*at) > LATELY).count();
+        self.0.drain(..old);
+        self.0.push_back((now, more));
+    }
+
+    pub(crate) fn sum(&self, now: Instant) -> Since {
+        let mut sum = Since::default();
+        let recent = self.0.iter().filter(|(at, _)| now.duration_since(*at) <= LATELY);
+        recent.for_each(|(_, more)| sum.add(*more));
+        sum
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn what_is_long_ago_is_forgotten() {
+        let (begun, mut lately) = (Instant::now(), Lately::default());
+        let since = |requests| Since { requests, bytes: 10 * requests };
+        for second in 0..30u32 {
+            lately.add(begun + second * Duration::from_secs(1), since(1));
+        }
+        // The eleven of seconds 19 to 29.
+        assert_eq!(lately.sum(begun + 29 * Duration::from_secs(1)), since(11));
+        assert_eq!(lately.0.len(), 11);
+        assert_eq!(lately.sum(begun + 60 * Duration::from_secs(1)), Since::default());
+    }
+
+    #[test]
     fn what_came_between_two_answers_is_added() {
-        let info = |requests, sent| Info { requests, sent, ..Info::default() };
+        let all = |requests, sent| Since::all(&Info { requests, sent, ..Info::default() });
         let mut since = Since::default();
-        since.add(Since::between(&info(100, 5000), &info(112, 6000)));
-        since.add(Since::between(&info(112, 6000), &info(112, 6000)));
-        since.add(Since::between(&info(112, 6000), &info(113, 6001)));
+        since.add(all(112, 6000).less(all(100, 5000)));
+        since.add(all(113, 6001).less(all(112, 6000)));
         assert_eq!(since, Since { requests: 13, bytes: 1001 });
         // Another process has answered.
-        assert_eq!(Since::between(&info(7, 7), &info(3, 3)), Since::default());
+        assert_eq!(all(3, 3).less(all(7, 7)), Since::default());
     }
 }

@@ -61,7 +61,10 @@ pub(crate) fn watch_serving(cx: &Context, generation: &mut Generation) {
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
                     Ok(info) if info.stopping => told = Some(info),
-                    Ok(info) => cx.send(Message::Left(id, info.connections)),
+                    Ok(info) => {
+                        cx.send(Message::Counts(id, Since::all(&info), false));
+                        cx.send(Message::Left(id, info.connections));
+                    }
                     Err(NoAnswer::InTime) => {}
                     Err(NoAnswer::Closed) if family.has_master => admin = None,
                     Err(NoAnswer::Closed) => return,
@@ -121,12 +124,15 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
         cx.later(Event::Stopped(id));
         let mut admin = admin.filter(|_| told.is_some());
         let mut before = told.clone().unwrap_or_default();
+        if let Some(info) = &told {
+            cx.send(Message::Counts(id, Since::all(info), false));
+        }
         let mut closing = Closing::new(idle);
         for look in 0u32.. {
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
                     Ok(info) => {
-                        cx.send(Message::Served(id, Since::between(&before, &info)));
+                        cx.send(Message::Counts(id, Since::all(&info), true));
                         cx.send(Message::Left(id, info.connections));
                         if info.connections > 0 && info != before {
                             counting::ask_draining(&cx, id, asked, &pace).await;

@@ -20,7 +20,7 @@ use bindonce_sys::signals::Signal as Number;
 
 use crate::context::Context;
 use crate::generations::foreign::ForeignBinds;
-use crate::generations::since::Since;
+use crate::generations::since::{Lately, Since};
 use crate::kind::Haproxy;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
@@ -31,6 +31,8 @@ use crate::settings::Settings;
 pub(crate) struct Report {
     pub(crate) announcer: Announcer,
     counts: Counts,
+    /// What all generations have done lately, and what those did that drain.
+    lately: (Lately, Lately),
     measured: Measured,
     /// Why the last generation that failed did so.
     failure: Cause,
@@ -66,6 +68,7 @@ impl Report {
         Self {
             announcer: Announcer::new(as_haproxy),
             counts: Counts::default(),
+            lately: Default::default(),
             measured: Measured::default(),
             failure: Cause::default(),
             foreign: ForeignBinds::default(),
@@ -112,9 +115,14 @@ impl Report {
         self.counts.ghosts_removed += count as u64;
     }
 
-    /// A draining generation has done so much more.
-    pub(crate) fn served(&mut self, more: Since) {
-        self.counts.since.add(more);
+    /// A generation has done so much more, perhaps after it had stopped accepting.
+    pub(crate) fn served(&mut self, more: Since, drains: bool) {
+        let now = Instant::now();
+        self.lately.0.add(now, more);
+        if drains {
+            self.counts.since.add(more);
+            self.lately.1.add(now, more);
+        }
     }
 
     /// So many idle connections of an older generation were closed.

@@ -1,6 +1,6 @@
 //! What the supervisor answers about itself and its generations.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bindonce_core::generation::State;
 use bindonce_sys::process;
@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::control;
 use crate::generations::generation::Generation;
+use crate::generations::since::LATELY;
 use crate::replies::{self, GenerationStatus, OwnAddress, Pong, Status};
 use crate::report::view::View;
 use bindonce_haproxy::cli::oldest_sessions;
@@ -48,7 +49,16 @@ impl View<'_> {
         });
     }
 
+    /// The same without what a generation would have to be asked.
+    pub(crate) fn tell_state(&self, reply: oneshot::Sender<control::Answer>) {
+        // A client that has gone away no longer waits for it.
+        let _ = reply.send(replies::result(&self.status()));
+    }
+
     fn status(&self) -> Status {
+        let now = Instant::now();
+        let (all, draining) = &self.report.lately;
+        let (all, draining) = (all.sum(now), draining.sum(now));
         let generations = self.timeline.generations().map(|(id, state)| {
             let generation = self.generations.get(&id);
             let pid = generation.map(Generation::pid);
@@ -93,6 +103,13 @@ impl View<'_> {
             ghosts_removed: self.report.counts.ghosts_removed,
             requests_after: self.report.counts.since.requests,
             bytes_after: self.report.counts.since.bytes,
+            lately: replies::Lately {
+                seconds: LATELY.as_secs(),
+                requests: all.requests,
+                bytes: all.bytes,
+                draining_requests: draining.requests,
+                draining_bytes: draining.bytes,
+            },
             idle_closed: self.report.counts.idle_closed,
             connections_cut: self.report.counts.cut,
             upgrades: self.upgrades,

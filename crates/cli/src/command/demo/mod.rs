@@ -102,7 +102,7 @@ fn show(haproxy: PathBuf, schedule: &Schedule) -> anyhow::Result<()> {
 /// What `bindonce doctor ADDRESS` prints at this moment.
 fn examine(stage: &Stage) -> anyhow::Result<String> {
     stage.check()?;
-    Ok(screen(&look(Some(&stage.address.to_string()), stage.socket())?))
+    Ok(screen(&look(Some(&stage.address.to_string()), &stage.socket(), Vec::new)?))
 }
 
 /// The haproxy to show it with.

@@ -30,8 +30,13 @@ pub(super) fn generation(number: u64, state: &str, started: u64) -> Generation {
 }
 
 pub(super) fn service(name: &str, generations: Vec<Generation>) -> Service {
-    let supervision =
-        Supervision::By { pid: 915, program: "haproxy".to_owned(), reloads: 4, failed: 0 };
+    let supervision = Supervision::By {
+        pid: 915,
+        program: "haproxy".to_owned(),
+        reloads: 4,
+        failed: 0,
+        draining: 0,
+    };
     Service { name: name.to_owned(), supervision, generations }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Supervision {
     /// A supervisor, with its own counts.
-    By { pid: u32, program: String, reloads: u64, failed: u64 },
+    By { pid: u32, program: String, reloads: u64, failed: u64, draining: u64 },
     /// A supervisor that does not answer, and why.
     Silent(String),
     /// None: the program has joined the broker itself.
@@ -89,6 +89,7 @@ impl Service {
                     program: status.program,
                     reloads: status.reloads,
                     failed: status.failed_reloads,
+                    draining: status.lately.draining_percent(),
                 },
                 generations: status.generations.into_iter().map(Generation::from).collect(),
             },
@@ -153,7 +154,7 @@ mod tests {
             ],
         });
         let web = json!({
-            "service": "web", "pid": 8, "program": "haproxy", "reloads": 4, "failed_reloads": 1,
+            "service": "web", "pid": 8, "program": "haproxy", "reloads": 4, "failed_reloads": 1, "lately": {"requests": 100, "draining_requests": 7},
             "generations": [{"generation": 2, "state": "draining", "pid": 11, "age": 60,
                 "since": "2026-01-01T00:00:01Z", "version": "2.6.12", "connections": 1, "memory": 1024,
                 "oldest_sessions": [{"source": "::1:9", "frontend": "f", "server": "s", "age": 3}]}],
@@ -173,7 +174,13 @@ mod tests {
         assert_eq!(services[0].supervision, Supervision::Nobody);
         assert_eq!(services[1].supervision, Supervision::Silent("no answer".to_owned()));
         assert_eq!(services[1].generations[0].number, 3);
-        let by = Supervision::By { pid: 8, program: "haproxy".into(), reloads: 4, failed: 1 };
+        let by = Supervision::By {
+            pid: 8,
+            program: "haproxy".into(),
+            reloads: 4,
+            failed: 1,
+            draining: 7,
+        };
         assert_eq!(services[2].supervision, by);
         let generation = &services[2].generations[0];
         assert_eq!(

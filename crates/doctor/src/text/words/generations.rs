@@ -2,7 +2,7 @@
 
 use super::sentence::Words;
 use super::split::and_more;
-use crate::diagnosis::{Finding, Ghost, Lingering, Saturated};
+use crate::diagnosis::{Answering, Finding, Ghost, Lingering, Saturated, Unit};
 use crate::facts::Look;
 use crate::text::process::{process, processes};
 use crate::text::units::{bytes, count, s, span};
@@ -102,6 +102,43 @@ pub(super) fn lingering(look: &Look, finding: &Finding, lingering: &Lingering) -
             bytes(*memory),
         ),
         cause,
+        remedy,
+    }
+}
+
+pub(super) fn answering(finding: &Finding, answering: &Answering) -> Words {
+    let Answering { percent, unit, answered, all, seconds, connections } = answering;
+    let service = finding.service.as_deref().unwrap_or_default();
+    let (what, which, limit) = match unit {
+        Unit::Requests => (
+            format!("{answered} of {all} requests"),
+            "clients go on with them (HTTP keep-alive, HTTP/2)",
+            "# shorter: `timeout http-keep-alive` and `close-spread-time`, for the reloads to come",
+        ),
+        Unit::Bytes => (
+            format!("{} of {}", bytes(*answered), bytes(*all)),
+            "they carry no requests (TCP, tunnels)",
+            "# shorter: `timeout tunnel`, or `timeout client` and `timeout server` of TCP, for the reloads to come",
+        ),
+    };
+    let mut remedy = vec![format!(
+        "bindonce retire --name {service}   # ends the oldest of them and its connections"
+    )];
+    if *unit == Unit::Requests {
+        let idle = "closes idle connections of older generations; requests in progress stay";
+        remedy.insert(0, format!("bindonce reload --name {service} --drain-idle 5s   # {idle}"));
+    }
+    remedy.push(limit.to_owned());
+    let draining = count(finding.pids.len() as u64, "replaced generation");
+    Words {
+        summary: format!(
+            "{draining} of \"{service}\" answer{} {percent:.0} % of what it answers: {what} in the last {seconds} s, on {}",
+            s(finding.pids.len() as u64),
+            count(*connections, "connection"),
+        ),
+        cause: format!(
+            "a connection stays with the generation that has accepted it, and with its configuration; {which}"
+        ),
         remedy,
     }
 }

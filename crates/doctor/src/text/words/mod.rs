@@ -23,6 +23,7 @@ pub(crate) fn words(look: &Look, finding: &Finding) -> Words {
         Condition::Saturated(saturated) => generations::saturated(look, finding, saturated),
         Condition::Ghost(ghost) => generations::ghost(look, finding, ghost),
         Condition::Lingering(lingering) => generations::lingering(look, finding, lingering),
+        Condition::Answering(it) => generations::answering(finding, it),
         Condition::Fallback(it) => host::fallback(look, finding, it),
         Condition::Limit(limit) => host::limit(look, limit),
         Condition::NotExclusive(sockets) => host::not_exclusive(look, finding, sockets),

@@ -94,10 +94,16 @@ pub(super) fn draw(model: &Model, canvas: &mut Canvas, area: Area) {
 
 fn head(canvas: &mut Canvas, area: Area, service: &Service, columns: &Columns, chosen: bool) {
     let (text, style) = match &service.supervision {
-        Supervision::By { pid, program, reloads, failed } => {
+        Supervision::By { pid, program, reloads, failed, draining } => {
             let reloads = words::count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
-            let text = format!("{program} by {pid}, {reloads}, {failed} failed");
-            (text, if *failed > 0 { WARN } else { PLAIN })
+            let text = match draining {
+                0 => format!("{program} by {pid}, {reloads}, {failed} failed"),
+                // First, since it may be all that there is room for.
+                percent => format!(
+                    "{percent} % answered by older, {reloads}, {failed} failed, {program} by {pid}"
+                ),
+            };
+            (text, if *failed > 0 || *draining > 0 { WARN } else { PLAIN })
         }
         Supervision::Silent(_) => ("its supervisor does not answer".to_owned(), BAD),
         Supervision::Nobody => ("has no supervisor".to_owned(), FAINT),
