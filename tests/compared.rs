@@ -198,6 +198,38 @@ fn beside_a_listener_that_shows_nothing_it_is_compared_before_the_older_one_stop
     }
 }
 
+/// Nothing of it was claimed, and it is started all the same: it gets the socket when it binds.
+#[test]
+fn a_configuration_whose_every_line_is_read_otherwise_serves_too() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let program = other_minded(&scene, &program);
+        let admin = scene.path("admin.sock");
+        let text = |tag| {
+            let socket = format!("global\n    stats socket {}\n", admin.display());
+            config(address, tag).replace("global\n", &socket)
+        };
+        let mut haproxy = Haproxy::start(&scene, &program, &scene.write("haproxy.cfg", &text(1)));
+        if haproxy.supervisor.story().contains("is not to be seen here") {
+            return skip("bind() of haproxy cannot be seen: seccomp(2) is refused");
+        }
+        for (line, tag) in OWN.iter().zip(2..) {
+            let line = line.replace('@', &address.to_string());
+            let otherwise = text(tag).replace(&format!("    bind {address}\n"), &line);
+            scene.write("haproxy.cfg", &otherwise);
+            let said = haproxy.reload(&scene).ok();
+            assert!(said.contains("which bindonce reads otherwise"), "{said}");
+            serves(address, tag);
+        }
+        // What has no line at all is refused.
+        scene.write("haproxy.cfg", &text(4).replace(&format!("    bind {address}\n"), ""));
+        assert!(haproxy.reload(&scene).fails(1).contains("--allow-empty"));
+        serves(address, 3);
+    }
+}
+
 /// haproxy binds what it was not given: it gets the broker's socket, also in an upgraded supervisor.
 fn read_otherwise(program: Option<PathBuf>) {
     let Some(program) = program else { return };

@@ -1,6 +1,7 @@
 //! Programs that take no descriptors and were told nothing: their bind() is answered with the broker's socket.
 
-use std::io::Read as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
@@ -115,6 +116,67 @@ fn generations_that_bind_by_themselves_share_one_socket_and_lose_nobody() {
     assert!(supervisor.terminate().success());
 }
 
+/// An older generation ends the socket of all: the broker's guard lets it listen again.
+#[test]
+fn a_program_that_shuts_its_listener_down_ends_it_for_nobody() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let script = scene.write("server.py", &SERVER.replace("server.close()", "server.shutdown(2)"));
+    let script = script.to_str().expect("a path");
+    let text = address.to_string();
+    let Some(mut supervisor) = run(&scene, &[], &["python3", script, &text]) else { return };
+    let inode = only(address);
+    reload(&scene);
+    eventually("generation 2 to answer", || {
+        let mut client = TcpStream::connect(address).ok()?;
+        client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).ok()?;
+        answer.contains("x-generation: 2").then_some(())
+    });
+    assert_eq!(only(address), inode);
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
+
+/// It waits for a broker that does not answer, and the image that received it is another one when it does.
+#[test]
+fn a_bind_that_waits_while_the_supervisor_is_upgraded_is_answered_after_it() {
+    let scene = Scene::new();
+    let broker = scene.broker();
+    let (address, late) = (scene.address(), scene.address());
+    let script = "import os, socket, sys, time\n\
+        def bind(port):\n\
+        \x20   one = socket.socket(); one.bind(('127.0.0.1', port)); one.listen(); return one\n\
+        first = bind(int(sys.argv[1]))\n\
+        while not os.path.exists('go'): time.sleep(0.01)\n\
+        second = bind(int(sys.argv[2]))\n\
+        print('second', os.fstat(second.fileno()).st_ino, flush=True)\n\
+        time.sleep(1000)\n";
+    let ports = [address.port().to_string(), late.port().to_string()];
+    let program = ["python3", "-c", script, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    let story = supervisor.story();
+    let started = story.split("started generation=1 pid=").nth(1).expect("its start");
+    let pid: i32 =
+        started.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    only(address);
+    broker.signal(Signal::SIGSTOP);
+    scene.write("go", "");
+    eventually("it to wait in bind()", || {
+        let waits = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+        waits.starts_with(&format!("{} ", nix::libc::SYS_bind)).then_some(())
+    });
+    let mut upgrade = Process::start(scene.bindonce("upgrade").args(["--name", "web"]));
+    supervisor.wait_line("becoming the new binary");
+    broker.signal(Signal::SIGCONT);
+    assert!(upgrade.wait_exit().success(), "{}", upgrade.story());
+    let second = supervisor.wait_line("second ");
+    assert!(second.contains(&format!("second {}", only(late))), "{second}");
+    assert!(supervisor.terminate().success(), "{}", supervisor.story());
+}
+
 #[test]
 fn nginx_binds_and_reloads_by_itself_also_after_an_upgrade_of_the_supervisor() {
     let Some(nginx) = Guest::Nginx.program() else { return };
@@ -187,6 +249,20 @@ fn other_programs_of_debian_share_one_socket() {
         let inode = only(address);
         let said = reload(&scene);
         assert!(said.contains(" serves"), "{program:?}: {said}");
+        if program[0] == "apache2" {
+            // It closes and binds by itself; each generation has said this once.
+            let generation =
+                said.split("generation ").nth(1).and_then(|rest| rest.split(' ').next());
+            let file = scene.path(&format!("pid.{}", generation.expect("a number")));
+            let pid = fs::read_to_string(file).expect("its pid file");
+            let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("a pid"));
+            nix::sys::signal::kill(pid, Signal::SIGHUP).expect("kill");
+            let resumed = "resuming normal operations";
+            eventually("apache2 to have reloaded by itself", || {
+                (supervisor.story().matches(resumed).count() == 3).then_some(())
+            });
+            TcpStream::connect(address).expect("connect");
+        }
         assert_eq!(only(address), inode, "{program:?}");
         assert!(supervisor.terminate().success(), "{}", supervisor.story());
         scene.run("release", &[&address.to_string()]).ok();

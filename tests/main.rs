@@ -64,6 +64,7 @@ mod protocol;
 mod quic;
 mod recovery;
 mod refused;
+mod refusing;
 mod render;
 mod rights;
 mod security;

@@ -65,6 +65,23 @@ fn main() {
     }
 }
 """
+# Every goroutine that runs for 10 ms is interrupted by a signal, also in bind(2).
+GO = """
+package main
+import ("context"; "net/http"; "os"; "os/signal"; "syscall")
+func main() {
+    tag := os.Getenv("BINDONCE_GENERATION")
+    server := http.Server{Addr: "127.0.0.1:%d", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+        w.Header().Set("x-generation", tag); w.Header().Set("connection", "close")
+    })}
+    go func() { for {} }()
+    told, done := make(chan os.Signal, 1), make(chan bool)
+    signal.Notify(told, syscall.SIGTERM)
+    go func() { <-told; server.Shutdown(context.Background()); done <- true }()
+    if server.ListenAndServe() != http.ErrServerClosed { os.Exit(1) }
+    <-done
+}
+"""
 
 
 def programs(directory):
@@ -106,6 +123,18 @@ def programs(directory):
             "    start('200 OK', [('x-generation', os.environ['BINDONCE_GENERATION']), ('content-length', '2')])\n"
             "    return [b'ok']\n"))
         yield "gunicorn", [], ["gunicorn", "--workers", "2", "--chdir", str(directory), "--bind", f"127.0.0.1:{PORT}", "app:app"]
+    if shutil.which("caddy"):
+        caddy = write("Caddyfile", (
+            f"{{\n admin off\n auto_https off\n grace_period 10s\n storage file_system {directory}/caddy\n log {{\n level ERROR\n }}\n}}\n"
+            f"http://:{PORT} {{\n bind 127.0.0.1\n header x-generation {{$BINDONCE_GENERATION}}\n header connection close\n"
+            f" respond ok\n}}\n"))
+        yield "caddy", [], ["env", f"HOME={directory}", "caddy", "run", "--config", caddy, "--adapter", "caddyfile"]
+    if shutil.which("go"):
+        write("server.go", GO % PORT)
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOCACHE": "/tmp/bindonce-go-cache", "HOME": str(directory), "GO111MODULE": "off"}
+        go = ["go", "build", "-o", f"{directory}/go-server", f"{directory}/server.go"]
+        if subprocess.run(go, capture_output=True, env=environment).returncode == 0:
+            yield "go (static)", [], [f"{directory}/go-server"]
     if shutil.which("rustc"):
         # Static: it has no libc of the system's that could be replaced.
         source = write("server.rs", RUST % PORT)

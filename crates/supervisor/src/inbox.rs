@@ -82,7 +82,7 @@ impl Supervisor {
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Held(id, hold) => self.held(id, hold),
             Message::Intercepts(id, calls) => self.intercepts(id, calls),
-            Message::Unseen(id) => self.unseen(id),
+            Message::Unseen(id, why) => self.unseen(id, &why),
             Message::Binds(id, own) => self.binds(id, own),
             Message::Wants(id, want) => self.wants(id, want),
             Message::Claimed(id, held) => self.claimed(id, held),

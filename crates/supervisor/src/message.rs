@@ -39,7 +39,7 @@ pub(crate) enum Message {
     /// Its calls can be answered.
     Intercepts(GenerationId, Arc<Intercept>),
     /// They cannot: the kernel, or a container, does not let us see them.
-    Unseen(GenerationId),
+    Unseen(GenerationId, String),
     /// haproxy is about to bind this by itself.
     Binds(GenerationId, Own),
     /// A program wants to bind an address that is intercepted.

@@ -110,10 +110,10 @@ pub enum Error {
         reached: Reached,
     },
     /// A supervisor cannot be asked about a program's bind(2) and listen(2).
-    #[error("bind() and listen() of the program cannot be intercepted (seccomp: {errno})")]
+    #[error("bind() and listen() of the program cannot be intercepted ({refused})")]
     Intercept {
-        /// The kernel's answer.
-        errno: Errno,
+        /// The call that was refused.
+        refused: Box<Error>,
     },
     /// Another system call failed.
     #[error("{operation}: {errno}")]
@@ -141,8 +141,8 @@ impl Error {
             Self::Listen { errno, .. }
             | Self::Netns { errno, .. }
             | Self::Exec { errno, .. }
-            | Self::Intercept { errno }
             | Self::Call { errno, .. } => Some(*errno as i32),
+            Self::Intercept { refused } => refused.errno(),
             Self::PathInUse { .. } | Self::NotExclusive { .. } => Some(Errno::EADDRINUSE as i32),
             Self::DescriptorLimit { .. } | Self::LimitReached { .. } => Some(Errno::EMFILE as i32),
             _ => None,
@@ -206,21 +206,7 @@ impl Error {
                 "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
                     .to_owned()
             }
-            Self::Intercept { errno: Errno::EBUSY } => {
-                "the kernel lets one supervisor ask about system calls, and something around this \
-                 program, such as a container runtime, does already: start it without --intercept"
-                    .to_owned()
-            }
-            Self::Intercept { errno: Errno::EACCES } => {
-                "its file gives it rights (set-user-ID or file capabilities), which it would lose: \
-                 run bindonce with CAP_SYS_ADMIN, or start it without --intercept"
-                    .to_owned()
-            }
-            Self::Intercept { .. } => {
-                "it needs Linux 5.9 or newer on x86-64 or aarch64, and a container's profile that \
-                 allows seccomp(2): start it without --intercept"
-                    .to_owned()
-            }
+            Self::Intercept { refused } => return Some(intercept_hint(refused).to_owned()),
             Self::Path { .. } | Self::Netns { .. } | Self::Exec { .. } | Self::Call { .. } => {
                 return None;
             }
@@ -287,6 +273,28 @@ fn occupied_hint(address: &Address) -> String {
         _ => "ss -lxp".to_owned(),
     };
     format!("another process holds it: `{ask}`, as root, names it")
+}
+
+/// What to do where the calls of a program cannot be intercepted.
+fn intercept_hint(refused: &Error) -> &'static str {
+    match refused {
+        Error::Call { operation: "pidfd_getfd" | "process_vm_readv", .. } => {
+            "the supervisor must be allowed pidfd_getfd(2) and process_vm_readv(2) (Linux 5.6) over its own children: give the \
+             container CAP_SYS_PTRACE or a profile that allows both, or start the program without --intercept"
+        }
+        Error::Call { errno: Errno::EBUSY, .. } => {
+            "the kernel lets one supervisor ask about system calls, and something around this \
+             program, such as a container runtime, does already: start it without --intercept"
+        }
+        Error::Call { errno: Errno::EACCES, .. } => {
+            "its file gives it rights (set-user-ID or file capabilities), which it would lose: \
+             run bindonce with CAP_SYS_ADMIN, or start it without --intercept"
+        }
+        _ => {
+            "it needs Linux 5.9 or newer on x86-64 or aarch64, and a container's profile that \
+             allows seccomp(2): start it without --intercept"
+        }
+    }
 }
 
 fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<String> {

@@ -11,14 +11,14 @@
 //!
 //! Not seen: bind and listen through io_uring (Linux 6.11), which are no system calls.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bindonce_core::intercept::Failure;
 use nix::errno::Errno;
-use nix::libc::seccomp_data;
+use nix::libc::{self, seccomp_data};
 
 use crate::calls::{Calls, Waiting};
 use crate::filter::{self, Number};
@@ -27,9 +27,11 @@ use crate::watch::Watch;
 mod look;
 mod options;
 mod replace;
+mod tried;
 
 pub use look::{Look, Theirs, ports};
 pub use options::copy as copy_options;
+pub(crate) use tried::on_a_child;
 
 /// Whether a process may have a filter that asks about its calls: it has more filters than this one (proc_pid_status(5)).
 pub fn is_asked_about(pid: i32) -> bool {
@@ -56,26 +58,38 @@ pub struct Intercept {
 struct Shared {
     calls: Calls,
     /// Those that were received and are not answered.
-    open: Mutex<BTreeSet<u64>>,
+    open: Mutex<BTreeMap<u64, Received>>,
+    /// Those that an earlier image of this process had received.
+    left: Mutex<Vec<Received>>,
 }
 
+/// What the kernel tells of a call when it is received, which it does once: its id, its thread, the architecture, the number
+/// and the arguments.
+pub type Received = (u64, i32, u32, i32, [u64; 6]);
+
 impl Shared {
-    fn open(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        // Nothing panics while it is locked, and every set is a valid one.
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Received>> {
+        // Nothing panics while it is locked, and every map is a valid one.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left(&self) -> Option<Received> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
 impl Intercept {
-    /// Takes what [`crate::spawn::receive_hold`] gave. Call it within a tokio runtime.
+    /// Takes what [`crate::spawn::receive_hold`] gave, and the calls that an earlier image of this process had not answered
+    /// ([`Self::unanswered`]). Call it within a tokio runtime.
     ///
     /// # Errors
     /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
     /// this was written.
-    pub fn new(listener: OwnedFd) -> io::Result<Self> {
+    pub fn new(listener: OwnedFd, left: Vec<Received>) -> io::Result<Self> {
         let calls = Calls::new(listener)?;
         let watch = Watch::new(&calls)?;
-        Ok(Self { shared: Arc::new(Shared { calls, open: Mutex::default() }), watch })
+        let shared = Shared { calls, open: Mutex::default(), left: Mutex::new(left) };
+        Ok(Self { shared: Arc::new(shared), watch })
     }
 
     /// Waits for the next call; None when nobody is left who could make one.
@@ -83,17 +97,20 @@ impl Intercept {
     /// # Errors
     /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV.
     pub async fn next(&self) -> io::Result<Option<Call>> {
+        while let Some(left) = self.shared.left() {
+            if self.shared.calls.waits(left.0) {
+                return Ok(Some(self.take(left)));
+            }
+        }
         loop {
             match self.shared.calls.waiting()? {
                 Waiting::Never => return Ok(None),
                 Waiting::No => self.watch.readable().await?,
                 Waiting::Yes => match self.shared.calls.receive() {
                     Ok(call) => {
-                        self.shared.open().insert(call.id);
-                        let number = filter::number(&call.data);
-                        let shared = Arc::clone(&self.shared);
-                        let (id, pid) = (call.id, call.pid.cast_signed());
-                        return Ok(Some(Call { shared, id, pid, number, data: call.data }));
+                        let seccomp_data { nr, arch, args, .. } = call.data;
+                        let received = (call.id, call.pid.cast_signed(), arch, nr, args);
+                        return Ok(Some(self.take(received)));
                     }
                     Err(Errno::ENOENT | Errno::EINTR) => {}
                     Err(errno) => return Err(errno.into()),
@@ -102,14 +119,22 @@ impl Intercept {
         }
     }
 
-    /// Lets every call fail that was received and is not answered: what comes after this process gets the descriptor, and
-    /// nothing else.
-    pub fn leave(&self) {
-        let open = std::mem::take(&mut *self.shared.open());
-        for id in open {
-            // What has ended meanwhile wants no answer.
-            let _ = self.shared.calls.fail(id, Errno::EADDRINUSE);
-        }
+    fn take(&self, received: Received) -> Call {
+        let (id, pid, architecture, number, arguments) = received;
+        self.shared.open().insert(id, received);
+        let data = seccomp_data {
+            nr: number,
+            arch: architecture,
+            instruction_pointer: 0,
+            args: arguments,
+        };
+        let number = filter::number(&data);
+        Call { shared: Arc::clone(&self.shared), id, pid, number, arguments }
+    }
+
+    /// What was received and is not answered, for an image that gets the descriptor and answers it instead of this one.
+    pub fn unanswered(&self) -> Vec<Received> {
+        self.shared.open().values().copied().collect()
     }
 }
 
@@ -126,7 +151,7 @@ pub struct Call {
     id: u64,
     pid: i32,
     number: Number,
-    data: seccomp_data,
+    arguments: [u64; 6],
 }
 
 impl Call {
@@ -157,10 +182,19 @@ impl Call {
     /// `ESRCH` if the call waits no more.
     pub fn look(&self) -> impl FnOnce() -> io::Result<Look> + Send + 'static {
         let (shared, id, pid) = (Arc::clone(&self.shared), self.id, self.pid);
-        let (number, arguments) = (self.number, self.data.args);
+        let (number, arguments) = (self.number, self.arguments);
         move || {
             let seen = look::at(pid, number, &arguments);
             if shared.calls.waits(id) { seen } else { Err(Errno::ESRCH.into()) }
+        }
+    }
+
+    /// Has its thread stop (SIGSTOP, and with it the whole process) before the call returns. The same signal to the process may be
+    /// taken by another thread, which is scheduled later.
+    pub fn stop_thread(&self) {
+        if self.shared.calls.waits(self.id) {
+            // SAFETY: tkill takes two integers. The thread waits in the call, so that nobody else has its number.
+            unsafe { libc::syscall(libc::SYS_tkill, self.pid, libc::SIGSTOP) };
         }
     }
 
@@ -206,7 +240,7 @@ impl Call {
     }
 
     fn end(self, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
-        if self.shared.open().remove(&self.id) {
+        if self.shared.open().remove(&self.id).is_some() {
             // Its process can only have ended.
             let _ = answer(&self.shared.calls, self.id);
         }
@@ -215,7 +249,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if self.shared.open().remove(&self.id) {
+        if self.shared.open().remove(&self.id).is_some() {
             let _ = match self.number {
                 // The supervisor has seen the signal.
                 Number::Kill => self.shared.calls.done(self.id),

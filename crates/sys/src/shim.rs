@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::Error;
 use crate::filter::{self, Watched};
-use crate::{executable, inherit, limits, signals};
+use crate::{executable, inherit, intercept, limits, signals};
 
 /// The word for [`crate::spawn::Launch::service`].
 pub(crate) const SERVICE: &str = "service";
@@ -137,11 +137,12 @@ impl Order {
         }
         if self.intercept != Asked::Not {
             let watched = Watched { readiness: None, binds: true, listens: true };
-            match filter::install(watched, no_new_privs()) {
+            let installed =
+                intercept::on_a_child().and_then(|()| filter::install(watched, no_new_privs()));
+            match installed {
                 Ok(listener) => send_back(&listener)?,
                 Err(error) => {
-                    let errno = error.errno().map_or(Errno::UnknownErrno, Errno::from_raw);
-                    let error = Error::Intercept { errno };
+                    let error = Error::Intercept { refused: Box::new(error) };
                     if self.intercept == Asked::Always {
                         return Err(error);
                     }

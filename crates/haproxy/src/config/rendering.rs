@@ -221,6 +221,12 @@ impl Rendering {
         })
     }
 
+    /// Whether the text has a `bind` line at all, also one that was read as not being there.
+    pub fn has_bind_line(&self) -> bool {
+        let is_bind = |line: &str| line.split_ascii_whitespace().next() == Some("bind");
+        self.files.iter().any(|file| String::from_utf8_lossy(&file.text).lines().any(is_bind))
+    }
+
     /// Whether haproxy, or a program that it starts, may call bind(2) while it serves: for a connection to a server with
     /// `source`, for one of QUIC, in an external check. As far as the text shows it.
     pub fn binds_while_it_serves(&self) -> bool {

@@ -109,6 +109,7 @@ impl Supervisor {
         for generation in self.generations.iter() {
             let id = generation.id;
             if let Some(calls) = &generation.intercept {
+                inherited.calls.insert(id.0, calls.unanswered());
                 match calls.as_fd().try_clone_to_owned() {
                     Ok(fd) => drop(inherited.intercept.insert(id.0, leave(fd))),
                     Err(error) => return format!("an intercepted program cannot be kept: {error}"),
@@ -139,9 +140,6 @@ impl Supervisor {
         let error = match self.cx.directory.save(saved) {
             Ok(()) => {
                 tracing::info!(binary = %binary.path().display(), "becoming the new binary");
-                for calls in self.generations.iter().filter_map(|one| one.intercept.as_ref()) {
-                    calls.leave();
-                }
                 binary.take_over(None)
             }
             Err(error) => error,

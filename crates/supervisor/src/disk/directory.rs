@@ -17,6 +17,7 @@ use bindonce_core::name::Name;
 use bindonce_daemon::state;
 use bindonce_haproxy::config::SavedMessages;
 use bindonce_haproxy::names::admin_socket;
+use bindonce_sys::intercept::Received;
 use bindonce_sys::lock::LockFile;
 use bindonce_sys::process;
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,8 @@ pub(crate) struct Inherited {
     pub(crate) passed: BTreeMap<i32, i32>,
     /// Where the bind(2) and listen(2) of each generation come from.
     pub(crate) intercept: BTreeMap<u64, i32>,
+    /// What of that was received and is not answered.
+    pub(crate) calls: BTreeMap<u64, Vec<Received>>,
     /// What translates it, of each haproxy.
     pub(crate) messages: BTreeMap<u64, SavedMessages>,
 }

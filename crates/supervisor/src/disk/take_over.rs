@@ -13,7 +13,7 @@ use bindonce_core::generation::{GenerationId, State};
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::{Happening, reexec};
-use bindonce_sys::intercept::Intercept;
+use bindonce_sys::intercept::{Intercept, Received};
 use bindonce_sys::process::{self as sys, Pidfd};
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::{inherit, tree};
@@ -47,6 +47,7 @@ pub(crate) struct Inheritance {
     spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
     intercept: BTreeMap<u64, OwnedFd>,
+    calls: BTreeMap<u64, Vec<Received>>,
     stderr: BTreeMap<u64, OwnedFd>,
     messages: BTreeMap<u64, SavedMessages>,
 }
@@ -108,6 +109,7 @@ impl Inheritance {
                 .collect::<Result<_, Error>>()?,
             admin: all(&left.admin)?,
             intercept: all(&left.intercept)?,
+            calls: left.calls.clone(),
             stderr: all(&left.stderr)?,
             messages: left.messages.clone(),
         })
@@ -197,7 +199,9 @@ async fn find(
     }
     generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
     generation.cli.spares.resume(left.spares(id));
-    intercept_again(cx, &mut generation, left.intercept.remove(&id.0));
+    let calls = left.intercept.remove(&id.0);
+    let calls = calls.map(|fd| Intercept::new(fd, left.calls.remove(&id.0).unwrap_or_default()));
+    intercept_again(cx, &mut generation, calls);
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
@@ -205,9 +209,13 @@ async fn find(
 }
 
 /// Answers the calls of a generation that was found. A supervisor that was killed has left nothing to answer by.
-fn intercept_again(cx: &Context, generation: &mut Generation, left: Option<OwnedFd>) {
+fn intercept_again(
+    cx: &Context,
+    generation: &mut Generation,
+    left: Option<std::io::Result<Intercept>>,
+) {
     let (id, pid) = (generation.id.0, generation.pid());
-    match left.map(Intercept::new) {
+    match left {
         Some(Ok(calls)) => intercept::serve(cx, generation, Arc::new(calls), None),
         Some(Err(error)) => {
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");

@@ -40,9 +40,12 @@ pub(crate) fn compare(
     Ok(Unserved { left, none_kept })
 }
 
-/// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve.
+/// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve. One with a `bind` line
+/// that was not claimed is started, since haproxy may read it otherwise and have the broker's socket; [`compare`] finds
+/// it without, if it does not.
 pub(crate) fn keeps_something(rendering: &Rendering, served: &[String]) -> Result<(), Error> {
-    match rendering.bindings.is_empty() && rendering.has_stats_socket() {
+    let starts_with_nothing = rendering.bindings.is_empty() && rendering.has_stats_socket();
+    match starts_with_nothing && !rendering.has_bind_line() {
         true => nobody_would_accept(served),
         false => Ok(()),
     }

@@ -38,6 +38,13 @@ impl Listens {
     pub(super) fn at(inode: u64, call: Option<Call>) -> Self {
         Self { inode, call }
     }
+
+    /// The thread that listens stops before its call returns.
+    pub(super) fn stop(&self) {
+        if let Some(call) = &self.call {
+            call.stop_thread();
+        }
+    }
 }
 
 impl Drop for Listens {

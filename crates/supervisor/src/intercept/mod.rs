@@ -51,7 +51,7 @@ pub(crate) fn begin(
     crate::tasks::spawn(async move {
         let Some(listener) = spawn::receive_hold(shim).await else {
             if !is_program {
-                cx.send(Message::Unseen(id));
+                cx.send(Message::Unseen(id, "seccomp(2) is refused".to_owned()));
             }
             // The shim of a program has said why, and ends.
             return;
@@ -59,7 +59,7 @@ pub(crate) fn begin(
         if !is_program {
             watchdog.borrow().share(listener.as_fd());
         }
-        match Intercept::new(listener) {
+        match Intercept::new(listener, Vec::new()) {
             Ok(calls) => cx.send(Message::Intercepts(id, Arc::new(calls))),
             Err(error) => {
                 tracing::error!(generation = id.0, %error, "its calls cannot be answered: bind() fails");
@@ -281,6 +281,10 @@ impl Answers {
     fn unseen(&self, call: Call, error: &std::io::Error) {
         if let Rule::Haproxy(_) = self.rule {
             tracing::debug!(generation = self.id.0, pid = call.pid(), %error, "a bind() was not seen");
+            if error.kind() == std::io::ErrorKind::PermissionDenied {
+                let why = format!("its calls cannot be looked at: {error}");
+                self.cx.send(Message::Unseen(self.id, why));
+            }
             self.cx.send(Message::Binds(self.id, Own::Unknown));
             return call.go_on();
         }

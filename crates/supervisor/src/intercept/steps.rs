@@ -2,7 +2,8 @@
 //!
 //! A program is ready when it is about to listen on the last of what the older generation was given for its bind(2), or, where
 //! nothing tells which is the last, when it has listened on nothing more for [`SETTLES`]. In the first case the call has not
-//! returned yet, so what stops a new generation (SIGSTOP) is on its way to it before it can accept.
+//! returned yet, so what stops a new generation (SIGSTOP) is on its way to it before it can accept; the thread that calls has a
+//! signal of its own, since another one may take that of the process, and be scheduled later.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -39,12 +40,12 @@ impl Supervisor {
     }
 
     /// The calls of a generation cannot be seen: what it has bound is looked for afterwards.
-    pub(crate) fn unseen(&mut self, id: GenerationId) {
+    pub(crate) fn unseen(&mut self, id: GenerationId, why: &str) {
         if !std::mem::replace(&mut self.report.unseen, true) {
             tracing::info!(
                 generation = id.0,
-                "haproxy's bind() is not to be seen here (seccomp(2) is refused): what it binds by \
-                 itself is looked for when it is ready"
+                "haproxy's bind() is not to be seen here ({why}): what it binds by itself is looked for \
+                 when it is ready"
             );
         }
     }
@@ -121,8 +122,19 @@ impl Supervisor {
 
     /// A program is about to listen. Its call goes on at the end of this.
     pub(crate) fn listening(&mut self, id: GenerationId, listens: &Listens) {
-        let by_listen = |program: &crate::program::Program| program.readiness == Readiness::Listen;
-        if !self.cx.settings.kind.program().is_some_and(by_listen) {
+        let Some(program) = self.cx.settings.kind.program() else { return };
+        let option = match program.readiness {
+            Readiness::Listen | Readiness::Notify => "",
+            Readiness::Check(_) => "--ready-check",
+            Readiness::Delay(_) => "--ready-delay",
+        };
+        if !option.is_empty() {
+            if !std::mem::replace(&mut self.report.listens, true) {
+                tracing::info!(
+                    generation = id.0,
+                    "it listens; without {option} that tells when it is ready, and nothing need be waited for"
+                );
+            }
             return;
         }
         let older = self.timeline.accepting(id);
@@ -135,7 +147,11 @@ impl Supervisor {
         }
         let listening = &generation.readiness.listening;
         if !served.is_empty() && served.is_subset(listening) {
-            return self.ready(id, "it listens on all that is served now");
+            self.ready(id, "it listens on all that is served now");
+            if self.generations.get(&id).is_some_and(|generation| generation.readiness.stopped) {
+                listens.stop();
+            }
+            return;
         }
         let (cx, count) = (self.cx.clone(), listening.len());
         crate::tasks::spawn(async move {

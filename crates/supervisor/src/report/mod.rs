@@ -42,6 +42,8 @@ pub(crate) struct Report {
     pub(crate) stopped_first: Vec<String>,
     /// It was told that its bind(2) is not to be seen.
     pub(crate) unseen: bool,
+    /// It was told that its listen(2) says when it is ready.
+    pub(crate) listens: bool,
     /// The last signal that was not the normal course.
     last_warning: Option<(GenerationId, Reason)>,
 }
@@ -74,6 +76,7 @@ impl Report {
             foreign: ForeignBinds::default(),
             stopped_first: Vec::new(),
             unseen: false,
+            listens: false,
             last_warning: None,
         }
     }

@@ -187,7 +187,7 @@ mod tests {
             Ok(listener) => listener,
             Err(error) => return crate::testing::skip(&format!("a hold: {error}")),
         };
-        let hold = Hold::new(Arc::new(Intercept::new(listener).expect("calls")), drop);
+        let hold = Hold::new(Arc::new(Intercept::new(listener, Vec::new()).expect("calls")), drop);
         let called = tokio::time::timeout(DEADLINE, hold.called()).await.expect("in time");
         assert_eq!(called.expect("a call"), Some(tid.as_raw()));
         for round in 1..=3 {

@@ -182,7 +182,7 @@ fn parse(bytes: &[u8]) -> Target {
 }
 
 /// Reads memory of a thread once. False if there is none.
-fn read(thread: i32, at: u64, into: &mut [u8]) -> io::Result<bool> {
+pub(super) fn read(thread: i32, at: u64, into: &mut [u8]) -> io::Result<bool> {
     let Ok(base) = usize::try_from(at) else { return Ok(false) };
     let ours = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let theirs = libc::iovec { iov_base: base as *mut libc::c_void, iov_len: into.len() };

@@ -49,7 +49,7 @@ impl Scene {
         launch.hold = Some(pid());
         let mut started = launch.start().expect("start");
         let received = spawn::receive_hold(started.shim.take().expect("a socket")).await;
-        let calls = received.map(|fd| Arc::new(Intercept::new(fd).expect("calls")));
+        let calls = received.map(|fd| Arc::new(Intercept::new(fd, Vec::new()).expect("calls")));
         let hold = calls.map(|calls| Hold::new(calls, drop));
         let scene = Self { signals, started, hold };
         if scene.hold.is_none() {
