@@ -5,10 +5,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{DEADLINE, Guest, Process, Scene, eventually, finish, listening, root, skip};
+use crate::harness::{DEADLINE, Guest, Process, Scene, eventually, listening, root, skip};
 
 /// Binds by itself, and answers one request after the other with the number of its generation.
 const SERVER: &str = "\
@@ -72,6 +73,14 @@ fn run(scene: &Scene, options: &[&str], program: &[&str]) -> Option<Process> {
 
 fn reload(scene: &Scene) -> String {
     scene.run("reload", &["--name", "web"]).ok()
+}
+
+/// The first process of a generation.
+fn pid_of(supervisor: &mut Process, generation: u64) -> i32 {
+    let story = supervisor.story();
+    let started = story.split(&format!("started generation={generation} pid=")).nth(1);
+    let word = started.expect("its start").split_whitespace().next();
+    word.and_then(|pid| pid.parse().ok()).expect("a pid")
 }
 
 /// The only listening socket there.
@@ -157,10 +166,7 @@ fn a_bind_that_waits_while_the_supervisor_is_upgraded_is_answered_after_it() {
     let ports = [address.port().to_string(), late.port().to_string()];
     let program = ["python3", "-c", script, &ports[0], &ports[1]];
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
-    let story = supervisor.story();
-    let started = story.split("started generation=1 pid=").nth(1).expect("its start");
-    let pid: i32 =
-        started.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    let pid = pid_of(&mut supervisor, 1);
     only(address);
     broker.signal(Signal::SIGSTOP);
     scene.write("go", "");
@@ -168,8 +174,11 @@ fn a_bind_that_waits_while_the_supervisor_is_upgraded_is_answered_after_it() {
         let waits = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
         waits.starts_with(&format!("{} ", nix::libc::SYS_bind)).then_some(())
     });
+    // Where the kernel has put things: the same for as long as it is one image.
+    let image = || fs::read(format!("/proc/{}/auxv", supervisor.pid())).ok();
+    let before = image();
     let mut upgrade = Process::start(scene.bindonce("upgrade").args(["--name", "web"]));
-    supervisor.wait_line("becoming the new binary");
+    eventually("the new image", || (image() != before).then_some(()));
     broker.signal(Signal::SIGCONT);
     assert!(upgrade.wait_exit().success(), "{}", upgrade.story());
     let second = supervisor.wait_line("second ");
@@ -203,7 +212,8 @@ fn nginx_binds_and_reloads_by_itself_also_after_an_upgrade_of_the_supervisor() {
     scene.run("upgrade", &["--name", "web"]).ok();
     let third = scene.address();
     configuration(third);
-    finish(scene.command(nginx).args(["-e", "stderr", "-c", file, "-s", "reload"])).ok();
+    // Not by its pid file, which the older one removes when it ends.
+    kill(Pid::from_raw(pid_of(&mut supervisor, 2)), Signal::SIGHUP).expect("kill");
     eventually("what it binds after the upgrade to be the broker's", || {
         let held = scene.run("list", &[]).ok();
         held.contains(&third.to_string()).then_some(())
@@ -251,12 +261,10 @@ fn other_programs_of_debian_share_one_socket() {
         assert!(said.contains(" serves"), "{program:?}: {said}");
         if program[0] == "apache2" {
             // It closes and binds by itself; each generation has said this once.
-            let generation =
-                said.split("generation ").nth(1).and_then(|rest| rest.split(' ').next());
-            let file = scene.path(&format!("pid.{}", generation.expect("a number")));
-            let pid = fs::read_to_string(file).expect("its pid file");
-            let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("a pid"));
-            nix::sys::signal::kill(pid, Signal::SIGHUP).expect("kill");
+            let generation = said.split("generation ").nth(1).expect("a generation");
+            let generation = generation.split(' ').next().and_then(|text| text.parse().ok());
+            let pid = pid_of(&mut supervisor, generation.expect("a number"));
+            kill(Pid::from_raw(pid), Signal::SIGHUP).expect("kill");
             let resumed = "resuming normal operations";
             eventually("apache2 to have reloaded by itself", || {
                 (supervisor.story().matches(resumed).count() == 3).then_some(())
