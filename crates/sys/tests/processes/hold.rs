@@ -283,7 +283,7 @@ fn executes() {
             wait(&started.pidfd);
             return crate::skip::skip("calls: seccomp(2) is refused");
         };
-        let calls = Intercept::new(fd).expect("calls");
+        let calls = Intercept::new(fd, Vec::new()).expect("calls");
         let call = tokio::time::timeout(DEADLINE, calls.next()).await.expect("in time");
         let call = call.expect("told").expect("a call");
         assert!(call.look()().is_ok());
