@@ -290,8 +290,34 @@ fn tells_its_outcome(program: &Path) {
     assert_eq!(service.cli.ask("show startup-logs\n"), messages);
     assert_eq!(service.cli.ask(&format!("@!{old} show cli level\n")), "admin\n\n");
 
-    // Ten at once, each of which is told.
+    // And after the supervisor was killed, perhaps half way through a command: the older generation is reached again.
     service.configure("");
+    let before = service.cli.processes();
+    for _ in 0..2 {
+        let mut asking = service.cli.connect();
+        asking.write_all(format!("@!{old} show info\n").as_bytes()).expect("sending");
+        service.haproxy.supervisor.kill();
+        let file = service.scene.path("haproxy.cfg");
+        service.haproxy =
+            Service::begin(&service.scene, &service.program, &file, &service.cli, service.options);
+        service.haproxy.supervisor.wait_line("taken over: serving");
+        let after = eventually("the master CLI", || {
+            UnixStream::connect(&service.cli.0).ok()?;
+            Some(service.cli.processes())
+        });
+        assert_eq!(
+            (&after.reloads, &after.worker, &after.old),
+            (&before.reloads, &before.worker, &before.old)
+        );
+        for (lowered, level) in [("", "admin"), ("operator;", "operator"), ("user;", "user")] {
+            let answer = service.cli.ask(&format!("{lowered}@!{old} show cli level\n"));
+            assert_eq!(answer, format!("{level}\n\n"));
+        }
+    }
+    let again = service.cli.0.metadata().expect("the socket").permissions().mode();
+    assert_eq!(again, mode);
+
+    // Ten at once, each of which is told.
     let all: Vec<_> = std::thread::scope(|scope| {
         let ask = || scope.spawn(|| service.cli.reload().0);
         let all: Vec<_> = (0..10).map(|_| ask()).collect();
@@ -303,25 +329,9 @@ fn tells_its_outcome(program: &Path) {
     let reloads = service.cli.processes().reloads;
     let hard = service.cli.ask("hard-reload\n");
     assert!(hard.starts_with("Success=1\n--\n"), "{hard}");
+    assert_ne!(service.cli.processes().reloads, reloads);
     eventually("older generations to end", || service.cli.processes().old.is_empty().then_some(()));
     drop(client);
-
-    // And the same after the supervisor was killed.
-    let before = service.cli.processes();
-    assert_ne!(before.reloads, reloads);
-    service.haproxy.supervisor.kill();
-    let file = service.scene.path("haproxy.cfg");
-    service.haproxy =
-        Service::begin(&service.scene, &service.program, &file, &service.cli, service.options);
-    service.haproxy.supervisor.wait_line("taken over: serving");
-    let after = eventually("the master CLI", || {
-        UnixStream::connect(&service.cli.0).ok()?;
-        Some(service.cli.processes())
-    });
-    assert_eq!((&after.reloads, &after.worker), (&before.reloads, &before.worker));
-    assert!(service.cli.reload().0);
-    let again = service.cli.0.metadata().expect("the socket").permissions().mode();
-    assert_eq!(again, mode);
 }
 
 #[test]

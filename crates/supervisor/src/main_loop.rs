@@ -19,6 +19,7 @@ use crate::disk::take_over::{Inheritance, take_over};
 use crate::disk::{files, found};
 use crate::error::Error;
 use crate::generations::reaper;
+use crate::handover::kept;
 use crate::master_cli::Master;
 use crate::message::Message;
 use crate::passed::Passed;
@@ -62,6 +63,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
+    left.add(kept::fetch(&directory.kept()));
     let mut passed = match settings.kind.haproxy() {
         Some(_) => Passed::take(&saved.passed, std::mem::take(&mut left.passed))?,
         None => Passed::default(),
@@ -184,6 +186,9 @@ impl Supervisor {
         if !found.is_empty() {
             for action in self.timeline.adopt(self.epoch.elapsed(), found) {
                 self.perform(action);
+            }
+            for id in self.draining() {
+                self.generations.get(&id).iter().for_each(|draining| self.handover.keep(draining));
             }
             self.save();
         }

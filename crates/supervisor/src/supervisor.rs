@@ -73,7 +73,7 @@ impl Supervisor {
             generations: Generations::default(),
             counting: Counting::resume(cx.directory.counters()),
             starts,
-            handover: Handover::new(settings.ghosts)?,
+            handover: Handover::new(settings.ghosts, &cx.directory.kept())?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
             report: Report::new(settings),

@@ -14,6 +14,9 @@ pub enum Level {
 }
 
 impl Level {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Admin, Self::Operator, Self::User];
+
     /// Reads its name.
     pub fn read(name: &str) -> Option<Self> {
         match name {

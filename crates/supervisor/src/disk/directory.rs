@@ -30,6 +30,9 @@ use crate::origin::Origin;
 /// The name of the socket for metrics.
 const METRICS: &str = "metrics.sock";
 
+/// The name of the socket for what an earlier supervisor has left.
+const KEPT: &str = "kept.sock";
+
 /// No generation ever has a higher number: as many as a JSON number can tell apart.
 pub(crate) const LAST_ID: u64 = 1 << 53;
 
@@ -247,7 +250,7 @@ impl Directory {
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.fallback.clear();
         remove_all(&self.old_configurations(&[])?)?;
-        for name in [place::CONTROL, METRICS, "pid"] {
+        for name in [place::CONTROL, METRICS, KEPT, "pid"] {
             match fs::remove_file(self.path.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 done => done?,
@@ -269,6 +272,11 @@ impl Directory {
     /// Where haproxy's counters are kept.
     pub(crate) fn counters(&self) -> PathBuf {
         self.path.join("counters.json")
+    }
+
+    /// Where the next supervisor asks for connections that this one has left.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.path.join(KEPT)
     }
 
     /// Where the `cluster-secret` is kept.

@@ -29,6 +29,7 @@ use crate::generations::admin::Admin;
 use crate::generations::generation::{Generation, Start};
 use crate::generations::listeners::HeldListener;
 use crate::generations::process::{self, Process};
+use crate::handover::kept::{self, Connections};
 use crate::intercept;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::{Messages, SavedMessages};
@@ -53,6 +54,19 @@ pub(crate) struct Inheritance {
 }
 
 impl Inheritance {
+    /// What the watchdog of an earlier supervisor has kept. Of a connection that is here already it is a copy.
+    pub(crate) fn add(&mut self, kept: Connections) {
+        for (GenerationId(id), mut connections) in kept {
+            if let Some(own) = connections.remove(kept::OWN) {
+                self.admin.entry(id).or_insert(own);
+            }
+            let spares = self.spares.entry(id).or_default();
+            for (level, connection) in connections {
+                spares.entry(level).or_insert(connection);
+            }
+        }
+    }
+
     /// The reading end of a generation's standard error, and what translates it.
     fn stderr(&mut self, id: GenerationId) -> Option<(OwnedFd, Messages)> {
         let stderr = self.stderr.remove(&id.0)?;
@@ -243,23 +257,29 @@ async fn find_admin(
     if !cx.settings.kind.has_admin() {
         return (None, None);
     }
-    let (send, answer) = oneshot::channel();
-    let ready = move |info| drop(send.send(info));
-    let admin = match left.admin.remove(&id.0) {
-        Some(connection) => Admin::resume(connection, ready),
-        // A generation that was told to stop accepts no new connection here.
-        None if saved.state == "draining" => return (None, None),
-        // It was started without one: see `Rendering::surely_listens`.
-        None if !cx.directory.admin(id).exists() => return (None, None),
-        None => Admin::connect(cx.directory.admin(id), ready),
-    };
-    match tokio::time::timeout(ANSWER, answer).await {
-        Ok(Ok(info)) => (Some(admin), Some(info)),
-        _ => {
-            admin.close();
-            (None, None)
-        }
+    if let Some(connection) = left.admin.remove(&id.0)
+        && let Some((admin, info)) = first(|ready| Admin::resume(connection, ready)).await
+    {
+        return (Some(admin), Some(info));
     }
+    let socket = cx.directory.admin(id);
+    // A generation that was told to stop accepts no new connection there. One may have been started without
+    // that socket: see `Rendering::surely_listens`.
+    if saved.state == "draining" || !socket.exists() {
+        return (None, None);
+    }
+    first(|ready| Admin::connect(socket, ready)).await.unzip()
+}
+
+/// A connection, and what is answered first on it; none if nothing is in time.
+async fn first(connect: impl FnOnce(Box<dyn FnOnce(Info)>) -> Admin) -> Option<(Admin, Info)> {
+    let (send, answer) = oneshot::channel();
+    let admin = connect(Box::new(move |info| drop(send.send(info))));
+    let info = tokio::time::timeout(ANSWER, answer).await.ok().and_then(Result::ok);
+    if info.is_none() {
+        admin.close();
+    }
+    info.map(|info| (admin, info))
 }
 
 /// Claims what the generation was given: the broker gives the same sockets again.

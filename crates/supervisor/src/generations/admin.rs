@@ -19,10 +19,14 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use bindonce_haproxy::cli::{Info, PROMPT};
+use bindonce_haproxy::cli::{Info, Level, PROMPT};
 
 /// What tells of the process and its connections.
 const INFO: &str = "show info";
+
+/// What begins one that somebody else had, who may have left a command half said, an answer unread and modes on. The answer to the
+/// last command is known by the one before it: a level, which no other answer shows there.
+const AGAIN: &str = "\nset severity-output none\nexpert-mode off\nexperimental-mode off\nshow cli level\nshow info\n";
 
 /// An answer that is longer than this is read to its end and given as nothing: `show stat` with 30,000 servers.
 const LONGEST: usize = 16 << 20;
@@ -34,7 +38,18 @@ const ENDLESS: usize = 4 * LONGEST;
 pub(crate) struct Admin {
     asks: mpsc::UnboundedSender<Ask>,
     task: AbortHandle,
-    connection: Rc<RefCell<Option<OwnedFd>>>,
+    connection: Rc<RefCell<Option<Connection>>>,
+}
+
+/// A connection that ends with this, also where another process has a copy of it.
+#[derive(Debug)]
+struct Connection(OwnedFd);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // It can only have ended already.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
 }
 
 #[derive(Debug)]
@@ -66,44 +81,40 @@ pub(crate) enum NoAnswer {
 impl Admin {
     /// Connects to the socket at `path` and calls `ready` when haproxy first answers.
     pub(crate) fn connect(path: PathBuf, ready: impl FnOnce(Info) + 'static) -> Self {
-        Self::over(
-            async move {
-                let mut stream = UnixStream::connect(path).await?;
-                let first = format!("prompt\nset timeout cli 86400\n{INFO}");
-                let info = Info::read(&exchange(&mut stream, &first, 3).await?);
-                Ok((stream, Some(info)))
-            },
-            ready,
-        )
+        Self::over(UnixStream::connect(path), true, None, ready)
     }
 
-    /// Goes on with a connection that an earlier image of this process opened.
+    /// Goes on with a connection that an earlier supervisor, or an earlier image of this process, has opened.
     pub(crate) fn resume(connection: OwnedFd, ready: impl FnOnce(Info) + 'static) -> Self {
+        let copy = connection.try_clone().ok();
         let stream = std::os::unix::net::UnixStream::from(connection);
-        Self::over(
-            async move {
-                stream.set_nonblocking(true)?;
-                Ok((UnixStream::from_std(stream)?, None))
-            },
-            ready,
-        )
+        let stream = async move {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        Self::over(stream, false, copy, ready)
     }
 
     fn over(
-        stream: impl Future<Output = io::Result<(UnixStream, Option<Info>)>> + 'static,
+        stream: impl Future<Output = io::Result<UnixStream>> + 'static,
+        is_new: bool,
+        copy: Option<OwnedFd>,
         ready: impl FnOnce(Info) + 'static,
     ) -> Self {
         let (asks, requests) = mpsc::unbounded_channel();
-        let connection = Rc::new(RefCell::new(None));
+        let connection = Rc::new(RefCell::new(copy.map(Connection)));
         let copy = Rc::clone(&connection);
         let task = crate::tasks::spawn(async move {
             let talk = async {
-                let (mut stream, info) = stream.await?;
-                copy.replace(Some(stream.as_fd().try_clone_to_owned()?));
-                ready(match info {
-                    Some(info) => info,
-                    None => Info::read(&exchange(&mut stream, INFO, 1).await?),
-                });
+                let mut stream = stream.await?;
+                if is_new {
+                    copy.replace(Some(Connection(stream.as_fd().try_clone_to_owned()?)));
+                }
+                let first = format!("prompt\nset timeout cli 86400\n{INFO}");
+                ready(Info::read(&match is_new {
+                    true => exchange(&mut stream, &first, 3).await?,
+                    false => again(&mut stream).await?,
+                }));
                 talk(stream, requests).await
             };
             if let Err(error) = talk.await {
@@ -114,10 +125,10 @@ impl Admin {
         Self { asks, task: task.abort_handle(), connection }
     }
 
-    /// A copy of the connection, to leave to the next image of this process; none before
-    /// haproxy has answered.
+    /// A copy of the connection, to leave to the next supervisor or the next image of this process; none before
+    /// it is open.
     pub(crate) fn connection(&self) -> Option<OwnedFd> {
-        self.connection.borrow().as_ref()?.try_clone().ok()
+        self.connection.borrow().as_ref()?.0.try_clone().ok()
     }
 
     /// Sends a command, or one in each line, and gives what is answered, which may take `limit`.
@@ -225,6 +236,23 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
     answer.truncate(answer.len() - end.len());
     let answer = String::from_utf8_lossy(&answer);
     Ok(if answers > 1 { answer.replace(PROMPT, "\n") } else { answer.into_owned() })
+}
+
+/// Goes on with a connection that somebody else had: what `show info` answers.
+async fn again(stream: &mut UnixStream) -> io::Result<String> {
+    stream.write_all(AGAIN.as_bytes()).await?;
+    let ends = Level::ALL.map(|level| format!("{level}\n{PROMPT}Name: "));
+    let mut said = Vec::with_capacity(4096);
+    let has = |said: &[u8], end: &str| said.windows(end.len()).any(|part| part == end.as_bytes());
+    while !said.ends_with(PROMPT.as_bytes()) || !ends.iter().any(|end| has(&said, end)) {
+        if said.len() > LONGEST {
+            return Err(io::Error::other("an answer without end"));
+        }
+        if stream.read_buf(&mut said).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
 use crate::generations::since::Since;
 use crate::generations::spares::Spares;
+use crate::handover::kept;
 use crate::handover::watchdog::ProcessRef;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
@@ -387,6 +388,13 @@ impl Cli {
     /// All connections.
     pub(crate) fn all(&self) -> Vec<Admin> {
         self.admin.iter().cloned().chain(self.spares.all()).collect()
+    }
+
+    /// Copies of them, each with its name.
+    pub(crate) fn connections(&self) -> Vec<(String, OwnedFd)> {
+        let own = self.admin.as_ref().and_then(Admin::connection);
+        let own = own.map(|connection| (kept::OWN.to_owned(), connection));
+        own.into_iter().chain(self.spares.connections()).collect()
     }
 
     /// Closes all connections: they keep the process alive.

@@ -14,8 +14,6 @@ use bindonce_haproxy::cli::Level;
 
 use crate::generations::admin::Admin;
 
-const LEVELS: [Level; 3] = [Level::Admin, Level::Operator, Level::User];
-
 /// The connections, by level. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spares(Rc<RefCell<BTreeMap<Level, Admin>>>);
@@ -24,7 +22,7 @@ impl Spares {
     /// Opens those that are not open.
     pub(crate) fn open(&self, path: &Path) {
         let mut spares = self.0.borrow_mut();
-        for level in LEVELS {
+        for level in Level::ALL {
             spares.retain(|of, admin| *of != level || !admin.has_ended());
             spares.entry(level).or_insert_with(|| {
                 let admin = Admin::connect(path.to_owned(), |_| ());
@@ -36,7 +34,7 @@ impl Spares {
         }
     }
 
-    /// Goes on with those that an earlier image of this process had.
+    /// Goes on with those that an earlier supervisor, or an earlier image of this process, had.
     pub(crate) fn resume(&self, connections: BTreeMap<String, OwnedFd>) {
         let connections = connections.into_iter().filter_map(|(level, connection)| {
             Some((Level::read(&level)?, Admin::resume(connection, |_| ())))

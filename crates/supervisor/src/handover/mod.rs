@@ -3,10 +3,11 @@
 //! At no moment are two configurations left accepting, whatever dies. [`steps`] has the order: [`readiness`], the
 //! comparison with what the serving generation has ([`promise`]) and with what was claimed ([`compare`], [`listening`]), the [`proof`] that
 //! no older generation accepts, the connections that it is still [`opening`], and the removal of what it leaves in epoll sets ([`ghosts`]). The [`watchdog`] is the
-//! process that finishes a handover if this one dies in it.
+//! process that finishes a handover if this one dies in it; what it has [`kept`] then is the next supervisor's.
 
 pub(crate) mod compare;
 pub(crate) mod ghosts;
+pub(crate) mod kept;
 pub(crate) mod listening;
 pub(crate) mod opening;
 pub(crate) mod promise;
@@ -17,10 +18,13 @@ pub mod watchdog;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_sys::listen;
 use bindonce_sys::tree::Stopping;
 use tokio::task::AbortHandle;
 
@@ -45,8 +49,14 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    pub(crate) fn new(ghosts: Ghosts) -> Result<Self, Error> {
-        let watchdog = Rc::new(RefCell::new(Watchdog::start()?));
+    /// What the watchdog keeps for the next supervisor is asked for at `kept`.
+    pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
+        let kept = listen::open_path(kept, 0o600).inspect_err(|error| {
+            let text = "a supervisor that follows a kill will not reach the admin sockets of generations that drain";
+            tracing::warn!(%error, "{text}");
+        });
+        let watchdog = Watchdog::start(kept.ok().map(|opened| opened.fd))?;
+        let watchdog = Rc::new(RefCell::new(watchdog));
         Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
     }
 
@@ -132,6 +142,14 @@ impl Handover {
             older: older.iter().map(|older| older.named).collect(),
             listeners: listeners.into_iter().collect(),
         });
+        older.iter().for_each(|older| self.keep(older));
+    }
+
+    /// Gives the watchdog the admin connections of a generation that accepts no others, for the next supervisor.
+    pub(crate) fn keep(&self, generation: &Generation) {
+        for (name, connection) in generation.cli.connections() {
+            self.watchdog.borrow().keep(generation.id, &name, connection.as_fd());
+        }
     }
 
     /// Tells the watchdog which generation to end and which resume, should we end now.

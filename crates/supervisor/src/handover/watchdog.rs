@@ -14,6 +14,7 @@
 //! that is held at its readiness stays so meanwhile: this process has a copy of the hold,
 //! which the death of the supervisor does not release.
 //! Processes are named by pid and start time, so that no other process is ever signalled.
+//! Behind all that it gives the next supervisor what it has [`kept`](super::kept) for it.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bindonce_core::generation::GenerationId;
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
 use bindonce_sys::{holders, log, queue, tree};
@@ -29,6 +31,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
+use super::kept::{self, Kept};
 use crate::error::Error;
 
 /// The hidden subcommand that calls [`run`].
@@ -168,13 +171,16 @@ impl Duty {
 pub(crate) struct Watchdog {
     socket: UnixStream,
     child: Child,
+    /// Where the next supervisor asks for what it keeps.
+    kept: Option<OwnedFd>,
     /// Since when it has not read what it was told.
     unread: Option<Instant>,
 }
 
 impl Watchdog {
-    /// Starts the process, in a group of its own so that a Ctrl-C does not reach it.
-    pub(crate) fn start() -> Result<Self, Error> {
+    /// Starts the process, in a group of its own so that a Ctrl-C does not reach it. The next supervisor asks at the
+    /// listening socket `kept`.
+    pub(crate) fn start(kept: Option<OwnedFd>) -> Result<Self, Error> {
         let failed = || Error::system("start the watchdog");
         let (socket, theirs) = UnixStream::pair().map_err(failed())?;
         socket.set_write_timeout(Some(PATIENCE)).map_err(failed())?;
@@ -186,7 +192,11 @@ impl Watchdog {
             .process_group(0)
             .spawn()
             .map_err(failed())?;
-        Ok(Self { socket, child, unread: None })
+        let watchdog = Self { socket, child, kept, unread: None };
+        if let Some(listener) = &watchdog.kept {
+            watchdog.share(kept::LISTEN, listener.as_fd());
+        }
+        Ok(watchdog)
     }
 
     /// Tells what is to be done if we die now. A watchdog that has died itself, that is stopped or
@@ -200,7 +210,8 @@ impl Watchdog {
             pid = self.child.id(),
             "the watchdog is gone, stopped or does not read; starting another"
         );
-        match Self::start() {
+        let kept = self.kept.as_ref().and_then(|kept| kept.try_clone().ok());
+        match Self::start(kept) {
             Ok(new) => {
                 drop(std::mem::replace(self, new));
                 // A second failure at once is no accident; the log has said enough.
@@ -233,10 +244,21 @@ impl Watchdog {
 
     /// Gives it a copy of the hold of the generation that starts. It has it until it is
     /// told to do nothing.
-    pub(crate) fn share(&self, hold: BorrowedFd<'_>) {
+    pub(crate) fn hold(&self, hold: BorrowedFd<'_>) {
+        self.share(HOLD, hold);
+    }
+
+    /// Gives it a copy of an admin connection of a generation, for the next supervisor.
+    pub(crate) fn keep(&self, id: GenerationId, name: &str, connection: BorrowedFd<'_>) {
+        self.share(&kept::line(id, name), connection);
+    }
+
+    /// Gives it a descriptor, with a line that says what it is.
+    fn share(&self, line: &str, descriptor: BorrowedFd<'_>) {
         // In one piece: the socket takes so little whenever it takes anything.
-        if let Err(error) = bindonce_fd::send(&self.socket, HOLD.as_bytes(), &[hold]) {
-            tracing::warn!(%error, "should we die before it serves, the new generation is not held");
+        if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), &[descriptor]) {
+            let what = line.trim_end();
+            tracing::warn!(%error, what, "should we die, a copy of this descriptor is not there");
         }
     }
 }
@@ -276,9 +298,11 @@ fn work() {
     let mut duty = Duty::None;
     let mut until: Option<Instant> = None;
     let mut held: Option<OwnedFd> = None;
+    let mut kept = Kept::default();
     loop {
         match inbox.next(until) {
-            Next::Line(line) if line == HOLD => held = inbox.descriptors.pop(),
+            Next::Line(line) if line == HOLD => held = inbox.descriptor(),
+            Next::Line(line) if kept::is_line(&line) => kept.take(line, inbox.descriptor()),
             Next::Line(line) => {
                 // What it does not understand comes from no supervisor of this version.
                 duty = serde_json::from_str(&line).unwrap_or(Duty::None);
@@ -297,7 +321,8 @@ fn work() {
             }
             Next::End => {
                 duty.perform();
-                return drop(held);
+                drop(held);
+                return kept.leave();
             }
         }
     }
@@ -320,6 +345,11 @@ enum Next {
 }
 
 impl Inbox {
+    /// The oldest that came; lines are taken in the order in which they came, each with its own.
+    fn descriptor(&mut self) -> Option<OwnedFd> {
+        (!self.descriptors.is_empty()).then(|| self.descriptors.remove(0))
+    }
+
     fn next(&mut self, until: Option<Instant>) -> Next {
         loop {
             if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {

@@ -57,7 +57,7 @@ pub(crate) fn begin(
             return;
         };
         if !is_program {
-            watchdog.borrow().share(listener.as_fd());
+            watchdog.borrow().hold(listener.as_fd());
         }
         match Intercept::new(listener, Vec::new()) {
             Ok(calls) => cx.send(Message::Intercepts(id, Arc::new(calls))),
