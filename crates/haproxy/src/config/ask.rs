@@ -13,6 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::questions::{Answers, Questions};
 use super::quoting::printable;
+use super::remembered::Asked;
 use super::world::Environment;
 
 /// How long haproxy may take to answer; it needs some 20 ms.
@@ -36,12 +37,24 @@ pub(super) struct Haproxy<'a> {
     pub(super) user: Option<User>,
 }
 
-/// Asks.
+/// Asks, unless it is known what it answers.
 ///
 /// # Errors
 /// haproxy cannot be started, has not answered in time, was killed, or printed something else; the error
 /// quotes it or says what happened.
 pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
+    let asked = haproxy.asked(questions);
+    if let Some(answers) = asked.as_ref().and_then(Asked::answers) {
+        return Ok(answers);
+    }
+    let answers = find(haproxy, questions)?;
+    if let Some(asked) = asked {
+        asked.remember(&answers);
+    }
+    Ok(answers)
+}
+
+fn find(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<Answers> {
     let mut left = questions.clone();
     // Terms that cannot be asked together with others, with what became of them.
     let mut apart: Vec<(Vec<u8>, Result<bool, String>)> = Vec::new();
@@ -61,7 +74,7 @@ pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<An
             (None, _) => {
                 for term in std::mem::take(&mut left.terms) {
                     let one = Questions { terms: [term].into(), names: left.names.clone() };
-                    apart.extend(ask(haproxy, &one)?.terms);
+                    apart.extend(find(haproxy, &one)?.terms);
                 }
                 continue;
             }
@@ -72,10 +85,22 @@ pub(super) fn ask(haproxy: &Haproxy<'_>, questions: &Questions) -> io::Result<An
 }
 
 impl Haproxy<'_> {
+    /// The user's arguments that are passed on.
+    fn switches(&self) -> impl Iterator<Item = &OsString> {
+        self.arguments.iter().filter(|word| changes_answers(word))
+    }
+
+    /// What the answers to these questions follow from; None if they must not be remembered.
+    fn asked(&self, questions: &Questions) -> Option<Asked> {
+        let Self { program, directory, environment, user, .. } = *self;
+        let switches = self.switches().cloned().collect();
+        Asked::new(program, switches, directory, environment, user, questions)
+    }
+
     /// Lets haproxy read a text.
     fn read(&self, text: &[u8]) -> io::Result<Answer> {
         let mut command = Command::new(self.program);
-        command.arg("-c").args(self.arguments.iter().filter(|word| changes_answers(word)));
+        command.arg("-c").args(self.switches());
         command.args(["-f", FILE]).current_dir(self.directory).env_clear();
         for (name, value) in self.environment {
             command.env(OsStr::from_bytes(name), OsStr::from_bytes(value));
@@ -141,6 +166,33 @@ mod tests {
         ] {
             let said = asked(name, script, &Questions::default()).expect_err(name).to_string();
             assert!(said.contains(why), "{said}");
+        }
+    }
+
+    /// What was asked of a real binary is known until anything of it changes; a script is asked each time.
+    #[test]
+    fn the_same_question_is_asked_once() {
+        let environment = [(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())].into();
+        let haproxy = |program| Haproxy {
+            program: OsStr::new(program),
+            arguments: &[],
+            directory: Path::new("/"),
+            environment: &environment,
+            user: None,
+        };
+        let questions = Questions { terms: [b"once(1)".to_vec()].into(), ..Questions::default() };
+        let asked = |program| haproxy(program).asked(&questions);
+        let answers =
+            Answers { terms: [(b"once(1)".to_vec(), Ok(true))].into(), ..Answers::default() };
+        assert!(asked("env").expect("a binary").answers().is_none());
+        asked("env").expect("a binary").remember(&answers);
+        assert_eq!(ask(&haproxy("env"), &questions).expect("known"), answers);
+        assert_eq!(asked("/usr/bin/env").and_then(|it| it.answers()), Some(answers));
+        assert!(asked("/usr/bin/cat").expect("a binary").answers().is_none());
+        let other = haproxy("env").asked(&Questions::default());
+        assert!(other.expect("a binary").answers().is_none());
+        for program in ["/usr/bin/ldd", "/no/such", "no-such", "/"] {
+            assert!(asked(program).is_none(), "{program}");
         }
     }
 

@@ -33,6 +33,7 @@ mod pid_file;
 mod questions;
 mod quoting;
 pub mod reader;
+mod remembered;
 mod render;
 mod rendering;
 mod saved_messages;
