@@ -267,17 +267,22 @@ mod tests {
         runtime.expect("a runtime").block_on(async {
             let (ours, mut theirs) = Blocking::pair().expect("a pair");
             ours.set_nonblocking(true).expect("non-blocking");
-            let writer = std::thread::spawn(move || {
-                let long = vec![b'x'; LONGEST + 2];
-                for part in [long.as_slice(), PROMPT.as_bytes(), b"short", PROMPT.as_bytes()] {
-                    io::Write::write_all(&mut theirs, part).expect("written");
+            let haproxy = std::thread::spawn(move || {
+                let long = "x".repeat(LONGEST + 2);
+                let mut questions = io::BufReader::new(theirs.try_clone().expect("a copy"));
+                for answer in [long.as_str(), "short"] {
+                    let mut question = String::new();
+                    io::BufRead::read_line(&mut questions, &mut question).expect("a question");
+                    for part in [answer, PROMPT] {
+                        io::Write::write_all(&mut theirs, part.as_bytes()).expect("written");
+                    }
                 }
                 theirs
             });
             let mut stream = UnixStream::from_std(ours).expect("a stream");
             assert_eq!(exchange(&mut stream, "show stat", 1).await.expect("an answer"), "");
             assert_eq!(exchange(&mut stream, "show info", 1).await.expect("an answer"), "short");
-            drop(writer.join().expect("the writer"));
+            drop(haproxy.join().expect("it has answered"));
         });
     }
 
