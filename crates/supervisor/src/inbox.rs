@@ -333,7 +333,7 @@ impl Supervisor {
         readiness::await_ready(&self.cx, &mut generation, launched.notifications);
         progress::watch(&self.cx, &generation);
         self.generations.insert(generation);
-        self.progress(id);
+        self.feed(Event::Progress(id));
         self.leases.add(created.iter().cloned().chain(passed));
         self.save();
         tracing::info!(generation = id.0, pid, listeners, "started");

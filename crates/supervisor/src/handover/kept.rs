@@ -5,8 +5,9 @@
 //! comes next. They keep haproxy alive, so it has them for [`WAIT`] at most.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ const WAIT: Duration = Duration::from_secs(10);
 /// How long the next supervisor waits for the watchdog, which may have a handover to finish, and how long that waits for it to read.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The line that the listening socket comes with at which the next supervisor asks.
-pub(super) const LISTEN: &str = "listen\n";
+/// The line that the socket comes with at which the next supervisor asks.
+pub(super) const ASKED: &str = "asked\n";
 
 /// What the line of a connection begins with.
 const KEEP: &str = "keep ";
@@ -36,24 +37,33 @@ pub(super) fn line(id: GenerationId, name: &str) -> String {
     format!("{KEEP}{id} {name}\n")
 }
 
+/// The socket at which the next supervisor asks, with one end of a pair to which it is answered. Of datagrams: what is asked waits
+/// there until the watchdog reads it, and it is no listener from which nobody accepts.
+///
+/// # Errors
+/// If it cannot be bound at `path`.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(UnixDatagram::bind(path)?.into()),
+    }
+}
+
 /// Whether a descriptor to keep comes with this line.
 pub(super) fn is_line(line: &str) -> bool {
-    line == LISTEN || line.starts_with(KEEP)
+    line == ASKED || line.starts_with(KEEP)
 }
 
 /// The connections that the watchdog of an earlier supervisor has kept.
 pub(crate) fn fetch(path: &Path) -> Connections {
     let mut connections = Connections::new();
     // Nobody has kept anything.
-    let Ok(socket) = UnixStream::connect(path) else { return connections };
+    let Ok(answer) = ask(path) else { return connections };
     let (mut text, mut descriptors) = (Vec::new(), Vec::new());
     let mut buffer = [0; 4096];
-    if socket.set_read_timeout(Some(PATIENCE)).is_ok() {
-        // What comes behind an error has no line, or no descriptor.
-        while let Ok(count @ 1..) = bindonce_fd::recv(socket.as_fd(), &mut buffer, &mut descriptors)
-        {
-            text.extend_from_slice(&buffer[..count]);
-        }
+    // What comes behind an error has no line, or no descriptor.
+    while let Ok(count @ 1..) = bindonce_fd::recv(answer.as_fd(), &mut buffer, &mut descriptors) {
+        text.extend_from_slice(&buffer[..count]);
     }
     for (line, connection) in String::from_utf8_lossy(&text).lines().zip(descriptors) {
         if let Some((id, name)) = line.strip_prefix(KEEP).and_then(|line| line.split_once(' '))
@@ -66,10 +76,21 @@ pub(crate) fn fetch(path: &Path) -> Connections {
     connections
 }
 
+/// Asks for them: where they come.
+fn ask(path: &Path) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(path)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    bindonce_fd::send(&socket, b"\n", &[theirs.as_fd()])?;
+    Ok(ours)
+}
+
 /// What the watchdog keeps.
 #[derive(Default)]
 pub(super) struct Kept {
-    listener: Option<UnixListener>,
+    asked: Option<UnixDatagram>,
     /// By their lines.
     connections: BTreeMap<String, OwnedFd>,
 }
@@ -78,8 +99,8 @@ impl Kept {
     /// Takes what has come with one of its lines; nothing, where it was lost on the way.
     pub(super) fn take(&mut self, line: String, descriptor: Option<OwnedFd>) {
         let Some(descriptor) = descriptor else { return };
-        if line == LISTEN {
-            self.listener = Some(descriptor.into());
+        if line == ASKED {
+            self.asked = Some(descriptor.into());
         } else {
             self.wait(PollTimeout::ZERO);
             self.connections.insert(line, descriptor);
@@ -98,7 +119,11 @@ impl Kept {
                 break;
             }
         }
-        let Some(Ok((next, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
+        let (mut byte, mut descriptors) = ([0], Vec::new());
+        let asked = self.asked.as_ref().map(|asked| asked.as_fd());
+        let came = asked.map(|asked| bindonce_fd::recv(asked, &mut byte, &mut descriptors));
+        let (Some(Ok(_)), Some(next)) = (came, descriptors.pop()) else { return };
+        let next = UnixStream::from(next);
         let _ = next.set_write_timeout(Some(PATIENCE));
         for (line, connection) in self.connections {
             // In one piece: the socket takes so little whenever it takes anything.
@@ -110,8 +135,7 @@ impl Kept {
 
     /// Waits until somebody asks, which it returns, or connections have ended, which it forgets.
     fn wait(&mut self, limit: PollTimeout) -> bool {
-        let asked =
-            self.listener.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        let asked = self.asked.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         // An end is shown without being asked for.
         let ends = self.connections.values().map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty()));
         let mut polled: Vec<PollFd<'_>> = ends.chain(asked).collect();
@@ -137,8 +161,7 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         assert!(fetch(&path).is_empty(), "nobody has kept anything");
         let mut kept = Kept::default();
-        let listener = UnixListener::bind(&path).expect("a socket");
-        kept.take(LISTEN.to_owned(), Some(listener.into()));
+        kept.take(ASKED.to_owned(), Some(open(&path).expect("a socket")));
         let mut pairs = Vec::new();
         for (id, name) in [(3, OWN), (3, "user"), (4, OWN)] {
             let (ours, theirs) = UnixStream::pair().expect("a pair");

@@ -24,7 +24,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
-use bindonce_sys::listen;
 use bindonce_sys::tree::Stopping;
 use tokio::task::AbortHandle;
 
@@ -51,11 +50,11 @@ pub(crate) struct Handover {
 impl Handover {
     /// What the watchdog keeps for the next supervisor is asked for at `kept`.
     pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
-        let kept = listen::open_path(kept, 0o600).inspect_err(|error| {
+        let kept = kept::open(kept).inspect_err(|error| {
             let text = "a supervisor that follows a kill will not reach the admin sockets of generations that drain";
             tracing::warn!(%error, "{text}");
         });
-        let watchdog = Watchdog::start(kept.ok().map(|opened| opened.fd))?;
+        let watchdog = Watchdog::start(kept.ok())?;
         let watchdog = Rc::new(RefCell::new(watchdog));
         Ok(Self { proof: None, watchdog, ghosts: Removal::new(ghosts) })
     }

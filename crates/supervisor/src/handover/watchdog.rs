@@ -179,7 +179,7 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Starts the process, in a group of its own so that a Ctrl-C does not reach it. The next supervisor asks at the
-    /// listening socket `kept`.
+    /// socket `kept`.
     pub(crate) fn start(kept: Option<OwnedFd>) -> Result<Self, Error> {
         let failed = || Error::system("start the watchdog");
         let (socket, theirs) = UnixStream::pair().map_err(failed())?;
@@ -193,8 +193,8 @@ impl Watchdog {
             .spawn()
             .map_err(failed())?;
         let watchdog = Self { socket, child, kept, unread: None };
-        if let Some(listener) = &watchdog.kept {
-            watchdog.share(kept::LISTEN, listener.as_fd());
+        if let Some(asked) = &watchdog.kept {
+            watchdog.share(kept::ASKED, asked.as_fd());
         }
         Ok(watchdog)
     }

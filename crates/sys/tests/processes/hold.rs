@@ -268,7 +268,8 @@ fn as_nobody() {
     let text = |bytes| String::from_utf8(bytes).expect("text");
     let (stdout, stderr) = (text(output.stdout), text(output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
-    assert_eq!(stdout.matches("... ok").count(), TESTS.len() - 1, "{stdout}");
+    let held = TESTS.iter().filter(|(name, _)| name.starts_with("held:")).count();
+    assert_eq!(stdout.matches("... ok").count(), held, "{stdout}");
     assert!(!stderr.contains("not tested"), "{stderr}");
 }
 
