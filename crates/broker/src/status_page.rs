@@ -50,7 +50,6 @@ fn generation(info: &GenerationInfo) -> Generation {
         state: info.state.to_string(),
         pid: i32::try_from(info.pid).ok(),
         since: Timestamp::parse(&info.since),
-        listeners: Some(info.listeners.len()),
         ..Generation::default()
     }
 }

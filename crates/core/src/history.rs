@@ -37,8 +37,8 @@ impl Life {
         self.started.or(self.serving).or(self.draining).or(self.ended)
     }
 
-    /// Learns from an event about this generation, by the word for its kind ([`crate::event::Kind`]).
-    /// Whether it told anything of its life.
+    /// Adds what an event about this generation tells, by the word for its kind ([`crate::event::Kind`]). Returns
+    /// false for an event that is not about its life.
     pub fn learn(&mut self, kind: &str, time: Timestamp) -> bool {
         match kind.strip_prefix("generation-") {
             Some("started") => self.started = Some(time),
@@ -51,6 +51,19 @@ impl Life {
             _ => return false,
         }
         true
+    }
+
+    /// Adds that it lives at `now`, in this state, started at `since`.
+    pub fn lives(&mut self, state: &str, since: Option<Timestamp>, now: Timestamp) {
+        self.started = self.started.or(since);
+        // A generation that lives has not ended, whatever an older event of the same number says.
+        (self.ended, self.broke) = (None, None);
+        match state {
+            "serving" => self.serving = self.serving.or(self.started).or(Some(now)),
+            // Since when, only an event could have told.
+            "draining" => self.draining = self.draining.or(Some(now)),
+            _ => {}
+        }
     }
 
     /// Its activities in their order, each with its begin and end; one that has not ended ends at

@@ -13,6 +13,7 @@ mod journal;
 mod kept;
 pub mod notify;
 pub mod openmetrics;
+pub mod paced;
 pub mod reexec;
 mod reporter;
 pub mod rpc;

@@ -46,8 +46,6 @@ pub struct Generation {
     pub pid: Option<i32>,
     /// When it was started.
     pub since: Option<Timestamp>,
-    /// How many listeners it has.
-    pub listeners: Option<usize>,
     /// How many connections it has.
     pub connections: Option<u64>,
     /// Memory that is resident, in bytes.
@@ -126,13 +124,7 @@ impl StatusPage {
             let lives = all.entry(&service.name).or_default();
             for known in &service.generations {
                 let life = lives.entry(known.number).or_default();
-                life.started = life.started.or(known.since);
-                (life.ended, life.broke) = (None, None);
-                match known.state.as_str() {
-                    "serving" => life.serving = life.serving.or(life.started),
-                    "draining" => life.draining = life.draining.or(life.started),
-                    _ => {}
-                }
+                life.lives(&known.state, known.since, self.now);
             }
             // Its end was not told: an event may have been pushed out.
             lives.retain(|number, life| {

@@ -1,4 +1,4 @@
-//! Descriptors that whoever has started this process left open for it (sd_listen_fds(3)).
+//! Descriptors that the starter of this process has left open for it (sd_listen_fds(3)).
 
 use std::env;
 use std::io;
@@ -19,7 +19,7 @@ const UNNAMED: &str = "unknown";
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// The descriptors of `LISTEN_FDS` with their names in `LISTEN_FDNAMES`, owned and close-on-exec from now on. None where
-/// `LISTEN_PID` is not this process, or `LISTEN_PIDFDID` another of the same pid: they are for somebody else then. Only
+/// `LISTEN_PID` is not this process, or `LISTEN_PIDFDID` another of the same pid: they are for another process then. Only
 /// the first call of a process gives them. The variables stay, since another thread may read them: what this process
 /// starts finds itself not meant.
 ///

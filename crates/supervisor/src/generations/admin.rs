@@ -24,8 +24,8 @@ use bindonce_haproxy::cli::{Info, Level, PROMPT};
 /// What tells of the process and its connections.
 const INFO: &str = "show info";
 
-/// What begins one that somebody else had, who may have left a command half said, an answer unread and modes on. The answer to the
-/// last command is known by the one before it: a level, which no other answer shows there.
+/// The first commands on a connection of an earlier supervisor, which may have left half a command, an unread answer, or modes that
+/// are on. The answer to the last command is found by the answer before it: a level, which no other answer has there.
 const AGAIN: &str = "\nset severity-output none\nexpert-mode off\nexperimental-mode off\nshow cli level\nshow info\n";
 
 /// An answer that is longer than this is read to its end and given as nothing: `show stat` with 30,000 servers.
@@ -238,7 +238,7 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
     Ok(if answers > 1 { answer.replace(PROMPT, "\n") } else { answer.into_owned() })
 }
 
-/// Goes on with a connection that somebody else had: what `show info` answers.
+/// Goes on with the connection of an earlier supervisor, and gives the answer to `show info`.
 async fn again(stream: &mut UnixStream) -> io::Result<String> {
     stream.write_all(AGAIN.as_bytes()).await?;
     let ends = Level::ALL.map(|level| format!("{level}\n{PROMPT}Name: "));

@@ -133,7 +133,8 @@ impl Kept {
         }
     }
 
-    /// Waits until somebody asks, which it returns, or connections have ended, which it forgets.
+    /// Waits until the next supervisor asks (true), a connection ends, or the limit has passed. Connections that have ended are
+    /// forgotten.
     fn wait(&mut self, limit: PollTimeout) -> bool {
         let asked = self.asked.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         // An end is shown without being asked for.

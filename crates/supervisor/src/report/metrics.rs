@@ -18,6 +18,7 @@ use bindonce_core::event;
 use bindonce_core::generation::State;
 use bindonce_core::listener::Listener;
 use bindonce_daemon::openmetrics::{Family, Page, Value};
+use bindonce_daemon::paced::Paced;
 use bindonce_daemon::scrape::{Served, Subject};
 use bindonce_daemon::{events, scrape, self_metrics};
 use bindonce_sys::listen::open_path;
@@ -257,7 +258,8 @@ pub(crate) async fn keep(
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
 ) {
-    let pages = Rc::new(Pages { socket, sender, findings: Findings::default() });
+    let pages =
+        Rc::new(Pages { socket, sender, status: Paced::default(), findings: Findings::default() });
     let in_directory = async {
         match open_path(&beside, 0o600) {
             Ok(opened) => export(opened.fd, PRIVATE, &pages).await,
@@ -313,6 +315,8 @@ async fn claim(listener: &Listener, socket: &Path) -> Result<(Client, OwnedFd), 
 struct Pages {
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
+    /// Each asks the broker for its listeners.
+    status: Paced,
     findings: Findings,
 }
 
@@ -320,11 +324,15 @@ impl Pages {
     async fn of(&self, subject: Subject) -> String {
         match subject {
             Subject::Metrics => self.ask(Message::Scraped).await.unwrap_or_default(),
-            Subject::Status => match self.ask(Message::LookedAt).await {
-                Some(page) => status_page::with_listeners(page, &self.socket).await,
-                None => String::new(),
-            },
+            Subject::Status => self.status.page(|| self.status_page()).await,
             Subject::Findings => self.findings.html(&self.socket).await,
+        }
+    }
+
+    async fn status_page(&self) -> String {
+        match self.ask(Message::LookedAt).await {
+            Some(page) => status_page::with_listeners(page, &self.socket).await,
+            None => String::new(),
         }
     }
 

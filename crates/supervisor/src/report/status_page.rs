@@ -19,7 +19,7 @@ use crate::report::view::View;
 const BROKER: Duration = Duration::from_secs(3);
 /// How long an examination may take.
 const EXAMINATION: Duration = Duration::from_secs(8);
-/// For how long its findings are shown again, so that whoever reads them costs no more than this.
+/// For how long findings are shown again: readers cause one examination in this time at most.
 const AGAIN: Duration = Duration::from_secs(10);
 
 impl View<'_> {
@@ -33,7 +33,6 @@ impl View<'_> {
                 state: state.to_string(),
                 pid: known.map(|it| it.pid()),
                 since: known.map(|it| it.started),
-                listeners: known.map(|it| it.listeners.len()),
                 connections: known.and_then(|it| it.connections),
                 memory: known.and_then(|it| process::memory(it.pid())),
                 requests_after: known.and_then(|it| it.drain.since).map(|it| it.requests),

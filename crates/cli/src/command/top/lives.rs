@@ -49,15 +49,7 @@ impl Lives {
         let lives = self.0.entry(service.name.clone()).or_default();
         for generation in &service.generations {
             let life = lives.entry(generation.number).or_default();
-            life.started = life.started.or(generation.started);
-            // Who is there has not ended, whatever an older event of the same number says.
-            (life.ended, life.broke) = (None, None);
-            match generation.state.as_str() {
-                "serving" => life.serving = life.serving.or(life.started).or(Some(now)),
-                // Since when, only an event could have told.
-                "draining" => life.draining = life.draining.or(Some(now)),
-                _ => {}
-            }
+            life.lives(&generation.state, generation.started, now);
         }
         for (number, life) in lives.iter_mut() {
             let there = service.generations.iter().any(|known| known.number == *number);
