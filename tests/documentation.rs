@@ -92,7 +92,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "builds a release; it is the same harness as tests/handover.rs",
     ),
     ("README.md", "./tests/run", "is what runs this test"),
-    ("docs/operations.md", "curl", "needs curl; tests/metrics.rs asks the same"),
+    ("docs/metrics.md", "curl", "needs curl; tests/metrics.rs asks the same"),
     ("docs/library.md", "cargo doc", "builds pages; the examples in them are run as tests"),
     ("*", "bindonce run --as nginx", "needs nginx; tests/programs.rs runs it so"),
     ("docs/for-c-servers.md", "./deploy/capi", "builds a release; crates/capi has its tests"),

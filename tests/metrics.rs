@@ -103,13 +103,13 @@ fn what_happens_is_counted_by_whom_it_concerns() {
     let findings = look(service_at, "/doctor");
     assert!(findings.contains("\nchecked ") && findings.contains("the broker"), "{findings}");
 
-    // docs/operations.md names them all.
-    let told = fs::read_to_string(root().join("docs/operations.md")).expect("the page");
+    // docs/metrics.md names them all.
+    let told = fs::read_to_string(root().join("docs/metrics.md")).expect("the page");
     let broker = scrape(TcpStream::connect(broker_at).expect("connect"));
     // Those of haproxy's own exporter by their beginning.
     let whose = |family: &&str| !family.starts_with("haproxy_");
     for family in families(&page).union(&families(&broker)).copied().filter(whose) {
-        assert!(told.contains(&format!("`{family}")), "docs/operations.md lacks {family}");
+        assert!(told.contains(&format!("`{family}")), "docs/metrics.md lacks {family}");
     }
 }
 

@@ -13,10 +13,10 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).expect(name)
 }
 
-/// Series that are exported, as docs/operations.md lists them, which tests/metrics.rs holds against the
+/// Series that are exported, as docs/metrics.md lists them, which tests/metrics.rs holds against the
 /// real pages. A histogram has three.
 fn exported() -> BTreeSet<String> {
-    let page = read("docs/operations.md");
+    let page = read("docs/metrics.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
     let rows = rows.filter_map(|row| row.split_once('`'));
     let names = rows.flat_map(|(name, rest)| {

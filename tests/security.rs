@@ -1,4 +1,4 @@
-//! docs/security.md names the test of each defence: the tables of attacks have one in every row, and each is there.
+//! docs/security-attacks.md names the test of each defence: the tables of attacks have one in every row, and each is there.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +37,7 @@ fn tests_in(file: &Path) -> Vec<String> {
 
 #[test]
 fn every_attack_of_the_page_has_a_test_that_is_there() {
-    let page = fs::read_to_string(root().join("docs/security.md")).expect("the page");
+    let page = fs::read_to_string(root().join("docs/security-attacks.md")).expect("the page");
     let known = tests();
     let (mut column, mut rows) = (None, 0);
     for line in page.lines() {

@@ -1,5 +1,5 @@
 //! What a broker exports for Prometheus: itself, its listeners, and what was asked of it.
-//! docs/operations.md lists every family.
+//! docs/metrics.md lists every family.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -117,7 +117,7 @@ impl<'a> Request<'a> {
         serde_json::from_str(text).map_err(|error| {
             if error.is_data() {
                 let hint = params::example(&self.method).map_or_else(
-                    || "docs/protocol.md says what each method takes".to_owned(),
+                    || "docs/protocol-requests.md says what each method takes".to_owned(),
                     |example| format!("for example: \"params\":{example}"),
                 );
                 RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error)).with_hint(hint)

@@ -1,4 +1,4 @@
-//! docs/protocol.md says what the code does: its examples are read by the code,
+//! docs/protocol*.md say what the code does: its examples are read by the code,
 //! and the client that it quotes is the one that the tests run.
 
 use std::path::Path;
@@ -20,6 +20,13 @@ fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
     #[expect(clippy::disallowed_methods, reason = "the test compares with the page")]
     std::fs::read_to_string(&path).expect("a file of this repository")
+}
+
+/// The pages of the protocol, one behind the other.
+fn pages() -> String {
+    ["protocol", "protocol-requests", "protocol-generations"]
+        .map(|name| read(&format!("docs/{name}.md")))
+        .concat()
 }
 
 /// Every request with its reply, in the order of the page.
@@ -45,12 +52,12 @@ fn rewritten<T: DeserializeOwned + Serialize>(raw: &RawValue) -> Value {
 fn the_quoted_client_is_the_one_that_is_tested() {
     let client = read("tests/clients/client.py");
     assert!(client.lines().count() <= 20, "it is said to have 20 lines");
-    assert!(read("docs/protocol.md").contains(&format!("```python\n{client}```\n")));
+    assert!(pages().contains(&format!("```python\n{client}```\n")));
 }
 
 #[test]
 fn the_examples_are_what_the_code_reads_and_writes() {
-    let page = read("docs/protocol.md");
+    let page = pages();
     let mut shown = Vec::new();
     for (request, reply) in exchanges(&page) {
         let parsed = Request::decode(request.as_bytes()).expect(&request);
@@ -90,7 +97,7 @@ fn the_examples_are_what_the_code_reads_and_writes() {
 
 #[test]
 fn the_notifications_are_what_the_code_writes() {
-    let page = read("docs/protocol.md");
+    let page = pages();
     let mut seen = Vec::new();
     for line in page.lines().filter_map(|line| line.strip_prefix("<-- ")) {
         let Some(notification) = Notification::decode(line.as_bytes()).expect(line) else {
@@ -104,7 +111,7 @@ fn the_notifications_are_what_the_code_writes() {
 
 #[test]
 fn the_numbers_on_the_page_are_the_codes_numbers() {
-    let page = read("docs/protocol.md");
+    let page = pages();
     let codes = [
         ErrorCode::PARSE,
         ErrorCode::INVALID_REQUEST,

@@ -161,7 +161,7 @@ pub(super) fn table(rendering: &Rendering) -> String {
         let _ = writeln!(
             text,
             "\n{}: after a reload clients cannot resume their TLS sessions, since haproxy makes the keys of tickets anew at each \
-             start; `tls-ticket-keys FILE` keeps them (docs/haproxy.md, \"TLS sessions\")",
+             start; `tls-ticket-keys FILE` keeps them (docs/haproxy-draining.md, \"TLS sessions\")",
             lost.join(", ")
         );
     }

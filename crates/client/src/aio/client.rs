@@ -200,7 +200,7 @@ impl Client {
         Ok(names)
     }
 
-    /// Calls any method of the protocol (docs/protocol.md) that gives no descriptors, and gives its
+    /// Calls any method of the protocol (docs/protocol-requests.md) that gives no descriptors, and gives its
     /// `result`. `params` is an array.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! The kinds of findings and how bad they are. Their texts are stable: scripts and
-//! docs/failure-modes.md go by them.
+//! docs/findings-*.md go by them.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! docs/failure-modes.md has a section for each kind of finding, and shows there what doctor prints, word
+//! docs/findings-*.md have a section for each kind of finding, and show there what doctor prints, word
 //! for word: each example below is a recorded host, and the page has its finding as it is printed.
 
 use std::path::Path;
@@ -6,12 +6,16 @@ use std::path::Path;
 use super::*;
 use crate::text::screen;
 
-/// The page, by section: its heading and what is below.
+/// The pages, by section: its heading and what is below.
 fn sections() -> Vec<(String, String)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/failure-modes.md");
-    let page = std::fs::read_to_string(path).expect("a page of this repository");
-    let parts = page.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
-    parts.map(|(heading, below)| (heading.to_owned(), below.to_owned())).collect()
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let mut sections = Vec::new();
+    for name in ["findings-accepting.md", "findings-waiting.md", "findings-resources.md"] {
+        let page = std::fs::read_to_string(docs.join(name)).expect("a page of this repository");
+        let parts = page.split("\n## ").skip(1).filter_map(|part| part.split_once('\n'));
+        sections.extend(parts.map(|(heading, below)| (heading.to_owned(), below.to_owned())));
+    }
+    sections
 }
 
 /// The page breaks lines where it likes.

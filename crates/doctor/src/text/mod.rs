@@ -1,7 +1,7 @@
 //! What people and programs read: the report on one screen, and as JSON.
 //!
 //! [`words::words`] gives a finding in words: what it is, the cause, and what to do. Its sentences are
-//! there and nowhere else; docs/failure-modes.md shows them, and a test compares the two.
+//! there and nowhere else; docs/findings-*.md show them, and a test compares the two.
 
 mod json;
 mod process;

@@ -1,5 +1,5 @@
 //! The service's control socket: `reload`, `retire`, `status`, `events`, `upgrade` and `ping`, in
-//! the same protocol as the broker's (docs/protocol.md).
+//! the same protocol as the broker's (docs/protocol-generations.md).
 
 mod draining;
 pub(crate) mod requests;

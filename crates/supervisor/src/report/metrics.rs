@@ -1,5 +1,5 @@
 //! What a supervisor exports for Prometheus: its generations, reloads, and what went wrong.
-//! docs/operations.md lists every family.
+//! docs/metrics.md lists every family.
 //!
 //! Scraped on a UNIX socket in the service's directory, and on a listener of the broker's if
 //! one is asked for. That one is claimed tentatively: it ends with this supervisor, so that
