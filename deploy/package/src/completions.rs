@@ -18,11 +18,13 @@ _bindonce_services() {
 }
 "#;
 
-/// Of zsh: `_arguments` leaves values of options in `opt_args`, quoted.
+/// Of zsh, where `words` are those from the subcommand on by then.
 const ZSH: &str = r#"
 _bindonce_services() {
-    local -a socket services
-    if [[ -n ${opt_args[--socket]} ]]; then socket=(--socket ${(Q)opt_args[--socket]}); fi
+    local -a typed socket services
+    typed=(${(z)LBUFFER})
+    local at=${typed[(I)--socket]}
+    if ((at)); then socket=(--socket ${(Q)typed[at + 1]}); fi
     services=(${(f)"$(bindonce $socket services 2>/dev/null)"})
     compadd -a services
 }
@@ -61,7 +63,8 @@ pub(crate) fn completion(shell: Shell, command: &Command) -> anyhow::Result<(Str
             (body, text.matches(none).count())
         }
         Shell::Fish => {
-            let offered = |line: &str| match line.contains(" -l name -d ") && line.ends_with(" -r") {
+            let offered = |line: &str| match line.contains(" -l name -d ") && line.ends_with(" -r")
+            {
                 true => format!("{line} -f -a \"(__fish_bindonce_services)\"\n"),
                 false => format!("{line}\n"),
             };
@@ -81,7 +84,8 @@ pub(crate) fn completion(shell: Shell, command: &Command) -> anyhow::Result<(Str
 
 /// How many commands have `--name SERVICE`.
 fn takers(command: &Command) -> usize {
-    let takes = |command: &&Command| command.get_arguments().any(|one| one.get_long() == Some("name"));
+    let takes =
+        |command: &&Command| command.get_arguments().any(|one| one.get_long() == Some("name"));
     command.get_subcommands().filter(takes).count()
 }
 
