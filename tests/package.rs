@@ -114,3 +114,128 @@ fn pages_and_completions_are_what_their_readers_expect() {
         }
     }
 }
+
+/// After `--name` each shell offers the services beside the control socket, that of `--socket` on the command line too.
+#[test]
+fn shells_offer_services_after_name() {
+    let writer = bindonce().with_file_name("bindonce-package");
+    if !writer.exists() {
+        return skip("no bindonce-package beside bindonce: cargo build --workspace makes it");
+    }
+    let scene = Scene::new();
+    let out = scene.path("package");
+    finish(Command::new(writer).arg(&out)).ok();
+    for service in ["edge", "web"] {
+        fs::create_dir_all(scene.path("there").join(format!("{service}.d"))).expect("a directory");
+    }
+    let bash = "source \"$1/bindonce.bash\"
+        COMP_WORDS=(bindonce --socket \"$2\" reload --name '') COMP_CWORD=5
+        _bindonce bindonce '' --name; echo ${COMPREPLY[*]}
+        export BINDONCE_SOCKET=$2; COMP_WORDS=(bindonce ping --name w) COMP_CWORD=3
+        _bindonce bindonce w --name; echo ${COMPREPLY[*]}";
+    // What follows a tab is what it describes them as.
+    let fish = "source $argv[1]/bindonce.fish
+        string replace -r '\\t.*' '' (complete -C \"bindonce --socket $argv[2] reload --name \") | string join ' '
+        set -x BINDONCE_SOCKET $argv[2]
+        string replace -r '\\t.*' '' (complete -C 'bindonce ping --name w') | string join ' '";
+    // As somebody types it, at a terminal: completion is there nowhere else.
+    let zsh = "zmodload zsh/zpty
+        offered() {
+            zpty typed zsh -f -i
+            zpty -w typed \"PS1= fpath=(${(q)1} \\$fpath)\"
+            zpty -w typed 'autoload -U compinit; compinit -u -D'
+            zpty -w typed 'compadd() { local -a got; builtin compadd -O got \"$@\"; print -r -- \"got:$got:\" }'
+            zpty -w typed 'print rea\"\"dy'
+            zpty -r -m typed seen '*ready*'
+            zpty -w -n typed \"$2\"$'\\t'
+            zpty -r -m typed seen '*got:[a-z ]#[a-z]:*'
+            zpty -d typed
+            [[ $seen =~ 'got:([a-z ]*):' ]] && print -r -- $match[1]
+        }
+        setopt extendedglob
+        offered $1 \"bindonce --socket $2 reload --name \"
+        export BINDONCE_SOCKET=$2; offered $1 'bindonce ping --name w'";
+    let completions = out.join("completions");
+    let programs = bindonce().parent().expect("a directory").to_owned();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", programs.display());
+    for (shell, script) in [("bash", bash), ("fish", fish), ("zsh", zsh)] {
+        let mut command = Command::new(shell);
+        if shell == "zsh" {
+            command.arg("-f");
+        }
+        command.args(["-c", script]);
+        if shell != "fish" {
+            command.arg(shell);
+        }
+        command.arg(&completions).arg(scene.path("there/bindonce.sock"));
+        command.env("PATH", &path).env("HOME", scene.path("home"));
+        for variable in ["BINDONCE_SOCKET", "MULTIBINDER_SOCK"] {
+            command.env_remove(variable);
+        }
+        match command.output() {
+            Err(_) => skip(&format!("no {shell} here")),
+            Ok(said) => {
+                let text = String::from_utf8_lossy(&said.stdout).into_owned();
+                let errors = String::from_utf8_lossy(&said.stderr);
+                assert_eq!(text, "edge web\nweb\n", "{shell}: {errors}");
+            }
+        }
+    }
+}
+
+/// The rpm in a root of its own: every file is there and is what the package says, and none is left after it.
+#[test]
+fn the_rpm_is_installed_and_removed() {
+    for tool in ["rpmbuild", "objcopy"] {
+        if Command::new(tool).arg("--version").output().is_err() {
+            return skip(&format!("no {tool} here"));
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return skip("rpm --root needs root");
+    }
+    let writer = bindonce().with_file_name("bindonce-package");
+    if !writer.exists() {
+        return skip("no bindonce-package beside bindonce: cargo build --workspace makes it");
+    }
+    let scene = Scene::new();
+    let binary = scene.path("built/bindonce");
+    fs::create_dir(scene.path("built")).expect("a directory");
+    fs::copy(writer, binary.with_file_name("bindonce-package")).expect("a copy");
+    finish(Command::new("objcopy").arg("--strip-all").arg(bindonce()).arg(&binary)).ok();
+    let build = |out: &str| {
+        let mut command = Command::new(root().join("deploy/rpm"));
+        let built = finish(command.arg("--binary").arg(&binary).arg("--out").arg(scene.path(out)));
+        built.ok().trim().to_owned()
+    };
+    let package = build("first");
+    assert_eq!(
+        fs::read(&package).expect("rpm"),
+        fs::read(build("second")).expect("rpm"),
+        "the same"
+    );
+
+    let there = scene.path("root");
+    fs::create_dir(&there).expect("a directory");
+    let rpm = |words: &[&str]| {
+        let mut command = Command::new("rpm");
+        command.args(["--dbpath", "/var/lib/rpm", "--root"]).arg(&there).args(words);
+        finish(&mut command).ok()
+    };
+    let files = || {
+        let mut find = Command::new("find");
+        find.arg(&there).args(["-path", "*/var", "-prune", "-o", "-name", "*bindonce*", "-print"]);
+        finish(&mut find).ok()
+    };
+    rpm(&["--initdb"]);
+    // What it needs is not in a root that is empty, and neither is a shell for its scripts.
+    let bare = ["--nodeps", "--noscripts"];
+    rpm(&[&bare[..], &["--install", &package]].concat());
+    for file in ["usr/bin/bindonce", "etc/bindonce/bindonce.toml", "usr/lib/bindonce/haproxy"] {
+        assert!(there.join(file).symlink_metadata().is_ok(), "{file}");
+    }
+    assert_eq!(rpm(&["--verify", "--nodeps", "bindonce"]), "");
+    rpm(&[&bare[..], &["--erase", "bindonce"]].concat());
+    assert_eq!(files(), "");
+}

@@ -18,7 +18,7 @@ fn the_units_are_confined() {
     let packaged = Path::new("/lib/systemd/system/haproxy.service").to_owned();
     for (unit, most) in [
         (shipped("bindonce.service"), 2.0),
-        (shipped("bindonce-haproxy.service"), 3.5),
+        (shipped("bindonce-haproxy.service"), 3.2),
         (packaged, 10.0),
     ] {
         if !unit.exists() {
@@ -63,7 +63,7 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
     assert!(result["restarts"].as_u64() >= Some(6), "{text}");
     // Every listener, the manifest and the control socket.
     assert_eq!(result["stored"], result["listeners"].as_u64().expect("a count") + 2, "{text}");
-    for (unit, most) in [("exposure", 2.0), ("exposure_haproxy", 3.5)] {
+    for (unit, most) in [("exposure", 2.0), ("exposure_haproxy", 3.2)] {
         assert!(result[unit].as_f64().is_some_and(|exposure| exposure <= most), "{unit}: {text}");
     }
     match &result["supervisor"] {

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod completions;
 mod man;
 mod markdown;
 
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bindonce_core::time::Timestamp;
-use clap_complete::{Shell, generate_to};
+use clap_complete::Shell;
 
 /// The page of the configuration file, whose first line is its title.
 const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
@@ -28,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     let directory = PathBuf::from(directory);
     let date = date(std::env::var("SOURCE_DATE_EPOCH").ok().as_deref())?;
     pages(&directory.join("man"), &date)?;
-    completions(&directory.join("completions"))
+    shells(&directory.join("completions"))
 }
 
 /// The day that the pages bear: that of the sources, or none.
@@ -50,11 +51,12 @@ fn pages(directory: &Path, date: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn completions(directory: &Path) -> anyhow::Result<()> {
+fn shells(directory: &Path) -> anyhow::Result<()> {
     anew(directory)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut bindonce_cli::command(), "bindonce", directory)
-            .with_context(|| format!("cannot write the completion for {shell}"))?;
+        let (file, text) = completions::completion(shell, &bindonce_cli::command())?;
+        let path = directory.join(file);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

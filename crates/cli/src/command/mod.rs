@@ -17,6 +17,7 @@ mod render;
 mod retire;
 pub(crate) mod run;
 pub(crate) mod serve;
+mod services;
 pub(crate) mod shim;
 mod status;
 mod supervisors;
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Demo(demo::Args),
     Events(events::Args),
     Upgrade(upgrade::Args),
+    #[command(hide = true)]
+    Services(services::Args),
 }
 
 /// Does it.
@@ -73,5 +76,6 @@ pub(crate) fn run(command: Command, globals: &Globals) -> anyhow::Result<ExitCod
         Command::Demo(args) => demo::run(args, globals),
         Command::Events(args) => events::run(args, globals),
         Command::Upgrade(args) => upgrade::run(args, globals),
+        Command::Services(args) => services::run(args, globals),
     }
 }

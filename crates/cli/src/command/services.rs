@@ -1,0 +1,19 @@
+//! `bindonce services`: the names of services, one a line, for the completions of shells.
+
+use std::process::ExitCode;
+
+use bindonce_supervisor as supervisor;
+
+use crate::globals::Globals;
+use crate::output;
+
+/// Print the names of the services that have, or had, a supervisor
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Args {}
+
+/// Prints them. Nobody is asked: a shell waits for it while somebody types.
+pub(crate) fn run(_: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let names = supervisor::services(&globals.socket_path());
+    output::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+    Ok(ExitCode::SUCCESS)
+}
