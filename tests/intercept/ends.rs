@@ -208,3 +208,31 @@ fn without_a_next_supervisor_a_bind_fails_until_there_is_one() {
     assert_eq!(only(address), inode);
     assert!(last.terminate().success(), "{}", last.story());
 }
+
+/// Nobody answers it any more: no copy of the descriptor may be left, or it would wait for ever.
+#[test]
+fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_supervisor_comes() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, late) = (scene.address(), scene.address());
+    let ports = [address.port().to_string(), late.port().to_string()];
+    // The first process only waits.
+    let script = BINDER.replace(
+        "while True:",
+        "if os.fork(): time.sleep(1000)\nprint('child', os.getpid())\nwhile True:",
+    );
+    let program = ["python3", "-c", &script, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    let first = pid_of(&mut supervisor, 1);
+    let child: i32 = eventually("its pid", || {
+        let story = supervisor.story();
+        story.lines().find_map(|line| line.split_once("| child "))?.1.parse().ok()
+    });
+    supervisor.kill();
+    kill(Pid::from_raw(first), Signal::SIGKILL).expect("kill");
+    let mut next = run(&scene, &[], &program).expect("the next supervisor");
+    supervisor.wait_line("said ENOSYS");
+    next.wait_line("said bound");
+    kill(Pid::from_raw(child), Signal::SIGKILL).expect("kill");
+    assert!(next.terminate().success(), "{}", next.story());
+}

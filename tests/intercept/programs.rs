@@ -83,12 +83,16 @@ fn other_programs_of_debian_share_one_socket() {
         let said = reload(&scene);
         assert!(said.contains(" serves"), "{program:?}: {said}");
         if program[0] == "apache2" {
-            // It closes and binds by itself; each generation has said this once.
+            // It closes and binds by itself.
             let generation = said.split("generation ").nth(1).expect("a generation");
             let generation = generation.split(' ').next().and_then(|text| text.parse().ok());
             let pid = pid_of(&mut supervisor, generation.expect("a number"));
-            kill(Pid::from_raw(pid), Signal::SIGHUP).expect("kill");
             let resumed = "resuming normal operations";
+            // Before, the signal ends it.
+            eventually("apache2 to hear signals", || {
+                (supervisor.story().matches(resumed).count() == 2).then_some(())
+            });
+            kill(Pid::from_raw(pid), Signal::SIGHUP).expect("kill");
             eventually("apache2 to have reloaded by itself", || {
                 (supervisor.story().matches(resumed).count() == 3).then_some(())
             });

@@ -120,8 +120,16 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.replaced = replaced;
     supervisor.handover.keep_on(&supervisor.cx, &kept);
+    let asked_about: Vec<_> = kept.calls.keys().copied().collect();
     left.add(kept);
     supervisor.adopt(&saved, left).await?;
+    for id in asked_about {
+        // What is left of a generation that is gone, for one: its calls fail.
+        let is_answered = supervisor.generations.get(&id).is_some_and(|it| it.intercept.is_some());
+        if !is_answered {
+            supervisor.handover.forget_calls(id);
+        }
+    }
     supervisor.supervise(signals, inbox).await
 }
 

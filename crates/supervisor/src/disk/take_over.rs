@@ -257,6 +257,14 @@ fn intercept_again(
 ) {
     let (id, pid) = (generation.id.0, generation.pid());
     match left {
+        Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
+            let text = "it was started with its bind() intercepted, and this supervisor is not: it fails with ENOSYS";
+            tracing::warn!(
+                generation = id,
+                pid,
+                "{text}; `bindonce reload` starts one that binds by itself"
+            );
+        }
         Some(Ok(calls)) => intercept::serve(cx, generation, Arc::new(calls), None),
         Some(Err(error)) => {
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");

@@ -202,9 +202,8 @@ impl Kept {
             // What a program asks is the next one's as soon as there is one.
             let fails = is_late && next.is_none();
             let is_answered = |how| fails || how == Unattended::GoOn;
-            for (how, left) in self.calls.values().filter(|(how, _)| is_answered(*how)) {
-                left.answer(*how);
-            }
+            // What cannot be answered fails.
+            self.calls.retain(|_, (how, left)| !is_answered(*how) || left.answer(*how).is_ok());
             if self.connections.is_empty() && self.calls.is_empty() {
                 return;
             }

@@ -37,7 +37,10 @@ impl Left {
     }
 
     /// Answers whatever waits now, also what was received by a supervisor that has been killed.
-    pub fn answer(&self, how: Unattended) {
+    ///
+    /// # Errors
+    /// Those of ioctl(2) SECCOMP_IOCTL_NOTIF_RECV: no call can be answered any more.
+    pub fn answer(&self, how: Unattended) -> io::Result<()> {
         let written = self.ledger.read();
         let mut last = written.last;
         for id in written.unknown(&self.calls) {
@@ -48,19 +51,20 @@ impl Left {
         for (id, _, arch, nr, args) in written.open {
             self.one(how, id, &seccomp_data { nr, arch, instruction_pointer: 0, args });
         }
-        while self.calls.waiting() == Ok(Waiting::Yes) {
+        while self.calls.waiting()? == Waiting::Yes {
             match self.calls.receive() {
                 Ok(call) => {
                     last = Some(call.id);
                     self.one(how, call.id, &call.data);
                 }
                 Err(Errno::ENOENT | Errno::EINTR) => {}
-                Err(_) => break,
+                Err(errno) => return Err(errno.into()),
             }
         }
         if let Some(last) = last {
             self.ledger.write(last, [].iter());
         }
+        Ok(())
     }
 
     fn one(&self, how: Unattended, id: u64, call: &seccomp_data) {
@@ -149,7 +153,7 @@ mod tests {
         assert_eq!(result(), Ok(()));
         // Received, and only the kernel knows of it.
         next();
-        left.answer(Unattended::GoOn);
+        left.answer(Unattended::GoOn).expect("answered");
         assert_eq!(result(), unavailable);
 
         let bind = next();
@@ -159,12 +163,12 @@ mod tests {
         };
         ledger.write(bind.id, [received(&bind)].iter());
         assert_eq!(go_on_with(&calls, &ledger), [received(&bind)]);
-        left.answer(Unattended::Fail);
+        left.answer(Unattended::Fail).expect("answered");
         assert_eq!(result(), unavailable);
         assert_eq!(go_on_with(&calls, &ledger), []);
         let answer = |how| {
             wait();
-            left.answer(how);
+            left.answer(how).expect("answered");
         };
         // Not yet received: listen(2) goes on, and bind(2) only where it may.
         answer(Unattended::Fail);
