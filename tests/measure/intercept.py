@@ -2,7 +2,7 @@
 """Programs as Debian ships them under `bindonce run --intercept`, and nothing else: reloads under load, with the
 sockets that listen seen throughout; and what the filter costs a program.
 
-    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--only NAME]
+    tests/measure/intercept.py [--times 20] [--clients 8] [--calls 2000000] [--throughput] [--only NAME]
 """
 
 import argparse
@@ -21,6 +21,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--times", type=int, default=20)
 parser.add_argument("--clients", type=int, default=8)
 parser.add_argument("--calls", type=int, default=10_000_000, help="of each system call in one sample")
+parser.add_argument("--throughput", action="store_true", help="only that: about a minute for each version of haproxy, and for nginx")
 parser.add_argument("--only", default="", help="only programs whose name begins with this, and not what the filter costs")
 arguments = parser.parse_args()
 
@@ -256,48 +257,52 @@ def cost():
               f"ratio {without / with_it:.3f}", flush=True)
 
 
-def throughput():
-    """nginx under bindonce, in turns with inherited descriptors and intercepted: the same socket, without the filter and with it."""
-    inherits = ["--listen", f"web=:{PORT}", "--variable", "NGINX={fds:;};", "--ready-delay", "300ms"]
-    plain, filtered = [], []
-    for _ in range(5):
-        for into, how in ((plain, inherits), (filtered, ["--intercept"])):
+def pairs(name, rate):
+    """New connections a second with the filter and without it, one after the other, each as often the first of the two. The ratio is the
+    median of those of the pairs: what else the machine does changes slowly, and meets both."""
+    rates = {False: [], True: []}
+    for turn in range(7):
+        for filtered in sorted(rates, reverse=turn % 2 == 1):
             with Stage() as stage:
-                os.chmod(stage.directory, 0o755)
-                command = next(found[2] for found in programs(stage.directory) if found[0] == "nginx")
-                run = [binary("bindonce"), "run", "--name", "web", "--retire-signal", "SIGQUIT", *how, "--"]
-                stage.start("nginx", [*run, *command])
-                wait_for("nginx to answer", lambda: " 200 " in ask()[0])
-                load = stage.load(arguments.clients, duration="4s")
-                into.append(stage.over(load)["per_second"])
-    ratio = statistics.median(filtered) / statistics.median(plain)
-    print(f"nginx: {statistics.median(plain):,.0f} connections a second without the filter, {statistics.median(filtered):,.0f} "
-          f"with it (medians of 5): ratio {ratio:.3f}", flush=True)
+                rates[filtered].append(rate(stage, filtered))
+    ratios = sorted(one / other for one, other in zip(rates[True], rates[False]))
+    print(f"{name}: {statistics.median(rates[False]):,.0f} connections a second without the filter, {statistics.median(rates[True]):,.0f} "
+          f"with it: ratio {statistics.median(ratios):.3f} (median of 7 pairs; {ratios[0]:.3f} to {ratios[-1]:.3f})", flush=True)
 
 
-def haproxy_throughput():
-    """haproxy with the filter that sees its bind(2), and without it, in turns: a word of the configuration makes the difference."""
-    for version, haproxy in haproxies():
-        rates = {"": [], "insecure-fork-wanted": []}
-        for turn in range(7):
-            for word in sorted(rates, reverse=turn % 2 == 1):
-                with Stage() as stage:
-                    stage.file.write_text(f"global\n  {word}\ndefaults\n  mode http\n  timeout client 9s\n"
-                                          f"frontend web\n  bind :{PORT}\n  http-request return status 200\n")
-                    stage.run(haproxy)
-                    rates[word].append(stage.over(stage.load(arguments.clients, duration="2s"))["per_second"])
-        filtered, plain = rates.values()
-        ratio = statistics.median(one / other for one, other in zip(filtered, plain))
-        print(f"haproxy {version}: {statistics.median(plain):,.0f} connections a second without the filter, "
-              f"{statistics.median(filtered):,.0f} with it (medians of 7): ratio {ratio:.3f} (median of 7 pairs)", flush=True)
+def throughput():
+    """nginx with inherited descriptors and intercepted: the same socket. haproxy with the filter that sees its bind(2), and without:
+    a word of the configuration makes the difference."""
+    inherits = ["--listen", f"web=:{PORT}", "--variable", "NGINX={fds:;};", "--ready-delay", "300ms"]
+
+    def nginx(stage, filtered):
+        os.chmod(stage.directory, 0o755)
+        command = next(found[2] for found in programs(stage.directory) if found[0] == "nginx")
+        how = ["--intercept"] if filtered else inherits
+        run = [binary("bindonce"), "run", "--name", "web", "--retire-signal", "SIGQUIT", *how, "--"]
+        stage.start("nginx", [*run, *command])
+        wait_for("nginx to answer", lambda: " 200 " in ask()[0])
+        return stage.over(stage.load(arguments.clients, duration="2s"))["per_second"]
+
+    def haproxy(stage, filtered):
+        word = "" if filtered else "insecure-fork-wanted"
+        stage.file.write_text(f"global\n  {word}\ndefaults\n  mode http\n  timeout client 9s\n"
+                              f"frontend web\n  bind :{PORT}\n  http-request return status 200\n")
+        stage.run(program)
+        return stage.over(stage.load(arguments.clients, duration="2s"))["per_second"]
+
+    for version, program in haproxies():
+        pairs(f"haproxy {version}", haproxy)
+    if shutil.which("nginx"):
+        pairs("nginx", nginx)
 
 
 isolate(alone=True)
 if not arguments.only:
-    haproxy_throughput()
+    throughput()
+    if arguments.throughput:
+        sys.exit()
     cost()
-    if shutil.which("nginx"):
-        throughput()
 with Stage(broker=False) as place:
     names = [one[0] for one in programs(place.directory)]
 for one in names:

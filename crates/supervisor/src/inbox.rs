@@ -82,6 +82,7 @@ impl Supervisor {
             Message::Exited(id, exit) => self.exited(id, exit),
             Message::Held(id, hold) => self.held(id, hold),
             Message::Intercepts(id, calls) => self.intercepts(id, calls),
+            Message::Unanswerable(id) => self.unanswerable(id),
             Message::Unseen(id, why) => self.unseen(id, &why),
             Message::Binds(id, own) => self.binds(id, own),
             Message::Wants(id, want) => self.wants(id, want),
@@ -128,7 +129,7 @@ impl Supervisor {
             }
             // Its count, and what was said at it: no client waits for the disk.
             Message::Answered => self.save(),
-            Message::Foreign(id, addresses) => self.found_foreign(id, addresses),
+            Message::Foreign(id, addresses, unseen) => self.found_foreign(id, addresses, &unseen),
             Message::Proved(proved) => self.upgrade_now(proved),
             Message::Scraped(reply) => self.scraped(reply),
             Message::Page(reply) => self.answer_scrape(reply),
@@ -402,12 +403,17 @@ impl Supervisor {
         self.feed(Event::Exited(id));
     }
 
-    fn found_foreign(&mut self, id: GenerationId, addresses: BTreeSet<String>) {
+    fn found_foreign(
+        &mut self,
+        id: GenerationId,
+        addresses: BTreeSet<String>,
+        unseen: &BTreeSet<String>,
+    ) {
         let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.own.bound = addresses;
             let fixed = own::cannot_let_go(generation, self.starts.version);
-            self.report.foreign.tell(&self.cx, generation, rendering, fixed);
+            self.report.foreign.tell(&self.cx, generation, rendering, fixed, unseen);
         }
     }
 

@@ -63,7 +63,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let is_known = saved.as_ref().is_some_and(Saved::may_be_the_last);
     let mut saved = saved.unwrap_or_default();
     let mut left = Inheritance::take(&saved)?;
-    left.add(kept::fetch(&directory.kept()));
+    let kept = kept::fetch(&directory.kept());
     let mut passed = match settings.kind.haproxy() {
         Some(_) => Passed::take(&saved.passed, std::mem::take(&mut left.passed))?,
         None => Passed::default(),
@@ -71,7 +71,10 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let journal = Journal::open(&directory.events(), Some(settings.service.as_str()));
     journal.record(left.began());
     let reporter = Reporter::new(Rc::clone(&journal), nix::unistd::getuid().as_raw());
-    broker::ensure(&settings.socket, settings.broker_log(), &journal).await?;
+    // An upgrade has what serves, and goes on with it whatever the broker does.
+    if left.control.is_none() {
+        broker::ensure(&settings.socket, settings.broker_log(), &journal).await?;
+    }
     if !is_known {
         let found = found::look(&settings, &directory, &journal).await?;
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
@@ -116,7 +119,17 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.replaced = replaced;
+    supervisor.handover.keep_on(&supervisor.cx, &kept);
+    let asked_about: Vec<_> = kept.calls.keys().copied().collect();
+    left.add(kept);
     supervisor.adopt(&saved, left).await?;
+    for id in asked_about {
+        // What is left of a generation that is gone, for one: its calls fail.
+        let is_answered = supervisor.generations.get(&id).is_some_and(|it| it.intercept.is_some());
+        if !is_answered {
+            supervisor.handover.forget_calls(id);
+        }
+    }
     supervisor.supervise(signals, inbox).await
 }
 
@@ -189,6 +202,9 @@ impl Supervisor {
             }
             for id in self.draining() {
                 self.generations.get(&id).iter().for_each(|draining| self.handover.keep(draining));
+            }
+            for generation in self.generations.iter() {
+                self.handover.keep_calls(&self.cx, generation);
             }
             self.save();
         }

@@ -38,6 +38,8 @@ pub(crate) enum Message {
     Held(GenerationId, Rc<Hold>),
     /// Its calls can be answered.
     Intercepts(GenerationId, Arc<Intercept>),
+    /// They can be answered no more.
+    Unanswerable(GenerationId),
     /// They cannot: the kernel, or a container, does not let us see them.
     Unseen(GenerationId, String),
     /// haproxy is about to bind this by itself.
@@ -94,8 +96,8 @@ pub(crate) enum Message {
     NotReleased(BTreeSet<String>),
     /// What came of removing its ghosts.
     Detached(GenerationId, Detached),
-    /// What haproxy has bound by itself.
-    Foreign(GenerationId, BTreeSet<String>),
+    /// What it has bound by itself, and what of that without a call that was seen.
+    Foreign(GenerationId, BTreeSet<String>, BTreeSet<String>),
     /// The binary that is installed now reads our state, or does not.
     Proved(Result<bindonce_daemon::reexec::Installed, String>),
 }

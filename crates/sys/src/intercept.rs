@@ -7,7 +7,8 @@
 //! program's own rights.
 //!
 //! A call is answered in any case: when a [`Call`] is dropped it fails (a signal succeeds), and when the last copy of the descriptor closes every
-//! call fails with ENOSYS.
+//! call fails with ENOSYS. Another process may have a copy, with the [`ledger`] of what was received: what is to become of the calls where
+//! this process is killed is in [`unattended`].
 //!
 //! Not seen: bind and listen through io_uring (Linux 6.11), which are no system calls.
 
@@ -24,14 +25,20 @@ use crate::calls::{Calls, Waiting};
 use crate::filter::{self, Number};
 use crate::watch::Watch;
 
+mod ledger;
 mod look;
 mod options;
 mod replace;
 mod tried;
+mod unattended;
 
+use ledger::Ledger;
+
+pub use ledger::Received;
 pub use look::{Look, Theirs, ports};
 pub use options::copy as copy_options;
 pub(crate) use tried::on_a_child;
+pub use unattended::{Left, Unattended};
 
 /// Whether a process may have a filter that asks about its calls: it has more filters than this one (proc_pid_status(5)).
 pub fn is_asked_about(pid: i32) -> bool {
@@ -58,19 +65,52 @@ pub struct Intercept {
 struct Shared {
     calls: Calls,
     /// Those that were received and are not answered.
-    open: Mutex<BTreeMap<u64, Received>>,
+    open: Mutex<Open>,
+    /// The same for who comes after us; none where there is no memory for it.
+    ledger: Option<Ledger>,
     /// Those that an earlier image of this process had received.
     left: Mutex<Vec<Received>>,
 }
 
-/// What the kernel tells of a call when it is received, which it does once: its id, its thread, the architecture, the number
-/// and the arguments.
-pub type Received = (u64, i32, u32, i32, [u64; 6]);
+#[derive(Debug, Default)]
+struct Open {
+    calls: BTreeMap<u64, Received>,
+    /// The id of the last one.
+    last: Option<u64>,
+}
 
 impl Shared {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Received>> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         // Nothing panics while it is locked, and every map is a valid one.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call was received.
+    fn begin(&self, received: Received) {
+        let mut open = self.open();
+        let is_newer = |last: u64| received.0.wrapping_sub(last).cast_signed() > 0;
+        if open.last.is_none_or(is_newer) {
+            open.last = Some(received.0);
+        }
+        open.calls.insert(received.0, received);
+        self.write(&open);
+    }
+
+    /// A call is about to be answered: only once.
+    fn end(&self, id: u64, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
+        let mut open = self.open();
+        if open.calls.remove(&id).is_some() {
+            // Its process can only have ended.
+            let _ = answer(&self.calls, id);
+            // Behind the answer: one that is written down and waits no more is nobody's.
+            self.write(&open);
+        }
+    }
+
+    fn write(&self, open: &Open) {
+        if let (Some(ledger), Some(last)) = (&self.ledger, open.last) {
+            ledger.write(last, open.calls.values());
+        }
     }
 
     fn left(&self) -> Option<Received> {
@@ -86,10 +126,34 @@ impl Intercept {
     /// Those of [`Watch::new`]; `EOVERFLOW` if the kernel says more of a call than was known when
     /// this was written.
     pub fn new(listener: OwnedFd, left: Vec<Received>) -> io::Result<Self> {
-        let calls = Calls::new(listener)?;
+        Self::with(Calls::new(listener)?, Ledger::new().ok(), left)
+    }
+
+    /// Takes copies of what [`Self::copies`] gave, of a supervisor that was killed or of an earlier image of this process, which had
+    /// not answered the calls of `left`. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn resume([listener, ledger]: [OwnedFd; 2], left: Vec<Received>) -> io::Result<Self> {
+        let (calls, ledger) = (Calls::new(listener)?, Ledger::from(ledger));
+        let mut all = unattended::go_on_with(&calls, &ledger);
+        let known: Vec<u64> = all.iter().map(|(id, ..)| *id).collect();
+        all.extend(left.into_iter().filter(|(id, ..)| !known.contains(id)));
+        Self::with(calls, Some(ledger), all)
+    }
+
+    fn with(calls: Calls, ledger: Option<Ledger>, left: Vec<Received>) -> io::Result<Self> {
         let watch = Watch::new(&calls)?;
-        let shared = Shared { calls, open: Mutex::default(), left: Mutex::new(left) };
+        let last = ledger.as_ref().and_then(|ledger| ledger.read().last);
+        let open = Mutex::new(Open { last, ..Open::default() });
+        let shared = Shared { calls, open, ledger, left: Mutex::new(left) };
         Ok(Self { shared: Arc::new(shared), watch })
+    }
+
+    /// What another process needs in order to answer the calls when this one is killed, or to give it to one that does; none where there is
+    /// no memory for it.
+    pub fn copies(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        Some([self.shared.calls.as_fd(), self.shared.ledger.as_ref()?.as_fd()])
     }
 
     /// Waits for the next call; None when nobody is left who could make one.
@@ -121,7 +185,7 @@ impl Intercept {
 
     fn take(&self, received: Received) -> Call {
         let (id, pid, architecture, number, arguments) = received;
-        self.shared.open().insert(id, received);
+        self.shared.begin(received);
         let data = seccomp_data {
             nr: number,
             arch: architecture,
@@ -134,7 +198,7 @@ impl Intercept {
 
     /// What was received and is not answered, for an image that gets the descriptor and answers it instead of this one.
     pub fn unanswered(&self) -> Vec<Received> {
-        self.shared.open().values().copied().collect()
+        self.shared.open().calls.values().copied().collect()
     }
 }
 
@@ -240,21 +304,16 @@ impl Call {
     }
 
     fn end(self, answer: impl FnOnce(&Calls, u64) -> Result<(), Errno>) {
-        if self.shared.open().remove(&self.id).is_some() {
-            // Its process can only have ended.
-            let _ = answer(&self.shared.calls, self.id);
-        }
+        self.shared.end(self.id, answer);
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if self.shared.open().remove(&self.id).is_some() {
-            let _ = match self.number {
-                // The supervisor has seen the signal.
-                Number::Kill => self.shared.calls.done(self.id),
-                _ => self.shared.calls.fail(self.id, Errno::EADDRINUSE),
-            };
-        }
+        self.shared.end(self.id, |calls, id| match self.number {
+            // The supervisor has seen the signal.
+            Number::Kill => calls.done(id),
+            _ => calls.fail(id, Errno::EADDRINUSE),
+        });
     }
 }

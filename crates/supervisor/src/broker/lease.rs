@@ -130,7 +130,12 @@ impl Keeper {
                     let _done = match news {
                         None => return,
                         Some(LeaseUpdate::Gone(_done)) => return end(lease).await,
+                        // Who asked has waited long enough.
+                        Some(LeaseUpdate::Claim { reply, .. }) if reply.is_closed() => continue,
                         Some(LeaseUpdate::Claim { listener, known, reply }) => {
+                            if lease.is_none() && state != State::Starting {
+                                lease = self.find_again(state).await;
+                            }
                             let claimed = self.claim(&mut lease, &listener, &known, state).await;
                             // Who asked may have ended.
                             let _ = reply.send(claimed);

@@ -1,9 +1,10 @@
 //! `bindonce upgrade --name SERVICE`: this process becomes the new binary, in place.
 //!
 //! Same pid, so that every generation stays our child; the control socket, the admin
-//! connections and the generations' standard error stay open, and the rest is found in the
+//! connections, the listeners and the generations' standard error stay open, and the rest is found in the
 //! saved state as after a crash. The signal mask stays too: what is sent meanwhile waits.
 
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -113,6 +114,16 @@ impl Supervisor {
                 match calls.as_fd().try_clone_to_owned() {
                     Ok(fd) => drop(inherited.intercept.insert(id.0, leave(fd))),
                     Err(error) => return format!("an intercepted program cannot be kept: {error}"),
+                }
+            }
+            // The broker may not answer the new image for a while.
+            let listeners = generation.listeners.iter();
+            inherited.listeners.insert(id.0, listeners.map(|held| held.saved()).collect());
+            for held in &generation.listeners {
+                if let Entry::Vacant(place) = inherited.sockets.entry(held.inode)
+                    && let Ok(copy) = held.fd.try_clone()
+                {
+                    place.insert(leave(copy));
                 }
             }
             let admin = generation

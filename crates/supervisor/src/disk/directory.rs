@@ -134,6 +134,21 @@ pub(crate) struct Inherited {
     pub(crate) calls: BTreeMap<u64, Vec<Received>>,
     /// What translates it, of each haproxy.
     pub(crate) messages: BTreeMap<u64, SavedMessages>,
+    /// The listeners of each generation.
+    pub(crate) listeners: BTreeMap<u64, Vec<SavedListener>>,
+    /// Their descriptors, by inode.
+    pub(crate) sockets: BTreeMap<u64, i32>,
+}
+
+/// A listener of a generation, for an image that may not get it from the broker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedListener {
+    /// As it was claimed.
+    pub(crate) listener: String,
+    pub(crate) label: String,
+    pub(crate) bound: String,
+    pub(crate) inode: u64,
 }
 
 impl Saved {

@@ -22,19 +22,19 @@ use tokio::sync::oneshot;
 use crate::broker;
 use crate::broker::leases::Leases;
 use crate::context::Context;
-use crate::disk::directory::{Saved, SavedGeneration};
+use crate::disk::directory::{Saved, SavedGeneration, SavedListener};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
 use crate::generations::generation::{Generation, Start};
-use crate::generations::listeners::HeldListener;
+use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
-use crate::handover::kept::{self, Connections};
+use crate::handover::kept::{self, Found};
 use crate::intercept;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::{Messages, SavedMessages};
 
-/// How long a generation that was found may take to answer on its admin socket.
+/// How long a generation that was found may take to answer on its admin socket, and the broker to answer an image that has the listeners.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// What this process's earlier image left open, owned and close-on-exec again.
@@ -48,15 +48,23 @@ pub(crate) struct Inheritance {
     spares: BTreeMap<u64, BTreeMap<String, OwnedFd>>,
     admin: BTreeMap<u64, OwnedFd>,
     intercept: BTreeMap<u64, OwnedFd>,
+    /// The same, with what was received of it, as the watchdog has kept it.
+    kept: BTreeMap<u64, [OwnedFd; 2]>,
     calls: BTreeMap<u64, Vec<Received>>,
     stderr: BTreeMap<u64, OwnedFd>,
     messages: BTreeMap<u64, SavedMessages>,
+    listeners: BTreeMap<u64, Vec<SavedListener>>,
+    /// Their descriptors, by inode.
+    sockets: Known,
+    /// The broker did not answer this image in time.
+    pub(crate) is_unanswered: bool,
 }
 
 impl Inheritance {
-    /// What the watchdog of an earlier supervisor has kept. Of a connection that is here already it is a copy.
-    pub(crate) fn add(&mut self, kept: Connections) {
-        for (GenerationId(id), mut connections) in kept {
+    /// What the watchdog of an earlier supervisor has kept. Of what is here already it is a copy.
+    pub(crate) fn add(&mut self, kept: Found) {
+        self.kept.extend(kept.calls.into_iter().map(|(GenerationId(id), of)| (id, of)));
+        for (GenerationId(id), mut connections) in kept.connections {
             if let Some(own) = connections.remove(kept::OWN) {
                 self.admin.entry(id).or_insert(own);
             }
@@ -64,6 +72,15 @@ impl Inheritance {
             for (level, connection) in connections {
                 spares.entry(level).or_insert(connection);
             }
+        }
+    }
+
+    /// Where the calls of a generation come from, with those that were not answered.
+    fn calls(&mut self, id: GenerationId) -> Option<std::io::Result<Intercept>> {
+        let left = self.calls.remove(&id.0).unwrap_or_default();
+        match (self.kept.remove(&id.0), self.intercept.remove(&id.0)) {
+            (Some(kept), _) => Some(Intercept::resume(kept, left)),
+            (None, inherited) => inherited.map(|inherited| Intercept::new(inherited, left)),
         }
     }
 
@@ -78,6 +95,14 @@ impl Inheritance {
             Messages::default()
         });
         Some((stderr, messages))
+    }
+
+    /// The listeners of a generation; none where an older version has left them to be claimed, or another process has.
+    fn listeners(&self, id: GenerationId) -> Option<Vec<Rc<HeldListener>>> {
+        let of_generation = self.listeners.get(&id.0)?.iter();
+        let held = of_generation
+            .map(|saved| HeldListener::resume(saved, Arc::clone(self.sockets.get(&saved.inode)?)));
+        held.collect()
     }
 
     /// The admin connections of a generation for clients of the master CLI.
@@ -123,9 +148,13 @@ impl Inheritance {
                 .collect::<Result<_, Error>>()?,
             admin: all(&left.admin)?,
             intercept: all(&left.intercept)?,
+            kept: BTreeMap::new(),
             calls: left.calls.clone(),
             stderr: all(&left.stderr)?,
             messages: left.messages.clone(),
+            listeners: left.listeners.clone(),
+            sockets: all(&left.sockets)?.into_iter().map(|(of, fd)| (of, Arc::new(fd))).collect(),
+            is_unanswered: false,
         })
     }
 }
@@ -188,7 +217,7 @@ async fn find(
         }
         _ => State::Serving,
     };
-    let (listeners, lease) = claim_again(cx, leases, generations, id, &saved.listeners).await;
+    let (listeners, lease) = claim_again(cx, leases, generations, saved, left).await;
     let process = Process {
         pidfd,
         admin,
@@ -213,16 +242,14 @@ async fn find(
     }
     generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
     generation.cli.spares.resume(left.spares(id));
-    let calls = left.intercept.remove(&id.0);
-    let calls = calls.map(|fd| Intercept::new(fd, left.calls.remove(&id.0).unwrap_or_default()));
-    intercept_again(cx, &mut generation, calls);
+    intercept_again(cx, &mut generation, left.calls(id));
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
     Ok(Some(state))
 }
 
-/// Answers the calls of a generation that was found. A supervisor that was killed has left nothing to answer by.
+/// Answers the calls of a generation that was found. Where supervisor and watchdog were killed, nothing is left to answer by.
 fn intercept_again(
     cx: &Context,
     generation: &mut Generation,
@@ -230,6 +257,14 @@ fn intercept_again(
 ) {
     let (id, pid) = (generation.id.0, generation.pid());
     match left {
+        Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
+            let text = "it was started with its bind() intercepted, and this supervisor is not: it fails with ENOSYS";
+            tracing::warn!(
+                generation = id,
+                pid,
+                "{text}; `bindonce reload` starts one that binds by itself"
+            );
+        }
         Some(Ok(calls)) => intercept::serve(cx, generation, Arc::new(calls), None),
         Some(Err(error)) => {
             tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
@@ -241,7 +276,7 @@ fn intercept_again(
         None => tracing::warn!(
             generation = id,
             pid,
-            "its bind() fails with ENOSYS, since the supervisor that answered it is gone: what it \
+            "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog: what it \
              has bound is served; `bindonce reload` starts one whose bind() is answered"
         ),
     }
@@ -282,39 +317,60 @@ async fn first(connect: impl FnOnce(Box<dyn FnOnce(Info)>) -> Admin) -> Option<(
     info.map(|info| (admin, info))
 }
 
-/// Claims what the generation was given: the broker gives the same sockets again.
+/// Claims what the generation was given: the broker gives the same sockets again. An image that has them already goes on with those
+/// where the broker does not answer at once, and the lease follows.
 async fn claim_again(
     cx: &Context,
     leases: &Leases,
     generations: &Generations,
-    id: GenerationId,
-    listeners: &[String],
+    saved: &SavedGeneration,
+    left: &mut Inheritance,
 ) -> (Vec<Rc<HeldListener>>, Option<bindonce::aio::Client>) {
+    let id = GenerationId(saved.id);
+    let had = left.listeners(id);
     let claim = async {
         let mut lease = broker::connect(&cx.settings.socket).await?;
         leases.broker().note(&lease);
         let service = &cx.settings.service;
         broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;
+        let texts = saved.listeners.iter();
         let wanted: Vec<Listener> =
-            listeners.iter().filter_map(|text| crate::generations::listeners::read(text)).collect();
+            texts.filter_map(|text| crate::generations::listeners::read(text)).collect();
         let claims: Vec<_> =
             wanted.iter().map(|listener| Claim::listen(listener.to_string())).collect();
         if claims.is_empty() {
             return Ok((Vec::new(), lease));
         }
         let claimed = lease.claim(&claims).await.map_err(Error::claim)?;
-        let known = generations.descriptors();
+        let mut known = generations.descriptors();
+        known.extend(left.sockets.iter().map(|(inode, fd)| (*inode, Arc::clone(fd))));
         let held = claimed.into_iter().zip(&wanted);
         let held = held.map(|(lease, listener)| HeldListener::new(lease, listener, &known));
         Ok::<_, Error>((held.collect(), lease))
     };
-    match claim.await {
-        Ok((listeners, lease)) => (listeners, Some(lease)),
-        Err(error) => {
+    let claimed = match (&had, left.is_unanswered) {
+        (None, _) => Some(claim.await),
+        (Some(_), true) => None,
+        (Some(_), false) => tokio::time::timeout(ANSWER, claim).await.ok(),
+    };
+    match (claimed, had) {
+        (Some(Ok((listeners, lease))), _) => (listeners, Some(lease)),
+        (claimed, Some(had)) => {
+            let why = claimed.and_then(Result::err).map(|error| format!(": {error}"));
+            let why = why.unwrap_or_default();
+            tracing::warn!(
+                generation = id.0,
+                "the broker does not answer yet{why}; going on with what it has given before"
+            );
+            left.is_unanswered = true;
+            (had, None)
+        }
+        (claimed, None) => {
+            let why = claimed.and_then(Result::err).map(|error| error.with_hint());
             let text = format!(
                 "its listeners cannot be claimed from the broker, so the next handover cannot \
                  be proved by their queues: {}",
-                error.with_hint()
+                why.unwrap_or_default()
             );
             tracing::error!(generation = id.0, "{text}");
             cx.record(id, None, event::Kind::ListenerLost, text);

@@ -17,11 +17,24 @@ use bindonce_haproxy::config::{Rendering, loose_ports};
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 
-/// Tells which sockets a generation listens on that are not from the broker.
+/// Tells which sockets a generation listens on that are not from the broker, and of which of them no call was seen.
 pub(crate) fn tell(cx: &Context, generation: &Generation) {
     let (id, own) = (generation.id, own(cx, generation));
+    let calls = generation.own.calls.clone();
+    let (kind, pid) = (cx.settings.kind.clone(), generation.pid());
+    let given: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
     let cx = cx.clone();
-    crate::tasks::spawn(async move { cx.send(Message::Foreign(id, own.await)) });
+    crate::tasks::spawn(async move {
+        let own = own.await;
+        let mut unseen = BTreeSet::new();
+        // What it has called by now; a socket that it makes meanwhile is in neither.
+        if let Some(seen) = calls.filter(|_| !own.is_empty()).and_then(|calls| calls.all()) {
+            let look = move || listening(&kind.processes(pid), &(&given | &seen));
+            unseen = worker::within(LOOKS, look).await.unwrap_or_default();
+            unseen.retain(|address| own.contains(address));
+        }
+        cx.send(Message::Foreign(id, own, unseen));
+    });
 }
 
 /// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show.
@@ -72,6 +85,7 @@ impl ForeignBinds {
         generation: &Generation,
         rendering: Option<&Rendering>,
         fixed: Option<&str>,
+        unseen: &BTreeSet<String>,
     ) {
         let id = generation.id;
         let left_alone = rendering.map(|rendering| rendering.left_alone.as_slice());
@@ -93,7 +107,13 @@ impl ForeignBinds {
                 continue;
             }
             let is_path = address.starts_with("unix@");
-            let what = if is_path {
+            let what = if unseen.contains(address) {
+                format!(
+                    "{program} listens here without a bind() or listen() that could be intercepted, as by io_uring: \
+                     it is not the broker's socket, and the next generation binds it by itself too, or fails \
+                     (EADDRINUSE); let it bind by system calls, or set sysctl kernel.io_uring_disabled=2"
+                )
+            } else if is_path {
                 format!(
                     "{program} has bound this path by itself ({reason}): the newest generation takes \
                      it over at each reload"

@@ -27,6 +27,7 @@ use crate::generations::since::Since;
 use crate::generations::spares::Spares;
 use crate::handover::kept;
 use crate::handover::watchdog::ProcessRef;
+use crate::intercept::seen::CallsSeen;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Messages;
@@ -154,6 +155,8 @@ pub(crate) struct OwnAddresses {
     pub(crate) bound: BTreeSet<String>,
     /// Those that it was about to bind, each seen before; none where not all were to be seen.
     pub(crate) seen: Option<BTreeSet<String>>,
+    /// Of a program whose calls were seen from its start on: those of its own sockets.
+    pub(crate) calls: Option<CallsSeen>,
     /// It is over with binding: what it binds from now on is not looked at.
     pub(crate) over: Rc<Cell<bool>>,
     /// Lines of its configuration, each with the address that it has bound for it and that was not claimed before: it has

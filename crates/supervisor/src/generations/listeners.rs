@@ -15,6 +15,8 @@ use bindonce_sys::{diag, probe, queue};
 
 use bindonce_haproxy::cli::Version;
 
+use crate::disk::directory::SavedListener;
+
 /// One listener that the broker gave us.
 #[derive(Debug)]
 pub(crate) struct HeldListener {
@@ -55,6 +57,28 @@ impl HeldListener {
             created: lease.created(),
             fd: known.get(&inode).cloned().unwrap_or_else(|| fd(lease)),
         })
+    }
+
+    /// For an image of this process that may not get it from the broker.
+    pub(crate) fn saved(&self) -> SavedListener {
+        SavedListener {
+            listener: self.listener.to_string(),
+            label: self.label.clone(),
+            bound: self.bound.to_string(),
+            inode: self.inode,
+        }
+    }
+
+    /// What an earlier image of this process had.
+    pub(crate) fn resume(saved: &SavedListener, fd: Arc<OwnedFd>) -> Option<Rc<Self>> {
+        Some(Rc::new(Self {
+            fd,
+            label: saved.label.clone(),
+            listener: read(&saved.listener)?,
+            bound: saved.bound.parse().ok()?,
+            inode: saved.inode,
+            created: false,
+        }))
     }
 
     /// Whether a generation of this version can pause it, so that its accept queue shows it. A pause

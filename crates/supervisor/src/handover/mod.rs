@@ -14,6 +14,7 @@ pub(crate) mod promise;
 pub(crate) mod proof;
 pub(crate) mod readiness;
 pub(crate) mod steps;
+mod told;
 pub mod watchdog;
 
 use std::cell::RefCell;
@@ -24,6 +25,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_sys::intercept::Unattended;
 use bindonce_sys::tree::Stopping;
 use tokio::task::AbortHandle;
 
@@ -32,6 +34,7 @@ use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::generation::Generation;
 use crate::handover::ghosts::Removal;
+use crate::handover::kept::Found;
 use crate::handover::proof::{Older, Proof};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::settings::Ghosts;
@@ -151,6 +154,31 @@ impl Handover {
         }
     }
 
+    /// Gives the watchdog a copy of what the calls of a generation come from, if it is asked about any.
+    pub(crate) fn keep_calls(&self, cx: &Context, generation: &Generation) {
+        let Some(calls) = &generation.intercept else { return };
+        self.watchdog.borrow_mut().keep_calls(generation.id, how(cx), calls);
+    }
+
+    /// Gives the watchdog what that of an earlier supervisor has kept, which is not needed any more then.
+    pub(crate) fn keep_on(&self, cx: &Context, kept: &Found) {
+        let watchdog = self.watchdog.borrow();
+        for (id, copies) in &kept.calls {
+            watchdog.keep_copies(*id, how(cx), copies.each_ref().map(|copy| copy.as_fd()));
+        }
+        for (id, connections) in &kept.connections {
+            for (name, connection) in connections {
+                watchdog.keep(*id, name, connection.as_fd());
+            }
+        }
+        kept.are_taken();
+    }
+
+    /// They can be answered no more: they fail from now on.
+    pub(crate) fn forget_calls(&self, id: GenerationId) {
+        self.watchdog.borrow_mut().forget_calls(id);
+    }
+
     /// Tells the watchdog which generation to end and which resume, should we end now.
     pub(crate) fn guard(&self, newer: ProcessRef, paused: Vec<ProcessRef>) {
         self.tell(&Duty::End { newer, paused });
@@ -159,5 +187,13 @@ impl Handover {
     /// For what tells it from a task.
     pub(crate) fn watchdog(&self) -> Rc<RefCell<Watchdog>> {
         Rc::clone(&self.watchdog)
+    }
+}
+
+/// How the calls of a generation are answered without a supervisor.
+fn how(cx: &Context) -> Unattended {
+    match cx.settings.kind.program() {
+        Some(_) => Unattended::Fail,
+        None => Unattended::GoOn,
     }
 }

@@ -21,17 +21,19 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::GenerationId;
+use bindonce_sys::intercept::{Intercept, Unattended};
 use bindonce_sys::process::{self, Pidfd};
 use bindonce_sys::signals::Signal;
 use bindonce_sys::{holders, log, queue, tree};
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::kept::{self, Kept};
+use super::told::{Inbox, Next};
 use crate::error::Error;
 
 /// The hidden subcommand that calls [`run`].
@@ -173,6 +175,8 @@ pub(crate) struct Watchdog {
     child: Child,
     /// Where the next supervisor asks for what it keeps.
     kept: Option<OwnedFd>,
+    /// The calls that it keeps, for the one that takes its place.
+    calls: Vec<(GenerationId, Unattended, Weak<Intercept>)>,
     /// Since when it has not read what it was told.
     unread: Option<Instant>,
 }
@@ -192,7 +196,7 @@ impl Watchdog {
             .process_group(0)
             .spawn()
             .map_err(failed())?;
-        let watchdog = Self { socket, child, kept, unread: None };
+        let watchdog = Self { socket, child, kept, calls: Vec::new(), unread: None };
         if let Some(asked) = &watchdog.kept {
             watchdog.share(kept::ASKED, asked.as_fd());
         }
@@ -212,7 +216,10 @@ impl Watchdog {
         );
         let kept = self.kept.as_ref().and_then(|kept| kept.try_clone().ok());
         match Self::start(kept) {
-            Ok(new) => {
+            Ok(mut new) => {
+                for (id, how, calls) in std::mem::take(&mut self.calls) {
+                    calls.upgrade().iter().for_each(|calls| new.keep_calls(id, how, calls));
+                }
                 drop(std::mem::replace(self, new));
                 // A second failure at once is no accident; the log has said enough.
                 let _ = self.socket.write_all(line.as_bytes());
@@ -223,13 +230,24 @@ impl Watchdog {
 
     /// Whether it is stopped (SIGSTOP), or has left something unread for longer than [`PATIENCE`].
     fn is_stuck(&mut self) -> bool {
-        let unread = queue::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0);
+        let unread = self.has_unread();
         let since = *self.unread.get_or_insert_with(Instant::now);
         if !unread {
             self.unread = None;
         }
-        let pid = i32::try_from(self.child.id()).unwrap_or_default();
-        (unread && since.elapsed() > PATIENCE) || process::is_stopped(pid)
+        (unread && since.elapsed() > PATIENCE) || self.is_stopped()
+    }
+
+    fn does_not_read(&self) -> bool {
+        self.has_unread() || self.is_stopped()
+    }
+
+    fn has_unread(&self) -> bool {
+        queue::unread(self.socket.as_fd()).is_ok_and(|bytes| bytes > 0)
+    }
+
+    fn is_stopped(&self) -> bool {
+        process::is_stopped(i32::try_from(self.child.id()).unwrap_or_default())
     }
 
     /// Waits for it to have ended, but for no longer than [`ENDING`].
@@ -253,10 +271,38 @@ impl Watchdog {
         self.share(&kept::line(id, name), connection);
     }
 
+    /// Gives it a copy of what the calls of a generation come from: without a supervisor it answers them.
+    pub(crate) fn keep_calls(&mut self, id: GenerationId, how: Unattended, calls: &Arc<Intercept>) {
+        let Some(copies) = calls.copies() else { return };
+        self.keep_copies(id, how, copies);
+        self.calls.retain(|(_, _, calls)| calls.strong_count() > 0);
+        self.calls.push((id, how, Arc::downgrade(calls)));
+    }
+
+    /// The same of copies.
+    pub(super) fn keep_copies(
+        &self,
+        id: GenerationId,
+        how: Unattended,
+        copies: [BorrowedFd<'_>; 2],
+    ) {
+        self.send(&kept::calls_line(id, how), &copies);
+    }
+
+    /// The calls of a generation are to fail, also while we live.
+    pub(crate) fn forget_calls(&mut self, id: GenerationId) {
+        self.calls.retain(|(of, ..)| *of != id);
+        self.send(&kept::forget_line(id), &[]);
+    }
+
     /// Gives it a descriptor, with a line that says what it is.
     fn share(&self, line: &str, descriptor: BorrowedFd<'_>) {
+        self.send(line, &[descriptor]);
+    }
+
+    fn send(&self, line: &str, descriptors: &[BorrowedFd<'_>]) {
         // In one piece: the socket takes so little whenever it takes anything.
-        if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), &[descriptor]) {
+        if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), descriptors) {
             let what = line.trim_end();
             tracing::warn!(%error, what, "should we die, a copy of this descriptor is not there");
         }
@@ -265,10 +311,10 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        // It ends with the socket; one that is stopped, or has much to do, does not. A process that
-        // does not even end when it is killed stays a zombie until we end.
+        // It ends with the socket; one that is stopped or does not read does not, and one that keeps calls of a process that has outlived
+        // its generation stays for as long as that. A process that does not even end when it is killed stays a zombie until we end.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-        if !self.has_ended() {
+        if !self.has_ended() && self.does_not_read() {
             let _ = self.child.kill();
             self.has_ended();
         }
@@ -294,7 +340,7 @@ fn work() {
     // A supervisor's own log must not end us.
     let _ = bindonce_sys::signals::reset();
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
-    let mut inbox = Inbox { socket, text: Vec::new(), descriptors: Vec::new() };
+    let mut inbox = Inbox::new(socket);
     let mut duty = Duty::None;
     let mut until: Option<Instant> = None;
     let mut held: Option<OwnedFd> = None;
@@ -302,7 +348,7 @@ fn work() {
     loop {
         match inbox.next(until) {
             Next::Line(line) if line == HOLD => held = inbox.descriptor(),
-            Next::Line(line) if kept::is_line(&line) => kept.take(line, inbox.descriptor()),
+            Next::Line(line) if kept::is_line(&line) => kept.take(line, || inbox.descriptor()),
             Next::Line(line) => {
                 // What it does not understand comes from no supervisor of this version.
                 duty = serde_json::from_str(&line).unwrap_or(Duty::None);
@@ -323,57 +369,6 @@ fn work() {
                 duty.perform();
                 drop(held);
                 return kept.leave();
-            }
-        }
-    }
-}
-
-/// What comes from the supervisor.
-struct Inbox {
-    socket: OwnedFd,
-    text: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-}
-
-enum Next {
-    /// With its end.
-    Line(String),
-    /// Nothing has come until then.
-    Late,
-    /// The supervisor is gone.
-    End,
-}
-
-impl Inbox {
-    /// The oldest that came; lines are taken in the order in which they came, each with its own.
-    fn descriptor(&mut self) -> Option<OwnedFd> {
-        (!self.descriptors.is_empty()).then(|| self.descriptors.remove(0))
-    }
-
-    fn next(&mut self, until: Option<Instant>) -> Next {
-        loop {
-            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
-                let line = self.text.drain(..=end).collect();
-                return Next::Line(String::from_utf8(line).unwrap_or_default());
-            }
-            let left = until.map_or(PollTimeout::NONE, |until| {
-                let left = until.saturating_duration_since(Instant::now());
-                // Rounded up: at least until then.
-                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-            });
-            let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut socket, left) {
-                Ok(0) => return Next::Late,
-                Err(Errno::EINTR) => continue,
-                Ok(_) | Err(_) => {}
-            }
-            let mut buffer = [0; 4096];
-            match bindonce_fd::recv(self.socket.as_fd(), &mut buffer, &mut self.descriptors) {
-                Ok(0) => return Next::End,
-                Ok(count) => self.text.extend_from_slice(&buffer[..count]),
-                // Only the copy of a hold was lost.
-                Err(bindonce_fd::Error::Truncated) => {}
-                Err(_) => return Next::End,
             }
         }
     }

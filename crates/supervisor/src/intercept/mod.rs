@@ -8,6 +8,7 @@
 
 pub(crate) mod asked;
 mod net;
+pub(crate) mod seen;
 mod steps;
 
 use std::cell::RefCell;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::asked::{Listens, Want};
 use self::net::Net;
+use self::seen::CallsSeen;
 use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
@@ -81,6 +83,7 @@ pub(crate) fn serve(
     };
     let Some(scope) = program.intercept.clone() else { return };
     let (id, mut answers) = (generation.id, Answers::new(cx, generation, Rule::Program(scope)));
+    let cx = cx.clone();
     crate::tasks::spawn(async move {
         loop {
             match calls.next().await {
@@ -88,7 +91,8 @@ pub(crate) fn serve(
                 Ok(None) => return,
                 Err(error) => {
                     let text = "its calls can be answered no more: bind() fails";
-                    return tracing::error!(generation = id.0, %error, "{text}");
+                    tracing::error!(generation = id.0, %error, "{text}");
+                    return cx.send(Message::Unanswerable(id));
                 }
             }
         }
@@ -147,6 +151,8 @@ struct Answers {
     ports: Ports,
     /// What the program was given, by inode. The generation has them: one that has left is to be closed.
     given: BTreeMap<u64, Weak<HeldListener>>,
+    /// The sockets of calls that were left to the kernel.
+    left: CallsSeen,
     stalled: u32,
 }
 
@@ -155,7 +161,8 @@ impl Answers {
         let given = generation.listeners.iter();
         let given = given.map(|held| (held.inode, Rc::downgrade(held))).collect();
         let (cx, id, ports) = (cx.clone(), generation.id, sys::ports());
-        Self { cx, id, rule, ports, given, stalled: 0 }
+        let left = generation.own.calls.clone().unwrap_or_default();
+        Self { cx, id, rule, ports, given, left, stalled: 0 }
     }
 
     async fn answer(&mut self, call: Call) {
@@ -189,6 +196,7 @@ impl Answers {
             let listens = Listens::at(theirs.inode, Some(call));
             self.cx.send(Message::Listening(self.id, listens));
         } else {
+            self.left.add(theirs.inode);
             call.go_on();
         }
     }
@@ -212,6 +220,7 @@ impl Answers {
         let listener = match decision {
             Decision::Continue(why) => {
                 tracing::debug!(generation = id, pid, ?target, "bind() left to the kernel: {why}");
+                self.left.add(theirs.inode);
                 return call.go_on();
             }
             Decision::Refuse(failure, why) => {

@@ -17,6 +17,7 @@ use bindonce_sys::intercept::Intercept;
 use tokio::sync::oneshot;
 
 use super::asked::{Given, Listens, Want};
+use super::seen::CallsSeen;
 use crate::broker::lease::LeaseUpdate;
 use crate::generations::generation::Generation;
 use crate::generations::listeners::HeldListener;
@@ -28,6 +29,10 @@ use crate::supervisor::Supervisor;
 /// How long a program may take from one listen to the next, where nothing tells which is its last.
 const SETTLES: Duration = Duration::from_millis(200);
 
+/// How long a claim may take, with the search for a broker that is lost: a little longer than a broker may take to answer, which
+/// tells more.
+const CLAIM: Duration = Duration::from_secs(32);
+
 impl Supervisor {
     /// The calls of a generation can be answered.
     pub(crate) fn intercepts(&mut self, id: GenerationId, calls: Arc<Intercept>) {
@@ -35,7 +40,19 @@ impl Supervisor {
         if let Some(generation) = self.generations.get_mut(&id) {
             let of = self.timeline.configuration_of(id);
             let prepared = of.and_then(|of| self.starts.prepared(of).cloned());
+            if self.cx.settings.kind.program().is_some() {
+                generation.own.calls = Some(CallsSeen::default());
+            }
             super::serve(&self.cx, generation, calls, prepared);
+            self.handover.keep_calls(&self.cx, generation);
+        }
+    }
+
+    /// They are answered no more, and fail: no copy of the descriptor may be left.
+    pub(crate) fn unanswerable(&mut self, id: GenerationId) {
+        self.handover.forget_calls(id);
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.intercept = None;
         }
     }
 
@@ -91,7 +108,12 @@ impl Supervisor {
         let cx = self.cx.clone();
         crate::tasks::spawn(async move {
             let gone = || Err((Failure::InUse, "its generation has ended".to_owned()));
-            let given = match claimed.await.unwrap_or_else(|_| gone()) {
+            let silent = || Err((Failure::Unavailable, "the broker does not answer".to_owned()));
+            let claimed = match tokio::time::timeout(CLAIM, claimed).await {
+                Ok(claimed) => claimed.unwrap_or_else(|_| gone()),
+                Err(_) => silent(),
+            };
+            let given = match claimed {
                 Ok(held) => {
                     cx.send(Message::Claimed(id, Rc::clone(&held)));
                     Ok(Given { held, alone })

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""`bindonce run --intercept` inside containers of Podman: broker, supervisor and a program in one, by the profile and the user.
+
+    tests/measure/podman.py [--binary PATH]
+
+Prints one line for each: whether two generations shared one socket, or what was refused. Needs root and podman, and no image: the container
+has this machine's /usr, read-only, and no network but its own loopback. Takes about half a minute, and leaves nothing behind.
+"""
+
+import argparse
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--binary", default=str(ROOT / "target/release/bindonce"))
+arguments = parser.parse_args()
+
+ROWS = [
+    ("its own profile", []),
+    ("its own profile, --cap-drop ALL, no-new-privileges", ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]),
+    ("its own profile, --cap-add SYS_PTRACE", ["--cap-add", "SYS_PTRACE"]),
+    ("seccomp=unconfined", ["--security-opt", "seccomp=unconfined"]),
+]
+INSIDE = """
+export PATH=/usr/sbin:/usr/bin XDG_RUNTIME_DIR=/tmp
+"$BINDONCE" serve --socket /tmp/b.sock >/tmp/serve 2>&1 &
+broker=$!
+until [ -S /tmp/b.sock ]; do kill -0 $broker 2>/dev/null || { tail -n 1 /tmp/serve; exit 1; }; sleep 0.05; done
+"$BINDONCE" run --socket /tmp/b.sock --name web --intercept -- python3 -m http.server 8080 --bind 127.0.0.1 >/tmp/run 2>&1 &
+supervisor=$!
+until grep -q ": serving" /tmp/run; do kill -0 $supervisor 2>/dev/null || break; sleep 0.05; done
+if grep -q ": serving" /tmp/run && "$BINDONCE" reload --socket /tmp/b.sock --name web >/tmp/reload 2>&1; then
+    # Port 8080, LISTEN.
+    echo "works, $(grep -c ':1F90 .* 0A ' /proc/net/tcp) listening socket"
+else
+    tail -n 1 /tmp/run
+fi
+kill $supervisor $broker 2>/dev/null
+wait
+"""
+
+if os.geteuid() != 0 or shutil.which("podman") is None:
+    sys.exit("not tried: needs root and podman")
+# What a container gets where podman would give it more than this process may have itself.
+limits = []
+for name, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+    _, hard = resource.getrlimit(which)
+    most = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
+    limits += ["--ulimit", f"{name}={most}:{most}"]
+with tempfile.TemporaryDirectory(prefix="bindonce-podman-") as work:
+    root = pathlib.Path(work, "root")
+    for name in ("usr", "etc", "tmp", "run", "proc", "sys", "dev", "opt"):
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    for name in ("passwd", "group"):
+        shutil.copy(f"/etc/{name}", root / "etc")
+    # podman's own files too: nothing of this machine's containers is touched.
+    engine = ["podman", "--root", f"{work}/storage", "--runroot", f"{work}/run"]
+    for profile, options in ROWS:
+        for user in ("0", "1000"):
+            command = [
+                *engine, "run", "--rm", "--network", "none", "--log-driver", "none", "--user", user, "--tmpfs", "/tmp",
+                *limits, *options, "--env", "BINDONCE=/opt/bindonce", "--volume", "/usr:/usr:ro",
+                "--volume", f"{os.path.abspath(arguments.binary)}:/opt/bindonce:ro", "--rootfs", str(root), "sh", "-c", INSIDE,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["nothing said"]
+            print(f"{profile}, user {user}: {said[-1]}", flush=True)
+    subprocess.run([*engine, "system", "reset", "--force"], capture_output=True)
