@@ -41,6 +41,7 @@ mod killed;
 mod kinds;
 mod leaks;
 mod left;
+mod library_package;
 mod lingering;
 mod many;
 mod master_cli;
