@@ -39,6 +39,7 @@ mod inspect;
 mod intercept;
 mod killed;
 mod kinds;
+mod known_programs;
 mod leaks;
 mod left;
 mod library_package;
