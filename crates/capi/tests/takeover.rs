@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod backend;
 #[path = "../../client/tests/support/server.rs"]
 mod server;
 #[path = "../../client/tests/support/mod.rs"]
@@ -13,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use server::{Server, begin, finish, storm, survives};
+use backend::Backend;
+use server::{Server, begin, finish, storm, storm_of, survives, survives_of};
 use support::Broker;
 
 /// Where the library lies, as below /.
@@ -23,6 +25,11 @@ impl Built {
     /// The server in C.
     fn c(&self) -> PathBuf {
         self.0.join("server")
+    }
+
+    /// The proxy in C.
+    fn proxy(&self) -> PathBuf {
+        self.0.join("proxy")
     }
 
     /// The server in Python, by a script that says where the library is.
@@ -44,14 +51,16 @@ static BUILT: LazyLock<Built> = LazyLock::new(|| {
     run(Command::new(root.join("deploy/capi")).arg("--debug").arg(&out));
     let (lib, include) = (out.join("usr/lib"), out.join("usr/include"));
     let examples = root.join("crates/capi/examples");
-    run(Command::new("cc")
-        .args(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(out.join("server"))
-        .arg(examples.join("server.c"))
-        .arg(format!("-I{}", include.display()))
-        .arg(format!("-L{}", lib.display()))
-        .arg(format!("-Wl,-rpath,{}", lib.display()))
-        .arg("-lbindonce"));
+    for program in ["server", "proxy"] {
+        run(Command::new("cc")
+            .args(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+            .arg(out.join(program))
+            .arg(examples.join(program).with_extension("c"))
+            .arg(format!("-I{}", include.display()))
+            .arg(format!("-L{}", lib.display()))
+            .arg(format!("-Wl,-rpath,{}", lib.display()))
+            .arg("-lbindonce"));
+    }
     let script = format!(
         "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec python3 '{}' \"$1\"\n",
         lib.display(),
@@ -86,6 +95,28 @@ fn a_server_in_c_restarts_fifty_times_and_survives_its_clients() {
     let built = Use::new();
     storm(&built.0.c(), 50);
     survives(&built.0.c());
+}
+
+/// Starts generation after generation of the proxy, each with a backend of its own, whose answers have the
+/// generation's number: so a client hears which one has served it.
+fn proxies(program: PathBuf) -> impl FnMut(&Broker) -> Server {
+    let mut backends: Vec<Backend> = Vec::new();
+    move |broker| {
+        let number = backends.len() + 1;
+        let backend = Backend::start(number);
+        let address = backend.address.to_string();
+        backends.push(backend);
+        let server = Server::given(&program, &["web=127.0.0.1:0", &address], broker);
+        assert_eq!(server.generation, number.to_string());
+        server
+    }
+}
+
+#[test]
+fn a_proxy_in_c_restarts_fifty_times_and_survives_its_clients() {
+    let built = Use::new();
+    storm_of(proxies(built.0.proxy()), 50);
+    survives_of(proxies(built.0.proxy()));
 }
 
 #[test]

@@ -66,10 +66,10 @@ impl Backoff {
             // The last: another holder has shut the shared socket down, and the broker makes it listen again.
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::INVAL) => {
                 let before = self.failures.fetch_add(1, Ordering::Relaxed);
-                if before == 0
-                    && let Some(tell) = &self.tell
-                {
-                    tell(&error);
+                if before == 0 {
+                    if let Some(tell) = &self.tell {
+                        tell(&error);
+                    }
                 }
                 Verdict::Pause(FIRST.saturating_mul(1 << before.min(16)).min(LONGEST))
             }

@@ -169,11 +169,11 @@ impl Session {
                 }
                 return Ok(None);
             };
-            if self.overhears
-                && let Some(notification) = notification(&line)?
-            {
-                hear(&mut self.heard, notification)?;
-                continue;
+            if self.overhears {
+                if let Some(notification) = notification(&line)? {
+                    hear(&mut self.heard, notification)?;
+                    continue;
+                }
             }
             call.reply = Some(call.read(&line)?);
         }

@@ -218,16 +218,18 @@ impl fmt::Display for Address {
     }
 }
 
+const LONGEST_IPV4: usize = "255.255.255.255:65535".len();
+
 /// An IPv4 address and port as text. One request names thousands, and std's own text goes
 /// through padding that nobody asks for here: it takes seven times as long.
 struct Ipv4Text {
-    text: [u8; "255.255.255.255:65535".len()],
+    text: [u8; LONGEST_IPV4],
     len: usize,
 }
 
 impl Ipv4Text {
     fn of(at: &SocketAddrV4) -> Self {
-        let mut text = Self { text: [0; _], len: 0 };
+        let mut text = Self { text: [0; LONGEST_IPV4], len: 0 };
         for (index, octet) in at.ip().octets().into_iter().enumerate() {
             if index > 0 {
                 text.push(b'.');

@@ -104,11 +104,11 @@ pub fn plan(candidates: &[Candidate], wanted: Option<&[Listener]>) -> Plan {
                 let first = there.first().and_then(|index| candidates.get(*index));
                 first.is_some_and(|one| matches!(one.listener.address, Address::Tcp(_)))
             };
-            if let Some(there) = at.get(key).filter(|there| tcp(there)).cloned()
-                && let Some(first) = there.first().and_then(|index| candidates.get(*index))
-            {
-                at.remove(key);
-                take(first.listener.clone(), there);
+            if let Some(there) = at.get(key).filter(|there| tcp(there)).cloned() {
+                if let Some(first) = there.first().and_then(|index| candidates.get(*index)) {
+                    at.remove(key);
+                    take(first.listener.clone(), there);
+                }
             }
         }
     }

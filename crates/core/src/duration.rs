@@ -35,7 +35,7 @@ pub fn format(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{millis}ms"),
-        1..=9 if !millis.is_multiple_of(1000) => {
+        1..=9 if millis % 1000 != 0 => {
             format!("{}.{}s", seconds, (millis % 1000) / 100)
         }
         1..=59 => format!("{seconds}s"),

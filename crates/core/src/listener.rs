@@ -208,10 +208,10 @@ impl FromStr for Wanted {
     /// name; everything else is `[NAME=]ADDR[,OPT]...`.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         // Most texts are addresses: do not make an error of each on the way.
-        if !text.starts_with(|c: char| c.is_ascii_digit())
-            && let Ok(name) = text.parse::<Name>()
-        {
-            return Ok(Self::Named(name));
+        if !text.starts_with(|c: char| c.is_ascii_digit()) {
+            if let Ok(name) = text.parse::<Name>() {
+                return Ok(Self::Named(name));
+            }
         }
         text.parse().map(Self::Listen)
     }

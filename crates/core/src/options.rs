@@ -109,27 +109,31 @@ impl Options {
             }
             _ => {}
         }
-        if let Some(mode) = self.mode
-            && mode > 0o7777
-        {
-            return refuse("mode", &format!("{mode:o}"), "octal permission bits, at most 7777");
+        if let Some(mode) = self.mode {
+            if mode > 0o7777 {
+                return refuse("mode", &format!("{mode:o}"), "octal permission bits, at most 7777");
+            }
         }
         // IFNAMSIZ is 16 with its NUL; the kernel's dev_valid_name gives the rest.
-        if let Some(device) = &self.interface
-            && (!word(device) || device.len() > 15 || device.contains(':'))
-        {
-            return refuse("interface", device, "a network device has 1 to 15 bytes, none special");
+        if let Some(device) = &self.interface {
+            if !word(device) || device.len() > 15 || device.contains(':') {
+                return refuse(
+                    "interface",
+                    device,
+                    "a network device has 1 to 15 bytes, none special",
+                );
+            }
         }
-        if let Some(netns) = &self.netns
-            && (!word(netns) || netns.len() > 255)
-        {
-            return refuse("netns", netns, "a name as `ip netns list` shows it");
+        if let Some(netns) = &self.netns {
+            if !word(netns) || netns.len() > 255 {
+                return refuse("netns", netns, "a name as `ip netns list` shows it");
+            }
         }
         for (option, value) in [("user", &self.user), ("group", &self.group)] {
-            if let Some(value) = value
-                && (!word(value) || value.len() > 255)
-            {
-                return refuse(option, value, "a name or a number");
+            if let Some(value) = value {
+                if !word(value) || value.len() > 255 {
+                    return refuse(option, value, "a name or a number");
+                }
             }
         }
         Ok(())

@@ -33,10 +33,10 @@ impl<T> Turns<T> {
 
     /// The turn before is over: whose is the next.
     pub fn give(&mut self) -> Option<T> {
-        if let Some(last) = self.last.take()
-            && self.waiting.contains_key(&last)
-        {
-            self.ring.push_back(last);
+        if let Some(last) = self.last.take() {
+            if self.waiting.contains_key(&last) {
+                self.ring.push_back(last);
+            }
         }
         let user = self.ring.pop_front()?;
         let queue = self.waiting.get_mut(&user)?;

@@ -302,10 +302,10 @@ impl Manifest {
                     }
                 }
             }
-            if let Some(socket) = record.closed
-                && let Some(place) = places.remove(&socket.inode)
-            {
-                listeners[place] = None;
+            if let Some(socket) = record.closed {
+                if let Some(place) = places.remove(&socket.inode) {
+                    listeners[place] = None;
+                }
             }
             connections.extend(record.connection);
             services.extend(record.service.map(|service| (service.name.clone(), service)));

@@ -30,11 +30,15 @@ impl Server {
     }
 
     pub(crate) fn claiming(program: &Path, claim: &str, broker: &Broker) -> Self {
+        Self::given(program, &[claim], broker)
+    }
+
+    pub(crate) fn given(program: &Path, arguments: &[&str], broker: &Broker) -> Self {
         // With a low limit of open files, which hostile clients reach.
         let mut child = Command::new("sh")
-            .args(["-c", "ulimit -n 40; exec \"$0\" \"$1\""])
+            .args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""])
             .arg(program)
-            .arg(claim)
+            .args(arguments)
             .env("BINDONCE_SOCKET", broker.socket())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -117,8 +121,13 @@ fn reset(stream: TcpStream) {
 
 /// Restarts a server under load, and looks what clients saw.
 pub(crate) fn storm(program: &Path, restarts: usize) {
+    storm_of(|broker| Server::start(program, broker), restarts);
+}
+
+/// The same of what this starts.
+pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize) {
     let broker = Broker::start();
-    let mut server = Server::start(program, &broker);
+    let mut server = start(&broker);
     let address = server.address;
     let plan = Plan { clients: 8, rate: Some(1000), ..Plan::new(address) };
     let load = plan.start().expect("load");
@@ -131,7 +140,7 @@ pub(crate) fn storm(program: &Path, restarts: usize) {
         // One leaves with a reset, one stays silent until the next has taken over.
         reset(begin(address));
         let silent = TcpStream::connect(address).expect("connect");
-        let new = Server::start(program, &broker);
+        let new = start(&broker);
         assert_eq!(new.address, address, "another socket");
         drop(silent);
         server.ends();
@@ -146,8 +155,13 @@ pub(crate) fn storm(program: &Path, restarts: usize) {
 /// A server at its limit of open files, with clients that reset, stall and say nothing: it lives, tells its operator,
 /// and serves when there is room again; then another takes over, and a slow client is finished.
 pub(crate) fn survives(program: &Path) {
+    survives_of(|broker| Server::start(program, broker));
+}
+
+/// The same of what this starts.
+pub(crate) fn survives_of(mut start: impl FnMut(&Broker) -> Server) {
     let broker = Broker::start();
-    let server = Server::start(program, &broker);
+    let server = start(&broker);
     let own = format!("generation {},", server.generation);
     for _ in 0..5 {
         reset(begin(server.address));
@@ -160,7 +174,7 @@ pub(crate) fn survives(program: &Path) {
     let slow = begin(server.address);
     // It has been accepted: one that came later is answered.
     assert!(finish(begin(server.address)).contains(&own));
-    let new = Server::start(program, &broker);
+    let new = start(&broker);
     assert!(finish(slow).contains(&own));
     server.ends();
     assert!(finish(begin(new.address)).contains(&format!("generation {},", new.generation)));

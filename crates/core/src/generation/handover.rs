@@ -273,12 +273,12 @@ impl Timeline {
 
     /// Ends the watch of the accept queues when its time is over.
     pub(super) fn proof_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
-        if let Operation::Proving { stopping, until, moving } = &self.operation
-            && now >= *until
-        {
-            // The process that accepts is none of the older ones: each has closed its listeners.
-            let (stopping, alone) = (stopping.clone(), !moving);
-            self.finish_proving(now, stopping, alone, out);
+        if let Operation::Proving { stopping, until, moving } = &self.operation {
+            if now >= *until {
+                // The process that accepts is none of the older ones: each has closed its listeners.
+                let (stopping, alone) = (stopping.clone(), !moving);
+                self.finish_proving(now, stopping, alone, out);
+            }
         }
     }
 

@@ -41,12 +41,12 @@ impl Timeline {
 
     /// It has given up on the address, and is about to exit.
     pub(super) fn gave_up(&mut self, id: GenerationId, out: &mut Vec<Action>) {
-        if let Operation::Starting { newer, yielding } = &mut self.operation
-            && *newer == id
-        {
-            // From now on no older generation could do it in time.
-            yielding.get_or_insert_with(|| Yielding { paused: BTreeSet::new(), until: None });
-            self.resume_yielding(out);
+        if let Operation::Starting { newer, yielding } = &mut self.operation {
+            if *newer == id {
+                // From now on no older generation could do it in time.
+                yielding.get_or_insert_with(|| Yielding { paused: BTreeSet::new(), until: None });
+                self.resume_yielding(out);
+            }
         }
     }
 
@@ -54,9 +54,10 @@ impl Timeline {
     pub(super) fn yielding_is_due(&mut self, now: Moment, out: &mut Vec<Action>) {
         if let Operation::Starting { yielding: Some(Yielding { until: Some(until), .. }), .. } =
             &self.operation
-            && now >= *until
         {
-            self.resume_yielding(out);
+            if now >= *until {
+                self.resume_yielding(out);
+            }
         }
     }
 

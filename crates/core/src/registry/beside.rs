@@ -46,10 +46,10 @@ impl<H> Registry<H> {
         let asked: HashSet<ListenerId> = plan.entries.iter().map(|(id, _)| *id).collect();
         for (listener, id) in &crowd.narrow {
             let ipv4 = listener.key().ipv4_wildcard().and_then(|key| self.index.key(&key));
-            if !ipv4.is_some_and(|id| asked.contains(&id))
-                && let Some(who) = self.who(plan, *id)
-            {
-                return Err(overlap(listener.clone(), who).into());
+            if !ipv4.is_some_and(|id| asked.contains(&id)) {
+                if let Some(who) = self.who(plan, *id) {
+                    return Err(overlap(listener.clone(), who).into());
+                }
             }
         }
         for id in &crowd.new {
@@ -67,9 +67,10 @@ impl<H> Registry<H> {
             if other_new.is_none()
                 && !asked.contains(&other)
                 && !self.is_of_service(plan.connection, other)
-                && let Some(who) = self.who(plan, other)
             {
-                return Err(overlap(asked_for, who).into());
+                if let Some(who) = self.who(plan, other) {
+                    return Err(overlap(asked_for, who).into());
+                }
             }
             let Some(new) = plan.place(id) else { continue };
             let neighbour = other_new.map_or(Neighbour::Held(other), Neighbour::New);
@@ -95,22 +96,29 @@ impl<H> Registry<H> {
         for (id, other) in others {
             let used =
                 plan.entries.iter().find(|(listener, _)| other.leases.contains_key(listener));
-            if let Some((listener, _)) = used
-                && let Some(held) = self.held.get(listener)
-                && let Some((_, holder)) = self.holders(*listener).find(|(holder, _)| holder == id)
-            {
-                let (service, held) = (label.service.clone(), held.described());
-                return Err(
-                    Refusal::OtherService { service, held, holder: Box::new(holder) }.into()
-                );
+            if let Some((listener, _)) = used {
+                if let Some(held) = self.held.get(listener) {
+                    if let Some((_, holder)) =
+                        self.holders(*listener).find(|(holder, _)| holder == id)
+                    {
+                        let (service, held) = (label.service.clone(), held.described());
+                        return Err(Refusal::OtherService {
+                            service,
+                            held,
+                            holder: Box::new(holder),
+                        }
+                        .into());
+                    }
+                }
             }
             // One whose claim is planned never waits, so no two wait for each other. One that is given up may wait for this.
-            if let Some(claim) = self.pending.get(id)
-                && let Phase::Performing | Phase::Granting = claim.phase
-            {
-                let wanted: HashSet<ListenerId> = claim.entries.iter().map(|(id, _)| *id).collect();
-                if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
-                    return Err(Stop::Wait(Some(*id)));
+            if let Some(claim) = self.pending.get(id) {
+                if let Phase::Performing | Phase::Granting = claim.phase {
+                    let wanted: HashSet<ListenerId> =
+                        claim.entries.iter().map(|(id, _)| *id).collect();
+                    if plan.entries.iter().any(|(listener, _)| wanted.contains(listener)) {
+                        return Err(Stop::Wait(Some(*id)));
+                    }
                 }
             }
         }
@@ -123,16 +131,17 @@ impl<H> Registry<H> {
     fn narrow(&mut self, plan: &mut Pending<H>, id: ListenerId, asked: &HashSet<ListenerId>) {
         let Some(key) = plan.planned(id).map(|new| new.key.clone()) else { return };
         let held = key.ipv4_wildcard().and_then(|ipv4| self.index.key(&ipv4));
-        if let Some(narrowed) = key.narrowed()
-            && held.is_some_and(|id| self.held.contains_key(&id) && asked.contains(&id))
-            && let Some(new) = plan.planned_mut(id)
-        {
-            self.index.remove(id, &key);
-            self.index.insert(id, &narrowed);
-            new.listener.options.v6only = true;
-            new.key = narrowed;
-            let place = plan.place(id).and_then(|place| plan.to_open.get_mut(place));
-            place.into_iter().for_each(|listener| listener.options.v6only = true);
+        if let Some(narrowed) = key.narrowed() {
+            if held.is_some_and(|id| self.held.contains_key(&id) && asked.contains(&id)) {
+                if let Some(new) = plan.planned_mut(id) {
+                    self.index.remove(id, &key);
+                    self.index.insert(id, &narrowed);
+                    new.listener.options.v6only = true;
+                    new.key = narrowed;
+                    let place = plan.place(id).and_then(|place| plan.to_open.get_mut(place));
+                    place.into_iter().for_each(|listener| listener.options.v6only = true);
+                }
+            }
         }
     }
 

@@ -124,15 +124,14 @@ fn difference(asked: &Options, has: &Options, backlog: Option<u32>) -> Option<(S
     let flag = |name: &str, asked: bool, has: bool| {
         (asked && !has).then(|| (name.to_owned(), format!("no {name}")))
     };
-    if let Some(asked) = asked.backlog
-        && Some(asked) != has.backlog
-        && Some(asked) != backlog
-    {
-        let has = match has.backlog.or(backlog) {
-            Some(has) => format!("backlog={has}"),
-            None => "the system's backlog".to_owned(),
-        };
-        return Some((format!("backlog={asked}"), has));
+    if let Some(asked) = asked.backlog {
+        if Some(asked) != has.backlog && Some(asked) != backlog {
+            let has = match has.backlog.or(backlog) {
+                Some(has) => format!("backlog={has}"),
+                None => "the system's backlog".to_owned(),
+            };
+            return Some((format!("backlog={asked}"), has));
+        }
     }
     if let Some(mode) = asked.mode.filter(|_| asked.mode != has.mode) {
         let has = match has.mode {

@@ -219,21 +219,20 @@ impl<H> Registry<H> {
         let Some(connection) = self.connections.get_mut(&plan.connection) else { return true };
         let before = connection.leases.len();
         plan.leases.reserve_exact(plan.entries.len() - plan.leases.len());
-        while *room > 0
-            && let Some((id, tentative)) = plan.entries.get(plan.leases.len()).copied()
-        {
+        while *room > 0 {
+            let Some((id, tentative)) = plan.entries.get(plan.leases.len()).copied() else { break };
             *room -= 1;
             // New listeners are entered in order, so one is new to the client when it is the next.
             let next = plan.base + plan.ids_granted;
             let created = id.0 == next;
-            if created
-                && let (Some(new), Some(opened)) = (plan.new.pop_front(), plan.opened.pop_front())
-            {
-                plan.ids_granted += 1;
-                if opened.bound != new.listener.address {
-                    self.index.occupy(id, new.key.bound(&opened.bound));
+            if created {
+                if let (Some(new), Some(opened)) = (plan.new.pop_front(), plan.opened.pop_front()) {
+                    plan.ids_granted += 1;
+                    if opened.bound != new.listener.address {
+                        self.index.occupy(id, new.key.bound(&opened.bound));
+                    }
+                    self.held.insert(id, Box::new(Held::new(new.listener, opened, now, true)));
                 }
-                self.held.insert(id, Box::new(Held::new(new.listener, opened, now, true)));
             }
             if let Some(held) = self.held.get_mut(&id) {
                 if let Some(name) = plan.named.remove(&id) {
@@ -277,20 +276,24 @@ impl<H> Registry<H> {
                 if let Some(name) = &new.listener.name {
                     self.index.remove_name(id, name);
                 }
-                if plan.opened.len() > plan.new.len()
-                    && let Some(opened) = plan.opened.pop_back()
-                {
-                    *room = room.saturating_sub(CLOSING);
-                    actions.push(Action::Close(opened.handle, new.listener, Closing::NeverHeld));
+                if plan.opened.len() > plan.new.len() {
+                    if let Some(opened) = plan.opened.pop_back() {
+                        *room = room.saturating_sub(CLOSING);
+                        actions.push(Action::Close(
+                            opened.handle,
+                            new.listener,
+                            Closing::NeverHeld,
+                        ));
+                    }
                 }
             } else if plan.pinned > plan.leases.len() {
                 plan.pinned -= 1;
                 let (id, _) = plan.entries[plan.pinned];
-                if !plan.is_own(id)
-                    && let Some(held) = self.held.get_mut(&id)
-                {
-                    held.leases -= 1;
-                    self.close_unconfirmed(id, actions);
+                if !plan.is_own(id) {
+                    if let Some(held) = self.held.get_mut(&id) {
+                        held.leases -= 1;
+                        self.close_unconfirmed(id, actions);
+                    }
                 }
             } else if let Some((id, name)) = plan.named.pop_first() {
                 self.index.remove_name(id, &name);

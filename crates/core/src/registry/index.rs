@@ -94,10 +94,10 @@ impl Index {
 
     /// Undoes [`Index::occupy`].
     pub(super) fn vacate(&mut self, id: ListenerId, key: Key) {
-        if let Entry::Occupied(entry) = self.keys.entry(key)
-            && *entry.get() == (id, Why::Bound)
-        {
-            entry.remove();
+        if let Entry::Occupied(entry) = self.keys.entry(key) {
+            if *entry.get() == (id, Why::Bound) {
+                entry.remove();
+            }
         }
     }
 

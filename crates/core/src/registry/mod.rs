@@ -226,24 +226,22 @@ impl<H> Registry<H> {
 
     /// A name that a claim in hand still gives it stays.
     fn unname(&mut self, id: ListenerId) {
-        if let Some(held) = self.held.get_mut(&id)
-            && let Some(name) = held.listener.name.take()
-        {
-            held.edition += 1;
-            self.index.remove_name(id, &name);
+        if let Some(held) = self.held.get_mut(&id) {
+            if let Some(name) = held.listener.name.take() {
+                held.edition += 1;
+                self.index.remove_name(id, &name);
+            }
         }
     }
 
     fn rename(&mut self, id: ListenerId, name: Name) {
         let named = self.pending.values().any(|plan| plan.names(id));
-        if let Some(held) = self.held.get_mut(&id)
-            && held.listener.name.is_none()
-            && !named
-            && self.index.name(&name).is_none()
-        {
-            held.edition += 1;
-            self.index.insert_name(id, &name);
-            held.listener.name = Some(name);
+        if let Some(held) = self.held.get_mut(&id) {
+            if held.listener.name.is_none() && !named && self.index.name(&name).is_none() {
+                held.edition += 1;
+                self.index.insert_name(id, &name);
+                held.listener.name = Some(name);
+            }
         }
     }
 

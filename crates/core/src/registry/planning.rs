@@ -109,16 +109,17 @@ impl<H> Registry<H> {
         if let Some(id) = found.filter(|id| self.is_undecided(plan, *id)) {
             return Err(self.wait_for(id));
         }
-        if let Some(name) = &asked.name
-            && let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found)
-            && let Some(who) = self.who(plan, owner)
-        {
-            let (name, asked) = (name.clone(), Box::new(asked));
-            return Err(match who {
-                Who::New(other) => Refusal::NameInRequest { name, asked, other },
-                Who::Held(held) => Refusal::Name { name, asked, held },
+        if let Some(name) = &asked.name {
+            if let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found) {
+                if let Some(who) = self.who(plan, owner) {
+                    let (name, asked) = (name.clone(), Box::new(asked));
+                    return Err(match who {
+                        Who::New(other) => Refusal::NameInRequest { name, asked, other },
+                        Who::Held(held) => Refusal::Name { name, asked, held },
+                    }
+                    .into());
+                }
             }
-            .into());
         }
         if let Some(id) = found {
             if let Some(name) = &asked.name {
@@ -176,10 +177,10 @@ impl<H> Registry<H> {
     /// while the rest of the claim is decided.
     pub(super) fn pin(&mut self, plan: &mut Pending<H>) {
         for (id, _) in &plan.entries[plan.pinned..] {
-            if !plan.is_own(*id)
-                && let Some(held) = self.held.get_mut(id)
-            {
-                held.leases += 1;
+            if !plan.is_own(*id) {
+                if let Some(held) = self.held.get_mut(id) {
+                    held.leases += 1;
+                }
             }
         }
         plan.pinned = plan.entries.len();

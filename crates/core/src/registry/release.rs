@@ -152,10 +152,8 @@ impl<H> Registry<H> {
         let uid = connection.peer.uid;
         // In a fixed order, so that logs and tests read alike.
         let (mut some, mut closing) = (Vec::new(), 0);
-        while some.len() < ENDED_AT_ONCE
-            && closing < CLOSED_AT_ONCE
-            && let Some((id, _)) = connection.leases.pop_first()
-        {
+        while some.len() < ENDED_AT_ONCE && closing < CLOSED_AT_ONCE {
+            let Some((id, _)) = connection.leases.pop_first() else { break };
             let held = self.held.get(&id);
             closing += usize::from(held.is_some_and(|held| held.tentative && held.leases == 1));
             some.push(id);

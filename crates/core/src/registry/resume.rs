@@ -35,11 +35,12 @@ impl<H> Registry<H> {
         for link in links {
             let mut leases = BTreeMap::new();
             for SavedLease { inode, since } in link.leases {
-                if let Some(id) = ids.get(&inode)
-                    && let Some(held) = self.held.get_mut(id)
-                    && leases.insert(*id, since).is_none()
-                {
-                    held.leases += 1;
+                if let Some(id) = ids.get(&inode) {
+                    if let Some(held) = self.held.get_mut(id) {
+                        if leases.insert(*id, since).is_none() {
+                            held.leases += 1;
+                        }
+                    }
                 }
             }
             self.leases.add(link.peer.uid, leases.len());

@@ -79,13 +79,13 @@ impl Service {
         let mut waiting = self.members.iter_mut().filter(|(_, member)| {
             member.ordered && Some(member.generation) == newest && member.stage == Stage::Ready
         });
-        if let Some((connection, member)) = waiting.next()
-            && !serves
-        {
-            member.stage = Stage::Serving;
-            if caller != Some(*connection) {
-                actions.push(Action::Enter(*connection, member.label(name)));
-                actions.push(Action::Serve(*connection, member.label(name)));
+        if let Some((connection, member)) = waiting.next() {
+            if !serves {
+                member.stage = Stage::Serving;
+                if caller != Some(*connection) {
+                    actions.push(Action::Enter(*connection, member.label(name)));
+                    actions.push(Action::Serve(*connection, member.label(name)));
+                }
             }
         }
     }
@@ -220,12 +220,13 @@ impl Succession {
         }
         let elsewhere = self.places.get(&speaker.connection).filter(|place| *place != service);
         let elsewhere = elsewhere.and_then(|name| Some((name, self.services.get(name)?)));
-        if let Some((name, place)) = elsewhere
-            && let Some(member) = place.members.get(&speaker.connection)
-            && (member.ordered || joining.ordered)
-        {
-            let (service, generation) = (name.clone(), member.generation);
-            return Err(Refusal::Fixed { service, generation });
+        if let Some((name, place)) = elsewhere {
+            if let Some(member) = place.members.get(&speaker.connection) {
+                if member.ordered || joining.ordered {
+                    let (service, generation) = (name.clone(), member.generation);
+                    return Err(Refusal::Fixed { service, generation });
+                }
+            }
         }
         let last = found.map_or(0, |service| service.last).max(LARGEST_BROUGHT);
         match joining.generation {
