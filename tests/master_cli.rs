@@ -44,6 +44,7 @@ const CONVERSATIONS: &[&str] = &[
     "@!99 show info\n",
     "@x show info\n",
     "@1 nonsense\n",
+    "@1 quit\n",
     "prompt\n@1\nshow version\n@\nshow version\n",
     "prompt;quit;show version\n",
     "prompt x\n",
