@@ -35,7 +35,7 @@ const KEEPERS: [Keeper; 8] = [
         words: "-Ws -f haproxy.cfg -p pid -S ./m.sock",
         environment: &[],
         reload: Reload::Checked("-Ws -f haproxy.cfg -c -q", Signal::SIGUSR2),
-        stop: (Signal::SIGTERM, 143),
+        stop: (Signal::SIGTERM, 0),
     },
     Keeper {
         who: "the official image",
@@ -56,7 +56,7 @@ const KEEPERS: [Keeper; 8] = [
         words: "-W -db -S ./m.sock,level,admin -f haproxy.cfg",
         environment: &[("HAPROXY_MWORKER", "1"), ("HAPROXY_CFGFILES", "haproxy.cfg")],
         reload: Reload::Signal(Signal::SIGUSR2),
-        stop: (Signal::SIGTERM, 143),
+        stop: (Signal::SIGTERM, 0),
     },
     Keeper {
         who: "another ingress controller, whose configuration is a directory",
@@ -70,7 +70,7 @@ const KEEPERS: [Keeper; 8] = [
         words: "-W -db -f haproxy.cfg",
         environment: &[],
         reload: Reload::Signal(Signal::SIGHUP),
-        stop: (Signal::SIGTERM, 143),
+        stop: (Signal::SIGTERM, 0),
     },
     Keeper {
         who: "a tool with a master",

@@ -49,6 +49,7 @@ mod master_cli;
 mod masters;
 mod metrics;
 mod migrating;
+mod mistakes;
 mod namespaces;
 mod neighbours;
 mod networks;

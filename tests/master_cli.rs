@@ -1,5 +1,6 @@
 //! The master CLI (haproxy's `-S`), served by the supervisor: the language of haproxy's own master, and what its callers rely on.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
+use crate::stand_in::Caller;
 
 /// Conversations that must be the same, byte for byte but for pids, times and counts.
 const CONVERSATIONS: &[&str] = &[
@@ -44,6 +46,7 @@ const CONVERSATIONS: &[&str] = &[
     "@!99 show info\n",
     "@x show info\n",
     "@1 nonsense\n",
+    "@1 quit\n",
     "prompt\n@1\nshow version\n@\nshow version\n",
     "prompt;quit;show version\n",
     "prompt x\n",
@@ -346,6 +349,34 @@ fn a_client_may_do_what_the_option_says() {
 }
 
 /// Each does its worst, and another is answered beside all of them.
+/// It may answer clients of its own before the supervisor knows that it serves.
+#[test]
+fn a_command_for_the_first_generation_waits_until_it_has_started() {
+    let Some(program) = Haproxy::system() else { return };
+    let caller = Caller::new(&program);
+    let gate = caller.scene.path("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let (gate, haproxy) = (gate.display(), program.display());
+    let waits = format!("case \"$*\" in *-db*) read -r go <{gate};; esac");
+    let script =
+        caller.scene.write("slow", &format!("#!/bin/sh\n{waits}\nexec {haproxy} \"$@\"\n"));
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("its mode");
+    let cli = Cli(caller.scene.path("m.sock"));
+    let words = format!("-W -f haproxy.cfg -S {}", cli.0.display());
+    let mut service = Process::start(caller.haproxy(&words).env("BINDONCE_HAPROXY", script));
+    service.wait_line("started");
+    let mut asked = cli.connect();
+    asked.write_all(b"@1 show version\n").expect("sending");
+    // Others are answered meanwhile.
+    let processes = cli.ask("show proc\n");
+    assert!(processes.contains(" master ") && !processes.contains(" worker "), "{processes}");
+    fs::write(caller.scene.path("gate"), "go\n").expect("somebody reads it");
+    let answer = rest(&mut asked);
+    assert!(answer.starts_with("2.") || answer.starts_with("3."), "{answer}");
+    service.terminate();
+    caller.wait_none();
+}
+
 #[test]
 fn a_client_that_hangs_or_floods_delays_nobody() {
     let Some(program) = Haproxy::system() else { return };

@@ -178,6 +178,34 @@ fn a_configuration_may_come_through_a_pipe() {
         caller.signal_all(Signal::SIGTERM);
         caller.wait_none();
         shell.wait_exit();
+        let mut shell = caller.command("sh", "-c");
+        shell.arg(format!("cat haproxy.cfg | {} -D -p pid -f /dev/stdin", link.display()));
+        assert_eq!(finish(&mut shell).ok(), "");
+        drop(caller.load().stop());
+        let supervisor = caller.pid("pid").expect("the pid file");
+        // Whoever has written it may wait until nobody reads any more.
+        let input = std::fs::read_link(format!("/proc/{supervisor}/fd/0")).expect("its input");
+        assert_eq!(input, Path::new("/dev/null"));
+        signal(supervisor, Signal::SIGTERM);
+        caller.wait_none();
+    });
+}
+
+/// What haproxy warns of is on standard error of whoever has started it, also where that is a reload.
+#[test]
+fn warnings_reach_whoever_starts_another_haproxy() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        finish(&mut caller.haproxy("-D -f haproxy.cfg -p pid")).ok();
+        let supervisor = caller.pid("pid").expect("the pid file");
+        let text = config(caller.address, 2).replace("timeout client", "# timeout client");
+        caller.scene.write("haproxy.cfg", &text);
+        let words = format!("-D -f haproxy.cfg -p pid -sf {supervisor}");
+        let done = finish(&mut caller.haproxy(&words));
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        assert!(done.err.contains("missing timeouts for frontend 'web'"), "{}", done.err);
+        signal(supervisor, Signal::SIGTERM);
+        caller.wait_none();
     });
 }
 
@@ -216,18 +244,70 @@ fn a_command_of_bindonce_runs_the_haproxy_behind_the_link() {
     assert_eq!(run.wait_exit().code(), Some(0), "{}", run.story());
 }
 
-/// As haproxy's master: everything ends, with the signal's exit code; a worker's end is no crash to be repaired.
+/// Everything ends; a worker's end is no crash to be repaired.
 #[test]
 fn a_signal_to_every_haproxy_is_a_stop() {
     let Some(program) = Haproxy::system() else { return };
     let caller = Caller::new(&program);
-    for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGUSR1, 0)] {
+    for (signal, code) in [(Signal::SIGTERM, 0), (Signal::SIGINT, 130), (Signal::SIGUSR1, 0)] {
         let mut haproxy = Process::start(&mut caller.haproxy("-W -f haproxy.cfg"));
         drop(caller.load().stop());
         caller.signal_all(signal);
         assert_eq!(haproxy.wait_exit().code(), Some(code), "{signal}: {}", haproxy.story());
         caller.wait_none();
     }
+}
+
+/// A worker that ends by SIGTERM is no fault to haproxy's master.
+#[test]
+fn a_signal_ends_it_with_the_exit_code_of_haproxys_master() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let socket = caller.scene.path("m.sock");
+        let words = format!("-W -f haproxy.cfg -S {}", socket.display());
+        let ends = |mut command: Command, ready: &str| {
+            for (signal, code) in
+                [(Signal::SIGTERM, 0), (Signal::SIGINT, 130), (Signal::SIGUSR1, 0)]
+            {
+                let mut haproxy = Process::start(&mut command);
+                // haproxy's own is ended by a signal before that, and up to 3.0 until it has executed itself again.
+                haproxy.wait_line(ready);
+                eventually("the master to answer", || {
+                    let stream = UnixStream::connect(&socket).ok()?;
+                    stream.set_read_timeout(Some(DEADLINE / 10)).ok()?;
+                    master(stream)
+                });
+                haproxy.signal(signal);
+                assert_eq!(haproxy.wait_exit().code(), Some(code), "{signal} {}", haproxy.story());
+                caller.wait_none();
+            }
+        };
+        ends(caller.command(&program, &words), "Loading success");
+        ends(caller.haproxy(&words), "serving");
+    });
+}
+
+/// A pid file is written only in the background or with a master, and looked at only then. A master goes on where nothing
+/// is to be listened on: what it was started for may come with a reload.
+#[test]
+fn what_only_a_master_needs_is_asked_of_a_master_alone() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let mut haproxy = Process::start(&mut caller.haproxy("-db -f haproxy.cfg -p none/pid"));
+        drop(caller.load().stop());
+        haproxy.signal(Signal::SIGUSR1);
+        assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
+        for (start, global) in [("-W -D", ""), ("-D", "    master-worker\n")] {
+            caller.scene.write("haproxy.cfg", &format!("global\n    maxconn 10\n{global}"));
+            finish(&mut caller.haproxy(&format!("{start} -f haproxy.cfg -p pid"))).ok();
+            let supervisor = caller.pid("pid").expect("the pid file");
+            caller.configure(global, 2);
+            signal(supervisor, Signal::SIGUSR2);
+            drop(caller.answers(2).stop());
+            signal(supervisor, Signal::SIGTERM);
+            caller.wait_none();
+        }
+    });
 }
 
 /// Without a master the signal itself ends haproxy. Who has started it may wait for the end of its output, and the broker
@@ -518,7 +598,7 @@ fn a_generation_has_the_environment_of_a_worker() {
             assert_eq!(text("HAPROXY_MASTER_CLI"), expected, "{out}");
         }
         haproxy.signal(Signal::SIGTERM);
-        assert_eq!(haproxy.wait_exit().code(), Some(143), "{}", haproxy.story());
+        assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
     });
 }
 

@@ -72,6 +72,7 @@ fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
             the_supervisors_unit_keeps_its_promises(seen);
             the_ways_in_lose_nothing(&result["walked"]);
             a_socket_unit_keeps_its_socket(&result["walked"]["stands_in"]);
+            what_a_killed_supervisor_leaves_is_the_units_to_say(&result["walked"]["killed"]);
         }
     }
 }
@@ -106,6 +107,34 @@ fn a_socket_unit_keeps_its_socket(seen: &Value) {
         assert_eq!(seen[kept], true, "{kept}: {seen}");
     }
     assert_eq!(seen["states"], json!(["active", "active"]), "{seen}");
+}
+
+/// What docs/stand-in.md says of `KillMode=`: kill -9 of the supervisor while one generation serves and another drains.
+fn what_a_killed_supervisor_leaves_is_the_units_to_say(seen: &Value) {
+    for mode in ["mixed", "process"] {
+        assert_eq!(
+            (&seen[mode]["state"], &seen[mode]["in_time"]),
+            (&json!("active"), &json!(true)),
+            "{seen:#}"
+        );
+    }
+    let (mixed, process) = (&seen["mixed"], &seen["process"]);
+    assert_eq!(
+        (&mixed["same_worker"], &mixed["draining"]),
+        (&json!(false), &json!([0, false])),
+        "{seen:#}"
+    );
+    assert_eq!(
+        (&process["same_worker"], &process["draining"]),
+        (&json!(true), &json!([1, true])),
+        "{seen:#}"
+    );
+    assert_eq!(
+        (&process["failed"], &process["drained"]),
+        (&json!([]), &json!("HTTP/1.1 200 OK")),
+        "{seen:#}"
+    );
+    assert_eq!((&mixed["count"], &process["count"]), (&json!("0"), &json!("1")), "{seen:#}");
 }
 
 /// Start, a good and a broken reload, the watchdog, a stop that drains.

@@ -2,8 +2,8 @@
 """The broker under a real systemd, as PID 1 of namespaces of its own: kill -9 at random
 moments with no client connected, and every listener comes back as the same socket. Then the
 supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; the ways in
-of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load; and a socket unit whose
-service is bindonce under haproxy's name.
+of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load; a socket unit whose
+service is bindonce under haproxy's name; and that supervisor killed, by KillMode=.
 
     tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH]
 
@@ -20,6 +20,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -179,16 +180,18 @@ class Clients:
     """One connection after the other; what they met."""
 
     def __init__(self):
-        self.answers, self.failed, self.goes_on = 0, [], True
+        self.answers, self.failed, self.goes_on, self.longest = 0, [], True, 0
         self.thread = threading.Thread(target=self.run)
 
     def run(self):
         while self.goes_on:
+            begun = time.monotonic()
             try:
                 assert answered() == "one", "another answer"
                 self.answers += 1
             except (OSError, AssertionError) as error:
                 self.failed.append(repr(error))
+            self.longest = max(self.longest, time.monotonic() - begun)
             time.sleep(0.002)
 
     def __enter__(self):
@@ -266,6 +269,8 @@ def walked(haproxy):
     systemctl("stop", "haproxy.socket")
     eventually("the listener to go", released)
     seen["stands_in"] = stands_in(haproxy, units)
+    configure("one")
+    seen["killed"] = {mode: killed(haproxy, units, mode) for mode in ("mixed", "process")}
     return seen
 
 
@@ -300,6 +305,53 @@ def stands_in(haproxy, units):
             "states": [show("ActiveState", unit) for unit in ("haproxy.service", "haproxy.socket")]}
     systemctl("stop", "haproxy.service", "haproxy.socket")
     return seen
+
+
+def killed(haproxy, units, mode):
+    """kill -9 of the supervisor in a unit with Restart=, while one generation serves and an older one drains."""
+    text = STANDS_IN.format(haproxy=haproxy, shared=SHARED, control=CONTROL).replace("KillMode=mixed", f"KillMode={mode}\nRestart=always")
+    (units / "edge.service").write_text(text.replace("haproxy.pid", "edge.pid -S /run/master.sock"))
+    systemctl("daemon-reload")
+    systemctl("start", "edge.service")
+    pid = lambda: int(show("MainPID", "edge.service"))
+    workers = lambda: [line.split() for line in master("show proc").splitlines() if " worker " in line]
+    with socket.create_connection(("127.0.0.1", PORT), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n")
+        eventually("one in progress", lambda: "\nCurrConns: 1\n" in master("@1 show info"))
+        master("reload")
+        before, old = pid(), workers()
+        with Clients() as clients:
+            os.kill(before, signal.SIGKILL)
+            eventually("another supervisor", lambda: pid() not in (0, before))
+            eventually("it to serve", lambda: workers())
+        now = workers()
+        drains = [word for word, *_ in now[1:] if "Stopping: 1" in master(f"@!{word} show info")]
+        try:
+            client.sendall(b"\r\n")
+            answer = client.recv(4096).decode().split("\r\n")[0]
+        except OSError as error:
+            answer = error.strerror
+    seen = {"failed": sorted(set(clients.failed)), "answers": clients.answers, "same_worker": now[0][0] == old[0][0], "drained": answer,
+            "draining": [len(drains), drains == [word for word, *_ in old[1:]]], "state": show("ActiveState", "edge.service"),
+            "count": master("show proc").splitlines()[1].split()[2], "in_time": clients.longest < 2}
+    systemctl("stop", "edge.service")
+    # The watchdog may outlive the unit's main process by a moment.
+    eventually("none to be left", lambda: not show("ControlGroup", "edge.service") or not tasks("edge.service"))
+    return seen
+
+
+def tasks(unit):
+    """What still runs in a unit."""
+    text = pathlib.Path(f"/sys/fs/cgroup{show('ControlGroup', unit)}/cgroup.procs")
+    return text.read_text().split() if text.exists() else []
+
+
+def master(line):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect("/run/master.sock")
+        client.sendall(f"{line}\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
 
 def systemctl(*words):

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 
@@ -33,15 +34,24 @@ pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
     Ok(Some(Rc::new(starter)))
 }
 
-/// Starts the process that goes on; gives 0 when it serves, else its own exit code.
-pub(crate) fn start(name: &OsStr, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
+/// Names of standard input, which may be a pipe that has the configuration.
+const INPUT: [&str; 3] = ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"];
+
+/// Starts the process that goes on; gives 0 when it serves, else its own exit code. It has our standard input until it serves,
+/// if that is among `files`.
+pub(crate) fn start(
+    name: &OsStr,
+    arguments: &[OsString],
+    files: &[PathBuf],
+) -> anyhow::Result<ExitCode> {
+    let reads = files.iter().any(|file| INPUT.iter().any(|name| file == Path::new(name)));
     let (mut words, error_writer) = io::pipe().context("no pipe")?;
     let (mut news, writer) = io::pipe().context("no pipe")?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(arguments)
         .env(VARIABLE, "1")
-        .stdin(Stdio::null())
+        .stdin(if reads { Stdio::inherit() } else { Stdio::null() })
         .stdout(writer)
         .stderr(error_writer)
         .spawn()

@@ -61,8 +61,12 @@ pub fn failed(reason: &str) -> RpcError {
 }
 
 /// Gives this process the name of its program, which it does not have after an exec by descriptor: then it is
-/// the descriptor's number (ps(1), `comm`).
+/// the descriptor's number (ps(1), `comm`). One that it has been given since stays.
 pub fn take_name() {
+    let is_number = |name: &CString| name.as_bytes().iter().all(u8::is_ascii_digit);
+    if !nix::sys::prctl::get_name().is_ok_and(|name| is_number(&name)) {
+        return;
+    }
     let binary = started_from().unwrap_or_default();
     let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
     if let Ok(name) = CString::new(name) {

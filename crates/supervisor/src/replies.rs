@@ -43,6 +43,9 @@ pub struct Reloaded {
     /// The same of older generations, which were told to stop instead of being paused for that.
     #[serde(default)]
     pub stopped_first: Vec<String>,
+    /// What it has written on standard error until it had started.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub startup: String,
     /// What became of the older generations, if that was waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

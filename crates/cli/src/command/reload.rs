@@ -171,6 +171,7 @@ fn text(reloaded: &Reloaded) -> String {
         drained,
         read_otherwise,
         stopped_first,
+        startup: _,
     } = reloaded;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
     let mut text = format!("generation {generation} serves{pid}\n");
@@ -228,6 +229,7 @@ mod tests {
             drained: None,
             read_otherwise: Vec::new(),
             stopped_first: Vec::new(),
+            startup: String::new(),
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
         reloaded.ended = vec![40, 41];

@@ -70,10 +70,17 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         return done.map(Outcome::Done);
     }
     if !background::is_it() && goes_to_background(&command)? {
-        return background::start(NAME.as_ref(), arguments).map(Outcome::Done);
+        return background::start(NAME.as_ref(), arguments, &command.files).map(Outcome::Done);
     }
     if let Some(path) = &command.role.transfer {
         can_transfer(Path::new(path), &command)?;
+    }
+    if let Some(path) = &command.role.pid_file
+        && (background::is_it()
+            || command.role.master.is_some()
+            || says("master-worker", &command, |rendering| rendering.is_master)?)
+    {
+        name::can_write(path)?;
     }
     serve(&real, &command.role, name.as_str(), arguments)
 }
@@ -122,9 +129,6 @@ fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
 
 /// What `bindonce run` is told for this command.
 fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow::Result<Outcome> {
-    if let Some(path) = &role.pid_file {
-        name::can_write(path)?;
-    }
     let level = if arguments.iter().any(|word| word.as_bytes().starts_with(b"-q")) {
         "off"
     } else if background::is_it() || role.replaces() {

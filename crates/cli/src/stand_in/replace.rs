@@ -83,7 +83,12 @@ pub(crate) fn reload(
     client.set_timeout(RELOAD)?;
     let how = serde_json::json!({ "caller": caller, "at_once": command.role.at_once });
     match client.call("reload", &how) {
-        Ok(_) => Ok(ExitCode::SUCCESS),
+        Ok(reply) => {
+            // Warnings, for whoever has started this; an older supervisor sends none.
+            let text = reply.get("startup").and_then(|text| text.as_str()).unwrap_or_default();
+            log::write(text.as_bytes());
+            Ok(ExitCode::SUCCESS)
+        }
         Err(bindonce::Error::Refused(refusal)) => {
             release(socket, &stored);
             log::write(format!("{}\n", refusal.message).as_bytes());

@@ -24,7 +24,8 @@ impl Supervisor {
     pub(crate) fn answer_master_cli(&mut self, ask: Ask) {
         match ask {
             // A client that has gone away misses nothing, here and below.
-            Ask::Look(reply) => drop(reply.send(self.seen())),
+            Ask::Begun(reply) if self.master.begins => self.master.beginning.push(reply),
+            Ask::Look(reply) | Ask::Begun(reply) => drop(reply.send(self.seen())),
             Ask::Reload { hard, pid, reply } => {
                 self.master.hard |= hard;
                 let (send, outcome) = oneshot::channel();
@@ -149,6 +150,9 @@ impl Supervisor {
                 let after = format!("[WARNING]  ({us}) : Loading failure!\n");
                 self.master.startup = Startup { before, tail, after };
             }
+        }
+        for reply in std::mem::take(&mut self.master.beginning) {
+            let _ = reply.send(self.seen());
         }
         for caller in callers {
             if let Some(startup) = self.master.waiting.remove(caller) {

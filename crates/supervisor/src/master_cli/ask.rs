@@ -15,6 +15,8 @@ use crate::generations::spares::Spares;
 pub(crate) enum Ask {
     /// Tell what there is.
     Look(oneshot::Sender<Seen>),
+    /// The same, when the first start of the service has ended.
+    Begun(oneshot::Sender<Seen>),
     /// Reload; older generations end at once if it is `hard`.
     Reload { hard: bool, pid: Option<i32>, reply: oneshot::Sender<Reloaded> },
 }

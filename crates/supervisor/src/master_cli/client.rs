@@ -84,6 +84,13 @@ impl Hub {
         seen.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
+    /// The same, when the first start has ended: its generation may answer clients of its own a moment before.
+    pub(super) async fn begun(&self) -> io::Result<Seen> {
+        let (reply, seen) = oneshot::channel();
+        self.cx.send(Message::Master(Ask::Begun(reply)));
+        seen.await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
     /// The answer to `show env`: what a master has in its environment.
     pub(super) fn environment(&self, name: Option<&str>) -> String {
         let sockets = MasterSocket::variable_of(&self.cx.settings.master_cli);

@@ -59,8 +59,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
             if self.client.input.is_empty() {
                 self.receive().await?;
             }
-            let seen = self.hub.look().await?;
+            let mut seen = self.hub.look().await?;
             let next = self.client.input.next(has_both(seen.version));
+            if let Next::Command(command) = &next
+                && seen.processes.current.is_none()
+                && command.trim_ascii_start().starts_with(b"@1")
+            {
+                seen = self.hub.begun().await?;
+            }
             let goes = match next {
                 Next::More if self.client.ended => return Ok(()),
                 Next::More => {

@@ -69,8 +69,8 @@ async fn send(hub: &Hub, socket: &Path, request: &Request<'_>) -> io::Result<Uni
     Ok(stream)
 }
 
-/// Passes an answer on to its end, but for so many line ends before it; false if there is none, as when the connection was not
-/// accepted.
+/// Passes an answer on to its end, but for so many line ends before it; it may be empty (`quit`). False if the connection was
+/// not accepted, which resets it.
 async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut UnixStream,
     client: &mut Client<S>,
@@ -85,6 +85,7 @@ async fn relay<S: AsyncRead + AsyncWrite + Unpin>(
                 client.say(&bytes[skipped..read]).await?;
                 (empty, passed) = (empty - skipped, true);
             }
+            Ok(Ok(_)) => return Ok(true),
             _ => return Ok(passed),
         }
     }

@@ -8,8 +8,9 @@ use bindonce_core::generation::{Caller, GenerationId};
 use bindonce_core::time::Timestamp;
 use bindonce_haproxy::config::MasterSocket;
 use bindonce_sys::clock;
+use tokio::sync::oneshot;
 
-use super::ask::Startup;
+use super::ask::{Seen, Startup};
 use super::client::Hub;
 use super::seats::Seats;
 use super::sockets::Socket;
@@ -34,6 +35,8 @@ pub(crate) struct Master {
     pub(crate) failed: u64,
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
+    /// Clients that wait for its end.
+    pub(super) beginning: Vec<oneshot::Sender<Seen>>,
     pub(crate) startup: Startup,
     hub: Option<(Hub, Rc<Seats>)>,
     /// The generation that has failed, and what it wrote.
@@ -69,6 +72,7 @@ impl Master {
             reloads: saved.reloads,
             failed: saved.failed_reloads,
             begins: false,
+            beginning: Vec::new(),
             startup: Startup::said(saved.startup_logs.clone()),
             hub: None,
             failing: None,

@@ -46,8 +46,12 @@ impl Report {
                     [] => "serving alone".to_owned(),
                     ended => format!("serving alone; older generations had to be ended: {ended:?}"),
                 };
-                let own = now.generations.get(id).map(|one| one.own.lines.clone());
-                let read_otherwise: Vec<_> = own.into_iter().flatten().collect();
+                let (read_otherwise, startup) = match now.generations.get(id) {
+                    Some(one) => {
+                        (one.own.lines.iter().cloned().collect(), one.output.tail.startup())
+                    }
+                    None => (Vec::new(), String::new()),
+                };
                 let stopped_first = std::mem::take(&mut self.stopped_first);
                 for (what, lines) in [
                     ("haproxy has the broker's socket for what it has bound", &read_otherwise),
@@ -70,6 +74,7 @@ impl Report {
                     none_kept,
                     read_otherwise,
                     stopped_first,
+                    startup,
                     drained: None,
                 })
             }

@@ -29,9 +29,11 @@ pub(crate) async fn tell(starter: Rc<OwnedFd>, written: Option<JoinHandle<bool>>
         None => true,
     };
     log::finish(log::LAST_WORDS);
-    if let Ok(nowhere) = std::fs::File::options().write(true).open("/dev/null") {
+    if let Ok(nowhere) = std::fs::File::options().read(true).write(true).open("/dev/null") {
         // Only a full table of descriptors refuses it, and it needs no new one.
         let _ = nix::unistd::dup2_stderr(&nowhere);
+        // The configuration may have come through it.
+        let _ = nix::unistd::dup2_stdin(&nowhere);
     }
     if let Ok(copy) = starter.try_clone() {
         // One that is gone misses nothing.

@@ -165,7 +165,8 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         if role.daemon && !background::is_it() {
             let mut words = std::env::args_os();
             let name = words.next().unwrap_or_default();
-            return background::start(&name, &words.collect::<Vec<_>>());
+            let words = words.collect::<Vec<_>>();
+            return background::start(&name, &words, &haproxy.command.files);
         }
         replaced = Replaced {
             pids: role.older.clone(),
@@ -239,7 +240,11 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
                 signal::raise(signal)?;
                 SigSet::from(signal).thread_unblock()?;
             }
-            Ok(ExitCode::from(128 + u8::try_from(signal as i32)?))
+            // A worker that ends by SIGTERM is no fault to haproxy's master, which then exits 0.
+            match signal {
+                signal::Signal::SIGTERM if is_master => Ok(ExitCode::SUCCESS),
+                _ => Ok(ExitCode::from(128 + u8::try_from(signal as i32)?)),
+            }
         }
         // Under its name haproxy has said what there is to say.
         Ended::NeverServed { in_its_words: true, .. } if at_once => Ok(ExitCode::FAILURE),

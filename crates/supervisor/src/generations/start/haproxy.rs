@@ -94,7 +94,9 @@ pub(crate) async fn render(
         Ok(read) => read?,
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
-    let admin = kind.admin && rendering.surely_listens();
+    // A worker needs nothing to listen on.
+    let is_master = rendering.is_master || kind.command.role.master.is_some();
+    let admin = kind.admin && (is_master || rendering.surely_listens());
     let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
     if rendering.lacks_cluster_secret() {
         let secret = secret::cluster_secret(&directory.cluster_secret());
