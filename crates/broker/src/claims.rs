@@ -188,21 +188,25 @@ async fn open(
 ) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
     let owned = broker.borrow().listeners.reserve(id, listeners.len());
     let mut owned = owned.map_err(|denied| (Vec::new(), denied))?;
-    let mut order: Vec<usize> = (0..listeners.len()).collect();
+    let many = listeners.len() > OPENED_AT_ONCE;
+    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
+    // One after the other, each freed in its turn: a copy of all would be a long step.
+    let mut order: Box<dyn Iterator<Item = (usize, Listener)>> =
+        Box::new(listeners.into_iter().enumerate());
     if !overlaps.is_empty() {
         // The most general first, and what it overlaps beside it.
-        order.sort_by_key(|index| listeners[*index].key().specificity());
+        let mut sorted: Vec<(usize, Listener)> = order.collect();
+        sorted.sort_by_key(|(_, listener)| listener.key().specificity());
+        order = Box::new(sorted.into_iter());
     }
-    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
     let unfinished = Rc::clone(&broker.borrow().listeners.unfinished);
-    let mut opened = Opening { sockets: Vec::with_capacity(listeners.len()), unfinished };
+    let mut opened = Opening { sockets: Vec::with_capacity(places.len()), unfinished };
     let mut failure = None;
-    for (count, index) in order.into_iter().enumerate() {
+    for (count, (index, listener)) in order.enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
             yield_now().await;
         }
         let held = &broker.borrow().listeners;
-        let listener = &listeners[index];
         let from = overlaps.partition_point(|overlap| overlap.new < index);
         let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
         let fds: Vec<BorrowedFd<'_>> = others
@@ -213,29 +217,36 @@ async fn open(
             .map(|fd| fd.as_fd())
             .collect();
         let socket = if fds.is_empty() {
-            listen::open(listener)
+            listen::open(&listener)
         } else {
-            listen::open_beside(listener, &fds)
+            listen::open_beside(&listener, &fds)
         };
         match socket {
             Ok(socket) => {
-                let mut socket = held.opened(listener, socket);
+                let mut socket = held.opened(&listener, socket);
                 socket.handle.owned = owned.pop();
                 places[index] = Some(opened.sockets.len());
                 opened.push(socket);
             }
             Err(error) => {
-                failure = Some(Denied::NotOpened(Box::new(listener.clone()), error));
+                failure = Some(Denied::NotOpened(Box::new(listener), error));
                 break;
             }
         }
     }
-    if listeners.len() > OPENED_AT_ONCE {
+    if many {
         // To hand out so many is a turn of its own.
         yield_now().await;
     }
-    // In the order of the listeners.
-    let mut sockets: Vec<_> = opened.take().into_iter().map(Some).collect();
+    let sockets = opened.take();
+    if overlaps.is_empty() {
+        // In the order of the listeners already, and none behind a hole.
+        return match failure {
+            None => Ok(sockets),
+            Some(denied) => Err((sockets, denied)),
+        };
+    }
+    let mut sockets: Vec<_> = sockets.into_iter().map(Some).collect();
     let mut in_order = places.into_iter().map(|place| sockets[place?].take());
     let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
     match failure {

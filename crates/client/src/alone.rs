@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{Permissions, set_permissions};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options, Wanted};
 use bindonce_wire::params::Target;
 use bindonce_wire::result::Bound;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::fs::{FileType, Mode, OFlags, fchmod, fcntl_getfl, fcntl_setfl, fstat, open};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr, socket_type};
 use rustix::net::{
@@ -114,7 +114,7 @@ impl Alone {
                     Some(at) => self.passed.swap_remove(at).1,
                     None => {
                         created = true;
-                        open(listener)?
+                        bound(listener)?
                     }
                 };
                 self.claimed.push((listener.clone(), fd));
@@ -191,7 +191,7 @@ fn address_of(fd: &OwnedFd) -> io::Result<Address> {
 }
 
 /// Binds it, and listens.
-fn open(listener: &Listener) -> io::Result<OwnedFd> {
+fn bound(listener: &Listener) -> io::Result<OwnedFd> {
     let Listener { address, options, .. } = listener;
     let Options { backlog, v6only, blocking, mode, .. } = *options;
     let here = Options { backlog, v6only, blocking, mode, ..Options::default() };
@@ -218,6 +218,10 @@ fn open(listener: &Listener) -> io::Result<OwnedFd> {
     if address.ip().is_some() && (address.listens() || !address.is_exclusive()) {
         set_socket_reuseaddr(&fd, true)?;
     }
+    if let (Address::Unix(_), Some(mode)) = (address, mode) {
+        // The file never gets more than this, and less where the umask takes some (unix_bind in the kernel).
+        fchmod(&fd, Mode::from_raw_mode(mode))?;
+    }
     match bind(&fd, &at) {
         // A path outlives its socket: one that nobody listens on may be taken.
         Err(Errno::ADDRINUSE) if matches!(address, Address::Unix(_)) => {
@@ -232,7 +236,7 @@ fn open(listener: &Listener) -> io::Result<OwnedFd> {
         bound => bound?,
     }
     if let (Address::Unix(path), Some(mode)) = (address, mode) {
-        set_permissions(path, Permissions::from_mode(mode))?;
+        set_mode(path, mode)?;
     }
     if address.listens() {
         // The kernel cuts it to somaxconn.
@@ -244,8 +248,23 @@ fn open(listener: &Listener) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Gives the file of a socket its whole mode, by a descriptor: what a link leads to, or a file in its place, is not changed.
+fn set_mode(path: &str, mode: u32) -> io::Result<()> {
+    let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let found = fstat(&file)?.st_mode;
+    if FileType::from_raw_mode(found) != FileType::Socket {
+        return Err(Errno::ADDRINUSE.into());
+    }
+    if Mode::from_raw_mode(found) != Mode::from_raw_mode(mode) {
+        let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+        set_permissions(file, Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -278,6 +297,31 @@ mod tests {
         alone.stop();
         drop((any, web));
         TcpListener::bind(("127.0.0.1", ports[0])).expect("no copy is left");
+    }
+
+    #[test]
+    fn a_path_has_its_mode_and_nothing_else_is_changed() {
+        let directory = env::temp_dir().join(format!("bindonce-mode-{}", std::process::id()));
+        fs::create_dir(&directory).expect("a directory");
+        let mode = |path: &std::path::Path| {
+            fs::metadata(path).expect("stat").permissions().mode() & 0o7777
+        };
+        // Less and more than any usual umask leaves.
+        for wanted in [0o600, 0o777] {
+            let path = directory.join(format!("{wanted:o}"));
+            let claim = format!("unix@{},mode={wanted:04o}", path.display());
+            one(&mut Alone::new(Vec::new()), &claim).expect("bound");
+            assert_eq!(mode(&path), wanted);
+        }
+        let (victim, link) = (directory.join("victim"), directory.join("link"));
+        fs::write(&victim, "").expect("written");
+        fs::set_permissions(&victim, Permissions::from_mode(0o640)).expect("chmod");
+        std::os::unix::fs::symlink(&victim, &link).expect("a link");
+        for path in [&victim, &link] {
+            set_mode(path.to_str().expect("text"), 0o666).expect_err("no socket");
+        }
+        assert_eq!(mode(&victim), 0o640);
+        fs::remove_dir_all(&directory).expect("removed");
     }
 
     #[test]

@@ -34,6 +34,21 @@ pub(super) async fn bind(
     elements: Vec<Bind>,
     mut turn: Turn,
 ) -> Result<Reply, RpcError> {
+    // Both in boxes: many requests may wait for their turn in between, with room for neither.
+    let (wants, count) = Box::pin(read(broker, caller, elements)).await?;
+    if count > ANSWERED_AT_ONCE {
+        let large = Rc::clone(&broker.borrow().large);
+        turn.come(&large, caller.peer.uid).await;
+    }
+    Box::pin(claim(broker, caller, request, wants)).await
+}
+
+/// What is asked for, which the caller may have as things are, and how many listeners that is.
+async fn read(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    elements: Vec<Bind>,
+) -> Result<(Vec<Want>, usize), RpcError> {
     let mut wants = Vec::with_capacity(elements.len());
     let mut count = 0_usize;
     let mut home = None;
@@ -49,7 +64,7 @@ pub(super) async fn bind(
         if let Wanted::Listen(spec) = &mut wanted {
             let home = match &home {
                 Some(home) => home,
-                None => home.insert(Box::pin(Home::of(broker, caller)).await?),
+                None => home.insert(Home::of(broker, caller).await?),
             };
             home.place(&mut spec.first)?;
         }
@@ -69,12 +84,7 @@ pub(super) async fn bind(
         }
         wants.push(want);
     }
-    if count > ANSWERED_AT_ONCE {
-        let large = Rc::clone(&broker.borrow().large);
-        turn.come(&large, caller.peer.uid).await;
-    }
-    // In a box: many requests may wait until here, and the way from here is long.
-    Box::pin(claim(broker, caller, request, wants)).await
+    Ok((wants, count))
 }
 
 /// Claims what is allowed, and answers with it.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use bindonce_core::address::Address;
-use bindonce_core::listener::Options;
+use bindonce_core::listener::{Listener, Options};
 use bindonce_core::name::Name;
 use bindonce_core::policy::Verb;
-use bindonce_core::registry::{Generation, Holder, View};
+use bindonce_core::registry::{Generation, Holder, ListenerId, View};
 use bindonce_daemon::rpc::{Caller, encode, unwritten};
 use bindonce_sys::options::{self, Change};
 use bindonce_sys::{diag, queue};
@@ -69,56 +69,55 @@ async fn problems(broker: &RefCell<Broker>, caller: &Caller) -> Vec<Problem> {
     if all { problems::all(broker).await } else { Vec::new() }
 }
 
-/// Every listener that the caller may see, sorted by name, with its queue as the kernel has it now. Many in many turns, each as it is
-/// then.
+/// Every listener that the caller may see, sorted by name.
 async fn listeners(
     broker: &RefCell<Broker>,
     caller: &Caller,
 ) -> Result<Vec<Box<RawValue>>, RpcError> {
     let mut written = BTreeMap::new();
-    let (mut after, mut unix) = (None, None);
-    loop {
-        let more = {
-            let broker = broker.borrow();
-            let views = broker.listeners.registry.list_after(after, IN_A_TURN);
-            for view in &views {
-                after = Some(view.id);
-                let listener = &view.held.listener;
-                if !broker.access.may_see(caller, listener) {
-                    continue;
-                }
-                let is_unix = listener.address.ip().is_none();
-                let queues = is_unix.then(|| &*unix.get_or_insert_with(unix_queues));
-                let info = info(view, queues);
-                let text = to_raw_value(&info).map_err(|error| unwritten(&error))?;
-                written.insert((info.name, view.id), text);
-            }
-            views.len() == IN_A_TURN
-        };
-        if !more {
-            return Ok(written.into_values().collect());
-        }
-        yield_now().await;
-    }
+    let may_see = |broker: &Broker, listener: &Listener| broker.access.may_see(caller, listener);
+    each(broker, usize::MAX, may_see, |id, info| {
+        let text = to_raw_value(&info).map_err(|error| unwritten(&error));
+        written.insert((info.name, id), text);
+    })
+    .await;
+    written.into_values().collect()
 }
 
 /// The first listeners, at most so many, sorted by name, and how many there are beyond them.
 pub(crate) async fn first(broker: &RefCell<Broker>, most: usize) -> (Vec<ListenerInfo>, usize) {
-    let (mut infos, mut after, mut unix) = (Vec::new(), None, None);
+    let mut infos = Vec::new();
+    each(broker, most, |_, _| true, |_, info| infos.push(info)).await;
+    let beyond = broker.borrow().listeners.registry.len().saturating_sub(infos.len());
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    (infos, beyond)
+}
+
+/// Tells of the first `most` listeners, of those that are `wanted`, each with its queue as the kernel has it now. Many in many turns, each
+/// as it is then.
+async fn each(
+    broker: &RefCell<Broker>,
+    mut most: usize,
+    wanted: impl Fn(&Broker, &Listener) -> bool,
+    mut tell: impl FnMut(ListenerId, ListenerInfo),
+) {
+    let (mut after, mut unix) = (None, None);
     loop {
         {
             let broker = broker.borrow();
-            let registry = &broker.listeners.registry;
-            let views = registry.list_after(after, IN_A_TURN.min(most - infos.len()));
-            after = views.last().map(|view| view.id).or(after);
-            infos.extend(views.iter().map(|view| {
-                let is_unix = view.held.listener.address.ip().is_none();
-                info(view, is_unix.then(|| &*unix.get_or_insert_with(unix_queues)))
-            }));
-            if views.is_empty() || infos.len() == most {
-                let beyond = registry.len().saturating_sub(infos.len());
-                infos.sort_by(|a, b| a.name.cmp(&b.name));
-                return (infos, beyond);
+            let views = broker.listeners.registry.list_after(after, IN_A_TURN.min(most));
+            for view in &views {
+                let listener = &view.held.listener;
+                if wanted(&broker, listener) {
+                    let is_unix = listener.address.ip().is_none();
+                    let queues = is_unix.then(|| &*unix.get_or_insert_with(unix_queues));
+                    tell(view.id, info(view, queues));
+                }
+            }
+            after = views.last().map(|view| view.id);
+            most -= views.len();
+            if views.len() < IN_A_TURN || most == 0 {
+                return;
             }
         }
         yield_now().await;
