@@ -95,7 +95,6 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("docs/metrics.md", "curl", "needs curl; tests/metrics.rs asks the same"),
     ("docs/library.md", "cargo doc", "builds pages; the examples in them are run as tests"),
     ("*", "bindonce run --as nginx", "needs nginx; tests/programs.rs runs it so"),
-    ("docs/for-c-servers.md", "./deploy/capi", "builds a release; crates/capi has its tests"),
     ("docs/architecture.md", "haproxy", "is a floor in a drawing"),
     ("*", "./deploy/deb", "the package has tests of its own (tests/package.rs)"),
     ("*", "apt install", "the package has tests of its own (tests/package.rs)"),
