@@ -42,6 +42,7 @@ mod kinds;
 mod leaks;
 mod left;
 mod lingering;
+mod links;
 mod many;
 mod master_cli;
 mod masters;
