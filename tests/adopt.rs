@@ -66,6 +66,14 @@ impl Plain {
     fn walk(mut self, program: &Path, from: &[&str]) -> (Value, Value) {
         let scene = &self.scene;
         let broker = scene.broker();
+        // Who has the address is looked up within half a second, or not told.
+        let said = eventually("who has the address", || {
+            let said = scene.run("bind", &[&self.address.to_string()]).fails(1);
+            said.contains("held by pid ").then_some(said)
+        });
+        // Some are started by a script that makes them bear the loader's name.
+        let named = said.contains("haproxy)");
+        assert_eq!(said.contains("hint: `bindonce adopt --pid "), named, "{said}");
         let adopted = self.adopt(from);
         let inode = adopted["adopted"][0]["inode"].as_u64().expect("an inode");
         // Peers and the stats socket, which `run` leaves to haproxy, stay where they are.

@@ -44,6 +44,7 @@ mod leaks;
 mod left;
 mod library_package;
 mod lingering;
+mod links;
 mod many;
 mod master_cli;
 mod masters;

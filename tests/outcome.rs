@@ -61,6 +61,7 @@ fn a_configuration_with_nothing_to_listen_on_is_refused_in_haproxys_words() {
             scene.write("haproxy.cfg", &text);
             let said = haproxy.reload(&scene).fails(1);
             assert!(said.contains("No enabled listener found"), "{what}: {said}");
+            assert!(said.contains("add a `bind` line"), "{what}: {said}");
             assert!(said.contains("generation 1 serves on"), "{what}: {said}");
             assert!(answer(address).contains("x-generation: 1"), "{what}");
             let words = [program.as_os_str(), "-f".as_ref(), file.as_os_str()];
@@ -87,6 +88,7 @@ fn nor_does_a_service_begin_with_it() {
             assert_eq!(haproxy.supervisor.wait_exit().code(), Some(1), "{what}");
             let story = haproxy.supervisor.story();
             assert!(story.contains("No enabled listener found"), "{what}: {story}");
+            assert!(story.contains("add a `bind` line"), "{what}: {story}");
         }
     }
 }

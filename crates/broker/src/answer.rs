@@ -91,15 +91,30 @@ async fn not_opened(
         && let Some(who) = inquiry.ask(Question::InTheWay(listener)).await
     {
         answer.message = format!("{}, held by {who}", answer.message);
-        hint = Some(
-            "stop that process, or have it started through bindonce so that it shares the \
-             listener"
-                .to_owned(),
-        );
+        hint = Some(in_the_way_hint(&who));
     }
     match hint {
         Some(hint) => answer.with_hint(hint),
         None => answer,
+    }
+}
+
+/// What to do about the processes that have an address, as an inquiry names them. A haproxy can be taken over.
+fn in_the_way_hint(who: &str) -> String {
+    let haproxy = who.split(", ").find_map(|one| {
+        let (pid, command) = one.strip_prefix("pid ")?.split_once(" (")?;
+        let is_haproxy = command.trim_end_matches(')').rsplit('/').next() == Some("haproxy");
+        is_haproxy.then(|| pid.parse::<u32>().ok()).flatten()
+    });
+    match haproxy {
+        Some(pid) => format!(
+            "`bindonce adopt --pid {pid}`, as root, takes its sockets over without a gap, and says what to do next; or stop it \
+             and start this again"
+        ),
+        None => {
+            "stop that process, or have it started through bindonce so that it shares the listener"
+                .to_owned()
+        }
     }
 }
 
@@ -141,4 +156,18 @@ fn raise_limit() -> String {
          clients and generations that drain hold descriptors too, and `bindonce retire` ends the oldest \
          generation"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_haproxy_in_the_way_can_be_adopted() {
+        let hint = in_the_way_hint("pid 7 (/usr/sbin/nginx), pid 12 (/usr/sbin/haproxy)");
+        assert!(hint.starts_with("`bindonce adopt --pid 12`"), "{hint}");
+        for who in ["pid 7 (nginx)", "pid 7", "2 more", "pid 7 (haproxy-exporter)"] {
+            assert!(in_the_way_hint(who).starts_with("stop that process"), "{who}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
 use crate::message::Message;
-use crate::report::cause::Cause;
+use crate::report::cause::{Cause, nothing_to_listen_on};
 use crate::supervisor::Supervisor;
 
 /// The answer to a client whose command cannot be started.
@@ -397,6 +397,7 @@ impl Supervisor {
             let hint = generation.own.wanted.map(|_| own::address_hint(self.can_let_go(id)));
             let refused = generation.readiness.refused.clone();
             let in_its_words = !words.is_empty() && hint.is_none();
+            let hint = hint.or_else(|| nothing_to_listen_on(&words));
             let cause = Cause { in_its_words, ..Cause::new(text, hint) };
             self.report.failed(refused.unwrap_or(cause));
         }

@@ -8,6 +8,7 @@ use bindonce_core::error::Invalid;
 use nix::errno::Errno;
 
 use crate::limits::{self, Reached};
+use crate::process;
 
 /// A failed operation of this crate. The text says what was being done to
 /// what; [`Error::hint`] says what a person can do next.
@@ -297,17 +298,37 @@ fn intercept_hint(refused: &Error) -> &'static str {
     }
 }
 
+/// Whether users and capabilities allow this process to bind the address, so that something else has refused it.
+fn may_bind(address: &Address) -> bool {
+    let any_port = || process::binds_any_port(std::process::id().cast_signed()) == Some(true);
+    match address.port() {
+        Some(port) => port >= limits::unprivileged_ports() || any_port(),
+        None => rustix::process::geteuid().is_root(),
+    }
+}
+
+/// What to do where bind(2) was denied.
+fn denied_hint(address: &Address, may_bind: bool) -> String {
+    if may_bind {
+        return "users and capabilities allow it, so a security module (AppArmor, SELinux) or a container's profile \
+                is the likely cause: `journalctl -k -g 'apparmor|avc'`, as root, shows what was denied"
+            .to_owned();
+    }
+    match address.port() {
+        Some(port) => format!(
+            "ports below net.ipv4.ip_unprivileged_port_start, such as {port}, need root or CAP_NET_BIND_SERVICE: start the \
+             broker with one of them (stop this one first), or listen on a port from {} up",
+            limits::unprivileged_ports()
+        ),
+        None => "the directory is not writable for this user".to_owned(),
+    }
+}
+
 fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<String> {
     let hint = match (errno, operation) {
         (Errno::EADDRINUSE, _) => occupied_hint(address),
         (Errno::EADDRNOTAVAIL, _) => not_here_hint(address),
-        (Errno::EACCES, "bind") => match address {
-            Address::Tcp(_) | Address::Udp(_) | Address::Quic(_) => {
-                "ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
-                    .to_owned()
-            }
-            _ => "the directory is not writable for this user".to_owned(),
-        },
+        (Errno::EACCES, "bind") => denied_hint(address, may_bind(address)),
         (Errno::ENOPROTOOPT | Errno::EPROTONOSUPPORT, "socket") => {
             "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel that has it".to_owned()
         }
@@ -344,4 +365,22 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
 /// The error number in an [`std::io::Error`] that came from a system call.
 pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denied_bind_names_the_right_that_is_missing_or_who_else_may_deny_it() {
+        let address: Address = "127.0.0.1:80".parse().expect("an address");
+        let hint = denied_hint(&address, false);
+        assert!(hint.contains("such as 80, need root or CAP_NET_BIND_SERVICE"), "{hint}");
+        let path: Address = "unix@/run/app.sock".parse().expect("an address");
+        assert!(denied_hint(&path, false).contains("not writable"));
+        for address in [address, path] {
+            let hint = denied_hint(&address, true);
+            assert!(hint.contains("AppArmor, SELinux"), "{hint}");
+        }
+    }
 }

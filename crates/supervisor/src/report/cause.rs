@@ -29,6 +29,15 @@ impl Cause {
     }
 }
 
+/// What to do where haproxy says that its configuration has nothing to listen on.
+pub(crate) fn nothing_to_listen_on(words: &str) -> Option<String> {
+    words.contains("No enabled listener found").then(|| {
+        "nothing in the files of -f is there for clients to connect to: add a `bind` line to a frontend or a listen \
+         section, name the file that has one with another -f, or see whether `disabled` or an `.if` takes it out"
+            .to_owned()
+    })
+}
+
 /// Why a generation failed, in one word that metrics have too.
 pub(crate) fn word(failure: Failure) -> &'static str {
     match failure {
