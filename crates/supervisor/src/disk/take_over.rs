@@ -212,6 +212,9 @@ async fn find(
         generation.start = Start::Took(Duration::from_millis(took));
     }
     generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
+    generation.drain.counted = saved.counted;
+    generation.drain.since = saved.after;
+    generation.drain.idle_closed = saved.idle_closed;
     generation.cli.spares.resume(left.spares(id));
     let calls = left.intercept.remove(&id.0);
     let calls = calls.map(|fd| Intercept::new(fd, left.calls.remove(&id.0).unwrap_or_default()));
