@@ -2,7 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, serves};
 use crate::metrics::{scrape, unix};
@@ -83,4 +87,71 @@ fn of_all_generations(program: &Path) {
 #[test]
 fn what_haproxy_counts_is_added_over_generations_and_never_goes_down() {
     Haproxy::all().for_each(|program| of_all_generations(&program));
+}
+
+/// What haproxy itself says that its frontend has answered.
+fn of_haproxy(scene: &Scene) -> u64 {
+    let mut cli = UnixStream::connect(scene.path("cli")).expect("connecting");
+    cli.write_all(b"show stat web 1 -1\n").expect("a command");
+    let mut text = String::new();
+    cli.read_to_string(&mut text).expect("an answer");
+    let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = lines.next().expect("a header");
+    let column = header.iter().position(|name| *name == "hrsp_2xx").expect("the column");
+    let frontend = lines.find(|line| line.get(1) == Some(&"FRONTEND")).expect("the frontend");
+    frontend[column].parse().expect("a number")
+}
+
+fn over_a_stats_file(program: &Path) {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let path = scene.path("counters/file");
+    std::fs::create_dir(path.parent().expect("a directory")).expect("mkdir");
+    let global = format!(
+        "global\n    stats-file {}\n    stats socket {} level admin\n",
+        path.display(),
+        scene.path("cli").display()
+    );
+    let text = |tag| {
+        let named = config(address, tag).replacen("global\n", &global, 1);
+        named.replacen("frontend web\n", "frontend web\n    guid web-frontend\n", 1)
+    };
+    let file = scene.write("haproxy.cfg", &text(1));
+    let mut haproxy = Haproxy::start(&scene, program, &file);
+    let mut first = connect(address);
+    ask(&mut first);
+    for tag in 2..5 {
+        scene.write("haproxy.cfg", &text(tag));
+        haproxy.reload(&scene).ok();
+        serves(address, tag);
+        // haproxy goes on from what the file says; what is exported has it once.
+        assert_eq!(of_haproxy(&scene), tag);
+        counted(&scene, tag as f64);
+    }
+    scene.run("upgrade", &["--name", "web"]).ok();
+    serves(address, 4);
+    counted(&scene, 5.0);
+    // Started again, it begins with what the file says: three were counted when it was written.
+    let (_, pid) = haproxy.wait_serving(&scene);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing it");
+    eventually("another one to serve", || {
+        haproxy.serving(&scene).filter(|(_, other)| *other != pid)
+    });
+    serves(address, 4);
+    assert_eq!(of_haproxy(&scene), 4);
+    counted(&scene, 6.0);
+    // What cannot be written is said, and holds up no reload.
+    std::fs::remove_file(&path).expect("removing it");
+    std::fs::create_dir(&path).expect("mkdir");
+    scene.write("haproxy.cfg", &text(6));
+    haproxy.reload(&scene).ok();
+    serves(address, 6);
+    counted(&scene, 7.0);
+    assert!(haproxy.supervisor.story().contains("stats-file not written"));
+}
+
+#[test]
+fn a_stats_file_is_written_before_the_next_one_starts_and_counted_once() {
+    ["3.0", "3.2"].into_iter().filter_map(Haproxy::fetched).for_each(|it| over_a_stats_file(&it));
 }

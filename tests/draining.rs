@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
-use crate::harness::{DEADLINE, Haproxy, Scene, config, eventually, finish};
+use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually, finish};
 
 /// Idle connections stay at a soft stop (`idle-close-on-response`), as those of HTTP/2 do.
 fn keeps_idle(address: SocketAddr, tag: u64) -> String {
@@ -88,4 +88,124 @@ fn idle_connections_are_closed_only_where_haproxy_tells_which_they_are() {
     let words = ["--no-admin", "--drain-idle", "1s", "--", "haproxy", "-f", "none.cfg"];
     let said = scene.run("run", &words).fails(2);
     assert!(said.contains("--drain-idle: only haproxy tells"), "{said}");
+}
+
+/// A connection of HTTP/2 (RFC 9113) of a client that stays, whatever it is told.
+struct Http2 {
+    stream: TcpStream,
+    next: u32,
+    /// It was told to go (GOAWAY).
+    told: bool,
+}
+
+impl Http2 {
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn connect(address: SocketAddr) -> Self {
+        let mut stream = connect(address);
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        let settings = [Self::frame(4, 0, 0, &[]), Self::frame(4, 1, 0, &[])].concat();
+        stream.write_all(&[preface, settings].concat()).expect("a preface");
+        Self { stream, next: 1, told: false }
+    }
+
+    /// The kind, flags and stream of the next frame; none at the end.
+    fn read(&mut self) -> Option<(u8, u8, u32)> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).ok()?;
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        self.stream.read_exact(&mut payload).ok()?;
+        self.told |= kind == 7;
+        Some((kind, flags, u32::from_be_bytes(stream)))
+    }
+
+    fn ask(&mut self) {
+        // GET, http, /, and the authority x.
+        let request = [0x82, 0x86, 0x84, 0x01, 1, b'x'];
+        self.stream.write_all(&Self::frame(1, 5, self.next, &request)).expect("a request");
+        loop {
+            let (kind, flags, stream) = self.read().expect("an answer");
+            assert_ne!(kind, 3, "reset");
+            if stream == self.next && kind <= 1 && flags & 1 == 1 {
+                break;
+            }
+        }
+        self.next += 2;
+    }
+}
+
+fn goes_on_over_an_upgrade(program: &Path) {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &keeps_idle(address, 1));
+    let haproxy = Haproxy::start_with(&scene, &["--drain-idle", "2s"], program, &file);
+    let mut client = Http2::connect(address);
+    client.ask();
+    let mut half = connect(address);
+    half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+    haproxy.reload(&scene).ok();
+    let mut upgrade = Process::start(scene.bindonce("upgrade").args(["--name", "web"]));
+    let mut asked = 0;
+    while upgrade.is_running() || asked < 10 {
+        client.ask();
+        asked += 1;
+    }
+    assert!(upgrade.wait_exit().success(), "{}", upgrade.story());
+    assert!(client.told, "it is told to go, and answered as long as it asks");
+    let status = |what: &str| -> serde_json::Value {
+        let all: serde_json::Value =
+            serde_json::from_str(&scene.run("status", &["--json"]).ok()).expect("JSON");
+        all["supervisors"][0][what].clone()
+    };
+    let lately = &status("lately");
+    let told = lately["draining_requests"].as_u64();
+    assert!(told.is_some_and(|told| 0 < told && told <= asked), "{lately} of {asked}");
+    while client.read().is_some() {}
+    eventually("what was closed to be told", || (status("idle_closed") == 1).then_some(()));
+    assert_eq!(status("connections_cut"), 0);
+    half.write_all(b"\r\n").expect("the rest");
+    assert!(to_the_end(&half).contains("x-generation: 1\r\n"));
+}
+
+#[test]
+fn idle_connections_are_closed_by_the_supervisor_of_after_an_upgrade() {
+    Haproxy::all().for_each(|program| goes_on_over_an_upgrade(&program));
+}
+
+fn tells_what_haproxy_cuts(program: &Path) {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let text = |tag| {
+        let stop = "global\n    hard-stop-after 500ms\n";
+        config(address, tag).replacen("global\n", stop, 1)
+    };
+    let file = scene.write("haproxy.cfg", &text(1));
+    let haproxy = Haproxy::start(&scene, program, &file);
+    let mut halves = [connect(address), connect(address)];
+    for half in &mut halves {
+        half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+    }
+    // Connections are accepted in order.
+    crate::harness::serves(address, 1);
+    scene.write("haproxy.cfg", &text(2));
+    let words = ["--name", "web", "--wait", "drained"];
+    let told = finish(scene.bindonce("reload").args(words)).ok();
+    assert!(told.contains("connections cut: 2"), "{told}");
+    let status: serde_json::Value =
+        serde_json::from_str(&scene.run("status", &["--json"]).ok()).expect("JSON");
+    assert_eq!(status["supervisors"][0]["connections_cut"], 2);
+    let events = scene.run("events", &["--name", "web"]).ok();
+    assert!(events.contains("connections cut (hard-stop-after): 2"), "{events}");
+    drop((haproxy, halves));
+}
+
+#[test]
+fn what_haproxy_cuts_by_itself_is_counted_and_told() {
+    Haproxy::all().for_each(|program| tells_what_haproxy_cuts(&program));
 }

@@ -57,8 +57,15 @@ impl Supervisor {
             Message::Compared(id, how, seen) => self.compared(id, how, &seen),
             Message::Listens(id, missing, proof) => self.listens(id, missing.as_deref(), proof),
             Message::Launched(id, launched) => self.launched(id, *launched),
+            Message::Preset(id, preset) => {
+                // One that was called off will count nothing.
+                if self.starts.is_in_progress(id) {
+                    self.counting.preset(id, preset);
+                }
+            }
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);
+                self.counting.gone(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
                 self.report.failed(Cause::new(text, error.hint()));
@@ -100,6 +107,8 @@ impl Supervisor {
                     && let Some(before) = generation.drain.counted.replace(counts)
                 {
                     let more = counts.less(before);
+                    // It was one before an upgrade, too.
+                    let drains = drains || generation.drain.since.is_some();
                     if drains {
                         generation.drain.since.get_or_insert_default().add(more);
                     }
@@ -374,7 +383,14 @@ impl Supervisor {
                     );
                 }
             }
+            let cut = generation.cut_by_itself();
+            self.report.cut(cut);
+            self.requests.cut(id, cut);
             let (kind, text) = match state {
+                Some(State::Draining) if cut > 0 => {
+                    let text = format!("gone: {how}; connections cut (hard-stop-after): {cut}");
+                    (event::Kind::GenerationGone, text)
+                }
                 Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
                 Some(State::Serving) => {
                     (event::Kind::GenerationDied, format!("died while it served: {how}"))

@@ -28,6 +28,8 @@ pub(crate) enum Message {
     Event(Event),
     /// A process was started.
     Launched(GenerationId, Box<Launched>),
+    /// What a generation that is about to be started begins to count with.
+    Preset(GenerationId, Counters),
     /// No process could be started, and why.
     NotLaunched(GenerationId, Error),
     /// The files that are watched read differently.

@@ -151,6 +151,7 @@ impl Supervisor {
         if let Some(starting) = self.starts.end(id) {
             // There is no process yet; should one be on its way to us, it is ended on arrival.
             starting.task.abort();
+            self.counting.gone(id);
             self.called_off(id, reason, &starting.step);
             return self.cx.later(Event::StartFailed(id));
         }

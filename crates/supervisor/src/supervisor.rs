@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::counting::Counting;
 use crate::generations::own;
+use crate::generations::since::SavedLately;
 use crate::generations::starts::Starts;
 use crate::handover::Handover;
 use crate::kind::Haproxy;
@@ -76,7 +77,7 @@ impl Supervisor {
             handover: Handover::new(settings.ghosts, &cx.directory.kept())?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(settings),
+            report: Report::new(settings, &saved.lately),
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
             ending: None,
@@ -137,6 +138,8 @@ impl Supervisor {
     }
 
     pub(crate) fn saved(&self, inherited: Option<Inherited>) -> Saved {
+        // What another supervisor finds may be long ago by then.
+        let itself = inherited.is_some();
         let generations = self.generations.iter().map(|generation| SavedGeneration {
             id: generation.id.0,
             pid: generation.pid(),
@@ -152,6 +155,9 @@ impl Supervisor {
             reloads_before: generation.reloads_before,
             start_ms: generation.start.took().and_then(milliseconds),
             drain_idle_ms: generation.drain.idle.get().and_then(milliseconds),
+            counted: generation.drain.counted.filter(|_| itself),
+            after: generation.drain.since.filter(|_| itself),
+            idle_closed: generation.drain.idle_closed,
         });
         Saved {
             next: self.timeline.next_id().0,
@@ -164,6 +170,7 @@ impl Supervisor {
             failed_reloads: self.master.failed,
             startup_logs: self.master.startup.text(),
             passed: self.cx.passed.listeners(),
+            lately: if itself { self.report.saved_lately() } else { SavedLately::default() },
             caller: self.starts.caller().cloned(),
         }
     }

@@ -2,6 +2,7 @@
 //! versions: the text of an answer becomes values. The caller has the connection and sends the commands.
 
 mod descriptors;
+mod hard_stop;
 mod idle;
 mod info;
 mod level;
@@ -12,6 +13,7 @@ mod sessions;
 mod version;
 
 pub use descriptors::descriptor;
+pub use hard_stop::connections_cut;
 pub use idle::{idle_connections, show_fds};
 pub use info::Info;
 pub use level::Level;

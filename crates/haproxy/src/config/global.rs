@@ -8,6 +8,7 @@ use super::options::BindOptions;
 use super::pid_file::PidFile;
 use super::reader::Word;
 use super::server_state::ServerStates;
+use super::stats_file;
 
 #[derive(Debug, Default)]
 pub(super) struct Global {
@@ -17,6 +18,7 @@ pub(super) struct Global {
     pub(super) unix: BindOptions,
     pub(super) path: DefaultPath,
     pub(super) server_states: ServerStates,
+    pub(super) stats_file: stats_file::Reading,
     pub(super) pid_file: PidFile,
     /// `cluster-secret` is there.
     pub(super) has_cluster_secret: bool,
@@ -56,6 +58,7 @@ impl Global {
                 return Some((place(1), text));
             }
             b"cluster-secret" => self.has_cluster_secret = true,
+            b"stats-file" => self.stats_file.take(value(1)),
             b"no-quic" => self.no_quic = true,
             b"tune.quic.listen" => self.no_quic = value(1) == b"off",
             b"daemon" => self.pid_file.daemon(),

@@ -13,6 +13,7 @@ use bindonce_core::name::Name;
 
 use super::binds::NO_DEVICE;
 use super::server_state::ServerState;
+use super::stats_file::StatsFile;
 use super::{Error, Place};
 
 /// What the caller adds to the user's configuration.
@@ -147,6 +148,8 @@ pub struct Rendering {
     pub has_cluster_secret: bool,
     /// The server-state files that it loads, the global one first; none if it loads none.
     pub server_states: Vec<ServerState>,
+    /// The `stats-file` that it loads.
+    pub stats_file: Option<StatsFile>,
 }
 
 impl Rendering {

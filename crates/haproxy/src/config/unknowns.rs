@@ -12,7 +12,7 @@ use super::sections::Kind;
 use super::state::State;
 
 /// Keywords whose words matter here.
-const KEYWORDS: [&[u8]; 25] = [
+const KEYWORDS: [&[u8]; 27] = [
     b"backlog",
     b"bind",
     b"default-bind",
@@ -20,6 +20,7 @@ const KEYWORDS: [&[u8]; 25] = [
     b"dgram-bind",
     b"disabled",
     b"enabled",
+    b"guid",
     b"load-server-state-from-file",
     b"localpeer",
     b"master-worker",
@@ -35,6 +36,7 @@ const KEYWORDS: [&[u8]; 25] = [
     b"setenv",
     b"ssl-server-verify",
     b"stats",
+    b"stats-file",
     b"unix-bind",
     b"unsetenv",
     b"nogetaddrinfo",

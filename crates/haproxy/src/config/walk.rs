@@ -162,6 +162,7 @@ impl<'a> Walk<'a> {
             left_alone: self.claims.left_alone,
             has_cluster_secret: self.global.has_cluster_secret,
             server_states: self.global.server_states.files(&self.directory),
+            stats_file: self.global.stats_file.finish(&self.directory),
         })
     }
 

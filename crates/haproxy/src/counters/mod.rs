@@ -8,11 +8,13 @@
 
 mod columns;
 mod page;
+mod preset;
 mod rows;
 mod table;
 mod totals;
 
 pub use page::write;
+pub use preset::preset;
 pub use rows::{Counters, Kind, Row};
 pub use table::{QUESTION, read};
 pub use totals::Totals;

@@ -79,6 +79,17 @@ impl Values {
         goes_on
     }
 
+    /// Takes off what it began with, which is in the counters; gives false where it is not, since they began again.
+    pub(super) fn without(&mut self, preset: &Self) -> bool {
+        let has = self.get(SESSIONS) >= preset.get(SESSIONS);
+        for (at, _) in COLUMNS.iter().enumerate().filter(|_| has) {
+            if let Some((value, preset)) = self.get(at).zip(preset.get(at)) {
+                self.set(at, value.saturating_sub(preset));
+            }
+        }
+        has
+    }
+
     /// Leaves the counters.
     pub(super) fn end(&mut self) {
         let all = std::mem::take(self);

@@ -159,3 +159,54 @@ proptest! {
         let _ = read(&ANSWER[..at]);
     }
 }
+
+/// What 3.2.26 says to `dump stats-file`, with some columns left out.
+const DUMP: &str = "\
+#fe guid,stot,bin,rate,hrsp_2xx,conn_tot,
+web-fe,7,700,3,5,7,
+both,2,20,1,2,2,
+
+#be guid,stot,bin,lastchg,lbtot,
+s1,4,40,5,4,
+both,1,10,9,1,
+unknown,9,9,9,9,
+web-fe
+
+#new guid,stot,
+web-fe,1000,
+";
+
+#[test]
+fn what_a_generation_began_with_is_counted_once() {
+    let name = |proxy: &str, server: Option<&str>| (proxy.to_owned(), server.map(str::to_owned));
+    let guids = [
+        ("web-fe", name("web", None)),
+        ("both", name("both", None)),
+        ("s1", name("app", Some("s1"))),
+    ];
+    let guids = guids.map(|(guid, names)| (guid.to_owned(), names)).into();
+    let preset = preset(DUMP, &guids);
+    let text = page(&preset);
+    for line in [
+        "haproxy_frontend_sessions_total{service=\"we\\\"b\",proxy=\"web\"} 7",
+        "haproxy_frontend_http_responses_total{service=\"we\\\"b\",proxy=\"web\",code=\"2xx\"} 5",
+        "haproxy_backend_sessions_total{service=\"we\\\"b\",proxy=\"both\"} 1",
+        "haproxy_server_loadbalanced_total{service=\"we\\\"b\",proxy=\"app\",server=\"s1\"} 4",
+    ] {
+        assert_eq!(text.lines().filter(|it| *it == line).count(), 1, "{line} in {text}");
+    }
+    let mut totals = Totals::default();
+    totals.update(1, of(&[("a", 10), ("b", 5)]));
+    totals.preset(2, of(&[("a", 10)]));
+    // It has been asked before the older one was for the last time.
+    totals.update(2, of(&[("a", 13), ("b", 1)]));
+    totals.update(1, of(&[("a", 11), ("b", 5)]));
+    assert_eq!(totals.sum(None), of(&[("a", 14), ("b", 6)]));
+    totals.end(1);
+    // `clear counters all`: nothing of another is in it any more.
+    totals.update(2, of(&[("a", 2), ("b", 1)]));
+    assert_eq!(totals.sum(None), of(&[("a", 16), ("b", 6)]));
+    totals.preset(3, of(&[("a", 2)]));
+    totals.end_others(&[2].into());
+    assert!(totals.presets().keys().all(|id| *id == 2));
+}

@@ -13,12 +13,18 @@ pub struct Totals {
     gone: Counters,
     /// By each that lives, as far as it has told.
     live: BTreeMap<u64, Counters>,
+    /// What each that lives began with (`stats-file`): another has counted it.
+    preset: BTreeMap<u64, Counters>,
 }
 
 impl Totals {
-    /// What was counted by generations that are gone, and by each that lived.
-    pub fn new(gone: Counters, live: impl IntoIterator<Item = (u64, Counters)>) -> Self {
-        Self { gone, live: live.into_iter().collect() }
+    /// What was counted by generations that are gone, and by each that lived, and what these began with.
+    pub fn new(
+        gone: Counters,
+        live: impl IntoIterator<Item = (u64, Counters)>,
+        preset: impl IntoIterator<Item = (u64, Counters)>,
+    ) -> Self {
+        Self { gone, live: live.into_iter().collect(), preset: preset.into_iter().collect() }
     }
 
     /// By generations that are gone.
@@ -31,8 +37,25 @@ impl Totals {
         &self.live
     }
 
+    /// What each that lives began with, where it began with something.
+    pub fn presets(&self) -> &BTreeMap<u64, Counters> {
+        &self.preset
+    }
+
+    /// A generation will begin to count with this, which is none of its own.
+    pub fn preset(&mut self, generation: u64, preset: Counters) {
+        self.preset.insert(generation, preset);
+    }
+
     /// A generation tells what it has counted so far.
-    pub fn update(&mut self, generation: u64, now: Counters) {
+    pub fn update(&mut self, generation: u64, mut now: Counters) {
+        if let Some(preset) = self.preset.get_mut(&generation) {
+            preset.0.retain(|row, preset| match now.0.get_mut(row) {
+                Some(values) => values.without(preset),
+                // It is not told now, and may be again.
+                None => true,
+            });
+        }
         let known = self.live.entry(generation).or_default();
         for (_, values) in known.0.iter_mut().filter(|(row, _)| !now.0.contains_key(row)) {
             values.end();
@@ -49,6 +72,7 @@ impl Totals {
 
     /// A generation is gone.
     pub fn end(&mut self, generation: u64) {
+        self.preset.remove(&generation);
         if let Some(last) = self.live.remove(&generation) {
             self.gone.add(&last, |sum| sum == Sum::Counter);
             self.forget();
@@ -57,8 +81,8 @@ impl Totals {
 
     /// Every generation but these is gone.
     pub fn end_others(&mut self, living: &BTreeSet<u64>) {
-        let gone: Vec<u64> = self.live.keys().filter(|id| !living.contains(id)).copied().collect();
-        for id in gone {
+        let known: BTreeSet<u64> = self.live.keys().chain(self.preset.keys()).copied().collect();
+        for id in known.difference(living).copied() {
             self.end(id);
         }
     }

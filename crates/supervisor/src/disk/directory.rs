@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::fallback::Fallback;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
+use crate::generations::since::{SavedLately, Since};
 use crate::origin::Origin;
 
 /// The name of the socket for metrics.
@@ -73,6 +74,8 @@ pub(crate) struct Saved {
     pub(crate) startup_logs: String,
     /// Listeners that were inherited, by the number of their descriptor then.
     pub(crate) passed: BTreeMap<i32, String>,
+    /// What its generations have done lately; for itself alone.
+    pub(crate) lately: SavedLately,
     /// Who has given another command than that of this process.
     pub(crate) caller: Option<Origin>,
 }
@@ -107,6 +110,12 @@ pub(crate) struct SavedGeneration {
     pub(crate) start_ms: Option<u64>,
     /// Its connections that are idle for so many milliseconds are closed once it drains.
     pub(crate) drain_idle_ms: Option<u64>,
+    /// What it had done when it was last asked; for the supervisor itself alone.
+    pub(crate) counted: Option<Since>,
+    /// What it has done since it stopped accepting.
+    pub(crate) after: Option<Since>,
+    /// How many of its idle connections were closed.
+    pub(crate) idle_closed: u64,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.

@@ -59,6 +59,7 @@ impl Pace {
 struct Saved {
     gone: String,
     live: BTreeMap<u64, String>,
+    preset: BTreeMap<u64, String>,
 }
 
 impl Counting {
@@ -73,8 +74,10 @@ impl Counting {
             Saved::default()
         });
         let read = |text: &str| counters::read(text).unwrap_or_default();
-        let live = saved.live.iter().map(|(id, text)| (*id, read(text)));
-        let totals = Rc::new(RefCell::new(Arc::new(Totals::new(read(&saved.gone), live))));
+        let [live, preset] = [&saved.live, &saved.preset]
+            .map(|tables| tables.iter().map(|(id, text)| (*id, read(text))));
+        let totals = Totals::new(read(&saved.gone), live, preset);
+        let totals = Rc::new(RefCell::new(Arc::new(totals)));
         let changed = Rc::default();
         crate::tasks::spawn(keep(path, Rc::clone(&totals), Rc::clone(&changed)));
         Self { totals, asked: BTreeMap::new(), changed }
@@ -88,6 +91,11 @@ impl Counting {
     /// When this generation may be asked.
     pub(crate) fn pace(&mut self, id: GenerationId) -> Rc<Pace> {
         Rc::clone(self.asked.entry(id).or_default())
+    }
+
+    /// A generation that is to be started begins with this.
+    pub(crate) fn preset(&mut self, id: GenerationId, preset: Counters) {
+        self.change(|totals| totals.preset(id.0, preset));
     }
 
     /// A generation has told.
@@ -130,8 +138,9 @@ async fn keep(path: PathBuf, totals: Rc<RefCell<Arc<Totals>>>, changed: Rc<Notif
 }
 
 fn write(path: &Path, totals: &Totals) -> io::Result<()> {
-    let live = totals.live().iter().map(|(id, counters)| (*id, counters.table())).collect();
-    let saved = Saved { gone: totals.gone().table(), live };
+    let [live, preset] = [totals.live(), totals.presets()]
+        .map(|of| of.iter().map(|(id, counters)| (*id, counters.table())).collect());
+    let saved = Saved { gone: totals.gone().table(), live, preset };
     state::exchange(path, &serde_json::to_vec(&saved)?)
 }
 

@@ -365,6 +365,11 @@ impl Generation {
         }
     }
 
+    /// It is gone: how many connections haproxy has cut by itself (`hard-stop-after`); none where it was told to exit, with all.
+    pub(crate) fn cut_by_itself(&self) -> u64 {
+        if self.drain.cut { 0 } else { self.output.tail.cut() }
+    }
+
     /// Ends it because it is not to take over, for this reason.
     pub(crate) fn refuse(&mut self, cause: Cause) {
         self.readiness.refused = Some(Cause { ours: true, ..cause });

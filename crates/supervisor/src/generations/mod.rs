@@ -22,6 +22,7 @@ pub(crate) mod since;
 pub(crate) mod spares;
 pub(crate) mod start;
 pub(crate) mod starts;
+mod stats_file;
 pub(crate) mod unprivileged;
 pub(crate) mod watching;
 

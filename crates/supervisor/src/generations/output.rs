@@ -11,6 +11,7 @@ use bindonce_sys::log;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
 
+use bindonce_haproxy::cli::connections_cut;
 use bindonce_haproxy::config::Messages;
 
 /// How many lines are kept, and of how many bytes each.
@@ -30,6 +31,8 @@ struct Lines {
     startup: String,
     /// How many bytes were read.
     written: u64,
+    /// How many connections it has said to cut (`hard-stop-after`).
+    cut: u64,
     /// It has started: how many bytes are left that it wrote before.
     started: Option<usize>,
 }
@@ -51,6 +54,11 @@ impl Tail {
         self.0.borrow().written
     }
 
+    /// How many connections it has said that it cuts at its own hard stop.
+    pub(crate) fn cut(&self) -> u64 {
+        self.0.borrow().cut
+    }
+
     /// It has started: what it writes from now on does not belong to its start. `unread`: what is still in its pipe.
     pub(crate) fn started(&self, unread: usize) {
         self.0.borrow_mut().started.get_or_insert(unread);
@@ -62,6 +70,7 @@ impl Tail {
         let line = line.trim_end();
         let mut lines = self.0.borrow_mut();
         lines.written += read as u64;
+        lines.cut = lines.cut.saturating_add(connections_cut(line).unwrap_or_default());
         let belongs = lines.started.is_none_or(|left| left > 0);
         if belongs && lines.startup.len() + line.len() < STARTUP_BYTES {
             lines.startup.push_str(line);

@@ -30,7 +30,7 @@ pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
 }
 
 /// In one step: a reader sees the old or the new text. The directory may be haproxy's user's.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
     let mut temporary = OsString::from(".");
     temporary.push(name);

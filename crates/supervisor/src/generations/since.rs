@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bindonce_haproxy::cli::Info;
+use serde::{Deserialize, Serialize};
 
 /// How far back "lately" goes.
 pub(crate) const LATELY: Duration = Duration::from_secs(10);
 
 /// What a generation has done on the connections that it has, since it stopped accepting.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Since {
     /// Requests that have come.
     pub(crate) requests: u64,
@@ -57,6 +58,35 @@ impl Lately {
     }
 }
 
+/// The same for the next image of this process: how many milliseconds ago, and what.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedLately {
+    /// Of all generations.
+    pub(crate) all: Vec<(u64, Since)>,
+    /// Of those that drain.
+    pub(crate) draining: Vec<(u64, Since)>,
+}
+
+impl Lately {
+    pub(crate) fn saved(&self, now: Instant) -> Vec<(u64, Since)> {
+        let age = |at: &Instant| u64::try_from(now.duration_since(*at).as_millis()).ok();
+        self.0.iter().filter_map(|(at, more)| Some((age(at)?, *more))).collect()
+    }
+
+    /// Of all generations, and of those that drain.
+    pub(crate) fn resume_both(saved: &SavedLately) -> (Self, Self) {
+        let now = Instant::now();
+        (Self::resume(&saved.all, now), Self::resume(&saved.draining, now))
+    }
+
+    /// The moment between the two images is left out.
+    fn resume(saved: &[(u64, Since)], now: Instant) -> Self {
+        let at = |age: u64| now.checked_sub(Duration::from_millis(age));
+        Self(saved.iter().filter_map(|(age, more)| Some((at(*age)?, *more))).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +101,9 @@ mod tests {
         // The eleven of seconds 19 to 29.
         assert_eq!(lately.sum(begun + 29 * Duration::from_secs(1)), since(11));
         assert_eq!(lately.0.len(), 11);
+        let now = begun + 30 * Duration::from_secs(1);
+        let resumed = Lately::resume(&lately.saved(now), now);
+        assert_eq!((resumed.sum(now), lately.sum(now)), (since(10), since(10)));
         assert_eq!(lately.sum(begun + 60 * Duration::from_secs(1)), Since::default());
     }
 

@@ -16,7 +16,7 @@ use crate::disk::pid_file::PidFile;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::Known;
 use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
-use crate::generations::{learning, server_state};
+use crate::generations::{learning, server_state, stats_file};
 use crate::handover::promise::{self, Unserved};
 use crate::handover::watchdog::{Duty, ProcessRef, Watchdog};
 use crate::kind::{Haproxy, Kind};
@@ -116,12 +116,14 @@ impl Starts {
             };
             if let Some(rendering) = prepared.rendering() {
                 promise::keeps_something(rendering, &served)?;
-                if let Some(serving) = plan.serving {
+                if let Some(serving) = &plan.serving {
                     now.set("waiting until the serving haproxy has learned its stick tables");
-                    learning::before_start(&inner.settings, id, &serving).await;
+                    learning::before_start(&inner.settings, id, serving).await;
                     now.set("asking the serving haproxy for the state of its servers");
-                    server_state::carry(rendering, &serving).await;
+                    server_state::carry(rendering, serving).await;
                 }
+                // Last: what is counted after it, the new one does not know.
+                stats_file::carry(&inner, id, rendering, plan.serving.as_ref()).await;
             }
             let (known, passed) = (plan.known, Rc::clone(&inner.passed));
             let how = StartOptions { older_alive, no_epoll, alone, known, passed };
@@ -174,6 +176,11 @@ impl Starts {
         {
             self.given = Some(haproxy);
         }
+    }
+
+    /// Whether this one is in progress.
+    pub(crate) fn is_in_progress(&self, id: GenerationId) -> bool {
+        self.in_progress.contains_key(&id)
     }
 
     /// Whether any start is in progress.

@@ -20,7 +20,7 @@ use bindonce_sys::signals::Signal as Number;
 
 use crate::context::Context;
 use crate::generations::foreign::ForeignBinds;
-use crate::generations::since::{Lately, Since};
+use crate::generations::since::{Lately, SavedLately, Since};
 use crate::kind::Haproxy;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
@@ -64,13 +64,14 @@ pub(crate) struct Counts {
 }
 
 impl Report {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// Goes on from what the image before has done lately.
+    pub(crate) fn new(settings: &Settings, lately: &SavedLately) -> Self {
         let notifies = |haproxy: &Haproxy| haproxy.command.role.master == Some(Master::Notifying);
         let as_haproxy = settings.kind.haproxy().is_some_and(notifies);
         Self {
             announcer: Announcer::new(as_haproxy),
             counts: Counts::default(),
-            lately: Default::default(),
+            lately: Lately::resume_both(lately),
             measured: Measured::default(),
             failure: Cause::default(),
             foreign: ForeignBinds::default(),
@@ -131,6 +132,18 @@ impl Report {
     /// So many idle connections of an older generation were closed.
     pub(crate) fn idle_closed(&mut self, count: u64) {
         self.counts.idle_closed += count;
+    }
+
+    /// So many connections were cut by haproxy itself.
+    pub(crate) fn cut(&mut self, count: u64) {
+        self.counts.cut += count;
+    }
+
+    /// What was done lately, for the next image of this process.
+    pub(crate) fn saved_lately(&self) -> SavedLately {
+        let now = Instant::now();
+        let (all, draining) = &self.lately;
+        SavedLately { all: all.saved(now), draining: draining.saved(now) }
     }
 
     /// Logs a signal with its reason and how many connections it cuts; what is not the normal course is a warning, once.

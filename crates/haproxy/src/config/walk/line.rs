@@ -46,6 +46,9 @@ impl Walk<'_> {
         if self.first_pass {
             return Ok(());
         }
+        if section.kind == Kind::Proxy {
+            self.global.stats_file.line(&section.name, &values);
+        }
         let written = |word: Option<&Word>| {
             word.map_or(String::new(), |word| printable(&line[word.source.clone()]))
         };
