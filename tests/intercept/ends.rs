@@ -47,6 +47,7 @@ impl Late {
         let program = [python, option, text, one, other];
         let mut supervisor = run(scene, &[], &program.each_ref().map(String::as_str))?;
         let pid = pid_of(&mut supervisor, 1);
+        is_confirmed(scene);
         Some(Self { supervisor, program, first, second, pid })
     }
 
@@ -84,6 +85,13 @@ impl Late {
     fn run_again(&self, scene: &Scene) -> Process {
         run(scene, &[], &self.program.each_ref().map(String::as_str)).expect("the next supervisor")
     }
+}
+
+/// Until the broker has heard that the first generation serves, it closes what that one has opened when its supervisor goes.
+fn is_confirmed(scene: &Scene) {
+    eventually("the broker to know that it serves", || {
+        scene.run("list", &[]).ok().contains(" serving").then_some(())
+    });
 }
 
 /// It waits for a broker that does not answer, and the image that received it is another one when it does.
@@ -177,6 +185,7 @@ fn without_a_next_supervisor_a_bind_fails_until_there_is_one() {
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let inode = only(address);
     supervisor.wait_line("said bound");
+    is_confirmed(&scene);
     supervisor.signal(Signal::SIGKILL);
     let begun = Instant::now();
     // Its output goes on where ours did.
@@ -228,6 +237,7 @@ fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_superv
         let story = supervisor.story();
         story.lines().find_map(|line| line.split_once("| child "))?.1.parse().ok()
     });
+    is_confirmed(&scene);
     supervisor.kill();
     kill(Pid::from_raw(first), Signal::SIGKILL).expect("kill");
     let mut next = run(&scene, &[], &program).expect("the next supervisor");

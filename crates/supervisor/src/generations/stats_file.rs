@@ -40,7 +40,7 @@ pub(crate) async fn carry(
             // As of 2.6, which is about to be replaced by one that has the file.
             Ok(answer) => match StatsFile::text(&answer).map(str::to_owned) {
                 None => {
-                    tracing::warn!(%path, "this haproxy tells no counters for a stats-file: `dump stats-file` is of 3.0 and later")
+                    tracing::warn!(%path, "this haproxy tells no counters for a stats-file: `dump stats-file` is of 3.0 and later");
                 }
                 Some(text) => {
                     if let Err(error) = write(file.path.clone(), text).await {
