@@ -34,6 +34,7 @@ mod faults;
 mod floors;
 mod generations;
 mod handover;
+mod hanging;
 mod inherited;
 mod inspect;
 mod intercept;

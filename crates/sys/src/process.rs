@@ -126,6 +126,17 @@ fn ticks(count: u64) -> Duration {
     Duration::from_millis(count.saturating_mul(1000) / hertz)
 }
 
+/// How often the first thread of a process has slept so far, if it sleeps in futex(2) now: it waits for a lock, or for another thread to
+/// end. Two equal answers are one sleep. None too where the kernel does not let us see it.
+pub fn sleeps_for_a_thread(pid: i32) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/{name}")).ok();
+    // The name after this has changed between versions of the kernel.
+    read("wchan").filter(|name| name.starts_with("futex"))?;
+    let status = read("status")?;
+    let mut lines = status.lines();
+    lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+}
+
 /// When the system started, from /proc/stat; none where it does not tell.
 pub fn boot_time() -> Option<Timestamp> {
     let text = fs::read_to_string("/proc/stat").ok()?;

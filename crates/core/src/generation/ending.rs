@@ -80,6 +80,14 @@ impl Timeline {
         }
     }
 
+    /// It is at its end and does not exit. It obeys no other signal.
+    pub(super) fn hangs(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        let stage = self.lives.get(&id).map(|life| &life.stage);
+        if matches!(stage, Some(Stage::Draining { .. })) {
+            self.kill(now, id, Reason::Hangs, out);
+        }
+    }
+
     /// Somebody wants a replaced generation to end now, with the connections that it has. One that
     /// serves or is being started stays as it is.
     pub(super) fn retire(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {

@@ -202,6 +202,8 @@ pub enum Event {
     Listens(GenerationId),
     /// How many connections a draining generation still serves.
     Connections(GenerationId, u64),
+    /// A draining generation is at its end, without a connection, and does not exit.
+    Hangs(GenerationId),
     /// Somebody wants a replaced generation to end now. Nothing happens to any other.
     Retire(GenerationId),
     /// Time has passed.
@@ -326,6 +328,8 @@ pub enum Reason {
     TooManyDraining,
     /// Somebody wants it to end now, with the connections that it has.
     Retired,
+    /// It has no connection left and does not exit.
+    Hangs,
     /// It was told to exit and did not.
     DidNotExit,
     /// The service is being shut down.

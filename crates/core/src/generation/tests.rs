@@ -118,6 +118,19 @@ fn a_handover_waits_for_the_proof() {
 }
 
 #[test]
+fn one_that_hangs_at_its_end_is_killed_and_no_other() {
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    assert_eq!(scenario.on(Event::Hangs(ONE)), [], "it may still accept");
+    scenario.on(Event::Stopped(ONE));
+    assert_eq!(scenario.on(Event::Hangs(TWO)), [], "it serves");
+    assert_eq!(signals(&scenario.on(Event::Hangs(ONE))), [(1, Signal::Kill)]);
+    assert_eq!(scenario.on(Event::Exited(ONE)), [Action::Gone(ONE)]);
+}
+
+#[test]
 fn an_older_generation_that_goes_on_accepting_is_ended() {
     let mut scenario = Scenario::serving();
     scenario.on(Event::Reload(Caller(1)));

@@ -108,6 +108,7 @@ impl Timeline {
             Event::Stopped(id) => self.stopped(now, id, &mut out),
             Event::Listens(id) => self.listens_again(now, id, &mut out),
             Event::Connections(id, left) => self.connections(id, left, &mut out),
+            Event::Hangs(id) => self.hangs(now, id, &mut out),
             Event::Retire(id) => self.retire(now, id, &mut out),
             Event::Tick => {}
             Event::Shutdown => self.shut_down(now, &mut out),

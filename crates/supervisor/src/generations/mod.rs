@@ -7,6 +7,7 @@ pub(crate) mod counting;
 pub(crate) mod family;
 pub(crate) mod foreign;
 pub(crate) mod generation;
+mod hanging;
 pub(crate) mod idle;
 pub(crate) mod learning;
 pub(crate) mod listeners;

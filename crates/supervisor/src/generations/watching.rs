@@ -18,6 +18,7 @@ use crate::generations::counting::{self, Pace};
 use crate::generations::family::{Descriptors, Family};
 use crate::generations::foreign;
 use crate::generations::generation::Generation;
+use crate::generations::hanging::Hanging;
 use crate::generations::idle::Closing;
 use crate::generations::since::Since;
 use crate::kind::Kind;
@@ -113,6 +114,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
     let admin = generation.cli.admin.clone();
     let family = Family::of(&cx.settings.kind, generation);
     generation.tasks.end();
+    let is_haproxy = cx.settings.kind.haproxy().is_some();
     let idle = Rc::clone(&generation.drain.idle);
     idle.set(idle.get().or(cx.settings.drain_idle));
     let task = crate::tasks::spawn(async move {
@@ -127,7 +129,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
         if let Some(info) = &told {
             cx.send(Message::Counts(id, Since::all(info), false));
         }
-        let mut closing = Closing::new(idle);
+        let (mut closing, mut hanging) = (Closing::new(idle), Hanging::default());
         for look in 0u32.. {
             match &admin {
                 Some(asked) => match asked.info(ANSWER).await {
@@ -143,8 +145,14 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
                     Err(NoAnswer::InTime) => {}
                     Err(NoAnswer::Closed) => admin = None,
                 },
+                // Nothing is left but its exit.
+                None if is_haproxy && hanging.look(family.workers()) => {
+                    // Whoever was connected last has gone without our seeing it.
+                    cx.send(Message::Left(id, 0));
+                    return cx.later(Event::Hangs(id));
+                }
                 // Only a master can get what it has closed again.
-                None if !family.has_master => return,
+                None if !is_haproxy => return,
                 None => {}
             }
             if family.has_master && matches!(family.look(told.as_ref()), Descriptors::Open) {

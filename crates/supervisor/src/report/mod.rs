@@ -194,6 +194,10 @@ impl Report {
             Reason::DrainTimeout => "its connections did not end in time (--drain-timeout)",
             Reason::TooManyDraining => "more generations drain than --max-draining allows",
             Reason::Retired => "`bindonce retire` asked it to end",
+            Reason::Hangs => {
+                "it has no connection left and does not exit: its first thread waits for the others (haproxy 2.6 \
+                 hangs so when a signal comes late)"
+            }
             Reason::DidNotExit => "it did not exit when it was told to",
         };
         let cut = if cut > 0 { format!("; connections cut: {cut}") } else { String::new() };

@@ -27,6 +27,7 @@ enum Step {
     Stopped(usize),
     Listens(usize),
     Connections(usize, u64),
+    Hangs(usize),
     Retire(usize),
     Pass(u64),
     Shutdown,
@@ -54,6 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6usize).prop_map(Step::Stopped),
         2 => (0..6usize).prop_map(Step::Listens),
         2 => (0..6usize, 0..2u64).prop_map(|(i, n)| Step::Connections(i, n)),
+        1 => (0..6usize).prop_map(Step::Hangs),
         1 => (0..6usize).prop_map(Step::Retire),
         4 => (0..7000u64).prop_map(Step::Pass),
         2 => (0..1400u64).prop_map(Step::Pass),
@@ -189,6 +191,10 @@ proptest! {
                 Step::Stopped(i) => pick(i).map(Event::Stopped),
                 Step::Listens(i) => pick(i).map(Event::Listens),
                 Step::Connections(i, n) => pick(i).map(|id| Event::Connections(id, n)),
+                Step::Hangs(i) => pick(i).map(|id| {
+                    retired = true;
+                    Event::Hangs(id)
+                }),
                 Step::Retire(i) => pick(i).map(|id| {
                     retired = true;
                     Event::Retire(id)
