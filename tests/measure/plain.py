@@ -15,7 +15,7 @@ import time
 
 from stage import PORT, Stage, ask, config, haproxies, isolate, reloading, told
 
-arguments = reloading(__doc__)
+arguments = reloading(__doc__)  # --count 0 measures the missed signal alone
 isolate()
 
 # The name of a way: what the command has, whether it is a master that is reloaded by SIGUSR2, whether the stats
@@ -94,20 +94,20 @@ def lossless(haproxy, way):
 
 def missed(haproxy):
     """The old process misses SIGUSR1: both accept from one socket."""
-    for clients in (1, 20):
+    for clients, rate, words in ((1, {}, "one after the other"), (20, {}, "by 20 clients"), (20, {"rate": 200}, "at 200 a second")):
         with Stage(broker=False) as stage:
             program = stage.with_faults(haproxy, {1: f"deaf:{int(signal.SIGUSR1)}:1"})
             plain = Plain(stage, program, "bind fd@3 and -sf")
             plain.start()
             plain.start()
-            report = stage.over(stage.load(clients, connections=1000))
+            report = stage.over(stage.load(clients, connections=1000, **rate))
             answers = {token["token"]: token["answers"] for token in report["tokens"]}
-            print(f"    bind fd@3, signal missed, {clients} clients: the old process answers {answers.get('1', 0)} of "
-                  f"{report['connections']}", flush=True)
+            print(f"    bind fd@3, signal missed: the old process answers {answers.get('1', 0)} of {report['connections']} "
+                  f"connections made {words}", flush=True)
 
 
 for version, haproxy in haproxies(arguments.only):
     print(f"haproxy {version}", flush=True)
-    for way in WAYS:
+    for way in WAYS if arguments.count else ():
         lossless(haproxy, way)
     missed(haproxy)
