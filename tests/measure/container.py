@@ -150,6 +150,7 @@ class Pod:
         staged = pathlib.Path(options["work"], "tree")
         shutil.copytree(ROOT / "deploy/container", staged / "deploy/container")
         shutil.copy(ROOT / ".dockerignore", staged)
+        shutil.copy(ROOT / "LICENSE", staged)
         (staged / "target/release").mkdir(parents=True)
         for name, path in (("bindonce", options["binary"]), ("bindonce-load", options["load"])):
             run("strip", "-o", staged / "target/release" / name, path)

@@ -53,9 +53,9 @@ Files:
 
 Exit codes:
   0  Done
-  1  It failed; the message says why, and what to do
+  1  The command failed; the message says why, and what to do
   2  Wrong usage
-  3  `doctor` found something";
+  3  `doctor` has findings";
 
 /// Binds every listen address once and hands the same sockets to each new generation of a proxy
 #[derive(Debug, Parser)]

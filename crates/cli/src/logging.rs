@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 pub(crate) enum LogFormat {
     /// Time, level, message, then name=value.
     Human,
-    /// One JSON object a line, with the same words.
+    /// One JSON object per line, with the same content.
     Json,
 }
 

@@ -1,10 +1,60 @@
-//! Floor 0 of bindonce: everything that can be decided without the system.
+//! The values and decisions of [bindonce](https://github.com/bindonce/bindonce): which address is bound, who uses it, and which
+//! generation of a service accepts. Pure: no system call, no file, no clock.
 //!
-//! Addresses and listeners as typed values, the registry of what is bound and
-//! who uses it, the life of generations, and who may do what. Nothing here
-//! makes a system call, reads a file or looks at a clock: time and handles come
-//! in as values, decisions go out as values, so that the invariants of
-//! docs/architecture.md are property-tested without a socket.
+//! bindonce is a broker for listening sockets on Linux. It binds each address once, and hands the same socket to each
+//! start of a server, so that a restart refuses no client. **To write such a server, take the crate
+//! [`bindonce`](https://docs.rs/bindonce)**: it has the types of this crate that it needs. Take this one to read or check
+//! listeners as the broker does, or to write a broker, a test or a tool beside it.
+//!
+//! | you want | look at |
+//! |---|---|
+//! | to read `web=0.0.0.0:80,backlog=4096` | [`listener::ListenSpec`], [`address::Address`] |
+//! | to know whether two addresses overlap | [`listener::Key`], by [`listener::Listener::key`] |
+//! | to decide what is bound, and for whom | [`registry::Registry`] |
+//! | to decide who may have a listener | [`policy`] |
+//! | the order of a service's generations | [`succession`], [`generation`] |
+//!
+//! # Example
+//! A registry decides, and its caller does what it decides. Time and sockets are values: here a socket is a number.
+//!
+//! ```
+//! use bindonce_core::listener::{ListenSpec, Wanted};
+//! use bindonce_core::policy::Peer;
+//! use bindonce_core::registry::{Action, ConnectionId, Event, Opened, Registry, Want};
+//! use bindonce_core::time::Timestamp;
+//!
+//! let spec: ListenSpec = "web=0.0.0.0:80,backlog=4096".parse()?;
+//! let want = Want { wanted: Wanted::Listen(spec), tentative: false, change: false, held: false };
+//!
+//! let mut registry: Registry<u32> = Registry::default();
+//! let (one, two, now) = (ConnectionId(1), ConnectionId(2), Timestamp(0));
+//! let peer = Peer { pid: 40, uid: 0, gid: 0 };
+//! registry.on(now, Event::Connected(one, peer));
+//! registry.on(now, Event::Connected(two, peer));
+//!
+//! // Nobody has the address yet: it is to be opened.
+//! let actions = registry.on(now, Event::Claim(one, vec![want.clone()]));
+//! let [Action::Open(_, listeners, _)] = &actions[..] else { panic!("{actions:?}") };
+//! let opened = Opened {
+//!     handle: 7,
+//!     bound: listeners[0].address.clone(),
+//!     inode: 4711,
+//!     cookie: 1,
+//!     backlog: 4096,
+//!     exclusive: true,
+//! };
+//! let actions = registry.on(now, Event::Opened(one, vec![opened]));
+//! assert!(matches!(actions[..], [Action::Grant(..)]));
+//!
+//! // The second client gets the same listener, and nothing is opened.
+//! let actions = registry.on(now, Event::Claim(two, vec![want]));
+//! assert!(matches!(actions[..], [Action::Grant(..)]));
+//! assert_eq!(registry.len(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! This is floor 0 of bindonce (docs/architecture.md): since nothing here touches the system, its invariants are
+//! property-tested without a socket.
 
 #![forbid(unsafe_code)]
 

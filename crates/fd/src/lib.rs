@@ -1,10 +1,41 @@
-//! Descriptors over a UNIX socket (SCM_RIGHTS, unix(7)).
+//! Send and receive file descriptors over a UNIX socket (SCM_RIGHTS, unix(7)): without a leak, and more of them than one
+//! message takes.
 //!
-//! Both ways are rustix's, because what it hands out is owned from the first moment: whatever arrives is
-//! close-on-exec and is either given to the caller or closed, also when the kernel truncates the message (nix refuses
-//! to list the descriptors of a truncated message, which leaks them).
-//! [`batch`] says which descriptors go with which message where there are more than one message takes, [`passed()`]
-//! takes those that came at the start of the process.
+//! This is the part of [bindonce](https://github.com/bindonce/bindonce), a broker for listening sockets, that does not
+//! depend on its protocol; it is of use to any program that passes descriptors. **To get sockets from the broker, take the crate
+//! [`bindonce`](https://docs.rs/bindonce).**
+//!
+//! | you want | take |
+//! |---|---|
+//! | to send bytes, with descriptors | [`send`] |
+//! | to receive both | [`recv`] |
+//! | to send hundreds | [`batch`]: which go with which message ([`MAX_FDS`] fit in one) |
+//! | the sockets that systemd or `bindonce exec` passed at the start (`LISTEN_FDS`) | [`passed()`] |
+//!
+//! A received descriptor is owned and close-on-exec from the first moment. It is given to the caller or closed, also when the
+//! kernel truncates the message.
+//!
+//! # Example
+//! ```
+//! use std::net::TcpListener;
+//! use std::os::fd::AsFd;
+//! use std::os::unix::net::UnixStream;
+//!
+//! let (here, there) = UnixStream::pair()?;
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let address = listener.local_addr()?;
+//! bindonce_fd::send(&here, b"web", &[listener.as_fd()])?;
+//! drop(listener); // The socket lives on: a descriptor of it is on its way.
+//!
+//! let (mut name, mut descriptors) = ([0; 16], Vec::new());
+//! let read = bindonce_fd::recv(there.as_fd(), &mut name, &mut descriptors)?;
+//! assert_eq!(&name[..read], b"web");
+//! let listener = TcpListener::from(descriptors.remove(0));
+//! assert_eq!(listener.local_addr()?, address);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! Both ways are rustix's: nix refuses to list the descriptors of a truncated message, which leaks them.
 
 // To take over a number that was left open needs it, and nothing else does.
 #![deny(unsafe_code)]

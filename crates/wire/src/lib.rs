@@ -1,14 +1,46 @@
-//! The wire protocol of bindonce, without a socket: which bytes make a message, and what a message means.
+//! The wire protocol of [bindonce](https://github.com/bindonce/bindonce), without a socket: which bytes make a message, and what
+//! a message means.
 //!
-//! Both sides use it. [`framing`] cuts a stream of bytes into requests,
-//! [`message`] reads and writes the JSON-RPC envelope, [`params`] and
-//! [`result`] hold what the methods take and give, [`call`] reads a request as one of the methods, [`error`]
-//! has the error codes. docs/protocol.md
-//! states the same for people who write a client. [`manifest`] is what a broker
-//! leaves to its successor.
+//! bindonce is a broker for listening sockets on Linux: a client asks for an address over a UNIX socket, by JSON-RPC 2.0, and gets
+//! the descriptor of a socket that the broker has bound. **To be a client, take the crate
+//! [`bindonce`](https://docs.rs/bindonce)**, which does all of this. Take this one to write a client of another kind, a server,
+//! a proxy or a test of the protocol; docs/protocol.md describes the same for other languages.
 //!
-//! Nothing here reads or writes: bytes come in as slices, decisions go out as
-//! values, so that hostile input can be tested one byte at a time.
+//! | you want | look at |
+//! |---|---|
+//! | to cut a stream of bytes into requests | [`framing`] |
+//! | to read and write requests, replies and notifications | [`message`] |
+//! | to know which method a request calls | [`call`] |
+//! | parameters and results of the methods | [`params`], [`result`], [`event`] |
+//! | error codes | [`error`] |
+//! | what a broker leaves to its successor | [`manifest`] |
+//!
+//! # Example
+//! A server's side of one request. Bytes come in as slices, in pieces of any size, and decisions go out as values:
+//!
+//! ```
+//! use bindonce_wire::MAX_REQUEST;
+//! use bindonce_wire::call::Call;
+//! use bindonce_wire::framing::{Frame, Scanner};
+//! use bindonce_wire::message::{self, Request};
+//!
+//! let mut scanner = Scanner::new(MAX_REQUEST);
+//! let first: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"bi"#;
+//! assert_eq!(scanner.next(&mut &first[..]), None); // More must come.
+//! let rest: &[u8] = br#"nd","params":[{"listen":"web=127.0.0.1:8080"}]}"#;
+//! let Some(Frame::Request(frame)) = scanner.next(&mut &rest[..]) else { panic!("no request") };
+//!
+//! let request = Request::decode(&frame).expect("a request");
+//! match Call::decode(&request).expect("a method of a broker") {
+//!     Call::Bind(wanted) => assert_eq!(wanted.len(), 1),
+//!     other => panic!("{other:?}"),
+//! }
+//!
+//! // The reply to a method without a result; that of `bind` has descriptors beside it.
+//! let reply = message::encode_result(&request.id, &true)?;
+//! assert_eq!(reply, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":true}\n");
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

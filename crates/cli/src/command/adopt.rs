@@ -32,25 +32,25 @@ Examples:
   bindonce adopt --pid 812 web=0.0.0.0:80
       One listener of a program, with a name
   bindonce adopt --retire --pid 812
-      Ends that haproxy once another one serves on the same sockets
+      Ends this haproxy once another process serves on the same sockets
 
 Exit codes:
-  0  Done, or with --dry-run: it could be done
+  0  Done; with --dry-run: the sockets can be taken over
   1  Not done; the message says what to do
   2  Wrong usage";
 
 /// Take over the listening sockets of a running haproxy or other program
 ///
-/// It keeps accepting; no connection is refused or lost. Without addresses, adopt takes those that
-/// `bindonce run` would claim for its configuration. Then start the next one with `bindonce run`,
-/// and end the old one with --retire.
+/// The program keeps accepting; no connection is refused or lost. Without addresses, adopt takes the
+/// listeners that `bindonce run` would claim for haproxy's configuration. Then start the next haproxy with
+/// `bindonce run`, and end the old one with --retire.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// Ask haproxy at its stats socket (level admin, expose-fd listeners)
+    /// Get the sockets from haproxy's stats socket (level admin, expose-fd listeners)
     #[arg(long, value_name = "PATH", required_unless_present = "pid", conflicts_with = "pid")]
     stats_socket: Option<PathBuf>,
-    /// Take them from this process and its children; needs permission to trace it
+    /// Take the sockets from this process and its children; needs permission to trace the process
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
     /// Show what would be done, and change nothing
@@ -59,19 +59,19 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// End that haproxy: prove that it has stopped accepting, and let it finish its connections
+    /// End the adopted haproxy: prove that it has stopped accepting, and let it finish its connections
     #[arg(long, requires = "pid", conflicts_with_all = ["listen", "command"])]
     retire: bool,
-    /// With --retire: how long it may take to stop accepting
+    /// With --retire: how long haproxy may take to stop accepting
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse, requires = "retire")]
     retire_timeout: Duration,
-    /// With --retire: continue even if connections that wait in sockets of its own will be reset
+    /// With --retire: continue even if connections in the accept queues of haproxy's own sockets will be reset
     #[arg(long, requires = "retire")]
     lossy: bool,
     /// The listeners to take, with their names here
     #[arg(value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<ListenSpec>,
-    /// Its command, where that cannot be seen: -- haproxy -f FILE
+    /// The command of that haproxy, if it cannot be read from /proc: -- haproxy -f FILE
     #[arg(last = true, value_name = "HAPROXY")]
     command: Vec<OsString>,
 }

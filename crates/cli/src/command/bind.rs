@@ -12,13 +12,13 @@ use crate::output;
 const HELP: &str = "\
 Examples:
   bindonce bind web=0.0.0.0:80,backlog=4096
-      Binding it again is no error: \"held already\"
+      Binding the address again succeeds and prints \"held already\"
   bindonce bind 127.0.0.1:8000-8010 unix@/run/app.sock,mode=0660
       Binds all of them or none
 
 Exit codes:
-  0  The broker holds all of them
-  1  One could not be bound, so none was; the message names the holder of the address
+  0  The broker holds every listener
+  1  An address could not be bound, so none was; the message names the holder of the address
   2  Wrong usage";
 
 /// Bind addresses and hold them for later use

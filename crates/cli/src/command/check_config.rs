@@ -14,7 +14,7 @@ Examples:
 
 Exit codes:
   0  The configuration is valid
-  1  It is not; the message says where and why
+  1  The configuration is invalid; the message says where and why
   2  Wrong usage";
 
 /// Check a configuration file of `bindonce serve`

@@ -19,7 +19,7 @@ Exit codes:
   0  Healthy
   1  The host could not be examined
   2  Wrong usage
-  3  Something was found";
+  3  There are findings";
 
 /// Find out why clients fail or hang, and what to do about it
 ///
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Show only what concerns this address (such as 80 or 10.0.0.1:443), service, listener or program
     #[arg(value_name = "ADDRESS|SERVICE")]
     target: Option<String>,
-    /// Print the findings, and everything that was seen, as JSON
+    /// Print the findings and all observations as JSON
     #[arg(long)]
     json: bool,
 }

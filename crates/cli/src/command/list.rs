@@ -19,7 +19,7 @@ Exit codes:
   1  No broker answers, or it denies the request
   2  Wrong usage";
 
-/// Show every listener that is held
+/// Show every listener that the broker holds
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {

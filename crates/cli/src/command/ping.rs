@@ -20,13 +20,13 @@ Examples:
   bindonce ping
       Whether the broker answers
   bindonce ping --name haproxy
-      Whether the supervisor answers, whatever its haproxy does; for liveness probes
+      Whether the supervisor answers, even if no haproxy runs; for liveness probes
   bindonce ping --name haproxy --serving
       Whether one of its generations serves; for readiness probes
 
 Exit codes:
-  0  It answers
-  1  It does not answer, or no generation serves
+  0  The broker or supervisor answers
+  1  There is no answer, or no generation serves
   2  Wrong usage";
 
 /// Check whether the broker, or the supervisor of a service, answers; for health checks
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Fail unless a generation of the service serves
     #[arg(long, requires = "name")]
     serving: bool,
-    /// How long the answer may take
+    /// The time limit for the answer
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration::parse)]
     timeout: Duration,
 }

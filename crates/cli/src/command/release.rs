@@ -15,7 +15,7 @@ Examples:
 
 Exit codes:
   0  Closed
-  1  One is unknown or in use, so none was closed
+  1  A listener is unknown or in use, so none was closed
   2  Wrong usage";
 
 /// Close listeners that are not in use

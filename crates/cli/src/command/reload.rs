@@ -25,7 +25,7 @@ Examples:
 
 Exit codes:
   0  The new generation serves, and no older one accepts any more
-  1  It failed; the serving generation is unaffected, and haproxy's error is printed;
+  1  The reload failed; the serving generation is unaffected, and haproxy's error is printed;
       with --wait drained also: it serves, and an older generation has not drained in time
   2  Wrong usage";
 
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long)]
     allow_empty: bool,
     /// Wait until the new generation serves, or until the older ones have drained, for TIME at most
-    /// [default for TIME: that of --timeout]
+    /// [default TIME: the value of --timeout]
     #[arg(long, value_name = "serving|drained[=TIME]", default_value = "serving", value_parser = Until::parse)]
     wait: Until,
     /// Close connections of older generations that have been idle for TIME. Requests in progress and tunnels stay

@@ -37,10 +37,10 @@ Exit codes:
 /// How long reading the configuration may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Print a haproxy configuration as haproxy gets it from bindonce
+/// Print the copy of a haproxy configuration that bindonce gives to haproxy
 ///
-/// Only the addresses of bind lines are replaced. Each of several files begins with a comment that
-/// names it; together they are one configuration that haproxy can read.
+/// Only the addresses of bind lines are replaced. If there are several files, a comment with the name of the
+/// file precedes each copy; together they are one configuration that haproxy can read.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {
@@ -53,8 +53,8 @@ pub(crate) struct Args {
     /// Configuration files, or directories of *.cfg files, in haproxy's order
     #[arg(required_unless_present = "command", conflicts_with = "command", value_name = "FILE")]
     files: Vec<OsString>,
-    /// The haproxy command instead, as for `run`: its options and its version can change what it
-    /// reads. Default: the haproxy in PATH
+    /// The haproxy command instead of files, as for `run`: the options and the version of haproxy affect how it
+    /// reads its configuration. Default: the haproxy in PATH
     #[arg(last = true, value_name = "HAPROXY")]
     command: Vec<OsString>,
 }

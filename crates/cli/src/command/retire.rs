@@ -30,8 +30,8 @@ Exit codes:
 
 /// End a draining generation together with its connections
 ///
-/// A replaced generation ends by itself with its last connection, or after `run --drain-timeout`. Use
-/// this command when that is too late: `bindonce status` shows what each still serves.
+/// A replaced generation ends by itself with its last connection, or after `run --drain-timeout`. Use this command to end it earlier.
+/// `bindonce status` shows the connections that each generation still serves.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {

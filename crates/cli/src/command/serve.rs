@@ -34,7 +34,7 @@ Examples:
 
 Exit codes:
   0  Ended by a signal
-  1  It could not start; the message names the configuration, the control socket or the listener
+  1  The broker did not start; the message names the configuration, the socket or the listener
   2  Wrong usage";
 
 /// Bind listeners once, hold them, and hand them to clients
@@ -47,12 +47,12 @@ pub(crate) struct Args {
     /// Bind this listener at the start; may be given again
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...")]
     listen: Vec<Wanted>,
-    /// Export metrics on this listener too: a TCP address or a UNIX path. They are always on
-    /// SOCKET.metrics, beside the control socket
+    /// Also export metrics on this listener: a TCP address or a UNIX path. Metrics are always on SOCKET.metrics, beside the
+    /// control socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
-    /// Serve the status page at `/` of --metrics to everybody who reaches it; without this only to this
-    /// host, by its address or as localhost
+    /// Serve the status page at `/` of --metrics to every client. Without this option the page is for this host only, by
+    /// its address or as localhost
     #[arg(long, requires = "metrics")]
     status_page: bool,
     /// Start a session of its own, to outlive the caller

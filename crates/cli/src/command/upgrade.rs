@@ -23,8 +23,8 @@ Examples:
       The supervisor of a service
 
 Exit codes:
-  0  It runs the new binary
-  1  It does not, and still runs the old one; the message says why
+  0  The process runs the new binary
+  1  The process still runs the old binary; the message says why
   2  Wrong usage";
 
 /// Replace the binary of the running broker or supervisor in place: same pid, no socket is closed

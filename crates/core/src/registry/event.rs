@@ -38,7 +38,7 @@ impl Want {
 /// A held listener whose socket is to get other options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Which; [`Registry::held`] tells what it has now.
+    /// Which; [`Registry::held`](super::Registry::held) tells what it has now.
     pub listener: ListenerId,
     /// All its options, as they are to be.
     pub options: Options,
@@ -135,7 +135,7 @@ pub enum Closing {
 /// One entry of [`Action::Grant`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
-    /// The listener; [`Registry::held`] tells the rest.
+    /// The listener; [`Registry::held`](super::Registry::held) tells the rest.
     pub listener: ListenerId,
     /// Whether this claim created it.
     pub created: bool,

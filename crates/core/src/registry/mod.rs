@@ -75,7 +75,7 @@ pub struct Registry<H> {
 }
 
 impl<H> Default for Registry<H> {
-    /// Empty. A step of a claim is [`AT_ONCE`] listeners.
+    /// Empty. A step of a claim is 256 listeners.
     fn default() -> Self {
         Self::in_steps_of(AT_ONCE)
     }

@@ -50,10 +50,10 @@ pub(crate) struct Args {
     /// A listener for `fd@${NAME}` in the configuration; may be given again
     #[arg(long, value_name = "NAME=ADDR[,OPT]...")]
     listen: Vec<Wanted>,
-    /// The service whose reload this is for: beside its own listeners an overlapping one may be bound
+    /// The service that will be reloaded; an address may overlap listeners that only this service uses
     #[arg(long, value_name = "SERVICE", default_value = "haproxy")]
     name: Name,
-    /// How long haproxy may take, and reading the configuration before
+    /// The time limit for haproxy, and for reading the configuration before haproxy starts
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     timeout: Duration,
     /// The haproxy command, as in: -- haproxy -f /etc/haproxy/haproxy.cfg

@@ -20,9 +20,9 @@ use crate::stand_in;
 /// What kind of program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Wanted {
-    /// haproxy if its name begins so, else another program
+    /// haproxy if the program's name begins with haproxy, else another program
     Auto,
-    /// haproxy: its configuration is read, and the handover is proved behind a pause
+    /// haproxy: bindonce reads its configuration, and proves each handover
     Haproxy,
     /// Any program that inherits its listening sockets
     Program,
@@ -35,13 +35,13 @@ pub(super) struct Options {
     /// Whether the program is haproxy
     #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
     kind: Wanted,
-    /// How this program takes its sockets, says that it is ready, and is told to retire (docs/programs.md). The options below
-    /// change what it stands for
+    /// Use the settings for this program: how it gets its sockets, reports that it is ready, and retires
+    /// (docs/programs.md). The options below override them
     #[arg(long = "as", value_enum, value_name = "PROGRAM", conflicts_with = "intercept")]
     preset: Option<Preset>,
-    /// A generation is ready when this shell command exits with 0; until then it is repeated.
-    /// BINDONCE_GENERATION and BINDONCE_PID are set for it. Without this option and
-    /// --ready-delay the program must send READY=1 (sd_notify)
+    /// A generation is ready when this shell command exits with 0; until then the command is repeated, with
+    /// BINDONCE_GENERATION and BINDONCE_PID in its environment. Without this option and --ready-delay the program must
+    /// send READY=1 (sd_notify)
     #[arg(long, value_name = "CMD", conflicts_with = "ready_delay")]
     ready_check: Option<OsString>,
     /// Treat a generation as ready after this time
@@ -51,13 +51,14 @@ pub(super) struct Options {
     /// [default: SIGTERM]
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     retire_signal: Option<Signal>,
-    /// Answer the program's bind() with the broker's sockets, instead of passing them at its start: for programs that
-    /// take none. Without ADDR whatever it binds as a TCP or UDP listener; else these alone (a wildcard stands for its
-    /// port at every address, a UNIX path or abstract name for itself). It is ready when it calls listen()
+    /// Answer the program's bind() calls with the broker's sockets: for programs that inherit no sockets. Without ADDR this
+    /// is done for every TCP and UDP listener; with ADDR only for these (a wildcard address matches its port at every
+    /// address; a UNIX path or abstract name matches itself). The program is ready when it calls listen()
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...", num_args = 0..)]
     intercept: Option<Vec<ListenSpec>>,
-    /// The same, also where the kernel or a container refuses it: then the program has the sockets of --listen alone, one
-    /// line says so, and it must send READY=1 unless --ready-check or --ready-delay is given
+    /// The same, but the program starts even if the kernel or a container refuses to intercept. Then the program has only the
+    /// sockets of --listen, the log reports this, and the program must send READY=1 unless --ready-check or
+    /// --ready-delay is given
     #[arg(long, value_name = "[NAME=]ADDR[,OPT]...", num_args = 0.., conflicts_with = "intercept")]
     intercept_if_possible: Option<Vec<ListenSpec>>,
     /// An environment variable that names the sockets, as in NGINX='{fds:;};'. {fds:SEP} is

@@ -41,7 +41,7 @@ Examples:
   bindonce run --as nginx --listen web=0.0.0.0:80 -- nginx -g 'daemon off;'
       With --variable NGINX='{fds:;};' --retire-signal SIGQUIT, and ready when it has a worker
   bindonce run --intercept -- python3 -m http.server 8080
-      A program that takes no sockets: its bind() gets the broker's
+      A program that inherits no sockets: its bind() returns the broker's
 
 Exit codes:
   0  Ended by a signal, and drained
@@ -65,26 +65,26 @@ pub(crate) struct Args {
     /// Do not give haproxy a private admin socket; watch it through /proc instead
     #[arg(long)]
     no_admin: bool,
-    /// Start each generation of haproxy as a master of its own with its workers. Without it the supervisor does what
-    /// a master does, and -W, -Ws and `master-worker` start none
+    /// Start each generation of haproxy as a master with workers. Without this option the supervisor is the master, and
+    /// -W, -Ws and `master-worker` start none of haproxy's
     #[arg(long)]
     nested_master: bool,
     /// Do not connect to idle listeners during a handover; wait for a client instead
     #[arg(long)]
     no_probe: bool,
-    /// What to do about a generation that has closed a listener and is still woken for it
+    /// What to do about ghosts: listeners that a generation has closed and that its epoll still reports
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     ghosts: Ghosts,
-    /// Reload when these files, or files in these directories, change; without PATH, those of
+    /// Reload when these files, or files in these directories, change; without PATH: the files of
     /// haproxy's -f
     #[arg(long, value_name = "PATH", num_args = 0..)]
     watch: Option<Vec<PathBuf>>,
-    /// Export metrics on this listener of the broker too: a TCP address or a UNIX path. They
-    /// are always on SERVICE.d/metrics.sock beside the broker's socket
+    /// Also export metrics on this listener, which the broker holds: a TCP address or a UNIX path. Metrics are always
+    /// on SERVICE.d/metrics.sock beside the broker's socket
     #[arg(long, value_name = "ADDR[,OPT]...", value_parser = super::metrics::listener)]
     metrics: Option<Listener>,
-    /// Serve the status page at `/` of --metrics to everybody who reaches it; without this only to this
-    /// host, by its address or as localhost
+    /// Serve the status page at `/` of --metrics to every client. Without this option the page is for this host only, by
+    /// its address or as localhost
     #[arg(long, requires = "metrics")]
     status_page: bool,
     #[command(flatten)]
@@ -97,28 +97,28 @@ pub(crate) struct Args {
 /// How long things may take.
 #[derive(Debug, clap::Args)]
 struct Timing {
-    /// How long a new generation may take to become ready, counted from its last progress (CPU time or output); 20 times
-    /// as long in all
+    /// The time limit for a new generation to become ready, counted from its last progress (CPU time or output). The
+    /// limit in total is 20 times this value
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     ready_timeout: Duration,
-    /// The least time between the starts for two reloads: those that come sooner wait, and the next start is for all of
-    /// them. It waits for nothing where no generation serves
+    /// The minimum time between the starts of two reloads. Requests that come earlier wait, and share one start. There is
+    /// no wait while no generation serves
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration::parse)]
     min_interval: Duration,
-    /// How long an older generation may take to stop accepting before it is ended
+    /// The time limit for an older generation to stop accepting; after that it is ended
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     retire_timeout: Duration,
-    /// How long an older generation may drain
+    /// The time limit for an older generation to drain; after that it is ended
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse)]
     drain_timeout: Duration,
     /// Close connections of older generations that have been idle for TIME; requests in progress and tunnels stay
-    /// [default: as haproxy does by itself]
+    /// [default: haproxy's own timeouts]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     drain_idle: Option<Duration>,
-    /// How long a start waits until the haproxy that serves has learned its stick tables (`peers`)
+    /// How long a reload waits for the serving haproxy to learn its stick tables from its `peers`
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     peers_timeout: Duration,
-    /// How many older generations may drain at the same time; the oldest is ended first
+    /// The maximum number of draining generations; when there are more, the oldest is ended
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     max_draining: usize,
 }
@@ -126,9 +126,9 @@ struct Timing {
 /// [`supervisor::Ghosts`], as it is written.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Ghosts {
-    /// Remove them; where the kernel refuses, start haproxy without epoll
+    /// Remove them; if the kernel refuses, start haproxy without epoll
     Auto,
-    /// Remove them, or log that the kernel refuses
+    /// Remove them; if the kernel refuses, log it
     Detach,
     /// Always start haproxy without epoll (-de)
     Noepoll,

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Repeat until interrupted: in place on a terminal, else one below the other
     #[arg(long)]
     watch: bool,
-    /// The time between two looks
+    /// The time between two updates
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse, requires = "watch")]
     interval: Duration,
 }

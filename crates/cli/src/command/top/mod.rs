@@ -46,7 +46,7 @@ const HELP: &str = "\
 Keys:
   j, k, arrows    Choose a service or a generation; PgUp, PgDn, g, G go far
   r               Reload the chosen service
-  x, R            End the chosen generation that drains, after a question
+  x, R            End the chosen draining generation, after a question
   s               Sort the listeners: by name, queue or users
   +, -, 0         A shorter or longer time line, or one that fits
   Tab             The next pane: services, listeners, events
@@ -56,7 +56,7 @@ Keys:
 Examples:
   bindonce top
   bindonce top --interval 250ms
-      Look four times a second; events are shown at once in any case
+      Updates four times a second; events are shown at once in any case
 
 Environment:
   NO_COLOR                  If it is set, no colours
@@ -69,11 +69,11 @@ Exit codes:
 
 /// Watch services, generations, listeners and events on one screen, and reload or retire by a key
 ///
-/// A broker or a supervisor that goes away is said to be gone and shown again when it is back. ? shows the keys.
+/// The screen shows when a broker or a supervisor is gone, and continues when it is back. Press ? for the keys.
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[command(after_long_help = HELP)]
 pub(crate) struct Args {
-    /// From one look to the next; events are shown at once
+    /// The time between two updates; events are shown at once
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration::parse)]
     interval: Duration,
 }
