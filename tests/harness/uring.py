@@ -39,6 +39,8 @@ class Ring:
 
 
 one, other = socket.socket(), socket.socket()
+# So that the next generation can bind it too.
+one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 other.bind(("127.0.0.1", 0))
 other.listen()
 try:

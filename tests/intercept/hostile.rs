@@ -110,5 +110,13 @@ fn what_is_bound_by_io_uring_is_told() {
     assert!(held.contains(&ports[1]) && !held.contains(&ports[0]), "{held}");
     let events = scene.run("events", &["--name", "web"]).ok();
     assert!(events.contains("io_uring") && events.matches("foreign-bind").count() == 2, "{events}");
+    // So do status and reload, of this address alone.
+    let told = |text: &str| {
+        let line = text.lines().find(|line| line.contains("io_uring")).unwrap_or_default();
+        assert!(line.contains(&ring.to_string()) && !line.contains(&ports[1]), "{text}");
+    };
+    told(&scene.run("status", &[]).ok());
+    let reloaded = scene.run("reload", &["--name", "web"]).ok();
+    told(&reloaded);
     assert!(supervisor.terminate().success(), "{}", supervisor.story());
 }

@@ -429,6 +429,7 @@ impl Supervisor {
         let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
         if let Some(generation) = self.generations.get_mut(&id) {
             generation.own.bound = addresses;
+            generation.own.unseen.clone_from(unseen);
             let fixed = own::cannot_let_go(generation, self.starts.version);
             self.report.foreign.tell(&self.cx, generation, rendering, fixed, unseen);
         }

@@ -116,7 +116,7 @@ impl Supervisor {
         if is_fresh {
             self.report.reload_begins();
         }
-        self.requests.wait_for(None, None);
+        self.requests.wait_for(None, None, None);
         let devices = self.generations.listeners();
         let plan = Plan {
             id,
@@ -167,7 +167,7 @@ impl Supervisor {
             let late = self.generations.get_mut(&id).zip(listeners);
             let late =
                 late.and_then(|(one, listeners)| compare::ask_resumed(&self.cx, one, listeners));
-            self.requests.wait_for(None, late);
+            self.requests.wait_for(None, late, None);
         }
         if let Err(error) = sent {
             // It has just ended by itself; its end is on its way to us.
@@ -204,7 +204,7 @@ impl Supervisor {
         self.cx.record(id, Some(pid), event::Kind::GenerationServing, "serving");
         self.report.serves(id, pid);
         watching::watch_serving(&self.cx, generation);
-        foreign::tell(&self.cx, generation);
+        let unseen = foreign::tell(&self.cx, generation);
         if generation.readiness.listens {
             unprivileged::look(&self.cx, generation);
         }
@@ -212,7 +212,7 @@ impl Supervisor {
         let late = self.generations.get(&id).and_then(|generation| {
             compare::ask_late(&self.cx, generation, self.listeners(generation))
         });
-        self.requests.wait_for(Some(confirmed), late);
+        self.requests.wait_for(Some(confirmed), late, unseen);
         self.give_back();
         let of = self.timeline.configuration_of(id);
         if let Some(of) = of {

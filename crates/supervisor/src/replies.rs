@@ -43,6 +43,9 @@ pub struct Reloaded {
     /// The same of older generations, which were told to stop instead of being paused for that.
     #[serde(default)]
     pub stopped_first: Vec<String>,
+    /// Addresses that it listens on by itself without a bind(2) or listen(2) that could be intercepted, as by io_uring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<String>,
     /// What it has written on standard error until it had started.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub startup: String,
@@ -125,6 +128,10 @@ pub struct Status {
     /// The addresses that haproxy binds itself.
     #[serde(default)]
     pub left_alone: Vec<OwnAddress>,
+    /// Addresses that an intercepted program listens on by itself without a bind(2) or listen(2) that could be intercepted, as by
+    /// io_uring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<String>,
     /// What else a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,

@@ -55,7 +55,9 @@ async fn perform(
             recovered(broker).await;
             return bind::bind(broker, caller, request, elements, turn).await;
         }
-        Call::Join(joining) => encode(request, &join::join(broker, caller, joining).await?),
+        Call::Join(joining) => {
+            encode(request, &Box::pin(join::join(broker, caller, joining)).await?)
+        }
         Call::Release(names) => {
             recovered(broker).await;
             let released = Box::pin(release::release(broker, caller, &names)).await?;

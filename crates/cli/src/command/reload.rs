@@ -171,6 +171,7 @@ fn text(reloaded: &Reloaded) -> String {
         drained,
         read_otherwise,
         stopped_first,
+        unseen,
         startup: _,
     } = reloaded;
     let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
@@ -198,6 +199,9 @@ fn text(reloaded: &Reloaded) -> String {
             "older generations were told to stop before it accepted, not paused: haproxy had bound {}\n",
             stopped_first.join("; ")
         ));
+    }
+    if !unseen.is_empty() {
+        text.push_str(&super::supervisors::unseen(unseen));
     }
     if let Some(Drained { left, idle_closed, cut }) = drained {
         let state = if left.is_empty() {
@@ -229,12 +233,14 @@ mod tests {
             drained: None,
             read_otherwise: Vec::new(),
             stopped_first: Vec::new(),
+            unseen: Vec::new(),
             startup: String::new(),
         };
         insta::assert_snapshot!("reloaded", text(&reloaded));
         reloaded.ended = vec![40, 41];
         (reloaded.left, reloaded.none_kept) = (vec!["0.0.0.0:80".into(), "[::]:443".into()], true);
         insta::assert_snapshot!("reloaded-with-losses", text(&reloaded));
+        reloaded.unseen = vec!["127.0.0.1:8080".into()];
         reloaded.drained = Some(Drained { left: vec![41], idle_closed: 20, cut: 1 });
         let told = text(&reloaded);
         assert!(

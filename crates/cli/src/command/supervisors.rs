@@ -149,6 +149,9 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
             let plural = if waiting == 1 { "" } else { "s" };
             let _ = writeln!(text, "reload{plural} waiting for the next start: {waiting}");
         }
+        if !status.unseen.is_empty() {
+            text.push_str(&unseen(&status.unseen));
+        }
         if status.generations.is_empty() {
             continue;
         }
@@ -178,6 +181,15 @@ pub(crate) fn text(supervisors: &[Supervisor]) -> String {
         }
     }
     text
+}
+
+/// The line about addresses that no intercepted call has bound.
+pub(crate) fn unseen(addresses: &[String]) -> String {
+    let addresses = addresses.join(", ");
+    format!(
+        "not the broker's socket, since it was bound without a call that could be intercepted, as by io_uring: {addresses}; let the \
+         program use system calls, or set sysctl kernel.io_uring_disabled=2\n"
+    )
 }
 
 fn row(generation: &GenerationStatus) -> [String; 8] {

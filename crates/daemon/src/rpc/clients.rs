@@ -19,6 +19,10 @@ use super::link::{Admission, Link};
 use super::turns::Turns;
 use super::unreceived::Unreceived;
 
+/// Root and the daemon's user have this many times `buffered_bytes` to themselves, each half of that: nobody else takes it from
+/// them, and what one of them never reads does not fill the memory either.
+const RESERVED: usize = 4;
+
 /// How much of everything clients may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -31,7 +35,7 @@ pub struct Limits {
     /// Open connections of all users that no rule allows anything.
     pub connections_without_rights: usize,
     /// Bytes that are kept for clients: requests that are not finished or not answered yet, replies
-    /// that are not read yet. A user may have half.
+    /// that are not read yet. A user may have half. Root and the daemon's user have [`RESERVED`] times as much for themselves.
     pub buffered_bytes: usize,
     /// The longest request, in bytes.
     pub request_bytes: usize,
@@ -63,8 +67,10 @@ pub struct Clients {
     unknown: Cell<usize>,
     next: Cell<u64>,
     limits: Cell<Limits>,
-    /// Bytes that are kept.
+    /// Bytes that are kept,
     budget: Rc<RefCell<Budget>>,
+    /// and those for root and the daemon's user.
+    reserved: Rc<RefCell<Budget>>,
     /// Descriptors that have come and are not taken yet.
     in_flight: Rc<RefCell<Budget>>,
     /// Descriptors that were sent and are not received yet.
@@ -91,6 +97,7 @@ impl Clients {
             next: Cell::new(0),
             limits: Cell::new(limits),
             budget: Rc::default(),
+            reserved: Rc::default(),
             in_flight: Rc::default(),
             unreceived: Unreceived::default(),
             turns: Rc::default(),
@@ -108,6 +115,7 @@ impl Clients {
         self.in_flight.borrow_mut().set_limit(limits.descriptors_in_flight);
         self.unreceived.budget.borrow_mut().set_limit(limits.descriptors_unreceived);
         self.budget.borrow_mut().set_limit(limits.buffered_bytes);
+        self.reserved.borrow_mut().set_limit(limits.buffered_bytes.saturating_mul(RESERVED));
         self.limits.set(limits);
     }
 
@@ -159,7 +167,8 @@ impl Clients {
     ) -> Rc<Link> {
         let id = caller.connection;
         self.next.set(self.next.get().max(id.0 + 1));
-        let budgets = [&self.budget, &self.in_flight, &self.unreceived.budget];
+        let bytes = if admission.exempt { &self.reserved } else { &self.budget };
+        let budgets = [bytes, &self.in_flight, &self.unreceived.budget];
         let kept = (self.limits.get().request_bytes, budgets);
         let account = {
             let mut users = self.users.borrow_mut();

@@ -47,7 +47,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             },
             Some(begun) => match timeout_at(begun + deadline, readable).await {
                 Ok(ready) => ready,
-                Err(_) => return unfinished(link, clients, deadline).await,
+                Err(_) => return Box::pin(unfinished(link, clients, deadline)).await,
             },
         };
         if !link.closed(deadline).await {
@@ -71,7 +71,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
         for (index, frame) in frames.into_iter().enumerate() {
             let last_word = frame.ends_connection();
             let reply = match frame {
-                // In a box: most connections are idle, and the way to an answer is long.
+                // In a box, as all that is rare here: most connections are idle, and each has room for what is not in one.
                 Frame::Request(frame) => Box::pin(answer(link, handler, &frame)).await,
                 bad => encode_error(&Id::Null, &bad.refusal(link.cap)).into(),
             };
@@ -83,7 +83,7 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             let sent = match sent {
                 Ok(Pushed::Whole) => Ok(()),
                 Ok(_) if !link.share.keep_one(waiting + sending.memory()) => return End::TooMuch,
-                Ok(_) => sending.finish(link, clients, deadline).await,
+                Ok(_) => Box::pin(sending.finish(link, clients, deadline)).await,
                 Err(end) => Err(end),
             };
             if let Err(end) = sent {
@@ -96,7 +96,8 @@ pub(super) async fn serve(link: &Rc<Link>, clients: &Clients, handler: &impl Han
             if let Some((follower, last)) = following {
                 link.progress.follows.set(true);
                 clients.calmer();
-                return match follow(&follower, last, &link.stream, deadline).await {
+                let following = Box::pin(follow(&follower, last, &link.stream, deadline));
+                return match following.await {
                     Ok(()) => End::Closed,
                     Err(error) if error.kind() == io::ErrorKind::TimedOut => End::NotRead,
                     Err(error) => End::Failed(error),

@@ -34,7 +34,7 @@ const UNCLOSED: usize = 4 * bindonce_fd::MAX_FDS;
 pub struct Admission {
     /// No rule gives its user any right.
     pub unknown: bool,
-    /// Root or the daemon's user: no budget limits it.
+    /// Root or the daemon's user: it has memory and connections that are kept for these two.
     pub exempt: bool,
 }
 
@@ -101,9 +101,8 @@ impl Link {
         account: Account,
         (cap, [budget, in_flight, unreceived]): (usize, [&Rc<RefCell<Budget>>; 3]),
     ) -> Rc<Self> {
-        let Admission { unknown, exempt } = admission;
         let uid = caller.peer.uid;
-        let share = Share::new(budget, uid, exempt);
+        let share = Share::new(budget, uid);
         let mut scanner = Scanner::new(cap);
         let mut input = unread;
         // Less than a request, so no frame comes of it.
@@ -114,14 +113,13 @@ impl Link {
             scanner: RefCell::new(scanner),
             received: Received {
                 descriptors: RefCell::default(),
-                // No user is exempt: the system has a fixed number of descriptors.
-                count: Share::new(in_flight, uid, false),
+                count: Share::new(in_flight, uid),
                 account,
             },
             cap,
             share,
-            unreceived: Share::new(unreceived, uid, false),
-            unknown,
+            unreceived: Share::new(unreceived, uid),
+            unknown: admission.unknown,
             progress: Progress::default(),
             pending: RefCell::default(),
             woken: Notify::new(),

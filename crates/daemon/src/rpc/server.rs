@@ -132,14 +132,15 @@ impl<H: Handler> Server<H> {
             if let Some(pending) = pending {
                 let deadline = server.clients.limits().request_time;
                 // A client that has gone meanwhile is noticed when its next request is read.
-                let _ = send(&link, &server.clients, pending, deadline).await;
+                let _ = Box::pin(send(&link, &server.clients, pending, deadline)).await;
             }
             let end = connection::serve(&link, &server.clients, &server.handler).await;
             server.ended(&link, end);
             link.progress.leaving.set(true);
-            server.handler.disconnected(id).await;
+            // In a box: each connection has room for what is not in one, for as long as it is open.
+            Box::pin(server.handler.disconnected(id)).await;
             let last = link.end();
-            server.clients.received(&link).await;
+            Box::pin(server.clients.received(&link)).await;
             drop(lost);
             drop(link);
             server.clients.remove(id);

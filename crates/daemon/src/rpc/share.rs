@@ -10,22 +10,18 @@ use bindonce_core::budget::Budget;
 pub(super) struct Share {
     budget: Rc<RefCell<Budget>>,
     uid: u32,
-    /// No budget limits it.
-    exempt: bool,
     kept: Cell<usize>,
 }
 
 impl Share {
-    pub(super) fn new(budget: &Rc<RefCell<Budget>>, uid: u32, exempt: bool) -> Self {
-        Self { budget: Rc::clone(budget), uid, exempt, kept: Cell::new(0) }
+    pub(super) fn new(budget: &Rc<RefCell<Budget>>, uid: u32) -> Self {
+        Self { budget: Rc::clone(budget), uid, kept: Cell::new(0) }
     }
 
     /// Counts `amount` in place of what was counted before. False if there is no room for it.
     pub(super) fn keep(&self, amount: usize) -> bool {
-        self.exempt || {
-            let was = self.kept.replace(amount);
-            self.budget.borrow_mut().change(self.uid, was, amount)
-        }
+        let was = self.kept.replace(amount);
+        self.budget.borrow_mut().change(self.uid, was, amount)
     }
 
     /// What is counted.

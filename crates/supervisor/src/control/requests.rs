@@ -14,7 +14,7 @@ use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
-/// How long the answer to a reload waits for the broker to know of it.
+/// How long the answer to a reload waits for the broker to know of it, and for a look at what the generation listens on.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// What to do about a generation that does not listen on what was claimed for it.
@@ -37,6 +37,8 @@ pub(crate) struct Requests {
     /// The late answer of the serving generation about its listeners, where it is asked only after the handover, or
     /// after one that failed.
     late: Option<oneshot::Receiver<Option<RpcError>>>,
+    /// Addresses that the serving generation listens on without a call that was seen, once they are looked for.
+    unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
 }
 
 /// A client that waits for a reload.
@@ -82,8 +84,9 @@ impl Requests {
         &mut self,
         confirmed: Option<oneshot::Receiver<()>>,
         late: Option<oneshot::Receiver<Option<RpcError>>>,
+        unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
     ) {
-        (self.confirmed, self.late) = (confirmed, late);
+        (self.confirmed, self.late, self.unseen) = (confirmed, late, unseen);
     }
 
     /// After how long these clients want idle connections of older generations closed.
@@ -104,6 +107,7 @@ impl Requests {
         let draining = awaited.then(|| Draining::new(older));
         self.draining.extend(draining.clone());
         let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
+        let unseen = self.unseen.take();
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
@@ -113,7 +117,7 @@ impl Requests {
                 Some(late) => late.await.ok().flatten(),
                 None => None,
             };
-            let answer = match (answer, late) {
+            let mut answer = match (answer, late) {
                 (answer, None) => answer,
                 (Ok(_), Some(late)) => Err(late),
                 (Err(mut failed), Some(late)) => {
@@ -121,6 +125,11 @@ impl Requests {
                     Err(failed)
                 }
             };
+            if let (Ok(answer), Some(unseen)) = (&mut answer, unseen)
+                && let Ok(Ok(unseen)) = tokio::time::timeout(CONFIRMED, unseen).await
+            {
+                answer["unseen"] = unseen.into_iter().collect();
+            }
             for Client { mut reply, drained, .. } in waiting {
                 match (drained, draining.clone(), &answer) {
                     (Some(limit), Some(draining), Ok(answer)) => {

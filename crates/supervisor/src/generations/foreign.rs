@@ -7,6 +7,7 @@ use std::time::Duration;
 use bindonce_core::address::Address;
 use bindonce_core::event;
 use bindonce_sys::{diag, holders, inherit, worker};
+use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::generations::generation::Generation;
@@ -17,13 +18,19 @@ use bindonce_haproxy::config::{Rendering, loose_ports};
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
 
-/// Tells which sockets a generation listens on that are not from the broker, and of which of them no call was seen.
-pub(crate) fn tell(cx: &Context, generation: &Generation) {
+/// Tells which sockets a generation listens on that are not from the broker, and of which of them no call was seen: these also
+/// the answer to a reload, where the generation's calls are seen.
+pub(crate) fn tell(
+    cx: &Context,
+    generation: &Generation,
+) -> Option<oneshot::Receiver<BTreeSet<String>>> {
     let (id, own) = (generation.id, own(cx, generation));
     let calls = generation.own.calls.clone();
     let (kind, pid) = (cx.settings.kind.clone(), generation.pid());
     let given: BTreeSet<_> = generation.listeners.iter().map(|held| held.inode).collect();
     let cx = cx.clone();
+    let (told, answer) = oneshot::channel();
+    let answer = calls.is_some().then_some(answer);
     crate::tasks::spawn(async move {
         let own = own.await;
         let mut unseen = BTreeSet::new();
@@ -33,8 +40,11 @@ pub(crate) fn tell(cx: &Context, generation: &Generation) {
             unseen = worker::within(LOOKS, look).await.unwrap_or_default();
             unseen.retain(|address| own.contains(address));
         }
+        // Nobody may wait for it.
+        let _ = told.send(unseen.clone());
         cx.send(Message::Foreign(id, own, unseen));
     });
+    answer
 }
 
 /// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show.

@@ -153,6 +153,8 @@ pub(crate) struct Lease {
 pub(crate) struct OwnAddresses {
     /// Those that it has, as far as it was looked at.
     pub(crate) bound: BTreeSet<String>,
+    /// Those of them for which no call was seen that could be intercepted.
+    pub(crate) unseen: BTreeSet<String>,
     /// Those that it was about to bind, each seen before; none where not all were to be seen.
     pub(crate) seen: Option<BTreeSet<String>>,
     /// Of a program whose calls were seen from its start on: those of its own sockets.

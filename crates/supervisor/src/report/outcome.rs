@@ -74,6 +74,7 @@ impl Report {
                     none_kept,
                     read_otherwise,
                     stopped_first,
+                    unseen: Vec::new(),
                     startup,
                     drained: None,
                 })

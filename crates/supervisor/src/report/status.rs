@@ -1,5 +1,6 @@
 //! What the supervisor answers about itself and its generations.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bindonce_core::generation::State;
@@ -91,6 +92,8 @@ impl View<'_> {
             address: line.text.clone(),
             reason: line.reason.to_owned(),
         });
+        let unseen: BTreeSet<_> =
+            self.generations.iter().flat_map(|generation| &generation.own.unseen).collect();
         Status {
             service: self.cx.settings.service.to_string(),
             program: self.cx.settings.kind.name().into_owned(),
@@ -115,6 +118,7 @@ impl View<'_> {
             upgrades: self.upgrades,
             reloads_waiting: self.timeline.reloads_waiting(),
             left_alone: left_alone.collect(),
+            unseen: unseen.into_iter().cloned().collect(),
             more: Map::new(),
         }
     }
