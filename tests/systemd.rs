@@ -2,7 +2,7 @@
 //! unit files promise, and the ways in of docs/migrating.md (tests/measure/systemd.py, a few rounds of it).
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
@@ -40,14 +40,7 @@ fn the_units_are_confined() {
 
 #[test]
 fn listeners_outlive_a_killed_broker_in_the_descriptor_store() {
-    let script = root().join("tests/measure/systemd.py");
-    let output = Command::new("python3")
-        .arg(script)
-        .arg("--binary")
-        .arg(bindonce())
-        .args(["--rounds", "6", "--listeners", "5"])
-        .output()
-        .expect("python3");
+    let output = under_systemd(&["--rounds", "6", "--listeners", "5"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let result: Value = serde_json::from_str(&text).expect("a result");
     if let Some(why) = result["skipped"].as_str() {
@@ -107,6 +100,45 @@ fn a_socket_unit_keeps_its_socket(seen: &Value) {
         assert_eq!(seen[kept], true, "{kept}: {seen}");
     }
     assert_eq!(seen["states"], json!(["active", "active"]), "{seen}");
+}
+
+/// The unit and the rules of docs/library.md: three starts, one of what cannot start, and clients all the time.
+#[test]
+fn the_template_unit_starts_the_new_beside_the_old() {
+    let server = bindonce().with_file_name("examples").join("hyper_server");
+    let Some(server) = server.to_str().filter(|path| Path::new(path).exists()) else {
+        return skip(
+            "no examples: cargo build --package bindonce --all-features --examples makes them",
+        );
+    };
+    // Of the other walks the least that there is.
+    let few = ["--rounds", "1", "--listeners", "2", "--haproxy", ""];
+    let output = under_systemd(&[&few[..], &["--server", server]].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let result: Value = serde_json::from_str(&text).expect("a result");
+    if let Some(why) = result["skipped"].as_str() {
+        return skip(why);
+    }
+    assert!(output.status.success(), "{text}");
+    let seen = &result["template"];
+    let ended = json!(["inactive", "success", "0"]);
+    assert_eq!(seen["started"], json!([0, "active", "success", "0"]), "{seen:#}");
+    assert_eq!(seen["first"], true, "it answers: {seen:#}");
+    // `systemctl start` has succeeded, the new one answers, and the old one is still there for whom it has accepted.
+    assert_eq!(seen["second"], json!([0, true, true]), "{seen:#}");
+    assert_eq!((&seen["finished"], &seen["ended"]), (&json!(true), &ended), "{seen:#}");
+    // It failed, the unit is failed, and the one before serves on.
+    assert_eq!(seen["broken"], json!([true, "failed", true, "active"]), "{seen:#}");
+    assert_eq!(seen["third"], json!([0, true]), "{seen:#}");
+    assert_eq!((&seen["failed"], &seen["stopped"]), (&json!([]), &ended), "{seen:#}");
+    assert!(seen["answers"].as_u64() > Some(40), "{seen:#}");
+}
+
+/// Runs the script, which starts a systemd of its own.
+fn under_systemd(options: &[&str]) -> Output {
+    let mut command = Command::new("python3");
+    command.arg(root().join("tests/measure/systemd.py")).arg("--binary").arg(bindonce());
+    command.args(options).output().expect("python3")
 }
 
 /// What docs/stand-in.md says of `KillMode=`: kill -9 of the supervisor while one generation serves and another drains.

@@ -3,9 +3,10 @@
 moments with no client connected, and every listener comes back as the same socket. Then the
 supervisor's unit, where there is an haproxy: start, reload (good and broken), watchdog, stop; the ways in
 of docs/migrating.md from a haproxy.service and from a socket unit, command by command, under load; a socket unit whose
-service is bindonce under haproxy's name; and that supervisor killed, by KillMode=.
+service is bindonce under haproxy's name; and that supervisor killed, by KillMode=. With a server of the library also the
+template unit of docs/library.md (template.py).
 
-    tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH]
+    tests/measure/systemd.py [--binary PATH] [--rounds 100] [--listeners 20] [--haproxy PATH] [--server PATH]
 
 Needs root, systemd and unshare(1). Prints one JSON object; "skipped" in it says why it
 could not run. Exits 0 if every listener came back.
@@ -46,7 +47,11 @@ def outer(options):
         shutil.copy(options.binary, f"{shared}/bindonce")
         shutil.copytree(ROOT / "deploy/systemd", f"{shared}/units")
         shutil.copy(__file__, f"{shared}/systemd.py")
-        shutil.copy(ROOT / "docs/migrating.md", shared)
+        shutil.copy(pathlib.Path(__file__).with_name("template.py"), shared)
+        for page in ("migrating.md", "library.md"):
+            shutil.copy(ROOT / "docs" / page, shared)
+        if options.server:
+            shutil.copy(options.server, f"{shared}/edge")
         pathlib.Path(shared, "options").write_text(json.dumps(vars(options)))
         # Mount, pid, uts, ipc and network namespaces; gone with their PID 1.
         inside = ["unshare", "-pfmuin", "--kill-child", "--mount-proc", sys.executable, __file__, "--inner", shared]
@@ -500,6 +505,9 @@ def driver():
     if options["haproxy"]:
         result["supervisor"] = supervisor()
         result["walked"] = walked(options["haproxy"])
+    if options["server"]:
+        from template import template
+        result["template"] = template()
     systemctl("stop", "bindonce.service", "bindonce.socket")
     result["stopped"] = not duplicates() and "127.0.0.1:5001" not in subprocess.run(
         ["ss", "-Hltn"], capture_output=True, text=True).stdout
@@ -512,6 +520,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--listeners", type=int, default=20)
     parser.add_argument("--haproxy", default=shutil.which("haproxy"), help="the program to supervise")
+    parser.add_argument("--server", help="examples/hyper_server of the library, for the template unit")
     parser.add_argument("--log", help="where to copy the broker's log")
     parser.add_argument("--inner")
     parser.add_argument("--driver", action="store_true")

@@ -8,6 +8,8 @@
 //! cargo run --features hyper --example hyper_server -- web=127.0.0.1:8080    # takes over
 //! ```
 //!
+//! With a file of a certificate and its key (PEM) after the claim it speaks TLS.
+//!
 //! The same as `std_server` and `axum_server`, and each takes over from any other. This one also runs without a broker: by
 //! itself, as a service of systemd with a socket unit, and under `bindonce run --listen web=127.0.0.1:8080 -- hyper_server web`.
 
@@ -16,6 +18,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce::Stopped;
@@ -24,13 +27,24 @@ use bindonce::hyper::Connections;
 use hyper::Response;
 use hyper::service::service_fn;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How long what is connected may take to finish, once a newer generation accepts.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let claim = std::env::args().nth(1).ok_or("usage: hyper_server [NAME=]ADDRESS")?;
+    let mut arguments = std::env::args().skip(1);
+    let claim =
+        arguments.next().ok_or("usage: hyper_server [NAME=]ADDRESS [CERTIFICATE_AND_KEY]")?;
+    let tls = arguments.next().map(|file| tls(&file)).transpose()?;
     // What was passed, else the broker's, else its own.
     let mut generation = Generation::join_or_bind(&"example".parse()?).await?;
     // How systemd, `bindonce run` and a terminal tell it to end.
@@ -51,12 +65,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 retired = generation.retired() => { retired?; break }
                 _ = sigterm.recv() => break,
                 accepted = acceptor.accept() => {
-                    connections.serve(accepted?.0, service_fn(move |_| async move {
+                    let stream = accepted?.0;
+                    let service = service_fn(move |_| async move {
                         let body = format!("generation {number}, pid {}\n", std::process::id());
                         let mut response = Response::new(body);
                         response.headers_mut().insert("x-generation", number.into());
                         Ok::<_, Infallible>(response)
-                    }));
+                    });
+                    match tls.clone() {
+                        None => connections.serve(stream, service),
+                        Some(tls) => connections.serve_after(
+                            async move { timeout(HANDSHAKE, tls.accept(stream)).await? },
+                            service,
+                        ),
+                    }
                 }
             }
         }
@@ -76,4 +98,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     generation.drained();
     Ok(())
+}
+
+/// Speaks TLS, and in it HTTP/2 or HTTP/1.
+fn tls(file: &str) -> Result<TlsAcceptor, Box<dyn Error>> {
+    let chain = CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(file)?;
+    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -119,6 +119,14 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
+/// More clients than a server has descriptors for.
+fn crowd(address: SocketAddr) -> Vec<TcpStream> {
+    (0..60).map(|_| TcpStream::connect(address).expect("connect")).collect()
+}
+
+/// What a server says when its table of descriptors is full.
+const FULL: &str = "clients wait: Too many open files";
+
 /// Restarts a server under load, and looks what clients saw.
 pub(crate) fn storm(program: &Path, restarts: usize) {
     storm_of(|broker| Server::start(program, broker), restarts);
@@ -127,29 +135,45 @@ pub(crate) fn storm(program: &Path, restarts: usize) {
 /// The same of what this starts.
 pub(crate) fn storm_of(mut start: impl FnMut(&Broker) -> Server, restarts: usize) {
     let broker = Broker::start();
-    let mut server = start(&broker);
-    let address = server.address;
-    let plan = Plan { clients: 8, rate: Some(1000), ..Plan::new(address) };
+    let server = start(&broker);
+    let plan = Plan { clients: 8, rate: Some(1000), ..Plan::new(server.address) };
     let load = plan.start().expect("load");
-    for _ in 0..restarts {
-        assert!(
-            load.wait_for_token(&server.generation, PATIENCE),
-            "generation {} answers nobody",
-            server.generation
-        );
-        // One leaves with a reset, one stays silent until the next has taken over.
+    let heard = |generation: &str| load.wait_for_token(generation, PATIENCE);
+    let last = restart(server, || start(&broker), restarts, heard);
+    let report = load.stop();
+    drop(last);
+    assert_eq!((report.failed(), report.stale), (0, 0), "{:#}", report.to_json());
+    println!("{} connections: 0 failed, 0 stale", report.connections);
+}
+
+/// Has generation after generation take over, each when a client has `heard` the one before. Between them others leave
+/// with a reset, say nothing, and at every fifth time fill the table of descriptors of the older one. Gives the last.
+pub(crate) fn restart(
+    mut server: Server,
+    mut start: impl FnMut() -> Server,
+    restarts: usize,
+    heard: impl Fn(&str) -> bool,
+) -> Server {
+    let address = server.address;
+    for number in 1..=restarts {
+        assert!(heard(&server.generation), "generation {} answers nobody", server.generation);
         reset(begin(address));
-        let silent = TcpStream::connect(address).expect("connect");
-        let new = start(&broker);
+        // They stay until the next has taken over.
+        let silent = if number % 5 == 0 {
+            let silent = crowd(address);
+            server.says(FULL);
+            silent
+        } else {
+            vec![TcpStream::connect(address).expect("connect")]
+        };
+        let new = start();
         assert_eq!(new.address, address, "another socket");
         drop(silent);
         server.ends();
         server = new;
     }
-    assert!(load.wait_for_token(&server.generation, PATIENCE), "the last answers nobody");
-    let report = load.stop();
-    assert_eq!((report.failed(), report.stale), (0, 0), "{:#}", report.to_json());
-    println!("{} connections: 0 failed, 0 stale", report.connections);
+    assert!(heard(&server.generation), "the last answers nobody");
+    server
 }
 
 /// A server at its limit of open files, with clients that reset, stall and say nothing: it lives, tells its operator,
@@ -166,9 +190,8 @@ pub(crate) fn survives_of(mut start: impl FnMut(&Broker) -> Server) {
     for _ in 0..5 {
         reset(begin(server.address));
     }
-    let silent: Vec<_> =
-        (0..60).map(|_| TcpStream::connect(server.address).expect("connect")).collect();
-    server.says("clients wait: Too many open files");
+    let silent = crowd(server.address);
+    server.says(FULL);
     drop(silent);
     assert!(finish(begin(server.address)).contains(&own));
     let slow = begin(server.address);
