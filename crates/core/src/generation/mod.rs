@@ -202,6 +202,8 @@ pub enum Event {
     Listens(GenerationId),
     /// How many connections a draining generation still serves.
     Connections(GenerationId, u64),
+    /// A generation that was replaced may drain for so long from now on, whatever the settings say.
+    DrainTimeout(GenerationId, Duration),
     /// Somebody wants a replaced generation to end now. Nothing happens to any other.
     Retire(GenerationId),
     /// Time has passed.
