@@ -22,6 +22,7 @@ mod configurations;
 mod containers;
 mod corpus;
 mod counters;
+mod cut;
 mod deadlines;
 mod demo;
 mod doctor;

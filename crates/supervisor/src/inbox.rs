@@ -176,7 +176,8 @@ impl Supervisor {
                 if drain_idle.is_some() && !self.cx.settings.kind.has_admin() {
                     return drop(reply.send(Err(no_admin())));
                 }
-                let client = Client { reply, drained, drain_idle };
+                let drain_timeout = how.drain_timeout_ms.map(Duration::from_millis);
+                let client = Client { reply, drained, drain_idle, drain_timeout };
                 self.reload(Some(client), "a client asked for it", Some(pid));
             }
             Command::Retire(wanted, reply, by) => {

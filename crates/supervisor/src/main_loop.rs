@@ -201,7 +201,11 @@ impl Supervisor {
                 self.perform(action);
             }
             for id in self.draining() {
-                self.generations.get(&id).iter().for_each(|draining| self.handover.keep(draining));
+                let Some(draining) = self.generations.get(&id) else { continue };
+                self.handover.keep(draining);
+                if let Some(time) = draining.drain.timeout {
+                    self.cx.later(Event::DrainTimeout(id, time));
+                }
             }
             for generation in self.generations.iter() {
                 self.handover.keep_calls(&self.cx, generation);

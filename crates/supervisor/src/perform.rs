@@ -277,6 +277,16 @@ impl Supervisor {
         let answer = self.report.outcome(&self.cx, outcome, now);
         self.reload_ended(callers, outcome);
         let older = self.draining();
+        if let (Outcome::Serving { .. }, Some(after)) =
+            (outcome, self.requests.drain_timeout(callers))
+        {
+            for id in &older {
+                if let Some(generation) = self.generations.get_mut(id) {
+                    generation.drain.timeout = Some(after);
+                }
+                self.cx.later(Event::DrainTimeout(*id, after));
+            }
+        }
         if let (Outcome::Serving { .. }, Some(after)) = (outcome, self.requests.drain_idle(callers))
         {
             for generation in older.iter().filter_map(|id| self.generations.get(id)) {

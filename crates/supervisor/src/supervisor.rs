@@ -155,6 +155,7 @@ impl Supervisor {
             reloads_before: generation.reloads_before,
             start_ms: generation.start.took().and_then(milliseconds),
             drain_idle_ms: generation.drain.idle.get().and_then(milliseconds),
+            drain_timeout_ms: generation.drain.timeout.and_then(milliseconds),
             counted: generation.drain.counted.filter(|_| itself),
             after: generation.drain.since.filter(|_| itself),
             idle_closed: generation.drain.idle_closed,

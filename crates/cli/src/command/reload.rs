@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Close connections of older generations that have been idle for TIME. Requests in progress and tunnels stay
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     drain_idle: Option<Duration>,
+    /// End older generations after TIME, with the connections that they have then [default: as `run --drain-timeout` says]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    drain_timeout: Option<Duration>,
 }
 
 /// What a reload waits for.
@@ -82,12 +85,13 @@ pub(crate) struct Wish {
     /// How long the older generations are waited for.
     pub(crate) drained: Option<Duration>,
     pub(crate) drain_idle: Option<Duration>,
+    pub(crate) drain_timeout: Option<Duration>,
 }
 
 impl Wish {
     /// One that ends when the new generation serves.
     pub(crate) fn serving(timeout: Duration) -> Self {
-        Self { timeout, allow_empty: false, drained: None, drain_idle: None }
+        Self { timeout, allow_empty: false, drained: None, drain_idle: None, drain_timeout: None }
     }
 
     /// The parameters: nothing where it says nothing, since an older supervisor takes none.
@@ -96,7 +100,11 @@ impl Wish {
             |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into();
         let mut all = serde_json::Map::new();
         all.extend(self.allow_empty.then(|| ("allow_empty".to_owned(), true.into())));
-        let times = [("wait_drained_ms", self.drained), ("drain_idle_ms", self.drain_idle)];
+        let times = [
+            ("wait_drained_ms", self.drained),
+            ("drain_idle_ms", self.drain_idle),
+            ("drain_timeout_ms", self.drain_timeout),
+        ];
         all.extend(
             times
                 .iter()
@@ -108,12 +116,12 @@ impl Wish {
 
 /// Asks the supervisor of the service, and tells what it answers.
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let Args { name, timeout, allow_empty, wait, drain_idle } = args;
+    let Args { name, timeout, allow_empty, wait, drain_idle, drain_timeout } = args;
     let drained = match wait {
         Until::Serving => None,
         Until::Drained(time) => Some(time.unwrap_or(timeout)),
     };
-    let wish = Wish { timeout, allow_empty, drained, drain_idle };
+    let wish = Wish { timeout, allow_empty, drained, drain_idle, drain_timeout };
     let reloaded = call(&globals.socket_path(), &name, &wish)?;
     print(&text(&reloaded))?;
     match reloaded.drained {
@@ -266,9 +274,11 @@ mod tests {
             allow_empty: true,
             drained: Some(minute),
             drain_idle: Some(minute / 60),
+            drain_timeout: Some(minute / 30),
             ..wish
         };
-        let wanted = serde_json::json!({"allow_empty": true, "wait_drained_ms": 60000, "drain_idle_ms": 1000});
+        let wanted = serde_json::json!({"allow_empty": true, "wait_drained_ms": 60000, "drain_idle_ms": 1000,
+            "drain_timeout_ms": 2000});
         assert_eq!(wish.parameters(), wanted);
     }
 

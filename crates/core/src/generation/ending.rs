@@ -35,18 +35,27 @@ impl Timeline {
     }
 
     pub(super) fn stopped(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
-        let drain = self.settings.drain_timeout;
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
+        let drain = life.drain_timeout.unwrap_or(self.settings.drain_timeout);
         match life.stage {
             Stage::Stopping { .. } => {}
             // Something else told it to stop; a serving generation must be started again.
             Stage::Serving { .. } => out.push(Action::WatchStop(id)),
             _ => return,
         }
-        life.stage = Stage::Draining { until: now + drain };
+        life.stage = Stage::Draining { until: now.saturating_add(drain) };
         out.push(Action::Detach(id));
+    }
+
+    /// It may drain for so long: from now on, or from when it has stopped.
+    pub(super) fn drain_within(&mut self, now: Moment, id: GenerationId, time: Moment) {
+        let Some(life) = self.lives.get_mut(&id).filter(|life| life.lingers()) else { return };
+        life.drain_timeout = Some(time);
+        if let Stage::Draining { until } = &mut life.stage {
+            *until = now.saturating_add(time);
+        }
     }
 
     /// It says that it was told to stop.
@@ -166,8 +175,9 @@ impl Timeline {
         (proved, says): (bool, bool),
         out: &mut Vec<Action>,
     ) {
+        let own = self.lives.get(&id).and_then(|life| life.drain_timeout);
         let until = match proved && says {
-            true => since + self.settings.drain_timeout,
+            true => since.saturating_add(own.unwrap_or(self.settings.drain_timeout)),
             false => since + self.settings.retire_timeout,
         };
         if now >= until {

@@ -10,6 +10,8 @@ pub(super) struct Life {
     pub(super) configuration: GenerationId,
     /// The connection count is 0 and the admin connection was closed.
     pub(super) let_go: bool,
+    /// How long it may drain, where a reload has said so; else as the settings say.
+    pub(super) drain_timeout: Option<Moment>,
 }
 
 /// What a generation does, and until when it may.

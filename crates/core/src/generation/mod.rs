@@ -204,6 +204,8 @@ pub enum Event {
     Connections(GenerationId, u64),
     /// A draining generation is at its end, without a connection, and does not exit.
     Hangs(GenerationId),
+    /// A generation that was replaced may drain for so long from now on, whatever the settings say.
+    DrainTimeout(GenerationId, Duration),
     /// Somebody wants a replaced generation to end now. Nothing happens to any other.
     Retire(GenerationId),
     /// Time has passed.

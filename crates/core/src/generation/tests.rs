@@ -403,6 +403,23 @@ fn too_many_draining_end_the_oldest() {
 }
 
 #[test]
+fn a_reload_may_say_how_long_older_generations_drain() {
+    let mut scenario = Scenario::serving();
+    scenario.on(Event::Reload(Caller(1)));
+    scenario.on(Event::Ready(TWO, Handover::Pause));
+    scenario.on(Event::Proved);
+    let hour = Duration::from_secs(3600);
+    // Before it has stopped, and after.
+    assert_eq!(scenario.on(Event::DrainTimeout(ONE, hour)), []);
+    scenario.on(Event::Stopped(ONE));
+    assert_eq!(scenario.pass(hour - Duration::from_secs(1)), []);
+    assert_eq!(scenario.on(Event::DrainTimeout(ONE, Duration::from_secs(5))), []);
+    assert_eq!(scenario.on(Event::DrainTimeout(TWO, Duration::ZERO)), [], "it serves");
+    assert_eq!(scenario.pass(Duration::from_secs(4)), []);
+    assert_eq!(signals(&scenario.pass(Duration::from_secs(1))), [(1, Signal::Terminate)]);
+}
+
+#[test]
 fn retiring_ends_what_drains_and_leaves_what_serves() {
     let mut scenario = Scenario::serving();
     scenario.on(Event::Reload(Caller(1)));

@@ -71,7 +71,8 @@ impl Timeline {
         for (&id, &(_, configuration)) in &found {
             self.next_id = self.next_id.max(id.0 + 1);
             let stage = Stage::Serving { since: now };
-            self.lives.insert(id, Life { stage, configuration, let_go: false });
+            self.lives
+                .insert(id, Life { stage, configuration, let_go: false, drain_timeout: None });
             if Some(id) == serving {
                 self.current = Some(configuration);
                 out.push(Action::Serving(id));
@@ -109,6 +110,7 @@ impl Timeline {
             Event::Listens(id) => self.listens_again(now, id, &mut out),
             Event::Connections(id, left) => self.connections(id, left, &mut out),
             Event::Hangs(id) => self.hangs(now, id, &mut out),
+            Event::DrainTimeout(id, time) => self.drain_within(now, id, time),
             Event::Retire(id) => self.retire(now, id, &mut out),
             Event::Tick => {}
             Event::Shutdown => self.shut_down(now, &mut out),
@@ -361,7 +363,8 @@ impl Timeline {
         let timeout = self.settings.ready_timeout;
         let latest = now.saturating_add(timeout.saturating_mul(LONGEST_START));
         let stage = Stage::Starting { until: now.saturating_add(timeout), latest };
-        self.lives.insert(id, Life { stage, configuration: of, let_go: false });
+        self.lives
+            .insert(id, Life { stage, configuration: of, let_go: false, drain_timeout: None });
         self.operation = Operation::Starting { newer: id, yielding: None };
         out.push(Action::Start { id, configuration, older_alive });
     }

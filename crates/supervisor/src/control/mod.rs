@@ -76,6 +76,8 @@ pub(crate) struct How {
     pub(crate) wait_drained_ms: Option<u64>,
     /// Connections of older generations that are idle for this long are closed.
     pub(crate) drain_idle_ms: Option<u64>,
+    /// Older generations are ended after this time.
+    pub(crate) drain_timeout_ms: Option<u64>,
 }
 
 /// The result of a method, or its error.

@@ -49,6 +49,15 @@ pub(crate) struct Client {
     pub(crate) drained: Option<Duration>,
     /// It wants connections of older generations closed that are idle for this long.
     pub(crate) drain_idle: Option<Duration>,
+    /// It wants older generations ended after this long.
+    pub(crate) drain_timeout: Option<Duration>,
+}
+
+impl Client {
+    /// One that wants nothing but the reload.
+    pub(crate) fn plain(reply: oneshot::Sender<Answer>) -> Self {
+        Self { reply, drained: None, drain_idle: None, drain_timeout: None }
+    }
 }
 
 /// A client that waits until a generation is gone, and what that had when it was asked for.
@@ -92,6 +101,11 @@ impl Requests {
     /// After how long these clients want idle connections of older generations closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
+    }
+
+    /// How long these clients let older generations drain.
+    pub(crate) fn drain_timeout(&self, callers: &[Caller]) -> Option<Duration> {
+        callers.iter().filter_map(|id| self.reloads.get(id)?.drain_timeout).min()
     }
 
     /// Answers the clients that waited for the reload that has just ended; `older` are the generations that it leaves draining.

@@ -110,6 +110,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) start_ms: Option<u64>,
     /// Its connections that are idle for so many milliseconds are closed once it drains.
     pub(crate) drain_idle_ms: Option<u64>,
+    /// It may drain for so many milliseconds, where a reload has said so.
+    pub(crate) drain_timeout_ms: Option<u64>,
     /// What it had done when it was last asked; for the supervisor itself alone.
     pub(crate) counted: Option<Since>,
     /// What it has done since it stopped accepting.

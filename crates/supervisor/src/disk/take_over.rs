@@ -241,6 +241,7 @@ async fn find(
         generation.start = Start::Took(Duration::from_millis(took));
     }
     generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
+    generation.drain.timeout = saved.drain_timeout_ms.map(Duration::from_millis);
     generation.drain.counted = saved.counted;
     generation.drain.since = saved.after;
     generation.drain.idle_closed = saved.idle_closed;

@@ -176,6 +176,8 @@ pub(crate) struct OwnAddresses {
 pub(crate) struct Drain {
     /// How long one of them must have been idle to be closed; none: it is left alone. Shared with the task that does it.
     pub(crate) idle: Rc<Cell<Option<Duration>>>,
+    /// How long it may drain, where a reload has said so.
+    pub(crate) timeout: Option<Duration>,
     /// How many were closed for that.
     pub(crate) idle_closed: u64,
     /// What it has done on them since it stopped accepting; none before, or where nobody tells.

@@ -30,7 +30,7 @@ impl Supervisor {
                 self.master.hard |= hard;
                 let (send, outcome) = oneshot::channel();
                 let startup = Rc::new(OnceCell::new());
-                let client = Client { reply: send, drained: None, drain_idle: None };
+                let client = Client::plain(send);
                 let caller =
                     self.reload(Some(client), "a client of the master CLI asked for it", pid);
                 self.master.waiting.insert(caller, Rc::clone(&startup));

@@ -159,6 +159,7 @@ impl Report {
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {
+            Reason::Shutdown if cut > 0 => "the service is being shut down",
             Reason::Handover | Reason::Shutdown => {
                 return tracing::debug!(generation = id.0, pid, signal, "signalled");
             }

@@ -1,0 +1,127 @@
+//! What ends with a generation that is told to end is counted and told, whatever told it; and `--drain-timeout`, of a
+//! service and of one reload.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+
+use crate::harness::{Haproxy, Scene, config, eventually, finish, serves};
+
+fn status(scene: &Scene) -> serde_json::Value {
+    let all: serde_json::Value =
+        serde_json::from_str(&scene.run("status", &["--json"]).ok()).expect("JSON");
+    all["supervisors"][0].clone()
+}
+
+/// haproxy under these options with two requests in progress, and the files of its next generation.
+fn in_progress(scene: &Scene, program: &Path, options: &[&str]) -> (Haproxy, [TcpStream; 2]) {
+    let address = scene.address();
+    let file = scene.write("haproxy.cfg", &config(address, 1));
+    let haproxy = Haproxy::start_with(scene, options, program, &file);
+    let halves = [(); 2].map(|()| {
+        let mut half = TcpStream::connect(address).expect("connecting");
+        half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").expect("half a request");
+        half
+    });
+    // Connections are accepted in order.
+    serves(address, 1);
+    scene.write("haproxy.cfg", &config(address, 2));
+    (haproxy, halves)
+}
+
+/// Generation 1 drains, and the supervisor knows of both connections.
+fn drains(scene: &Scene) {
+    eventually("generation 1 to drain with two connections", || {
+        let first = status(scene)["generations"][0].clone();
+        (first["state"] == "draining" && first["connections"] == 2).then_some(())
+    });
+}
+
+/// Two connections were cut, and the events say why.
+fn cut(scene: &Scene, why: &str) {
+    assert_eq!(status(scene)["connections_cut"], 2);
+    let events = scene.run("events", &["--name", "web"]).ok();
+    assert!(events.contains(&format!("SIGTERM: {why}; connections cut: 2")), "{events}");
+}
+
+const TIMEOUT: &str = "its connections did not end in time (--drain-timeout)";
+
+#[test]
+fn what_retire_cuts_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (haproxy, _halves) = in_progress(&scene, &program, &[]);
+        haproxy.reload(&scene).ok();
+        drains(&scene);
+        let told = scene.run("retire", &["--name", "web"]).ok();
+        assert!(told.contains('2'), "{told}");
+        cut(&scene, "`bindonce retire` asked it to end");
+    }
+}
+
+#[test]
+fn what_max_draining_cuts_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (haproxy, _halves) = in_progress(&scene, &program, &["--max-draining", "1"]);
+        haproxy.reload(&scene).ok();
+        drains(&scene);
+        // Generation 2 is told to stop, and then two drain.
+        haproxy.reload(&scene).ok();
+        eventually("generation 1 to be ended", || {
+            (status(&scene)["connections_cut"] == 2).then_some(())
+        });
+        cut(&scene, "more generations drain than --max-draining allows");
+    }
+}
+
+#[test]
+fn what_drain_timeout_of_the_service_cuts_is_counted_and_told() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (_haproxy, _halves) = in_progress(&scene, &program, &["--drain-timeout", "500ms"]);
+        let words = ["--name", "web", "--wait", "drained"];
+        let told = finish(scene.bindonce("reload").args(words)).ok();
+        assert!(told.contains("connections cut: 2"), "{told}");
+        cut(&scene, TIMEOUT);
+    }
+}
+
+#[test]
+fn one_reload_can_have_a_drain_timeout_of_its_own() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (_haproxy, _halves) = in_progress(&scene, &program, &[]);
+        let words = ["--name", "web", "--wait", "drained", "--drain-timeout", "500ms"];
+        let told = finish(scene.bindonce("reload").args(words)).ok();
+        assert!(told.contains("connections cut: 2"), "{told}");
+        cut(&scene, TIMEOUT);
+    }
+}
+
+#[test]
+fn the_drain_timeout_of_one_reload_can_be_longer_and_holds_over_an_upgrade() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (_haproxy, mut halves) = in_progress(&scene, &program, &["--drain-timeout", "300ms"]);
+    let words = ["--name", "web", "--drain-timeout", "1h"];
+    finish(scene.bindonce("reload").args(words)).ok();
+    scene.run("upgrade", &["--name", "web"]).ok();
+    // The service's own has passed when this has.
+    let words = ["--name", "web", "--wait", "drained=600ms", "--drain-timeout", "1h"];
+    let told = finish(scene.bindonce("reload").args(words)).fails(1);
+    assert!(told.contains("has not drained within 600ms"), "{told}");
+    assert_eq!(status(&scene)["connections_cut"], 0);
+    for half in &mut halves {
+        half.write_all(b"\r\n").expect("the rest");
+    }
+    eventually("the older generations to be gone", || {
+        (status(&scene)["generations"].as_array().map(Vec::len) == Some(1)).then_some(())
+    });
+    assert_eq!(status(&scene)["connections_cut"], 0);
+}
