@@ -55,6 +55,7 @@ mod namespaces;
 mod neighbours;
 mod networks;
 mod outcome;
+mod outlived;
 mod overlaps;
 mod own_addresses;
 mod paced;

@@ -29,6 +29,7 @@ mod large;
 mod listeners;
 mod metrics;
 mod notify;
+mod outlived;
 mod pages;
 mod persistence;
 mod problems;

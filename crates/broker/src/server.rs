@@ -24,6 +24,7 @@ use crate::guard;
 use crate::handler::Handler;
 use crate::listeners::watch::Guard;
 use crate::notify;
+use crate::outlived;
 use crate::pages;
 use crate::persistence::Ledger;
 use crate::persistence::file::{self, StateFile};
@@ -111,6 +112,7 @@ async fn serve(
                 notify::shrink_after(&clients.parted),
                 keep_store(&ledger),
                 generations::keep(&broker),
+                outlived::keep(&broker),
                 Rc::clone(&server).accept(&listener),
                 upgrade::keep(&broker, &listener, control, config),
                 settle(&broker, config, resumes),
