@@ -31,6 +31,7 @@ mod metrics;
 mod notify;
 mod outlived;
 mod pages;
+mod parting;
 mod persistence;
 mod problems;
 mod recovery;
