@@ -57,6 +57,7 @@ mod namespaces;
 mod neighbours;
 mod networks;
 mod outcome;
+mod outlived;
 mod overlaps;
 mod own_addresses;
 mod paced;

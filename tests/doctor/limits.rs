@@ -46,7 +46,8 @@ fn local_ports_for_one_destination_are_found_and_the_remedy_helps() {
     let _resident = Process::start(scene.command("sleep").arg("60"));
     let seen_from_outside = |address: &str| {
         let mut command = scene.command("unshare");
-        let said = finish(command.arg("--net").arg(bindonce()).args(["doctor", address])).out;
+        command.arg("--net").arg(bindonce()).args(["doctor", "--socket"]).arg(scene.socket());
+        let said = finish(command.arg(address)).out;
         said.contains("local ports for connections to")
     };
     assert!(seen_from_outside(&address.to_string()));

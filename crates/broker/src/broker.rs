@@ -30,6 +30,7 @@ use crate::inquiry::Inquiry;
 use crate::large::LargeAnswers;
 use crate::listeners::watch::Guard;
 use crate::listeners::{self, Listeners, unlink};
+use crate::outlived::Outlived;
 use crate::persistence::found::Found;
 use crate::persistence::{Persistence, Recorded as _};
 use crate::succession::Succession;
@@ -52,6 +53,8 @@ pub(crate) struct Broker {
     pub(crate) persistence: Persistence,
     pub(crate) upgrade: Rc<Upgrade>,
     pub(crate) reporter: Rc<Reporter>,
+    /// Generations whose supervisors have died too early.
+    pub(crate) outlived: Rc<Outlived>,
     /// Finds the process that has an address, for messages.
     pub(crate) inquiry: Rc<Inquiry>,
     /// Large answers in progress: one at a time for each user.
@@ -103,6 +106,7 @@ impl Broker {
             persistence,
             upgrade: Rc::default(),
             reporter,
+            outlived: Rc::default(),
             inquiry: Rc::default(),
             large: Rc::default(),
             not_bound: Vec::new(),

@@ -88,7 +88,7 @@ impl Control {
             tracing::info!(socket = %self.socket.display(), "control socket taken over");
             return Ok(passed);
         }
-        let opened = listen::open_path(&self.socket, SOCKET_MODE)
+        let opened = listen::open_control(&self.socket, SOCKET_MODE)
             .map_err(|source| Error::ControlSocket { socket: self.socket.clone(), source })?;
         self.path = opened.path;
         Ok(OwnedFd::into(opened.fd))

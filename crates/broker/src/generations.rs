@@ -15,7 +15,6 @@ use bindonce_wire::message::{Notification, Turn};
 use bindonce_wire::params::Joining as Request;
 use bindonce_wire::result::JoinResult;
 use bindonce_wire::{ErrorCode, RpcError};
-use tokio::task::yield_now;
 use tokio::time::timeout_at;
 
 use crate::broker::Broker;
@@ -86,8 +85,8 @@ pub(crate) fn resume(broker: &mut Broker, places: Vec<Place>) {
     let _ = perform(broker, actions);
 }
 
-/// A connection has ended, and with it its generation.
-fn left(broker: &mut Broker, connection: ConnectionId) {
+/// A connection has ended, and with it its place among the generations.
+pub(crate) fn left(broker: &mut Broker, connection: ConnectionId) {
     let actions = broker.succession.on(Event::Gone(connection));
     let _ = perform(broker, actions);
 }
@@ -146,6 +145,9 @@ fn enter(broker: &mut Broker, id: ConnectionId, label: Label) {
     );
     let serves = label.state == State::Serving;
     let who = format!("{} generation {}", label.service, label.generation);
+    if let Some((peer, _)) = broker.listeners.registry.caller(id) {
+        broker.outlived.joined(id, &peer, &label);
+    }
     broker.listeners.join(id, label);
     if serves {
         broker.listeners.serves(id, &who);
@@ -188,14 +190,6 @@ fn happened(broker: &Broker, kind: Kind, label: &Label, text: &str) {
 pub(crate) fn disconnect(broker: &mut Broker, id: ConnectionId) {
     left(broker, id);
     while broker.listeners.end_leases(id) {}
-}
-
-/// Ends a connection; one that has many leases in many turns.
-pub(crate) async fn disconnect_in_turns(broker: &RefCell<Broker>, id: ConnectionId) {
-    left(&mut broker.borrow_mut(), id);
-    while broker.borrow_mut().listeners.end_leases(id) {
-        yield_now().await;
-    }
 }
 
 fn turn(label: &Label, successor: Option<u64>) -> Turn {

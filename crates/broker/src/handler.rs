@@ -10,6 +10,7 @@ use bindonce_wire::{ErrorCode, RpcError};
 
 use crate::broker::Broker;
 use crate::generations;
+use crate::parting;
 use crate::requests;
 
 /// Answers the requests of clients.
@@ -37,7 +38,7 @@ impl rpc::Handler for Handler {
     }
 
     async fn disconnected(&self, connection: ConnectionId) {
-        generations::disconnect_in_turns(&self.0, connection).await;
+        parting::disconnect_in_turns(&self.0, connection).await;
     }
 
     fn lost(&self, connection: ConnectionId) {

@@ -53,7 +53,7 @@ impl Drop for File {
 
 async fn beside(broker: &Rc<RefCell<Broker>>, pages: &Rc<Both>) {
     let path = socket(&broker.borrow().socket);
-    match listen::open_path(&path, MODE) {
+    match listen::open_control(&path, MODE) {
         Ok(opened) => {
             let _file = File(opened.path);
             export(broker, pages, opened.fd, BESIDE).await;

@@ -25,6 +25,7 @@ use crate::handler::Handler;
 use crate::listeners::watch::Guard;
 use crate::notify;
 use crate::pages;
+use crate::parting;
 use crate::persistence::Ledger;
 use crate::persistence::file::{self, StateFile};
 use crate::recovery;
@@ -111,6 +112,7 @@ async fn serve(
                 notify::shrink_after(&clients.parted),
                 keep_store(&ledger),
                 generations::keep(&broker),
+                parting::keep(&broker),
                 Rc::clone(&server).accept(&listener),
                 upgrade::keep(&broker, &listener, control, config),
                 settle(&broker, config, resumes),

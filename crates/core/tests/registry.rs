@@ -58,6 +58,10 @@ enum Step {
     Join(u8, State),
     Release(u8, Vec<usize>),
     Gone(u8),
+    /// As `Gone`, and its generation lives on with what it has.
+    Outlived(u8),
+    /// One of these that live on ends.
+    Ended(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -71,7 +75,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (client.clone(), state).prop_map(|(id, state)| Step::Join(id, state)),
         3 => (client.clone(), prop::collection::vec(0..WANTED.len(), 1..3))
             .prop_map(|(id, wanted)| Step::Release(id, wanted)),
-        2 => client.prop_map(Step::Gone),
+        2 => client.clone().prop_map(Step::Gone),
+        1 => client.clone().prop_map(Step::Outlived),
+        1 => client.prop_map(Step::Ended),
     ]
 }
 
@@ -83,6 +89,8 @@ struct World {
     /// The connection behind each of the clients, if it is there.
     clients: BTreeMap<u8, ConnectionId>,
     connections: u64,
+    /// Those of them that are gone, and whose generations live on.
+    outlived: BTreeMap<u8, ConnectionId>,
     /// All that each connection has asked for.
     wants: BTreeMap<ConnectionId, Vec<Want>>,
     outstanding: VecDeque<(ConnectionId, Outstanding)>,
@@ -162,7 +170,9 @@ impl World {
                         prop_assert!(leased.get(handle).is_some_and(|leases| *leases <= 1));
                     }
                 }
-                Action::Leaving(_) => prop_assert!(false, "so many leases are not tried here"),
+                Action::Leaving(_) | Action::Closing(_) => {
+                    prop_assert!(false, "so many leases are not tried here");
+                }
                 Action::More(id) => self.outstanding.push_back((*id, Outstanding::More)),
                 Action::Retry(id)
                 | Action::Granting(id, _)
@@ -423,6 +433,22 @@ impl World {
                     prop_assert_eq!(self.picture(), before);
                 }
             }
+            Step::Outlived(client) => {
+                if let Some(id) = self.clients.get(client).copied() {
+                    let held = self.registry.leased(id).map(|held| held.opened.handle);
+                    let held: BTreeSet<u32> = held.collect();
+                    self.on(Event::Outlived(id))?;
+                    self.on(Event::Gone(id))?;
+                    prop_assert!(held.is_disjoint(&self.closed), "4: a generation uses them");
+                    self.clients.remove(client);
+                    self.outlived.insert(*client, id);
+                }
+            }
+            Step::Ended(client) => {
+                if let Some(id) = self.outlived.remove(client) {
+                    self.on(Event::Ended(id))?;
+                }
+            }
             Step::Gone(client) => {
                 if let Some(id) = self.clients.get(client).copied() {
                     self.on(Event::Gone(id))?;
@@ -514,7 +540,10 @@ proptest! {
                 if !after.contains_key(&handle) {
                     // Whoever did it was the last, or there was none.
                     prop_assert!(holders <= 1, "{handle} had {holders} holders");
-                    prop_assert!(matches!(step, Step::Release(..) | Step::Gone(_) | Step::Answer(_)));
+                    prop_assert!(matches!(
+                        step,
+                        Step::Release(..) | Step::Gone(_) | Step::Ended(_) | Step::Answer(_)
+                    ));
                 }
             }
         }

@@ -19,6 +19,7 @@ use bindonce_core::listener::Listener;
 use bindonce_core::policy::Peer;
 use bindonce_core::registry::{
     Action, Adoption, ConnectionId, Event, Label, ListenerId, Opened, Registry, SavedConnection,
+    State,
 };
 use bindonce_daemon::Reporter;
 use bindonce_sys::clock::now;
@@ -137,6 +138,33 @@ impl Listeners {
         let more = actions.iter().any(|action| matches!(action, Action::Leaving(_)));
         self.stepping.remove(&id);
         self.retried.remove(&id);
+        self.perform(actions);
+        more
+    }
+
+    /// What a connection has that ends with it, by inode, and the generation that it has joined as and that has not served.
+    pub(crate) fn unconfirmed(&self, id: ConnectionId) -> Option<(Label, Vec<u64>)> {
+        let (peer, label) = self.registry.caller(id)?;
+        // Of a client that is its own generation nothing is left that its end does not end.
+        let label =
+            label.filter(|label| label.state == State::Starting && label.pid != peer.pid)?;
+        let tentative = self.registry.leased(id).filter(|held| held.tentative);
+        let inodes: Vec<u64> = tentative.map(|held| held.opened.inode).collect();
+        (!inodes.is_empty()).then(|| (label.clone(), inodes))
+    }
+
+    /// The generation of a connection that ends lives on: these stay, for this broker and the next.
+    pub(crate) fn outlived(&mut self, id: ConnectionId, inodes: &HashSet<u64>) {
+        let actions = self.registry.on(now(), Event::Outlived(id));
+        self.perform(actions);
+        let leased = self.registry.leased(id);
+        self.ledger.record(leased.filter(|held| inodes.contains(&held.opened.inode)));
+    }
+
+    /// That generation is gone: closes some of what nobody else has claimed. True if there is more.
+    pub(crate) fn ended(&mut self, id: ConnectionId) -> bool {
+        let actions = self.registry.on(now(), Event::Ended(id));
+        let more = actions.iter().any(|action| matches!(action, Action::Closing(_)));
         self.perform(actions);
         more
     }

@@ -235,7 +235,7 @@ mod tests {
     use crate::handler::Handler;
     use crate::listeners::watch::Guard;
     use crate::persistence::file::{self, StateFile};
-    use crate::{generations, guard};
+    use crate::{generations, guard, parting};
 
     /// A broker of root's.
     fn broker(rules: Vec<Rule>, limits: Limits) -> Broker {
@@ -444,7 +444,7 @@ mod tests {
             assert!(turns > 2 * count / READ_AT_ONCE, "{turns} turns");
         }
         // They end in turns as well.
-        let mut ends = Box::pin(generations::disconnect_in_turns(&broker, uses.connection));
+        let mut ends = Box::pin(parting::disconnect_in_turns(&broker, uses.connection));
         let mut context = Context::from_waker(Waker::noop());
         assert!(ends.as_mut().poll(&mut context).is_pending());
         ends.await;

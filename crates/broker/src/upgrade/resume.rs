@@ -78,6 +78,11 @@ pub(crate) fn resume(inherited: Inherited, broker: &RefCell<Broker>) -> io::Resu
             Err(error) => tracing::warn!(pid = written.peer.pid, %error, "a connection was lost"),
         }
     }
+    for link in &links {
+        if let Some((label, _)) = &link.label {
+            broker.outlived.joined(link.id, &link.peer, label);
+        }
+    }
     broker.listeners.resume(links);
     generations::resume(broker, places);
     tracing::info!(

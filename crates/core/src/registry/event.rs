@@ -74,6 +74,12 @@ pub enum Event<H> {
     Release(ConnectionId, Vec<Wanted>),
     /// The rest of [`Action::Released`].
     ReleaseRest(ConnectionId, Vec<ListenerId>),
+    /// The process of this connection's generation lives on without it, with the sockets: what the connection has
+    /// tentatively stays open. [`Event::Gone`] follows.
+    Outlived(ConnectionId),
+    /// That process has ended: what nobody has claimed meanwhile is closed. The answer to
+    /// [`Action::Closing`] as well.
+    Ended(ConnectionId),
     /// A connection has ended; the answer to [`Action::Leaving`] as well.
     Gone(ConnectionId),
     /// These are held already, from before.
@@ -105,6 +111,9 @@ pub enum Action<H> {
     /// The connection that has gone has more leases: go on with [`Event::Gone`], after others have
     /// had their turn.
     Leaving(ConnectionId),
+    /// The process that outlived this connection had more listeners: go on with [`Event::Ended`], after others have had
+    /// their turn.
+    Closing(ConnectionId),
     /// Hand these out, in order: all of a claim, those of [`Action::Granting`] too.
     Grant(ConnectionId, Vec<Lease>),
     /// Answer that the claim came to nothing because opening or changing failed; the shell

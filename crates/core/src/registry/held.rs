@@ -5,6 +5,7 @@ use crate::listener::{Key, Listener};
 use crate::name::Name;
 use crate::time::Timestamp;
 
+use super::ids::ConnectionId;
 use super::refusal::HeldBy;
 
 /// A socket that the shell has opened.
@@ -35,6 +36,8 @@ pub struct Held<H> {
     pub since: Timestamp,
     /// Whether it is closed with its last lease.
     pub tentative: bool,
+    /// It was tentative, and this connection's generation has outlived the connection with it.
+    pub(super) outlived: Option<ConnectionId>,
     /// How many connections have a lease on it, or are about to get one.
     pub(super) leases: usize,
     /// The service and the user whose lease was the last to end, where nobody has it now.
@@ -51,7 +54,16 @@ impl<H> Held<H> {
         since: Timestamp,
         tentative: bool,
     ) -> Self {
-        Self { opened, listener, since, tentative, leases: 0, last_user: None, edition: 0 }
+        Self {
+            opened,
+            listener,
+            since,
+            tentative,
+            outlived: None,
+            leases: 0,
+            last_user: None,
+            edition: 0,
+        }
     }
 
     /// Another number whenever its name, its options or whether it is tentative has changed: what was
@@ -62,9 +74,23 @@ impl<H> Held<H> {
 
     /// It stays when its last lease ends.
     pub(super) fn confirm(&mut self) {
+        self.outlived = None;
         if std::mem::replace(&mut self.tentative, false) {
             self.edition += 1;
         }
+    }
+
+    /// The generation of this connection lives on with it, while the connection ends.
+    pub(super) fn outlive(&mut self, connection: ConnectionId) {
+        self.confirm();
+        self.outlived = Some(connection);
+    }
+
+    /// Nothing keeps it but its leases.
+    pub(super) fn doubt(&mut self) {
+        self.outlived = None;
+        self.tentative = true;
+        self.edition += 1;
     }
 
     pub(super) fn key(&self) -> Key {

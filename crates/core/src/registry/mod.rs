@@ -10,7 +10,7 @@
 //!   listener, and one that overlaps another is refused by name, unless both are one owner's;
 //! - a claim is all or nothing: refused, or failed to open, it leaves no trace;
 //! - a listener is closed only by an explicit release while nobody else uses it
-//!   (or, claimed tentatively and never confirmed, with its last lease);
+//!   (or, claimed tentatively and never confirmed, with its last lease, or with the process that outlives that);
 //! - the same claim a second time opens and closes nothing;
 //! - no handle is lost: what was opened is held, or was given back to be closed.
 //!
@@ -27,6 +27,7 @@ mod held;
 mod ids;
 mod index;
 mod leases;
+mod outlived;
 mod plan;
 mod planning;
 mod refusal;
@@ -129,6 +130,8 @@ impl<H> Registry<H> {
             }
             Event::Unname(id) => self.unname(id),
             Event::Rename(id, name) => self.rename(id, name),
+            Event::Outlived(id) => self.outlived(id),
+            Event::Ended(id) => self.ended(id, &mut actions),
             Event::Gone(id) => self.gone(now, id, &mut actions),
             Event::Adopt(adoptions) => self.enter(adoptions, &mut actions),
             Event::Resume(links) => self.resume(links, &mut actions),

@@ -455,6 +455,60 @@ fn a_tentative_listener_ends_with_its_last_lease_unless_confirmed() {
     assert_eq!(shell.registry.len(), 2);
 }
 
+/// The supervisor of a generation is killed before it has said that the generation serves.
+#[test]
+fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
+    let mut shell = Shell::new();
+    let three = ConnectionId(3);
+    let wants = [":80", ":81", ":82", ":83", ":84"].map(tentative);
+    shell.claim(ONE, &wants).expect("claim");
+    shell.claim(TWO, &[tentative(":84")]).expect("claim");
+    shell.on(Event::Outlived(ONE));
+    assert_eq!(shell.on(Event::Gone(ONE)), []);
+    let outlived = |shell: &Shell| {
+        let held = shell.registry.iter().map(|(_, held)| !held.tentative);
+        held.collect::<Vec<_>>()
+    };
+    assert_eq!(outlived(&shell), [true; 5], "a broker that is killed now has them again");
+    // Whoever tries only leaves no trace; the next supervisor confirms.
+    shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
+    shell.on(Event::Connected(three, PEER));
+    shell.claim(three, &[tentative(":83")]).expect("claim");
+    assert_eq!(shell.on(Event::Gone(three)), []);
+    let actions = shell.on(Event::Ended(ONE));
+    let closed = |actions: &[Action<u32>]| -> Vec<u32> {
+        let closed = actions.iter().map(|action| match action {
+            Action::Close(handle, _, Closing::Unconfirmed) => *handle,
+            other => panic!("{other:?}"),
+        });
+        closed.collect()
+    };
+    assert_eq!(closed(&actions), [1, 4]);
+    assert_eq!(shell.on(Event::Ended(ONE)), []);
+    // Those that others have used meanwhile end as they would have.
+    assert_eq!(closed(&shell.on(Event::Gone(TWO))), [3, 5]);
+    assert_eq!(shell.registry.len(), 1);
+}
+
+#[test]
+fn what_was_kept_for_a_process_is_closed_some_at_a_time() {
+    let mut shell = Shell::new();
+    shell.claim(ONE, &[tentative(":1000-1099")]).expect("claim");
+    shell.on(Event::Outlived(ONE));
+    while !shell.on(Event::Gone(ONE)).is_empty() {}
+    assert_eq!(shell.registry.len(), 100);
+    let mut steps = 0;
+    loop {
+        let actions = shell.on(Event::Ended(ONE));
+        steps += 1;
+        assert!(actions.len() <= 33, "{actions:?}");
+        if !actions.iter().any(|action| matches!(action, Action::Closing(ONE))) {
+            break;
+        }
+    }
+    assert_eq!((steps, shell.registry.len()), (4, 0));
+}
+
 #[test]
 fn a_name_that_is_taken_away_is_free_and_the_listener_stays() {
     let mut shell = Shell::new();

@@ -86,7 +86,7 @@ pub(crate) type Answer = Result<serde_json::Value, RpcError>;
 /// Binds the socket, 0600 in a directory that is 0700. The caller holds the service's lock, so a
 /// socket that is there belongs to a supervisor that is gone.
 pub(crate) fn bind(path: &Path) -> Result<OwnedFd, Error> {
-    Ok(listen::open_path(path, 0o600)?.fd)
+    Ok(listen::open_control(path, 0o600)?.fd)
 }
 
 /// Serves clients until the task is ended.

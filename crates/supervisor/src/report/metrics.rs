@@ -21,7 +21,7 @@ use bindonce_daemon::openmetrics::{Family, Page, Value};
 use bindonce_daemon::paced::Paced;
 use bindonce_daemon::scrape::{Served, Subject};
 use bindonce_daemon::{events, scrape, self_metrics};
-use bindonce_sys::listen::open_path;
+use bindonce_sys::listen::open_control;
 use bindonce_sys::{clock, process, worker};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -261,7 +261,7 @@ pub(crate) async fn keep(
     let pages =
         Rc::new(Pages { socket, sender, status: Paced::default(), findings: Findings::default() });
     let in_directory = async {
-        match open_path(&beside, 0o600) {
+        match open_control(&beside, 0o600) {
             Ok(opened) => export(opened.fd, PRIVATE, &pages).await,
             Err(error) => tracing::warn!("no metrics in the service's directory: {error}"),
         }

@@ -72,11 +72,37 @@ pub fn open(listener: &Listener) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`]; [`Error::Path`] if no socket can have this path.
 pub fn open_path(path: &Path, mode: u32) -> Result<Opened, Error> {
+    open(&of_path(path, mode)?)
+}
+
+/// As [`open_path`], of a path whose clients may look for it before it is there: its file appears when the socket listens, so nobody
+/// is refused by one that is only bound, and a dead socket in its place is replaced in one step. The socket's own name, as `ss`
+/// shows it, is then another: that of the path with `.new` behind it, or one in /proc where that is too long. The
+/// caller has a lock: no other process makes this path.
+///
+/// # Errors
+/// As [`open_path`].
+pub fn open_control(path: &Path, mode: u32) -> Result<Opened, Error> {
+    let listener = of_path(path, mode)?;
+    let fail = |operation| Error::listen(operation, &listener.address);
+    let (socket, file) = unix::ready_path(&listener, path, backlog(&listener))?;
+    let inode = rustix::fs::fstat(&socket).map_err(|e| fail("fstat")(e.into()))?.st_ino;
+    let cookie = socket.cookie().map_err(fail("getsockopt(SO_COOKIE)"))?;
+    Ok(Opened {
+        fd: socket.into(),
+        bound: listener.address.clone(),
+        inode,
+        cookie,
+        path: Some(file),
+    })
+}
+
+fn of_path(path: &Path, mode: u32) -> Result<Listener, Error> {
     let unfit = |source| Error::Path { path: path.to_owned(), source };
     // One that is not UTF-8 fails as one with a NUL does: it cannot be written in a message or a list of options.
     let address = Address::unix(path.to_str().unwrap_or("\0")).map_err(unfit)?;
     let options = Options { mode: Some(mode), ..Options::default() };
-    open(&Listener::new(None, address, options).map_err(unfit)?)
+    Listener::new(None, address, options).map_err(unfit)
 }
 
 /// `shared`: an IP socket gets SO_REUSEPORT, which the caller takes away again.

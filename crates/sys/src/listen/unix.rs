@@ -4,21 +4,23 @@
 //! ever. It is given its mode and owner, by its file's descriptor, and only then does it
 //! listen: until then a client is refused, as it was by the dead socket that stood there before. A
 //! path that a live socket answers on is never taken. Without `mode=` the umask of the process
-//! decides who may connect.
+//! decides who may connect. A control socket, whose clients look for its path and not for its name, gets its path only
+//! when it listens (`ready_path`).
 //!
 //! The directory may belong to a user who is hostile. `directory.rs` and `confined.rs` keep the file in
 //! that directory, and `node.rs` keeps what is done to the file to that file.
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::confined;
@@ -28,6 +30,9 @@ use crate::error::Error;
 
 /// `sun_path` holds this many bytes (unix(7)); haproxy pads abstract names to it.
 const SUN_PATH: usize = 108;
+
+/// What a socket is called until it listens, where that and the path's own name together are too long.
+const NEW: &str = ".bindonce.new";
 
 /// How often to try again when the path changes while we look at it.
 const ATTEMPTS: usize = 16;
@@ -64,9 +69,101 @@ pub(super) fn path(
     let owner = Owner::find(listener)?;
     let socket = stream(listener)?;
     let (directory, name) = Directory::of(path).map_err(fail("open"))?;
-    bind(listener, &socket, &directory, path, name)?;
+    bind(listener, &directory, path, name, || {
+        if directory.pinned {
+            SockAddr::unix(path).and_then(|address| socket.bind(&address))
+        } else {
+            confined::bind(&socket, &directory, path)
+        }
+    })?;
     let file = appear(listener, &owner, backlog, &socket, &directory, name)?;
     Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
+}
+
+/// A listening socket on a path that appears when it listens: it is made under another name in the same directory, and gets
+/// its own in one step, in place of a dead socket where one is in the way.
+pub(super) fn ready_path(
+    listener: &Listener,
+    path: &Path,
+    backlog: i32,
+) -> Result<(Socket, UnixPath), Error> {
+    let fail = |operation| Error::listen(operation, &listener.address);
+    let owner = Owner::find(listener)?;
+    let socket = stream(listener)?;
+    let (directory, name) = Directory::of(path).map_err(fail("open"))?;
+    let mut new = name.to_owned();
+    new.push(".new");
+    let mut shown = path.with_file_name(&new);
+    if !directory.pinned || shown.as_os_str().len() >= SUN_PATH {
+        // The way through the open directory: as short as can be, and it leads nowhere else.
+        shown = PathBuf::from(format!("/proc/self/fd/{}", directory.fd.as_raw_fd())).join(NEW);
+        new = NEW.into();
+    }
+    let address = SockAddr::unix(&shown).map_err(fail("bind"))?;
+    let aside = path.with_file_name(&new);
+    bind(listener, &directory, &aside, &new, || socket.bind(&address))?;
+    let file = appear(listener, &owner, backlog, &socket, &directory, &new)?;
+    if let Err(error) = place(listener, &directory, path, &new, name) {
+        if file.is_at(&directory, &new) {
+            let _ = directory.remove(&new);
+        }
+        return Err(error);
+    }
+    Ok((socket, UnixPath { path: path.to_owned(), dev: file.dev, ino: file.ino }))
+}
+
+/// Gives the file `new` its name, where nothing has that but a dead socket.
+fn place(
+    listener: &Listener,
+    directory: &Directory,
+    path: &Path,
+    new: &OsStr,
+    name: &OsStr,
+) -> Result<(), Error> {
+    use rustix::io::Errno;
+    let fail = |operation| Error::listen(operation, &listener.address);
+    let at = &directory.fd;
+    let rename = |flags| match renameat_with(at, new, at, name, flags) {
+        // A file system without flags. The caller's lock keeps others away.
+        Err(Errno::INVAL | Errno::NOSYS) => renameat(at, new, at, name),
+        renamed => renamed,
+    };
+    for _ in 0..ATTEMPTS {
+        let there = match Node::open(directory, name) {
+            Ok(there) => there,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match rename(RenameFlags::NOREPLACE) {
+                    Err(Errno::EXIST) => continue,
+                    renamed => return renamed.map_err(|error| fail("rename")(error.into())),
+                }
+            }
+            Err(error) => return Err(fail("open")(error)),
+        };
+        if !there.is_socket {
+            return Err(Error::NotASocket { path: path.to_owned() });
+        }
+        if there.life().map_err(fail("connect"))? == Life::Alive {
+            return Err(Error::PathInUse { path: path.to_owned() });
+        }
+        match rename(RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(fail("rename")(error.into())),
+        }
+        if there.is_at(directory, name) {
+            continue;
+        }
+        // What was there has the other name now, unless the two could not be exchanged.
+        match Node::open(directory, new) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Ok(out) if out.is_socket && !matches!(out.life(), Ok(Life::Alive)) => {
+                return directory.remove(new).map_err(fail("unlink"));
+            }
+            // It has changed since it was looked at.
+            _ => rename(RenameFlags::EXCHANGE).map_err(|error| fail("rename")(error.into()))?,
+        }
+    }
+    Err(Error::PathInUse { path: path.to_owned() })
 }
 
 /// Gives the file of a bound socket its mode and owner, and lets the socket listen. Where that fails nothing is left.
@@ -116,19 +213,14 @@ fn appear(
 /// Binds, in place of a dead socket where one is in the way.
 fn bind(
     listener: &Listener,
-    socket: &Socket,
     directory: &Directory,
     path: &Path,
     name: &OsStr,
+    mut try_bind: impl FnMut() -> io::Result<()>,
 ) -> Result<(), Error> {
     let fail = |operation| Error::listen(operation, &listener.address);
     for _ in 0..ATTEMPTS {
-        let bound = if directory.pinned {
-            SockAddr::unix(path).and_then(|address| socket.bind(&address))
-        } else {
-            confined::bind(socket, directory, path)
-        };
-        match bound {
+        match try_bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             bound => return bound.map_err(fail("bind")),
         }
@@ -198,6 +290,62 @@ mod tests {
 
     use super::*;
 
+    /// Clients look for it again and again: none is refused by a socket that is only bound, the mode is there from the start, and a dead one
+    /// is replaced without a moment in which there is none.
+    #[test]
+    fn a_control_socket_appears_when_it_listens() {
+        use std::os::unix::net::UnixStream;
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use crate::listen::{open_control, unlink_if_ours};
+        let directory = std::env::temp_dir().join(format!("bindonce-ready-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let longest = directory.join("x".repeat(SUN_PATH - 2 - directory.as_os_str().len()));
+        for path in [directory.join("control.sock"), longest] {
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| {
+                    let mut answered = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        match UnixStream::connect(&path) {
+                            Ok(_) => answered += 1,
+                            Err(error) => {
+                                assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+                            }
+                        }
+                        if let Ok(found) = fs::symlink_metadata(&path) {
+                            assert_eq!(found.mode() & 0o777, 0o640);
+                        }
+                    }
+                    answered
+                });
+                for _ in 0..1000 {
+                    let opened = open_control(&path, 0o640).expect("it listens");
+                    unlink_if_ours(opened.path.as_ref().expect("its file")).expect("removed");
+                }
+                over.store(true, Ordering::Relaxed);
+                client.join().expect("none was refused");
+            });
+            // A dead one, of this process and of one that was killed before its socket listened.
+            drop(open_control(&path, 0o600).expect("it listens"));
+            let new = path.with_file_name("control.sock.new");
+            drop(UnixListener::bind(&new).expect("a socket"));
+            let alive = open_control(&path, 0o600).expect("the dead one is replaced");
+            let refused = open_control(&path, 0o600).expect_err("one answers there");
+            assert!(matches!(refused, Error::PathInUse { path: at } if at == path));
+            assert!(UnixStream::connect(&path).is_ok());
+            unlink_if_ours(alive.path.as_ref().expect("its file")).expect("removed");
+            fs::write(&path, "a file").expect("a file");
+            let refused = open_control(&path, 0o600).expect_err("it is no socket");
+            assert!(matches!(refused, Error::NotASocket { path: at } if at == path));
+            assert_eq!(fs::read_to_string(&path).expect("the file"), "a file");
+            fs::remove_file(&path).expect("removed");
+            let _ = fs::remove_file(new);
+            assert_eq!(fs::read_dir(&directory).expect("the directory").count(), 0);
+        }
+        fs::remove_dir(&directory).expect("removed");
+    }
+
     /// The new socket is bound, and whoever may write in the directory puts something else in its place before the broker
     /// looks at it again: neither that, nor what it leads to, is changed or removed.
     #[test]
@@ -219,7 +367,8 @@ mod tests {
             let owner = Owner::find(&listener).expect("nobody");
             let socket = stream(&listener).expect("a socket");
             let (opened, name) = Directory::of(&path).expect("the directory");
-            bind(&listener, &socket, &opened, &path, name).expect("bound");
+            let address = SockAddr::unix(&path).expect("an address");
+            bind(&listener, &opened, &path, name, || socket.bind(&address)).expect("bound");
             fs::remove_file(&path).expect("removed");
             put(from, &path);
             let refused = appear(&listener, &owner, 1, &socket, &opened, name).err();

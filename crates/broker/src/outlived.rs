@@ -1,0 +1,59 @@
+//! Generations that may outlive their connections to the broker, and those that do. What becomes of what they have is in
+//! [`crate::parting`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use bindonce_core::policy::Peer;
+use bindonce_core::registry::{ConnectionId, Label, State};
+use bindonce_sys::process::{self, Pidfd};
+use tokio::sync::Notify;
+
+/// Generations that may outlive their connections, and those that do.
+#[derive(Debug, Default)]
+pub(crate) struct Outlived {
+    /// Processes that were children of the peer, with their start times, of generations that have not served.
+    children: RefCell<HashMap<ConnectionId, (i32, u64)>>,
+    /// These live on, and nobody watches them yet.
+    new: RefCell<Vec<(ConnectionId, Pidfd)>>,
+    changed: Notify,
+}
+
+impl Outlived {
+    /// A connection has joined as this generation.
+    pub(crate) fn joined(&self, connection: ConnectionId, peer: &Peer, label: &Label) {
+        let pid = label.pid.cast_signed();
+        let mut children = self.children.borrow_mut();
+        let is_child = || process::parent(pid) == Some(peer.pid.cast_signed());
+        if label.state == State::Starting
+            && label.pid != peer.pid
+            && let Some(start) = process::start_time(pid)
+            && is_child()
+        {
+            children.insert(connection, (pid, start));
+        } else {
+            children.remove(&connection);
+        }
+    }
+
+    /// That connection ends: the process that may outlive it.
+    pub(crate) fn forget(&self, connection: ConnectionId) -> Option<(i32, u64)> {
+        self.children.borrow_mut().remove(&connection)
+    }
+
+    /// The generation of this connection, which ends, lives on in this process.
+    pub(crate) fn lives_on(&self, connection: ConnectionId, process: Pidfd) {
+        self.new.borrow_mut().push((connection, process));
+        self.changed.notify_one();
+    }
+
+    /// Those that live on and that nobody watches yet.
+    pub(crate) fn take(&self) -> Vec<(ConnectionId, Pidfd)> {
+        self.new.take()
+    }
+
+    /// Ends when there may be more of them.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}

@@ -1,0 +1,159 @@
+//! Generations whose supervisor is killed before the broker knows that they serve: what they have stays bound.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal::SIGTTOU;
+use nix::unistd::geteuid;
+use serde_json::{Value, json};
+
+use crate::boundary::{brokers, rules, serve};
+use crate::harness::{Fault, Process, Scene, Stage, Wire, eventually, serves, skip};
+
+/// What the broker says of the listener at this address.
+fn held(scene: &Scene, address: SocketAddr) -> Option<Value> {
+    let mut listed = scene.wire().call("list", &json!([]));
+    let Value::Array(all) = listed["listeners"].take() else { panic!("{listed}") };
+    all.into_iter().find(|one| one["address"] == address.to_string())
+}
+
+/// A process that has a listener as its standard input, and ends with this.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().expect("ending it");
+        self.0.wait().expect("its end");
+    }
+}
+
+/// A supervisor that has claimed a listener for a generation, and the process of that.
+fn generation(scene: &Scene, address: SocketAddr) -> (Wire, Holder) {
+    let mut supervisor = scene.wire();
+    let label = json!({"service": "web", "generation": 1, "state": "starting"});
+    supervisor.call("join", &json!([label]));
+    let claim = json!([{"listen": address.to_string(), "tentative": true}]);
+    supervisor.call("bind", &claim);
+    let socket = supervisor.take(1).remove(0);
+    let mut command: Command = scene.command("sleep");
+    let process = command.arg("1000").stdin(Stdio::from(socket)).spawn().expect("a process");
+    let mut label = label;
+    label["pid"] = process.id().into();
+    supervisor.call("join", &json!([label]));
+    (supervisor, Holder(process))
+}
+
+#[test]
+fn a_listener_stays_with_the_process_that_has_it_and_ends_with_it() {
+    if !geteuid().is_root() {
+        return skip("needs root, to be two users");
+    }
+    // One that is another user may not look at the descriptors of this process.
+    for user in brokers() {
+        let scene = Scene::new();
+        let mut broker = serve(&scene, &rules("allow = ['list']"), user);
+        let address = scene.address();
+        let (supervisor, process) = generation(&scene, address);
+        let bound = held(&scene, address).expect("it is bound");
+        assert_eq!(bound["tentative"], true, "{bound}");
+        drop(supervisor);
+        broker.wait_line("has outlived its supervisor");
+        let kept = held(&scene, address).expect("it stays");
+        assert_eq!(
+            (&kept["inode"], &kept["tentative"]),
+            (&bound["inode"], &json!(false)),
+            "{kept}"
+        );
+        assert!(kept["holders"].as_array().is_some_and(Vec::is_empty), "{kept}");
+        // The next image has it too.
+        scene.run("upgrade", &[]).ok();
+        assert_eq!(held(&scene, address).expect("it stays")["inode"], bound["inode"]);
+
+        let other = scene.address();
+        let (supervisor, second) = generation(&scene, other);
+        drop(supervisor);
+        broker.wait_line("has outlived its supervisor");
+        drop(second);
+        eventually("it to be closed with the process", || {
+            held(&scene, other).is_none().then_some(())
+        });
+
+        // What the next supervisor has claimed is the listener of a service like any other.
+        let (supervisor, third) = generation(&scene, other);
+        drop(supervisor);
+        broker.wait_line("has outlived its supervisor");
+        let mut next = scene.wire();
+        next.bind(&[&other.to_string()]);
+        drop(third);
+        drop(process);
+        // A later one is closed, so the broker has seen those end.
+        let last = scene.address();
+        let (supervisor, fourth) = generation(&scene, last);
+        drop(supervisor);
+        broker.wait_line("has outlived its supervisor");
+        drop(fourth);
+        eventually("the last to be closed", || held(&scene, last).is_none().then_some(()));
+        assert!(held(&scene, other).is_some(), "{}", broker.story());
+    }
+}
+
+/// The end of a connection is the end of what nobody else uses, at once.
+#[test]
+fn a_listener_of_a_generation_that_is_gone_ends_with_the_connection() {
+    let scene = Scene::new();
+    let mut broker = scene.broker();
+    let address = scene.address();
+    let (mut supervisor, process) = generation(&scene, address);
+    drop(process);
+    supervisor.close_write();
+    assert!(supervisor.message().is_none(), "the broker has ended the leases");
+    assert_eq!(held(&scene, address), None);
+    // A process that has no such socket is not that of the generation, whatever is said.
+    let mut stranger = Process::start(scene.command("sleep").arg("1000"));
+    let mut supervisor = scene.wire();
+    let pid = stranger.pid();
+    let label = json!({"service": "web", "generation": 2, "pid": pid, "state": "starting"});
+    supervisor.call("join", &json!([label]));
+    supervisor.call("bind", &json!([{"listen": address.to_string(), "tentative": true}]));
+    supervisor.close_write();
+    while supervisor.message().is_some() {}
+    assert_eq!(held(&scene, address), None, "{}", broker.story());
+    stranger.kill();
+}
+
+/// The watchdog ends the handover of a supervisor that was killed: the new generation serves, on a listener that it alone has.
+#[test]
+fn a_listener_of_a_reload_stays_when_the_supervisor_is_killed_in_the_handover() {
+    // Deaf to SIGTTOU the older one accepts on while the new one is held.
+    let Some(mut stage) =
+        Stage::start(crate::harness::Haproxy::system(), &[(1, &[Fault::Deaf(SIGTTOU, 0)])], &[])
+    else {
+        return;
+    };
+    let second = stage.scene.address();
+    let configure = |stage: &Stage, tag| {
+        stage.configure(tag);
+        let file = stage.scene.path("haproxy.cfg");
+        let text = std::fs::read_to_string(&file).expect("the configuration");
+        let bind = format!("    bind {}\n", stage.address);
+        std::fs::write(&file, text.replace(&bind, &format!("{bind}    bind {second}\n")))
+            .expect("writing");
+    };
+    configure(&stage, 2);
+    let mut reload = stage.reload_beside();
+    stage.haproxy.supervisor.wait_line("ready: it has bound");
+    stage.kill_supervisor();
+    assert_eq!(reload.wait_exit().code(), Some(1), "{}", reload.story());
+    eventually("the older one to be gone", || (stage.scene.haproxies().len() == 1).then_some(()));
+    stage.only(2);
+    serves(second, 2);
+    assert!(held(&stage.scene, second).is_some(), "{}", stage.broker.story());
+    stage.start_supervisor();
+    let (generation, _) = stage.haproxy.wait_serving(&stage.scene);
+    assert_eq!(generation, 2, "{}", stage.haproxy.supervisor.story());
+    configure(&stage, 9);
+    stage.haproxy.reload(&stage.scene).ok();
+    serves(second, 9);
+    stage.only(9);
+    stage.refused_nobody();
+}
