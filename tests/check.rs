@@ -6,7 +6,9 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Haproxy, Process, Scene, bindonce, eventually, finish, listening};
+use crate::harness::{
+    Haproxy, Process, Scene, bindonce, config, eventually, finish, listening, skip,
+};
 
 const DEFAULTS: &str = "defaults\n    mode http\n    timeout client 5s\n    timeout server 5s\n    timeout connect 1s\n";
 
@@ -223,4 +225,22 @@ fn what_a_reload_would_refuse_is_refused() {
         let said = finish(&mut check).fails(1);
         assert!(said.contains(why), "{said}");
     }
+}
+
+/// A user of Debian has no sbin in PATH.
+#[test]
+fn haproxy_is_found_where_packages_put_it() {
+    let Some(_) = Haproxy::system().filter(|path| path.starts_with("/usr/sbin")) else {
+        return skip("haproxy is not in /usr/sbin");
+    };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("haproxy.cfg", &config(scene.address(), 1));
+    let mut command = scene.bindonce("check");
+    command.env("PATH", "/usr/bin:/bin").args(["--", "haproxy", "-f"]).arg(&file);
+    finish(&mut command).ok();
+    let mut command = scene.bindonce("check");
+    command.env("PATH", "/usr/bin:/bin").args(["--", "haproxy-none", "-f"]).arg(&file);
+    let said = finish(&mut command).fails(1);
+    assert!(said.contains("it is not in PATH"), "{said}");
 }

@@ -46,13 +46,20 @@ pub(super) fn find() -> anyhow::Result<PathBuf> {
         })
 }
 
-/// The haproxy command of these words. A program in it that is bindonce by the name of haproxy is the haproxy that it stands in for.
+/// The haproxy command of these words. A program in it that is bindonce by the name of haproxy is the haproxy that it stands in for;
+/// a plain `haproxy` that PATH lacks, as that of a user on Debian does, is where packages put it.
 pub(crate) fn command(mut words: Vec<OsString>) -> anyhow::Result<config::Command> {
-    if let Some(program) = words.first_mut()
-        && let Ok(path) = executable::find(program)
-        && file(&path).ok() == Some(this()?)
-    {
-        *program = find()?.into();
+    if let Some(program) = words.first_mut() {
+        match executable::find(program) {
+            Ok(path) if file(&path).ok() == Some(this()?) => *program = find()?.into(),
+            Err(_) if program == NAME => {
+                // Without one, its start says what to do.
+                if let Ok(path) = find() {
+                    *program = path.into();
+                }
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
     Ok(config::Command::parse(words)?)
 }
