@@ -246,3 +246,24 @@ fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_superv
     kill(Pid::from_raw(child), Signal::SIGKILL).expect("kill");
     assert!(next.terminate().success(), "{}", next.story());
 }
+
+/// It does not answer calls, and says so; what the program has stays and is served.
+#[test]
+fn a_next_supervisor_without_intercept_lets_each_bind_fail() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let (address, late) = (scene.address(), scene.address());
+    let ports = [address.port().to_string(), late.port().to_string()];
+    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
+    let inode = only(address);
+    supervisor.wait_line("said bound");
+    is_confirmed(&scene);
+    supervisor.kill();
+    let mut next =
+        Process::start(scene.bindonce("run").args(["--name", "web", "--"]).args(program));
+    next.wait_line("bind() intercepted, and this supervisor is not: it fails with ENOSYS");
+    supervisor.wait_line("said ENOSYS");
+    assert_eq!(only(address), inode);
+    assert!(next.terminate().success(), "{}", next.story());
+}
