@@ -260,8 +260,10 @@ fn a_next_supervisor_without_intercept_lets_each_bind_fail() {
     supervisor.wait_line("said bound");
     is_confirmed(&scene);
     supervisor.kill();
-    let mut next =
-        Process::start(scene.bindonce("run").args(["--name", "web", "--"]).args(program));
+    let listen = format!("other={}", scene.address());
+    let mut next = scene.bindonce("run");
+    next.args(["--name", "web", "--listen", &listen, "--"]).args(program);
+    let mut next = Process::start(&mut next);
     next.wait_line("bind() intercepted, and this supervisor is not: it fails with ENOSYS");
     supervisor.wait_line("said ENOSYS");
     assert_eq!(only(address), inode);
