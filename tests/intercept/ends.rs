@@ -240,6 +240,11 @@ fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_superv
     is_confirmed(&scene);
     supervisor.kill();
     kill(Pid::from_raw(first), Signal::SIGKILL).expect("kill");
+    // One that still ends would be taken over, and the child end with it.
+    eventually("its end", || {
+        let stat = fs::read_to_string(format!("/proc/{first}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z ")).then_some(())
+    });
     let mut next = run(&scene, &[], &program).expect("the next supervisor");
     supervisor.wait_line("said ENOSYS");
     next.wait_line("said bound");
