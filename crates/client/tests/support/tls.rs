@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl Clients {
-    /// Starts so many, who believe whoever has the first certificate of this file (PEM).
+    /// Starts so many; each trusts the first certificate of this file (PEM).
     pub(crate) fn start(count: usize, address: SocketAddr, certificate: &str) -> Self {
         let certificate = CertificateDer::from_pem_file(certificate).expect("a certificate");
         let only = Only { certificate, provider: crypto::ring::default_provider() };

@@ -470,7 +470,7 @@ fn a_tentative_listener_stays_with_a_generation_that_outlives_its_connection() {
         held.collect::<Vec<_>>()
     };
     assert_eq!(outlived(&shell), [true; 5], "a broker that is killed now has them again");
-    // Whoever tries only leaves no trace; the next supervisor confirms.
+    // A client that only tries leaves no trace; the next supervisor confirms.
     shell.claim(TWO, &[want(":81"), tentative(":82")]).expect("claim");
     shell.on(Event::Connected(three, PEER));
     shell.claim(three, &[tentative(":83")]).expect("claim");

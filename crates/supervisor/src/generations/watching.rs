@@ -147,7 +147,7 @@ pub(crate) fn watch_stop(cx: &Context, generation: &mut Generation, pace: Rc<Pac
                 },
                 // Nothing is left but its exit.
                 None if is_haproxy && hanging.look(family.workers()) => {
-                    // Whoever was connected last has gone without our seeing it.
+                    // The last client may have left after the last answer.
                     cx.send(Message::Left(id, 0));
                     return cx.later(Event::Hangs(id));
                 }
