@@ -27,7 +27,6 @@ pub struct Account(Arc<Shared>);
 struct Shared {
     waiting: Mutex<Waiting>,
     /// Rung when one is closed.
-    #[cfg(feature = "tokio")]
     closed: tokio::sync::Notify,
 }
 
@@ -75,7 +74,6 @@ impl Account {
     }
 
     /// Waits until so few are not closed yet.
-    #[cfg(feature = "tokio")]
     pub async fn until(&self, few: usize) {
         loop {
             // From here on none is missed.
@@ -170,7 +168,6 @@ fn work() {
             waiting.ready = !waiting.descriptors.is_empty();
             waiting.ready
         };
-        #[cfg(feature = "tokio")]
         account.0.closed.notify_waiters();
         if more {
             lock(&READY).get_or_insert_default().accounts.push_back(account);

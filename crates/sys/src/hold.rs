@@ -20,8 +20,6 @@
 //! its configuration says `insecure-setuid-wanted`; and it is not done to a program that gains
 //! rights from its own file (set-user-ID or file capabilities).
 
-#[cfg(feature = "tokio")]
 mod supervisor;
 
-#[cfg(feature = "tokio")]
 pub use supervisor::Hold;

@@ -129,13 +129,11 @@ impl Table {
     }
 
     /// That of this thread.
-    #[cfg(feature = "tokio")]
     pub(crate) fn of_thread(tid: i32) -> Self {
         Self::read(tid, PathBuf::from(format!("/proc/{tid}")))
     }
 
     /// Whether descriptor `fd` is closed when the process executes another program.
-    #[cfg(feature = "tokio")]
     pub(crate) fn closes_on_exec(&self, fd: i32) -> bool {
         process::open_flags(&self.base, fd).is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
     }

@@ -14,8 +14,8 @@
 //! - [`guard`], [`options`] and [`identity`] tell what a shared socket is and what others
 //!   have done to it;
 //! - [`executable`], [`spawn`], [`shim`], [`tether`], [`inherit`], [`process`], [`tree`] and [`signals`] start and end programs;
-//!   [`hold`] stops one at the moment when it says that it is ready, `intercept` answers its bind(2) and listen(2);
-//! - `watch` (feature `tokio`) waits for a descriptor, `changes` for files; [`probe`] puts an entry
+//!   [`hold`] stops one at the moment when it says that it is ready, [`intercept`] answers its bind(2) and listen(2);
+//! - [`watch`] waits for a descriptor, [`changes`] for files; [`probe`] puts an entry
 //!   into an accept queue;
 //! - [`silence`] ends connections of another process on which nothing comes;
 //! - [`network`] is a network of one's own;
@@ -25,9 +25,7 @@
 //! - [`peer`], [`limits`], [`lock`], [`memory`] and [`privileges`]
 //!   are what a daemon needs; [`trusted`] tells whether others could replace its files.
 
-#[cfg(feature = "tokio")]
 mod calls;
-#[cfg(feature = "tokio")]
 pub mod changes;
 pub mod clock;
 pub mod closing;
@@ -44,7 +42,6 @@ pub mod hold;
 pub mod holders;
 pub mod identity;
 pub mod inherit;
-#[cfg(feature = "tokio")]
 pub mod intercept;
 pub mod limits;
 pub mod listen;
@@ -68,7 +65,6 @@ pub mod tether;
 pub mod tree;
 pub mod trusted;
 pub mod unreceived;
-#[cfg(feature = "tokio")]
 pub mod watch;
 pub mod worker;
 

@@ -41,7 +41,6 @@ pub const SUBCOMMAND: &str = "__shim";
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// An empty socket takes a message of so many bytes whole, however small its buffer is (socket(7), SO_SNDBUF).
-#[cfg(feature = "tokio")]
 const SMALL: usize = 2048;
 
 /// A program to start.
@@ -140,7 +139,6 @@ impl Launch {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    #[cfg(feature = "tokio")]
     pub async fn start_aside(self, tell: impl FnOnce(i32)) -> Result<Started, Error> {
         let begun = worker::within(HANDOVER, move || self.begin()).await.map_err(late)??;
         tell(begun.pid());
@@ -216,7 +214,6 @@ impl Begun {
     }
 
     /// Whether what it waits for is one message, which a socket that is empty takes at once.
-    #[cfg(feature = "tokio")]
     fn is_small(&self) -> bool {
         let names = self.descriptors.iter().map(|(name, _)| name.len() + 1);
         self.descriptors.len() <= bindonce_fd::MAX_FDS && names.sum::<usize>() <= SMALL
@@ -261,7 +258,6 @@ impl Drop for Unfinished {
     }
 }
 
-#[cfg(feature = "tokio")]
 fn late(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::TimedOut => {
@@ -274,7 +270,6 @@ fn late(error: io::Error) -> Error {
 /// What holds a program that was started with [`Launch::hold`], or asks about one with [`Launch::binds`] or
 /// [`Launch::intercept`]: the descriptor for [`crate::intercept::Intercept::new`]. None if the kernel, or the filter of a container, did not let the
 /// shim have one. It waits for no longer than the shim lives, a few milliseconds.
-#[cfg(feature = "tokio")]
 pub async fn receive_hold(shim: OwnedFd) -> Option<OwnedFd> {
     let watch = crate::watch::Watch::new(&shim).ok()?;
     let mut fds = Vec::new();

@@ -3,11 +3,9 @@
 //! Descriptors on their way count against the user who has sent them until they are received, or the receiver closes its
 //! end: also when the sender has long closed its own (unix(7), ETOOMANYREFS).
 
-#[cfg(feature = "tokio")]
 use std::io;
 use std::os::fd::BorrowedFd;
 
-#[cfg(feature = "tokio")]
 use rustix::event::epoll;
 
 use crate::queue;
@@ -16,7 +14,6 @@ use crate::queue;
 const ANY_MESSAGE: u64 = 256;
 
 /// So many are told of at once.
-#[cfg(feature = "tokio")]
 const AT_ONCE: usize = 64;
 
 /// Whether the peer has received all that was sent, or has closed its end.
@@ -25,14 +22,12 @@ pub fn is_none(connection: BorrowedFd<'_>) -> bool {
 }
 
 /// Connections the peers of which are waited for.
-#[cfg(feature = "tokio")]
 #[derive(Debug)]
 pub struct Watched {
     epoll: std::os::fd::OwnedFd,
     ready: crate::watch::Watch,
 }
 
-#[cfg(feature = "tokio")]
 impl Watched {
     /// None yet. Call it within a tokio runtime.
     ///
@@ -105,7 +100,6 @@ mod tests {
         assert!(is_none(one.as_fd()));
     }
 
-    #[cfg(feature = "tokio")]
     #[tokio::test(flavor = "current_thread")]
     async fn an_ended_connection_is_told_of_when_its_peer_has_received() {
         let watched = Watched::new().expect("watched");

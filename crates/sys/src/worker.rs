@@ -2,10 +2,8 @@
 //! signals reach only the descriptor that they are read from ([`crate::signals`]).
 
 use std::io;
-#[cfg(feature = "tokio")]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
-#[cfg(feature = "tokio")]
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
@@ -29,10 +27,8 @@ fn start_boxed(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHan
 }
 
 /// How many threads may be at work for [`within`] at the same time. Those that are stalled stay.
-#[cfg(feature = "tokio")]
 const THREADS: usize = 64;
 
-#[cfg(feature = "tokio")]
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 
 /// Does something that may stall (a file system that does not answer, a name server) on a thread
@@ -42,7 +38,6 @@ static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] if it was abandoned; with the text that too many are stalled, if 64
 /// are at work; those of pthread_create(3).
-#[cfg(feature = "tokio")]
 pub async fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -75,7 +70,7 @@ pub async fn within<T: Send + 'static>(
     }
 }
 
-#[cfg(all(test, feature = "tokio"))]
+#[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 

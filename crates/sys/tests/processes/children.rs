@@ -32,7 +32,6 @@ pub(crate) fn child(args: &[OsString]) -> ExitCode {
         "exec-crowded" => exec_crowded(),
         "exec-too-many" => exec_too_many(),
         "ready" => ready(args[3].to_str().and_then(|pid| pid.parse().ok()).expect("pid")),
-        #[cfg(feature = "tokio")]
         "supervise" => crate::hold::supervise(),
         "bind-and-exec" => bind_and_exec(),
         "ghost" => ghost(args[3].to_str().expect("kind")),

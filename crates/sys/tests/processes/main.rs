@@ -6,13 +6,11 @@
 
 mod children;
 mod ghosts;
-#[cfg(feature = "tokio")]
 mod hold;
 mod programs;
 #[path = "../../../../tests/harness/skip.rs"]
 mod skip;
 mod system;
-#[cfg(feature = "tokio")]
 mod worker;
 
 use std::ffi::OsString;
@@ -34,11 +32,7 @@ fn main() -> ExitCode {
 fn run(filter: &str) -> ExitCode {
     keep_to_ourselves();
     let mut failed = 0;
-    #[cfg(not(feature = "tokio"))]
-    let (worker, held): (&[Test], &[Test]) = (&[], &[]);
-    #[cfg(feature = "tokio")]
-    let (worker, held) = (worker::TESTS, hold::TESTS);
-    for (name, test) in [programs::TESTS, worker, held, ghosts::TESTS, system::TESTS]
+    for (name, test) in [programs::TESTS, worker::TESTS, hold::TESTS, ghosts::TESTS, system::TESTS]
         .concat()
         .into_iter()
         .filter(|(n, _)| n.contains(filter))
