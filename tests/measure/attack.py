@@ -43,6 +43,7 @@ allow = ["bind", "use", "release"]
 addresses = ["*:9000-19999"]
 """
 OCCUPIED = 9001
+LARGE = 9002
 
 
 class Client:
@@ -259,6 +260,18 @@ def again(path, seconds):
             os.close(descriptor)
 
 
+def requests(path, seconds):
+    """Asks for one listener as often as a request has room for it, on new connections."""
+    Client(path).bind(f"127.0.0.1:{LARGE}")
+    text = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "bind", "params": [{"name": "x"}, *[{"listen": f"127.0.0.1:{LARGE}"}] * 34000]})
+    assert 1_000_000 < len(text) < 1 << 20
+    for _ in until(seconds):
+        client = Client(path)
+        client.stream.sendall(text.encode())
+        assert "error" in client.reply(), "x is held"
+        client.stream.close()
+
+
 def leaving(path, seconds):
     """Asks for much and goes away without reading, on as many connections as it may have."""
     for _ in until(seconds):
@@ -294,6 +307,7 @@ ATTACKS = [
     ("2,000 unfinished requests of 1 MiB", unfinished(2000)),
     ("5,000 listeners disconnected once", disconnect(5000, False)),
     ("20 listeners disconnected all the time", disconnect(20, True)),
+    ("requests of 34,000 addresses", requests),
     ("500 listeners asked for, never read", leaving),
     ("5,000 listeners claimed and released", releasing),
     ("5,000 held listeners claimed again", again),

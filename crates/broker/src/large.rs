@@ -16,6 +16,14 @@ pub(crate) struct LargeAnswers(RefCell<HashMap<u32, Arc<Mutex<()>>>>);
 pub(crate) struct Turn(Option<OwnedMutexGuard<()>>);
 
 impl Turn {
+    /// Whether it has come, or comes at once because no other is in progress.
+    pub(crate) fn has_come(&mut self, large: &LargeAnswers, uid: u32) -> bool {
+        if self.0.is_none() {
+            self.0 = large.of(uid).try_lock_owned().ok();
+        }
+        self.0.is_some()
+    }
+
     /// Waits for it, if it has not come yet. It lasts until this is dropped.
     pub(crate) async fn come(&mut self, large: &LargeAnswers, uid: u32) {
         if self.0.is_none() {

@@ -1,8 +1,9 @@
 //! One call of a broker's method: the method and its parameters, read from a request.
 
+use crate::elements::Elements;
 use crate::error::RpcError;
 use crate::message::Request;
-use crate::params::{Bind, Elements, Events, Give, Joining, One};
+use crate::params::{Bind, Events, Give, Joining};
 
 /// The methods of a broker, in the order in which help lists them.
 pub const METHODS: [&str; 9] =
@@ -35,18 +36,60 @@ pub enum Call {
 impl Call {
     /// Reads the method and its parameters.
     pub fn decode(request: &Request<'_>) -> Result<Self, RpcError> {
-        match request.method.as_str() {
-            "bind" => Ok(Self::Bind(request.params::<Elements<Bind>>()?.0)),
-            "join" => Ok(Self::Join(request.params::<One<Joining>>()?.0.checked()?)),
-            "release" => Ok(Self::Release(request.params::<Elements<String>>()?.0)),
-            "list" => request.no_params().map(|()| Self::List),
-            "status" => request.no_params().map(|()| Self::Status),
-            "events" => events(request).map(Self::Events),
-            "ping" => request.no_params().map(|()| Self::Ping),
-            "store" => Ok(Self::Store(request.params::<Elements<Give>>()?.0)),
-            "upgrade" => request.no_params().map(|()| Self::Upgrade),
-            _ => Err(request.method_not_found(&METHODS)),
+        let mut decoding = Decoding::new(request)?;
+        decoding.read(usize::MAX)?;
+        Ok(decoding.call)
+    }
+}
+
+/// A call that is being read, of many elements some at a time: then no step takes long, whatever a client has sent.
+#[derive(Debug)]
+pub struct Decoding<'a> {
+    /// Those that are not read yet, of a method that takes many.
+    elements: Option<Elements<'a>>,
+    call: Call,
+}
+
+impl<'a> Decoding<'a> {
+    /// Reads the method, and the parameters of one that takes none or one element.
+    pub fn new(request: &'a Request<'a>) -> Result<Self, RpcError> {
+        let (call, many) = match request.method.as_str() {
+            "bind" => (Call::Bind(Vec::new()), true),
+            "join" => (Call::Join(Elements::of(request)?.only::<Joining>()?.checked()?), false),
+            "release" => (Call::Release(Vec::new()), true),
+            "list" => (request.no_params().map(|()| Call::List)?, false),
+            "status" => (request.no_params().map(|()| Call::Status)?, false),
+            "events" => (events(request).map(Call::Events)?, false),
+            "ping" => (request.no_params().map(|()| Call::Ping)?, false),
+            "store" => (Call::Store(Vec::new()), true),
+            "upgrade" => (request.no_params().map(|()| Call::Upgrade)?, false),
+            _ => return Err(request.method_not_found(&METHODS)),
+        };
+        let elements = many.then(|| Elements::of(request)).transpose()?;
+        Ok(Self { elements, call })
+    }
+
+    /// Reads so many elements, or what is left. True if there are more.
+    pub fn read(&mut self, most: usize) -> Result<bool, RpcError> {
+        let Self { elements: Some(elements), call } = self else { return Ok(false) };
+        for _ in 0..most {
+            if elements.is_empty() {
+                return Ok(false);
+            }
+            match call {
+                Call::Bind(all) => all.push(elements.next()?),
+                Call::Release(all) => all.push(elements.next()?),
+                Call::Store(all) => all.push(elements.next()?),
+                _ => return Ok(false),
+            }
         }
+        Ok(!elements.is_empty())
+    }
+
+    /// The call, once nothing more of it is to be read.
+    #[must_use]
+    pub fn finish(self) -> Call {
+        self.call
     }
 }
 
@@ -54,6 +97,6 @@ impl Call {
 pub fn events(request: &Request<'_>) -> Result<Events, RpcError> {
     match request.no_params() {
         Ok(()) => Ok(Events::default()),
-        Err(_) => request.params::<One<Events>>().map(|one| one.0),
+        Err(_) => Elements::of(request)?.only(),
     }
 }

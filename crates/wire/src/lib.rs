@@ -45,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+mod elements;
 pub mod error;
 pub mod event;
 pub mod framing;

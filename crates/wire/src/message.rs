@@ -113,14 +113,10 @@ impl<'a> Request<'a> {
 
     /// Reads the parameters as the method takes them.
     pub fn params<T: Deserialize<'a>>(&self) -> Result<T, RpcError> {
-        let text = self.params.map_or("[]", RawValue::get);
+        let text = self.params_text();
         serde_json::from_str(text).map_err(|error| {
             if error.is_data() {
-                let hint = params::example(&self.method).map_or_else(
-                    || "docs/protocol-requests.md says what each method takes".to_owned(),
-                    |example| format!("for example: \"params\":{example}"),
-                );
-                RpcError::new(ErrorCode::INVALID_PARAMS, without_place(&error)).with_hint(hint)
+                self.invalid(without_place(&error))
             } else {
                 let begin = text.as_ptr().addr() - self.frame.as_ptr().addr();
                 not_json(text.as_bytes(), begin, &error)
@@ -130,16 +126,32 @@ impl<'a> Request<'a> {
 
     /// For a method that takes no parameters: none, `null`, `[]` or `{}`.
     pub fn no_params(&self) -> Result<(), RpcError> {
-        match self.params::<Value>()? {
-            Value::Null => Ok(()),
-            Value::Array(items) if items.is_empty() => Ok(()),
-            Value::Object(members) if members.is_empty() => Ok(()),
-            _ => {
-                let message = format!("`{}` takes no parameters", self.method);
-                let hint = "leave `params` out, or send an empty array";
-                Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint))
+        // What is longer is not nothing, and need not be read for that.
+        if self.params_text().len() < 1024 {
+            match self.params::<Value>()? {
+                Value::Null => return Ok(()),
+                Value::Array(items) if items.is_empty() => return Ok(()),
+                Value::Object(members) if members.is_empty() => return Ok(()),
+                _ => {}
             }
         }
+        let message = format!("`{}` takes no parameters", self.method);
+        let hint = "leave `params` out, or send an empty array";
+        Err(RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint))
+    }
+
+    /// The parameters, which are JSON; an empty array if there are none.
+    pub(crate) fn params_text(&self) -> &'a str {
+        self.params.map_or("[]", RawValue::get)
+    }
+
+    /// The answer to parameters that the method does not take.
+    pub(crate) fn invalid(&self, message: String) -> RpcError {
+        let hint = params::example(&self.method).map_or_else(
+            || "docs/protocol-requests.md says what each method takes".to_owned(),
+            |example| format!("for example: \"params\":{example}"),
+        );
+        RpcError::new(ErrorCode::INVALID_PARAMS, message).with_hint(hint)
     }
 
     /// The answer to a method that the server does not have.

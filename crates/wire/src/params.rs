@@ -2,11 +2,10 @@
 //! of range is an error that names it and the element it stands in.
 
 use std::fmt;
-use std::marker::PhantomData;
 
 use bindonce_core::name::Name;
 pub use bindonce_core::registry::State;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -257,55 +256,5 @@ impl From<Join> for Joining {
         let Join { service, generation, pid, state } = join;
         let generation = Some(generation);
         Self { service, generation, pid, state, handover: false, successor: None }
-    }
-}
-
-/// An array of at least one element; an error says in which element it is.
-pub(crate) struct Elements<T>(pub(crate) Vec<T>);
-
-/// An array of exactly one element.
-pub(crate) struct One<T>(pub(crate) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Elements<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ElementsVisitor<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for ElementsVisitor<T> {
-            type Value = Vec<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array as `params`")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
-                let mut elements = Vec::new();
-                loop {
-                    match sequence.next_element() {
-                        Ok(Some(element)) => elements.push(element),
-                        Ok(None) => return Ok(elements),
-                        Err(error) => {
-                            let index = elements.len();
-                            return Err(de::Error::custom(format_args!(
-                                "params[{index}]: {error}"
-                            )));
-                        }
-                    }
-                }
-            }
-        }
-        let elements = deserializer.deserialize_seq(ElementsVisitor(PhantomData))?;
-        if elements.is_empty() {
-            return Err(de::Error::custom("`params` is empty: name at least one listener"));
-        }
-        Ok(Self(elements))
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for One<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut elements = Elements::<T>::deserialize(deserializer)?.0;
-        match (elements.pop(), elements.is_empty()) {
-            (Some(element), true) => Ok(Self(element)),
-            _ => Err(de::Error::custom("`params` has more than one element")),
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests, replies and parameters: what is taken, what is refused, and that
 //! the refusal names the culprit.
 
-use bindonce_wire::call::Call;
+use bindonce_wire::call::{Call, Decoding};
 use bindonce_wire::error::{ErrorCode, RpcError};
 use bindonce_wire::message::{
     BindReply, Id, Notification, Reply, Request, Turn, encode_error, encode_request, encode_result,
@@ -238,6 +238,33 @@ fn what_a_client_sends_is_what_a_server_reads() {
     let error = call(text).unwrap_err();
     assert_eq!(error.code, ErrorCode::INVALID_PARAMS);
     assert!(error.message.contains("`generation`") && error.hint().is_some(), "{error:?}");
+}
+
+/// The broker does so, and has other clients served in between.
+#[test]
+fn a_call_is_read_some_elements_at_a_time() {
+    let element = |number: u32| format!(" {{\"listen\" : \"127.0.0.1:{number}\"}}\t\r\n ");
+    let elements: Vec<String> = (1..=10).map(element).collect();
+    let text = format!(r#"{{"method":"bind","params": [{}] }}"#, elements.join(","));
+    let request = Request::decode(text.as_bytes()).expect("a request");
+    let whole = Call::decode(&request).expect("a call");
+    let Call::Bind(binds) = &whole else { panic!("{whole:?}") };
+    let expected: Vec<Bind> = (1..=10).map(|it| Bind::listen(format!("127.0.0.1:{it}"))).collect();
+    assert_eq!(binds, &expected);
+    for at_once in 1..=11 {
+        let mut decoding = Decoding::new(&request).expect("a method");
+        let mut turns = 1;
+        while decoding.read(at_once).expect("elements") {
+            turns += 1;
+        }
+        assert_eq!((turns, decoding.finish()), (10_usize.div_ceil(at_once), whole.clone()));
+    }
+    // What comes behind a mistake is not read, and what comes behind the only element is none of it.
+    let bad = r#"{"method":"release","params":["a",5,{}]}"#;
+    let error = call(bad).expect_err("a number");
+    assert!(error.message.starts_with("params[1]: invalid type: integer `5`"), "{error:?}");
+    let two = r#"{"method":"events","params":[{},7]}"#;
+    assert_eq!(call(two).expect_err("two").message, "`params` has more than one element");
 }
 
 #[test]

@@ -26,21 +26,20 @@ use crate::listeners::TakenName;
 /// So many listeners of a reply are written in one turn: about a microsecond each.
 const ANSWERED_AT_ONCE: usize = 256;
 
-/// Hands out listeners, all or none, with their descriptors.
+/// Hands out listeners, all or none, with their descriptors. Nothing if the claim is a large one, whose turn has yet to come:
+/// many requests may wait for theirs, and nothing that is made of them is kept until then.
 pub(super) async fn bind(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
     elements: Vec<Bind>,
-    mut turn: Turn,
-) -> Result<Reply, RpcError> {
-    // Both in boxes: many requests may wait for their turn in between, with room for neither.
+    turn: &mut Turn,
+) -> Result<Option<Reply>, RpcError> {
     let (wants, count) = Box::pin(read(broker, caller, elements)).await?;
-    if count > ANSWERED_AT_ONCE {
-        let large = Rc::clone(&broker.borrow().large);
-        turn.come(&large, caller.peer.uid).await;
+    if count > ANSWERED_AT_ONCE && !turn.has_come(&broker.borrow().large, caller.peer.uid) {
+        return Ok(None);
     }
-    Box::pin(claim(broker, caller, request, wants)).await
+    Box::pin(claim(broker, caller, request, wants)).await.map(Some)
 }
 
 /// What is asked for, which the caller may have as things are, and how many listeners that is.
@@ -283,7 +282,15 @@ mod tests {
         request: &Request<'_>,
         elements: Vec<Bind>,
     ) -> Result<Reply, RpcError> {
-        bind_in_turn(broker, caller, request, elements, Turn::default()).await
+        let mut turn = Turn::default();
+        let large = Rc::clone(&broker.borrow().large);
+        loop {
+            let elements = elements.clone();
+            match bind_in_turn(broker, caller, request, elements, &mut turn).await? {
+                Some(reply) => return Ok(reply),
+                None => turn.come(&large, caller.peer.uid).await,
+            }
+        }
     }
 
     const REQUEST: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"bind","params":[]}"#;

@@ -54,7 +54,7 @@ pub(super) async fn list(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
-    mut turn: Turn,
+    turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
     let large = Rc::clone(&broker.borrow().large);
@@ -129,7 +129,7 @@ pub(super) async fn status(
     broker: &RefCell<Broker>,
     caller: &Caller,
     request: &Request<'_>,
-    mut turn: Turn,
+    turn: &mut Turn,
 ) -> Result<Vec<u8>, RpcError> {
     broker.borrow().access.allow(caller, Verb::List, None)?;
     let large = Rc::clone(&broker.borrow().large);
@@ -299,9 +299,11 @@ mod tests {
             looks.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending().then_some(())
         });
         assert_eq!(turns.count(), count / IN_A_TURN, "others have a turn after each part");
-        let listing = || Box::pin(list(&broker, &caller, &request, Turn::default()));
+        let listing =
+            || Box::pin(async { list(&broker, &caller, &request, &mut Turn::default()).await });
         let (mut first, mut second) = (listing(), listing());
-        let mut third = Box::pin(status(&broker, &caller, &request, Turn::default()));
+        let mut turn = Turn::default();
+        let mut third = Box::pin(status(&broker, &caller, &request, &mut turn));
         assert!(poll(first.as_mut()).is_pending());
         for _ in 0..10 * count {
             let waits = poll(second.as_mut()).is_pending() && poll(third.as_mut()).is_pending();

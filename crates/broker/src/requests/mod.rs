@@ -12,18 +12,21 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bindonce_core::policy::Verb;
-use bindonce_daemon::rpc::{self, Link, Reply, encode};
-use bindonce_wire::call::Call;
+use bindonce_daemon::rpc::{self, Caller, Link, Reply, encode};
+use bindonce_wire::call::{Call, Decoding};
 use bindonce_wire::message::Request;
 use bindonce_wire::result::{PingResult, ReleaseResult};
 use bindonce_wire::{ErrorCode, RpcError};
+use tokio::task::yield_now;
+
+use text::READ_AT_ONCE;
 
 use crate::broker::{Broker, VERSION};
 use crate::large::Turn;
 use crate::upgrade;
 
-/// From so many bytes on a request waits for its turn among the large ones of its user before it is read: read, it takes ten
-/// times as much.
+/// From so many bytes on a request waits for its turn among the large ones of its user before its elements are read: read, it takes
+/// ten times as much. One of a caller that no rule knows is not read at all.
 const LARGE: usize = 16 * 1024;
 
 /// Answers one request, and counts it.
@@ -32,25 +35,37 @@ pub(crate) async fn answer(
     link: &Rc<Link>,
     request: &Request<'_>,
 ) -> Result<Reply, RpcError> {
-    let done = perform(broker, link, request).await;
+    let mut turn = Turn::default();
+    let done = loop {
+        match perform(broker, link, request, &mut turn).await {
+            Ok(Some(reply)) => break Ok(reply),
+            Ok(None) => {
+                let large = Rc::clone(&broker.borrow().large);
+                turn.come(&large, link.caller.peer.uid).await;
+            }
+            Err(error) => break Err(error),
+        }
+    };
     let failure = done.as_ref().err().map(|error| error.code);
     broker.borrow_mut().answered.request(&request.method, failure);
     done
 }
 
+/// Answers it, unless it has to wait for its turn among the large ones: then it is to be performed again.
 async fn perform(
     broker: &RefCell<Broker>,
     link: &Rc<Link>,
     request: &Request<'_>,
-) -> Result<Reply, RpcError> {
+    turn: &mut Turn,
+) -> Result<Option<Reply>, RpcError> {
     let caller = &link.caller;
-    let mut turn = Turn::default();
-    if request.len() >= LARGE {
-        let large = Rc::clone(&broker.borrow().large);
-        turn.come(&large, caller.peer.uid).await;
-    }
     // Most are in boxes: many connections may wait for an answer, and each would have room for the largest.
-    let text = match Call::decode(request)? {
+    let call = if request.len() < LARGE {
+        Call::decode(request)?
+    } else {
+        Box::pin(large(broker, caller, request, turn)).await?
+    };
+    let text = match call {
         Call::Bind(elements) => {
             recovered(broker).await;
             return bind::bind(broker, caller, request, elements, turn).await;
@@ -84,11 +99,81 @@ async fn perform(
             Err(RpcError::new(ErrorCode::METHOD_NOT_FOUND, message))
         }
     };
-    text.map(Reply::from)
+    text.map(|text| Some(Reply::from(text)))
+}
+
+/// Reads a large request, in turns.
+async fn large(
+    broker: &RefCell<Broker>,
+    caller: &Caller,
+    request: &Request<'_>,
+    turn: &mut Turn,
+) -> Result<Call, RpcError> {
+    broker.borrow().access.known(caller)?;
+    let answers = Rc::clone(&broker.borrow().large);
+    turn.come(&answers, caller.peer.uid).await;
+    let mut decoding = Decoding::new(request)?;
+    while decoding.read(READ_AT_ONCE)? {
+        yield_now().await;
+    }
+    Ok(decoding.finish())
 }
 
 /// Waits until the broker has recovered what it can of the one before.
 async fn recovered(broker: &RefCell<Broker>) {
     let gate = Rc::clone(&broker.borrow().persistence.gate);
     gate.pass().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use bindonce_core::policy::{Peer, Rule, Who};
+    use bindonce_daemon::Journal;
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::listeners::watch::Guard;
+
+    /// Otherwise a client could make all others wait for as long as a mebibyte takes to be read, also one that has no right.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_large_request_is_read_in_turns_and_only_for_a_caller_with_rights() {
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 4096, guard, Journal::in_memory(None));
+        let who = Who { uid: Some(7), gid: None };
+        let allow = vec![Verb::Bind];
+        let (addresses, names, services) = Default::default();
+        let rule = Rule { who, allow, addresses, names, services };
+        broker.configure(vec![rule], Limits::default());
+        let [known, unknown] = [7, 8].map(|uid| {
+            let peer = Peer { pid: uid, uid, gid: uid };
+            Caller { connection: broker.connect(peer), peer, groups: [].into(), network: None }
+        });
+        let broker = RefCell::new(broker);
+        let count = 20 * READ_AT_ONCE;
+        let text =
+            format!(r#"{{"method":"release","params":[{}]}}"#, vec![r#""web""#; count].join(","));
+        assert!(text.len() >= LARGE);
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let mut turn = Turn::default();
+        let mut reading = Box::pin(large(&broker, &known, &request, &mut turn));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut turns = 1;
+        let call = loop {
+            match reading.as_mut().poll(&mut context) {
+                std::task::Poll::Pending => turns += 1,
+                std::task::Poll::Ready(call) => break call,
+            }
+        };
+        drop(reading);
+        assert_eq!(turns, 20);
+        assert_eq!(call, Ok(Call::Release(vec!["web".to_owned(); count])));
+        // Not even that its elements are of the wrong kind is seen.
+        let text = text.replace(r#""web""#, "12345");
+        let request = Request::decode(text.as_bytes()).expect("a request");
+        let denied = large(&broker, &unknown, &request, &mut Turn::default()).await;
+        assert_eq!(denied.expect_err("no right").code, ErrorCode::DENIED);
+    }
 }
