@@ -42,11 +42,13 @@ pub fn examine(
     let begun = Instant::now();
     let mut survey = survey::Survey::new(broker.to_owned());
     let answers = answers();
+    let first = Instant::now();
     let mut look = survey.look(&answers)?;
     let mut found = diagnosis::examine(&look, None);
     if let Some(interval) = diagnosis::look_again(&look, &found) {
-        // This time is what is measured with: processor time, queues, what passes.
-        std::thread::sleep(interval);
+        // This time is what is measured with: processor time, queues, what passes. It lies between the beginnings of the
+        // two looks, and so between equal steps of them.
+        std::thread::sleep(interval.saturating_sub(first.elapsed()));
         let earlier = std::mem::replace(&mut look, survey.look(&answers)?);
         found = diagnosis::examine(&look, Some((&earlier, &found)));
     }

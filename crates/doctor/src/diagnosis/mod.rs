@@ -32,7 +32,7 @@ pub(crate) use finding::Finding;
 pub(crate) use kind::{Kind, Severity};
 pub(crate) use target::Target;
 
-/// The time between two looks: longer than a handover pauses, short enough to wait for.
+/// The time from the beginning of a look to that of the next: longer than a handover pauses, short enough to wait for.
 const INTERVAL: Duration = Duration::from_millis(150);
 
 /// A process younger than this may be in the middle of its start: a reload is not over yet.
@@ -66,7 +66,7 @@ pub(crate) fn examine(look: &Look, earlier: Option<(&Look, &[Finding])>) -> Vec<
     found
 }
 
-/// How long after a look the next one is due, to tell what lasts from what passes; none if
+/// How long after the beginning of a look the next one is due, to tell what lasts from what passes; none if
 /// nothing that it shows needs that.
 #[must_use]
 pub(crate) fn look_again(look: &Look, found: &[Finding]) -> Option<Duration> {
