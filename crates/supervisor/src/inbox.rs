@@ -79,7 +79,8 @@ impl Supervisor {
                     self.ready(id, "its admin socket answers");
                 }
             }
-            Message::Changed => {
+            Message::Changed(contents) => {
+                self.starts.watched.seen = Some(contents);
                 tracing::info!("reload: the files that are watched have changed");
                 self.reload(None, "the files that are watched have changed", None);
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use bindonce_core::generation::{Ending, Event};
+use bindonce_core::generation::{Ending, Event, GenerationId, State};
 use bindonce_daemon::{Journal, Reporter};
 use bindonce_sys::signals::{self, Signal, SignalFd};
 use bindonce_sys::watch::Watch;
@@ -16,9 +16,10 @@ use crate::context::Context;
 use crate::control;
 use crate::disk::directory::{Directory, Saved};
 use crate::disk::take_over::{Inheritance, take_over};
-use crate::disk::{files, found};
+use crate::disk::{files, found, unread};
 use crate::error::Error;
 use crate::generations::reaper;
+use crate::generations::starts::Watched;
 use crate::handover::kept;
 use crate::master_cli::Master;
 use crate::message::Message;
@@ -82,6 +83,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     passed.keep(&settings.master_cli, &settings.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
     let mut master = Master::open(&settings, &saved, &mut left, &passed)?;
+    let is_upgrade = left.control.is_some();
     let control = match left.control.take() {
         Some(control) => control,
         None => control::bind(&directory.control())?,
@@ -96,12 +98,14 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         // The supervisor's loop ends only with the process.
         let _ = asks.send(Message::Command(ask));
     }));
+    let mut watched = Watched { seen: None, read: saved.watched };
     if !settings.watch.is_empty() {
         // Before anything is read for the first generation.
         let files = files::Files::watch(settings.watch.clone())?;
+        watched.seen = Some(files.contents());
         let changes = sender.clone();
         // The supervisor's loop ends only with the process.
-        spawn(files.follow(move || drop(changes.send(Message::Changed))));
+        spawn(files.follow(move |contents| drop(changes.send(Message::Changed(contents)))));
     }
     if reaper::is_needed() {
         spawn(reaper::reap());
@@ -119,10 +123,11 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
     supervisor.replaced = replaced;
+    supervisor.starts.watched = watched;
     supervisor.handover.keep_on(&supervisor.cx, &kept);
     let asked_about: Vec<_> = kept.calls.keys().copied().collect();
     left.add(kept);
-    supervisor.adopt(&saved, left).await?;
+    let changed = supervisor.adopt(&saved, left, is_upgrade).await?;
     for id in asked_about {
         // What is left of a generation that is gone, for one: its calls fail.
         let is_answered = supervisor.generations.get(&id).is_some_and(|it| it.intercept.is_some());
@@ -130,7 +135,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
             supervisor.handover.forget_calls(id);
         }
     }
-    supervisor.supervise(signals, inbox).await
+    supervisor.supervise(signals, inbox, changed).await
 }
 
 /// The haproxys that the first generation replaces; the broker has their listeners then. An upgrade has begun before.
@@ -151,11 +156,15 @@ impl Supervisor {
         mut self,
         signals: SignalFd,
         mut inbox: mpsc::UnboundedReceiver<Message>,
+        changed: Option<String>,
     ) -> Result<Ended, Error> {
         let signalled = Watch::new(&signals).map_err(Error::system("watch for signals"))?;
         if self.timeline.serving().is_none() {
             self.master.begin();
             self.reload(None, "the service begins", None);
+        } else if let Some(why) = changed {
+            tracing::info!("reload: {why}");
+            self.reload(None, &why, None);
         }
         loop {
             self.report.announcer.alive();
@@ -191,13 +200,26 @@ impl Supervisor {
         }
     }
 
-    /// Goes on with the generations that an earlier supervisor has left.
-    async fn adopt(&mut self, saved: &Saved, left: Inheritance) -> Result<(), Error> {
-        let (leases, generations) = (&self.leases, &mut self.generations);
-        let found = take_over(&self.cx, leases, generations, saved, left).await?;
-        self.counting.only(&found.iter().map(|(id, ..)| id.0).collect());
+    /// Goes on with the generations that an earlier supervisor has left. Gives why the one that serves is to be replaced at once.
+    async fn adopt(
+        &mut self,
+        saved: &Saved,
+        left: Inheritance,
+        is_upgrade: bool,
+    ) -> Result<Option<String>, Error> {
+        let (leases, starts) = (&self.leases, &mut self.starts);
+        let found = take_over(&self.cx, leases, starts, &mut self.generations, saved, left).await?;
+        self.counting.only(&found.iter().map(|found| found.id.0).collect());
+        let mut changed = None;
         if !found.is_empty() {
-            for action in self.timeline.adopt(self.epoch.elapsed(), found) {
+            let serving = found.iter().filter(|found| found.state == State::Serving);
+            if let Some(serving) = serving.max_by_key(|found| found.id) {
+                changed = self.changed(serving.configuration, is_upgrade).await;
+            }
+            // It waits for what is there now to serve.
+            let starter = self.starter.take_if(|_| changed.is_some());
+            let worked = saved.worked.map(GenerationId);
+            for action in self.timeline.adopt(self.epoch.elapsed(), found, worked) {
                 self.perform(action);
             }
             for id in self.draining() {
@@ -211,8 +233,22 @@ impl Supervisor {
                 self.handover.keep_calls(&self.cx, generation);
             }
             self.save();
+            self.starter = starter.or(self.starter.take());
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// Why what serves is to be replaced at once: an earlier supervisor has started it, or an earlier image of this one, and what it was
+    /// started on is not what is there now.
+    async fn changed(&mut self, of: GenerationId, is_upgrade: bool) -> Option<String> {
+        let watched = &mut self.starts.watched;
+        if watched.seen.is_some() && watched.read.is_some() && watched.read != watched.seen {
+            return Some("the files that are watched have changed since they were read".to_owned());
+        }
+        watched.read = watched.seen;
+        // Before an upgrade a person may have edited what is not to be reloaded yet.
+        let prepared = self.starts.prepared(of).filter(|_| !is_upgrade)?;
+        unread::changed(&self.cx, prepared).await
     }
 
     /// The addresses stay bound when a supervisor ends: clients wait for the next one. Not all expect it.

@@ -33,7 +33,7 @@ pub(crate) enum Message {
     /// No process could be started, and why.
     NotLaunched(GenerationId, Error),
     /// The files that are watched read differently.
-    Changed,
+    Changed(u64),
     /// A program is ready, and by what sign.
     Ready(GenerationId, &'static str),
     /// It says that it is ready, and does not go on before it is let.

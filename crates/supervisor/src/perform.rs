@@ -274,7 +274,12 @@ impl Supervisor {
             },
             broker: self.leases.broker().pid(),
         };
+        let serves = now.serving.is_some();
         let answer = self.report.outcome(&self.cx, outcome, now);
+        if let (Outcome::Failed(..), Some(starter)) = (outcome, self.starter.take_if(|_| serves)) {
+            // What an earlier supervisor has started serves on.
+            crate::tasks::spawn(report::starter::tell(starter, None, false));
+        }
         self.reload_ended(callers, outcome);
         let older = self.draining();
         if let (Outcome::Serving { .. }, Some(after)) =

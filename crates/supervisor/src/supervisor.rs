@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bindonce_core::event;
-use bindonce_core::generation::{Ending, Event, GenerationId, State, Timeline};
+use bindonce_core::generation::{Ending, Event, GenerationId, State, Timeline, WORKED_AFTER};
 
 use crate::broker::leases::Leases;
 use crate::context::Context;
@@ -70,7 +70,8 @@ impl Supervisor {
         }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
-            epoch: Instant::now(),
+            // Before the beginning, so that it can be told of what an earlier supervisor has seen.
+            epoch: Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now),
             generations: Generations::default(),
             counting: Counting::resume(cx.directory.counters()),
             starts,
@@ -173,6 +174,8 @@ impl Supervisor {
             passed: self.cx.passed.listeners(),
             lately: if itself { self.report.saved_lately() } else { SavedLately::default() },
             caller: self.starts.caller().cloned(),
+            worked: self.timeline.worked().map(|of| of.0),
+            watched: self.starts.watched.read,
         }
     }
 }

@@ -379,6 +379,19 @@ pub enum Ending {
     NeverServed,
 }
 
+/// A generation that an earlier supervisor started, and that is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub id: GenerationId,
+    /// What it does.
+    pub state: State,
+    /// The generation whose configuration it runs.
+    pub configuration: GenerationId,
+    /// For how long it has served.
+    pub served: Moment,
+}
+
 /// The state of a generation, in the words of every message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {

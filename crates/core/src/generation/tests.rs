@@ -473,11 +473,44 @@ fn a_service_that_never_served_exits() {
     assert_eq!(actions.last(), Some(&Action::Exit(Ending::NeverServed)));
 }
 
+fn found(id: GenerationId, state: State, configuration: GenerationId) -> Found {
+    Found { id, state, configuration, served: Moment::ZERO }
+}
+
+/// Another supervisor, or another image of this one, goes back to it as this one would.
+#[test]
+fn what_worked_is_known_to_the_next_supervisor() {
+    let now = Moment::from_secs(60);
+    for (served, worked) in [(8, None), (8, Some(ONE)), (12, None)] {
+        let mut scenario = Scenario::new();
+        scenario.pass(now);
+        let serves = Found { served: Moment::from_secs(served), ..found(TWO, State::Serving, TWO) };
+        scenario.timeline.adopt(now, [serves], worked);
+        // It had to serve for so long in all.
+        scenario.pass(Moment::from_secs(3));
+        scenario.on(Event::Reload(Caller(1)));
+        scenario.on(Event::Ready(THREE, Handover::Pause));
+        scenario.on(Event::Proved);
+        assert_eq!(scenario.timeline.worked(), Some(TWO), "{served} s, {worked:?}");
+        assert!(scenario.timeline.configurations().any(|of| of == TWO), "its copies stay");
+    }
+    let mut scenario = Scenario::new();
+    scenario.pass(now);
+    scenario.timeline.adopt(now, [found(TWO, State::Serving, TWO)], Some(ONE));
+    for id in 2..5 {
+        assert!(scenario.timeline.configurations().any(|of| of == ONE), "its copies stay");
+        scenario.on(Event::Exited(GenerationId(id)));
+        scenario.pass(Duration::from_secs(1));
+        scenario.on(Event::Ready(GenerationId(id + 1), Handover::Pause));
+    }
+    assert_eq!(scenario.timeline.configuration_of(GenerationId(5)), Some(ONE));
+}
+
 #[test]
 fn adopted_generations_go_on_and_ids_only_grow() {
     let mut scenario = Scenario::new();
-    let found = [(ONE, State::Draining, ONE), (THREE, State::Serving, THREE)];
-    let actions = scenario.timeline.adopt(Moment::ZERO, found);
+    let found = [found(ONE, State::Draining, ONE), found(THREE, State::Serving, THREE)];
+    let actions = scenario.timeline.adopt(Moment::ZERO, found, None);
     assert_eq!(signals(&actions), [(1, Signal::SoftStop)]);
     assert_eq!(scenario.timeline.serving(), Some(THREE));
     assert_eq!(starts(&scenario.on(Event::Reload(Caller(1)))), [(4, Configuration::Fresh)]);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::life::{Life, Stage};
 use super::operation::{Crashes, Operation, Pausing, Stopping};
 use super::{
-    Action, Caller, Configuration, Ending, Event, Failure, GenerationId, Handover, LONGEST_START,
-    Moment, Outcome, Reason, Settings, Signal, State,
+    Action, Caller, Configuration, Ending, Event, Failure, Found, GenerationId, Handover,
+    LONGEST_START, Moment, Outcome, Reason, Settings, Signal, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -57,20 +57,24 @@ impl Timeline {
     }
 
     /// Takes over generations that an earlier supervisor started. The newest of those that were
-    /// not told to stop serves; every other one is told to stop (again).
+    /// not told to stop serves; every other one is told to stop (again). `worked`: the last configuration that had, as
+    /// [`Self::worked`] told.
     pub fn adopt(
         &mut self,
         now: Moment,
-        found: impl IntoIterator<Item = (GenerationId, State, GenerationId)>,
+        found: impl IntoIterator<Item = Found>,
+        worked: Option<GenerationId>,
     ) -> Vec<Action> {
         let mut out = Vec::new();
-        let found: BTreeMap<_, _> =
-            found.into_iter().map(|(id, state, of)| (id, (state, of))).collect();
-        let serving =
-            found.iter().rev().find(|(_, (s, _))| *s == State::Serving).map(|(id, _)| *id);
-        for (&id, &(_, configuration)) in &found {
+        self.worked = worked;
+        let found: BTreeMap<_, _> = found.into_iter().map(|found| (found.id, found)).collect();
+        let serving = found.values().rev().find(|found| found.state == State::Serving);
+        let serving = serving.map(|found| found.id);
+        for (&id, &Found { configuration, served, .. }) in &found {
             self.next_id = self.next_id.max(id.0 + 1);
-            let stage = Stage::Serving { since: now };
+            // Only of the one that serves it matters for how long.
+            let served = if Some(id) == serving { served } else { Moment::ZERO };
+            let stage = Stage::Serving { since: now.saturating_sub(served) };
             self.lives
                 .insert(id, Life { stage, configuration, let_go: false, drain_timeout: None });
             if Some(id) == serving {
@@ -166,6 +170,11 @@ impl Timeline {
     /// The configuration that a generation serves, by the generation that first had it.
     pub fn configuration_of(&self, id: GenerationId) -> Option<GenerationId> {
         self.lives.get(&id).map(|life| life.configuration)
+    }
+
+    /// The last configuration that served for [`WORKED_AFTER`].
+    pub fn worked(&self) -> Option<GenerationId> {
+        self.worked
     }
 
     /// The id that the next generation will have.

@@ -5,10 +5,15 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
+use super::saved;
+
 /// A line of one of the user's files.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// The file, as the user named it.
+    #[serde(with = "saved::path")]
     pub file: PathBuf,
     /// The line, counted from 1.
     pub line: usize,

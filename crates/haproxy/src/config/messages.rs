@@ -5,14 +5,12 @@
 //! quotes a line with a mark under one of its bytes, the user's line with the mark
 //! where it belongs. All else stays as it is.
 
-use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::reader;
 use super::rendering::{Binding, Change, RenderedFile, Rendering};
-use super::saved_messages::SavedMessages;
 use super::{PathMap, Place};
 
 /// How many bytes of a line haproxy quotes.
@@ -45,20 +43,6 @@ impl Messages {
         let paths = PathMap::new(copies.iter().cloned().zip(users));
         let copies = copies.iter().map(|path| path.as_os_str().as_encoded_bytes().to_vec());
         Self { copies: copies.collect(), rendering, paths, first, quoting: None }
-    }
-
-    /// What [`Self::resume`] goes on with in another process.
-    pub fn saved(&self) -> SavedMessages {
-        SavedMessages::new(&self.rendering, &self.copies, self.first)
-    }
-
-    /// The same as were saved.
-    ///
-    /// # Errors
-    /// A copy that is still needed cannot be read.
-    pub fn resume(saved: SavedMessages) -> io::Result<Self> {
-        let (rendering, copies, first) = saved.read()?;
-        Ok(Self::new(Rc::new(rendering), &copies, first))
     }
 
     /// The same line (with its line feed, if it has one) about the user's files.

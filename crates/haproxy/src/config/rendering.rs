@@ -1,5 +1,6 @@
 //! The rendered copy: what haproxy is started on, and what it takes to start it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
@@ -10,11 +11,12 @@ use std::path::{Path, PathBuf};
 use bindonce_core::address::Address;
 use bindonce_core::listener::Listener;
 use bindonce_core::name::Name;
+use serde::{Deserialize, Serialize};
 
 use super::binds::NO_DEVICE;
 use super::server_state::ServerState;
 use super::stats_file::StatsFile;
-use super::{Error, Place};
+use super::{Error, Place, saved};
 
 /// What the caller adds to the user's configuration.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,9 +31,10 @@ pub struct Supplied<'a> {
 }
 
 /// One of the files that haproxy is started on, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderedFile {
     /// The path as haproxy would have named it from the user's command line.
+    #[serde(with = "saved::path")]
     pub user_path: PathBuf,
     /// A file name for the copy, different from those of all other copies.
     pub name: String,
@@ -39,13 +42,14 @@ pub struct RenderedFile {
     /// config` would do at the start of the next file, or the environment of a master's worker.
     pub injected: bool,
     /// The text of the copy.
+    #[serde(skip)]
     pub text: Vec<u8>,
     /// Where it differs from the user's file, in order.
     pub changes: Vec<Change>,
 }
 
 /// A place at which a copy differs from the user's file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The bytes of the copy.
     pub range: Range<usize>,
@@ -54,9 +58,10 @@ pub struct Change {
 }
 
 /// A listener that haproxy gets from the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// What to claim. It has a name only when `--listen` gave one.
+    #[serde(with = "saved::listener")]
     pub listener: Listener,
     /// It is a descriptor that haproxy would have inherited under this number.
     pub inherited: Option<RawFd>,
@@ -86,7 +91,7 @@ impl Binding {
 }
 
 /// An address that haproxy still binds itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftAlone {
     /// Where it stands.
     pub place: Place,
@@ -95,19 +100,20 @@ pub struct LeftAlone {
     /// The address as written in the user's file.
     pub text: String,
     /// Why.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// It is a descriptor that haproxy would have to inherit; why it cannot.
     pub descriptor: Option<String>,
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
-    /// What haproxy listens on then.
+    /// What haproxy listens on then; for the reading alone.
+    #[serde(skip)]
     pub(super) listeners: Vec<Listener>,
 }
 
 /// A variable of the environment that the rendered copy reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variable {
     /// Its name.
     pub name: String,
@@ -119,7 +125,8 @@ pub struct Variable {
 }
 
 /// A configuration, ready to start haproxy on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rendering {
     /// The copies, in the order of haproxy's `-f`.
     pub files: Vec<RenderedFile>,
@@ -141,6 +148,7 @@ pub struct Rendering {
     /// haproxy alone would go on in the background, by `-D` or `daemon`, unless it was told to stay.
     pub is_daemon: bool,
     /// The file that it would write its pid to: absolute.
+    #[serde(with = "saved::optional_path")]
     pub pid_file: Option<PathBuf>,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,

@@ -10,12 +10,17 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::saved;
+
 /// A file from which haproxy takes the state of servers when it starts. What
 /// `show servers state` prints for the older generation belongs there before the
 /// newer one starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerState {
     /// Where it is: absolute.
+    #[serde(with = "saved::path")]
     pub path: PathBuf,
     /// The one backend whose servers it is for, as the argument of `show servers
     /// state`; none for the global file, which has those of all backends.

@@ -9,6 +9,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::saved;
+
 /// What tells a generation to write its counters, for the file.
 const QUESTION: &str = "dump stats-file";
 
@@ -16,9 +20,10 @@ const QUESTION: &str = "dump stats-file";
 pub type Guids = BTreeMap<String, (String, Option<String>)>;
 
 /// The file from which haproxy takes its counters when it starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsFile {
     /// Where it is: absolute.
+    #[serde(with = "saved::path")]
     pub path: PathBuf,
     /// What has a GUID.
     pub guids: Guids,

@@ -2,16 +2,18 @@
 //! those of haproxy 2.6.12, 3.0.11 and 3.2.26 as they were seen; tests/check.rs of the
 //! workspace compares with the real ones.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use bindonce_haproxy::config::{Command, Messages, Rendering, Supplied, System};
 
 use super::support::Scratch;
 
-/// What the next image of a supervisor has after an upgrade: through JSON, as the state is saved.
-fn resumed(messages: &Messages) -> Messages {
-    let saved = serde_json::to_vec(&messages.saved()).expect("JSON");
-    Messages::resume(serde_json::from_slice(&saved).expect("JSON")).expect("the copies")
+/// What another supervisor has of a rendering, or another image of this one: through JSON, and without the texts of the copies.
+fn read_back(rendering: &Rendering, copies: &[PathBuf]) -> Rendering {
+    let saved = serde_json::to_vec(rendering).expect("JSON");
+    let saved: Rendering = serde_json::from_slice(&saved).expect("JSON");
+    saved.with_copies(copies).expect("the copies")
 }
 
 /// Translates what a haproxy says that was started on the copy of `text`, with its first
@@ -25,8 +27,11 @@ fn translate(name: &str, text: &str, said: &str) -> String {
     let rendering = Rendering::of(&command, Supplied::default(), &world).expect("rendering");
     let copies = rendering.write_to(&scratch.0).expect("copies");
     let said = said.replace("/run/1/000-a.cfg", copies[0].to_str().expect("path"));
-    let messages = Messages::new(Rc::new(rendering), &copies, 3);
-    let [first, resumed] = [messages.clone(), resumed(&messages)].map(|mut messages| {
+    let back = read_back(&rendering, &copies);
+    assert_eq!(back, rendering, "as an earlier supervisor has left it");
+    assert!(back.reads_as_before(&command, &world).expect("files"));
+    let [first, resumed] = [rendering, back].map(|rendering| {
+        let mut messages = Messages::new(Rc::new(rendering), &copies, 3);
         let lines = said.split_inclusive('\n').map(|line| messages.of_the_user(line.as_bytes()));
         String::from_utf8(lines.flatten().collect()).expect("text")
     });

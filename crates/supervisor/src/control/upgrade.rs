@@ -135,11 +135,10 @@ impl Supervisor {
             let spares = generation.cli.spares.connections();
             let spares = spares.into_iter().map(|(level, fd)| (level, leave(fd)));
             inherited.spares.insert(id.0, spares.collect());
-            if let Some((pipe, messages)) = &generation.output.pipe
+            if let Some(pipe) = &generation.output.pipe
                 && let Ok(pipe) = pipe.try_clone()
             {
                 inherited.stderr.insert(id.0, leave(pipe));
-                inherited.messages.insert(id.0, messages.saved());
             }
         }
         let _left = match reexec::leave(copies.iter().map(|copy| copy.as_fd())) {

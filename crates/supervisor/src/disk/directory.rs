@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 use bindonce_daemon::state;
-use bindonce_haproxy::config::SavedMessages;
 use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::intercept::Received;
 use bindonce_sys::lock::LockFile;
@@ -78,6 +77,10 @@ pub(crate) struct Saved {
     pub(crate) lately: SavedLately,
     /// Who has given another command than that of this process.
     pub(crate) caller: Option<Origin>,
+    /// The last configuration that had worked, by its generation.
+    pub(crate) worked: Option<u64>,
+    /// What the files that are watched were when they were last read for a start.
+    pub(crate) watched: Option<u64>,
 }
 
 /// One generation as the next supervisor must know it.
@@ -143,8 +146,6 @@ pub(crate) struct Inherited {
     pub(crate) intercept: BTreeMap<u64, i32>,
     /// What of that was received and is not answered.
     pub(crate) calls: BTreeMap<u64, Vec<Received>>,
-    /// What translates it, of each haproxy.
-    pub(crate) messages: BTreeMap<u64, SavedMessages>,
     /// The listeners of each generation.
     pub(crate) listeners: BTreeMap<u64, Vec<SavedListener>>,
     /// Their descriptors, by inode.

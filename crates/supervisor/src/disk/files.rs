@@ -53,8 +53,13 @@ impl Files {
         Ok(files)
     }
 
-    /// Calls `changed` after each burst of changes that has made a difference.
-    pub(crate) async fn follow(mut self, changed: impl Fn()) {
+    /// What is there now, as a hash of all of it.
+    pub(crate) fn contents(&self) -> u64 {
+        self.contents
+    }
+
+    /// Calls `changed` after each burst of changes that has made a difference, with what is there then.
+    pub(crate) async fn follow(mut self, changed: impl Fn(u64)) {
         loop {
             if let Err(error) = self.burst().await {
                 return tracing::error!("files are not watched any more: {error}");
@@ -89,7 +94,7 @@ impl Files {
             if self.contents == before {
                 tracing::debug!("the files that are watched read as before");
             } else {
-                changed();
+                changed(self.contents);
             }
         }
     }
@@ -291,7 +296,7 @@ mod tests {
         let count = Rc::new(Cell::new(0));
         let counted = Rc::clone(&count);
         let local = tokio::task::LocalSet::new();
-        local.spawn_local(files.follow(move || counted.set(counted.get() + 1)));
+        local.spawn_local(files.follow(move |_| counted.set(counted.get() + 1)));
         let test = async {
             for (number, (deed, wanted)) in deeds.iter().enumerate() {
                 deed();

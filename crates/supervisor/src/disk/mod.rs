@@ -8,3 +8,4 @@ pub(crate) mod pid_file;
 pub(crate) mod place;
 pub(crate) mod secret;
 pub(crate) mod take_over;
+pub(crate) mod unread;

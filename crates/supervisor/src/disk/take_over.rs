@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bindonce::Claim;
 use bindonce_core::event;
-use bindonce_core::generation::{GenerationId, State};
+use bindonce_core::generation::{self as timeline, GenerationId, State};
 use bindonce_core::listener::Listener;
 use bindonce_core::time::Timestamp;
 use bindonce_daemon::{Happening, reexec};
@@ -29,10 +29,11 @@ use crate::generations::admin::Admin;
 use crate::generations::generation::{Generation, Start};
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
+use crate::generations::starts::Starts;
 use crate::handover::kept::{self, Found};
 use crate::intercept;
 use bindonce_haproxy::cli::Info;
-use bindonce_haproxy::config::{Messages, SavedMessages};
+use bindonce_haproxy::config::Messages;
 
 /// How long a generation that was found may take to answer on its admin socket, and the broker to answer an image that has the listeners.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -52,7 +53,6 @@ pub(crate) struct Inheritance {
     kept: BTreeMap<u64, [OwnedFd; 2]>,
     calls: BTreeMap<u64, Vec<Received>>,
     stderr: BTreeMap<u64, OwnedFd>,
-    messages: BTreeMap<u64, SavedMessages>,
     listeners: BTreeMap<u64, Vec<SavedListener>>,
     /// Their descriptors, by inode.
     sockets: Known,
@@ -85,16 +85,15 @@ impl Inheritance {
     }
 
     /// The reading end of a generation's standard error, and what translates it.
-    fn stderr(&mut self, id: GenerationId) -> Option<(OwnedFd, Messages)> {
-        let stderr = self.stderr.remove(&id.0)?;
-        // An older version has saved none.
-        let saved = self.messages.remove(&id.0).unwrap_or_default();
-        let messages = Messages::resume(saved).unwrap_or_else(|error| {
-            let text = "what this generation says will name descriptors and copies";
-            tracing::warn!(generation = id.0, %error, "{text}");
-            Messages::default()
-        });
-        Some((stderr, messages))
+    fn stderr(
+        &mut self,
+        id: GenerationId,
+        starts: &Starts,
+        of: u64,
+    ) -> Option<(OwnedFd, Messages)> {
+        let prepared = starts.prepared(GenerationId(of));
+        let messages = prepared.map(|prepared| prepared.messages()).unwrap_or_default();
+        Some((self.stderr.remove(&id.0)?, messages))
     }
 
     /// The listeners of a generation; none where an older version has left them to be claimed, or another process has.
@@ -151,7 +150,6 @@ impl Inheritance {
             kept: BTreeMap::new(),
             calls: left.calls.clone(),
             stderr: all(&left.stderr)?,
-            messages: left.messages.clone(),
             listeners: left.listeners.clone(),
             sockets: all(&left.sockets)?.into_iter().map(|(of, fd)| (of, Arc::new(fd))).collect(),
             is_unanswered: false,
@@ -159,22 +157,25 @@ impl Inheritance {
     }
 }
 
-/// Finds the generations that were saved and takes those on that are alive: each with its state, and the generation whose
-/// configuration it runs.
+/// Finds the generations that were saved and takes those on that are alive.
 ///
 /// # Errors
 /// One of them cannot be watched.
 pub(crate) async fn take_over(
     cx: &Context,
     leases: &Leases,
+    starts: &mut Starts,
     generations: &mut Generations,
     saved: &Saved,
     mut left: Inheritance,
-) -> Result<Vec<(GenerationId, State, GenerationId)>, Error> {
+) -> Result<Vec<timeline::Found>, Error> {
+    let of = saved.generations.iter().map(|generation| generation.configuration);
+    starts.load(cx, &of.chain(saved.worked).collect());
     let mut found = Vec::new();
     for saved in &saved.generations {
-        if let Some(state) = find(cx, leases, generations, saved, &mut left).await? {
-            found.push((GenerationId(saved.id), state, GenerationId(saved.configuration)));
+        if let Some(state) = find(cx, leases, starts, generations, saved, &mut left).await? {
+            let (id, configuration) = (GenerationId(saved.id), GenerationId(saved.configuration));
+            found.push(timeline::Found { id, state, configuration, served: served(saved) });
         }
     }
     if !found.is_empty() {
@@ -183,10 +184,21 @@ pub(crate) async fn take_over(
     Ok(found)
 }
 
+/// For how long a generation has served.
+fn served(saved: &SavedGeneration) -> Duration {
+    match (sys::age(saved.pid), saved.start_ms) {
+        (Some(lives), Some(took)) if saved.state == State::Serving.to_string() => {
+            lives.saturating_sub(Duration::from_millis(took))
+        }
+        _ => Duration::ZERO,
+    }
+}
+
 /// Takes one generation on again, if it is alive.
 async fn find(
     cx: &Context,
     leases: &Leases,
+    starts: &Starts,
     generations: &mut Generations,
     saved: &SavedGeneration,
     left: &mut Inheritance,
@@ -221,7 +233,7 @@ async fn find(
     let process = Process {
         pidfd,
         admin,
-        stderr: left.stderr(id),
+        stderr: left.stderr(id, starts, saved.configuration),
         master_worker: saved.master_worker,
         listeners,
         lease,

@@ -106,7 +106,7 @@ impl ForeignBinds {
             let line =
                 left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
             let (place, text, reason) = match line {
-                Some(line) => (line.place.to_string(), line.text.clone(), line.reason),
+                Some(line) => (line.place.to_string(), line.text.clone(), line.reason.as_ref()),
                 None if left_alone.is_none() => {
                     let reason = "on a descriptor that it was not given";
                     ("its own configuration".to_owned(), address.clone(), reason)

@@ -30,7 +30,6 @@ use crate::handover::watchdog::ProcessRef;
 use crate::intercept::seen::CallsSeen;
 use crate::report::cause::Cause;
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::Messages;
 
 /// A process that serves, is about to, or has served.
 pub(crate) struct Generation {
@@ -106,13 +105,13 @@ pub(crate) struct Cli {
 pub(crate) struct Output {
     pub(crate) tail: Tail,
     /// A copy of the reading end and what translates it, for the next image of this process.
-    pub(crate) pipe: Option<(OwnedFd, Messages)>,
+    pub(crate) pipe: Option<OwnedFd>,
 }
 
 impl Output {
     /// It has started: what it writes from now on does not belong to its start.
     pub(crate) fn started(&self) {
-        let pipe = self.pipe.as_ref().map(|(pipe, _)| rustix::io::ioctl_fionread(pipe));
+        let pipe = self.pipe.as_ref().map(rustix::io::ioctl_fionread);
         let unread = pipe.and_then(Result::ok).and_then(|unread| usize::try_from(unread).ok());
         self.tail.started(unread.unwrap_or_default());
     }

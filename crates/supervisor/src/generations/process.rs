@@ -70,7 +70,7 @@ pub(crate) fn take_on(
     let tail = Tail::default();
     let mut pipe = None;
     let words = process.stderr.map(|(stderr, messages)| {
-        pipe = stderr.try_clone().ok().map(|copy| (copy, messages.clone()));
+        pipe = stderr.try_clone().ok();
         crate::tasks::spawn(output::pass_on(stderr, messages, tail.clone()))
     });
     let (cx, watched) = (cx.clone(), Rc::clone(&pidfd));

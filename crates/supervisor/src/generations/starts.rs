@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -42,6 +43,16 @@ pub(crate) struct Starts {
     given: Option<Haproxy>,
     /// The version of the binary, where no admin socket tells it.
     pub(crate) version: Option<Version>,
+    pub(crate) watched: Watched,
+}
+
+/// What the files that are watched were, as a hash of all of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Watched {
+    /// When they were last looked at.
+    pub(crate) seen: Option<u64>,
+    /// When they were last read for a start.
+    pub(crate) read: Option<u64>,
 }
 
 /// One start.
@@ -80,6 +91,7 @@ impl Starts {
             wanted: None,
             given: None,
             version,
+            watched: Watched::default(),
         }
     }
 
@@ -87,7 +99,10 @@ impl Starts {
     pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, plan: Plan) {
         let Plan { id, alone, no_epoll, older_alive, .. } = plan;
         let prepared = match plan.configuration {
-            Configuration::Fresh => None,
+            Configuration::Fresh => {
+                self.watched.read = self.watched.seen;
+                None
+            }
             Configuration::Of(of) => self.configurations.get(&of).cloned(),
         };
         let again = std::mem::replace(&mut self.read_before, true);
@@ -186,6 +201,21 @@ impl Starts {
     /// Whether any start is in progress.
     pub(crate) fn in_progress(&self) -> bool {
         !self.in_progress.is_empty()
+    }
+
+    /// Reads the configurations of these generations, as an earlier supervisor has left them. One that is not there was not
+    /// kept, or is of an older version.
+    pub(crate) fn load(&mut self, cx: &Context, of: &BTreeSet<u64>) {
+        for id in of.iter().copied().map(GenerationId) {
+            match Prepared::load(&cx.settings.kind, &cx.directory, id) {
+                Ok(prepared) => drop(self.configurations.insert(id, Rc::new(prepared))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let text = "its configuration cannot be read back: where it dies, the files are read instead";
+                    tracing::warn!(generation = id.0, %error, "{text}");
+                }
+            }
+        }
     }
 
     /// A generation was started on this.

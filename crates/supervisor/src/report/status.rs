@@ -90,7 +90,7 @@ impl View<'_> {
         let left_alone = left_alone.map(|line| OwnAddress {
             place: line.place.to_string(),
             address: line.text.clone(),
-            reason: line.reason.to_owned(),
+            reason: line.reason.to_string(),
         });
         let unseen: BTreeSet<_> =
             self.generations.iter().flat_map(|generation| &generation.own.unseen).collect();

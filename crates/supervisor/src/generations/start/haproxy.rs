@@ -1,8 +1,7 @@
 //! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
 
-use std::ffi::OsStr;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,17 +9,20 @@ use std::sync::Arc;
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::spawn::Launch;
 use bindonce_sys::{listen, worker};
+use serde::{Deserialize, Serialize};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
+use super::saved;
 use crate::disk::directory::Directory;
 use crate::disk::{fallback, secret};
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::kind::{self, Haproxy};
+use crate::origin::{Origin, Text};
 use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::{MasterSocket, Messages, Rendering, Supplied};
+use bindonce_haproxy::config::{Command, MasterSocket, Messages, Rendering, Supplied};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
@@ -29,6 +31,9 @@ const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 const OURS: &str = "# Written by bindonce.\nglobal\n";
 /// The supervisor's private way to ask this generation.
 const ADMIN: &str = "    stats socket \"fd@${BINDONCE_ADMIN}\" level admin\n";
+
+/// The name of that file.
+const OWN: &str = "bindonce-admin.cfg";
 
 /// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
 /// descriptor must stay below haproxy's own limit.
@@ -42,16 +47,50 @@ pub(crate) struct Rendered {
     pub(crate) rendering: Rc<Rendering>,
     /// The copies, in haproxy's order.
     files: Vec<PathBuf>,
-    /// Whether the admin socket is among them. haproxy would count it, and start with nothing else to
+    facts: Facts,
+}
+
+/// What else belongs to it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// Whether the admin socket is among the copies. haproxy would count it, and start with nothing else to
     /// listen on: where only haproxy can say whether there is anything, it is left out.
     admin: bool,
-    /// How many files of ours are before them.
-    own: usize,
+    /// Whether a file of ours is before them.
+    pub(super) own: bool,
     /// What names the sockets of the master CLI to a process under a master of its version.
     master_cli: Option<String>,
+    /// The command, as it was given.
+    pub(super) command: Vec<Text>,
+    /// Who has given it, if not this process.
+    pub(super) caller: Option<Box<Origin>>,
 }
 
 impl Rendered {
+    /// What was written to this directory.
+    pub(super) fn new(kind: Haproxy, rendering: Rendering, directory: &Path, facts: Facts) -> Self {
+        let own = facts.own.then(|| directory.join(OWN));
+        let copies = rendering.files.iter().map(|file| directory.join(&file.name));
+        let files = own.into_iter().chain(copies).collect();
+        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, facts }
+    }
+
+    /// The copies of the user's files.
+    pub(super) fn copies(&self) -> &[PathBuf] {
+        &self.files[usize::from(self.facts.own)..]
+    }
+
+    /// What translates what a haproxy says that was started on it.
+    pub(crate) fn messages(&self) -> Messages {
+        let first = FIRST_DESCRIPTOR + i32::from(self.facts.admin);
+        Messages::new(Rc::clone(&self.rendering), self.copies(), first)
+    }
+
+    /// Whether this command is the one that it was made for.
+    pub(crate) fn is_of(&self, kind: &Haproxy) -> bool {
+        self.facts.command == words(kind)
+    }
+
     /// A haproxy that wants to keep the right to gain rights must not be held: without
     /// CAP_SYS_ADMIN that needs no_new_privs.
     fn may_be_held(&self) -> bool {
@@ -78,19 +117,22 @@ pub(crate) async fn render(
     // Reading may resolve host names and ask haproxy about conditions: not on our thread.
     let limit = settings.timing.ready_timeout;
     let world = kind.world(passed.known()).map_err(Error::system("find haproxy"))?;
-    let read = worker::within(limit, move || -> Result<(Rendering, Option<String>), Error> {
-        let sockets = master_cli(&sockets, version, &command.program)?;
-        let mut ours = vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
-        ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
-        let world = world.with(&crate::broker::not_theirs(), &ours);
-        let world = world.holding(how.devices).beside(how.haproxys);
-        let world = if how.again { world.again() } else { world };
-        let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
-        let rendering = Rendering::of(&command, supplied, &world)?;
-        rendering.self_contained()?;
-        Ok((rendering, sockets))
-    });
-    let (rendering, master_cli) = match read.await {
+    let read =
+        worker::within(limit, move || -> Result<(Rendering, Option<String>, Vec<u8>), Error> {
+            let sockets = master_cli(&sockets, version, &command.program)?;
+            let mut ours =
+                vec![("BINDONCE_SERVICE", &*service), ("BINDONCE_GENERATION", &*generation)];
+            ours.extend(sockets.as_deref().map(|sockets| (MasterSocket::VARIABLE, sockets)));
+            let world = world.with(&crate::broker::not_theirs(), &ours);
+            let world = world.holding(how.devices).beside(how.haproxys);
+            let world = if how.again { world.again() } else { world };
+            let supplied = Supplied { listeners: &listeners, keep: &[ADMIN_VARIABLE] };
+            let rendering = Rendering::of(&command, supplied, &world)?;
+            rendering.self_contained()?;
+            let text = serde_json::to_vec(&rendering).map_err(io::Error::from);
+            Ok((rendering, sockets, text.map_err(Error::system("write the configuration down"))?))
+        });
+    let (rendering, master_cli, text) = match read.await {
         Ok(read) => read?,
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
@@ -104,30 +146,33 @@ pub(crate) async fn render(
         let head = if own.is_empty() { OURS } else { "" };
         own.push_str(&format!("{head}    cluster-secret {secret}\n"));
     }
-    let write = |path: io::Result<PathBuf>| write(&rendering, &path?, &own);
-    let files = match write(directory.make_configuration(id)) {
+    let (command, caller) = (words(kind), kind.caller.clone());
+    let facts = Facts { admin, own: !own.is_empty(), master_cli, command, caller };
+    let write = |path: io::Result<PathBuf>| -> io::Result<PathBuf> {
+        let path = path?;
+        rendering.write_to(&path)?;
+        if facts.own {
+            saved::write(&path.join(OWN), own.as_bytes())?;
+        }
+        saved::save(&path, &facts, &text)?;
+        Ok(path)
+    };
+    let path = match write(directory.make_configuration(id)) {
         Err(error) if how.alone && fallback::is_refusal(&error) => {
             write(directory.make_fallback_configuration(id))
         }
         done => done,
     };
-    let files = files.map_err(Error::system("write the rendered configuration"))?;
-    let kind = Box::new(kind.clone());
-    let own = usize::from(!own.is_empty());
-    Ok(Rendered { kind, rendering: Rc::new(rendering), files, admin, own, master_cli })
+    let path = path.map_err(Error::system("write the rendered configuration"))?;
+    Ok(Rendered::new(kind.clone(), rendering, &path, facts))
 }
 
-/// Writes the copies into a directory, with ours first, if there is one; gives their paths.
-fn write(rendering: &Rendering, path: &Path, own: &str) -> io::Result<Vec<PathBuf>> {
-    let mut files = rendering.write_to(path)?;
-    if !own.is_empty() {
-        let path = path.join("bindonce-admin.cfg");
-        let mut options = std::fs::File::options();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&path)?.write_all(own.as_bytes())?;
-        files.insert(0, path);
-    }
-    Ok(files)
+/// The words of a command.
+fn words(kind: &Haproxy) -> Vec<Text> {
+    let Command { program, arguments, files, .. } = &kind.command;
+    let files = files.iter().map(|path| path.as_os_str());
+    let words = [program].into_iter().chain(arguments).map(OsString::as_os_str).chain(files);
+    words.map(|word| Text::from(word.to_owned())).collect()
 }
 
 /// How haproxy is started on the copies, with these listeners.
@@ -142,7 +187,8 @@ pub(crate) fn order(
     let mut launch = Launch::new(kind.command.program.clone());
     kind.place(&mut launch);
     let mut descriptors = Vec::with_capacity(listeners.len() + 1);
-    let mut admin = rendered.admin.then(|| directory.admin(id));
+    let facts = &rendered.facts;
+    let mut admin = facts.admin.then(|| directory.admin(id));
     if let Some(path) = &mut admin {
         let opened = match listen::open_path(path, 0o600) {
             Err(error) if how.alone && fallback::is_refusal(&refused_with(&error)) => {
@@ -161,7 +207,7 @@ pub(crate) fn order(
     let numbers: Vec<_> = (first..).take(listeners.len()).collect();
     let environment = rendered.rendering.environment(&numbers);
     launch.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value.into())));
-    let master_cli = rendered.master_cli.as_ref();
+    let master_cli = facts.master_cli.as_ref();
     launch.env.extend(master_cli.map(|sockets| (MasterSocket::VARIABLE.into(), sockets.into())));
     launch.descriptors = descriptors;
     launch.args = kind.command.arguments_on(&rendered.files);
@@ -169,7 +215,7 @@ pub(crate) fn order(
     if how.no_epoll {
         launch.args.push("-de".into());
     }
-    if how.older_alive || !rendered.admin {
+    if how.older_alive || !facts.admin {
         // haproxy tells this pid, ours, when it has bound everything. No other pid is ever
         // given to it, so that it can pause no other process.
         launch.args.extend(["-sf".into(), std::process::id().to_string().into()]);
@@ -177,9 +223,7 @@ pub(crate) fn order(
             (how.older_alive && rendered.may_be_held()).then_some(std::process::id().cast_signed());
     }
     launch.binds = rendered.may_be_held() && !rendered.rendering.binds_while_it_serves();
-    let copies = &rendered.files[rendered.own..];
-    let messages = Messages::new(Rc::clone(&rendered.rendering), copies, first);
-    Ok(Order { launch, messages, admin, notifications: None })
+    Ok(Order { launch, messages: rendered.messages(), admin, notifications: None })
 }
 
 /// The sockets of the master CLI, for the environment of a haproxy of this version; of the program's, if none is known.

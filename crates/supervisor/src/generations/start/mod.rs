@@ -9,10 +9,12 @@
 mod haproxy;
 mod order;
 mod program;
+mod saved;
 
 pub(crate) use order::{ReadOptions, StartOptions};
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -58,6 +60,24 @@ impl Prepared {
         match self {
             Self::Haproxy(rendered) => Some(&rendered.rendering),
             Self::Program => None,
+        }
+    }
+
+    /// What translates what a generation says that was started on it.
+    pub(crate) fn messages(&self) -> Messages {
+        match self {
+            Self::Haproxy(rendered) => rendered.messages(),
+            Self::Program => Messages::default(),
+        }
+    }
+
+    /// What an earlier supervisor, or an earlier image of this one, has prepared for a generation.
+    pub(crate) fn load(kind: &Kind, directory: &Directory, of: GenerationId) -> io::Result<Self> {
+        match kind {
+            Kind::Haproxy(haproxy) => {
+                saved::load(haproxy, &directory.configuration(of)).map(Self::Haproxy)
+            }
+            Kind::Program(_) => Ok(Self::Program),
         }
     }
 }
