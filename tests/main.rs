@@ -15,6 +15,7 @@ mod advice;
 mod astray;
 mod boundary;
 mod callers;
+mod carried_over;
 mod check;
 mod circles;
 mod compared;
