@@ -36,6 +36,7 @@ pub mod reader;
 mod remembered;
 mod render;
 mod rendering;
+mod reread;
 mod saved;
 mod sections;
 mod server_state;

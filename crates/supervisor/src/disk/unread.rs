@@ -14,7 +14,7 @@ const READ: Duration = Duration::from_secs(5);
 /// What has changed since this was prepared; none if nothing has, and of a program, which reads its configuration itself.
 pub(crate) async fn changed(cx: &Context, prepared: &Prepared) -> Option<String> {
     let Prepared::Haproxy(rendered) = prepared else { return None };
-    if !rendered.is_of(&rendered.kind) {
+    if !cx.settings.kind.haproxy().is_some_and(|haproxy| rendered.is_of(haproxy)) {
         return Some("the command is another than it was started with".to_owned());
     }
     let world = rendered.kind.world(cx.passed.known()).ok()?;

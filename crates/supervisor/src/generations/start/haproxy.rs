@@ -1,28 +1,26 @@
 //! Starting haproxy: its configuration is read and rendered, and it is started on the copy.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bindonce_core::generation::GenerationId;
 use bindonce_sys::spawn::Launch;
 use bindonce_sys::{listen, worker};
-use serde::{Deserialize, Serialize};
 
 use super::order::{Order, ReadOptions, StartOptions, passed};
-use super::saved;
+use super::rendered::{self, FIRST_DESCRIPTOR, Facts, Rendered};
 use crate::disk::directory::Directory;
 use crate::disk::{fallback, secret};
 use crate::error::Error;
 use crate::generations::listeners::HeldListener;
 use crate::kind::{self, Haproxy};
-use crate::origin::{Origin, Text};
 use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::cli::Version;
-use bindonce_haproxy::config::{Command, MasterSocket, Messages, Rendering, Supplied};
+use bindonce_haproxy::config::{MasterSocket, Rendering, Supplied};
 
 /// The variable that carries the number of the admin socket's descriptor.
 const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
@@ -31,74 +29,6 @@ const ADMIN_VARIABLE: &str = "BINDONCE_ADMIN";
 const OURS: &str = "# Written by bindonce.\nglobal\n";
 /// The supervisor's private way to ask this generation.
 const ADMIN: &str = "    stats socket \"fd@${BINDONCE_ADMIN}\" level admin\n";
-
-/// The name of that file.
-const OWN: &str = "bindonce-admin.cfg";
-
-/// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
-/// descriptor must stay below haproxy's own limit.
-const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
-
-/// A configuration that was read and rendered.
-#[derive(Debug)]
-pub(crate) struct Rendered {
-    /// Whose command it is started with.
-    pub(crate) kind: Box<Haproxy>,
-    pub(crate) rendering: Rc<Rendering>,
-    /// The copies, in haproxy's order.
-    files: Vec<PathBuf>,
-    facts: Facts,
-}
-
-/// What else belongs to it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Facts {
-    /// Whether the admin socket is among the copies. haproxy would count it, and start with nothing else to
-    /// listen on: where only haproxy can say whether there is anything, it is left out.
-    admin: bool,
-    /// Whether a file of ours is before them.
-    pub(super) own: bool,
-    /// What names the sockets of the master CLI to a process under a master of its version.
-    master_cli: Option<String>,
-    /// The command, as it was given.
-    pub(super) command: Vec<Text>,
-    /// Who has given it, if not this process.
-    pub(super) caller: Option<Box<Origin>>,
-}
-
-impl Rendered {
-    /// What was written to this directory.
-    pub(super) fn new(kind: Haproxy, rendering: Rendering, directory: &Path, facts: Facts) -> Self {
-        let own = facts.own.then(|| directory.join(OWN));
-        let copies = rendering.files.iter().map(|file| directory.join(&file.name));
-        let files = own.into_iter().chain(copies).collect();
-        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, facts }
-    }
-
-    /// The copies of the user's files.
-    pub(super) fn copies(&self) -> &[PathBuf] {
-        &self.files[usize::from(self.facts.own)..]
-    }
-
-    /// What translates what a haproxy says that was started on it.
-    pub(crate) fn messages(&self) -> Messages {
-        let first = FIRST_DESCRIPTOR + i32::from(self.facts.admin);
-        Messages::new(Rc::clone(&self.rendering), self.copies(), first)
-    }
-
-    /// Whether this command is the one that it was made for.
-    pub(crate) fn is_of(&self, kind: &Haproxy) -> bool {
-        self.facts.command == words(kind)
-    }
-
-    /// A haproxy that wants to keep the right to gain rights must not be held: without
-    /// CAP_SYS_ADMIN that needs no_new_privs.
-    fn may_be_held(&self) -> bool {
-        const WORD: &[u8] = b"insecure-setuid-wanted";
-        let says = |text: &[u8]| text.windows(WORD.len()).any(|window| window == WORD);
-        !self.rendering.files.iter().any(|file| says(&file.text))
-    }
-}
 
 /// Reads the user's files and writes the copies for generation `id`.
 pub(crate) async fn render(
@@ -146,15 +76,11 @@ pub(crate) async fn render(
         let head = if own.is_empty() { OURS } else { "" };
         own.push_str(&format!("{head}    cluster-secret {secret}\n"));
     }
-    let (command, caller) = (words(kind), kind.caller.clone());
+    let (command, caller) = (rendered::words(kind), kind.caller.clone());
     let facts = Facts { admin, own: !own.is_empty(), master_cli, command, caller };
     let write = |path: io::Result<PathBuf>| -> io::Result<PathBuf> {
         let path = path?;
-        rendering.write_to(&path)?;
-        if facts.own {
-            saved::write(&path.join(OWN), own.as_bytes())?;
-        }
-        saved::save(&path, &facts, &text)?;
+        rendered::write(&rendering, &text, &own, &facts, &path)?;
         Ok(path)
     };
     let path = match write(directory.make_configuration(id)) {
@@ -165,14 +91,6 @@ pub(crate) async fn render(
     };
     let path = path.map_err(Error::system("write the rendered configuration"))?;
     Ok(Rendered::new(kind.clone(), rendering, &path, facts))
-}
-
-/// The words of a command.
-fn words(kind: &Haproxy) -> Vec<Text> {
-    let Command { program, arguments, files, .. } = &kind.command;
-    let files = files.iter().map(|path| path.as_os_str());
-    let words = [program].into_iter().chain(arguments).map(OsString::as_os_str).chain(files);
-    words.map(|word| Text::from(word.to_owned())).collect()
 }
 
 /// How haproxy is started on the copies, with these listeners.

@@ -9,7 +9,7 @@
 mod haproxy;
 mod order;
 mod program;
-mod saved;
+mod rendered;
 
 pub(crate) use order::{ReadOptions, StartOptions};
 
@@ -37,12 +37,13 @@ use crate::origin::Origin;
 use crate::passed::Passed;
 use crate::settings::Settings;
 use bindonce_haproxy::config::{Messages, Rendering};
+use rendered::Rendered;
 
 /// What a generation is started on; more than one may be.
 #[derive(Debug)]
 pub(crate) enum Prepared {
     /// A configuration that was read and rendered.
-    Haproxy(haproxy::Rendered),
+    Haproxy(Rendered),
     /// A program reads its configuration itself, each time that it starts.
     Program,
 }
@@ -75,7 +76,7 @@ impl Prepared {
     pub(crate) fn load(kind: &Kind, directory: &Directory, of: GenerationId) -> io::Result<Self> {
         match kind {
             Kind::Haproxy(haproxy) => {
-                saved::load(haproxy, &directory.configuration(of)).map(Self::Haproxy)
+                Rendered::load(haproxy, &directory.configuration(of)).map(Self::Haproxy)
             }
             Kind::Program(_) => Ok(Self::Program),
         }

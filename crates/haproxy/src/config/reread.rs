@@ -1,0 +1,59 @@
+//! A rendering that another process has written down, and whether the user's files still read as they did for it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::command::Command;
+use super::rendering::{Change, RenderedFile, Rendering};
+use super::world::World;
+use super::{Error, files};
+
+impl Rendering {
+    /// The same with the texts of its copies, which are here, in the order of its files.
+    ///
+    /// # Errors
+    /// One cannot be read, or is not what was written.
+    pub fn with_copies(mut self, copies: &[PathBuf]) -> io::Result<Self> {
+        if copies.len() != self.files.len() {
+            return Err(io::Error::other("there are not as many copies as files"));
+        }
+        for (file, copy) in self.files.iter_mut().zip(copies) {
+            file.text = std::fs::read(copy)?;
+            let fits = |range| file.text.get::<std::ops::Range<usize>>(range).is_some();
+            if !file.changes.iter().all(|change| fits(change.range.clone())) {
+                return Err(io::Error::other(format!("{} has been changed", copy.display())));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether the files of the command read now as they did for this. A pipe is not read again.
+    ///
+    /// # Errors
+    /// One cannot be read, or is a template that says too much.
+    pub fn reads_as_before(&self, command: &Command, world: &dyn World) -> Result<bool, Error> {
+        let directory = files::directory(command, world);
+        let users = || self.files.iter().filter(|file| !file.injected);
+        let is_file = |path: &Path| std::fs::metadata(directory.join(path)).map(|it| it.is_file());
+        if users().any(|file| is_file(&file.user_path).is_ok_and(|is_file| !is_file)) {
+            return Ok(true);
+        }
+        let now = files::read(command, world)?;
+        let then = users().map(|file| (&file.user_path, file.users_text()));
+        Ok(then.eq(now.iter().map(|source| (&source.path, source.text.clone()))))
+    }
+}
+
+impl RenderedFile {
+    /// The text of the user's file.
+    fn users_text(&self) -> Vec<u8> {
+        let (mut text, mut at) = (Vec::with_capacity(self.text.len()), 0);
+        for Change { range, was } in &self.changes {
+            text.extend_from_slice(self.text.get(at..range.start).unwrap_or_default());
+            text.extend_from_slice(was);
+            at = range.end;
+        }
+        text.extend_from_slice(self.text.get(at..).unwrap_or_default());
+        text
+    }
+}

@@ -1,0 +1,138 @@
+//! A configuration that was read and rendered: the copies that haproxy is started on, and what else belongs to it. All of it
+//! is on disk, so that another supervisor, or another image of this one, can start the same again.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kind::Haproxy;
+use crate::origin::{Origin, Text};
+use bindonce_haproxy::config::{Command, Messages, Rendering};
+
+/// The first descriptor that haproxy gets. The admin socket comes first, since the number of any
+/// descriptor must stay below haproxy's own limit.
+pub(super) const FIRST_DESCRIPTOR: i32 = bindonce_sys::inherit::FIRST;
+
+/// The file of ours that stands before the copies.
+const OWN: &str = "bindonce-admin.cfg";
+
+/// A configuration that was read and rendered.
+#[derive(Debug)]
+pub(crate) struct Rendered {
+    /// Whose command it is started with.
+    pub(crate) kind: Box<Haproxy>,
+    pub(crate) rendering: Rc<Rendering>,
+    /// The copies, in haproxy's order.
+    pub(super) files: Vec<PathBuf>,
+    pub(super) facts: Facts,
+}
+
+/// What else belongs to it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    /// Whether the admin socket is among the copies. haproxy would count it, and start with nothing else to
+    /// listen on: where only haproxy can say whether there is anything, it is left out.
+    pub(super) admin: bool,
+    /// Whether a file of ours is before them.
+    pub(super) own: bool,
+    /// What names the sockets of the master CLI to a process under a master of its version.
+    pub(super) master_cli: Option<String>,
+    /// The command, as it was given.
+    pub(super) command: Vec<Text>,
+    /// Who has given it, if not this process.
+    pub(super) caller: Option<Box<Origin>>,
+}
+
+impl Rendered {
+    /// What was written to this directory.
+    pub(super) fn new(kind: Haproxy, rendering: Rendering, directory: &Path, facts: Facts) -> Self {
+        let own = facts.own.then(|| directory.join(OWN));
+        let copies = rendering.files.iter().map(|file| directory.join(&file.name));
+        let files = own.into_iter().chain(copies).collect();
+        Self { kind: Box::new(kind), rendering: Rc::new(rendering), files, facts }
+    }
+
+    /// The copies of the user's files.
+    fn copies(&self) -> &[PathBuf] {
+        &self.files[usize::from(self.facts.own)..]
+    }
+
+    /// What translates what a haproxy says that was started on it.
+    pub(crate) fn messages(&self) -> Messages {
+        let first = FIRST_DESCRIPTOR + i32::from(self.facts.admin);
+        Messages::new(Rc::clone(&self.rendering), self.copies(), first)
+    }
+
+    /// Whether this command is the one that it was made for.
+    pub(crate) fn is_of(&self, kind: &Haproxy) -> bool {
+        self.facts.command == words(kind)
+    }
+
+    /// A haproxy that wants to keep the right to gain rights must not be held: without
+    /// CAP_SYS_ADMIN that needs no_new_privs.
+    pub(super) fn may_be_held(&self) -> bool {
+        const WORD: &[u8] = b"insecure-setuid-wanted";
+        let says = |text: &[u8]| text.windows(WORD.len()).any(|window| window == WORD);
+        !self.rendering.files.iter().any(|file| says(&file.text))
+    }
+}
+
+/// The words of a command.
+pub(super) fn words(kind: &Haproxy) -> Vec<Text> {
+    let Command { program, arguments, files, .. } = &kind.command;
+    let files = files.iter().map(|path| path.as_os_str());
+    let words = [program].into_iter().chain(arguments).map(OsString::as_os_str).chain(files);
+    words.map(|word| Text::from(word.to_owned())).collect()
+}
+
+/// Two lines of JSON: the facts, and the rendering without the texts of its copies.
+const NAME: &str = "bindonce-prepared.json";
+
+impl Rendered {
+    /// Reads what is in this directory, for this haproxy.
+    pub(super) fn load(kind: &Haproxy, directory: &Path) -> io::Result<Self> {
+        let text = std::fs::read(directory.join(NAME))?;
+        let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+        let (facts, rendering) = text.split_at(end);
+        let facts: Facts = serde_json::from_slice(facts)?;
+        let rendering: Rendering = serde_json::from_slice(rendering)?;
+        let copies: Vec<_> =
+            rendering.files.iter().map(|file| directory.join(&file.name)).collect();
+        let rendering = rendering.with_copies(&copies)?;
+        let kind = match facts.caller.as_deref() {
+            Some(caller) => kind.of(caller.clone()).map_err(io::Error::other)?,
+            None => kind.clone(),
+        };
+        Ok(Self::new(kind, rendering, directory, facts))
+    }
+}
+
+/// Writes the copies, ours before them if there is one, and what else belongs to them; `written` is the rendering as JSON.
+pub(super) fn write(
+    rendering: &Rendering,
+    written: &[u8],
+    own: &str,
+    facts: &Facts,
+    directory: &Path,
+) -> io::Result<()> {
+    rendering.write_to(directory)?;
+    if facts.own {
+        write_file(&directory.join(OWN), own.as_bytes())?;
+    }
+    let mut text = serde_json::to_vec(facts)?;
+    text.push(b'\n');
+    text.extend_from_slice(written);
+    write_file(&directory.join(NAME), &text)
+}
+
+/// Writes a file for this user alone.
+fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)?.write_all(text)
+}
