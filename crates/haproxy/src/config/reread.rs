@@ -1,7 +1,8 @@
 //! A rendering that another process has written down, and whether the user's files still read as they did for it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::PathBuf;
 
 use super::command::Command;
 use super::rendering::{Change, RenderedFile, Rendering};
@@ -27,16 +28,21 @@ impl Rendering {
         Ok(self)
     }
 
-    /// Whether the files of the command read now as they did for this. A pipe is not read again.
+    /// Whether the files of the command read now as they did for this. A pipe is not read: what comes through it is new. Nor is a
+    /// device, such as the standard input of a service.
     ///
     /// # Errors
     /// One cannot be read, or is a template that says too much.
     pub fn reads_as_before(&self, command: &Command, world: &dyn World) -> Result<bool, Error> {
         let directory = files::directory(command, world);
         let users = || self.files.iter().filter(|file| !file.injected);
-        let is_file = |path: &Path| std::fs::metadata(directory.join(path)).map(|it| it.is_file());
-        if users().any(|file| is_file(&file.user_path).is_ok_and(|is_file| !is_file)) {
-            return Ok(true);
+        for file in users() {
+            match std::fs::metadata(directory.join(&file.user_path)) {
+                Ok(metadata) if metadata.file_type().is_fifo() => return Ok(false),
+                Ok(metadata) if !metadata.is_file() => return Ok(true),
+                // Reading it says so.
+                Ok(_) | Err(_) => {}
+            }
         }
         let now = files::read(command, world)?;
         let then = users().map(|file| (&file.user_path, file.users_text()));

@@ -43,6 +43,19 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 impl Case {
+    /// Another supervisor has the same of what this one has written down, and finds the files as they were.
+    #[track_caller]
+    fn reads_back(&self, rendering: &Rendering) {
+        let saved = serde_json::to_vec(rendering).expect("JSON");
+        let mut back: Rendering = serde_json::from_slice(&saved).expect("JSON");
+        for (file, copy) in back.files.iter_mut().zip(&rendering.files) {
+            file.text.clone_from(&copy.text);
+        }
+        let same = back.reads_as_before(&self.command, self).expect("the files");
+        assert!(same, "{}: the files read otherwise", self.name);
+        assert_eq!(serde_json::to_vec(&back).expect("JSON"), saved, "{}", self.name);
+    }
+
     fn read(folder: PathBuf) -> Self {
         let lines = |name: &str| -> Vec<String> {
             let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
@@ -84,7 +97,9 @@ impl Case {
     pub(crate) fn render(&self) -> Result<Rendering, Error> {
         let keep: Vec<&str> = self.keep.iter().map(String::as_str).collect();
         let supplied = Supplied { listeners: &self.listen, keep: &keep };
-        Rendering::of(&self.command, supplied, self)
+        let rendering = Rendering::of(&self.command, supplied, self)?;
+        self.reads_back(&rendering);
+        Ok(rendering)
     }
 
     /// The user's file, templates as the configuration that they stand for.
