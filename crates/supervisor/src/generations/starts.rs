@@ -103,7 +103,14 @@ impl Starts {
                 self.watched.read = self.watched.seen;
                 None
             }
-            Configuration::Of(of) => self.configurations.get(&of).cloned(),
+            Configuration::Of(of) => {
+                let prepared = self.configurations.get(&of).cloned();
+                if prepared.is_none() && cx.settings.kind.haproxy().is_some() {
+                    let text = "what the configuration was prepared to is not there any more: the files are read";
+                    tracing::warn!(generation = id.0, configuration = of.0, "{text}");
+                }
+                prepared
+            }
         };
         let again = std::mem::replace(&mut self.read_before, true);
         let mut served = plan.served;
