@@ -63,6 +63,7 @@ mod overlaps;
 mod own_addresses;
 mod paced;
 mod package;
+mod pid_files;
 mod privileges;
 mod problems;
 mod programs;

@@ -61,6 +61,15 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         arguments = &without;
     }
     let name = name::of(&command)?;
+    let to_background = !background::is_it() && goes_to_background(&command)?;
+    if let Some(path) = &command.role.pid_file
+        && (to_background
+            || background::is_it()
+            || command.role.master.is_some()
+            || says("master-worker", &command, |rendering| rendering.is_master)?)
+    {
+        name::can_write(path)?;
+    }
     if command.role.replaces()
         && !background::is_it()
         && let Some(service) = replace::running(&command, &name, &bindonce::default_socket())?
@@ -69,18 +78,11 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
             replace::reload(&bindonce::default_socket(), &service, &command, words.into_iter());
         return done.map(Outcome::Done);
     }
-    if !background::is_it() && goes_to_background(&command)? {
+    if to_background {
         return background::start(NAME.as_ref(), arguments, &command.files).map(Outcome::Done);
     }
     if let Some(path) = &command.role.transfer {
         can_transfer(Path::new(path), &command)?;
-    }
-    if let Some(path) = &command.role.pid_file
-        && (background::is_it()
-            || command.role.master.is_some()
-            || says("master-worker", &command, |rendering| rendering.is_master)?)
-    {
-        name::can_write(path)?;
     }
     serve(&real, &command.role, name.as_str(), arguments)
 }
