@@ -81,6 +81,7 @@ mod serve;
 mod stand_in;
 mod succession;
 mod supervise;
+mod survived;
 mod systemd;
 mod tables;
 mod takeovers;
