@@ -57,6 +57,7 @@ mod mistakes;
 mod namespaces;
 mod neighbours;
 mod networks;
+mod notified;
 mod outcome;
 mod outlived;
 mod overlaps;
