@@ -25,6 +25,7 @@ mod corpus;
 mod counters;
 mod cut;
 mod deadlines;
+mod debug_options;
 mod demo;
 mod doctor;
 mod documentation;

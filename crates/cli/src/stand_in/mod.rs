@@ -45,7 +45,9 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     if check::is_wanted(arguments) {
         return check::run(&real, arguments).map(Outcome::Done);
     }
-    let Ok(command) = Command::parse(words.clone()) else {
+    let command = Command::parse(words.clone());
+    let command = command.and_then(|mut command| real::settle(&mut command).map(|()| command));
+    let Ok(command) = command else {
         // It answers and exits, or says what is wrong, in its own words and with its own exit code.
         return Err(real::become_it(&real, arguments));
     };
