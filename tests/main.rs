@@ -13,6 +13,7 @@ mod addresses;
 mod adopt;
 mod advice;
 mod astray;
+mod beside;
 mod boundary;
 mod callers;
 mod carried_over;
