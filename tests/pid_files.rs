@@ -16,18 +16,17 @@ fn a_reload_writes_a_pid_file_that_has_gone_or_has_another_pid() {
         let caller = Caller::new(&program);
         finish(&mut caller.haproxy("-D -f haproxy.cfg -p pid")).ok();
         let supervisor = caller.pid("pid").expect("the pid file");
-        let lost: [(&str, fn(&Caller)); 3] = [
-            ("removed", |it| std::fs::remove_file(it.scene.path("pid")).expect("it is there")),
-            ("empty", |it| drop(it.scene.write("pid", ""))),
-            ("another", |it| drop(it.scene.write("pid", "99999\n"))),
-        ];
-        for (how, lose) in lost {
-            lose(&caller);
+        let lose = |has: Option<&str>| match has {
+            None => std::fs::remove_file(caller.scene.path("pid")).expect("it is there"),
+            Some(text) => drop(caller.scene.write("pid", text)),
+        };
+        for has in [None, Some(""), Some("99999\n")] {
+            lose(has);
             // It is there when the caller goes on.
             let words = format!("-D -f haproxy.cfg -p pid -sf {supervisor}");
             finish(&mut caller.haproxy(&words)).ok();
-            assert_eq!(caller.pid("pid"), Some(supervisor), "{how}, -sf");
-            lose(&caller);
+            assert_eq!(caller.pid("pid"), Some(supervisor), "{has:?}, -sf");
+            lose(has);
             kill(Pid::from_raw(supervisor), Signal::SIGUSR2).expect("it is there");
             eventually("the pid file", || (caller.pid("pid") == Some(supervisor)).then_some(()));
         }
