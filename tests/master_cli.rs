@@ -13,6 +13,13 @@ use nix::sys::signal::Signal;
 use crate::harness::{DEADLINE, Haproxy, Process, Scene, config, eventually};
 use crate::stand_in::Caller;
 
+/// With two others as many words as a command may have, from 3.2 on.
+macro_rules! many {
+    () => {
+        "x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"
+    };
+}
+
 /// Conversations that must be the same, byte for byte but for pids, times and counts.
 const CONVERSATIONS: &[&str] = &[
     "help\n",
@@ -61,6 +68,13 @@ const CONVERSATIONS: &[&str] = &[
     "user;@@1 show cli level\n",
     "prompt;@@1 show version\nshow version\n",
     "@@2\n",
+    "show ver\0sion\nshow version\n",
+    "show\0version;\0show \0version\n",
+    "prompt\nshow version\0\n@1 show\0version\nshow version\n",
+    concat!("show version ", many!(), "\n"),
+    concat!("show version ", many!(), " x;show version\n"),
+    concat!("@1 show version ", many!(), " x;show version\n"),
+    concat!("prompt\nshow version ", many!(), " x\nshow version\n"),
 ];
 
 /// A socket of a master CLI.

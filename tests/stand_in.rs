@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,12 +48,16 @@ impl Caller {
         self.command(self.scene.path("bin/haproxy"), words)
     }
 
-    fn command(&self, program: impl AsRef<OsStr>, words: &str) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>, words: &str) -> Command {
         let mut command = self.scene.command(program);
         command.env("BINDONCE_HAPROXY", &self.program);
         command.env("BINDONCE_SOCKET", self.scene.socket());
         command.args(words.split_whitespace());
         command
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.address
     }
 
     pub(crate) fn pid(&self, file: &str) -> Option<i32> {
@@ -600,41 +604,6 @@ fn a_generation_has_the_environment_of_a_worker() {
         haproxy.signal(Signal::SIGTERM);
         assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
     });
-}
-
-/// A unit of Type=notify with `-Ws`.
-#[test]
-fn a_service_manager_hears_what_haproxys_master_says() {
-    let Some(program) = Haproxy::system() else { return };
-    let caller = Caller::new(&program);
-    let manager = UnixDatagram::bind(caller.scene.path("notify")).expect("a socket");
-    manager.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    let heard = || {
-        let mut text = [0; 512];
-        let length = manager.recv(&mut text).expect("a state");
-        let text = String::from_utf8_lossy(&text[..length]).into_owned();
-        text.lines().map(str::to_owned).collect::<Vec<_>>()
-    };
-    let mut command = caller.haproxy("-Ws -f haproxy.cfg -p pid");
-    let mut haproxy = Process::start(command.env("NOTIFY_SOCKET", caller.scene.path("notify")));
-    assert_eq!(heard(), ["READY=1", "STATUS=Ready."]);
-    let reloads = |end: &str| {
-        let begun = heard();
-        assert_eq!(begun[0], "RELOADING=1", "{begun:?}");
-        assert!(begun[1].starts_with("MONOTONIC_USEC="), "{begun:?}");
-        assert_eq!(heard(), ["READY=1".to_owned(), format!("STATUS={end}")]);
-    };
-    haproxy.signal(Signal::SIGUSR2);
-    reloads("Ready.");
-    caller.scene.write("haproxy.cfg", "frontend web\n    bnid :80\n");
-    haproxy.signal(Signal::SIGUSR2);
-    reloads("Reload failed!");
-    caller.configure("", 2);
-    haproxy.signal(Signal::SIGUSR2);
-    reloads("Ready.");
-    haproxy.signal(Signal::SIGUSR1);
-    assert_eq!(heard()[0], "STOPPING=1");
-    assert_eq!(haproxy.wait_exit().code(), Some(0), "{}", haproxy.story());
 }
 
 /// `bindonce run -- haproxy ARGS` is the same thing.

@@ -4,6 +4,7 @@ mod ends;
 mod hostile;
 mod programs;
 mod sockets;
+mod unseen;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -31,6 +31,7 @@ use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
 use crate::message::Message;
+use crate::program::Readiness;
 use crate::report::cause::{Cause, nothing_to_listen_on};
 use crate::supervisor::Supervisor;
 
@@ -415,8 +416,11 @@ impl Supervisor {
             let hint = generation.own.wanted.map(|_| own::address_hint(self.can_let_go(id)));
             let refused = generation.readiness.refused.clone();
             let in_its_words = !words.is_empty() && hint.is_none();
+            let program = self.cx.settings.kind.program();
+            let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
+                && generation.readiness.listening.is_empty();
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
-            let cause = Cause { in_its_words, ..Cause::new(text, hint) };
+            let cause = Cause { in_its_words, unseen, ..Cause::new(text, hint) };
             self.report.failed(refused.unwrap_or(cause));
         }
         self.feed(Event::Exited(id));

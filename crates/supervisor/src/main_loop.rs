@@ -55,7 +55,11 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Blocked before any thread exists, so that none of them is interrupted.
     let mut taken = signals::JOB_CONTROL.to_vec();
     taken.extend([Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]);
-    taken.extend([Signal::SIGTERM, Signal::SIGINT]);
+    taken.extend([Signal::SIGTERM, Signal::SIGINT, Signal::SIGALRM]);
+    if settings.at_once {
+        // haproxy makes its memory pools small then, and goes on.
+        taken.push(Signal::SIGQUIT);
+    }
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
     let directory = Directory::open(&settings.socket, &settings.service)?;
     let saved = directory.load();

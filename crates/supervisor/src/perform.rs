@@ -222,6 +222,13 @@ impl Supervisor {
         self.master.serve_late(&self.replaced);
         let ended = self.end_replaced(id);
         let starter = self.starter.take();
+        let written = match &starter {
+            Some(_) => written,
+            None => {
+                self.requests.wait_for_pid_file(written);
+                None
+            }
+        };
         crate::tasks::spawn(async move {
             let alone = ended.await;
             if let Some(starter) = starter {

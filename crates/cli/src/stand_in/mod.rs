@@ -45,7 +45,9 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     if check::is_wanted(arguments) {
         return check::run(&real, arguments).map(Outcome::Done);
     }
-    let Ok(command) = Command::parse(words.clone()) else {
+    let command = Command::parse(words.clone());
+    let command = command.and_then(|mut command| real::settle(&mut command).map(|()| command));
+    let Ok(command) = command else {
         // It answers and exits, or says what is wrong, in its own words and with its own exit code.
         return Err(real::become_it(&real, arguments));
     };
@@ -61,6 +63,15 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         arguments = &without;
     }
     let name = name::of(&command)?;
+    let to_background = !background::is_it() && goes_to_background(&command)?;
+    if let Some(path) = &command.role.pid_file
+        && (to_background
+            || background::is_it()
+            || command.role.master.is_some()
+            || says("master-worker", &command, |rendering| rendering.is_master)?)
+    {
+        name::can_write(path)?;
+    }
     if command.role.replaces()
         && !background::is_it()
         && let Some(service) = replace::running(&command, &name, &bindonce::default_socket())?
@@ -69,18 +80,11 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
             replace::reload(&bindonce::default_socket(), &service, &command, words.into_iter());
         return done.map(Outcome::Done);
     }
-    if !background::is_it() && goes_to_background(&command)? {
+    if to_background {
         return background::start(NAME.as_ref(), arguments, &command.files).map(Outcome::Done);
     }
     if let Some(path) = &command.role.transfer {
         can_transfer(Path::new(path), &command)?;
-    }
-    if let Some(path) = &command.role.pid_file
-        && (background::is_it()
-            || command.role.master.is_some()
-            || says("master-worker", &command, |rendering| rendering.is_master)?)
-    {
-        name::can_write(path)?;
     }
     serve(&real, &command.role, name.as_str(), arguments)
 }

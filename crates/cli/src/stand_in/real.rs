@@ -61,7 +61,25 @@ pub(crate) fn command(mut words: Vec<OsString>) -> anyhow::Result<config::Comman
             Ok(_) | Err(_) => {}
         }
     }
-    Ok(config::Command::parse(words)?)
+    let mut command = config::Command::parse(words)?;
+    settle(&mut command)?;
+    Ok(command)
+}
+
+/// Asks the program of a command what it makes of options whose meaning depends on the version.
+///
+/// # Errors
+/// With these it would print something and exit.
+pub(super) fn settle(command: &mut config::Command) -> Result<(), config::Error> {
+    if !command.is_unsettled() {
+        return Ok(());
+    }
+    // Where it cannot be asked, its start says why.
+    match answer(Path::new(&command.program), std::iter::once("-h".into())) {
+        // It goes to standard error.
+        Ok(usage) => command.settle(&String::from_utf8_lossy(&usage.stderr)),
+        Err(_) => Ok(()),
+    }
 }
 
 fn this() -> anyhow::Result<(u64, u64)> {

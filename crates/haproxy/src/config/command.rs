@@ -32,6 +32,8 @@ pub struct Command {
     pub master_sockets: Vec<OsString>,
     /// What the supervisor does in haproxy's place.
     pub role: Role,
+    /// Options that mean one thing to some versions and another to others, for [`Self::settle`].
+    unsettled: Vec<OsString>,
 }
 
 /// What a command line asks of the process that is started, rather than of each generation.
@@ -94,6 +96,7 @@ impl Command {
             nested_master: false,
             master_sockets: Vec::new(),
             role: Role::default(),
+            unsettled: Vec::new(),
         };
         while let Some(word) = words.next() {
             command.take(word, &mut words)?;
@@ -102,6 +105,28 @@ impl Command {
             return Err(Error::NoFiles);
         }
         Ok(command)
+    }
+
+    /// Whether the version of haproxy decides about it.
+    pub fn is_unsettled(&self) -> bool {
+        !self.unsettled.is_empty()
+    }
+
+    /// Decides what depends on the version, by what its usage (`-h`) says: an option that it does not name is `-d`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for what makes this haproxy print something and exit.
+    pub fn settle(&mut self, usage: &str) -> Result<(), Error> {
+        for word in std::mem::take(&mut self.unsettled) {
+            let option = String::from_utf8_lossy(word.as_bytes().get(..3).unwrap_or_default());
+            let names = |line: &str| line.trim_start().starts_with(option.as_ref());
+            if !usage.lines().any(names) {
+                self.role.foreground = true;
+            } else if ANSWERED.contains(&option.as_ref()) {
+                return Err(refused(word, EXITS));
+            }
+        }
+        Ok(())
     }
 
     /// The same, where each generation is a master of haproxy's own.
@@ -137,15 +162,22 @@ impl Command {
         };
         match flag {
             b"-" => self.files.extend(rest.map(PathBuf::from)),
-            [b'v' | b'h', ..] | [b'c', b'c', ..] | [b'd', b'K' | b'C' | b'A', ..] | b"dMhelp" => {
-                return Err(refused(word, EXITS));
-            }
+            [b'v' | b'h', ..] | [b'c', b'c', ..] | b"dMhelp" => return Err(refused(word, EXITS)),
             // Since 3.2 the sources to trace may be the next word.
             b"dt" => {
+                let sources = rest.next_if(|next| !next.as_bytes().starts_with(b"-"));
+                if sources.as_ref().is_some_and(|sources| sources == "help") {
+                    return Err(refused(word, EXITS));
+                }
+                self.unsettled.push(word.clone());
                 self.arguments.push(word);
-                self.arguments.extend(rest.next_if(|next| !next.as_bytes().starts_with(b"-")));
+                self.arguments.extend(sources);
             }
             [b'd', b'b', ..] => self.role.foreground = true,
+            [b'd', kind, ..] if OF_SOME.contains(kind) => {
+                self.unsettled.push(word.clone());
+                self.arguments.push(word);
+            }
             [b'd' | b'V' | b'q' | b'4', ..] => {
                 self.role.foreground |= is_debug(flag);
                 self.arguments.push(word);
@@ -191,10 +223,16 @@ impl Command {
     }
 }
 
-/// `-d`, also where what follows names nothing that haproxy knows.
+/// What `-d` may be followed by in some versions, and in others is `-d` alone.
+const OF_SOME: &[u8] = b"ACFIZct";
+
+/// Of these, those that make haproxy print something and exit.
+const ANSWERED: [&str; 2] = ["-dA", "-dC"];
+
+/// `-d`, also where what follows names nothing that haproxy knows, in any version (tried with 2.6.12, 3.0.11 and 3.2.26).
 fn is_debug(flag: &[u8]) -> bool {
     match flag {
-        [b'd', kind, ..] => !b"bCDeFGIkKLMpPrRSStTvVWZAc".contains(kind),
+        [b'd', kind, ..] => !b"bDeGKLMprRSVW".contains(kind) && !OF_SOME.contains(kind),
         [b'd'] => true,
         _ => false,
     }
@@ -267,7 +305,8 @@ mod tests {
             ("haproxy -c -f a", "-c"),
             ("haproxy -vv -f a", "-vv"),
             ("haproxy -cc 1", "-cc"),
-            ("haproxy -f a -dKall", "-dKall"),
+            ("haproxy -f a -dMhelp", "-dMhelp"),
+            ("haproxy -f a -dt help", "-dt"),
         ] {
             match parse(line) {
                 Err(Error::Refused { argument, hint }) => {
@@ -277,6 +316,31 @@ mod tests {
                 other => panic!("{line}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_haproxy_serves_with_is_passed_on() {
+        for option in ["-dK", "-dKall", "-dL", "-dk", "-dA", "-dC", "-dCkey", "-dM", "-dthelp"] {
+            let command = parse(&format!("haproxy -f a {option}")).expect(option);
+            assert_eq!(command.arguments, [option]);
+        }
+    }
+
+    #[test]
+    fn what_depends_on_the_version_is_decided_by_its_usage() {
+        let usage =
+            "Usage : haproxy\n        -dC[[key],line] display\n        -dF disable fast-forward\n";
+        let settled = |option: &str, usage: &str| {
+            let mut command = parse(&format!("haproxy -f a {option}")).expect(option);
+            command.settle(usage).map(|()| command.role.foreground)
+        };
+        assert!(matches!(settled("-dCkey", usage), Err(Error::Refused { .. })));
+        assert_eq!(settled("-dCkey", "").ok(), Some(true));
+        assert_eq!(settled("-dF", usage).ok(), Some(false));
+        assert_eq!(settled("-dF", "").ok(), Some(true));
+        assert_eq!(settled("-dt", "        -dt activate traces\n").ok(), Some(false));
+        assert_eq!(settled("-dM", "").ok(), Some(false));
+        assert!(!parse("haproxy -f a -dK -dk").expect("good").is_unsettled());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A haproxy that runs without bindonce and is replaced (`-sf`, `-st`, `-x`): before the first generation is started the
 //! broker takes its listening sockets, and when that generation serves on them it is told to stop, with proof.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +50,7 @@ impl Replaced {
         known: &[i32],
     ) -> Result<Vec<i32>, crate::error::Error> {
         let masters = self.masters(known);
+        let mut had = HashSet::new();
         for &pid in &masters {
             let running = Running::of_process(pid).or_else(|error| match &self.stats_socket {
                 Some(path) => Running::at_stats_socket(path, HANDOVER),
@@ -60,6 +62,9 @@ impl Replaced {
             let gives: Vec<Give<'_>> = plan
                 .taken
                 .iter()
+                // Of several that have a socket of their own on one address the first gives it. The others close theirs when they
+                // are told to stop.
+                .filter(|taken| had.insert(taken.listener.key()))
                 .filter_map(|taken| {
                     let fd = running.sockets.get(taken.index)?.fd.as_fd();
                     Some(Give::new(taken.listener.to_string(), fd))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bindonce_core::generation::{Caller, GenerationId};
 use bindonce_wire::RpcError;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::context::Context;
 use crate::control::Answer;
@@ -14,7 +15,7 @@ use crate::control::draining::Draining;
 use crate::message::Message;
 use crate::replies::{self, Retired};
 
-/// How long the answer to a reload waits for the broker to know of it, and for a look at what the generation listens on.
+/// How long the answer to a reload waits for the broker to know of it, for the pid file, and for a look at what the generation listens on.
 const CONFIRMED: Duration = Duration::from_secs(1);
 
 /// What to do about a generation that does not listen on what was claimed for it.
@@ -39,6 +40,8 @@ pub(crate) struct Requests {
     late: Option<oneshot::Receiver<Option<RpcError>>>,
     /// Addresses that the serving generation listens on without a call that was seen, once they are looked for.
     unseen: Option<oneshot::Receiver<BTreeSet<String>>>,
+    /// Ends when the pid file has our pid.
+    pid_file: Option<JoinHandle<bool>>,
 }
 
 /// A client that waits for a reload.
@@ -98,6 +101,11 @@ impl Requests {
         (self.confirmed, self.late, self.unseen) = (confirmed, late, unseen);
     }
 
+    /// The answer to the reload in progress waits for this too: who has asked for it may read the pid file at once.
+    pub(crate) fn wait_for_pid_file(&mut self, written: Option<JoinHandle<bool>>) {
+        self.pid_file = written;
+    }
+
     /// After how long these clients want idle connections of older generations closed.
     pub(crate) fn drain_idle(&self, callers: &[Caller]) -> Option<Duration> {
         callers.iter().filter_map(|id| self.reloads.get(id)?.drain_idle).min()
@@ -121,11 +129,15 @@ impl Requests {
         let draining = awaited.then(|| Draining::new(older));
         self.draining.extend(draining.clone());
         let (confirmed, late, cx) = (self.confirmed.take(), self.late.take(), cx.clone());
-        let unseen = self.unseen.take();
+        let (unseen, pid_file) = (self.unseen.take(), self.pid_file.take());
         crate::tasks::spawn(async move {
             // What the broker lists is what the caller is told, if the broker answers.
             if let Some(confirmed) = confirmed {
                 let _ = tokio::time::timeout(CONFIRMED, confirmed).await;
+            }
+            if let Some(written) = pid_file {
+                // It is tried on, and the log says so.
+                let _ = tokio::time::timeout(CONFIRMED, written).await;
             }
             let late = match late {
                 Some(late) => late.await.ok().flatten(),

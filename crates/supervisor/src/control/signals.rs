@@ -61,6 +61,10 @@ pub(crate) fn read(
         (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => ignored(
             "a supervisor that is stopped answers nobody; to end it and its generations, send SIGTERM",
         ),
+        // By default they would end this process, and haproxy lives on.
+        (Signal::SIGALRM | Signal::SIGQUIT, _) => {
+            ignored("it asks nothing of a supervisor; to end it and its generations, send SIGTERM")
+        }
         _ if kind.haproxy().is_none() => ignored("to reload, send SIGHUP"),
         // In master-worker mode a worker sends it.
         (_, Some(id)) => Wanted::Ready(id),

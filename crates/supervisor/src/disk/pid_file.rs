@@ -1,10 +1,8 @@
 //! The file of haproxy's `pidfile` line. It has the supervisor's pid: that of the process which lives on
 //! through all generations, and which takes the signals that haproxy's master would take.
 
-use std::cell::Cell;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
 use bindonce_sys::directory::Directory;
@@ -13,6 +11,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a file system may take.
 const LIMIT: Duration = Duration::from_secs(5);
+/// A pid and a line end are shorter; a longer file has something else.
+const LONGEST: u64 = 64;
 /// Between a try that failed and the next: at first, doubling, and in the end.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(60);
@@ -24,34 +24,22 @@ pub(crate) struct PidFile(Option<Writing>);
 #[derive(Debug)]
 struct Writing {
     path: PathBuf,
-    written: Rc<Cell<bool>>,
     task: AbortHandle,
 }
 
 impl PidFile {
-    /// Writes the file that a command or its configuration names, unless that has been done; what it returns ends
-    /// when it is written: true.
+    /// Writes the file that a command or its configuration names, where it does not have this pid; what it returns ends
+    /// when it has: true. None while an earlier try goes on.
     pub(crate) fn write(&mut self, path: &Path) -> Option<JoinHandle<bool>> {
         match &self.0 {
-            Some(known) if known.path == path && !known.has_failed() => return None,
+            Some(known) if known.path == path && !known.task.is_finished() => return None,
             Some(known) => known.task.abort(),
             None => {}
         }
-        let (file, written) = (path.to_owned(), Rc::new(Cell::new(false)));
-        let done = Rc::clone(&written);
-        let task = crate::tasks::spawn(async move {
-            done.set(until_written(&file).await);
-            done.get()
-        });
-        self.0 = Some(Writing { path: path.to_owned(), written, task: task.abort_handle() });
+        let file = path.to_owned();
+        let task = crate::tasks::spawn(async move { until_written(&file).await });
+        self.0 = Some(Writing { path: path.to_owned(), task: task.abort_handle() });
         Some(task)
-    }
-}
-
-impl Writing {
-    /// Nobody tries any more; the next generation that serves does.
-    fn has_failed(&self) -> bool {
-        self.task.is_finished() && !self.written.get()
     }
 }
 
@@ -75,8 +63,14 @@ async fn until_written(path: &Path) -> bool {
     }
 }
 
-/// As haproxy does: the old file is removed, and nothing removes the new one at the end.
+/// As haproxy does: the old file is removed, and nothing removes the new one at the end. One that has this pid stays: who
+/// reads it meanwhile finds it.
 fn write(path: &Path) -> io::Result<()> {
     let (directory, name) = Directory::of(path)?;
-    writeln!(directory.create(name, 0o644)?, "{}", std::process::id())
+    let text = format!("{}\n", std::process::id());
+    // What cannot be read is replaced.
+    if directory.read(name, LONGEST).is_ok_and(|known| known == text.as_bytes()) {
+        return Ok(());
+    }
+    directory.create(name, 0o644)?.write_all(text.as_bytes())
 }

@@ -115,6 +115,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
                 self.client.input.clear();
                 Goes::On
             }
+            Step::Say(text) => {
+                self.client.say(text.as_bytes()).await?;
+                Goes::On
+            }
             Step::Quit => {
                 self.prompt(&seen).await?;
                 return Ok(Goes::Ends);

@@ -14,7 +14,7 @@ pub(crate) struct Announcer {
     /// When it was last told.
     announced: Option<Instant>,
     reloading: bool,
-    /// Its states are called as haproxy's own master calls them.
+    /// Its messages are those of haproxy's own master, from 3.0 on byte for byte (`-Ws`).
     as_haproxy: bool,
 }
 
@@ -42,8 +42,11 @@ impl Announcer {
     pub(crate) fn reloading(&mut self) {
         self.reloading = true;
         let now = monotonic().as_micros();
-        let status = if self.as_haproxy { "Reloading Configuration." } else { "reloading" };
-        notify::tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS={status}"));
+        notify::tell(&if self.as_haproxy {
+            format!("RELOADING=1\nSTATUS=Reloading Configuration.\nMONOTONIC_USEC={now}\n")
+        } else {
+            format!("RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=reloading")
+        });
     }
 
     /// What starts needs more time, this much from now on.
@@ -54,20 +57,28 @@ impl Announcer {
     /// Something serves, or serves on after a reload that failed.
     pub(crate) fn ready(&mut self, status: &str) {
         self.reloading = false;
-        let status = if self.as_haproxy { "Ready." } else { status };
-        notify::tell(&format!("READY=1\nSTATUS={status}"));
+        notify::tell(&if self.as_haproxy {
+            format!("READY=1\nMAINPID={}\nSTATUS=Ready.\n", std::process::id())
+        } else {
+            format!("READY=1\nSTATUS={status}")
+        });
     }
 
     /// Nothing serves, for the reason in `status`; a reload in progress is over.
     pub(crate) fn troubled(&mut self, status: &str) {
-        let ready = if std::mem::take(&mut self.reloading) { "READY=1\n" } else { "" };
-        let status = if self.as_haproxy { "Reload failed!" } else { status };
-        notify::tell(&format!("{ready}STATUS={status}"));
+        let reloading = std::mem::take(&mut self.reloading);
+        match (self.as_haproxy, reloading) {
+            (true, true) => notify::tell("READY=1\nSTATUS=Reload failed!\n"),
+            // 3.0 is silent at a first start that fails. 3.2 calls itself ready then, and ends: that would be no help.
+            (true, false) => {}
+            (false, true) => notify::tell(&format!("READY=1\nSTATUS={status}")),
+            (false, false) => notify::tell(&format!("STATUS={status}")),
+        }
     }
 
     /// The service is being shut down.
     pub(crate) fn stopping(&self) {
-        notify::tell("STOPPING=1\nSTATUS=draining");
+        notify::tell(if self.as_haproxy { "STOPPING=1" } else { "STOPPING=1\nSTATUS=draining" });
     }
 }
 

@@ -13,11 +13,13 @@ pub(crate) struct Cause {
     pub(crate) ours: bool,
     /// haproxy has said it, also on standard error.
     pub(crate) in_its_words: bool,
+    /// A program whose bind(2) is intercepted has listened on nothing of that.
+    pub(crate) unseen: bool,
 }
 
 impl Cause {
     pub(crate) fn new(text: String, hint: Option<String>) -> Self {
-        Self { text, hint, ours: false, in_its_words: false }
+        Self { text, hint, ours: false, in_its_words: false, unseen: false }
     }
 
     /// The message with its hint, for a reader who sees only text.
@@ -28,6 +30,11 @@ impl Cause {
         }
     }
 }
+
+/// What to do where an intercepted program has listened on nothing that is intercepted, so that nothing tells when it is ready.
+pub(crate) const NOTHING_INTERCEPTED: &str = "a port that the kernel chooses (port 0), and what --intercept does not name, \
+    are left to the program: give it an address with a port, name that after --intercept if it names others, or say with \
+    --ready-check or --ready-delay when it is ready; if it only binds late, raise --ready-timeout";
 
 /// What to do where haproxy says that its configuration has nothing to listen on.
 pub(crate) fn nothing_to_listen_on(words: &str) -> Option<String> {

@@ -81,6 +81,9 @@ impl Report {
             }
             Outcome::Failed(id, failure) => {
                 self.counts.failures += 1;
+                if *failure == Failure::NotReady && self.failure.unseen {
+                    self.failure.hint = Some(cause::NOTHING_INTERCEPTED.to_owned());
+                }
                 let text = self.failure_text(cx, *id, *failure);
                 let serves = match now.serving {
                     Some(serving) => format!("generation {serving} serves on"),
@@ -118,8 +121,13 @@ impl Report {
             Failure::NotStarted | Failure::Exited => text.clone(),
             Failure::NotReady => format!(
                 "generation {id} was not ready within {} of its last progress (CPU time or output), or {LONGEST_START} times \
-                 that in all; raise --ready-timeout if it needs longer\n{text}",
+                 that in all; {}\n{text}",
                 duration::format(cx.settings.timing.ready_timeout),
+                if self.failure.unseen {
+                    "it has listened on nothing that is intercepted"
+                } else {
+                    "raise --ready-timeout if it needs longer"
+                },
             ),
             Failure::DiedInHandover => {
                 format!("generation {id} died when it was about to take over\n{text}")

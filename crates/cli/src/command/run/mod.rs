@@ -28,6 +28,7 @@ Signals:
   SIGTERM, SIGINT  Retire every generation, exit when all have drained; a second one exits at once
   SIGUSR1          For haproxy: the same as a first SIGTERM, like haproxy's own soft stop
   SIGTSTP, SIGTTIN, SIGTTOU  Ignored: Ctrl-Z and a terminal's output never stop it
+  SIGALRM          Ignored, as by haproxy's master
 
 Examples:
   bindonce run -- haproxy -f /etc/haproxy/haproxy.cfg

@@ -94,6 +94,8 @@ impl Input {
         let rest = self.bytes.split_off(at + 1);
         let mut command = std::mem::replace(&mut self.bytes, rest);
         let end = command.pop();
+        // haproxy's own ends its words with it, so that it stands for a space.
+        command.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
         self.ended_line = end == Some(b'\n');
         if self.ended_line {
             command.pop_if(|byte| *byte == b'\r');
@@ -168,6 +170,7 @@ mod tests {
         assert_eq!(commands("a;b"), Vec::<String>::new());
         assert_eq!(commands("\n;\n"), ["", "", ""]);
         assert_eq!(commands("a\r;b\r\n\r\n"), ["a\r", "b", ""]);
+        assert_eq!(commands("\0show\0version;a\\\0b\n"), [" show version", "a\\ b"]);
     }
 
     #[test]

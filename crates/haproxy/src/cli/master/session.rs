@@ -55,10 +55,22 @@ pub enum Step {
     Done,
     /// It is refused with these words, and all that was received after it is dropped.
     Refused(String),
+    /// This is its answer, and what was received after it is taken.
+    Say(String),
     /// The client wants to end.
     Quit,
     /// It goes on to a target, without its prefix; the text that ends its payload, if one follows.
     Run(Target, Vec<u8>, Option<Vec<u8>>),
+}
+
+/// How many words a command may have, its prefix apart; older versions leave out the rest.
+const MOST_WORDS: usize = 64;
+
+/// From here on more are refused (tried with 3.2.26; 3.0.11 and 2.6.12 leave them out).
+const COUNTED: Version = Version { major: 3, minor: 2, patch: 0 };
+
+fn is_prefix(word: &(usize, &[u8])) -> bool {
+    word.1.starts_with(b"@")
 }
 
 const PROMPT_USAGE: &str = "\
@@ -95,6 +107,13 @@ impl Session {
         find: impl Fn(&str) -> Option<Target>,
     ) -> Step {
         let words = words(command);
+        if words.len() - usize::from(words.first().is_some_and(is_prefix)) > MOST_WORDS
+            && version >= COUNTED
+        {
+            return Step::Say(format!(
+                "Too many arguments. Commands must have at most {MOST_WORDS} arguments.\n\n"
+            ));
+        }
         let ends = payload(&words, version >= TIMED);
         let text: Vec<_> = words.iter().map(|(_, word)| String::from_utf8_lossy(word)).collect();
         let text: Vec<&str> = text.iter().map(AsRef::as_ref).collect();
@@ -315,6 +334,23 @@ mod tests {
             step,
             Step::Run(Target::Process(12), b"add map f <<%EOF".to_vec(), Some(b"%EOF".to_vec()))
         );
+    }
+
+    #[test]
+    fn more_words_than_a_command_may_have_are_refused_by_those_that_count_them() {
+        let words = |count| vec!["x"; count].join(" ");
+        let run = |target, text: String| Step::Run(target, text.into_bytes(), None);
+        let mut session = Session::new(Level::Admin);
+        let most = words(MOST_WORDS);
+        assert_eq!(take(&mut session, &most, NEW), run(Target::Master, most.clone()));
+        let step = take(&mut session, &format!("@1 {most}"), NEW);
+        assert_eq!(step, run(Target::Process(12), most));
+        let more = words(MOST_WORDS + 1);
+        for text in [more.clone(), format!("@1 {more}")] {
+            let Step::Say(said) = take(&mut session, &text, NEW) else { panic!("{text}") };
+            assert_eq!(said, "Too many arguments. Commands must have at most 64 arguments.\n\n");
+        }
+        assert_eq!(take(&mut session, &more, OLD), run(Target::Master, more));
     }
 
     #[test]

@@ -1,0 +1,33 @@
+//! A program that is intercepted and listens on nothing of that: nothing tells when it is ready.
+
+use crate::harness::{Process, Scene, finish};
+
+/// Listens where the kernel chooses.
+const ANYWHERE: &str = "\
+import socket, time
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen(5)
+time.sleep(1000)
+";
+
+#[test]
+fn a_program_that_listens_on_nothing_that_is_intercepted_is_told_so() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let mut command = scene.bindonce("run");
+    command.args(["--name", "web", "--ready-timeout", "300ms", "--intercept"]);
+    command.args(["--", "python3", "-c", ANYWHERE]);
+    let said = finish(&mut command).err;
+    if said.contains("cannot be intercepted") {
+        return crate::harness::skip("bind() cannot be intercepted: seccomp(2) is refused");
+    }
+    assert!(said.contains("it has listened on nothing that is intercepted"), "{said}");
+    assert!(said.contains("a port that the kernel chooses (port 0)"), "{said}");
+    assert!(!said.contains("raise --ready-timeout if it needs longer"), "{said}");
+    // With another sign it serves.
+    let mut command = scene.bindonce("run");
+    command.args(["--name", "web", "--ready-delay", "100ms", "--intercept"]);
+    let mut supervisor = Process::start(command.args(["--", "python3", "-c", ANYWHERE]));
+    supervisor.wait_line(": serving ");
+}
