@@ -1,6 +1,7 @@
 //! Addresses that haproxy binds by itself and that two generations cannot have at once: at a reload the
 //! older one lets go of them, and nobody who connects to the service notices.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
@@ -10,7 +11,9 @@ use bindonce_load::{Load, Plan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually};
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish,
+};
 
 /// A haproxy under load whose stats socket is such an address. Ended in this order.
 struct Stage {
@@ -202,5 +205,66 @@ fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
         for _ in 0..2 {
             haproxy.reload(&scene).ok();
         }
+    }
+}
+
+/// What is answered to a request.
+#[track_caller]
+fn ask(mut stream: impl Read + Write) -> String {
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+/// What haproxy has bound by itself and a `bind` line wants now goes to the broker as it is: nobody is refused.
+#[test]
+fn an_address_moves_to_a_bind_line() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, stats, path) = (scene.address(), scene.address(), scene.path("own.sock"));
+        let with = |tag, own: &str, bind: &str| {
+            let text = config(address, tag).replace("global\n", &format!("global\n{own}"));
+            text.replace("    http-request", &format!("{bind}    http-request"))
+        };
+        let own = format!(
+            "    stats socket ipv4@{stats} level admin\n    stats socket {}\n",
+            path.display()
+        );
+        let bind = format!("    bind {stats}\n    bind {}\n", path.display());
+        let file = scene.write("haproxy.cfg", &with(1, &own, ""));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let mut plan = Plan::new(address);
+        (plan.clients, plan.rate) = (4, Some(500));
+        let load = plan.start().expect("starting the load");
+        assert!(load.wait_for(50, DEADLINE), "no answers");
+        // One that fails: the older one has its address as before.
+        let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = stranger.local_addr().expect("its address");
+        let stats_elsewhere = format!("    stats socket ipv4@{taken}\n");
+        scene.write("haproxy.cfg", &with(2, &stats_elsewhere, &bind));
+        haproxy.reload(&scene).fails(1);
+        TcpStream::connect(stats).expect("its stats socket");
+        UnixStream::connect(&path).expect("its stats socket");
+        scene.write("haproxy.cfg", &with(2, "", &bind));
+        let mut check = scene.bindonce("check");
+        finish(check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file)).ok();
+        let said = haproxy.reload(&scene).ok();
+        assert!(said.contains(&format!("had bound {stats} by itself")), "{said}");
+        let answer = ask(TcpStream::connect(stats).expect("connecting"));
+        assert!(answer.contains("x-generation: 2"), "{answer}");
+        let answer = ask(UnixStream::connect(&path).expect("connecting"));
+        assert!(answer.contains("x-generation: 2"), "{answer}");
+        // And back: the broker's socket goes with the generation that has it.
+        scene.write("haproxy.cfg", &with(3, &own, ""));
+        haproxy.reload(&scene).ok();
+        eventually("the broker's listeners to be closed", || {
+            let listed = scene.wire().call("list", &serde_json::json!([]));
+            (listed["listeners"].as_array()?.len() == 1).then_some(())
+        });
+        TcpStream::connect(stats).expect("its stats socket");
+        UnixStream::connect(&path).expect("its stats socket");
+        assert_nothing_lost(&load.stop());
     }
 }

@@ -94,7 +94,7 @@ impl Supervisor {
             Message::Unseen(id, why) => self.unseen(id, &why),
             Message::Binds(id, own) => self.binds(id, own),
             Message::Wants(id, want) => self.wants(id, want),
-            Message::Claimed(id, held) => self.claimed(id, held),
+            Message::Claimed(id, held, moved) => self.claimed(id, held, moved),
             Message::Listening(id, listens) => self.listening(id, &listens),
             Message::Settled(id, count) => self.settled(id, count),
             Message::Left(id, connections) => {

@@ -48,8 +48,8 @@ pub(crate) enum Message {
     Binds(GenerationId, Own),
     /// A program wants to bind an address that is intercepted.
     Wants(GenerationId, Want),
-    /// It was given this one.
-    Claimed(GenerationId, Rc<HeldListener>),
+    /// It was given this one; true: it had bound it by itself.
+    Claimed(GenerationId, Rc<HeldListener>, bool),
     /// It is about to listen there.
     Listening(GenerationId, Listens),
     /// It has had the time to listen on more than so many.

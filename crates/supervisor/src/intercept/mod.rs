@@ -230,7 +230,7 @@ impl Answers {
         };
         let text = listener.to_string();
         let (reply, answer) = oneshot::channel();
-        self.cx.send(Message::Wants(self.id, Want { listener, line, reply }));
+        self.cx.send(Message::Wants(self.id, Want { listener, line, moved: false, reply }));
         let given = match answer.await {
             Ok(Ok(given)) => given,
             Ok(Err((failure, why))) => {
