@@ -268,3 +268,36 @@ fn an_address_moves_to_a_bind_line() {
         assert_nothing_lost(&load.stop());
     }
 }
+
+/// A stats socket that overlaps a `bind` line is a listener as any other: haproxy could not bind it beside the broker's.
+#[test]
+fn a_stats_socket_beside_a_wildcard() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let with = |tag| {
+            let text = config(address, tag).replace(
+                &format!("bind {address}"),
+                &format!("bind {address}\n    bind 127.0.0.2:{}", address.port()),
+            );
+            let line = format!("    stats socket *:{} level admin\n", address.port());
+            scene.write("haproxy.cfg", &text.replace("global\n", &format!("global\n{line}")))
+        };
+        let file = with(1);
+        let mut check = scene.bindonce("check");
+        finish(check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file)).ok();
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        for tag in 2..4 {
+            with(tag);
+            haproxy.reload(&scene).ok();
+            let answer = ask(TcpStream::connect(address).expect("connecting"));
+            assert!(answer.contains(&format!("x-generation: {tag}")), "{answer}");
+            let mut stats = TcpStream::connect(("127.0.0.3", address.port())).expect("connecting");
+            stats.write_all(b"show info\n").expect("asking");
+            let mut text = String::new();
+            stats.read_to_string(&mut text).expect("an answer");
+            assert!(text.contains("Name: HAProxy"), "{text}");
+        }
+    }
+}

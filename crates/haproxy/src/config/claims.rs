@@ -9,7 +9,6 @@ use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
 use super::binds::{BindLine, Part, Piece, descriptor};
-use super::edits::Edits;
 use super::listeners::{Names, Occupied, Supply};
 use super::options::BindOptions;
 use super::rendering::{Binding, LeftAlone, Supplied, Variable};
@@ -68,18 +67,18 @@ impl Claims {
         self.supply.unused()
     }
 
-    /// The bind lines of a section that has ended. `unix` is what `unix-bind` says.
+    /// The bind lines of a section that has ended: what takes the place of which bytes. `unix` is what `unix-bind` says.
     pub(super) fn section(
         &mut self,
         section: &Section,
         unix: &BindOptions,
         world: &dyn World,
         unknowns: &Unknowns<'_>,
-        edits: &mut Edits,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<(Range<usize>, Vec<u8>)>, Error> {
         let idle = section.idle();
         let defaults = section.defaults(unix);
         let mut earlier = Earlier::new();
+        let mut edits = Vec::new();
         for line in &section.lines {
             if let Some(reason) = idle {
                 self.leave_line(line, section, line.text.clone(), reason);
@@ -102,10 +101,10 @@ impl Claims {
             };
             let words = self.bind_line(line, section, &mut earlier, &listeners)?;
             if line.claims() {
-                edits.edit(line.source.clone(), line.replacement(words));
+                edits.push((line.source.clone(), line.replacement(words)));
             }
         }
-        Ok(())
+        Ok(edits)
     }
 
     /// An address that haproxy binds by itself, or not at all, whatever the rest of its section says.
@@ -116,8 +115,10 @@ impl Claims {
         place: &Place,
         reason: &'static str,
         descriptor: Option<String>,
+        own: Vec<Address>,
     ) {
         self.left_alone.push(LeftAlone {
+            own,
             place: place.clone(),
             section: section.label.clone(),
             listens: section.kind != Kind::Defaults && !text.starts_with("server "),
@@ -142,6 +143,7 @@ impl Claims {
             text,
             reason: reason.into(),
             descriptor: None,
+            own: Vec::new(),
             listens: true,
             device: None,
             listeners: Vec::new(),
@@ -159,7 +161,12 @@ impl Claims {
         let mut words = Vec::new();
         for piece in &line.pieces {
             match &piece.part {
-                Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
+                Part::Alone(reason, own) => {
+                    self.leave_line(line, section, piece.shown(), reason);
+                    if let Some(left) = self.left_alone.last_mut() {
+                        left.own.clone_from(own);
+                    }
+                }
                 Part::Unbound(reason, ..) => {
                     self.leave_line(line, section, piece.shown(), reason);
                     if let Some(left) = self.left_alone.last_mut() {

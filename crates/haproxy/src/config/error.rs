@@ -184,6 +184,40 @@ pub enum Error {
         /// Its address.
         second_address: String,
     },
+    /// Two lines name one UNIX socket, and haproxy binds at least one of them by itself.
+    #[error(
+        "{second}: {second_text} is the address of {first} ({first_text}) too: one of them would have all clients of {address}; \
+         remove one of the two, or give it another address"
+    )]
+    SamePath {
+        /// The line that comes first.
+        first: Place,
+        /// What it says.
+        first_text: String,
+        /// The other line.
+        second: Place,
+        /// What it says.
+        second_text: String,
+        /// The address.
+        address: String,
+    },
+    /// haproxy binds an address by itself that overlaps one of the broker's, which nothing is bound beside.
+    #[error(
+        "{place}: {text} overlaps {other_text} of {other}, which the broker binds, and haproxy could not bind it beside that \
+         ({reason}); give it another port"
+    )]
+    Beside {
+        /// Its line.
+        place: Place,
+        /// What it says.
+        text: String,
+        /// Why the broker does not bind it.
+        reason: String,
+        /// The line of the broker's.
+        other: Place,
+        /// What that says.
+        other_text: String,
+    },
     /// A descriptor that nobody gives to haproxy.
     #[error(
         "{place}: {text}: {why}; write the address itself{}",

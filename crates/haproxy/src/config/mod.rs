@@ -28,6 +28,7 @@ mod listeners;
 mod master_socket;
 mod messages;
 mod options;
+mod own;
 mod paths;
 mod pid_file;
 mod questions;
