@@ -301,3 +301,43 @@ fn a_stats_socket_beside_a_wildcard() {
         }
     }
 }
+
+/// A UNIX socket for datagrams is haproxy's own, said once by its line, also where the prefix of `unix-bind` stands before its path; what haproxy
+/// only tries when it starts is not.
+#[test]
+fn a_socket_for_datagrams_is_told_by_its_line() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let directory = scene.path("haproxy.cfg").parent().expect("a directory").to_owned();
+        let (name, web) = (format!("datagrams-{}", std::process::id()), scene.path("web.sock"));
+        let text = |bind: &str| {
+            let prefix = format!("global\n    unix-bind prefix {}\n", directory.display());
+            let rest =
+                "frontend web\n    bind unix@/web.sock\n    http-request return status 200\n";
+            let log = format!("log-forward logs\n    dgram-bind {bind}\n    log stdout local0\n");
+            let limits = "    timeout connect 1s\n    timeout client 9s\n    timeout server 9s\n";
+            format!("{prefix}defaults\n    mode http\n{limits}{rest}{log}")
+        };
+        let file = scene.write("haproxy.cfg", &text("unix@/logs.sock"));
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let told = haproxy.supervisor.wait_line("has bound this path by itself");
+        assert!(told.contains("unix@/logs.sock") && told.contains("haproxy.cfg:"), "{told}");
+        haproxy.reload(&scene).ok();
+        UnixStream::connect(&web).expect("its listener");
+        scene.write("haproxy.cfg", &text(&format!("abns@{name}")));
+        haproxy.reload(&scene).ok();
+        let told = haproxy.supervisor.wait_line("no two generations can have it");
+        assert!(told.contains(&name), "{told}");
+        let reload = haproxy.reload(&scene);
+        if told.contains("the older one lets go of it") {
+            reload.ok();
+        } else {
+            let said = reload.fails(1);
+            assert!(said.contains("on a path") && !said.contains("noreuseport"), "{said}");
+        }
+        let story = haproxy.supervisor.story();
+        assert_eq!(story.matches("unix@/logs.sock").count(), 1, "{story}");
+        assert!(!story.contains("no line that bindonce knows"), "{story}");
+    }
+}

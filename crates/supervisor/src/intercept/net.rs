@@ -25,10 +25,12 @@ pub(super) struct Net(pub(super) Option<Rc<Prepared>>);
 
 impl Net {
     /// What becomes of it, and the line that was read otherwise, if it is one.
+    #[expect(clippy::too_many_arguments)]
     pub(super) fn decide(
         &self,
         cx: &Context,
         id: GenerationId,
+        inode: u64,
         ports: &Ports,
         target: &Target,
         socket: &Socket,
@@ -45,7 +47,7 @@ impl Net {
             return (claim, Some(line));
         }
         if own != Own::Nothing {
-            cx.send(Message::Binds(id, own));
+            cx.send(Message::Binds(id, Some(inode), own));
         }
         (Decision::Continue("it is haproxy's own"), None)
     }

@@ -68,16 +68,17 @@ impl Supervisor {
     }
 
     /// haproxy is about to bind an address by itself.
-    pub(crate) fn binds(&mut self, id: GenerationId, own: Own) {
+    pub(crate) fn binds(&mut self, id: GenerationId, inode: Option<u64>, own: Own) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        match own {
-            Own::At(address) => {
-                if let Some(seen) = &mut generation.own.seen {
-                    seen.insert(address.to_string());
-                }
-            }
-            Own::Unknown => generation.own.seen = None,
-            Own::Nothing => {}
+        let address = match own {
+            Own::At(address) => Some(address.to_string()),
+            Own::Unknown => None,
+            Own::Nothing => return,
+        };
+        match (inode, &mut generation.own.seen) {
+            (Some(inode), Some(seen)) => drop(seen.insert(inode, address)),
+            (None, seen) => *seen = None,
+            (Some(_), None) => {}
         }
     }
 
