@@ -21,6 +21,9 @@ use super::{Error, Place};
 /// kernel's 128 KiB for one string of the environment.
 const PORTS_PER_VARIABLE: usize = 8192;
 
+/// What takes the place of which bytes.
+type Replaced = (Range<usize>, Vec<u8>);
+
 /// Addresses of one section, by first key and last port.
 type Earlier = HashMap<(Key, u16), Bound>;
 
@@ -74,7 +77,7 @@ impl Claims {
         unix: &BindOptions,
         world: &dyn World,
         unknowns: &Unknowns<'_>,
-    ) -> Result<Vec<(Range<usize>, Vec<u8>)>, Error> {
+    ) -> Result<Vec<Replaced>, Error> {
         let idle = section.idle();
         let defaults = section.defaults(unix);
         let mut earlier = Earlier::new();

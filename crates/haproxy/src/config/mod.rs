@@ -50,7 +50,7 @@ mod world;
 
 pub use address::loose_ports;
 pub use command::{Command, Master, Role};
-pub use error::{Error, Place};
+pub use error::{Clash, Error, Place};
 pub use master_socket::{MasterAddress, MasterSocket};
 pub use messages::Messages;
 use paths::PathMap;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 
+use super::error::Clash;
 use super::rendering::{Binding, LeftAlone};
 use super::{Error, Place};
 
@@ -38,25 +39,25 @@ pub(super) fn check(
             let one = (&left.place, left.text.as_str());
             if own.port().is_some() {
                 let Some(binding) = in_the_way(own, bindings) else { continue };
-                return Err(Error::Beside {
-                    place: left.place.clone(),
-                    text: left.text.clone(),
-                    reason: left.reason.to_string(),
-                    other: binding.place.clone(),
-                    other_text: binding.text.clone(),
-                });
+                return Err(Error::Beside(Box::new(Clash {
+                    first: binding.place.clone(),
+                    first_text: binding.text.clone(),
+                    second: left.place.clone(),
+                    second_text: left.text.clone(),
+                    about: left.reason.to_string(),
+                })));
             }
             let Some(other) = at.insert(own, one) else { continue };
             let order = |(place, _): (&Place, &str)| (number(place), place.line);
             let (first, second) =
                 if order(other) <= order(one) { (other, one) } else { (one, other) };
-            return Err(Error::SamePath {
+            return Err(Error::SamePath(Box::new(Clash {
                 first: first.0.clone(),
                 first_text: first.1.to_owned(),
                 second: second.0.clone(),
                 second_text: second.1.to_owned(),
-                address: own.to_string(),
-            });
+                about: own.to_string(),
+            })));
         }
     }
     Ok(())

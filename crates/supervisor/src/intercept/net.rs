@@ -25,7 +25,6 @@ pub(super) struct Net(pub(super) Option<Rc<Prepared>>);
 
 impl Net {
     /// What becomes of it, and the line that was read otherwise, if it is one.
-    #[expect(clippy::too_many_arguments)]
     pub(super) fn decide(
         &self,
         cx: &Context,
