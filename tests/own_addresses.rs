@@ -1,6 +1,7 @@
 //! Addresses that haproxy binds by itself and that two generations cannot have at once: at a reload the
 //! older one lets go of them, and nobody who connects to the service notices.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
@@ -10,7 +11,9 @@ use bindonce_load::{Load, Plan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually};
+use crate::harness::{
+    DEADLINE, Haproxy, Process, Scene, assert_nothing_lost, config, eventually, finish,
+};
 
 /// A haproxy under load whose stats socket is such an address. Ended in this order.
 struct Stage {
@@ -202,5 +205,139 @@ fn where_it_cannot_let_go_that_is_told_at_the_first_start() {
         for _ in 0..2 {
             haproxy.reload(&scene).ok();
         }
+    }
+}
+
+/// What is answered to a request.
+#[track_caller]
+fn ask(mut stream: impl Read + Write) -> String {
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("asking");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+/// What haproxy has bound by itself and a `bind` line wants now goes to the broker as it is: nobody is refused.
+#[test]
+fn an_address_moves_to_a_bind_line() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let (address, stats, path) = (scene.address(), scene.address(), scene.path("own.sock"));
+        let with = |tag, own: &str, bind: &str| {
+            let text = config(address, tag).replace("global\n", &format!("global\n{own}"));
+            text.replace("    http-request", &format!("{bind}    http-request"))
+        };
+        let own = format!(
+            "    stats socket ipv4@{stats} level admin\n    stats socket {}\n",
+            path.display()
+        );
+        let bind = format!("    bind {stats}\n    bind {}\n", path.display());
+        let file = scene.write("haproxy.cfg", &with(1, &own, ""));
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        let mut plan = Plan::new(address);
+        (plan.clients, plan.rate) = (4, Some(500));
+        let load = plan.start().expect("starting the load");
+        assert!(load.wait_for(50, DEADLINE), "no answers");
+        // One that fails: the older one has its address as before.
+        let stranger = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = stranger.local_addr().expect("its address");
+        let stats_elsewhere = format!("    stats socket ipv4@{taken}\n");
+        scene.write("haproxy.cfg", &with(2, &stats_elsewhere, &bind));
+        haproxy.reload(&scene).fails(1);
+        TcpStream::connect(stats).expect("its stats socket");
+        UnixStream::connect(&path).expect("its stats socket");
+        scene.write("haproxy.cfg", &with(2, "", &bind));
+        let mut check = scene.bindonce("check");
+        finish(check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file)).ok();
+        let said = haproxy.reload(&scene).ok();
+        assert!(said.contains(&format!("had bound {stats} by itself")), "{said}");
+        let answer = ask(TcpStream::connect(stats).expect("connecting"));
+        assert!(answer.contains("x-generation: 2"), "{answer}");
+        let answer = ask(UnixStream::connect(&path).expect("connecting"));
+        assert!(answer.contains("x-generation: 2"), "{answer}");
+        // And back: the broker's socket goes with the generation that has it.
+        scene.write("haproxy.cfg", &with(3, &own, ""));
+        haproxy.reload(&scene).ok();
+        eventually("the broker's listeners to be closed", || {
+            let listed = scene.wire().call("list", &serde_json::json!([]));
+            (listed["listeners"].as_array()?.len() == 1).then_some(())
+        });
+        TcpStream::connect(stats).expect("its stats socket");
+        UnixStream::connect(&path).expect("its stats socket");
+        assert_nothing_lost(&load.stop());
+    }
+}
+
+/// A stats socket that overlaps a `bind` line is a listener as any other: haproxy could not bind it beside the broker's.
+#[test]
+fn a_stats_socket_beside_a_wildcard() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let with = |tag| {
+            let text = config(address, tag).replace(
+                &format!("bind {address}"),
+                &format!("bind {address}\n    bind 127.0.0.2:{}", address.port()),
+            );
+            let line = format!("    stats socket *:{} level admin\n", address.port());
+            scene.write("haproxy.cfg", &text.replace("global\n", &format!("global\n{line}")))
+        };
+        let file = with(1);
+        let mut check = scene.bindonce("check");
+        finish(check.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(&file)).ok();
+        let haproxy = Haproxy::start(&scene, &program, &file);
+        for tag in 2..4 {
+            with(tag);
+            haproxy.reload(&scene).ok();
+            let answer = ask(TcpStream::connect(address).expect("connecting"));
+            assert!(answer.contains(&format!("x-generation: {tag}")), "{answer}");
+            let mut stats = TcpStream::connect(("127.0.0.3", address.port())).expect("connecting");
+            stats.write_all(b"show info\n").expect("asking");
+            let mut text = String::new();
+            stats.read_to_string(&mut text).expect("an answer");
+            assert!(text.contains("Name: HAProxy"), "{text}");
+        }
+    }
+}
+
+/// A UNIX socket for datagrams is haproxy's own, said once by its line, also where the prefix of `unix-bind` stands before its path; what haproxy
+/// only tries when it starts is not.
+#[test]
+fn a_socket_for_datagrams_is_told_by_its_line() {
+    for program in Haproxy::all() {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let directory = scene.path("haproxy.cfg").parent().expect("a directory").to_owned();
+        let (name, web) = (format!("datagrams-{}", std::process::id()), scene.path("web.sock"));
+        let text = |bind: &str| {
+            let prefix = format!("global\n    unix-bind prefix {}\n", directory.display());
+            let rest =
+                "frontend web\n    bind unix@/web.sock\n    http-request return status 200\n";
+            let log = format!("log-forward logs\n    dgram-bind {bind}\n    log stdout local0\n");
+            let limits = "    timeout connect 1s\n    timeout client 9s\n    timeout server 9s\n";
+            format!("{prefix}defaults\n    mode http\n{limits}{rest}{log}")
+        };
+        let file = scene.write("haproxy.cfg", &text("unix@/logs.sock"));
+        let mut haproxy = Haproxy::start(&scene, &program, &file);
+        let told = haproxy.supervisor.wait_line("has bound this path by itself");
+        assert!(told.contains("unix@/logs.sock") && told.contains("haproxy.cfg:"), "{told}");
+        haproxy.reload(&scene).ok();
+        UnixStream::connect(&web).expect("its listener");
+        scene.write("haproxy.cfg", &text(&format!("abns@{name}")));
+        haproxy.reload(&scene).ok();
+        let told = haproxy.supervisor.wait_line("no two generations can have it");
+        assert!(told.contains(&name), "{told}");
+        let reload = haproxy.reload(&scene);
+        if told.contains("the older one lets go of it") {
+            reload.ok();
+        } else {
+            let said = reload.fails(1);
+            assert!(said.contains("on a path") && !said.contains("noreuseport"), "{said}");
+        }
+        let story = haproxy.supervisor.story();
+        assert_eq!(story.matches("unix@/logs.sock").count(), 1, "{story}");
+        assert!(!story.contains("no line that bindonce knows"), "{story}");
     }
 }

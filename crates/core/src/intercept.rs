@@ -139,6 +139,11 @@ impl Socket {
             (Err(_), Target::Path(path)) if !self.bound => {
                 Address::unix(path).map_or(Own::Unknown, Own::At)
             }
+            (Err(_), Target::Abstract(name)) if !self.bound => {
+                let padded = name.len() == MAX_PATH;
+                let make = if padded { Address::abstract_name } else { Address::unpadded_name };
+                make(name.trim_end_matches('\0')).map_or(Own::Unknown, Own::At)
+            }
             (Err(_), Target::Ip(at)) if self.kind == Kind::Tcp && at.port() == 0 => Own::Unknown,
             (Ok(Err(_)), _) => Own::Unknown,
             (Err(_), _) => Own::Nothing,
@@ -328,6 +333,24 @@ mod tests {
             };
             assert_eq!(claimed.as_deref(), expected, "{named:?} {bound}");
         }
+    }
+
+    #[test]
+    fn what_is_for_datagrams_is_told_too() {
+        let socket = socket(Kind::Other, false);
+        for (target, expected) in [
+            (Target::Path("/run/log".to_owned()), "unix@/run/log"),
+            (Target::Abstract(format!("{:\0<107}", "log")), "abns@log"),
+            (Target::Abstract("log".to_owned()), "abnsz@log"),
+        ] {
+            assert_eq!(socket.own(&target), Own::At(expected.parse().expect(expected)));
+            assert!(matches!(
+                Scope::default().decide(&PORTS, &target, &socket),
+                Decision::Continue(_)
+            ));
+        }
+        let bound = Socket { bound: true, ..socket };
+        assert_eq!(bound.own(&Target::Abstract("log".to_owned())), Own::Nothing);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use bindonce_core::generation::GenerationId;
 use bindonce_core::name::Name;
 
 use bindonce_haproxy::config;
@@ -65,6 +66,23 @@ pub enum Error {
         section: String,
         /// What the broker said.
         source: Box<bindonce::Error>,
+    },
+    /// haproxy itself has bound an address that a line wants now.
+    #[error(
+        "{place}: {section}: generation {generation} of this service has bound {address} by itself, as a stats socket or a \
+         local peer, and {why}"
+    )]
+    OwnAddress {
+        /// The line that wants it, or one that overlaps it.
+        place: config::Place,
+        /// Its section.
+        section: String,
+        /// What haproxy has bound.
+        address: String,
+        /// Which generation.
+        generation: GenerationId,
+        /// Why the broker does not have it from there.
+        why: String,
     },
     /// The configuration cannot be used.
     #[error(transparent)]
@@ -140,6 +158,11 @@ impl Error {
                 error.hint().or_else(|| full_or_read_only(&system?))
             }
             Self::Claim(source) | Self::ClaimAt { source, .. } => source.hint(),
+            Self::OwnAddress { .. } => Some(
+                "reload once with neither that line nor the one that had the address before: haproxy closes it then; then \
+                 reload with this line"
+                    .to_owned(),
+            ),
             Self::LimitReached { reached, .. } => Some(reached.to_string()),
             Self::NothingLeft { .. } => Some(
                 "the file may have been half-written: reload again; if it is meant, \

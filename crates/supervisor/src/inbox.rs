@@ -93,9 +93,9 @@ impl Supervisor {
             Message::Intercepts(id, calls) => self.intercepts(id, calls),
             Message::Unanswerable(id) => self.unanswerable(id),
             Message::Unseen(id, why) => self.unseen(id, &why),
-            Message::Binds(id, own) => self.binds(id, own),
+            Message::Binds(id, inode, own) => self.binds(id, inode, own),
             Message::Wants(id, want) => self.wants(id, want),
-            Message::Claimed(id, held) => self.claimed(id, held),
+            Message::Claimed(id, held, moved) => self.claimed(id, held, moved),
             Message::Listening(id, listens) => self.listening(id, &listens),
             Message::Settled(id, count) => self.settled(id, count),
             Message::Left(id, connections) => {
@@ -413,7 +413,13 @@ impl Supervisor {
             } else {
                 format!("{name}, pid {pid}, ended with {how}:\n{words}")
             };
-            let hint = generation.own.wanted.map(|_| own::address_hint(self.can_let_go(id)));
+            let hint = generation.own.wanted.map(|_| {
+                let serving = self.timeline.serving();
+                let any = [Some(id), serving].into_iter().flatten();
+                let mut renderings = any.filter_map(|id| self.rendering(id));
+                let no_reuse_port = renderings.any(|rendering| rendering.no_reuse_port);
+                own::address_hint(self.can_let_go(id), no_reuse_port)
+            });
             let refused = generation.readiness.refused.clone();
             let in_its_words = !words.is_empty() && hint.is_none();
             let program = self.cx.settings.kind.program();

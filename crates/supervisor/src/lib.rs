@@ -39,6 +39,7 @@ pub use control::upgrade;
 pub use disk::place::{control_socket, events_file, service_directory, services};
 pub use disk::secret::whole as whole_secret;
 pub use error::Error;
+pub use generations::start::moved::own_sockets;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};
 pub use main_loop::Ended;

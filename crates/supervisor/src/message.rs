@@ -44,12 +44,12 @@ pub(crate) enum Message {
     Unanswerable(GenerationId),
     /// They cannot: the kernel, or a container, does not let us see them.
     Unseen(GenerationId, String),
-    /// haproxy is about to bind this by itself.
-    Binds(GenerationId, Own),
+    /// haproxy is about to bind this socket by itself, if that is known, there.
+    Binds(GenerationId, Option<u64>, Own),
     /// A program wants to bind an address that is intercepted.
     Wants(GenerationId, Want),
-    /// It was given this one.
-    Claimed(GenerationId, Rc<HeldListener>),
+    /// It was given this one; true: it had bound it by itself.
+    Claimed(GenerationId, Rc<HeldListener>, bool),
     /// It is about to listen there.
     Listening(GenerationId, Listens),
     /// It has had the time to listen on more than so many.

@@ -13,7 +13,7 @@ use bindonce_sys::worker;
 
 use crate::adopt::{self, ServedNow};
 use crate::disk::directory::remove_all;
-use crate::generations::start;
+use crate::generations::start::{self, moved::Serving};
 use crate::generations::starts::Plan;
 use crate::generations::{counting, foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
@@ -129,6 +129,11 @@ impl Supervisor {
                 .unwrap_or_default(),
             known: self.generations.descriptors(),
             serving: serving.and_then(|id| self.generations.get(&id)?.cli.admin.clone()),
+            binds: serving.and_then(|id| {
+                let one = self.generations.get(&id)?;
+                let has = one.listeners.iter().map(|held| held.listener.key()).collect();
+                Some(Serving { id, pid: one.pid(), has })
+            }),
             version: serving.and_then(|id| self.generations.get(&id)?.cli.version),
             alone: serving.is_none(),
             older_alive,

@@ -167,18 +167,41 @@ pub fn unix_queue(inode: u64) -> Result<Queue, Error> {
 /// # Errors
 /// As [`listening`].
 pub fn unix_is_at(inode: u64, path: &Path) -> Result<bool, Error> {
-    use std::os::unix::fs::MetadataExt as _;
     let (Ok(inode), Ok(file)) = (u32::try_from(inode), path.symlink_metadata()) else {
         return Ok(false);
     };
-    let mut found = None;
+    let mut found = false;
     Netlink::diagnosis()?.ask(TCPDIAG, &unix_request(inode, SHOW_VFS), |message| {
-        let vfs = message.attributes(16).find(|(kind, _)| *kind == VFS).map(|(_, value)| value);
-        found = vfs.and_then(|vfs| Some((vfs.u32(0)?, vfs.u32(4)?)));
+        found = unix_vfs(message) == Some(vfs_of(&file));
     })?;
-    // struct unix_diag_vfs: the low half of the inode, and the device as the kernel has it.
+    Ok(found)
+}
+
+/// The inode of the listening UNIX socket that the file at `path` leads to, whatever path it was bound under.
+///
+/// # Errors
+/// As [`listening`].
+pub fn unix_at(path: &Path) -> Result<Option<u64>, Error> {
+    let Ok(file) = path.symlink_metadata() else { return Ok(None) };
+    let mut found = None;
+    Netlink::diagnosis()?.dump(TCPDIAG, &unix_request(0, SHOW_VFS), |message| {
+        if unix_vfs(message) == Some(vfs_of(&file)) {
+            found = message.u32(4).map(u64::from);
+        }
+    })?;
+    Ok(found)
+}
+
+/// The file of a UNIX socket: struct unix_diag_vfs has the low half of its inode, and the device as the kernel has it.
+fn unix_vfs(message: Message<'_>) -> Option<(u32, u32)> {
+    let vfs = message.attributes(16).find(|(kind, _)| *kind == VFS).map(|(_, value)| value)?;
+    Some((vfs.u32(0)?, vfs.u32(4)?))
+}
+
+fn vfs_of(file: &std::fs::Metadata) -> (u32, u32) {
+    use std::os::unix::fs::MetadataExt as _;
     let device = rustix::fs::major(file.dev()) << 20 | rustix::fs::minor(file.dev());
-    Ok(found == Some((file.ino() as u32, device)))
+    (file.ino() as u32, device)
 }
 
 fn inet(protocol: u8, state: u8, kind: fn(SocketAddr) -> Address) -> Result<Vec<Socket>, Error> {

@@ -37,6 +37,14 @@ pub(super) struct Wanted {
     pub(super) mptcp: bool,
 }
 
+impl Wanted {
+    /// Each address.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = Address> + use<'_> {
+        let ports = self.first.port().map_or(0..=0, |port| port..=self.last);
+        ports.map(|port| self.first.with_port(port))
+    }
+}
+
 impl From<Address> for Target {
     fn from(first: Address) -> Self {
         Self::Listen(Wanted { first, last: 0, mptcp: false })

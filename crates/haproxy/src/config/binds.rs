@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use bindonce_core::address::Address;
 use bindonce_core::listener::{Listener, Options};
 
 use super::address::{self, Context, Problem, Target, Wanted};
@@ -45,8 +46,8 @@ pub(super) enum Part {
     Inherited { prefix: String, number: RawFd, listener: Box<Listener> },
     /// `fd@` with another number, or with a variable that has none; why it is no listener.
     Foreign(String, String),
-    /// haproxy binds it by itself, for this reason.
-    Alone(&'static str),
+    /// haproxy binds it by itself, for this reason, there, as far as that is told.
+    Alone(&'static str, Vec<Address>),
     /// The same for the device of an address, as in [`Part::Listen`].
     Unbound(&'static str, Wanted),
 }
@@ -121,22 +122,7 @@ pub(super) fn read(
 ) -> Result<BindLine, Error> {
     let word = &words[1];
     let variable = |name: &[u8]| around.state.get(name).cloned();
-    let resolved = |directory: &Path| around.world.resolved(directory);
-    let resolve = |host: &str, family| match (around.getaddrinfo, family) {
-        (true, family) => around.world.resolve(host, family),
-        // gethostbyname() knows IPv4 alone.
-        (false, None | Some(Family::V4)) => around.world.resolve(host, Some(Family::V4)),
-        (false, Some(Family::V6)) => {
-            Err(io::Error::other("without getaddrinfo haproxy finds IPv4 addresses only"))
-        }
-    };
-    let context = Context {
-        datagram: words[0].value == b"dgram-bind",
-        prefix: around.prefix,
-        directory: around.directory,
-        resolved: &resolved,
-        resolve: &resolve,
-    };
+    let datagram = words[0].value == b"dgram-bind";
     let mut pieces = Vec::new();
     // haproxy passes over one comma at the end; any other empty item is an error.
     let list = match word.value.strip_suffix(b",") {
@@ -145,21 +131,26 @@ pub(super) fn read(
     };
     for text in list.split(|&byte| byte == b',') {
         let expanded = expand(text, &variable);
-        let inherited = |number| around.world.inherited(number);
-        let part = part(&expanded, &context, &inherited).map_err(|problem| match problem {
-            Problem::Bad(reason) => {
-                Error::BadAddress { place: place.clone(), word: printable(text), reason }
-            }
-            Problem::Unresolved { host, source } => {
-                Error::Unresolved { place: place.clone(), host, source }
-            }
-        })?;
+        let target = read_address(&expanded, datagram, around);
+        let part =
+            part(&expanded, target, datagram, around.world).map_err(|problem| match problem {
+                Problem::Bad(reason) => {
+                    Error::BadAddress { place: place.clone(), word: printable(text), reason }
+                }
+                Problem::Unresolved { host, source } => {
+                    Error::Unresolved { place: place.clone(), host, source }
+                }
+            })?;
         let instead = match &part {
-            Part::Listen(wanted) => (around.own)(wanted).map(Part::Alone),
+            Part::Listen(wanted) => {
+                (around.own)(wanted).map(|reason| Part::Alone(reason, Vec::new()))
+            }
             Part::Supplied { variable, quic: true } => unused(variable.clone(), around),
             Part::Inherited { number, .. } if expanded.starts_with(b"quic+") => {
                 unused(number.to_string(), around)
             }
+            // A path is where it is, whatever comes there.
+            Part::Alone(reason, _) if datagram => Some(Part::Alone(reason, own(text, around))),
             _ => None,
         };
         pieces.push(Piece { text: text.to_vec(), part: instead.unwrap_or(part) });
@@ -197,6 +188,49 @@ pub(super) fn read(
     })
 }
 
+/// Reads one address, its variables already expanded.
+pub(super) fn read_address(
+    expanded: &[u8],
+    datagram: bool,
+    around: &Surroundings<'_>,
+) -> Result<Target, Problem> {
+    let resolved = |directory: &Path| around.world.resolved(directory);
+    let resolve = |host: &str, family| match (around.getaddrinfo, family) {
+        (true, family) => around.world.resolve(host, family),
+        // gethostbyname() knows IPv4 alone.
+        (false, None | Some(Family::V4)) => around.world.resolve(host, Some(Family::V4)),
+        (false, Some(Family::V6)) => {
+            Err(io::Error::other("without getaddrinfo haproxy finds IPv4 addresses only"))
+        }
+    };
+    let (prefix, directory) = (around.prefix, around.directory);
+    let context = Context { datagram, prefix, directory, resolved: &resolved, resolve: &resolve };
+    address::read(expanded, &context)
+}
+
+/// Where haproxy binds the addresses of a word by itself, as far as that can be told.
+pub(super) fn own_addresses(word: &[u8], around: &Surroundings<'_>) -> Vec<Address> {
+    let list = word.strip_suffix(b",").unwrap_or(word);
+    list.split(|&byte| byte == b',').flat_map(|text| own(text, around)).collect()
+}
+
+fn own(text: &[u8], around: &Surroundings<'_>) -> Vec<Address> {
+    let heads: [(&[u8], &[u8]); 2] = [(b"dgram+", b""), (b"uxdg@", b"unix@")];
+    // Nothing that is claimed depends on it.
+    let marks = around.state.marks();
+    let mut text = expand(text, &|name: &[u8]| around.state.get(name).cloned());
+    around.state.restore(marks);
+    for (head, instead) in heads {
+        if let Some(rest) = text.strip_prefix(head) {
+            text = [instead, rest].concat();
+        }
+    }
+    match read_address(&text, false, around) {
+        Ok(Target::Listen(wanted)) => wanted.addresses().collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// A descriptor for QUIC where haproxy listens for none.
 fn unused(descriptor: String, around: &Surroundings<'_>) -> Option<Part> {
     Some(Part::Foreign(descriptor, (around.no_quic)()?.to_owned()))
@@ -204,10 +238,11 @@ fn unused(descriptor: String, around: &Surroundings<'_>) -> Option<Part> {
 
 fn part(
     expanded: &[u8],
-    context: &Context<'_>,
-    inherited: &dyn Fn(RawFd) -> Result<Listener, String>,
+    target: Result<Target, Problem>,
+    datagram: bool,
+    world: &dyn World,
 ) -> Result<Part, Problem> {
-    let target = match address::read(expanded, context) {
+    let target = match target {
         Err(_) if expanded.contains(&MARK) => {
             return Err(Problem::Bad(
                 "a variable of --listen holds a descriptor: write it as fd@${NAME}".to_owned(),
@@ -218,7 +253,7 @@ fn part(
     let (plain, quic) = (expanded.starts_with(b"fd@"), expanded.starts_with(b"quic+fd@"));
     Ok(match target {
         Target::Listen(wanted) => Part::Listen(wanted),
-        Target::Alone(reason) => Part::Alone(reason),
+        Target::Alone(reason) => Part::Alone(reason, Vec::new()),
         Target::Descriptor(number) => match &number[..] {
             [MARK, name @ .., MARK] if plain || quic => {
                 Part::Supplied { variable: String::from_utf8_lossy(name).into_owned(), quic }
@@ -232,12 +267,12 @@ fn part(
                 let text = String::from_utf8_lossy(&number).into_owned();
                 let is_pair = expanded.starts_with(b"sockpair@");
                 let parsed = text.parse().ok().filter(|_| !is_pair);
-                let found = parsed.map(|number| (number, inherited(number)));
+                let found = parsed.map(|number| (number, world.inherited(number)));
                 match found {
                     Some((number, Ok(mut listener))) => {
-                        let datagrams = context.datagram || expanded.starts_with(b"quic+");
+                        let datagrams = datagram || expanded.starts_with(b"quic+");
                         fits(&listener, datagrams)?;
-                        if context.datagram {
+                        if datagram {
                             listener.address = listener.address.as_seen();
                         }
                         // Such as quic+fd.
@@ -294,8 +329,8 @@ impl BindLine {
     /// What haproxy binds by itself, where the line is of an admin socket.
     pub(super) fn leave_addresses(&mut self, reason: &'static str) {
         for piece in &mut self.pieces {
-            if matches!(piece.part, Part::Listen(..)) {
-                piece.part = Part::Alone(reason);
+            if let Part::Listen(wanted) = &piece.part {
+                piece.part = Part::Alone(reason, wanted.addresses().collect());
             }
         }
     }
@@ -351,7 +386,7 @@ impl BindLine {
                 Part::Supplied { variable, quic } => {
                     address.extend_from_slice(descriptor(variable, *quic).as_bytes());
                 }
-                Part::Foreign(..) | Part::Alone(_) | Part::Unbound(..) => {
+                Part::Foreign(..) | Part::Alone(..) | Part::Unbound(..) => {
                     escape_into(&mut address, &piece.text);
                 }
             }

@@ -9,7 +9,6 @@ use bindonce_core::listener::{Key, Listener};
 use bindonce_core::name::Name;
 
 use super::binds::{BindLine, Part, Piece, descriptor};
-use super::edits::Edits;
 use super::listeners::{Names, Occupied, Supply};
 use super::options::BindOptions;
 use super::rendering::{Binding, LeftAlone, Supplied, Variable};
@@ -21,6 +20,9 @@ use super::{Error, Place};
 /// How many ports one list variable carries: at most 10 bytes each, within the
 /// kernel's 128 KiB for one string of the environment.
 const PORTS_PER_VARIABLE: usize = 8192;
+
+/// What takes the place of which bytes.
+type Replaced = (Range<usize>, Vec<u8>);
 
 /// Addresses of one section, by first key and last port.
 type Earlier = HashMap<(Key, u16), Bound>;
@@ -68,18 +70,18 @@ impl Claims {
         self.supply.unused()
     }
 
-    /// The bind lines of a section that has ended. `unix` is what `unix-bind` says.
+    /// The bind lines of a section that has ended: what takes the place of which bytes. `unix` is what `unix-bind` says.
     pub(super) fn section(
         &mut self,
         section: &Section,
         unix: &BindOptions,
         world: &dyn World,
         unknowns: &Unknowns<'_>,
-        edits: &mut Edits,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Replaced>, Error> {
         let idle = section.idle();
         let defaults = section.defaults(unix);
         let mut earlier = Earlier::new();
+        let mut edits = Vec::new();
         for line in &section.lines {
             if let Some(reason) = idle {
                 self.leave_line(line, section, line.text.clone(), reason);
@@ -102,10 +104,10 @@ impl Claims {
             };
             let words = self.bind_line(line, section, &mut earlier, &listeners)?;
             if line.claims() {
-                edits.edit(line.source.clone(), line.replacement(words));
+                edits.push((line.source.clone(), line.replacement(words)));
             }
         }
-        Ok(())
+        Ok(edits)
     }
 
     /// An address that haproxy binds by itself, or not at all, whatever the rest of its section says.
@@ -116,8 +118,10 @@ impl Claims {
         place: &Place,
         reason: &'static str,
         descriptor: Option<String>,
+        own: Vec<Address>,
     ) {
         self.left_alone.push(LeftAlone {
+            own,
             place: place.clone(),
             section: section.label.clone(),
             listens: section.kind != Kind::Defaults && !text.starts_with("server "),
@@ -142,6 +146,7 @@ impl Claims {
             text,
             reason: reason.into(),
             descriptor: None,
+            own: Vec::new(),
             listens: true,
             device: None,
             listeners: Vec::new(),
@@ -159,7 +164,12 @@ impl Claims {
         let mut words = Vec::new();
         for piece in &line.pieces {
             match &piece.part {
-                Part::Alone(reason) => self.leave_line(line, section, piece.shown(), reason),
+                Part::Alone(reason, own) => {
+                    self.leave_line(line, section, piece.shown(), reason);
+                    if let Some(left) = self.left_alone.last_mut() {
+                        left.own.clone_from(own);
+                    }
+                }
                 Part::Unbound(reason, ..) => {
                     self.leave_line(line, section, piece.shown(), reason);
                     if let Some(left) = self.left_alone.last_mut() {

@@ -25,6 +25,21 @@ impl fmt::Display for Place {
     }
 }
 
+/// Two lines that cannot stand beside each other.
+#[derive(Debug)]
+pub struct Clash {
+    /// The first, or the one of the broker's.
+    pub first: Place,
+    /// What it says.
+    pub first_text: String,
+    /// The other line.
+    pub second: Place,
+    /// What it says.
+    pub second_text: String,
+    /// What they have in common, or why the broker does not bind the second.
+    pub about: String,
+}
+
 /// Why a haproxy command or configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -184,6 +199,20 @@ pub enum Error {
         /// Its address.
         second_address: String,
     },
+    /// Two lines name one UNIX socket, and haproxy binds at least one of them by itself.
+    #[error(
+        "{}: {} is the address of {} ({}) too: one of them would have all clients of {}; \
+         remove one of the two, or give it another address",
+        .0.second, .0.second_text, .0.first, .0.first_text, .0.about
+    )]
+    SamePath(Box<Clash>),
+    /// haproxy binds an address by itself that overlaps one of the broker's, which nothing is bound beside.
+    #[error(
+        "{}: {} overlaps {} of {}, which the broker binds, and haproxy could not bind it beside that \
+         ({}); give it another port",
+        .0.second, .0.second_text, .0.first_text, .0.first, .0.about
+    )]
+    Beside(Box<Clash>),
     /// A descriptor that nobody gives to haproxy.
     #[error(
         "{place}: {text}: {why}; write the address itself{}",

@@ -28,6 +28,7 @@ mod listeners;
 mod master_socket;
 mod messages;
 mod options;
+mod own;
 mod paths;
 mod pid_file;
 mod questions;
@@ -50,7 +51,7 @@ mod world;
 
 pub use address::loose_ports;
 pub use command::{Command, Master, Role};
-pub use error::{Error, Place};
+pub use error::{Clash, Error, Place};
 pub use master_socket::{MasterAddress, MasterSocket};
 pub use messages::Messages;
 use paths::PathMap;

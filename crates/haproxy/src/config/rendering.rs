@@ -105,6 +105,9 @@ pub struct LeftAlone {
     pub descriptor: Option<String>,
     /// haproxy listens there: false where it passes over the line.
     pub listens: bool,
+    /// Where haproxy listens then, as far as the line tells: a `stats socket`, the local peer, a path for datagrams.
+    #[serde(default, with = "saved::addresses")]
+    pub own: Vec<Address>,
     /// The device that is why: it is not there, or was not when haproxy first bound the address.
     pub device: Option<String>,
     /// What haproxy listens on then; for the reading alone.

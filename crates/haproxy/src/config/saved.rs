@@ -70,6 +70,26 @@ pub(super) mod optional_path {
     }
 }
 
+pub(super) mod addresses {
+    use bindonce_core::address::Address;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        all: &[Address],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_seq(all.iter().map(Address::to_string))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<Address>, D::Error> {
+        let all = Vec::<String>::deserialize(from)?;
+        all.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    }
+}
+
 pub(super) mod listener {
     use bindonce_core::listener::{ListenSpec, Listener};
     use serde::de::Error as _;

@@ -18,6 +18,7 @@ use super::edits::Edits;
 use super::files::{self, CFGFILES, Source};
 use super::global::Global;
 use super::listeners::mark;
+use super::own;
 use super::questions::{Answers, Questions};
 use super::quoting::printable;
 use super::reader::{self, Word};
@@ -59,6 +60,8 @@ pub(super) struct Walk<'a> {
     global: Global,
     sections: Sections,
     claims: Claims,
+    /// Admin sockets over IP: the copy that each is in, and which of what haproxy binds by itself it is.
+    stats_sockets: Vec<(usize, usize, Section)>,
     edits: Edits,
     files: Vec<RenderedFile>,
 }
@@ -104,6 +107,7 @@ impl<'a> Walk<'a> {
             global: Global::default(),
             sections: Sections::default(),
             claims,
+            stats_sockets: Vec::new(),
             edits: Edits::new(files::listed(sources), supplied.keep),
             files: Vec::new(),
         })
@@ -127,7 +131,12 @@ impl<'a> Walk<'a> {
         if self.global.no_quic != self.quic_is_off {
             return Err(Stopped::Quic { is_off: self.global.no_quic });
         }
-        read.map_err(Stopped::Error)?;
+        read.and_then(|()| self.claim_stats_sockets()).map_err(Stopped::Error)?;
+        let number = |place: &Place| self.sources.iter().position(|one| one.path == place.file);
+        own::check(&self.claims.bindings, &self.claims.left_alone, |place| {
+            number(place).unwrap_or_default()
+        })
+        .map_err(Stopped::Error)?;
         let first_pass = self.unknowns.first_pass();
         let kept = self.edits.keep_through_resets(&self.claims.variables, first_pass);
         kept.map_err(Stopped::Error)?;

@@ -1,7 +1,7 @@
 //! What haproxy, or another program, has bound by itself: seen when it is bound, or found after each start; told once for each
 //! address.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bindonce_core::address::Address;
@@ -13,7 +13,8 @@ use crate::context::Context;
 use crate::generations::generation::Generation;
 use crate::generations::own;
 use crate::message::Message;
-use bindonce_haproxy::config::{Rendering, loose_ports};
+use bindonce_haproxy::config::{LeftAlone, Rendering, loose_ports};
+use bindonce_haproxy::names::renamed;
 
 /// How long a look at /proc and the kernel's sockets may take.
 pub(crate) const LOOKS: Duration = Duration::from_secs(10);
@@ -47,19 +48,38 @@ pub(crate) fn tell(
     answer
 }
 
-/// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show.
+/// The addresses that a generation listens on by itself: as each was seen before it was bound, or as its processes show. A socket that
+/// it has closed again, as haproxy's own tries of what the kernel can do, is none.
 pub(crate) fn own(
     cx: &Context,
     generation: &Generation,
 ) -> impl Future<Output = BTreeSet<String>> + use<> {
     let (seen, look) = (generation.own.seen.clone(), look_at_own(cx, generation));
+    let (kind, pid) = (cx.settings.kind.clone(), generation.pid());
     async move {
-        match seen {
-            Some(seen) => seen,
+        let open = match seen {
+            Some(seen) if seen.is_empty() => return BTreeSet::new(),
+            Some(seen) => {
+                worker::within(LOOKS, move || still_open(&kind.processes(pid), seen)).await.ok()
+            }
+            None => None,
+        };
+        let told = open.and_then(|open| open.into_values().collect::<Option<_>>());
+        match told {
+            Some(told) => told,
             // Nothing, where the kernel's answer could not be had or the runtime ends.
             None => worker::within(LOOKS, look).await.unwrap_or_default(),
         }
     }
+}
+
+/// Those of these sockets that the processes have open; all, where their descriptors may not be read.
+fn still_open<T>(pids: &[i32], mut sockets: BTreeMap<u64, T>) -> BTreeMap<u64, T> {
+    let open: BTreeSet<_> = pids.iter().flat_map(|pid| holders::sockets(*pid)).collect();
+    if !open.is_empty() {
+        sockets.retain(|inode, _| open.contains(inode));
+    }
+    sockets
 }
 
 /// What finds the addresses that a generation listens on by itself.
@@ -103,8 +123,7 @@ impl ForeignBinds {
         let program = cx.settings.kind.name();
         let mut lines = BTreeSet::new();
         for address in &generation.own.bound {
-            let line =
-                left_alone.unwrap_or_default().iter().find(|line| names(&line.text, address));
+            let line = left_alone.unwrap_or_default().iter().find(|line| stands_for(line, address));
             let (place, text, reason) = match line {
                 Some(line) => (line.place.to_string(), line.text.clone(), line.reason.as_ref()),
                 None if left_alone.is_none() => {
@@ -138,7 +157,7 @@ impl ForeignBinds {
                     Some(why) => format!(
                         "{program} has bound this by itself ({reason}), and no two generations can have \
                          it: no reload that keeps it can succeed, since {why}. {}",
-                        own::UNSHARE
+                        own::unshare(no_reuse_port)
                     ),
                 }
             } else {
@@ -175,8 +194,20 @@ pub(crate) fn listening(pids: &[i32], known: &BTreeSet<u64>) -> BTreeSet<String>
         .collect()
 }
 
-/// Whether a line of the configuration stands for a socket that the kernel shows.
-pub(crate) fn names(line: &str, address: &str) -> bool {
+/// Whether a line of the configuration stands for a socket that the kernel shows, which may have the temporary name that it was
+/// bound under.
+pub(crate) fn stands_for(line: &LeftAlone, address: &str) -> bool {
+    let own = match address.parse() {
+        Ok(Address::Unix(path)) => {
+            Some(Address::Unix(renamed(&path).map_or(path.as_str(), |(path, _)| path).to_owned()))
+        }
+        own => own.ok(),
+    };
+    own.is_some_and(|own| line.own.contains(&own)) || names(&line.text, address)
+}
+
+/// The same, as far as the text of the line tells.
+fn names(line: &str, address: &str) -> bool {
     let word = line.trim_end().rsplit(' ').next().unwrap_or(line);
     match address.strip_prefix("unix@") {
         // It keeps the temporary name that it was bound under.
@@ -206,6 +237,17 @@ fn has_port(word: &str, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_closed_again_is_not_told() {
+        let stream = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let pid = std::process::id().cast_signed();
+        let inode = holders::socket(pid, std::os::fd::AsRawFd::as_raw_fd(&stream)).expect("it");
+        let seen = BTreeMap::from([(inode, "open"), (1, "closed")]);
+        assert_eq!(still_open(&[pid], seen.clone()), BTreeMap::from([(inode, "open")]));
+        // Of one that is gone, or may not be looked at, nothing is known.
+        assert_eq!(still_open(&[], seen.clone()), seen);
+    }
 
     #[test]
     fn a_socket_finds_its_line() {

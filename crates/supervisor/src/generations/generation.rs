@@ -2,7 +2,7 @@
 //! and its admin connection; the process lives on.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -154,8 +154,9 @@ pub(crate) struct OwnAddresses {
     pub(crate) bound: BTreeSet<String>,
     /// Those of them for which no call was seen that could be intercepted.
     pub(crate) unseen: BTreeSet<String>,
-    /// Those that it was about to bind, each seen before; none where not all were to be seen.
-    pub(crate) seen: Option<BTreeSet<String>>,
+    /// What it was about to bind, by the inode of the socket: each was seen before, and where, if the call has told it. None where
+    /// not all were to be seen.
+    pub(crate) seen: Option<BTreeMap<u64, Option<String>>>,
     /// Of a program whose calls were seen from its start on: those of its own sockets.
     pub(crate) calls: Option<CallsSeen>,
     /// It is over with binding: what it binds from now on is not looked at.

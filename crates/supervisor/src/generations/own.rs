@@ -13,8 +13,15 @@ use bindonce_haproxy::cli::Version;
 use crate::generations::generation::Generation;
 
 /// What to do about an address that another generation cannot bind beside this one.
-pub(crate) const UNSHARE: &str = "Remove `noreuseport` and `-dR`, or leave the address to bindonce or to a file: \
-     in `peers` with `bind` and `server` lines, as `stats socket` on a path instead of an IP address or an abstract name";
+pub(crate) fn unshare(no_reuse_port: bool) -> &'static str {
+    match no_reuse_port {
+        true => {
+            "Remove `noreuseport` and `-dR`, or leave the address to bindonce or to a file: in `peers` with `bind` and `server` \
+             lines, as `stats socket` on a path instead of an IP address or an abstract name"
+        }
+        false => "Put a `stats socket` or `dgram-bind` on a path instead of an abstract name",
+    }
+}
 
 /// Whether the kernel lets no second process bind this address as haproxy binds it.
 pub(crate) fn is_exclusive(address: &str, no_reuse_port: bool) -> bool {
@@ -59,7 +66,7 @@ pub(crate) fn cannot_let_go(
 }
 
 /// What to do where a generation that failed could not bind an address. `let_go`: the older ones can let go of theirs.
-pub(crate) fn address_hint(let_go: bool) -> String {
+pub(crate) fn address_hint(let_go: bool, no_reuse_port: bool) -> String {
     if let_go {
         return "an address that haproxy binds by itself is taken by another program, since the \
                 generation that serves has let go of its own: `ss -ltnp` names it"
@@ -67,7 +74,8 @@ pub(crate) fn address_hint(let_go: bool) -> String {
     }
     format!(
         "an address that haproxy binds by itself is taken, by the generation that serves or by \
-         another program. {UNSHARE}"
+         another program. {}",
+        unshare(no_reuse_port)
     )
 }
 

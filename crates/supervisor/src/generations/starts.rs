@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::disk::pid_file::PidFile;
 use crate::generations::admin::Admin;
 use crate::generations::listeners::Known;
+use crate::generations::start::moved::Serving;
 use crate::generations::start::{self, Prepared, ReadOptions, StartOptions, Starting, Step};
 use crate::generations::{learning, server_state, stats_file};
 use crate::handover::promise::{self, Unserved};
@@ -71,6 +72,8 @@ pub(crate) struct Plan {
     pub(crate) known: Known,
     /// The generation that serves, to be asked for the state of its servers.
     pub(crate) serving: Option<Admin>,
+    /// It, as what it has bound by itself may be wanted by `bind` lines.
+    pub(crate) binds: Option<Serving>,
     /// Its version.
     pub(crate) version: Option<Version>,
     /// No generation serves.
@@ -148,7 +151,14 @@ impl Starts {
                 stats_file::carry(&inner, id, rendering, plan.serving.as_ref()).await;
             }
             let (known, passed) = (plan.known, Rc::clone(&inner.passed));
-            let how = StartOptions { older_alive, no_epoll, alone, known, passed };
+            let serving = plan.binds;
+            let older = serving.as_ref().map(|serving| serving.id);
+            let want = |want| {
+                if let Some(older) = older {
+                    inner.send(Message::Wants(older, want));
+                }
+            };
+            let how = StartOptions { older_alive, no_epoll, alone, known, passed, serving };
             // Until it has taken over, our death must not leave it beside the older one.
             let tell = |pid| {
                 if older_alive {
@@ -156,7 +166,8 @@ impl Starts {
                     watchdog.borrow_mut().tell(&ProcessRef::of(pid).map_or(Duty::None, end));
                 }
             };
-            start::launch(&inner.settings, &inner.directory, id, prepared, how, &now, tell).await
+            let (settings, directory) = (&inner.settings, &inner.directory);
+            start::launch(settings, directory, id, prepared, how, &now, tell, want).await
         };
         let cx = cx.clone();
         let task = crate::tasks::spawn(async move {

@@ -69,7 +69,7 @@ pub(crate) fn unclaimed(rendering: &Rendering, own: &BTreeSet<String>) -> Option
 /// The bind line that names an address and was not claimed, in words.
 pub(crate) fn unclaimed_line(rendering: &Rendering, address: &str) -> Option<String> {
     let mut left = rendering.left_alone.iter();
-    if left.any(|line| foreign::names(&line.text, address)) {
+    if left.any(|line| foreign::stands_for(line, address)) {
         return None;
     }
     let place = rendering.unclaimed_bind(address)?;

@@ -2,9 +2,13 @@
 //! any serves now.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bindonce_core::listener::Key;
 
 use crate::error::Error;
 use crate::generations::generation::Generation;
+use crate::generations::listeners::HeldListener;
 use bindonce_haproxy::config::Rendering;
 
 /// What the newest generation leaves of the listeners of the one that serves.
@@ -12,24 +16,28 @@ use bindonce_haproxy::config::Rendering;
 pub(crate) struct Unserved {
     /// The listeners that it does not have.
     pub(crate) left: Vec<String>,
-    /// It has none of them.
+    /// No client of any of them reaches it.
     pub(crate) none_kept: bool,
 }
 
 /// Compares a generation that is ready with the listeners that serve now: what it leaves of them, or why it must not take
 /// over.
 pub(crate) fn compare(
-    served: Vec<String>,
+    served: &[Rc<HeldListener>],
     generation: &Generation,
     may_be_empty: bool,
 ) -> Result<Unserved, Error> {
     let has: BTreeSet<_> = generation.listeners.iter().map(|held| &held.label).collect();
+    let labels = || served.iter().map(|held| held.label.clone());
     if has.is_empty() && !may_be_empty {
-        nobody_would_accept(&served)?;
+        nobody_would_accept(&labels().collect::<Vec<_>>())?;
     }
-    let count = served.len();
-    let left: Vec<_> = served.into_iter().filter(|label| !has.contains(label)).collect();
-    let none_kept = !left.is_empty() && left.len() == count;
+    let left: Vec<_> = labels().filter(|label| !has.contains(label)).collect();
+    let none_kept = !left.is_empty() && left.len() == served.len() && {
+        let all =
+            |of: &[Rc<HeldListener>]| of.iter().map(|held| held.listener.key()).collect::<Vec<_>>();
+        none_reached(&all(served), &all(&generation.listeners))
+    };
     if none_kept {
         tracing::warn!(
             generation = generation.id.0,
@@ -38,6 +46,12 @@ pub(crate) fn compare(
         );
     }
     Ok(Unserved { left, none_kept })
+}
+
+/// Whether no client of the listeners that served reaches one of the new ones: another address may take its connections, as `[::]:80`
+/// does those of `*:80`.
+fn none_reached(served: &[Key], new: &[Key]) -> bool {
+    !served.iter().any(|old| new.iter().any(|new| new.overlaps(old)))
 }
 
 /// Refuses a configuration on which haproxy would start for its admin socket alone, while others serve. One with a `bind` line
@@ -55,5 +69,29 @@ fn nobody_would_accept(served: &[String]) -> Result<(), Error> {
     match served.is_empty() {
         true => Ok(()),
         false => Err(Error::NothingLeft { served: served.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bindonce_core::listener::Listener;
+
+    use super::*;
+
+    #[test]
+    fn what_clients_reach_is_compared() {
+        let keys = |all: &[&str]| -> Vec<Key> {
+            all.iter().map(|text| text.parse::<Listener>().expect(text).key()).collect()
+        };
+        for (served, new, none) in [
+            (&[":80"][..], &["[::]:80"][..], false),
+            (&[":80"], &["[::]:80,v6only"], true),
+            (&[":80", ":81"], &["127.0.0.1:81"], false),
+            (&["127.0.0.1:80"], &[":80"], false),
+            (&["127.0.0.1:80"], &["127.0.0.2:80", ":81", "udp@:80"], true),
+            (&["/run/a", "abns@a"], &["/run/b"], true),
+        ] {
+            assert_eq!(none_reached(&keys(served), &keys(new)), none, "{served:?} {new:?}");
+        }
     }
 }

@@ -25,9 +25,10 @@ impl Supervisor {
             return;
         }
         generation.own.over.set(true);
-        let served = self.generations.labels(self.timeline.serving());
+        let serving = self.timeline.serving().and_then(|id| self.generations.get(&id));
+        let served = serving.map(|serving| serving.listeners.clone()).unwrap_or_default();
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        match promise::compare(served, generation, self.starts.may_be_empty(id)) {
+        match promise::compare(&served, generation, self.starts.may_be_empty(id)) {
             Ok(unserved) => self.starts.unserved = unserved,
             Err(error) => {
                 return generation.refuse(Cause::new(error.to_string(), error.hint()));

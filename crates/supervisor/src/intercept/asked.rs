@@ -15,6 +15,8 @@ pub(crate) struct Want {
     pub(crate) listener: Listener,
     /// The line of haproxy's configuration that names it and was read otherwise.
     pub(crate) line: Option<String>,
+    /// It has bound it by itself, and the broker was given that socket: it goes again when no generation has it.
+    pub(crate) moved: bool,
     /// Its listener, or how the call fails, and why.
     pub(crate) reply: oneshot::Sender<Result<Given, (Failure, String)>>,
 }

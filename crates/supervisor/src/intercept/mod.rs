@@ -12,7 +12,7 @@ pub(crate) mod seen;
 mod steps;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::identity;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -114,7 +114,7 @@ fn serve_haproxy(
         over.set(true);
         hold.release();
     } else {
-        generation.own.seen = Some(BTreeSet::new());
+        generation.own.seen = Some(BTreeMap::new());
         let (cx, id) = (cx.clone(), generation.id);
         crate::tasks::spawn(async move {
             match hold.called().await {
@@ -214,7 +214,7 @@ impl Answers {
         let (decision, line) = match &self.rule {
             Rule::Program(scope) => (scope.decide(&self.ports, target, &theirs.socket), None),
             Rule::Haproxy(net) => {
-                net.decide(&self.cx, self.id, &self.ports, target, &theirs.socket)
+                net.decide(&self.cx, self.id, theirs.inode, &self.ports, target, &theirs.socket)
             }
         };
         let listener = match decision {
@@ -230,7 +230,7 @@ impl Answers {
         };
         let text = listener.to_string();
         let (reply, answer) = oneshot::channel();
-        self.cx.send(Message::Wants(self.id, Want { listener, line, reply }));
+        self.cx.send(Message::Wants(self.id, Want { listener, line, moved: false, reply }));
         let given = match answer.await {
             Ok(Ok(given)) => given,
             Ok(Err((failure, why))) => {
@@ -294,7 +294,7 @@ impl Answers {
                 let why = format!("its calls cannot be looked at: {error}");
                 self.cx.send(Message::Unseen(self.id, why));
             }
-            self.cx.send(Message::Binds(self.id, Own::Unknown));
+            self.cx.send(Message::Binds(self.id, None, Own::Unknown));
             return call.go_on();
         }
         let what = if call.is_listen() { "listen()" } else { "bind()" };

@@ -29,6 +29,7 @@ impl Net {
         &self,
         cx: &Context,
         id: GenerationId,
+        inode: u64,
         ports: &Ports,
         target: &Target,
         socket: &Socket,
@@ -45,7 +46,7 @@ impl Net {
             return (claim, Some(line));
         }
         if own != Own::Nothing {
-            cx.send(Message::Binds(id, own));
+            cx.send(Message::Binds(id, Some(inode), own));
         }
         (Decision::Continue("it is haproxy's own"), None)
     }

@@ -68,22 +68,23 @@ impl Supervisor {
     }
 
     /// haproxy is about to bind an address by itself.
-    pub(crate) fn binds(&mut self, id: GenerationId, own: Own) {
+    pub(crate) fn binds(&mut self, id: GenerationId, inode: Option<u64>, own: Own) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        match own {
-            Own::At(address) => {
-                if let Some(seen) = &mut generation.own.seen {
-                    seen.insert(address.to_string());
-                }
-            }
-            Own::Unknown => generation.own.seen = None,
-            Own::Nothing => {}
+        let address = match own {
+            Own::At(address) => Some(address.to_string()),
+            Own::Unknown => None,
+            Own::Nothing => return,
+        };
+        match (inode, &mut generation.own.seen) {
+            (Some(inode), Some(seen)) => drop(seen.insert(inode, address)),
+            (None, seen) => *seen = None,
+            (Some(_), None) => {}
         }
     }
 
     /// A program wants to bind an address that is intercepted.
     pub(crate) fn wants(&mut self, id: GenerationId, want: Want) {
-        let Want { mut listener, line, reply } = want;
+        let Want { mut listener, line, moved, reply } = want;
         let key = listener.key();
         let drains = self.timeline.state_of(id) == Some(State::Draining);
         let Some(generation) = self.generations.get_mut(&id).filter(|_| !drains) else {
@@ -115,7 +116,7 @@ impl Supervisor {
             };
             let given = match claimed {
                 Ok(held) => {
-                    cx.send(Message::Claimed(id, Rc::clone(&held)));
+                    cx.send(Message::Claimed(id, Rc::clone(&held), moved));
                     Ok(Given { held, alone })
                 }
                 Err(refused) => Err(refused),
@@ -124,8 +125,8 @@ impl Supervisor {
         });
     }
 
-    /// A generation has one listener more.
-    pub(crate) fn claimed(&mut self, id: GenerationId, held: Rc<HeldListener>) {
+    /// A generation has one listener more, which exists because of this service if it was bound for it, or has `moved`.
+    pub(crate) fn claimed(&mut self, id: GenerationId, held: Rc<HeldListener>, moved: bool) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let (label, created) = (held.label.clone(), held.created);
         if generation.listeners.iter().any(|known| known.inode == held.inode) {
@@ -135,8 +136,10 @@ impl Supervisor {
         if self.timeline.serving() == Some(id) {
             watching::watch_serving(&self.cx, generation);
         }
-        if created {
+        if created || moved {
             self.leases.add([label.clone()]);
+        }
+        if created {
             self.record(id, event::Kind::ListenerBound, format!("bound: {label}"));
         }
         self.save();

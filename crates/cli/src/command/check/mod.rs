@@ -23,6 +23,8 @@ use bindonce_core::duration;
 use bindonce_core::listener::{Key, ListenSpec, Listener, Options, Wanted};
 use bindonce_core::name::Name;
 use bindonce_haproxy::config::{Rendering, System};
+use bindonce_supervisor::own_sockets;
+use bindonce_sys::holders::Holder;
 use bindonce_sys::listen;
 use bindonce_sys::process::Exit;
 use bindonce_sys::signals::{Signal, SignalFd};
@@ -119,7 +121,9 @@ impl Sockets {
             client => client?,
         };
         let mut overlapping = overlapping(rendering);
-        let held = held(service, &mut client)?;
+        let listed = client.list()?.listeners;
+        let held = held(service, &listed);
+        let own = own(service, &listed, rendering, &held);
         if rendering.bindings.is_empty()
             && rendering.has_stats_socket()
             && held.values().any(|user| *user == User::Service)
@@ -132,6 +136,7 @@ impl Sockets {
         let wanted: HashSet<Key> =
             rendering.bindings.iter().map(|one| one.listener.key()).collect();
         let mut claims = Vec::new();
+        let mut theirs = Vec::with_capacity(overlapping.len());
         for (binding, overlaps) in std::iter::zip(&rendering.bindings, &mut overlapping) {
             let (mut listener, key) = (binding.listener.clone(), binding.listener.key());
             let it = held.get(&key);
@@ -160,9 +165,21 @@ impl Sockets {
                 listener.options =
                     Options { v6only, mptcp, interface, netns, ..Options::default() };
             }
-            if !*overlaps {
+            // A reload gives the broker what the service's own generation has bound by itself.
+            let mut taken = None;
+            if it.is_none() {
+                let same = own.iter().find(|(address, _)| *address == binding.listener.address);
+                taken = same.and_then(|(_, holder)| holder.take().ok());
+                let meets = |address: &Address| {
+                    let bound = Listener::new(None, address.clone(), Options::default());
+                    bound.is_ok_and(|bound| bound.key().overlaps(&key))
+                };
+                *overlaps |= same.is_none() && own.iter().any(|(address, _)| meets(address));
+            }
+            if !*overlaps && taken.is_none() {
                 claims.push(Claim::listen(listener.to_string()).tentative());
             }
+            theirs.push(taken);
         }
         let leases = if claims.is_empty() {
             Vec::new()
@@ -171,9 +188,13 @@ impl Sockets {
         };
         let mut leases = leases.into_iter().map(bindonce::Lease::into_fd);
         let mut descriptors = Vec::with_capacity(overlapping.len());
-        for (binding, overlaps) in std::iter::zip(&rendering.bindings, overlapping) {
-            let leased = if overlaps { None } else { leases.next() };
-            descriptors.push(match leased {
+        let all = std::iter::zip(&rendering.bindings, overlapping).zip(theirs);
+        for ((binding, overlaps), theirs) in all {
+            let given = match theirs {
+                None if !overlaps => leases.next(),
+                theirs => theirs,
+            };
+            descriptors.push(match given {
                 Some(fd) => fd,
                 None => listen::open(&stand_in(&binding.listener))?.fd,
             });
@@ -238,9 +259,35 @@ enum User {
     Nobody,
 }
 
+/// What the generations of a service listen on by themselves, where the configuration has listeners that the broker does not hold.
+fn own(
+    service: &Name,
+    listed: &[bindonce::ListenerInfo],
+    rendering: &Rendering,
+    held: &HashMap<Key, User>,
+) -> Vec<(Address, Holder)> {
+    let new = rendering.bindings.iter().map(|binding| &binding.listener);
+    let mut new = new.filter(|listener| !held.contains_key(&listener.key())).peekable();
+    if new.peek().is_none() {
+        return Vec::new();
+    }
+    let paths = new.filter_map(|listener| match &listener.address {
+        Address::Unix(path) => Some(path.clone()),
+        _ => None,
+    });
+    let paths: Vec<_> = paths.collect();
+    let inodes: HashSet<u64> = listed.iter().map(|listener| listener.inode).collect();
+    let holders = listed.iter().flat_map(|listener| &listener.holders);
+    let ours = holders.filter(|holder| {
+        holder.service.as_deref() == Some(service.as_str()) && holder.state == Some(State::Serving)
+    });
+    let pids: HashSet<i32> = ours.filter_map(|holder| i32::try_from(holder.pid).ok()).collect();
+    pids.into_iter().flat_map(|pid| own_sockets(pid, &inodes, &paths)).collect()
+}
+
 /// The broker's listeners, and who has each.
-fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, User>> {
-    let read = |listener: bindonce::ListenerInfo| {
+fn held(service: &Name, listed: &[bindonce::ListenerInfo]) -> HashMap<Key, User> {
+    let read = |listener: &bindonce::ListenerInfo| {
         let service = Some(service.as_str());
         let user = match listener.holders.as_slice() {
             [] => User::Nobody,
@@ -259,7 +306,7 @@ fn held(service: &Name, client: &mut Client) -> anyhow::Result<HashMap<Key, User
         let text: String = std::iter::once(listener.address.clone()).chain(options).collect();
         Some((text.parse::<ListenSpec>().ok()?.first.key(), user))
     };
-    Ok(client.list()?.listeners.into_iter().filter_map(read).collect())
+    listed.iter().filter_map(read).collect()
 }
 
 /// A socket of the same kind at a free port, which is all that `haproxy -c` looks at.

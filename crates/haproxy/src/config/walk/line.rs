@@ -1,5 +1,6 @@
 //! What a line does: it begins a section, binds an address, or changes something for the lines after it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -8,7 +9,9 @@ use bindonce_core::address::Address;
 use super::Walk;
 use crate::config::address::is_descriptor;
 use crate::config::binds::{self, BindLine, Surroundings};
+use crate::config::claims::Claims;
 use crate::config::options::BindOptions;
+use crate::config::own;
 use crate::config::quoting::printable;
 use crate::config::reader::Word;
 use crate::config::sections::{Kind, Section};
@@ -55,7 +58,7 @@ impl Walk<'_> {
         match (section.kind, values[0]) {
             (Kind::Defaults, b"bind") => {
                 let reason = "haproxy does not allow bind in defaults";
-                self.claims.leave(section, written(words.get(1)), place, reason, None);
+                self.claims.leave(section, written(words.get(1)), place, reason, None, Vec::new());
             }
             (Kind::Proxy | Kind::Peers | Kind::LogForward, b"bind")
             | (Kind::LogForward, b"dgram-bind")
@@ -70,7 +73,11 @@ impl Walk<'_> {
                 section.local_peer = true;
                 if values[0] == b"peer" {
                     let reason = "haproxy binds the address of the local peer by itself; write bind and server lines to share it";
-                    self.claims.leave(section, written(words.get(2)), place, reason, None);
+                    let text = written(words.get(2));
+                    let own =
+                        values.get(2).map(|word| binds::own_addresses(word, &self.surroundings()));
+                    let (section, own) = (&self.sections.open, own.unwrap_or_default());
+                    self.claims.leave(section, text, place, reason, None, own);
                 }
             }
             (Kind::Proxy, b"server") if values.get(2).is_some_and(|word| is_descriptor(word)) => {
@@ -82,6 +89,7 @@ impl Walk<'_> {
                     place,
                     "a descriptor from outside",
                     Some("cannot use file descriptor : Bad file descriptor".to_owned()),
+                    Vec::new(),
                 );
             }
             _ => section.keyword(&values),
@@ -126,21 +134,8 @@ impl Walk<'_> {
             self.edits.edit(offset + start..offset + end, b"#master-worker".to_vec());
         }
         if let [b"stats", b"socket", rest @ ..] = values.as_slice() {
-            let reason = "an admin socket belongs to one generation; the newest has it";
             let address = rest.first().copied().unwrap_or_default();
-            let text = format!("stats socket {}", printable(address));
-            let mut descriptor = None;
-            if address.split(|&byte| byte == b',').any(is_descriptor) {
-                let read =
-                    binds::read(&words[1..], line, offset, place.clone(), &self.surroundings());
-                let mut bound = read?;
-                bound.leave_addresses(reason);
-                descriptor = bound.foreign();
-                if descriptor.is_none() {
-                    return self.stats_socket(bound);
-                }
-            }
-            self.claims.leave(&self.sections.open, text, place, reason, descriptor);
+            return self.stats_socket(address, words, line, offset, place);
         }
         if let Some((range, text)) = self.global.take(words, &place.file, self.edits.copy(), offset)
         {
@@ -149,13 +144,87 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// An admin socket on a descriptor that haproxy inherits: a listener as any other.
-    fn stats_socket(&mut self, bound: BindLine) -> Result<(), Error> {
+    /// haproxy binds it by itself, unless it is on a descriptor.
+    fn stats_socket(
+        &mut self,
+        address: &[u8],
+        words: &[Word],
+        line: &[u8],
+        offset: usize,
+        place: &Place,
+    ) -> Result<(), Error> {
+        let reason = "an admin socket belongs to one generation; the newest has it";
+        let text = format!("stats socket {}", printable(address));
+        let (mut descriptor, mut bound) = (None, None);
+        let own = {
+            // haproxy puts no prefix before its path.
+            let around = Surroundings { prefix: b"", ..self.surroundings() };
+            let own = binds::own_addresses(address, &around);
+            if address.split(|&byte| byte == b',').any(is_descriptor) {
+                let mut read = binds::read(&words[1..], line, offset, place.clone(), &around)?;
+                read.leave_addresses(reason);
+                descriptor = read.foreign();
+                bound = descriptor.is_none().then_some(read);
+            } else if own.iter().any(|own| own.port().is_some()) {
+                let marks = self.state.marks();
+                let read = binds::read(&words[1..], line, offset, place.clone(), &around);
+                self.state.restore(marks);
+                // haproxy says what is wrong with it.
+                let section = read.ok().map(|bound| self.of_stats_socket(bound));
+                let place = (self.edits.copy(), self.claims.left_alone.len());
+                drop(around);
+                self.stats_sockets.extend(section.map(|section| (place.0, place.1, section)));
+            }
+            own
+        };
+        if let Some(bound) = bound {
+            let section = self.of_stats_socket(bound);
+            return self.claim(&section);
+        }
+        self.claims.leave(&self.sections.open, text, place, reason, descriptor, own);
+        Ok(())
+    }
+
+    /// An admin socket that is a listener as any other: on a descriptor that haproxy inherits, or at an address that overlaps one
+    /// of the broker's.
+    fn of_stats_socket(&self, bound: BindLine) -> Section {
         let open = &self.sections.open;
         let section = Section { kind: open.kind, label: open.label.clone(), ..Section::default() };
-        let section = Section { lines: vec![bound], ..section };
-        let (unknowns, edits) = (&self.unknowns, &mut self.edits);
-        self.claims.section(&section, &BindOptions::default(), self.world, unknowns, edits)
+        Section { lines: vec![bound], ..section }
+    }
+
+    /// Claims what a section has.
+    fn claim(&mut self, section: &Section) -> Result<(), Error> {
+        let unix =
+            if section.kind == Kind::Global { &BindOptions::default() } else { &self.global.unix };
+        for (range, text) in self.claims.section(section, unix, self.world, &self.unknowns)? {
+            self.edits.edit(range, text);
+        }
+        Ok(())
+    }
+
+    /// Claims the admin sockets that haproxy could not bind beside what the broker binds, as it does by itself.
+    pub(super) fn claim_stats_sockets(&mut self) -> Result<(), Error> {
+        let unix = BindOptions::default();
+        let mut claimed = BTreeSet::new();
+        let overlaps = |claims: &Claims, left: usize| {
+            let own = claims.left_alone.get(left).map(|left| left.own.as_slice());
+            own.unwrap_or_default().iter().any(|own| own::overlaps(own, &claims.bindings))
+        };
+        // What is claimed may overlap another.
+        while let Some(at) =
+            self.stats_sockets.iter().position(|(_, left, _)| overlaps(&self.claims, *left))
+        {
+            let (copy, left, section) = self.stats_sockets.remove(at);
+            claimed.insert(left);
+            for (range, text) in self.claims.section(&section, &unix, self.world, &self.unknowns)? {
+                self.edits.add(copy, range, text);
+            }
+        }
+        for left in claimed.into_iter().rev() {
+            self.claims.left_alone.remove(left);
+        }
+        Ok(())
     }
 
     fn before_3_1(&self) -> Option<&'static str> {
@@ -200,7 +269,6 @@ impl Walk<'_> {
         if section.loads_server_states() {
             self.global.server_states.loaded_by(&section.name, &section.proxy.loads);
         }
-        let (unix, unknowns, edits) = (&self.global.unix, &self.unknowns, &mut self.edits);
-        self.claims.section(&section, unix, self.world, unknowns, edits)
+        self.claim(&section)
     }
 }

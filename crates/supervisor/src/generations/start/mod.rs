@@ -7,6 +7,8 @@
 //! broker, so that a failed start leaves nothing bound, however it fails.
 
 mod haproxy;
+pub(crate) mod moved;
+
 mod order;
 mod program;
 mod rendered;
@@ -32,6 +34,7 @@ use crate::disk::directory::Directory;
 use crate::error::Error;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
+use crate::intercept::asked::Want;
 use crate::kind::{Haproxy, Kind};
 use crate::origin::Origin;
 use crate::passed::Passed;
@@ -146,7 +149,9 @@ pub(crate) async fn prepare(
     }
 }
 
-/// Claims the listeners and starts the process; tells its pid before it can do anything.
+/// Claims the listeners and starts the process; tells its pid before it can do anything. `want` has the generation that
+/// serves claim one.
+#[expect(clippy::too_many_arguments)]
 pub(crate) async fn launch(
     settings: &Settings,
     directory: &Directory,
@@ -155,12 +160,16 @@ pub(crate) async fn launch(
     how: StartOptions,
     step: &Step,
     tell: impl FnOnce(i32),
+    want: impl Fn(Want),
 ) -> Result<Launched, Error> {
     step.set("asking the broker for the listeners");
     let mut lease = broker::connect(&settings.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
         how.passed.store(&mut lease, &rendering.bindings).await?;
+    }
+    if let (Some(rendering), Some(serving)) = (prepared.rendering(), &how.serving) {
+        moved::take(&mut lease, rendering, serving, &how.known, want).await?;
     }
     let listeners = claim(&mut lease, settings, prepared.rendering(), &how.known).await?;
     let mut order = match (&settings.kind, &*prepared) {

@@ -10,6 +10,7 @@ use bindonce_haproxy::cli::Version;
 use bindonce_haproxy::config::Messages;
 use bindonce_sys::spawn::Launch;
 
+use super::moved::Serving;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::notifications::Notifications;
 use crate::passed::Passed;
@@ -25,6 +26,8 @@ pub(crate) struct StartOptions {
     pub(crate) known: Known,
     /// What this service has inherited.
     pub(crate) passed: Rc<Passed>,
+    /// The generation that serves, where there is one.
+    pub(crate) serving: Option<Serving>,
     /// No generation serves: this start must work where a reload would rather fail.
     pub(crate) alone: bool,
 }

@@ -1,0 +1,120 @@
+//! An address that moves from haproxy's own socket (`stats socket`, local peer) to a `bind` line: the generation that serves
+//! has bound it by itself, so the broker cannot. The broker gets that very socket, and no client is refused.
+//!
+//! From then on that generation has the broker's socket there and believes that it is its own, as after
+//! [`crate::intercept`]: it is told to stop before the new one accepts, and keeps its lease if the new one fails.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Duration;
+
+use bindonce::aio::Client;
+use bindonce_core::address::Address;
+use bindonce_core::generation::GenerationId;
+use bindonce_core::listener::{Key, Listener, Options};
+use bindonce_haproxy::config::{Binding, Rendering};
+use bindonce_sys::holders::{self, Holder};
+use bindonce_sys::{diag, identity, process, worker};
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+use crate::generations::listeners::Known;
+use crate::intercept::asked::Want;
+use crate::passed;
+
+/// How long a look at the sockets of a generation may take.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The generation that serves.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) id: GenerationId,
+    pub(crate) pid: i32,
+    /// What it has of the broker's.
+    pub(crate) has: HashSet<Key>,
+}
+
+/// Gives the broker what haproxy has bound by itself where a binding wants the same address now, or one that overlaps it.
+/// `want` asks for a lease of the generation that has bound it.
+///
+/// # Errors
+/// [`Error::OwnAddress`] where the socket cannot be had.
+pub(super) async fn take(
+    lease: &mut Client,
+    rendering: &Rendering,
+    serving: &Serving,
+    known: &Known,
+    want: impl Fn(Want),
+) -> Result<(), Error> {
+    let new = |binding: &&Binding| !serving.has.contains(&binding.listener.key());
+    let new: Vec<_> = rendering.bindings.iter().filter(new).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let (pid, given) = (serving.pid, known.keys().copied().collect());
+    let paths = new.iter().filter_map(|binding| match &binding.listener.address {
+        Address::Unix(path) => Some(path.clone()),
+        _ => None,
+    });
+    let paths: Vec<_> = paths.collect();
+    let look = move || own_sockets(pid, &given, &paths);
+    let found = worker::within(LOOK, look).await.map_err(Error::system("look at haproxy"))?;
+    for (address, holder) in found {
+        let Ok(bound) = Listener::new(None, address, Options::default()) else { continue };
+        let Some(binding) = wants(&new, &bound) else { continue };
+        let failed = |why: String| Error::OwnAddress {
+            place: binding.place.clone(),
+            section: binding.section.clone(),
+            address: bound.address.to_string(),
+            generation: serving.id,
+            why,
+        };
+        let fd =
+            holder.take().map_err(|error| failed(format!("it cannot be taken over: {error}")))?;
+        let Ok(seen) = identity::of(fd.as_fd()) else { continue };
+        // With its options.
+        let bound = Listener { address: bound.address.clone(), ..seen.listener() };
+        let Some(binding) = wants(&new, &bound) else { continue };
+        let same = binding.listener.address == bound.address;
+        let listener = if same { binding.listener.clone() } else { bound };
+        let stored = lease.store(&[passed::give(&listener, fd.as_fd())]).await;
+        stored.map_err(|error| failed(format!("the broker does not take it: {error}")))?;
+        let (reply, given) = oneshot::channel();
+        let line = format!("{} by itself, where {} listens now", listener.address, binding.place);
+        want(Want { listener, line: Some(line), moved: true, reply });
+        match given.await {
+            Ok(Ok(_)) => {}
+            Ok(Err((_, why))) => return Err(failed(format!("it cannot keep it: {why}"))),
+            // The process is about to end.
+            Err(_) => return Err(failed("the supervisor ends".to_owned())),
+        }
+    }
+    Ok(())
+}
+
+/// The binding that wants this address; else one that cannot be bound beside it.
+fn wants<'a>(new: &[&'a Binding], bound: &Listener) -> Option<&'a Binding> {
+    let key = bound.key();
+    let same = |binding: &&&Binding| binding.listener.address == bound.address;
+    let overlaps = |binding: &&&Binding| binding.listener.key().overlaps(&key);
+    new.iter().find(same).or_else(|| new.iter().find(overlaps)).copied()
+}
+
+/// What the processes of a generation listen on, but for the sockets in `given`. Of UNIX sockets those that these paths lead to: one may
+/// have been bound under another name.
+pub fn own_sockets(pid: i32, given: &HashSet<u64>, paths: &[String]) -> Vec<(Address, Holder)> {
+    let listening = diag::listening().unwrap_or_default().into_iter();
+    let listening = listening.filter(|socket| !matches!(socket.address, Address::Unix(_)));
+    let at_path =
+        |path: &String| Some((diag::unix_at(Path::new(path)).ok()??, Address::Unix(path.clone())));
+    let listening = listening.map(|socket| (socket.inode, socket.address));
+    let mut listening: BTreeMap<_, _> = listening.chain(paths.iter().filter_map(at_path)).collect();
+    listening.retain(|inode, _| !given.contains(inode));
+    let inodes: Vec<_> = listening.keys().copied().collect();
+    let held = process::family(pid).into_iter().flat_map(|pid| holders::of_process(pid, &inodes));
+    let own: BTreeMap<_, _> = held.map(|holder| (holder.inode, holder)).collect();
+    own.into_iter()
+        .filter_map(|(inode, holder)| Some((listening.remove(&inode)?, holder)))
+        .collect()
+}
