@@ -5,6 +5,7 @@
 //! namespace.
 
 use std::cell::RefCell;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bindonce_core::address::Address;
@@ -18,6 +19,9 @@ use crate::broker::Broker;
 /// How long the look for a name may take: it enters each namespace that has one.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// The namespace of the broker's own thread, which it never leaves; to ask takes a socket.
+static OURS: LazyLock<Option<u64>> = LazyLock::new(identity::network);
+
 /// Where a caller is.
 pub(super) struct Home {
     /// The name of its namespace, where that is not the broker's own.
@@ -30,7 +34,7 @@ impl Home {
     /// Finds it.
     pub(super) async fn of(broker: &RefCell<Broker>, caller: &Caller) -> Result<Self, RpcError> {
         let anywhere = broker.borrow().access.owns_names(caller);
-        let (theirs, ours) = (caller.network, identity::network());
+        let (theirs, ours) = (caller.network, *OURS);
         let Some(cookie) = theirs.filter(|theirs| ours.is_some_and(|ours| ours != *theirs)) else {
             return Ok(Self { name: None, anywhere });
         };
