@@ -22,7 +22,7 @@ use bindonce_sys::holders::{self, Holder};
 use bindonce_sys::{Errno, Error, diag};
 use rustix::net::sockopt::socket_reuseport;
 
-use crate::facts::{Answers, Details, Look, Mode, Network, Questions, Socket, Unseen};
+use crate::facts::{Answers, Details, Look, Mode, Network, Ports, Questions, Socket, Unseen};
 use namespaces::{Namespace, Namespaces};
 use processes::Processes;
 
@@ -33,12 +33,15 @@ pub(crate) struct Survey {
     namespaces: Namespaces,
     /// SO_REUSEPORT by cookie: to read it, the socket is held here for a moment.
     reuseport: HashMap<u64, Option<bool>>,
+    /// The ports that are taken, by namespace: to count them costs the kernel a walk through every connection.
+    ports: HashMap<u64, Option<Ports>>,
 }
 
 impl Survey {
     /// A broker may listen at `broker`.
     pub(crate) fn new(broker: PathBuf) -> Self {
-        Self { broker, namespaces: Namespaces::default(), reuseport: HashMap::new() }
+        let (reuseport, ports) = (HashMap::new(), HashMap::new());
+        Self { broker, namespaces: Namespaces::default(), reuseport, ports }
     }
 
     /// Looks at everything once; what the supervisors have told is seen as well.
@@ -72,8 +75,9 @@ impl Survey {
         connections::ask(&self.namespaces.all, look, questions)
     }
 
-    fn sockets(&self, look: &mut Look) -> Result<(), Error> {
+    fn sockets(&mut self, look: &mut Look) -> Result<(), Error> {
         for namespace in &self.namespaces.all {
+            let ports = self.ports.get(&namespace.id).cloned();
             // The kernel goes through the sockets of all namespaces for it: where a proxy is.
             let proxies = namespace.is_own() || self.has_haproxy(namespace);
             let name = (!namespace.is_own()).then(|| namespace.label());
@@ -89,11 +93,12 @@ impl Survey {
                 let bound = if proxies { diag::tcp_bound()? } else { Vec::new() };
                 sockets
                     .extend(bound.into_iter().map(|seen| socket(namespace.id, seen, Mode::Bound)));
-                Ok((sockets, network::read(namespace.id, name.clone())?))
+                Ok((sockets, network::read(namespace.id, name.clone(), ports)?))
             };
             match namespace.within(read).and_then(|read| read) {
                 Ok((sockets, network)) => {
                     look.sockets.extend(sockets);
+                    self.ports.insert(network.id, network.ports.clone());
                     look.networks.push(network);
                 }
                 // Its last process has ended since it was found.

@@ -8,11 +8,16 @@ use bindonce_sys::{Error, diag, limits};
 
 use crate::facts::{Gauge, Network, Ports};
 
-/// Reads them for the calling thread's network namespace, which has this id and name.
+/// Reads them for the calling thread's network namespace, which has this id and name; `known`: the ports that are taken,
+/// where they were counted a moment ago.
 ///
 /// # Errors
 /// [`Error::Call`] if connections had to be counted and could not be.
-pub(super) fn read(id: u64, name: Option<String>) -> Result<Network, Error> {
+pub(super) fn read(
+    id: u64,
+    name: Option<String>,
+    known: Option<Option<Ports>>,
+) -> Result<Network, Error> {
     let netstat = fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
     let conntrack = |name: &str| number(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
     Ok(Network {
@@ -23,7 +28,7 @@ pub(super) fn read(id: u64, name: Option<String>) -> Result<Network, Error> {
         listen_drops: counter(&netstat, "ListenDrops"),
         unprivileged: limits::unprivileged_ports(),
         conntrack: conntrack("count").zip(conntrack("max")).map(gauge),
-        ports: ports()?,
+        ports: known.map_or_else(ports, Ok)?,
     })
 }
 
@@ -121,7 +126,7 @@ mod tests {
 
     #[test]
     fn this_system_tells() {
-        let network = read(1, None).expect("a network");
+        let network = read(1, None, None).expect("a network");
         assert!(network.somaxconn > 0);
         assert!(range().expect("range").0 > 0);
         assert!(open_files().is_some_and(|files| files.used > 0 && files.limit >= files.used));
