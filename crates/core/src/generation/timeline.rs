@@ -172,7 +172,7 @@ impl Timeline {
         self.lives.get(&id).map(|life| life.configuration)
     }
 
-    /// The last configuration that served for [`WORKED_AFTER`].
+    /// The last configuration that served for [`WORKED_AFTER`](super::WORKED_AFTER).
     pub fn worked(&self) -> Option<GenerationId> {
         self.worked
     }
