@@ -87,7 +87,7 @@ fn a_haproxy_that_dies_is_started_on_what_served_whoever_supervises_it_by_then()
     }
 }
 
-/// Whoever starts a supervisor wants what is there now to serve, as from any start.
+/// Each start of a supervisor brings what is on disk into effect.
 #[test]
 fn a_supervisor_that_takes_over_reloads_what_has_changed_meanwhile() {
     let Some(mut service) = Service::new() else { return };

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
+pub use bindonce_haproxy::config::Text;
 use serde::{Deserialize, Serialize};
 
 /// A process that has given this service another command (`haproxy ... -sf PID`): generations are started as from there.
@@ -23,31 +23,6 @@ pub struct Origin {
     /// Listeners that it has inherited and given to the broker, by the numbers of their descriptors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub passed: BTreeMap<i32, String>,
-}
-
-/// What a command line and an environment consist of: in JSON a string, or the numbers of its bytes where it is not UTF-8.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Text {
-    /// UTF-8.
-    Text(String),
-    /// Anything else.
-    Bytes(Vec<u8>),
-}
-
-impl From<OsString> for Text {
-    fn from(text: OsString) -> Self {
-        text.into_string().map_or_else(|text| Self::Bytes(text.into_vec()), Self::Text)
-    }
-}
-
-impl AsRef<OsStr> for Text {
-    fn as_ref(&self) -> &OsStr {
-        match self {
-            Self::Text(text) => text.as_ref(),
-            Self::Bytes(bytes) => OsStr::from_bytes(bytes),
-        }
-    }
 }
 
 impl Origin {
@@ -81,6 +56,8 @@ impl Origin {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
     use super::*;
 
     #[test]

@@ -70,7 +70,7 @@ impl Supervisor {
         }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
-            // Before the beginning, so that it can be told of what an earlier supervisor has seen.
+            // A minute ago: a generation that is taken over has served for a while already.
             epoch: Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now),
             generations: Generations::default(),
             counting: Counting::resume(cx.directory.counters()),

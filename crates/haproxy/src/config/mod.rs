@@ -57,6 +57,7 @@ pub use messages::Messages;
 use paths::PathMap;
 pub use questions::{Answers, Questions};
 pub use rendering::{Binding, Change, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+pub use saved::Text;
 pub use server_state::ServerState;
 pub use stats_file::{Guids, StatsFile};
 pub use system::{Descriptors, System};

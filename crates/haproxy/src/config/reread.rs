@@ -44,9 +44,8 @@ impl Rendering {
                 Ok(_) | Err(_) => {}
             }
         }
-        let now = files::read(command, world)?;
-        let then = users().map(|file| (&file.user_path, file.users_text()));
-        Ok(then.eq(now.iter().map(|source| (&source.path, source.text.clone()))))
+        let now = files::read(command, world)?.into_iter().map(|source| (source.path, source.text));
+        Ok(users().map(|file| (file.user_path.clone(), file.users_text())).eq(now))
     }
 }
 

@@ -1,35 +1,38 @@
 //! How parts of a rendering are written down for another process: paths need not be UTF-8, and a listener is its text.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// A path: a string, or the numbers of its bytes where it is not UTF-8.
-#[derive(Serialize, Deserialize)]
+/// What paths, command lines and environments consist of: in JSON a string, or the numbers of its bytes where it is not UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Text {
+pub enum Text {
+    /// UTF-8.
     Text(String),
+    /// Anything else.
     Bytes(Vec<u8>),
 }
 
-impl From<&Path> for Text {
-    fn from(path: &Path) -> Self {
-        match path.to_str() {
-            Some(text) => Self::Text(text.to_owned()),
-            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+impl From<OsString> for Text {
+    fn from(text: OsString) -> Self {
+        text.into_string().map_or_else(|text| Self::Bytes(text.into_vec()), Self::Text)
+    }
+}
+
+impl AsRef<OsStr> for Text {
+    fn as_ref(&self) -> &OsStr {
+        match self {
+            Self::Text(text) => text.as_ref(),
+            Self::Bytes(bytes) => OsStr::from_bytes(bytes),
         }
     }
 }
 
-impl From<Text> for PathBuf {
-    fn from(text: Text) -> Self {
-        match text {
-            Text::Text(text) => text.into(),
-            Text::Bytes(bytes) => OsString::from_vec(bytes).into(),
-        }
-    }
+fn text(path: &Path) -> Text {
+    path.as_os_str().to_owned().into()
 }
 
 pub(super) mod path {
@@ -41,13 +44,13 @@ pub(super) mod path {
         path: &Path,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        Text::from(path).serialize(to)
+        text(path).serialize(to)
     }
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<PathBuf, D::Error> {
-        Text::deserialize(from).map(PathBuf::from)
+        Ok(Text::deserialize(from)?.as_ref().into())
     }
 }
 
@@ -60,13 +63,13 @@ pub(super) mod optional_path {
         path: &Option<PathBuf>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        path.as_deref().map(Text::from).serialize(to)
+        path.as_deref().map(text).serialize(to)
     }
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<PathBuf>, D::Error> {
-        Ok(Option::<Text>::deserialize(from)?.map(PathBuf::from))
+        Ok(Option::<Text>::deserialize(from)?.map(|text| text.as_ref().into()))
     }
 }
 

@@ -19,10 +19,10 @@ pub(crate) async fn changed(cx: &Context, prepared: &Prepared) -> Option<String>
     }
     let world = rendered.kind.world(cx.passed.known()).ok()?;
     let (command, rendering) = (rendered.kind.command.clone(), (*rendered.rendering).clone());
-    match worker::within(READ, move || rendering.reads_as_before(&command, &world)).await {
-        Ok(Ok(true)) => None,
-        Ok(Ok(false)) => Some("its files have changed since they were read".to_owned()),
-        Ok(Err(error)) => Some(format!("its files cannot be read: {error}")),
+    let read = worker::within(READ, move || rendering.reads_as_before(&command, &world)).await;
+    match read.and_then(|read| read.map_err(std::io::Error::other)) {
+        Ok(true) => None,
+        Ok(false) => Some("its files have changed since they were read".to_owned()),
         Err(error) => Some(format!("its files cannot be read: {error}")),
     }
 }
