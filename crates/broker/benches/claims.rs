@@ -63,7 +63,7 @@ fn main() -> Outcome<()> {
 
 /// The process that has the listeners: a real broker, until its standard input ends.
 fn serve(path: &Path) -> Outcome<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = bindonce_daemon::rpc::runtime().build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = io::stdin().read_to_end(&mut Vec::new());

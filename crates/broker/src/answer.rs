@@ -3,6 +3,7 @@
 use bindonce_core::listener::Listener;
 use bindonce_core::registry::{Holder, Refusal};
 use bindonce_sys::Errno;
+use bindonce_wire::message::BindReply;
 use bindonce_wire::result::Bound;
 use bindonce_wire::{ErrorCode, RpcError};
 
@@ -13,9 +14,32 @@ use crate::listeners::{Denied, Held};
 pub(crate) fn bound(held: &Held, created: bool) -> Bound {
     let asked = &held.listener.address;
     let address = asked.to_string();
+    let name = match &held.listener {
+        named @ Listener { name: Some(_), .. } => named.label(),
+        unnamed if unnamed.is_named_by_address() => address.clone(),
+        unnamed => unnamed.label(),
+    };
     let bound = &held.opened.bound;
     let bound = if bound == asked { address.clone() } else { bound.to_string() };
-    Bound { name: held.listener.label(), address, bound, created, inode: held.opened.inode }
+    Bound { name, address, bound, created, inode: held.opened.inode }
+}
+
+/// Adds a listener to a reply. The text of one that was held before is kept: each reload asks for it again.
+pub(crate) fn push(reply: &mut BindReply, held: &Held, created: bool) -> serde_json::Result<()> {
+    if created {
+        reply.push(&bound(held, created).encode()?);
+        return Ok(());
+    }
+    let mut told = held.opened.handle.told.borrow_mut();
+    match &*told {
+        Some((edition, text)) if *edition == held.edition() => reply.push(text),
+        _ => {
+            let text = bound(held, created).encode()?;
+            reply.push(&text);
+            *told = Some((held.edition(), text.into()));
+        }
+    }
+    Ok(())
 }
 
 /// The registry refused.

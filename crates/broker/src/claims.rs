@@ -12,8 +12,9 @@ use bindonce_sys::listen;
 use bindonce_wire::RpcError;
 use tokio::task::yield_now;
 
+use crate::aside::Aside;
 use crate::broker::Broker;
-use crate::listeners::{self, Denied, Next, Socket, Unfinished, unlink};
+use crate::listeners::{self, Denied, Next, Owned, Socket, Unfinished, unlink};
 
 /// So many listeners are opened in one turn: some 10 us each.
 const OPENED_AT_ONCE: usize = 32;
@@ -24,13 +25,29 @@ const LOOKED_AT_ONCE: usize = 256;
 /// Sockets that are opened for a claim, until it has them all.
 struct Opening {
     sockets: Vec<Opened<Socket>>,
+    /// For the next ones.
+    owned: Vec<Owned>,
     unfinished: Rc<Unfinished>,
 }
 
 impl Opening {
-    fn push(&mut self, socket: Opened<Socket>) {
-        self.unfinished.add(socket.handle.path.as_ref());
-        self.sockets.push(socket);
+    /// Takes the next socket, or says why it is not open.
+    fn push(
+        &mut self,
+        broker: &Broker,
+        listener: Listener,
+        socket: Result<listen::Opened, bindonce_sys::Error>,
+    ) -> Result<(), Denied> {
+        match socket {
+            Ok(socket) => {
+                let mut socket = broker.listeners.opened(&listener, socket);
+                socket.handle.owned = self.owned.pop();
+                self.unfinished.add(socket.handle.path.as_ref());
+                self.sockets.push(socket);
+                Ok(())
+            }
+            Err(error) => Err(Denied::NotOpened(Box::new(listener), error)),
+        }
     }
 
     fn take(mut self) -> Vec<Opened<Socket>> {
@@ -178,41 +195,102 @@ async fn look(broker: &RefCell<Broker>, id: ConnectionId, wants: &[Want]) -> Res
     Ok(if fits { asked } else { new })
 }
 
+/// Why not all are open, and those before the first that is not.
+type Unopened = (Vec<Opened<Socket>>, Denied);
+
 /// Opens listeners, some in a turn. All, or those before the first that is not open, and why.
-#[allow(clippy::type_complexity)] // What was opened, and why the rest was not.
 async fn open(
     broker: &RefCell<Broker>,
     id: ConnectionId,
     listeners: Vec<Listener>,
     overlaps: &[Overlap],
-) -> Result<Vec<Opened<Socket>>, (Vec<Opened<Socket>>, Denied)> {
+) -> Result<Vec<Opened<Socket>>, Unopened> {
     let owned = broker.borrow().listeners.reserve(id, listeners.len());
-    let mut owned = owned.map_err(|denied| (Vec::new(), denied))?;
-    let many = listeners.len() > OPENED_AT_ONCE;
-    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
-    // One after the other, each freed in its turn: a copy of all would be a long step.
-    let mut order: Box<dyn Iterator<Item = (usize, Listener)>> =
-        Box::new(listeners.into_iter().enumerate());
-    if !overlaps.is_empty() {
-        // The most general first, and what it overlaps beside it.
-        let mut sorted: Vec<(usize, Listener)> = order.collect();
-        sorted.sort_by_key(|(_, listener)| listener.key().specificity());
-        order = Box::new(sorted.into_iter());
-    }
+    let owned = owned.map_err(|denied| (Vec::new(), denied))?;
     let unfinished = Rc::clone(&broker.borrow().listeners.unfinished);
-    let mut opened = Opening { sockets: Vec::with_capacity(places.len()), unfinished };
-    let mut failure = None;
-    for (count, (index, listener)) in order.enumerate() {
+    let sockets = Vec::with_capacity(listeners.len());
+    let opening = Opening { sockets, owned, unfinished };
+    if overlaps.is_empty() {
+        open_each(broker, listeners, opening).await
+    } else {
+        open_beside_others(broker, listeners, overlaps, opening).await
+    }
+}
+
+/// Opens listeners in their order. The second half of many is opened on a thread beside this one.
+async fn open_each(
+    broker: &RefCell<Broker>,
+    mut listeners: Vec<Listener>,
+    mut opening: Opening,
+) -> Result<Vec<Opened<Socket>>, Unopened> {
+    let many = listeners.len() > OPENED_AT_ONCE;
+    let rest = if Aside::is_worth_it(&listeners) {
+        listeners.split_off(listeners.len() / 2)
+    } else {
+        Vec::new()
+    };
+    let aside = if rest.is_empty() { None } else { Aside::begin(&rest) };
+    let mut opened = open_in_turns(broker, listeners, &mut opening).await;
+    let mut rest = rest.into_iter();
+    if let (Ok(()), Some(aside)) = (&opened, aside) {
+        let sockets = aside.finish().await;
+        opened = sockets
+            .into_iter()
+            .zip(rest.by_ref())
+            .try_for_each(|(socket, listener)| opening.push(&broker.borrow(), listener, socket));
+    }
+    if opened.is_ok() {
+        // There was no thread for these.
+        opened = open_in_turns(broker, rest, &mut opening).await;
+    }
+    if many {
+        // To hand out so many is a turn of its own.
+        yield_now().await;
+    }
+    match opened {
+        Ok(()) => Ok(opening.take()),
+        Err(denied) => Err((opening.take(), denied)),
+    }
+}
+
+async fn open_in_turns(
+    broker: &RefCell<Broker>,
+    listeners: impl IntoIterator<Item = Listener>,
+    opening: &mut Opening,
+) -> Result<(), Denied> {
+    // Each is freed in its turn.
+    for (count, listener) in listeners.into_iter().enumerate() {
         if count != 0 && count % OPENED_AT_ONCE == 0 {
             yield_now().await;
         }
-        let held = &broker.borrow().listeners;
+        let socket = listen::open(&listener);
+        opening.push(&broker.borrow(), listener, socket)?;
+    }
+    Ok(())
+}
+
+/// Opens listeners of which some overlap others: the most general first, and what it overlaps beside it.
+async fn open_beside_others(
+    broker: &RefCell<Broker>,
+    listeners: Vec<Listener>,
+    overlaps: &[Overlap],
+    mut opening: Opening,
+) -> Result<Vec<Opened<Socket>>, Unopened> {
+    let mut places: Vec<Option<usize>> = vec![None; listeners.len()];
+    let mut sorted: Vec<(usize, Listener)> = listeners.into_iter().enumerate().collect();
+    sorted.sort_by_key(|(_, listener)| listener.key().specificity());
+    let mut failure = None;
+    for (count, (index, listener)) in sorted.into_iter().enumerate() {
+        if count != 0 && count % OPENED_AT_ONCE == 0 {
+            yield_now().await;
+        }
+        let broker = broker.borrow();
         let from = overlaps.partition_point(|overlap| overlap.new < index);
         let others = overlaps[from..].iter().take_while(|overlap| overlap.new == index);
         let fds: Vec<BorrowedFd<'_>> = others
             .filter_map(|overlap| match overlap.other {
-                Neighbour::New(other) => Some(&opened.sockets[places[other]?].handle.fd),
-                Neighbour::Held(id) => Some(&held.registry.held(id)?.opened.handle.fd),
+                Neighbour::New(other) => Some(&opening.sockets[places[other]?].handle.fd),
+                Neighbour::Held(id) => Some(&broker.listeners.registry.held(id)?.opened.handle.fd),
             })
             .map(|fd| fd.as_fd())
             .collect();
@@ -221,32 +299,14 @@ async fn open(
         } else {
             listen::open_beside(&listener, &fds)
         };
-        match socket {
-            Ok(socket) => {
-                let mut socket = held.opened(&listener, socket);
-                socket.handle.owned = owned.pop();
-                places[index] = Some(opened.sockets.len());
-                opened.push(socket);
-            }
-            Err(error) => {
-                failure = Some(Denied::NotOpened(Box::new(listener), error));
-                break;
-            }
+        places[index] = Some(opening.sockets.len());
+        if let Err(denied) = opening.push(&broker, listener, socket) {
+            places[index] = None;
+            failure = Some(denied);
+            break;
         }
     }
-    if many {
-        // To hand out so many is a turn of its own.
-        yield_now().await;
-    }
-    let sockets = opened.take();
-    if overlaps.is_empty() {
-        // In the order of the listeners already, and none behind a hole.
-        return match failure {
-            None => Ok(sockets),
-            Some(denied) => Err((sockets, denied)),
-        };
-    }
-    let mut sockets: Vec<_> = sockets.into_iter().map(Some).collect();
+    let mut sockets: Vec<_> = opening.take().into_iter().map(Some).collect();
     let mut in_order = places.into_iter().map(|place| sockets[place?].take());
     let before: Vec<_> = in_order.by_ref().map_while(std::convert::identity).collect();
     match failure {
@@ -262,6 +322,7 @@ async fn open(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::net::TcpListener;
     use std::task::{Context, Poll, Waker};
 
     use bindonce_daemon::Journal;
@@ -312,5 +373,44 @@ mod tests {
             assert_eq!(files(), 0, "exec: {exec}");
         }
         fs::remove_dir(&directory).expect("it is empty");
+    }
+
+    /// The second half of many is opened on another thread.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_large_claim_that_fails_or_ends_half_way_leaves_all_its_addresses_free() {
+        bindonce_sys::limits::raise_nofile().expect("descriptors");
+        let guard = Guard::new().expect("a guard");
+        let socket = "/nonexistent/bindonce.sock".into();
+        let mut broker = Broker::new(socket, 0, 4096, guard, Journal::in_memory(None));
+        let clients = [(); 4].map(|()| broker.connect_itself());
+        let broker = RefCell::new(broker);
+        let count = 300;
+        // A port that is free on all of them, and stays so.
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("its address").port();
+        let place = |number: usize| format!("127.78.{}.{}:{port}", number / 250, number % 250 + 1);
+        let wants = || -> Vec<Want> {
+            let want = |number| Want {
+                wanted: place(number).parse().expect("an address"),
+                tentative: false,
+                change: false,
+                held: false,
+            };
+            (0..count).map(want).collect()
+        };
+        for (client, occupied) in clients.into_iter().zip([0, count / 2, count - 1]) {
+            let occupant = TcpListener::bind(place(occupied)).expect("bound");
+            let refused = claim(&broker, client, wants()).await;
+            let Err(Denied::NotOpened(listener, _)) = refused else { panic!("{occupied}") };
+            assert_eq!(listener.address.to_string(), place(occupied));
+            drop(occupant);
+            let mut half = Box::pin(claim(&broker, client, wants()));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(matches!(half.as_mut().poll(&mut context), Poll::Pending));
+            drop(half);
+            generations::disconnect(&mut broker.borrow_mut(), client);
+        }
+        let bound = claim(&broker, clients[3], wants()).await;
+        assert_eq!(bound.map_err(|_| "refused").expect("bound").len(), count);
     }
 }

@@ -16,6 +16,7 @@
 mod access;
 mod answer;
 mod answered;
+mod aside;
 mod broker;
 mod claims;
 mod config;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bindonce_core::event::{Flood, Kind};
 use bindonce_daemon::rpc::Server;
-use bindonce_daemon::{Journal, state};
+use bindonce_daemon::{Journal, WhenWoken, state};
 use bindonce_sys::clock::now;
 use bindonce_sys::{limits, worker};
 use tokio::net::UnixListener;
@@ -122,7 +122,7 @@ async fn serve(
             )
         };
         tokio::select! {
-            _ = tasks.run_until(serving) => {}
+            _ = tasks.run_until(WhenWoken::new(serving)) => {}
             () = shutdown => {}
         }
         // A client may have hung up without its task having run: its leases have ended. Every task whose

@@ -38,14 +38,17 @@ impl Listener {
     /// The name on the wire: the given one, else the canonical text of the
     /// address with those options that belong to its key.
     pub fn label(&self) -> String {
-        let options = &self.options;
         match &self.name {
             Some(name) => name.as_str().to_owned(),
-            None if options.v6only || options.interface.is_some() || options.netns.is_some() => {
-                self.key().to_string()
-            }
-            None => self.address.to_string(),
+            None if self.is_named_by_address() => self.address.to_string(),
+            None => self.key().to_string(),
         }
+    }
+
+    /// Whether its name on the wire, where none was given, is its address alone.
+    pub fn is_named_by_address(&self) -> bool {
+        let Options { v6only, interface, netns, .. } = &self.options;
+        !v6only && interface.is_none() && netns.is_none()
     }
 
     /// The one syntax, with the last port of a range behind the address.
@@ -208,7 +211,8 @@ impl FromStr for Wanted {
     /// name; everything else is `[NAME=]ADDR[,OPT]...`.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         // Most texts are addresses: do not make an error of each on the way.
-        if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        let is_address = |byte: u8| matches!(byte, b'=' | b':' | b'@' | b'/');
+        if !text.bytes().any(is_address) {
             if let Ok(name) = text.parse::<Name>() {
                 return Ok(Self::Named(name));
             }

@@ -31,6 +31,11 @@ impl<T> Turns<T> {
         }
     }
 
+    /// Somebody of this user has a turn at once, because nobody waits: others who come meanwhile are before the next of this user.
+    pub fn take(&mut self, user: u32) {
+        self.last = Some(user);
+    }
+
     /// The turn before is over: whose is the next.
     pub fn give(&mut self) -> Option<T> {
         if let Some(last) = self.last.take() {

@@ -23,8 +23,10 @@ pub mod state;
 pub mod status_page;
 #[cfg(test)]
 mod testing;
+mod when_woken;
 
 pub use journal::{Happening, Journal};
 pub use kept::{parse, read};
 pub use reporter::Reporter;
 pub use self_metrics::{events, self_metrics};
+pub use when_woken::WhenWoken;

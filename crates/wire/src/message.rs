@@ -13,7 +13,6 @@ use serde_json::value::RawValue;
 
 use crate::error::{ErrorCode, RpcError};
 use crate::params;
-use crate::result::Bound;
 
 /// What ties a reply to its request.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -241,12 +240,12 @@ impl BindReply {
         Ok(Self { text, is_empty: true })
     }
 
-    /// Adds a listener.
-    pub fn push(&mut self, bound: &Bound) -> serde_json::Result<()> {
+    /// Adds a listener, as [`Bound::encode`](crate::result::Bound::encode) gives it.
+    pub fn push(&mut self, bound: &[u8]) {
         if !std::mem::take(&mut self.is_empty) {
             self.text.push(b',');
         }
-        serde_json::to_writer(&mut self.text, bound)
+        self.text.extend_from_slice(bound);
     }
 
     /// All of it, ending in a line end.

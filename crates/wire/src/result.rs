@@ -32,6 +32,13 @@ pub struct Bound {
     pub inode: u64,
 }
 
+impl Bound {
+    /// Its JSON text, as it stands in a reply.
+    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+}
+
 /// The result of `join`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinResult {

@@ -131,7 +131,7 @@ fn a_reply_that_is_written_listener_by_listener_is_the_same() {
     for (id, count) in [(Id::from(7), 0), (Id::Null, 1), (Id::Text("a\"b".to_owned()), 3)] {
         let mut reply = BindReply::new(&id, 1).unwrap();
         let listeners: Vec<Bound> = (0..count).map(bound).collect();
-        listeners.iter().for_each(|bound| reply.push(bound).unwrap());
+        listeners.iter().for_each(|bound| reply.push(&bound.encode().unwrap()));
         assert_eq!(reply.finish(), encode_result(&id, &BindResult { listeners }).unwrap());
     }
 }

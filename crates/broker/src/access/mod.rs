@@ -82,8 +82,13 @@ impl Access {
     }
 
     /// Whether the caller may give a listener this name.
+    pub(crate) fn may_name(&self, caller: &Caller, name: &Name) -> bool {
+        self.policy.may_name(caller.peer, &caller.groups, name)
+    }
+
+    /// Whether it may; if not, the denial is told.
     pub(crate) fn allow_name(&self, caller: &Caller, name: &Name) -> Result<(), RpcError> {
-        if self.policy.may_name(caller.peer, &caller.groups, name) {
+        if self.may_name(caller, name) {
             return Ok(());
         }
         Err(self.unnamed(caller, "names", &format!("name a listener {name}"), name))

@@ -31,13 +31,13 @@ use tokio::sync::Notify;
 use crate::persistence::Ledger;
 use crate::persistence::found::Found;
 
-use socket::{Closed, Owned, Owners};
+use socket::{Closed, Owners};
 use watch::Guard;
 
 pub(crate) use denied::Denied;
 pub(crate) use names::TakenName;
 pub(crate) use perform::{LOGGED_ONE_BY_ONE, Next, may_be_unreachable, unlink};
-pub(crate) use socket::{Held, Socket, Unfinished};
+pub(crate) use socket::{Held, Owned, Socket, Unfinished};
 
 /// Descriptors kept free for connections and for probing UNIX paths when a
 /// claim is measured against the limit.

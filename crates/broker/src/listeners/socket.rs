@@ -29,6 +29,8 @@ pub(crate) struct Socket {
     pub(crate) owned: Option<Owned>,
     /// Its record.
     mark: RefCell<Option<Mark>>,
+    /// How a reply told of it that did not create it, and its edition then.
+    pub(crate) told: RefCell<Option<(u32, Box<[u8]>)>>,
     pub(crate) path: Option<UnixPath>,
 }
 
@@ -104,6 +106,7 @@ pub(super) fn opened(socket: listen::Opened, watch: Watch, backlog: u32) -> Open
             watch,
             owned: None,
             mark: RefCell::new(None),
+            told: RefCell::new(None),
             path: socket.path,
         },
         bound: socket.bound,

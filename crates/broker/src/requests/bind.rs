@@ -125,8 +125,8 @@ async fn claim(
         for lease in some {
             let Some(held) = registry.held(lease.listener) else { continue };
             descriptors.push(Rc::clone(&held.opened.handle.fd));
-            let bound = reply.push(&answer::bound(held, lease.created));
-            bound.map_err(|error| unwritten(&error))?;
+            let told = answer::push(&mut reply, held, lease.created);
+            told.map_err(|error| unwritten(&error))?;
         }
     }
     Ok(Reply { text: reply.finish(), descriptors })
@@ -157,10 +157,13 @@ fn take_back_names(broker: &mut Broker, caller: &Caller, wants: &[Want]) -> Vec<
         return taken;
     }
     for want in wants {
-        let Wanted::Listen(spec) = &want.wanted else { continue };
-        if spec.first.name.is_some() {
-            let taken_now = spec.expand().filter_map(|it| broker.listeners.take_back(&it));
-            taken.extend(taken_now);
+        match &want.wanted {
+            Wanted::Listen(spec) if spec.first.name.is_none() => {}
+            Wanted::Listen(spec) if spec.is_range() => {
+                taken.extend(spec.expand().filter_map(|it| broker.listeners.take_back(&it)));
+            }
+            Wanted::Listen(spec) => taken.extend(broker.listeners.take_back(&spec.first)),
+            Wanted::Named(_) => {}
         }
     }
     taken
@@ -173,6 +176,9 @@ pub(super) fn allow_name(
     spec: &ListenSpec,
 ) -> Result<(), RpcError> {
     let Some(name) = &spec.first.name else { return Ok(()) };
+    if broker.access.may_name(caller, name) {
+        return Ok(());
+    }
     let held = broker.listeners.registry.by_key(&spec.first);
     if held.is_some_and(|held| held.listener.name.as_ref() == Some(name)) {
         return Ok(());

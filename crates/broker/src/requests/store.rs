@@ -98,8 +98,7 @@ pub(super) async fn store(
     ledger.settled().await;
     let registry = &broker.borrow().listeners.registry;
     let held = leases.iter().filter_map(|lease| registry.held(lease.listener));
-    let bound = held.map(|held| answer::bound(held, false));
-    Ok(StoreResult { listeners: bound.collect() })
+    Ok(StoreResult { listeners: held.map(|held| answer::bound(held, false)).collect() })
 }
 
 /// What came, sorted.

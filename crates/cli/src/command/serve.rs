@@ -93,7 +93,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let signals = SignalFd::new(&taken).context("cannot take over signals")?;
     limits::widen_table();
     log::start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = bindonce_daemon::rpc::runtime().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {
         let watch = Watch::new(&signals).context("cannot wait for signals")?;

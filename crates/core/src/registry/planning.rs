@@ -9,7 +9,7 @@ use super::event::Want;
 use super::ids::ListenerId;
 use super::plan::{New, Pending, Stop, Who, overlap};
 use super::refusal::Refusal;
-use crate::listener::{Listener, Wanted};
+use crate::listener::{ListenSpec, Listener, Wanted};
 use crate::name::Name;
 
 impl<H> Registry<H> {
@@ -60,7 +60,7 @@ impl<H> Registry<H> {
         wants: &[Want],
         room: &mut usize,
     ) -> Result<bool, Stop> {
-        while let Some(Want { wanted, tentative, change, held }) = wants.get(plan.planned.0) {
+        while let Some(want @ Want { wanted, tentative, .. }) = wants.get(plan.planned.0) {
             match wanted {
                 Wanted::Named(name) => {
                     if *room == 0 {
@@ -71,16 +71,22 @@ impl<H> Registry<H> {
                     let id = id.ok_or_else(|| Refusal::NotFound { wanted: name.to_string() })?;
                     plan.entries.push((id, *tentative));
                 }
+                // Most are one listener, of which most are held: no copy is made of these.
+                Wanted::Listen(ListenSpec { first, .. }) if want.count() == 1 => {
+                    if *room == 0 {
+                        return Ok(false);
+                    }
+                    *room -= 1;
+                    let id = self.plan_one(plan, first, want)?;
+                    plan.entries.push((id, *tentative));
+                }
                 Wanted::Listen(spec) => {
                     for listener in spec.expand_from(plan.planned.1) {
                         if *room == 0 {
                             return Ok(false);
                         }
                         *room -= 1;
-                        if *held && self.index.key(&listener.key()).is_none() {
-                            return Err(Refusal::NotHeld(Box::new(listener)).into());
-                        }
-                        let id = self.plan_one(plan, listener, *change)?;
+                        let id = self.plan_one(plan, &listener, want)?;
                         plan.entries.push((id, *tentative));
                         plan.planned.1 += 1;
                     }
@@ -95,11 +101,15 @@ impl<H> Registry<H> {
     fn plan_one(
         &mut self,
         plan: &mut Pending<H>,
-        asked: Listener,
-        change: bool,
+        asked: &Listener,
+        want: &Want,
     ) -> Result<ListenerId, Stop> {
         let key = asked.key();
-        let found = self.index.key(&key).or_else(|| {
+        let found = self.index.key(&key);
+        if want.held && found.is_none() {
+            return Err(Refusal::NotHeld(Box::new(asked.clone())).into());
+        }
+        let found = found.or_else(|| {
             let narrow = self.index.key(&key.narrowed()?)?;
             self.held.contains_key(&narrow).then(|| {
                 plan.crowd.narrow.push((asked.clone(), narrow));
@@ -112,7 +122,7 @@ impl<H> Registry<H> {
         if let Some(name) = &asked.name {
             if let Some(owner) = self.named(plan, name)?.filter(|owner| Some(*owner) != found) {
                 if let Some(who) = self.who(plan, owner) {
-                    let (name, asked) = (name.clone(), Box::new(asked));
+                    let (name, asked) = (name.clone(), Box::new(asked.clone()));
                     return Err(match who {
                         Who::New(other) => Refusal::NameInRequest { name, asked, other },
                         Who::Held(held) => Refusal::Name { name, asked, held },
@@ -125,7 +135,7 @@ impl<H> Registry<H> {
             if let Some(name) = &asked.name {
                 self.adopt(plan, id, name)?;
             }
-            self.check_options(plan, id, &asked, change)?;
+            self.check_options(plan, id, asked, want.change)?;
             return Ok(id);
         }
         let id = ListenerId(plan.base + plan.new.len() as u64);
@@ -133,9 +143,10 @@ impl<H> Registry<H> {
         if overlaps {
             if let Some(other) = self.index.same_place(&key) {
                 let who = self.who(plan, other);
-                return Err(
-                    who.map_or_else(|| self.wait_for(other), |who| overlap(asked, who).into())
-                );
+                return Err(who.map_or_else(
+                    || self.wait_for(other),
+                    |who| overlap(asked.clone(), who).into(),
+                ));
             }
             plan.crowd.new.push(id);
         }
@@ -144,7 +155,7 @@ impl<H> Registry<H> {
             self.index.insert_name(id, name);
         }
         plan.to_open.push(asked.clone());
-        plan.new.push_back(New { listener: asked, key });
+        plan.new.push_back(New { listener: asked.clone(), key });
         Ok(id)
     }
 

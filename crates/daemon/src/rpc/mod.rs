@@ -32,3 +32,4 @@ pub use link::{Admission, Link};
 pub use result::{encode, events, unwritten};
 pub use sending::Reply;
 pub use server::Server;
+pub use turns::runtime;

@@ -4,7 +4,7 @@
 //! from one wait to the next. Each step takes a turn ([`bindonce_core::turns`]), and between two turns the
 //! kernel is asked who has become ready. So a request is served after at most one step of each
 //! other user, however many connections that user has; and a task that has much to do gives way
-//! (`yield_now`) to bound what others wait for.
+//! (`yield_now`) to bound what others wait for. The first step after the kernel was asked, while nobody waits, is taken at once.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -15,6 +15,19 @@ use bindonce_core::turns;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 
+thread_local! {
+    /// How often this thread's runtime has waited for the kernel.
+    static WAITED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A runtime for one daemon on this thread, which tells when the kernel was asked what is ready. Without that each step costs one
+/// more round of the runtime.
+pub fn runtime() -> tokio::runtime::Builder {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().on_thread_unpark(|| WAITED.set(WAITED.get().wrapping_add(1)));
+    builder
+}
+
 /// The turns of one server.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
@@ -23,6 +36,8 @@ pub(super) struct Turns {
     taken: Cell<bool>,
     /// A turn has ended since the kernel was asked what is ready.
     ended: Cell<bool>,
+    /// What [`WAITED`] was when the last turn ended.
+    ended_at: Cell<u64>,
     /// Rung when a task waits or a turn has ended.
     changed: Notify,
 }
@@ -54,7 +69,7 @@ impl Turns {
             if self.taken.get() {
                 continue;
             }
-            if self.ended.take() && !self.is_idle() {
+            if self.ended.take() && !self.kernel_was_asked() && !self.is_idle() {
                 // Connections that have become ready meanwhile queue before the next turn is given.
                 yield_now().await;
             }
@@ -67,6 +82,21 @@ impl Turns {
                 }
             }
         }
+    }
+
+    /// Whether the runtime has waited for the kernel since a turn has ended.
+    fn kernel_was_asked(&self) -> bool {
+        self.ended_at.get() != WAITED.get()
+    }
+
+    /// Takes a turn at once, if nobody is to have one before.
+    fn take(&self, user: u32) -> bool {
+        let free = self.is_idle() && self.kernel_was_asked();
+        if free {
+            self.taken.set(true);
+            self.waiting.borrow_mut().take(user);
+        }
+        free
     }
 
     fn next(&self) -> Option<Rc<Ticket>> {
@@ -102,9 +132,13 @@ impl Place {
     /// The turn is over, if it was its turn.
     fn end(&self, stage: Stage) {
         if self.ticket.stage.replace(stage) == Stage::Granted {
-            self.turns.taken.set(false);
-            self.turns.ended.set(true);
-            self.turns.changed.notify_one();
+            let turns = &self.turns;
+            turns.taken.set(false);
+            turns.ended.set(true);
+            turns.ended_at.set(WAITED.get());
+            if !turns.is_idle() {
+                turns.changed.notify_one();
+            }
         }
     }
 }
@@ -121,6 +155,9 @@ impl<F: Future> Future for Paced<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         let Place { turns, user, ticket } = &this.turn;
+        if ticket.stage.get() == Stage::Idle && turns.take(*user) {
+            ticket.stage.set(Stage::Granted);
+        }
         match ticket.stage.get() {
             Stage::Granted => {
                 let step = this.task.as_mut().poll(context);
@@ -155,7 +192,7 @@ mod tests {
     /// Runs tasks of users that have so many steps each; gives the users in the order of their steps.
     /// `late` is the peer of a task that waits for a byte, which comes within the step of another.
     fn order(tasks: &[(u32, usize)], late: Option<u32>) -> Vec<u32> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime().build();
         let served = Rc::new(RefCell::new(Vec::new()));
         let (mut peer, waits) = Peer::pair().expect("a pair of sockets");
         runtime.expect("a runtime").block_on(async {
@@ -224,6 +261,34 @@ mod tests {
         // Of the same user the ones that waited before are first.
         let served = order(&[(7, 1); 5], Some(7));
         assert_eq!(served.len(), 6);
+    }
+
+    /// What becomes ready while nobody waits takes its turn in the same round; what follows in that round waits for the next.
+    #[test]
+    fn the_first_step_after_the_kernel_was_asked_is_taken_at_once() {
+        runtime().build().expect("a runtime").block_on(LocalSet::new().run_until(async {
+            let turns = Rc::new(Turns::default());
+            let mut context = Context::from_waker(Waker::noop());
+            let mut first = turns.paced(7, async { yield_now().await });
+            // The runtime has not waited for the kernel yet.
+            assert!(Pin::new(&mut first).poll(&mut context).is_pending());
+            assert!(!turns.is_idle());
+            drop(first);
+            assert_eq!(turns.next().map(|ticket| ticket.stage.get()), Some(Stage::Gone));
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            let [mut other, mut third] = [7, 8].map(|user| turns.paced(user, async {}));
+            let mut second = turns.paced(7, async { yield_now().await });
+            assert!(Pin::new(&mut second).poll(&mut context).is_pending());
+            assert!(turns.is_idle(), "its step is over");
+            assert!(Pin::new(&mut other).poll(&mut context).is_pending());
+            assert!(Pin::new(&mut third).poll(&mut context).is_pending());
+            let place = |ticket: &Rc<Ticket>| {
+                [&other, &third].iter().position(|task| Rc::ptr_eq(&task.turn.ticket, ticket))
+            };
+            // Of the user that had a turn before the next comes last.
+            assert_eq!(turns.next().as_ref().map(place), Some(Some(1)));
+            assert_eq!(turns.next().as_ref().map(place), Some(Some(0)));
+        }));
     }
 
     #[test]

@@ -221,8 +221,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     bindonce_sys::limits::raise_nofile().context("cannot raise the open-files limit")?;
     // Two threads for what may block, and always the same: each new one would leave memory of the
     // allocator behind.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+    let runtime = bindonce_daemon::rpc::runtime()
         .max_blocking_threads(2)
         .thread_keep_alive(Duration::from_secs(24 * 3600))
         .build();
