@@ -22,11 +22,11 @@ use crate::control::requests::{Client, Retirement};
 use crate::control::signals::{self, Wanted};
 use crate::control::{Command, retire};
 use crate::generations::admin::Admin;
+use crate::generations::drain::Drain;
 use crate::generations::generation::{Generation, GivenBack, Start};
 use crate::generations::own;
 use crate::generations::process::{self, Process};
 use crate::generations::progress;
-use crate::generations::since::Since;
 use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
@@ -61,12 +61,12 @@ impl Supervisor {
             Message::Preset(id, preset) => {
                 // One that was called off will count nothing.
                 if self.starts.is_in_progress(id) {
-                    self.counting.preset(id, preset);
+                    self.report.counting.preset(id, preset);
                 }
             }
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);
-                self.counting.gone(id);
+                self.report.counting.gone(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
                 self.report.failed(Cause::new(text, error.hint()));
@@ -100,20 +100,14 @@ impl Supervisor {
             Message::Settled(id, count) => self.settled(id, count),
             Message::Left(id, connections) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.connections = Some(connections);
+                    generation.drain.connections = Some(connections);
                 }
                 self.feed(Event::Connections(id, connections));
             }
             Message::Counts(id, counts, drains) => {
                 if let Some(generation) = self.generations.get_mut(&id)
-                    && let Some(before) = generation.drain.counted.replace(counts)
+                    && let Some((more, drains)) = generation.drain.count(counts, drains)
                 {
-                    let more = counts.less(before);
-                    // It was one before an upgrade, too.
-                    let drains = drains || generation.drain.since.is_some();
-                    if drains {
-                        generation.drain.since.get_or_insert_default().add(more);
-                    }
                     self.report.served(more, drains);
                 }
             }
@@ -147,7 +141,7 @@ impl Supervisor {
             Message::Counted(id, told) => {
                 // One that is gone has told before.
                 if self.generations.get(&id).is_some() {
-                    self.counting.told(id, told);
+                    self.report.counting.told(id, told);
                 }
             }
             Message::LetGo(id) => self.let_go(id),
@@ -190,7 +184,7 @@ impl Supervisor {
                 };
                 let known = self.generations.get(&id);
                 let pid = known.map(Generation::pid);
-                let connections = known.and_then(|generation| generation.connections);
+                let connections = known.and_then(|generation| generation.drain.connections);
                 tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
                 self.requests.await_end(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
@@ -216,7 +210,7 @@ impl Supervisor {
         if self.timeline.is_idle()
             && let Some(due) = self.timeline.reload_due()
         {
-            let due = duration::format(due.saturating_sub(self.epoch.elapsed()));
+            let due = duration::format(due.saturating_sub(self.cx.now()));
             let waiting = self.timeline.reloads_waiting();
             tracing::info!(waiting, "the reload begins in {due} (--min-interval)");
         }
@@ -241,7 +235,7 @@ impl Supervisor {
                 let haproxy = self.cx.settings.kind.haproxy();
                 let is_master = haproxy.is_some_and(|it| it.command.role.master.is_some())
                     || self.starts.newest().is_some_and(|rendering| rendering.is_master);
-                self.ended_by.get_or_insert((by, is_master));
+                self.end.at_once(by, is_master);
                 self.shut_down(name, signal);
                 // The second one ends what drains.
                 self.feed(Event::Shutdown);
@@ -336,7 +330,7 @@ impl Supervisor {
             }
         };
         generation.start = Start::Begun(starting.begun);
-        generation.drain.counted = Some(Since::default());
+        generation.drain = Drain::of_new();
         generation.own.devices = devices;
         // What it was given at its start it does not say that it listens on.
         generation.readiness.listening.extend(generation.inodes());

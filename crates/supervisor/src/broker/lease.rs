@@ -66,7 +66,7 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) fn new(settings: &Settings, journal: Rc<Journal>) -> Self {
         Self {
-            socket: settings.socket.clone(),
+            socket: settings.broker.socket.clone(),
             start: settings.broker_log(),
             service: settings.service.clone(),
             pid: Cell::new(None),

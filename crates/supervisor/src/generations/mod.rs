@@ -4,7 +4,9 @@
 
 pub(crate) mod admin;
 pub(crate) mod counting;
+pub(crate) mod drain;
 pub(crate) mod family;
+pub(crate) mod first;
 pub(crate) mod foreign;
 pub(crate) mod generation;
 mod hanging;

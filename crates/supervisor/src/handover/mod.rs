@@ -90,7 +90,7 @@ impl Handover {
             stopping: newer_runs.map(|newer| Stopping::of(newer.pid())),
             older: older.collect(),
             listeners: listeners.into_values().collect(),
-            probe: cx.settings.probe,
+            probe: cx.settings.handover.probe,
             taken: generations.listeners().map(|held| held.bound.clone()).collect(),
         };
         let cx = cx.clone();
