@@ -1,6 +1,6 @@
 //! The parts of a supervisor. Each owns its data and offers verbs; what needs several of them is here, in
-//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and
-//! [`crate::handover::steps`].
+//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and in the `steps` of
+//! generations, handover and intercept.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;

@@ -26,6 +26,7 @@ pub(crate) mod spares;
 pub(crate) mod start;
 pub(crate) mod starts;
 mod stats_file;
+mod steps;
 pub(crate) mod unprivileged;
 pub(crate) mod watching;
 

@@ -113,7 +113,7 @@ impl Starts {
             Configuration::Of(of) => {
                 let prepared = self.configurations.get(&of).cloned();
                 if prepared.is_none() && cx.settings.kind.haproxy().is_some() {
-                    let text = "what the configuration was prepared to is not there any more: the files are read";
+                    let text = "the rendered copy of this configuration is gone: the files are read instead";
                     tracing::warn!(generation = id.0, configuration = of.0, "{text}");
                 }
                 prepared
@@ -236,7 +236,7 @@ impl Starts {
                 Ok(prepared) => drop(self.configurations.insert(id, Rc::new(prepared))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let text = "its configuration cannot be read back: where it dies, the files are read instead";
+                    let text = "the rendered copy of its configuration cannot be read: if it dies, the files are read instead";
                     tracing::warn!(generation = id.0, %error, "{text}");
                 }
             }
@@ -276,7 +276,7 @@ impl Starts {
     /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is
     /// written.
     pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<bool>> {
-        let path = self.rendering(of).and_then(|rendering| rendering.pid_file.clone());
+        let path = self.rendering(of).and_then(|rendering| rendering.mode.pid_file.clone());
         path.and_then(|path| self.pid_file.write(&path))
     }
 }
