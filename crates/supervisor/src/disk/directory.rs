@@ -377,3 +377,31 @@ pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
         None => Ok(saved),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All members are on one level, as the first version wrote them.
+    #[test]
+    fn any_version_reads_the_state_of_another() {
+        let text = r#"{"next": 4, "ours": ["web"], "inherited": null, "upgrades": 1, "began": 1760000000000, "reloads": 7,
+            "failed_reloads": 2, "startup_logs": "said", "passed": {"3": "127.0.0.1:80"},
+            "lately": {"all": [], "draining": []}, "caller": null, "worked": 2, "watched": 99,
+            "generations": [{"id": 3, "pid": 4711, "start_time": 123, "state": "draining", "ready": true,
+            "master_worker": true, "configuration": 2, "since": 1760000000001, "listeners": ["127.0.0.1:80"],
+            "own_devices": ["eth9"], "own_lines": ["a"], "reloads_before": 5, "start_ms": 12, "drain_idle_ms": 5000,
+            "drain_timeout_ms": 60000, "counted": {"requests": 8, "bytes": 9}, "after": {"requests": 1, "bytes": 2},
+            "idle_closed": 6}]}"#;
+        let saved = parse(Path::new("state.json"), text.as_bytes()).expect("a state");
+        let generation = &saved.generations[0];
+        assert_eq!(generation.process, ProcessRef { pid: 4711, start_time: 123 });
+        assert_eq!((saved.history.reloads, saved.history.failed_reloads), (7, 2));
+        let written = serde_json::to_value(&saved).expect("JSON");
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(text).expect("JSON"));
+        // What is not known yet has its default, and what is not known any more is passed over.
+        let saved =
+            parse(Path::new("state.json"), br#"{"next": 2, "later": [1]}"#).expect("a state");
+        assert_eq!(saved, Saved { next: 2, ..Saved::default() });
+    }
+}
