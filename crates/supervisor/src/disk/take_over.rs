@@ -271,7 +271,7 @@ fn intercept_again(
     let (id, pid) = (generation.id.0, generation.pid());
     match left {
         Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
-            let text = "it was started with its bind() intercepted, and this supervisor is not: it fails with ENOSYS";
+            let text = "it was started with --intercept, and this supervisor was not: its bind() fails with ENOSYS";
             tracing::warn!(
                 generation = id,
                 pid,

@@ -307,7 +307,7 @@ impl Watchdog {
         // In one piece: the socket takes so little whenever it takes anything.
         if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), descriptors) {
             let what = line.trim_end();
-            tracing::warn!(%error, what, "should we die, a copy of this descriptor is not there");
+            tracing::warn!(%error, what, "the watchdog has no copy of this descriptor: if this supervisor dies, the next one lacks it");
         }
     }
 }

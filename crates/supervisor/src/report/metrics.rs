@@ -90,12 +90,16 @@ const LAST_SUCCESSFUL: Family =
     Family::gauge("bindonce_last_reload_successful", "Whether the last reload ended well.");
 const DEATHS: Family =
     Family::counter("bindonce_generation_deaths", "Generations that ended while they served.");
-const RESTARTS: Family =
-    Family::counter("bindonce_restarts", "Times what had died was to be started again.");
+const RESTARTS: Family = Family::counter(
+    "bindonce_restarts",
+    "Starts that were planned after a serving generation had died.",
+);
 const ROLLBACKS: Family =
-    Family::counter("bindonce_rollbacks", "Of these, times with an older configuration.");
-const ESCALATED: Family =
-    Family::counter("bindonce_signals_escalated", "Signals beyond the normal course.");
+    Family::counter("bindonce_rollbacks", "Of these, the starts with an older configuration.");
+const ESCALATED: Family = Family::counter(
+    "bindonce_signals_escalated",
+    "Signals that were sent because a generation did not behave as expected.",
+);
 const GHOSTS: Family = Family::counter(
     "bindonce_ghosts_removed",
     "Epoll entries of closed listeners that were removed.",
