@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{only, python, reload, run};
-use crate::harness::{Process, Scene, eventually, skip};
+use super::{only, reload, run};
+use crate::harness::{Process, Scene, eventually, root, skip};
 
 #[test]
 fn where_the_kernel_refuses_a_program_has_its_sockets_by_listen_or_an_error() {
@@ -56,7 +56,9 @@ fn a_hostile_program_harms_only_itself() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (named, other) = (scene.address(), scene.address());
-    let program = python(include_str!("../harness/hostile.py"), &[named, other]);
+    let ports = [named.port().to_string(), other.port().to_string()];
+    let script = root().join("tests/harness/hostile.py");
+    let program = ["python3", script.to_str().expect("a path"), &ports[0], &ports[1]];
     let only_named = named.to_string();
     let Some(mut supervisor) = run(&scene, &[&only_named], &program) else { return };
     let inode = only(named);
@@ -89,8 +91,9 @@ fn what_is_bound_by_io_uring_is_told() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (ring, web) = (scene.address(), scene.address());
-    let ports = [ring, web].map(|at| at.port().to_string());
-    let program = python(include_str!("../harness/uring.py"), &[ring, web]);
+    let ports = [ring.port().to_string(), web.port().to_string()];
+    let script = root().join("tests/harness/uring.py");
+    let program = ["python3", script.to_str().expect("a path"), &ports[0], &ports[1]];
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let told = eventually("it to be told, or refused by the kernel", || {
         let story = supervisor.story();

@@ -1,5 +1,6 @@
 //! A haproxy that goes on in the background, or that is started to replace another: with bindonce or without.
 
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 

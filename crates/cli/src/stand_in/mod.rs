@@ -137,7 +137,7 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
         "off"
     } else if background::is_it() || role.replaces() {
         // Why a start failed is said at its end, in haproxy's words.
-        "error,bindonce_supervisor::inbox=off,bindonce_supervisor::report=off"
+        "error,bindonce_supervisor::generations::steps=off,bindonce_supervisor::report=off"
     } else {
         "info"
     };

@@ -1,4 +1,6 @@
 //! What the loop does when the process of a generation has started, has ended, or is known to have closed its listeners.
+//!
+//! Under the name of haproxy the log leaves out what this module says (`serve` in `cli/stand_in`): haproxy has said it.
 
 use std::collections::BTreeSet;
 
