@@ -289,7 +289,7 @@ pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &Owned
             match Client::reconnect(socket, &give, None, PATIENCE).await {
                 Ok(client) => break client,
                 Err(error) => {
-                    tracing::debug!(%error, "the broker has not taken the listener back yet")
+                    tracing::debug!(%error, "the broker has not taken the listener back yet");
                 }
             }
             tokio::time::sleep(AGAIN).await;

@@ -37,7 +37,7 @@ pub(crate) async fn carry(
     if let Some(serving) = serving {
         match serving.ask(file.command(), ANSWER).await {
             Err(_) => {
-                tracing::warn!(%path, "the serving haproxy did not report its counters for the stats-file in time")
+                tracing::warn!(%path, "the serving haproxy did not report its counters for the stats-file in time");
             }
             // As of 2.6, which is about to be replaced by one that has the file.
             Ok(answer) => match StatsFile::text(&answer).map(str::to_owned) {

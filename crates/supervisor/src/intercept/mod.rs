@@ -122,7 +122,7 @@ fn serve_haproxy(
                 // It has ended without having said it.
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(generation = id.0, %error, "it cannot be held when it is ready")
+                    tracing::warn!(generation = id.0, %error, "it cannot be held when it is ready");
                 }
             }
         });
