@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{BINDER, only, pid_of, reload, run};
+use super::{BINDER, only, pid_of, python, reload, run};
 use crate::harness::{Process, Scene, Wire, allow, eventually};
 
 /// Listens on the first port; once there is a file `go` it binds the second one, and says what has come of it.
@@ -31,7 +31,7 @@ time.sleep(1000)
 /// [`LATE`] under a supervisor.
 struct Late {
     supervisor: Process,
-    program: [String; 5],
+    program: Vec<String>,
     first: SocketAddr,
     second: SocketAddr,
     pid: i32,
@@ -40,12 +40,8 @@ struct Late {
 impl Late {
     fn start(scene: &Scene) -> Option<Self> {
         let (first, second) = (scene.address(), scene.address());
-        let ports = [first, second].map(|at| at.port().to_string());
-        let [one, other] = ports;
-        let program = ["python3", "-c", LATE].map(str::to_owned);
-        let [python, option, text] = program;
-        let program = [python, option, text, one, other];
-        let mut supervisor = run(scene, &[], &program.each_ref().map(String::as_str))?;
+        let program = python(LATE, &[first, second]);
+        let mut supervisor = run(scene, &[], &program)?;
         let pid = pid_of(&mut supervisor, 1);
         is_confirmed(scene);
         Some(Self { supervisor, program, first, second, pid })
@@ -83,7 +79,7 @@ impl Late {
     }
 
     fn run_again(&self, scene: &Scene) -> Process {
-        run(scene, &[], &self.program.each_ref().map(String::as_str)).expect("the next supervisor")
+        run(scene, &[], &self.program).expect("the next supervisor")
     }
 }
 
@@ -180,8 +176,7 @@ fn without_a_next_supervisor_a_bind_fails_until_there_is_one() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (address, late) = (scene.address(), scene.address());
-    let ports = [address.port().to_string(), late.port().to_string()];
-    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let program = python(BINDER, &[address, late]);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let inode = only(address);
     supervisor.wait_line("said bound");
@@ -224,13 +219,12 @@ fn a_process_that_has_outlived_its_generation_gets_an_error_when_the_next_superv
     let scene = Scene::new();
     let _broker = scene.broker();
     let (address, late) = (scene.address(), scene.address());
-    let ports = [address.port().to_string(), late.port().to_string()];
     // The first process only waits.
     let script = BINDER.replace(
         "while True:",
         "if os.fork(): time.sleep(1000)\nprint('child', os.getpid())\nwhile True:",
     );
-    let program = ["python3", "-c", &script, &ports[0], &ports[1]];
+    let program = python(&script, &[address, late]);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let first = pid_of(&mut supervisor, 1);
     let child: i32 = eventually("its pid", || {
@@ -258,8 +252,7 @@ fn a_next_supervisor_without_intercept_lets_each_bind_fail() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (address, late) = (scene.address(), scene.address());
-    let ports = [address.port().to_string(), late.port().to_string()];
-    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let program = python(BINDER, &[address, late]);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let inode = only(address);
     supervisor.wait_line("said bound");
@@ -269,7 +262,7 @@ fn a_next_supervisor_without_intercept_lets_each_bind_fail() {
     let mut next = scene.bindonce("run");
     next.args(["--name", "web", "--listen", &listen, "--"]).args(program);
     let mut next = Process::start(&mut next);
-    next.wait_line("bind() intercepted, and this supervisor is not: it fails with ENOSYS");
+    next.wait_line("--intercept, and this supervisor was not: its bind() fails with ENOSYS");
     supervisor.wait_line("said ENOSYS");
     assert_eq!(only(address), inode);
     assert!(next.terminate().success(), "{}", next.story());

@@ -6,6 +6,7 @@ mod programs;
 mod sockets;
 mod unseen;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -59,8 +60,14 @@ while True:
     time.sleep(0.05)
 ";
 
+/// A program in Python with the ports of these addresses.
+fn python(script: &str, addresses: &[SocketAddr]) -> Vec<String> {
+    let ports = addresses.iter().map(|at| at.port().to_string());
+    ["python3", "-c", script].map(str::to_owned).into_iter().chain(ports).collect()
+}
+
 /// A supervisor of a program that is intercepted, once it serves; none, with the reason told, where the kernel refuses.
-fn run(scene: &Scene, options: &[&str], program: &[&str]) -> Option<Process> {
+fn run(scene: &Scene, options: &[&str], program: &[impl AsRef<OsStr>]) -> Option<Process> {
     let mut command = scene.bindonce("run");
     command.args(["--name", "web", "--intercept"]).args(options).arg("--").args(program);
     let mut supervisor = Process::start(&mut command);
@@ -157,8 +164,8 @@ fn a_program_that_finds_its_socket_listening_says_that_it_is_ready() {
         tell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
         tell.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\n\
         time.sleep(1000)\n";
-    let port = address.port().to_string();
-    let Some(mut supervisor) = run(&scene, &[], &["python3", "-c", script, &port]) else { return };
+    let program = python(script, &[address]);
+    let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let inode = only(address);
     assert!(reload(&scene).contains("generation 2 serves"));
     assert_eq!(only(address), inode);

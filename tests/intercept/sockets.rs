@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 
-use super::{BINDER, only, reload, run};
+use super::{BINDER, only, python, reload, run};
 use crate::harness::{DEADLINE, Process, Scene, eventually};
 
 #[test]
@@ -67,8 +67,7 @@ fn a_socket_is_replaced_wherever_the_program_has_it() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let addresses: Vec<_> = (0..2).map(|_| scene.address()).collect();
-    let ports: Vec<_> = addresses.iter().map(|at| at.port().to_string()).collect();
-    let program = ["python3", "-c", BEFOREHAND, &ports[0], &ports[1]];
+    let program = python(BEFOREHAND, &addresses);
     let Some(mut supervisor) = run(&scene, &[], &program) else { return };
     let (inode, apart) = (only(addresses[0]), only(addresses[1]));
     // The second is not inherited, the first is.
@@ -89,13 +88,12 @@ fn what_is_not_named_is_left_alone() {
     let scene = Scene::new();
     let _broker = scene.broker();
     let (named, other) = (scene.address(), scene.address());
-    let ports = [named.port().to_string(), other.port().to_string()];
     let only_named = format!("web={named}");
-    let program = ["python3", "-c", BINDER, &ports[0], &ports[1]];
+    let program = python(BINDER, &[named, other]);
     let Some(mut supervisor) = run(&scene, &[&only_named], &program) else { return };
     supervisor.wait_line("said bound");
     let held = scene.run("list", &[]).ok();
-    assert!(held.contains("web") && !held.contains(&ports[1]), "{held}");
+    assert!(held.contains("web") && !held.contains(&other.port().to_string()), "{held}");
     assert!(supervisor.terminate().success());
 }
 
@@ -115,8 +113,7 @@ fn udp_and_unix_sockets_are_shared_where_they_are_named() {
         time.sleep(1000)\n";
     let named = [format!("app={}", path.display()), format!("dns=udp@{dns}"), web.to_string()];
     let named: Vec<_> = named.iter().map(String::as_str).collect();
-    let ports = [web.port().to_string(), dns.port().to_string()];
-    let program = ["python3", "-c", script, &ports[0], &ports[1]];
+    let program = python(script, &[web, dns]);
     let Some(mut supervisor) = run(&scene, &named, &program) else { return };
     reload(&scene);
     let inodes = eventually("both generations to have said it", || {

@@ -23,7 +23,7 @@ arguments = parser.parse_args()
 isolate()
 
 # The supervisor's own clock: from the first signal until it is proved that nobody accepts.
-PAUSE = re.compile(r"nobody accepts any more.*took=([0-9.]+)(ms|µs|s)")
+PAUSE = re.compile(r"no process accepts any more.*took=([0-9.]+)(ms|µs|s)")
 MILLISECONDS = {"ms": 1.0, "µs": 0.001, "s": 1000.0}
 
 

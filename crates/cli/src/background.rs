@@ -28,9 +28,12 @@ pub(crate) fn starter() -> anyhow::Result<Option<Rc<OwnedFd>>> {
     }
     // It may be the leader already, where an upgrade has executed it again.
     let _ = nix::unistd::setsid();
-    let starter = io::stdout().as_fd().try_clone_to_owned().context("no way to the starter")?;
+    let starter = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot keep the way to the process that started this one")?;
     let nowhere = std::fs::File::options().write(true).open("/dev/null").context("/dev/null")?;
-    nix::unistd::dup2_stdout(&nowhere).context("cannot let go of standard output")?;
+    nix::unistd::dup2_stdout(&nowhere).context("cannot detach from standard output")?;
     Ok(Some(Rc::new(starter)))
 }
 
@@ -45,8 +48,8 @@ pub(crate) fn start(
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
     let reads = files.iter().any(|file| INPUT.iter().any(|name| file == Path::new(name)));
-    let (mut words, error_writer) = io::pipe().context("no pipe")?;
-    let (mut news, writer) = io::pipe().context("no pipe")?;
+    let (mut words, error_writer) = io::pipe().context("cannot make a pipe")?;
+    let (mut news, writer) = io::pipe().context("cannot make a pipe")?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(arguments)
@@ -55,7 +58,7 @@ pub(crate) fn start(
         .stdout(writer)
         .stderr(error_writer)
         .spawn()
-        .context("cannot go on in the background")?;
+        .context("cannot start the process in the background")?;
     let (mut said, mut text, mut outcome) = (Vec::new(), [0; 4096], None);
     loop {
         let mut fds = [&words, &news].map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
@@ -67,7 +70,7 @@ pub(crate) fn start(
         };
         let [has_words, has_news] = fds.map(|fd| fd.any().unwrap_or_default());
         if has_words {
-            let read = words.read(&mut text).context("cannot read what it says")?;
+            let read = words.read(&mut text).context("cannot read the output of the supervisor")?;
             // Without a reader there is nobody to tell.
             let _ = io::stderr().write_all(text.get(..read).unwrap_or_default());
             if read > 0 {
@@ -78,7 +81,7 @@ pub(crate) fn start(
             return Ok(outcome);
         }
         if has_news {
-            let read = news.read(&mut text).context("cannot read whether it serves")?;
+            let read = news.read(&mut text).context("cannot read whether the service serves")?;
             said.extend_from_slice(text.get(..read).unwrap_or_default());
             if said == SERVES {
                 outcome = Some(ExitCode::SUCCESS);

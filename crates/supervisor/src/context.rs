@@ -1,10 +1,11 @@
-//! What every part of a supervisor may use: the settings, the directory, the journal, and the way to send the loop a
+//! What every part of a supervisor may use: the settings, the directory, the journal, the time, and the way to send the loop a
 //! message.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use bindonce_core::event;
-use bindonce_core::generation::{Event, GenerationId};
+use bindonce_core::generation::{Event, GenerationId, WORKED_AFTER};
 use bindonce_daemon::{Happening, Journal, Reporter};
 use tokio::sync::mpsc;
 
@@ -22,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) reporter: Rc<Reporter>,
     pub(crate) passed: Rc<Passed>,
     inbox: mpsc::UnboundedSender<Message>,
+    /// What the timeline counts time from.
+    pub(crate) epoch: Instant,
 }
 
 impl Context {
@@ -34,7 +37,14 @@ impl Context {
     ) -> Self {
         let (settings, directory) = (Rc::new(settings), Rc::new(directory));
         let journal = Rc::clone(&reporter.journal);
-        Self { settings, directory, journal, reporter, passed, inbox }
+        // A minute ago: a generation that is taken over has served for a while already.
+        let epoch = Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now);
+        Self { settings, directory, journal, reporter, passed, inbox, epoch }
+    }
+
+    /// The time for the timeline.
+    pub(crate) fn now(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
     /// Sends a message to the loop, which takes it after what it does now. The loop ends only with the process.

@@ -100,7 +100,7 @@ pub enum Error {
     #[error(transparent)]
     Variable(#[from] crate::program::TemplateError),
     /// What is to be started was made ready as another kind of program.
-    #[error("what is to be started is not prepared for this kind of program")]
+    #[error("the rendered copy is of another kind of program")]
     NotPrepared,
     /// A system call failed.
     #[error("{doing}: {source}")]

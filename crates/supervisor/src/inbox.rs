@@ -1,38 +1,23 @@
 //! What a message or a signal makes the loop do, one at a time: it changes the parts that it concerns, and becomes an event for
 //! the timeline.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bindonce_core::address::Address;
-use bindonce_core::generation::{Caller, Event, GenerationId, State};
+use bindonce_core::generation::{Caller, Event, GenerationId};
 use bindonce_core::{duration, event};
 use bindonce_daemon::Happening;
-use bindonce_haproxy::config::{Binding, Rendering};
-use bindonce_sys::clock;
 use bindonce_sys::hold::Hold;
-use bindonce_sys::process::Exit;
 use bindonce_sys::signals::Received;
 use bindonce_wire::{ErrorCode, RpcError};
 
-use crate::broker::leases;
 use crate::context::Context;
 use crate::control::requests::{Client, Retirement};
 use crate::control::signals::{self, Wanted};
 use crate::control::{Command, retire};
-use crate::generations::admin::Admin;
-use crate::generations::generation::{Generation, GivenBack, Start};
-use crate::generations::own;
-use crate::generations::process::{self, Process};
-use crate::generations::progress;
-use crate::generations::since::Since;
-use crate::generations::start::Launched;
-use crate::handover::readiness;
-use crate::intercept;
+use crate::generations::generation::Generation;
 use crate::message::Message;
-use crate::program::Readiness;
-use crate::report::cause::{Cause, nothing_to_listen_on};
+use crate::report::cause::Cause;
 use crate::supervisor::Supervisor;
 
 /// The answer to a client whose command cannot be started.
@@ -61,12 +46,12 @@ impl Supervisor {
             Message::Preset(id, preset) => {
                 // One that was called off will count nothing.
                 if self.starts.is_in_progress(id) {
-                    self.counting.preset(id, preset);
+                    self.report.counting.preset(id, preset);
                 }
             }
             Message::NotLaunched(id, error) => {
                 self.starts.end(id);
-                self.counting.gone(id);
+                self.report.counting.gone(id);
                 let text = error.to_string();
                 self.record(id, event::Kind::GenerationFailed, format!("not started: {text}"));
                 self.report.failed(Cause::new(text, error.hint()));
@@ -100,20 +85,14 @@ impl Supervisor {
             Message::Settled(id, count) => self.settled(id, count),
             Message::Left(id, connections) => {
                 if let Some(generation) = self.generations.get_mut(&id) {
-                    generation.connections = Some(connections);
+                    generation.drain.connections = Some(connections);
                 }
                 self.feed(Event::Connections(id, connections));
             }
             Message::Counts(id, counts, drains) => {
                 if let Some(generation) = self.generations.get_mut(&id)
-                    && let Some(before) = generation.drain.counted.replace(counts)
+                    && let Some((more, drains)) = generation.drain.count(counts, drains)
                 {
-                    let more = counts.less(before);
-                    // It was one before an upgrade, too.
-                    let drains = drains || generation.drain.since.is_some();
-                    if drains {
-                        generation.drain.since.get_or_insert_default().add(more);
-                    }
                     self.report.served(more, drains);
                 }
             }
@@ -147,7 +126,7 @@ impl Supervisor {
             Message::Counted(id, told) => {
                 // One that is gone has told before.
                 if self.generations.get(&id).is_some() {
-                    self.counting.told(id, told);
+                    self.report.counting.told(id, told);
                 }
             }
             Message::LetGo(id) => self.let_go(id),
@@ -190,7 +169,7 @@ impl Supervisor {
                 };
                 let known = self.generations.get(&id);
                 let pid = known.map(Generation::pid);
-                let connections = known.and_then(|generation| generation.connections);
+                let connections = known.and_then(|generation| generation.drain.connections);
                 tracing::info!(generation = id.0, pid, connections, sender = by, "asked to end it");
                 self.requests.await_end(Retirement { id, pid, connections, reply });
                 self.feed(Event::Retire(id));
@@ -216,7 +195,7 @@ impl Supervisor {
         if self.timeline.is_idle()
             && let Some(due) = self.timeline.reload_due()
         {
-            let due = duration::format(due.saturating_sub(self.epoch.elapsed()));
+            let due = duration::format(due.saturating_sub(self.cx.now()));
             let waiting = self.timeline.reloads_waiting();
             tracing::info!(waiting, "the reload begins in {due} (--min-interval)");
         }
@@ -240,8 +219,8 @@ impl Supervisor {
             Wanted::End(by) => {
                 let haproxy = self.cx.settings.kind.haproxy();
                 let is_master = haproxy.is_some_and(|it| it.command.role.master.is_some())
-                    || self.starts.newest().is_some_and(|rendering| rendering.is_master);
-                self.ended_by.get_or_insert((by, is_master));
+                    || self.starts.newest().is_some_and(|rendering| rendering.mode.is_master);
+                self.end.at_once(by, is_master);
                 self.shut_down(name, signal);
                 // The second one ends what drains.
                 self.feed(Event::Shutdown);
@@ -295,68 +274,6 @@ impl Supervisor {
         self.feed(Event::ReloadAtOnce(caller));
     }
 
-    /// A process was started for a generation.
-    pub(crate) fn launched(&mut self, id: GenerationId, launched: Launched) {
-        let Some(starting) = self.starts.end(id) else {
-            // It was called off while the process was on its way to us.
-            return process::end_quietly(launched.pidfd);
-        };
-        let rendering = launched.prepared.rendering();
-        let master_worker = rendering.is_some_and(|rendering| rendering.master_worker);
-        let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
-        // A path stays: the process that made the socket made the path too.
-        let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
-        let goes = |binding: &Binding| {
-            binding.inherited.is_some() && !matches!(binding.listener.address, Address::Unix(_))
-        };
-        let passed = bindings.iter().zip(&launched.listeners).filter(|(binding, _)| goes(binding));
-        let passed: Vec<_> = passed.map(|(_, held)| held.label.clone()).collect();
-        self.starts.started_on(id, launched.prepared);
-        let admin =
-            launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
-        let process = Process {
-            pidfd: launched.pidfd,
-            admin,
-            stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
-            master_worker,
-            listeners: launched.listeners,
-            lease: Some(launched.lease),
-            started: clock::now(),
-        };
-        let created = process.listeners.iter().filter(|held| held.created);
-        let created: Vec<_> = created.map(|held| held.label.clone()).collect();
-        let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
-        let mut generation = match process::take_on(&self.cx, &self.leases, id, process) {
-            Ok(generation) => generation,
-            Err(error) => {
-                let name = self.cx.settings.kind.name();
-                let text = format!("{name}, pid {pid}, cannot be watched: {error}");
-                self.report.failed(Cause::new(text, None));
-                return self.feed(Event::StartFailed(id));
-            }
-        };
-        generation.start = Start::Begun(starting.begun);
-        generation.drain.counted = Some(Since::default());
-        generation.own.devices = devices;
-        // What it was given at its start it does not say that it listens on.
-        generation.readiness.listening.extend(generation.inodes());
-        if let Some(shim) = launched.shim {
-            intercept::begin(&self.cx, self.handover.watchdog(), id, shim);
-        }
-        readiness::await_ready(&self.cx, &mut generation, launched.notifications);
-        progress::watch(&self.cx, &generation);
-        self.generations.insert(generation);
-        self.feed(Event::Progress(id));
-        self.leases.add(created.iter().cloned().chain(passed));
-        self.save();
-        tracing::info!(generation = id.0, pid, listeners, "started");
-        process::warn_of_limit(listeners);
-        self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
-        if !created.is_empty() {
-            self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
-        }
-    }
-
     /// A new generation has bound everything, and is held.
     pub(crate) fn held(&mut self, id: GenerationId, hold: Rc<Hold>) {
         match self.generations.get_mut(&id) {
@@ -367,116 +284,5 @@ impl Supervisor {
             _ => return hold.release(),
         }
         self.ready(id, "it has bound everything, and is held");
-    }
-
-    pub(crate) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
-        let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
-        if let Some(generation) = self.generations.get(&id) {
-            let pid = generation.pid();
-            let state = self.timeline.state_of(id);
-            let drained = generation.lease.served && state == Some(State::Draining);
-            if !drained && self.cx.settings.kind.haproxy().is_some() {
-                let left = process::kill_holders(pid, &generation.inodes());
-                if left > 0 {
-                    tracing::warn!(
-                        generation = id.0,
-                        pid,
-                        left,
-                        "killed what it left with its listeners open"
-                    );
-                }
-            }
-            let cut = generation.cut_by_itself();
-            self.report.cut(cut);
-            self.requests.cut(id, cut);
-            let (kind, text) = match state {
-                Some(State::Draining) if cut > 0 => {
-                    let text = format!("gone: {how}; connections cut (hard-stop-after): {cut}");
-                    (event::Kind::GenerationGone, text)
-                }
-                Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
-                Some(State::Serving) => {
-                    (event::Kind::GenerationDied, format!("died while it served: {how}"))
-                }
-                _ => (event::Kind::GenerationFailed, format!("did not come up: {how}")),
-            };
-            match kind {
-                event::Kind::GenerationGone => tracing::info!(generation = id.0, pid, "{text}"),
-                _ => tracing::error!(generation = id.0, pid, "{text}"),
-            }
-            self.record(id, kind, text);
-            self.master.failing = Some((id, generation.output.tail.clone()));
-            let words = generation.output.tail.text();
-            let name = self.cx.settings.kind.name();
-            let text = if words.is_empty() {
-                format!("{name}, pid {pid}, ended with {how} and said nothing")
-            } else {
-                format!("{name}, pid {pid}, ended with {how}:\n{words}")
-            };
-            let hint = generation.own.wanted.map(|_| {
-                let serving = self.timeline.serving();
-                let any = [Some(id), serving].into_iter().flatten();
-                let mut renderings = any.filter_map(|id| self.rendering(id));
-                let no_reuse_port = renderings.any(|rendering| rendering.no_reuse_port);
-                own::address_hint(self.can_let_go(id), no_reuse_port)
-            });
-            let refused = generation.readiness.refused.clone();
-            let in_its_words = !words.is_empty() && hint.is_none();
-            let program = self.cx.settings.kind.program();
-            let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
-                && generation.readiness.listening.is_empty();
-            let hint = hint.or_else(|| nothing_to_listen_on(&words));
-            let cause = Cause { in_its_words, unseen, ..Cause::new(text, hint) };
-            self.report.failed(refused.unwrap_or(cause));
-        }
-        self.feed(Event::Exited(id));
-    }
-
-    fn found_foreign(
-        &mut self,
-        id: GenerationId,
-        addresses: BTreeSet<String>,
-        unseen: &BTreeSet<String>,
-    ) {
-        let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
-        if let Some(generation) = self.generations.get_mut(&id) {
-            generation.own.bound = addresses;
-            generation.own.unseen.clone_from(unseen);
-            let fixed = own::cannot_let_go(generation, self.starts.version);
-            self.report.foreign.tell(&self.cx, generation, rendering, fixed, unseen);
-        }
-    }
-
-    /// Ends the leases of generations that have closed their listeners, on those that no generation needs that accepts or is about
-    /// to; then has the listeners released.
-    pub(crate) fn give_back(&mut self) {
-        if self.timeline.serving().is_none() {
-            // Clients wait in the queues for whatever serves next.
-            return;
-        }
-        let given_back = self.generations.give_back(&self.timeline);
-        if !given_back.is_empty() {
-            // The next supervisor must not claim them again for a generation that drains.
-            self.save();
-        }
-        let mut ended = Vec::new();
-        for GivenBack { known, of_master } in given_back {
-            ended.push(known);
-            self.leases.left_open(of_master);
-        }
-        leases::release_after(&self.cx, ended);
-    }
-
-    /// Releases the listeners that exist because of this service and that no generation has.
-    fn release_unused(&mut self) {
-        if self.timeline.serving().is_none() || self.starts.in_progress() {
-            // What is being started may claim them in this moment; there is a next time.
-            return;
-        }
-        let (unused, open) = self.leases.take_unused(&self.generations.used());
-        if !unused.is_empty() {
-            self.save();
-            leases::release(&self.cx, unused, open);
-        }
     }
 }

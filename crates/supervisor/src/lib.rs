@@ -35,6 +35,7 @@ mod tasks;
 
 use tracing::Instrument as _;
 
+pub use control::ending::Ended;
 pub use control::upgrade;
 pub use disk::place::{control_socket, events_file, service_directory, services};
 pub use disk::secret::whole as whole_secret;
@@ -42,10 +43,11 @@ pub use error::Error;
 pub use generations::start::moved::own_sockets;
 pub use handover::watchdog;
 pub use kind::{Haproxy, Kind};
-pub use main_loop::Ended;
 pub use origin::{Origin, Text};
 pub use report::starter::{BACKGROUND, SERVES};
-pub use settings::{Ghosts, Settings};
+pub use settings::{
+    BrokerSettings, FirstSettings, Ghosts, HandoverSettings, MetricsSettings, Settings,
+};
 
 /// Supervises one service until it is told to stop. Call it within a
 /// [`tokio::task::LocalSet`], in a process that has started no thread.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::broker;
 use crate::context::Context;
 use crate::control;
+use crate::control::ending::Ended;
 use crate::disk::directory::{Directory, Saved};
 use crate::disk::take_over::{Inheritance, take_over};
 use crate::disk::{files, found, unread};
@@ -29,27 +30,6 @@ use crate::settings::Settings;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 
-/// How a supervisor ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// It was told to, and every generation is gone.
-    Shutdown,
-    /// The same, by a signal that ends it at once.
-    AtOnce {
-        /// The signal.
-        signal: Signal,
-        /// Whether haproxy would have a master.
-        is_master: bool,
-    },
-    /// The first generation failed.
-    NeverServed {
-        /// Why.
-        story: String,
-        /// Whether haproxy has said it on standard error.
-        in_its_words: bool,
-    },
-}
-
 /// Supervises one service, from what an earlier supervisor has left.
 pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     // Blocked before any thread exists, so that none of them is interrupted.
@@ -61,7 +41,7 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
         taken.push(Signal::SIGQUIT);
     }
     let signals = SignalFd::new(&taken).map_err(Error::system("take signals over"))?;
-    let directory = Directory::open(&settings.socket, &settings.service)?;
+    let directory = Directory::open(&settings.broker.socket, &settings.service)?;
     let saved = directory.load();
     // One that names only processes that are gone may be older than the last start: a directory that
     // was full took no newer one.
@@ -78,13 +58,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     let reporter = Reporter::new(Rc::clone(&journal), nix::unistd::getuid().as_raw());
     // An upgrade has what serves, and goes on with it whatever the broker does.
     if left.control.is_none() {
-        broker::ensure(&settings.socket, settings.broker_log(), &journal).await?;
+        broker::ensure(&settings.broker.socket, settings.broker_log(), &journal).await?;
     }
     if !is_known {
         let found = found::look(&settings, &directory, &journal).await?;
         saved = Saved { next: found.next.max(saved.next), generations: found.generations, ..saved };
     }
-    passed.keep(&settings.master_cli, &settings.socket).await;
+    passed.keep(&settings.master_cli, &settings.broker.socket).await;
     let (sender, inbox) = mpsc::unbounded_channel();
     let mut master = Master::open(&settings, &saved, &mut left, &passed)?;
     let is_upgrade = left.control.is_some();
@@ -114,19 +94,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
     if reaper::is_needed() {
         spawn(reaper::reap());
     }
-    let (address, socket) = (settings.metrics.clone(), settings.socket.clone());
-    spawn(metrics::keep(
-        directory.metrics(),
-        address,
-        settings.status_page,
-        socket,
-        sender.clone(),
-    ));
+    let (at, socket) = (settings.metrics.clone(), settings.broker.socket.clone());
+    spawn(metrics::keep(directory.metrics(), at, socket, sender.clone()));
     let replaced = replaced(&settings, &saved).await?;
     let cx = Context::new(settings, directory, reporter, Rc::new(passed), sender);
     master.serve(&cx)?;
     let mut supervisor = Supervisor::new(cx, &saved, control, master)?;
-    supervisor.replaced = replaced;
+    supervisor.first.replaced = replaced;
     supervisor.starts.watched = watched;
     supervisor.handover.keep_on(&supervisor.cx, &kept);
     let asked_about: Vec<_> = kept.calls.keys().copied().collect();
@@ -144,12 +118,13 @@ pub(crate) async fn begin(settings: Settings) -> Result<Ended, Error> {
 
 /// The haproxys that the first generation replaces; the broker has their listeners then. An upgrade has begun before.
 async fn replaced(settings: &Settings, saved: &Saved) -> Result<Vec<i32>, Error> {
-    let replaced = settings.replaced.clone();
+    let replaced = settings.first.replaced.clone();
     if saved.inherited.is_some() || replaced.pids.is_empty() {
         return Ok(Vec::new());
     }
-    let known: Vec<i32> = saved.generations.iter().map(|generation| generation.pid).collect();
-    let socket = settings.socket.clone();
+    let known: Vec<i32> =
+        saved.generations.iter().map(|generation| generation.process.pid).collect();
+    let socket = settings.broker.socket.clone();
     let taken =
         worker::within(settings.timing.ready_timeout, move || replaced.take(&socket, &known));
     taken.await.map_err(Error::system("take over from the haproxy that is replaced"))?
@@ -173,10 +148,10 @@ impl Supervisor {
         loop {
             self.report.announcer.alive();
             self.maybe_upgrade();
-            if let Some(ending) = self.ending {
-                return Ok(self.end(ending));
+            if let Some(ending) = self.end.decided() {
+                return Ok(self.ended(ending));
             }
-            let deadline = self.timeline.deadline().map(|at| self.epoch + at);
+            let deadline = self.timeline.deadline().map(|at| self.cx.epoch + at);
             let keep_alive = async {
                 match self.report.announcer.keep_alive() {
                     Some(interval) => tokio::time::sleep(interval).await,
@@ -213,7 +188,7 @@ impl Supervisor {
     ) -> Result<Option<String>, Error> {
         let (leases, starts) = (&self.leases, &mut self.starts);
         let found = take_over(&self.cx, leases, starts, &mut self.generations, saved, left).await?;
-        self.counting.only(&found.iter().map(|found| found.id.0).collect());
+        self.report.counting.only(&found.iter().map(|found| found.id.0).collect());
         let mut changed = None;
         if !found.is_empty() {
             let serving = found.iter().filter(|found| found.state == State::Serving);
@@ -221,9 +196,9 @@ impl Supervisor {
                 changed = self.changed(serving.configuration, is_upgrade).await;
             }
             // It waits for what is there now to serve.
-            let starter = self.starter.take_if(|_| changed.is_some());
+            let starter = self.first.starter.take_if(|_| changed.is_some());
             let worked = saved.worked.map(GenerationId);
-            for action in self.timeline.adopt(self.epoch.elapsed(), found, worked) {
+            for action in self.timeline.adopt(self.cx.now(), found, worked) {
                 self.perform(action);
             }
             for id in self.draining() {
@@ -237,7 +212,7 @@ impl Supervisor {
                 self.handover.keep_calls(&self.cx, generation);
             }
             self.save();
-            self.starter = starter.or(self.starter.take());
+            self.first.starter = starter.or(self.first.starter.take());
         }
         Ok(changed)
     }
@@ -267,21 +242,14 @@ impl Supervisor {
         }
     }
 
-    fn end(self, ending: Ending) -> Ended {
+    fn ended(self, ending: Ending) -> Ended {
         if let Err(error) = self.cx.directory.clear() {
             tracing::warn!(%error, "the service's directory could not be cleared");
         }
-        match ending {
-            Ending::Shutdown => {
-                self.say_what_stays();
-                let at_once = |(signal, is_master)| Ended::AtOnce { signal, is_master };
-                self.ended_by.map_or(Ended::Shutdown, at_once)
-            }
-            Ending::NeverServed => {
-                let cause = self.report.failure();
-                Ended::NeverServed { story: cause.whole(), in_its_words: cause.in_its_words }
-            }
+        if matches!(ending, Ending::Shutdown) {
+            self.say_what_stays();
         }
+        self.end.how(ending, self.report.failure())
     }
 }
 

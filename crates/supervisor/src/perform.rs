@@ -1,7 +1,6 @@
 //! What the timeline decides (its actions), done by the parts.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bindonce_core::event;
@@ -11,22 +10,17 @@ use bindonce_core::generation::{
 use bindonce_sys::signals::Signal as Number;
 use bindonce_sys::worker;
 
-use crate::adopt::{self, ServedNow};
 use crate::disk::directory::remove_all;
 use crate::generations::start::{self, moved::Serving};
-use crate::generations::starts::Plan;
+use crate::generations::starts::{Plan, ServingNow};
 use crate::generations::{counting, foreign, unprivileged, watching};
 use crate::handover::promise::Unserved;
 use crate::handover::watchdog::Duty;
 use crate::handover::{compare, ghosts};
 use crate::message::Message;
-use crate::report;
 use crate::report::cause::Cause;
 use crate::report::outcome::Now;
 use crate::supervisor::Supervisor;
-
-/// What a look at all processes may take besides, where one is to be ended.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// How long the removal of old configurations may take. It is done beside the loop: a disk that is busy takes hundreds
 /// of milliseconds to free a file.
@@ -61,7 +55,7 @@ impl Supervisor {
             }
             Action::LetGo(id) => {
                 let Some(generation) = self.generations.get(&id) else { return };
-                let (cx, pace) = (self.cx.clone(), self.counting.pace(id));
+                let (cx, pace) = (self.cx.clone(), self.report.counting.pace(id));
                 let admin = generation.cli.admin.clone();
                 crate::tasks::spawn(async move {
                     if let Some(admin) = admin {
@@ -92,7 +86,7 @@ impl Supervisor {
                     self.record(died, event::Kind::Restart, text);
                 }
             }
-            Action::Exit(ending) => self.ending = Some(ending),
+            Action::Exit(ending) => self.end.decide(ending),
         }
     }
 
@@ -124,18 +118,16 @@ impl Supervisor {
             served: self.generations.labels(serving),
             may_be_empty: is_fresh && self.requests.take_allow_empty(),
             devices: devices.filter_map(|held| held.listener.options.interface.clone()).collect(),
-            haproxys: serving
-                .and_then(|id| Some(self.generations.get(&id)?.own.devices.clone()))
-                .unwrap_or_default(),
             known: self.generations.descriptors(),
-            serving: serving.and_then(|id| self.generations.get(&id)?.cli.admin.clone()),
-            binds: serving.and_then(|id| {
-                let one = self.generations.get(&id)?;
+            serving: serving.and_then(|id| self.generations.get(&id)).map(|one| {
                 let has = one.listeners.iter().map(|held| held.listener.key()).collect();
-                Some(Serving { id, pid: one.pid(), has })
+                ServingNow {
+                    admin: one.cli.admin.clone(),
+                    version: one.cli.version,
+                    devices: one.own.devices.clone(),
+                    binds: Serving { id: one.id, pid: one.pid(), has },
+                }
             }),
-            version: serving.and_then(|id| self.generations.get(&id)?.cli.version),
-            alone: serving.is_none(),
             older_alive,
             no_epoll: self.handover.ghosts.no_epoll(),
         };
@@ -156,14 +148,14 @@ impl Supervisor {
         if let Some(starting) = self.starts.end(id) {
             // There is no process yet; should one be on its way to us, it is ended on arrival.
             starting.task.abort();
-            self.counting.gone(id);
+            self.report.counting.gone(id);
             self.called_off(id, reason, &starting.step);
             return self.cx.later(Event::StartFailed(id));
         }
         let Some(generation) = self.generations.get_mut(&id) else { return };
         let pid = generation.pid();
         let ends = matches!(signal, Signal::Terminate | Signal::Kill);
-        let cut = if ends { generation.cut() } else { 0 };
+        let cut = if ends { generation.drain.cut() } else { 0 };
         let Some(sent) = generation.signal(signal, number, reason) else { return };
         self.report.signalled(&self.cx, id, pid, number, (reason, cut));
         self.requests.cut(id, cut);
@@ -200,7 +192,7 @@ impl Supervisor {
         self.handover.tell(&Duty::None);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         generation.lease.served = true;
-        generation.reloads_before = self.master.reloads;
+        generation.reloads_before = self.master.history.reloads;
         self.master.forget();
         generation.output.started();
         generation.release();
@@ -224,56 +216,9 @@ impl Supervisor {
             self.starts.serves(of, &self.cx.settings.kind);
         }
         let written = of.and_then(|of| self.starts.write_pid_file(of));
-        self.master.serve_late(&self.replaced);
-        let ended = self.end_replaced(id);
-        let starter = self.starter.take();
-        let written = match &starter {
-            Some(_) => written,
-            None => {
-                self.requests.wait_for_pid_file(written);
-                None
-            }
-        };
-        crate::tasks::spawn(async move {
-            let alone = ended.await;
-            if let Some(starter) = starter {
-                report::starter::tell(starter, written, alone).await;
-            }
-        });
-    }
-
-    /// Ends the haproxys that this generation replaces, where there are any: true when none of them accepts any more.
-    fn end_replaced(&mut self, id: GenerationId) -> impl Future<Output = bool> + use<> {
-        let pids = std::mem::take(&mut self.replaced);
-        let generation = self.generations.get(&id).filter(|_| !pids.is_empty());
-        let listeners = generation.into_iter().flat_map(|generation| &generation.listeners);
-        let served: ServedNow =
-            listeners.map(|held| (held.bound.clone(), held.inode, Arc::clone(&held.fd))).collect();
-        let limit = self.cx.settings.timing.retire_timeout;
-        let at_once = self.cx.settings.replaced.at_once;
-        async move {
-            let mut alone = true;
-            for pid in pids {
-                let served = served.clone();
-                let ended = worker::within(2 * limit + LOOK, move || {
-                    adopt::end(pid, &served, at_once, limit)
-                });
-                let ended = ended.await.map_err(|error| error.to_string());
-                match ended.and_then(|ended| ended.map_err(|error| error.to_string())) {
-                    Ok(_) => {
-                        tracing::info!(pid, "the haproxy that was replaced has stopped accepting");
-                    }
-                    Err(error) => {
-                        alone = false;
-                        tracing::error!(
-                            pid,
-                            "the haproxy that is replaced may still accept: {error}"
-                        );
-                    }
-                }
-            }
-            alone
-        }
+        self.master.serve_late(&self.first.replaced);
+        let written = self.first.serves(&self.cx, self.generations.get(&id), written);
+        self.requests.wait_for_pid_file(written);
     }
 
     fn answer(&mut self, callers: &[Caller], outcome: &Outcome) {
@@ -288,9 +233,8 @@ impl Supervisor {
         };
         let serves = now.serving.is_some();
         let answer = self.report.outcome(&self.cx, outcome, now);
-        if let (Outcome::Failed(..), Some(starter)) = (outcome, self.starter.take_if(|_| serves)) {
-            // What an earlier supervisor has started serves on.
-            crate::tasks::spawn(report::starter::tell(starter, None, false));
+        if serves && matches!(outcome, Outcome::Failed(..)) {
+            self.first.serves_on();
         }
         self.reload_ended(callers, outcome);
         let older = self.draining();
@@ -326,7 +270,7 @@ impl Supervisor {
         }
         self.give_back();
         self.cx.directory.remove_admin(id);
-        self.counting.gone(id);
+        self.report.counting.gone(id);
         self.requests.gone(id);
         self.save();
         self.keep_configurations();
@@ -360,7 +304,7 @@ impl Supervisor {
     /// Begins to ask a generation whether it has stopped.
     pub(crate) fn watch_stop(&mut self, id: GenerationId) {
         if let Some(generation) = self.generations.get_mut(&id) {
-            watching::watch_stop(&self.cx, generation, self.counting.pace(id));
+            watching::watch_stop(&self.cx, generation, self.report.counting.pace(id));
             self.save();
         }
     }

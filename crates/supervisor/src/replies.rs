@@ -92,33 +92,12 @@ pub struct Status {
     /// Oldest first.
     #[serde(default)]
     pub generations: Vec<GenerationStatus>,
-    /// Since the supervisor began, as all counts here.
-    #[serde(default)]
-    pub reloads: u64,
-    /// Reloads that failed.
-    #[serde(default)]
-    pub failed_reloads: u64,
-    /// Starts after a generation that served had died.
-    #[serde(default)]
-    pub restarts: u64,
-    /// Entries that were removed from epoll sets.
-    #[serde(default)]
-    pub ghosts_removed: u64,
-    /// Requests that came to generations after they had stopped accepting, on connections that they had.
-    #[serde(default)]
-    pub requests_after: u64,
-    /// Bytes that they have sent since then.
-    #[serde(default)]
-    pub bytes_after: u64,
+    /// What has happened so far, beside the other members.
+    #[serde(flatten)]
+    pub counts: Counts,
     /// What its generations have answered lately.
     #[serde(default)]
     pub lately: Lately,
-    /// Idle connections of older generations that were closed for `--drain-idle`.
-    #[serde(default)]
-    pub idle_closed: u64,
-    /// Connections that generations had when they were told to exit.
-    #[serde(default)]
-    pub connections_cut: u64,
     /// How often the supervisor became a newer binary.
     #[serde(default)]
     pub upgrades: u64,
@@ -135,6 +114,28 @@ pub struct Status {
     /// What else a newer supervisor sends.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// What has happened since the supervisor began.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Reloads that succeeded.
+    pub reloads: u64,
+    /// Reloads that failed.
+    pub failed_reloads: u64,
+    /// Starts after a generation that served had died.
+    pub restarts: u64,
+    /// Entries that were removed from epoll sets.
+    pub ghosts_removed: u64,
+    /// Requests that came to generations after they had stopped accepting, on connections that they had.
+    pub requests_after: u64,
+    /// Bytes that they have sent since then.
+    pub bytes_after: u64,
+    /// Idle connections of older generations that were closed for `--drain-idle`.
+    pub idle_closed: u64,
+    /// Connections that generations had when they were told to exit.
+    pub connections_cut: u64,
 }
 
 /// What the generations of a service have answered lately, where haproxy tells.

@@ -17,10 +17,8 @@ use crate::kind::Kind;
 /// What a supervisor is told on its command line.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The broker's control socket.
-    pub socket: PathBuf,
-    /// Whether a broker is started when none answers there.
-    pub start_broker: bool,
+    /// The broker.
+    pub broker: BrokerSettings,
     /// The name of the service.
     pub service: Name,
     /// What is supervised.
@@ -34,31 +32,60 @@ pub struct Settings {
     pub drain_idle: Option<Duration>,
     /// How long a start waits until the generation that serves has learned its stick tables.
     pub peers_timeout: Duration,
-    /// Whether a handover connects to listeners where no client waits.
-    pub probe: bool,
-    /// What is done about ghosts.
-    pub ghosts: Ghosts,
+    /// How a handover is done.
+    pub handover: HandoverSettings,
     /// Files and directories whose change is a reload.
     pub watch: Vec<PathBuf>,
     /// Where the master CLI is served (haproxy's `-S`).
     pub master_cli: Vec<MasterSocket>,
     /// It stands in for haproxy under its name: SIGTERM and SIGINT end it at once, as they end haproxy's master.
     pub at_once: bool,
-    /// Who waits for the first generation to serve, in a process that goes on in the background: it reads one line
-    /// here, once that generation serves.
-    pub starter: Option<Rc<OwnedFd>>,
-    /// A haproxy that runs without bindonce, to be replaced by the first generation.
-    pub replaced: Replaced,
+    /// What waits for the first generation to serve.
+    pub first: FirstSettings,
     /// Where metrics are exported too, beside the UNIX socket that always is.
-    pub metrics: Option<Listener>,
-    /// Whether that listener serves the status page to everybody who reaches it; else only to this host.
+    pub metrics: MetricsSettings,
+}
+
+/// The broker of a supervisor.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Whether one is started when none answers there.
+    pub start: bool,
+}
+
+/// How a handover is done.
+#[derive(Debug, Clone, Copy)]
+pub struct HandoverSettings {
+    /// Whether it connects to listeners where no client waits.
+    pub probe: bool,
+    /// What is done about ghosts.
+    pub ghosts: Ghosts,
+}
+
+/// What waits for the first generation to serve.
+#[derive(Debug, Clone)]
+pub struct FirstSettings {
+    /// The process that has put this one into the background: it reads one line here, once that generation serves.
+    pub starter: Option<Rc<OwnedFd>>,
+    /// Haproxys that run without bindonce, which that generation replaces.
+    pub replaced: Replaced,
+}
+
+/// Where metrics are exported, beside the UNIX socket.
+#[derive(Debug, Clone)]
+pub struct MetricsSettings {
+    /// The listener, if there is one.
+    pub listener: Option<Listener>,
+    /// Whether it serves the status page to everybody who reaches it; else only to this host.
     pub status_page: bool,
 }
 
 impl Settings {
     /// Where a broker that is started writes its log; none: none is started.
     pub(crate) fn broker_log(&self) -> Option<Log> {
-        self.start_broker.then_some(if self.at_once { Log::Through } else { Log::Ours })
+        self.broker.start.then_some(if self.at_once { Log::Through } else { Log::Ours })
     }
 }
 

@@ -1,22 +1,23 @@
 //! The parts of a supervisor. Each owns its data and offers verbs; what needs several of them is here, in
-//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and
-//! [`crate::handover::steps`].
+//! [`crate::inbox`] (messages and signals), [`crate::perform`] (decisions of the timeline) and in the `steps` of
+//! generations, handover and intercept.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use bindonce_core::event;
-use bindonce_core::generation::{Ending, Event, GenerationId, State, Timeline, WORKED_AFTER};
+use bindonce_core::generation::{Event, GenerationId, State, Timeline};
 
 use crate::broker::leases::Leases;
 use crate::context::Context;
+use crate::control::ending::End;
 use crate::control::requests::Requests;
 use crate::control::upgrades::Upgrade;
 use crate::disk::directory::{Inherited, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
-use crate::generations::counting::Counting;
+use crate::generations::drain::milliseconds;
+use crate::generations::first::First;
 use crate::generations::own;
 use crate::generations::since::SavedLately;
 use crate::generations::starts::Starts;
@@ -26,16 +27,12 @@ use crate::master_cli::Master;
 use crate::report::Report;
 use crate::report::view::View;
 use bindonce_haproxy::config::Rendering;
-use bindonce_sys::signals::Signal;
 
 pub(crate) struct Supervisor {
     pub(crate) cx: Context,
     /// Decides; what the others do is what it says.
     pub(crate) timeline: Timeline,
-    /// What the timeline counts time from.
-    pub(crate) epoch: Instant,
     pub(crate) generations: Generations,
-    pub(crate) counting: Counting,
     pub(crate) starts: Starts,
     pub(crate) handover: Handover,
     pub(crate) leases: Leases,
@@ -43,13 +40,8 @@ pub(crate) struct Supervisor {
     pub(crate) report: Report,
     pub(crate) upgrade: Upgrade,
     pub(crate) master: Master,
-    pub(crate) ending: Option<Ending>,
-    /// The haproxys without bindonce that the first generation replaces.
-    pub(crate) replaced: Vec<i32>,
-    /// Who waits for the first generation to serve.
-    pub(crate) starter: Option<Rc<OwnedFd>>,
-    /// The signal that ends this process at once, and whether haproxy would have a master.
-    pub(crate) ended_by: Option<(Signal, bool)>,
+    pub(crate) first: First,
+    pub(crate) end: End,
 }
 
 impl Supervisor {
@@ -70,28 +62,23 @@ impl Supervisor {
         }
         Ok(Self {
             timeline: Timeline::new(settings.timing.clone(), next),
-            // A minute ago: a generation that is taken over has served for a while already.
-            epoch: Instant::now().checked_sub(6 * WORKED_AFTER).unwrap_or_else(Instant::now),
             generations: Generations::default(),
-            counting: Counting::resume(cx.directory.counters()),
             starts,
-            handover: Handover::new(settings.ghosts, &cx.directory.kept())?,
+            handover: Handover::new(settings.handover.ghosts, &cx.directory.kept())?,
             leases: Leases::new(settings, saved.ours.clone(), Rc::clone(&cx.journal)),
             requests: Requests::default(),
-            report: Report::new(settings, &saved.lately),
+            report: Report::new(settings, cx.directory.counters(), &saved.lately),
             upgrade: Upgrade::new(control, saved.upgrades),
             master,
-            ending: None,
-            replaced: Vec::new(),
-            starter: settings.starter.clone(),
-            ended_by: None,
+            first: First { replaced: Vec::new(), starter: settings.first.starter.clone() },
+            end: End::default(),
             cx,
         })
     }
 
     /// Gives an event to the timeline and performs what it says.
     pub(crate) fn feed(&mut self, event: Event) {
-        for action in self.timeline.on(self.epoch.elapsed(), event) {
+        for action in self.timeline.on(self.cx.now(), event) {
             self.perform(action);
         }
     }
@@ -143,8 +130,7 @@ impl Supervisor {
         let itself = inherited.is_some();
         let generations = self.generations.iter().map(|generation| SavedGeneration {
             id: generation.id.0,
-            pid: generation.pid(),
-            start_time: generation.named.start_time,
+            process: generation.named,
             state: self.timeline.state_of(generation.id).unwrap_or(State::Draining).to_string(),
             ready: generation.readiness.ready,
             master_worker: generation.cli.master_worker,
@@ -155,11 +141,7 @@ impl Supervisor {
             own_lines: generation.own.lines.clone(),
             reloads_before: generation.reloads_before,
             start_ms: generation.start.took().and_then(milliseconds),
-            drain_idle_ms: generation.drain.idle.get().and_then(milliseconds),
-            drain_timeout_ms: generation.drain.timeout.and_then(milliseconds),
-            counted: generation.drain.counted.filter(|_| itself),
-            after: generation.drain.since.filter(|_| itself),
-            idle_closed: generation.drain.idle_closed,
+            drain: generation.drain.saved(itself),
         });
         Saved {
             next: self.timeline.next_id().0,
@@ -167,10 +149,7 @@ impl Supervisor {
             ours: self.leases.ours().clone(),
             inherited,
             upgrades: self.upgrade.count,
-            began: self.master.began.0,
-            reloads: self.master.reloads,
-            failed_reloads: self.master.failed,
-            startup_logs: self.master.startup.text(),
+            history: self.master.history.saved(),
             passed: self.cx.passed.listeners(),
             lately: if itself { self.report.saved_lately() } else { SavedLately::default() },
             caller: self.starts.caller().cloned(),
@@ -178,8 +157,4 @@ impl Supervisor {
             watched: self.starts.watched.read,
         }
     }
-}
-
-fn milliseconds(time: Duration) -> Option<u64> {
-    u64::try_from(time.as_millis()).ok()
 }

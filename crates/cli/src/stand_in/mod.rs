@@ -54,7 +54,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
     let without;
     if command.role.master.is_none()
         && !command.master_sockets.is_empty()
-        && !says("master-worker", &command, |rendering| rendering.is_master)?
+        && !says("master-worker", &command, |rendering| rendering.mode.is_master)?
     {
         if let Some(code) = no_master(&real, arguments)? {
             return Ok(Outcome::Done(code));
@@ -68,7 +68,7 @@ pub(crate) fn answer(mut words: Vec<OsString>) -> anyhow::Result<Outcome> {
         && (to_background
             || background::is_it()
             || command.role.master.is_some()
-            || says("master-worker", &command, |rendering| rendering.is_master)?)
+            || says("master-worker", &command, |rendering| rendering.mode.is_master)?)
     {
         name::can_write(path)?;
     }
@@ -116,7 +116,7 @@ fn without_master_sockets(arguments: &[OsString]) -> Vec<OsString> {
 
 /// Without a master haproxy ends where nobody is at the socket of `-x`.
 fn can_transfer(path: &Path, command: &Command) -> anyhow::Result<()> {
-    let is_master = || says("master-worker", command, |rendering| rendering.is_master);
+    let is_master = || says("master-worker", command, |rendering| rendering.mode.is_master);
     if path == Path::new("/dev/null") || command.role.master.is_some() {
         return Ok(());
     }
@@ -137,7 +137,7 @@ fn serve(real: &Path, role: &Role, name: &str, arguments: &[OsString]) -> anyhow
         "off"
     } else if background::is_it() || role.replaces() {
         // Why a start failed is said at its end, in haproxy's words.
-        "error,bindonce_supervisor::inbox=off,bindonce_supervisor::report=off"
+        "error,bindonce_supervisor::generations::steps=off,bindonce_supervisor::report=off"
     } else {
         "info"
     };
@@ -175,7 +175,7 @@ fn goes_to_background(command: &Command) -> anyhow::Result<bool> {
     if role.daemon || role.foreground {
         return Ok(role.daemon);
     }
-    says("daemon", command, |rendering| rendering.is_daemon)
+    says("daemon", command, |rendering| rendering.mode.is_daemon)
 }
 
 /// Whether a `global` section says this; read in full only where its text does not tell.

@@ -2,9 +2,7 @@
 
 use super::life::{Life, Stage};
 use super::timeline::Timeline;
-use super::{
-    Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL, WORKED_AFTER,
-};
+use super::{Action, GenerationId, Moment, Reason, SOFT_STOP_AGAIN, Signal, TERM_TO_KILL};
 
 impl Timeline {
     /// Tells a generation to close its listeners. `proved`: it is known not to accept already.
@@ -19,11 +17,8 @@ impl Timeline {
         let Some(life) = self.lives.get_mut(&id) else {
             return;
         };
-        match life.stage {
-            Stage::Serving { since } if now.saturating_sub(since) >= WORKED_AFTER => {
-                self.worked = Some(life.configuration);
-            }
-            _ => {}
+        if let Stage::Serving { since } = life.stage {
+            self.restarts.served(life.configuration, now.saturating_sub(since));
         }
         if let Stage::Starting { .. } | Stage::Serving { .. } | Stage::Stopping { .. } = life.stage
         {

@@ -18,6 +18,7 @@ mod handover;
 mod life;
 mod operation;
 mod progress;
+mod reloads;
 mod restart;
 mod timeline;
 mod yielding;

@@ -1,4 +1,4 @@
-//! What a service is doing: nothing, or one step of a start or a handover; and how often it has crashed.
+//! What a service is doing: nothing, or one step of a start or a handover.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,13 +98,4 @@ pub(super) struct Yielding {
     pub(super) paused: BTreeSet<GenerationId>,
     /// When they resume at the latest; none after they were told to.
     pub(super) until: Option<Moment>,
-}
-
-/// Crashes of one configuration since it last worked.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Crashes {
-    pub(super) configuration: Option<GenerationId>,
-    pub(super) count: u32,
-    /// Those in a row that came soon after the start; each makes the next wait longer.
-    pub(super) soon: u32,
 }

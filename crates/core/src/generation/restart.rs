@@ -1,36 +1,86 @@
 //! What is started again when a generation that served has died.
 
-use super::operation::Crashes;
-use super::timeline::Timeline;
 use super::{
-    Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, Configuration, GenerationId,
-    Moment, SERVED_A_WHILE, WORKED_AFTER,
+    Action, BACKOFF_FIRST, BACKOFF_LAST, CRASHES_BEFORE_ROLLBACK, GenerationId, Moment,
+    SERVED_A_WHILE, WORKED_AFTER,
 };
 
-impl Timeline {
-    /// Records that a configuration died, after it had served for this long.
-    pub(super) fn crashed(&mut self, configuration: GenerationId, served: Moment) {
-        let worked = served >= WORKED_AFTER;
-        if worked {
+/// Which configuration is started again, and when.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Restarts {
+    /// When to start again what has died.
+    planned: Option<(Moment, GenerationId)>,
+    crashes: Crashes,
+    /// The configuration that serves, or served last.
+    current: Option<GenerationId>,
+    /// The last configuration that served for [`WORKED_AFTER`].
+    worked: Option<GenerationId>,
+}
+
+/// Crashes of one configuration since it last worked.
+#[derive(Debug, Clone, Default)]
+struct Crashes {
+    configuration: Option<GenerationId>,
+    count: u32,
+    /// Those in a row that came soon after the start; each makes the next wait longer.
+    soon: u32,
+}
+
+impl Restarts {
+    /// Goes on from what an earlier supervisor knew.
+    pub(super) fn resume(&mut self, worked: Option<GenerationId>) {
+        self.worked = worked;
+    }
+
+    /// This configuration serves.
+    pub(super) fn serves(&mut self, configuration: GenerationId) {
+        self.current = Some(configuration);
+        self.planned = None;
+    }
+
+    /// This configuration has served for this long.
+    pub(super) fn served(&mut self, configuration: GenerationId, time: Moment) {
+        if time >= WORKED_AFTER {
             self.worked = Some(configuration);
         }
-        if worked || self.crashes.configuration != Some(configuration) {
+    }
+
+    /// This configuration died, after it had served for this long.
+    pub(super) fn crashed(&mut self, configuration: GenerationId, time: Moment) {
+        self.served(configuration, time);
+        if time >= WORKED_AFTER || self.crashes.configuration != Some(configuration) {
             self.crashes = Crashes { configuration: Some(configuration), ..Crashes::default() };
         }
-        if served >= SERVED_A_WHILE {
+        if time >= SERVED_A_WHILE {
             self.crashes.soon = 0;
         }
         self.crashes.count += 1;
         self.crashes.soon += 1;
     }
 
-    /// Plans the next start of what served last, or of what worked before it.
-    pub(super) fn plan_restart(
-        &mut self,
-        now: Moment,
-        current: GenerationId,
-        out: &mut Vec<Action>,
-    ) {
+    /// Nothing is to be started again.
+    pub(super) fn call_off(&mut self) {
+        self.planned = None;
+    }
+
+    /// What is started again, and when.
+    pub(super) fn planned(&self) -> Option<(Moment, GenerationId)> {
+        self.planned
+    }
+
+    /// The last configuration that worked.
+    pub(super) fn worked(&self) -> Option<GenerationId> {
+        self.worked
+    }
+
+    /// Configurations that may be started again.
+    pub(super) fn kept(&self) -> impl Iterator<Item = GenerationId> + use<> {
+        [self.current, self.worked, self.planned.map(|(_, of)| of)].into_iter().flatten()
+    }
+
+    /// Plans the next start of what served last, or of what worked before it; none if nothing has served.
+    pub(super) fn plan(&mut self, now: Moment) -> Option<Action> {
+        let current = self.current?;
         let Crashes { count, soon, .. } = match &self.crashes {
             crashes if crashes.configuration == Some(current) => crashes.clone(),
             _ => Crashes::default(),
@@ -44,10 +94,7 @@ impl Timeline {
             0 | 1 => Moment::ZERO,
             n => (BACKOFF_FIRST * 2u32.saturating_pow(n.min(12) - 2)).min(BACKOFF_LAST),
         };
-        out.push(Action::Restart { died: current, configuration, after, rollback });
-        self.restart = Some((now + after, configuration));
-        if after.is_zero() {
-            self.start(now, Configuration::Of(configuration), out);
-        }
+        self.planned = Some((now + after, configuration));
+        Some(Action::Restart { died: current, configuration, after, rollback })
     }
 }

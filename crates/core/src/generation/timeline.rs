@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::life::{Life, Stage};
-use super::operation::{Crashes, Operation, Pausing, Stopping};
+use super::operation::{Operation, Pausing, Stopping};
+use super::reloads::Reloads;
+use super::restart::Restarts;
 use super::{
-    Action, Caller, Configuration, Ending, Event, Failure, Found, GenerationId, Handover,
-    LONGEST_START, Moment, Outcome, Reason, Settings, Signal, State,
+    Action, Configuration, Ending, Event, Failure, Found, GenerationId, Handover, LONGEST_START,
+    Moment, Outcome, Reason, Settings, Signal, State,
 };
 
 /// The life of one service: all its generations, the reload in progress, and what comes next.
@@ -16,19 +18,8 @@ pub struct Timeline {
     next_id: u64,
     pub(super) lives: BTreeMap<GenerationId, Life>,
     pub(super) operation: Operation,
-    /// Who waits for the reload in progress.
-    pub(super) running: Vec<Caller>,
-    /// Who asked since it began; they share the next one.
-    waiting: Vec<Caller>,
-    /// When the last start for a reload began; none where the next one must not wait for it.
-    begun: Option<Moment>,
-    /// When to start again what has died.
-    pub(super) restart: Option<(Moment, GenerationId)>,
-    pub(super) crashes: Crashes,
-    /// The configuration that serves, or served last.
-    current: Option<GenerationId>,
-    /// The last configuration that served for [`WORKED_AFTER`].
-    pub(super) worked: Option<GenerationId>,
+    reloads: Reloads,
+    pub(super) restarts: Restarts,
     started: bool,
     shutdown: bool,
     exited: bool,
@@ -43,13 +34,8 @@ impl Timeline {
             next_id: next_id.0,
             lives: BTreeMap::new(),
             operation: Operation::None,
-            running: Vec::new(),
-            waiting: Vec::new(),
-            begun: None,
-            restart: None,
-            crashes: Crashes::default(),
-            current: None,
-            worked: None,
+            reloads: Reloads::default(),
+            restarts: Restarts::default(),
             started: false,
             shutdown: false,
             exited: false,
@@ -66,7 +52,7 @@ impl Timeline {
         worked: Option<GenerationId>,
     ) -> Vec<Action> {
         let mut out = Vec::new();
-        self.worked = worked;
+        self.restarts.resume(worked);
         let found: BTreeMap<_, _> = found.into_iter().map(|found| (found.id, found)).collect();
         let serving = found.values().rev().find(|found| found.state == State::Serving);
         let serving = serving.map(|found| found.id);
@@ -78,7 +64,7 @@ impl Timeline {
             self.lives
                 .insert(id, Life { stage, configuration, let_go: false, drain_timeout: None });
             if Some(id) == serving {
-                self.current = Some(configuration);
+                self.restarts.serves(configuration);
                 out.push(Action::Serving(id));
             } else {
                 self.soft_stop(now, id, false, Reason::TakenOver, &mut out);
@@ -95,11 +81,8 @@ impl Timeline {
             Event::Reload(caller) | Event::ReloadAtOnce(caller) if self.shutdown => {
                 out.push(Action::Answer(vec![caller], Outcome::ShuttingDown));
             }
-            Event::Reload(caller) => self.waiting.push(caller),
-            Event::ReloadAtOnce(caller) => {
-                self.begun = None;
-                self.waiting.push(caller);
-            }
+            Event::Reload(caller) => self.reloads.ask(caller),
+            Event::ReloadAtOnce(caller) => self.reloads.ask_at_once(caller),
             Event::Progress(id) => self.progress(now, id),
             Event::StartFailed(id) => self.ended(now, id, Some(Failure::NotStarted), &mut out),
             Event::AddressInUse(id) => self.address_in_use(now, id, &mut out),
@@ -127,22 +110,19 @@ impl Timeline {
     /// When [`Event::Tick`] is due if nothing else happens.
     pub fn deadline(&self) -> Option<Moment> {
         let lives = self.lives.values().filter_map(Life::deadline);
-        let restart = self.restart.filter(|_| self.operation.is_none()).map(|(at, _)| at);
+        let restart = self.restarts.planned().filter(|_| self.operation.is_none());
         let reload = self.reload_due().filter(|_| self.is_idle());
-        lives.chain(self.operation.deadline()).chain(restart).chain(reload).min()
+        lives.chain(self.operation.deadline()).chain(restart.map(|(at, _)| at)).chain(reload).min()
     }
 
     /// From when on those who wait for a reload can have it, once nothing else is in progress; none if nobody waits.
     pub fn reload_due(&self) -> Option<Moment> {
-        let begun = self.begun.filter(|_| self.serving().is_some());
-        let due =
-            begun.map_or(Moment::ZERO, |begun| begun.saturating_add(self.settings.min_interval));
-        (!self.waiting.is_empty()).then_some(due)
+        self.reloads.due(self.settings.min_interval, self.serving().is_some())
     }
 
     /// How many wait for the next reload.
     pub fn reloads_waiting(&self) -> usize {
-        self.waiting.len()
+        self.reloads.waiting()
     }
 
     /// Every generation that has not ended, with its state, oldest first.
@@ -163,8 +143,7 @@ impl Timeline {
 
     /// Whose copies of the configuration may still be started or are being served.
     pub fn configurations(&self) -> impl Iterator<Item = GenerationId> + '_ {
-        let kept = [self.current, self.worked, self.restart.map(|(_, of)| of)];
-        self.lives.values().map(|l| l.configuration).chain(kept.into_iter().flatten())
+        self.lives.values().map(|l| l.configuration).chain(self.restarts.kept())
     }
 
     /// The configuration that a generation serves, by the generation that first had it.
@@ -174,7 +153,7 @@ impl Timeline {
 
     /// The last configuration that served for [`WORKED_AFTER`](super::WORKED_AFTER).
     pub fn worked(&self) -> Option<GenerationId> {
-        self.worked
+        self.restarts.worked()
     }
 
     /// The id that the next generation will have.
@@ -255,8 +234,7 @@ impl Timeline {
     pub(super) fn serve(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
         if let Some(life) = self.lives.get_mut(&id) {
             life.stage = Stage::Serving { since: now };
-            self.current = Some(life.configuration);
-            self.restart = None;
+            self.restarts.serves(life.configuration);
             out.push(Action::Serving(id));
         }
     }
@@ -274,11 +252,11 @@ impl Timeline {
         let takes_over = self.operation.newer() == Some(id);
         match life.stage {
             Stage::Serving { since } if !self.shutdown => {
-                self.crashed(life.configuration, now.saturating_sub(since));
+                self.restarts.crashed(life.configuration, now.saturating_sub(since));
             }
             // A restart that nobody asked for has failed; the next one waits longer.
-            _ if takes_over && self.running.is_empty() => {
-                self.crashed(life.configuration, Moment::ZERO);
+            _ if takes_over && !self.reloads.is_running() => {
+                self.restarts.crashed(life.configuration, Moment::ZERO);
             }
             _ => {}
         }
@@ -304,9 +282,9 @@ impl Timeline {
 
     fn shut_down(&mut self, now: Moment, out: &mut Vec<Action>) {
         let again = std::mem::replace(&mut self.shutdown, true);
-        self.restart = None;
+        self.restarts.call_off();
         self.abandon(now, out);
-        self.running.append(&mut self.waiting);
+        self.reloads.begin();
         self.answer(Outcome::ShuttingDown, out);
         let ids: Vec<_> = self.lives.keys().copied().collect();
         for id in ids {
@@ -336,17 +314,18 @@ impl Timeline {
             return;
         }
         if self.reload_due().is_some_and(|due| due <= now) {
-            self.running = std::mem::take(&mut self.waiting);
+            self.reloads.begin();
             self.start(now, Configuration::Fresh, out);
         } else if self.serving().is_none() {
-            match (self.restart, self.current) {
-                (Some((at, of)), _) if at <= now => self.start(now, Configuration::Of(of), out),
-                (Some(_), _) => {}
-                (None, Some(current)) => self.plan_restart(now, current, out),
-                (None, None) if self.lives.is_empty() && self.started => {
+            if self.restarts.planned().is_none() {
+                out.extend(self.restarts.plan(now));
+            }
+            match self.restarts.planned() {
+                Some((at, of)) if at <= now => self.start(now, Configuration::Of(of), out),
+                None if self.lives.is_empty() && self.started => {
                     self.exit(Ending::NeverServed, out);
                 }
-                (None, None) => {}
+                _ => {}
             }
         }
     }
@@ -360,14 +339,14 @@ impl Timeline {
         let id = GenerationId(self.next_id);
         self.next_id += 1;
         self.started = true;
-        self.restart = None;
+        self.restarts.call_off();
         let older_alive = !self.lives.is_empty();
         let of = match configuration {
             Configuration::Fresh => id,
             Configuration::Of(of) => of,
         };
         if configuration == Configuration::Fresh {
-            self.begun = Some(now);
+            self.reloads.started(now);
         }
         let timeout = self.settings.ready_timeout;
         let latest = now.saturating_add(timeout.saturating_mul(LONGEST_START));
@@ -380,9 +359,7 @@ impl Timeline {
 
     /// Answers everybody who waits for the reload in progress.
     pub(super) fn answer(&mut self, outcome: Outcome, out: &mut Vec<Action>) {
-        if !self.running.is_empty() {
-            out.push(Action::Answer(std::mem::take(&mut self.running), outcome));
-        }
+        out.extend(self.reloads.answer(outcome));
     }
 
     fn exit(&mut self, ending: Ending, out: &mut Vec<Action>) {

@@ -56,7 +56,9 @@ pub use master_socket::{MasterAddress, MasterSocket};
 pub use messages::Messages;
 use paths::PathMap;
 pub use questions::{Answers, Questions};
-pub use rendering::{Binding, Change, LeftAlone, RenderedFile, Rendering, Supplied, Variable};
+pub use rendering::{
+    Binding, Change, LeftAlone, ProcessMode, RenderedFile, Rendering, Supplied, Variable,
+};
 pub use saved::Text;
 pub use server_state::ServerState;
 pub use stats_file::{Guids, StatsFile};

@@ -144,15 +144,9 @@ pub struct Rendering {
     /// What haproxy binds by itself over TCP is bound without SO_REUSEPORT (`noreuseport`, `-dR`): another
     /// generation cannot bind the same.
     pub no_reuse_port: bool,
-    /// haproxy runs as a master with workers of its own.
-    pub master_worker: bool,
-    /// haproxy alone would run as a master, by `-W`, `-Ws` or `master-worker`.
-    pub is_master: bool,
-    /// haproxy alone would go on in the background, by `-D` or `daemon`, unless it was told to stay.
-    pub is_daemon: bool,
-    /// The file that it would write its pid to: absolute.
-    #[serde(with = "saved::optional_path")]
-    pub pid_file: Option<PathBuf>,
+    /// As what processes haproxy runs.
+    #[serde(flatten)]
+    pub mode: ProcessMode,
     /// Names of `--listen` that nothing in the configuration uses.
     pub unused: Vec<Name>,
     /// It says `cluster-secret`.
@@ -161,6 +155,21 @@ pub struct Rendering {
     pub server_states: Vec<ServerState>,
     /// The `stats-file` that it loads.
     pub stats_file: Option<StatsFile>,
+}
+
+/// As what processes haproxy runs, or would run alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessMode {
+    /// It runs as a master with workers of its own.
+    pub master_worker: bool,
+    /// Alone it would run as a master, by `-W`, `-Ws` or `master-worker`.
+    pub is_master: bool,
+    /// Alone it would go on in the background, by `-D` or `daemon`, unless it was told to stay.
+    pub is_daemon: bool,
+    /// The file that it would write its pid to: absolute.
+    #[serde(with = "saved::optional_path")]
+    pub pid_file: Option<PathBuf>,
 }
 
 impl Rendering {

@@ -22,7 +22,7 @@ use super::own;
 use super::questions::{Answers, Questions};
 use super::quoting::printable;
 use super::reader::{self, Word};
-use super::rendering::{RenderedFile, Rendering, Supplied};
+use super::rendering::{ProcessMode, RenderedFile, Rendering, Supplied};
 use super::sections::{Section, Sections};
 use super::state::{LOCALPEER, State};
 use super::unknowns::{Unknowns, expression_of, matters};
@@ -42,13 +42,32 @@ pub(super) enum Stopped {
     },
 }
 
-pub(super) struct Walk<'a> {
+/// What is read.
+struct Input<'a> {
     world: &'a dyn World,
     command: &'a Command,
     sources: &'a [Source],
     directory: PathBuf,
     /// Devices that are not there, and whose addresses the broker binds without them, as haproxy would.
     missing: &'a BTreeSet<String>,
+}
+
+impl Input<'_> {
+    /// Whether a worker of the master that this haproxy would be has the master's variable while it reads: from
+    /// 3.1 on, where it reads in two passes; before that the master reads, and has set it when it reloads.
+    fn is_worker(&self, answers: Option<&Answers>) -> bool {
+        let known = answers.is_none_or(|answers| answers.discovery) || self.world.is_reload();
+        known && !self.command.nested_master
+    }
+
+    /// Whether an argument of haproxy begins so.
+    fn has_argument(&self, begin: &[u8]) -> bool {
+        self.command.arguments.iter().any(|word| word.as_bytes().starts_with(begin))
+    }
+}
+
+pub(super) struct Walk<'a> {
+    input: Input<'a>,
     /// haproxy reads it as the worker of a master, which the supervisor stands in for.
     is_worker: bool,
     /// The global sections, when all are read, have switched QUIC off.
@@ -88,19 +107,16 @@ impl<'a> Walk<'a> {
         if let Some(version) = answers.and_then(|answers| answers.variable(STARTUP_VERSION)) {
             environment.entry(STARTUP_VERSION.into()).or_insert_with(|| version.to_vec());
         }
-        let is_worker =
-            (under_master || command.role.master.is_some()) && is_worker(command, world, answers);
+        let directory = files::directory(command, world);
+        let input = Input { world, command, sources, directory, missing };
+        let is_worker = (under_master || command.role.master.is_some()) && input.is_worker(answers);
         if is_worker {
             environment.insert(MWORKER.into(), b"1".to_vec());
         }
         Ok(Self {
-            world,
-            command,
-            sources,
-            missing,
+            input,
             is_worker,
             quic_is_off: false,
-            directory: files::directory(command, world),
             first_pass: false,
             state: State::new(environment, local_peer, answers.is_some()),
             unknowns: Unknowns::new(answers),
@@ -121,18 +137,19 @@ impl<'a> Walk<'a> {
             let variable = |source: &Source, name: &[u8]| {
                 self.variable(name, &Place { file: source.path.clone(), line: 0 })
             };
-            let questions = self.unknowns.questions(self.sources, &self.state, variable);
+            let questions = self.unknowns.questions(self.input.sources, &self.state, variable);
             return Err(Stopped::Asks(questions));
         }
         let answers = self.unknowns.answers();
-        if self.was_master() && !self.is_worker && is_worker(self.command, self.world, answers) {
+        if self.was_master() && !self.is_worker && self.input.is_worker(answers) {
             return Err(Stopped::UnderMaster);
         }
         if self.global.no_quic != self.quic_is_off {
             return Err(Stopped::Quic { is_off: self.global.no_quic });
         }
         read.and_then(|()| self.claim_stats_sockets()).map_err(Stopped::Error)?;
-        let number = |place: &Place| self.sources.iter().position(|one| one.path == place.file);
+        let number =
+            |place: &Place| self.input.sources.iter().position(|one| one.path == place.file);
         own::check(&self.claims.bindings, &self.claims.left_alone, |place| {
             number(place).unwrap_or_default()
         })
@@ -141,37 +158,34 @@ impl<'a> Walk<'a> {
         let kept = self.edits.keep_through_resets(&self.claims.variables, first_pass);
         kept.map_err(Stopped::Error)?;
         let master_worker = self.has_master();
-        let role = &self.command.role;
+        let role = &self.input.command.role;
         let is_master = master_worker || self.was_master();
         let is_daemon = role.daemon || (self.global.pid_file.is_daemon() && !role.foreground);
         let would_write = is_master || is_daemon;
         let own = &mut self.edits;
-        let line = self.global.pid_file.finish(would_write, master_worker, &self.directory, own);
+        let line =
+            self.global.pid_file.finish(would_write, master_worker, &self.input.directory, own);
         let given = role.pid_file.as_ref().filter(|_| would_write);
-        let pid_file = given.map(|path| self.directory.join(path)).or(line);
+        let pid_file = given.map(|path| self.input.directory.join(path)).or(line);
         for (copy, file) in self.files.iter_mut().enumerate() {
             file.changes = self.edits.apply(copy, &mut file.text);
         }
         if self.is_worker {
             self.edits.constants.push((MWORKER.to_owned(), "1".to_owned()));
         }
-        let without = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dR");
         Ok(Rendering {
             files: self.files,
             constants: self.edits.constants,
-            no_reuse_port: self.command.arguments.iter().any(without)
+            no_reuse_port: self.input.has_argument(b"-dR")
                 || self.state.enabled(b"REUSEPORT") == Some(false),
-            master_worker,
-            is_master,
-            is_daemon,
-            pid_file,
+            mode: ProcessMode { master_worker, is_master, is_daemon, pid_file },
             unused: self.claims.unused(),
             bindings: self.claims.bindings,
             variables: self.claims.variables,
             left_alone: self.claims.left_alone,
             has_cluster_secret: self.global.has_cluster_secret,
-            server_states: self.global.server_states.files(&self.directory),
-            stats_file: self.global.stats_file.finish(&self.directory),
+            server_states: self.global.server_states.files(&self.input.directory),
+            stats_file: self.global.stats_file.finish(&self.input.directory),
         })
     }
 
@@ -183,16 +197,16 @@ impl<'a> Walk<'a> {
         self.begin();
         if self.unknowns.first_pass() {
             self.first_pass = true;
-            for (number, source) in self.sources.iter().enumerate() {
+            for (number, source) in self.input.sources.iter().enumerate() {
                 self.file(number, source)?;
             }
             self.first_pass = false;
             let lines = self.between_passes();
-            if let Some(first) = self.sources.first().filter(|_| !lines.is_empty()) {
+            if let Some(first) = self.input.sources.first().filter(|_| !lines.is_empty()) {
                 self.add_file(&first.path, [b"global\n", &*lines].concat(), true);
             }
         }
-        for (number, source) in self.sources.iter().enumerate() {
+        for (number, source) in self.input.sources.iter().enumerate() {
             if let Some(text) = self.global.path.start_of(&source.path) {
                 self.add_file(&source.path, text, true);
             }
@@ -212,12 +226,12 @@ impl<'a> Walk<'a> {
 
     /// Each generation is a master of haproxy's own.
     fn has_master(&self) -> bool {
-        self.command.nested_master
+        self.input.command.nested_master
     }
 
     /// The supervisor stands in for a master.
     fn was_master(&self) -> bool {
-        self.command.role.master.is_some() || self.state.master_worker
+        self.input.command.role.master.is_some() || self.state.master_worker
     }
 
     /// Sets what haproxy sets before it reads the files, in each pass.
@@ -242,7 +256,7 @@ impl<'a> Walk<'a> {
             self.state.begin_again();
             self.state.set(MWORKER, b"1".to_vec());
         } else {
-            self.state.set(CFGFILES, files::listed(self.sources));
+            self.state.set(CFGFILES, files::listed(self.input.sources));
         }
         if self.is_worker {
             let answers = self.unknowns.answers();
@@ -364,13 +378,6 @@ impl<'a> Walk<'a> {
 fn is_bind(line: &[u8]) -> bool {
     let line = line.trim_ascii_start();
     line.starts_with(b"bind") || line.starts_with(b"dgram-bind")
-}
-
-/// Whether a worker of the master that this haproxy would be has the master's variable while it reads: from
-/// 3.1 on, where it reads in two passes; before that the master reads, and has set it when it reloads.
-fn is_worker(command: &Command, world: &dyn World, answers: Option<&Answers>) -> bool {
-    let known = answers.is_none_or(|answers| answers.discovery) || world.is_reload();
-    known && !command.nested_master
 }
 
 /// What haproxy's master sets for its workers.

@@ -66,7 +66,7 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) fn new(settings: &Settings, journal: Rc<Journal>) -> Self {
         Self {
-            socket: settings.socket.clone(),
+            socket: settings.broker.socket.clone(),
             start: settings.broker_log(),
             service: settings.service.clone(),
             pid: Cell::new(None),
@@ -186,7 +186,10 @@ impl Keeper {
         let error = match client.claim(&[claim]).await {
             Ok(mut leases) => {
                 let Some(given) = leases.pop() else {
-                    return Err((Failure::Unavailable, "the broker gave nothing".to_owned()));
+                    return Err((
+                        Failure::Unavailable,
+                        "the broker returned no listener".to_owned(),
+                    ));
                 };
                 let held = HeldListener::new(given, listener, known);
                 if !self.listeners.iter().any(|one| one.inode == held.inode) {
@@ -285,7 +288,9 @@ pub(crate) async fn keep_one(mut client: Client, listener: &Listener, fd: &Owned
         client = loop {
             match Client::reconnect(socket, &give, None, PATIENCE).await {
                 Ok(client) => break client,
-                Err(error) => tracing::debug!(%error, "the broker does not have it back"),
+                Err(error) => {
+                    tracing::debug!(%error, "the broker has not taken the listener back yet");
+                }
             }
             tokio::time::sleep(AGAIN).await;
         };

@@ -128,7 +128,7 @@ pub(crate) fn release(cx: &Context, unused: Vec<String>, mut open: Vec<Rc<HeldLi
     let cx = cx.clone();
     open.retain(|held| unused.contains(&held.label));
     crate::tasks::spawn(async move {
-        let kept = try_release(&cx.settings.socket, &cx.journal, unused).await;
+        let kept = try_release(&cx.settings.broker.socket, &cx.journal, unused).await;
         open.iter().filter(|held| !kept.contains(&held.label)).for_each(|held| held.shut_down());
         cx.send(Message::NotReleased(kept));
     });

@@ -2,6 +2,7 @@
 //! the same protocol as the broker's (docs/protocol-generations.md).
 
 mod draining;
+pub(crate) mod ending;
 pub(crate) mod requests;
 pub(crate) mod retire;
 pub(crate) mod signals;

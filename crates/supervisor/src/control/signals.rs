@@ -59,12 +59,12 @@ pub(crate) fn read(
         (Signal::SIGTTOU, Some(id)) => Wanted::Address(id),
         (Signal::SIGTTIN, Some(id)) => Wanted::NoAddress(id),
         (Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU, _) => ignored(
-            "a supervisor that is stopped answers nobody; to end it and its generations, send SIGTERM",
+            "a stopped supervisor would answer nobody; to end it and its generations, send SIGTERM",
         ),
         // By default they would end this process, and haproxy lives on.
-        (Signal::SIGALRM | Signal::SIGQUIT, _) => {
-            ignored("it asks nothing of a supervisor; to end it and its generations, send SIGTERM")
-        }
+        (Signal::SIGALRM | Signal::SIGQUIT, _) => ignored(
+            "this signal has no meaning for a supervisor; to end it and its generations, send SIGTERM",
+        ),
         _ if kind.haproxy().is_none() => ignored("to reload, send SIGHUP"),
         // In master-worker mode a worker sends it.
         (_, Some(id)) => Wanted::Ready(id),

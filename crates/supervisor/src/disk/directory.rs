@@ -18,13 +18,14 @@ use bindonce_daemon::state;
 use bindonce_haproxy::names::admin_socket;
 use bindonce_sys::intercept::Received;
 use bindonce_sys::lock::LockFile;
-use bindonce_sys::process;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::fallback::Fallback;
 use crate::disk::place::{self, Place, service_directory};
 use crate::error::Error;
-use crate::generations::since::{SavedLately, Since};
+use crate::generations::drain::SavedDrain;
+use crate::generations::since::SavedLately;
+use crate::handover::watchdog::ProcessRef;
 use crate::origin::Origin;
 
 /// The name of the socket for metrics.
@@ -63,14 +64,8 @@ pub(crate) struct Saved {
     pub(crate) inherited: Option<Inherited>,
     /// How often it has done so.
     pub(crate) upgrades: u64,
-    /// When this process began, in milliseconds since the Unix epoch.
-    pub(crate) began: u64,
-    /// How many reloads there were.
-    pub(crate) reloads: u64,
-    /// How many have failed since the last that succeeded.
-    pub(crate) failed_reloads: u64,
-    /// What was said at the last of them, or at the start.
-    pub(crate) startup_logs: String,
+    #[serde(flatten)]
+    pub(crate) history: SavedHistory,
     /// Listeners that were inherited, by the number of their descriptor then.
     pub(crate) passed: BTreeMap<i32, String>,
     /// What its generations have done lately; for itself alone.
@@ -83,14 +78,28 @@ pub(crate) struct Saved {
     pub(crate) watched: Option<u64>,
 }
 
+/// What clients of the master CLI are told of this process and its reloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedHistory {
+    /// When it began, in milliseconds since the Unix epoch.
+    pub(crate) began: u64,
+    /// How many reloads there were.
+    pub(crate) reloads: u64,
+    /// How many have failed since the last that succeeded.
+    pub(crate) failed_reloads: u64,
+    /// What was said at the last of them, or at the start.
+    pub(crate) startup_logs: String,
+}
+
 /// One generation as the next supervisor must know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SavedGeneration {
     pub(crate) id: u64,
-    pub(crate) pid: i32,
-    /// In clock ticks since boot: a pid alone may name another process by then.
-    pub(crate) start_time: u64,
+    /// Its first process.
+    #[serde(flatten)]
+    pub(crate) process: ProcessRef,
     /// `starting`, `serving` or `draining`.
     pub(crate) state: String,
     /// It has said that it is ready: if it is `starting` all the same, it waits to take over.
@@ -111,16 +120,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) reloads_before: u64,
     /// How long its start took, in milliseconds.
     pub(crate) start_ms: Option<u64>,
-    /// Its connections that are idle for so many milliseconds are closed once it drains.
-    pub(crate) drain_idle_ms: Option<u64>,
-    /// It may drain for so many milliseconds, where a reload has said so.
-    pub(crate) drain_timeout_ms: Option<u64>,
-    /// What it had done when it was last asked; for the supervisor itself alone.
-    pub(crate) counted: Option<Since>,
-    /// What it has done since it stopped accepting.
-    pub(crate) after: Option<Since>,
-    /// How many of its idle connections were closed.
-    pub(crate) idle_closed: u64,
+    #[serde(flatten)]
+    pub(crate) drain: SavedDrain,
 }
 
 /// Descriptors that stay open over an exec of the supervisor by itself.
@@ -166,8 +167,7 @@ pub(crate) struct SavedListener {
 impl Saved {
     /// Whether it names no generation, or one that lives.
     pub(crate) fn may_be_the_last(&self) -> bool {
-        let lives = |g: &SavedGeneration| process::start_time(g.pid) == Some(g.start_time);
-        self.generations.is_empty() || self.generations.iter().any(lives)
+        self.generations.is_empty() || self.generations.iter().any(|one| one.process.is_there())
     }
 }
 
@@ -375,5 +375,33 @@ pub(crate) fn parse(path: &Path, text: &[u8]) -> Result<Saved, Error> {
     match numbers.chain([saved.next]).find(|number| *number > LAST_ID) {
         Some(number) => Err(failed(io::Error::other(format!("{number} cannot be in it")))),
         None => Ok(saved),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All members are on one level, as the first version wrote them.
+    #[test]
+    fn any_version_reads_the_state_of_another() {
+        let text = r#"{"next": 4, "ours": ["web"], "inherited": null, "upgrades": 1, "began": 1760000000000, "reloads": 7,
+            "failed_reloads": 2, "startup_logs": "said", "passed": {"3": "127.0.0.1:80"},
+            "lately": {"all": [], "draining": []}, "caller": null, "worked": 2, "watched": 99,
+            "generations": [{"id": 3, "pid": 4711, "start_time": 123, "state": "draining", "ready": true,
+            "master_worker": true, "configuration": 2, "since": 1760000000001, "listeners": ["127.0.0.1:80"],
+            "own_devices": ["eth9"], "own_lines": ["a"], "reloads_before": 5, "start_ms": 12, "drain_idle_ms": 5000,
+            "drain_timeout_ms": 60000, "counted": {"requests": 8, "bytes": 9}, "after": {"requests": 1, "bytes": 2},
+            "idle_closed": 6}]}"#;
+        let saved = parse(Path::new("state.json"), text.as_bytes()).expect("a state");
+        let generation = &saved.generations[0];
+        assert_eq!(generation.process, ProcessRef { pid: 4711, start_time: 123 });
+        assert_eq!((saved.history.reloads, saved.history.failed_reloads), (7, 2));
+        let written = serde_json::to_value(&saved).expect("JSON");
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(text).expect("JSON"));
+        // What is not known yet has its default, and what is not known any more is passed over.
+        let saved =
+            parse(Path::new("state.json"), br#"{"next": 2, "later": [1]}"#).expect("a state");
+        assert_eq!(saved, Saved { next: 2, ..Saved::default() });
     }
 }

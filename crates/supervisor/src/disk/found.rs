@@ -17,6 +17,7 @@ use bindonce_sys::{clock, holders, process, worker};
 use crate::broker;
 use crate::disk::directory::{Directory, LAST_ID, Saved, SavedGeneration};
 use crate::error::Error;
+use crate::handover::watchdog::ProcessRef;
 use crate::settings::Settings;
 
 /// How long the look at all processes may take.
@@ -32,7 +33,7 @@ pub(crate) async fn look(
     directory: &Directory,
     journal: &Journal,
 ) -> Result<Saved, Error> {
-    let mut client = broker::connect(&settings.socket).await?;
+    let mut client = broker::connect(&settings.broker.socket).await?;
     let listed = client.list().await.map_err(Error::claim)?;
     let listeners: Vec<_> = listed.listeners.into_iter().map(|l| (l.inode, l.address)).collect();
     let (service, place) = (settings.service.to_string(), directory.path().to_owned());
@@ -79,8 +80,7 @@ fn generations(
         let holds = held.get(&pid).into_iter().flatten();
         let generation = SavedGeneration {
             id,
-            pid,
-            start_time,
+            process: ProcessRef { pid, start_time },
             state: "draining".to_owned(),
             ready: true,
             configuration: id,

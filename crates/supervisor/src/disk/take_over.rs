@@ -26,6 +26,7 @@ use crate::disk::directory::{Saved, SavedGeneration, SavedListener};
 use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
+use crate::generations::drain::Drain;
 use crate::generations::generation::{Generation, Start};
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
@@ -186,7 +187,7 @@ pub(crate) async fn take_over(
 
 /// For how long a generation has served.
 fn served(saved: &SavedGeneration) -> Duration {
-    match (sys::age(saved.pid), saved.start_ms) {
+    match (sys::age(saved.process.pid), saved.start_ms) {
         (Some(lives), Some(took)) if saved.state == State::Serving.to_string() => {
             lives.saturating_sub(Duration::from_millis(took))
         }
@@ -204,10 +205,10 @@ async fn find(
     left: &mut Inheritance,
 ) -> Result<Option<State>, Error> {
     let id = GenerationId(saved.id);
-    let pid = saved.pid;
+    let pid = saved.process.pid;
     // The descriptor is opened first: what it names cannot change under the comparison.
     let Ok(pidfd) = Pidfd::open(pid) else { return Ok(None) };
-    if sys::start_time(pid) != Some(saved.start_time) || pidfd.has_ended() {
+    if !saved.process.is_there() || pidfd.has_ended() {
         return Ok(None);
     }
     let (admin, info) = find_admin(cx, id, saved, left).await;
@@ -252,11 +253,7 @@ async fn find(
     if let Some(took) = saved.start_ms {
         generation.start = Start::Took(Duration::from_millis(took));
     }
-    generation.drain.idle.set(saved.drain_idle_ms.map(Duration::from_millis));
-    generation.drain.timeout = saved.drain_timeout_ms.map(Duration::from_millis);
-    generation.drain.counted = saved.counted;
-    generation.drain.since = saved.after;
-    generation.drain.idle_closed = saved.idle_closed;
+    generation.drain = Drain::resume(&saved.drain);
     generation.cli.spares.resume(left.spares(id));
     intercept_again(cx, &mut generation, left.calls(id));
     generations.insert(generation);
@@ -274,7 +271,7 @@ fn intercept_again(
     let (id, pid) = (generation.id.0, generation.pid());
     match left {
         Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
-            let text = "it was started with its bind() intercepted, and this supervisor is not: it fails with ENOSYS";
+            let text = "it was started with --intercept, and this supervisor was not: its bind() fails with ENOSYS";
             tracing::warn!(
                 generation = id,
                 pid,
@@ -345,7 +342,7 @@ async fn claim_again(
     let id = GenerationId(saved.id);
     let had = left.listeners(id);
     let claim = async {
-        let mut lease = broker::connect(&cx.settings.socket).await?;
+        let mut lease = broker::connect(&cx.settings.broker.socket).await?;
         leases.broker().note(&lease);
         let service = &cx.settings.service;
         broker::join(&mut lease, service, id, None, bindonce::State::Starting).await?;

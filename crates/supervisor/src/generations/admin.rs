@@ -224,7 +224,7 @@ async fn exchange(stream: &mut UnixStream, commands: &str, answers: usize) -> io
             left_out += answer.drain(..=answer.len() - end.len()).len();
         }
         if left_out > ENDLESS {
-            return Err(io::Error::other("an answer without end"));
+            return Err(io::Error::other("the answer is too long"));
         }
         if stream.read_buf(&mut answer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -246,7 +246,7 @@ async fn again(stream: &mut UnixStream) -> io::Result<String> {
     let has = |said: &[u8], end: &str| said.windows(end.len()).any(|part| part == end.as_bytes());
     while !said.ends_with(PROMPT.as_bytes()) || !ends.iter().any(|end| has(&said, end)) {
         if said.len() > LONGEST {
-            return Err(io::Error::other("an answer without end"));
+            return Err(io::Error::other("the answer is too long"));
         }
         if stream.read_buf(&mut said).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

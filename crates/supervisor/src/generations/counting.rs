@@ -70,7 +70,7 @@ impl Counting {
         });
         let saved = saved.unwrap_or_else(|error| {
             let moved_to = state::move_aside(&path);
-            tracing::warn!(moved_to, "haproxy's counters begin again: {error}");
+            tracing::warn!(moved_to, "haproxy's counters begin at zero: {error}");
             Saved::default()
         });
         let read = |text: &str| counters::read(text).unwrap_or_default();
@@ -153,7 +153,7 @@ pub(crate) async fn ask(cx: &Context, id: GenerationId, admin: &Admin, pace: &Pa
     {
         cx.send(Message::Counted(id, told));
     } else {
-        tracing::debug!(generation = id.0, "it has not told its counters");
+        tracing::debug!(generation = id.0, "its counters could not be read");
     }
     pace.asked(begun, Duration::ZERO);
 }

@@ -21,9 +21,9 @@ use tokio::task::AbortHandle;
 
 use crate::broker::lease::LeaseUpdate;
 use crate::generations::admin::Admin;
+use crate::generations::drain::Drain;
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::Tail;
-use crate::generations::since::Since;
 use crate::generations::spares::Spares;
 use crate::handover::kept;
 use crate::handover::watchdog::ProcessRef;
@@ -51,8 +51,6 @@ pub(crate) struct Generation {
     pub(crate) intercept: Option<Arc<Intercept>>,
     /// How many reloads there had been when it began to serve.
     pub(crate) reloads_before: u64,
-    /// Connections left, once it drains.
-    pub(crate) connections: Option<u64>,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
 }
@@ -169,23 +167,6 @@ pub(crate) struct OwnAddresses {
     /// It cannot bind one: the last of SIGTTOU (older ones are to let go of it) and SIGTTIN (it has given up)
     /// that it sent.
     pub(crate) wanted: Option<Signal>,
-}
-
-/// What becomes of its connections once it drains.
-#[derive(Default)]
-pub(crate) struct Drain {
-    /// How long one of them must have been idle to be closed; none: it is left alone. Shared with the task that does it.
-    pub(crate) idle: Rc<Cell<Option<Duration>>>,
-    /// How long it may drain, where a reload has said so.
-    pub(crate) timeout: Option<Duration>,
-    /// How many were closed for that.
-    pub(crate) idle_closed: u64,
-    /// What it has done on them since it stopped accepting; none before, or where nobody tells.
-    pub(crate) since: Option<Since>,
-    /// Its counters when it was last asked; none where it was not since this process has it.
-    pub(crate) counted: Option<Since>,
-    /// It was told to end with those that it had.
-    cut: bool,
 }
 
 /// Tasks that ask it, and end with it.
@@ -361,17 +342,9 @@ impl Generation {
         })
     }
 
-    /// It is told to exit: how many connections end with it, as far as is known; none where it was told before.
-    pub(crate) fn cut(&mut self) -> u64 {
-        match std::mem::replace(&mut self.drain.cut, true) {
-            false => self.connections.unwrap_or_default(),
-            true => 0,
-        }
-    }
-
     /// It is gone: how many connections haproxy has cut by itself (`hard-stop-after`); none where it was told to exit, with all.
     pub(crate) fn cut_by_itself(&self) -> u64 {
-        if self.drain.cut { 0 } else { self.output.tail.cut() }
+        if self.drain.is_cut { 0 } else { self.output.tail.cut() }
     }
 
     /// Ends it because it is not to take over, for this reason.

@@ -4,7 +4,9 @@
 
 pub(crate) mod admin;
 pub(crate) mod counting;
+pub(crate) mod drain;
 pub(crate) mod family;
+pub(crate) mod first;
 pub(crate) mod foreign;
 pub(crate) mod generation;
 mod hanging;
@@ -24,6 +26,7 @@ pub(crate) mod spares;
 pub(crate) mod start;
 pub(crate) mod starts;
 mod stats_file;
+mod steps;
 pub(crate) mod unprivileged;
 pub(crate) mod watching;
 

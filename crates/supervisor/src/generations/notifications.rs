@@ -69,7 +69,7 @@ impl Notifications {
 
     /// Waits until this process says READY=1.
     pub(crate) async fn from(&self, pid: i32) -> Result<(), Error> {
-        let failed = || Error::system("receive the broker's word");
+        let failed = || Error::system("receive the readiness of the broker");
         while !self.ready().await.map_err(failed())?.contains(&pid) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }

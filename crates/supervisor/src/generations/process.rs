@@ -15,8 +15,9 @@ use bindonce_sys::{holders, tree};
 use crate::broker::leases::Leases;
 use crate::context::Context;
 use crate::generations::admin::Admin;
+use crate::generations::drain::Drain;
 use crate::generations::generation::{
-    Cli, Drain, Generation, Lease, Output, OwnAddresses, Readiness, Start, Tasks,
+    Cli, Generation, Lease, Output, OwnAddresses, Readiness, Start, Tasks,
 };
 use crate::generations::listeners::HeldListener;
 use crate::generations::output::{self, Tail};
@@ -123,7 +124,6 @@ pub(crate) fn take_on(
         own: OwnAddresses::default(),
         intercept: None,
         reloads_before: 0,
-        connections: None,
         drain: Drain::default(),
         tasks: Tasks::default(),
     };

@@ -19,12 +19,12 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) async fn carry(rendering: &Rendering, serving: &Admin) {
     for state in &rendering.server_states {
         let Ok(answer) = serving.ask(state.command(), ANSWER).await else {
-            tracing::warn!(path = %state.path.display(), "server state not told in time");
+            tracing::warn!(path = %state.path.display(), "the serving haproxy did not report the state of its servers in time");
             continue;
         };
         let Some(text) = ServerState::text(&answer) else { continue };
         if let Err(error) = replace(&state.path, text) {
-            tracing::warn!(path = %state.path.display(), %error, "server state not written");
+            tracing::warn!(path = %state.path.display(), %error, "the state of the servers could not be written");
         }
     }
 }

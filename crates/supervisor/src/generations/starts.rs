@@ -66,20 +66,23 @@ pub(crate) struct Plan {
     pub(crate) may_be_empty: bool,
     /// Devices of listeners that generations have.
     pub(crate) devices: BTreeSet<String>,
-    /// Devices whose addresses the haproxy that serves has bound by itself.
-    pub(crate) haproxys: BTreeSet<String>,
     /// Their descriptors.
     pub(crate) known: Known,
-    /// The generation that serves, to be asked for the state of its servers.
-    pub(crate) serving: Option<Admin>,
-    /// It, as what it has bound by itself may be wanted by `bind` lines.
-    pub(crate) binds: Option<Serving>,
-    /// Its version.
-    pub(crate) version: Option<Version>,
-    /// No generation serves.
-    pub(crate) alone: bool,
+    /// The generation that serves, if one does.
+    pub(crate) serving: Option<ServingNow>,
     pub(crate) older_alive: bool,
     pub(crate) no_epoll: bool,
+}
+
+/// The generation that serves while another is started.
+pub(crate) struct ServingNow {
+    /// To be asked for the state of its servers.
+    pub(crate) admin: Option<Admin>,
+    pub(crate) version: Option<Version>,
+    /// Devices whose addresses it has bound by itself.
+    pub(crate) devices: BTreeSet<String>,
+    /// What it has bound by itself may be wanted by `bind` lines.
+    pub(crate) binds: Serving,
 }
 
 impl Starts {
@@ -100,7 +103,8 @@ impl Starts {
 
     /// Begins a start beside the loop, which learns how it ended.
     pub(crate) fn begin(&mut self, cx: &Context, watchdog: Rc<RefCell<Watchdog>>, plan: Plan) {
-        let Plan { id, alone, no_epoll, older_alive, .. } = plan;
+        let Plan { id, no_epoll, older_alive, .. } = plan;
+        let alone = plan.serving.is_none();
         let prepared = match plan.configuration {
             Configuration::Fresh => {
                 self.watched.read = self.watched.seen;
@@ -109,7 +113,7 @@ impl Starts {
             Configuration::Of(of) => {
                 let prepared = self.configurations.get(&of).cloned();
                 if prepared.is_none() && cx.settings.kind.haproxy().is_some() {
-                    let text = "what the configuration was prepared to is not there any more: the files are read";
+                    let text = "the rendered copy of this configuration is gone: the files are read instead";
                     tracing::warn!(generation = id.0, configuration = of.0, "{text}");
                 }
                 prepared
@@ -131,8 +135,10 @@ impl Starts {
             let prepared = match prepared {
                 Some(prepared) => prepared,
                 None => {
-                    let (devices, haproxys) = (plan.devices, plan.haproxys);
-                    let version = plan.version;
+                    let devices = plan.devices;
+                    let serving = plan.serving.as_ref();
+                    let haproxys = serving.map(|it| it.devices.clone()).unwrap_or_default();
+                    let version = serving.and_then(|it| it.version);
                     let how = ReadOptions { again, alone, no_epoll, devices, haproxys, version };
                     let (settings, directory) = (&inner.settings, &inner.directory);
                     let (given, passed) = (given.as_ref(), &inner.passed);
@@ -140,18 +146,19 @@ impl Starts {
                 }
             };
             if let Some(rendering) = prepared.rendering() {
+                let admin = plan.serving.as_ref().and_then(|it| it.admin.as_ref());
                 promise::keeps_something(rendering, &served)?;
-                if let Some(serving) = &plan.serving {
+                if let Some(serving) = admin {
                     now.set("waiting until the serving haproxy has learned its stick tables");
                     learning::before_start(&inner.settings, id, serving).await;
                     now.set("asking the serving haproxy for the state of its servers");
                     server_state::carry(rendering, serving).await;
                 }
                 // Last: what is counted after it, the new one does not know.
-                stats_file::carry(&inner, id, rendering, plan.serving.as_ref()).await;
+                stats_file::carry(&inner, id, rendering, admin).await;
             }
             let (known, passed) = (plan.known, Rc::clone(&inner.passed));
-            let serving = plan.binds;
+            let serving = plan.serving.map(|it| it.binds);
             let older = serving.as_ref().map(|serving| serving.id);
             let want = |want| {
                 if let Some(older) = older {
@@ -229,7 +236,7 @@ impl Starts {
                 Ok(prepared) => drop(self.configurations.insert(id, Rc::new(prepared))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let text = "its configuration cannot be read back: where it dies, the files are read instead";
+                    let text = "the rendered copy of its configuration cannot be read: if it dies, the files are read instead";
                     tracing::warn!(generation = id.0, %error, "{text}");
                 }
             }
@@ -269,7 +276,7 @@ impl Starts {
     /// Writes the pid file that the command or the configuration of a generation names; what it returns ends when it is
     /// written.
     pub(crate) fn write_pid_file(&mut self, of: GenerationId) -> Option<JoinHandle<bool>> {
-        let path = self.rendering(of).and_then(|rendering| rendering.pid_file.clone());
+        let path = self.rendering(of).and_then(|rendering| rendering.mode.pid_file.clone());
         path.and_then(|path| self.pid_file.write(&path))
     }
 }

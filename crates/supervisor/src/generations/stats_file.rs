@@ -36,15 +36,17 @@ pub(crate) async fn carry(
     let path = file.path.display();
     if let Some(serving) = serving {
         match serving.ask(file.command(), ANSWER).await {
-            Err(_) => tracing::warn!(%path, "counters for the stats-file not told in time"),
+            Err(_) => {
+                tracing::warn!(%path, "the serving haproxy did not report its counters for the stats-file in time");
+            }
             // As of 2.6, which is about to be replaced by one that has the file.
             Ok(answer) => match StatsFile::text(&answer).map(str::to_owned) {
                 None => {
-                    tracing::warn!(%path, "this haproxy tells no counters for a stats-file: `dump stats-file` is of 3.0 and later");
+                    tracing::warn!(%path, "the serving haproxy has no `dump stats-file`, which 3.0 and later have: no counters for the stats-file");
                 }
                 Some(text) => {
                     if let Err(error) = write(file.path.clone(), text).await {
-                        tracing::warn!(%path, %error, "stats-file not written");
+                        tracing::warn!(%path, %error, "the stats-file could not be written");
                     }
                 }
             },

@@ -29,7 +29,7 @@ pub(crate) fn detach(cx: &Context, generation: &Generation) {
     let (cx, id, pid) = (cx.clone(), generation.id, generation.pid());
     tracing::info!(generation = id.0, pid, "stopped accepting");
     cx.record(id, Some(pid), event::Kind::GenerationDraining, "stopped accepting");
-    if matches!(cx.settings.ghosts, Ghosts::Ignore) {
+    if matches!(cx.settings.handover.ghosts, Ghosts::Ignore) {
         return cx.send(Message::Closed(id));
     }
     let listeners = generation.listeners.clone();
@@ -108,7 +108,7 @@ impl Removal {
             return;
         }
         let is_haproxy = cx.settings.kind.haproxy().is_some();
-        if refused && is_haproxy && matches!(cx.settings.ghosts, Ghosts::Auto) {
+        if refused && is_haproxy && matches!(cx.settings.handover.ghosts, Ghosts::Auto) {
             self.no_epoll = true;
         }
         if std::mem::replace(&mut self.logged, true) {

@@ -54,7 +54,7 @@ impl Handover {
     /// What the watchdog keeps for the next supervisor is asked for at `kept`.
     pub(crate) fn new(ghosts: Ghosts, kept: &Path) -> Result<Self, Error> {
         let kept = kept::open(kept).inspect_err(|error| {
-            let text = "a supervisor that follows a kill will not reach the admin sockets of generations that drain";
+            let text = "if this supervisor is killed, the next one will not reach the admin sockets of draining generations";
             tracing::warn!(%error, "{text}");
         });
         let watchdog = Watchdog::start(kept.ok())?;
@@ -90,7 +90,7 @@ impl Handover {
             stopping: newer_runs.map(|newer| Stopping::of(newer.pid())),
             older: older.collect(),
             listeners: listeners.into_values().collect(),
-            probe: cx.settings.probe,
+            probe: cx.settings.handover.probe,
             taken: generations.listeners().map(|held| held.bound.clone()).collect(),
         };
         let cx = cx.clone();
@@ -104,7 +104,7 @@ impl Handover {
                     probes = shown.probes,
                     unseen = shown.unseen,
                     ?took,
-                    "nobody accepts any more, as far as the queues show it"
+                    "no process accepts any more, as far as the accept queues show"
                 ),
                 Err(error) => tracing::error!(generation = newer.0, %error, "proof not possible"),
             }

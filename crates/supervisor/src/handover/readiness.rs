@@ -59,7 +59,7 @@ pub(crate) fn await_ready(
         match ready {
             Ok(how) => cx.send(Message::Ready(id, how)),
             Err(error) => {
-                tracing::error!(generation = id.0, pid, "not known to be ready: {error}");
+                tracing::error!(generation = id.0, pid, "its readiness cannot be awaited: {error}");
             }
         }
     });

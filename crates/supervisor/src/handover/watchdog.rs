@@ -59,10 +59,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// The line that a hold comes with.
 const HOLD: &str = "hold\n";
 
-/// A process, as the supervisor and the watchdog name it to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A process, as a supervisor names it to its watchdog and to the next supervisor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct ProcessRef {
     pub(crate) pid: i32,
+    /// In clock ticks since boot: a pid alone may name another process by then.
     pub(crate) start_time: u64,
 }
 
@@ -119,7 +121,8 @@ impl ProcessRef {
                 .any(|pid| holders::holds(pid, listeners).unwrap_or(false))
     }
 
-    fn is_there(self) -> bool {
+    /// Whether it has not ended.
+    pub(crate) fn is_there(self) -> bool {
         process::start_time(self.pid) == Some(self.start_time)
     }
 }
@@ -304,7 +307,7 @@ impl Watchdog {
         // In one piece: the socket takes so little whenever it takes anything.
         if let Err(error) = bindonce_fd::send(&self.socket, line.as_bytes(), descriptors) {
             let what = line.trim_end();
-            tracing::warn!(%error, what, "should we die, a copy of this descriptor is not there");
+            tracing::warn!(%error, what, "the watchdog has no copy of this descriptor: if this supervisor dies, the next one lacks it");
         }
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn serve(
                 Ok(Some(call)) => answers.answer(call).await,
                 Ok(None) => return,
                 Err(error) => {
-                    let text = "its calls can be answered no more: bind() fails";
+                    let text = "its calls can no longer be answered: bind() fails";
                     tracing::error!(generation = id.0, %error, "{text}");
                     return cx.send(Message::Unanswerable(id));
                 }
@@ -121,7 +121,9 @@ fn serve_haproxy(
                 Ok(Some(_)) => cx.send(Message::Held(id, hold)),
                 // It has ended without having said it.
                 Ok(None) => {}
-                Err(error) => tracing::warn!(generation = id.0, %error, "it is not held"),
+                Err(error) => {
+                    tracing::warn!(generation = id.0, %error, "it cannot be held when it is ready");
+                }
             }
         });
     }

@@ -50,7 +50,7 @@ impl Supervisor {
     fn process(&self, generation: &Generation) -> Process {
         Process {
             pid: generation.cli.answers.unwrap_or_else(|| generation.pid()),
-            reloads: self.master.reloads.saturating_sub(generation.reloads_before),
+            reloads: self.master.history.reloads.saturating_sub(generation.reloads_before),
             uptime: uptime(generation.started),
             version: generation.cli.release.clone().unwrap_or_default(),
         }
@@ -79,15 +79,15 @@ impl Supervisor {
             processes: Processes {
                 master: Process {
                     pid: std::process::id().cast_signed(),
-                    reloads: self.master.reloads,
-                    uptime: uptime(self.master.began),
+                    reloads: self.master.history.reloads,
+                    uptime: uptime(self.master.history.began),
                     version: self.master.release.clone(),
                 },
-                failed: self.master.failed,
+                failed: self.master.history.failed,
                 current: serving.map(|generation| self.process(generation)),
                 old: old.iter().map(|generation| self.process(generation)).collect(),
             },
-            startup: self.master.startup.clone(),
+            startup: self.master.history.startup.clone(),
         }
     }
 
@@ -109,17 +109,17 @@ impl Supervisor {
         match outcome {
             Outcome::ShuttingDown => return,
             Outcome::Serving { id, .. } => {
-                self.master.reloads += counts;
-                self.master.failed = 0;
+                self.master.history.reloads += counts;
+                self.master.history.failed = 0;
                 let Some(generation) = self.generations.get_mut(id) else { return };
-                generation.reloads_before = self.master.reloads;
+                generation.reloads_before = self.master.history.reloads;
                 let pid = generation.cli.answers.unwrap_or_else(|| generation.pid());
                 let version = generation.cli.version.unwrap_or_default();
                 let begun = match version >= Version::read("3.1") {
                     true => format!("Initializing new worker ({pid})"),
                     false => format!("New worker ({pid}) forked"),
                 };
-                self.master.startup = Startup {
+                self.master.history.startup = Startup {
                     before: format!("[NOTICE]   ({us}) : {begun}\n"),
                     tail: Some(generation.output.tail.clone()),
                     after: format!("[NOTICE]   ({us}) : Loading success.\n"),
@@ -132,8 +132,8 @@ impl Supervisor {
                 }
             }
             Outcome::Failed(id, _) => {
-                self.master.reloads += counts;
-                self.master.failed += counts;
+                self.master.history.reloads += counts;
+                self.master.history.failed += counts;
                 self.master.hard = false;
                 if let Some(serving) =
                     self.timeline.serving().and_then(|id| self.generations.get(&id))
@@ -148,7 +148,7 @@ impl Supervisor {
                     _ => alerts(&cause.whole()),
                 };
                 let after = format!("[WARNING]  ({us}) : Loading failure!\n");
-                self.master.startup = Startup { before, tail, after };
+                self.master.history.startup = Startup { before, tail, after };
             }
         }
         for reply in std::mem::take(&mut self.master.beginning) {
@@ -156,7 +156,7 @@ impl Supervisor {
         }
         for caller in callers {
             if let Some(startup) = self.master.waiting.remove(caller) {
-                let _ = startup.set(self.master.startup.clone());
+                let _ = startup.set(self.master.history.startup.clone());
             }
         }
     }

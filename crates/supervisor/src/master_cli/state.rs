@@ -15,7 +15,7 @@ use super::client::Hub;
 use super::seats::Seats;
 use super::sockets::Socket;
 use crate::context::Context;
-use crate::disk::directory::Saved;
+use crate::disk::directory::{Saved, SavedHistory};
 use crate::disk::take_over::Inheritance;
 use crate::error::Error;
 use crate::generations::output::Tail;
@@ -27,17 +27,11 @@ pub(crate) struct Master {
     pub(crate) sockets: Vec<Socket>,
     /// Those that the haproxy has that is replaced.
     late: Vec<MasterSocket>,
-    /// When this process began.
-    pub(crate) began: Timestamp,
-    /// How many reloads there were, the failed ones too.
-    pub(crate) reloads: u64,
-    /// How many have failed since the last that succeeded.
-    pub(crate) failed: u64,
+    pub(crate) history: History,
     /// The service begins: its first start is no reload.
     pub(super) begins: bool,
     /// Clients that wait for its end.
     pub(super) beginning: Vec<oneshot::Sender<Seen>>,
-    pub(crate) startup: Startup,
     hub: Option<(Hub, Rc<Seats>)>,
     /// The generation that has failed, and what it wrote.
     pub(crate) failing: Option<(GenerationId, Tail)>,
@@ -49,6 +43,40 @@ pub(crate) struct Master {
     pub(super) release: String,
 }
 
+/// What clients are told of this process and its reloads.
+pub(crate) struct History {
+    /// When this process began.
+    pub(super) began: Timestamp,
+    /// How many reloads there were, the failed ones too.
+    pub(crate) reloads: u64,
+    /// How many have failed since the last that succeeded.
+    pub(super) failed: u64,
+    /// What was said at the last of them, or at the start.
+    pub(super) startup: Startup,
+}
+
+impl History {
+    /// Goes on from that of an earlier supervisor.
+    fn resume(saved: &SavedHistory, same_process: bool) -> Self {
+        Self {
+            began: if same_process { Timestamp(saved.began) } else { clock::now() },
+            reloads: saved.reloads,
+            failed: saved.failed_reloads,
+            startup: Startup::said(saved.startup_logs.clone()),
+        }
+    }
+
+    /// For the next supervisor.
+    pub(crate) fn saved(&self) -> SavedHistory {
+        SavedHistory {
+            began: self.began.0,
+            reloads: self.reloads,
+            failed_reloads: self.failed,
+            startup_logs: self.startup.text(),
+        }
+    }
+}
+
 impl Master {
     pub(crate) fn open(
         settings: &Settings,
@@ -57,23 +85,20 @@ impl Master {
         passed: &Passed,
     ) -> Result<Self, Error> {
         let (mut sockets, mut late) = (Vec::new(), Vec::new());
-        let replaces = !settings.replaced.pids.is_empty();
+        let replaces = !settings.first.replaced.pids.is_empty();
         for wanted in &settings.master_cli {
             match Socket::open(wanted, &mut left.master_cli, passed, replaces)? {
                 Some(socket) => sockets.push(socket),
                 None => late.push(wanted.clone()),
             }
         }
-        let same_process = left.control.is_some() && saved.began > 0;
+        let same_process = left.control.is_some() && saved.history.began > 0;
         Ok(Self {
             sockets,
             late,
-            began: if same_process { Timestamp(saved.began) } else { clock::now() },
-            reloads: saved.reloads,
-            failed: saved.failed_reloads,
+            history: History::resume(&saved.history, same_process),
             begins: false,
             beginning: Vec::new(),
-            startup: Startup::said(saved.startup_logs.clone()),
             hub: None,
             failing: None,
             waiting: HashMap::new(),
@@ -84,7 +109,8 @@ impl Master {
 
     /// The service begins: nothing of an earlier one serves.
     pub(crate) fn begin(&mut self) {
-        (self.begins, self.reloads, self.failed) = (true, 0, 0);
+        self.begins = true;
+        (self.history.reloads, self.history.failed) = (0, 0);
     }
 
     /// A generation begins to end, or is about to.

@@ -33,6 +33,7 @@ use crate::generations::generation::Generation;
 use crate::message::Message;
 use crate::report::status_page::{self, Findings};
 use crate::report::view::View;
+use crate::settings::MetricsSettings;
 use crate::supervisor::Supervisor;
 use crate::tasks::spawn;
 use bindonce_haproxy::counters;
@@ -89,12 +90,16 @@ const LAST_SUCCESSFUL: Family =
     Family::gauge("bindonce_last_reload_successful", "Whether the last reload ended well.");
 const DEATHS: Family =
     Family::counter("bindonce_generation_deaths", "Generations that ended while they served.");
-const RESTARTS: Family =
-    Family::counter("bindonce_restarts", "Times what had died was to be started again.");
+const RESTARTS: Family = Family::counter(
+    "bindonce_restarts",
+    "Starts that were planned after a serving generation had died.",
+);
 const ROLLBACKS: Family =
-    Family::counter("bindonce_rollbacks", "Of these, times with an older configuration.");
-const ESCALATED: Family =
-    Family::counter("bindonce_signals_escalated", "Signals beyond the normal course.");
+    Family::counter("bindonce_rollbacks", "Of these, the starts with an older configuration.");
+const ESCALATED: Family = Family::counter(
+    "bindonce_signals_escalated",
+    "Signals that were sent because a generation did not behave as expected.",
+);
 const GHOSTS: Family = Family::counter(
     "bindonce_ghosts_removed",
     "Epoll entries of closed listeners that were removed.",
@@ -145,10 +150,10 @@ impl View<'_> {
         page.single(&ROLLBACKS, count(event::Kind::Rollback));
         page.single(&ESCALATED, count(event::Kind::SignalEscalated));
         page.single(&GHOSTS, self.report.counts.ghosts_removed);
-        page.single(&REQUESTS_AFTER, self.report.counts.since.requests);
-        page.single(&BYTES_AFTER, self.report.counts.since.bytes);
+        page.single(&REQUESTS_AFTER, self.report.counts.requests_after);
+        page.single(&BYTES_AFTER, self.report.counts.bytes_after);
         page.single(&IDLE_CLOSED, self.report.counts.idle_closed);
-        page.single(&CUT, self.report.counts.cut);
+        page.single(&CUT, self.report.counts.connections_cut);
         page.single(&UNKNOWN, count(event::Kind::UnknownAcceptor));
         page.single(&FOREIGN, self.report.foreign.len());
         page.single(&UPGRADES, self.upgrades);
@@ -182,7 +187,7 @@ impl View<'_> {
         each(&AGE, &|generation| {
             Some(Duration::from_millis(clock::now().0.saturating_sub(generation.started.0)).into())
         });
-        each(&CONNECTIONS, &|generation| Some(generation.connections?.into()));
+        each(&CONNECTIONS, &|generation| Some(generation.drain.connections?.into()));
         each(&MEMORY, &|generation| Some(process::memory(generation.pid())?.into()));
         each(&LISTENERS, &|generation| Some(generation.listeners.len().into()));
     }
@@ -219,7 +224,7 @@ impl Supervisor {
             // One that has not answered is starting.
             let admin = generation.cli.admin.clone().filter(|_| generation.cli.version.is_some());
             let (cx, id, pace) =
-                (self.cx.clone(), generation.id, self.counting.pace(generation.id));
+                (self.cx.clone(), generation.id, self.report.counting.pace(generation.id));
             if let Some(admin) = admin
                 && pace.is_due()
             {
@@ -235,7 +240,7 @@ impl Supervisor {
 
     /// Answers it now. The names and labels of a large configuration are many: not on the loop's thread.
     pub(crate) fn answer_scrape(&mut self, reply: oneshot::Sender<String>) {
-        let (mut page, totals) = (self.view().metrics(), self.counting.totals());
+        let (mut page, totals) = (self.view().metrics(), self.report.counting.totals());
         let serving = self.timeline.serving().map(|id| id.0);
         let service = self.cx.settings.service.clone();
         spawn(async move {
@@ -253,8 +258,7 @@ impl Supervisor {
 /// Serves scrapes for as long as the supervisor runs.
 pub(crate) async fn keep(
     beside: PathBuf,
-    listener: Option<Listener>,
-    opened: bool,
+    at: MetricsSettings,
     socket: PathBuf,
     sender: mpsc::UnboundedSender<Message>,
 ) {
@@ -267,8 +271,8 @@ pub(crate) async fn keep(
         }
     };
     let on_listener = async {
-        if let Some(listener) = &listener {
-            serve(listener, opened, &pages).await;
+        if let Some(listener) = &at.listener {
+            serve(listener, at.status_page, &pages).await;
         }
     };
     tokio::join!(in_directory, on_listener);

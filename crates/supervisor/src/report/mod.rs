@@ -11,6 +11,7 @@ pub(crate) mod status;
 mod status_page;
 pub(crate) mod view;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bindonce_core::event;
@@ -19,9 +20,11 @@ use bindonce_haproxy::config::Master;
 use bindonce_sys::signals::Signal as Number;
 
 use crate::context::Context;
+use crate::generations::counting::Counting;
 use crate::generations::foreign::ForeignBinds;
 use crate::generations::since::{Lately, SavedLately, Since};
 use crate::kind::Haproxy;
+use crate::replies::Counts;
 use crate::report::announce::Announcer;
 use crate::report::cause::Cause;
 use crate::report::measured::Measured;
@@ -31,6 +34,8 @@ use crate::settings::Settings;
 pub(crate) struct Report {
     pub(crate) announcer: Announcer,
     counts: Counts,
+    /// haproxy's own counters.
+    pub(crate) counting: Counting,
     /// What all generations have done lately, and what those did that drain.
     lately: (Lately, Lately),
     measured: Measured,
@@ -48,29 +53,15 @@ pub(crate) struct Report {
     last_warning: Option<(GenerationId, Reason)>,
 }
 
-/// What has happened so far.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Counts {
-    pub(crate) reloads: u64,
-    pub(crate) failures: u64,
-    pub(crate) restarts: u64,
-    pub(crate) ghosts_removed: u64,
-    /// Idle connections of older generations that were closed for `--drain-idle`.
-    pub(crate) idle_closed: u64,
-    /// Connections that generations had when they were told to exit.
-    pub(crate) cut: u64,
-    /// What generations have done since they stopped accepting.
-    pub(crate) since: Since,
-}
-
 impl Report {
-    /// Goes on from what the image before has done lately.
-    pub(crate) fn new(settings: &Settings, lately: &SavedLately) -> Self {
+    /// Goes on from what an earlier supervisor has counted, and the image before has done lately.
+    pub(crate) fn new(settings: &Settings, counters: PathBuf, lately: &SavedLately) -> Self {
         let notifies = |haproxy: &Haproxy| haproxy.command.role.master == Some(Master::Notifying);
         let as_haproxy = settings.kind.haproxy().is_some_and(notifies);
         Self {
             announcer: Announcer::new(as_haproxy),
             counts: Counts::default(),
+            counting: Counting::resume(counters),
             lately: Lately::resume_both(lately),
             measured: Measured::default(),
             failure: Cause::default(),
@@ -124,7 +115,8 @@ impl Report {
         let now = Instant::now();
         self.lately.0.add(now, more);
         if drains {
-            self.counts.since.add(more);
+            self.counts.requests_after += more.requests;
+            self.counts.bytes_after += more.bytes;
             self.lately.1.add(now, more);
         }
     }
@@ -136,7 +128,7 @@ impl Report {
 
     /// So many connections were cut by haproxy itself.
     pub(crate) fn cut(&mut self, count: u64) {
-        self.counts.cut += count;
+        self.counts.connections_cut += count;
     }
 
     /// What was done lately, for the next image of this process.
@@ -155,7 +147,7 @@ impl Report {
         signal: Number,
         (reason, cut): (Reason, u64),
     ) {
-        self.counts.cut += cut;
+        self.counts.connections_cut += cut;
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {

@@ -80,7 +80,7 @@ impl Report {
                 })
             }
             Outcome::Failed(id, failure) => {
-                self.counts.failures += 1;
+                self.counts.failed_reloads += 1;
                 if *failure == Failure::NotReady && self.failure.unseen {
                     self.failure.hint = Some(cause::NOTHING_INTERCEPTED.to_owned());
                 }

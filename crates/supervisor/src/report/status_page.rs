@@ -33,7 +33,7 @@ impl View<'_> {
                 state: state.to_string(),
                 pid: known.map(|it| it.pid()),
                 since: known.map(|it| it.started),
-                connections: known.and_then(|it| it.connections),
+                connections: known.and_then(|it| it.drain.connections),
                 memory: known.and_then(|it| process::memory(it.pid())),
                 requests_after: known.and_then(|it| it.drain.since).map(|it| it.requests),
             }
@@ -49,7 +49,7 @@ impl View<'_> {
                 std::process::id(),
                 settings.kind.name(),
                 counts.reloads,
-                counts.failures,
+                counts.failed_reloads,
                 counts.restarts,
             ),
             now: clock::now(),

@@ -164,7 +164,7 @@ struct Words {
 impl Words {
     fn new(pipe: OwnedFd, messages: Messages) -> anyhow::Result<Self> {
         let set = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-        set.context("cannot read haproxy's words")?;
+        set.context("cannot read haproxy's output")?;
         Ok(Self { pipe: pipe.into(), ended: false, line: Vec::new(), messages })
     }
 
@@ -180,7 +180,7 @@ impl Words {
                 Ok(read) => self.line.extend_from_slice(&buffer[..read]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).context("cannot read haproxy's words"),
+                Err(error) => return Err(error).context("cannot read haproxy's output"),
             }
             while let Some(end) = self.line.iter().position(|&byte| byte == b'\n') {
                 let rest = self.line.split_off(end + 1);

@@ -267,22 +267,18 @@ fn own(
     held: &HashMap<Key, User>,
 ) -> Vec<(Address, Holder)> {
     let new = rendering.bindings.iter().map(|binding| &binding.listener);
-    let mut new = new.filter(|listener| !held.contains_key(&listener.key())).peekable();
-    if new.peek().is_none() {
+    let new = new.filter(|listener| !held.contains_key(&listener.key()));
+    let new: Vec<_> = new.cloned().collect();
+    if new.is_empty() {
         return Vec::new();
     }
-    let paths = new.filter_map(|listener| match &listener.address {
-        Address::Unix(path) => Some(path.clone()),
-        _ => None,
-    });
-    let paths: Vec<_> = paths.collect();
     let inodes: HashSet<u64> = listed.iter().map(|listener| listener.inode).collect();
     let holders = listed.iter().flat_map(|listener| &listener.holders);
     let ours = holders.filter(|holder| {
         holder.service.as_deref() == Some(service.as_str()) && holder.state == Some(State::Serving)
     });
     let pids: HashSet<i32> = ours.filter_map(|holder| i32::try_from(holder.pid).ok()).collect();
-    pids.into_iter().flat_map(|pid| own_sockets(pid, &inodes, &paths)).collect()
+    pids.into_iter().flat_map(|pid| own_sockets(pid, &inodes, &new)).collect()
 }
 
 /// The broker's listeners, and who has each.

@@ -13,7 +13,10 @@ use bindonce_core::listener::{Listener, Wanted};
 use bindonce_core::name::Name;
 use bindonce_core::{duration, generation};
 use bindonce_supervisor::adopt::Replaced;
-use bindonce_supervisor::{self as supervisor, Ended, Kind, Settings};
+use bindonce_supervisor::{
+    self as supervisor, BrokerSettings, Ended, FirstSettings, HandoverSettings, Kind,
+    MetricsSettings, Settings,
+};
 use bindonce_sys::{log, network};
 use nix::sys::signal::{self, SigSet};
 
@@ -187,8 +190,7 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
     }
     let watch = args.watch.map_or_else(|| Ok(Vec::new()), |paths| kind::watched(&kind, paths))?;
     let settings = Settings {
-        socket,
-        start_broker: !globals.socket_is_given(),
+        broker: BrokerSettings { socket, start: !globals.socket_is_given() },
         service,
         master_cli: kind::master_cli(&kind)?,
         kind,
@@ -202,19 +204,19 @@ pub(crate) fn supervise(args: Args, globals: &Globals, at_once: bool) -> anyhow:
         },
         drain_idle: args.timing.drain_idle,
         peers_timeout: args.timing.peers_timeout,
-        probe: !args.no_probe,
-        watch,
-        ghosts: match args.ghosts {
-            Ghosts::Auto => supervisor::Ghosts::Auto,
-            Ghosts::Detach => supervisor::Ghosts::Detach,
-            Ghosts::Noepoll => supervisor::Ghosts::NoEpoll,
-            Ghosts::Ignore => supervisor::Ghosts::Ignore,
+        handover: HandoverSettings {
+            probe: !args.no_probe,
+            ghosts: match args.ghosts {
+                Ghosts::Auto => supervisor::Ghosts::Auto,
+                Ghosts::Detach => supervisor::Ghosts::Detach,
+                Ghosts::Noepoll => supervisor::Ghosts::NoEpoll,
+                Ghosts::Ignore => supervisor::Ghosts::Ignore,
+            },
         },
+        watch,
         at_once,
-        replaced,
-        starter: background::starter()?,
-        metrics: args.metrics,
-        status_page: args.status_page,
+        first: FirstSettings { starter: background::starter()?, replaced },
+        metrics: MetricsSettings { listener: args.metrics, status_page: args.status_page },
     };
     logging::start(globals.log_format, &globals.log_level);
     log::start();

@@ -87,8 +87,8 @@ impl Service {
                 supervision: Supervision::By {
                     pid: status.pid,
                     program: status.program,
-                    reloads: status.reloads,
-                    failed: status.failed_reloads,
+                    reloads: status.counts.reloads,
+                    failed: status.counts.failed_reloads,
                     draining: status.lately.draining_percent(),
                 },
                 generations: status.generations.into_iter().map(Generation::from).collect(),

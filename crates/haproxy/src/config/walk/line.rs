@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt as _;
 
 use bindonce_core::address::Address;
 
@@ -107,7 +106,7 @@ impl Walk<'_> {
         place: &Place,
     ) -> Result<(), Error> {
         let values: Vec<&[u8]> = words.iter().map(|word| word.value.as_slice()).collect();
-        if values[0] == b"localpeer" && self.command.local_peer.is_some() {
+        if values[0] == b"localpeer" && self.input.command.local_peer.is_some() {
             return Ok(());
         }
         let looked = self.state.marks().looked;
@@ -197,7 +196,7 @@ impl Walk<'_> {
     fn claim(&mut self, section: &Section) -> Result<(), Error> {
         let unix =
             if section.kind == Kind::Global { &BindOptions::default() } else { &self.global.unix };
-        for (range, text) in self.claims.section(section, unix, self.world, &self.unknowns)? {
+        for (range, text) in self.claims.section(section, unix, self.input.world, &self.unknowns)? {
             self.edits.edit(range, text);
         }
         Ok(())
@@ -217,7 +216,9 @@ impl Walk<'_> {
         {
             let (copy, left, section) = self.stats_sockets.remove(at);
             claimed.insert(left);
-            for (range, text) in self.claims.section(&section, &unix, self.world, &self.unknowns)? {
+            for (range, text) in
+                self.claims.section(&section, &unix, self.input.world, &self.unknowns)?
+            {
                 self.edits.add(copy, range, text);
             }
         }
@@ -234,9 +235,8 @@ impl Walk<'_> {
     /// What reading an address takes from outside its line.
     fn surroundings(&self) -> Surroundings<'_> {
         // Whether haproxy asks getaddrinfo() for host names here.
-        let disabled = |word: &std::ffi::OsString| word.as_bytes().starts_with(b"-dG");
-        let getaddrinfo = !self.command.arguments.iter().any(disabled)
-            && self.state.enabled(b"GETADDRINFO") != Some(false);
+        let getaddrinfo =
+            !self.input.has_argument(b"-dG") && self.state.enabled(b"GETADDRINFO") != Some(false);
         // Asked about at once.
         let no_quic = || {
             let terms = [&b"feature(QUIC)"[..], b"version_atleast(2.8)"];
@@ -247,12 +247,12 @@ impl Walk<'_> {
             }
         };
         Surroundings {
-            world: self.world,
+            world: self.input.world,
             state: &self.state,
             getaddrinfo,
-            directory: &self.directory,
+            directory: &self.input.directory,
             prefix: self.global.prefix.as_deref().unwrap_or_default(),
-            missing: self.missing,
+            missing: self.input.missing,
             no_quic: Box::new(no_quic),
             own: Box::new(move |wanted| match &wanted.first {
                 Address::Quic(_) => no_quic(),

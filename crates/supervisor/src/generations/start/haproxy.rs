@@ -67,7 +67,7 @@ pub(crate) async fn render(
         Err(error) => return Err(Error::system("read the configuration")(error)),
     };
     // A worker needs nothing to listen on.
-    let is_master = rendering.is_master || kind.command.role.master.is_some();
+    let is_master = rendering.mode.is_master || kind.command.role.master.is_some();
     let admin = kind.admin && (is_master || rendering.surely_listens());
     let mut own = if admin { format!("{OURS}{ADMIN}") } else { String::new() };
     if rendering.lacks_cluster_secret() {

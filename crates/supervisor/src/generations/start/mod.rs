@@ -163,7 +163,7 @@ pub(crate) async fn launch(
     want: impl Fn(Want),
 ) -> Result<Launched, Error> {
     step.set("asking the broker for the listeners");
-    let mut lease = broker::connect(&settings.socket).await?;
+    let mut lease = broker::connect(&settings.broker.socket).await?;
     broker::join(&mut lease, &settings.service, id, None, bindonce::State::Starting).await?;
     if let (Some(rendering), None) = (prepared.rendering(), prepared.caller()) {
         how.passed.store(&mut lease, &rendering.bindings).await?;

@@ -53,12 +53,8 @@ pub(super) async fn take(
         return Ok(());
     }
     let (pid, given) = (serving.pid, known.keys().copied().collect());
-    let paths = new.iter().filter_map(|binding| match &binding.listener.address {
-        Address::Unix(path) => Some(path.clone()),
-        _ => None,
-    });
-    let paths: Vec<_> = paths.collect();
-    let look = move || own_sockets(pid, &given, &paths);
+    let wanted: Vec<_> = new.iter().map(|binding| binding.listener.clone()).collect();
+    let look = move || own_sockets(pid, &given, &wanted);
     let found = worker::within(LOOK, look).await.map_err(Error::system("look at haproxy"))?;
     for (address, holder) in found {
         let Ok(bound) = Listener::new(None, address, Options::default()) else { continue };
@@ -101,15 +97,20 @@ fn wants<'a>(new: &[&'a Binding], bound: &Listener) -> Option<&'a Binding> {
     new.iter().find(same).or_else(|| new.iter().find(overlaps)).copied()
 }
 
-/// What the processes of a generation listen on, but for the sockets in `given`. Of UNIX sockets those that these paths lead to: one may
-/// have been bound under another name.
-pub fn own_sockets(pid: i32, given: &HashSet<u64>, paths: &[String]) -> Vec<(Address, Holder)> {
+/// What the processes of a generation listen on, but for the sockets in `given`. Of UNIX sockets those that the paths of `wanted` lead
+/// to: one may have been bound under another name.
+pub fn own_sockets(pid: i32, given: &HashSet<u64>, wanted: &[Listener]) -> Vec<(Address, Holder)> {
     let listening = diag::listening().unwrap_or_default().into_iter();
     let listening = listening.filter(|socket| !matches!(socket.address, Address::Unix(_)));
-    let at_path =
-        |path: &String| Some((diag::unix_at(Path::new(path)).ok()??, Address::Unix(path.clone())));
+    let at_path = |wanted: &Listener| match &wanted.address {
+        Address::Unix(path) => {
+            Some((diag::unix_at(Path::new(path)).ok()??, wanted.address.clone()))
+        }
+        _ => None,
+    };
     let listening = listening.map(|socket| (socket.inode, socket.address));
-    let mut listening: BTreeMap<_, _> = listening.chain(paths.iter().filter_map(at_path)).collect();
+    let mut listening: BTreeMap<_, _> =
+        listening.chain(wanted.iter().filter_map(at_path)).collect();
     listening.retain(|inode, _| !given.contains(inode));
     let inodes: Vec<_> = listening.keys().copied().collect();
     let held = process::family(pid).into_iter().flat_map(|pid| holders::of_process(pid, &inodes));

@@ -1,0 +1,98 @@
+//! What becomes of the connections of a generation once it drains, and what the next supervisor must know of that.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::generations::since::Since;
+
+/// What becomes of the connections of a generation once it drains.
+#[derive(Default)]
+pub(crate) struct Drain {
+    /// Connections left.
+    pub(crate) connections: Option<u64>,
+    /// How long one of them must have been idle to be closed; none: it is left alone. Shared with the task that does it.
+    pub(crate) idle: Rc<Cell<Option<Duration>>>,
+    /// How long it may drain, where a reload has said so.
+    pub(crate) timeout: Option<Duration>,
+    /// How many were closed for that.
+    pub(crate) idle_closed: u64,
+    /// What it has done on them since it stopped accepting; none before, or where nobody tells.
+    pub(crate) since: Option<Since>,
+    /// Its counters when it was last asked; none where it was not since this process has it.
+    counted: Option<Since>,
+    /// It was told to end with those that it had.
+    pub(crate) is_cut: bool,
+}
+
+/// What the next supervisor must know of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SavedDrain {
+    /// Connections that are idle for so many milliseconds are closed.
+    drain_idle_ms: Option<u64>,
+    /// It may drain for so many milliseconds, where a reload has said so.
+    drain_timeout_ms: Option<u64>,
+    /// What it had done when it was last asked; for the supervisor itself alone.
+    counted: Option<Since>,
+    /// What it has done since it stopped accepting.
+    after: Option<Since>,
+    /// How many of its idle connections were closed.
+    idle_closed: u64,
+}
+
+impl Drain {
+    /// Of one that was just started: all that it counts is new.
+    pub(crate) fn of_new() -> Self {
+        Self { counted: Some(Since::default()), ..Self::default() }
+    }
+
+    /// Goes on from what an earlier supervisor has saved.
+    pub(crate) fn resume(saved: &SavedDrain) -> Self {
+        Self {
+            idle: Rc::new(Cell::new(saved.drain_idle_ms.map(Duration::from_millis))),
+            timeout: saved.drain_timeout_ms.map(Duration::from_millis),
+            idle_closed: saved.idle_closed,
+            since: saved.after,
+            counted: saved.counted,
+            ..Self::default()
+        }
+    }
+
+    /// For the next supervisor, or for the next image of this process: what another finds may be long ago by then.
+    pub(crate) fn saved(&self, for_itself: bool) -> SavedDrain {
+        SavedDrain {
+            drain_idle_ms: self.idle.get().and_then(milliseconds),
+            drain_timeout_ms: self.timeout.and_then(milliseconds),
+            counted: self.counted.filter(|_| for_itself),
+            after: self.since.filter(|_| for_itself),
+            idle_closed: self.idle_closed,
+        }
+    }
+
+    /// It has told its counters: what it has done since it last did, and whether it drains. None where it has not before.
+    pub(crate) fn count(&mut self, counts: Since, drains: bool) -> Option<(Since, bool)> {
+        let more = counts.less(self.counted.replace(counts)?);
+        // It was one before an upgrade, too.
+        let drains = drains || self.since.is_some();
+        if drains {
+            self.since.get_or_insert_default().add(more);
+        }
+        Some((more, drains))
+    }
+
+    /// It is told to exit: how many connections end with it, as far as is known; none where it was told before.
+    pub(crate) fn cut(&mut self) -> u64 {
+        match std::mem::replace(&mut self.is_cut, true) {
+            false => self.connections.unwrap_or_default(),
+            true => 0,
+        }
+    }
+}
+
+/// As a file for the next supervisor has a time.
+pub(crate) fn milliseconds(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_millis()).ok()
+}

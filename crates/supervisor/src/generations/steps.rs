@@ -1,0 +1,201 @@
+//! What the loop does when the process of a generation has started, has ended, or is known to have closed its listeners.
+//!
+//! Under the name of haproxy the log leaves out what this module says (`serve` in `cli/stand_in`): haproxy has said it.
+
+use std::collections::BTreeSet;
+
+use bindonce_core::address::Address;
+use bindonce_core::event;
+use bindonce_core::generation::{Event, GenerationId, State};
+use bindonce_haproxy::config::{Binding, Rendering};
+use bindonce_sys::clock;
+use bindonce_sys::process::Exit;
+
+use crate::broker::leases;
+use crate::generations::admin::Admin;
+use crate::generations::drain::Drain;
+use crate::generations::generation::{GivenBack, Start};
+use crate::generations::own;
+use crate::generations::process::{self, Process};
+use crate::generations::progress;
+use crate::generations::start::Launched;
+use crate::handover::readiness;
+use crate::intercept;
+use crate::program::Readiness;
+use crate::report::cause::{Cause, nothing_to_listen_on};
+use crate::supervisor::Supervisor;
+
+impl Supervisor {
+    /// A process was started for a generation.
+    pub(crate) fn launched(&mut self, id: GenerationId, launched: Launched) {
+        let Some(starting) = self.starts.end(id) else {
+            // It was called off while the process was on its way to us.
+            return process::end_quietly(launched.pidfd);
+        };
+        let rendering = launched.prepared.rendering();
+        let master_worker = rendering.is_some_and(|rendering| rendering.mode.master_worker);
+        let devices = rendering.map(Rendering::haproxys_devices).unwrap_or_default();
+        // A path stays: the process that made the socket made the path too.
+        let bindings = rendering.map(|rendering| rendering.bindings.as_slice()).unwrap_or_default();
+        let goes = |binding: &Binding| {
+            binding.inherited.is_some() && !matches!(binding.listener.address, Address::Unix(_))
+        };
+        let passed = bindings.iter().zip(&launched.listeners).filter(|(binding, _)| goes(binding));
+        let passed: Vec<_> = passed.map(|(_, held)| held.label.clone()).collect();
+        self.starts.started_on(id, launched.prepared);
+        let admin =
+            launched.admin.map(|path| Admin::connect(path, process::on_answer(&self.cx, id)));
+        let process = Process {
+            pidfd: launched.pidfd,
+            admin,
+            stderr: launched.stderr.map(|stderr| (stderr, launched.messages)),
+            master_worker,
+            listeners: launched.listeners,
+            lease: Some(launched.lease),
+            started: clock::now(),
+        };
+        let created = process.listeners.iter().filter(|held| held.created);
+        let created: Vec<_> = created.map(|held| held.label.clone()).collect();
+        let (pid, listeners) = (process.pidfd.pid(), process.listeners.len());
+        let mut generation = match process::take_on(&self.cx, &self.leases, id, process) {
+            Ok(generation) => generation,
+            Err(error) => {
+                let name = self.cx.settings.kind.name();
+                let text = format!("{name}, pid {pid}, cannot be watched: {error}");
+                self.report.failed(Cause::new(text, None));
+                return self.feed(Event::StartFailed(id));
+            }
+        };
+        generation.start = Start::Begun(starting.begun);
+        generation.drain = Drain::of_new();
+        generation.own.devices = devices;
+        // What it was given at its start it does not say that it listens on.
+        generation.readiness.listening.extend(generation.inodes());
+        if let Some(shim) = launched.shim {
+            intercept::begin(&self.cx, self.handover.watchdog(), id, shim);
+        }
+        readiness::await_ready(&self.cx, &mut generation, launched.notifications);
+        progress::watch(&self.cx, &generation);
+        self.generations.insert(generation);
+        self.feed(Event::Progress(id));
+        self.leases.add(created.iter().cloned().chain(passed));
+        self.save();
+        tracing::info!(generation = id.0, pid, listeners, "started");
+        process::warn_of_limit(listeners);
+        self.record(id, event::Kind::GenerationStarted, format!("started; listeners: {listeners}"));
+        if !created.is_empty() {
+            self.record(id, event::Kind::ListenerBound, format!("bound: {}", created.join(" ")));
+        }
+    }
+
+    pub(crate) fn exited(&mut self, id: GenerationId, exit: Option<Exit>) {
+        let how = exit.map_or_else(|| "no known exit code".to_owned(), |exit| exit.to_string());
+        if let Some(generation) = self.generations.get(&id) {
+            let pid = generation.pid();
+            let state = self.timeline.state_of(id);
+            let drained = generation.lease.served && state == Some(State::Draining);
+            if !drained && self.cx.settings.kind.haproxy().is_some() {
+                let left = process::kill_holders(pid, &generation.inodes());
+                if left > 0 {
+                    tracing::warn!(
+                        generation = id.0,
+                        pid,
+                        left,
+                        "killed what it left with its listeners open"
+                    );
+                }
+            }
+            let cut = generation.cut_by_itself();
+            self.report.cut(cut);
+            self.requests.cut(id, cut);
+            let (kind, text) = match state {
+                Some(State::Draining) if cut > 0 => {
+                    let text = format!("gone: {how}; connections cut (hard-stop-after): {cut}");
+                    (event::Kind::GenerationGone, text)
+                }
+                Some(State::Draining) => (event::Kind::GenerationGone, format!("gone: {how}")),
+                Some(State::Serving) => {
+                    (event::Kind::GenerationDied, format!("died while it served: {how}"))
+                }
+                _ => (event::Kind::GenerationFailed, format!("did not come up: {how}")),
+            };
+            match kind {
+                event::Kind::GenerationGone => tracing::info!(generation = id.0, pid, "{text}"),
+                _ => tracing::error!(generation = id.0, pid, "{text}"),
+            }
+            self.record(id, kind, text);
+            self.master.failing = Some((id, generation.output.tail.clone()));
+            let words = generation.output.tail.text();
+            let name = self.cx.settings.kind.name();
+            let text = if words.is_empty() {
+                format!("{name}, pid {pid}, ended with {how} and said nothing")
+            } else {
+                format!("{name}, pid {pid}, ended with {how}:\n{words}")
+            };
+            let hint = generation.own.wanted.map(|_| {
+                let serving = self.timeline.serving();
+                let any = [Some(id), serving].into_iter().flatten();
+                let mut renderings = any.filter_map(|id| self.rendering(id));
+                let no_reuse_port = renderings.any(|rendering| rendering.no_reuse_port);
+                own::address_hint(self.can_let_go(id), no_reuse_port)
+            });
+            let refused = generation.readiness.refused.clone();
+            let in_its_words = !words.is_empty() && hint.is_none();
+            let program = self.cx.settings.kind.program();
+            let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
+                && generation.readiness.listening.is_empty();
+            let hint = hint.or_else(|| nothing_to_listen_on(&words));
+            let cause = Cause { in_its_words, unseen, ..Cause::new(text, hint) };
+            self.report.failed(refused.unwrap_or(cause));
+        }
+        self.feed(Event::Exited(id));
+    }
+
+    pub(crate) fn found_foreign(
+        &mut self,
+        id: GenerationId,
+        addresses: BTreeSet<String>,
+        unseen: &BTreeSet<String>,
+    ) {
+        let rendering = self.timeline.configuration_of(id).and_then(|of| self.starts.rendering(of));
+        if let Some(generation) = self.generations.get_mut(&id) {
+            generation.own.bound = addresses;
+            generation.own.unseen.clone_from(unseen);
+            let fixed = own::cannot_let_go(generation, self.starts.version);
+            self.report.foreign.tell(&self.cx, generation, rendering, fixed, unseen);
+        }
+    }
+
+    /// Ends the leases of generations that have closed their listeners, on those that no generation needs that accepts or is about
+    /// to; then has the listeners released.
+    pub(crate) fn give_back(&mut self) {
+        if self.timeline.serving().is_none() {
+            // Clients wait in the queues for whatever serves next.
+            return;
+        }
+        let given_back = self.generations.give_back(&self.timeline);
+        if !given_back.is_empty() {
+            // The next supervisor must not claim them again for a generation that drains.
+            self.save();
+        }
+        let mut ended = Vec::new();
+        for GivenBack { known, of_master } in given_back {
+            ended.push(known);
+            self.leases.left_open(of_master);
+        }
+        leases::release_after(&self.cx, ended);
+    }
+
+    /// Releases the listeners that exist because of this service and that no generation has.
+    pub(crate) fn release_unused(&mut self) {
+        if self.timeline.serving().is_none() || self.starts.in_progress() {
+            // What is being started may claim them in this moment; there is a next time.
+            return;
+        }
+        let (unused, open) = self.leases.take_unused(&self.generations.used());
+        if !unused.is_empty() {
+            self.save();
+            leases::release(&self.cx, unused, open);
+        }
+    }
+}
