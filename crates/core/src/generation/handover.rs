@@ -6,7 +6,7 @@ use super::life::{Life, Stage};
 use super::operation::{Operation, Pausing, Stopping};
 use super::timeline::Timeline;
 use super::{
-    Action, GenerationId, KILLED_TO_GONE, Moment, OBSERVED_AGAIN, Observation, Outcome,
+    Action, Failure, GenerationId, KILLED_TO_GONE, Moment, OBSERVED_AGAIN, Observation, Outcome,
     PAUSE_AGAIN, PAUSED_TO_CLOSED, QUEUES_STILL, Reason, SILENCE_CONTINUE, SILENCE_KILL, Signal,
     TERM_TO_KILL,
 };
@@ -115,7 +115,10 @@ impl Timeline {
                 out.push(Action::EndProof);
                 self.operation = Operation::Stopping(stopping);
             }
-            Operation::None | Operation::Starting { .. } | Operation::Stopping(_) => {}
+            Operation::None
+            | Operation::Starting { .. }
+            | Operation::Stopping(_)
+            | Operation::Refused { .. } => {}
         }
     }
 
@@ -309,6 +312,25 @@ impl Timeline {
         self.lives.get(&id).is_some_and(|life| life.stage == Stage::Waiting)
     }
 
+    /// The generation that was to take over is killed: whatever the older ones do until it is gone, it does not serve.
+    pub(super) fn refused(&mut self, now: Moment, id: GenerationId, out: &mut Vec<Action>) {
+        if self.operation.newer() != Some(id) {
+            return;
+        }
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        let failure = match life.stage {
+            Stage::Starting { .. } => Failure::Exited,
+            Stage::Waiting => Failure::DiedInHandover,
+            // It accepts, or is being ended.
+            _ => return,
+        };
+        // It is signalled again at that time, so that even here there is a deadline.
+        let until = now + TERM_TO_KILL;
+        life.stage = Stage::Starting { until, latest: until };
+        self.newer_died(out);
+        self.operation = Operation::Refused { newer: id, failure };
+    }
+
     /// The generation that was to take over is gone: who was paused for it serves on.
     pub(super) fn newer_died(&mut self, out: &mut Vec<Action>) {
         let operation = std::mem::replace(&mut self.operation, Operation::None);
@@ -346,7 +368,7 @@ impl Timeline {
             out.push(Action::EndProof);
         }
         let Some(id) = operation.newer() else { return };
-        let waits = self.waits(id);
+        let waits = self.waits(id) || matches!(operation, Operation::Refused { .. });
         let starts = matches!(operation, Operation::Starting { .. });
         if starts && self.lives.len() == 1 {
             // Nothing holds the first one: it may accept already. Where it does not, the signal ends it.

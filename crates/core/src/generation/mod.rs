@@ -179,6 +179,8 @@ pub enum Event {
     GaveUp(GenerationId),
     /// A generation has bound everything and would accept.
     Ready(GenerationId, Handover),
+    /// A generation that starts, or waits to take over, must not serve: it was sent SIGKILL, and its end follows.
+    Refused(GenerationId),
     /// The process of a generation has ended.
     Exited(GenerationId),
     /// While [`Action::Prove`] is under way: nobody accepts. The accept queues stood still, and so

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{GenerationId, Moment, Observation};
+use super::{Failure, GenerationId, Moment, Observation};
 
 /// What a service is doing now; one thing at a time.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub(super) enum Operation {
     Stopping(Stopping),
     /// It waits, every older one has confirmed, and the accept queues are watched.
     Proving { stopping: Stopping, until: Moment, moving: bool },
+    /// It is refused, and its end is awaited.
+    Refused { newer: GenerationId, failure: Failure },
 }
 
 /// A handover whose older generations are told to stop.
@@ -57,7 +59,7 @@ impl Operation {
     pub(super) fn newer(&self) -> Option<GenerationId> {
         match self {
             Self::None => None,
-            Self::Starting { newer, .. } => Some(*newer),
+            Self::Starting { newer, .. } | Self::Refused { newer, .. } => Some(*newer),
             Self::Pausing(pausing) => Some(pausing.newer),
             Self::Stopping(stopping) | Self::Proving { stopping, .. } => Some(stopping.newer),
         }
@@ -70,7 +72,7 @@ impl Operation {
             Self::Stopping(stopping) => stopping.held,
             // Otherwise it waits under the deadline of the generation itself.
             Self::Starting { yielding, .. } => yielding.as_ref()?.until,
-            Self::None => None,
+            Self::Refused { .. } | Self::None => None,
         }
     }
 

@@ -88,6 +88,7 @@ impl Timeline {
             Event::AddressInUse(id) => self.address_in_use(now, id, &mut out),
             Event::GaveUp(id) => self.gave_up(id, &mut out),
             Event::Ready(id, handover) => self.ready(now, id, handover, &mut out),
+            Event::Refused(id) => self.refused(now, id, &mut out),
             Event::Exited(id) => self.ended(now, id, None, &mut out),
             Event::Proved => self.proved(now, &mut out),
             Event::Unproved(observation) => self.unproved(now, &observation, &mut out),
@@ -191,7 +192,8 @@ impl Timeline {
     fn ready(&mut self, now: Moment, id: GenerationId, how: Handover, out: &mut Vec<Action>) {
         let starting =
             matches!(self.lives.get(&id), Some(l) if matches!(l.stage, Stage::Starting { .. }));
-        if !starting {
+        let refused = matches!(&self.operation, Operation::Refused { newer, .. } if *newer == id);
+        if !starting || refused {
             return; // a second readiness signal, or one that came too late
         }
         let older = self.accepting(id);
@@ -260,7 +262,11 @@ impl Timeline {
             }
             _ => {}
         }
-        let failure = failure.unwrap_or(match life.stage {
+        let refused = match &self.operation {
+            Operation::Refused { newer, failure } if *newer == id => Some(*failure),
+            _ => None,
+        };
+        let failure = failure.or(refused).unwrap_or(match life.stage {
             Stage::Starting { .. } => Failure::Exited,
             Stage::Ending { .. } | Stage::Killed { .. } => Failure::NotReady,
             _ => Failure::DiedInHandover,

@@ -31,7 +31,8 @@ impl Supervisor {
         match promise::compare(&served, generation, self.starts.may_be_empty(id)) {
             Ok(unserved) => self.starts.unserved = unserved,
             Err(error) => {
-                return generation.refuse(Cause::new(error.to_string(), error.hint()));
+                generation.refuse(Cause::new(error.to_string(), error.hint()));
+                return self.feed(Event::Refused(id));
             }
         }
         let held = generation.is_held();
@@ -155,6 +156,8 @@ impl Supervisor {
             if let Some(generation) = self.generations.get_mut(&id) {
                 generation.refuse(Cause::new(text, hint));
             }
+            // Until its end is seen the older ones may finish their stop.
+            self.feed(Event::Refused(id));
         }
         fresh
     }

@@ -19,6 +19,7 @@ enum Step {
     GaveUp(usize),
     Ready(usize, Handover),
     StartFailed(usize),
+    Refused(usize),
     Exited(usize),
     Proved,
     Unproved { moving: bool, accepting: usize, silent: usize },
@@ -46,6 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..6usize).prop_map(Step::AddressInUse),
         1 => (0..6usize).prop_map(Step::GaveUp),
         1 => (0..6usize).prop_map(Step::StartFailed),
+        2 => (0..6usize).prop_map(Step::Refused),
         3 => (0..6usize).prop_map(Step::Exited),
         4 => Just(Step::Proved),
         3 => (any::<bool>(), 0..6usize, 0..6usize)
@@ -76,6 +78,8 @@ struct Model {
     paused: BTreeSet<GenerationId>,
     /// Whoever resumes if the supervisor ends.
     guarded: BTreeSet<GenerationId>,
+    /// Refused before they served.
+    refused: BTreeSet<GenerationId>,
     exited: bool,
 }
 
@@ -114,6 +118,9 @@ impl Model {
                     for caller in callers {
                         assert!(self.unanswered.remove(caller), "answered once");
                     }
+                    if let Outcome::Serving { id, .. } = outcome {
+                        assert!(!self.refused.contains(id), "one that was refused serves");
+                    }
                     if let Outcome::Serving { id, alone: true, .. } = outcome {
                         // Invariant 2: at most one generation accepts once a reload is answered.
                         assert_eq!(timeline.accepting(*id), [], "{outcome:?}");
@@ -123,6 +130,9 @@ impl Model {
                     assert!(self.alive.remove(id));
                     self.stopped_by_us.remove(id);
                     self.paused.remove(id);
+                }
+                Action::Serving(id) => {
+                    assert!(!self.refused.contains(id), "one that was refused serves");
                 }
                 Action::Exit(_) => {
                     assert!(self.alive.is_empty(), "nothing is left behind");
@@ -173,6 +183,13 @@ proptest! {
                 Step::StartFailed(i) => pick(i).filter(|id| model.starting.remove(id)).map(|id| {
                     failed_start = true;
                     Event::StartFailed(id)
+                }),
+                Step::Refused(i) => pick(i).map(|id| {
+                    let starts = timeline.state_of(id) == Some(State::Starting);
+                    if starts && timeline.operation.newer() == Some(id) {
+                        model.refused.insert(id);
+                    }
+                    Event::Refused(id)
                 }),
                 Step::Exited(i) => pick(i).map(|id| {
                     failed_start = model.starting.remove(&id);

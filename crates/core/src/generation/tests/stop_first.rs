@@ -83,3 +83,22 @@ fn a_shutdown_meanwhile_ends_the_new_one_and_leaves_nobody_stopped() {
     assert_eq!(signals(&actions), [(2, Signal::Terminate), (2, Signal::Continue)]);
     assert_eq!(answers(&actions), [Outcome::ShuttingDown]);
 }
+
+/// What the older one does until the end of the process is seen must not make it serve.
+#[test]
+fn a_new_one_that_is_refused_serves_never() {
+    for mut scenario in [stopping(), proving()] {
+        scenario.on(Event::Refused(TWO));
+        let stopped = scenario.on(Event::Stopped(ONE));
+        let proved = scenario.on(Event::Proved);
+        let ready = scenario.on(Event::Ready(TWO, Handover::StopFirst));
+        let late = scenario.pass(QUEUES_STILL);
+        for actions in [stopped, proved, ready, late] {
+            assert_eq!(answers(&actions), []);
+            assert_eq!(scenario.timeline.serving(), None);
+        }
+        let actions = scenario.on(Event::Exited(TWO));
+        assert_eq!(answers(&actions), [Outcome::Failed(TWO, Failure::DiedInHandover)]);
+        assert_eq!(starts(&actions), [(3, Configuration::Of(ONE))]);
+    }
+}
