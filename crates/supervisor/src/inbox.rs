@@ -135,7 +135,9 @@ impl Supervisor {
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
                     self.report.ghosts_removed(detached.removed);
-                    self.handover.ghosts.ended(&self.cx, id, pid, detached);
+                    // At the last stop no generation is left that could start otherwise.
+                    let is_last = self.timeline.is_shutting_down();
+                    self.handover.ghosts.ended(&self.cx, (id, pid), detached, is_last);
                 }
             }
             // Its count, and what was said at it: no client waits for the disk.
@@ -411,7 +413,7 @@ impl Supervisor {
             let text = if words.is_empty() {
                 format!("{name}, pid {pid}, ended with {how} and said nothing")
             } else {
-                format!("{name}, pid {pid}, ended with {how}:\n{words}")
+                format!("{name}, pid {pid}, ended with {how}")
             };
             let hint = generation.own.wanted.map(|_| {
                 let serving = self.timeline.serving();
@@ -426,7 +428,7 @@ impl Supervisor {
             let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
                 && generation.readiness.listening.is_empty();
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
-            let cause = Cause { in_its_words, unseen, ..Cause::new(text, hint) };
+            let cause = Cause { words, in_its_words, unseen, ..Cause::new(text, hint) };
             self.report.failed(refused.unwrap_or(cause));
         }
         self.feed(Event::Exited(id));

@@ -279,7 +279,10 @@ impl Supervisor {
             }
             Ending::NeverServed => {
                 let cause = self.report.failure();
-                Ended::NeverServed { story: cause.whole(), in_its_words: cause.in_its_words }
+                Ended::NeverServed {
+                    story: cause.below_its_words(),
+                    in_its_words: cause.in_its_words,
+                }
             }
         }
     }
