@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Haproxy, Process, Scene, config, eventually, finish};
+use crate::harness::{Haproxy, Process, Scene, bindonce, config, eventually, finish};
+use crate::stand_in::Caller;
 
 #[test]
 fn an_address_of_another_host_gets_advice_that_haproxy_knows() {
@@ -43,6 +44,7 @@ fn a_missing_broker_is_named_once() {
     {
         let said = scene.run(verb, &arguments).fails(1);
         assert!(said.contains("service \"web\" has no supervisor"), "{said}");
+        assert!(said.contains("`bindonce run --name web -- haproxy -f FILE`"), "{said}");
         assert!(!said.contains("broker") && !said.contains("bindonce serve"), "{said}");
     }
 }
@@ -186,4 +188,77 @@ fn a_program_that_listens_elsewhere_is_told_so() {
     run.wait_line("shutdown asked for");
     run.signal(Signal::SIGTERM);
     run.wait_exit();
+}
+
+/// haproxy's own lines are passed on as they come; what is said at the end does not repeat them.
+#[test]
+fn the_error_of_a_first_start_is_printed_once() {
+    Haproxy::all().for_each(|program| {
+        let caller = Caller::new(&program);
+        let (scene, name) = (&caller.scene, program.display());
+        scene.write("bad.cfg", "frontend web\n    bnid :80\n");
+        for words in [
+            &*format!("run -- {name} -f bad.cfg"),
+            &format!("run -- {name} -W -f bad.cfg"),
+            &format!("check -- {name} -f bad.cfg"),
+            "haproxy -f bad.cfg",
+            "haproxy -W -f bad.cfg",
+            "haproxy -D -f bad.cfg",
+            "haproxy -W -D -f bad.cfg",
+            "haproxy -c -f bad.cfg",
+        ] {
+            let said = finish(&mut caller.command(bindonce(), words)).fails(1);
+            assert_eq!(said.matches("unknown keyword 'bnid'").count(), 1, "{words}: {said}");
+            if words.starts_with("run") {
+                let end = said.lines().rfind(|line| line.contains("ended with")).expect(&said);
+                assert!(end.ends_with("; its own message is above"), "{words}: {said}");
+            }
+        }
+        caller.wait_none();
+    });
+}
+
+/// Also where it is ended for what it does not do: the end names the option.
+#[test]
+fn a_first_start_that_takes_too_long_is_told_so_at_the_end() {
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let file = scene.write("f.cfg", &config(scene.address(), 1));
+    let slow = scene.write("slow", "#!/bin/sh\necho \"I am slow\" >&2\nexec sleep 60\n");
+    std::fs::set_permissions(&slow, Permissions::from_mode(0o755)).expect("its mode");
+    let mut run = scene.bindonce("run");
+    run.args(["--kind", "haproxy", "--ready-timeout", "3s", "--"]).arg(&slow).arg("-f").arg(&file);
+    let said = finish(&mut run).fails(1);
+    let (_, end) = said.split_once("bindonce: ").expect(&said);
+    assert!(end.contains("raise --ready-timeout"), "{said}");
+    assert_eq!(said.matches("I am slow").count(), 1, "{said}");
+}
+
+/// Who has run it as a user, and now runs it as root, has two brokers.
+#[test]
+fn an_address_of_another_broker_is_found_there() {
+    let Some(program) = Haproxy::system() else { return };
+    let scene = Scene::new();
+    let _broker = scene.broker();
+    let address = scene.address();
+    let file = scene.write("f.cfg", &config(address, 1));
+    let other = scene.path("other.sock").display().to_string();
+    let mut broker = Process::start(scene.command(bindonce()).args(["serve", "--socket", &other]));
+    broker.wait_line("broker serves");
+    let bind = |socket: &str| {
+        finish(scene.command(bindonce()).args(["bind", "--socket", socket, &address.to_string()]))
+    };
+    bind(&other).ok();
+    // Who has it is named if that is known within half a second, which a busy machine may not give.
+    let named = format!("`ps -o user,args -p {}`", broker.pid());
+    eventually("the other broker to be named", || {
+        let mut run = scene.bindonce("run");
+        let said = finish(run.arg("--").arg(&program).arg("-f").arg(&file)).fails(1);
+        said.contains(&named).then_some(())
+    });
+    // Followed.
+    let mut release = scene.command(bindonce());
+    finish(release.args(["release", "--socket", &other, &address.to_string()])).ok();
+    Haproxy::start(&scene, &program, &file);
+    broker.terminate();
 }

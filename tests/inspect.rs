@@ -123,7 +123,7 @@ fn ping_tells_who_answers_and_whether_anything_serves() {
     let haproxy = Haproxy::start(&scene, &program, &file);
     let (generation, _) = haproxy.serving(&scene).expect("a generation");
     let said = scene.run("reload", &["--name", "wbe"]).fails(1);
-    assert!(said.contains("or give --name one that has: \"web\""), "{said}");
+    assert!(said.contains("give --name one that has (\"web\"), or start one"), "{said}");
     let said = ping(&["--serving"]).ok();
     assert!(said.contains(&format!("generation {generation} serves")), "{said}");
     // A broker that hangs does not hold up a health check for longer than it may take.

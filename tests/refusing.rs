@@ -95,3 +95,24 @@ fn a_haproxy_whose_calls_cannot_be_seen_is_looked_at_afterwards() {
         assert!(supervisor.terminate().success(), "{}", supervisor.story());
     }
 }
+
+/// After the last stop no generation is started, with epoll or without: there is nothing to warn of.
+#[test]
+fn an_orderly_last_stop_warns_of_no_ghosts() {
+    for program in crate::harness::Haproxy::all().filter(|_| has_python()) {
+        let scene = Scene::new();
+        let _broker = scene.broker();
+        let address = scene.address();
+        let file = scene.write("haproxy.cfg", &crate::harness::config(address, 1));
+        let mut command = scene.bindonce("run");
+        command.args(["--name", "web", "--"]).arg(&program).arg("-f").arg(file);
+        let mut supervisor =
+            Process::start(&mut without(&scene, nix::libc::SYS_pidfd_getfd, &command));
+        supervisor.wait_line(": serving ");
+        serves(address, 1);
+        assert!(supervisor.terminate().success(), "{}", supervisor.story());
+        let said = supervisor.story();
+        assert!(said.contains(": drained "), "{said}");
+        assert!(!said.contains("is woken for connections"), "{said}");
+    }
+}

@@ -200,6 +200,9 @@ fn without_a_broker_run_starts_one_that_outlives_it() {
     let session =
         nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(broker))).expect("its session");
     assert_eq!(session.as_raw(), broker, "the broker has a session of its own");
+    // `pkill bindonce` and `ps` go by it.
+    let name = fs::read_to_string(format!("/proc/{broker}/comm")).expect("its name");
+    assert_eq!(name, "bindonce\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(broker), nix::sys::signal::Signal::SIGTERM)
         .expect("ending it");
     eventually("the broker to end", || listening(address).is_empty().then_some(()));

@@ -123,19 +123,26 @@ async fn not_opened(
     }
 }
 
-/// What to do about the processes that have an address, as an inquiry names them. A haproxy can be taken over.
+/// What to do about the processes that have an address, as an inquiry names them. A haproxy can be taken over; what another
+/// broker has is released there.
 fn in_the_way_hint(who: &str) -> String {
-    let haproxy = who.split(", ").find_map(|one| {
-        let (pid, command) = one.strip_prefix("pid ")?.split_once(" (")?;
-        let is_haproxy = command.trim_end_matches(')').rsplit('/').next() == Some("haproxy");
-        is_haproxy.then(|| pid.parse::<u32>().ok()).flatten()
-    });
-    match haproxy {
-        Some(pid) => format!(
+    let named = |name: &str| {
+        who.split(", ").find_map(|one| {
+            let (pid, command) = one.strip_prefix("pid ")?.split_once(" (")?;
+            let is_it = command.trim_end_matches(')').rsplit('/').next() == Some(name);
+            is_it.then(|| pid.parse::<u32>().ok()).flatten()
+        })
+    };
+    match (named("bindonce"), named("haproxy")) {
+        (Some(pid), _) => format!(
+            "another broker has it: `ps -o user,args -p {pid}` shows whose, and its --socket; use that one, or free the address \
+             there by `bindonce release`, as that user"
+        ),
+        (None, Some(pid)) => format!(
             "`bindonce adopt --pid {pid}`, as root, takes its sockets over without a gap, and says what to do next; or stop it \
              and start this again"
         ),
-        None => {
+        (None, None) => {
             "stop that process, or have it started through bindonce so that it shares the listener"
                 .to_owned()
         }
@@ -190,6 +197,8 @@ mod tests {
     fn a_haproxy_in_the_way_can_be_adopted() {
         let hint = in_the_way_hint("pid 7 (/usr/sbin/nginx), pid 12 (/usr/sbin/haproxy)");
         assert!(hint.starts_with("`bindonce adopt --pid 12`"), "{hint}");
+        let hint = in_the_way_hint("pid 7 (bindonce), pid 12 (/usr/sbin/haproxy)");
+        assert!(hint.contains("`ps -o user,args -p 7`"), "{hint}");
         for who in ["pid 7 (nginx)", "pid 7", "2 more", "pid 7 (haproxy-exporter)"] {
             assert!(in_the_way_hint(who).starts_with("stop that process"), "{who}");
         }

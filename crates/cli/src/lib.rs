@@ -14,6 +14,7 @@ mod events;
 mod failure;
 mod globals;
 mod logging;
+mod mistyped;
 mod output;
 mod stand_in;
 
@@ -127,7 +128,12 @@ pub fn main() -> ExitCode {
             }
         }));
     }
-    let cli = Cli::parse();
+    // A broker that `run` starts is executed as /proc/self/exe: ps(1), pgrep(1) and `doctor` look for the name.
+    let _ = nix::sys::prctl::set_name(c"bindonce");
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        mistyped::explained(error, &Cli::command(), &words).exit()
+    });
     finish(command::run(cli.command, &cli.globals))
 }
 

@@ -152,7 +152,7 @@ impl Error {
             Self::NoBroker { socket, .. } => {
                 Some(format!("start one with `bindonce serve --socket {}`", socket.display()))
             }
-            Self::Directory { why, .. } => full_or_read_only(why),
+            Self::Directory { why, .. } => full_or_read_only(why).or_else(|| no_access(why)),
             Self::Sys(error) => {
                 let system = error.errno().map(io::Error::from_raw_os_error);
                 error.hint().or_else(|| full_or_read_only(&system?))
@@ -187,6 +187,15 @@ fn full_or_read_only(error: &io::Error) -> Option<String> {
     fallback::is_refusal(error).then(|| {
         "make room there, or mount it writable, and start the service again; or choose another directory for \
          broker and services with --socket. Generations that run serve on"
+            .to_owned()
+    })
+}
+
+/// What to do about a directory that is another user's, or that others may write to.
+fn no_access(error: &io::Error) -> Option<String> {
+    (error.kind() == io::ErrorKind::PermissionDenied).then(|| {
+        "run this as root or as that directory's user; or choose with --socket, for broker and services, a directory \
+         to which no other user may write"
             .to_owned()
     })
 }

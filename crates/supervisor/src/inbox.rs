@@ -114,7 +114,9 @@ impl Supervisor {
             Message::Detached(id, detached) => {
                 if let Some(pid) = self.generations.pid(id) {
                     self.report.ghosts_removed(detached.removed);
-                    self.handover.ghosts.ended(&self.cx, id, pid, detached);
+                    // At the last stop no generation is left that could start otherwise.
+                    let is_last = self.timeline.is_shutting_down();
+                    self.handover.ghosts.ended(&self.cx, (id, pid), detached, is_last);
                 }
             }
             // Its count, and what was said at it: no client waits for the disk.

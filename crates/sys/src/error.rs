@@ -201,7 +201,9 @@ impl Error {
                 "check the path of the program, and the interpreter in its first line".to_owned()
             }
             Self::Exec { errno: Errno::EACCES, .. } => {
-                "it must be a file that this user may execute (chmod +x)".to_owned()
+                "it must be a file that this user may execute (chmod +x), not on a file system mounted noexec; where it is, a \
+                 security module (AppArmor, SELinux) has refused it"
+                    .to_owned()
             }
             Self::Call { operation: "pidfd_getfd", errno: Errno::EPERM | Errno::EACCES } => {
                 "taking a descriptor of another process needs CAP_SYS_PTRACE, also in a container"
@@ -329,6 +331,8 @@ fn listen_hint(operation: &str, address: &Address, errno: Errno) -> Option<Strin
         (Errno::EADDRINUSE, _) => occupied_hint(address),
         (Errno::EADDRNOTAVAIL, _) => not_here_hint(address),
         (Errno::EACCES, "bind") => denied_hint(address, may_bind(address)),
+        // bind(2) of the same address was allowed.
+        (Errno::EACCES, "listen") => denied_hint(address, true),
         (Errno::ENOPROTOOPT | Errno::EPROTONOSUPPORT, "socket") => {
             "multipath TCP needs net.mptcp.enabled=1 in the network namespace, and a kernel that has it".to_owned()
         }

@@ -1,6 +1,7 @@
 //! The supervisors' half of `bindonce status`: asked at the control sockets beside the broker's.
 
 use std::fmt::Write as _;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,16 +61,29 @@ pub(crate) fn missing(socket: &Path, name: &Name, error: bindonce::Error) -> any
             let others = if running.is_empty() {
                 String::new()
             } else {
-                format!(", or give --name one that has: {}", running.join(", "))
+                format!("give --name one that has ({}), or ", running.join(", "))
+            };
+            // The name that `run` takes by itself.
+            let named = match name.as_str() {
+                "haproxy" => String::new(),
+                other => format!(" --name {other}"),
             };
             anyhow::anyhow!(
-                "service \"{name}\" has no supervisor; start one with `bindonce run --name {name}`{others}"
+                "service \"{name}\" has no supervisor; {others}start one with `bindonce run{named} -- haproxy -f FILE`"
             )
         }
-        bindonce::Error::Connect { path, source, .. } => anyhow::anyhow!(
-            "the supervisor of \"{name}\" cannot be asked at {}: {source}",
-            path.display()
-        ),
+        bindonce::Error::Connect { path, source, .. } => {
+            let who = match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "\nhint: run this as root, or as the user that the supervisor runs as"
+                }
+                _ => "",
+            };
+            anyhow::anyhow!(
+                "the supervisor of \"{name}\" cannot be asked at {}: {source}{who}",
+                path.display()
+            )
+        }
         _ => anyhow::Error::new(error)
             .context(format!("the supervisor of \"{name}\" does not answer")),
     }

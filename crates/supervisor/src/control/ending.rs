@@ -57,7 +57,7 @@ impl End {
             (Ending::Shutdown, Some((signal, is_master))) => Ended::AtOnce { signal, is_master },
             (Ending::NeverServed, _) => {
                 let in_its_words = failure.in_its_words;
-                Ended::NeverServed { story: failure.whole(), in_its_words }
+                Ended::NeverServed { story: failure.below_its_words(), in_its_words }
             }
         }
     }

@@ -130,7 +130,7 @@ impl Supervisor {
             let text = if words.is_empty() {
                 format!("{name}, pid {pid}, ended with {how} and said nothing")
             } else {
-                format!("{name}, pid {pid}, ended with {how}:\n{words}")
+                format!("{name}, pid {pid}, ended with {how}")
             };
             let hint = generation.own.wanted.map(|_| {
                 let serving = self.timeline.serving();
@@ -145,7 +145,7 @@ impl Supervisor {
             let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
                 && generation.readiness.listening.is_empty();
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
-            let cause = Cause { in_its_words, unseen, ..Cause::new(text, hint) };
+            let cause = Cause { words, in_its_words, unseen, ..Cause::new(text, hint) };
             self.report.failed(refused.unwrap_or(cause));
         }
         self.feed(Event::Exited(id));

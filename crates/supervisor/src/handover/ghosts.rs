@@ -96,8 +96,14 @@ impl Removal {
         self.no_epoll
     }
 
-    /// What came of removing the ghosts of one generation.
-    pub(crate) fn ended(&mut self, cx: &Context, id: GenerationId, pid: i32, detached: Detached) {
+    /// What came of removing the ghosts of one generation; whether it is one of the last, after which none is started.
+    pub(crate) fn ended(
+        &mut self,
+        cx: &Context,
+        (id, pid): (GenerationId, i32),
+        detached: Detached,
+        is_last: bool,
+    ) {
         let Detached { removed, left, refused } = detached;
         if removed > 0 {
             tracing::info!(generation = id.0, pid, removed, "removed ghosts from its epoll sets");
@@ -106,6 +112,14 @@ impl Removal {
         }
         if left == 0 {
             return;
+        }
+        if is_last {
+            return tracing::debug!(
+                generation = id.0,
+                pid,
+                left,
+                "ghosts stay until it has drained"
+            );
         }
         let is_haproxy = cx.settings.kind.haproxy().is_some();
         if refused && is_haproxy && matches!(cx.settings.handover.ghosts, Ghosts::Auto) {

@@ -5,8 +5,10 @@ use bindonce_core::generation::Failure;
 /// Why a generation failed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cause {
-    /// What happened; haproxy's own words, if it said any.
+    /// What happened.
     pub(crate) text: String,
+    /// The last lines of the program that ended. They have been passed on to our standard error.
+    pub(crate) words: String,
     /// What to do about it, where there is more to say than to correct the configuration.
     pub(crate) hint: Option<String>,
     /// It was ended by us, for this reason.
@@ -19,14 +21,34 @@ pub(crate) struct Cause {
 
 impl Cause {
     pub(crate) fn new(text: String, hint: Option<String>) -> Self {
-        Self { text, hint, ours: false, in_its_words: false, unseen: false }
+        Self { text, words: String::new(), hint, ours: false, in_its_words: false, unseen: false }
+    }
+
+    /// What happened and the program's own lines, for a reader elsewhere.
+    pub(crate) fn with_words(&self) -> String {
+        match self.words.as_str() {
+            "" => self.text.clone(),
+            words => format!("{}:\n{words}", self.text),
+        }
     }
 
     /// The message with its hint, for a reader who sees only text.
     pub(crate) fn whole(&self) -> String {
+        self.hinted(self.with_words())
+    }
+
+    /// The same, for a reader of our standard error, where the program's own lines are already.
+    pub(crate) fn below_its_words(&self) -> String {
+        self.hinted(match self.words.as_str() {
+            "" => self.text.clone(),
+            _ => format!("{}; its own message is above", self.text),
+        })
+    }
+
+    fn hinted(&self, text: String) -> String {
         match &self.hint {
-            Some(hint) => format!("{}\nhint: {hint}", self.text),
-            None => self.text.clone(),
+            Some(hint) => format!("{text}\nhint: {hint}"),
+            None => text,
         }
     }
 }

@@ -84,7 +84,8 @@ impl Report {
                 if *failure == Failure::NotReady && self.failure.unseen {
                     self.failure.hint = Some(cause::NOTHING_INTERCEPTED.to_owned());
                 }
-                let text = self.failure_text(cx, *id, *failure);
+                self.failure.text = self.failure_text(cx, *id, *failure);
+                let text = self.failure.with_words();
                 let serves = match now.serving {
                     Some(serving) => format!("generation {serving} serves on"),
                     None => "nothing serves".to_owned(),
@@ -94,7 +95,7 @@ impl Report {
                     None => serves.clone(),
                 });
                 // The program's own words have been passed on as they came.
-                let first = text.lines().next().unwrap_or_default();
+                let first = self.failure.text.lines().next().unwrap_or_default();
                 tracing::error!(generation = id.0, "not started; {serves}: {first}");
                 let word = cause::word(*failure);
                 self.measured.ended(Some(word));
