@@ -65,6 +65,28 @@ def floods():
         os.waitpid(child, 0)
 
 
+def thousand():
+    """A thousand children that are there at once bind at once: each has the socket, and none waits for ever."""
+    waiting, go = os.pipe()
+    children = []
+    for _ in range(1000):
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            os.read(waiting, 1)
+            one = socket.socket()
+            try:
+                one.bind(("127.0.0.1", NAMED))
+                os._exit(0 if inode(one) == inode(server) else 1)
+            except OSError as error:
+                os._exit(error.errno)
+        children.append(child)
+    os.close(waiting)
+    os.close(go)
+    outcomes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+    assert outcomes == {0}, outcomes
+
+
 def i386():
     """The same call by its number for i386; the inode of what comes of it."""
     if platform.machine() != "x86_64":
@@ -121,6 +143,7 @@ server.bind(("127.0.0.1", NAMED))
 server.listen(511)
 rewrites()
 floods()
+thousand()
 # What the kernel refuses it refuses here too: no memory, no socket, no descriptor.
 for number, memory, length in [(server.fileno(), 8, 16), (0, address(NAMED), 16), (999, address(NAMED), 16)]:
     assert libc.bind(number, memory, length) == -1

@@ -76,6 +76,10 @@ fn a_hostile_program_harms_only_itself() {
         // Also the one whose memory is there: its calls are looked at no more.
         assert!(line.contains("stalled [-1, -1, -1, -1]"), "{line}");
     }
+    // Nothing is kept of the thousand and more that have bound.
+    let open = std::fs::read_dir(format!("/proc/{}/fd", supervisor.pid())).expect("descriptors");
+    let open = open.count();
+    assert!(open < 100, "{open} descriptors");
     // Nothing was claimed but what is named, whatever was in its memory when.
     let held = scene.wire().call("list", &json!([]));
     let held = held["listeners"].as_array().expect("listeners");

@@ -1,6 +1,7 @@
 //! Programs that take no descriptors and were told nothing: their bind() is answered with the broker's socket.
 
 mod ends;
+mod haproxy;
 mod hostile;
 mod programs;
 mod sockets;

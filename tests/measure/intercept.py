@@ -110,6 +110,13 @@ def programs(directory):
             f"LoadModule headers_module {modules}/mod_headers.so\nLoadModule dir_module {modules}/mod_dir.so\nDirectoryIndex a\n"
             f"Header always set x-generation ${{BINDONCE_GENERATION}}\n"
             f"DocumentRoot {directory}\nErrorLog {directory}/apache.log\nUser www-data\nGroup www-data\nKeepAlive off\n"))]
+    haproxy = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin")
+    if haproxy:
+        # As any other program: it binds by itself, and nothing of it is read. It does not listen(2) on what listens already: it says READY=1.
+        yield "haproxy", ["--kind", "program", "--retire-signal", "SIGUSR1"], [haproxy, "-Ws", "-f", write("plain.cfg", (
+            "global\n    maxconn 1000\ndefaults\n    mode http\n    timeout client 9s\n"
+            f"frontend web\n    bind 127.0.0.1:{PORT}\n    http-request set-var(txn.me) env(BINDONCE_GENERATION)\n"
+            "    http-request return status 200 content-type text/plain hdr x-generation %[var(txn.me)] string ok\n"))]
     if shutil.which("node"):
         yield "node", [], ["node", write("server.js", NODE % PORT)]
     if shutil.which("varnishd"):

@@ -3,13 +3,15 @@
 
     tests/measure/podman.py [--binary PATH]
 
-Prints one line for each: whether two generations shared one socket, or what was refused. Needs root and podman, and no image: the container
-has this machine's /usr, read-only, and no network but its own loopback. Takes about half a minute, and leaves nothing behind.
+Prints one line for each: whether two generations shared one socket, or what was refused; then the same of Podman that nobody starts (rootless,
+its user alone mapped into the container). Needs root and podman, and no image: the container has this machine's /usr, read-only, and no network
+but its own loopback. Takes about half a minute, and leaves nothing behind.
 """
 
 import argparse
 import os
 import pathlib
+import pwd
 import resource
 import shutil
 import subprocess
@@ -64,14 +66,34 @@ with tempfile.TemporaryDirectory(prefix="bindonce-podman-") as work:
         shutil.copy(f"/etc/{name}", root / "etc")
     # podman's own files too: nothing of this machine's containers is touched.
     engine = ["podman", "--root", f"{work}/storage", "--runroot", f"{work}/run"]
+    def measure(engine, environment, user, profile, options, prefix=()):
+        command = [
+            *prefix, *engine, "run", "--rm", "--network", "none", "--log-driver", "none", "--user", user, "--tmpfs", "/tmp",
+            *limits, *options, "--env", "BINDONCE=/opt/bindonce", "--volume", "/usr:/usr:ro",
+            "--volume", f"{os.path.abspath(arguments.binary)}:/opt/bindonce:ro", "--rootfs", str(root), "sh", "-c", INSIDE,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        said = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["nothing said"]
+        print(f"{'rootless, ' if prefix else ''}{profile}, user {user}: {said[-1]}", flush=True)
+
     for profile, options in ROWS:
         for user in ("0", "1000"):
-            command = [
-                *engine, "run", "--rm", "--network", "none", "--log-driver", "none", "--user", user, "--tmpfs", "/tmp",
-                *limits, *options, "--env", "BINDONCE=/opt/bindonce", "--volume", "/usr:/usr:ro",
-                "--volume", f"{os.path.abspath(arguments.binary)}:/opt/bindonce:ro", "--rootfs", str(root), "sh", "-c", INSIDE,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            said = (done.stdout.strip() or done.stderr.strip()).splitlines() or ["nothing said"]
-            print(f"{profile}, user {user}: {said[-1]}", flush=True)
+            measure(engine, None, user, profile, options)
     subprocess.run([*engine, "system", "reset", "--force"], capture_output=True)
+
+    # Where the files of an unprivileged user lie.
+    work = pathlib.Path(work)
+    work.chmod(0o755)
+    nobody = pwd.getpwnam("nobody")
+    as_nobody = ["setpriv", "--reuid", str(nobody.pw_uid), "--regid", str(nobody.pw_gid), "--clear-groups"]
+    home = work / "home"
+    for path in (home, home / "run"):
+        path.mkdir()
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    for path in (root, *root.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run"), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    engine = ["podman", "--root", f"{home}/storage", "--runroot", f"{home}/run/storage"]
+    for profile, options in ROWS:
+        measure(engine, environment, "0", profile, options, as_nobody)
+    subprocess.run([*as_nobody, *engine, "system", "reset", "--force"], capture_output=True, env=environment)

@@ -115,7 +115,7 @@ fn a_udp_server_restarts_without_losing_a_datagram() {
             }
             count
         });
-        for _ in 0..20 {
+        for _ in 0..50 {
             let new = start();
             std::mem::replace(&mut server, new).ends();
         }

@@ -27,12 +27,12 @@ use crate::error::Error;
 use crate::generations::Generations;
 use crate::generations::admin::Admin;
 use crate::generations::drain::Drain;
-use crate::generations::generation::{Generation, Start};
+use crate::generations::generation::Start;
 use crate::generations::listeners::{HeldListener, Known};
 use crate::generations::process::{self, Process};
 use crate::generations::starts::Starts;
 use crate::handover::kept::{self, Found};
-use crate::intercept;
+use crate::intercept::found;
 use bindonce_haproxy::cli::Info;
 use bindonce_haproxy::config::Messages;
 
@@ -255,44 +255,12 @@ async fn find(
     }
     generation.drain = Drain::resume(&saved.drain);
     generation.cli.spares.resume(left.spares(id));
-    intercept_again(cx, &mut generation, left.calls(id));
+    let rendering = starts.rendering(GenerationId(saved.configuration));
+    found::serve_again(cx, &mut generation, rendering, left.calls(id));
     generations.insert(generation);
     tracing::info!(generation = id.0, pid, "taken over: {state}");
     cx.record(id, Some(pid), event::Kind::TakenOver, format!("taken over: {state}"));
     Ok(Some(state))
-}
-
-/// Answers the calls of a generation that was found. Where supervisor and watchdog were killed, nothing is left to answer by.
-fn intercept_again(
-    cx: &Context,
-    generation: &mut Generation,
-    left: Option<std::io::Result<Intercept>>,
-) {
-    let (id, pid) = (generation.id.0, generation.pid());
-    match left {
-        Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
-            let text = "it was started with --intercept, and this supervisor was not: its bind() fails with ENOSYS";
-            tracing::warn!(
-                generation = id,
-                pid,
-                "{text}; `bindonce reload` starts one that binds by itself"
-            );
-        }
-        Some(Ok(calls)) => intercept::serve(cx, generation, Arc::new(calls), None),
-        Some(Err(error)) => {
-            tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
-        }
-        None if !cx.settings.kind.is_intercepted() => {}
-        None if !bindonce_sys::intercept::is_asked_about(pid) => {
-            tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
-        }
-        None => tracing::warn!(
-            generation = id,
-            pid,
-            "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog: what it \
-             has bound is served; `bindonce reload` starts one whose bind() is answered"
-        ),
-    }
 }
 
 /// The admin connection to a generation that was found, if it answers.

@@ -22,7 +22,7 @@ use crate::generations::start::Launched;
 use crate::handover::readiness;
 use crate::intercept;
 use crate::program::Readiness;
-use crate::report::cause::{Cause, nothing_to_listen_on};
+use crate::report::cause::{Cause, Unseen, nothing_to_listen_on};
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
@@ -144,6 +144,8 @@ impl Supervisor {
             let program = self.cx.settings.kind.program();
             let unseen = program.is_some_and(|it| it.readiness == Readiness::Listen)
                 && generation.readiness.listening.is_empty();
+            let why = if generation.listeners.is_empty() { Unseen::Bind } else { Unseen::Listen };
+            let unseen = unseen.then_some(why);
             let hint = hint.or_else(|| nothing_to_listen_on(&words));
             let cause = Cause { words, in_its_words, unseen, ..Cause::new(text, hint) };
             self.report.failed(refused.unwrap_or(cause));

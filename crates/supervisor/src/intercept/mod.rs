@@ -7,6 +7,7 @@
 //! [`bindonce_core::intercept`]; [`steps`] is the part of it that the loop does. [`net`] is what is asked about haproxy.
 
 pub(crate) mod asked;
+pub(crate) mod found;
 mod net;
 pub(crate) mod seen;
 mod steps;

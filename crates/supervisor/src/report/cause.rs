@@ -16,12 +16,12 @@ pub(crate) struct Cause {
     /// haproxy has said it, also on standard error.
     pub(crate) in_its_words: bool,
     /// A program whose bind(2) is intercepted has listened on nothing of that.
-    pub(crate) unseen: bool,
+    pub(crate) unseen: Option<Unseen>,
 }
 
 impl Cause {
     pub(crate) fn new(text: String, hint: Option<String>) -> Self {
-        Self { text, words: String::new(), hint, ours: false, in_its_words: false, unseen: false }
+        Self { text, words: String::new(), hint, ours: false, in_its_words: false, unseen: None }
     }
 
     /// What happened and the program's own lines, for a reader elsewhere.
@@ -53,10 +53,39 @@ impl Cause {
     }
 }
 
-/// What to do where an intercepted program has listened on nothing that is intercepted, so that nothing tells when it is ready.
-pub(crate) const NOTHING_INTERCEPTED: &str = "a port that the kernel chooses (port 0), and what --intercept does not name, \
-    are left to the program: give it an address with a port, name that after --intercept if it names others, or say with \
-    --ready-check or --ready-delay when it is ready; if it only binds late, raise --ready-timeout";
+/// Why nothing tells when an intercepted program is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// It has bound nothing that is intercepted.
+    Bind,
+    /// It has, and has not called listen(2) on it.
+    Listen,
+}
+
+impl Unseen {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Bind => "it has listened on nothing that is intercepted",
+            Self::Listen => "it has bound what is intercepted, and not called listen(2) on it",
+        }
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint(self) -> &'static str {
+        match self {
+            Self::Bind => {
+                "a port that the kernel chooses (port 0), and what --intercept does not name, are left to the program: give it an \
+                 address with a port, name that after --intercept if it names others, or say with --ready-check or --ready-delay \
+                 when it is ready; if it only binds late, raise --ready-timeout"
+            }
+            Self::Listen => {
+                "the broker's socket listens already, and a program that looks may then call no listen(2), as haproxy does: have it \
+                 say READY=1 (haproxy -Ws does), or say with --ready-check or --ready-delay when it is ready; if it only listens \
+                 late, raise --ready-timeout"
+            }
+        }
+    }
+}
 
 /// What to do where haproxy says that its configuration has nothing to listen on.
 pub(crate) fn nothing_to_listen_on(words: &str) -> Option<String> {

@@ -81,8 +81,8 @@ impl Report {
             }
             Outcome::Failed(id, failure) => {
                 self.counts.failed_reloads += 1;
-                if *failure == Failure::NotReady && self.failure.unseen {
-                    self.failure.hint = Some(cause::NOTHING_INTERCEPTED.to_owned());
+                if let (Failure::NotReady, Some(unseen)) = (failure, self.failure.unseen) {
+                    self.failure.hint = Some(unseen.hint().to_owned());
                 }
                 self.failure.text = self.failure_text(cx, *id, *failure);
                 let text = self.failure.with_words();
@@ -124,11 +124,9 @@ impl Report {
                 "generation {id} was not ready within {} of its last progress (CPU time or output), or {LONGEST_START} times \
                  that in all; {}\n{text}",
                 duration::format(cx.settings.timing.ready_timeout),
-                if self.failure.unseen {
-                    "it has listened on nothing that is intercepted"
-                } else {
-                    "raise --ready-timeout if it needs longer"
-                },
+                self.failure
+                    .unseen
+                    .map_or("raise --ready-timeout if it needs longer", cause::Unseen::text),
             ),
             Failure::DiedInHandover => {
                 format!("generation {id} died when it was about to take over\n{text}")

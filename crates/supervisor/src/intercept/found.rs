@@ -1,0 +1,56 @@
+//! The calls of a generation that an earlier supervisor has left: they are answered again, or the log says what becomes of them.
+
+use std::io;
+use std::sync::Arc;
+
+use bindonce_haproxy::config::Rendering;
+use bindonce_sys::intercept::{Intercept, is_asked_about};
+
+use crate::context::Context;
+use crate::generations::generation::Generation;
+
+/// Answers the calls of a generation that was found. Where supervisor and watchdog were killed, nothing is left to answer by.
+pub(crate) fn serve_again(
+    cx: &Context,
+    generation: &mut Generation,
+    rendering: Option<&Rendering>,
+    left: Option<io::Result<Intercept>>,
+) {
+    let (id, pid) = (generation.id.0, generation.pid());
+    match left {
+        Some(Ok(_)) if cx.settings.kind.program().is_some_and(|it| it.intercept.is_none()) => {
+            let text = "it was started with --intercept, and this supervisor was not: its bind() fails with ENOSYS";
+            tracing::warn!(
+                generation = id,
+                pid,
+                "{text}; `bindonce reload` starts one that binds by itself"
+            );
+        }
+        Some(Ok(calls)) => super::serve(cx, generation, Arc::new(calls), None),
+        Some(Err(error)) => {
+            tracing::error!(generation = id, pid, %error, "its bind() cannot be answered");
+        }
+        None if cx.settings.kind.program().is_none() => {
+            // The filter of one that may bind while it serves asks about no bind.
+            if rendering.is_some_and(|it| !it.binds_while_it_serves()) && is_asked_about(pid) {
+                let text = "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog";
+                tracing::warn!(
+                    generation = id,
+                    pid,
+                    "{text}: what it listens on is served, and a server that is added with `source` is not reached; \
+                     `bindonce reload` starts one whose bind() works"
+                );
+            }
+        }
+        None if !cx.settings.kind.is_intercepted() => {}
+        None if !is_asked_about(pid) => {
+            tracing::warn!(generation = id, pid, "it was started without its bind() intercepted");
+        }
+        None => tracing::warn!(
+            generation = id,
+            pid,
+            "its bind() fails with ENOSYS, since the supervisor that answered it is gone, and its watchdog: what it \
+             has bound is served; `bindonce reload` starts one whose bind() is answered"
+        ),
+    }
+}
