@@ -115,6 +115,7 @@ impl Supervisor {
         let is_fresh = configuration == Configuration::Fresh;
         if is_fresh {
             self.report.reload_begins();
+            self.requests.reload_begins();
         }
         self.requests.wait_for(None, None, None);
         let devices = self.generations.listeners();
@@ -165,8 +166,8 @@ impl Supervisor {
         let ends = matches!(signal, Signal::Terminate | Signal::Kill);
         let cut = if ends { generation.cut() } else { 0 };
         let Some(sent) = generation.signal(signal, number, reason) else { return };
+        self.cut(id, cut);
         self.report.signalled(&self.cx, id, pid, number, (reason, cut));
-        self.requests.cut(id, cut);
         if signal == Signal::Resume && self.timeline.serving() == Some(id) {
             let listeners = self.generations.get(&id).map(|generation| self.listeners(generation));
             let late = self.generations.get_mut(&id).zip(listeners);
@@ -178,6 +179,12 @@ impl Supervisor {
             // It has just ended by itself; its end is on its way to us.
             tracing::debug!(generation = id.0, pid, %error, "signal not sent");
         }
+    }
+
+    /// So many connections of a generation end with it.
+    pub(crate) fn cut(&mut self, id: GenerationId, count: u64) {
+        self.report.cut(count);
+        self.requests.cut(id, count);
     }
 
     /// A start was given up before there was a process.
@@ -287,7 +294,7 @@ impl Supervisor {
             broker: self.leases.broker().pid(),
         };
         let serves = now.serving.is_some();
-        let answer = self.report.outcome(&self.cx, outcome, now);
+        let answer = self.report.outcome(&self.cx, outcome, now, self.requests.cut_meanwhile());
         if let (Outcome::Failed(..), Some(starter)) = (outcome, self.starter.take_if(|_| serves)) {
             // What an earlier supervisor has started serves on.
             crate::tasks::spawn(report::starter::tell(starter, None, false));

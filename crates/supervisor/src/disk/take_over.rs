@@ -245,6 +245,7 @@ async fn find(
     generation.lease.served = true;
     generation.own.devices.clone_from(&saved.own_devices);
     generation.own.lines.clone_from(&saved.own_lines);
+    generation.connections = info.as_ref().map(|info| info.connections);
     generation.cli.version = info.as_ref().map(|info| info.version);
     generation.cli.answers = info.as_ref().and_then(|info| info.pid);
     generation.cli.release = info.map(|info| info.release);

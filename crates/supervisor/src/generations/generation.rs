@@ -184,7 +184,7 @@ pub(crate) struct Drain {
     pub(crate) since: Option<Since>,
     /// Its counters when it was last asked; none where it was not since this process has it.
     pub(crate) counted: Option<Since>,
-    /// It was told to end with those that it had.
+    /// Those that end with it are counted.
     cut: bool,
 }
 
@@ -361,17 +361,16 @@ impl Generation {
         })
     }
 
-    /// It is told to exit: how many connections end with it, as far as is known; none where it was told before.
+    /// It is told to exit, or is gone: how many connections end with it, as far as it has told, or has said of its
+    /// own hard stop; none where they are counted. One that has drained has told of none.
     pub(crate) fn cut(&mut self) -> u64 {
         match std::mem::replace(&mut self.drain.cut, true) {
-            false => self.connections.unwrap_or_default(),
             true => 0,
+            false => match self.output.tail.cut() {
+                0 => self.connections.unwrap_or_default(),
+                said => said,
+            },
         }
-    }
-
-    /// It is gone: how many connections haproxy has cut by itself (`hard-stop-after`); none where it was told to exit, with all.
-    pub(crate) fn cut_by_itself(&self) -> u64 {
-        if self.drain.cut { 0 } else { self.output.tail.cut() }
     }
 
     /// Ends it because it is not to take over, for this reason.

@@ -57,7 +57,7 @@ pub(crate) struct Counts {
     pub(crate) ghosts_removed: u64,
     /// Idle connections of older generations that were closed for `--drain-idle`.
     pub(crate) idle_closed: u64,
-    /// Connections that generations had when they were told to exit.
+    /// Connections that ended with the generations that had them.
     pub(crate) cut: u64,
     /// What generations have done since they stopped accepting.
     pub(crate) since: Since,
@@ -134,7 +134,7 @@ impl Report {
         self.counts.idle_closed += count;
     }
 
-    /// So many connections were cut by haproxy itself.
+    /// So many connections ended with their generation.
     pub(crate) fn cut(&mut self, count: u64) {
         self.counts.cut += count;
     }
@@ -155,7 +155,6 @@ impl Report {
         signal: Number,
         (reason, cut): (Reason, u64),
     ) {
-        self.counts.cut += cut;
         let said_before = self.last_warning.replace((id, reason)) == Some((id, reason));
         let signal = signal.as_str();
         let why = match reason {
@@ -163,7 +162,7 @@ impl Report {
             Reason::Handover | Reason::Shutdown => {
                 return tracing::debug!(generation = id.0, pid, signal, "signalled");
             }
-            _ if said_before => {
+            _ if said_before && cut == 0 => {
                 return tracing::debug!(generation = id.0, pid, signal, "signalled again");
             }
             Reason::TakenOver => {
