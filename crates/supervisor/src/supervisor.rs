@@ -16,6 +16,7 @@ use crate::control::upgrades::Upgrade;
 use crate::disk::directory::{Inherited, Saved, SavedGeneration};
 use crate::error::Error;
 use crate::generations::Generations;
+use crate::generations::admin::Admin;
 use crate::generations::counting::Counting;
 use crate::generations::own;
 use crate::generations::since::SavedLately;
@@ -158,6 +159,7 @@ impl Supervisor {
             drain_idle_ms: generation.drain.idle.get().and_then(milliseconds),
             drain_timeout_ms: generation.drain.timeout.and_then(milliseconds),
             counted: generation.drain.counted.filter(|_| itself),
+            told: generation.cli.admin.as_ref().filter(|_| itself).map_or(0, Admin::told),
             after: generation.drain.since.filter(|_| itself),
             idle_closed: generation.drain.idle_closed,
         });

@@ -117,6 +117,8 @@ pub(crate) struct SavedGeneration {
     pub(crate) drain_timeout_ms: Option<u64>,
     /// What it had done when it was last asked; for the supervisor itself alone.
     pub(crate) counted: Option<Since>,
+    /// How many bytes it had answered then on its admin connection.
+    pub(crate) told: u64,
     /// What it has done since it stopped accepting.
     pub(crate) after: Option<Since>,
     /// How many of its idle connections were closed.

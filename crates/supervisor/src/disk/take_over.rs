@@ -310,7 +310,8 @@ async fn find_admin(
         return (None, None);
     }
     if let Some(connection) = left.admin.remove(&id.0)
-        && let Some((admin, info)) = first(|ready| Admin::resume(connection, ready)).await
+        && let Some((admin, info)) =
+            first(|ready| Admin::resume(connection, saved.told, ready)).await
     {
         return (Some(admin), Some(info));
     }

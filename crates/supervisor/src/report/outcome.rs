@@ -38,7 +38,12 @@ impl Report {
                 self.measured.ended((!alone).then_some("not-alone"));
                 let ended: Vec<_> = ended.iter().map(|id| id.0).collect();
                 if !ended.is_empty() {
-                    tracing::warn!(generation = id.0, ?ended, cut, "older generations had to be ended");
+                    tracing::warn!(
+                        generation = id.0,
+                        ?ended,
+                        cut,
+                        "older generations had to be ended"
+                    );
                 }
                 if !alone {
                     return Err(strangers(cx, *id, &now));
